@@ -1,0 +1,41 @@
+# Every target makes its own environment: nothing is needed but Python 3.11+, make, and a package index.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := pyproject.toml $(shell find src -type f -not -name '*.pyc')
+
+.PHONY: demo serve test test-fast check format clean
+
+demo: $(STAMP)  ## Cut a stream in the middle of a call, and watch it resume
+	$(BIN)/python -m examples.demo
+
+serve: $(STAMP)  ## The same server, left running, with /metrics and /healthz
+	$(BIN)/python -m examples.demo serve
+
+test: $(STAMP)  ## Everything that can run without root
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)  ## Without the tests that start servers, for the one who edits
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(STAMP)  ## Lint, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV)
+
+# The wheel is installed, not the source tree: the tests import what users get.
+$(STAMP): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# Dependency groups need pip 25.1.
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --group dev
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall .
+	@touch $@

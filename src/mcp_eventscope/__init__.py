@@ -1,0 +1,29 @@
+"""mcp-eventscope: the event store that MCP servers can be operated on."""
+
+from mcp_eventscope.app import http_app
+from mcp_eventscope.errors import (
+    CorruptEventError,
+    EmbeddedUnavailableError,
+    EventscopeError,
+    IncompatibleSDKError,
+    StoreError,
+    StoreRejectedError,
+    StoreUnavailableError,
+)
+from mcp_eventscope.instrumented import InstrumentedEventStore
+from mcp_eventscope.redis.store import RedisEventStore
+from mcp_eventscope.sessions.manager import ResumableSessionManager
+
+__all__ = [
+    "CorruptEventError",
+    "EmbeddedUnavailableError",
+    "EventscopeError",
+    "IncompatibleSDKError",
+    "InstrumentedEventStore",
+    "RedisEventStore",
+    "ResumableSessionManager",
+    "StoreError",
+    "StoreRejectedError",
+    "StoreUnavailableError",
+    "http_app",
+]

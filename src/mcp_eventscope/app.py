@@ -1,0 +1,244 @@
+"""`http_app()`: an MCP server over HTTP that resumes, with its metrics and its health beside it."""
+
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from importlib.metadata import version
+from typing import Any, TypedDict, Unpack
+
+import anyio
+from mcp.server import MCPServer
+from mcp.server.auth.provider import OAuthAuthorizationServerProvider, TokenVerifier
+from mcp.server.auth.settings import AuthSettings
+from mcp.server.lowlevel.server import Server
+from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
+from mcp.server.transport_security import TransportSecuritySettings
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mcp_eventscope.embedded import EmbeddedValkey
+from mcp_eventscope.errors import EventscopeError, IncompatibleSDKError
+from mcp_eventscope.instrumented import InstrumentedEventStore, instrument
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.store import RedisEventStore
+from mcp_eventscope.sessions.manager import ResumableSessionManager
+from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry.logs import Log, Logger
+from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry, scrape_app
+from mcp_eventscope.telemetry.tracing import TracerProvider
+from mcp_eventscope.types import EventStore
+
+URL_VARIABLE = "EVENTSCOPE_REDIS_URL"
+"""The environment variable that names Redis where neither a store nor a URL is given."""
+DEFAULT_TTL = 3600
+"""Seconds that events are kept: twice the SDK's session idle timeout."""
+HEALTH_TIMEOUT = 2.0
+"""Seconds that `/healthz` waits for Redis."""
+
+
+class StreamableHTTPOptions(TypedDict, total=False):
+    """The keywords of the SDK's `streamable_http_app()`; the last five are those of the low-level `Server` only."""
+
+    streamable_http_path: str
+    json_response: bool
+    stateless_http: bool
+    retry_interval: int | None
+    max_request_body_size: int
+    session_idle_timeout: float | None
+    max_sessions: int | None
+    transport_security: TransportSecuritySettings | None
+    host: str
+    auth: AuthSettings | None
+    token_verifier: TokenVerifier | None
+    auth_server_provider: OAuthAuthorizationServerProvider[Any, Any, Any] | None
+    custom_starlette_routes: list[Route] | None
+    debug: bool
+
+
+def http_app(  # noqa: PLR0913 - what an application chooses, once
+    mcp: MCPServer[Any] | Server[Any],
+    event_store: EventStore | None = None,
+    *,
+    redis_url: str | None = None,
+    ttl: int | None = DEFAULT_TTL,
+    registry: Registry = DEFAULT_REGISTRY,
+    tracer_provider: TracerProvider | None = None,
+    logger: Logger | None = None,
+    **options: Unpack[StreamableHTTPOptions],
+) -> Starlette:
+    """An ASGI application that serves an MCP server, lets its clients resume, and shows that they do.
+
+    It is the SDK's own `streamable_http_app()`, with its routes, authentication and middleware, in which each session
+    has its own view of the event store, and beside it:
+
+    * `/metrics`: the registry, for Prometheus;
+    * `/healthz`: 200 and the latency while Redis answers, 503 and the reason while it does not.
+
+    Args:
+        mcp: The server.
+        event_store: The store; instrumented here, unless it is already. It stays the caller's to close.
+        redis_url: Instead of a store: where Redis is. The client is made, and closed, here.
+            Without both: the environment variable `EVENTSCOPE_REDIS_URL`, else an embedded Valkey, with a warning.
+        ttl: Seconds that events are kept, for a store made here; None keeps them for ever.
+        registry: Where metrics go, and what `/metrics` shows.
+        tracer_provider: As in `InstrumentedEventStore`.
+        logger: As in `InstrumentedEventStore`.
+        **options: The keywords of `streamable_http_app()` of that kind of server; they mean the same.
+
+    Returns:
+        The application. `mcp.session_manager` is its session manager, as with the SDK's.
+
+    Raises:
+        TypeError: `event_store` is no event store, or the SDK does not know an option.
+        ValueError: Two stores are named, or an argument is out of its range.
+        IncompatibleSDKError: The installed SDK has changed in what sessions are scoped by.
+        EmbeddedUnavailableError: No Redis is named, and there is no embedded Valkey.
+    """
+    build: Callable[..., Starlette] = mcp.streamable_http_app
+    app = build(**options)
+    log = Log(logger)
+    resources: AbstractAsyncContextManager[object] = nullcontext()
+    if event_store is None:
+        event_store, resources = _own_store(redis_url or os.environ.get(URL_VARIABLE), ttl, log)
+    elif redis_url is not None or ttl != DEFAULT_TTL:
+        msg = "redis_url and ttl are for a store that is made here; pass either them or event_store"
+        raise ValueError(msg)
+    store = instrument(event_store, registry=registry, tracer_provider=tracer_provider, logger=logger)
+    manager = _replace_manager(app, mcp.session_manager, store, logger)
+    _add_route(app, "/metrics", _Endpoint(scrape_app(registry)))
+    _add_route(app, "/healthz", _Health(store))
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with resources:
+            await _report_unreachable(store, log)
+            async with manager.run():
+                yield
+
+    app.router.lifespan_context = lifespan
+    return app
+
+
+def _own_store(
+    url: str | None, ttl: int | None, log: Log
+) -> tuple[RedisEventStore, AbstractAsyncContextManager[object]]:
+    """The store where none is given, and what has to be open while it is used."""
+    valkey = None if url else EmbeddedValkey()
+    client = connect(valkey.url if valkey else url or "")
+    store = RedisEventStore(client, ttl=ttl)
+
+    @asynccontextmanager
+    async def resources() -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            if valkey is not None:
+                await stack.enter_async_context(valkey.running())
+            stack.push_async_callback(client.aclose)
+            yield
+
+    if valkey is not None:
+        log.write(
+            catalog.EMBEDDED,
+            address=store.address,
+            consequence="events are lost when this process ends, and no other worker sees them: not for production",
+            fix=f"pass redis_url=, or set {URL_VARIABLE}",
+        )
+    return store, resources()
+
+
+def _replace_manager(
+    app: Starlette, built: StreamableHTTPSessionManager, store: InstrumentedEventStore, logger: Logger | None
+) -> ResumableSessionManager:
+    """Put our manager, with the settings of the one that the SDK built, into the application that the SDK built.
+
+    Raises:
+        IncompatibleSDKError: The SDK's manager is not where it was.
+    """
+    manager = ResumableSessionManager(
+        app=built.app,
+        event_store=store,
+        json_response=built.json_response,
+        stateless=built.stateless,
+        security_settings=built.security_settings,
+        retry_interval=built.retry_interval,
+        session_idle_timeout=built.session_idle_timeout,
+        max_request_body_size=built.max_request_body_size,
+        max_sessions=built.max_sessions,
+        logger=logger,
+    )
+    endpoints = [endpoint for endpoint in map(_innermost, app.routes) if isinstance(endpoint, StreamableHTTPASGIApp)]
+    if len(endpoints) != 1 or endpoints[0].session_manager is not built or built.app._session_manager is not built:
+        msg = (
+            f"mcp {version('mcp')} builds its HTTP application in another way: its session manager was not found, "
+            "and nothing is served without ours. Install a version of mcp that this version of mcp-eventscope names"
+        )
+        raise IncompatibleSDKError(msg)
+    endpoints[0].session_manager = manager
+    built.app._session_manager = manager  # what `mcp.session_manager` returns
+    return manager
+
+
+def _innermost(route: BaseRoute) -> object:
+    """The endpoint of a route, out of the middleware that wraps it (`RequireAuthMiddleware`)."""
+    endpoint = getattr(route, "endpoint", None)
+    while endpoint is not None and not isinstance(endpoint, StreamableHTTPASGIApp):
+        endpoint = getattr(endpoint, "app", None)
+    return endpoint
+
+
+def _add_route(app: Starlette, path: str, endpoint: ASGIApp) -> None:
+    """Add a route for reading.
+
+    Raises:
+        ValueError: The server has a route there, which would hide this one.
+    """
+    if any(getattr(route, "path", None) == path for route in app.routes):
+        msg = f"the MCP server already serves {path}, which http_app() needs; move that route"
+        raise ValueError(msg)
+    app.router.routes.append(Route(path, endpoint, methods=["GET"]))
+
+
+class _Endpoint:
+    """An ASGI application as an endpoint: Starlette would call a plain function with a request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+class _Health:
+    """Whether the store answers, and how fast."""
+
+    def __init__(self, store: InstrumentedEventStore) -> None:
+        self._store = store
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        about: dict[str, object] = {"address": self._store.address}
+        started = time.perf_counter()
+        if error := await _unreachable(self._store):
+            response = JSONResponse({"status": "unavailable", "store": {**about, "error": error}}, 503)
+        else:
+            about["latency_ms"] = round((time.perf_counter() - started) * 1000, 3)
+            response = JSONResponse({"status": "ok", "store": about})
+        await response(scope, receive, send)
+
+
+async def _report_unreachable(store: InstrumentedEventStore, log: Log) -> None:
+    if error := await _unreachable(store):
+        log.write(catalog.UNREACHABLE, address=store.address, error=error)
+
+
+async def _unreachable(store: InstrumentedEventStore) -> str | None:
+    """Why the store does not answer; None when it does."""
+    try:
+        with anyio.fail_after(HEALTH_TIMEOUT):
+            await store.ping()
+    except TimeoutError:
+        return f"no answer from {store.address} within {HEALTH_TIMEOUT} seconds"
+    except EventscopeError as error:
+        return str(error)
+    return None

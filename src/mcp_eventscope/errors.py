@@ -1,0 +1,42 @@
+"""The exceptions of the package.
+
+```
+EventscopeError
+├── StoreError                 an operation on the store failed
+│   ├── StoreUnavailableError  … because Redis could not be reached, or did not answer in time
+│   └── StoreRejectedError     … because Redis answered with an error
+├── CorruptEventError          a stored event could not be read; it is skipped and counted
+├── IncompatibleSDKError       the installed MCP SDK does not have the parts that sessions are scoped by
+└── EmbeddedUnavailableError   no embedded Valkey could be started
+```
+
+Bad arguments are `TypeError` and `ValueError`, as everywhere. No message holds a password or a payload.
+"""
+
+
+class EventscopeError(Exception):
+    """The base of every exception that this package defines."""
+
+
+class StoreError(EventscopeError):
+    """An operation on the event store failed; the message says which, where, and what to look at."""
+
+
+class StoreUnavailableError(StoreError):
+    """Redis could not be reached, or did not answer in time."""
+
+
+class StoreRejectedError(StoreError):
+    """Redis answered, with an error (READONLY, OOM, LOADING, CROSSSLOT, NOAUTH, …)."""
+
+
+class CorruptEventError(EventscopeError):
+    """A stored event could not be read. Replay skips it, goes on, and counts it."""
+
+
+class IncompatibleSDKError(EventscopeError):
+    """The installed MCP SDK lacks, or has changed, what `ResumableSessionManager` scopes sessions by."""
+
+
+class EmbeddedUnavailableError(EventscopeError):
+    """The embedded Valkey is not installed, or could not be started."""

@@ -1,0 +1,270 @@
+"""The decorator: the same store, and every operation on it timed, named and told."""
+
+import asyncio
+import contextlib
+import copy
+import time
+from collections.abc import Callable
+from typing import ParamSpec, Self
+
+import anyio
+
+from mcp_eventscope.foreign import ForeignEventStore
+from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry.logs import Log, Logger, LogSink
+from mcp_eventscope.telemetry.measurements import (
+    FollowMeasurement,
+    Measurement,
+    ReplayMeasurement,
+    StoreMeasurement,
+    replay_outcome,
+)
+from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, MetricsSink, Registry
+from mcp_eventscope.telemetry.tracing import Opened, TracerProvider, Tracing, session_hash
+from mcp_eventscope.types import (
+    Appended,
+    EventCallback,
+    EventId,
+    EventMessage,
+    EventStore,
+    FactStore,
+    Followed,
+    JSONRPCMessage,
+    Replayed,
+    StreamId,
+    kind_of,
+)
+
+P = ParamSpec("P")
+
+_CLIENT_GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
+"""What the SDK's callback raises when the connection it writes to is closed."""
+
+
+class InstrumentedEventStore(EventStore):
+    """An event store, and spans, metrics and logs of everything that it does.
+
+    It wraps any SDK `EventStore`; with one that returns facts, such as `RedisEventStore`, it shows more. What the
+    store returns and raises is passed on as it is, and a sink that fails changes nothing but its own counter.
+
+    Args:
+        store: The store.
+        name: The `store` label, to tell several stores on one registry apart.
+        registry: Where the metrics go; None: nowhere.
+        tracer_provider: Where the spans go; None: the global provider (nowhere, until the application sets one).
+        logger: Where the log events go; None: structlog, as the application configured it, else the standard
+            library's logger `mcp_eventscope`.
+
+    Raises:
+        TypeError: `store` is no event store.
+        ValueError: `store` is instrumented already: everything would be counted twice.
+    """
+
+    def __init__(
+        self,
+        store: EventStore,
+        *,
+        name: str = "default",
+        registry: Registry | None = DEFAULT_REGISTRY,
+        tracer_provider: TracerProvider | None = None,
+        logger: Logger | None = None,
+    ) -> None:
+        if isinstance(store, InstrumentedEventStore):
+            msg = "this store is instrumented already; a second InstrumentedEventStore would count everything twice"
+            raise ValueError(msg)  # noqa: TRY004 - the type is right, its state is not
+        self._store: FactStore = store if isinstance(store, FactStore) else ForeignEventStore(store)
+        self._tracing = Tracing(name, tracer_provider)
+        self._metrics = None if registry is None else MetricsSink(name, registry)
+        self._logs = LogSink(name, Log(logger))
+        self._session: str | None = None
+        # A store of others may be scoped, and may expire its events, in ways that cannot be seen from here.
+        ours = isinstance(store, FactStore)
+        self._warn_unscoped = ours
+        if self._metrics is not None:
+            self._safely("metrics", self._metrics.configured, self.ttl)
+        self._safely("logs", self._logs.configured, ttl_missing=ours and self.ttl is None)
+
+    @property
+    def ttl(self) -> int | None:
+        """Seconds that an event is kept; None: for ever, or the store does not say."""
+        return self._store.ttl
+
+    @property
+    def address(self) -> str:
+        """Where the store is, for people: never with a credential."""
+        return self._store.address
+
+    def for_session(self, session_id: str) -> Self:
+        """The part of the store that is one session's, instrumented alike."""
+        part = copy.copy(self)
+        part._store = self._store.for_session(session_id)
+        part._session = session_hash(session_id)
+        part._warn_unscoped = False
+        return part
+
+    async def ping(self) -> None:
+        """Return when the store answers. Raises what the store raises; it is not measured."""
+        await self._store.ping()
+
+    # -- the SDK's interface ------------------------------------------------------------------------------------------
+
+    async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
+        """Store one event; see the store. On a root store this says `event_store.unscoped`, once."""
+        self._check_scoped()
+        return (await self.append(stream_id, message)).event_id
+
+    async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
+        """Send what is stored after an event; see the store. On a root store as in `store_event`."""
+        self._check_scoped()
+        facts = await self.replay(last_event_id, send_callback)
+        return facts.stream_id if facts.miss is None else None
+
+    # -- the same, as facts -------------------------------------------------------------------------------------------
+
+    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None) -> Appended:
+        """Store one event, in a span, and measure it. Arguments, result and errors are the store's."""
+        opened = self._begin(catalog.STORE_SPAN)
+        appended: Appended | None = None
+        error: BaseException | None = None
+        started = time.perf_counter()
+        try:
+            appended = await self._store.append(stream_id, message)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            measured = StoreMeasurement(
+                time.perf_counter() - started,
+                "ok" if error is None else _outcome_of(error),
+                stream_id,
+                error,
+                kind_of(message),
+                appended,
+            )
+            self._end(opened, measured)
+            if self._metrics is not None:
+                self._safely("metrics", self._metrics.stored, measured)
+            self._safely("logs", self._logs.stored, measured, self._session)
+        return appended
+
+    async def replay(
+        self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
+    ) -> Replayed:
+        """Deliver what is stored after an event, in a span, and measure it. Arguments and errors are the store's."""
+        opened = self._begin(catalog.REPLAY_SPAN)
+        facts: Replayed | None = None
+        error: BaseException | None = None
+        counted = _Counted(send)
+        started = time.perf_counter()
+        try:
+            facts = await self._store.replay(last_event_id, counted, stream_id=stream_id)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            measured = ReplayMeasurement(
+                time.perf_counter() - started,
+                _outcome_of(error) if facts is None else replay_outcome(facts),
+                stream_id if facts is None else facts.stream_id,
+                error,
+                counted.delivered,
+                facts,
+            )
+            self._end(opened, measured)
+            if self._metrics is not None:
+                self._safely("metrics", self._metrics.replayed, measured)
+            self._safely("logs", self._logs.read, "replay", measured, self._session)
+        return facts
+
+    async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> Followed:
+        """Deliver what is stored from now on, and measure it. Arguments, result and errors are the store's."""
+        facts: Followed | None = None
+        error: BaseException | None = None
+        counted = _Counted(send)
+        started = time.perf_counter()
+        if self._metrics is not None:
+            self._safely("metrics", self._metrics.following)
+        try:
+            facts = await self._store.follow(stream_id, after, counted, limit=limit)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            measured = FollowMeasurement(
+                time.perf_counter() - started,
+                _outcome_of(error) if facts is None else facts.end.value,
+                stream_id,
+                error,
+                counted.delivered,
+                facts,
+            )
+            if self._metrics is not None:
+                self._safely("metrics", self._metrics.followed, measured)
+            self._safely("logs", self._logs.read, "follow", measured, self._session)
+        return facts
+
+    # -- telemetry never raises ---------------------------------------------------------------------------------------
+
+    def _begin(self, span: catalog.Span) -> Opened | None:
+        try:
+            return self._tracing.begin(span)
+        except Exception as error:  # noqa: BLE001 - an exporter or sampler of the application's
+            self._sink_failed("traces", error)
+            return None
+
+    def _end(self, opened: Opened | None, measured: Measurement) -> None:
+        if opened is not None:
+            self._safely("traces", self._tracing.end, opened, measured, self._session)
+
+    def _safely(self, sink: str, tell: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            tell(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever a registry, exporter or logger of the application's raises
+            self._sink_failed(sink, error)
+
+    def _sink_failed(self, sink: str, error: Exception) -> None:
+        """Count and tell that a sink raised; if that raises too, there is nobody left to tell."""
+        with contextlib.suppress(Exception):
+            if self._metrics is not None:
+                self._metrics.failed(sink)
+        with contextlib.suppress(Exception):
+            self._logs.failed(sink, error)
+
+    def _check_scoped(self) -> None:
+        if self._warn_unscoped:
+            self._warn_unscoped = False
+            self._safely("logs", self._logs.unscoped)
+
+
+def instrument(
+    store: EventStore,
+    *,
+    registry: Registry | None = DEFAULT_REGISTRY,
+    tracer_provider: TracerProvider | None = None,
+    logger: Logger | None = None,
+) -> InstrumentedEventStore:
+    """The store itself when it is instrumented already, with whatever it was given then; else instrumented here."""
+    if isinstance(store, InstrumentedEventStore):
+        return store
+    return InstrumentedEventStore(store, registry=registry, tracer_provider=tracer_provider, logger=logger)
+
+
+class _Counted:
+    """A callback that counts what it delivered, for a replay that ends by raising has no facts."""
+
+    __slots__ = ("_send", "delivered")
+
+    def __init__(self, send: EventCallback) -> None:
+        self._send = send
+        self.delivered = 0
+
+    async def __call__(self, event: EventMessage) -> None:
+        await self._send(event)
+        self.delivered += 1
+
+
+def _outcome_of(error: BaseException | None) -> str:
+    """How an operation ended that raised."""
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    return "client_gone" if isinstance(error, _CLIENT_GONE) else "error"

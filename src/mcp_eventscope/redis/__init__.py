@@ -1,0 +1,1 @@
+"""The store on Redis: keys, scripts, payloads, following. It imports no telemetry."""

@@ -1,0 +1,117 @@
+"""Clients: which ones are accepted, what they are called in messages, and how their errors are told."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+import redis
+from redis import asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from mcp_eventscope.errors import StoreRejectedError, StoreUnavailableError
+
+AnyRedis: TypeAlias = aioredis.Redis | aioredis.RedisCluster
+"""The clients that a store accepts, with `decode_responses` either way."""
+
+CONNECT_TIMEOUT = 1.0
+"""Seconds to reach Redis, for a client made by `connect`."""
+REPLY_TIMEOUT = 5.0
+"""Seconds to wait for a reply, for a client made by `connect`."""
+
+_SCHEMES = ("redis", "rediss", "unix")
+
+
+def connect(url: str) -> aioredis.Redis:
+    """A client for a URL; it connects when it is first used.
+
+    It does not retry: an append whose reply was lost may have been done, and a second one would store it twice.
+
+    Args:
+        url: `redis://[user:password@]host[:port][/db]`, `rediss://…` for TLS, or `unix://path`.
+
+    Returns:
+        The client; whoever called closes it.
+
+    Raises:
+        ValueError: The URL is none of these. The message does not repeat it, for it may hold a password.
+    """
+    try:
+        if urlsplit(url).scheme not in _SCHEMES:
+            raise ValueError  # noqa: TRY301 - told once, below
+        return aioredis.Redis.from_url(
+            url,
+            socket_connect_timeout=CONNECT_TIMEOUT,
+            socket_timeout=REPLY_TIMEOUT,
+            retry=Retry(NoBackoff(), 0),
+        )
+    except (ValueError, TypeError, AttributeError):
+        msg = (
+            "the Redis URL cannot be read (it is not repeated here, since it may hold a password); "
+            "write redis://host:6379/0, rediss://… for TLS, or unix:///path/to.sock, "
+            "and percent-encode special characters in the password"
+        )
+        raise ValueError(msg) from None
+
+
+def require_async(client: object) -> None:
+    """Refuse what is not an asyncio client of redis-py.
+
+    Raises:
+        TypeError: It is not; the message says what to use.
+    """
+    if isinstance(client, aioredis.Redis | aioredis.RedisCluster):
+        return
+    if isinstance(client, redis.Redis | redis.RedisCluster):
+        msg = (
+            "RedisEventStore needs an asyncio client, and this one is synchronous: it would block the event loop. "
+            "Use redis.asyncio.Redis with the same arguments"
+        )
+    else:
+        msg = f"RedisEventStore needs a redis.asyncio.Redis (or RedisCluster), not {type(client).__name__}"
+    raise TypeError(msg)
+
+
+def address_of(client: AnyRedis) -> str:
+    """Where a client connects to: `host:port`, or a socket's path. Never a user name or password."""
+    if isinstance(client, aioredis.RedisCluster):
+        return ", ".join(f"{node.host}:{node.port}" for node in client.get_nodes()) or "a Redis Cluster"
+    arguments = client.connection_pool.connection_kwargs
+    if path := arguments.get("path"):
+        return str(path)
+    return f"{arguments.get('host', 'localhost')}:{arguments.get('port', 6379)}"
+
+
+@contextmanager
+def told_as(operation: str, client: AnyRedis) -> Iterator[None]:
+    """Turn the client's errors into ours, with the operation and the place, and without what was sent.
+
+    Args:
+        operation: What was done, for the message: "append to", "read from", …
+        client: Whose errors.
+
+    Raises:
+        StoreUnavailableError: Redis was not reached, or did not answer in time.
+        StoreRejectedError: Redis answered with an error.
+    """
+    try:
+        yield
+    except (RedisTimeoutError, TimeoutError) as error:
+        msg = f"could not {operation} Redis at {address_of(client)}: no answer in time"
+        raise StoreUnavailableError(msg) from error
+    except AuthenticationError as error:
+        msg = f"could not {operation} Redis at {address_of(client)}: it refused the user name or password"
+        raise StoreRejectedError(msg) from error
+    except (RedisConnectionError, OSError) as error:
+        msg = f"could not {operation} Redis at {address_of(client)}: {error}"
+        raise StoreUnavailableError(msg) from error
+    except ResponseError as error:
+        msg = f"could not {operation} Redis at {address_of(client)}: it answered {error}"
+        raise StoreRejectedError(msg) from error
+    except RedisError as error:
+        msg = f"could not {operation} Redis at {address_of(client)}: {type(error).__name__}: {error}"
+        raise StoreUnavailableError(msg) from error

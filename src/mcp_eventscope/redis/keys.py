@@ -1,0 +1,63 @@
+"""Redis key names, and the rules that a prefix keeps."""
+
+import re
+from urllib.parse import quote
+
+_UNSAFE = re.compile(r"[\x00-\x20\x7f]")
+_HASH_TAG = re.compile(r"[^{}]*(\{[^{}]+\}[^{}]*)*")
+
+EVENT_ID = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
+"""An event id of this layout: decimal, without sign or leading zeros, at most 18 digits, so that it fits 64 bits."""
+
+
+class Keys:
+    """The keys under one prefix (DESIGN: the layout of mcp-persist 0.1.1, with `trimmed` added).
+
+    ```
+    {prefix}counter              STRING  the last event id given out
+    {prefix}event:{event_id}     HASH    stream_id, payload, and final on a response
+    {prefix}stream:{stream_id}   ZSET    event ids, scored by id
+    {prefix}trimmed:{stream_id}  STRING  the highest id removed from that index, once any was
+    ```
+
+    Args:
+        prefix: What every key begins with. Not empty, without spaces or control characters; braces only as a
+            whole Redis hash tag, `{…}`, since half a pair would put the keys of a session on different slots.
+
+    Raises:
+        TypeError: `prefix` is not a string.
+        ValueError: `prefix` breaks a rule above.
+    """
+
+    __slots__ = ("counter", "prefix")
+
+    def __init__(self, prefix: str) -> None:
+        if not isinstance(prefix, str):
+            msg = f'key_prefix must be a string such as "mcp:", not {type(prefix).__name__}'
+            raise TypeError(msg)
+        if not prefix:
+            msg = 'key_prefix must not be empty: keys without a prefix mix with those of others. Use "mcp:", say'
+            raise ValueError(msg)
+        if _UNSAFE.search(prefix):
+            msg = f"key_prefix must not have spaces or control characters: {prefix!r}"
+            raise ValueError(msg)
+        if not _HASH_TAG.fullmatch(prefix):
+            msg = (
+                f"key_prefix has braces that are no whole hash tag: {prefix!r}. Redis Cluster takes the text between "
+                "the first '{' and the next '}' as the slot; write a pair with text inside, or no brace at all"
+            )
+            raise ValueError(msg)
+        self.prefix = prefix
+        self.counter = f"{prefix}counter"
+
+    def event(self, event_id: str) -> str:
+        """The key of an event."""
+        return f"{self.prefix}event:{event_id}"
+
+    def stream(self, stream_id: str) -> str:
+        """The key of a stream's index."""
+        return f"{self.prefix}stream:{stream_id}"
+
+    def for_session(self, session_id: str) -> "Keys":
+        """The keys of one session: under `{prefix}{session}:`, the braces literal, so that they share one slot."""
+        return Keys(f"{self.prefix}{{{quote(session_id, safe='')}}}:")

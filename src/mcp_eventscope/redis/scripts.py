@@ -1,0 +1,141 @@
+"""The Lua scripts, one typed function each."""
+
+import hashlib
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Protocol
+
+from redis.exceptions import NoScriptError
+
+from mcp_eventscope.redis.keys import Keys
+
+
+class Client(Protocol):
+    """What is asked of a client: `redis.asyncio.Redis`, or its cluster counterpart."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Awaitable[Any]:
+        """Send one command and return its reply."""
+        ...
+
+
+class Script:
+    """One Lua script, called by its digest; Redis is sent the text only when it does not know it."""
+
+    def __init__(self, filename: str) -> None:
+        text = resources.files(__package__).joinpath("lua", filename).read_text("utf-8")
+        self._text = text
+        self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    async def __call__(self, client: Client, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
+        """Run the script and return its reply, text as bytes whatever the client's `decode_responses`.
+
+        Replies are never decoded by the client: one row that is not UTF-8 would fail the whole reply.
+        """
+        try:
+            return await client.execute_command("EVALSHA", self._sha, len(keys), *keys, *args, NEVER_DECODE=True)
+        except NoScriptError:
+            # EVAL also loads it: after a restart or SCRIPT FLUSH one call pays, not every worker's start.
+            return await client.execute_command("EVAL", self._text, len(keys), *keys, *args, NEVER_DECODE=True)
+
+
+_append = Script("append.lua")
+_read = Script("read.lua")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One event to append: its stream, its payload as stored, and whether it ends the stream."""
+
+    stream_id: str
+    payload: str
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One event of a chunk, as Redis has it. `state` is `ok`, `missing` or `corrupt`."""
+
+    event_id: str
+    state: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What `read.lua` says: where the cursor stands, and the rows after it."""
+
+    named_stream: str
+    """The stream that the cursor's own event names; "" when that event is gone."""
+    cursor_final: bool
+    cursor_held: bool
+    last_given: int
+    trimmed: int
+    oldest: str
+    clock: int
+    """Redis's own time in microseconds: ages must not depend on a worker's clock."""
+    after: str
+    """The cursor for the next chunk; "" when nothing is left."""
+    rows: tuple[Row, ...]
+
+
+async def append(client: Client, keys: Keys, ttl: int | None, entries: Sequence[Entry]) -> list[str]:
+    """Append events to streams of one prefix, atomically and in order.
+
+    Args:
+        client: Where to.
+        keys: The prefix, as keys.
+        ttl: Seconds until the keys expire; None keeps them.
+        entries: The events.
+
+    Returns:
+        Their ids, in the same order.
+    """
+    args: list[str | int] = [keys.prefix, ttl or 0]
+    for entry in entries:
+        args += (entry.stream_id, entry.payload, "1" if entry.final else "")
+    reply = await _append(client, [keys.counter], args)
+    return [event_id.decode("ascii") for event_id in reply]
+
+
+async def read(  # noqa: PLR0913 - the script's arguments, one by one
+    client: Client, keys: Keys, cursor: str, stream_id: str, *, max_events: int, max_bytes: int
+) -> Chunk:
+    """Read what was stored after a cursor: at most `max_events` events or about `max_bytes` payload bytes.
+
+    Args:
+        client: Where from.
+        keys: The prefix, as keys.
+        cursor: An event id, digits only.
+        stream_id: The stream, or "" for the one that the cursor's event names.
+        max_events: The most events to look at.
+        max_bytes: Payload bytes after which no further event is taken; the first one always is.
+
+    Returns:
+        The chunk.
+    """
+    reply = await _read(
+        client,
+        [keys.counter, keys.event(cursor)],
+        [keys.prefix, cursor, stream_id, max_events, max_bytes],
+    )
+    named, final, held, given, trimmed, oldest, clock, after, rows = reply
+    return Chunk(
+        named_stream=named.decode("utf-8", "replace"),
+        cursor_final=final == b"1",
+        cursor_held=held == b"1",
+        last_given=_number(given),
+        trimmed=_number(trimmed),
+        oldest=oldest.decode("utf-8", "replace"),
+        clock=_number(clock),
+        after=after.decode("ascii"),
+        rows=tuple(
+            Row(rows[i].decode("utf-8", "replace"), rows[i + 1].decode("ascii"), rows[i + 2])
+            for i in range(0, len(rows), 3)
+        ),
+    )
+
+
+def _number(text: bytes) -> int:
+    """A number that Redis holds; 0 when it holds none, or something else."""
+    return int(text) if text.isdigit() else 0

@@ -1,0 +1,1 @@
+"""What is measured (catalog), and where it goes: Prometheus, OpenTelemetry traces, structlog."""

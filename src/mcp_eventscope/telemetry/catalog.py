@@ -1,0 +1,268 @@
+"""Every metric, span and log event, declared once, as data. Sinks, documentation and tests are built from it.
+
+Rules (the Prometheus naming guide, and what a scrape costs): base units; `_total` on counters; labels are closed sets;
+ids of sessions, streams and events go to spans and logs, never to labels.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class MetricType(StrEnum):
+    """The types that are used."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label and the values it can have. None: chosen by the application, once for each store."""
+
+    name: str
+    values: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric, by its exposed name, with the help that a scrape shows."""
+
+    name: str
+    type: MetricType
+    help: str
+    labels: tuple[Label, ...]
+    buckets: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One span, and the attributes it can carry."""
+
+    name: str
+    help: str
+    attributes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogEvent:
+    """One structlog event: its level, what it means, and its fields."""
+
+    name: str
+    level: str
+    help: str
+    fields: tuple[str, ...]
+
+
+STORE = Label("store", None)
+STORE_OUTCOME = Label("outcome", ("ok", "error", "cancelled"))
+KIND = Label("kind", ("priming", "request", "notification", "response", "error"))
+REPLAY_OUTCOME = Label("outcome", ("resumed", "caught_up", "gap", "missed", "error", "client_gone", "cancelled"))
+FOLLOW_OUTCOME = Label("outcome", ("completed", "limit", "error", "client_gone", "cancelled"))
+MISS_REASON = Label("reason", ("malformed", "unknown", "expired"))
+OPERATION = Label("operation", ("store", "replay", "follow"))
+ERROR_TYPE = Label("error_type", ("unavailable", "rejected", "other"))
+SINK = Label("sink", ("metrics", "traces", "logs"))
+
+# A store is one round trip: 0.2 ms on loopback, 1 ms in a data centre; past 250 ms somebody notices.
+STORE_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+REPLAY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+COUNTS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 10_000, 100_000)
+BYTES = (0, 1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216, 67_108_864)
+AGE_SECONDS = (0.5, 1, 2, 5, 10, 30, 60, 300, 900, 1_800, 3_600, 14_400, 86_400)
+
+STORE_DURATION = Metric(
+    "eventscope_store_duration_seconds",
+    MetricType.HISTOGRAM,
+    "Seconds to store one event, by how it ended.",
+    (STORE, STORE_OUTCOME),
+    STORE_SECONDS,
+)
+STORED_EVENTS = Metric(
+    "eventscope_stored_events_total",
+    MetricType.COUNTER,
+    "Events stored, by the kind of message.",
+    (STORE, KIND),
+)
+STORED_BYTES = Metric(
+    "eventscope_stored_bytes_total", MetricType.COUNTER, "Payload bytes of the events stored.", (STORE,)
+)
+REPLAY_DURATION = Metric(
+    "eventscope_replay_duration_seconds",
+    MetricType.HISTOGRAM,
+    "Seconds of one replay, reading and sending, by how it ended.",
+    (STORE, REPLAY_OUTCOME),
+    REPLAY_SECONDS,
+)
+REPLAY_EVENTS = Metric(
+    "eventscope_replay_events", MetricType.HISTOGRAM, "Events delivered by one replay.", (STORE,), COUNTS
+)
+REPLAY_BYTES = Metric(
+    "eventscope_replay_bytes", MetricType.HISTOGRAM, "Payload bytes delivered by one replay.", (STORE,), BYTES
+)
+REPLAY_MISSES = Metric(
+    "eventscope_replay_misses_total",
+    MetricType.COUNTER,
+    "Replays that found nothing to resume from, by the reason.",
+    (STORE, MISS_REASON),
+)
+RESUME_AGE = Metric(
+    "eventscope_resume_age_seconds",
+    MetricType.HISTOGRAM,
+    "Seconds between the last event that a client had and its return: near the TTL, events are about to be lost.",
+    (STORE,),
+    AGE_SECONDS,
+)
+MISSING_EVENTS = Metric(
+    "eventscope_replay_missing_events_total",
+    MetricType.COUNTER,
+    "Events that were owed to a client, and were gone.",
+    (STORE,),
+)
+CORRUPT_EVENTS = Metric(
+    "eventscope_replay_corrupt_events_total",
+    MetricType.COUNTER,
+    "Events that could not be read, and were skipped.",
+    (STORE,),
+)
+FOLLOWERS = Metric("eventscope_followers", MetricType.GAUGE, "Resumed streams that are being followed now.", (STORE,))
+FOLLOW_DURATION = Metric(
+    "eventscope_follow_duration_seconds",
+    MetricType.HISTOGRAM,
+    "Seconds that a resumed stream was followed, by how it ended.",
+    (STORE, FOLLOW_OUTCOME),
+    AGE_SECONDS,
+)
+FOLLOWED_EVENTS = Metric(
+    "eventscope_followed_events_total",
+    MetricType.COUNTER,
+    "Events delivered to resumed streams as they were stored.",
+    (STORE,),
+)
+ERRORS = Metric(
+    "eventscope_errors_total",
+    MetricType.COUNTER,
+    "Operations on the store that failed, by operation and type of error.",
+    (STORE, OPERATION, ERROR_TYPE),
+)
+TTL = Metric(
+    "eventscope_ttl_seconds",
+    MetricType.GAUGE,
+    "Seconds that events are kept; 0 when they never expire, or the store does not say.",
+    (STORE,),
+)
+TELEMETRY_FAILURES = Metric(
+    "eventscope_telemetry_failures_total",
+    MetricType.COUNTER,
+    "Signals that could not be recorded, by sink. The operations themselves were not affected.",
+    (STORE, SINK),
+)
+
+METRICS = (
+    STORE_DURATION,
+    STORED_EVENTS,
+    STORED_BYTES,
+    REPLAY_DURATION,
+    REPLAY_EVENTS,
+    REPLAY_BYTES,
+    REPLAY_MISSES,
+    RESUME_AGE,
+    MISSING_EVENTS,
+    CORRUPT_EVENTS,
+    FOLLOWERS,
+    FOLLOW_DURATION,
+    FOLLOWED_EVENTS,
+    ERRORS,
+    TTL,
+    TELEMETRY_FAILURES,
+)
+
+_COMMON = ("eventscope.store", "eventscope.stream.id", "eventscope.session.hash", "eventscope.outcome", "error.type")
+
+STORE_SPAN = Span(
+    "event_store.store",
+    "One event is stored.",
+    (*_COMMON, "eventscope.event.id", "eventscope.message.kind", "eventscope.payload.bytes"),
+)
+REPLAY_SPAN = Span(
+    "event_store.replay",
+    "One replay, from the lookup of the last event id to the last event sent.",
+    (
+        *_COMMON,
+        "eventscope.replay.events",
+        "eventscope.replay.bytes",
+        "eventscope.replay.missing",
+        "eventscope.replay.corrupt",
+        "eventscope.replay.miss_reason",
+        "eventscope.replay.age",
+    ),
+)
+
+SPANS = (STORE_SPAN, REPLAY_SPAN)
+
+TTL_MISSING = LogEvent(
+    "event_store.ttl_missing",
+    "warning",
+    "The store keeps events for ever: Redis fills up until it evicts or refuses writes.",
+    ("store", "fix"),
+)
+UNSCOPED = LogEvent(
+    "event_store.unscoped",
+    "warning",
+    "A root store is used through the SDK's interface: sessions share streams, and are replayed each other's events.",
+    ("store", "fix"),
+)
+INERT = LogEvent(
+    "event_store.inert",
+    "warning",
+    "The server runs in a mode in which nothing can be resumed.",
+    ("mode", "fix"),
+)
+EMBEDDED = LogEvent(
+    "event_store.embedded",
+    "warning",
+    "No Redis was named, so one was started inside this process.",
+    ("address", "consequence", "fix"),
+)
+UNREACHABLE = LogEvent(
+    "event_store.unreachable",
+    "warning",
+    "The store does not answer at start. The server serves; what is said meanwhile cannot be resumed.",
+    ("store", "address", "error"),
+)
+STORE_FAILED = LogEvent(
+    "event_store.store_failed",
+    "error",
+    "An event was not stored. It was sent live, without an id.",
+    ("store", "session", "stream_id", "error", "error_type", "suppressed"),
+)
+REPLAY_FAILED = LogEvent(
+    "event_store.replay_failed",
+    "error",
+    "A replay or the following of a stream failed.",
+    ("store", "session", "stream_id", "operation", "error", "error_type", "suppressed"),
+)
+REPLAY_INCOMPLETE = LogEvent(
+    "event_store.replay_incomplete",
+    "warning",
+    "A client came back, and not all that was owed to it could be delivered.",
+    ("store", "session", "stream_id", "outcome", "reason", "missing", "corrupt", "event_ids", "suppressed"),
+)
+TELEMETRY_FAILED = LogEvent(
+    "event_store.telemetry_failed",
+    "error",
+    "A signal could not be recorded. The operation itself was not affected.",
+    ("store", "sink", "error", "suppressed"),
+)
+
+LOG_EVENTS = (
+    TTL_MISSING,
+    UNSCOPED,
+    INERT,
+    EMBEDDED,
+    UNREACHABLE,
+    STORE_FAILED,
+    REPLAY_FAILED,
+    REPLAY_INCOMPLETE,
+    TELEMETRY_FAILED,
+)

@@ -1,0 +1,134 @@
+"""Log events: the one module that imports structlog."""
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import structlog
+
+from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry.measurements import Measurement, ReplayMeasurement
+from mcp_eventscope.telemetry.tracing import trace_ids
+
+REPEAT_SECONDS = 10.0
+"""The same event of the same store is logged at most this often; the next one tells how many were left out."""
+
+_IDS_SHOWN = 5
+
+
+class Logger(Protocol):
+    """What is asked of a logger: structlog's, or anything alike."""
+
+    def warning(self, event: str, **fields: Any) -> Any:
+        """Log a warning."""
+
+    def error(self, event: str, **fields: Any) -> Any:
+        """Log an error."""
+
+
+class Log:
+    """Writes the catalog's events.
+
+    Args:
+        logger: Where to; None is structlog as the application configured it, or, where it did not, the standard
+            library's logger `mcp_eventscope`: structlog's own default prints on standard output, which may be a
+            protocol's.
+    """
+
+    def __init__(self, logger: Logger | None = None) -> None:
+        self._given = logger
+        self._last: dict[str, float] = {}
+        self._suppressed: dict[str, int] = {}
+
+    def write(self, event: catalog.LogEvent, **fields: object) -> None:
+        """Log an event at the level that the catalog gives it, with the ids of the current trace."""
+        logger = self._given if self._given is not None else _default_logger()
+        told = {name: value for name, value in fields.items() if value is not None}
+        (logger.error if event.level == "error" else logger.warning)(event.name, **told, **trace_ids())
+
+    def write_seldom(self, event: catalog.LogEvent, **fields: object) -> None:
+        """Log an event unless the same was logged within `REPEAT_SECONDS`; then it is counted."""
+        now = time.monotonic()
+        if now - self._last.get(event.name, -REPEAT_SECONDS) < REPEAT_SECONDS:
+            self._suppressed[event.name] = self._suppressed.get(event.name, 0) + 1
+            return
+        self._last[event.name] = now
+        self.write(event, **fields, suppressed=self._suppressed.pop(event.name, None))
+
+
+class LogSink:
+    """Tells of the measurements that somebody should hear of."""
+
+    def __init__(self, store: str, log: Log) -> None:
+        self._store = store
+        self._log = log
+
+    def configured(self, *, ttl_missing: bool) -> None:
+        """A store was decorated."""
+        if ttl_missing:
+            self._log.write(
+                catalog.TTL_MISSING,
+                store=self._store,
+                fix="pass ttl= in seconds, longer than clients stay away, for example ttl=3600",
+            )
+
+    def unscoped(self) -> None:
+        """A root store was used through the SDK's interface."""
+        self._log.write(
+            catalog.UNSCOPED,
+            store=self._store,
+            fix="serve with mcp_eventscope.http_app() or ResumableSessionManager, which give each session its own part",
+        )
+
+    def stored(self, measured: Measurement, session: str | None) -> None:
+        """An event was stored, or not."""
+        if measured.outcome == "error":
+            self._log.write_seldom(catalog.STORE_FAILED, **self._failure(measured, session))
+
+    def read(self, operation: str, measured: Measurement, session: str | None) -> None:
+        """A replay, or the following of a stream, ended."""
+        if measured.outcome == "error":
+            self._log.write_seldom(catalog.REPLAY_FAILED, operation=operation, **self._failure(measured, session))
+        elif isinstance(measured, ReplayMeasurement) and measured.outcome in {"gap", "missed"} and measured.facts:
+            facts = measured.facts
+            self._log.write_seldom(
+                catalog.REPLAY_INCOMPLETE,
+                store=self._store,
+                session=session,
+                stream_id=measured.stream_id,
+                outcome=measured.outcome,
+                reason=None if facts.miss is None else facts.miss.value,
+                missing=facts.missing,
+                corrupt=len(facts.corrupt),
+                event_ids=facts.corrupt[:_IDS_SHOWN] or None,
+            )
+
+    def failed(self, sink: str, error: Exception) -> None:
+        """A sink raised."""
+        self._log.write_seldom(catalog.TELEMETRY_FAILED, store=self._store, sink=sink, error=type(error).__qualname__)
+
+    def _failure(self, measured: Measurement, session: str | None) -> Mapping[str, object]:
+        return {
+            "store": self._store,
+            "session": session,
+            "stream_id": measured.stream_id,
+            "error": str(measured.error) if measured.error_type != "other" else type(measured.error).__qualname__,
+            "error_type": measured.error_type,
+        }
+
+
+def _default_logger() -> Logger:
+    if structlog.is_configured():
+        configured: Logger = structlog.get_logger("mcp_eventscope")
+        return configured
+    plain: Logger = structlog.wrap_logger(
+        logging.getLogger("mcp_eventscope"),
+        processors=[
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(key_order=["event"], drop_missing=True),
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    return plain

@@ -1,0 +1,58 @@
+"""One measurement of one operation: what every sink is given."""
+
+from dataclasses import dataclass
+
+from mcp_eventscope.errors import StoreRejectedError, StoreUnavailableError
+from mcp_eventscope.types import Appended, Followed, MessageKind, Replayed
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What is known of every operation. `outcome` is one of the catalog's for that operation."""
+
+    seconds: float
+    outcome: str
+    stream_id: str | None
+    error: BaseException | None
+
+    @property
+    def error_type(self) -> str | None:
+        """The closed name of the error, for labels; None unless it failed (a client that left is no failure)."""
+        if self.outcome != "error":
+            return None
+        if isinstance(self.error, StoreUnavailableError):
+            return "unavailable"
+        return "rejected" if isinstance(self.error, StoreRejectedError) else "other"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreMeasurement(Measurement):
+    """One event was stored, or not."""
+
+    kind: MessageKind
+    appended: Appended | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayMeasurement(Measurement):
+    """One replay ended. `delivered` counts also when it ended by raising, and there are no facts."""
+
+    delivered: int
+    facts: Replayed | None
+
+
+@dataclass(frozen=True, slots=True)
+class FollowMeasurement(Measurement):
+    """A stream is no longer followed. `delivered` as in a replay."""
+
+    delivered: int
+    facts: Followed | None
+
+
+def replay_outcome(facts: Replayed) -> str:
+    """How a replay ended that raised nothing."""
+    if facts.miss is not None:
+        return "missed"
+    if facts.gap or facts.corrupt:
+        return "gap"
+    return "resumed" if facts.delivered else "caught_up"

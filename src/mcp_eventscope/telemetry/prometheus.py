@@ -1,0 +1,147 @@
+"""Metrics: the one module that imports prometheus_client."""
+
+from typing import Final, TypeVar
+from weakref import WeakKeyDictionary
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, make_asgi_app
+from starlette.types import ASGIApp
+
+from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry.measurements import FollowMeasurement, ReplayMeasurement, StoreMeasurement
+
+__all__ = ["DEFAULT_REGISTRY", "MetricsSink", "Registry", "scrape_app"]
+
+Registry = CollectorRegistry
+DEFAULT_REGISTRY: Final = REGISTRY
+
+_Family = Counter | Gauge | Histogram
+_F = TypeVar("_F", Counter, Gauge, Histogram)
+# One set of instruments a registry: a second store on it shares them, told apart by the `store` label.
+_families: WeakKeyDictionary[Registry, dict[str, _Family]] = WeakKeyDictionary()
+
+
+def _families_of(registry: Registry) -> dict[str, _Family]:
+    if registry not in _families:
+        _families[registry] = {metric.name: _register(metric, registry) for metric in catalog.METRICS}
+    return _families[registry]
+
+
+def _register(metric: catalog.Metric, registry: Registry) -> _Family:
+    names = [label.name for label in metric.labels]
+    if metric.type is catalog.MetricType.COUNTER:
+        return Counter(metric.name, metric.help, names, registry=registry)
+    if metric.type is catalog.MetricType.GAUGE:
+        return Gauge(metric.name, metric.help, names, registry=registry)
+    return Histogram(metric.name, metric.help, names, registry=registry, buckets=metric.buckets)
+
+
+class MetricsSink:
+    """Counts measurements. Every child is bound here, once, so that a zero is exposed before anything happens."""
+
+    def __init__(self, store: str, registry: Registry) -> None:
+        families = _families_of(registry)
+
+        def counter(metric: catalog.Metric, *values: str) -> Counter:
+            return _typed(Counter, families[metric.name]).labels(store, *values)
+
+        def gauge(metric: catalog.Metric) -> Gauge:
+            return _typed(Gauge, families[metric.name]).labels(store)
+
+        def histogram(metric: catalog.Metric, *values: str) -> Histogram:
+            return _typed(Histogram, families[metric.name]).labels(store, *values)
+
+        self._store_seconds = {v: histogram(catalog.STORE_DURATION, v) for v in _values(catalog.STORE_OUTCOME)}
+        self._stored = {v: counter(catalog.STORED_EVENTS, v) for v in _values(catalog.KIND)}
+        self._stored_bytes = counter(catalog.STORED_BYTES)
+        self._replay_seconds = {v: histogram(catalog.REPLAY_DURATION, v) for v in _values(catalog.REPLAY_OUTCOME)}
+        self._replay_events = histogram(catalog.REPLAY_EVENTS)
+        self._replay_bytes = histogram(catalog.REPLAY_BYTES)
+        self._misses = {v: counter(catalog.REPLAY_MISSES, v) for v in _values(catalog.MISS_REASON)}
+        self._age = histogram(catalog.RESUME_AGE)
+        self._missing = counter(catalog.MISSING_EVENTS)
+        self._corrupt = counter(catalog.CORRUPT_EVENTS)
+        self._followers = gauge(catalog.FOLLOWERS)
+        self._follow_seconds = {v: histogram(catalog.FOLLOW_DURATION, v) for v in _values(catalog.FOLLOW_OUTCOME)}
+        self._followed = counter(catalog.FOLLOWED_EVENTS)
+        self._errors = {
+            (operation, kind): counter(catalog.ERRORS, operation, kind)
+            for operation in _values(catalog.OPERATION)
+            for kind in _values(catalog.ERROR_TYPE)
+        }
+        self._ttl = gauge(catalog.TTL)
+        self._failures = {v: counter(catalog.TELEMETRY_FAILURES, v) for v in _values(catalog.SINK)}
+
+    def configured(self, ttl: int | None) -> None:
+        """A store was decorated."""
+        self._ttl.set(ttl or 0)
+
+    def stored(self, store: StoreMeasurement) -> None:
+        """An event was stored, or not."""
+        self._store_seconds[store.outcome].observe(store.seconds)
+        if store.appended is not None:
+            self._stored[store.kind].inc()
+            self._stored_bytes.inc(store.appended.payload_bytes)
+        if store.error_type is not None:
+            self._errors["store", store.error_type].inc()
+
+    def replayed(self, replay: ReplayMeasurement) -> None:
+        """A replay ended."""
+        facts = replay.facts
+        self._replay_seconds[replay.outcome].observe(replay.seconds)
+        if replay.error_type is not None:
+            self._errors["replay", replay.error_type].inc()
+        if facts is None:
+            return
+        if facts.age is not None:
+            self._age.observe(facts.age)
+        if facts.miss is not None:
+            self._misses[facts.miss].inc()
+            return
+        self._replay_events.observe(facts.delivered)
+        self._replay_bytes.observe(facts.payload_bytes)
+        self._missing.inc(facts.missing)
+        self._corrupt.inc(len(facts.corrupt))
+
+    def following(self) -> None:
+        """A stream begins to be followed."""
+        self._followers.inc()
+
+    def followed(self, follow: FollowMeasurement) -> None:
+        """A stream is no longer followed."""
+        self._followers.dec()
+        self._follow_seconds[follow.outcome].observe(follow.seconds)
+        self._followed.inc(follow.delivered)
+        if follow.error_type is not None:
+            self._errors["follow", follow.error_type].inc()
+        if follow.facts is not None:
+            self._missing.inc(follow.facts.missing)
+            self._corrupt.inc(len(follow.facts.corrupt))
+            self._errors["follow", "unavailable"].inc(follow.facts.failures)
+
+    def failed(self, sink: str) -> None:
+        """A sink raised."""
+        self._failures[sink].inc()
+
+
+def scrape_app(registry: Registry = DEFAULT_REGISTRY) -> ASGIApp:
+    """An ASGI application that answers a scrape, in OpenMetrics or the text format, as the request accepts.
+
+    Args:
+        registry: What is exposed.
+
+    Returns:
+        The application, to be mounted by path.
+    """
+    app: ASGIApp = make_asgi_app(registry)
+    return app
+
+
+def _values(label: catalog.Label) -> tuple[str, ...]:
+    return label.values or ()
+
+
+def _typed(kind: type[_F], family: _Family) -> _F:
+    if not isinstance(family, kind):  # pragma: no cover - the catalog and this module disagree
+        msg = f"{family!r} is no {kind.__name__}"
+        raise TypeError(msg)
+    return family

@@ -1,0 +1,114 @@
+"""Spans: the one module that imports the OpenTelemetry API. The SDK is the application's."""
+
+import hashlib
+from collections.abc import Mapping
+from contextvars import Token
+from importlib.metadata import version
+from typing import TypeAlias
+
+from opentelemetry import context, trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
+from opentelemetry.util.types import AttributeValue
+
+from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry.measurements import Measurement, ReplayMeasurement, StoreMeasurement
+
+__all__ = ["Opened", "TracerProvider", "Tracing", "session_hash", "trace_ids"]
+
+Opened: TypeAlias = tuple[Span, Token[Context]]
+"""A span that was begun, and what undoes its being current."""
+
+
+class Tracing:
+    """Makes the spans of one store.
+
+    Args:
+        store: The name of the store, an attribute of every span.
+        provider: Whose spans; None is the global provider, whatever it is when a span begins.
+    """
+
+    def __init__(self, store: str, provider: TracerProvider | None) -> None:
+        self._store = store
+        self._tracer = trace.get_tracer("mcp_eventscope", version("mcp-eventscope"), tracer_provider=provider)
+
+    def begin(self, declared: catalog.Span) -> Opened | None:
+        """Start a span and make it current, so that the client's own spans are its children.
+
+        Args:
+            declared: Which span.
+
+        Returns:
+            What `end` takes; None where the application has no tracing, and there is nothing to end.
+        """
+        span = self._tracer.start_span(declared.name, kind=SpanKind.INTERNAL)
+        if not span.is_recording() and not span.get_span_context().is_valid:
+            return None
+        return span, context.attach(trace.set_span_in_context(span))
+
+    def end(self, opened: Opened, measured: Measurement, session: str | None) -> None:
+        """Write a measurement onto its span, and end it.
+
+        Args:
+            opened: From `begin`, in the same task.
+            measured: What became of the operation.
+            session: The session, as `session_hash` writes it.
+        """
+        span, token = opened
+        try:
+            self._tell(span, measured, session)
+        finally:
+            context.detach(token)
+            span.end()
+
+    def _tell(self, span: Span, measured: Measurement, session: str | None) -> None:
+        if not span.is_recording():
+            return
+        span.set_attributes(
+            {
+                "eventscope.store": self._store,
+                "eventscope.outcome": measured.outcome,
+                **({} if measured.stream_id is None else {"eventscope.stream.id": measured.stream_id}),
+                **({} if session is None else {"eventscope.session.hash": session}),
+                **_details(measured),
+            }
+        )
+        if measured.error_type is not None:
+            # The type only: a message may repeat what a client sent.
+            span.set_attribute("error.type", type(measured.error).__qualname__)
+            span.set_status(Status(StatusCode.ERROR))
+
+
+def _details(measured: Measurement) -> Mapping[str, AttributeValue]:
+    """The attributes of one kind of operation."""
+    if isinstance(measured, StoreMeasurement):
+        details: dict[str, AttributeValue] = {"eventscope.message.kind": measured.kind.value}
+        if measured.appended is not None:
+            details["eventscope.event.id"] = measured.appended.event_id
+            details["eventscope.payload.bytes"] = measured.appended.payload_bytes
+        return details
+    details = {}
+    if isinstance(measured, ReplayMeasurement):
+        details["eventscope.replay.events"] = measured.delivered
+        if (facts := measured.facts) is not None:
+            details["eventscope.replay.bytes"] = facts.payload_bytes
+            details["eventscope.replay.missing"] = facts.missing
+            details["eventscope.replay.corrupt"] = len(facts.corrupt)
+            if facts.miss is not None:
+                details["eventscope.replay.miss_reason"] = facts.miss.value
+            if facts.age is not None:
+                details["eventscope.replay.age"] = facts.age
+    return details
+
+
+def session_hash(session_id: str | None) -> str | None:
+    """A session id for spans and logs: a short digest, for on a server without auth the id is a credential."""
+    return None if session_id is None else hashlib.sha256(session_id.encode("utf-8", "replace")).hexdigest()[:12]
+
+
+def trace_ids() -> dict[str, str]:
+    """The current trace and span ids in hexadecimal, for logs; empty outside of a trace."""
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return {}
+    return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
