@@ -3,9 +3,10 @@
 import asyncio
 import copy
 import time
+import warnings
 from typing import Self
 
-from mcp_eventscope.errors import CorruptEventError, StoreError
+from mcp_eventscope.errors import CorruptEventError, StoreError, UnscopedStoreWarning
 from mcp_eventscope.redis import codec, scripts
 from mcp_eventscope.redis.connection import AnyRedis, address_of, require_async, told_as
 from mcp_eventscope.redis.follow import POLL_SECONDS, Wakeups
@@ -65,6 +66,7 @@ class RedisEventStore(EventStore):
         self._ttl = ttl
         self._wakeups = Wakeups()
         self._session: str | None = None
+        self._warned = False
 
     @property
     def ttl(self) -> int | None:
@@ -127,6 +129,7 @@ class RedisEventStore(EventStore):
         Raises:
             StoreError: Redis did not take it.
         """
+        self._check_scoped()
         return (await self.append(stream_id, message)).event_id
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
@@ -142,8 +145,21 @@ class RedisEventStore(EventStore):
         Raises:
             StoreError: Redis could not be read.
         """
+        self._check_scoped()
         facts = await self.replay(last_event_id, send_callback)
         return facts.stream_id if facts.miss is None else None
+
+    def _check_scoped(self) -> None:
+        """Say once, and loudly, that the SDK's interface does not tell a root store which session it serves."""
+        if self._session is None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "event_store.unscoped: a RedisEventStore handed straight to the SDK cannot tell sessions apart; "
+                "clients number their requests from 0, so sessions share streams and are replayed each other's events. "
+                "Serve with mcp_eventscope.http_app() or ResumableSessionManager",
+                UnscopedStoreWarning,
+                stacklevel=3,
+            )
 
     # -- the same, as facts -------------------------------------------------------------------------------------------
 
