@@ -158,7 +158,7 @@ class _Guard(EventStore):
         _incompatible("a session was not given its own view of the event store")
 
 
-def _nothing(record: logging.LogRecord) -> bool:
+def _nothing(_: logging.LogRecord) -> bool:
     """A filter that lets nothing through."""
     return False
 

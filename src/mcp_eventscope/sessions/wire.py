@@ -13,11 +13,13 @@ MAX_NAME = 128
 MAX_ID = 512
 """The longest id that is looked at, in characters: an event id (a store of others may have long ones) and a name."""
 
-_ID = re.compile(r"(?P<event>[A-Za-z0-9_~%-]+)\.(?P<stream>!?[A-Za-z0-9_.~%-]+)", re.ASCII)
+_ID = re.compile(r"(?P<event>[A-Za-z0-9_~%-]+)\.(?P<stream>!|!?[A-Za-z0-9_.~%-]+)", re.ASCII)
 
 
 def stream_name(stream_id: str) -> str:
     """The name of a stream in keys and ids: percent-encoded, or `!` and a SHA-256 where that is too long.
+
+    An empty id, which JSON-RPC allows, is `!`: a name is never empty.
 
     Args:
         stream_id: The SDK's stream id: a request id as text, which is the client's to choose, or `_GET_stream`.
@@ -25,7 +27,7 @@ def stream_name(stream_id: str) -> str:
     Returns:
         At most `MAX_NAME` visible ASCII characters; different for different streams.
     """
-    name = quote(stream_id, safe="")
+    name = quote(stream_id, safe="") or "!"
     if len(name) <= MAX_NAME:
         return name
     return f"!{hashlib.sha256(stream_id.encode()).hexdigest()}"
