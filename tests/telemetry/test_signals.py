@@ -8,11 +8,11 @@ from fakeredis import FakeAsyncRedis
 from mcp.types import ErrorData, JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
-from support.memory_store import InMemoryEventStore
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.telemetry.logs import REPEAT_SECONDS
 from mcp_eventscope.types import EventMessage
+from support.memory_store import InMemoryEventStore
 from telemetry.conftest import Scope
 
 pytestmark = pytest.mark.anyio
