@@ -47,6 +47,18 @@ def server(port: int, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     assert b"event_store.embedded" in (tmp_path / "log").read_bytes()
 
 
+class Seen:
+    """The progress that a client was told."""
+
+    def __init__(self) -> None:
+        self.numbers: list[float] = []
+
+    async def __call__(self, progress: float, total: float | None, message: str | None) -> None:
+        """Remember it."""
+        assert (total, message) == (1, None)
+        self.numbers.append(progress)
+
+
 async def test_quickstart(server: subprocess.Popen[bytes], port: int) -> None:
     """It is healthy, its tool answers the SDK's client, and the metrics have seen it."""
     url = f"http://127.0.0.1:{port}"
@@ -59,11 +71,13 @@ async def test_quickstart(server: subprocess.Popen[bytes], port: int) -> None:
             return False
 
     await until(healthy, within=20)
+    seen = Seen()
     async with Client(f"{url}/mcp", mode="legacy") as client:
-        result = await client.call_tool("count", {"to": 1})
+        result = await client.call_tool("count", {"to": 1}, progress_callback=seen)
+    assert seen.numbers == [1]
     assert result.structured_content == {"result": "counted to 1"}
     metrics = text_string_to_metric_families(httpx2.get(f"{url}/metrics").text)
     (stored,) = (metric for metric in metrics if metric.name == "eventscope_stored_events")
-    seen = {sample.labels["kind"]: sample.value for sample in stored.samples if sample.name.endswith("_total")}
-    assert seen["notification"] == 1, "the progress"
-    assert seen["response"] >= 2, "to initialize, and to the call"
+    kinds = {sample.labels["kind"]: sample.value for sample in stored.samples if sample.name.endswith("_total")}
+    assert kinds["notification"] == 1, "the progress"
+    assert kinds["response"] >= 2, "to initialize, and to the call"
