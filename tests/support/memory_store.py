@@ -1,5 +1,7 @@
-"""An event store in memory, of the shape that the SDK's examples have: somebody else's store."""
+"""A store of others: in memory, behind the SDK's interface and nothing more, with ids that tell nothing."""
 
+import itertools
+import secrets
 from dataclasses import dataclass
 
 from mcp.server.streamable_http import EventCallback, EventId, EventMessage, EventStore, StreamId
@@ -7,32 +9,30 @@ from mcp.types import JSONRPCMessage
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One event."""
-
-    event_id: EventId
+class _Kept:
     stream_id: StreamId
     message: JSONRPCMessage | None
 
 
-class InMemoryEventStore(EventStore):
-    """Keeps events in a list; finds one by its id alone, whoever asks."""
+class MemoryEventStore(EventStore):
+    """Every event in one dictionary, in the order in which they came."""
 
     def __init__(self) -> None:
-        self._entries: list[Entry] = []
+        self._events: dict[EventId, _Kept] = {}
 
     async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
-        """Store one event."""
-        event_id = str(len(self._entries) + 1)
-        self._entries.append(Entry(event_id, stream_id, message))
+        """Keep an event, and return a random id."""
+        event_id = secrets.token_hex(16)
+        self._events[event_id] = _Kept(stream_id, message)
         return event_id
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
-        """Send the later events of the same stream."""
-        found = next((entry for entry in self._entries if entry.event_id == last_event_id), None)
-        if found is None:
+        """Send what came after an event on its stream."""
+        last = self._events.get(last_event_id)
+        if last is None:
             return None
-        for entry in self._entries[self._entries.index(found) + 1 :]:
-            if entry.stream_id == found.stream_id and entry.message is not None:
-                await send_callback(EventMessage(entry.message, entry.event_id))
-        return found.stream_id
+        later = itertools.dropwhile(lambda item: item[0] != last_event_id, list(self._events.items()))
+        for event_id, event in itertools.islice(later, 1, None):
+            if event.stream_id == last.stream_id and event.message is not None:
+                await send_callback(EventMessage(event.message, event_id))
+        return last.stream_id

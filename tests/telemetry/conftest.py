@@ -14,12 +14,6 @@ from mcp_eventscope.types import EventStore
 from support.logs import Recorder
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    """redis-py's asyncio client needs asyncio."""
-    return "asyncio"
-
-
 @dataclass
 class Scope:
     """Everything that a store tells."""

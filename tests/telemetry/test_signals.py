@@ -12,7 +12,7 @@ from opentelemetry.trace import StatusCode
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.telemetry.logs import REPEAT_SECONDS
 from mcp_eventscope.types import EventMessage
-from support.memory_store import InMemoryEventStore
+from support.memory_store import MemoryEventStore
 from telemetry.conftest import Scope
 
 pytestmark = pytest.mark.anyio
@@ -226,7 +226,7 @@ async def test_repeated_failures_are_told_seldom(
 
 async def test_any_store_can_be_wrapped(scope: Scope) -> None:
     """A store of others is told as far as it lets on: latency, sizes and outcomes."""
-    store = scope.instrument(InMemoryEventStore())
+    store = scope.instrument(MemoryEventStore())
     session = store.for_session("session")
     first = await session.append("1", None)
     await session.append("1", NOTE)

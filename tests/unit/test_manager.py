@@ -102,9 +102,8 @@ def test_a_changed_sdk_is_refused(change: Callable[[pytest.MonkeyPatch], None]) 
 
 
 @pytest.mark.anyio
-async def test_the_guard_stores_and_replays_nothing(anyio_backend: str) -> None:
+async def test_the_guard_stores_and_replays_nothing() -> None:
     """A session that slipped past its view has no store at all."""
-    assert anyio_backend
     guard = manager().event_store
     assert guard is not None
     with pytest.raises(IncompatibleSDKError):
@@ -114,7 +113,6 @@ async def test_the_guard_stores_and_replays_nothing(anyio_backend: str) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_sessions_have_views_of_their_own() -> None:
     """Two sessions, the same stream id: two streams."""
     sessions = manager()

@@ -12,12 +12,6 @@ from mcp_eventscope.types import Appended, EventCallback, EventId, EventMessage,
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    """redis-py's asyncio client needs asyncio."""
-    return "asyncio"
-
-
 def note(text: str) -> JSONRPCNotification:
     """A notification."""
     return JSONRPCNotification(jsonrpc="2.0", method=text)

@@ -110,7 +110,9 @@ def told_as(operation: str, client: AnyRedis) -> Iterator[None]:
         msg = f"could not {operation} Redis at {address_of(client)}: {error}"
         raise StoreUnavailableError(msg) from error
     except ResponseError as error:
-        msg = f"could not {operation} Redis at {address_of(client)}: it answered {error}"
+        # An unknown command is answered with the arguments that it was called with, the payload among them.
+        answer = str(error).partition(", with args")[0]
+        msg = f"could not {operation} Redis at {address_of(client)}: it answered {answer}"
         raise StoreRejectedError(msg) from error
     except RedisError as error:
         msg = f"could not {operation} Redis at {address_of(client)}: {type(error).__name__}: {error}"

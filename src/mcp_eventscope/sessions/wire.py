@@ -8,6 +8,8 @@ import hashlib
 import re
 from urllib.parse import quote, unquote
 
+EMPTY_NAME = "!"
+"""The name of the stream whose id is empty. Percent-encoding never writes a `!`."""
 MAX_NAME = 128
 """The longest stream name in bytes; a longer one is hashed, so that keys and ids stay small."""
 MAX_ID = 512
@@ -19,15 +21,15 @@ _ID = re.compile(r"(?P<event>[A-Za-z0-9_~%-]+)\.(?P<stream>!|!?[A-Za-z0-9_.~%-]+
 def stream_name(stream_id: str) -> str:
     """The name of a stream in keys and ids: percent-encoded, or `!` and a SHA-256 where that is too long.
 
-    An empty id, which JSON-RPC allows, is `!`: a name is never empty.
-
     Args:
         stream_id: The SDK's stream id: a request id as text, which is the client's to choose, or `_GET_stream`.
 
     Returns:
-        At most `MAX_NAME` visible ASCII characters; different for different streams.
+        At most `MAX_NAME` visible ASCII characters, and at least one; different for different streams.
     """
-    name = quote(stream_id, safe="") or "!"
+    if not stream_id:
+        return EMPTY_NAME  # "" is a request id like any other.
+    name = quote(stream_id, safe="")
     if len(name) <= MAX_NAME:
         return name
     return f"!{hashlib.sha256(stream_id.encode()).hexdigest()}"
