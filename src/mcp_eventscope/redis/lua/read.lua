@@ -52,11 +52,11 @@ for i = 1, #found, 2 do
     -- No writer of this layout puts it there. It is no place to go on from: that could be back, or nowhere.
     rows[#rows + 1] = 'misplaced'
     payload = ''
-  elseif event.err or (event[1] and event[1] ~= stream) or (event[1] and not event[2]) then
+  elseif not event.err and not event[1] and not event[2] then
+    rows[#rows + 1] = 'missing'
+  elseif event.err or event[1] ~= stream or not event[2] then
     rows[#rows + 1] = 'corrupt'
     payload = ''
-  elseif not event[2] then
-    rows[#rows + 1] = 'missing'
   else
     rows[#rows + 1] = 'ok'
   end
