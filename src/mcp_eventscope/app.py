@@ -24,7 +24,7 @@ from mcp_eventscope.errors import EventscopeError, IncompatibleSDKError
 from mcp_eventscope.instrumented import InstrumentedEventStore, instrument
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.redis.store import RedisEventStore
-from mcp_eventscope.sessions.manager import ResumableSessionManager
+from mcp_eventscope.sessions.manager import DEFAULT_FOLLOW_LIMIT, DEFAULT_LEASE, ResumableSessionManager
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.logs import Log, Logger
 from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry, scrape_app
@@ -58,12 +58,22 @@ class StreamableHTTPOptions(TypedDict, total=False):
     debug: bool
 
 
+class _Ours(TypedDict):
+    """What our session manager has beyond the SDK's."""
+
+    follow_limit: float
+    lease: float
+    logger: Logger | None
+
+
 def http_app(  # noqa: PLR0913 - what an application chooses, once
     mcp: MCPServer[Any] | Server[Any],
     event_store: EventStore | None = None,
     *,
     redis_url: str | None = None,
     ttl: int | None = DEFAULT_TTL,
+    follow_limit: float = DEFAULT_FOLLOW_LIMIT,
+    lease: float = DEFAULT_LEASE,
     registry: Registry = DEFAULT_REGISTRY,
     tracer_provider: TracerProvider | None = None,
     logger: Logger | None = None,
@@ -83,6 +93,8 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
         redis_url: Instead of a store: where Redis is. The client is made, and closed, here.
             Without both: the environment variable `EVENTSCOPE_REDIS_URL`, else an embedded Valkey, with a warning.
         ttl: Seconds that events are kept, for a store made here; None keeps them for ever.
+        follow_limit: As in `ResumableSessionManager`, in seconds.
+        lease: As in `ResumableSessionManager`, in seconds.
         registry: Where metrics go, and what `/metrics` shows.
         tracer_provider: As in `InstrumentedEventStore`.
         logger: As in `InstrumentedEventStore`.
@@ -107,7 +119,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
         msg = "redis_url and ttl are for a store that is made here; pass either them or event_store"
         raise ValueError(msg)
     store = instrument(event_store, registry=registry, tracer_provider=tracer_provider, logger=logger)
-    manager = _replace_manager(app, mcp.session_manager, store, logger)
+    manager = _replace_manager(app, mcp.session_manager, store, follow_limit=follow_limit, lease=lease, logger=logger)
     _add_route(app, "/metrics", _Endpoint(scrape_app(registry)))
     _add_route(app, "/healthz", _Health(store))
 
@@ -149,7 +161,7 @@ def _own_store(
 
 
 def _replace_manager(
-    app: Starlette, built: StreamableHTTPSessionManager, store: InstrumentedEventStore, logger: Logger | None
+    app: Starlette, built: StreamableHTTPSessionManager, store: InstrumentedEventStore, **ours: Unpack[_Ours]
 ) -> ResumableSessionManager:
     """Put our manager, with the settings of the one that the SDK built, into the application that the SDK built.
 
@@ -166,7 +178,7 @@ def _replace_manager(
         session_idle_timeout=built.session_idle_timeout,
         max_request_body_size=built.max_request_body_size,
         max_sessions=built.max_sessions,
-        logger=logger,
+        **ours,
     )
     endpoints = [endpoint for endpoint in map(_innermost, app.routes) if isinstance(endpoint, StreamableHTTPASGIApp)]
     if len(endpoints) != 1 or endpoints[0].session_manager is not built or built.app._session_manager is not built:

@@ -8,6 +8,7 @@ import asyncio
 import time
 from typing import Self
 
+from mcp_eventscope.answers import orphaned
 from mcp_eventscope.redis import codec
 from mcp_eventscope.types import (
     Appended,
@@ -57,6 +58,11 @@ class ForeignEventStore:
     def for_session(self, session_id: str) -> Self:
         """The part of the store that is one session's."""
         return type(self)(self._store, scope=f"{len(session_id)}:{session_id}:")
+
+    async def give_up(self, stream_id: StreamId) -> bool:
+        """Store the error as the response; whether there is one already cannot be seen from here."""
+        await self.append(stream_id, orphaned(stream_id))
+        return True
 
     async def ping(self) -> None:
         """Return at once: the interface has nothing to ask."""

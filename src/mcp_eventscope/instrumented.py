@@ -90,6 +90,11 @@ class InstrumentedEventStore(EventStore):
         return self._store.ttl
 
     @property
+    def decorated(self) -> FactStore:
+        """The store that is decorated."""
+        return self._store
+
+    @property
     def address(self) -> str:
         """Where the store is, for people: never with a credential."""
         return self._store.address
@@ -101,6 +106,10 @@ class InstrumentedEventStore(EventStore):
         part._session = session_hash(session_id)
         part._warn_unscoped = False
         return part
+
+    async def give_up(self, stream_id: StreamId) -> bool:
+        """Answer a request that this process ran, and runs no longer; see the store."""
+        return await self._store.give_up(stream_id)
 
     async def ping(self) -> None:
         """Return when the store answers. Raises what the store raises; it is not measured."""

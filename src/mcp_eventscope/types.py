@@ -88,6 +88,7 @@ class Appended:
     """One event was stored."""
 
     event_id: EventId
+    """Its id; "" when it was refused, since its request has been given up and answered."""
     payload_bytes: int
     """Size of the stored payload in bytes of UTF-8; 0 for a priming event."""
 
@@ -153,6 +154,10 @@ class FactStore(Protocol):
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> Followed:
         """Deliver what is stored from now on, until the response or the limit."""
+        ...
+
+    async def give_up(self, stream_id: StreamId) -> bool:
+        """Answer a request that this process ran, and runs no longer, with an error."""
         ...
 
     async def ping(self) -> None:

@@ -16,6 +16,7 @@ MODULES = {
 
 LAYERS = [
     ("errors", "types", "telemetry.catalog"),
+    ("answers",),
     ("redis", "foreign"),
     ("telemetry",),
     ("instrumented",),
@@ -104,4 +105,10 @@ def test_the_wheel_is_tested() -> None:
     """What is imported was installed, and is not the source tree."""
     assert "site-packages" in PACKAGE.parts
     assert (PACKAGE / "py.typed").is_file()
-    assert {path.name for path in (PACKAGE / "redis" / "lua").iterdir()} == {"append.lua", "read.lua"}
+    assert {path.name for path in (PACKAGE / "redis" / "lua").iterdir()} == {
+        "append.lua",
+        "peek.lua",
+        "read.lua",
+        "record.lua",
+        "touch.lua",
+    }

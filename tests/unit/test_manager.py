@@ -7,7 +7,7 @@ from fakeredis import FakeAsyncRedis
 from mcp.server import MCPServer
 from mcp.server.streamable_http import StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp.types import JSONRPCNotification
+from mcp.types import JSONRPCError, JSONRPCNotification
 from prometheus_client import CollectorRegistry
 
 from mcp_eventscope import (
@@ -17,6 +17,7 @@ from mcp_eventscope import (
     ResumableSessionManager,
 )
 from mcp_eventscope.sessions.view import SessionView
+from mcp_eventscope.types import EventMessage
 
 
 def manager(**settings: object) -> ResumableSessionManager:
@@ -72,13 +73,14 @@ def session_discarded_elsewhere(patch: pytest.MonkeyPatch) -> None:
 
 
 def sessions_kept_elsewhere(patch: pytest.MonkeyPatch) -> None:
-    """`_admit_session` does not register the session where it did."""
+    """The SDK does not keep its sessions where it did."""
+    before = StreamableHTTPSessionManager.__init__
 
-    def admit(self: StreamableHTTPSessionManager, _: object) -> StreamableHTTPServerTransport:
-        """Admit."""
-        return StreamableHTTPServerTransport("id", event_store=self.event_store)
+    def init(self: StreamableHTTPSessionManager, *args: object, **kwargs: object) -> None:
+        before(self, *args, **kwargs)  # type: ignore[arg-type]
+        self.__dict__["_sessions"] = self.__dict__.pop("_server_instances")
 
-    patch.setattr(StreamableHTTPSessionManager, "_admit_session", admit)
+    patch.setattr(StreamableHTTPSessionManager, "__init__", init)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_a_changed_sdk_is_refused(change: Callable[[pytest.MonkeyPatch], None]) 
         change(patch)
         with pytest.raises(IncompatibleSDKError, match="Install a version of mcp"):
             manager()
-    assert manager()._views == {}
+    assert manager()._server_instances == {}
 
 
 @pytest.mark.anyio
@@ -132,7 +134,9 @@ async def test_sessions_have_views_of_their_own() -> None:
         seen.append(event)
 
     await second._event_store.replay_events_after(cursor, send)
-    assert seen == []
+    (answer,) = seen
+    assert isinstance(answer, EventMessage)
+    assert isinstance(answer.message, JSONRPCError)
 
 
 def test_without_a_store_it_is_the_sdks() -> None:

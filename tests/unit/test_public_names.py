@@ -38,7 +38,18 @@ def test_public_names() -> None:
         (InstrumentedEventStore, ["store", "*name", "*registry", "*tracer_provider", "*logger"]),
         (
             http_app,
-            ["mcp", "event_store", "*redis_url", "*ttl", "*registry", "*tracer_provider", "*logger", "**options"],
+            [
+                "mcp",
+                "event_store",
+                "*redis_url",
+                "*ttl",
+                "*follow_limit",
+                "*lease",
+                "*registry",
+                "*tracer_provider",
+                "*logger",
+                "**options",
+            ],
         ),
     ],
 )

@@ -18,6 +18,10 @@ class Keys:
     {prefix}event:{event_id}     HASH    stream_id, payload, and final on a response
     {prefix}stream:{stream_id}   ZSET    event ids, scored by id
     {prefix}trimmed:{stream_id}  STRING  the highest id removed from that index, once any was
+    {prefix}running              HASH    in a session: stream id → the worker that runs its request
+    {prefix}session              HASH    in a session: what another worker needs to take it over
+    {prefix}worker:{worker}      STRING  in the root: the worker lives, until this expires
+    {prefix}workers              channel in the root: what workers tell each other
     ```
 
     Args:
@@ -29,7 +33,7 @@ class Keys:
         ValueError: `prefix` breaks a rule above.
     """
 
-    __slots__ = ("counter", "prefix")
+    __slots__ = ("counter", "prefix", "running", "session", "workers")
 
     def __init__(self, prefix: str) -> None:
         if not isinstance(prefix, str):
@@ -49,6 +53,9 @@ class Keys:
             raise ValueError(msg)
         self.prefix = prefix
         self.counter = f"{prefix}counter"
+        self.running = f"{prefix}running"
+        self.session = f"{prefix}session"
+        self.workers = f"{prefix}workers"
 
     def event(self, event_id: str) -> str:
         """The key of an event."""
@@ -57,6 +64,10 @@ class Keys:
     def stream(self, stream_id: str) -> str:
         """The key of a stream's index."""
         return f"{self.prefix}stream:{stream_id}"
+
+    def worker(self, worker: str) -> str:
+        """The key of a worker's lease."""
+        return f"{self.prefix}worker:{worker}"
 
     def for_session(self, session_id: str) -> "Keys":
         """The keys of one session: under `{prefix}{session}:`, the braces literal, so that they share one slot.

@@ -45,11 +45,11 @@ _read = Script("read.lua")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One event to append: its stream, its payload as stored, and whether it ends the stream."""
+    """One event to append: its stream, its payload as stored, and what it is to its stream (see `append.lua`)."""
 
     stream_id: str
     payload: bytes
-    final: bool
+    role: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +82,23 @@ class Chunk:
     rows: tuple[Row, ...]
 
 
-async def append(client: Client, keys: Keys, ttl: int | None, entries: Sequence[Entry]) -> list[str]:
+async def append(client: Client, keys: Keys, ttl: int | None, worker: str, entries: Sequence[Entry]) -> list[str]:
     """Append events to streams of one prefix, atomically and in order.
 
     Args:
         client: Where to.
         keys: The prefix, as keys.
         ttl: Seconds until the keys expire; None keeps them.
+        worker: Who says it; "" when nobody keeps track of who runs what.
         entries: The events.
 
     Returns:
-        Their ids, in the same order.
+        Their ids, in the same order; "" for one that was refused, its request having been given up.
     """
-    args: list[str | bytes | int] = [keys.prefix, ttl or 0]
+    args: list[str | bytes | int] = [keys.prefix, ttl or 0, worker]
     for entry in entries:
-        args += (entry.stream_id, entry.payload, "1" if entry.final else "")
-    reply = await _append(client, [keys.counter], args)
+        args += (entry.stream_id, entry.payload, entry.role)
+    reply = await _append(client, [keys.counter, keys.running], args)
     return [event_id.decode("ascii") for event_id in reply]
 
 
@@ -142,3 +143,55 @@ async def read(  # noqa: PLR0913 - the script's arguments, one by one
 def _number(text: bytes) -> int:
     """A number that Redis holds; 0 when it holds none, or something else."""
     return int(text) if text.isdigit() else 0
+
+
+_peek = Script("peek.lua")
+_record = Script("record.lua")
+_touch = Script("touch.lua")
+
+
+async def peek(client: Client, streams: Sequence[tuple[Keys, str]]) -> list[tuple[str, str]]:
+    """How far streams have got, and who runs their requests.
+
+    Args:
+        client: Where from.
+        streams: Of each, the session's prefix, as keys, and the stream id. On a cluster: of one session only.
+
+    Returns:
+        Of each, the last event id, "" for none; and the worker, "" for none, "!" once the request was given up.
+    """
+    names = [key for keys, stream_id in streams for key in (keys.stream(stream_id), keys.running)]
+    told = [text.decode("ascii", "replace") for text in await _peek(client, names, [name for _, name in streams])]
+    return list(zip(told[::2], told[1::2], strict=True))
+
+
+async def record(client: Client, keys: Keys, ttl: int, owner: str, handshake: str) -> str:
+    """Record a session, unless it is another's or has ended.
+
+    Args:
+        client: Where to.
+        keys: The session's prefix, as keys.
+        ttl: Seconds until the record expires.
+        owner: Whose session it is.
+        handshake: What another worker needs to serve it.
+
+    Returns:
+        `live`; or `other` or `ended`, and nothing was changed.
+    """
+    state: bytes = await _record(client, [keys.session], [ttl, owner, handshake])
+    return state.decode("ascii")
+
+
+async def touch(client: Client, keys: Keys, ttl: int) -> tuple[str, str, str]:
+    """Renew a session's record, and read it; one that is not there is not made.
+
+    Args:
+        client: Where from.
+        keys: The session's prefix, as keys.
+        ttl: Seconds until the record expires.
+
+    Returns:
+        `live`, `ended` or `absent`; the owner; the handshake.
+    """
+    state, owner, handshake = await _touch(client, [keys.session], [ttl])
+    return state.decode("ascii"), owner.decode("utf-8", "replace"), handshake.decode("utf-8", "replace")

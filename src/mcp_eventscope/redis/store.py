@@ -3,19 +3,24 @@
 import asyncio
 import copy
 import time
+import uuid
 import warnings
 from typing import Self
 
-from mcp_eventscope.errors import CorruptEventError, StoreError, UnscopedStoreWarning
+from mcp_eventscope.answers import orphaned
+from mcp_eventscope.errors import StoreError, UnscopedStoreWarning
 from mcp_eventscope.redis import codec, scripts
 from mcp_eventscope.redis.connection import AnyRedis, address_of, require_async, told_as
-from mcp_eventscope.redis.follow import POLL_SECONDS, Wakeups
+from mcp_eventscope.redis.follow import Followers
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
+from mcp_eventscope.redis.reading import Reading, age_of, lost_after, miss_of
+from mcp_eventscope.redis.signals import Signals
+from mcp_eventscope.redis.workers import Workers
 from mcp_eventscope.types import (
+    GET_STREAM_KEY,
     Appended,
     EventCallback,
     EventId,
-    EventMessage,
     EventStore,
     Followed,
     FollowEnd,
@@ -32,10 +37,6 @@ CHUNK_BYTES = 1 << 20
 """Payload bytes after which a read stops early; a single larger event still comes whole."""
 MAX_TTL = 10 * 365 * 24 * 3600
 """The longest TTL in seconds, ten years: Redis refuses far larger ones in the middle of a write."""
-
-_MICROSECONDS = 1_000_000
-_FIRST_CLOCK_ID = 10**15
-"""Ids below this (the year 2001, in microseconds) were counted, not read off a clock: they have no age."""
 
 
 class RedisEventStore(EventStore):
@@ -64,7 +65,10 @@ class RedisEventStore(EventStore):
         self._redis = redis
         self._keys = Keys(key_prefix)
         self._ttl = ttl
-        self._wakeups = Wakeups()
+        self._worker = uuid.uuid4().hex[:16]
+        signals = Signals(redis)
+        self._followers = Followers(redis, self._keys, self._worker, signals)
+        self._workers = Workers(redis, self._keys, self._worker, signals)
         self._session: str | None = None
         self._warned = False
 
@@ -82,6 +86,11 @@ class RedisEventStore(EventStore):
     def session_id(self) -> str | None:
         """The session whose part this is; None for the root store."""
         return self._session
+
+    @property
+    def workers(self) -> Workers:
+        """This process, among the others that use the store: leases, sessions, notices."""
+        return self._workers
 
     @property
     def address(self) -> str:
@@ -171,7 +180,8 @@ class RedisEventStore(EventStore):
             message: The message, or None for a priming event.
 
         Returns:
-            Its id and size.
+            Its id and size. The id is "" when the request was given up before, and has its response: what its worker
+            says afterwards is not stored.
 
         Raises:
             StoreError: Redis did not take it.
@@ -179,11 +189,35 @@ class RedisEventStore(EventStore):
         """
         # As bytes: the client would encode text in whatever encoding it was made for.
         payload = codec.encode(message).encode()
-        entry = scripts.Entry(stream_id, payload, is_final(stream_id, message))
+        role = "final" if is_final(stream_id, message) else "part"
+        if stream_id == GET_STREAM_KEY:
+            role = "standalone"
+        # Who runs what is known within a session only: elsewhere stream ids are anything.
+        worker = "" if self._session is None else self._worker
+        return Appended(await self._append(worker, scripts.Entry(stream_id, payload, role)), len(payload))
+
+    async def give_up(self, stream_id: StreamId, worker: str | None = None) -> bool:
+        """Answer a request whose worker is gone: an error is stored as its response, unless there is one.
+
+        Args:
+            stream_id: The stream of the request.
+            worker: Who ran it; None: this process.
+
+        Returns:
+            Whether it was given up now, by this call.
+
+        Raises:
+            StoreError: Redis did not take it.
+        """
+        payload = codec.encode(orphaned(stream_id)).encode()
+        entry = scripts.Entry(stream_id, payload, "orphaned")
+        return bool(await self._append(self._worker if worker is None else worker, entry))
+
+    async def _append(self, worker: str, entry: scripts.Entry) -> EventId:
         with told_as("append to", self._redis):
-            (event_id,) = await scripts.append(self._redis, self._keys, self._ttl, [entry])
-        self._wakeups.notify(self._keys.stream(stream_id))
-        return Appended(event_id, len(payload))
+            (event_id,) = await scripts.append(self._redis, self._keys, self._ttl, worker, [entry])
+        self._followers.notify(self._keys.stream(entry.stream_id))
+        return event_id
 
     async def replay(
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
@@ -206,14 +240,14 @@ class RedisEventStore(EventStore):
             return Replayed(miss=Miss.MALFORMED)
         cursor = int(last_event_id)
         chunk = await self._read(last_event_id, stream_id)
-        age = _age(chunk, cursor)
-        if miss := _miss(chunk, cursor, stream_id, self._ttl):
+        age = age_of(chunk, cursor)
+        if miss := miss_of(chunk, cursor, stream_id, self._ttl):
             return Replayed(miss=miss, age=age if miss is Miss.EXPIRED else None)
         stream = chunk.named_stream if stream_id is None else stream_id
-        if stream is None:  # `_miss` has said so already; mypy cannot know.
+        if stream is None:  # `miss_of` has said so already; mypy cannot know.
             return Replayed(miss=Miss.UNKNOWN)
         until_response = stream_id is not None
-        reading = _Reading(stream, last_event_id, send, until_response=until_response)
+        reading = Reading(stream, last_event_id, send, until_response=until_response)
         if not (until_response and chunk.cursor_final):
             await self._deliver(reading, chunk)
         return Replayed(
@@ -223,7 +257,7 @@ class RedisEventStore(EventStore):
             payload_bytes=reading.payload_bytes,
             missing=reading.missing,
             corrupt=tuple(reading.corrupt),
-            gap=reading.missing > 0 or _lost_after(chunk, cursor),
+            gap=reading.missing > 0 or lost_after(chunk, cursor),
             age=age,
             completed=reading.completed or chunk.cursor_final,
         )
@@ -243,18 +277,22 @@ class RedisEventStore(EventStore):
             What was delivered, and why it ended. A read that failed is counted, and tried again.
         """
         until = time.monotonic() + limit
-        reading = _Reading(stream_id, after, send, until_response=True)
+        reading = Reading(stream_id, after, send, until_response=True)
         failures = 0
-        with self._wakeups.waiting(self._keys.stream(stream_id)) as waiter:
+        with self._followers.watching(self._keys, stream_id, after) as watch:
             while True:
                 try:
+                    if watch.orphan_of is not None:
+                        await self.give_up(stream_id, watch.orphan_of)
+                        watch.orphan_of = None
                     await self._deliver(reading, await self._read(reading.cursor, stream_id))
                 except StoreError:
                     failures += 1  # Redis may be restarting; the client is still there.
+                watch.cursor = reading.cursor
                 remaining = until - time.monotonic()
                 if reading.completed or remaining <= 0:
                     break
-                await waiter.wait(min(POLL_SECONDS, remaining))
+                await watch.wait(remaining)
         return Followed(
             last_event_id=reading.cursor,
             end=FollowEnd.COMPLETED if reading.completed else FollowEnd.LIMIT,
@@ -271,7 +309,7 @@ class RedisEventStore(EventStore):
                 self._redis, self._keys, cursor, stream_id, max_events=CHUNK_EVENTS, max_bytes=CHUNK_BYTES
             )
 
-    async def _deliver(self, reading: "_Reading", chunk: scripts.Chunk) -> None:
+    async def _deliver(self, reading: Reading, chunk: scripts.Chunk) -> None:
         """Send a chunk, and those after it, until nothing is left or the response has been sent."""
         while True:
             for row in chunk.rows:
@@ -283,79 +321,6 @@ class RedisEventStore(EventStore):
             # Events of a long replay are read in one go of the loop; let others have their turn.
             await asyncio.sleep(0)
             chunk = await self._read(chunk.after, reading.stream_id)
-
-
-class _Reading:
-    """One pass over a stream: where it stands, and what it has delivered."""
-
-    __slots__ = (
-        "_send",
-        "_until_response",
-        "completed",
-        "corrupt",
-        "cursor",
-        "delivered",
-        "missing",
-        "payload_bytes",
-        "stream_id",
-    )
-
-    def __init__(self, stream_id: StreamId, cursor: EventId, send: EventCallback, *, until_response: bool) -> None:
-        self.stream_id = stream_id
-        self.cursor = cursor
-        self.delivered = self.payload_bytes = self.missing = 0
-        self.corrupt: dict[EventId, None] = {}  # Each once: one that is no place to go on from is read again.
-        self.completed = False
-        self._send = send
-        self._until_response = until_response
-
-    async def take(self, row: scripts.Row) -> None:
-        """Deliver one row, or count why not. The cursor moves only past what was dealt with."""
-        if row.state == "misplaced" or not EVENT_ID.fullmatch(row.event_id):
-            self.corrupt[row.event_id] = None
-            return
-        if row.state == "missing":
-            self.missing += 1
-        elif row.state == "corrupt":
-            self.corrupt[row.event_id] = None
-        elif row.payload:  # else a priming event: stored, so that its id is a cursor, and never sent again
-            await self._take_payload(row)
-        self.cursor = row.event_id
-
-    async def _take_payload(self, row: scripts.Row) -> None:
-        try:
-            message = codec.decode(row.payload)
-        except CorruptEventError:
-            self.corrupt[row.event_id] = None
-            return
-        await self._send(EventMessage(message, row.event_id))
-        self.delivered += 1
-        self.payload_bytes += len(row.payload)
-        self.completed = self._until_response and is_final(self.stream_id, message)
-
-
-def _age(chunk: scripts.Chunk, cursor: int) -> float | None:
-    """Seconds since a cursor's event was stored, by Redis's clock; None for an id that is no clock."""
-    return None if cursor < _FIRST_CLOCK_ID else max(0, chunk.clock - cursor) / _MICROSECONDS
-
-
-def _miss(chunk: scripts.Chunk, cursor: int, stream_id: StreamId | None, ttl: int | None) -> Miss | None:
-    """Why there is nothing to resume from; None when there is."""
-    if chunk.named_stream is not None:
-        return Miss.UNKNOWN if stream_id not in (None, chunk.named_stream) else None
-    # Not before: a counter that was rolled back, or restarted by another writer, unmakes no event that is there.
-    if chunk.last_given and cursor > chunk.last_given and not chunk.cursor_held:
-        return Miss.UNKNOWN
-    age = _age(chunk, cursor)
-    expired = ttl is not None and age is not None and age >= ttl
-    if stream_id is not None and chunk.oldest and (chunk.cursor_held or chunk.trimmed >= cursor or expired):
-        return None  # The event itself is gone, and was there: what followed it can still be delivered.
-    return Miss.EXPIRED if expired else Miss.UNKNOWN
-
-
-def _lost_after(chunk: scripts.Chunk, cursor: int) -> bool:
-    """Whether events after the cursor were removed: trimmed past it, or with the index that named it."""
-    return chunk.trimmed > cursor or (not chunk.cursor_held and chunk.trimmed < cursor)
 
 
 def _check_ttl(ttl: int | None) -> None:

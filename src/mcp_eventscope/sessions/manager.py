@@ -1,12 +1,18 @@
 """A drop-in for the SDK's session manager that gives every session its own view of the event store."""
 
+import contextlib
 import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.metadata import version
+from math import ceil
 from typing import Any, NoReturn
 
-from mcp.server.auth.middleware.bearer_auth import AuthorizationContext
+import anyio
+from anyio.abc import TaskStatus
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser, AuthorizationContext, authorization_context
 from mcp.server.lowlevel.server import Server
-from mcp.server.streamable_http import StreamableHTTPServerTransport
+from mcp.server.streamable_http import MCP_SESSION_ID_HEADER, SESSION_ID_PATTERN, StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import (
     DEFAULT_MAX_REQUEST_BODY_SIZE,
     DEFAULT_MAX_SESSIONS,
@@ -14,9 +20,17 @@ from mcp.server.streamable_http_manager import (
     StreamableHTTPSessionManager,
 )
 from mcp.server.transport_security import TransportSecuritySettings
+from mcp.types import INTERNAL_ERROR, ErrorData, InitializeRequestParams, JSONRPCError
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
-from mcp_eventscope.errors import IncompatibleSDKError
+from mcp_eventscope.errors import IncompatibleSDKError, StoreError
 from mcp_eventscope.instrumented import InstrumentedEventStore, instrument
+from mcp_eventscope.redis.store import RedisEventStore
+from mcp_eventscope.redis.workers import PARTING_SECONDS, Notice, SessionRecord, Workers
+from mcp_eventscope.sessions.adoption import handshake_of, owner_of, params_of, serve_adopted
+from mcp_eventscope.sessions.transport import ResumableTransport
 from mcp_eventscope.sessions.view import SessionView
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.logs import Log, Logger
@@ -26,6 +40,15 @@ _sdk_log = logging.getLogger(StreamableHTTPSessionManager.__module__)
 
 DEFAULT_FOLLOW_LIMIT = 300.0
 """Seconds that a resumed stream is followed at most."""
+DEFAULT_LEASE = 10.0
+"""Seconds after which a worker that does not say that it lives counts as gone."""
+
+_RECORD_TTL = 24 * 3600
+"""Seconds that a session's record is kept after its last request, where no idle timeout says it."""
+_REDIS_PATIENCE = 0.25
+"""Seconds that a request waits for Redis to say something of its session, before it is served all the same."""
+_REFUSED = 400
+"""HTTP statuses from here on refuse."""
 
 
 class ResumableSessionManager(StreamableHTTPSessionManager):
@@ -45,6 +68,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         max_request_body_size: As in the SDK, in bytes.
         max_sessions: As in the SDK.
         follow_limit: Seconds that a resumed stream is followed at most; the client then comes back by itself.
+        lease: Seconds after which a worker that does not say that it lives counts as gone, and what it ran is answered.
         logger: Where the log events of the manager go; None: as in `InstrumentedEventStore`.
 
     Raises:
@@ -66,10 +90,14 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         max_sessions: int | None = DEFAULT_MAX_SESSIONS,
         *,
         follow_limit: float = DEFAULT_FOLLOW_LIMIT,
+        lease: float = DEFAULT_LEASE,
         logger: Logger | None = None,
     ) -> None:
         if not follow_limit > 0:
             msg = f"follow_limit must be a positive number of seconds, not {follow_limit!r}"
+            raise ValueError(msg)
+        if not lease > 0:
+            msg = f"lease must be a positive number of seconds, not {lease!r}"
             raise ValueError(msg)
         super().__init__(
             app,
@@ -83,11 +111,16 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             max_sessions=max_sessions,
         )
         self._follow_limit = follow_limit
-        self._views: dict[str, SessionView] = {}
+        self._lease = lease
+        self._handshakes: dict[str, str] = {}
         self._store: InstrumentedEventStore | None = None
+        self._workers: Workers | None = None
         if event_store is None:
             return
         self._store = instrument(event_store, logger=logger)
+        if isinstance(self._store.decorated, RedisEventStore) and not stateless:
+            self._workers = self._store.decorated.workers
+        self._record_ttl = ceil(session_idle_timeout or max(self._store.ttl or 0, _RECORD_TTL))
         self._check_sdk()
         for mode, on in (("stateless", stateless), ("json_response", json_response)):
             if on:
@@ -97,24 +130,184 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                     fix=f"serve without {mode} to let clients resume, or without an event store",
                 )
 
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Run as the SDK's manager does; where the store knows other workers, as one of them."""
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(super().run())
+            if self._workers is not None:
+                await stack.enter_async_context(self._workers.alive(self._lease, self._heard))
+            yield
+
+    # -- sessions that begin here -------------------------------------------------------------------------------------
+
     def _admit_session(self, requestor: AuthorizationContext | None) -> StreamableHTTPServerTransport | None:
-        """Register a session as the SDK does, and put its own view where the SDK put the guard."""
+        """Register a session as the SDK does, with a transport and a view of its own."""
         transport = super()._admit_session(requestor)
         if transport is None or self._store is None:
             return transport
         session_id = transport.mcp_session_id
         if session_id is None or not isinstance(transport._event_store, _Guard):
             _incompatible("a session's transport has no id, or does not keep its store in `_event_store`")
-        view = SessionView(self._store.for_session(session_id), follow_limit=self._follow_limit)
-        self._views[session_id] = view
-        transport._event_store = view
+        return self._install(session_id)
+
+    def _install(self, session_id: str) -> ResumableTransport:
+        """Make the transport of a session, in the place of the SDK's."""
+        if self._store is None:  # pragma: no cover - nobody asks then
+            msg = "there is no event store"
+            raise RuntimeError(msg)
+        transport = ResumableTransport(
+            SessionView(self._store.for_session(session_id), follow_limit=self._follow_limit),
+            lambda stream: self._tell(stop=session_id, stream=stream),
+            mcp_session_id=session_id,
+            is_json_response_enabled=self.json_response,
+            security_settings=self.security_settings,
+            retry_interval=self.retry_interval,
+            idle_timeout=self.session_idle_timeout,
+        )
+        self._server_instances[session_id] = transport
         return transport
 
+    async def _serve_opening_request(
+        self, http_transport: StreamableHTTPServerTransport, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Record the session before its client learns its id: the next request may reach another worker."""
+        body = bytearray()
+
+        async def keep() -> Message:
+            message = await receive()
+            body.extend(message.get("body", b""))
+            return message
+
+        async def record_first(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] < _REFUSED:
+                await self._record(http_transport.mcp_session_id, handshake_of(bytes(body)))
+            await send(message)
+
+        await super()._serve_opening_request(http_transport, scope, keep, record_first)
+
+    async def _record(self, session_id: str | None, handshake: str | None) -> None:
+        if session_id is None or handshake is None or self._workers is None:
+            return
+        self._handshakes[session_id] = handshake
+        owner = owner_of(self._session_owners.get(session_id))
+        with self._unhurt():
+            await self._workers.record(session_id, owner=owner, handshake=handshake, ttl=self._record_ttl)
+
+    # -- sessions that others began -----------------------------------------------------------------------------------
+
+    async def _handle_stateful_request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take over the session that is asked for, if it is another's, and serve as the SDK does."""
+        headers = Headers(scope=scope)
+        session_id = headers.get(MCP_SESSION_ID_HEADER)
+        if session_id is None or self._workers is None or not SESSION_ID_PATTERN.fullmatch(session_id):
+            await super()._handle_stateful_request(scope, receive, send)
+            return
+        user = scope.get("user")
+        requestor = authorization_context(user) if isinstance(user, AuthenticatedUser) else None
+        if not await self._prepare(session_id, requestor):
+            response = _too_many_sessions()
+            await response(scope, receive, send)
+            return
+        ending = scope["method"] == "DELETE" and session_id in self._server_instances
+
+        async def end_first(message: Message) -> None:
+            if ending and message["type"] == "http.response.start" and message["status"] < _REFUSED:
+                with self._unhurt():
+                    await workers.end(session_id, ttl=self._record_ttl)
+            await send(message)
+
+        workers = self._workers
+        await super()._handle_stateful_request(scope, receive, end_first)
+
+    async def _prepare(self, session_id: str, requestor: AuthorizationContext | None) -> bool:
+        """Have the session here, if it is anywhere, and the requestor's; False when there is no room for it."""
+        if self._workers is None:
+            return True
+        record = SessionRecord("absent")
+        with self._unhurt():
+            record = await self._workers.touch(session_id, ttl=self._record_ttl)
+        transport = self._server_instances.get(session_id)
+        if transport is not None:
+            if record.state == "ended":
+                await self._discard_session(session_id, transport)
+            elif record.state == "absent" and session_id in self._handshakes:
+                await self._record(session_id, self._handshakes[session_id])  # Redis has lost it.
+            return True
+        if record.state != "live" or not record.handshake or record.owner != owner_of(requestor):
+            return True
+        return await self._adopt(session_id, requestor, record)
+
+    async def _adopt(self, session_id: str, requestor: AuthorizationContext | None, record: SessionRecord) -> bool:
+        """Serve another worker's session here, too."""
+        async with self._session_creation_lock:
+            if session_id in self._server_instances or self._task_group is None:
+                return True
+            if self.max_sessions is not None and len(self._server_instances) >= self.max_sessions:
+                return False
+            params = params_of(record.handshake)
+            if params is None:
+                return True
+            transport = self._install(session_id)
+            if requestor is not None:
+                self._session_owners[session_id] = requestor
+            self._handshakes[session_id] = record.handshake
+            await self._task_group.start(self._serve_adopted, session_id, transport, params)
+        return True
+
+    async def _serve_adopted(
+        self,
+        session_id: str,
+        transport: ResumableTransport,
+        params: InitializeRequestParams,
+        *,
+        task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        try:
+            await serve_adopted(self.app, transport, params, self._lifespan_state, task_status=task_status)
+        except Exception:  # noqa: BLE001 - as the SDK does: one session's crash is no other's
+            _sdk_log.exception("Session %s crashed", session_id[:64])
+        finally:
+            await self._discard_session(session_id, transport)
+
+    # -- sessions that end --------------------------------------------------------------------------------------------
+
     async def _discard_session(self, session_id: str, transport: StreamableHTTPServerTransport) -> None:
-        """End what the session is resuming, and forget it as the SDK does."""
-        if view := self._views.pop(session_id, None):
-            view.close()
+        """Forget the session here, and answer what ran in it here. Other workers may go on with it."""
+        self._handshakes.pop(session_id, None)
+        if isinstance(transport, ResumableTransport):
+            transport.view.close()
+            with anyio.CancelScope(shield=True), anyio.move_on_after(PARTING_SECONDS):
+                await transport.view.give_up()
         await super()._discard_session(session_id, transport)
+
+    def _heard(self, notice: Notice) -> None:
+        """Another worker has told something."""
+        session_id = notice.get("end") or notice.get("stop")
+        transport = self._server_instances.get(str(session_id))
+        if not isinstance(transport, ResumableTransport):
+            return
+        if "stop" in notice:
+            transport.view.stop(str(notice.get("stream")))
+        elif self._task_group is not None:
+            self._task_group.start_soon(self._discard_session, str(session_id), transport)
+
+    def _tell(self, **notice: object) -> None:
+        """Tell the other workers, without waiting for it."""
+
+        async def tell() -> None:
+            if self._workers is not None:
+                with self._unhurt():
+                    await self._workers.tell(**notice)
+
+        if self._task_group is not None and self._workers is not None:
+            self._task_group.start_soon(tell)
+
+    @contextmanager
+    def _unhurt(self) -> Iterator[None]:
+        """Let nobody wait for Redis, or be hurt by it: the session goes on here, whatever the others know."""
+        with anyio.move_on_after(_REDIS_PATIENCE), contextlib.suppress(StoreError):
+            yield
 
     def _check_sdk(self) -> None:
         """Try on this very SDK, before anything is served, what every session depends on.
@@ -140,10 +333,12 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             _incompatible(f"a session cannot be admitted: {error}")
         finally:
             _sdk_log.removeFilter(_nothing)
+        for name in ("_session_owners", "_session_creation_lock", "_task_group", "_lifespan_state"):
+            if not hasattr(self, name):
+                _incompatible(f"StreamableHTTPSessionManager has no `{name}`")
         if transport is None or transport.mcp_session_id not in self._server_instances:
             _incompatible("StreamableHTTPSessionManager does not keep its sessions in `_server_instances`")
         self._server_instances.clear()
-        self._views.clear()
 
 
 class _Guard(EventStore):
@@ -156,6 +351,12 @@ class _Guard(EventStore):
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
         """Refuse."""
         _incompatible("a session was not given its own view of the event store")
+
+
+def _too_many_sessions() -> Response:
+    """What the SDK answers at the session limit."""
+    body = JSONRPCError(jsonrpc="2.0", id=None, error=ErrorData(code=INTERNAL_ERROR, message="Too many open sessions"))
+    return Response(body.model_dump_json(by_alias=True, exclude_unset=True), 503, media_type="application/json")
 
 
 def _nothing(_: logging.LogRecord) -> bool:

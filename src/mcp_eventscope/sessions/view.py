@@ -1,10 +1,23 @@
 """What the transport of one session has as its event store: ids for the wire, following, and no store failures."""
 
+from collections import defaultdict
+
 import anyio
 
+from mcp_eventscope.answers import events_gone
 from mcp_eventscope.errors import StoreError
 from mcp_eventscope.sessions import wire
-from mcp_eventscope.types import EventCallback, EventId, EventMessage, EventStore, FactStore, JSONRPCMessage, StreamId
+from mcp_eventscope.types import (
+    GET_STREAM_KEY,
+    EventCallback,
+    EventId,
+    EventMessage,
+    EventStore,
+    FactStore,
+    JSONRPCMessage,
+    StreamId,
+    is_final,
+)
 
 
 class SessionView(EventStore):
@@ -18,7 +31,8 @@ class SessionView(EventStore):
     def __init__(self, store: FactStore, *, follow_limit: float) -> None:
         self._store = store
         self._follow_limit = follow_limit
-        self._resuming: set[anyio.CancelScope] = set()
+        self._resuming: defaultdict[str, set[anyio.CancelScope]] = defaultdict(set)
+        self._running: set[str] = set()
         self._closed = False
 
     async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
@@ -33,16 +47,23 @@ class SessionView(EventStore):
         """
         try:
             name = wire.stream_name(stream_id)
+            if is_final(name, message):
+                self._running.discard(name)
+            elif name != GET_STREAM_KEY:
+                self._running.add(name)
             appended = await self._store.append(name, message)
         except Exception:  # noqa: BLE001 - the store has told it; raised here, the SDK would end the session for good
             return ""
-        return wire.join(appended.event_id, name)
+        return wire.join(appended.event_id, name) if appended.event_id else ""
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> None:
         """Deliver what the client missed, and go on with what is stored later, until the response of the request.
 
         The SDK's own way, to replay here and then go live, loses what is stored between the two, and never ends a
         stream that is complete; so this returns only when nothing more is owed, and the stream is then closed.
+
+        Where there is nothing to resume from, a request is answered with an error, and the standalone stream goes on
+        from now: a client that is sent an empty stream asks again for ever.
 
         Args:
             last_event_id: The `Last-Event-ID`, in any shape: it comes from outside.
@@ -57,20 +78,48 @@ class SessionView(EventStore):
             await send_callback(EventMessage(event.message, wire.join(event.event_id or "", name)))
 
         with anyio.CancelScope() as scope:
-            self._resuming.add(scope)
+            self._resuming[name].add(scope)
             if self._closed:
                 return
             try:
                 facts = await self._store.replay(event_id, send, stream_id=name)
-                if facts.miss is None and not facts.completed:
-                    await self._store.follow(name, facts.last_event_id, send, limit=self._follow_limit)
+                after = facts.last_event_id
+                if facts.miss is not None:
+                    if name != GET_STREAM_KEY:
+                        if name:
+                            await send_callback(EventMessage(events_gone(name)))
+                        return
+                    after = (await self._store.append(name, None)).event_id
+                if not facts.completed:
+                    await self._store.follow(name, after, send, limit=self._follow_limit)
             except StoreError:
                 return  # Told by the store. The stream ends, and the client asks again.
             finally:
-                self._resuming.discard(scope)
+                self._resuming[name].discard(scope)
+                if not self._resuming[name]:
+                    del self._resuming[name]
+
+    def stop(self, stream: StreamId) -> None:
+        """End what is being resumed of one stream; the client comes back for the rest.
+
+        Args:
+            stream: The stream, as the transport names it.
+        """
+        for scope in tuple(self._resuming.get(wire.stream_name(stream), ())):
+            scope.cancel()
 
     def close(self) -> None:
-        """End what is being resumed: the session is over."""
+        """End what is being resumed: the session is over here."""
         self._closed = True
-        for scope in self._resuming:
-            scope.cancel()
+        for scopes in tuple(self._resuming.values()):
+            for scope in tuple(scopes):
+                scope.cancel()
+
+    async def give_up(self) -> None:
+        """Answer the requests that are running here, and will not end, with an error."""
+        running, self._running = self._running, set()
+        for name in running:
+            try:
+                await self._store.give_up(name)
+            except Exception:  # noqa: BLE001 - the lease of this worker tells it, a little later
+                return

@@ -1,18 +1,25 @@
 -- Append events to the streams under one prefix: atomically, in order, in one round trip.
 --
 -- KEYS[1]  {prefix}counter: the last event id given out
+-- KEYS[2]  {prefix}running: which worker runs the request of a stream; "!" once it was given up
 -- ARGV[1]  the prefix; event, stream and trimmed keys are built from it, for the ids are made here
 -- ARGV[2]  ttl in whole seconds; 0 keeps the keys for ever
--- ARGV[3…] three for each event: stream id, payload ("" for a priming event),
---          "1" when it is the response that ends its stream, else ""
--- Returns  the event ids given out, as decimal strings, in the order of the events
+-- ARGV[3]  the worker that says it; "" when nobody keeps track
+-- ARGV[4…] three for each event: stream id, payload ("" for a priming event), and what it is to its stream:
+--          "part", "final" (the response that ends it), "standalone" (the stream belongs to no request),
+--          or "orphaned" (the response in place of a worker that is gone, which ARGV[3] then names)
+-- Returns  the event ids given out, as decimal strings, in the order of the events; "" for one that was
+--          refused: its request was given up before, and has its response
+--
+-- Whoever follows a stream has subscribed to the channel that is called as its index, and is woken by the
+-- name of the worker, whose own followers know already.
 --
 -- An id is the server's clock in microseconds, pushed past the last id given out: unique and
 -- increasing even after the counter was lost, restored or rolled back. It fits a double exactly.
 
 local LOOKED_AT_PER_END = 32
 
-local prefix, ttl = ARGV[1], tonumber(ARGV[2])
+local prefix, ttl, worker = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local now = redis.call('TIME')
 local clock = now[1] * 1000000 + now[2]
 local last = tonumber(redis.call('GET', KEYS[1]) or '') or 0
@@ -20,15 +27,36 @@ if not (last >= 0 and last < 2 ^ 53) then
   last = 0 -- Nothing that was given out: past 2^53 one more is the same number, and ids would repeat.
 end
 
+-- Whether an event may be stored; and who runs the request of its stream, as of this event.
+local function admit(stream, role)
+  if role == 'standalone' or (worker == '' and role ~= 'orphaned') then
+    return true
+  end
+  local runs = redis.call('HGET', KEYS[2], stream) or ''
+  if role == 'orphaned' then
+    if runs ~= worker then
+      return false
+    end
+    redis.call('HSET', KEYS[2], stream, '!')
+  elseif runs == '!' then
+    return false
+  elseif role == 'final' then
+    redis.call('HDEL', KEYS[2], stream)
+  elseif runs ~= worker then
+    redis.call('HSET', KEYS[2], stream, worker)
+  end
+  return true
+end
+
 local ids, streams, seen = {}, {}, {}
-for i = 3, #ARGV, 3 do
-  local stream, payload, final = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+
+local function append(stream, payload, role)
   last = math.max(clock, last + 1)
   local id = string.format('%.0f', last)
   local event = prefix .. 'event:' .. id
   -- First, for this is what can fail, on a key that is another's: then nothing of the event is left behind.
   redis.call('ZADD', prefix .. 'stream:' .. stream, id, id)
-  if final == '1' then
+  if role == 'final' or role == 'orphaned' then
     redis.call('HSET', event, 'stream_id', stream, 'payload', payload, 'final', '1')
   else
     redis.call('HSET', event, 'stream_id', stream, 'payload', payload)
@@ -40,7 +68,12 @@ for i = 3, #ARGV, 3 do
     seen[stream] = true
     streams[#streams + 1] = stream
   end
-  ids[#ids + 1] = id
+  return id
+end
+
+for i = 4, #ARGV, 3 do
+  local stream, payload, role = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  ids[#ids + 1] = admit(stream, role) and append(stream, payload, role) or ''
 end
 
 -- The entries of an index whose events have expired. An entry goes only when its event is gone, for a
@@ -68,7 +101,9 @@ local function trim(stream)
   end
 end
 
-if ttl > 0 then
+if #streams == 0 then
+  return ids
+elseif ttl > 0 then
   redis.call('SET', KEYS[1], string.format('%.0f', last), 'EX', ttl)
 else
   redis.call('SET', KEYS[1], string.format('%.0f', last))
@@ -81,6 +116,10 @@ for _, stream in ipairs(streams) do
     redis.call('PERSIST', prefix .. 'stream:' .. stream)
     redis.call('PERSIST', prefix .. 'trimmed:' .. stream)
   end
+  redis.call('PUBLISH', prefix .. 'stream:' .. stream, worker)
+end
+if worker ~= '' and ttl > 0 then
+  redis.call('EXPIRE', KEYS[2], ttl)
 end
 
 return ids

@@ -1,0 +1,17 @@
+-- Record a session, before its client learns its id: what another worker needs to take it over.
+--
+-- KEYS[1]  {prefix}session
+-- ARGV[1]  ttl in whole seconds
+-- ARGV[2]  the owner; ARGV[3] the handshake
+-- Returns  "live"; or "ended", or "other" for a session of another owner, and then nothing was changed
+
+if redis.call('HEXISTS', KEYS[1], 'ended') == 1 then
+  return 'ended'
+end
+local owner = redis.call('HGET', KEYS[1], 'owner')
+if owner and owner ~= ARGV[2] then
+  return 'other'
+end
+redis.call('HSET', KEYS[1], 'owner', ARGV[2], 'handshake', ARGV[3])
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+return 'live'

@@ -1,0 +1,83 @@
+"""One pass over a stream: what is delivered of a chunk, and what a cursor that is not there means."""
+
+from mcp_eventscope.errors import CorruptEventError
+from mcp_eventscope.redis import codec, scripts
+from mcp_eventscope.redis.keys import EVENT_ID
+from mcp_eventscope.types import EventCallback, EventId, EventMessage, Miss, StreamId, is_final
+
+_MICROSECONDS = 1_000_000
+_FIRST_CLOCK_ID = 10**15
+"""Ids below this (the year 2001, in microseconds) were counted, not read off a clock: they have no age."""
+
+
+class Reading:
+    """One pass over a stream: where it stands, and what it has delivered."""
+
+    __slots__ = (
+        "_send",
+        "_until_response",
+        "completed",
+        "corrupt",
+        "cursor",
+        "delivered",
+        "missing",
+        "payload_bytes",
+        "stream_id",
+    )
+
+    def __init__(self, stream_id: StreamId, cursor: EventId, send: EventCallback, *, until_response: bool) -> None:
+        self.stream_id = stream_id
+        self.cursor = cursor
+        self.delivered = self.payload_bytes = self.missing = 0
+        self.corrupt: dict[EventId, None] = {}  # Each once: one that is no place to go on from is read again.
+        self.completed = False
+        self._send = send
+        self._until_response = until_response
+
+    async def take(self, row: scripts.Row) -> None:
+        """Deliver one row, or count why not. The cursor moves only past what was dealt with."""
+        if row.state == "misplaced" or not EVENT_ID.fullmatch(row.event_id):
+            self.corrupt[row.event_id] = None
+            return
+        if row.state == "missing":
+            self.missing += 1
+        elif row.state == "corrupt":
+            self.corrupt[row.event_id] = None
+        elif row.payload:  # else a priming event: stored, so that its id is a cursor, and never sent again
+            await self._take_payload(row)
+        self.cursor = row.event_id
+
+    async def _take_payload(self, row: scripts.Row) -> None:
+        try:
+            message = codec.decode(row.payload)
+        except CorruptEventError:
+            self.corrupt[row.event_id] = None
+            return
+        await self._send(EventMessage(message, row.event_id))
+        self.delivered += 1
+        self.payload_bytes += len(row.payload)
+        self.completed = self._until_response and is_final(self.stream_id, message)
+
+
+def age_of(chunk: scripts.Chunk, cursor: int) -> float | None:
+    """Seconds since a cursor's event was stored, by Redis's clock; None for an id that is no clock."""
+    return None if cursor < _FIRST_CLOCK_ID else max(0, chunk.clock - cursor) / _MICROSECONDS
+
+
+def miss_of(chunk: scripts.Chunk, cursor: int, stream_id: StreamId | None, ttl: int | None) -> Miss | None:
+    """Why there is nothing to resume from; None when there is."""
+    if chunk.named_stream is not None:
+        return Miss.UNKNOWN if stream_id not in (None, chunk.named_stream) else None
+    # Not before: a counter that was rolled back, or restarted by another writer, unmakes no event that is there.
+    if chunk.last_given and cursor > chunk.last_given and not chunk.cursor_held:
+        return Miss.UNKNOWN
+    age = age_of(chunk, cursor)
+    expired = ttl is not None and age is not None and age >= ttl
+    if stream_id is not None and chunk.oldest and (chunk.cursor_held or chunk.trimmed >= cursor or expired):
+        return None  # The event itself is gone, and was there: what followed it can still be delivered.
+    return Miss.EXPIRED if expired else Miss.UNKNOWN
+
+
+def lost_after(chunk: scripts.Chunk, cursor: int) -> bool:
+    """Whether events after the cursor were removed: trimmed past it, or with the index that named it."""
+    return chunk.trimmed > cursor or (not chunk.cursor_held and chunk.trimmed < cursor)

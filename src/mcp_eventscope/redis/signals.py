@@ -1,0 +1,110 @@
+"""One subscription connection for a process: who wants to be called when something is published."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import TypeAlias
+
+from redis import asyncio as aioredis
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+
+from mcp_eventscope.redis.connection import AnyRedis
+
+Listener: TypeAlias = Callable[[bytes | None], None]
+"""Called with what was published, or with None after messages may have been lost."""
+
+RECONNECT_SECONDS = 0.2
+
+
+class Signals:
+    """Subscriptions of a process, on one connection, which is opened with the first and closed with the last.
+
+    A message may be lost, with the connection; every listener is told so when it is back. On Redis Cluster nothing is
+    subscribed to: who listens has to look for himself now and then, as he has to anyway.
+    """
+
+    def __init__(self, redis: AnyRedis) -> None:
+        self._redis = redis
+        self._listeners: dict[str, set[Listener]] = {}
+        self._subscribed: set[str] = set()
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def listen(self, channel: str, listener: Listener) -> None:
+        """Call the listener for each message of the channel, soon."""
+        self._listeners.setdefault(channel, set()).add(listener)
+        self._changed.set()
+        if self._task is None and isinstance(self._redis, aioredis.Redis):
+            self._task = asyncio.create_task(self._run(self._redis), name="eventscope-signals")
+
+    def ignore(self, channel: str, listener: Listener) -> None:
+        """Do not call the listener again."""
+        listeners = self._listeners.get(channel, set())
+        listeners.discard(listener)
+        if not listeners:
+            self._listeners.pop(channel, None)
+        self._changed.set()
+
+    async def _run(self, redis: aioredis.Redis) -> None:
+        try:
+            while self._listeners:
+                pubsub = redis.pubsub()
+                self._subscribed.clear()
+                try:
+                    await self._serve(pubsub)
+                except (RedisError, OSError):
+                    await asyncio.sleep(RECONNECT_SECONDS)
+                finally:
+                    with contextlib.suppress(RedisError, OSError):
+                        await pubsub.aclose()  # type: ignore[no-untyped-call]
+        finally:
+            self._task = None
+
+    async def _serve(self, pubsub: PubSub) -> None:
+        """Keep the subscriptions and pass messages on, until nobody listens or the connection breaks."""
+        reading: asyncio.Task[None] | None = None
+        try:
+            while self._listeners:
+                self._changed.clear()
+                await self._adjust(pubsub)
+                if reading is None:
+                    reading = asyncio.create_task(self._read(pubsub), name="eventscope-signals-read")
+                    self._tell_all_lost()
+                changed = asyncio.create_task(self._changed.wait())
+                try:
+                    await asyncio.wait({reading, changed}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    changed.cancel()
+                if reading.done():
+                    reading.result()
+                    return
+        finally:
+            if reading is not None:
+                reading.cancel()
+                with contextlib.suppress(asyncio.CancelledError, RedisError, OSError):
+                    await reading
+
+    async def _adjust(self, pubsub: PubSub) -> None:
+        wanted = set(self._listeners)
+        if more := wanted - self._subscribed:
+            await pubsub.subscribe(*more)
+        if less := self._subscribed - wanted:
+            await pubsub.unsubscribe(*less)
+        self._subscribed = wanted
+
+    async def _read(self, pubsub: PubSub) -> None:
+        while True:
+            message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
+            if message is None:
+                continue
+            channel, data = message["channel"], message["data"]
+            name = channel.decode() if isinstance(channel, bytes) else channel
+            content = data if isinstance(data, bytes) else str(data).encode()
+            for listener in tuple(self._listeners.get(name, ())):
+                listener(content)
+
+    def _tell_all_lost(self) -> None:
+        for listeners in tuple(self._listeners.values()):
+            for listener in tuple(listeners):
+                listener(None)

@@ -1,0 +1,123 @@
+"""What workers know of each other: who lives, who has which session, and what one has to tell the others."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import anyio
+
+from mcp_eventscope.errors import StoreError
+from mcp_eventscope.redis import scripts
+from mcp_eventscope.redis.connection import AnyRedis, told_as
+from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.signals import Signals
+
+Notice: TypeAlias = dict[str, Any]
+"""What one worker tells the others: JSON members."""
+
+PARTING_SECONDS = 1.0
+"""How long a worker that ends takes to say so, at most; its lease says it otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """What Redis knows of a session. `state` is `live`, `ended` or `absent`."""
+
+    state: str
+    owner: str = ""
+    handshake: str = ""
+
+
+class Workers:
+    """The worker that this process is, among the others.
+
+    Args:
+        redis: Where they meet.
+        keys: The root's.
+        worker: This process.
+        signals: Its subscriptions.
+    """
+
+    def __init__(self, redis: AnyRedis, keys: Keys, worker: str, signals: Signals) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._worker = worker
+        self._signals = signals
+
+    @asynccontextmanager
+    async def alive(self, lease: float, heard: Callable[[Notice], None]) -> AsyncIterator[None]:
+        """Hold a lease, and hear what others tell, until the block ends.
+
+        Args:
+            lease: Seconds after which this worker counts as gone when it does not renew.
+            heard: Called with each notice of another worker.
+        """
+
+        def listen(content: bytes | None) -> None:
+            with contextlib.suppress(ValueError):
+                notice = json.loads(content or b"null")
+                if isinstance(notice, dict) and notice.get("worker") != self._worker:
+                    heard(notice)
+
+        self._signals.listen(self._keys.workers, listen)
+        with contextlib.suppress(StoreError):
+            await self._renew(lease)
+        renewing = asyncio.create_task(self._keep_renewing(lease), name="eventscope-lease")
+        try:
+            yield
+        finally:
+            renewing.cancel()
+            self._signals.ignore(self._keys.workers, listen)
+            with anyio.CancelScope(shield=True), anyio.move_on_after(PARTING_SECONDS), contextlib.suppress(StoreError):
+                await self._leave()
+
+    async def tell(self, **notice: object) -> None:
+        """Tell the other workers. Who is not listening does not hear it.
+
+        Raises:
+            StoreError: Redis did not take it.
+        """
+        with told_as("write to", self._redis):
+            await self._redis.publish(self._keys.workers, json.dumps({"worker": self._worker, **notice}))
+
+    async def record(self, session_id: str, *, owner: str, handshake: str, ttl: int) -> str:
+        """Record a session; see `scripts.record`."""
+        with told_as("write to", self._redis):
+            return await scripts.record(self._redis, self._keys.for_session(session_id), ttl, owner, handshake)
+
+    async def touch(self, session_id: str, *, ttl: int) -> SessionRecord:
+        """Renew a session's record, and read it; see `scripts.touch`."""
+        with told_as("read from", self._redis):
+            return SessionRecord(*await scripts.touch(self._redis, self._keys.for_session(session_id), ttl))
+
+    async def end(self, session_id: str, *, ttl: int) -> None:
+        """End a session for all workers, and tell them.
+
+        Raises:
+            StoreError: Redis did not take it.
+        """
+        key = self._keys.for_session(session_id).session
+        with told_as("write to", self._redis):
+            # On its own: what is left of the record must not make anybody take the session over.
+            await self._redis.hset(key, "ended", "1")
+            await self._redis.expire(key, ttl)
+        await self.tell(end=session_id)
+
+    async def _leave(self) -> None:
+        with told_as("write to", self._redis):
+            await self._redis.delete(self._keys.worker(self._worker))
+
+    async def _renew(self, lease: float) -> None:
+        with told_as("write to", self._redis):
+            await self._redis.set(self._keys.worker(self._worker), "1", px=round(lease * 1000))
+
+    async def _keep_renewing(self, lease: float) -> None:
+        """Renew in time for one renewal to fail. Redis counts the time, so no clock of ours matters."""
+        while True:
+            await asyncio.sleep(lease / 3)
+            with contextlib.suppress(StoreError):
+                await self._renew(lease)

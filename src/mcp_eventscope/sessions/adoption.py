@@ -1,0 +1,80 @@
+"""What a session is recorded as, and how another worker's session is served."""
+
+import hashlib
+import json
+import secrets
+from typing import Any
+
+import anyio
+import pydantic_core
+from anyio.abc import TaskStatus
+from mcp.server.auth.middleware.bearer_auth import AuthorizationContext
+from mcp.server.connection import Connection
+from mcp.server.lowlevel.server import Server
+from mcp.server.runner import serve_connection
+from mcp.server.streamable_http import StreamableHTTPServerTransport
+from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
+from mcp.shared.transport_context import TransportContext
+from mcp.types import InitializeRequestParams
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_HANDSHAKE_VERSION
+
+
+def owner_of(requestor: AuthorizationContext | None) -> str:
+    """The principal of a session as Redis has it: a digest, for it is only ever compared; "" for nobody."""
+    if requestor is None:
+        return ""
+    return hashlib.sha256(json.dumps(requestor, sort_keys=True).encode()).hexdigest()
+
+
+def handshake_of(body: bytes) -> str | None:
+    """The parameters of an `initialize` request, as JSON; None when the body is none.
+
+    Args:
+        body: The body of the request that opened a session.
+    """
+    try:
+        message = pydantic_core.from_json(body)
+    except ValueError:
+        return None
+    if not isinstance(message, dict) or message.get("method") != "initialize":
+        return None
+    return json.dumps(message.get("params") or {})
+
+
+def params_of(handshake: str) -> InitializeRequestParams | None:
+    """The parameters that `handshake_of` recorded; None when they cannot be read."""
+    try:
+        return InitializeRequestParams.model_validate_json(handshake, by_name=False)
+    except ValueError:
+        return None
+
+
+async def serve_adopted(
+    app: Server[Any],
+    transport: StreamableHTTPServerTransport,
+    params: InitializeRequestParams,
+    lifespan_state: Any,
+    *,
+    task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve a session that another worker opened, until it ends or is idle for too long.
+
+    Args:
+        app: The low-level server.
+        transport: The session's transport here.
+        params: Of the session's `initialize`: it begins initialized, or it would refuse every request.
+        lifespan_state: The server's.
+        task_status: Started once requests can be served.
+    """
+    async with transport.connect() as (read_stream, write_stream):
+        dispatcher: JSONRPCDispatcher[TransportContext] = JSONRPCDispatcher(read_stream, write_stream)
+        # The opener counts its own requests to the client from 1; answers must find the one who asked.
+        dispatcher._next_id = secrets.randbelow(2**40) + 2**32
+        connection = Connection.for_loop(dispatcher, session_id=transport.mcp_session_id)
+        connection.client_params = params
+        known = params.protocol_version in HANDSHAKE_PROTOCOL_VERSIONS
+        connection.protocol_version = params.protocol_version if known else LATEST_HANDSHAKE_VERSION
+        connection.initialized.set()
+        task_status.started()
+        with transport.idle_scope or anyio.CancelScope():
+            await serve_connection(app, dispatcher, connection=connection, lifespan_state=lifespan_state)
