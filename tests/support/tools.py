@@ -28,6 +28,12 @@ class Steered:
             """Return the text."""
             return text
 
+        @self.mcp.tool()
+        async def announce(ctx: Context) -> str:
+            """Say on the standalone stream that the tools have changed."""
+            await ctx.session.send_tool_list_changed()
+            return "said"
+
     def step(self, name: str, *messages: str) -> None:
         """Let the call with this name report these messages."""
         for message in messages:

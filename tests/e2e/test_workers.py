@@ -1,0 +1,104 @@
+"""Two workers, one session: whichever is asked, every event comes once, in order, and then the response."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+
+import anyio
+import pytest
+from prometheus_client import CollectorRegistry
+from support.raw import Connect, Event, RawClient, events
+from support.serving import serving
+from support.tools import Steered
+
+from mcp_eventscope import http_app
+from mcp_eventscope.answers import EVENTS_GONE, REQUEST_ORPHANED
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class Worker:
+    """One worker: its server, and where it is served."""
+
+    steered: Steered
+    url: str
+
+
+@pytest.fixture
+async def workers(valkey_url: str) -> AsyncIterator[list[Worker]]:
+    """Two workers on one Valkey, each with a store of its own; no routing is sticky."""
+    async with AsyncExitStack() as stack:
+        found = []
+        for _ in range(2):
+            steered = Steered()
+            app = http_app(steered.mcp, redis_url=valkey_url, registry=CollectorRegistry(), lease=1)
+            found.append(Worker(steered, await stack.enter_async_context(serving(app))))
+        yield found
+
+
+@pytest.fixture
+async def pair(workers: list[Worker], connect: Connect) -> tuple[RawClient, RawClient]:
+    """One client with one session, as it speaks to the first worker and to the second."""
+    first = connect(workers[0].url)
+    await first.initialize()
+    return first, replace(first, url=f"{workers[1].url}/mcp")
+
+
+def progress(received: list[Event]) -> list[str]:
+    """The messages of the progress notifications."""
+    return [event.message["params"]["message"] for event in received if event.data and "method" in event.message]
+
+
+async def test_cut_and_back_on_another_worker(workers: list[Worker], pair: tuple[RawClient, RawClient]) -> None:
+    """The tool runs on one worker, the client comes back through the other, and gets all of it as it is said."""
+    steered = workers[0].steered
+    on_a, on_b = pair
+    async with on_a.call(1, "steps", name="w") as response:
+        stream = events(response)
+        before = [await anext(stream)]
+        steered.step("w", "a")
+        before.append(await anext(stream))
+    steered.step("w", "b")
+    after: list[Event] = []
+    async with on_b.get(before[-1].id) as response:
+        async for event in events(response):
+            after.append(event)
+            if progress(after) == ["b"]:
+                steered.step("w", "c")
+            if progress(after) == ["b", "c"]:
+                steered.finish("w")
+    assert progress(before + after) == ["a", "b", "c"]
+    assert after[-1].message["result"]["structuredContent"] == {"result": "3 steps"}
+    async with on_b.call(2, "echo", text="x") as response:
+        assert "result" in [event async for event in events(response)][-1].message
+    async with on_a.call(3, "echo", text="x") as response:
+        assert "result" in [event async for event in events(response)][-1].message
+
+
+async def test_unknown_session_stays_unknown(workers: list[Worker], connect: Connect) -> None:
+    """A session that nobody opened is 404 everywhere."""
+    client = connect(workers[0].url)
+    client.session = "0" * 32
+    async with client.post({"jsonrpc": "2.0", "id": 1, "method": "ping"}) as response:
+        assert response.status_code == 404
+
+
+async def test_delete_on_any_worker(workers: list[Worker], pair: tuple[RawClient, RawClient]) -> None:
+    """A session that is ended on one worker is ended on all, for ever."""
+    on_a, on_b = pair
+    assert await on_b.delete() == 200
+    for client in pair:
+        async with client.post({"jsonrpc": "2.0", "id": 1, "method": "ping"}) as response:
+            assert response.status_code == 404
+
+
+async def test_standalone_stream_on_another_worker(workers: list[Worker], pair: tuple[RawClient, RawClient]) -> None:
+    """What a server says outside of a call reaches the standalone stream, wherever the client has it."""
+    on_a, on_b = pair
+    async with on_b.get() as response:
+        stream = events(response)
+        async with on_a.call(1, "announce") as call:
+            assert "result" in [event async for event in events(call)][-1].message
+        with anyio.fail_after(5):
+            assert (await anext(stream)).message["method"] == "notifications/tools/list_changed"
