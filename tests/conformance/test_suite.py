@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import mcp_eventscope.testing
 from mcp_eventscope.testing import EventStoreConformance, SharedStoreConformance
 
@@ -66,6 +68,7 @@ FOUND_BY = {
 """Which tests fail on which faulty store."""
 
 
+@pytest.mark.slow
 def test_faults_are_found(tmp_path: Path) -> None:
     """A store with a fault fails the tests that are about it."""
     tests = {f"{suite}::{test}" for suite, found_by in FOUND_BY.items() for test in found_by}
