@@ -45,6 +45,7 @@ async def test_nothing_to_resume_from() -> None:
     assert await mine.replay("", collected) == Replayed(miss=Miss.MALFORMED)
     assert await mine.replay("x", collected) == Replayed(miss=Miss.UNKNOWN)
     assert await mine.replay(event_id, collected, stream_id="1") == Replayed(miss=Miss.UNKNOWN)
+    assert await mine.replay(event_id, collected) == Replayed(miss=Miss.UNKNOWN)
     assert await other.replay(event_id, collected, stream_id="2") == Replayed(miss=Miss.UNKNOWN)
     assert await root.replay("x", collected) == Replayed(miss=Miss.UNKNOWN)
     assert collected.ids == []
