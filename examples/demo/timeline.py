@@ -31,6 +31,8 @@ class Timeline:
         self._steps = steps
         self._bar = max(8, min(_LONGEST_BAR, console.width - _REST_OF_ROW))
         self._phase = "before"
+        unicode = console.encoding.startswith("utf")
+        self._done, self._open, self._arrow = ("━", "─", " → ") if unicode else ("#", "-", " > ")
 
     def title(self, text: str) -> None:
         """The heading."""
@@ -39,7 +41,7 @@ class Timeline:
 
     def path(self, parts: Sequence[str]) -> None:
         """What the call goes through."""
-        self._say(" → ".join(parts), "dim")
+        self._say(self._arrow.join(parts), "dim")
         self._gap()
 
     def show(self, moment: Moment) -> None:
@@ -121,8 +123,9 @@ class Timeline:
 
     def _progress(self, moment: Moment) -> Text:
         done = round(self._bar * min(moment.number, self._steps) / self._steps)
-        bar = Text("━" * done, style=_GREEN)
-        bar.append("─" * (self._bar - done), style="dim")
+        bar = Text()
+        bar.append(self._done * done, style=_GREEN)
+        bar.append(self._open * (self._bar - done), style="dim")
         bar.append(f"  {moment.number:>2}/{self._steps}", style="bold")
         bar.append(f"  {moment.text}", style="dim")
         return bar
