@@ -1,6 +1,7 @@
 """One uvicorn worker: a process of its own that serves the MCP server on a port of the loopback interface."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import sys
@@ -94,17 +95,20 @@ class Worker:
         """End it as an operator would; by force when it does not listen."""
         if self._process is None or self._process.returncode is not None:
             return
-        self._process.terminate()
         try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await self._process.wait()
-        except TimeoutError:
+            with contextlib.suppress(TimeoutError, ProcessLookupError):
+                self._process.terminate()
+                async with asyncio.timeout(STOP_SECONDS):
+                    await self._process.wait()
+        finally:
+            # Also when a signal cancels us just here: there is nobody after us to end it.
             await self.kill()
 
     async def kill(self) -> None:
         """End it without a warning, as a crash would."""
         if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
             await self._process.wait()
 
     async def metrics(self) -> str:
