@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: demo serve test test-fast check format clean
+.PHONY: demo serve test test-fast check format docs clean
 
 demo: $(STAMP)  ## Cut a stream in the middle of a call, and watch it resume
 	$(BIN)/python -m examples.demo
@@ -27,6 +27,9 @@ check: $(STAMP)  ## Lint, format and types
 format: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: $(STAMP)  ## Write what is generated of the documentation
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV)

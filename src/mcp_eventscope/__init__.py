@@ -9,6 +9,7 @@ from mcp_eventscope.errors import (
     StoreError,
     StoreRejectedError,
     StoreUnavailableError,
+    UnscopedStoreWarning,
 )
 from mcp_eventscope.instrumented import InstrumentedEventStore
 from mcp_eventscope.redis.store import RedisEventStore
@@ -25,5 +26,6 @@ __all__ = [
     "StoreError",
     "StoreRejectedError",
     "StoreUnavailableError",
+    "UnscopedStoreWarning",
     "http_app",
 ]

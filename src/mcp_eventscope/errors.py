@@ -8,6 +8,9 @@ EventscopeError
 ├── CorruptEventError          a stored event could not be read; it is skipped and counted
 ├── IncompatibleSDKError       the installed MCP SDK does not have the parts that sessions are scoped by
 └── EmbeddedUnavailableError   no embedded Valkey could be started
+
+
+UnscopedStoreWarning         a root store is used as if all sessions were one
 ```
 
 Bad arguments are `TypeError` and `ValueError`, as everywhere. No message holds a password or a payload.
@@ -40,3 +43,7 @@ class IncompatibleSDKError(EventscopeError):
 
 class EmbeddedUnavailableError(EventscopeError):
     """The embedded Valkey is not installed, or could not be started."""
+
+
+class UnscopedStoreWarning(UserWarning):
+    """`event_store.unscoped`: a bare root store was handed to the SDK, whose sessions then share streams."""

@@ -1,9 +1,15 @@
 """JSON-RPC messages to stored payloads, and back."""
 
+import json
+from typing import Any
+
 import pydantic_core
 from mcp.types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
 
 from mcp_eventscope.errors import CorruptEventError
+
+_DIGITS = 4000
+"""Digits of an integer read at once: Python refuses to read more than 4300, and counts in any number of them."""
 
 
 def encode(message: JSONRPCMessage | None) -> str:
@@ -36,12 +42,35 @@ def decode(payload: bytes) -> JSONRPCMessage:
         CorruptEventError: It is not JSON, or no JSON-RPC message.
     """
     try:
-        members = pydantic_core.from_json(payload)
-        return _type_of(members).model_validate(members)
-    except ValueError:
+        return _message_of(payload)
+    except (ValueError, RecursionError):
         # Not chained: a validation error carries the payload in its text.
         msg = "not a JSON-RPC message"
         raise CorruptEventError(msg) from None
+
+
+def _message_of(payload: bytes) -> JSONRPCMessage:
+    try:
+        return _validated(pydantic_core.from_json(payload))
+    except ValueError:
+        # Pydantic writes more than it reads: deeper nesting than 200, integers of more than 4300 digits.
+        message = _validated(json.loads(payload.decode(), parse_int=_integer))
+        # And this parser reads what pydantic cannot write, such as lone surrogates, which nobody has sent.
+        encode(message)
+        return message
+
+
+def _integer(text: str) -> int:
+    sign, digits = (-1, text[1:]) if text.startswith("-") else (1, text)
+    value = 0
+    for start in range(0, len(digits), _DIGITS):
+        part = digits[start : start + _DIGITS]
+        value = value * 10 ** len(part) + int(part)
+    return sign * value
+
+
+def _validated(members: Any) -> JSONRPCMessage:
+    return _type_of(members).model_validate(members)
 
 
 def _type_of(

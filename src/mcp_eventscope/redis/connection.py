@@ -13,7 +13,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from mcp_eventscope.errors import StoreRejectedError, StoreUnavailableError
+from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailableError
 
 AnyRedis: TypeAlias = aioredis.Redis | aioredis.RedisCluster
 """The clients that a store accepts, with `decode_responses` either way."""
@@ -41,7 +41,8 @@ def connect(url: str) -> aioredis.Redis:
         ValueError: The URL is none of these. The message does not repeat it, for it may hold a password.
     """
     try:
-        if urlsplit(url).scheme not in _SCHEMES:
+        # Without both slashes everything is a path, and the client would quietly go to localhost.
+        if urlsplit(url).scheme not in _SCHEMES or "://" not in url:
             raise ValueError  # noqa: TRY301 - told once, below
         return aioredis.Redis.from_url(
             url,
@@ -100,18 +101,21 @@ def told_as(operation: str, client: AnyRedis) -> Iterator[None]:
     """
     try:
         yield
-    except (RedisTimeoutError, TimeoutError) as error:
-        msg = f"could not {operation} Redis at {address_of(client)}: no answer in time"
-        raise StoreUnavailableError(msg) from error
-    except AuthenticationError as error:
-        msg = f"could not {operation} Redis at {address_of(client)}: it refused the user name or password"
-        raise StoreRejectedError(msg) from error
-    except (RedisConnectionError, OSError) as error:
-        msg = f"could not {operation} Redis at {address_of(client)}: {error}"
-        raise StoreUnavailableError(msg) from error
-    except ResponseError as error:
-        msg = f"could not {operation} Redis at {address_of(client)}: it answered {error}"
-        raise StoreRejectedError(msg) from error
-    except RedisError as error:
-        msg = f"could not {operation} Redis at {address_of(client)}: {type(error).__name__}: {error}"
-        raise StoreUnavailableError(msg) from error
+    except (RedisError, OSError) as error:
+        raise _told(error, f"could not {operation} Redis at {address_of(client)}") from error
+
+
+def _told(error: RedisError | OSError, failed: str) -> StoreError:
+    """Our error for one of the client's."""
+    if isinstance(error, RedisConnectionError) and isinstance(error.__cause__, AuthenticationError | ResponseError):
+        error = error.__cause__  # What Redis answers while the client connects comes wrapped.
+    if isinstance(error, RedisTimeoutError | TimeoutError):
+        return StoreUnavailableError(f"{failed}: no answer in time")
+    if isinstance(error, AuthenticationError):
+        return StoreRejectedError(f"{failed}: it refused the user name or password")
+    if isinstance(error, ResponseError):
+        # An unknown command is answered with the arguments that it was called with, the payload among them.
+        return StoreRejectedError(f"{failed}: it answered {str(error).partition(', with args')[0]}")
+    if isinstance(error, RedisConnectionError | OSError):
+        return StoreUnavailableError(f"{failed}: {error}")
+    return StoreUnavailableError(f"{failed}: {type(error).__name__}: {error}")

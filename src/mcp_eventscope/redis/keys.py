@@ -59,5 +59,12 @@ class Keys:
         return f"{self.prefix}stream:{stream_id}"
 
     def for_session(self, session_id: str) -> "Keys":
-        """The keys of one session: under `{prefix}{session}:`, the braces literal, so that they share one slot."""
+        """The keys of one session: under `{prefix}{session}:`, the braces literal, so that they share one slot.
+
+        Raises:
+            ValueError: `session_id` is empty: Redis takes no slot from empty braces, and sessions have names.
+        """
+        if not session_id:
+            msg = "a session's part of the store needs the session's id, and this one is empty"
+            raise ValueError(msg)
         return Keys(f"{self.prefix}{{{quote(session_id, safe='')}}}:")

@@ -48,13 +48,16 @@ class Entry:
     """One event to append: its stream, its payload as stored, and whether it ends the stream."""
 
     stream_id: str
-    payload: str
+    payload: bytes
     final: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One event of a chunk, as Redis has it. `state` is `ok`, `missing` or `corrupt`."""
+    """One event of a chunk, as Redis has it.
+
+    `state` is `ok`, `missing`, `corrupt`, or `misplaced`: the index has it at a place that is not its id.
+    """
 
     event_id: str
     state: str
@@ -65,8 +68,8 @@ class Row:
 class Chunk:
     """What `read.lua` says: where the cursor stands, and the rows after it."""
 
-    named_stream: str
-    """The stream that the cursor's own event names; "" when that event is gone."""
+    named_stream: str | None
+    """The stream that the cursor's own event names; None when that event is gone."""
     cursor_final: bool
     cursor_held: bool
     last_given: int
@@ -75,7 +78,7 @@ class Chunk:
     clock: int
     """Redis's own time in microseconds: ages must not depend on a worker's clock."""
     after: str
-    """The cursor for the next chunk; "" when nothing is left."""
+    """The score to read the next chunk after; "" when nothing is left."""
     rows: tuple[Row, ...]
 
 
@@ -91,7 +94,7 @@ async def append(client: Client, keys: Keys, ttl: int | None, entries: Sequence[
     Returns:
         Their ids, in the same order.
     """
-    args: list[str | int] = [keys.prefix, ttl or 0]
+    args: list[str | bytes | int] = [keys.prefix, ttl or 0]
     for entry in entries:
         args += (entry.stream_id, entry.payload, "1" if entry.final else "")
     reply = await _append(client, [keys.counter], args)
@@ -99,15 +102,15 @@ async def append(client: Client, keys: Keys, ttl: int | None, entries: Sequence[
 
 
 async def read(  # noqa: PLR0913 - the script's arguments, one by one
-    client: Client, keys: Keys, cursor: str, stream_id: str, *, max_events: int, max_bytes: int
+    client: Client, keys: Keys, cursor: str, stream_id: str | None, *, max_events: int, max_bytes: int
 ) -> Chunk:
     """Read what was stored after a cursor: at most `max_events` events or about `max_bytes` payload bytes.
 
     Args:
         client: Where from.
         keys: The prefix, as keys.
-        cursor: An event id, digits only.
-        stream_id: The stream, or "" for the one that the cursor's event names.
+        cursor: An event id, or `Chunk.after`.
+        stream_id: The stream, or None for the one that the cursor's event names.
         max_events: The most events to look at.
         max_bytes: Payload bytes after which no further event is taken; the first one always is.
 
@@ -117,11 +120,11 @@ async def read(  # noqa: PLR0913 - the script's arguments, one by one
     reply = await _read(
         client,
         [keys.counter, keys.event(cursor)],
-        [keys.prefix, cursor, stream_id, max_events, max_bytes],
+        [keys.prefix, cursor, max_events, max_bytes, *([] if stream_id is None else [stream_id])],
     )
     named, final, held, given, trimmed, oldest, clock, after, rows = reply
     return Chunk(
-        named_stream=named.decode("utf-8", "replace"),
+        named_stream=None if named is None else named.decode("utf-8", "replace"),
         cursor_final=final == b"1",
         cursor_held=held == b"1",
         last_given=_number(given),

@@ -3,9 +3,10 @@
 import asyncio
 import copy
 import time
+import warnings
 from typing import Self
 
-from mcp_eventscope.errors import CorruptEventError, StoreError
+from mcp_eventscope.errors import CorruptEventError, StoreError, UnscopedStoreWarning
 from mcp_eventscope.redis import codec, scripts
 from mcp_eventscope.redis.connection import AnyRedis, address_of, require_async, told_as
 from mcp_eventscope.redis.follow import POLL_SECONDS, Wakeups
@@ -65,6 +66,7 @@ class RedisEventStore(EventStore):
         self._ttl = ttl
         self._wakeups = Wakeups()
         self._session: str | None = None
+        self._warned = False
 
     @property
     def ttl(self) -> int | None:
@@ -127,6 +129,7 @@ class RedisEventStore(EventStore):
         Raises:
             StoreError: Redis did not take it.
         """
+        self._check_scoped()
         return (await self.append(stream_id, message)).event_id
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
@@ -142,8 +145,21 @@ class RedisEventStore(EventStore):
         Raises:
             StoreError: Redis could not be read.
         """
+        self._check_scoped()
         facts = await self.replay(last_event_id, send_callback)
         return facts.stream_id if facts.miss is None else None
+
+    def _check_scoped(self) -> None:
+        """Say once, and loudly, that the SDK's interface does not tell a root store which session it serves."""
+        if self._session is None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "event_store.unscoped: a RedisEventStore handed straight to the SDK cannot tell sessions apart; "
+                "clients number their requests from 0, so sessions share streams and are replayed each other's events. "
+                "Serve with mcp_eventscope.http_app() or ResumableSessionManager",
+                UnscopedStoreWarning,
+                stacklevel=3,
+            )
 
     # -- the same, as facts -------------------------------------------------------------------------------------------
 
@@ -161,12 +177,13 @@ class RedisEventStore(EventStore):
             StoreError: Redis did not take it.
             ValueError: The message has no JSON form.
         """
-        payload = codec.encode(message)
+        # As bytes: the client would encode text in whatever encoding it was made for.
+        payload = codec.encode(message).encode()
         entry = scripts.Entry(stream_id, payload, is_final(stream_id, message))
         with told_as("append to", self._redis):
             (event_id,) = await scripts.append(self._redis, self._keys, self._ttl, [entry])
         self._wakeups.notify(self._keys.stream(stream_id))
-        return Appended(event_id, len(payload.encode()))
+        return Appended(event_id, len(payload))
 
     async def replay(
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
@@ -188,11 +205,13 @@ class RedisEventStore(EventStore):
         if not EVENT_ID.fullmatch(last_event_id):
             return Replayed(miss=Miss.MALFORMED)
         cursor = int(last_event_id)
-        chunk = await self._read(last_event_id, stream_id or "")
+        chunk = await self._read(last_event_id, stream_id)
         age = _age(chunk, cursor)
         if miss := _miss(chunk, cursor, stream_id, self._ttl):
             return Replayed(miss=miss, age=age if miss is Miss.EXPIRED else None)
-        stream = stream_id or chunk.named_stream
+        stream = chunk.named_stream if stream_id is None else stream_id
+        if stream is None:  # `_miss` has said so already; mypy cannot know.
+            return Replayed(miss=Miss.UNKNOWN)
         until_response = stream_id is not None
         reading = _Reading(stream, last_event_id, send, until_response=until_response)
         if not (until_response and chunk.cursor_final):
@@ -246,7 +265,7 @@ class RedisEventStore(EventStore):
             failures=failures,
         )
 
-    async def _read(self, cursor: str, stream_id: str) -> scripts.Chunk:
+    async def _read(self, cursor: str, stream_id: str | None) -> scripts.Chunk:
         with told_as("read from", self._redis):
             return await scripts.read(
                 self._redis, self._keys, cursor, stream_id, max_events=CHUNK_EVENTS, max_bytes=CHUNK_BYTES
@@ -261,10 +280,9 @@ class RedisEventStore(EventStore):
                     return
             if not chunk.after:
                 return
-            reading.cursor = chunk.after
             # Events of a long replay are read in one go of the loop; let others have their turn.
             await asyncio.sleep(0)
-            chunk = await self._read(reading.cursor, reading.stream_id)
+            chunk = await self._read(chunk.after, reading.stream_id)
 
 
 class _Reading:
@@ -286,27 +304,29 @@ class _Reading:
         self.stream_id = stream_id
         self.cursor = cursor
         self.delivered = self.payload_bytes = self.missing = 0
-        self.corrupt: list[EventId] = []
+        self.corrupt: dict[EventId, None] = {}  # Each once: one that is no place to go on from is read again.
         self.completed = False
         self._send = send
         self._until_response = until_response
 
     async def take(self, row: scripts.Row) -> None:
         """Deliver one row, or count why not. The cursor moves only past what was dealt with."""
+        if row.state == "misplaced" or not EVENT_ID.fullmatch(row.event_id):
+            self.corrupt[row.event_id] = None
+            return
         if row.state == "missing":
             self.missing += 1
-        elif row.state == "corrupt" or not EVENT_ID.fullmatch(row.event_id):
-            self.corrupt.append(row.event_id)
+        elif row.state == "corrupt":
+            self.corrupt[row.event_id] = None
         elif row.payload:  # else a priming event: stored, so that its id is a cursor, and never sent again
             await self._take_payload(row)
-        if EVENT_ID.fullmatch(row.event_id):
-            self.cursor = row.event_id
+        self.cursor = row.event_id
 
     async def _take_payload(self, row: scripts.Row) -> None:
         try:
             message = codec.decode(row.payload)
         except CorruptEventError:
-            self.corrupt.append(row.event_id)
+            self.corrupt[row.event_id] = None
             return
         await self._send(EventMessage(message, row.event_id))
         self.delivered += 1
@@ -321,10 +341,11 @@ def _age(chunk: scripts.Chunk, cursor: int) -> float | None:
 
 def _miss(chunk: scripts.Chunk, cursor: int, stream_id: StreamId | None, ttl: int | None) -> Miss | None:
     """Why there is nothing to resume from; None when there is."""
-    if chunk.last_given and cursor > chunk.last_given:
-        return Miss.UNKNOWN
-    if chunk.named_stream:
+    if chunk.named_stream is not None:
         return Miss.UNKNOWN if stream_id not in (None, chunk.named_stream) else None
+    # Not before: a counter that was rolled back, or restarted by another writer, unmakes no event that is there.
+    if chunk.last_given and cursor > chunk.last_given and not chunk.cursor_held:
+        return Miss.UNKNOWN
     age = _age(chunk, cursor)
     expired = ttl is not None and age is not None and age >= ttl
     if stream_id is not None and chunk.oldest and (chunk.cursor_held or chunk.trimmed >= cursor or expired):

@@ -1,5 +1,6 @@
 """A drop-in for the SDK's session manager that gives every session its own view of the event store."""
 
+import logging
 from importlib.metadata import version
 from typing import Any, NoReturn
 
@@ -20,6 +21,8 @@ from mcp_eventscope.sessions.view import SessionView
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.logs import Log, Logger
 from mcp_eventscope.types import EventCallback, EventId, EventStore, JSONRPCMessage, StreamId
+
+_sdk_log = logging.getLogger(StreamableHTTPSessionManager.__module__)
 
 DEFAULT_FOLLOW_LIMIT = 300.0
 """Seconds that a resumed stream is followed at most."""
@@ -129,10 +132,14 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             if not hasattr(sdk, called) or called not in _names_in(function):
                 _incompatible(f"StreamableHTTPSessionManager.{caller} does not call {called}")
         try:
-            # The first session of all: made as any other, and forgotten before it is connected.
+            # The first session of all: made as any other, and forgotten before it is connected. Nobody has to
+            # read of it in the SDK's log.
+            _sdk_log.addFilter(_nothing)
             transport = self._admit_session(None)
         except (AttributeError, TypeError) as error:
             _incompatible(f"a session cannot be admitted: {error}")
+        finally:
+            _sdk_log.removeFilter(_nothing)
         if transport is None or transport.mcp_session_id not in self._server_instances:
             _incompatible("StreamableHTTPSessionManager does not keep its sessions in `_server_instances`")
         self._server_instances.clear()
@@ -149,6 +156,11 @@ class _Guard(EventStore):
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
         """Refuse."""
         _incompatible("a session was not given its own view of the event store")
+
+
+def _nothing(_: logging.LogRecord) -> bool:
+    """A filter that lets nothing through."""
+    return False
 
 
 def _names_in(function: object) -> tuple[str, ...]:

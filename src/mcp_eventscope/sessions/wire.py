@@ -8,12 +8,14 @@ import hashlib
 import re
 from urllib.parse import quote, unquote
 
+EMPTY_NAME = "!"
+"""The name of the stream whose id is empty. Percent-encoding never writes a `!`."""
 MAX_NAME = 128
 """The longest stream name in bytes; a longer one is hashed, so that keys and ids stay small."""
 MAX_ID = 512
 """The longest id that is looked at, in characters: an event id (a store of others may have long ones) and a name."""
 
-_ID = re.compile(r"(?P<event>[A-Za-z0-9_~%-]+)\.(?P<stream>!?[A-Za-z0-9_.~%-]+)", re.ASCII)
+_ID = re.compile(r"(?P<event>[A-Za-z0-9_~%-]+)\.(?P<stream>!|!?[A-Za-z0-9_.~%-]+)", re.ASCII)
 
 
 def stream_name(stream_id: str) -> str:
@@ -23,8 +25,10 @@ def stream_name(stream_id: str) -> str:
         stream_id: The SDK's stream id: a request id as text, which is the client's to choose, or `_GET_stream`.
 
     Returns:
-        At most `MAX_NAME` visible ASCII characters; different for different streams.
+        At most `MAX_NAME` visible ASCII characters, and at least one; different for different streams.
     """
+    if not stream_id:
+        return EMPTY_NAME  # "" is a request id like any other.
     name = quote(stream_id, safe="")
     if len(name) <= MAX_NAME:
         return name

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Protocol
 
 import structlog
@@ -126,9 +126,14 @@ def _default_logger() -> Logger:
         logging.getLogger("mcp_eventscope"),
         processors=[
             structlog.processors.format_exc_info,
-            structlog.processors.KeyValueRenderer(key_order=["event"], drop_missing=True),
+            _as_line,
         ],
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
     return plain
+
+
+def _as_line(logger: object, method: str, event: MutableMapping[str, Any]) -> str:  # noqa: ARG001 - a processor's
+    """A log event as one line of the standard library's logging: its name, then its fields."""
+    return " ".join([str(event.pop("event")), *(f"{name}={value!r}" for name, value in event.items())])

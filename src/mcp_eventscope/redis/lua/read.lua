@@ -4,37 +4,35 @@
 -- KEYS[2]  {prefix}event:{cursor}
 -- ARGV[1]  the prefix
 -- ARGV[2]  the cursor, an event id
--- ARGV[3]  the stream id, or "" to take the one that the cursor's event names
--- ARGV[4]  the most events to look at
--- ARGV[5]  payload bytes after which no further event is taken (the first one always is)
--- Returns  { stream the cursor's event names or "", "1" if that event ended its stream,
+-- ARGV[3]  the most events to look at
+-- ARGV[4]  payload bytes after which no further event is taken (the first one always is)
+-- ARGV[5]  the stream id, which may be empty; left out: the one that the cursor's event names
+-- Returns  { stream the cursor's event names or nil, "1" if that event ended its stream,
 --            "1" if the stream's index holds the cursor, last id given out or "", highest id trimmed or "",
 --            oldest id in the index or "", Redis's clock in microseconds,
 --            cursor for the next chunk or "" when this was the last,
---            rows: id, state ("ok" | "missing" | "corrupt"), payload, and so on }
+--            rows: id, state ("ok" | "missing" | "corrupt" | "misplaced"), payload, and so on }
 --
 -- Nothing in a row makes the script fail: a row that cannot be read is a fact, not an error.
 
-local prefix, cursor, stream = ARGV[1], ARGV[2], ARGV[3]
-local most, budget = tonumber(ARGV[4]), tonumber(ARGV[5])
+local prefix, cursor = ARGV[1], ARGV[2]
+local most, budget = tonumber(ARGV[3]), tonumber(ARGV[4])
 
-local named, final = '', ''
+local named, final = false, ''
 local row = redis.pcall('HMGET', KEYS[2], 'stream_id', 'final')
 if not row.err then
-  named, final = row[1] or '', row[2] or ''
-end
-if stream == '' then
-  stream = named
+  named, final = row[1], row[2] or ''
 end
 
-local index = prefix .. 'stream:' .. stream
+local stream = ARGV[5] or named
 local given = redis.call('GET', KEYS[1]) or ''
 local now = redis.call('TIME')
 local clock = string.format('%.0f', now[1] * 1000000 + now[2])
-if stream == '' then
-  return { '', '', '', given, '', '', clock, '', {} }
+if not stream then
+  return { false, '', '', given, '', '', clock, '', {} }
 end
 
+local index = prefix .. 'stream:' .. stream
 local held = redis.call('ZSCORE', index, cursor) and '1' or ''
 local trimmed = redis.call('GET', prefix .. 'trimmed:' .. stream) or ''
 local oldest = redis.call('ZRANGE', index, 0, 0)[1] or ''
@@ -50,16 +48,20 @@ for i = 1, #found, 2 do
   end
   bytes = bytes + #payload
   rows[#rows + 1] = id
-  if event.err or (event[1] and event[1] ~= stream) or (event[1] and not event[2]) then
+  if id ~= string.format('%.0f', found[i + 1]) then
+    -- No writer of this layout puts it there. It is no place to go on from: that could be back, or nowhere.
+    rows[#rows + 1] = 'misplaced'
+    payload = ''
+  elseif not event.err and not event[1] and not event[2] then
+    rows[#rows + 1] = 'missing'
+  elseif event.err or event[1] ~= stream or not event[2] then
     rows[#rows + 1] = 'corrupt'
     payload = ''
-  elseif not event[2] then
-    rows[#rows + 1] = 'missing'
   else
     rows[#rows + 1] = 'ok'
   end
   rows[#rows + 1] = payload
-  after = string.format('%.0f', found[i + 1])
+  after = found[i + 1]
 end
 if #found < 2 * most and #rows * 2 == #found * 3 then
   after = ''

@@ -1,0 +1,101 @@
+"""The conformance suite on the Redis store: bare and decorated, on a fake, on Valkey, and on Redis 7."""
+
+from collections.abc import AsyncIterator
+
+import fakeredis
+import pytest
+from mcp.server.streamable_http import EventStore
+from prometheus_client import CollectorRegistry
+from redis import asyncio as aioredis
+
+from mcp_eventscope import InstrumentedEventStore, RedisEventStore
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.testing import EventStoreConformance, SharedStoreConformance
+from support.stores import SESSION, TTL, open_bare, open_instrumented
+
+pytestmark = pytest.mark.usefixtures("leaks")
+
+
+class TestBareOnFake(EventStoreConformance):
+    """A session's part of the store, on fakeredis."""
+
+    @pytest.fixture
+    def redis_client(self, fake_client: aioredis.Redis) -> aioredis.Redis:
+        """The fake, for the leak checker too."""
+        return fake_client
+
+    @pytest.fixture
+    async def store(self, fake_client: aioredis.Redis, key_prefix: str) -> EventStore:
+        """The store under test."""
+        return RedisEventStore(fake_client, key_prefix=key_prefix, ttl=TTL).for_session(SESSION)
+
+
+class TestInstrumentedOnFake(TestBareOnFake):
+    """The same, decorated."""
+
+    @pytest.fixture
+    async def store(self, fake_client: aioredis.Redis, key_prefix: str) -> EventStore:
+        """The store under test."""
+        store = RedisEventStore(fake_client, key_prefix=key_prefix, ttl=TTL)
+        return InstrumentedEventStore(store, registry=CollectorRegistry()).for_session(SESSION)
+
+
+class TestDecodingOnFake(TestBareOnFake):
+    """A client that decodes responses, on fakeredis."""
+
+    @pytest.fixture
+    async def fake_client(self) -> AsyncIterator[aioredis.Redis]:
+        """A fake that decodes responses."""
+        async with fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer(), decode_responses=True) as client:
+            yield client
+
+
+class TestBareOnValkey(SharedStoreConformance):
+    """A session's part of the store, on a real Valkey."""
+
+    open_store = staticmethod(open_bare)
+
+    @pytest.fixture
+    def url(self, valkey_url: str, key_prefix: str) -> str:
+        """Where the store is, with the prefix of its keys."""
+        return f"{valkey_url}#{key_prefix}"
+
+
+class TestInstrumentedOnValkey(TestBareOnValkey):
+    """The same, decorated."""
+
+    open_store = staticmethod(open_instrumented)
+
+
+class TestDecodingOnValkey(EventStoreConformance):
+    """A client that decodes responses, on a real Valkey."""
+
+    @pytest.fixture
+    async def store(self, valkey_url: str, key_prefix: str) -> AsyncIterator[EventStore]:
+        """The store under test."""
+        async with aioredis.Redis.from_url(valkey_url, decode_responses=True) as client:
+            yield RedisEventStore(client, key_prefix=key_prefix, ttl=TTL).for_session(SESSION)
+
+
+@pytest.mark.slow
+class TestBareOnRedis(SharedStoreConformance):
+    """A session's part of the store, on Redis 7."""
+
+    open_store = staticmethod(open_bare)
+
+    @pytest.fixture
+    async def redis_client(self, redis_url: str) -> AsyncIterator[aioredis.Redis]:
+        """A client of that server, for the leak checker."""
+        async with connect(redis_url) as client:
+            yield client
+
+    @pytest.fixture
+    def url(self, redis_url: str, key_prefix: str) -> str:
+        """Where the store is, with the prefix of its keys."""
+        return f"{redis_url}#{key_prefix}"
+
+
+class TestInstrumentedOnRedis(TestBareOnRedis):
+    """The same, decorated."""
+
+    open_store = staticmethod(open_instrumented)

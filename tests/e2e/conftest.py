@@ -1,0 +1,26 @@
+"""A registry, and clients that are nothing but HTTP."""
+
+from collections.abc import AsyncIterator
+
+import httpx2
+import pytest
+from prometheus_client import CollectorRegistry
+
+from support.raw import Connect, RawClient
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    """A registry of this test's own."""
+    return CollectorRegistry()
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Makes clients, whose connections are closed at the end of the test."""
+    async with httpx2.AsyncClient(timeout=15) as http:
+
+        def make(base_url: str, **headers: str) -> RawClient:
+            return RawClient(http, f"{base_url}/mcp", headers=headers)
+
+        yield make

@@ -1,0 +1,235 @@
+"""`http_app()`: what is served, what it is made of, and what it says when something is wrong."""
+
+from collections.abc import AsyncIterator, Mapping
+
+import httpx2
+import pytest
+from mcp.server import MCPServer
+from mcp.server.auth.provider import AccessToken
+from mcp.server.auth.settings import AuthSettings
+from mcp.server.lowlevel.server import Server
+from prometheus_client import CollectorRegistry
+from pydantic import AnyHttpUrl
+from redis.asyncio import Redis
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from structlog.testing import capture_logs
+
+from mcp_eventscope import InstrumentedEventStore, RedisEventStore, ResumableSessionManager, http_app
+from support.logs import Recorder
+from support.raw import Connect, events
+from support.serving import serving
+from support.tools import Steered
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def log() -> Recorder:
+    """A logger that remembers."""
+    return Recorder()
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx2.AsyncClient]:
+    """Plain HTTP."""
+    async with httpx2.AsyncClient(timeout=15) as client:
+        yield client
+
+
+async def test_healthy(valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient) -> None:
+    """`/healthz` says where Redis is, and how fast it answers."""
+    async with serving(http_app(MCPServer("s"), redis_url=valkey_url, registry=registry)) as url:
+        response = await http.get(f"{url}/healthz")
+    assert response.status_code == 200
+    health = response.json()
+    assert health["status"] == "ok"
+    assert health["store"]["address"] == valkey_url.removeprefix("unix://")
+    assert 0 < health["store"]["latency_ms"] < 2000
+
+
+async def test_no_redis_at_start(registry: CollectorRegistry, http: httpx2.AsyncClient, log: Recorder) -> None:
+    """The server starts, says which host and port do not answer, and never the password."""
+    app = http_app(MCPServer("s"), redis_url="redis://me:hunter2@127.0.0.1:1/0", registry=registry, logger=log)
+    async with serving(app) as url:
+        response = await http.get(f"{url}/healthz")
+    assert response.status_code == 503
+    assert response.json()["status"] == "unavailable"
+    (unreachable,) = log.named("event_store.unreachable")
+    for told in (response.text, str(unreachable)):
+        assert "127.0.0.1:1" in told
+        assert "hunter2" not in told
+
+
+async def test_metrics(valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient) -> None:
+    """`/metrics` shows the registry, in the format that is asked for, and nothing but reading is allowed."""
+    async with serving(http_app(MCPServer("s"), redis_url=valkey_url, registry=registry)) as url:
+        text = await http.get(f"{url}/metrics")
+        openmetrics = await http.get(f"{url}/metrics", headers={"accept": "application/openmetrics-text"})
+        refused = await http.post(f"{url}/metrics")
+    assert text.headers["content-type"].startswith("text/plain")
+    assert 'eventscope_ttl_seconds{store="default"} 3600.0' in text.text
+    assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
+    assert refused.status_code == 405
+
+
+async def test_embedded(
+    registry: CollectorRegistry, log: Recorder, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a store or a URL there is a Valkey, and a warning of what it is not good for."""
+    monkeypatch.delenv("EVENTSCOPE_REDIS_URL", raising=False)
+    steered = Steered()
+    async with serving(http_app(steered.mcp, registry=registry, logger=log)) as url:
+        client = connect(url)
+        await client.initialize()
+        async with client.call(1, "echo", text="x") as response:
+            received = [event async for event in events(response)]
+        assert "result" in (await client.resume(received[0].id))[-1].message
+    (embedded,) = log.named("event_store.embedded")
+    assert "not for production" in str(embedded["consequence"])
+    assert "EVENTSCOPE_REDIS_URL" in str(embedded["fix"])
+
+
+async def test_environment(
+    valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment variable names Redis where nothing else does."""
+    monkeypatch.setenv("EVENTSCOPE_REDIS_URL", valkey_url)
+    async with serving(http_app(MCPServer("s"), registry=registry)) as url:
+        health = (await http.get(f"{url}/healthz")).json()
+    assert health["store"]["address"] == valkey_url.removeprefix("unix://")
+
+
+async def test_low_level_server(valkey_url: str, registry: CollectorRegistry, connect: Connect) -> None:
+    """The low-level server is served in the same way."""
+    server: Server[Mapping[str, object]] = Server("low")
+    app = http_app(server, redis_url=valkey_url, registry=registry)
+    assert isinstance(server.session_manager, ResumableSessionManager)
+    async with serving(app) as url:
+        client = connect(url)
+        await client.initialize()
+        async with client.post({"jsonrpc": "2.0", "id": 1, "method": "ping"}) as response:
+            received = [event async for event in events(response)]
+        assert await client.resume(received[0].id) == received[1:]
+
+
+async def test_store_is_instrumented_once(valkey_url: str, registry: CollectorRegistry, connect: Connect) -> None:
+    """A store that is instrumented stays as it is, and every event counts once."""
+    redis = Redis.from_url(valkey_url)
+    store = InstrumentedEventStore(RedisEventStore(redis, ttl=60), name="mine", registry=registry)
+    steered = Steered()
+    async with serving(http_app(steered.mcp, store, registry=registry)) as url:
+        client = connect(url)
+        await client.initialize()
+    await redis.aclose()
+    names = {metric.name for metric in registry.collect()}
+    assert "eventscope_stored_events" in names
+    assert registry.get_sample_value("eventscope_stored_events_total", {"store": "mine", "kind": "response"}) == 1
+    assert registry.get_sample_value("eventscope_stored_events_total", {"store": "default", "kind": "response"}) is None
+
+
+async def test_options_reach_the_sdk(valkey_url: str, registry: CollectorRegistry, connect: Connect) -> None:
+    """The options mean what they mean in the SDK, the limits included."""
+    steered = Steered()
+    app = http_app(
+        steered.mcp,
+        redis_url=valkey_url,
+        registry=registry,
+        streamable_http_path="/mcp",
+        retry_interval=123,
+        max_sessions=1,
+        session_idle_timeout=77.0,
+        max_request_body_size=2000,
+    )
+    manager = steered.mcp.session_manager
+    assert isinstance(manager, ResumableSessionManager)
+    assert (manager.retry_interval, manager.session_idle_timeout) == (123, 77.0)
+    async with serving(app) as url:
+        client = connect(url)
+        await client.initialize()
+        async with connect(url).post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {}}) as second:
+            assert second.status_code == 503
+        async with client.post({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"x": "y" * 3000}}) as large:
+            assert large.status_code == 413
+
+
+async def test_custom_routes_stay(valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient) -> None:
+    """The server's own routes are served beside ours."""
+    mcp = MCPServer("s")
+
+    @mcp.custom_route("/hello", methods=["GET"])  # type: ignore[untyped-decorator]
+    async def hello(_: Request) -> Response:
+        return PlainTextResponse("hello")
+
+    async with serving(http_app(mcp, redis_url=valkey_url, registry=registry)) as url:
+        assert (await http.get(f"{url}/hello")).text == "hello"
+
+
+class Verifier:
+    """Accepts two tokens, of two principals."""
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        """The token's owner."""
+        if token not in {"alice", "bob"}:
+            return None
+        return AccessToken(token=token, client_id=token, scopes=["use"], subject=token)
+
+
+async def test_auth_is_kept(valkey_url: str, registry: CollectorRegistry, connect: Connect) -> None:
+    """Without a token 401; the metadata route is there; and a session is its owner's alone."""
+    settings = AuthSettings(
+        issuer_url=AnyHttpUrl("https://issuer.example"),
+        resource_server_url=AnyHttpUrl("http://127.0.0.1/mcp"),
+        required_scopes=["use"],
+        validate_token_resource=False,
+    )
+    steered = Steered(auth=settings, token_verifier=Verifier())
+    async with serving(http_app(steered.mcp, redis_url=valkey_url, registry=registry)) as url:
+        nobody, alice, bob = connect(url), connect(url, authorization="Bearer alice"), connect(url)
+        async with nobody.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {}}) as refused:
+            assert refused.status_code == 401
+        assert (await nobody.http.get(f"{url}/.well-known/oauth-protected-resource/mcp")).status_code == 200
+        await alice.initialize()
+        async with alice.call(1, "echo", text="x") as response:
+            received = [event async for event in events(response)]
+        bob.headers = {"authorization": "Bearer bob"}
+        bob.session = alice.session
+        async with bob.get(received[0].id) as stolen:
+            assert stolen.status_code == 404
+        assert "result" in (await alice.resume(received[0].id))[-1].message
+
+
+@pytest.mark.parametrize("mode", ["stateless_http", "json_response"])
+async def test_inert_modes(valkey_url: str, registry: CollectorRegistry, log: Recorder, mode: str) -> None:
+    """A mode in which nothing can be resumed is said."""
+    options: dict[str, bool] = {mode: True}
+    http_app(MCPServer("s"), redis_url=valkey_url, registry=registry, logger=log, **options)  # type: ignore[arg-type]
+    (inert,) = log.named("event_store.inert")
+    assert str(inert["mode"]) in mode
+
+
+async def test_missing_ttl(valkey_url: str, registry: CollectorRegistry) -> None:
+    """A missing TTL is said, through the structlog that the application has."""
+    with capture_logs() as logs:
+        http_app(MCPServer("s"), redis_url=valkey_url, ttl=None, registry=registry)
+    (missing,) = [entry for entry in logs if entry["event"] == "event_store.ttl_missing"]
+    assert missing["log_level"] == "warning"
+    assert "ttl=3600" in missing["fix"]
+
+
+async def test_refused_arguments(valkey_url: str, registry: CollectorRegistry) -> None:
+    """What cannot be meant is refused, with what to do."""
+    store = RedisEventStore(Redis.from_url(valkey_url), ttl=60)
+    with pytest.raises(ValueError, match="either them or event_store"):
+        http_app(MCPServer("s"), store, redis_url=valkey_url, registry=registry)
+    with pytest.raises(ValueError, match="either them or event_store"):
+        http_app(MCPServer("s"), store, ttl=5, registry=registry)
+    with pytest.raises(TypeError, match="nonsense"):
+        http_app(MCPServer("s"), store, registry=registry, nonsense=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="EventStore"):
+        http_app(MCPServer("s"), object(), registry=registry)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="already serves /metrics"):
+        http_app(MCPServer("s"), store, registry=registry, streamable_http_path="/metrics")
+    with pytest.raises(ValueError, match="redis://host") as refused:
+        http_app(MCPServer("s"), redis_url="http://me:hunter2@host", registry=registry)
+    assert "hunter2" not in str(refused.value)

@@ -1,0 +1,238 @@
+"""A stream that is cut is resumed: over real HTTP, against a real Valkey."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from prometheus_client import CollectorRegistry
+
+from mcp_eventscope import http_app
+from support.raw import Connect, Event, RawClient, events
+from support.serving import serving
+from support.tools import Steered
+from support.waiting import until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def steered() -> Steered:
+    """The server."""
+    return Steered()
+
+
+@pytest.fixture
+async def base_url(steered: Steered, valkey_url: str, registry: CollectorRegistry) -> AsyncIterator[str]:
+    """The server, served."""
+    async with serving(http_app(steered.mcp, redis_url=valkey_url, registry=registry)) as url:
+        yield url
+
+
+@pytest.fixture
+async def client(base_url: str, connect: Connect) -> RawClient:
+    """A client with a session."""
+    client = connect(base_url)
+    await client.initialize()
+    return client
+
+
+def progress(received: list[Event]) -> list[str]:
+    """The messages of the progress notifications."""
+    return [event.message["params"]["message"] for event in received if event.data and "method" in event.message]
+
+
+@asynccontextmanager
+async def cut_after(client: RawClient, steered: Steered, *steps: str) -> AsyncIterator[list[Event]]:
+    """Call the tool, let it report steps, and cut the stream when all of them have arrived."""
+    received: list[Event] = []
+    async with client.call(1, "steps", name="work") as response:
+        stream = events(response)
+        received.append(await anext(stream))
+        steered.step("work", *steps)
+        received += [await anext(stream) for _ in steps]
+    yield received
+
+
+async def test_cut_while_the_tool_runs(client: RawClient, steered: Steered) -> None:
+    """Every event arrives once and in order, whether it was said before the cut, while away, or after the return."""
+    async with cut_after(client, steered, "a", "b") as before:
+        steered.step("work", "c", "d")
+        after: list[Event] = []
+        async with client.get(before[-1].id) as response:
+            async for event in events(response):
+                after.append(event)
+                if progress(after) == ["c", "d"]:
+                    steered.step("work", "e")
+                if progress(after) == ["c", "d", "e"]:
+                    steered.finish("work")
+    assert progress(before) == ["a", "b"]
+    assert after[-1].message["result"]["structuredContent"] == {"result": "5 steps"}
+    ids = [event.id for event in before + after]
+    assert all(ids)
+    assert len(set(ids)) == len(ids)
+
+
+async def test_finished_while_away(client: RawClient, steered: Steered) -> None:
+    """What was said while the client was gone is delivered, and the stream ends; the same again for the same cursor."""
+    async with cut_after(client, steered, "a") as before:
+        steered.step("work", "b")
+        steered.finish("work")
+    for _ in range(2):
+        after = await client.resume(before[-1].id)
+        assert progress(after) == ["b"]
+        assert "result" in after[-1].message
+
+
+async def test_priming_event_is_a_cursor(client: RawClient, steered: Steered) -> None:
+    """A stream that was cut before anything was said on it is resumed from its priming event."""
+    async with cut_after(client, steered) as before:
+        steered.step("work", "a")
+        steered.finish("work")
+    assert [event.data for event in before] == [""]
+    assert progress(await client.resume(before[0].id)) == ["a"]
+
+
+async def test_response_as_cursor(client: RawClient) -> None:
+    """A client that has the response is owed nothing: the stream ends at once."""
+    async with client.call(1, "echo", text="x") as response:
+        received = [event async for event in events(response)]
+    with anyio.fail_after(2):
+        assert await client.resume(received[-1].id) == []
+
+
+async def test_replayed_byte_for_byte(client: RawClient) -> None:
+    """The data of a replayed event is the data that was sent live."""
+    async with client.call(1, "echo", text='\u2028 "é" 🎈 \x00') as response:
+        live = [event async for event in events(response)]
+    assert await client.resume(live[0].id) == live[1:]
+
+
+async def test_half_open_connection(client: RawClient, steered: Steered) -> None:
+    """A client that comes back while its old connection still stands is served all the same."""
+    async with client.call(1, "steps", name="work") as response:
+        old = events(response)
+        first = await anext(old)
+        steered.step("work", "a")
+        await anext(old)
+        async with client.get(first.id) as resumed:
+            new = events(resumed)
+            assert progress([await anext(new)]) == ["a"]
+            steered.step("work", "b")
+            assert progress([await anext(new)]) == ["b"]
+            steered.finish("work")
+            assert "result" in (await anext(new)).message
+
+
+async def test_session_is_not_replayed_anothers_events(
+    client: RawClient, steered: Steered, base_url: str, connect: Connect
+) -> None:
+    """Two sessions with the same request ids: neither is given what the other's cursor stands for."""
+    other = connect(base_url)
+    await other.initialize()
+    async with cut_after(client, steered, "secret") as mine:
+        steered.finish("work")
+    async with other.call(1, "echo", text="theirs") as response:
+        theirs = [event async for event in events(response)]
+    assert {event.id.partition(".")[2] for event in mine + theirs} == {"1"}
+    for event in mine:
+        assert await other.resume(event.id) == []
+    for event in theirs:
+        assert await client.resume(event.id) == []
+
+
+FOREIGN: list[str | bytes] = [
+    "0",
+    "-1",
+    "-1.1",
+    "0.1",
+    "007.1",
+    "1.1",
+    "not a number",
+    "x.1",
+    ".",
+    ".1",
+    "1.",
+    "999999999999999999.1",
+    "99999999999999999999999999.1",
+    "1" * 10_000,
+    "1." + "1" * 10_000,
+    "%00.1",
+    "%",
+    "%25.%25",
+    "1.%zz",
+    "1.{}",
+    "1.\t1",
+    b"\xff\xfe.1",
+    b"\xb2.1",
+]
+
+
+async def test_foreign_cursors(client: RawClient, caplog: pytest.LogCaptureFixture) -> None:
+    """A cursor that was never given out gets nothing, raises nothing, and hurts nobody."""
+    async with client.call(1, "echo", text="x") as response:
+        received = [event async for event in events(response)]
+    first = received[0].id
+    forged: list[str | bytes] = [first + "0", "0" + first, first + ".1", first.partition(".")[0] + ".2"]
+    for cursor in FOREIGN + forged:
+        with anyio.fail_after(5):
+            assert (cursor, await client.resume(cursor)) == (cursor, [])
+    assert "result" in (await client.resume(first))[-1].message
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_empty_cursor_is_no_resume(client: RawClient) -> None:
+    """An empty Last-Event-ID opens the standalone stream, as one without the header does."""
+    async with client.get("") as response:
+        assert response.status_code == 200
+        async with client.get() as second:
+            assert second.status_code == 409
+
+
+async def test_delete_ends_what_is_followed(client: RawClient, steered: Steered) -> None:
+    """A session that is ended ends the streams that are being resumed."""
+    async with cut_after(client, steered, "a") as before, client.get(before[0].id) as response:
+        stream = events(response)
+        await anext(stream)
+        assert await client.delete() == 200
+        with anyio.fail_after(5):
+            assert [event async for event in stream] == []
+
+
+async def test_figures(client: RawClient, steered: Steered, registry: CollectorRegistry) -> None:
+    """A resume is seen: that it worked, how much it delivered, and how long the client was away."""
+
+    def sample(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"eventscope_{name}", {"store": "default", **labels})
+
+    async with cut_after(client, steered, "a") as before:
+        steered.step("work", "b", "c")
+        async with client.get(before[-1].id) as response:
+            stream = events(response)
+            for _ in "bc":
+                await anext(stream)
+            await until(lambda: sample("followers") == 1)
+            steered.finish("work")
+            await anext(stream)
+    await until(lambda: sample("followers") == 0)
+    assert sample("replay_duration_seconds_count", outcome="resumed") == 1
+    assert sample("replay_events_sum") == 2
+    assert sample("resume_age_seconds_count") == 1
+    assert sample("followed_events_total") == 1
+    assert sample("follow_duration_seconds_count", outcome="completed") == 1
+    assert sample("errors_total", operation="replay", error_type="unavailable") == 0
+
+
+async def test_shutdown_with_a_follower(
+    steered: Steered, valkey_url: str, registry: CollectorRegistry, connect: Connect
+) -> None:
+    """A server ends although a stream is being followed."""
+    async with serving(http_app(steered.mcp, redis_url=valkey_url, registry=registry)) as url:
+        client = connect(url)
+        await client.initialize()
+        async with cut_after(client, steered) as before:
+            response = client.get(before[0].id)
+            await response.__aenter__()
+    await response.__aexit__(None, None, None)
+    assert registry.get_sample_value("eventscope_followers", {"store": "default"}) == 0

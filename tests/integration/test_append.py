@@ -1,0 +1,301 @@
+import time
+
+import anyio
+import pytest
+from redis import asyncio as aioredis
+
+from mcp_eventscope import RedisEventStore, StoreRejectedError
+from mcp_eventscope.redis import scripts
+from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.testing import Collected
+from support.leaks import LeakChecker
+from support.messages import answer, note
+from support.waiting import until
+
+pytestmark = pytest.mark.anyio
+
+SECOND = 1_000_000
+LOOKED_AT = 64
+"""Index entries that one append looks at, per stream, to find what has expired."""
+
+
+async def index_of(client: aioredis.Redis, keys: Keys, stream: str = "1") -> list[int]:
+    """The ids that a stream's index holds."""
+    return [int(_text(member)) for member in await client.zrange(keys.stream(stream), 0, -1)]
+
+
+async def fields_of(client: aioredis.Redis, key: str) -> dict[str, str]:
+    """A hash as text."""
+    return {_text(name): _text(value) for name, value in (await client.hgetall(key)).items()}
+
+
+async def number_in(client: aioredis.Redis, key: str) -> int:
+    """The number that a key holds."""
+    return int(_text(await client.get(key)))
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+# -- ids --------------------------------------------------------------------------------------------------------------
+
+
+async def test_ids_are_clocks(store: RedisEventStore) -> None:
+    """An id is the server's time in microseconds: it tells the age of its event."""
+    before = time.time() * SECOND
+    event_id = int((await store.append("1", None)).event_id)
+    assert before - SECOND < event_id < time.time() * SECOND + SECOND
+
+
+async def test_ids_go_on_when_the_clock_is_behind(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """After a counter that is ahead of the clock (a failover to a server whose clock is slow) ids go on counting."""
+    ahead = int(time.time() + 3600) * SECOND
+    await redis_client.set(keys.counter, ahead, ex=60)
+    ids = [int((await store.append("1", note(i))).event_id) for i in range(3)]
+    assert ids == [ahead + 1, ahead + 2, ahead + 3]
+
+
+@pytest.mark.parametrize("counter", [None, "5", "0", "-7", "", "rubbish", "nan", "inf", "1e400", str(2**53), "9" * 30])
+async def test_ids_go_on_when_the_counter_is_lost(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys, counter: str | None
+) -> None:
+    """A counter that was evicted, rolled back or damaged makes no id come twice, or out of order."""
+    ids = [int((await store.append("1", note(0))).event_id)]
+    for i in range(1, 4):
+        if counter is None:
+            await redis_client.delete(keys.counter)
+        else:
+            await redis_client.set(keys.counter, counter, ex=60)
+        ids.append(int((await store.append("1", note(i))).event_id))
+    assert ids == sorted(set(ids))
+    replayed = Collected()
+    await store.replay(str(ids[0]), replayed)
+    assert [int(event_id or "") for event_id in replayed.ids] == ids[1:]
+    assert await number_in(redis_client, keys.counter) == ids[-1]
+
+
+@pytest.mark.usefixtures("leaks")
+async def test_batch_keeps_its_order(redis_client: aioredis.Redis, keys: Keys) -> None:
+    """Events appended at once have increasing ids in their order, over all their streams."""
+    entries = [scripts.Entry(str(i % 3), b'{"n":%d}' % i, final=False) for i in range(50)]
+    ids = await scripts.append(redis_client, keys, 60, entries)
+    assert [int(event_id) for event_id in ids] == sorted({int(event_id) for event_id in ids})
+    for i, event_id in enumerate(ids):
+        fields = await fields_of(redis_client, keys.event(event_id))
+        assert fields == {"stream_id": str(i % 3), "payload": f'{{"n":{i}}}'}
+    assert await number_in(redis_client, keys.counter) == int(ids[-1])
+
+
+# -- what is kept -----------------------------------------------------------------------------------------------------
+
+
+async def test_fields_of_an_event(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
+    """An event is a hash of its stream and payload, and tells when it ended its stream."""
+    primed = await store.append("1", None)
+    said = await store.append("1", note(1, "é"))
+    ended = await store.append("1", answer())
+    assert await fields_of(redis_client, keys.event(primed.event_id)) == {"stream_id": "1", "payload": ""}
+    payload = '{"jsonrpc":"2.0","method":"note","params":{"n":1,"text":"é"}}'
+    assert await fields_of(redis_client, keys.event(said.event_id)) == {"stream_id": "1", "payload": payload}
+    assert (await fields_of(redis_client, keys.event(ended.event_id)))["final"] == "1"
+    assert (primed.payload_bytes, said.payload_bytes) == (0, len(payload.encode()))
+
+
+async def test_no_stream_shares_a_key_with_another(store: RedisEventStore, leaks: LeakChecker) -> None:
+    """A session's keys are under its own prefix, and nothing is written outside of it."""
+    await store.for_session("a").append("1", note(0))
+    prefix = store.for_session("a").key_prefix
+    keys = await leaks.keys()
+    assert len(keys) == 3
+    assert all(key.startswith(prefix) for key in keys)
+
+
+@pytest.mark.usefixtures("leaks")
+async def test_client_of_another_encoding(valkey_url: str, key_prefix: str) -> None:
+    """Payloads are UTF-8 whatever the client encodes its text in."""
+    async with aioredis.Redis.from_url(valkey_url, encoding="latin-1") as client:
+        store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
+        first = await store.append("1", None)
+        await store.append("1", note(0, "é漢"))
+        replayed = Collected()
+        assert (await store.replay(first.event_id, replayed)).corrupt == ()
+    assert replayed.data == ['{"jsonrpc":"2.0","method":"note","params":{"n":0,"text":"é漢"}}']
+
+
+# -- TTL --------------------------------------------------------------------------------------------------------------
+
+
+async def test_every_key_has_a_ttl(store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
+    """The counter, the index, the events, and the memory of what was trimmed all expire."""
+    await store.append("1", note(0))
+    old = await _expired_entry(redis_client, Keys(store.key_prefix), age=store.ttl or 0)
+    await store.append("1", answer())
+    assert old not in await index_of(redis_client, Keys(store.key_prefix))
+    names = {key.removeprefix(store.key_prefix).split(":")[0] for key in await leaks.keys()}
+    assert names == {"counter", "event", "stream", "trimmed"}
+    for key in await leaks.keys():
+        assert 0 < await redis_client.ttl(key) <= (store.ttl or 0), key
+
+
+async def test_ttl_is_renewed_by_writing(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
+    """The counter and the index live as long as the last event that they name."""
+    await store.append("1", note(0))
+    for key in (keys.counter, keys.stream("1")):
+        await redis_client.expire(key, 5)
+    await store.append("1", note(1))
+    for key in (keys.counter, keys.stream("1")):
+        assert await redis_client.ttl(key) > 5
+
+
+async def test_without_ttl_nothing_expires(redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker) -> None:
+    """`ttl=None` leaves no TTL, and takes that of an earlier store off what it writes."""
+    leaks.exempt()
+    keys = Keys(key_prefix)
+    before = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60)
+    first = await before.append("1", note(0))
+    await _expired_entry(redis_client, keys, age=60)
+    await before.append("1", note(1))
+    store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=None)
+    last = await store.append("1", note(2))
+    assert await redis_client.exists(keys.prefix + "trimmed:1")
+    for key in (keys.counter, keys.stream("1"), keys.event(last.event_id), keys.prefix + "trimmed:1"):
+        assert await redis_client.ttl(key) == -1, key
+    assert await redis_client.ttl(keys.event(first.event_id)) > 0
+
+
+# -- trimming ---------------------------------------------------------------------------------------------------------
+
+
+async def _expired_entry(client: aioredis.Redis, keys: Keys, *, age: int, stream: str = "1", offset: int = 0) -> int:
+    """Put an index entry whose event expired a while ago; return its id."""
+    event_id = int(time.time() - age - 60) * SECOND + offset
+    await client.zadd(keys.stream(stream), {str(event_id): event_id})
+    return event_id
+
+
+@pytest.mark.usefixtures("leaks")
+async def test_expired_entries_are_trimmed(redis_client: aioredis.Redis, key_prefix: str) -> None:
+    """The first write after events have expired takes them out of the index, and remembers the last of them."""
+    keys = Keys(key_prefix)
+    store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
+    old = [(await store.append("1", note(i))).event_id for i in range(3)]
+    await redis_client.expire(keys.stream("1"), 60)  # as if the stream had been written to ever since
+
+    async def gone() -> bool:
+        return not await redis_client.exists(*(keys.event(event_id) for event_id in old))
+
+    await until(gone)
+    new = await store.append("1", note(3))
+    assert await index_of(redis_client, keys) == [int(new.event_id)]
+    assert await number_in(redis_client, f"{key_prefix}trimmed:1") == int(old[-1])
+
+
+async def test_trimming_is_bounded(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
+    """A write looks at a few expired entries only, and the next writes at the rest: none of them waits long."""
+    ttl = store.ttl or 0
+    for offset in range(LOOKED_AT * 3):
+        await _expired_entry(redis_client, keys, age=ttl, offset=offset)
+    left = []
+    for i in range(4):
+        await store.append("1", note(i))
+        left.append(len(await index_of(redis_client, keys)) - i - 1)
+    assert left == [LOOKED_AT * 2, LOOKED_AT, 0, 0]
+
+
+async def test_only_the_streams_written_to_are_trimmed(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """Other streams are left for their own writes, or for their TTL."""
+    old = await _expired_entry(redis_client, keys, age=store.ttl or 0, stream="2")
+    await redis_client.expire(keys.stream("2"), 60)
+    await store.append("1", note(0))
+    assert await index_of(redis_client, keys, "2") == [old]
+
+
+async def test_entries_whose_events_live_are_kept(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """A living event is never trimmed, however old its id looks: it may have been stored with a longer TTL."""
+    old = await _expired_entry(redis_client, keys, age=store.ttl or 0)
+    await redis_client.hset(keys.event(str(old)), mapping={"stream_id": "1", "payload": ""})
+    await redis_client.expire(keys.event(str(old)), 60)
+    await store.append("1", note(0))
+    assert (await index_of(redis_client, keys))[0] == old
+
+
+async def test_living_entries_do_not_shield_expired_ones(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """Many old events that live on, as another writer without TTL leaves them, do not let the index grow for ever."""
+    ttl = store.ttl or 0
+    for event_id in range(1, LOOKED_AT * 2):
+        await redis_client.zadd(keys.stream("1"), {str(event_id): event_id})
+        await redis_client.hset(keys.event(str(event_id)), mapping={"stream_id": "1", "payload": ""})
+        await redis_client.expire(keys.event(str(event_id)), 60)
+    for offset in range(LOOKED_AT):
+        await _expired_entry(redis_client, keys, age=ttl, offset=offset)
+    for i in range(2):
+        await store.append("1", note(i))
+    assert len(await index_of(redis_client, keys)) == LOOKED_AT * 2 - 1 + 2
+
+
+async def test_nothing_is_trimmed_without_ttl(
+    redis_client: aioredis.Redis, key_prefix: str, keys: Keys, leaks: LeakChecker
+) -> None:
+    """A store that keeps its events for ever trims none."""
+    leaks.exempt()
+    store = RedisEventStore(redis_client, key_prefix=key_prefix)
+    old = await _expired_entry(redis_client, keys, age=3600)
+    await store.append("1", note(0))
+    assert old in await index_of(redis_client, keys)
+
+
+# -- failing ----------------------------------------------------------------------------------------------------------
+
+
+async def test_append_that_fails_leaves_nothing(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys, leaks: LeakChecker
+) -> None:
+    """A key that is another's, where the index should be, is told, and no event is left that nothing names."""
+    await redis_client.set(keys.stream("1"), "another's", ex=60)
+    with pytest.raises(StoreRejectedError, match=r"could not append to Redis at .*WRONGTYPE"):
+        await store.append("1", note(0, "a secret"))
+    assert await leaks.keys() == [keys.stream("1")]
+
+
+async def test_append_after_script_flush(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """Scripts that Redis has forgotten are sent again, without an error and without a lost event."""
+    first = await store.append("1", None)
+    for i in range(2):
+        await redis_client.script_flush()
+        await store.append("1", note(i))
+    await redis_client.script_flush()
+    assert (await store.replay(first.event_id, Collected())).delivered == 2
+
+
+async def test_concurrent_appends_after_script_flush(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """Many that find the script gone at once store each event once."""
+    first = await store.append("1", None)
+    await redis_client.script_flush()
+    async with anyio.create_task_group() as tasks:
+        for i in range(20):
+            tasks.start_soon(store.append, "1", note(i))
+    assert (await store.replay(first.event_id, Collected())).delivered == 20
+
+
+async def test_one_round_trip(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """An append is one command, whatever it has to write, trim and expire."""
+    await store.append("1", note(0))
+
+    async def commands() -> int:
+        # What scripts call is counted too; only EVALSHA is sent by the store.
+        stats = await redis_client.info("commandstats")
+        return int(stats["cmdstat_evalsha"]["calls"])
+
+    before = await commands()
+    for i in range(5):
+        await store.append("1", note(i))
+    assert await commands() - before == 5

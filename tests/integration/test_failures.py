@@ -1,0 +1,159 @@
+"""What is told, and what still works, when Redis or the caller goes away."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import anyio
+import anyio.lowlevel
+import pytest
+from redis import asyncio as aioredis
+
+from mcp_eventscope import RedisEventStore, StoreRejectedError, StoreUnavailableError
+from mcp_eventscope.errors import StoreError
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.testing import Collected, on_the_wire
+from mcp_eventscope.types import EventMessage
+from support.messages import note
+from support.servers import Valkey, valkey
+
+pytestmark = pytest.mark.anyio
+
+PASSWORD = "hunter2"
+
+
+@pytest.fixture
+async def own_valkey() -> AsyncIterator[Valkey]:
+    """A Valkey of the test's own, to be stopped and misconfigured."""
+    with valkey() as server:
+        yield server
+
+
+def operations(store: RedisEventStore) -> list[Callable[[], Awaitable[object]]]:
+    """Everything that asks Redis, and tells when that fails."""
+    return [
+        store.ping,
+        lambda: store.append("1", note(0, "a secret")),
+        lambda: store.store_event("1", None),
+        lambda: store.replay("5", Collected()),
+        lambda: store.replay_events_after("5", Collected()),
+    ]
+
+
+async def test_redis_that_is_not_there(key_prefix: str) -> None:
+    """Each operation says that Redis could not be reached, and where, without the password."""
+    async with connect(f"redis://user:{PASSWORD}@127.0.0.1:1/0") as client:
+        store = RedisEventStore(client, key_prefix=key_prefix, ttl=60).for_session("a")
+        for operation in operations(store):
+            with pytest.raises(StoreUnavailableError, match=r"Redis at 127\.0\.0\.1:1") as caught:
+                await operation()
+            assert PASSWORD not in str(caught.value)
+            assert "secret" not in str(caught.value)
+        assert PASSWORD not in store.address + repr(store)
+
+
+async def test_password_that_is_refused(own_valkey: Valkey, key_prefix: str) -> None:
+    """A wrong password is told as such, and not repeated."""
+    async with aioredis.Redis.from_url(own_valkey.url) as administrator:
+        await administrator.config_set("requirepass", "another")
+        url = own_valkey.url.replace("unix://", f"unix://:{PASSWORD}@")
+        async with connect(url) as client:
+            store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
+            for operation in operations(store.for_session("a")):
+                with pytest.raises(StoreRejectedError, match="user name or password") as caught:
+                    await operation()
+                assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [("maxmemory", "1", "used memory"), ("min-replicas-to-write", "1", "NOREPLICAS")],
+)
+async def test_redis_that_refuses_to_write(
+    own_valkey: Valkey, key_prefix: str, setting: str, value: str, told: str
+) -> None:
+    """A refusal is passed on in Redis's own words; nothing is half written; reading goes on, and writing later."""
+    async with connect(own_valkey.url) as client:
+        store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
+        first = (await store.append("1", None)).event_id
+        keys = await client.dbsize()
+        await client.config_set(setting, value)
+        with pytest.raises(StoreRejectedError, match=told):
+            await store.append("1", note(0))
+        assert (await store.replay(first, Collected())).miss is None
+        assert await client.dbsize() == keys
+        await client.config_set(setting, "0")
+        await store.append("1", note(1))
+        assert (await store.replay(first, Collected())).delivered == 1
+
+
+async def test_redis_that_comes_back(own_valkey: Valkey, key_prefix: str) -> None:
+    """A store needs no care after Redis was away: the next operation works."""
+    async with connect(own_valkey.url) as client:
+        store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
+        await store.append("1", note(0))
+        own_valkey.stop()
+        with pytest.raises(StoreUnavailableError):
+            await store.append("1", note(1))
+        own_valkey.start()
+        before = await _after_reconnecting(store)
+        after = await store.append("1", note(3))
+        assert int(after.event_id) > int(before)
+
+
+async def _after_reconnecting(store: RedisEventStore) -> str:
+    """Store an event; the client's connection may still have to find out that it is dead."""
+    try:
+        return (await store.append("1", note(2))).event_id
+    except StoreError:
+        return (await store.append("1", note(2))).event_id
+
+
+@pytest.mark.parametrize("decoding", [False, True])
+async def test_cancellation_leaves_the_client_usable(valkey_url: str, key_prefix: str, *, decoding: bool) -> None:
+    """Whatever the instant at which an append or a replay is cancelled, no connection is lost and no reply mixed up."""
+    async with aioredis.Redis.from_url(valkey_url, decode_responses=decoding, max_connections=1) as client:
+        store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
+        first = (await store.append("1", None)).event_id
+        cancelled = 0
+        for steps in range(30):
+            for operation in (lambda: store.append("1", note(0)), lambda: store.replay(first, Collected())):
+                cancelled += await _cancelled_after(steps, operation)
+            kept = await store.append("1", note(steps))
+            collected = Collected()
+            await store.replay(first, collected)
+            assert collected.events[-1] == (kept.event_id, on_the_wire(note(steps)))
+            assert len(collected.ids) == len(set(collected.ids))
+    assert cancelled >= 5
+
+
+async def _cancelled_after(steps: int, operation: Callable[[], Awaitable[object]]) -> int:
+    """Start an operation, let the loop turn a few times, and cancel it. 1 when it had not ended yet."""
+    ended = False
+
+    async def run() -> None:
+        nonlocal ended
+        await operation()
+        ended = True
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        for _ in range(steps):
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    return 0 if ended else 1
+
+
+async def test_cancellation_between_chunks(store: RedisEventStore) -> None:
+    """A replay that is cancelled while it sends ends there, and the next one is whole."""
+    ids = [(await store.append("1", note(i))).event_id for i in range(600)]
+    collected = Collected()
+    with anyio.CancelScope() as scope:
+
+        async def cancel(event: EventMessage) -> None:
+            await collected(event)
+            if len(collected.ids) == 300:
+                scope.cancel()
+
+        await store.replay(ids[0], cancel)
+    assert scope.cancelled_caught
+    assert 300 <= len(collected.ids) < 599
+    assert (await store.replay(ids[0], Collected())).delivered == 599

@@ -1,0 +1,245 @@
+import time
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+from redis import asyncio as aioredis
+
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.errors import StoreError
+from mcp_eventscope.redis import store as store_module
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.scripts import Chunk
+from mcp_eventscope.testing import Collected
+from mcp_eventscope.types import GET_STREAM_KEY, EventMessage, Followed, FollowEnd
+from support.messages import answer, note
+from support.servers import Valkey, valkey
+from support.waiting import until
+
+pytestmark = pytest.mark.anyio
+
+LONG = 30.0
+"""Seconds: a limit, or a poll, that no test waits for."""
+
+
+class Follower:
+    """Follows a stream in a task, and keeps what it was given."""
+
+    def __init__(self, store: RedisEventStore, after: str, *, stream: str = "1", limit: float = LONG) -> None:
+        self.collected = Collected()
+        self.facts: Followed | None = None
+        self._store, self._after, self._stream, self._limit = store, after, stream, limit
+
+    async def __call__(self) -> None:
+        """Follow until it ends."""
+        self.facts = await self._store.follow(self._stream, self._after, self.collected, limit=self._limit)
+
+    async def has(self, count: int) -> None:
+        """Return when that many events were delivered."""
+
+        async def delivered() -> bool:
+            return len(self.collected.ids) >= count
+
+        await until(delivered)
+
+
+@pytest.fixture
+def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Followers are woken or sleep: they do not look for themselves."""
+    monkeypatch.setattr(store_module, "POLL_SECONDS", LONG)
+
+
+@pytest.mark.usefixtures("no_polling")
+async def test_wakes_at_once_in_the_same_process(store: RedisEventStore) -> None:
+    """What is stored by this process is delivered without waiting for the next look, one after the other."""
+    first = (await store.append("1", None)).event_id
+    follower = Follower(store, first)
+    ids = []
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(follower)
+            for i in range(5):
+                ids.append((await store.append("1", note(i))).event_id)
+                await follower.has(i + 1)
+            ids.append((await store.append("1", answer())).event_id)
+    assert follower.collected.ids == ids
+    assert follower.facts is not None
+    assert follower.facts == Followed(
+        last_event_id=ids[-1],
+        end=FollowEnd.COMPLETED,
+        delivered=6,
+        payload_bytes=sum(len(data.encode()) for data in follower.collected.data),
+    )
+
+
+@pytest.mark.usefixtures("no_polling")
+async def test_parts_of_one_store_wake_each_other(store: RedisEventStore) -> None:
+    """A session's part that is made anew wakes those who follow through an earlier one; another session's does not."""
+    first = (await store.for_session("a").append("1", None)).event_id
+    follower = Follower(store.for_session("a"), first)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(follower)
+            await store.for_session("a").append("1", note(0))
+            await follower.has(1)
+            await store.for_session("b").append("1", answer())
+            await store.for_session("a").append("1", answer())
+    assert len(follower.collected.ids) == 2
+
+
+async def test_finds_what_another_client_stores(store: RedisEventStore, valkey_url: str) -> None:
+    """What another process stores is delivered about a second later."""
+    first = (await store.append("1", None)).event_id
+    follower = Follower(store, first)
+    async with connect(valkey_url) as client:
+        other = RedisEventStore(client, key_prefix=store.key_prefix, ttl=60)
+        await store.append("1", note(0))
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(follower)
+                await follower.has(1)
+                started = time.monotonic()
+                await other.append("1", answer())
+    assert time.monotonic() - started < 3
+    assert follower.facts is not None
+    assert follower.facts.end is FollowEnd.COMPLETED
+
+
+async def test_no_window_between_replay_and_follow(store: RedisEventStore) -> None:
+    """Whatever is stored between the end of the replay and the beginning of the following is delivered, once."""
+    first = (await store.append("1", None)).event_id
+    collected = Collected()
+    await store.append("1", note(0))
+    facts = await store.replay(first, collected, stream_id="1")
+    await store.append("1", note(1))
+    await store.append("1", answer())
+    followed = await store.follow("1", facts.last_event_id, collected, limit=LONG)
+    assert (facts.delivered, followed.delivered, followed.end) == (1, 2, FollowEnd.COMPLETED)
+    assert len(set(collected.ids)) == 3
+
+
+async def test_ends_at_the_limit(store: RedisEventStore) -> None:
+    """When nothing comes, following ends at its limit, where it stands."""
+    last = (await store.append("1", note(0))).event_id
+    started = time.monotonic()
+    facts = await store.follow("1", last, Collected(), limit=0.1)
+    assert facts == Followed(last_event_id=last, end=FollowEnd.LIMIT)
+    assert 0.1 <= time.monotonic() - started < 5
+
+
+async def test_looks_once_without_a_limit(store: RedisEventStore) -> None:
+    """A limit of 0 delivers what is there."""
+    first = (await store.append("1", None)).event_id
+    await store.append("1", note(0))
+    assert (await store.follow("1", first, Collected(), limit=0)).delivered == 1
+
+
+async def test_standalone_stream_goes_on(store: RedisEventStore) -> None:
+    """No message ends the standalone stream."""
+    first = (await store.append(GET_STREAM_KEY, None)).event_id
+    await store.append(GET_STREAM_KEY, answer())
+    facts = await store.follow(GET_STREAM_KEY, first, Collected(), limit=0.05)
+    assert (facts.end, facts.delivered) == (FollowEnd.LIMIT, 1)
+
+
+async def test_many_follow_one_stream(store: RedisEventStore) -> None:
+    """Each connection that follows a stream gets all of it."""
+    first = (await store.append("1", None)).event_id
+    followers = [Follower(store, first) for _ in range(10)]
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            for follower in followers:
+                tasks.start_soon(follower)
+            ids = [(await store.append("1", note(i))).event_id for i in range(3)]
+            ids.append((await store.append("1", answer())).event_id)
+    assert [follower.collected.ids for follower in followers] == [ids] * 10
+
+
+async def test_callback_that_raises(store: RedisEventStore) -> None:
+    """What the callback raises ends the following, and is passed on; nobody waits for the stream then."""
+    first = (await store.append("1", None)).event_id
+    await store.append("1", note(0))
+
+    async def broken(_: EventMessage) -> None:
+        raise anyio.BrokenResourceError
+
+    with pytest.raises(anyio.BrokenResourceError):
+        await store.follow("1", first, broken, limit=LONG)
+    assert store._wakeups._waiters == {}
+    assert (await store.follow("1", first, Collected(), limit=0)).delivered == 1
+
+
+async def test_cancelled(store: RedisEventStore) -> None:
+    """Following that is cancelled leaves nothing behind."""
+    first = (await store.append("1", None)).event_id
+    follower = Follower(store, first)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(follower)
+        await store.append("1", note(0))
+        await follower.has(1)
+        tasks.cancel_scope.cancel()
+    assert follower.facts is None
+    assert store._wakeups._waiters == {}
+
+
+async def test_corrupt_and_missing_are_counted_once(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often a follower looks, a row that cannot be delivered is counted once."""
+    monkeypatch.setattr(store_module, "POLL_SECONDS", 0.01)
+    ids = [(await store.append("1", note(i))).event_id for i in range(4)]
+    await redis_client.hset(keys.event(ids[1]), "payload", "{not json")
+    await redis_client.delete(keys.event(ids[2]))
+    await redis_client.zadd(keys.stream("1"), {"rubbish": int(ids[3]) + 5})
+    facts = await store.follow("1", ids[0], Collected(), limit=0.2)
+    assert (facts.delivered, facts.missing, facts.corrupt) == (1, 1, (ids[1], "rubbish"))
+    assert facts.last_event_id == ids[3]
+
+
+class CountingStore(RedisEventStore):
+    """Counts the reads that failed, as they happen."""
+
+    failed = 0
+
+    async def _read(self, cursor: str, stream_id: str | None) -> Chunk:
+        try:
+            return await super()._read(cursor, stream_id)
+        except StoreError:
+            self.failed += 1
+            raise
+
+
+@pytest.fixture
+async def own_valkey() -> AsyncIterator[Valkey]:
+    """A Valkey of the test's own, to be stopped."""
+    with valkey() as server:
+        yield server
+
+
+async def test_survives_a_restart_of_redis(
+    own_valkey: Valkey, key_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While Redis is away the follower waits, and when it is back the rest is delivered: nobody notices."""
+    monkeypatch.setattr(store_module, "POLL_SECONDS", 0.02)
+    async with connect(own_valkey.url) as client:
+        store = CountingStore(client, key_prefix=key_prefix, ttl=60)
+        first = (await store.append("1", None)).event_id
+        await store.append("1", note(0))
+        follower = Follower(store, first)
+
+        async def has_failed() -> bool:
+            return store.failed > 2
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(follower)
+                await follower.has(1)
+                own_valkey.stop()
+                await until(has_failed)
+                own_valkey.start()
+                await store.append("1", note(1))
+                await store.append("1", answer())
+    assert follower.facts is not None
+    assert (follower.facts.delivered, follower.facts.end) == (3, FollowEnd.COMPLETED)
+    assert follower.facts.failures == store.failed

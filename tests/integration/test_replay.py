@@ -1,0 +1,430 @@
+import time
+
+import anyio
+import pytest
+from mcp.types import ErrorData, JSONRPCError
+from redis import asyncio as aioredis
+
+from mcp_eventscope import RedisEventStore, StoreRejectedError
+from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.store import CHUNK_BYTES, CHUNK_EVENTS
+from mcp_eventscope.testing import Collected, on_the_wire
+from mcp_eventscope.types import GET_STREAM_KEY, EventMessage, Miss, Replayed
+from support.messages import answer, failure, note
+from support.waiting import until
+
+pytestmark = pytest.mark.anyio
+
+SECOND = 1_000_000
+
+
+async def stored(store: RedisEventStore, count: int, stream: str = "1") -> list[str]:
+    """The ids of a priming event and as many notes."""
+    ids = [(await store.append(stream, None)).event_id]
+    return ids + [(await store.append(stream, note(i))).event_id for i in range(count)]
+
+
+def numbers(collected: Collected) -> list[str]:
+    """What was delivered, in short."""
+    return [data.split('"n":')[1].split(",")[0] for data in collected.data]
+
+
+# -- facts ------------------------------------------------------------------------------------------------------------
+
+
+async def test_facts_of_a_replay(store: RedisEventStore) -> None:
+    """A replay says what it delivered, how much that was, where it stands, and how old the cursor is."""
+    ids = await stored(store, 2)
+    size = sum(len(on_the_wire(note(i)).encode()) for i in range(2))
+    facts = await store.replay(ids[0], Collected(), stream_id="1")
+    assert facts.age is not None
+    assert 0 <= facts.age < 10
+    assert facts == Replayed(stream_id="1", last_event_id=ids[-1], delivered=2, payload_bytes=size, age=facts.age)
+
+
+async def test_caught_up(store: RedisEventStore) -> None:
+    """A client that has missed nothing is told so: no miss, no gap, nothing delivered."""
+    ids = await stored(store, 1)
+    facts = await store.replay(ids[-1], Collected(), stream_id="1")
+    assert facts == Replayed(stream_id="1", last_event_id=ids[-1], age=facts.age)
+
+
+async def test_replay_of_a_known_stream_ends_at_the_response(store: RedisEventStore) -> None:
+    """The response completes a request's stream, now and when it was the cursor; what follows it is not sent."""
+    ids = [*await stored(store, 1), (await store.append("1", answer())).event_id]
+    await store.append("1", note(2))
+    collected = Collected()
+    facts = await store.replay(ids[0], collected, stream_id="1")
+    assert (facts.completed, facts.delivered, facts.last_event_id) == (True, 2, ids[-1])
+    assert collected.ids == ids[1:]
+    facts = await store.replay(ids[-1], collected, stream_id="1")
+    assert (facts.completed, facts.delivered, facts.miss) == (True, 0, None)
+
+
+async def test_replay_of_an_unknown_stream_goes_on_past_the_response(store: RedisEventStore) -> None:
+    """Through the SDK's interface everything is replayed that is stored: the SDK decides when a stream ends."""
+    ids = await stored(store, 0)
+    for message in (answer(), note(1)):
+        await store.append("1", message)
+    assert (await store.replay(ids[0], Collected())).delivered == 2
+
+
+@pytest.mark.parametrize("error", [failure(), failure(None)])
+async def test_error_completes_a_request(store: RedisEventStore, error: JSONRPCError) -> None:
+    """An error is a response."""
+    ids = await stored(store, 0)
+    last = await store.append("1", error)
+    assert (await store.replay(ids[0], Collected(), stream_id="1")).completed
+    assert (await store.replay(last.event_id, Collected(), stream_id="1")).completed
+
+
+async def test_standalone_stream_is_never_complete(store: RedisEventStore) -> None:
+    """An error on the standalone stream belongs to no request, and ends nothing."""
+    ids = await stored(store, 0, GET_STREAM_KEY)
+    error = JSONRPCError(jsonrpc="2.0", id=None, error=ErrorData(code=-32700, message="no"))
+    await store.append(GET_STREAM_KEY, error)
+    await store.append(GET_STREAM_KEY, note(1))
+    facts = await store.replay(ids[0], Collected(), stream_id=GET_STREAM_KEY)
+    assert (facts.completed, facts.delivered) == (False, 2)
+
+
+# -- chunks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [CHUNK_EVENTS - 1, CHUNK_EVENTS, CHUNK_EVENTS + 1, CHUNK_EVENTS * 2, 700])
+async def test_replay_of_many_events(store: RedisEventStore, count: int) -> None:
+    """Each event comes once and in order, wherever the chunks end."""
+    ids = await stored(store, count)
+    collected = Collected()
+    facts = await store.replay(ids[0], collected, stream_id="1")
+    assert collected.ids == ids[1:]
+    assert (facts.delivered, facts.last_event_id) == (count, ids[-1])
+
+
+async def test_replay_of_large_events(store: RedisEventStore) -> None:
+    """More bytes than a chunk holds, and single events larger than that, come whole and in order."""
+    first = await store.append("1", None)
+    sizes = [CHUNK_BYTES // 3] * 7 + [CHUNK_BYTES * 2, 1, CHUNK_BYTES - 100, CHUNK_BYTES, CHUNK_BYTES * 3]
+    sent = [note(i, "x" * size) for i, size in enumerate(sizes)]
+    for message in sent:
+        await store.append("1", message)
+    collected = Collected()
+    facts = await store.replay(first.event_id, collected, stream_id="1")
+    assert numbers(collected) == [str(i) for i in range(len(sizes))]
+    assert [len(data) for data in collected.data] == [len(on_the_wire(message)) for message in sent]
+    assert facts.payload_bytes == sum(len(data) for data in collected.data)
+
+
+async def test_chunks_are_bounded(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """A long replay is read piece by piece, so that Redis is never blocked for all of it."""
+    ids = await stored(store, CHUNK_EVENTS * 3)
+
+    async def calls() -> int:
+        return int((await redis_client.info("commandstats"))["cmdstat_evalsha"]["calls"])
+
+    before = await calls()
+    await store.replay(ids[0], Collected())
+    assert await calls() - before == 4
+
+
+async def test_script_flush_in_the_middle(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """A replay goes on when Redis forgets the script between two chunks."""
+    ids = await stored(store, CHUNK_EVENTS + 10)
+    collected = Collected()
+
+    async def flush(event: EventMessage) -> None:
+        await redis_client.script_flush()
+        await collected(event)
+
+    await store.replay(ids[0], flush)
+    assert collected.ids == ids[1:]
+
+
+# -- rows that cannot be read -----------------------------------------------------------------------------------------
+
+CORRUPT = {
+    "not JSON": b"{not json",
+    "not JSON-RPC": b'{"hello":"world"}',
+    "not UTF-8": b"\xff\xfe\x00",
+    "not UTF-8 within JSON": b'{"jsonrpc":"2.0","method":"\xff"}',
+}
+
+
+@pytest.mark.parametrize("payload", CORRUPT.values(), ids=CORRUPT.keys())
+async def test_corrupt_payload_is_skipped(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys, payload: bytes
+) -> None:
+    """A row that is no message is skipped and reported; what is before and after it is delivered."""
+    ids = await stored(store, 3)
+    await redis_client.hset(keys.event(ids[2]), "payload", payload)
+    collected = Collected()
+    facts = await store.replay(ids[0], collected)
+    assert collected.ids == [ids[1], ids[3]]
+    assert (facts.corrupt, facts.missing, facts.gap, facts.miss) == ((ids[2],), 0, False, None)
+
+
+async def test_corrupt_last_row_is_passed(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
+    """A corrupt row at the end is behind the cursor that following starts from."""
+    ids = await stored(store, 2)
+    await redis_client.hset(keys.event(ids[2]), "payload", "{not json")
+    assert (await store.replay(ids[0], Collected())).last_event_id == ids[2]
+
+
+@pytest.mark.parametrize("damage", ["type", "stream", "no stream", "no payload"])
+async def test_corrupt_event_is_skipped(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys, damage: str
+) -> None:
+    """An event whose key is of another type, that names another stream, or that lacks a field is skipped alike."""
+    ids = await stored(store, 3)
+    key = keys.event(ids[2])
+    match damage:
+        case "type":
+            await redis_client.set(key, "text", ex=60)
+        case "stream":
+            await redis_client.hset(key, "stream_id", "2")
+        case "no stream":
+            await redis_client.hdel(key, "stream_id")
+        case _:
+            await redis_client.hdel(key, "payload")
+    collected = Collected()
+    facts = await store.replay(ids[0], collected)
+    assert collected.ids == [ids[1], ids[3]]
+    assert facts.corrupt == (ids[2],)
+    assert facts.missing == 0
+
+
+async def test_stream_id_that_is_not_utf8(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
+    """A damaged cursor event is an id of no stream of ours, not an error."""
+    ids = await stored(store, 1)
+    await redis_client.hset(keys.event(ids[0]), "stream_id", b"\xff\xfe")
+    assert (await store.replay(ids[0], Collected(), stream_id="1")).miss is Miss.UNKNOWN
+
+
+@pytest.mark.parametrize("member", [b"rubbish", b"", b"\xff\xfe", b"-1", b"1.5", b"007", b"9" * 30, b"5"])
+@pytest.mark.parametrize("place", ["before", "middle", "end", "infinity"])
+async def test_index_member_that_is_no_id(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys, member: bytes, place: str
+) -> None:
+    """An index member that is no id, or stands at another's place, is skipped, reported once, and no cursor."""
+    ids = await stored(store, 3)
+    scores = {"before": float(ids[1]) - 0.5, "middle": float(ids[2]) + 0.25, "end": float(ids[3]) + 7}
+    await redis_client.zadd(keys.stream("1"), {member: scores.get(place, float("inf"))})
+    collected = Collected()
+    facts = await store.replay(ids[0], collected, stream_id="1")
+    assert collected.ids == ids[1:]
+    assert facts.corrupt == (member.decode("utf-8", "replace"),)
+    assert facts.last_event_id == ids[-1]
+    followed = await store.follow("1", facts.last_event_id, collected, limit=0)
+    assert (followed.delivered, followed.last_event_id) == (0, ids[-1])
+
+
+async def test_chunk_of_rubbish(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
+    """More rubbish in a row than a chunk holds neither stops the replay nor makes it run for ever."""
+    ids = await stored(store, 1)
+    rubbish = {f"rubbish{i}": int(ids[-1]) + 1 + i for i in range(CHUNK_EVENTS + 10)}
+    await redis_client.zadd(keys.stream("1"), rubbish)
+    await redis_client.set(keys.counter, int(ids[-1]) + 10**6, ex=60)
+    ids.append((await store.append("1", note(2))).event_id)
+    collected = Collected()
+    with anyio.fail_after(10):
+        facts = await store.replay(ids[0], collected, stream_id="1")
+    assert collected.ids == ids[1:]
+    assert set(facts.corrupt) == set(rubbish)
+
+
+async def test_index_of_another_type(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
+    """An index that is no index is Redis's error, told as such."""
+    ids = await stored(store, 1)
+    await redis_client.set(keys.stream("1"), "another's", ex=60)
+    with pytest.raises(StoreRejectedError, match=r"could not read from Redis at .*WRONGTYPE"):
+        await store.replay(ids[0], Collected())
+
+
+# -- rows that are gone -----------------------------------------------------------------------------------------------
+
+
+async def test_missing_events_are_counted(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
+    """Events that were evicted are counted as missing, and leave a gap; the others come."""
+    ids = await stored(store, 4)
+    await redis_client.delete(keys.event(ids[2]), keys.event(ids[3]))
+    collected = Collected()
+    facts = await store.replay(ids[0], collected)
+    assert collected.ids == [ids[1], ids[4]]
+    assert (facts.missing, facts.gap, facts.corrupt) == (2, True, ())
+
+
+@pytest.mark.usefixtures("leaks")
+async def test_trimmed_events_leave_a_gap(redis_client: aioredis.Redis, key_prefix: str, keys: Keys) -> None:
+    """A client that was away while events expired and were trimmed is told that something is gone."""
+    store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
+    ids = await stored(store, 2)
+    await redis_client.expire(keys.stream("1"), 60)  # as if the stream had been written to ever since
+
+    async def gone() -> bool:
+        return not await redis_client.exists(*(keys.event(event_id) for event_id in ids))
+
+    await until(gone)
+    kept = await store.append("1", note(3))
+    facts = await store.replay(ids[0], Collected(), stream_id="1")
+    assert (facts.gap, facts.miss, facts.delivered, facts.last_event_id) == (True, None, 1, kept.event_id)
+    assert facts.age is not None
+    assert facts.age >= 1
+    facts = await store.replay(ids[2], Collected(), stream_id="1")
+    assert (facts.gap, facts.miss, facts.delivered) == (False, None, 1)
+
+
+@pytest.mark.usefixtures("leaks")
+async def test_expired_stream(redis_client: aioredis.Redis, key_prefix: str, keys: Keys) -> None:
+    """A client that comes back when everything has expired is told that it has, and how old its event was."""
+    store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
+    ids = await stored(store, 1)
+
+    async def gone() -> bool:
+        return not await redis_client.exists(keys.counter, keys.stream("1"), *map(keys.event, ids))
+
+    await until(gone)
+    facts = await store.replay(ids[0], Collected(), stream_id="1")
+    assert facts.age is not None
+    assert facts == Replayed(miss=Miss.EXPIRED, age=facts.age)
+    assert facts.age >= 1
+
+
+async def test_cursor_that_expired_before_what_followed(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """When only the cursor's own event is gone, nothing is: the stream's name is known from elsewhere."""
+    ids = await stored(store, 2)
+    await redis_client.delete(keys.event(ids[0]))
+    collected = Collected()
+    facts = await store.replay(ids[0], collected, stream_id="1")
+    assert collected.ids == ids[1:]
+    assert (facts.gap, facts.missing, facts.miss) == (False, 0, None)
+    assert (await store.replay(ids[0], collected)).miss is Miss.UNKNOWN
+
+
+async def test_lost_index_leaves_a_gap(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
+    """An index that was evicted and begun anew does not hide that it has forgotten events."""
+    ids = await stored(store, 2)
+    await redis_client.delete(keys.stream("1"))
+    last = await store.append("1", note(9))
+    collected = Collected()
+    facts = await store.replay(ids[0], collected)
+    assert collected.ids == [last.event_id]
+    assert facts.gap
+
+
+async def test_counter_that_was_rolled_back(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
+    """An event that is there was given out, whatever the counter says since."""
+    ids = await stored(store, 2)
+    await redis_client.set(keys.counter, 5, ex=60)
+    for stream_id in (None, "1"):
+        collected = Collected()
+        assert (await store.replay(ids[0], collected, stream_id=stream_id)).miss is None
+        assert collected.ids == ids[1:]
+
+
+# -- ids from outside -------------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "",
+    "0",
+    "-1",
+    "+1",
+    "01",
+    "1.0",
+    "1e3",
+    "NaN",
+    "inf",
+    "\u0661",
+    "abc",
+    "1\n",
+    "1\x00",
+    "%31",
+    "%",
+    "*",
+    "9" * 19,
+    "1" * 10_000,
+    "x" * 10_000,
+]
+
+
+@pytest.mark.parametrize("stream_id", [None, "1", "2"])
+async def test_texts_that_are_no_id(store: RedisEventStore, stream_id: str | None) -> None:
+    """What is no id of this layout is malformed, and Redis is not asked."""
+    await stored(store, 1)
+    collected = Collected()
+    for text in HOSTILE:
+        assert await store.replay(text, collected, stream_id=stream_id) == Replayed(miss=Miss.MALFORMED), text[:20]
+    assert collected.ids == []
+
+
+@pytest.mark.parametrize("stream_id", [None, "1", "2"])
+async def test_ids_that_were_not_given_out(store: RedisEventStore, stream_id: str | None) -> None:
+    """An id between, before or beyond those of the store is unknown, and delivers nothing."""
+    ids = await stored(store, 1)
+    collected = Collected()
+    for number in (1, int(ids[0]) - 1, int(ids[0]) + 1, int(ids[-1]) + 1, int(ids[-1]) + 3600 * SECOND, 10**18 - 1):
+        if str(number) not in ids:
+            facts = await store.replay(str(number), collected, stream_id=stream_id)
+            assert facts == Replayed(miss=Miss.UNKNOWN), number
+    assert collected.ids == []
+
+
+async def test_id_of_another_stream(store: RedisEventStore) -> None:
+    """An id that belongs to another stream than the one that was named reads neither."""
+    mine, other = await stored(store, 1, "1"), await stored(store, 1, "2")
+    collected = Collected()
+    assert (await store.replay(other[0], collected, stream_id="1")).miss is Miss.UNKNOWN
+    assert (await store.replay(mine[0], collected, stream_id="2")).miss is Miss.UNKNOWN
+    assert collected.ids == []
+
+
+async def test_id_of_another_session(store: RedisEventStore) -> None:
+    """An id that another session was given reads nothing, of either session."""
+    parts = [store.for_session(name) for name in ("a", "b")]
+    ids = [await stored(part, 1) for part in parts]
+    collected = Collected()
+    for part, others in zip(parts, reversed(ids), strict=True):
+        for event_id in others:
+            for stream_id in (None, "1"):
+                assert (await part.replay(event_id, collected, stream_id=stream_id)).miss is Miss.UNKNOWN
+    assert collected.ids == []
+
+
+async def test_stream_without_a_name(store: RedisEventStore) -> None:
+    """The empty string is a stream like any other."""
+    ids = await stored(store, 2, "")
+    for stream_id in (None, ""):
+        collected = Collected()
+        assert (await store.replay(ids[0], collected, stream_id=stream_id)).stream_id == ""
+        assert collected.ids == ids[1:]
+    assert (await store.replay(ids[0], Collected(), stream_id="1")).miss is Miss.UNKNOWN
+
+
+# -- callbacks --------------------------------------------------------------------------------------------------------
+
+
+async def test_callback_that_raises(store: RedisEventStore) -> None:
+    """What the callback raises is passed on as it is, and the client goes on to be used."""
+    ids = await stored(store, CHUNK_EVENTS + 5)
+    collected = Collected()
+
+    async def break_off(event: EventMessage) -> None:
+        await collected(event)
+        if len(collected.ids) == CHUNK_EVENTS + 1:
+            raise anyio.BrokenResourceError
+
+    with pytest.raises(anyio.BrokenResourceError):
+        await store.replay(ids[0], break_off)
+    assert collected.ids == ids[1 : CHUNK_EVENTS + 2]
+    assert (await store.replay(ids[0], Collected())).delivered == CHUNK_EVENTS + 5
+
+
+async def test_clock_of_the_server_counts(store: RedisEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ages are by Redis's clock: a worker whose own is wrong does not take its clients' events for expired."""
+    ids = await stored(store, 1)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 10**6)
+    facts = await store.replay(ids[0], Collected())
+    assert facts.age is not None
+    assert facts.age < 60

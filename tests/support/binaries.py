@@ -1,0 +1,21 @@
+"""Programs that a test needs and that pip cannot install."""
+
+import os
+import shutil
+
+import pytest
+
+
+def program(name: str, package: str) -> str:
+    """The path of a program. Without it the test is skipped, with the reason; in CI nothing is skipped.
+
+    Args:
+        name: The program.
+        package: The Debian package that has it.
+    """
+    if found := shutil.which(name):
+        return found
+    reason = f"needs {name}: apt-get install {package}"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -1,0 +1,22 @@
+"""A logger that remembers."""
+
+from typing import Any
+
+
+class Recorder:
+    """Takes log events as structlog's loggers do."""
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, Any]] = []
+
+    def warning(self, event: str, **fields: object) -> None:
+        """Remember a warning."""
+        self.entries.append({"event": event, "level": "warning", **fields})
+
+    def error(self, event: str, **fields: object) -> None:
+        """Remember an error."""
+        self.entries.append({"event": event, "level": "error", **fields})
+
+    def named(self, event: str) -> list[dict[str, Any]]:
+        """The entries of one event."""
+        return [entry for entry in self.entries if entry["event"] == event]

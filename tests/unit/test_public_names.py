@@ -1,0 +1,64 @@
+"""The public names and their signatures: what a change of which is a change for users."""
+
+import inspect
+
+import pytest
+from mcp.server import MCPServer
+from mcp.server.lowlevel.server import Server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+
+import mcp_eventscope
+from mcp_eventscope import InstrumentedEventStore, RedisEventStore, ResumableSessionManager, http_app
+from mcp_eventscope.app import StreamableHTTPOptions
+
+
+def test_public_names() -> None:
+    """These, and no others."""
+    assert mcp_eventscope.__all__ == [
+        "CorruptEventError",
+        "EmbeddedUnavailableError",
+        "EventscopeError",
+        "IncompatibleSDKError",
+        "InstrumentedEventStore",
+        "RedisEventStore",
+        "ResumableSessionManager",
+        "StoreError",
+        "StoreRejectedError",
+        "StoreUnavailableError",
+        "UnscopedStoreWarning",
+        "http_app",
+    ]
+    assert all(hasattr(mcp_eventscope, name) for name in mcp_eventscope.__all__)
+
+
+@pytest.mark.parametrize(
+    ("called", "parameters"),
+    [
+        (RedisEventStore, ["redis", "*key_prefix", "*ttl"]),
+        (InstrumentedEventStore, ["store", "*name", "*registry", "*tracer_provider", "*logger"]),
+        (
+            http_app,
+            ["mcp", "event_store", "*redis_url", "*ttl", "*registry", "*tracer_provider", "*logger", "**options"],
+        ),
+    ],
+)
+def test_parameters(called: type, parameters: list[str]) -> None:
+    """The parameters are these; a star marks a keyword."""
+    marks: dict[object, str] = {inspect.Parameter.KEYWORD_ONLY: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    assert [marks.get(p.kind, "") + p.name for p in inspect.signature(called).parameters.values()] == parameters
+
+
+def test_manager_is_a_drop_in() -> None:
+    """The manager takes what the SDK's takes, in the same order and with the same defaults; more is by keyword."""
+    theirs = list(inspect.signature(StreamableHTTPSessionManager).parameters.values())
+    ours = list(inspect.signature(ResumableSessionManager).parameters.values())
+    assert [(p.name, p.kind, p.default) for p in ours[: len(theirs)]] == [(p.name, p.kind, p.default) for p in theirs]
+    assert {p.kind for p in ours[len(theirs) :]} == {inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_http_app_takes_every_option_of_the_sdk() -> None:
+    """No keyword of `streamable_http_app()` is left out, of either kind of server."""
+    theirs: set[str] = set()
+    for server in (MCPServer, Server):
+        theirs |= set(inspect.signature(server.streamable_http_app).parameters) - {"self"}
+    assert set(StreamableHTTPOptions.__annotations__) | {"event_store"} == theirs
