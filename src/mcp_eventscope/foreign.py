@@ -108,13 +108,16 @@ class ForeignEventStore:
             except Exception:  # noqa: BLE001 - a store of others raises what it likes; the client is still there
                 failures += 1
             else:
-                if found == stream_id:
+                if found == stream_id and held:
                     facts = await self._deliver(stream_id, held, last, send, until_response=True)
                     sent, payload_bytes = sent + facts.delivered, payload_bytes + facts.payload_bytes
                     last = facts.last_event_id
                     if facts.completed:
                         end = FollowEnd.COMPLETED
                         break
+                    if held[-1].event_id is None:
+                        # The store does not say where it stands: asked again, it would send the same again.
+                        await asyncio.sleep(max(0.0, until - time.monotonic()))
             remaining = until - time.monotonic()
             if remaining <= 0:
                 break

@@ -40,6 +40,7 @@ class TestInstrumentedOnFake(TestBareOnFake):
         return InstrumentedEventStore(store, registry=CollectorRegistry()).for_session(SESSION)
 
 
+@pytest.mark.slow
 class TestDecodingOnFake(TestBareOnFake):
     """A client that decodes responses, on fakeredis."""
 
@@ -61,6 +62,7 @@ class TestBareOnValkey(SharedStoreConformance):
         return f"{valkey_url}#{key_prefix}"
 
 
+@pytest.mark.slow
 class TestInstrumentedOnValkey(TestBareOnValkey):
     """The same, decorated."""
 

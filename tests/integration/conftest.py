@@ -13,7 +13,7 @@ from support.servers import Valkey
 TTL = 600
 
 
-@pytest.fixture(params=[False, True], ids=["bytes", "decoding"])
+@pytest.fixture(params=[pytest.param(False, id="bytes"), pytest.param(True, id="decoding", marks=pytest.mark.slow)])
 async def redis_client(request: pytest.FixtureRequest, valkey_server: Valkey) -> AsyncIterator[aioredis.Redis]:
     """A client of the real Valkey, with `decode_responses` either way."""
     async with aioredis.Redis.from_url(valkey_server.url, decode_responses=request.param) as client:

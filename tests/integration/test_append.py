@@ -196,12 +196,12 @@ async def test_expired_entries_are_trimmed(redis_client: aioredis.Redis, key_pre
 async def test_trimming_is_bounded(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
     """A write looks at a few expired entries only, and the next writes at the rest: none of them waits long."""
     ttl = store.ttl or 0
-    for offset in range(LOOKED_AT * 3):
-        await _expired_entry(redis_client, keys, age=ttl, offset=offset)
+    old = [await _expired_entry(redis_client, keys, age=ttl, offset=offset) for offset in range(LOOKED_AT * 3)]
     left = []
     for i in range(4):
         await store.append("1", note(i))
         left.append(len(await index_of(redis_client, keys)) - i - 1)
+        assert await number_in(redis_client, f"{keys.prefix}trimmed:1") == max(old)
     assert left == [LOOKED_AT * 2, LOOKED_AT, 0, 0]
 
 

@@ -198,16 +198,31 @@ async def test_corrupt_and_missing_are_counted_once(
 
 
 class CountingStore(RedisEventStore):
-    """Counts the reads that failed, as they happen."""
+    """Counts the reads, and those that failed, as they happen."""
 
-    failed = 0
+    reads = failed = 0
 
     async def _read(self, cursor: str, stream_id: str | None) -> Chunk:
+        self.reads += 1
         try:
             return await super()._read(cursor, stream_id)
         except StoreError:
             self.failed += 1
             raise
+
+
+@pytest.mark.usefixtures("no_polling", "leaks")
+async def test_sleeps_until_it_is_woken(redis_client: aioredis.Redis, key_prefix: str) -> None:
+    """A follower looks when something was stored, and not all the time after it was woken once."""
+    store = CountingStore(redis_client, key_prefix=key_prefix, ttl=60)
+    first = (await store.append("1", None)).event_id
+    follower = Follower(store, first, limit=0.3)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(follower)
+        await anyio.wait_all_tasks_blocked()
+        await store.append("1", note(0))
+        await follower.has(1)
+    assert store.reads <= 4
 
 
 @pytest.fixture

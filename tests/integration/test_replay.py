@@ -116,15 +116,21 @@ async def test_replay_of_large_events(store: RedisEventStore) -> None:
 
 
 async def test_chunks_are_bounded(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """A long replay is read piece by piece, so that Redis is never blocked for all of it."""
-    ids = await stored(store, CHUNK_EVENTS * 3)
+    """A long replay is read piece by piece, by number and by size, so that Redis is never blocked for all of it."""
 
-    async def calls() -> int:
-        return int((await redis_client.info("commandstats"))["cmdstat_evalsha"]["calls"])
+    async def reads(last_event_id: str) -> int:
+        calls = []
+        for _ in range(2):
+            stats = await redis_client.info("commandstats")
+            calls.append(int(stats["cmdstat_evalsha"]["calls"]))
+            await store.replay(last_event_id, Collected())
+        return calls[1] - calls[0]
 
-    before = await calls()
-    await store.replay(ids[0], Collected())
-    assert await calls() - before == 4
+    assert await reads((await stored(store, CHUNK_EVENTS * 3))[0]) == 4
+    large = await stored(store, 0, "2")
+    for i in range(6):
+        await store.append("2", note(i, "x" * (CHUNK_BYTES // 2 - 1000)))
+    assert await reads(large[0]) == 3
 
 
 async def test_script_flush_in_the_middle(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
@@ -302,6 +308,29 @@ async def test_cursor_that_expired_before_what_followed(
     assert (await store.replay(ids[0], collected)).miss is Miss.UNKNOWN
 
 
+async def test_cursor_that_cannot_be_read(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
+    """A damaged event that is the cursor itself names no stream; where it is known, what followed is delivered."""
+    ids = await stored(store, 2)
+    await redis_client.set(keys.event(ids[0]), "text", ex=60)
+    collected = Collected()
+    assert (await store.replay(ids[0], collected)).miss is Miss.UNKNOWN
+    assert (await store.replay(ids[0], collected, stream_id="1")).miss is None
+    assert collected.ids == ids[1:]
+
+
+async def test_cursor_that_nothing_remembers(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
+    """A cursor older than the TTL, of which no trace is left, still gets what there is, and is told of the gap."""
+    (fresh,) = await stored(store, 0)
+    last = await store.append("1", note(0))
+    old = int(fresh) - ((store.ttl or 0) + 60) * SECOND
+    collected = Collected()
+    facts = await store.replay(str(old), collected, stream_id="1")
+    assert (facts.miss, facts.gap) == (None, True)
+    assert collected.ids == [last.event_id]
+    await redis_client.delete(keys.stream("1"))
+    assert (await store.replay(str(old), collected, stream_id="1")).miss is Miss.EXPIRED
+
+
 async def test_lost_index_leaves_a_gap(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
     """An index that was evicted and begun anew does not hide that it has forgotten events."""
     ids = await stored(store, 2)
@@ -321,6 +350,8 @@ async def test_counter_that_was_rolled_back(store: RedisEventStore, redis_client
         collected = Collected()
         assert (await store.replay(ids[0], collected, stream_id=stream_id)).miss is None
         assert collected.ids == ids[1:]
+    await redis_client.delete(keys.event(ids[0]))
+    assert (await store.replay(ids[0], Collected(), stream_id="1")).delivered == 2
 
 
 # -- ids from outside -------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 
 from mcp.server.streamable_http import EventStore
 from prometheus_client import CollectorRegistry
@@ -17,8 +16,9 @@ SESSION = "conformance"
 @asynccontextmanager
 async def open_bare(url: str) -> AsyncIterator[EventStore]:
     """A session's part of a store. The fragment of the URL is the prefix of its keys."""
-    async with connect(urlsplit(url)._replace(fragment="").geturl()) as client:
-        yield RedisEventStore(client, key_prefix=urlsplit(url).fragment, ttl=TTL).for_session(SESSION)
+    where, _, prefix = url.partition("#")
+    async with connect(where) as client:
+        yield RedisEventStore(client, key_prefix=prefix, ttl=TTL).for_session(SESSION)
 
 
 @asynccontextmanager

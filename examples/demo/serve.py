@@ -1,0 +1,71 @@
+"""`make serve`: the server of the demonstration, left running."""
+
+import asyncio
+
+from rich.console import Console
+from rich.text import Text
+
+from examples.demo.stack import running
+from examples.demo.waiting import DemoError
+from examples.demo.worker import Worker, free_port
+
+PORT = 8000
+
+_TRY = """\
+# Is it well, and what has it counted?
+curl {url}/healthz
+curl -s {url}/metrics | grep ^eventscope_
+
+# Open a session, and start a call that takes a minute:
+mcp() {{ curl -sN {url}/mcp -H 'Mcp-Protocol-Version: 2025-11-25' \\
+  -H 'Accept: application/json, text/event-stream' \\
+  -H 'Content-Type: application/json' "$@"; }}
+SESSION=$(mcp -i -d '{{"jsonrpc": "2.0", "id": 0, "method": "initialize",
+  "params": {{"protocolVersion": "2025-11-25", "capabilities": {{}},
+  "clientInfo": {{"name": "curl", "version": "0"}}}}}}' \\
+  | tr -d '\\r' | grep -i ^mcp-session-id)
+mcp -H "$SESSION" -d '{{"jsonrpc": "2.0", "method": "notifications/initialized"}}'
+mcp -H "$SESSION" -d '{{"jsonrpc": "2.0", "id": 1, "method": "tools/call",
+  "params": {{"name": "countdown", "arguments": {{"steps": 60, "interval": 1}},
+  "_meta": {{"progressToken": 1}}}}}}'
+
+# Press Ctrl-C in the middle of it, and go on after the last id that it showed:
+mcp -H "$SESSION" -H 'Last-Event-ID: '
+"""
+
+
+async def serve(console: Console, port: int) -> int:
+    """Serve until cancelled. Returns 1 when the worker ends by itself.
+
+    Args:
+        console: Where the addresses are told.
+        port: The port, if it is free; else a free one is used.
+
+    Raises:
+        DemoError: The worker did not start, or ended.
+        EmbeddedUnavailableError: There is no Valkey.
+    """
+    async with running([free_port(port)], show_log=True) as workers:
+        _tell(console, workers[0], port)
+        ended = [asyncio.create_task(worker.wait()) for worker in workers]
+        try:
+            await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in ended:
+                task.cancel()
+    msg = "a worker ended by itself; its log is above"
+    raise DemoError(msg)
+
+
+def _tell(console: Console, worker: Worker, wanted: int) -> None:
+    console.print()
+    if wanted and worker.port != wanted:
+        console.print(Text(f"  Port {wanted} is taken.", style="yellow"))
+    for what, path in (("MCP endpoint", "mcp"), ("Prometheus scrape", "metrics"), ("Health", "healthz")):
+        row = Text(f"  {what:<19}")
+        row.append(f"{worker.url}/{path}", style="bold cyan")
+        console.print(row)
+    console.print()
+    # Not wrapped and not indented: it is there to be copied.
+    console.print(Text(_TRY.format(url=worker.url), style="dim"), soft_wrap=True)
+    console.print(Text("  Ctrl-C ends it.", style="bold"))

@@ -1,0 +1,35 @@
+"""What the demonstration stands on: one Redis, and the workers that share it."""
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from examples.demo.worker import Worker
+from mcp_eventscope.app import URL_VARIABLE
+from mcp_eventscope.embedded import EmbeddedValkey
+
+
+@asynccontextmanager
+async def running(ports: Sequence[int], *, show_log: bool = False) -> AsyncIterator[list[Worker]]:
+    """Start everything, and stop it when the block ends.
+
+    The Redis is an embedded Valkey, unless EVENTSCOPE_REDIS_URL names one.
+
+    Args:
+        ports: One worker is started for each; 0 chooses a free port.
+        show_log: As in `Worker`.
+
+    Raises:
+        DemoError: A worker did not start.
+        EmbeddedUnavailableError: There is no Valkey for this platform, or it did not start.
+    """
+    async with AsyncExitStack() as stack:
+        redis_url = os.environ.get(URL_VARIABLE)
+        if not redis_url:
+            valkey = EmbeddedValkey()
+            await stack.enter_async_context(valkey.running())
+            redis_url = valkey.url
+        workers = [Worker(redis_url, port=port, show_log=show_log) for port in ports]
+        for worker in workers:
+            await stack.enter_async_context(worker.running())
+        yield workers

@@ -1,0 +1,137 @@
+"""A TCP switch in front of the workers, which can cut what runs through it in the middle of a stream."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+HOST = "127.0.0.1"
+_CHUNK = 64 * 1024
+_END_OF_BODY = b"\r\n0\r\n\r\n"
+_TAIL = 64
+"""Bytes remembered between two reads: a header that is looked for may be split over them."""
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER with zero seconds: the connection is closed by a RST, and not by a FIN, as a polite end would be."""
+
+_Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Switch:
+    """Hands each new connection to the next backend in turn, and so never the same one on purpose.
+
+    A backend that refuses is passed over; a client gets a closed connection only when all of them do.
+
+    Args:
+        ports: The ports of the backends, on the loopback interface. Changes of the list count for new connections.
+    """
+
+    def __init__(self, ports: Sequence[int]) -> None:
+        self.ports = ports
+        self.port = 0
+        self._turn = 0
+        self._links: set[_Link] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"http://{HOST}:{self.port}"
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Listen on a free port until the block ends."""
+        server = await asyncio.start_server(self._accept, HOST, 0)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield
+        finally:
+            server.close()
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+
+    def sever(self) -> int:
+        """Reset every connection that carries an event stream just now, on both sides. Returns how many."""
+        live = [link for link in self._links if link.streaming]
+        for link in live:
+            link.reset()
+        return len(live)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve((reader, writer)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, client: _Connection) -> None:
+        backend = await self._next_backend()
+        if backend is None:
+            client[1].close()
+            return
+        link = _Link(client, backend)
+        self._links.add(link)
+        try:
+            await link.run()
+        finally:
+            self._links.discard(link)
+
+    async def _next_backend(self) -> _Connection | None:
+        for _ in range(len(self.ports)):
+            port = self.ports[self._turn % len(self.ports)]
+            self._turn += 1
+            with contextlib.suppress(OSError):
+                return await asyncio.open_connection(HOST, port)
+        return None
+
+
+class _Link:
+    """One client's connection, and the connection to the backend that it was given."""
+
+    def __init__(self, client: _Connection, backend: _Connection) -> None:
+        self.streaming = False
+        self._client = client
+        self._backend = backend
+        self._tail = b""
+
+    async def run(self) -> None:
+        """Carry bytes both ways until either side ends."""
+        directions = {
+            asyncio.create_task(self._carry(self._client[0], self._backend[1])),
+            asyncio.create_task(self._carry(self._backend[0], self._client[1], answers=True)),
+        }
+        try:
+            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for direction in directions:
+                direction.cancel()
+            self._client[1].close()
+            self._backend[1].close()
+
+    def reset(self) -> None:
+        """Break both connections at once; what has not been sent is lost."""
+        for _, writer in (self._client, self._backend):
+            with contextlib.suppress(OSError):  # It has ended in this very moment.
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            writer.transport.abort()
+
+    async def _carry(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(_CHUNK):
+                if answers:
+                    self._watch(data)
+                writer.write(data)
+                await writer.drain()
+
+    def _watch(self, data: bytes) -> None:
+        """Notice where the body of an event stream begins, and where it ends."""
+        seen = (self._tail + data).lower()
+        began = seen.rfind(b"content-type: text/event-stream")
+        if began >= 0:
+            self.streaming = True
+        if seen.find(_END_OF_BODY, max(began, 0)) >= 0:
+            self.streaming = False
+        self._tail = seen[-_TAIL:]

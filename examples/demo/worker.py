@@ -1,0 +1,149 @@
+"""One uvicorn worker: a process of its own that serves the MCP server on a port of the loopback interface."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import IO
+
+import httpx2
+
+from examples.demo.waiting import DemoError, within
+from mcp_eventscope.app import URL_VARIABLE
+
+HOST = "127.0.0.1"
+START_SECONDS = 20.0
+STOP_SECONDS = 5.0
+_LOOK_SECONDS = 0.05
+_ROOT = Path(__file__).parents[2]
+
+
+def free_port(preferred: int = 0) -> int:
+    """A free port of the loopback interface: the preferred one, unless it is taken."""
+    with socket.socket() as probe:
+        # As a server binds: what an ended server left in TIME_WAIT is no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, preferred))
+        except OSError:
+            probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Worker:
+    """A worker process.
+
+    Args:
+        redis_url: The Redis that all workers share.
+        port: Where it listens; 0 chooses a free port.
+        show_log: Whether it writes its log on our standard error; else it is kept, and told when the worker fails.
+    """
+
+    def __init__(self, redis_url: str, *, port: int = 0, show_log: bool = False) -> None:
+        self.port = port or free_port()
+        self.url = f"http://{HOST}:{self.port}"
+        self._redis_url = redis_url
+        self._show_log = show_log
+        self._process: asyncio.subprocess.Process | None = None
+        self.log = ""
+        """What it wrote, once it has ended and unless it was shown."""
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Start it, wait until it is healthy, and stop it when the block ends.
+
+        Raises:
+            DemoError: It ended, or did not become healthy in time. Its log goes with this and every other `DemoError`.
+        """
+        with tempfile.TemporaryFile() as log:
+            output = None if self._show_log else log
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "uvicorn", "examples.demo.server:app", "--factory"),
+                *("--host", HOST, "--port", str(self.port), "--log-level", "warning"),
+                # A client that follows a stream would otherwise hold up the end of the server.
+                *("--timeout-graceful-shutdown", "1"),
+                cwd=_ROOT,
+                env=os.environ | {URL_VARIABLE: self._redis_url},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                # A Ctrl-C at the terminal is for us; we stop the workers in our own time.
+                start_new_session=True,
+            )
+            try:
+                await self._healthy()
+                yield
+            except DemoError as error:
+                await self.stop()
+                msg = f"{error}\n{_text_of(log)}".rstrip()
+                raise DemoError(msg) from None
+            finally:
+                await self.stop()
+                self.log = _text_of(log)
+
+    async def wait(self) -> int:
+        """Wait until the process has ended. Returns its exit status."""
+        return 0 if self._process is None else await self._process.wait()
+
+    async def stop(self) -> None:
+        """End it as an operator would; by force when it does not listen."""
+        if self._process is None or self._process.returncode is not None:
+            return
+        try:
+            with contextlib.suppress(TimeoutError, ProcessLookupError):
+                self._process.terminate()
+                async with asyncio.timeout(STOP_SECONDS):
+                    await self._process.wait()
+        finally:
+            # Also when a signal cancels us just here: there is nobody after us to end it.
+            await self.kill()
+
+    async def kill(self) -> None:
+        """End it without a warning, as a crash would."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+
+    async def metrics(self) -> str:
+        """What /metrics shows now.
+
+        Raises:
+            DemoError: It does not answer.
+        """
+        try:
+            async with httpx2.AsyncClient(trust_env=False, timeout=5) as http:
+                return (await http.get(f"{self.url}/metrics")).raise_for_status().text
+        except httpx2.HTTPError as error:
+            msg = f"{self.url}/metrics cannot be read: {error!r}"
+            raise DemoError(msg) from None
+
+    async def _healthy(self) -> None:
+        async with (
+            within(START_SECONDS, f"{self.url}/healthz to answer 200"),
+            # No proxy of the environment's: everything here is on this machine.
+            httpx2.AsyncClient(trust_env=False, timeout=START_SECONDS) as http,
+        ):
+            while not await _answers(http, f"{self.url}/healthz"):
+                if self._process is not None and self._process.returncode is not None:
+                    msg = f"the worker for {self.url} ended with status {self._process.returncode}"
+                    raise DemoError(msg)
+                await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def _answers(http: httpx2.AsyncClient, url: str) -> bool:
+    try:
+        return (await http.get(url)).is_success
+    except httpx2.TransportError:
+        return False
+
+
+def _text_of(log: IO[bytes]) -> str:
+    log.seek(0)
+    return log.read().decode(errors="replace")

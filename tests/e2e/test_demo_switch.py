@@ -1,0 +1,134 @@
+"""The demonstration's switch: a cut is a cut, and it hits what carries a stream, and nothing else."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from examples.demo.switch import HOST, Switch
+
+STREAM = (b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", b"9\r\ndata: 1\n\n\r\n")
+END = b"0\r\n\r\n"
+
+
+@asynccontextmanager
+async def backend(*answer: bytes) -> AsyncIterator[int]:
+    """A server that answers each line with these pieces, each in a packet of its own. Yields its port."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readline():
+            for piece in answer:
+                writer.write(piece)
+                await writer.drain()
+                await reader.readline()  # The client asks for the next piece, so that no two travel together.
+        writer.close()
+
+    server = await asyncio.start_server(serve, HOST, 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+class Caller:
+    """A connection through the switch."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    @asynccontextmanager
+    async def of(cls, switch: Switch) -> AsyncIterator["Caller"]:
+        """Connect, until the block ends."""
+        reader, writer = await asyncio.open_connection(HOST, switch.port)
+        try:
+            yield cls(reader, writer)
+        finally:
+            writer.close()
+
+    async def ask(self, size: int) -> bytes:
+        """Ask for the next piece, and wait until it is all there."""
+        self.writer.write(b"\n")
+        return await self.reader.readexactly(size)
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    """Run a test, bounded."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(10):
+            await test()
+
+    asyncio.run(bounded())
+
+
+async def first(switch: Switch) -> bytes:
+    """The first byte that a new connection is answered; nothing when it is closed."""
+    async with Caller.of(switch) as caller:
+        caller.writer.write(b"\n")
+        return await caller.reader.read(1)
+
+
+async def read(caller: Caller, *pieces: bytes) -> None:
+    """Read an answer, piece by piece."""
+    for number, piece in enumerate(pieces):
+        if number == 0:
+            caller.writer.write(b"\n")
+        assert await caller.ask(len(piece)) == piece
+
+
+def test_connections_go_round_and_pass_over_the_dead() -> None:
+    """Each new connection goes to the next backend; one that refuses is no obstacle, and none at all is an end."""
+
+    async def test() -> None:
+        async with backend(b"a") as one, backend(b"b") as other:
+            ports = [one, other]
+            switch = Switch(ports)
+            async with switch.running():
+                assert [await first(switch) for _ in range(4)] == [b"a", b"b", b"a", b"b"]
+                ports[0] = 1  # Nobody listens there.
+                assert [await first(switch) for _ in range(3)] == [b"b", b"b", b"b"]
+                ports[1] = 1
+                assert await first(switch) == b""
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [STREAM, (STREAM[0][:30], STREAM[0][30:], STREAM[1]), (*STREAM, END, *STREAM)],
+    ids=["stream", "split header", "second stream"],
+)
+def test_a_live_stream_is_reset(pieces: tuple[bytes, ...]) -> None:
+    """Both sides of a connection in the middle of a stream are reset, not closed."""
+
+    async def test() -> None:
+        async with backend(*pieces) as port:
+            switch = Switch([port])
+            async with switch.running(), Caller.of(switch) as caller:
+                await read(caller, *pieces)
+                assert switch.sever() == 1
+                with pytest.raises(ConnectionResetError):
+                    await caller.reader.read()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{}",), (*STREAM, END), (*STREAM, END[:2], END[2:])],
+    ids=["json", "ended stream", "split end"],
+)
+def test_what_carries_no_stream_is_left_alone(pieces: tuple[bytes, ...]) -> None:
+    """Nothing is cut when nothing streams: the verdict then says that nothing was shown."""
+
+    async def test() -> None:
+        async with backend(*pieces) as port:
+            switch = Switch([port])
+            async with switch.running(), Caller.of(switch) as caller:
+                await read(caller, *pieces)
+                assert switch.sever() == 0
+
+    run(test)

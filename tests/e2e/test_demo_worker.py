@@ -1,0 +1,76 @@
+"""The demonstration's workers: they tell why they do not start, and none outlives the demonstration."""
+
+import asyncio
+import signal
+import sys
+
+import pytest
+
+from examples.demo import worker as module
+from examples.demo.waiting import DemoError, within
+from examples.demo.worker import Worker
+
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+
+
+async def deaf_worker() -> tuple[Worker, asyncio.subprocess.Process]:
+    """A worker whose process does not end when it is asked to."""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", DEAF, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    await process.stdout.readline()
+    worker = Worker("redis://127.0.0.1:1")
+    worker._process = process
+    return worker, process
+
+
+def test_a_deaf_worker_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does not end in time is ended."""
+    monkeypatch.setattr(module, "STOP_SECONDS", 0.1)
+
+    async def test() -> None:
+        worker, process = await deaf_worker()
+        await worker.stop()
+        assert process.returncode == -signal.SIGKILL
+
+    asyncio.run(test())
+
+
+def test_a_signal_during_the_end_leaves_no_worker() -> None:
+    """A Ctrl-C that comes while workers are being stopped does not leave them behind."""
+
+    async def test() -> None:
+        worker, process = await deaf_worker()
+        stopping = asyncio.create_task(worker.stop())
+        await asyncio.sleep(0)  # It has sent the signal, and waits.
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+        assert process.returncode == -signal.SIGKILL
+
+    asyncio.run(test())
+
+
+@pytest.mark.slow
+def test_a_worker_that_does_not_start_says_why() -> None:
+    """The message has its status, and its log."""
+
+    async def test() -> None:
+        with pytest.raises(DemoError, match=r"ended with status \d+\n(?s:.*)the Redis URL cannot be read"):
+            async with Worker("nonsense://").running():
+                pytest.fail("it started")
+
+    asyncio.run(test())
+
+
+def test_waiting_says_what_for() -> None:
+    """A bound that is reached is a message; a timeout of the block's own is not ours."""
+
+    async def test() -> None:
+        with pytest.raises(DemoError, match=r"^waited 0\.01 seconds for rain, in vain$"):
+            async with within(0.01, "rain"):
+                await asyncio.Event().wait()
+        with pytest.raises(TimeoutError):
+            async with within(10, "rain"):
+                raise TimeoutError
+
+    asyncio.run(test())

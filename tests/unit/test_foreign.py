@@ -1,0 +1,178 @@
+"""Stores of others as stores that return facts; and sessions on them, whatever they raise."""
+
+import anyio
+import pytest
+from mcp.server.streamable_http import EventCallback, EventId, StreamId
+from mcp.types import JSONRPCMessage
+
+from mcp_eventscope import foreign
+from mcp_eventscope.foreign import ForeignEventStore
+from mcp_eventscope.testing import Collected, on_the_wire
+from mcp_eventscope.types import EventMessage, FactStore, FollowEnd, Miss, Replayed
+from support.memory_store import MemoryEventStore
+from support.messages import answer, note
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_facts_of_a_replay() -> None:
+    """A foreign store's replay is counted as it is delivered."""
+    store = ForeignEventStore(MemoryEventStore()).for_session("a")
+    first = await store.append("1", None)
+    said = await store.append("1", note(0))
+    ended = await store.append("1", answer())
+    collected = Collected()
+    facts = await store.replay(first.event_id, collected, stream_id="1")
+    assert collected.ids == [said.event_id, ended.event_id]
+    assert facts == Replayed(
+        stream_id="1",
+        last_event_id=ended.event_id,
+        delivered=2,
+        payload_bytes=said.payload_bytes + ended.payload_bytes,
+        completed=True,
+    )
+    assert said.payload_bytes == len(on_the_wire(note(0)))
+    assert first.payload_bytes == 0
+
+
+async def test_nothing_to_resume_from() -> None:
+    """An empty id is malformed; an id of nobody's, of another stream or of another session is unknown."""
+    root = ForeignEventStore(MemoryEventStore())
+    mine, other = root.for_session("a"), root.for_session("b")
+    event_id = (await other.append("1", None)).event_id
+    await other.append("1", note(0))
+    collected = Collected()
+    assert await mine.replay("", collected) == Replayed(miss=Miss.MALFORMED)
+    assert await mine.replay("x", collected) == Replayed(miss=Miss.UNKNOWN)
+    assert await mine.replay(event_id, collected, stream_id="1") == Replayed(miss=Miss.UNKNOWN)
+    assert await mine.replay(event_id, collected) == Replayed(miss=Miss.UNKNOWN)
+    assert await other.replay(event_id, collected, stream_id="2") == Replayed(miss=Miss.UNKNOWN)
+    assert await root.replay("x", collected) == Replayed(miss=Miss.UNKNOWN)
+    assert collected.ids == []
+
+
+async def test_replay_ends_at_the_response() -> None:
+    """What a store has after the response of a request is not sent on that request's stream."""
+    store = ForeignEventStore(MemoryEventStore()).for_session("a")
+    first = await store.append("1", None)
+    for message in (answer(), note(1)):
+        await store.append("1", message)
+    facts = await store.replay(first.event_id, Collected(), stream_id="1")
+    assert (facts.delivered, facts.completed) == (1, True)
+
+
+async def test_follows_by_asking_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stored later is delivered once each, until the response."""
+    monkeypatch.setattr(foreign, "POLL_SECONDS", 0.01)
+    store = ForeignEventStore(MemoryEventStore()).for_session("a")
+    last = (await store.append("1", None)).event_id
+    collected = Collected()
+    ids = []
+
+    async def write() -> None:
+        for message in (note(0), None, note(1), answer()):
+            ids.append((await store.append("1", message)).event_id)
+            await anyio.sleep(0.02)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(write)
+            facts = await store.follow("1", last, collected, limit=30)
+    del ids[1]
+    assert collected.ids == ids
+    assert (facts.end, facts.delivered, facts.last_event_id) == (FollowEnd.COMPLETED, 3, ids[-1])
+
+
+class Failing(MemoryEventStore):
+    """Cannot be read as often as it is told."""
+
+    failures = 0
+
+    async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
+        """Fail, or read."""
+        if self.failures:
+            self.failures -= 1
+            raise ConnectionError
+        return await super().replay_events_after(last_event_id, send_callback)
+
+
+async def test_following_outlives_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read that fails is counted, and tried again until the limit."""
+    monkeypatch.setattr(foreign, "POLL_SECONDS", 0.01)
+    failing = Failing()
+    store = ForeignEventStore(failing)
+    first = (await store.append("1", None)).event_id
+    await store.append("1", answer())
+    failing.failures = 3
+    facts = await store.follow("1", first, Collected(), limit=30)
+    assert (facts.end, facts.delivered, facts.failures) == (FollowEnd.COMPLETED, 1, 3)
+    failing.failures = 10**6
+    facts = await store.follow("1", first, Collected(), limit=0.05)
+    assert (facts.end, facts.delivered) == (FollowEnd.LIMIT, 0)
+    assert facts.failures > 1
+
+
+async def test_callback_that_raises_while_following() -> None:
+    """What the callback raises is no failure of the store: it ends the following."""
+    store = ForeignEventStore(MemoryEventStore())
+    first = (await store.append("1", None)).event_id
+    await store.append("1", note(0))
+
+    async def broken(_: EventMessage) -> None:
+        raise anyio.BrokenResourceError
+
+    with pytest.raises(anyio.BrokenResourceError):
+        await store.follow("1", first, broken, limit=30)
+
+
+class Anonymous(MemoryEventStore):
+    """Replays events without their ids, which the SDK's types allow."""
+
+    async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
+        """Leave the ids out."""
+
+        async def send(event: EventMessage) -> None:
+            await send_callback(EventMessage(event.message))
+
+        return await super().replay_events_after(last_event_id, send)
+
+
+async def test_events_without_ids_are_not_followed_in_circles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that does not say where it stands is not asked again for what was delivered."""
+    monkeypatch.setattr(foreign, "POLL_SECONDS", 0.01)
+    store = ForeignEventStore(Anonymous())
+    first = (await store.append("1", None)).event_id
+    await store.append("1", note(0))
+    facts = await store.follow("1", first, Collected(), limit=0.1)
+    assert (facts.end, facts.delivered) == (FollowEnd.LIMIT, 1)
+
+
+class Counting(MemoryEventStore):
+    """Knows how it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.streams: list[StreamId] = []
+
+    async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
+        """Note the stream."""
+        self.streams.append(stream_id)
+        return await super().store_event(stream_id, message)
+
+
+async def test_names_of_streams() -> None:
+    """A session's streams carry its id and the length of it; the root's keep their names."""
+    counting = Counting()
+    store = ForeignEventStore(counting)
+    await store.append("1", None)
+    await store.for_session("a:b").append("1", None)
+    assert counting.streams == ["1", "3:a:b:1"]
+    assert isinstance(store, FactStore)
+    assert (store.address, store.ttl) == ("Counting", None)
+
+
+@pytest.mark.parametrize("other", [None, object(), {}])
+def test_what_is_no_event_store(other: object) -> None:
+    """Anything but an SDK store is a `TypeError` that names what was given."""
+    with pytest.raises(TypeError, match=type(other).__name__):
+        ForeignEventStore(other)  # type: ignore[arg-type]  # what is tested
