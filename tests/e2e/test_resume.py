@@ -163,7 +163,9 @@ MALFORMED: list[str | bytes] = [
     b"\xff\xfe.1",
     b"\xb2.1",
 ]
-UNKNOWN = ["1.%zz", "%00.1",
+UNKNOWN = [
+    "1.%zz",
+    "%00.1",
     "%25.%25",
     "-1.1",
     "0.1",

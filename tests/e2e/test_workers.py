@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 import anyio
 import pytest
 from prometheus_client import CollectorRegistry
+
+from mcp_eventscope import http_app
 from support.raw import Connect, Event, RawClient, events
 from support.serving import serving
 from support.tools import Steered
-
-from mcp_eventscope import http_app
-from mcp_eventscope.answers import EVENTS_GONE, REQUEST_ORPHANED
 
 pytestmark = pytest.mark.anyio
 
@@ -84,16 +83,16 @@ async def test_unknown_session_stays_unknown(workers: list[Worker], connect: Con
         assert response.status_code == 404
 
 
-async def test_delete_on_any_worker(workers: list[Worker], pair: tuple[RawClient, RawClient]) -> None:
+async def test_delete_on_any_worker(pair: tuple[RawClient, RawClient]) -> None:
     """A session that is ended on one worker is ended on all, for ever."""
-    on_a, on_b = pair
+    _, on_b = pair
     assert await on_b.delete() == 200
     for client in pair:
         async with client.post({"jsonrpc": "2.0", "id": 1, "method": "ping"}) as response:
             assert response.status_code == 404
 
 
-async def test_standalone_stream_on_another_worker(workers: list[Worker], pair: tuple[RawClient, RawClient]) -> None:
+async def test_standalone_stream_on_another_worker(pair: tuple[RawClient, RawClient]) -> None:
     """What a server says outside of a call reaches the standalone stream, wherever the client has it."""
     on_a, on_b = pair
     async with on_b.get() as response:
@@ -102,3 +101,67 @@ async def test_standalone_stream_on_another_worker(workers: list[Worker], pair: 
             assert "result" in [event async for event in events(call)][-1].message
         with anyio.fail_after(5):
             assert (await anext(stream)).message["method"] == "notifications/tools/list_changed"
+
+
+async def call(client: RawClient, request_id: int, tool: str, **arguments: object) -> Event:
+    """Call a tool, and wait for its response."""
+    async with client.call(request_id, tool, **arguments) as response:
+        return [event async for event in events(response)][-1]
+
+
+async def test_answer_to_another_worker(pair: tuple[RawClient, RawClient]) -> None:
+    """A tool on one worker asks the client, and the client answers to the other."""
+    on_a, on_b = pair
+    for request_id, asking, answering in ((1, on_a, on_b), (2, on_b, on_a)):
+        async with asking.call(request_id, "ask") as response:
+            stream = events(response)
+            await anext(stream)
+            question = (await anext(stream)).message
+            assert question["method"] == "roots/list"
+            answer = {"jsonrpc": "2.0", "id": question["id"], "result": {"roots": [{"uri": "file:///x"}]}}
+            async with answering.post(answer) as accepted:
+                assert accepted.status_code == 202
+            with anyio.fail_after(5):
+                assert (await anext(stream)).message["result"]["structuredContent"] == {"result": "file:///x"}
+
+
+async def test_answer_that_nobody_asked_for(pair: tuple[RawClient, RawClient]) -> None:
+    """It gets what the SDK answers, and does no harm."""
+    for client in pair:
+        async with client.post({"jsonrpc": "2.0", "id": 77, "result": {}}) as response:
+            assert response.status_code == 202
+        assert "result" in (await call(client, 1, "echo", text="x")).message
+
+
+async def test_cancellation_on_another_worker(pair: tuple[RawClient, RawClient]) -> None:
+    """A call that runs on one worker is cancelled through the other."""
+    on_a, on_b = pair
+    async with on_a.call(1, "steps", name="w") as response:
+        stream = events(response)
+        await anext(stream)
+        notice = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
+        async with on_b.post(notice) as accepted:
+            assert accepted.status_code == 202
+        with anyio.fail_after(5):
+            assert (await anext(stream)).message["error"]["code"] == -32800
+
+
+async def test_poll_twice(workers: list[Worker], pair: tuple[RawClient, RawClient]) -> None:
+    """A tool that closes its stream, and does so again after the client has come back through another worker."""
+    on_a, on_b = pair
+    steered = workers[0].steered
+    received: list[Event] = []
+    async with on_a.call(1, "steps", name="w") as response:
+        stream = events(response)
+        received.append(await anext(stream))
+        steered.step("w", "a", "close")
+        received += [event async for event in stream]
+    for client, more in ((on_b, "b"), (on_a, "c")):
+        async with client.get(received[-1].id) as response:
+            steered.step("w", more, "close")
+            with anyio.fail_after(5):
+                received += [event async for event in events(response)]
+    steered.finish("w")
+    received += await on_b.resume(received[-1].id)
+    assert progress(received) == ["a", "b", "c"]
+    assert "result" in received[-1].message

@@ -1,6 +1,7 @@
 """An MCP server whose tools do what a test tells them to, when it tells them."""
 
 import asyncio
+import warnings
 from collections import defaultdict
 
 from mcp.server import MCPServer
@@ -19,6 +20,9 @@ class Steered:
             """Report each step, then the number of steps."""
             done = 0
             while (step := await self._steps[name].get()) is not None:
+                if step == "close":
+                    await ctx.close_sse_stream()
+                    continue
                 done += 1
                 await ctx.report_progress(done, message=step)
             return f"{done} steps"
@@ -27,6 +31,13 @@ class Steered:
         async def echo(text: str) -> str:
             """Return the text."""
             return text
+
+        @self.mcp.tool()
+        async def ask(ctx: Context) -> str:
+            """Ask the client for its roots, and return the first."""
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Roots are deprecated by the revision that cannot resume.
+                return str((await ctx.session.list_roots()).roots[0].uri)
 
         @self.mcp.tool()
         async def announce(ctx: Context) -> str:

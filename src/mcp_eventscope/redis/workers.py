@@ -105,7 +105,7 @@ class Workers:
             # On its own: what is left of the record must not make anybody take the session over.
             await self._redis.hset(key, "ended", "1")
             await self._redis.expire(key, ttl)
-        await self.tell(end=session_id)
+        await self.tell(session=session_id, ended=True)
 
     async def _leave(self) -> None:
         with told_as("write to", self._redis):

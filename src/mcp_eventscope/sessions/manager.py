@@ -20,7 +20,7 @@ from mcp.server.streamable_http_manager import (
     StreamableHTTPSessionManager,
 )
 from mcp.server.transport_security import TransportSecuritySettings
-from mcp.types import INTERNAL_ERROR, ErrorData, InitializeRequestParams, JSONRPCError
+from mcp.types import INTERNAL_ERROR, ErrorData, InitializeRequestParams, JSONRPCError, jsonrpc_message_adapter
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -158,7 +158,10 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             raise RuntimeError(msg)
         transport = ResumableTransport(
             SessionView(self._store.for_session(session_id), follow_limit=self._follow_limit),
-            lambda stream: self._tell(stop=session_id, stream=stream),
+            stopped=lambda stream: self._tell(session=session_id, stop=stream),
+            elsewhere=lambda message: self._tell(
+                session=session_id, deliver=message.model_dump(mode="json", by_alias=True, exclude_unset=True)
+            ),
             mcp_session_id=session_id,
             is_json_response_enabled=self.json_response,
             security_settings=self.security_settings,
@@ -283,14 +286,18 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     def _heard(self, notice: Notice) -> None:
         """Another worker has told something."""
-        session_id = notice.get("end") or notice.get("stop")
-        transport = self._server_instances.get(str(session_id))
-        if not isinstance(transport, ResumableTransport):
+        session_id = str(notice.get("session"))
+        transport = self._server_instances.get(session_id)
+        if not isinstance(transport, ResumableTransport) or self._task_group is None:
             return
         if "stop" in notice:
-            transport.view.stop(str(notice.get("stream")))
-        elif self._task_group is not None:
-            self._task_group.start_soon(self._discard_session, str(session_id), transport)
+            transport.view.stop(str(notice["stop"]))
+        elif "deliver" in notice:
+            with contextlib.suppress(ValueError):
+                message = jsonrpc_message_adapter.validate_python(notice["deliver"], by_name=False)
+                self._task_group.start_soon(transport.deliver, message)
+        elif "ended" in notice:
+            self._task_group.start_soon(self._discard_session, session_id, transport)
 
     def _tell(self, **notice: object) -> None:
         """Tell the other workers, without waiting for it."""

@@ -1,16 +1,21 @@
 """The SDK's transport, for a session that any worker may serve."""
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from typing import Any
 
+import anyio
 from mcp.server.streamable_http import (
     GET_STREAM_KEY,
     LAST_EVENT_ID_HEADER,
     StreamableHTTPServerTransport,
     check_accept_headers,
 )
-from mcp.types import RequestId
+from mcp.shared._context_streams import ContextSendStream
+from mcp.shared._stream_protocols import ReadStream, WriteStream
+from mcp.shared.message import SessionMessage
+from mcp.types import JSONRPCMessage, RequestId
 from starlette.requests import Request
 from starlette.types import Send
 
@@ -24,13 +29,45 @@ class ResumableTransport(StreamableHTTPServerTransport):
     Args:
         view: The session's view of the store.
         stopped: Called with the id of a stream that is to end wherever a client has it, here or elsewhere.
+        elsewhere: Called with an answer or a cancellation by the client that concerns nothing that runs here.
         **settings: As in the SDK.
     """
 
-    def __init__(self, view: SessionView, stopped: Callable[[str], None], **settings: Any) -> None:
+    _inbox: ContextSendStream[SessionMessage | Exception] | None = None
+
+    def __init__(
+        self,
+        view: SessionView,
+        *,
+        stopped: Callable[[str], None],
+        elsewhere: Callable[[JSONRPCMessage], None],
+        **settings: Any,
+    ) -> None:
         super().__init__(event_store=view, **settings)
         self.view = view
         self._stopped = stopped
+        self._elsewhere = elsewhere
+
+    @asynccontextmanager
+    async def connect(
+        self,
+    ) -> AsyncGenerator[tuple[ReadStream[SessionMessage | Exception], WriteStream[SessionMessage]], None]:
+        """Connect as the SDK does, and look through what the client sends for what is another worker's."""
+        async with super().connect() as streams:
+            self._inbox = self._read_stream_writer
+            self._read_stream_writer = _Sorted(self._read_stream_writer, self._sort)  # type: ignore[assignment]
+            yield streams
+
+    async def deliver(self, message: JSONRPCMessage) -> None:
+        """Take what the client sent to another worker, if it is meant for what runs here."""
+        inbox = self._inbox
+        if inbox is not None and self.view.concerns(message):
+            with suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
+                await inbox.send(SessionMessage(message))
+
+    def _sort(self, item: SessionMessage | Exception) -> None:
+        if isinstance(item, SessionMessage) and self.view.concerns(item.message) is False:
+            self._elsewhere(item.message)
 
     def close_sse_stream(self, request_id: RequestId) -> None:
         """Close the stream of a request, whether it is the first one or was resumed, here or on another worker."""
@@ -64,3 +101,24 @@ class ResumableTransport(StreamableHTTPServerTransport):
             self.view.stop(GET_STREAM_KEY)
             self._stopped(GET_STREAM_KEY)
         await super()._handle_get_request(request, send)
+
+
+class _Sorted:
+    """The stream of what the client sends, each item of which is looked at on its way."""
+
+    def __init__(
+        self, stream: ContextSendStream[SessionMessage | Exception] | None, look: Callable[[Any], None]
+    ) -> None:
+        self._stream = stream
+        self._look = look
+
+    async def send(self, item: SessionMessage | Exception) -> None:
+        """Look, and pass on."""
+        self._look(item)
+        if self._stream is not None:
+            await self._stream.send(item)
+
+    async def aclose(self) -> None:
+        """Close the stream."""
+        if self._stream is not None:
+            await self._stream.aclose()

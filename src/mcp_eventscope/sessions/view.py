@@ -14,7 +14,11 @@ from mcp_eventscope.types import (
     EventMessage,
     EventStore,
     FactStore,
+    JSONRPCError,
     JSONRPCMessage,
+    JSONRPCNotification,
+    JSONRPCRequest,
+    JSONRPCResponse,
     StreamId,
     is_final,
 )
@@ -33,6 +37,7 @@ class SessionView(EventStore):
         self._follow_limit = follow_limit
         self._resuming: defaultdict[str, set[anyio.CancelScope]] = defaultdict(set)
         self._running: set[str] = set()
+        self._asked: set[str] = set()
         self._closed = False
 
     async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
@@ -47,6 +52,8 @@ class SessionView(EventStore):
         """
         try:
             name = wire.stream_name(stream_id)
+            if isinstance(message, JSONRPCRequest):
+                self._asked.add(str(message.id))
             if is_final(name, message):
                 self._running.discard(name)
             elif name != GET_STREAM_KEY:
@@ -98,6 +105,27 @@ class SessionView(EventStore):
                 self._resuming[name].discard(scope)
                 if not self._resuming[name]:
                     del self._resuming[name]
+
+    def concerns(self, message: JSONRPCMessage) -> bool | None:
+        """Whether what the client sent is about something that runs here.
+
+        Args:
+            message: Sent by the client: the answer to a request that a server sent it, or a notification about one of
+                its own requests.
+
+        Returns:
+            True: it is, here. False: it is, on another worker, or nowhere. None: it is about nothing of the kind.
+        """
+        if isinstance(message, JSONRPCResponse | JSONRPCError):
+            return str(message.id) in self._asked
+        if not isinstance(message, JSONRPCNotification):
+            return None
+        params = message.params or {}
+        if message.method == "notifications/cancelled":
+            return wire.stream_name(str(params.get("requestId"))) in self._running
+        if message.method == "notifications/progress":
+            return str(params.get("progressToken")) in self._asked
+        return None
 
     def stop(self, stream: StreamId) -> None:
         """End what is being resumed of one stream; the client comes back for the rest.
