@@ -117,12 +117,16 @@ async def test_answer_to_another_worker(pair: tuple[RawClient, RawClient]) -> No
             stream = events(response)
             await anext(stream)
             question = (await anext(stream)).message
-            assert question["method"] == "roots/list"
-            answer = {"jsonrpc": "2.0", "id": question["id"], "result": {"roots": [{"uri": "file:///x"}]}}
+            assert question["method"] == "elicitation/create"
+            answer = {
+                "jsonrpc": "2.0",
+                "id": question["id"],
+                "result": {"action": "accept", "content": {"name": "Ada"}},
+            }
             async with answering.post(answer) as accepted:
                 assert accepted.status_code == 202
             with anyio.fail_after(5):
-                assert (await anext(stream)).message["result"]["structuredContent"] == {"result": "file:///x"}
+                assert (await anext(stream)).message["result"]["structuredContent"] == {"result": "Ada"}
 
 
 async def test_answer_that_nobody_asked_for(pair: tuple[RawClient, RawClient]) -> None:

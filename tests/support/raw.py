@@ -39,7 +39,11 @@ class RawClient:
 
     async def initialize(self) -> None:
         """Open the session."""
-        params = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "raw", "version": "0"}}
+        params = {
+            "protocolVersion": VERSION,
+            "capabilities": {"elicitation": {}},
+            "clientInfo": {"name": "raw", "version": "0"},
+        }
         async with self.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}) as response:
             assert response.status_code == 200, await response.aread()
             self.session = response.headers["mcp-session-id"]

@@ -1,11 +1,17 @@
 """An MCP server whose tools do what a test tells them to, when it tells them."""
 
 import asyncio
-import warnings
 from collections import defaultdict
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
+from pydantic import BaseModel
+
+
+class Name(BaseModel):
+    """What is asked of a user."""
+
+    name: str
 
 
 class Steered:
@@ -34,10 +40,9 @@ class Steered:
 
         @self.mcp.tool()
         async def ask(ctx: Context) -> str:
-            """Ask the client for its roots, and return the first."""
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Roots are deprecated by the revision that cannot resume.
-                return str((await ctx.session.list_roots()).roots[0].uri)
+            """Ask the user for a name, and return it."""
+            answer = await ctx.elicit("Who?", Name)
+            return answer.data.name if answer.action == "accept" else answer.action
 
         @self.mcp.tool()
         async def announce(ctx: Context) -> str:
