@@ -14,6 +14,10 @@ from mcp.server.streamable_http_manager import (
     StreamableHTTPSessionManager,
 )
 from mcp.server.transport_security import TransportSecuritySettings
+from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
 
 from mcp_eventscope.errors import IncompatibleSDKError
 from mcp_eventscope.instrumented import InstrumentedEventStore, instrument
@@ -85,17 +89,33 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._follow_limit = follow_limit
         self._views: dict[str, SessionView] = {}
         self._store: InstrumentedEventStore | None = None
+        self._log = Log(logger)
+        self._told_revision = False
         if event_store is None:
             return
         self._store = instrument(event_store, logger=logger)
         self._check_sdk()
         for mode, on in (("stateless", stateless), ("json_response", json_response)):
             if on:
-                Log(logger).write(
+                self._log.write(
                     catalog.INERT,
                     mode=mode,
                     fix=f"serve without {mode} to let clients resume, or without an event store",
                 )
+
+    async def _handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve as the SDK does; say once when a client speaks a revision that never asks an event store."""
+        if self._store is not None and not self._told_revision:
+            revision = Headers(scope=scope).get(MCP_PROTOCOL_VERSION_HEADER)
+            if revision in MODERN_PROTOCOL_VERSIONS:
+                self._told_revision = True
+                self._log.write(
+                    catalog.INERT,
+                    mode=f"protocol revision {revision}",
+                    fix="nothing, where clients do not need to resume; else have them speak 2025-11-25: "
+                    'the SDK\'s client does with mode="legacy"',
+                )
+        await super()._handle_request(scope, receive, send)
 
     def _admit_session(self, requestor: AuthorizationContext | None) -> StreamableHTTPServerTransport | None:
         """Register a session as the SDK does, and put its own view where the SDK put the guard."""
