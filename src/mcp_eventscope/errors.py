@@ -30,7 +30,7 @@ class StoreUnavailableError(StoreError):
 
 
 class StoreRejectedError(StoreError):
-    """Redis answered, with an error (READONLY, OOM, LOADING, CROSSSLOT, NOAUTH, …)."""
+    """Redis answered, with an error (READONLY, OOM, CROSSSLOT, NOAUTH, …)."""
 
 
 class CorruptEventError(EventscopeError):

@@ -189,7 +189,7 @@ class InstrumentedEventStore(EventStore):
         """Deliver what is stored from now on, and measure it. Arguments, result and errors are the store's."""
         facts: Followed | None = None
         error: BaseException | None = None
-        counted = _Counted(send)
+        counted = _Counted(send, self._followed_event)
         started = time.perf_counter()
         if self._metrics is not None:
             self._safely("metrics", self._metrics.following)
@@ -239,6 +239,10 @@ class InstrumentedEventStore(EventStore):
         with contextlib.suppress(Exception):
             self._logs.failed(sink, error)
 
+    def _followed_event(self) -> None:
+        if self._metrics is not None:
+            self._safely("metrics", self._metrics.followed_event)
+
     def _check_scoped(self) -> None:
         if self._warn_unscoped:
             self._warn_unscoped = False
@@ -261,15 +265,18 @@ def instrument(
 class _Counted:
     """A callback that counts what it delivered, for a replay that ends by raising has no facts."""
 
-    __slots__ = ("_send", "delivered")
+    __slots__ = ("_send", "_tell", "delivered")
 
-    def __init__(self, send: EventCallback) -> None:
+    def __init__(self, send: EventCallback, tell: Callable[[], None] | None = None) -> None:
         self._send = send
+        self._tell = tell
         self.delivered = 0
 
     async def __call__(self, event: EventMessage) -> None:
         await self._send(event)
         self.delivered += 1
+        if self._tell is not None:
+            self._tell()
 
 
 def _outcome_of(error: BaseException | None) -> str:

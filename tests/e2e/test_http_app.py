@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 
 import httpx2
 import pytest
+from mcp import Client
 from mcp.server import MCPServer
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings
@@ -206,6 +207,18 @@ async def test_inert_modes(valkey_url: str, registry: CollectorRegistry, log: Re
     http_app(MCPServer("s"), redis_url=valkey_url, registry=registry, logger=log, **options)  # type: ignore[arg-type]
     (inert,) = log.named("event_store.inert")
     assert str(inert["mode"]) in mode
+
+
+async def test_revision_that_cannot_resume(valkey_url: str, registry: CollectorRegistry, log: Recorder) -> None:
+    """A client that speaks a revision without resumption is served, and it is said, once."""
+    steered = Steered()
+    async with serving(http_app(steered.mcp, redis_url=valkey_url, registry=registry, logger=log)) as url:
+        for _ in range(2):
+            async with Client(f"{url}/mcp") as client:
+                assert (await client.call_tool("echo", {"text": "x"})).structured_content == {"result": "x"}
+    (inert,) = log.named("event_store.inert")
+    assert inert["mode"] == "protocol revision 2026-07-28"
+    assert "legacy" in inert["fix"]
 
 
 async def test_missing_ttl(valkey_url: str, registry: CollectorRegistry) -> None:

@@ -1,12 +1,10 @@
 """A drop-in for the SDK's session manager that gives every session its own view of the event store."""
 
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from importlib.metadata import version
 from math import ceil
-from typing import Any, NoReturn
+from typing import Any
 
 import anyio
 from anyio.abc import TaskStatus
@@ -20,23 +18,23 @@ from mcp.server.streamable_http_manager import (
     StreamableHTTPSessionManager,
 )
 from mcp.server.transport_security import TransportSecuritySettings
-from mcp.types import INTERNAL_ERROR, ErrorData, InitializeRequestParams, JSONRPCError, jsonrpc_message_adapter
+from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
+from mcp.types import InitializeRequestParams, jsonrpc_message_adapter
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from starlette.datastructures import Headers
-from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from mcp_eventscope.errors import IncompatibleSDKError, StoreError
+from mcp_eventscope.errors import StoreError
 from mcp_eventscope.instrumented import InstrumentedEventStore, instrument
 from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.redis.workers import PARTING_SECONDS, Notice, SessionRecord, Workers
+from mcp_eventscope.sessions import sdk
 from mcp_eventscope.sessions.adoption import handshake_of, owner_of, params_of, serve_adopted
 from mcp_eventscope.sessions.transport import ResumableTransport
 from mcp_eventscope.sessions.view import SessionView
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.logs import Log, Logger
-from mcp_eventscope.types import EventCallback, EventId, EventStore, JSONRPCMessage, StreamId
-
-_sdk_log = logging.getLogger(StreamableHTTPSessionManager.__module__)
+from mcp_eventscope.types import EventStore
 
 DEFAULT_FOLLOW_LIMIT = 300.0
 """Seconds that a resumed stream is followed at most."""
@@ -101,7 +99,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             raise ValueError(msg)
         super().__init__(
             app,
-            event_store=None if event_store is None else _Guard(),
+            event_store=None if event_store is None else sdk.Guard(),
             json_response=json_response,
             stateless=stateless,
             security_settings=security_settings,
@@ -115,6 +113,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._handshakes: dict[str, str] = {}
         self._store: InstrumentedEventStore | None = None
         self._workers: Workers | None = None
+        self._log = Log(logger)
+        self._told_revision = False
         if event_store is None:
             return
         self._store = instrument(event_store, logger=logger)
@@ -124,7 +124,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._check_sdk()
         for mode, on in (("stateless", stateless), ("json_response", json_response)):
             if on:
-                Log(logger).write(
+                self._log.write(
                     catalog.INERT,
                     mode=mode,
                     fix=f"serve without {mode} to let clients resume, or without an event store",
@@ -139,6 +139,20 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                 await stack.enter_async_context(self._workers.alive(self._lease, self._heard))
             yield
 
+    async def _handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve as the SDK does; say once when a client speaks a revision that never asks an event store."""
+        if self._store is not None and not self._told_revision:
+            revision = Headers(scope=scope).get(MCP_PROTOCOL_VERSION_HEADER)
+            if revision in MODERN_PROTOCOL_VERSIONS:
+                self._told_revision = True
+                self._log.write(
+                    catalog.INERT,
+                    mode=f"protocol revision {revision}",
+                    fix="nothing, where clients do not need to resume; else have them speak 2025-11-25: "
+                    'the SDK\'s client does with mode="legacy"',
+                )
+        await super()._handle_request(scope, receive, send)
+
     # -- sessions that begin here -------------------------------------------------------------------------------------
 
     def _admit_session(self, requestor: AuthorizationContext | None) -> StreamableHTTPServerTransport | None:
@@ -147,8 +161,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         if transport is None or self._store is None:
             return transport
         session_id = transport.mcp_session_id
-        if session_id is None or not isinstance(transport._event_store, _Guard):
-            _incompatible("a session's transport has no id, or does not keep its store in `_event_store`")
+        if session_id is None or not isinstance(transport._event_store, sdk.Guard):
+            sdk.incompatible("a session's transport has no id, or does not keep its store in `_event_store`")
         return self._install(session_id)
 
     def _install(self, session_id: str) -> ResumableTransport:
@@ -209,7 +223,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         user = scope.get("user")
         requestor = authorization_context(user) if isinstance(user, AuthenticatedUser) else None
         if not await self._prepare(session_id, requestor):
-            response = _too_many_sessions()
+            response = sdk.too_many_sessions()
             await response(scope, receive, send)
             return
         ending = scope["method"] == "DELETE" and session_id in self._server_instances
@@ -269,7 +283,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         try:
             await serve_adopted(self.app, transport, params, self._lifespan_state, task_status=task_status)
         except Exception:  # noqa: BLE001 - as the SDK does: one session's crash is no other's
-            _sdk_log.exception("Session %s crashed", session_id[:64])
+            sdk.log.exception("Session %s crashed", session_id[:64])
         finally:
             await self._discard_session(session_id, transport)
 
@@ -322,65 +336,16 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         Raises:
             IncompatibleSDKError: It is not as it was.
         """
-        sdk = StreamableHTTPSessionManager
-        for caller, called in (
-            ("_handle_stateful_request", "_admit_session"),
-            ("_handle_stateful_request", "_discard_session"),
-            ("_serve_opening_request", "_discard_session"),
-        ):
-            function = getattr(sdk, caller, None)
-            if not hasattr(sdk, called) or called not in _names_in(function):
-                _incompatible(f"StreamableHTTPSessionManager.{caller} does not call {called}")
+        sdk.check_calls()
         try:
-            # The first session of all: made as any other, and forgotten before it is connected. Nobody has to
-            # read of it in the SDK's log.
-            _sdk_log.addFilter(_nothing)
-            transport = self._admit_session(None)
+            # The first session of all: made as any other, and forgotten before it is connected.
+            with sdk.unlogged():
+                transport = self._admit_session(None)
         except (AttributeError, TypeError) as error:
-            _incompatible(f"a session cannot be admitted: {error}")
-        finally:
-            _sdk_log.removeFilter(_nothing)
+            sdk.incompatible(f"a session cannot be admitted: {error}")
         for name in ("_session_owners", "_session_creation_lock", "_task_group", "_lifespan_state"):
             if not hasattr(self, name):
-                _incompatible(f"StreamableHTTPSessionManager has no `{name}`")
+                sdk.incompatible(f"StreamableHTTPSessionManager has no `{name}`")
         if transport is None or transport.mcp_session_id not in self._server_instances:
-            _incompatible("StreamableHTTPSessionManager does not keep its sessions in `_server_instances`")
+            sdk.incompatible("StreamableHTTPSessionManager does not keep its sessions in `_server_instances`")
         self._server_instances.clear()
-
-
-class _Guard(EventStore):
-    """Stands where the SDK expects the store. Only a session's view may be asked; this never stores or replays."""
-
-    async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
-        """Refuse."""
-        _incompatible("a session was not given its own view of the event store")
-
-    async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
-        """Refuse."""
-        _incompatible("a session was not given its own view of the event store")
-
-
-def _too_many_sessions() -> Response:
-    """What the SDK answers at the session limit."""
-    body = JSONRPCError(jsonrpc="2.0", id=None, error=ErrorData(code=INTERNAL_ERROR, message="Too many open sessions"))
-    return Response(body.model_dump_json(by_alias=True, exclude_unset=True), 503, media_type="application/json")
-
-
-def _nothing(_: logging.LogRecord) -> bool:
-    """A filter that lets nothing through."""
-    return False
-
-
-def _names_in(function: object) -> tuple[str, ...]:
-    """The names that a function's code refers to."""
-    code = getattr(function, "__code__", None)
-    return () if code is None else code.co_names
-
-
-def _incompatible(what: str) -> NoReturn:
-    msg = (
-        f"mcp {version('mcp')} is not an SDK that sessions can be kept apart on: {what}. "
-        "Nothing is served, since sessions could read each other's events. "
-        "Install a version of mcp that this version of mcp-eventscope names, or a newer mcp-eventscope"
-    )
-    raise IncompatibleSDKError(msg)

@@ -215,7 +215,7 @@ UNSCOPED = LogEvent(
 INERT = LogEvent(
     "event_store.inert",
     "warning",
-    "The server runs in a mode in which nothing can be resumed.",
+    "The server runs in a mode, or a client speaks a revision of the protocol, in which nothing can be resumed.",
     ("mode", "fix"),
 )
 EMBEDDED = LogEvent(

@@ -106,11 +106,14 @@ class MetricsSink:
         """A stream begins to be followed."""
         self._followers.inc()
 
+    def followed_event(self) -> None:
+        """An event was delivered to a stream that is being followed, which may go on for minutes."""
+        self._followed.inc()
+
     def followed(self, follow: FollowMeasurement) -> None:
         """A stream is no longer followed."""
         self._followers.dec()
         self._follow_seconds[follow.outcome].observe(follow.seconds)
-        self._followed.inc(follow.delivered)
         if follow.error_type is not None:
             self._errors["follow", follow.error_type].inc()
         if follow.facts is not None:

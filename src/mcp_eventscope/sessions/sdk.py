@@ -1,0 +1,84 @@
+"""What is relied on of the SDK's session manager, none of which is public, and what happens when it has changed."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import NoReturn
+
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.types import INTERNAL_ERROR, ErrorData, JSONRPCError
+from starlette.responses import Response
+
+from mcp_eventscope.errors import IncompatibleSDKError
+from mcp_eventscope.types import EventCallback, EventId, EventStore, JSONRPCMessage, StreamId
+
+log = logging.getLogger(StreamableHTTPSessionManager.__module__)
+
+CALLS = (
+    ("_handle_request", "_handle_stateful_request"),
+    ("_handle_stateful_request", "_admit_session"),
+    ("_handle_stateful_request", "_serve_opening_request"),
+    ("_handle_stateful_request", "_discard_session"),
+    ("_serve_opening_request", "_discard_session"),
+)
+"""Which method of the SDK's manager calls which: the called ones are overridden, and would never be asked."""
+
+
+class Guard(EventStore):
+    """Stands where the SDK expects the store. Only a session's view may be asked; this never stores or replays."""
+
+    async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
+        """Refuse."""
+        incompatible("a session was not given its own view of the event store")
+
+    async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
+        """Refuse."""
+        incompatible("a session was not given its own view of the event store")
+
+
+def check_calls() -> None:
+    """See that the SDK's manager still calls what is overridden.
+
+    Raises:
+        IncompatibleSDKError: It does not.
+    """
+    for caller, called in CALLS:
+        code = getattr(getattr(StreamableHTTPSessionManager, caller, None), "__code__", None)
+        if not hasattr(StreamableHTTPSessionManager, called) or code is None or called not in code.co_names:
+            incompatible(f"StreamableHTTPSessionManager.{caller} does not call {called}")
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Keep the SDK's log quiet: nobody has to read of a session that is tried out."""
+    log.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        log.removeFilter(_nothing)
+
+
+def too_many_sessions() -> Response:
+    """What the SDK answers at the session limit, with its status."""
+    body = JSONRPCError(jsonrpc="2.0", id=None, error=ErrorData(code=INTERNAL_ERROR, message="Too many open sessions"))
+    return Response(body.model_dump_json(by_alias=True, exclude_unset=True), 503, media_type="application/json")
+
+
+def incompatible(what: str) -> NoReturn:
+    """Refuse to serve.
+
+    Raises:
+        IncompatibleSDKError: Always.
+    """
+    msg = (
+        f"mcp {version('mcp')} is not an SDK that sessions can be kept apart on: {what}. "
+        "Nothing is served, since sessions could read each other's events. "
+        "Install a version of mcp that this version of mcp-eventscope names, or a newer mcp-eventscope"
+    )
+    raise IncompatibleSDKError(msg)
+
+
+def _nothing(_: logging.LogRecord) -> bool:
+    """A filter that lets nothing through."""
+    return False
