@@ -136,6 +136,8 @@ class Followed:
     corrupt: tuple[EventId, ...] = ()
     failures: int = 0
     """Reads that failed, and were tried again."""
+    orphaned: bool = False
+    """Whether the request's worker was gone, and the request was answered by this follower."""
 
 
 @runtime_checkable

@@ -296,13 +296,13 @@ class RedisEventStore(EventStore):
         """
         until = time.monotonic() + limit
         reading = Reading(stream_id, after, send, until_response=True)
-        failures = 0
+        failures, orphaned = 0, False
         tracked = self._session is not None and stream_id != GET_STREAM_KEY
         with self._followers.watching(self._keys, stream_id, after, tracked=tracked) as watch:
             while True:
                 try:
                     if watch.orphan_of is not None:
-                        await self.give_up(stream_id, watch.orphan_of)
+                        orphaned |= await self.give_up(stream_id, watch.orphan_of)
                         watch.orphan_of = None
                     await self._deliver(reading, await self._read(reading.cursor, stream_id))
                 except StoreError:
@@ -320,6 +320,7 @@ class RedisEventStore(EventStore):
             missing=reading.missing,
             corrupt=tuple(reading.corrupt),
             failures=failures,
+            orphaned=orphaned,
         )
 
     async def _read(self, cursor: str, stream_id: str | None) -> scripts.Chunk:
