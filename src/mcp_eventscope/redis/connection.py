@@ -9,7 +9,7 @@ import redis
 from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, RedisClusterException, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -114,6 +114,6 @@ def told_as(operation: str, client: AnyRedis) -> Iterator[None]:
         answer = str(error).partition(", with args")[0]
         msg = f"could not {operation} Redis at {address_of(client)}: it answered {answer}"
         raise StoreRejectedError(msg) from error
-    except RedisError as error:
+    except (RedisError, RedisClusterException) as error:  # The latter is no RedisError: a cluster that is not there.
         msg = f"could not {operation} Redis at {address_of(client)}: {type(error).__name__}: {error}"
         raise StoreUnavailableError(msg) from error

@@ -1,0 +1,36 @@
+"""Clients: what is wrong with Redis is told as ours, with the place."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from redis import asyncio as aioredis
+
+from mcp_eventscope import RedisEventStore, StoreUnavailableError
+from mcp_eventscope.types import EventMessage, FollowEnd
+
+pytestmark = pytest.mark.anyio
+
+
+async def nobody(_: EventMessage) -> None:
+    """A client that is sent nothing."""
+    pytest.fail("there is nothing to send")
+
+
+@pytest.fixture
+async def no_cluster() -> AsyncIterator[aioredis.RedisCluster]:
+    """A client of a cluster that is not there: what redis-py raises then is no `RedisError`."""
+    client = aioredis.RedisCluster(host="127.0.0.1", port=1)
+    yield client
+    await client.aclose()
+
+
+async def test_cluster_that_is_not_there(no_cluster: aioredis.RedisCluster) -> None:
+    """It is unavailable like any Redis: told, and asked again by a follower."""
+    store = RedisEventStore(no_cluster, ttl=60).for_session("s")
+    with pytest.raises(StoreUnavailableError, match=r"127\.0\.0\.1:1"):
+        await store.ping()
+    with pytest.raises(StoreUnavailableError, match="could not append"):
+        await store.append("1", None)
+    followed = await store.follow("1", "1", nobody, limit=0.01)
+    assert followed.end is FollowEnd.LIMIT
+    assert followed.failures >= 1
