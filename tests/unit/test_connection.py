@@ -1,11 +1,14 @@
-"""Clients: what is wrong with Redis is told as ours, with the place."""
+"""Clients: what is wrong with Redis is told as ours, in time and with the place."""
 
+import socket
 from collections.abc import AsyncIterator
 
+import anyio
 import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreUnavailableError
+from mcp_eventscope.redis import connection
 from mcp_eventscope.types import EventMessage, FollowEnd
 
 pytestmark = pytest.mark.anyio
@@ -34,3 +37,14 @@ async def test_cluster_that_is_not_there(no_cluster: aioredis.RedisCluster) -> N
     followed = await store.follow("1", "1", nobody, limit=0.01)
     assert followed.end is FollowEnd.LIMIT
     assert followed.failures >= 1
+
+
+async def test_client_that_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that takes a connection and says nothing is given up on, however patient the client is."""
+    monkeypatch.setattr(connection, "ANSWER_TIMEOUT", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = aioredis.Redis(host="127.0.0.1", port=silent.getsockname()[1], socket_timeout=None)
+        store = RedisEventStore(client, ttl=60).for_session("s")
+        with anyio.fail_after(2), pytest.raises(StoreUnavailableError, match="no answer in time"):
+            await store.append("1", None)
+        await client.aclose()

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
+import anyio
 import redis
 from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry
@@ -22,6 +23,8 @@ CONNECT_TIMEOUT = 1.0
 """Seconds to reach Redis, for a client made by `connect`."""
 REPLY_TIMEOUT = 5.0
 """Seconds to wait for a reply, for a client made by `connect`."""
+ANSWER_TIMEOUT = 5.0
+"""Seconds for an operation, by any client: with some, one that gets no reply never ends, or is tried for minutes."""
 
 _SCHEMES = ("redis", "rediss", "unix")
 
@@ -88,7 +91,7 @@ def address_of(client: AnyRedis) -> str:
 
 @contextmanager
 def told_as(operation: str, client: AnyRedis) -> Iterator[None]:
-    """Turn the client's errors into ours, with the operation and the place, and without what was sent.
+    """Bound an operation in time, and turn the client's errors into ours: with the place, without what was sent.
 
     Args:
         operation: What was done, for the message: "append to", "read from", …
@@ -99,7 +102,8 @@ def told_as(operation: str, client: AnyRedis) -> Iterator[None]:
         StoreRejectedError: Redis answered with an error.
     """
     try:
-        yield
+        with anyio.fail_after(ANSWER_TIMEOUT):
+            yield
     except (RedisTimeoutError, TimeoutError) as error:
         msg = f"could not {operation} Redis at {address_of(client)}: no answer in time"
         raise StoreUnavailableError(msg) from error
