@@ -1,5 +1,6 @@
 """Clients: what is wrong with Redis is told as ours, in time and with the place."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 
@@ -9,6 +10,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreUnavailableError
 from mcp_eventscope.redis import connection
+from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.types import EventMessage, FollowEnd
 
 pytestmark = pytest.mark.anyio
@@ -48,3 +50,21 @@ async def test_client_that_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> No
         with anyio.fail_after(2), pytest.raises(StoreUnavailableError, match="no answer in time"):
             await store.append("1", None)
         await client.aclose()
+
+
+@pytest.mark.parametrize(
+    "option", ["foo=hunter2", "retry=3", "connection_class=x", "protocol=9", "max_connections=-1", "socket_timeout=x"]
+)
+def test_options_of_a_url(option: str) -> None:
+    """An option that redis-py does not take is refused when the client is made, not when it is first used."""
+    with pytest.raises(ValueError, match="only options that redis-py knows") as refused:
+        connect(f"redis://me:hunter2@127.0.0.1:1/0?{option}")
+    assert "hunter2" not in str(refused.value)
+
+
+async def test_more_callers_than_connections(valkey_url: str, key_prefix: str) -> None:
+    """Who finds all connections in use waits for one."""
+    async with connect(f"{valkey_url}?max_connections=1") as client:
+        store = RedisEventStore(client, key_prefix=key_prefix, ttl=60).for_session("s")
+        appended = await asyncio.gather(*(store.append("1", None) for _ in range(20)))
+    assert len({each.event_id for each in appended}) == 20

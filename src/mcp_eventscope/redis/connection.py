@@ -32,7 +32,8 @@ _SCHEMES = ("redis", "rediss", "unix")
 def connect(url: str) -> aioredis.Redis:
     """A client for a URL; it connects when it is first used.
 
-    It does not retry: an append whose reply was lost may have been done, and a second one would store it twice.
+    It does not retry: an append whose reply was lost may have been done, and a second one would store it twice. Who
+    finds all connections in use waits for one.
 
     Args:
         url: `redis://[user:password@]host[:port][/db]`, `rediss://…` for TLS, or `unix://path`.
@@ -46,19 +47,22 @@ def connect(url: str) -> aioredis.Redis:
     try:
         if urlsplit(url).scheme not in _SCHEMES:
             raise ValueError  # noqa: TRY301 - told once, below
-        return aioredis.Redis.from_url(
+        pool = aioredis.BlockingConnectionPool.from_url(
             url,
+            timeout=REPLY_TIMEOUT,
             socket_connect_timeout=CONNECT_TIMEOUT,
             socket_timeout=REPLY_TIMEOUT,
             retry=Retry(NoBackoff(), 0),
         )
-    except (ValueError, TypeError, AttributeError):
+        pool.connection_class(**pool.connection_kwargs)  # Made and dropped: only this looks at the options of the URL.
+    except (ValueError, TypeError, AttributeError, RedisError):
         msg = (
             "the Redis URL cannot be read (it is not repeated here, since it may hold a password); "
             "write redis://host:6379/0, rediss://… for TLS, or unix:///path/to.sock, "
-            "and percent-encode special characters in the password"
+            "percent-encode special characters in the password, and add only options that redis-py knows"
         )
         raise ValueError(msg) from None
+    return aioredis.Redis.from_pool(pool)
 
 
 def require_async(client: object) -> None:
