@@ -92,7 +92,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
         The application. `mcp.session_manager` is its session manager, as with the SDK's.
 
     Raises:
-        TypeError: `event_store` is no event store, or the SDK does not know an option.
+        TypeError: `event_store` is no event store, `logger` takes no fields, or the SDK does not know an option.
         ValueError: Two stores are named, or an argument is out of its range.
         IncompatibleSDKError: The installed SDK has changed in what sessions are scoped by.
         EmbeddedUnavailableError: No Redis is named, and there is no embedded Valkey.
@@ -139,7 +139,7 @@ def _own_store(
             yield
 
     if valkey is not None:
-        log.write(
+        log.announce(
             catalog.EMBEDDED,
             address=store.address,
             consequence="events are lost when this process ends, and no other worker sees them: not for production",
@@ -229,7 +229,7 @@ class _Health:
 
 async def _report_unreachable(store: InstrumentedEventStore, log: Log) -> None:
     if error := await _unreachable(store):
-        log.write(catalog.UNREACHABLE, address=store.address, error=error)
+        log.announce(catalog.UNREACHABLE, address=store.address, error=error)
 
 
 async def _unreachable(store: InstrumentedEventStore) -> str | None:

@@ -49,7 +49,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     Raises:
         ValueError: A number is out of its range.
-        TypeError: `event_store` is no event store.
+        TypeError: `event_store` is no event store, or `logger` takes no fields.
         IncompatibleSDKError: The installed SDK has changed in what sessions are scoped by.
     """
 
@@ -91,7 +91,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._check_sdk()
         for mode, on in (("stateless", stateless), ("json_response", json_response)):
             if on:
-                Log(logger).write(
+                Log(logger).announce(
                     catalog.INERT,
                     mode=mode,
                     fix=f"serve without {mode} to let clients resume, or without an event store",
