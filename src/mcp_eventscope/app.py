@@ -100,7 +100,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
     build: Callable[..., Starlette] = mcp.streamable_http_app
     app = build(**options)
     log = Log(logger)
-    resources: AbstractAsyncContextManager[object] = nullcontext()
+    resources: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
     if event_store is None:
         event_store, resources = _own_store(redis_url or os.environ.get(URL_VARIABLE), ttl, log)
     elif redis_url is not None or ttl != DEFAULT_TTL:
@@ -113,7 +113,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with resources:
+        async with resources():
             await _report_unreachable(store, log)
             async with manager.run():
                 yield
@@ -124,7 +124,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
 
 def _own_store(
     url: str | None, ttl: int | None, log: Log
-) -> tuple[RedisEventStore, AbstractAsyncContextManager[object]]:
+) -> tuple[RedisEventStore, Callable[[], AbstractAsyncContextManager[object]]]:
     """The store where none is given, and what has to be open while it is used."""
     valkey = None if url else EmbeddedValkey()
     client = connect(valkey.url if valkey else url or "")
@@ -145,7 +145,7 @@ def _own_store(
             consequence="events are lost when this process ends, and no other worker sees them: not for production",
             fix=f"pass redis_url=, or set {URL_VARIABLE}",
         )
-    return store, resources()
+    return store, resources
 
 
 def _replace_manager(

@@ -90,6 +90,16 @@ async def test_embedded(
     assert "EVENTSCOPE_REDIS_URL" in str(embedded["fix"])
 
 
+async def test_started_twice(registry: CollectorRegistry) -> None:
+    """An application can be started once, as the SDK says it, whatever it brought with it."""
+    app = http_app(MCPServer("s"), registry=registry)
+    async with app.router.lifespan_context(app):
+        pass
+    with pytest.raises(RuntimeError, match="only be called once"):
+        async with app.router.lifespan_context(app):
+            pass
+
+
 async def test_environment(
     valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
