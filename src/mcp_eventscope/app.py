@@ -189,15 +189,15 @@ def _innermost(route: BaseRoute) -> object:
 
 
 def _add_route(app: Starlette, path: str, endpoint: ASGIApp) -> None:
-    """Add a route for reading.
+    """Add a route for reading, before those of the server: one of them may match every path.
 
     Raises:
-        ValueError: The server has a route there, which would hide this one.
+        ValueError: The server has a route there, which this one would hide.
     """
     if any(getattr(route, "path", None) == path for route in app.routes):
         msg = f"the MCP server already serves {path}, which http_app() needs; move that route"
         raise ValueError(msg)
-    app.router.routes.append(Route(path, endpoint, methods=["GET"]))
+    app.router.routes.insert(0, Route(path, endpoint, methods=["GET"]))
 
 
 class _Endpoint:

@@ -175,6 +175,23 @@ async def test_custom_routes_stay(valkey_url: str, registry: CollectorRegistry, 
         assert (await http.get(f"{url}/hello")).text == "hello"
 
 
+async def test_route_for_every_path(
+    valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient, connect: Connect
+) -> None:
+    """A route of the server's own that matches every path hides nothing of ours, and still gets the rest."""
+    steered = Steered()
+
+    @steered.mcp.custom_route("/{path:path}", methods=["GET"])  # type: ignore[untyped-decorator]
+    async def page(_: Request) -> Response:
+        return PlainTextResponse("page")
+
+    async with serving(http_app(steered.mcp, redis_url=valkey_url, registry=registry)) as url:
+        assert (await http.get(f"{url}/healthz")).json()["status"] == "ok"
+        assert "eventscope_ttl_seconds" in (await http.get(f"{url}/metrics")).text
+        assert (await http.get(f"{url}/elsewhere")).text == "page"
+        await connect(url).initialize()
+
+
 class Verifier:
     """Accepts two tokens, of two principals."""
 
