@@ -68,3 +68,10 @@ async def test_more_callers_than_connections(valkey_url: str, key_prefix: str) -
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60).for_session("s")
         appended = await asyncio.gather(*(store.append("1", None) for _ in range(20)))
     assert len({each.event_id for each in appended}) == 20
+
+
+def test_address_behind_sentinel() -> None:
+    """A client that asks Sentinels for its address has none of its own, and is not said to be on localhost."""
+    sentinel = aioredis.Sentinel([("127.0.0.1", 1)])  # type: ignore[no-untyped-call]
+    store = RedisEventStore(sentinel.master_for("mymaster", password="hunter2"), ttl=60)
+    assert store.address == "the master 'mymaster' of Sentinel"

@@ -9,6 +9,7 @@ import anyio
 import redis
 from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisClusterException, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -84,9 +85,11 @@ def require_async(client: object) -> None:
 
 
 def address_of(client: AnyRedis) -> str:
-    """Where a client connects to: `host:port`, or a socket's path. Never a user name or password."""
+    """Where a client connects to: `host:port`, a socket's path, a Sentinel's service. Never a user name or password."""
     if isinstance(client, aioredis.RedisCluster):
         return ", ".join(f"{node.host}:{node.port}" for node in client.get_nodes()) or "a Redis Cluster"
+    if isinstance(client.connection_pool, SentinelConnectionPool):  # Its address is whatever the Sentinels say.
+        return f"the master {client.connection_pool.service_name!r} of Sentinel"
     arguments = client.connection_pool.connection_kwargs
     if path := arguments.get("path"):
         return str(path)
