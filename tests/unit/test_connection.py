@@ -75,3 +75,13 @@ def test_address_behind_sentinel() -> None:
     sentinel = aioredis.Sentinel([("127.0.0.1", 1)])  # type: ignore[no-untyped-call]
     store = RedisEventStore(sentinel.master_for("mymaster", password="hunter2"), ttl=60)
     assert store.address == "the master 'mymaster' of Sentinel"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+async def test_encoding_of_the_client(valkey_url: str, key_prefix: str, encoding: str) -> None:
+    """Names are UTF-8 in Redis, whatever the client encodes text in."""
+    async with aioredis.Redis.from_url(valkey_url, encoding=encoding) as client:
+        store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
+        first = await store.append("ü€", None)
+        facts = await store.replay(first.event_id, nobody, stream_id="ü€")
+    assert (facts.stream_id, facts.miss) == ("ü€", None)
