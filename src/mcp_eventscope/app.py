@@ -77,6 +77,9 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
     * `/metrics`: the registry, for Prometheus;
     * `/healthz`: 200 and the latency while Redis answers, 503 and the reason while it does not.
 
+    Mounted in another application, it is started by that one: `lifespan=app.router.lifespan_context`.
+    To run `mcp.session_manager` alone, as with the SDK's, would start no embedded Valkey and close no client.
+
     Args:
         mcp: The server.
         event_store: The store; instrumented here, unless it is already. It stays the caller's to close.

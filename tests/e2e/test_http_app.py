@@ -11,8 +11,10 @@ from mcp.server.lowlevel.server import Server
 from prometheus_client import CollectorRegistry
 from pydantic import AnyHttpUrl
 from redis.asyncio import Redis
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount
 from structlog.testing import capture_logs
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, ResumableSessionManager, http_app
@@ -161,6 +163,21 @@ async def test_options_reach_the_sdk(valkey_url: str, registry: CollectorRegistr
             assert second.status_code == 503
         async with client.post({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"x": "y" * 3000}}) as large:
             assert large.status_code == 413
+
+
+async def test_mounted(registry: CollectorRegistry, http: httpx2.AsyncClient, connect: Connect) -> None:
+    """Under a prefix of another application, which starts it, it serves and resumes as by itself."""
+    steered = Steered()
+    app = http_app(steered.mcp, registry=registry)
+    outer = Starlette(routes=[Mount("/inner", app)], lifespan=app.router.lifespan_context)
+    async with serving(outer) as url:
+        client = connect(f"{url}/inner")
+        await client.initialize()
+        async with client.call(1, "echo", text="x") as response:
+            received = [event async for event in events(response)]
+        assert await client.resume(received[0].id) == received[1:]
+        assert (await http.get(f"{url}/inner/healthz")).status_code == 200
+        assert (await http.get(f"{url}/inner/metrics")).status_code == 200
 
 
 async def test_custom_routes_stay(valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient) -> None:
