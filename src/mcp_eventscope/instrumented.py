@@ -56,7 +56,7 @@ class InstrumentedEventStore(EventStore):
             library's logger `mcp_eventscope`.
 
     Raises:
-        TypeError: `store` is no event store.
+        TypeError: `store` is no event store, or `logger` takes no fields.
         ValueError: `store` is instrumented already: everything would be counted twice.
     """
 

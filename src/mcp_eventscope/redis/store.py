@@ -51,6 +51,8 @@ class RedisEventStore(EventStore):
 
     Args:
         redis: A `redis.asyncio.Redis` or `RedisCluster`, with `decode_responses` either way. It is not closed here.
+            One that retries, as redis-py's do by default, stores an event twice when the reply to the first try is
+            lost; one made with `retry=Retry(NoBackoff(), 0)` does not.
         key_prefix: What every key begins with.
         ttl: Seconds that every key is kept after it was last written; None keeps them for ever, which fills Redis.
             Longer than clients stay away: twice the session idle timeout is a good start.

@@ -68,7 +68,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     Raises:
         ValueError: A number is out of its range.
-        TypeError: `event_store` is no event store.
+        TypeError: `event_store` is no event store, or `logger` takes no fields.
         IncompatibleSDKError: The installed SDK has changed in what sessions are scoped by.
     """
 
@@ -121,7 +121,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._check_sdk()
         for mode, on in (("stateless", stateless), ("json_response", json_response)):
             if on:
-                self._log.write(
+                self._log.announce(
                     catalog.INERT,
                     mode=mode,
                     fix=f"serve without {mode} to let clients resume, or without an event store",
