@@ -73,3 +73,10 @@ async def leaks(redis_client: aioredis.Redis, key_prefix: str) -> AsyncIterator[
     leaked = await checker.leaked()
     await checker.clean()
     assert not leaked, f"keys were left without TTL: {leaked}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What serves over sockets, or starts processes, is slow: left out of `make test-fast`."""
+    for item in items:
+        if {"e2e", "chaos"} & set(item.path.parts) or "OnRedis" in item.nodeid or "OnValkey" in item.nodeid:
+            item.add_marker(pytest.mark.slow)

@@ -75,7 +75,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
     ttl: int | None = DEFAULT_TTL,
     follow_limit: float = DEFAULT_FOLLOW_LIMIT,
     lease: float = DEFAULT_LEASE,
-    registry: Registry = DEFAULT_REGISTRY,
+    registry: Registry | None = None,
     tracer_provider: TracerProvider | None = None,
     logger: Logger | None = None,
     **options: Unpack[StreamableHTTPOptions],
@@ -99,9 +99,10 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
         ttl: Seconds that events are kept, for a store made here; None keeps them for ever.
         follow_limit: As in `ResumableSessionManager`, in seconds.
         lease: As in `ResumableSessionManager`, in seconds.
-        registry: Where metrics go, and what `/metrics` shows.
-        tracer_provider: As in `InstrumentedEventStore`.
-        logger: As in `InstrumentedEventStore`.
+        registry: Where metrics go, and what `/metrics` shows; None: that of a store that is instrumented already, else
+            prometheus_client's global one.
+        tracer_provider: As in `InstrumentedEventStore`; for a store that is not instrumented already.
+        logger: As in `InstrumentedEventStore`; of a store that is instrumented already, for what the application says.
         **options: The keywords of `streamable_http_app()` of that kind of server; they mean the same.
 
     Returns:
@@ -109,7 +110,8 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
 
     Raises:
         TypeError: `event_store` is no event store, `logger` takes no fields, or the SDK does not know an option.
-        ValueError: Two stores are named, or an argument is out of its range.
+        ValueError: Two stores are named, an instrumented store comes with other telemetry than its own, or an argument
+            is out of its range.
         IncompatibleSDKError: The installed SDK has changed in what sessions are scoped by.
         EmbeddedUnavailableError: No Redis is named, and there is no embedded Valkey.
     """
@@ -122,10 +124,18 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
     elif redis_url is not None or ttl != DEFAULT_TTL:
         msg = "redis_url and ttl are for a store that is made here; pass either them or event_store"
         raise ValueError(msg)
+    if isinstance(event_store, InstrumentedEventStore):
+        if tracer_provider is not None or registry not in (None, event_store.registry):
+            msg = (
+                "registry and tracer_provider are for a store that is instrumented here; give them to your store's own"
+            )
+            raise ValueError(msg)
+        registry = event_store.registry
+    registry = registry or DEFAULT_REGISTRY
     store = instrument(event_store, registry=registry, tracer_provider=tracer_provider, logger=logger)
     manager = _replace_manager(app, mcp.session_manager, store, follow_limit=follow_limit, lease=lease, logger=logger)
     _add_route(app, "/metrics", _Endpoint(scrape_app(registry)))
-    _add_route(app, "/healthz", _Health(store))
+    _add_route(app, "/healthz", _Health(store, manager))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -227,15 +237,19 @@ class _Endpoint:
 
 
 class _Health:
-    """Whether the store answers, and how fast."""
+    """Whether sessions are served, and whether the store answers, and how fast."""
 
-    def __init__(self, store: InstrumentedEventStore) -> None:
+    def __init__(self, store: InstrumentedEventStore, manager: ResumableSessionManager) -> None:
         self._store = store
+        self._manager = manager
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         about: dict[str, object] = {"address": self._store.address}
         started = time.perf_counter()
-        if error := await _unreachable(self._store):
+        if not self._manager.running:
+            error = "the session manager is not running: mounted in another application, this one's lifespan must run"
+            response = JSONResponse({"status": "unavailable", "error": error}, 503)
+        elif error := await _unreachable(self._store):
             response = JSONResponse({"status": "unavailable", "store": {**about, "error": error}}, 503)
         else:
             about["latency_ms"] = round((time.perf_counter() - started) * 1000, 3)
@@ -245,7 +259,12 @@ class _Health:
 
 async def _report_unreachable(store: InstrumentedEventStore, log: Log) -> None:
     if error := await _unreachable(store):
-        log.announce(catalog.UNREACHABLE, address=store.address, error=error)
+        log.announce(
+            catalog.UNREACHABLE,
+            address=store.address,
+            error=error,
+            fix="start Redis, or correct its address; nothing has to be restarted here",
+        )
 
 
 async def _unreachable(store: InstrumentedEventStore) -> str | None:

@@ -76,6 +76,7 @@ class InstrumentedEventStore(EventStore):
         self._tracing = Tracing(name, tracer_provider)
         self._metrics = None if registry is None else MetricsSink(name, registry)
         self._logs = LogSink(name, Log(logger))
+        self._registry = registry
         self._session: str | None = None
         # A store of others may be scoped, and may expire its events, in ways that cannot be seen from here.
         ours = isinstance(store, FactStore)
@@ -88,6 +89,11 @@ class InstrumentedEventStore(EventStore):
     def ttl(self) -> int | None:
         """Seconds that an event is kept; None: for ever, or the store does not say."""
         return self._store.ttl
+
+    @property
+    def registry(self) -> Registry | None:
+        """Where the metrics go; None: nowhere."""
+        return self._registry
 
     @property
     def shared(self) -> bool:

@@ -9,6 +9,7 @@ from mcp.server import MCPServer
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.lowlevel.server import Server
+from opentelemetry.trace import NoOpTracerProvider
 from prometheus_client import CollectorRegistry
 from pydantic import AnyHttpUrl
 from redis.asyncio import Redis
@@ -74,6 +75,28 @@ async def test_metrics(valkey_url: str, registry: CollectorRegistry, http: httpx
     assert 'eventscope_ttl_seconds{store="default"} 3600.0' in text.text
     assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
     assert refused.status_code == 405
+
+
+async def test_metrics_of_an_instrumented_store(
+    valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient
+) -> None:
+    """`/metrics` shows the registry of a store that is instrumented already."""
+    redis = Redis.from_url(valkey_url)
+    store = InstrumentedEventStore(RedisEventStore(redis, ttl=60), registry=registry)
+    async with serving(http_app(MCPServer("s"), store)) as url:
+        assert 'eventscope_ttl_seconds{store="default"} 60.0' in (await http.get(f"{url}/metrics")).text
+    await redis.aclose()
+
+
+async def test_mounted_without_its_lifespan(
+    valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient
+) -> None:
+    """`/healthz` does not say that all is well where no session can be served."""
+    inner = http_app(MCPServer("s"), redis_url=valkey_url, registry=registry)
+    async with serving(Starlette(routes=[Mount("/tools", inner)])) as url:
+        health = await http.get(f"{url}/tools/healthz")
+    assert health.status_code == 503
+    assert "lifespan" in health.json()["error"]
 
 
 async def test_embedded(
@@ -281,6 +304,15 @@ async def test_refused_arguments(valkey_url: str, registry: CollectorRegistry) -
         http_app(MCPServer("s"), store, redis_url=valkey_url, registry=registry)
     with pytest.raises(ValueError, match="either them or event_store"):
         http_app(MCPServer("s"), store, ttl=5, registry=registry)
+    instrumented = InstrumentedEventStore(store, registry=registry)
+    with pytest.raises(ValueError, match="your store's own"):
+        http_app(MCPServer("s"), instrumented, registry=CollectorRegistry())
+    with pytest.raises(ValueError, match="your store's own"):
+        http_app(MCPServer("s"), instrumented, tracer_provider=NoOpTracerProvider())
+    with pytest.raises(TypeError, match="an event store must be"):
+        http_app(MCPServer("s"), RedisEventStore, registry=registry)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="http_app"):
+        ResumableSessionManager(MCPServer("s"), store)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="nonsense"):
         http_app(MCPServer("s"), store, registry=registry, nonsense=1)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="EventStore"):

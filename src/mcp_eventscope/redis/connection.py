@@ -22,8 +22,9 @@ AnyRedis: TypeAlias = aioredis.Redis | aioredis.RedisCluster
 
 CONNECT_TIMEOUT = 1.0
 """Seconds to reach Redis, for a client made by `connect`."""
-REPLY_TIMEOUT = 5.0
-"""Seconds to wait for a reply, for a client made by `connect`."""
+REPLY_TIMEOUT = 1.0
+"""Seconds to wait for a reply, for a client made by `connect`: each message of a session waits so long while Redis is
+frozen. `?socket_timeout=…` in the URL says otherwise."""
 ANSWER_TIMEOUT = 5.0
 """Seconds for an operation, by any client: with some, one that gets no reply never ends, or is tried for minutes."""
 

@@ -68,7 +68,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     Raises:
         ValueError: A number is out of its range.
-        TypeError: `event_store` is no event store, or `logger` takes no fields.
+        TypeError: `app` is no low-level server, `event_store` is no event store, or `logger` takes no fields.
         IncompatibleSDKError: The installed SDK has changed in what sessions are scoped by.
     """
 
@@ -88,6 +88,9 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         lease: float = DEFAULT_LEASE,
         logger: Logger | None = None,
     ) -> None:
+        if not isinstance(app, Server):
+            msg = f"app must be a low-level Server, not {type(app).__name__}; for an MCPServer use http_app()"
+            raise TypeError(msg)
         if not follow_limit > 0:
             msg = f"follow_limit must be a positive number of seconds, not {follow_limit!r}"
             raise ValueError(msg)
@@ -126,6 +129,11 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                     mode=mode,
                     fix=f"serve without {mode} to let clients resume, or without an event store",
                 )
+
+    @property
+    def running(self) -> bool:
+        """Whether sessions are served: within `run()`."""
+        return self._task_group is not None
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:

@@ -228,14 +228,14 @@ INERT = LogEvent(
 EMBEDDED = LogEvent(
     "event_store.embedded",
     "warning",
-    "No Redis was named, so one was started inside this process.",
+    "No Redis was named, so one is started beside this process.",
     ("address", "consequence", "fix"),
 )
 UNREACHABLE = LogEvent(
     "event_store.unreachable",
     "warning",
     "The store does not answer at start. The server serves; what is said meanwhile cannot be resumed.",
-    ("store", "address", "error"),
+    ("address", "error", "fix"),
 )
 STORE_FAILED = LogEvent(
     "event_store.store_failed",

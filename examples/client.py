@@ -1,0 +1,22 @@
+"""A client for the quickstart. Its connection may drop, and be cut by whatever is in between: the call goes on."""
+
+import asyncio
+import sys
+
+from mcp import Client
+
+
+async def main(url: str) -> None:
+    """Call the tool, and print its progress."""
+
+    async def progress(done: float, total: float | None, message: str | None) -> None:
+        print(f"{done:g} of {total:g}" if total else f"{done:g}", message or "")
+
+    # mode="legacy": the revision that the client negotiates by default, 2026-07-28, has no resumption.
+    async with Client(url, mode="legacy") as client:
+        result = await client.call_tool("count", {"to": 10}, progress_callback=progress)
+        print(result.structured_content)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "http://localhost:8000/mcp"))

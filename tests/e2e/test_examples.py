@@ -1,0 +1,42 @@
+"""The other examples run: the manager by hand, and the client of the quickstart."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+from mcp.server.lowlevel.server import Server
+from redis import asyncio as aioredis
+
+from mcp_eventscope import http_app
+from support.raw import Connect, events
+from support.serving import serving
+
+pytestmark = pytest.mark.anyio
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+async def test_by_hand(valkey_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application of one's own with the drop-in manager serves, and resumes."""
+    monkeypatch.setattr(aioredis, "Redis", lambda **_: aioredis.from_url(valkey_url))
+    by_hand = importlib.import_module("examples.by_hand")
+    assert isinstance(by_hand.server, Server)
+    async with serving(by_hand.app) as url:
+        client = connect(url)
+        await client.initialize()
+        async with client.post({"jsonrpc": "2.0", "id": 1, "method": "ping"}) as response:
+            received = [event async for event in events(response)]
+        assert await client.resume(received[0].id) == received[1:]
+
+
+async def test_client(valkey_url: str) -> None:
+    """The client of the quickstart calls its tool, and shows the progress."""
+    quickstart = importlib.import_module("examples.quickstart")
+    async with serving(http_app(quickstart.mcp, redis_url=valkey_url)) as url:
+        done = await anyio.run_process([sys.executable, str(EXAMPLES / "client.py"), f"{url}/mcp"], check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    lines = done.stdout.decode().splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == [f"{number}.0" for number in range(1, 11)]
+    assert "counted to 10" in lines[-1]
