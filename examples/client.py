@@ -9,12 +9,12 @@ from mcp import Client
 async def main(url: str) -> None:
     """Call the tool, and print its progress."""
 
-    async def progress(done: float, total: float | None, message: str | None) -> None:
-        print(f"{done:g} of {total:g}" if total else f"{done:g}", message or "")
+    async def show(progress: float, total: float | None, message: str | None) -> None:
+        print(progress, "of", total, message or "")
 
     # mode="legacy": the revision that the client negotiates by default, 2026-07-28, has no resumption.
     async with Client(url, mode="legacy") as client:
-        result = await client.call_tool("count", {"to": 10}, progress_callback=progress)
+        result = await client.call_tool("count", {"to": 10}, progress_callback=show)
         print(result.structured_content)
 
 

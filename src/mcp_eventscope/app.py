@@ -247,8 +247,8 @@ class _Health:
         about: dict[str, object] = {"address": self._store.address}
         started = time.perf_counter()
         if not self._manager.running:
-            error = "the session manager is not running: mounted in another application, this one's lifespan must run"
-            response = JSONResponse({"status": "unavailable", "error": error}, 503)
+            idle = "the session manager is not running: mounted in another application, this one's lifespan must run"
+            response = JSONResponse({"status": "unavailable", "error": idle}, 503)
         elif error := await _unreachable(self._store):
             response = JSONResponse({"status": "unavailable", "store": {**about, "error": error}}, 503)
         else:

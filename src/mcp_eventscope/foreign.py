@@ -46,7 +46,7 @@ class ForeignEventStore:
     shared = False
 
     def __init__(self, store: EventStore, *, scope: str = "") -> None:
-        if isinstance(store, type) or not isinstance(store, EventStore):
+        if not isinstance(store, EventStore):
             msg = f"an event store must be an mcp.server.streamable_http.EventStore, not {type(store).__name__}"
             raise TypeError(msg)
         self._store = store

@@ -69,6 +69,9 @@ class InstrumentedEventStore(EventStore):
         tracer_provider: TracerProvider | None = None,
         logger: Logger | None = None,
     ) -> None:
+        if isinstance(store, type):
+            msg = f"an event store must be an instance, and this is the class {store.__name__}: call it"
+            raise TypeError(msg)
         if isinstance(store, InstrumentedEventStore):
             msg = "this store is instrumented already; a second InstrumentedEventStore would count everything twice"
             raise ValueError(msg)  # noqa: TRY004 - the type is right, its state is not

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import anyio
 import pytest
-from mcp.server.lowlevel.server import Server
 from redis import asyncio as aioredis
 
 from mcp_eventscope import http_app
@@ -18,11 +17,10 @@ pytestmark = pytest.mark.anyio
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-async def test_by_hand(valkey_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_by_hand(valkey_url: str, connect: Connect) -> None:
     """An application of one's own with the drop-in manager serves, and resumes."""
-    monkeypatch.setattr(aioredis, "Redis", lambda **_: aioredis.from_url(valkey_url))
     by_hand = importlib.import_module("examples.by_hand")
-    assert isinstance(by_hand.server, Server)
+    by_hand.redis.connection_pool = aioredis.from_url(valkey_url).connection_pool
     async with serving(by_hand.app) as url:
         client = connect(url)
         await client.initialize()

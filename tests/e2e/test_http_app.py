@@ -305,11 +305,11 @@ async def test_refused_arguments(valkey_url: str, registry: CollectorRegistry) -
     with pytest.raises(ValueError, match="either them or event_store"):
         http_app(MCPServer("s"), store, ttl=5, registry=registry)
     instrumented = InstrumentedEventStore(store, registry=registry)
-    with pytest.raises(ValueError, match="your store's own"):
+    with pytest.raises(ValueError, match="InstrumentedEventStore"):
         http_app(MCPServer("s"), instrumented, registry=CollectorRegistry())
-    with pytest.raises(ValueError, match="your store's own"):
+    with pytest.raises(ValueError, match="InstrumentedEventStore"):
         http_app(MCPServer("s"), instrumented, tracer_provider=NoOpTracerProvider())
-    with pytest.raises(TypeError, match="an event store must be"):
+    with pytest.raises(TypeError, match="an instance"):
         http_app(MCPServer("s"), RedisEventStore, registry=registry)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="http_app"):
         ResumableSessionManager(MCPServer("s"), store)  # type: ignore[arg-type]
