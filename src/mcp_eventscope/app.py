@@ -127,7 +127,8 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
     if isinstance(event_store, InstrumentedEventStore):
         if tracer_provider is not None or registry not in (None, event_store.registry):
             msg = (
-                "registry and tracer_provider are for a store that is instrumented here; give them to your store's own"
+                "registry and tracer_provider are for a store that is instrumented here, and this one is already; "
+                "pass them to your InstrumentedEventStore"
             )
             raise ValueError(msg)
         registry = event_store.registry
