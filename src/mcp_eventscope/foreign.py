@@ -42,6 +42,7 @@ class ForeignEventStore:
     """
 
     ttl: int | None = None
+    shared = False
 
     def __init__(self, store: EventStore, *, scope: str = "") -> None:
         if not isinstance(store, EventStore):

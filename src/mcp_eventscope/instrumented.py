@@ -90,6 +90,11 @@ class InstrumentedEventStore(EventStore):
         return self._store.ttl
 
     @property
+    def shared(self) -> bool:
+        """Whether a follower is woken whichever process stores; see the store."""
+        return self._store.shared
+
+    @property
     def decorated(self) -> FactStore:
         """The store that is decorated."""
         return self._store

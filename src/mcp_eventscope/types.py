@@ -162,6 +162,11 @@ class FactStore(Protocol):
         """Deliver what is stored from now on, until the response or the limit."""
         ...
 
+    @property
+    def shared(self) -> bool:
+        """Whether what another process stores reaches a follower at once: streams may be read from the store only."""
+        ...
+
     async def give_up(self, stream_id: StreamId) -> bool:
         """Answer a request that this process ran, and runs no longer, with an error."""
         ...

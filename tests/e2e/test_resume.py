@@ -220,6 +220,7 @@ async def test_figures(client: RawClient, steered: Steered, registry: CollectorR
 
     async with cut_after(client, steered, "a") as before:
         steered.step("work", "b", "c")
+        await until(lambda: sample("stored_events_total", kind="notification") == 3)
         async with client.get(before[-1].id) as response:
             stream = events(response)
             for _ in "bc":

@@ -9,6 +9,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from mcp_eventscope import http_app
+from mcp_eventscope.answers import REQUEST_ORPHANED
+from mcp_eventscope.embedded import EmbeddedValkey
 from support.raw import Connect, Event, RawClient, events
 from support.serving import serving
 from support.tools import Steered
@@ -169,3 +171,47 @@ async def test_poll_twice(workers: list[Worker], pair: tuple[RawClient, RawClien
     received += await on_b.resume(received[-1].id)
     assert progress(received) == ["a", "b", "c"]
     assert "result" in received[-1].message
+
+
+async def test_worker_that_ends_answers_for_what_it_ran(valkey_url: str, connect: Connect) -> None:
+    """A call that is running when its worker shuts down is answered at once, and the session goes on elsewhere."""
+    first, second = Steered(), Steered()
+    async with serving(http_app(second.mcp, redis_url=valkey_url, registry=CollectorRegistry(), lease=30)) as other:
+        async with serving(http_app(first.mcp, redis_url=valkey_url, registry=CollectorRegistry(), lease=30)) as url:
+            on_a = connect(url)
+            await on_a.initialize()
+            async with on_a.call(1, "steps", name="w") as response:
+                cursor = (await anext(events(response))).id
+        on_b = replace(on_a, url=f"{other}/mcp")
+        with anyio.fail_after(5):
+            (answer,) = await on_b.resume(cursor)
+            assert await on_b.resume(cursor) == [answer]
+        assert answer.message["error"]["code"] == REQUEST_ORPHANED
+        assert answer.message["id"] == 1
+        assert "result" in (await call(on_b, 2, "echo", text="x")).message
+
+
+async def test_redis_dies_while_a_stream_is_followed(connect: Connect) -> None:
+    """What is said while Redis is away goes out live to whoever follows on the worker that says it."""
+    valkey = EmbeddedValkey()
+    steered = Steered()
+    async with valkey.running():
+        app = http_app(steered.mcp, redis_url=valkey.url, registry=CollectorRegistry())
+        async with serving(app) as url:
+            client = connect(url)
+            await client.initialize()
+            async with client.call(1, "steps", name="w") as response:
+                cursor = (await anext(events(response))).id
+            async with client.get() as standalone, client.get(cursor) as response:
+                stream, aside = events(response), events(standalone)
+                steered.step("w", "a")
+                assert progress([await anext(stream)]) == ["a"]
+                valkey._server.terminate()
+                steered.step("w", "b")
+                with anyio.fail_after(10):
+                    assert progress([await anext(stream)]) == ["b"]
+                    steered.finish("w")
+                    assert "result" in (await anext(stream)).message
+                    assert [event async for event in stream] == []
+                    assert "result" in (await call(client, 2, "announce")).message
+                    assert (await anext(aside)).message["method"] == "notifications/tools/list_changed"

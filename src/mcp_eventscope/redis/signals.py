@@ -70,7 +70,6 @@ class Signals:
                 await self._adjust(pubsub)
                 if reading is None:
                     reading = asyncio.create_task(self._read(pubsub), name="eventscope-signals-read")
-                    self._tell_all_lost()
                 changed = asyncio.create_task(self._changed.wait())
                 try:
                     await asyncio.wait({reading, changed}, return_when=asyncio.FIRST_COMPLETED)
@@ -89,6 +88,9 @@ class Signals:
         wanted = set(self._listeners)
         if more := wanted - self._subscribed:
             await pubsub.subscribe(*more)
+            # Until now nothing was heard of them: each has to look for itself once.
+            for listener in [listener for channel in more for listener in self._listeners.get(channel, ())]:
+                listener(None)
         if less := self._subscribed - wanted:
             await pubsub.unsubscribe(*less)
         self._subscribed = wanted
@@ -103,8 +105,3 @@ class Signals:
             content = data if isinstance(data, bytes) else str(data).encode()
             for listener in tuple(self._listeners.get(name, ())):
                 listener(content)
-
-    def _tell_all_lost(self) -> None:
-        for listeners in tuple(self._listeners.values()):
-            for listener in tuple(listeners):
-                listener(None)

@@ -88,6 +88,11 @@ class RedisEventStore(EventStore):
         return self._session
 
     @property
+    def shared(self) -> bool:
+        """True: a follower is woken whichever process stores."""
+        return True
+
+    @property
     def workers(self) -> Workers:
         """This process, among the others that use the store: leases, sessions, notices."""
         return self._workers

@@ -93,7 +93,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
         else:
             standalone = True
             _, accepts = check_accept_headers(request)
-            cursor = await self.view.store_event(GET_STREAM_KEY, None) if accepts else ""
+            cursor = await self.view.store_event(GET_STREAM_KEY, None) if accepts and self.view.shared else ""
             if cursor:
                 name = LAST_EVENT_ID_HEADER.encode()  # Once: it may be there, and empty.
                 headers = [*(row for row in request.scope["headers"] if row[0] != name), (name, cursor.encode())]

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 
 import anyio
 
@@ -24,6 +25,19 @@ from mcp_eventscope.types import (
     is_final,
 )
 
+_LIVE_SECONDS = 1.0
+"""How long what could not be stored waits for a client that is slow to take it, before the session goes on."""
+
+
+class _Resume:
+    """One stream that is being resumed: how to send on it, and how to end it."""
+
+    __slots__ = ("scope", "send")
+
+    def __init__(self, send: EventCallback) -> None:
+        self.scope = anyio.CancelScope()
+        self.send = send
+
 
 class SessionView(EventStore):
     """One session's view of a store.
@@ -36,12 +50,17 @@ class SessionView(EventStore):
     def __init__(self, store: FactStore, *, follow_limit: float) -> None:
         self._store = store
         self._follow_limit = follow_limit
-        self._resuming: defaultdict[str, set[anyio.CancelScope]] = defaultdict(set)
+        self._resuming: defaultdict[str, set[_Resume]] = defaultdict(set)
         self._running: set[str] = set()
         self._asked: set[str] = set()
         self._closed = False
         self.given_up: Callable[[StreamId], None] | None = None
         """Called with a stream whose request was given up, and answered, while it ran here."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether what other workers store is seen at once; see the store."""
+        return self._store.shared
 
     async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
         """Store one event of the session.
@@ -63,6 +82,7 @@ class SessionView(EventStore):
                 self._running.add(name)
             appended = await self._store.append(name, message)
         except Exception:  # noqa: BLE001 - the store has told it; raised here, the SDK would end the session for good
+            await self._send_live(stream_id, message)
             return ""
         if appended.refused and self.given_up is not None:
             self.given_up(stream_id)
@@ -89,10 +109,11 @@ class SessionView(EventStore):
         async def send(event: EventMessage) -> None:
             await send_callback(EventMessage(event.message, wire.join(event.event_id or "", name)))
 
-        with anyio.CancelScope() as scope:
-            self._resuming[name].add(scope)
+        resume = _Resume(send_callback)
+        with resume.scope:
             if self._closed:
                 return
+            self._resuming[name].add(resume)
             try:
                 facts = await self._store.replay(event_id, send, stream_id=name)
                 after = facts.last_event_id
@@ -107,7 +128,7 @@ class SessionView(EventStore):
             except StoreError:
                 return  # Told by the store. The stream ends, and the client asks again.
             finally:
-                self._resuming[name].discard(scope)
+                self._resuming[name].discard(resume)
                 if not self._resuming[name]:
                     del self._resuming[name]
 
@@ -138,15 +159,26 @@ class SessionView(EventStore):
         Args:
             stream: The stream, as the transport names it.
         """
-        for scope in tuple(self._resuming.get(wire.stream_name(stream), ())):
-            scope.cancel()
+        for resume in tuple(self._resuming.get(wire.stream_name(stream), ())):
+            resume.scope.cancel()
 
     def close(self) -> None:
         """End what is being resumed: the session is over here."""
         self._closed = True
-        for scopes in tuple(self._resuming.values()):
-            for scope in tuple(scopes):
-                scope.cancel()
+        for resumes in tuple(self._resuming.values()):
+            for resume in tuple(resumes):
+                resume.scope.cancel()
+
+    async def _send_live(self, stream: StreamId, message: JSONRPCMessage | None) -> None:
+        """Send what could not be stored to those who follow the stream here: it will not come out of the store."""
+        if message is None:
+            return
+        name = wire.stream_name(stream)
+        for resume in tuple(self._resuming.get(name, ())):
+            with anyio.move_on_after(_LIVE_SECONDS), suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+                await resume.send(EventMessage(message))
+                if is_final(name, message):
+                    resume.scope.cancel()
 
     async def give_up(self) -> None:
         """Answer the requests that are running here, and will not end, with an error."""

@@ -81,7 +81,7 @@ class SessionConformance:
         for (session, stream), cursor in cursors.items():
             for other, view in views.items():
                 if other != session:
-                    assert (await replay(view, cursor)).data == [], (session, stream, other)
+                    assert stored(await replay(view, cursor)) == [], (session, stream, other)
 
     @few_examples
     @given(st.lists(st.tuples(session_ids(), stream_ids()), min_size=2, max_size=4, unique=True))
@@ -95,7 +95,7 @@ class SessionConformance:
         for (session, stream), cursor in zip(names, cursors, strict=True):
             for other, view in views.items():
                 owed = [on_the_wire(secret(session, stream))] if other == session else []
-                assert (await replay(view, cursor)).data == owed
+                assert stored(await replay(view, cursor)) == owed
 
     async def test_sessions_that_number_their_requests_alike(self, store: EventStore) -> None:
         """Two clients that both count from 0, at the same time, each get their own answers."""
@@ -132,13 +132,18 @@ class SessionConformance:
             f"{own.partition('.')[0]}.2",
         ):
             for view in (mine, other):
-                assert await replay(view, tampered) == Collected(), tampered
+                assert stored(await replay(view, tampered)) == [], tampered
 
 
 def view_of(store: EventStore, session_id: str) -> SessionView:
     """A session's view of a store, as the session manager makes it."""
     decorated = store if isinstance(store, InstrumentedEventStore) else InstrumentedEventStore(store, registry=None)
     return SessionView(decorated.for_session(session_id), follow_limit=FOLLOW_LIMIT)
+
+
+def stored(collected: Collected) -> list[str]:
+    """What was replayed out of the store. The answer that there is nothing to resume from has no event id."""
+    return [data for event_id, data in zip(collected.ids, collected.data, strict=True) if event_id]
 
 
 def secret(session: str, stream: str) -> JSONRPCResponse:
