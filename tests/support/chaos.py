@@ -43,3 +43,8 @@ async def works(client: RawClient, request_id: int = 99) -> None:
     """The session answers a call."""
     async with client.call(request_id, "echo", text="x") as response:
         assert says([event async for event in events(response)][-1]) == "x"
+
+
+def at_url(client: RawClient, url: str) -> RawClient:
+    """The same client and session, as it speaks to the server at a base URL."""
+    return replace(client, url=f"{url}/mcp")
