@@ -8,11 +8,13 @@ import anyio
 import pytest
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings
+from mcp_types import CONNECTION_CLOSED
 from prometheus_client import CollectorRegistry
 from pydantic import AnyHttpUrl
 from redis import asyncio as aioredis
 
 from mcp_eventscope import ResumableSessionManager, http_app
+from mcp_eventscope.answers import REQUEST_ORPHANED
 from support.chaos import at_url, says, works
 from support.raw import Connect, RawClient, events
 from support.serving import serving
@@ -21,6 +23,8 @@ from support.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
+ENDINGS = {str(REQUEST_ORPHANED), str(CONNECTION_CLOSED)}
+"""What a request is answered whose session ends."""
 PING = {"jsonrpc": "2.0", "id": 7, "method": "ping"}
 
 
@@ -203,20 +207,26 @@ async def test_delete_ends_everywhere(valkey_url: str, mute_url: str, connect: C
         assert (a.sessions, b.sessions) == (0, 0)
 
 
-async def test_delete_ends_what_is_open(valkey_url: str, connect: Connect) -> None:
-    """The streams of the session end on every worker, and what ran in it is answered."""
+@pytest.mark.parametrize("lost", [False, True])
+async def test_delete_ends_what_is_open(
+    valkey_url: str, connect: Connect, redis_client: aioredis.Redis, *, lost: bool
+) -> None:
+    """The streams of the session end on the other worker, even if the subscriptions break as it is told."""
     async with two(valkey_url) as (a, b):
         client = connect(a.url)
         await client.initialize()
         other = at_url(client, b.url)
-        async with client.call(1, "steps", name="w") as response, other.get() as standalone:
-            stream = events(response)
-            received = [await anext(stream)]
-            async with client.get(received[0].id) as resumed:
+        await works(other)
+        async with client.call(1, "steps", name="w") as response, client.get() as standalone:
+            live = events(response)
+            primed = await anext(live)
+            async with client.get(primed.id) as resumed:
+                if lost:
+                    await redis_client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
                 assert await other.delete() == 200
                 with anyio.fail_after(5):
-                    for ending in (stream, events(resumed), events(standalone)):
-                        assert not [says(event) for event in [row async for row in ending] if event.data] or True
+                    for stream in (live, events(resumed), events(standalone)):
+                        assert {says(event) for event in [row async for row in stream] if event.data} <= ENDINGS
         await until(lambda: not a.sessions and not b.sessions)
 
 

@@ -54,12 +54,15 @@ class Workers:
 
         Args:
             lease: Seconds after which this worker counts as gone when it does not renew.
-            heard: Called with each notice of another worker.
+            heard: Called with each notice of another worker; with `lost` after some may have been lost.
         """
 
         def listen(content: bytes | None) -> None:
+            if content is None:
+                heard({"lost": True})
+                return
             with contextlib.suppress(ValueError):
-                notice = json.loads(content or b"null")
+                notice = json.loads(content)
                 if isinstance(notice, dict) and notice.get("worker") != self._worker:
                     heard(notice)
 

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 import anyio
@@ -45,6 +45,8 @@ _RECORD_TTL = 24 * 3600
 """Seconds that a session's record is kept after its last request, where no idle timeout says it."""
 _REDIS_PATIENCE = 0.25
 """Seconds that a request waits for Redis to say something of its session, before it is served all the same."""
+_SOON = 0.1
+"""Of a record's time to live: how long a request may last before its end renews the record."""
 _REFUSED = 400
 """HTTP statuses from here on refuse."""
 
@@ -137,6 +139,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             await stack.enter_async_context(super().run())
             if self._workers is not None:
                 await stack.enter_async_context(self._workers.alive(self._lease, self._heard))
+                if self._task_group is not None:
+                    self._task_group.start_soon(self._keep_records)
             yield
 
     async def _handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -235,25 +239,47 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             await send(message)
 
         workers = self._workers
+        began = anyio.current_time()
         await super()._handle_stateful_request(scope, receive, end_first)
+        if anyio.current_time() - began > self._record_ttl * _SOON:  # Else it counts as renewed when it began.
+            with self._unhurt():
+                await workers.touch(session_id, ttl=self._record_ttl)
 
     async def _prepare(self, session_id: str, requestor: AuthorizationContext | None) -> bool:
         """Have the session here, if it is anywhere, and the requestor's; False when there is no room for it."""
         if self._workers is None:
             return True
-        record = SessionRecord("absent")
-        with self._unhurt():
-            record = await self._workers.touch(session_id, ttl=self._record_ttl)
-        transport = self._server_instances.get(session_id)
-        if transport is not None:
-            if record.state == "ended":
-                await self._discard_session(session_id, transport)
-            elif record.state == "absent" and session_id in self._handshakes:
-                await self._record(session_id, self._handshakes[session_id])  # Redis has lost it.
+        record = await self._renew(session_id)
+        if session_id in self._server_instances:
             return True
         if record.state != "live" or not record.handshake or record.owner != owner_of(requestor):
             return True
         return await self._adopt(session_id, requestor, record)
+
+    async def _renew(self, session_id: str) -> SessionRecord:
+        """Renew the record of a session. One that was ended elsewhere ends here, one that Redis has lost is made."""
+        record = SessionRecord("unread")
+        if self._workers is not None:
+            with self._unhurt():
+                record = await self._workers.touch(session_id, ttl=self._record_ttl)
+        transport = self._server_instances.get(session_id)
+        if transport is not None and record.state == "ended":
+            await self._discard_session(session_id, transport)
+        elif transport is not None and record.state == "absent" and session_id in self._handshakes:
+            await self._record(session_id, self._handshakes[session_id])
+        return record
+
+    async def _keep_records(self) -> None:
+        """Renew the records of sessions whose requests last: another worker could not take them over otherwise."""
+        while True:
+            await anyio.sleep(self._record_ttl / 4)
+            await self._renew_busy()
+
+    async def _renew_busy(self) -> None:
+        for session_id, transport in tuple(self._server_instances.items()):
+            idle = transport.idle_scope is not None and transport.idle_scope.deadline != inf
+            if not idle and (await self._renew(session_id)).state == "unread":
+                return
 
     async def _adopt(self, session_id: str, requestor: AuthorizationContext | None, record: SessionRecord) -> bool:
         """Serve another worker's session here, too."""
@@ -299,7 +325,9 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         await super()._discard_session(session_id, transport)
 
     def _heard(self, notice: Notice) -> None:
-        """Another worker has told something."""
+        """Another worker has told something, or perhaps has and was not heard."""
+        if "lost" in notice and self._task_group is not None:
+            self._task_group.start_soon(self._renew_busy)
         session_id = str(notice.get("session"))
         transport = self._server_instances.get(session_id)
         if not isinstance(transport, ResumableTransport) or self._task_group is None:
