@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 
@@ -13,6 +13,7 @@ from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.connection import AnyRedis, told_as
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.leases import Leases
 from mcp_eventscope.redis.signals import Signals
 from mcp_eventscope.types import GET_STREAM_KEY, EventId, StreamId
 
@@ -58,16 +59,16 @@ class Followers:
 
     Args:
         redis: Where the streams are.
-        keys: The root's, where workers have their leases.
         worker: This process.
         signals: Its subscriptions.
+        leases: Who lives.
     """
 
-    def __init__(self, redis: AnyRedis, keys: Keys, worker: str, signals: Signals) -> None:
+    def __init__(self, redis: AnyRedis, worker: str, signals: Signals, leases: Leases) -> None:
         self._redis = redis
-        self._keys = keys
         self._worker = worker
         self._signals = signals
+        self._leases = leases
         self._watches: dict[str, set[Watch]] = {}
         self._looking: asyncio.Task[None] | None = None
 
@@ -114,7 +115,7 @@ class Followers:
         while group := list(islice(watches, size)):
             with told_as("read from", self._redis):
                 told = await scripts.peek(self._redis, [(watch.keys, watch.stream_id) for watch in group])
-                gone = await self._gone({worker for _, worker in told})
+            gone = await self._leases.gone({worker for _, worker in told} - {"", GIVEN_UP})
             for watch, (last, worker) in zip(group, told, strict=True):
                 self._judge(watch, last, worker, gone)
 
@@ -132,9 +133,3 @@ class Followers:
                 watch.ring()
         else:
             watch.unclaimed = 0
-
-    async def _gone(self, workers: set[str]) -> set[str]:
-        """Those whose lease has run out."""
-        others: Sequence[str] = sorted(workers - {"", GIVEN_UP, self._worker})
-        alive = [await self._redis.exists(self._keys.worker(worker)) for worker in others]
-        return {worker for worker, lives in zip(others, alive, strict=True) if not lives}

@@ -13,6 +13,7 @@ from mcp_eventscope.redis import codec, scripts
 from mcp_eventscope.redis.connection import AnyRedis, address_of, require_async, told_as
 from mcp_eventscope.redis.follow import Followers
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
+from mcp_eventscope.redis.leases import Leases
 from mcp_eventscope.redis.reading import Reading, age_of, lost_after, miss_of
 from mcp_eventscope.redis.signals import Signals
 from mcp_eventscope.redis.workers import Workers
@@ -67,8 +68,9 @@ class RedisEventStore(EventStore):
         self._ttl = ttl
         self._worker = uuid.uuid4().hex[:16]
         signals = Signals(redis)
-        self._followers = Followers(redis, self._keys, self._worker, signals)
-        self._workers = Workers(redis, self._keys, self._worker, signals)
+        leases = Leases(redis, self._keys, self._worker)
+        self._followers = Followers(redis, self._worker, signals, leases)
+        self._workers = Workers(redis, self._keys, self._worker, signals, leases)
         self._session: str | None = None
         self._warned = False
 

@@ -14,6 +14,7 @@ from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.connection import AnyRedis, told_as
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.leases import Leases
 from mcp_eventscope.redis.signals import Signals
 
 Notice: TypeAlias = dict[str, Any]
@@ -40,13 +41,15 @@ class Workers:
         keys: The root's.
         worker: This process.
         signals: Its subscriptions.
+        leases: Who lives.
     """
 
-    def __init__(self, redis: AnyRedis, keys: Keys, worker: str, signals: Signals) -> None:
+    def __init__(self, redis: AnyRedis, keys: Keys, worker: str, signals: Signals, leases: Leases) -> None:
         self._redis = redis
         self._keys = keys
         self._worker = worker
         self._signals = signals
+        self._leases = leases
 
     @asynccontextmanager
     async def alive(self, lease: float, heard: Callable[[Notice], None]) -> AsyncIterator[None]:
@@ -68,7 +71,7 @@ class Workers:
 
         self._signals.listen(self._keys.workers, listen)
         with contextlib.suppress(StoreError):
-            await self._renew(lease)
+            await self._leases.renew(lease)
         renewing = asyncio.create_task(self._keep_renewing(lease), name="eventscope-lease")
         try:
             yield
@@ -76,7 +79,7 @@ class Workers:
             renewing.cancel()
             self._signals.ignore(self._keys.workers, listen)
             with anyio.CancelScope(shield=True), anyio.move_on_after(PARTING_SECONDS), contextlib.suppress(StoreError):
-                await self._leave()
+                await self._leases.leave()
 
     async def tell(self, **notice: object) -> None:
         """Tell the other workers. Who is not listening does not hear it.
@@ -110,17 +113,9 @@ class Workers:
             await self._redis.expire(key, ttl)
         await self.tell(session=session_id, ended=True)
 
-    async def _leave(self) -> None:
-        with told_as("write to", self._redis):
-            await self._redis.delete(self._keys.worker(self._worker))
-
-    async def _renew(self, lease: float) -> None:
-        with told_as("write to", self._redis):
-            await self._redis.set(self._keys.worker(self._worker), "1", px=round(lease * 1000))
-
     async def _keep_renewing(self, lease: float) -> None:
-        """Renew in time for one renewal to fail. Redis counts the time, so no clock of ours matters."""
+        """Renew in time for one renewal to fail."""
         while True:
             await asyncio.sleep(lease / 3)
             with contextlib.suppress(StoreError):
-                await self._renew(lease)
+                await self._leases.renew(lease)
