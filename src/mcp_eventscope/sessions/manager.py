@@ -22,10 +22,12 @@ from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
 from mcp.types import InitializeRequestParams, jsonrpc_message_adapter
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from mcp_eventscope.errors import StoreError
 from mcp_eventscope.instrumented import InstrumentedEventStore, instrument
+from mcp_eventscope.redis.leases import DEFAULT_LEASE
 from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.redis.workers import PARTING_SECONDS, Notice, SessionRecord, Workers
 from mcp_eventscope.sessions import sdk
@@ -38,8 +40,6 @@ from mcp_eventscope.types import EventStore
 
 DEFAULT_FOLLOW_LIMIT = 300.0
 """Seconds that a resumed stream is followed at most."""
-DEFAULT_LEASE = 10.0
-"""Seconds after which a worker that does not say that it lives counts as gone."""
 
 _RECORD_TTL = 24 * 3600
 """Seconds that a session's record is kept after its last request, where no idle timeout says it."""
@@ -47,6 +47,8 @@ _REDIS_PATIENCE = 0.25
 """Seconds that a request waits for Redis to say something of its session, before it is served all the same."""
 _SOON = 0.1
 """Of a record's time to live: how long a request may last before its end renews the record."""
+_UNREAD = "unread"
+"""The state of a record that Redis could not be asked for. A client that is told 404 would give its session up."""
 _REFUSED = 400
 """HTTP statuses from here on refuse."""
 
@@ -226,9 +228,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             return
         user = scope.get("user")
         requestor = authorization_context(user) if isinstance(user, AuthenticatedUser) else None
-        if not await self._prepare(session_id, requestor):
-            response = sdk.too_many_sessions()
-            await response(scope, receive, send)
+        if refusal := await self._prepare(session_id, requestor):
+            await refusal(scope, receive, send)
             return
         ending = scope["method"] == "DELETE" and session_id in self._server_instances
 
@@ -245,20 +246,21 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             with self._unhurt():
                 await workers.touch(session_id, ttl=self._record_ttl)
 
-    async def _prepare(self, session_id: str, requestor: AuthorizationContext | None) -> bool:
-        """Have the session here, if it is anywhere, and the requestor's; False when there is no room for it."""
-        if self._workers is None:
-            return True
+    async def _prepare(self, session_id: str, requestor: AuthorizationContext | None) -> Response | None:
+        """Have the session here, if it is anywhere, and the requestor's; or say why it cannot be."""
         record = await self._renew(session_id)
         if session_id in self._server_instances:
-            return True
+            return None
+        if record.state == _UNREAD:
+            return sdk.unavailable("Whether there is such a session is not known just now", retry_after=1)
         if record.state != "live" or not record.handshake or record.owner != owner_of(requestor):
-            return True
-        return await self._adopt(session_id, requestor, record)
+            return None
+        fits = await self._adopt(session_id, requestor, record)
+        return None if fits else sdk.unavailable("Too many open sessions")
 
     async def _renew(self, session_id: str) -> SessionRecord:
         """Renew the record of a session. One that was ended elsewhere ends here, one that Redis has lost is made."""
-        record = SessionRecord("unread")
+        record = SessionRecord(_UNREAD)
         if self._workers is not None:
             with self._unhurt():
                 record = await self._workers.touch(session_id, ttl=self._record_ttl)
@@ -278,7 +280,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     async def _renew_busy(self) -> None:
         for session_id, transport in tuple(self._server_instances.items()):
             idle = transport.idle_scope is not None and transport.idle_scope.deadline != inf
-            if not idle and (await self._renew(session_id)).state == "unread":
+            if not idle and (await self._renew(session_id)).state == _UNREAD:
                 return
 
     async def _adopt(self, session_id: str, requestor: AuthorizationContext | None, record: SessionRecord) -> bool:
