@@ -87,9 +87,11 @@ async def answer_of(client: RawClient, method: str = "POST") -> tuple[int, bytes
 @pytest.fixture
 async def mute_url(redis_client: aioredis.Redis, valkey_url: str) -> AsyncIterator[str]:
     """A Redis whose user may not publish or subscribe: all that workers tell each other is lost."""
-    await redis_client.execute_command("ACL", "SETUSER", "mute", "on", ">x", "~*", "+@all", "resetchannels")
+    await redis_client.acl_setuser(
+        "mute", enabled=True, passwords=["+x"], keys=["*"], categories=["+@all"], reset_channels=True
+    )
     yield valkey_url.replace("unix://", "unix://mute:x@")
-    await redis_client.execute_command("ACL", "DELUSER", "mute")
+    await redis_client.acl_deluser("mute")
 
 
 async def test_max_sessions_counts_adopted_ones(valkey_url: str, connect: Connect) -> None:
@@ -222,7 +224,7 @@ async def test_delete_ends_what_is_open(
             primed = await anext(live)
             async with client.get(primed.id) as resumed:
                 if lost:
-                    await redis_client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+                    await redis_client.client_kill_filter(_type="pubsub")
                 assert await other.delete() == 200
                 with anyio.fail_after(5):
                     for stream in (live, events(resumed), events(standalone)):

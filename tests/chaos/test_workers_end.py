@@ -118,9 +118,7 @@ async def test_killed_as_it_answers(pair: Pair, connect: Connect, steering: NewS
     assert outcomes <= {ORPHANED, "0 steps"}
 
 
-async def test_killed_with_two_followers(
-    pair: Pair, connect: Connect, steering: NewSteering, valkey_url: str
-) -> None:
+async def test_killed_with_two_followers(pair: Pair, connect: Connect, steering: NewSteering, valkey_url: str) -> None:
     """Two workers whose followers see the same worker die answer once, with one event."""
     with worker_processes(1, valkey_url, valkey_url) as (third,):
         client = connect(third.url)
@@ -163,7 +161,7 @@ async def test_rolling_restart_of_an_idle_client(pair: Pair, router: Router) -> 
             assert (await client.call_tool("echo", {"text": "y"})).structured_content == {"result": "y"}
 
 
-async def test_standalone_stream_survives_a_rolling_restart(pair: Pair, router: Router, connect: Connect) -> None:
+async def test_standalone_stream_survives_a_rolling_restart(pair: Pair, router: Router) -> None:
     """The client's standalone stream comes back by itself: what is said afterwards reaches it."""
     heard: list[object] = []
 
@@ -195,9 +193,7 @@ async def test_restart_in_a_call(pair: Pair, router: Router, steering: NewSteeri
         assert (await client.call_tool("echo", {"text": "x"})).structured_content == {"result": "x"}
 
 
-async def test_restart_with_time_to_finish(
-    valkey_url: str, pair: Pair, router: Router, steering: NewSteering
-) -> None:
+async def test_restart_with_time_to_finish(valkey_url: str, pair: Pair, router: Router, steering: NewSteering) -> None:
     """A worker that is given the time ends the call, and the client gets its result."""
     with worker_processes(1, valkey_url, valkey_url, graceful=10) as (patient,):
         router.to(patient)

@@ -19,6 +19,7 @@ class Clock:
         self.now = 1000.0
 
     def __call__(self) -> float:
+        """The time, as it was set."""
         return self.now
 
 
@@ -68,9 +69,7 @@ async def test_nobody_is_gone_just_after_an_outage(
     assert await leases.gone({"other"}) == {"other"}
 
 
-async def test_nobody_is_gone_just_after_a_stall(
-    leases: Leases, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_nobody_is_gone_just_after_a_stall(leases: Leases, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Redis that has not answered for long has not let others renew either."""
     await leases.renew(LEASE)
     ask = leases._redis.exists

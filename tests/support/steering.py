@@ -55,7 +55,7 @@ class Watched:
         tasks.start_soon(self._call)
 
     async def _call(self) -> None:
-        async def noted(_progress: float, _total: float | None, message: str | None) -> None:
+        async def noted(progress: float, total: float | None, message: str | None) -> None:  # noqa: ARG001 - by name
             self.progress.append(message or "")
 
         try:

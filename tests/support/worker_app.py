@@ -48,8 +48,8 @@ def app() -> Starlette:
         async with control() as redis:
             await redis.set(f"runs:{name}", str(os.getpid()))
             while True:
-                step = json.loads((await redis.blpop([f"steer:{name}"]))[1])
-                if step is None:
+                pushed = await redis.blpop([f"steer:{name}"])
+                if pushed is None or (step := json.loads(pushed[1])) is None:
                     break
                 done += 1
                 await ctx.report_progress(done, message=step)

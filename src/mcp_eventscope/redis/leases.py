@@ -1,7 +1,8 @@
-"""Leases: each worker renews its own, and whose has run out is gone. Redis counts the time, so no clock here matters."""
+"""Leases: each worker renews its own, and whose has run out is gone. Redis alone counts the time."""
 
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 
 from mcp_eventscope.errors import StoreError
@@ -50,7 +51,7 @@ class Leases:
         with told_as("write to", self._redis):
             await self._redis.delete(self._keys.worker(self._worker))
 
-    async def gone(self, workers: Set[str]) -> set[str]:
+    async def gone(self, workers: AbstractSet[str]) -> set[str]:
         """Those whose lease has run out, this process excepted.
 
         After Redis has been away nobody is, for the length of a lease: leases run out while nobody can renew them.
