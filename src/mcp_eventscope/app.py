@@ -23,8 +23,8 @@ from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.errors import EventscopeError, IncompatibleSDKError
 from mcp_eventscope.instrumented import InstrumentedEventStore, instrument
 from mcp_eventscope.redis.connection import connect
-from mcp_eventscope.redis.leases import DEFAULT_LEASE
 from mcp_eventscope.redis.store import RedisEventStore
+from mcp_eventscope.redis.workers import DEFAULT_LEASE
 from mcp_eventscope.sessions.manager import DEFAULT_FOLLOW_LIMIT, ResumableSessionManager
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.logs import Log, Logger

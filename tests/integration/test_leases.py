@@ -3,13 +3,11 @@ import time
 import fakeredis
 import pytest
 
+from mcp_eventscope import RedisEventStore
 from mcp_eventscope.errors import StoreError
-from mcp_eventscope.redis.keys import Keys
-from mcp_eventscope.redis.leases import Leases
+from mcp_eventscope.redis.workers import DEFAULT_LEASE, Workers
 
 pytestmark = pytest.mark.anyio
-
-LEASE = 10.0
 
 
 class Clock:
@@ -37,49 +35,48 @@ def server() -> fakeredis.FakeServer:
     return fakeredis.FakeServer()
 
 
-@pytest.fixture
-def leases(server: fakeredis.FakeServer) -> Leases:
-    """The leases, as this worker sees them."""
-    return Leases(fakeredis.FakeAsyncRedis(server=server), Keys("mcp:"), "me")
+def worker(server: fakeredis.FakeServer) -> Workers:
+    """One more worker."""
+    return RedisEventStore(fakeredis.FakeAsyncRedis(server=server), ttl=60).workers
 
 
-async def test_whose_lease_has_run_out_is_gone(leases: Leases, server: fakeredis.FakeServer) -> None:
-    """Whoever has a lease lives, and so do we; all others are gone."""
-    other = Leases(fakeredis.FakeAsyncRedis(server=server), Keys("mcp:"), "other")
-    await other.renew(LEASE)
-    assert await leases.gone({"me", "other", "third"}) == {"third"}
-    await other.leave()
-    assert await leases.gone({"me", "other", "third"}) == {"other", "third"}
+async def test_whose_lease_has_run_out_is_gone(server: fakeredis.FakeServer) -> None:
+    """Whoever has a lease lives; all others are gone."""
+    one, other = worker(server), worker(server)
+    await other._renew()
+    assert await one.gone({other._worker, "third"}) == {"third"}
+    await other._leave()
+    assert await one.gone({other._worker, "third"}) == {other._worker, "third"}
 
 
-@pytest.mark.parametrize("seen_by", ["renewal", "look"])
-async def test_nobody_is_gone_just_after_an_outage(
-    leases: Leases, server: fakeredis.FakeServer, clock: Clock, seen_by: str
-) -> None:
+async def test_nobody_is_gone_just_after_an_outage(server: fakeredis.FakeServer, clock: Clock) -> None:
     """Leases run out while Redis is away: the others get the time to renew theirs."""
-    await leases.renew(LEASE)
+    workers = worker(server)
+    assert await workers.gone({"other"}) == {"other"}
     server.connected = False
     with pytest.raises(StoreError):
-        await (leases.renew(LEASE) if seen_by == "renewal" else leases.gone({"other"}))
+        await workers.gone({"other"})
     server.connected = True
-    assert await leases.gone({"other"}) == set()
-    clock.now += LEASE - 1
-    assert await leases.gone({"other"}) == set()
+    assert await workers.gone({"other"}) == set()
+    clock.now += DEFAULT_LEASE - 1
+    assert await workers.gone({"other"}) == set()
     clock.now += 2
-    assert await leases.gone({"other"}) == {"other"}
+    assert await workers.gone({"other"}) == {"other"}
 
 
-async def test_nobody_is_gone_just_after_a_stall(leases: Leases, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nobody_is_gone_just_after_a_stall(
+    server: fakeredis.FakeServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A Redis that has not answered for long has not let others renew either."""
-    await leases.renew(LEASE)
-    ask = leases._redis.exists
+    workers = worker(server)
+    ask = workers._redis.exists
 
     async def slow(*names: str) -> object:
-        clock.now += LEASE / 2
+        clock.now += DEFAULT_LEASE / 2
         return await ask(*names)
 
-    monkeypatch.setattr(leases._redis, "exists", slow)
-    assert await leases.gone({"other"}) == set()
-    monkeypatch.setattr(leases._redis, "exists", ask)
-    clock.now += LEASE + 1
-    assert await leases.gone({"other"}) == {"other"}
+    monkeypatch.setattr(workers._redis, "exists", slow)
+    assert await workers.gone({"other"}) == set()
+    monkeypatch.setattr(workers._redis, "exists", ask)
+    clock.now += DEFAULT_LEASE + 1
+    assert await workers.gone({"other"}) == {"other"}

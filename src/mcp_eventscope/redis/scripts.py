@@ -182,16 +182,17 @@ async def record(client: Client, keys: Keys, ttl: int, owner: str, handshake: st
     return state.decode("ascii")
 
 
-async def touch(client: Client, keys: Keys, ttl: int) -> tuple[str, str, str]:
-    """Renew a session's record, and read it; one that is not there is not made.
+async def touch(client: Client, keys: Keys, ttl: int, owner: str) -> tuple[str, str]:
+    """Renew a session's record, for its owner, and read it; one that is not there is not made.
 
     Args:
         client: Where from.
         keys: The session's prefix, as keys.
         ttl: Seconds until the record expires.
+        owner: Who asks.
 
     Returns:
-        `live`, `ended` or `absent`; the owner; the handshake.
+        `live`, `ended`, `other` (somebody else's) or `absent`; and the handshake, when it is live.
     """
-    state, owner, handshake = await _touch(client, [keys.session], [ttl])
-    return state.decode("ascii"), owner.decode("utf-8", "replace"), handshake.decode("utf-8", "replace")
+    state, handshake = await _touch(client, [keys.session], [ttl, owner])
+    return state.decode("ascii"), handshake.decode("utf-8", "replace")

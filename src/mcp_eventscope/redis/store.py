@@ -5,6 +5,7 @@ import copy
 import time
 import uuid
 import warnings
+from collections.abc import Iterable
 from typing import Self
 
 from mcp_eventscope.answers import orphaned
@@ -13,7 +14,6 @@ from mcp_eventscope.redis import codec, scripts
 from mcp_eventscope.redis.connection import AnyRedis, address_of, require_async, told_as
 from mcp_eventscope.redis.follow import Followers
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
-from mcp_eventscope.redis.leases import Leases
 from mcp_eventscope.redis.reading import Reading, age_of, lost_after, miss_of
 from mcp_eventscope.redis.signals import Signals
 from mcp_eventscope.redis.workers import Workers
@@ -68,9 +68,8 @@ class RedisEventStore(EventStore):
         self._ttl = ttl
         self._worker = uuid.uuid4().hex[:16]
         signals = Signals(redis)
-        leases = Leases(redis, self._keys, self._worker)
-        self._followers = Followers(redis, self._worker, signals, leases)
-        self._workers = Workers(redis, self._keys, self._worker, signals, leases)
+        self._workers = Workers(redis, self._keys, self._worker, signals)
+        self._followers = Followers(redis, self._worker, self._workers, signals)
         self._session: str | None = None
         self._warned = False
 
@@ -221,6 +220,18 @@ class RedisEventStore(EventStore):
         entry = scripts.Entry(stream_id, payload, "orphaned")
         return bool(await self._append(self._worker if worker is None else worker, entry))
 
+    async def claim(self, stream_ids: Iterable[StreamId]) -> None:
+        """Say again that this process runs the requests of these streams: Redis has lost it.
+
+        Raises:
+            StoreError: Redis did not take it.
+        """
+        with told_as("write to", self._redis):
+            for stream_id in stream_ids:
+                await self._redis.hsetnx(self._keys.running, stream_id, self._worker)
+            if self._ttl is not None:
+                await self._redis.expire(self._keys.running, self._ttl)
+
     async def _append(self, worker: str, entry: scripts.Entry) -> EventId:
         with told_as("append to", self._redis):
             (event_id,) = await scripts.append(self._redis, self._keys, self._ttl, worker, [entry])
@@ -286,12 +297,13 @@ class RedisEventStore(EventStore):
         """
         until = time.monotonic() + limit
         reading = Reading(stream_id, after, send, until_response=True)
-        failures = 0
-        with self._followers.watching(self._keys, stream_id, after) as watch:
+        failures, orphaned = 0, False
+        tracked = self._session is not None and stream_id != GET_STREAM_KEY
+        with self._followers.watching(self._keys, stream_id, after, tracked=tracked) as watch:
             while True:
                 try:
                     if watch.orphan_of is not None:
-                        await self.give_up(stream_id, watch.orphan_of)
+                        orphaned |= await self.give_up(stream_id, watch.orphan_of)
                         watch.orphan_of = None
                     await self._deliver(reading, await self._read(reading.cursor, stream_id))
                 except StoreError:
@@ -309,6 +321,7 @@ class RedisEventStore(EventStore):
             missing=reading.missing,
             corrupt=tuple(reading.corrupt),
             failures=failures,
+            orphaned=orphaned,
         )
 
     async def _read(self, cursor: str, stream_id: str | None) -> scripts.Chunk:

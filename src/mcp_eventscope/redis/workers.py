@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -14,22 +15,22 @@ from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.connection import AnyRedis, told_as
 from mcp_eventscope.redis.keys import Keys
-from mcp_eventscope.redis.leases import Leases
 from mcp_eventscope.redis.signals import Signals
 
 Notice: TypeAlias = dict[str, Any]
 """What one worker tells the others: JSON members."""
 
+DEFAULT_LEASE = 10.0
+"""Seconds after which a worker that does not say that it lives counts as gone."""
 PARTING_SECONDS = 1.0
 """How long a worker that ends takes to say so, at most; its lease says it otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """What Redis knows of a session. `state` is `live`, `ended` or `absent`."""
+    """What Redis knows of a session, for its owner. `state` is `live`, `ended`, `other` or `absent`."""
 
     state: str
-    owner: str = ""
     handshake: str = ""
 
 
@@ -41,24 +42,29 @@ class Workers:
         keys: The root's.
         worker: This process.
         signals: Its subscriptions.
-        leases: Who lives.
     """
 
-    def __init__(self, redis: AnyRedis, keys: Keys, worker: str, signals: Signals, leases: Leases) -> None:
+    def __init__(self, redis: AnyRedis, keys: Keys, worker: str, signals: Signals) -> None:
         self._redis = redis
         self._keys = keys
         self._worker = worker
         self._signals = signals
-        self._leases = leases
+        self.lease = DEFAULT_LEASE
+        """Seconds after which a worker that does not renew counts as gone."""
+        self._blind_until = 0.0
 
     @asynccontextmanager
-    async def alive(self, lease: float, heard: Callable[[Notice], None]) -> AsyncIterator[None]:
+    async def alive(
+        self, lease: float, heard: Callable[[Notice], None], lost: Callable[[], Awaitable[None]]
+    ) -> AsyncIterator[None]:
         """Hold a lease, and hear what others tell, until the block ends.
 
         Args:
             lease: Seconds after which this worker counts as gone when it does not renew.
             heard: Called with each notice of another worker; with `lost` after some may have been lost.
+            lost: Called when Redis has lost what it was told, for it to be told again.
         """
+        self.lease = lease
 
         def listen(content: bytes | None) -> None:
             if content is None:
@@ -71,15 +77,15 @@ class Workers:
 
         self._signals.listen(self._keys.workers, listen)
         with contextlib.suppress(StoreError):
-            await self._leases.renew(lease)
-        renewing = asyncio.create_task(self._keep_renewing(lease), name="eventscope-lease")
+            await self._renew()
+        renewing = asyncio.create_task(self._keep_renewing(lost), name="eventscope-lease")
         try:
             yield
         finally:
             renewing.cancel()
             self._signals.ignore(self._keys.workers, listen)
             with anyio.CancelScope(shield=True), anyio.move_on_after(PARTING_SECONDS), contextlib.suppress(StoreError):
-                await self._leases.leave()
+                await self._leave()
 
     async def tell(self, **notice: object) -> None:
         """Tell the other workers. Who is not listening does not hear it.
@@ -95,10 +101,10 @@ class Workers:
         with told_as("write to", self._redis):
             return await scripts.record(self._redis, self._keys.for_session(session_id), ttl, owner, handshake)
 
-    async def touch(self, session_id: str, *, ttl: int) -> SessionRecord:
+    async def touch(self, session_id: str, *, owner: str, ttl: int) -> SessionRecord:
         """Renew a session's record, and read it; see `scripts.touch`."""
         with told_as("read from", self._redis):
-            return SessionRecord(*await scripts.touch(self._redis, self._keys.for_session(session_id), ttl))
+            return SessionRecord(*await scripts.touch(self._redis, self._keys.for_session(session_id), ttl, owner))
 
     async def end(self, session_id: str, *, ttl: int) -> None:
         """End a session for all workers, and tell them.
@@ -113,9 +119,43 @@ class Workers:
             await self._redis.expire(key, ttl)
         await self.tell(session=session_id, ended=True)
 
-    async def _keep_renewing(self, lease: float) -> None:
-        """Renew in time for one renewal to fail."""
+    async def _leave(self) -> None:
+        with told_as("write to", self._redis):
+            await self._redis.delete(self._keys.worker(self._worker))
+
+    async def gone(self, workers: set[str]) -> set[str]:
+        """Those of the workers whose lease has run out.
+
+        Nobody, for as long as a lease after Redis was away or took long to answer: the living have not been able to
+        renew theirs.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        began = time.monotonic()
+        try:
+            with told_as("read from", self._redis):
+                alive = {worker: await self._redis.exists(self._keys.worker(worker)) for worker in workers}
+        except StoreError:
+            self._blind_until = time.monotonic() + self.lease
+            raise
+        if time.monotonic() - began > self.lease / 3:
+            self._blind_until = time.monotonic() + self.lease
+        return set() if time.monotonic() < self._blind_until else {name for name in alive if not alive[name]}
+
+    async def _renew(self) -> bool:
+        """Renew the lease; whether it was still there."""
+        key, milliseconds = self._keys.worker(self._worker), round(self.lease * 1000)
+        with told_as("write to", self._redis):
+            return await self._redis.set(key, "1", px=milliseconds, get=True) is not None
+
+    async def _keep_renewing(self, lost: Callable[[], Awaitable[None]]) -> None:
+        """Renew in time for one renewal to fail. Redis counts the time, so no clock of ours matters."""
         while True:
-            await asyncio.sleep(lease / 3)
-            with contextlib.suppress(StoreError):
-                await self._leases.renew(lease)
+            await asyncio.sleep(self.lease / 3)
+            try:
+                if not await self._renew():
+                    self._blind_until = time.monotonic() + self.lease
+                    await lost()
+            except StoreError:
+                self._blind_until = time.monotonic() + self.lease

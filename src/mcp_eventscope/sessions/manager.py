@@ -27,9 +27,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mcp_eventscope.errors import StoreError
 from mcp_eventscope.instrumented import InstrumentedEventStore, instrument
-from mcp_eventscope.redis.leases import DEFAULT_LEASE
 from mcp_eventscope.redis.store import RedisEventStore
-from mcp_eventscope.redis.workers import PARTING_SECONDS, Notice, SessionRecord, Workers
+from mcp_eventscope.redis.workers import DEFAULT_LEASE, PARTING_SECONDS, Notice, SessionRecord, Workers
 from mcp_eventscope.sessions import sdk
 from mcp_eventscope.sessions.adoption import handshake_of, owner_of, params_of, serve_adopted
 from mcp_eventscope.sessions.transport import ResumableTransport
@@ -140,7 +139,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(super().run())
             if self._workers is not None:
-                await stack.enter_async_context(self._workers.alive(self._lease, self._heard))
+                await stack.enter_async_context(self._workers.alive(self._lease, self._heard, self._say_again))
                 if self._task_group is not None:
                     self._task_group.start_soon(self._keep_records)
             yield
@@ -244,26 +243,26 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         await super()._handle_stateful_request(scope, receive, end_first)
         if anyio.current_time() - began > self._record_ttl * _SOON:  # Else it counts as renewed when it began.
             with self._unhurt():
-                await workers.touch(session_id, ttl=self._record_ttl)
+                await workers.touch(session_id, owner=owner_of(requestor), ttl=self._record_ttl)
 
     async def _prepare(self, session_id: str, requestor: AuthorizationContext | None) -> Response | None:
         """Have the session here, if it is anywhere, and the requestor's; or say why it cannot be."""
-        record = await self._renew(session_id)
+        record = await self._renew(session_id, owner_of(requestor))
         if session_id in self._server_instances:
             return None
         if record.state == _UNREAD:
             return sdk.unavailable("Whether there is such a session is not known just now", retry_after=1)
-        if record.state != "live" or not record.handshake or record.owner != owner_of(requestor):
+        if record.state != "live":
             return None
         fits = await self._adopt(session_id, requestor, record)
         return None if fits else sdk.unavailable("Too many open sessions")
 
-    async def _renew(self, session_id: str) -> SessionRecord:
+    async def _renew(self, session_id: str, owner: str) -> SessionRecord:
         """Renew the record of a session. One that was ended elsewhere ends here, one that Redis has lost is made."""
         record = SessionRecord(_UNREAD)
         if self._workers is not None:
             with self._unhurt():
-                record = await self._workers.touch(session_id, ttl=self._record_ttl)
+                record = await self._workers.touch(session_id, owner=owner, ttl=self._record_ttl)
         transport = self._server_instances.get(session_id)
         if transport is not None and record.state == "ended":
             await self._discard_session(session_id, transport)
@@ -280,7 +279,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     async def _renew_busy(self) -> None:
         for session_id, transport in tuple(self._server_instances.items()):
             idle = transport.idle_scope is not None and transport.idle_scope.deadline != inf
-            if not idle and (await self._renew(session_id)).state == _UNREAD:
+            owner = owner_of(self._session_owners.get(session_id))
+            if not idle and (await self._renew(session_id, owner)).state == _UNREAD:
                 return
 
     async def _adopt(self, session_id: str, requestor: AuthorizationContext | None, record: SessionRecord) -> bool:
@@ -322,9 +322,19 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._handshakes.pop(session_id, None)
         if isinstance(transport, ResumableTransport):
             transport.view.close()
+        await super()._discard_session(session_id, transport)
+        if isinstance(transport, ResumableTransport):
             with anyio.CancelScope(shield=True), anyio.move_on_after(PARTING_SECONDS):
                 await transport.view.give_up()
-        await super()._discard_session(session_id, transport)
+
+    async def _say_again(self) -> None:
+        """Redis has lost what this worker has told it: its sessions, and what it runs in them."""
+        for session_id, handshake in tuple(self._handshakes.items()):
+            transport = self._server_instances.get(session_id)
+            if isinstance(transport, ResumableTransport):
+                await self._record(session_id, handshake)
+                with self._unhurt():
+                    await transport.view.claim()
 
     def _heard(self, notice: Notice) -> None:
         """Another worker has told something, or perhaps has and was not heard."""
