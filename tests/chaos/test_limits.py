@@ -194,6 +194,44 @@ async def test_a_session_is_its_owners(valkey_url: str, connect: Connect) -> Non
         assert (await answer_of(nobody))[0] == 401
 
 
+async def test_known_everywhere_before_its_client_knows(valkey_url: str, connect: Connect) -> None:
+    """With the very headers that name the session, another worker serves it."""
+    async with two(valkey_url) as (a, b):
+        params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "x", "version": "0"}}
+        for _ in range(10):
+            client = connect(a.url)
+            async with client.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}) as response:
+                client.session = response.headers["mcp-session-id"]
+                assert (await answer_of(at_url(client, b.url)))[0] == 200
+
+
+async def test_initialize_with_the_session_of_another(valkey_url: str, connect: Connect) -> None:
+    """Who opens a session with another's id gets nothing, and the owner keeps it."""
+    async with two(valkey_url, auth=True) as (a, b):
+        alice, bob = (connect(a.url, authorization=f"Bearer {name}") for name in ("alice", "bob"))
+        await alice.initialize()
+        bob.session = alice.session
+        params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "x", "version": "0"}}
+        for worker in (b, a):
+            async with at_url(bob, worker.url).post(
+                {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
+            ) as response:
+                assert response.status_code == 404
+        for worker in (b, a):
+            await works(at_url(alice, worker.url))
+
+
+async def test_open_streams_hold_up_no_adoption(valkey_url: str, connect: Connect) -> None:
+    """While a session is taken over by a GET that lasts, others are taken over, and opened."""
+    async with two(valkey_url) as (a, b), AsyncExitStack() as stack:
+        for _ in range(3):
+            client = connect(a.url)
+            await client.initialize()
+            await stack.enter_async_context(at_url(client, b.url).get())
+        with anyio.fail_after(5):
+            await connect(b.url).initialize()
+
+
 @pytest.mark.parametrize("mute", [False, True])
 async def test_delete_ends_everywhere(valkey_url: str, mute_url: str, connect: Connect, *, mute: bool) -> None:
     """A session that is ended on one worker is ended on the others, whether they hear of it or not."""

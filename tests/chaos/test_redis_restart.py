@@ -9,7 +9,7 @@ from mcp.client import Client
 
 from mcp_eventscope.answers import REQUEST_ORPHANED
 from support.chaos import NewSteering, at, begun, says, works
-from support.processes import LEASE, KeptValkey, Router, WorkerProcess, kept_valkey, worker_processes
+from support.processes import LEASE, KeptValkey, Router, WorkerProcess, kept_valkey, revive, worker_processes
 from support.raw import Connect, events
 from support.steering import Watched
 from support.waiting import until
@@ -20,14 +20,21 @@ OUTAGE = LEASE * 1.5
 """Seconds: all leases have run out when Redis is back."""
 
 
+World = tuple[KeptValkey, list[WorkerProcess]]
+
+
 @pytest.fixture(scope="module")
-def world(valkey_url: str) -> Iterator[tuple[KeptValkey, list[WorkerProcess]]]:
+def parts(valkey_url: str) -> Iterator[World]:
     """A Redis that may be killed, and two workers on it, which are steered from another."""
     with kept_valkey() as server, worker_processes(2, server.url, valkey_url) as workers:
         yield server, workers
 
 
-World = tuple[KeptValkey, list[WorkerProcess]]
+@pytest.fixture
+def world(parts: World) -> World:
+    """The same, all of it alive."""
+    revive(parts[1])
+    return parts
 
 
 @contextmanager
@@ -122,3 +129,17 @@ async def test_dead_while_redis_was(world: World, connect: Connect, steering: Ne
         with anyio.fail_after(3 * LEASE):
             assert says(await anext(stream)) == str(REQUEST_ORPHANED)
     await works(at(client, b))
+
+
+async def test_shutdown_without_redis(world: World, connect: Connect, steering: NewSteering) -> None:
+    """A worker ends in time though it cannot say so to anybody, with sessions, a call and a follower on it."""
+    server, (a, _) = world
+    client = connect(a.url)
+    await client.initialize()
+    async with client.call(1, "steps", name=steering().name) as response:
+        received = [await anext(events(response))]
+        async with client.get(received[0].id):
+            with outage(server):
+                a.terminate()
+                with anyio.fail_after(10):
+                    await anyio.to_thread.run_sync(a.wait)
