@@ -93,9 +93,11 @@ class Appended:
     """One event was stored."""
 
     event_id: EventId
-    """Its id; "" when it was refused, since its request has been given up and answered."""
+    """Its id; "" when it was refused."""
     payload_bytes: int
     """Size of the stored payload in bytes of UTF-8; 0 for a priming event."""
+    refused: bool = False
+    """It was not stored, since its request has been given up and answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

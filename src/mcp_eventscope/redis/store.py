@@ -188,7 +188,7 @@ class RedisEventStore(EventStore):
             message: The message, or None for a priming event.
 
         Returns:
-            Its id and size. The id is "" when the request was given up before, and has its response: what its worker
+            Its id and size. It is refused when the request was given up before, and has its response: what its worker
             says afterwards is not stored.
 
         Raises:
@@ -202,7 +202,8 @@ class RedisEventStore(EventStore):
             role = "standalone"
         # Who runs what is known within a session only: elsewhere stream ids are anything.
         worker = "" if self._session is None else self._worker
-        return Appended(await self._append(worker, scripts.Entry(stream_id, payload, role)), len(payload))
+        event_id = await self._append(worker, scripts.Entry(stream_id, payload, role))
+        return Appended(event_id, len(payload), refused=not event_id)
 
     async def give_up(self, stream_id: StreamId, worker: str | None = None) -> bool:
         """Answer a request whose worker is gone: an error is stored as its response, unless there is one.

@@ -61,14 +61,17 @@ class Workers:
 
         Args:
             lease: Seconds after which this worker counts as gone when it does not renew.
-            heard: Called with each notice of another worker.
+            heard: Called with each notice of another worker; with `lost` after some may have been lost.
             lost: Called when Redis has lost what it was told, for it to be told again.
         """
         self.lease = lease
 
         def listen(content: bytes | None) -> None:
+            if content is None:
+                heard({"lost": True})
+                return
             with contextlib.suppress(ValueError):
-                notice = json.loads(content or b"null")
+                notice = json.loads(content)
                 if isinstance(notice, dict) and notice.get("worker") != self._worker:
                     heard(notice)
 
@@ -123,17 +126,21 @@ class Workers:
     async def gone(self, workers: set[str]) -> set[str]:
         """Those of the workers whose lease has run out.
 
-        Nobody, for as long as a lease after Redis was away: the living have not been able to renew theirs.
+        Nobody, for as long as a lease after Redis was away or took long to answer: the living have not been able to
+        renew theirs.
 
         Raises:
             StoreError: Redis could not be read.
         """
+        began = time.monotonic()
         try:
             with told_as("read from", self._redis):
                 alive = {worker: await self._redis.exists(self._keys.worker(worker)) for worker in workers}
         except StoreError:
             self._blind_until = time.monotonic() + self.lease
             raise
+        if time.monotonic() - began > self.lease / 3:
+            self._blind_until = time.monotonic() + self.lease
         return set() if time.monotonic() < self._blind_until else {name for name in alive if not alive[name]}
 
     async def _renew(self) -> bool:

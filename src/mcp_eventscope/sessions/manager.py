@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 import anyio
@@ -22,6 +22,7 @@ from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
 from mcp.types import InitializeRequestParams, jsonrpc_message_adapter
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from mcp_eventscope.errors import StoreError
@@ -38,10 +39,15 @@ from mcp_eventscope.types import EventStore
 
 DEFAULT_FOLLOW_LIMIT = 300.0
 """Seconds that a resumed stream is followed at most."""
+
 _RECORD_TTL = 24 * 3600
 """Seconds that a session's record is kept after its last request, where no idle timeout says it."""
 _REDIS_PATIENCE = 0.25
 """Seconds that a request waits for Redis to say something of its session, before it is served all the same."""
+_SOON = 0.1
+"""Of a record's time to live: how long a request may last before its end renews the record."""
+_UNREAD = "unread"
+"""The state of a record that Redis could not be asked for. A client that is told 404 would give its session up."""
 _REFUSED = 400
 """HTTP statuses from here on refuse."""
 
@@ -142,6 +148,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             await stack.enter_async_context(super().run())
             if self._workers is not None:
                 await stack.enter_async_context(self._workers.alive(self._lease, self._heard, self._say_again))
+                if self._task_group is not None:
+                    self._task_group.start_soon(self._keep_records)
             yield
 
     async def _handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -227,9 +235,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             return
         user = scope.get("user")
         requestor = authorization_context(user) if isinstance(user, AuthenticatedUser) else None
-        if not await self._prepare(session_id, requestor):
-            response = sdk.too_many_sessions()
-            await response(scope, receive, send)
+        if refusal := await self._prepare(session_id, requestor):
+            await refusal(scope, receive, send)
             return
         ending = scope["method"] == "DELETE" and session_id in self._server_instances
 
@@ -240,25 +247,49 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             await send(message)
 
         workers = self._workers
+        began = anyio.current_time()
         await super()._handle_stateful_request(scope, receive, end_first)
+        if anyio.current_time() - began > self._record_ttl * _SOON:  # Else it counts as renewed when it began.
+            with self._unhurt():
+                await workers.touch(session_id, owner=owner_of(requestor), ttl=self._record_ttl)
 
-    async def _prepare(self, session_id: str, requestor: AuthorizationContext | None) -> bool:
-        """Have the session here, if it is anywhere, and the requestor's; False when there is no room for it."""
-        if self._workers is None:
-            return True
-        record = SessionRecord("other")  # Nothing is done about it, when Redis does not say.
-        with self._unhurt():
-            record = await self._workers.touch(session_id, owner=owner_of(requestor), ttl=self._record_ttl)
-        transport = self._server_instances.get(session_id)
-        if transport is not None:
-            if record.state == "ended":
-                await self._discard_session(session_id, transport)
-            elif record.state == "absent" and session_id in self._handshakes:
-                await self._record(session_id, self._handshakes[session_id])  # Redis has lost it, or let it expire.
-            return True
+    async def _prepare(self, session_id: str, requestor: AuthorizationContext | None) -> Response | None:
+        """Have the session here, if it is anywhere, and the requestor's; or say why it cannot be."""
+        record = await self._renew(session_id, owner_of(requestor))
+        if session_id in self._server_instances:
+            return None
+        if record.state == _UNREAD:
+            return sdk.unavailable("Whether there is such a session is not known just now", retry_after=1)
         if record.state != "live":
-            return True
-        return await self._adopt(session_id, requestor, record)
+            return None
+        fits = await self._adopt(session_id, requestor, record)
+        return None if fits else sdk.unavailable("Too many open sessions")
+
+    async def _renew(self, session_id: str, owner: str) -> SessionRecord:
+        """Renew the record of a session. One that was ended elsewhere ends here, one that Redis has lost is made."""
+        record = SessionRecord(_UNREAD)
+        if self._workers is not None:
+            with self._unhurt():
+                record = await self._workers.touch(session_id, owner=owner, ttl=self._record_ttl)
+        transport = self._server_instances.get(session_id)
+        if transport is not None and record.state == "ended":
+            await self._discard_session(session_id, transport)
+        elif transport is not None and record.state == "absent" and session_id in self._handshakes:
+            await self._record(session_id, self._handshakes[session_id])
+        return record
+
+    async def _keep_records(self) -> None:
+        """Renew the records of sessions whose requests last: another worker could not take them over otherwise."""
+        while True:
+            await anyio.sleep(self._record_ttl / 4)
+            await self._renew_busy()
+
+    async def _renew_busy(self) -> None:
+        for session_id, transport in tuple(self._server_instances.items()):
+            idle = transport.idle_scope is not None and transport.idle_scope.deadline != inf
+            owner = owner_of(self._session_owners.get(session_id))
+            if not idle and (await self._renew(session_id, owner)).state == _UNREAD:
+                return
 
     async def _adopt(self, session_id: str, requestor: AuthorizationContext | None, record: SessionRecord) -> bool:
         """Serve another worker's session here, too."""
@@ -314,7 +345,9 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                     await transport.view.claim()
 
     def _heard(self, notice: Notice) -> None:
-        """Another worker has told something."""
+        """Another worker has told something, or perhaps has and was not heard."""
+        if "lost" in notice and self._task_group is not None:
+            self._task_group.start_soon(self._renew_busy)
         session_id = str(notice.get("session"))
         transport = self._server_instances.get(session_id)
         if not isinstance(transport, ResumableTransport) or self._task_group is None:

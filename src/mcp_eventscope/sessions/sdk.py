@@ -59,10 +59,16 @@ def unlogged() -> Iterator[None]:
         log.removeFilter(_nothing)
 
 
-def too_many_sessions() -> Response:
-    """What the SDK answers at the session limit, with its status."""
-    body = JSONRPCError(jsonrpc="2.0", id=None, error=ErrorData(code=INTERNAL_ERROR, message="Too many open sessions"))
-    return Response(body.model_dump_json(by_alias=True, exclude_unset=True), 503, media_type="application/json")
+def unavailable(message: str, *, retry_after: int | None = None) -> Response:
+    """A 503 as the SDK answers it at its session limit.
+
+    Args:
+        message: Why.
+        retry_after: Seconds after which to ask again.
+    """
+    body = JSONRPCError(jsonrpc="2.0", id=None, error=ErrorData(code=INTERNAL_ERROR, message=message))
+    headers = None if retry_after is None else {"retry-after": str(retry_after)}
+    return Response(body.model_dump_json(by_alias=True, exclude_unset=True), 503, headers, "application/json")
 
 
 def incompatible(what: str) -> NoReturn:

@@ -50,6 +50,8 @@ class ResumableTransport(StreamableHTTPServerTransport):
     ) -> None:
         super().__init__(event_store=view, **settings)
         self.view = view
+        # Not sent either, then: the client comes back for the answer that it was given.
+        view.given_up = super().close_sse_stream
         self._stopped = stopped
         self._elsewhere = elsewhere
 

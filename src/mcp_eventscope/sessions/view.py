@@ -1,6 +1,7 @@
 """What the transport of one session has as its event store: ids for the wire, following, and no store failures."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 
@@ -63,6 +64,8 @@ class SessionView(EventStore):
         self._asked: set[str] = set()
         self._opened: dict[EventId, bool] = {}
         self._closed = False
+        self.given_up: Callable[[StreamId], None] | None = None
+        """Called with a stream whose request was given up, and answered, while it ran here."""
 
     async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
         """Store one event of the session.
@@ -86,6 +89,8 @@ class SessionView(EventStore):
         except Exception:  # noqa: BLE001 - the store has told it; raised here, the SDK would end the session for good
             await self._send_live(stream_id, message)
             return ""
+        if appended.refused and self.given_up is not None:
+            self.given_up(stream_id)
         return wire.join(appended.event_id, name) if appended.event_id else ""
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> None:

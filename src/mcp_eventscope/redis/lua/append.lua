@@ -116,7 +116,8 @@ for _, stream in ipairs(streams) do
     redis.call('PERSIST', prefix .. 'stream:' .. stream)
     redis.call('PERSIST', prefix .. 'trimmed:' .. stream)
   end
-  redis.call('PUBLISH', prefix .. 'stream:' .. stream, worker)
+  -- A user of Redis may lack the right to publish: who follows then finds it when he looks for himself.
+  redis.pcall('PUBLISH', prefix .. 'stream:' .. stream, worker)
 end
 if worker ~= '' and ttl > 0 then
   redis.call('EXPIRE', KEYS[2], ttl)

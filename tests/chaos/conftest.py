@@ -1,0 +1,65 @@
+"""Real worker processes behind a switch that is never sticky, shared by all tests, and whole at the start of each."""
+
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import anyio
+import httpx2
+import pytest
+from redis import asyncio as aioredis
+
+from mcp_eventscope.redis.connection import connect as connect_redis
+from support.processes import Router, WorkerProcess, revive, worker_processes
+from support.raw import Connect, RawClient
+from support.steering import Steering
+
+
+@pytest.fixture(scope="session")
+def fleet(valkey_url: str) -> Iterator[list[WorkerProcess]]:
+    """The worker processes of the whole run: two, on one Valkey."""
+    with worker_processes(2, valkey_url, valkey_url) as workers:
+        yield workers
+
+
+@pytest.fixture
+async def pair(fleet: list[WorkerProcess]) -> AsyncIterator[tuple[WorkerProcess, WorkerProcess]]:
+    """Both workers, alive and well, whatever the test before has done to them."""
+    await anyio.to_thread.run_sync(revive, fleet)
+    first, second = fleet
+    yield first, second
+    for worker in fleet:
+        if worker.alive:
+            worker.thaw()
+            await anyio.to_thread.run_sync(worker.jump, 0)
+
+
+@pytest.fixture
+async def router(pair: tuple[WorkerProcess, WorkerProcess]) -> AsyncIterator[Router]:
+    """What clients connect to."""
+    switch = Router([worker.port for worker in pair])
+    async with switch.running():
+        yield switch
+
+
+@pytest.fixture
+async def control(valkey_url: str) -> AsyncIterator[aioredis.Redis]:
+    """A client of the Redis that steers."""
+    async with connect_redis(valkey_url) as client:
+        yield client
+
+
+@pytest.fixture
+def steering(control: aioredis.Redis) -> Callable[[], Steering]:
+    """Makes what steers one call."""
+    return lambda: Steering(control, uuid.uuid4().hex)
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Makes clients that are nothing but HTTP."""
+    async with httpx2.AsyncClient(timeout=15, trust_env=False) as http:
+
+        def make(base_url: str, **headers: str) -> RawClient:
+            return RawClient(http, f"{base_url}/mcp", headers=headers)
+
+        yield make

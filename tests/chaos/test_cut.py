@@ -1,0 +1,154 @@
+"""Streams that are cut, and clients that come back through another worker."""
+
+import contextlib
+import time
+
+import anyio
+import httpx2
+import pytest
+from mcp.client import Client
+from redis import asyncio as aioredis
+
+from support.chaos import NewSteering, Pair, at, begun, says, works
+from support.processes import Router
+from support.raw import Connect, Event, RawClient, events
+from support.steering import Watched
+from support.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+LOOK = 1.0
+"""Seconds that a lost wake-up may cost."""
+
+
+async def cut_and_move(pair: Pair, router: Router, steering: NewSteering, *, wrong: float = 0) -> None:
+    """Cut a call of the SDK's client on the first worker, and see it through on the second."""
+    a, b = pair
+    router.to(a)
+    async with Client(f"{router.url}/mcp", mode="legacy") as client, anyio.create_task_group() as tasks:
+        call = Watched(client, steering())
+        call.start(tasks)
+        await call.reported("a", "b")
+        await anyio.to_thread.run_sync(a.jump, wrong)
+        router.move(b)
+        await call.steering.step("away")
+        await call.has("a", "b", "away")
+        started = time.monotonic()
+        for number in range(20):
+            await call.reported(str(number))
+        # Had each waited until its follower looks for itself, this were ten seconds.
+        assert time.monotonic() - started < 5
+        await call.steering.finish()
+        assert await call.over() == "23 steps"
+        assert (await client.call_tool("echo", {"text": "x"})).structured_content == {"result": "x"}
+
+
+async def test_cut_and_back_on_another_worker(pair: Pair, router: Router, steering: NewSteering) -> None:
+    """Every event comes once, in order, as soon as it is said, and then the result; the session goes on there."""
+    await cut_and_move(pair, router, steering)
+
+
+@pytest.mark.parametrize("wrong", [-3600.0, 3600.0])
+async def test_cut_with_a_wrong_clock(pair: Pair, router: Router, steering: NewSteering, wrong: float) -> None:
+    """What a worker takes for the time does not matter: the clock of the first jumps an hour in a call."""
+    await cut_and_move(pair, router, steering, wrong=wrong)
+
+
+async def test_many_cuts(router: Router, connect: Connect, steering: NewSteering) -> None:
+    """Sessions on both workers are cut again and again while they are talked to: nothing is lost or comes twice.
+
+    Not the SDK's client: it gives up after its second resumed stream breaks, and asks for what it has already.
+    """
+    unfinished = set(range(6))
+    begun_calls: list[int] = []
+    clients = [connect(router.url) for _ in unfinished]
+    for client in clients:
+        await client.initialize()
+
+    async def one(number: int) -> None:
+        client, steered = clients[number], steering()
+        received = await begun(client, steered, "1")
+        begun_calls.append(number)
+        await steered.step("2")
+        while not received[-1].data or "method" in received[-1].message:
+            with contextlib.suppress(httpx2.TransportError):
+                async with client.get(received[-1].id) as response:
+                    assert response.status_code == 200
+                    async for event in events(response):
+                        received.append(event)
+                        await (steered.step(str(len(received))) if len(received) < 200 else steered.finish())
+        assert [says(event) for event in received[1:]] == [*map(str, range(1, 200)), "199 steps"]
+        unfinished.discard(number)
+
+    async with anyio.create_task_group() as tasks:
+        for number in sorted(unfinished):
+            tasks.start_soon(one, number)
+        await until(lambda: len(begun_calls) == len(clients))
+        while unfinished:
+            await anyio.sleep(0.01)
+            router.sever()
+
+
+async def test_finished_while_away(pair: Pair, connect: Connect, steering: NewSteering) -> None:
+    """A resume after the end delivers what was missed and closes, however often it is asked, and whoever is asked."""
+    a, b = pair
+    client = connect(a.url)
+    await client.initialize()
+    steered = steering()
+    received = await begun(client, steered, "a")
+    await steered.step("b")
+    await steered.finish()
+    await steered.ended()
+    resumed = await at(client, b).resume(received[-1].id)
+    assert [says(event) for event in resumed] == ["b", "2 steps"]
+    for worker in (b, a, b):
+        assert await at(client, worker).resume(received[-1].id) == resumed
+        assert await at(client, worker).resume(resumed[-1].id) == []
+    everything = received[1:] + resumed
+    assert await at(client, b).resume(received[0].id) == everything
+
+
+async def test_two_followers(pair: Pair, connect: Connect, steering: NewSteering) -> None:
+    """Two clients that follow one stream, on two workers, both get all of it, once, with the same ids."""
+    a, b = pair
+    client = connect(a.url)
+    await client.initialize()
+    steered = steering()
+    received = await begun(client, steered, "a")
+    collected: dict[int, list[Event]] = {a.port: [], b.port: []}
+
+    async def follow(speaker: RawClient, into: list[Event]) -> None:
+        async with speaker.get(received[-1].id) as response:
+            async for event in events(response):
+                into.append(event)  # noqa: PERF401 - looked at as it grows
+
+    async with anyio.create_task_group() as tasks:
+        for worker in pair:
+            tasks.start_soon(follow, at(client, worker), collected[worker.port])
+        for number in range(20):
+            await steered.step(str(number))
+            if number % 5 == 0:
+                await until(lambda: all(len(events) > number for events in collected.values()))  # noqa: B023
+        await steered.finish()
+    assert collected[a.port] == collected[b.port]
+    assert [says(event) for event in collected[a.port]] == [*map(str, range(20)), "21 steps"]
+    await works(at(client, b))
+
+
+async def test_lost_wake_ups(pair: Pair, connect: Connect, steering: NewSteering, control: aioredis.Redis) -> None:
+    """What is said just when the subscriptions break is there within a second."""
+    a, b = pair
+    client = connect(a.url)
+    await client.initialize()
+    steered = steering()
+    received = await begun(client, steered)
+    async with at(client, b).get(received[-1].id) as response:
+        stream = events(response)
+        for number in range(5):
+            await control.client_kill_filter(_type="pubsub")
+            started = time.monotonic()
+            await steered.step(str(number))
+            assert says(await anext(stream)) == str(number)
+            assert time.monotonic() - started < LOOK
+        await steered.finish()
+        assert says(await anext(stream)) == "5 steps"

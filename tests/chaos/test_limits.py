@@ -1,0 +1,287 @@
+"""Limits, owners and ends of sessions that another worker has opened."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+import pytest
+from mcp.server.auth.provider import AccessToken
+from mcp.server.auth.settings import AuthSettings
+from mcp_types import CONNECTION_CLOSED
+from prometheus_client import CollectorRegistry
+from pydantic import AnyHttpUrl
+from redis import asyncio as aioredis
+
+from mcp_eventscope import ResumableSessionManager, http_app
+from mcp_eventscope.answers import REQUEST_ORPHANED
+from support.chaos import at_url, says, works
+from support.raw import Connect, RawClient, events
+from support.serving import serving
+from support.tools import Steered
+from support.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+ENDINGS = {str(REQUEST_ORPHANED), str(CONNECTION_CLOSED)}
+"""What a request is answered whose session ends."""
+PING = {"jsonrpc": "2.0", "id": 7, "method": "ping"}
+
+
+@dataclass
+class Worker:
+    """One worker of this process: these tests look inside, and kill nobody."""
+
+    url: str
+    steered: Steered
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions it has."""
+        manager = self.steered.mcp.session_manager
+        assert isinstance(manager, ResumableSessionManager)
+        return len(manager._server_instances)
+
+
+@asynccontextmanager
+async def two(url: str, *, auth: bool = False, **options: object) -> AsyncIterator[tuple[Worker, Worker]]:
+    """Two workers on one Redis."""
+    settings: dict[str, object] = {}
+    if auth:
+        settings = {
+            "token_verifier": Verifier(),
+            "auth": AuthSettings(
+                issuer_url=AnyHttpUrl("https://issuer.example"),
+                resource_server_url=AnyHttpUrl("http://127.0.0.1/mcp"),
+                required_scopes=["use"],
+                validate_token_resource=False,
+            ),
+        }
+    async with AsyncExitStack() as stack:
+        found = []
+        for _ in range(2):
+            steered = Steered(**settings)
+            app = http_app(steered.mcp, redis_url=url, registry=CollectorRegistry(), lease=1, **options)  # type: ignore[arg-type]
+            found.append(Worker(await stack.enter_async_context(serving(app)), steered))
+        yield found[0], found[1]
+
+
+class Verifier:
+    """Accepts two tokens, of two principals."""
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        """The token's owner."""
+        if token not in {"alice", "bob"}:
+            return None
+        return AccessToken(token=token, client_id=token, scopes=["use"], subject=token)
+
+
+async def answer_of(client: RawClient, method: str = "POST") -> tuple[int, bytes]:
+    """Status and body of what a client is answered."""
+    response = await client.http.request(
+        method, client.url, headers=client._headers(), json=PING if method == "POST" else None
+    )
+    return response.status_code, response.content
+
+
+@pytest.fixture
+async def mute_url(redis_client: aioredis.Redis, valkey_url: str) -> AsyncIterator[str]:
+    """A Redis whose user may not publish or subscribe: all that workers tell each other is lost."""
+    await redis_client.acl_setuser(
+        "mute", enabled=True, passwords=["+x"], keys=["*"], categories=["+@all"], reset_channels=True
+    )
+    yield valkey_url.replace("unix://", "unix://mute:x@")
+    await redis_client.acl_deluser("mute")
+
+
+async def test_max_sessions_counts_adopted_ones(valkey_url: str, connect: Connect) -> None:
+    """A full worker refuses another's session as it refuses a new one, and that session goes on elsewhere."""
+    async with two(valkey_url, max_sessions=1) as (a, b):
+        first, second, third = connect(a.url), connect(b.url), connect(b.url)
+        await first.initialize()
+        await second.initialize()
+        adopted = at_url(first, b.url)
+        params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "x", "version": "0"}}
+        async with third.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}) as response:
+            new = response.status_code, await response.aread()
+        assert new[0] == 503
+        assert await answer_of(adopted) == new
+        assert b.sessions == 1
+        await works(first)
+        await second.delete()
+        await works(adopted)
+        assert b.sessions == 1
+
+
+async def test_idle_sessions_end_where_they_are_idle(valkey_url: str, connect: Connect) -> None:
+    """A worker forgets the session that it does not serve, and takes it over again; the one that serves it does not."""
+    async with two(valkey_url, session_idle_timeout=1) as (a, b):
+        client = connect(a.url)
+        await client.initialize()
+        async with client.call(1, "steps", name="w") as response:
+            stream = events(response)
+            await anext(stream)
+            for _ in range(2):
+                await works(at_url(client, b.url))
+                assert b.sessions == 1
+                await until(lambda: not b.sessions)
+                assert a.sessions == 1
+            # It is served on one worker for longer than the others would have kept it.
+            await anyio.sleep(2)
+            await works(at_url(client, b.url))
+            a.steered.finish("w")
+            assert says([event async for event in stream][-1]) == "0 steps"
+        await until(lambda: not a.sessions and not b.sessions)
+
+
+async def test_idle_everywhere_is_unknown_everywhere(
+    valkey_url: str, connect: Connect, redis_client: aioredis.Redis
+) -> None:
+    """A session that nobody uses is gone after the idle timeout, on all workers."""
+    async with two(valkey_url, session_idle_timeout=1) as (a, b):
+        client = connect(a.url)
+        await client.initialize()
+        await works(at_url(client, b.url))
+        await until(lambda: not a.sessions and not b.sessions)
+        key = f"mcp:{{{client.session}}}:session"
+
+        async def gone() -> bool:
+            return not await redis_client.exists(key)
+
+        await until(gone)
+        for worker in (a, b):
+            assert (await answer_of(at_url(client, worker.url)))[0] == 404
+
+
+async def test_request_size_of_adopted_sessions(valkey_url: str, connect: Connect) -> None:
+    """What is too large is 413, on a worker that has never seen the session, and does it no harm."""
+    async with two(valkey_url, max_request_body_size=2000) as (a, b):
+        client = connect(a.url)
+        await client.initialize()
+        for worker in (b, a):
+            async with at_url(client, worker.url).post(PING | {"params": {"x": "y" * 3000}}) as response:
+                assert response.status_code == 413
+            await works(at_url(client, worker.url))
+
+
+async def test_a_session_is_its_owners(valkey_url: str, connect: Connect) -> None:
+    """Whoever has not opened a session is told that there is none, in the same words, before and after it is here."""
+    async with two(valkey_url, auth=True) as (a, b):
+        alice, bob = (connect(a.url, authorization=f"Bearer {name}") for name in ("alice", "bob"))
+        await alice.initialize()
+        async with alice.call(1, "echo", text="x") as response:
+            received = [event async for event in events(response)]
+        bob.session = "0" * 32
+        unknown = {
+            (worker.url, method): await answer_of(at_url(bob, worker.url), method)
+            for worker in (a, b)
+            for method in ("POST", "GET", "DELETE")
+        }
+        assert {status for status, _ in unknown.values()} == {404}
+        bob.session = alice.session
+        for _ in range(2):
+            for (url, method), answer in unknown.items():
+                assert await answer_of(at_url(bob, url), method) == answer
+            for worker in (b, a):
+                async with at_url(bob, worker.url).get(received[0].id) as stolen:
+                    assert stolen.status_code == 404
+            # From here on the session is on both workers.
+            assert await at_url(alice, b.url).resume(received[0].id) == received[1:]
+        await works(at_url(alice, b.url))
+        await works(alice)
+        nobody = connect(b.url)
+        nobody.session = alice.session
+        assert (await answer_of(nobody))[0] == 401
+
+
+async def test_known_everywhere_before_its_client_knows(valkey_url: str, connect: Connect) -> None:
+    """With the very headers that name the session, another worker serves it."""
+    async with two(valkey_url) as (a, b):
+        params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "x", "version": "0"}}
+        for _ in range(10):
+            client = connect(a.url)
+            async with client.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}) as response:
+                client.session = response.headers["mcp-session-id"]
+                assert (await answer_of(at_url(client, b.url)))[0] == 200
+
+
+async def test_initialize_with_the_session_of_another(valkey_url: str, connect: Connect) -> None:
+    """Who opens a session with another's id gets nothing, and the owner keeps it."""
+    async with two(valkey_url, auth=True) as (a, b):
+        alice, bob = (connect(a.url, authorization=f"Bearer {name}") for name in ("alice", "bob"))
+        await alice.initialize()
+        bob.session = alice.session
+        params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "x", "version": "0"}}
+        for worker in (b, a):
+            async with at_url(bob, worker.url).post(
+                {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
+            ) as response:
+                assert response.status_code == 404
+        for worker in (b, a):
+            await works(at_url(alice, worker.url))
+
+
+async def test_open_streams_hold_up_no_adoption(valkey_url: str, connect: Connect) -> None:
+    """While a session is taken over by a GET that lasts, others are taken over, and opened."""
+    async with two(valkey_url) as (a, b), AsyncExitStack() as stack:
+        for _ in range(3):
+            client = connect(a.url)
+            await client.initialize()
+            await stack.enter_async_context(at_url(client, b.url).get())
+        with anyio.fail_after(5):
+            await connect(b.url).initialize()
+
+
+@pytest.mark.parametrize("mute", [False, True])
+async def test_delete_ends_everywhere(valkey_url: str, mute_url: str, connect: Connect, *, mute: bool) -> None:
+    """A session that is ended on one worker is ended on the others, whether they hear of it or not."""
+    async with two(mute_url if mute else valkey_url) as (a, b):
+        client = connect(a.url)
+        await client.initialize()
+        other = at_url(client, b.url)
+        await works(other)
+        assert await other.delete() == 200
+        for method in ("POST", "GET", "DELETE"):
+            for speaker in (client, other):
+                assert (await answer_of(speaker, method))[0] == 404
+        assert (a.sessions, b.sessions) == (0, 0)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_delete_ends_what_is_open(
+    valkey_url: str, connect: Connect, redis_client: aioredis.Redis, *, lost: bool
+) -> None:
+    """The streams of the session end on the other worker, even if the subscriptions break as it is told."""
+    async with two(valkey_url) as (a, b):
+        client = connect(a.url)
+        await client.initialize()
+        other = at_url(client, b.url)
+        await works(other)
+        async with client.call(1, "steps", name="w") as response, client.get() as standalone:
+            live = events(response)
+            primed = await anext(live)
+            async with client.get(primed.id) as resumed:
+                if lost:
+                    await redis_client.client_kill_filter(_type="pubsub")
+                assert await other.delete() == 200
+                with anyio.fail_after(5):
+                    for stream in (live, events(resumed), events(standalone)):
+                        assert {says(event) for event in [row async for row in stream] if event.data} <= ENDINGS
+        await until(lambda: not a.sessions and not b.sessions)
+
+
+async def test_without_wake_ups(mute_url: str, connect: Connect) -> None:
+    """With a Redis user who may not publish or subscribe, everything still comes, within a second."""
+    async with two(mute_url) as (a, b):
+        client = connect(a.url)
+        await client.initialize()
+        async with client.call(1, "steps", name="w") as response:
+            received = [await anext(events(response))]
+        async with at_url(client, b.url).get(received[0].id) as response:
+            stream = events(response)
+            for number in range(3):
+                a.steered.step("w", str(number))
+                with anyio.fail_after(1):
+                    assert says(await anext(stream)) == str(number)
+            a.steered.finish("w")
+            assert says(await anext(stream)) == "3 steps"

@@ -1,0 +1,145 @@
+"""Redis is killed, and comes back with what it had."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio
+import pytest
+from mcp.client import Client
+
+from mcp_eventscope.answers import REQUEST_ORPHANED
+from support.chaos import NewSteering, at, begun, says, works
+from support.processes import LEASE, KeptValkey, Router, WorkerProcess, kept_valkey, revive, worker_processes
+from support.raw import Connect, events
+from support.steering import Watched
+from support.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+OUTAGE = LEASE * 1.5
+"""Seconds: all leases have run out when Redis is back."""
+
+
+World = tuple[KeptValkey, list[WorkerProcess]]
+
+
+@pytest.fixture(scope="module")
+def parts(valkey_url: str) -> Iterator[World]:
+    """A Redis that may be killed, and two workers on it, which are steered from another."""
+    with kept_valkey() as server, worker_processes(2, server.url, valkey_url) as workers:
+        yield server, workers
+
+
+@pytest.fixture
+def world(parts: World) -> World:
+    """The same, all of it alive."""
+    revive(parts[1])
+    return parts
+
+
+@contextmanager
+def outage(server: KeptValkey) -> Iterator[None]:
+    """Redis is away in the block."""
+    server.kill()
+    try:
+        yield
+    finally:
+        server.start()
+
+
+async def test_followers_go_on(world: World, connect: Connect, steering: NewSteering) -> None:
+    """Who follows while Redis restarts gets what is said afterwards, and nobody is taken for gone."""
+    server, (a, b) = world
+    client = connect(a.url)
+    await client.initialize()
+    steered = steering()
+    received = await begun(client, steered)
+    async with at(client, b).get(received[0].id) as on_b, client.get(received[0].id) as on_a:
+        streams = events(on_b), events(on_a)
+        await steered.step("before")
+        for stream in streams:
+            assert says(await anext(stream)) == "before"
+        with outage(server):
+            await anyio.sleep(OUTAGE)
+        for number in range(3):
+            await steered.step(str(number))
+            for stream in streams:
+                assert says(await anext(stream)) == str(number)
+            await anyio.sleep(LEASE)  # Time enough to take somebody for gone.
+        await steered.finish()
+        for stream in streams:
+            assert says(await anext(stream)) == "4 steps"
+    await works(at(client, b))
+
+
+async def test_sdk_client_notices_nothing(world: World, router: Router, steering: NewSteering) -> None:
+    """A call that runs through a restart of Redis ends as if nothing had been."""
+    server, (a, b) = world
+    router.to(a)
+    async with Client(f"{router.url}/mcp", mode="legacy") as client, anyio.create_task_group() as tasks:
+        call = Watched(client, steering())
+        call.start(tasks)
+        await call.reported("a")
+        router.move(b)
+        await call.reported("b")
+        with outage(server):
+            await anyio.sleep(OUTAGE)
+        await call.reported("c")
+        await call.steering.finish()
+        assert await call.over() == "3 steps"
+        for worker in (a, b):
+            router.move(worker)
+            assert (await client.call_tool("echo", {"text": "x"})).structured_content == {"result": "x"}
+
+
+async def test_unread_is_not_unknown(world: World, connect: Connect) -> None:
+    """A worker that cannot ask for a session does not say that there is none: its client would give it up."""
+    server, (a, b) = world
+    client = connect(a.url)
+    await client.initialize()
+    with outage(server):
+        async with at(client, b).post({"jsonrpc": "2.0", "id": 7, "method": "ping"}) as response:
+            assert response.status_code == 503
+            assert response.headers["retry-after"]
+        await works(client)
+
+    async def served() -> bool:
+        async with at(client, b).post({"jsonrpc": "2.0", "id": 7, "method": "ping"}) as response:
+            assert response.status_code in {200, 503}
+            return response.status_code == 200
+
+    await until(served)
+
+
+async def test_dead_while_redis_was(world: World, connect: Connect, steering: NewSteering) -> None:
+    """A worker that dies while Redis is away is still found out afterwards."""
+    server, (a, b) = world
+    client = connect(a.url)
+    await client.initialize()
+    steered = steering()
+    received = await begun(client, steered)
+    async with at(client, b).get(received[0].id) as response:
+        stream = events(response)
+        await steered.step("a")
+        assert says(await anext(stream)) == "a"
+        with outage(server):
+            a.kill()
+            await anyio.sleep(OUTAGE)
+        # For the length of a lease the others may only not have renewed theirs yet.
+        with anyio.fail_after(3 * LEASE):
+            assert says(await anext(stream)) == str(REQUEST_ORPHANED)
+    await works(at(client, b))
+
+
+async def test_shutdown_without_redis(world: World, connect: Connect, steering: NewSteering) -> None:
+    """A worker ends in time though it cannot say so to anybody, with sessions, a call and a follower on it."""
+    server, (a, _) = world
+    client = connect(a.url)
+    await client.initialize()
+    async with client.call(1, "steps", name=steering().name) as response:
+        received = [await anext(events(response))]
+        async with client.get(received[0].id):
+            with outage(server):
+                a.terminate()
+                with anyio.fail_after(10):
+                    await anyio.to_thread.run_sync(a.wait)

@@ -1,0 +1,240 @@
+"""Workers that are killed, restarted or frozen in the middle of a call."""
+
+import time
+
+import anyio
+import pytest
+from mcp.client import Client
+
+from mcp_eventscope.answers import REQUEST_ORPHANED
+from support.chaos import NewSteering, Pair, at, begun, says, works
+from support.processes import LEASE, Router, WorkerProcess, revive, worker_processes
+from support.raw import Connect, Event, RawClient, events
+from support.steering import Watched
+from support.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+ORPHANED = str(REQUEST_ORPHANED)
+PATIENCE = LEASE + 1
+"""Seconds within which the client of a worker that is gone gets an answer."""
+
+
+async def kill_in_a_call(pair: Pair, router: Router, steering: NewSteering) -> None:
+    """Kill the worker that runs a call, and see the client answered, and its session go on, on the other."""
+    a, b = pair
+    router.to(a)
+    async with Client(f"{router.url}/mcp", mode="legacy") as client, anyio.create_task_group() as tasks:
+        call = Watched(client, steering())
+        call.start(tasks)
+        await call.reported("a", "b")
+        router.to(b)
+        killed = time.monotonic()
+        a.kill()
+        assert await call.over() == REQUEST_ORPHANED
+        assert time.monotonic() - killed < PATIENCE
+        assert call.progress == ["a", "b"]
+        assert (await client.call_tool("echo", {"text": "x"})).structured_content == {"result": "x"}
+        again = Watched(client, steering())
+        again.start(tasks)
+        await again.reported("a")
+        await again.steering.finish()
+        assert await again.over() == "1 steps"
+
+
+async def test_killed_in_a_call(pair: Pair, router: Router, steering: NewSteering) -> None:
+    """The client gets an error for that call, within the lease and a second, and its next call works."""
+    await kill_in_a_call(pair, router, steering)
+
+
+async def test_killed_in_a_call_with_a_wrong_clock(pair: Pair, router: Router, steering: NewSteering) -> None:
+    """Leases run by Redis's clock: that the worker that is asked is an hour late does not matter."""
+    await anyio.to_thread.run_sync(pair[1].jump, -3600)
+    await kill_in_a_call(pair, router, steering)
+
+
+async def test_wrong_clock_orphans_nobody(pair: Pair, connect: Connect, steering: NewSteering) -> None:
+    """A worker whose clock jumps back or forth while it runs a call is not taken for gone."""
+    a, b = pair
+    client = connect(a.url)
+    await client.initialize()
+    steered = steering()
+    received = await begun(client, steered)
+    async with at(client, b).get(received[-1].id) as response:
+        stream = events(response)
+        for number, seconds in enumerate((-3600, 3600)):
+            await anyio.to_thread.run_sync(a.jump, seconds)
+            await anyio.sleep(PATIENCE)  # Nothing is to happen.
+            await steered.step(str(number))
+            assert says(await anext(stream)) == str(number)
+        await steered.finish()
+        assert says(await anext(stream)) == "2 steps"
+
+
+async def test_killed_and_asked_everywhere(pair: Pair, connect: Connect, steering: NewSteering) -> None:
+    """Whoever is asked, at once or later, gives the same one answer: the other worker, and the one that came after."""
+    a, b = pair
+    client = connect(a.url)
+    await client.initialize()
+    steered = steering()
+    received = await begun(client, steered, "a")
+    a.kill()
+    await anyio.to_thread.run_sync(revive, pair)
+    answers: list[list[Event]] = []
+
+    async def ask(worker: WorkerProcess) -> None:
+        answers.append(await at(client, worker).resume(received[0].id))
+
+    async with anyio.create_task_group() as tasks:
+        for worker in (a, b, a, b):
+            tasks.start_soon(ask, worker)
+    for worker in pair:
+        await ask(worker)
+        await works(at(client, worker))
+    assert [says(event) for event in answers[0]] == ["a", ORPHANED]
+    assert all(answer == answers[0] for answer in answers)
+
+
+async def test_killed_as_it_answers(pair: Pair, connect: Connect, steering: NewSteering) -> None:
+    """A worker that dies while it answers has answered, or it has not: the error never follows a response."""
+    outcomes = set()
+    for moment in range(4):
+        a, b = pair
+        await anyio.to_thread.run_sync(revive, pair)
+        client = connect(a.url)
+        await client.initialize()
+        steered = steering()
+        received = await begun(client, steered)
+        await steered.finish()
+        if moment % 2:
+            await steered.ended()
+            await anyio.sleep(moment / 1000)
+        a.kill()
+        answer = await at(client, b).resume(received[0].id)
+        assert len(answer) == 1
+        for _ in range(2):
+            assert await at(client, b).resume(received[0].id) == answer
+        outcomes.add(says(answer[0]))
+    assert outcomes <= {ORPHANED, "0 steps"}
+
+
+async def test_killed_with_two_followers(pair: Pair, connect: Connect, steering: NewSteering, valkey_url: str) -> None:
+    """Two workers whose followers see the same worker die answer once, with one event."""
+    with worker_processes(1, valkey_url, valkey_url) as (third,):
+        client = connect(third.url)
+        await client.initialize()
+        received = await begun(client, steering())
+        answers: list[list[Event]] = []
+
+        async def follow(speaker: RawClient) -> None:
+            async with speaker.get(received[-1].id) as response:
+                following.append(speaker)
+                answers.append([event async for event in events(response)])
+
+        following: list[RawClient] = []
+        async with anyio.create_task_group() as tasks:
+            for worker in pair:
+                tasks.start_soon(follow, at(client, worker))
+            await until(lambda: len(following) == 2)
+            third.kill()
+    assert answers[0] == answers[1]
+    assert [says(event) for event in answers[0]] == [ORPHANED]
+
+
+async def roll(pair: Pair, router: Router) -> None:
+    """Restart both workers, one after the other, as a deployment does."""
+    for worker, other in (pair, pair[::-1]):
+        router.to(other)
+        worker.terminate()
+        await anyio.to_thread.run_sync(worker.wait)
+        await anyio.to_thread.run_sync(revive, pair)
+        router.to(*pair)
+
+
+async def test_rolling_restart_of_an_idle_client(pair: Pair, router: Router) -> None:
+    """A client that does nothing meanwhile notices nothing: its next calls work, on both new workers."""
+    async with Client(f"{router.url}/mcp", mode="legacy") as client:
+        await client.call_tool("echo", {"text": "x"})
+        await roll(pair, router)
+        for worker in pair:
+            router.move(worker)
+            assert (await client.call_tool("echo", {"text": "y"})).structured_content == {"result": "y"}
+
+
+async def test_standalone_stream_survives_a_rolling_restart(pair: Pair, router: Router) -> None:
+    """The client's standalone stream comes back by itself: what is said afterwards reaches it."""
+    heard: list[object] = []
+
+    async def note(message: object) -> None:
+        heard.append(message)
+
+    async with Client(f"{router.url}/mcp", mode="legacy", message_handler=note) as client:
+        await client.call_tool("announce", {})
+        await until(lambda: len(heard) == 1)
+        await roll(pair, router)
+        await client.call_tool("announce", {})
+        await until(lambda: len(heard) == 2)
+
+
+async def test_restart_in_a_call(pair: Pair, router: Router, steering: NewSteering) -> None:
+    """A worker that is not given the time to end a call says itself that it will not: nobody waits for its lease."""
+    a, b = pair
+    router.to(a)
+    async with Client(f"{router.url}/mcp", mode="legacy") as client, anyio.create_task_group() as tasks:
+        call = Watched(client, steering())
+        call.start(tasks)
+        await call.reported("a")
+        router.to(b)
+        a.terminate()
+        await anyio.to_thread.run_sync(a.wait)
+        ended = time.monotonic()
+        assert await call.over() == REQUEST_ORPHANED
+        assert time.monotonic() - ended < LEASE
+        assert (await client.call_tool("echo", {"text": "x"})).structured_content == {"result": "x"}
+
+
+async def test_restart_with_time_to_finish(valkey_url: str, pair: Pair, router: Router, steering: NewSteering) -> None:
+    """A worker that is given the time ends the call, and the client gets its result."""
+    with worker_processes(1, valkey_url, valkey_url, graceful=10) as (patient,):
+        router.to(patient)
+        async with Client(f"{router.url}/mcp", mode="legacy") as client, anyio.create_task_group() as tasks:
+            call = Watched(client, steering())
+            call.start(tasks)
+            await call.reported("a")
+            router.to(*pair)
+            patient.terminate()
+            await call.reported("b")
+            await call.steering.finish()
+            assert await call.over() == "2 steps"
+            await anyio.to_thread.run_sync(patient.wait)
+            assert (await client.call_tool("echo", {"text": "x"})).structured_content == {"result": "x"}
+
+
+async def test_frozen_longer_than_its_lease(pair: Pair, connect: Connect, steering: NewSteering) -> None:
+    """What a worker says after it was given up is not stored, and does not reach the client that has the error.
+
+    Its own connection is open all the time, and may not show another end of the call than the store has.
+    """
+    a, b = pair
+    client = connect(a.url)
+    await client.initialize()
+    steered = steering()
+    live: list[Event] = []
+    async with client.call(1, "steps", name=steered.name) as response:
+        stream = events(response)
+        live += [await anext(stream)]
+        await steered.step("a")
+        live += [await anext(stream)]
+        a.freeze()
+        answer = await at(client, b).resume(live[0].id)
+        assert [says(event) for event in answer] == ["a", ORPHANED]
+        await steered.step("late")
+        await steered.finish()
+        a.thaw()
+        await steered.ended()
+        with anyio.fail_after(5):
+            live += [event async for event in stream]
+    for worker in (b, a):
+        assert await at(client, worker).resume(live[0].id) == answer
+        await works(at(client, worker))
+    assert [says(event) for event in live[1:]] in (["a"], ["a", ORPHANED])

@@ -1,0 +1,82 @@
+import time
+
+import fakeredis
+import pytest
+
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.errors import StoreError
+from mcp_eventscope.redis.workers import DEFAULT_LEASE, Workers
+
+pytestmark = pytest.mark.anyio
+
+
+class Clock:
+    """A monotonic clock that is set."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        """The time, as it was set."""
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of this process."""
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    return clock
+
+
+@pytest.fixture
+def server() -> fakeredis.FakeServer:
+    """A Redis that can be away."""
+    return fakeredis.FakeServer()
+
+
+def worker(server: fakeredis.FakeServer) -> Workers:
+    """One more worker."""
+    return RedisEventStore(fakeredis.FakeAsyncRedis(server=server), ttl=60).workers
+
+
+async def test_whose_lease_has_run_out_is_gone(server: fakeredis.FakeServer) -> None:
+    """Whoever has a lease lives; all others are gone."""
+    one, other = worker(server), worker(server)
+    await other._renew()
+    assert await one.gone({other._worker, "third"}) == {"third"}
+    await other._leave()
+    assert await one.gone({other._worker, "third"}) == {other._worker, "third"}
+
+
+async def test_nobody_is_gone_just_after_an_outage(server: fakeredis.FakeServer, clock: Clock) -> None:
+    """Leases run out while Redis is away: the others get the time to renew theirs."""
+    workers = worker(server)
+    assert await workers.gone({"other"}) == {"other"}
+    server.connected = False
+    with pytest.raises(StoreError):
+        await workers.gone({"other"})
+    server.connected = True
+    assert await workers.gone({"other"}) == set()
+    clock.now += DEFAULT_LEASE - 1
+    assert await workers.gone({"other"}) == set()
+    clock.now += 2
+    assert await workers.gone({"other"}) == {"other"}
+
+
+async def test_nobody_is_gone_just_after_a_stall(
+    server: fakeredis.FakeServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Redis that has not answered for long has not let others renew either."""
+    workers = worker(server)
+    ask = workers._redis.exists
+
+    async def slow(*names: str) -> object:
+        clock.now += DEFAULT_LEASE / 2
+        return await ask(*names)
+
+    monkeypatch.setattr(workers._redis, "exists", slow)
+    assert await workers.gone({"other"}) == set()
+    monkeypatch.setattr(workers._redis, "exists", ask)
+    clock.now += DEFAULT_LEASE + 1
+    assert await workers.gone({"other"}) == {"other"}

@@ -1,0 +1,45 @@
+import pytest
+from redis import asyncio as aioredis
+
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis.workers import SessionRecord, Workers
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
+
+SESSION = "s"
+
+
+@pytest.fixture
+def workers(redis_client: aioredis.Redis, key_prefix: str) -> Workers:
+    """A worker."""
+    return RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60).workers
+
+
+async def test_record_is_the_owners(workers: Workers) -> None:
+    """Who records a session that is another's changes nothing, and does not read it."""
+    assert await workers.record(SESSION, owner="alice", handshake="{}", ttl=60) == "live"
+    assert await workers.record(SESSION, owner="bob", handshake='{"x":1}', ttl=60) == "other"
+    assert await workers.touch(SESSION, owner="alice", ttl=60) == SessionRecord("live", "{}")
+    assert await workers.touch(SESSION, owner="bob", ttl=60) == SessionRecord("other")
+
+
+async def test_ended_stays_ended(workers: Workers) -> None:
+    """A session that has ended is not revived by its owner either, nor by a worker that has not heard of the end."""
+    await workers.record(SESSION, owner="alice", handshake="{}", ttl=60)
+    await workers.end(SESSION, ttl=60)
+    assert await workers.record(SESSION, owner="alice", handshake="{}", ttl=60) == "ended"
+    assert (await workers.touch(SESSION, owner="alice", ttl=60)).state == "ended"
+
+
+async def test_touch_makes_no_record(workers: Workers, redis_client: aioredis.Redis, key_prefix: str) -> None:
+    """A record that has expired is not made anew, without an owner, by who asks for it."""
+    assert (await workers.touch(SESSION, owner="", ttl=60)).state == "absent"
+    assert not await redis_client.keys(f"{key_prefix}*")
+
+
+async def test_end_of_an_expired_record(workers: Workers) -> None:
+    """What is left by the end of a session whose record had expired lets nobody take the session over."""
+    await workers.end(SESSION, ttl=60)
+    for owner in ("", "alice"):
+        assert (await workers.touch(SESSION, owner=owner, ttl=60)).state == "ended"
+        assert await workers.record(SESSION, owner=owner, handshake="{}", ttl=60) == "ended"

@@ -1,0 +1,50 @@
+"""What the tests of worker processes share beyond their fixtures."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from support.processes import WorkerProcess
+from support.raw import Event, RawClient, events
+from support.steering import Steering
+
+Pair = tuple[WorkerProcess, WorkerProcess]
+NewSteering = Callable[[], Steering]
+
+
+def at(client: RawClient, worker: WorkerProcess) -> RawClient:
+    """The same client and session, as it speaks to that worker."""
+    return replace(client, url=f"{worker.url}/mcp")
+
+
+def says(event: Event) -> str:
+    """The message of a progress notification; the result, or the error's code, for what ends the stream."""
+    message = event.message
+    if "method" in message:
+        return str(message["params"]["message"])
+    if "error" in message:
+        return str(message["error"]["code"])
+    return str(message["result"]["structuredContent"]["result"])
+
+
+async def begun(client: RawClient, steering: Steering, *messages: str, request_id: int = 1) -> list[Event]:
+    """Call the tool, let it report something, and cut the stream. Returns what came, the priming event first."""
+    received: list[Event] = []
+    async with client.call(request_id, "steps", name=steering.name) as response:
+        stream = events(response)
+        received.append(await anext(stream))
+        for message in messages:
+            await steering.step(message)
+            received.append(await anext(stream))
+        await steering.started()
+    return received
+
+
+async def works(client: RawClient, request_id: int = 99) -> None:
+    """The session answers a call."""
+    async with client.call(request_id, "echo", text="x") as response:
+        assert says([event async for event in events(response)][-1]) == "x"
+
+
+def at_url(client: RawClient, url: str) -> RawClient:
+    """The same client and session, as it speaks to the server at a base URL."""
+    return replace(client, url=f"{url}/mcp")

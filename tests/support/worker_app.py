@@ -1,0 +1,76 @@
+"""The server of the worker processes that tests start: its tools are told what to do through Redis.
+
+The Redis that steers is another than the one that is tested where that one is to fail.
+"""
+
+import asyncio
+import json
+import os
+import time
+
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Context
+from redis import asyncio as aioredis
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from mcp_eventscope import http_app
+
+CONTROL_VARIABLE = "CHAOS_CONTROL_URL"
+OPTIONS_VARIABLE = "CHAOS_OPTIONS"
+
+
+class _Clock:
+    """The wall clock of this process, which may jump."""
+
+    def __init__(self) -> None:
+        self.offset = 0.0
+        self._real = time.time
+        time.time = self
+
+    def __call__(self) -> float:
+        return self._real() + self.offset
+
+
+def app() -> Starlette:
+    """The application, for `uvicorn --factory`."""
+    mcp: MCPServer[object] = MCPServer("chaos", log_level="WARNING")
+    clock = _Clock()
+
+    def control() -> aioredis.Redis:
+        return aioredis.Redis.from_url(os.environ[CONTROL_VARIABLE], decode_responses=True, socket_timeout=None)
+
+    @mcp.tool()
+    async def steps(name: str, ctx: Context) -> str:
+        """Report each step that is pushed to the list of this name, until an empty one; tell how many there were."""
+        done = 0
+        async with control() as redis:
+            await redis.set(f"runs:{name}", str(os.getpid()))
+            while True:
+                pushed = await redis.blpop([f"steer:{name}"])
+                if pushed is None or (step := json.loads(pushed[1])) is None:
+                    break
+                done += 1
+                await ctx.report_progress(done, message=step)
+            await redis.set(f"ended:{name}", str(os.getpid()))
+        return f"{done} steps"
+
+    @mcp.tool()
+    async def echo(text: str) -> str:
+        """Return the text."""
+        await asyncio.sleep(0)
+        return text
+
+    @mcp.tool()
+    async def announce(ctx: Context) -> str:
+        """Say on the standalone stream that the tools have changed."""
+        await ctx.session.send_tool_list_changed()
+        return "said"
+
+    @mcp.custom_route("/clock", methods=["POST"])  # type: ignore[untyped-decorator]
+    async def jump(request: Request) -> Response:
+        clock.offset = float(await request.body())
+        return PlainTextResponse(str(time.time()))
+
+    return http_app(mcp, **json.loads(os.environ[OPTIONS_VARIABLE]))
