@@ -61,6 +61,10 @@ class ForeignEventStore:
         """The part of the store that is one session's."""
         return type(self)(self._store, scope=f"{len(session_id)}:{session_id}:")
 
+    async def finish(self, stream_id: StreamId, message: JSONRPCMessage | None) -> None:
+        """Store the response; whether it was stored before cannot be seen from here."""
+        await self.append(stream_id, message)
+
     async def give_up(self, stream_id: StreamId) -> bool:
         """Store the error as the response; whether there is one already cannot be seen from here."""
         await self.append(stream_id, orphaned(stream_id))

@@ -121,6 +121,10 @@ class InstrumentedEventStore(EventStore):
         part._warn_unscoped = False
         return part
 
+    async def finish(self, stream_id: StreamId, message: JSONRPCMessage | None) -> None:
+        """Store a response that could not be stored before; see the store."""
+        await self._store.finish(stream_id, message)
+
     async def give_up(self, stream_id: StreamId) -> bool:
         """Answer a request that this process ran, and runs no longer; see the store."""
         given_up = await self._store.give_up(stream_id)

@@ -170,6 +170,10 @@ class FactStore(Protocol):
         """Whether what another process stores reaches a follower at once: streams may be read from the store only."""
         ...
 
+    async def finish(self, stream_id: StreamId, message: JSONRPCMessage | None) -> None:
+        """Store a response that could not be stored before."""
+        ...
+
     async def give_up(self, stream_id: StreamId) -> bool:
         """Answer a request that this process ran, and runs no longer, with an error."""
         ...

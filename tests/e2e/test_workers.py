@@ -1,5 +1,6 @@
 """Two workers, one session: whichever is asked, every event comes once, in order, and then the response."""
 
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -10,9 +11,11 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from mcp_eventscope import http_app
-from mcp_eventscope.answers import REQUEST_ORPHANED
+from mcp_eventscope.answers import EVENTS_GONE, REQUEST_ORPHANED
 from mcp_eventscope.embedded import EmbeddedValkey
+from mcp_eventscope.sessions.transport import ResumableTransport
 from support.raw import Connect, Event, RawClient, events
+from support.servers import valkey
 from support.serving import serving
 from support.tools import Steered
 from support.waiting import until
@@ -260,3 +263,41 @@ async def test_redis_comes_back_empty(connect: Connect) -> None:
             steered[0].finish("w")
             (event,) = [event async for event in events(response)]
         assert "result" in event.message
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["killed", "frozen"])
+async def test_response_while_redis_is_away(connect: Connect, *, frozen: bool) -> None:
+    """A call that ends while Redis is away, and its client too, has its response, once, when both are back."""
+    with valkey() as server:
+        steered = Steered()
+        app = http_app(steered.mcp, redis_url=server.url, registry=CollectorRegistry(), lease=0.6)
+        async with serving(app) as url:
+            client = connect(url)
+            await client.initialize()
+            async with client.call(1, "steps", name="w") as response:
+                cursor = (await anext(events(response))).id
+            process = server._server._process
+            assert process is not None
+            if frozen:
+                process.send_signal(signal.SIGSTOP)
+            else:
+                server.stop()
+            steered.finish("w")
+            transport = steered.mcp.session_manager._server_instances[client.session]
+            assert isinstance(transport, ResumableTransport)
+            await until(lambda: transport.view._unsaved)
+            if frozen:
+                process.send_signal(signal.SIGCONT)
+            else:
+                server.start()
+            await until(lambda: not transport.view._unsaved)
+            answers = [(await client.resume(cursor))[-1].message for _ in range(2)]
+            async with Redis.from_url(server.url) as redis:
+                stored = await redis.zcard(f"mcp:{{{client.session}}}:stream:1")
+    if frozen:
+        assert all("result" in answer for answer in answers)
+        assert stored == 2, "the priming event, and the response once"
+    else:
+        # Redis has come back empty, and knows nothing of the cursor: the call ends all the same.
+        assert [answer["error"]["code"] for answer in answers] == [EVENTS_GONE] * 2
+        assert stored == 1

@@ -205,6 +205,15 @@ class RedisEventStore(EventStore):
         event_id = await self._append(worker, scripts.Entry(stream_id, payload, role))
         return Appended(event_id, len(payload), refused=not event_id)
 
+    async def finish(self, stream_id: StreamId, message: JSONRPCMessage | None) -> None:
+        """Store a response that could not be stored before, unless it was, and only its acknowledgement was lost.
+
+        Raises:
+            StoreError: Redis did not take it.
+            ValueError: The message has no JSON form.
+        """
+        await self._append(self._worker, scripts.Entry(stream_id, codec.encode(message).encode(), "late"))
+
     async def give_up(self, stream_id: StreamId, worker: str | None = None) -> bool:
         """Answer a request whose worker is gone: an error is stored as its response, unless there is one.
 

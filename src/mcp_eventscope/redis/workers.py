@@ -62,7 +62,7 @@ class Workers:
         Args:
             lease: Seconds after which this worker counts as gone when it does not renew.
             heard: Called with each notice of another worker; with `lost` after some may have been lost.
-            lost: Called when Redis has lost what it was told, for it to be told again.
+            lost: Called when Redis is back after it was away, or has lost what it was told, for it to be told again.
         """
         self.lease = lease
 
@@ -151,11 +151,15 @@ class Workers:
 
     async def _keep_renewing(self, lost: Callable[[], Awaitable[None]]) -> None:
         """Renew in time for one renewal to fail. Redis counts the time, so no clock of ours matters."""
+        well = True
         while True:
             await asyncio.sleep(self.lease / 3)
             try:
-                if not await self._renew():
+                held = await self._renew()
+                if not (held and well):
                     self._blind_until = time.monotonic() + self.lease
                     await lost()
+                well = True
             except StoreError:
+                well = False
                 self._blind_until = time.monotonic() + self.lease

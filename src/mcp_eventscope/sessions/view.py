@@ -30,6 +30,10 @@ _LIVE_SECONDS = 1.0
 """How long what could not be stored waits for a client that is slow to take it, before the session goes on."""
 
 
+_UNSAVED = 100
+"""The most responses of a session that are kept until they can be stored: without its response a resume never ends."""
+
+
 class _Resume:
     """One stream that is being resumed: how to send on it, and how to end it."""
 
@@ -62,6 +66,7 @@ class SessionView(EventStore):
         self._resuming: defaultdict[str, set[_Resume]] = defaultdict(set)
         self._running: set[str] = set()
         self._asked: set[str] = set()
+        self._unsaved: dict[str, JSONRPCMessage | None] = {}
         self._opened: dict[EventId, bool] = {}
         self._closed = False
         self.given_up: Callable[[StreamId], None] | None = None
@@ -77,8 +82,8 @@ class SessionView(EventStore):
         Returns:
             Its id on the wire; "" when it could not be stored: the transport then sends it live, without an id.
         """
+        name = wire.stream_name(stream_id)
         try:
-            name = wire.stream_name(stream_id)
             if isinstance(message, JSONRPCRequest):
                 self._asked.add(str(message.id))
             if is_final(name, message):
@@ -87,6 +92,8 @@ class SessionView(EventStore):
                 self._running.add(name)
             appended = await self._store.append(name, message)
         except Exception:  # noqa: BLE001 - the store has told it; raised here, the SDK would end the session for good
+            if is_final(name, message) and len(self._unsaved) < _UNSAVED:
+                self._unsaved[name] = message
             await self._send_live(stream_id, message)
             return ""
         if appended.refused and self.given_up is not None:
@@ -207,11 +214,14 @@ class SessionView(EventStore):
                     resume.scope.cancel()
 
     async def claim(self) -> None:
-        """Say again which requests are running here: Redis has lost it.
+        """Store the responses that could not be stored, and say again which requests are running here.
 
         Raises:
-            StoreError: It was not told.
+            StoreError: Redis is still away.
         """
+        for name, message in tuple(self._unsaved.items()):
+            await self._store.finish(name, message)
+            del self._unsaved[name]
         await self._store.claim(tuple(self._running))
 
     async def give_up(self) -> None:

@@ -7,6 +7,7 @@
 -- ARGV[3]  the worker that says it; "" when nobody keeps track
 -- ARGV[4…] three for each event: stream id, payload ("" for a priming event), and what it is to its stream:
 --          "part", "final" (the response that ends it), "standalone" (the stream belongs to no request),
+--          "late" (a response that was sent before, and may or may not have been stored),
 --          or "orphaned" (the response in place of a worker that is gone, which ARGV[3] then names)
 -- Returns  the event ids given out, as decimal strings, in the order of the events; "" for one that was
 --          refused: its request was given up before, and has its response
@@ -27,6 +28,12 @@ if not (last >= 0 and last < 2 ^ 53) then
   last = 0 -- Nothing that was given out: past 2^53 one more is the same number, and ids would repeat.
 end
 
+-- Whether the last event of a stream is a response.
+local function ended(stream)
+  local id = redis.call('ZREVRANGE', prefix .. 'stream:' .. stream, 0, 0)[1]
+  return id and redis.call('HGET', prefix .. 'event:' .. id, 'final') == '1'
+end
+
 -- Whether an event may be stored; and who runs the request of its stream, as of this event.
 local function admit(stream, role)
   if role == 'standalone' or (worker == '' and role ~= 'orphaned') then
@@ -40,7 +47,9 @@ local function admit(stream, role)
     redis.call('HSET', KEYS[2], stream, '!')
   elseif runs == '!' then
     return false
-  elseif role == 'final' then
+  elseif role == 'late' and runs ~= worker and (runs ~= '' or ended(stream)) then
+    return false
+  elseif role == 'final' or role == 'late' then
     redis.call('HDEL', KEYS[2], stream)
   elseif runs ~= worker then
     redis.call('HSET', KEYS[2], stream, worker)
@@ -56,7 +65,7 @@ local function append(stream, payload, role)
   local event = prefix .. 'event:' .. id
   -- First, for this is what can fail, on a key that is another's: then nothing of the event is left behind.
   redis.call('ZADD', prefix .. 'stream:' .. stream, id, id)
-  if role == 'final' or role == 'orphaned' then
+  if role == 'final' or role == 'late' or role == 'orphaned' then
     redis.call('HSET', event, 'stream_id', stream, 'payload', payload, 'final', '1')
   else
     redis.call('HSET', event, 'stream_id', stream, 'payload', payload)
