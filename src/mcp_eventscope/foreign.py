@@ -6,6 +6,7 @@ the names of their streams, and a stream is followed by asking again.
 
 import asyncio
 import time
+from collections.abc import Iterable
 from typing import Self
 
 from mcp_eventscope.answers import orphaned
@@ -64,6 +65,9 @@ class ForeignEventStore:
         """Store the error as the response; whether there is one already cannot be seen from here."""
         await self.append(stream_id, orphaned(stream_id))
         return True
+
+    async def claim(self, stream_ids: Iterable[StreamId]) -> None:
+        """Return at once: nobody else asks."""
 
     async def ping(self) -> None:
         """Return at once: the interface has nothing to ask."""

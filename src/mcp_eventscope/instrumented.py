@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ParamSpec, Self
 
 import anyio
@@ -56,7 +56,7 @@ class InstrumentedEventStore(EventStore):
             library's logger `mcp_eventscope`.
 
     Raises:
-        TypeError: `store` is no event store.
+        TypeError: `store` is no event store, or `logger` takes no fields.
         ValueError: `store` is instrumented already: everything would be counted twice.
     """
 
@@ -114,7 +114,14 @@ class InstrumentedEventStore(EventStore):
 
     async def give_up(self, stream_id: StreamId) -> bool:
         """Answer a request that this process ran, and runs no longer; see the store."""
-        return await self._store.give_up(stream_id)
+        given_up = await self._store.give_up(stream_id)
+        if given_up and self._metrics is not None:
+            self._safely("metrics", self._metrics.orphaned)
+        return given_up
+
+    async def claim(self, stream_ids: Iterable[StreamId]) -> None:
+        """Say again that this process runs the requests of these streams; see the store."""
+        await self._store.claim(stream_ids)
 
     async def ping(self) -> None:
         """Return when the store answers. Raises what the store raises; it is not measured."""

@@ -4,6 +4,7 @@ The SDK's `EventStore` returns an id, or a stream id or None: through it nobody 
 A `FactStore` returns records; the decorator times and names them, the session view acts on them.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
@@ -135,6 +136,8 @@ class Followed:
     corrupt: tuple[EventId, ...] = ()
     failures: int = 0
     """Reads that failed, and were tried again."""
+    orphaned: bool = False
+    """Whether the request's worker was gone, and the request was answered by this follower."""
 
 
 @runtime_checkable
@@ -167,6 +170,10 @@ class FactStore(Protocol):
 
     async def give_up(self, stream_id: StreamId) -> bool:
         """Answer a request that this process ran, and runs no longer, with an error."""
+        ...
+
+    async def claim(self, stream_ids: Iterable[StreamId]) -> None:
+        """Say again that this process runs the requests of these streams."""
         ...
 
     async def ping(self) -> None:

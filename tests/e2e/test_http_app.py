@@ -12,8 +12,10 @@ from mcp.server.lowlevel.server import Server
 from prometheus_client import CollectorRegistry
 from pydantic import AnyHttpUrl
 from redis.asyncio import Redis
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount
 from structlog.testing import capture_logs
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, ResumableSessionManager, http_app
@@ -91,6 +93,16 @@ async def test_embedded(
     assert "EVENTSCOPE_REDIS_URL" in str(embedded["fix"])
 
 
+async def test_started_twice(registry: CollectorRegistry) -> None:
+    """An application can be started once, as the SDK says it, whatever it brought with it."""
+    app = http_app(MCPServer("s"), registry=registry)
+    async with app.router.lifespan_context(app):
+        pass
+    with pytest.raises(RuntimeError, match="only be called once"):
+        async with app.router.lifespan_context(app):
+            pass
+
+
 async def test_environment(
     valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +166,21 @@ async def test_options_reach_the_sdk(valkey_url: str, registry: CollectorRegistr
             assert large.status_code == 413
 
 
+async def test_mounted(registry: CollectorRegistry, http: httpx2.AsyncClient, connect: Connect) -> None:
+    """Under a prefix of another application, which starts it, it serves and resumes as by itself."""
+    steered = Steered()
+    app = http_app(steered.mcp, registry=registry)
+    outer = Starlette(routes=[Mount("/inner", app)], lifespan=app.router.lifespan_context)
+    async with serving(outer) as url:
+        client = connect(f"{url}/inner")
+        await client.initialize()
+        async with client.call(1, "echo", text="x") as response:
+            received = [event async for event in events(response)]
+        assert await client.resume(received[0].id) == received[1:]
+        assert (await http.get(f"{url}/inner/healthz")).status_code == 200
+        assert (await http.get(f"{url}/inner/metrics")).status_code == 200
+
+
 async def test_custom_routes_stay(valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient) -> None:
     """The server's own routes are served beside ours."""
     mcp = MCPServer("s")
@@ -164,6 +191,23 @@ async def test_custom_routes_stay(valkey_url: str, registry: CollectorRegistry, 
 
     async with serving(http_app(mcp, redis_url=valkey_url, registry=registry)) as url:
         assert (await http.get(f"{url}/hello")).text == "hello"
+
+
+async def test_route_for_every_path(
+    valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient, connect: Connect
+) -> None:
+    """A route of the server's own that matches every path hides nothing of ours, and still gets the rest."""
+    steered = Steered()
+
+    @steered.mcp.custom_route("/{path:path}", methods=["GET"])  # type: ignore[untyped-decorator]
+    async def page(_: Request) -> Response:
+        return PlainTextResponse("page")
+
+    async with serving(http_app(steered.mcp, redis_url=valkey_url, registry=registry)) as url:
+        assert (await http.get(f"{url}/healthz")).json()["status"] == "ok"
+        assert "eventscope_ttl_seconds" in (await http.get(f"{url}/metrics")).text
+        assert (await http.get(f"{url}/elsewhere")).text == "page"
+        await connect(url).initialize()
 
 
 class Verifier:

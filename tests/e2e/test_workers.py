@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import anyio
 import pytest
 from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
 
 from mcp_eventscope import http_app
 from mcp_eventscope.answers import REQUEST_ORPHANED
@@ -14,6 +15,7 @@ from mcp_eventscope.embedded import EmbeddedValkey
 from support.raw import Connect, Event, RawClient, events
 from support.serving import serving
 from support.tools import Steered
+from support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -99,6 +101,7 @@ async def test_standalone_stream_on_another_worker(pair: tuple[RawClient, RawCli
     on_a, on_b = pair
     async with on_b.get() as response:
         stream = events(response)
+        assert (await anext(stream)).data == "", "its cursor, from the start"
         async with on_a.call(1, "announce") as call:
             assert "result" in [event async for event in events(call)][-1].message
         with anyio.fail_after(5):
@@ -204,6 +207,7 @@ async def test_redis_dies_while_a_stream_is_followed(connect: Connect) -> None:
                 cursor = (await anext(events(response))).id
             async with client.get() as standalone, client.get(cursor) as response:
                 stream, aside = events(response), events(standalone)
+                await anext(aside)
                 steered.step("w", "a")
                 assert progress([await anext(stream)]) == ["a"]
                 valkey._server.terminate()
@@ -215,3 +219,44 @@ async def test_redis_dies_while_a_stream_is_followed(connect: Connect) -> None:
                     assert [event async for event in stream] == []
                     assert "result" in (await call(client, 2, "announce")).message
                     assert (await anext(aside)).message["method"] == "notifications/tools/list_changed"
+
+
+async def test_standalone_stream_is_resumed(pair: tuple[RawClient, RawClient]) -> None:
+    """It has a cursor from the start: what is said while the client is away, on any worker, is delivered."""
+    on_a, on_b = pair
+    async with on_a.get() as response:
+        cursor = (await anext(events(response))).id
+    assert "result" in (await call(on_b, 1, "announce")).message
+    assert "result" in (await call(on_a, 2, "announce")).message
+    async with on_b.get(cursor) as response:
+        stream = events(response)
+        with anyio.fail_after(5):
+            received = [await anext(stream), await anext(stream)]
+    assert [event.message["method"] for event in received] == ["notifications/tools/list_changed"] * 2
+    assert len({event.id for event in received}) == 2
+
+
+async def test_redis_comes_back_empty(connect: Connect) -> None:
+    """A worker says again what Redis has lost: its session can be taken over, and what it runs is not given up."""
+    valkey = EmbeddedValkey()
+    async with valkey.running(), AsyncExitStack() as stack:
+        urls, steered = [], [Steered(), Steered()]
+        for each in steered:
+            app = http_app(each.mcp, redis_url=valkey.url, registry=CollectorRegistry(), lease=1)
+            urls.append(await stack.enter_async_context(serving(app)))
+        on_a = connect(urls[0])
+        await on_a.initialize()
+        async with on_a.call(1, "steps", name="w") as response:
+            stream = events(response)
+            await anext(stream)
+            async with Redis.from_url(valkey.url) as redis:
+                await redis.flushall()
+                await until(lambda: redis.exists(f"mcp:{{{on_a.session}}}:session"))
+                await until(lambda: redis.exists(f"mcp:{{{on_a.session}}}:running"))
+            steered[0].step("w", "a")
+            cursor = (await anext(stream)).id
+        async with replace(on_a, url=f"{urls[1]}/mcp").get(cursor) as response:
+            await anyio.sleep(2.5)  # Longer than the lease, in which nobody may think that the call is orphaned.
+            steered[0].finish("w")
+            (event,) = [event async for event in events(response)]
+        assert "result" in event.message

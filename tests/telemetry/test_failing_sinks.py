@@ -1,15 +1,17 @@
 """Telemetry that fails changes nothing for the caller, and is counted."""
 
+import logging
 from collections.abc import Sequence
 
 import pytest
 from fakeredis import FakeAsyncRedis
+from mcp.server import MCPServer
 from mcp.types import JSONRPCNotification
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from prometheus_client import CollectorRegistry
 
-from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreUnavailableError
+from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreUnavailableError, http_app
 from mcp_eventscope.telemetry.prometheus import MetricsSink
 from mcp_eventscope.types import EventMessage
 from support.logs import Recorder
@@ -92,6 +94,29 @@ async def test_logger_raises(scope: Scope, redis: FakeAsyncRedis) -> None:
     await exercise(store)
     await store.store_event("1", NOTE)
     assert scope.sample("telemetry_failures_total", sink="logs") == 3
+
+
+async def test_logger_raises_while_an_application_starts(scope: Scope) -> None:
+    """A logger that raises prevents no application: not a server with warnings to give, not one without its Redis."""
+    app = http_app(
+        MCPServer("s"),
+        redis_url="redis://127.0.0.1:1",
+        registry=scope.registry,
+        logger=RaisingLogger(),
+        stateless_http=True,
+    )
+    async with app.router.lifespan_context(app):
+        pass
+
+
+@pytest.mark.parametrize("logger", [logging.getLogger("x"), logging.LoggerAdapter(logging.getLogger("x"), {})])
+async def test_logger_without_fields(redis: FakeAsyncRedis, logger: object) -> None:
+    """A logger of the standard library, which would raise on every event, is refused at once."""
+    store = RedisEventStore(redis, ttl=60)
+    with pytest.raises(TypeError, match="must take fields"):
+        InstrumentedEventStore(store, registry=None, logger=logger)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="must take fields"):
+        http_app(MCPServer("s"), store, registry=CollectorRegistry(), logger=logger)  # type: ignore[arg-type]
 
 
 async def test_metrics_raise(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:

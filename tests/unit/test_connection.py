@@ -5,6 +5,8 @@ from redis import asyncio as aioredis
 from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.redis.connection import address_of, connect, told_as
 
+pytestmark = pytest.mark.anyio
+
 PASSWORD = "hunter2"
 
 
@@ -69,7 +71,7 @@ def test_address_of_a_client_made_by_hand() -> None:
         (redis.exceptions.AuthenticationWrongNumberOfArgsError("ERR"), StoreRejectedError),
     ],
 )
-def test_errors_are_told(raised: Exception, told: type[StoreError]) -> None:
+async def test_errors_are_told(raised: Exception, told: type[StoreError]) -> None:
     """Each error of the client is one of two of ours, with the operation and the place, and no credential."""
     client = aioredis.Redis(host="db", password=PASSWORD)
     with pytest.raises(told, match="could not reach Redis at db:6379") as caught, told_as("reach", client):
@@ -78,7 +80,7 @@ def test_errors_are_told(raised: Exception, told: type[StoreError]) -> None:
     assert PASSWORD not in str(caught.value)
 
 
-def test_unknown_command_does_not_repeat_the_payload() -> None:
+async def test_unknown_command_does_not_repeat_the_payload() -> None:
     """Redis repeats the arguments of a command that was renamed or disabled; the message leaves them out."""
     answer = "unknown command 'EVALSHA', with args beginning with: 'f3a' '1' 'mcp:counter' '{\"secret\":1}'"
     with (
@@ -89,7 +91,7 @@ def test_unknown_command_does_not_repeat_the_payload() -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_other_errors_pass() -> None:
+async def test_other_errors_pass() -> None:
     """What is no error of the client is none of ours to tell."""
     with pytest.raises(ZeroDivisionError), told_as("reach", aioredis.Redis()):
         raise ZeroDivisionError

@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
+import anyio
 import redis
 from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, RedisClusterException, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -22,6 +24,8 @@ CONNECT_TIMEOUT = 1.0
 """Seconds to reach Redis, for a client made by `connect`."""
 REPLY_TIMEOUT = 5.0
 """Seconds to wait for a reply, for a client made by `connect`."""
+ANSWER_TIMEOUT = 5.0
+"""Seconds for an operation, by any client: with some, one that gets no reply never ends, or is tried for minutes."""
 
 _SCHEMES = ("redis", "rediss", "unix")
 
@@ -29,7 +33,8 @@ _SCHEMES = ("redis", "rediss", "unix")
 def connect(url: str) -> aioredis.Redis:
     """A client for a URL; it connects when it is first used.
 
-    It does not retry: an append whose reply was lost may have been done, and a second one would store it twice.
+    It does not retry: an append whose reply was lost may have been done, and a second one would store it twice. Who
+    finds all connections in use waits for one.
 
     Args:
         url: `redis://[user:password@]host[:port][/db]`, `rediss://…` for TLS, or `unix://path`.
@@ -44,19 +49,22 @@ def connect(url: str) -> aioredis.Redis:
         # Without both slashes everything is a path, and the client would quietly go to localhost.
         if urlsplit(url).scheme not in _SCHEMES or "://" not in url:
             raise ValueError  # noqa: TRY301 - told once, below
-        return aioredis.Redis.from_url(
+        pool = aioredis.BlockingConnectionPool.from_url(
             url,
+            timeout=REPLY_TIMEOUT,
             socket_connect_timeout=CONNECT_TIMEOUT,
             socket_timeout=REPLY_TIMEOUT,
             retry=Retry(NoBackoff(), 0),
         )
-    except (ValueError, TypeError, AttributeError):
+        pool.connection_class(**pool.connection_kwargs)  # Made and dropped: only this looks at the options of the URL.
+    except (ValueError, TypeError, AttributeError, RedisError):
         msg = (
             "the Redis URL cannot be read (it is not repeated here, since it may hold a password); "
             "write redis://host:6379/0, rediss://… for TLS, or unix:///path/to.sock, "
-            "and percent-encode special characters in the password"
+            "percent-encode special characters in the password, and add only options that redis-py knows"
         )
         raise ValueError(msg) from None
+    return aioredis.Redis.from_pool(pool)
 
 
 def require_async(client: object) -> None:
@@ -78,9 +86,11 @@ def require_async(client: object) -> None:
 
 
 def address_of(client: AnyRedis) -> str:
-    """Where a client connects to: `host:port`, or a socket's path. Never a user name or password."""
+    """Where a client connects to: `host:port`, a socket's path, a Sentinel's service. Never a user name or password."""
     if isinstance(client, aioredis.RedisCluster):
         return ", ".join(f"{node.host}:{node.port}" for node in client.get_nodes()) or "a Redis Cluster"
+    if isinstance(client.connection_pool, SentinelConnectionPool):  # Its address is whatever the Sentinels say.
+        return f"the master {client.connection_pool.service_name!r} of Sentinel"
     arguments = client.connection_pool.connection_kwargs
     if path := arguments.get("path"):
         return str(path)
@@ -89,7 +99,7 @@ def address_of(client: AnyRedis) -> str:
 
 @contextmanager
 def told_as(operation: str, client: AnyRedis) -> Iterator[None]:
-    """Turn the client's errors into ours, with the operation and the place, and without what was sent.
+    """Bound an operation in time, and turn the client's errors into ours: with the place, without what was sent.
 
     Args:
         operation: What was done, for the message: "append to", "read from", …
@@ -100,12 +110,13 @@ def told_as(operation: str, client: AnyRedis) -> Iterator[None]:
         StoreRejectedError: Redis answered with an error.
     """
     try:
-        yield
-    except (RedisError, OSError) as error:
+        with anyio.fail_after(ANSWER_TIMEOUT):
+            yield
+    except (RedisError, RedisClusterException, OSError) as error:
         raise _told(error, f"could not {operation} Redis at {address_of(client)}") from error
 
 
-def _told(error: RedisError | OSError, failed: str) -> StoreError:
+def _told(error: RedisError | RedisClusterException | OSError, failed: str) -> StoreError:
     """Our error for one of the client's."""
     if isinstance(error, RedisConnectionError) and isinstance(error.__cause__, AuthenticationError | ResponseError):
         error = error.__cause__  # What Redis answers while the client connects comes wrapped.
@@ -118,4 +129,5 @@ def _told(error: RedisError | OSError, failed: str) -> StoreError:
         return StoreRejectedError(f"{failed}: it answered {str(error).partition(', with args')[0]}")
     if isinstance(error, RedisConnectionError | OSError):
         return StoreUnavailableError(f"{failed}: {error}")
+    # A cluster that is not there, among others.
     return StoreUnavailableError(f"{failed}: {type(error).__name__}: {error}")

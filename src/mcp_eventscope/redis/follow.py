@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 
@@ -14,13 +15,12 @@ from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.connection import AnyRedis, told_as
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.signals import Signals
-from mcp_eventscope.types import GET_STREAM_KEY, EventId, StreamId
+from mcp_eventscope.redis.workers import Workers
+from mcp_eventscope.types import EventId, StreamId
 
 LOOK_SECONDS = 0.5
 """How often a process looks for what its followers have not been woken for: a lost wake-up costs at most this, and a
 request whose worker is gone is answered at most this after the lease."""
-UNCLAIMED_LOOKS = 20
-"""After so many looks in a row that find nobody who runs a request, it counts as given up."""
 LOOK_STREAMS = 256
 """Streams looked at in one round trip."""
 GIVEN_UP = "!"
@@ -30,16 +30,18 @@ GIVEN_UP = "!"
 class Watch:
     """One follower: where it stands, and its bell."""
 
-    __slots__ = ("_rung", "cursor", "keys", "orphan_of", "stream_id", "unclaimed")
+    __slots__ = ("_rung", "cursor", "keys", "orphan_of", "stream_id", "tracked", "unclaimed_since")
 
-    def __init__(self, keys: Keys, stream_id: StreamId, cursor: EventId) -> None:
+    def __init__(self, keys: Keys, stream_id: StreamId, cursor: EventId, *, tracked: bool) -> None:
         self.keys = keys
         self.stream_id = stream_id
         self.cursor = cursor
         self.orphan_of: str | None = None
         """The worker that ran the request and is gone; "" where none is named; None while there is one."""
-        self.unclaimed = 0
-        """How many looks in a row have found nobody who runs the request."""
+        self.tracked = tracked
+        """Whether it is known who runs the request."""
+        self.unclaimed_since: float | None = None
+        """Since when nobody is named who runs it, by the monotonic clock."""
         self._rung = anyio.Event()
 
     def ring(self) -> None:
@@ -58,23 +60,30 @@ class Followers:
 
     Args:
         redis: Where the streams are.
-        keys: The root's, where workers have their leases.
         worker: This process.
+        workers: What is known of the others.
         signals: Its subscriptions.
     """
 
-    def __init__(self, redis: AnyRedis, keys: Keys, worker: str, signals: Signals) -> None:
+    def __init__(self, redis: AnyRedis, worker: str, workers: Workers, signals: Signals) -> None:
         self._redis = redis
-        self._keys = keys
         self._worker = worker
+        self._workers = workers
         self._signals = signals
         self._watches: dict[str, set[Watch]] = {}
         self._looking: asyncio.Task[None] | None = None
 
     @contextmanager
-    def watching(self, keys: Keys, stream_id: StreamId, cursor: EventId) -> Iterator[Watch]:
-        """Be woken for a stream until the block ends. Enter before reading, or a wake-up is missed."""
-        watch, index = Watch(keys, stream_id, cursor), keys.stream(stream_id)
+    def watching(self, keys: Keys, stream_id: StreamId, cursor: EventId, *, tracked: bool) -> Iterator[Watch]:
+        """Be woken for a stream until the block ends. Enter before reading, or a wake-up is missed.
+
+        Args:
+            keys: The session's.
+            stream_id: The stream.
+            cursor: How far it has been read.
+            tracked: Whether it is known who runs the request: within sessions, and not of the standalone stream.
+        """
+        watch, index = Watch(keys, stream_id, cursor, tracked=tracked), keys.stream(stream_id)
         self._watches.setdefault(index, set()).add(watch)
 
         def heard(worker: bytes | None) -> None:
@@ -114,27 +123,21 @@ class Followers:
         while group := list(islice(watches, size)):
             with told_as("read from", self._redis):
                 told = await scripts.peek(self._redis, [(watch.keys, watch.stream_id) for watch in group])
-                gone = await self._gone({worker for _, worker in told})
+            gone = await self._workers.gone({worker for _, worker in told} - {"", GIVEN_UP, self._worker})
             for watch, (last, worker) in zip(group, told, strict=True):
                 self._judge(watch, last, worker, gone)
 
     def _judge(self, watch: Watch, last: str, worker: str, gone: set[str]) -> None:
         if last.isdigit() and int(last) > int(watch.cursor):
             watch.ring()
-        elif worker in gone:
-            watch.orphan_of = worker
-            watch.ring()
-        elif not worker and watch.stream_id != GET_STREAM_KEY:
-            # Perhaps its worker is about to say so again, after Redis has lost it.
-            watch.unclaimed += 1
-            if watch.unclaimed >= UNCLAIMED_LOOKS:
-                watch.orphan_of = ""
+        elif worker or not watch.tracked:
+            watch.unclaimed_since = None
+            if worker in gone:
+                watch.orphan_of = worker
                 watch.ring()
-        else:
-            watch.unclaimed = 0
-
-    async def _gone(self, workers: set[str]) -> set[str]:
-        """Those whose lease has run out."""
-        others: Sequence[str] = sorted(workers - {"", GIVEN_UP, self._worker})
-        alive = [await self._redis.exists(self._keys.worker(worker)) for worker in others]
-        return {worker for worker, lives in zip(others, alive, strict=True) if not lives}
+        elif watch.unclaimed_since is None:
+            # Its worker, if it lives, says so again within its lease, should Redis have lost it.
+            watch.unclaimed_since = time.monotonic()
+        elif time.monotonic() - watch.unclaimed_since > self._workers.lease:
+            watch.orphan_of = ""
+            watch.ring()

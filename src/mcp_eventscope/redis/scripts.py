@@ -30,13 +30,15 @@ class Script:
     async def __call__(self, client: Client, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
         """Run the script and return its reply, text as bytes whatever the client's `decode_responses`.
 
-        Replies are never decoded by the client: one row that is not UTF-8 would fail the whole reply.
+        Replies are never decoded by the client: one row that is not UTF-8 would fail the whole reply. Nor is text
+        encoded by it: its `encoding` is the application's, and another client of the same store may have another.
         """
+        sent = [len(keys), *(text.encode() if isinstance(text, str) else text for text in (*keys, *args))]
         try:
-            return await client.execute_command("EVALSHA", self._sha, len(keys), *keys, *args, NEVER_DECODE=True)
+            return await client.execute_command("EVALSHA", self._sha, *sent, NEVER_DECODE=True)
         except NoScriptError:
             # EVAL also loads it: after a restart or SCRIPT FLUSH one call pays, not every worker's start.
-            return await client.execute_command("EVAL", self._text, len(keys), *keys, *args, NEVER_DECODE=True)
+            return await client.execute_command("EVAL", self._text, *sent, NEVER_DECODE=True)
 
 
 _append = Script("append.lua")
@@ -182,16 +184,17 @@ async def record(client: Client, keys: Keys, ttl: int, owner: str, handshake: st
     return state.decode("ascii")
 
 
-async def touch(client: Client, keys: Keys, ttl: int) -> tuple[str, str, str]:
-    """Renew a session's record, and read it; one that is not there is not made.
+async def touch(client: Client, keys: Keys, ttl: int, owner: str) -> tuple[str, str]:
+    """Renew a session's record, for its owner, and read it; one that is not there is not made.
 
     Args:
         client: Where from.
         keys: The session's prefix, as keys.
         ttl: Seconds until the record expires.
+        owner: Who asks.
 
     Returns:
-        `live`, `ended` or `absent`; the owner; the handshake.
+        `live`, `ended`, `other` (somebody else's) or `absent`; and the handshake, when it is live.
     """
-    state, owner, handshake = await _touch(client, [keys.session], [ttl])
-    return state.decode("ascii"), owner.decode("utf-8", "replace"), handshake.decode("utf-8", "replace")
+    state, handshake = await _touch(client, [keys.session], [ttl, owner])
+    return state.decode("ascii"), handshake.decode("utf-8", "replace")

@@ -5,6 +5,7 @@ import copy
 import time
 import uuid
 import warnings
+from collections.abc import Iterable
 from typing import Self
 
 from mcp_eventscope.answers import orphaned
@@ -50,6 +51,8 @@ class RedisEventStore(EventStore):
 
     Args:
         redis: A `redis.asyncio.Redis` or `RedisCluster`, with `decode_responses` either way. It is not closed here.
+            One that retries, as redis-py's do by default, stores an event twice when the reply to the first try is
+            lost; one made with `retry=Retry(NoBackoff(), 0)` does not.
         key_prefix: What every key begins with.
         ttl: Seconds that every key is kept after it was last written; None keeps them for ever, which fills Redis.
             Longer than clients stay away: twice the session idle timeout is a good start.
@@ -67,8 +70,8 @@ class RedisEventStore(EventStore):
         self._ttl = ttl
         self._worker = uuid.uuid4().hex[:16]
         signals = Signals(redis)
-        self._followers = Followers(redis, self._keys, self._worker, signals)
         self._workers = Workers(redis, self._keys, self._worker, signals)
+        self._followers = Followers(redis, self._worker, self._workers, signals)
         self._session: str | None = None
         self._warned = False
 
@@ -218,6 +221,18 @@ class RedisEventStore(EventStore):
         entry = scripts.Entry(stream_id, payload, "orphaned")
         return bool(await self._append(self._worker if worker is None else worker, entry))
 
+    async def claim(self, stream_ids: Iterable[StreamId]) -> None:
+        """Say again that this process runs the requests of these streams: Redis has lost it.
+
+        Raises:
+            StoreError: Redis did not take it.
+        """
+        with told_as("write to", self._redis):
+            for stream_id in stream_ids:
+                await self._redis.hsetnx(self._keys.running, stream_id, self._worker)
+            if self._ttl is not None:
+                await self._redis.expire(self._keys.running, self._ttl)
+
     async def _append(self, worker: str, entry: scripts.Entry) -> EventId:
         with told_as("append to", self._redis):
             (event_id,) = await scripts.append(self._redis, self._keys, self._ttl, worker, [entry])
@@ -283,12 +298,13 @@ class RedisEventStore(EventStore):
         """
         until = time.monotonic() + limit
         reading = Reading(stream_id, after, send, until_response=True)
-        failures = 0
-        with self._followers.watching(self._keys, stream_id, after) as watch:
+        failures, orphaned = 0, False
+        tracked = self._session is not None and stream_id != GET_STREAM_KEY
+        with self._followers.watching(self._keys, stream_id, after, tracked=tracked) as watch:
             while True:
                 try:
                     if watch.orphan_of is not None:
-                        await self.give_up(stream_id, watch.orphan_of)
+                        orphaned |= await self.give_up(stream_id, watch.orphan_of)
                         watch.orphan_of = None
                     await self._deliver(reading, await self._read(reading.cursor, stream_id))
                 except StoreError:
@@ -306,6 +322,7 @@ class RedisEventStore(EventStore):
             missing=reading.missing,
             corrupt=tuple(reading.corrupt),
             failures=failures,
+            orphaned=orphaned,
         )
 
     async def _read(self, cursor: str, stream_id: str | None) -> scripts.Chunk:

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -19,16 +20,17 @@ from mcp_eventscope.redis.signals import Signals
 Notice: TypeAlias = dict[str, Any]
 """What one worker tells the others: JSON members."""
 
+DEFAULT_LEASE = 10.0
+"""Seconds after which a worker that does not say that it lives counts as gone."""
 PARTING_SECONDS = 1.0
 """How long a worker that ends takes to say so, at most; its lease says it otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """What Redis knows of a session. `state` is `live`, `ended` or `absent`."""
+    """What Redis knows of a session, for its owner. `state` is `live`, `ended`, `other` or `absent`."""
 
     state: str
-    owner: str = ""
     handshake: str = ""
 
 
@@ -47,15 +49,22 @@ class Workers:
         self._keys = keys
         self._worker = worker
         self._signals = signals
+        self.lease = DEFAULT_LEASE
+        """Seconds after which a worker that does not renew counts as gone."""
+        self._blind_until = 0.0
 
     @asynccontextmanager
-    async def alive(self, lease: float, heard: Callable[[Notice], None]) -> AsyncIterator[None]:
+    async def alive(
+        self, lease: float, heard: Callable[[Notice], None], lost: Callable[[], Awaitable[None]]
+    ) -> AsyncIterator[None]:
         """Hold a lease, and hear what others tell, until the block ends.
 
         Args:
             lease: Seconds after which this worker counts as gone when it does not renew.
             heard: Called with each notice of another worker.
+            lost: Called when Redis has lost what it was told, for it to be told again.
         """
+        self.lease = lease
 
         def listen(content: bytes | None) -> None:
             with contextlib.suppress(ValueError):
@@ -65,8 +74,8 @@ class Workers:
 
         self._signals.listen(self._keys.workers, listen)
         with contextlib.suppress(StoreError):
-            await self._renew(lease)
-        renewing = asyncio.create_task(self._keep_renewing(lease), name="eventscope-lease")
+            await self._renew()
+        renewing = asyncio.create_task(self._keep_renewing(lost), name="eventscope-lease")
         try:
             yield
         finally:
@@ -89,10 +98,10 @@ class Workers:
         with told_as("write to", self._redis):
             return await scripts.record(self._redis, self._keys.for_session(session_id), ttl, owner, handshake)
 
-    async def touch(self, session_id: str, *, ttl: int) -> SessionRecord:
+    async def touch(self, session_id: str, *, owner: str, ttl: int) -> SessionRecord:
         """Renew a session's record, and read it; see `scripts.touch`."""
         with told_as("read from", self._redis):
-            return SessionRecord(*await scripts.touch(self._redis, self._keys.for_session(session_id), ttl))
+            return SessionRecord(*await scripts.touch(self._redis, self._keys.for_session(session_id), ttl, owner))
 
     async def end(self, session_id: str, *, ttl: int) -> None:
         """End a session for all workers, and tell them.
@@ -111,13 +120,35 @@ class Workers:
         with told_as("write to", self._redis):
             await self._redis.delete(self._keys.worker(self._worker))
 
-    async def _renew(self, lease: float) -> None:
-        with told_as("write to", self._redis):
-            await self._redis.set(self._keys.worker(self._worker), "1", px=round(lease * 1000))
+    async def gone(self, workers: set[str]) -> set[str]:
+        """Those of the workers whose lease has run out.
 
-    async def _keep_renewing(self, lease: float) -> None:
+        Nobody, for as long as a lease after Redis was away: the living have not been able to renew theirs.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        try:
+            with told_as("read from", self._redis):
+                alive = {worker: await self._redis.exists(self._keys.worker(worker)) for worker in workers}
+        except StoreError:
+            self._blind_until = time.monotonic() + self.lease
+            raise
+        return set() if time.monotonic() < self._blind_until else {name for name in alive if not alive[name]}
+
+    async def _renew(self) -> bool:
+        """Renew the lease; whether it was still there."""
+        key, milliseconds = self._keys.worker(self._worker), round(self.lease * 1000)
+        with told_as("write to", self._redis):
+            return await self._redis.set(key, "1", px=milliseconds, get=True) is not None
+
+    async def _keep_renewing(self, lost: Callable[[], Awaitable[None]]) -> None:
         """Renew in time for one renewal to fail. Redis counts the time, so no clock of ours matters."""
         while True:
-            await asyncio.sleep(lease / 3)
-            with contextlib.suppress(StoreError):
-                await self._renew(lease)
+            await asyncio.sleep(self.lease / 3)
+            try:
+                if not await self._renew():
+                    self._blind_until = time.monotonic() + self.lease
+                    await lost()
+            except StoreError:
+                self._blind_until = time.monotonic() + self.lease

@@ -27,7 +27,7 @@ from starlette.types import Message, Receive, Scope, Send
 from mcp_eventscope.errors import StoreError
 from mcp_eventscope.instrumented import InstrumentedEventStore, instrument
 from mcp_eventscope.redis.store import RedisEventStore
-from mcp_eventscope.redis.workers import PARTING_SECONDS, Notice, SessionRecord, Workers
+from mcp_eventscope.redis.workers import DEFAULT_LEASE, PARTING_SECONDS, Notice, SessionRecord, Workers
 from mcp_eventscope.sessions import sdk
 from mcp_eventscope.sessions.adoption import handshake_of, owner_of, params_of, serve_adopted
 from mcp_eventscope.sessions.transport import ResumableTransport
@@ -38,9 +38,6 @@ from mcp_eventscope.types import EventStore
 
 DEFAULT_FOLLOW_LIMIT = 300.0
 """Seconds that a resumed stream is followed at most."""
-DEFAULT_LEASE = 10.0
-"""Seconds after which a worker that does not say that it lives counts as gone."""
-
 _RECORD_TTL = 24 * 3600
 """Seconds that a session's record is kept after its last request, where no idle timeout says it."""
 _REDIS_PATIENCE = 0.25
@@ -71,7 +68,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     Raises:
         ValueError: A number is out of its range.
-        TypeError: `event_store` is no event store.
+        TypeError: `event_store` is no event store, or `logger` takes no fields.
         IncompatibleSDKError: The installed SDK has changed in what sessions are scoped by.
     """
 
@@ -124,7 +121,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._check_sdk()
         for mode, on in (("stateless", stateless), ("json_response", json_response)):
             if on:
-                self._log.write(
+                self._log.announce(
                     catalog.INERT,
                     mode=mode,
                     fix=f"serve without {mode} to let clients resume, or without an event store",
@@ -136,7 +133,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(super().run())
             if self._workers is not None:
-                await stack.enter_async_context(self._workers.alive(self._lease, self._heard))
+                await stack.enter_async_context(self._workers.alive(self._lease, self._heard, self._say_again))
             yield
 
     async def _handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -241,17 +238,17 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         """Have the session here, if it is anywhere, and the requestor's; False when there is no room for it."""
         if self._workers is None:
             return True
-        record = SessionRecord("absent")
+        record = SessionRecord("other")  # Nothing is done about it, when Redis does not say.
         with self._unhurt():
-            record = await self._workers.touch(session_id, ttl=self._record_ttl)
+            record = await self._workers.touch(session_id, owner=owner_of(requestor), ttl=self._record_ttl)
         transport = self._server_instances.get(session_id)
         if transport is not None:
             if record.state == "ended":
                 await self._discard_session(session_id, transport)
             elif record.state == "absent" and session_id in self._handshakes:
-                await self._record(session_id, self._handshakes[session_id])  # Redis has lost it.
+                await self._record(session_id, self._handshakes[session_id])  # Redis has lost it, or let it expire.
             return True
-        if record.state != "live" or not record.handshake or record.owner != owner_of(requestor):
+        if record.state != "live":
             return True
         return await self._adopt(session_id, requestor, record)
 
@@ -294,9 +291,19 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._handshakes.pop(session_id, None)
         if isinstance(transport, ResumableTransport):
             transport.view.close()
+        await super()._discard_session(session_id, transport)
+        if isinstance(transport, ResumableTransport):
             with anyio.CancelScope(shield=True), anyio.move_on_after(PARTING_SECONDS):
                 await transport.view.give_up()
-        await super()._discard_session(session_id, transport)
+
+    async def _say_again(self) -> None:
+        """Redis has lost what this worker has told it: its sessions, and what it runs in them."""
+        for session_id, handshake in tuple(self._handshakes.items()):
+            transport = self._server_instances.get(session_id)
+            if isinstance(transport, ResumableTransport):
+                await self._record(session_id, handshake)
+                with self._unhurt():
+                    await transport.view.claim()
 
     def _heard(self, notice: Notice) -> None:
         """Another worker has told something."""

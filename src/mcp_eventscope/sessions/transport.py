@@ -14,13 +14,18 @@ from mcp.server.streamable_http import (
 )
 from mcp.shared._context_streams import ContextSendStream
 from mcp.shared._stream_protocols import ReadStream, WriteStream
+from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
 from mcp.shared.message import SessionMessage
-from mcp.types import JSONRPCMessage, RequestId
+from mcp.types import DEFAULT_NEGOTIATED_VERSION, JSONRPCMessage, RequestId
+from mcp_types.version import is_version_at_least
 from starlette.requests import Request
 from starlette.types import Send
 
 from mcp_eventscope.sessions import wire
 from mcp_eventscope.sessions.view import SessionView
+
+_PRIMED_SINCE = "2025-11-25"
+"""The first revision whose clients understand an event without data (as in the SDK)."""
 
 
 class ResumableTransport(StreamableHTTPServerTransport):
@@ -91,7 +96,9 @@ class ResumableTransport(StreamableHTTPServerTransport):
         else:
             standalone = True
             _, accepts = check_accept_headers(request)
-            cursor = await self.view.store_event(GET_STREAM_KEY, None) if accepts and self.view.shared else ""
+            version = request.headers.get(MCP_PROTOCOL_VERSION_HEADER, DEFAULT_NEGOTIATED_VERSION)
+            primed = is_version_at_least(version, _PRIMED_SINCE)
+            cursor = await self.view.open_standalone(primed=primed) if accepts else ""
             if cursor:
                 name = LAST_EVENT_ID_HEADER.encode()  # Once: it may be there, and empty.
                 headers = [*(row for row in request.scope["headers"] if row[0] != name), (name, cursor.encode())]

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from contextlib import suppress
+from math import inf
 
 import anyio
 
@@ -38,6 +39,14 @@ class _Resume:
         self.send = send
 
 
+class _Priming:
+    """Stands for a message where a priming event is sent: an id, and no data."""
+
+    def model_dump_json(self, **_: object) -> str:
+        """No data."""
+        return ""
+
+
 class SessionView(EventStore):
     """One session's view of a store.
 
@@ -52,12 +61,8 @@ class SessionView(EventStore):
         self._resuming: defaultdict[str, set[_Resume]] = defaultdict(set)
         self._running: set[str] = set()
         self._asked: set[str] = set()
+        self._opened: dict[EventId, bool] = {}
         self._closed = False
-
-    @property
-    def shared(self) -> bool:
-        """Whether what other workers store is seen at once; see the store."""
-        return self._store.shared
 
     async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
         """Store one event of the session.
@@ -104,6 +109,10 @@ class SessionView(EventStore):
         async def send(event: EventMessage) -> None:
             await send_callback(EventMessage(event.message, wire.join(event.event_id or "", name)))
 
+        priming = self._opened.pop(last_event_id, None)
+        if priming:
+            await send_callback(EventMessage(_Priming(), last_event_id))  # type: ignore[arg-type]
+        limit = inf if priming is False else self._follow_limit
         resume = _Resume(send_callback)
         with resume.scope:
             if self._closed:
@@ -119,13 +128,28 @@ class SessionView(EventStore):
                         return
                     after = (await self._store.append(name, None)).event_id
                 if not facts.completed:
-                    await self._store.follow(name, after, send, limit=self._follow_limit)
+                    await self._store.follow(name, after, send, limit=limit)
             except StoreError:
                 return  # Told by the store. The stream ends, and the client asks again.
             finally:
                 self._resuming[name].discard(resume)
                 if not self._resuming[name]:
                     del self._resuming[name]
+
+    async def open_standalone(self, *, primed: bool) -> EventId:
+        """A cursor from which the standalone stream is read from now on.
+
+        Args:
+            primed: Whether the client understands a priming event (revisions from 2025-11-25). Without one it has no
+                cursor until it is sent a message, so its stream is not closed for having been followed for long.
+
+        Returns:
+            The id on the wire; "" when nothing can be stored, or a follower would not be woken.
+        """
+        cursor = await self.store_event(GET_STREAM_KEY, None) if self._store.shared else ""
+        if cursor:
+            self._opened[cursor] = primed
+        return cursor
 
     def concerns(self, message: JSONRPCMessage) -> bool | None:
         """Whether what the client sent is about something that runs here.
@@ -138,7 +162,9 @@ class SessionView(EventStore):
             True: it is, here. False: it is, on another worker, or nowhere. None: it is about nothing of the kind.
         """
         if isinstance(message, JSONRPCResponse | JSONRPCError):
-            return str(message.id) in self._asked
+            asked = str(message.id) in self._asked
+            self._asked.discard(str(message.id))
+            return asked
         if not isinstance(message, JSONRPCNotification):
             return None
         params = message.params or {}
@@ -174,6 +200,14 @@ class SessionView(EventStore):
                 await resume.send(EventMessage(message))
                 if is_final(name, message):
                     resume.scope.cancel()
+
+    async def claim(self) -> None:
+        """Say again which requests are running here: Redis has lost it.
+
+        Raises:
+            StoreError: It was not told.
+        """
+        await self._store.claim(tuple(self._running))
 
     async def give_up(self) -> None:
         """Answer the requests that are running here, and will not end, with an error."""

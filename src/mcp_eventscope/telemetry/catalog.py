@@ -139,6 +139,12 @@ FOLLOWED_EVENTS = Metric(
     "Events delivered to resumed streams as they were stored.",
     (STORE,),
 )
+ORPHANED = Metric(
+    "eventscope_requests_orphaned_total",
+    MetricType.COUNTER,
+    "Requests answered with an error by this worker, because the one that ran them is gone or is ending.",
+    (STORE,),
+)
 ERRORS = Metric(
     "eventscope_errors_total",
     MetricType.COUNTER,
@@ -172,6 +178,7 @@ METRICS = (
     FOLLOWERS,
     FOLLOW_DURATION,
     FOLLOWED_EVENTS,
+    ORPHANED,
     ERRORS,
     TTL,
     TELEMETRY_FAILURES,

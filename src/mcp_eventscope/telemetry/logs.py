@@ -1,5 +1,6 @@
 """Log events: the one module that imports structlog."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, MutableMapping
@@ -34,9 +35,18 @@ class Log:
         logger: Where to; None is structlog as the application configured it, or, where it did not, the standard
             library's logger `mcp_eventscope`: structlog's own default prints on standard output, which may be a
             protocol's.
+
+    Raises:
+        TypeError: `logger` is the standard library's, which takes no fields: every event would be lost.
     """
 
     def __init__(self, logger: Logger | None = None) -> None:
+        if isinstance(logger, logging.Logger | logging.LoggerAdapter):
+            msg = (
+                "logger must take fields, as structlog's loggers do, and the standard library's do not: "
+                "pass structlog.wrap_logger(…) of it, or None to log to logging.getLogger('mcp_eventscope')"
+            )
+            raise TypeError(msg)
         self._given = logger
         self._last: dict[str, float] = {}
         self._suppressed: dict[str, int] = {}
@@ -46,6 +56,11 @@ class Log:
         logger = self._given if self._given is not None else _default_logger()
         told = {name: value for name, value in fields.items() if value is not None}
         (logger.error if event.level == "error" else logger.warning)(event.name, **told, **trace_ids())
+
+    def announce(self, event: catalog.LogEvent, **fields: object) -> None:
+        """Log an event while an application is built or started, which a logger that raises must not prevent."""
+        with contextlib.suppress(Exception):
+            self.write(event, **fields)
 
     def write_seldom(self, event: catalog.LogEvent, **fields: object) -> None:
         """Log an event unless the same was logged within `REPEAT_SECONDS`; then it is counted."""

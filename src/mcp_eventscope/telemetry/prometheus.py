@@ -68,6 +68,7 @@ class MetricsSink:
             for operation in _values(catalog.OPERATION)
             for kind in _values(catalog.ERROR_TYPE)
         }
+        self._orphaned = counter(catalog.ORPHANED)
         self._ttl = gauge(catalog.TTL)
         self._failures = {v: counter(catalog.TELEMETRY_FAILURES, v) for v in _values(catalog.SINK)}
 
@@ -120,6 +121,12 @@ class MetricsSink:
             self._missing.inc(follow.facts.missing)
             self._corrupt.inc(len(follow.facts.corrupt))
             self._errors["follow", "unavailable"].inc(follow.facts.failures)
+            if follow.facts.orphaned:
+                self.orphaned()
+
+    def orphaned(self) -> None:
+        """A request was answered whose worker is gone."""
+        self._orphaned.inc()
 
     def failed(self, sink: str) -> None:
         """A sink raised."""

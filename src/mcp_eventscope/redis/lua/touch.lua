@@ -1,11 +1,18 @@
--- Renew a session's record, and read it. A record that is not there is not made: it would have no owner.
+-- Renew a session's record, for its owner, and read it. A record that is not there is not made: it would have
+-- no owner.
 --
 -- KEYS[1]  {prefix}session
 -- ARGV[1]  ttl in whole seconds
--- Returns  { "live" | "ended" | "absent", owner, handshake }
+-- ARGV[2]  who asks
+-- Returns  { "live" | "ended" | "other" | "absent", handshake }; "other": it is somebody else's
 
-if redis.call('EXPIRE', KEYS[1], ARGV[1]) == 0 then
-  return { 'absent', '', '' }
-end
 local row = redis.call('HMGET', KEYS[1], 'ended', 'owner', 'handshake')
-return { row[1] and 'ended' or 'live', row[2] or '', row[3] or '' }
+if row[1] then
+  return { 'ended', '' }
+elseif not row[2] then
+  return { 'absent', '' }
+elseif row[2] ~= ARGV[2] then
+  return { 'other', '' }
+end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+return { 'live', row[3] or '' }
