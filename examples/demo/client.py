@@ -12,6 +12,7 @@ from mcp.shared.dispatcher import ProgressFnT
 from mcp_types import CallToolResult
 
 from examples.demo.record import Kind, Record
+from mcp_eventscope.types import GET_STREAM_KEY
 
 
 async def in_session(
@@ -29,10 +30,12 @@ async def in_session(
     async def answered(response: httpx2.Response) -> None:
         request = response.request
         worker = worker_of(response.extensions["network_stream"].get_extra_info("client_addr"))
-        if last := request.headers.get("last-event-id"):
-            record.add(Kind.RETURN, last, response.status_code, worker)
-        elif tool := _called(request):
+        last = request.headers.get("last-event-id")
+        if tool := _called(request):
             record.add(Kind.CALL, tool, worker=worker)
+        # The standalone stream, on which nothing is said here, comes back too.
+        elif last and not last.endswith(f".{GET_STREAM_KEY}"):
+            record.add(Kind.RETURN, last, response.status_code, worker)
 
     try:
         async with (

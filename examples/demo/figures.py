@@ -14,6 +14,7 @@ FOLLOWED_EVENTS = "eventscope_followed_events_total"
 RESUME_AGE = "eventscope_resume_age_seconds"
 MISSING_EVENTS = "eventscope_replay_missing_events_total"
 CORRUPT_EVENTS = "eventscope_replay_corrupt_events_total"
+ORPHANED = "eventscope_requests_orphaned_total"
 ERRORS = "eventscope_errors_total"
 
 _Key = tuple[str, frozenset[tuple[str, str]]]

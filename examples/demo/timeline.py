@@ -213,6 +213,7 @@ def _rows(figures: Figures) -> list[tuple[str, str, str]]:
     rows.append(("events followed live", f"{figures.total(names.FOLLOWED_EVENTS):.0f}", names.FOLLOWED_EVENTS))
     if (age := figures.mean(names.RESUME_AGE)) is not None:
         rows.append(("age of the last event", f"{age:.2f} s", names.RESUME_AGE))
+    rows.append(("requests orphaned", f"{figures.total(names.ORPHANED):.0f}", names.ORPHANED))
     rows.append(("events missing", f"{figures.total(names.MISSING_EVENTS):.0f}", names.MISSING_EVENTS))
     rows.append(("errors", f"{figures.total(names.ERRORS):.0f}", names.ERRORS))
     return rows

@@ -65,7 +65,7 @@ def of_kill(
         found.append("the client did not come back after the kill")
     found += _of_error(moments[end : end + 1], kills[0], lease)
     found += _of_next(moments[end + 1 :], runner, words)
-    return [*found, *_of_figures(moments[: end + 1], figures)]
+    return [*found, *_of_figures(moments[: end + 1], figures, orphaned=1)]
 
 
 def _of_events(numbers: Sequence[int], steps: int) -> list[str]:
@@ -126,7 +126,7 @@ def _of_next(moments: Sequence[Moment], killed: str, words: int) -> list[str]:
     return found
 
 
-def _of_figures(moments: Sequence[Moment], figures: Mapping[str, Figures]) -> list[str]:
+def _of_figures(moments: Sequence[Moment], figures: Mapping[str, Figures], orphaned: int = 0) -> list[str]:
     """Those who served the resumed stream count what came out of it; nobody else counts any, and nothing failed."""
     served = {moment.worker for moment in of(Kind.RETURN, moments)}
     owed = len(_streamed(moments))
@@ -135,6 +135,8 @@ def _of_figures(moments: Sequence[Moment], figures: Mapping[str, Figures]) -> li
     if counted != owed:
         who = " and ".join(sorted(served)) or "nobody"
         found.append(f"{owed} messages came on the resumed stream, but /metrics of {who} counts {counted}")
+    if (total := Figures.sum(figures.values()).total(names.ORPHANED)) != orphaned:
+        found.append(f"{orphaned} requests lost their worker, but /metrics counts {total:g}")
     for worker, counts in sorted(figures.items()):
         if worker in served and not counts.resumed:
             found.append(f"/metrics of {worker} knows of no replay that delivered what was owed")

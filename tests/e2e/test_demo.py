@@ -100,6 +100,7 @@ def test_the_demo_passes() -> None:
         rf"error +-32010: The server process .*call +word_count runs on worker {survivor}", second, re.DOTALL
     )
     assert f"summed over the workers alive: {survivor}\n" in second
+    assert re.search(r"requests orphaned +1 ", second)
     assert f"Worker {killed} took its counters with it" in second
     assert "PASS  16 of 16 events, each once and in order" in second
     assert "PASS  A killed worker's call was answered in time" in second

@@ -21,6 +21,11 @@ def told(*numbers: int) -> list[Moment]:
     return [Moment(float(number), Kind.EVENT, number=number) for number in numbers]
 
 
+def orphans(number: int) -> str:
+    """What /metrics would report of requests whose worker is gone."""
+    return f"# TYPE {names.ORPHANED} counter\n{names.ORPHANED} {number}\n"
+
+
 def counted(*, outcome: str = "resumed", replayed: int = 2, followed: int = 9, more: str = "") -> Figures:
     """What the /metrics of one worker would report."""
     return Figures.of(
@@ -99,6 +104,7 @@ def test_the_verdict_finds_what_the_client_saw(moments: list[Moment], fault: str
         ({"a": counted(), "b": NOTHING}, "11 messages came on the resumed stream, but /metrics of B counts 0"),
         ({"a": counted(replayed=0, followed=1)}, "/metrics of A counts 1 messages on resumed streams, and served none"),
         ({"b": counted(more=f"{names.MISSING_EVENTS} 1\n")}, "/metrics of B reports 1 events that were owed and gone"),
+        ({"a": Figures.of(orphans(1))}, "0 requests lost their worker, but /metrics counts 1"),
         ({"a": Figures.of(f"{names.CORRUPT_EVENTS} 2\n")}, "/metrics of A reports 2 events that could not be read"),
         ({"a": Figures.of(f'{names.ERRORS}{{operation="store"}} 3\n')}, "/metrics of A reports 3 failed operations"),
     ],
@@ -121,14 +127,17 @@ LATE = replace(ERROR, at=KILL.at + LEASE + GRACE_SECONDS + 0.01)
 
 def kill_faults(moments: list[Moment] = ANSWERED, b: Figures | None = None) -> list[str]:
     """The verdict on scene 2."""
-    figures = {"B": counted(outcome="caught_up", replayed=0, followed=1) if b is None else b}
+    figures = {"B": counted(outcome="caught_up", replayed=0, followed=1, more=orphans(1)) if b is None else b}
     return of_kill(moments, figures, STEPS, LEASE, WORDS)
 
 
 def test_a_good_answer_has_no_faults() -> None:
     """The error comes, alone or after an event that was stored and not sent, and the session goes on."""
     assert kill_faults() == []
-    assert kill_faults([*UNTIL, KILL, BACK, *told(5), ERROR, *NEXT], counted(replayed=1, followed=1)) == []
+    assert (
+        kill_faults([*UNTIL, KILL, BACK, *told(5), ERROR, *NEXT], counted(replayed=1, followed=1, more=orphans(1)))
+        == []
+    )
     assert kill_faults([*UNTIL, KILL, *told(5), BACK, ERROR, *NEXT]) == []
 
 
@@ -164,6 +173,7 @@ def test_the_verdict_finds_what_the_kill_broke(moments: list[Moment], fault: str
 @pytest.mark.parametrize(
     ("figures", "fault"),
     [
+        (counted(replayed=0, followed=1), "1 requests lost their worker, but /metrics counts 0"),
         (NOTHING, "1 messages came on the resumed stream, but /metrics of B counts 0"),
         (counted(replayed=1, followed=1), "1 messages came on the resumed stream, but /metrics of B counts 2"),
         (counted(replayed=0, followed=1, more=f"{names.ERRORS} 1\n"), "/metrics of B reports 1 failed operations"),
