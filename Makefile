@@ -7,7 +7,7 @@ SOURCES := pyproject.toml $(shell find src -type f -not -name '*.pyc')
 
 .PHONY: demo serve test test-fast check format docs clean
 
-demo: $(STAMP)  ## Cut a stream in the middle of a call, and watch it resume
+demo: $(STAMP)  ## Cut a stream, kill a worker, and watch two workers get over it
 	$(BIN)/python -m examples.demo
 
 serve: $(STAMP)  ## The same server, left running, with /metrics and /healthz

@@ -1,1 +1,1 @@
-"""The demonstration: a call whose stream is cut in the middle, and resumes. Run it with `make demo`."""
+"""The demonstration: a stream that is cut, and a worker that is killed, in the middle of a call. Run `make demo`."""

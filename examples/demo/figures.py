@@ -1,4 +1,4 @@
-"""The figures that /metrics reports, added up over the workers."""
+"""The figures that /metrics reports: of one worker, since a moment, or added up over several."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,26 +14,39 @@ FOLLOWED_EVENTS = "eventscope_followed_events_total"
 RESUME_AGE = "eventscope_resume_age_seconds"
 MISSING_EVENTS = "eventscope_replay_missing_events_total"
 CORRUPT_EVENTS = "eventscope_replay_corrupt_events_total"
+ORPHANED = "eventscope_requests_orphaned_total"
 ERRORS = "eventscope_errors_total"
 
 _Key = tuple[str, frozenset[tuple[str, str]]]
 
 
 class Figures:
-    """The samples of one scrape of every worker."""
+    """The samples of one scrape."""
 
     def __init__(self, samples: Mapping[_Key, float]) -> None:
         self._samples = samples
 
     @classmethod
-    def of(cls, scrapes: Iterable[str]) -> Self:
-        """Parse scrapes in the Prometheus text format."""
+    def of(cls, scrape: str) -> Self:
+        """Parse a scrape in the Prometheus text format."""
         samples: defaultdict[_Key, float] = defaultdict(float)
-        for scrape in scrapes:
-            for family in text_string_to_metric_families(scrape):
-                for sample in family.samples:
-                    samples[sample.name, frozenset(sample.labels.items())] += sample.value
+        for family in text_string_to_metric_families(scrape):
+            for sample in family.samples:
+                samples[sample.name, frozenset(sample.labels.items())] += sample.value
         return cls(samples)
+
+    @classmethod
+    def sum(cls, figures: Iterable[Self]) -> Self:
+        """Those of several workers as one."""
+        samples: defaultdict[_Key, float] = defaultdict(float)
+        for some in figures:
+            for key, value in some._samples.items():
+                samples[key] += value
+        return cls(samples)
+
+    def since(self, before: Self) -> Self:
+        """What was added after an earlier scrape of the same workers."""
+        return type(self)({key: value - before._samples.get(key, 0) for key, value in self._samples.items()})
 
     def total(self, name: str, **labels: str) -> float:
         """The sum of a sample over all labels that are not given."""
@@ -56,6 +69,16 @@ class Figures:
         return int(sum(self.total(f"{REPLAY_SECONDS}_count", outcome=good) for good in ("resumed", "caught_up")))
 
     @property
+    def replayed(self) -> int:
+        """Events that a client had missed, and was sent when it came back."""
+        return int(self.total(f"{REPLAYED_EVENTS}_sum"))
+
+    @property
+    def followed(self) -> int:
+        """Events that were stored later, and were sent on a resumed stream."""
+        return int(self.total(FOLLOWED_EVENTS))
+
+    @property
     def delivered(self) -> int:
-        """Events that went out through a resumed stream: those that were missed, and those said later."""
-        return int(self.total(f"{REPLAYED_EVENTS}_sum") + self.total(FOLLOWED_EVENTS))
+        """Events that went out through a resumed stream."""
+        return self.replayed + self.followed

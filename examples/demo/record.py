@@ -7,28 +7,33 @@ from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """What can happen to a call."""
+    """What can happen in a scene."""
 
+    CALL = "call"
+    """A worker began to answer a call; the text is the tool."""
     EVENT = "event"
     """The client was told of one step."""
     CUT = "cut"
-    """Its connections were reset; the number is how many."""
+    """The way to a worker was cut; the number is how many event streams were reset."""
+    KILL = "kill"
+    """A worker was ended; the number is the signal that ended it."""
     RETURN = "return"
-    """It came back with the id of the last event that it had."""
+    """The client came back with the id of the last event that it had, and a worker answered with this status."""
     RESULT = "result"
-    """The call returned."""
+    """A call returned."""
     FAILURE = "failure"
-    """The call failed."""
+    """A call failed; the number is the code of its JSON-RPC error, or 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One thing that happened; `at` is in seconds since the call began."""
+    """One thing that happened; `at` is in seconds since the scene began, `worker` the name of whom it concerns."""
 
     at: float
     kind: Kind
     text: str = ""
     number: int = 0
+    worker: str = ""
 
 
 class Record:
@@ -44,11 +49,17 @@ class Record:
         self.started = time.time()
         self._tell = tell
 
-    def add(self, kind: Kind, text: str = "", number: int = 0) -> None:
+    def add(self, kind: Kind, text: str = "", number: int = 0, worker: str = "") -> None:
         """Note what happens now."""
-        moment = Moment(time.time() - self.started, kind, text, number)
+        moment = Moment(time.time() - self.started, kind, text, number, worker)
         self.moments.append(moment)
         self._tell(moment)
+
+    @property
+    def running_on(self) -> str:
+        """The worker that runs the latest call; "" when there is none."""
+        calls = of(Kind.CALL, self.moments)
+        return calls[-1].worker if calls else ""
 
 
 def of(kind: Kind, moments: Sequence[Moment]) -> list[Moment]:
@@ -56,7 +67,7 @@ def of(kind: Kind, moments: Sequence[Moment]) -> list[Moment]:
     return [moment for moment in moments if moment.kind is kind]
 
 
-def after_cut(moments: Sequence[Moment]) -> list[Moment]:
-    """What happened after the first cut that hit a connection; nothing when there was none."""
-    cuts = (index for index, moment in enumerate(moments) if moment.kind is Kind.CUT and moment.number)
-    return list(moments[next(cuts, len(moments)) + 1 :])
+def after(kind: Kind, moments: Sequence[Moment]) -> list[Moment]:
+    """What happened after the first of a kind; nothing when there is none."""
+    found = (index for index, moment in enumerate(moments) if moment.kind is kind)
+    return list(moments[next(found, len(moments)) + 1 :])

@@ -15,6 +15,8 @@ from mcp_eventscope import http_app
 RETRY_MILLISECONDS = 600
 """How long a client waits before it comes back. Short, as somebody is watching; longer than one step of the countdown,
 so that something is missed."""
+LEASE_SECONDS = 2.0
+"""How long a worker that is gone is believed in. Short, for the same reason."""
 
 mcp: MCPServer[Any] = MCPServer("eventscope-demo", log_level="WARNING")
 
@@ -56,4 +58,4 @@ async def sha256(text: str) -> str:
 
 def app() -> Starlette:
     """The application, for `uvicorn --factory`: /mcp, /metrics and /healthz, on the Redis of EVENTSCOPE_REDIS_URL."""
-    return http_app(mcp, retry_interval=RETRY_MILLISECONDS)
+    return http_app(mcp, retry_interval=RETRY_MILLISECONDS, lease=LEASE_SECONDS)

@@ -1,6 +1,7 @@
 """What the demonstration stands on: one Redis, and the workers that share it."""
 
 import os
+import string
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -16,7 +17,7 @@ async def running(ports: Sequence[int], *, show_log: bool = False) -> AsyncItera
     The Redis is an embedded Valkey, unless EVENTSCOPE_REDIS_URL names one.
 
     Args:
-        ports: One worker is started for each; 0 chooses a free port.
+        ports: One worker is started for each, and they are called A, B, and so on; 0 chooses a free port.
         show_log: As in `Worker`.
 
     Raises:
@@ -29,7 +30,10 @@ async def running(ports: Sequence[int], *, show_log: bool = False) -> AsyncItera
             valkey = EmbeddedValkey()
             await stack.enter_async_context(valkey.running())
             redis_url = valkey.url
-        workers = [Worker(redis_url, port=port, show_log=show_log) for port in ports]
+        workers = [
+            Worker(redis_url, name=name, port=port, show_log=show_log)
+            for name, port in zip(string.ascii_uppercase, ports, strict=False)
+        ]
         for worker in workers:
             await stack.enter_async_context(worker.running())
         yield workers

@@ -1,4 +1,4 @@
-"""A TCP switch in front of the workers, which can cut what runs through it in the middle of a stream."""
+"""A TCP switch in front of the workers, which can cut the way to one of them in the middle of a stream."""
 
 import asyncio
 import contextlib
@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 HOST = "127.0.0.1"
 _CHUNK = 64 * 1024
@@ -19,9 +20,10 @@ _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Switch:
-    """Hands each new connection to the next backend in turn, and so never the same one on purpose.
+    """Hands each new connection to the next backend in turn, whoever the client is and wherever it was before.
 
-    A backend that refuses is passed over; a client gets a closed connection only when all of them do.
+    A backend that refuses, or to which the way is cut, is passed over; a client gets a closed connection only when
+    none is left.
 
     Args:
         ports: The ports of the backends, on the loopback interface. Changes of the list count for new connections.
@@ -31,7 +33,9 @@ class Switch:
         self.ports = ports
         self.port = 0
         self._turn = 0
+        self._cut: set[int] = set()
         self._links: set[_Link] = set()
+        self._led_to: dict[Any, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -53,12 +57,32 @@ class Switch:
             if self._tasks:
                 await asyncio.wait(self._tasks)
 
-    def sever(self) -> int:
-        """Reset every connection that carries an event stream just now, on both sides. Returns how many."""
-        live = [link for link in self._links if link.streaming]
-        for link in live:
+    def sever(self, port: int) -> int:
+        """Cut the way to one backend until `mend`: connections are reset on both sides, and new ones go elsewhere.
+
+        Args:
+            port: The backend's. It is not touched, and does not notice but by its connections.
+
+        Returns:
+            How many of the connections carried an event stream just then.
+        """
+        self._cut.add(port)
+        links = [link for link in self._links if link.port == port]
+        for link in links:
             link.reset()
-        return len(live)
+        return sum(link.streaming for link in links)
+
+    def mend(self) -> None:
+        """Let new connections go everywhere again."""
+        self._cut.clear()
+
+    def led_to(self, client: Any) -> int | None:
+        """The port of the backend that a client's connection was given; None when it was given none.
+
+        Args:
+            client: The client's address of it, also when it has ended.
+        """
+        return self._led_to.get(client)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._serve((reader, writer)))
@@ -66,30 +90,38 @@ class Switch:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, client: _Connection) -> None:
-        backend = await self._next_backend()
-        if backend is None:
+        found = await self._next_backend()
+        if found is None:
             client[1].close()
             return
-        link = _Link(client, backend)
+        port, backend = found
+        self._led_to[client[1].get_extra_info("peername")] = port
+        link = _Link(client, backend, port)
         self._links.add(link)
         try:
             await link.run()
         finally:
             self._links.discard(link)
 
-    async def _next_backend(self) -> _Connection | None:
+    async def _next_backend(self) -> tuple[int, _Connection] | None:
         for _ in range(len(self.ports)):
             port = self.ports[self._turn % len(self.ports)]
             self._turn += 1
+            if port in self._cut:
+                continue
             with contextlib.suppress(OSError):
-                return await asyncio.open_connection(HOST, port)
+                backend = await asyncio.open_connection(HOST, port)
+                if port not in self._cut:
+                    return port, backend
+                backend[1].close()  # It was cut in this very moment.
         return None
 
 
 class _Link:
     """One client's connection, and the connection to the backend that it was given."""
 
-    def __init__(self, client: _Connection, backend: _Connection) -> None:
+    def __init__(self, client: _Connection, backend: _Connection, port: int) -> None:
+        self.port = port
         self.streaming = False
         self._client = client
         self._backend = backend

@@ -1,9 +1,9 @@
 """What people look at: the timeline, row by row as it happens, then the figures and the verdict."""
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 from examples.demo import figures as names
@@ -40,29 +40,69 @@ class Timeline:
         self._say(text, "bold")
 
     def path(self, parts: Sequence[str]) -> None:
-        """What the call goes through."""
+        """What the calls go through."""
         self._say(self._arrow.join(parts), "dim")
+
+    def scene(self, number: int, text: str) -> None:
+        """The heading of a scene, whose time begins anew."""
+        self._phase = "before"
+        self._gap()
+        self._say(f"{number}  {text}", "bold")
         self._gap()
 
     def show(self, moment: Moment) -> None:
         """One row."""
+        who = f"worker {moment.worker or '?'}"
         match moment.kind:
+            case Kind.CALL:
+                self._row(moment, "call", _CYAN, f"{moment.text} runs on {who}")
             case Kind.EVENT:
                 self._row(moment, self._phase, _GREEN if self._phase == "after" else "", self._progress(moment))
             case Kind.CUT:
-                what = "connection" if moment.number == 1 else "connections"
+                what = "stream" if moment.number == 1 else "streams"
                 self._gap()
-                self._row(moment, "cut", _RED, f"{moment.number} {what} reset in the middle of a stream")
+                self._row(moment, "cut", _RED, f"{moment.number} {what} of {who} reset; its tool goes on")
                 self._phase = "cut"
+            case Kind.KILL:
+                name = signal.Signals(moment.number).name if moment.number else "nobody"
+                self._gap()
+                self._row(moment, "killed", _RED, f"{who}, by {name}")
+                self._phase = "killed"
             case Kind.RETURN:
                 answer = "" if moment.number == 200 else f", answered {moment.number}"
-                self._row(moment, "resumed", _YELLOW, f"the client is back, Last-Event-ID {moment.text}{answer}")
+                self._row(moment, "resumed", _YELLOW, f"by {who}, Last-Event-ID {moment.text}{answer}")
                 self._gap()
                 self._phase = "after"
             case Kind.RESULT:
                 self._row(moment, "result", _CYAN, moment.text)
             case Kind.FAILURE:
-                self._row(moment, "failure", _RED, moment.text)
+                self._row(moment, "error", _RED, f"{moment.number}: {moment.text}" if moment.number else moment.text)
+
+    def served(self, figures: Mapping[str, Figures]) -> None:
+        """Who served the resumed streams.
+
+        Args:
+            figures: What each worker has counted in this scene, by its name.
+        """
+        said = [
+            f"worker {name} " + (f"replayed {it.replayed} and followed {it.followed}" if it.delivered else "none")
+            for name, it in figures.items()
+        ]
+        self._say(f"By the /metrics of each: {', '.join(said)}.", "dim")
+
+    def answered(self, record: Sequence[Moment], lease: float) -> None:
+        """How long after the kill the error came.
+
+        Args:
+            record: What the client saw.
+            lease: Seconds for which a worker that is gone is believed in.
+        """
+        killed, failed = of(Kind.KILL, record), of(Kind.FAILURE, record)
+        if killed and failed:
+            text = f"That is {failed[0].at - killed[0].at:.1f} s after the kill; workers have a lease of {lease:g} s."
+            self._gap()
+            self._say(text, "dim")
+            self._gap()
 
     def lateness(self, record: Sequence[Moment], started: float, said_at: Sequence[float]) -> None:
         """How late the events came, by the server's clock: those said while nobody listened, and the others.
@@ -87,23 +127,38 @@ class Timeline:
         if heard:
             self._say(f"The others came within {max(heard) * 1000:.0f} ms.", "dim")
 
-    def figures(self, figures: Figures) -> None:
-        """The table of what /metrics reports."""
+    def figures(self, alive: Mapping[str, Figures], lost: Mapping[str, Figures]) -> None:
+        """The table of what /metrics reports.
+
+        Args:
+            alive: The figures of each worker that can be asked, by its name.
+            lost: Of those that cannot be asked any more: what they said last.
+        """
         self._gap()
-        self._say("What the store's own /metrics reports", "bold")
+        self._say(f"What /metrics reports, summed over the workers alive: {', '.join(alive) or 'none'}", "bold")
         self._gap()
+        figures = Figures.sum(alive.values())
         for what, value, metric in _rows(figures):
             row = Text(f"  {what:<{_WHAT}}")
             row.append(f"{value:>{_VALUE}}", style="bold")
             row.append(f"   {metric}", style="dim")
             self._console.print(row, soft_wrap=True)
+        for name, said in lost.items():
+            self._gap()
+            stored = (
+                f"{said.total(names.STORED_EVENTS):.0f} events stored, {said.delivered} delivered on resumed streams"
+            )
+            self._say(f"Worker {name} took its counters with it; when last asked, before scene 2: {stored}.", "dim")
 
     def verdict(self, faults: Sequence[str]) -> None:
         """The last word."""
         self._gap()
         if not faults:
-            text = f"PASS  {self._steps} of {self._steps} events, each once and in order, over a stream that was cut."
+            text = (
+                f"PASS  {self._steps} of {self._steps} events, each once and in order, though another worker resumed."
+            )
             self._say(text, "bold green")
+            self._say("PASS  A killed worker's call was answered in time, and its session went on.", "bold green")
         for fault in faults:
             self._say(f"FAIL  {fault}", _RED)
         self._gap()
@@ -116,10 +171,9 @@ class Timeline:
             self._gap()
 
     def _row(self, moment: Moment, phase: str, style: str, what: str | Text) -> None:
-        row = Text(f"  {moment.at:6.3f} s  ", style="")
-        row.append(f"{phase:<9}", style=style)
-        row.append_text(what if isinstance(what, Text) else Text(what, style=style))
-        self._console.print(row)
+        head = Text(f"  {moment.at:6.3f} s  ")
+        head.append(f"{phase:<9}", style=style)
+        self._wrapped(head, what if isinstance(what, Text) else Text(what, style=style))
 
     def _progress(self, moment: Moment) -> Text:
         done = round(self._bar * min(moment.number, self._steps) / self._steps)
@@ -131,7 +185,13 @@ class Timeline:
         return bar
 
     def _say(self, text: str, style: str) -> None:
-        self._console.print(Padding(Text(text, style=style), (0, 0, 0, 2), expand=False))
+        self._wrapped(Text("  "), Text(text, style=style))
+
+    def _wrapped(self, head: Text, text: Text) -> None:
+        """Write a text, all of its lines where the first one begins."""
+        for number, line in enumerate(text.wrap(self._console, max(20, self._console.width - len(head) - 1))):
+            line.rstrip()
+            self._console.print((Text(" " * len(head)) if number else head) + line)
 
     def _gap(self) -> None:
         self._console.print()
@@ -153,6 +213,7 @@ def _rows(figures: Figures) -> list[tuple[str, str, str]]:
     rows.append(("events followed live", f"{figures.total(names.FOLLOWED_EVENTS):.0f}", names.FOLLOWED_EVENTS))
     if (age := figures.mean(names.RESUME_AGE)) is not None:
         rows.append(("age of the last event", f"{age:.2f} s", names.RESUME_AGE))
+    rows.append(("requests orphaned", f"{figures.total(names.ORPHANED):.0f}", names.ORPHANED))
     rows.append(("events missing", f"{figures.total(names.MISSING_EVENTS):.0f}", names.MISSING_EVENTS))
     rows.append(("errors", f"{figures.total(names.ERRORS):.0f}", names.ERRORS))
     return rows

@@ -1,73 +1,168 @@
-"""Whether it worked: what the client saw and what the store counted have to agree."""
+"""Whether it worked: what the client saw, who served it, and what the stores counted have to agree."""
 
+import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from examples.demo import figures as names
 from examples.demo.figures import Figures
-from examples.demo.record import Kind, Moment, after_cut, of
+from examples.demo.record import Kind, Moment, after, of
+from mcp_eventscope.answers import REQUEST_ORPHANED
+
+GRACE_SECONDS = 1.0
+"""How long after the lease the error may come: somebody looks for it twice a second."""
 
 
-def faults(moments: Sequence[Moment], figures: Figures, steps: int) -> list[str]:
-    """All that speaks against "every event came once, in order, over a stream that was cut and resumed".
+def of_cut(moments: Sequence[Moment], figures: Mapping[str, Figures], steps: int) -> list[str]:
+    """All that speaks against "every event came once, in order, though another worker served the second half".
 
     Args:
         moments: What the client saw.
-        figures: What /metrics reported afterwards.
+        figures: What each worker's /metrics counted in the meantime, by its name.
         steps: How many events were owed.
 
     Returns:
         One sentence for each fault; nothing when there is none.
     """
-    return [*_of_client(moments, steps), *_of_cut(moments), *_of_store(moments, figures)]
-
-
-def _of_client(moments: Sequence[Moment], steps: int) -> list[str]:
-    found = []
     numbers = [moment.number for moment in of(Kind.EVENT, moments)]
-    if missing := sorted(set(range(1, steps + 1)) - set(numbers)):
-        found.append(f"events never came: {_listed(missing)}")
-    if doubled := sorted(number for number, times in Counter(numbers).items() if times > 1):
-        found.append(f"events came more than once: {_listed(doubled)}")
-    if strange := sorted(set(numbers) - set(range(1, steps + 1))):
-        found.append(f"events came that nobody sent: {_listed(strange)}")
-    if numbers != sorted(numbers):
-        found.append(f"events came out of order: {_listed(numbers)}")
+    found = _of_events(numbers, steps)
     found += [f"the call failed: {moment.text}" for moment in of(Kind.FAILURE, moments)]
     results = of(Kind.RESULT, moments)
     if len(results) != 1:
         found.append("the result never came" if not results else f"the result came {len(results)} times")
     elif moments[-1] is not results[0]:
         found.append("the result came before the last event")
+    return [*found, *_of_way(moments), *_of_figures(moments, figures)]
+
+
+def of_kill(
+    moments: Sequence[Moment], figures: Mapping[str, Figures], steps: int, lease: float, words: int
+) -> list[str]:
+    """All that speaks against "a killed worker's call was answered in time, and its session went on".
+
+    Args:
+        moments: What the client saw.
+        figures: What the /metrics of each worker that is alive counted in the meantime, by its name.
+        steps: How many events the call had sent, had it lived.
+        lease: Seconds for which a worker that is gone is believed in.
+        words: What the next call counts.
+
+    Returns:
+        One sentence for each fault; nothing when there is none.
+    """
+    kills = [moment for moment in of(Kind.KILL, moments) if moment.number == signal.SIGKILL]
+    runner = _runner(moments)
+    if len(kills) != 1 or kills[0].worker != runner:
+        return ["the worker that ran the call was not killed, so nothing was shown"]
+    ends = (index for index, moment in enumerate(moments) if moment.kind in {Kind.FAILURE, Kind.RESULT})
+    end = next(ends, len(moments))
+    numbers = [moment.number for moment in of(Kind.EVENT, moments)]
+    found = _of_events(numbers, max(numbers, default=0))
+    before = moments[: moments.index(kills[0])]
+    if not of(Kind.EVENT, before) or max(numbers) >= steps:
+        found.append("the kill was not in the middle of the events")
+    if not of(Kind.RETURN, moments[len(before) : end]):
+        found.append("the client did not come back after the kill")
+    found += _of_error(moments[end : end + 1], kills[0], lease)
+    found += _of_next(moments[end + 1 :], runner, words)
+    return [*found, *_of_figures(moments[: end + 1], figures, orphaned=1)]
+
+
+def _of_events(numbers: Sequence[int], steps: int) -> list[str]:
+    found = []
+    if missing := sorted(set(range(1, steps + 1)) - set(numbers)):
+        found.append(f"events never came: {_listed(missing)}")
+    if doubled := sorted(number for number, times in Counter(numbers).items() if times > 1):
+        found.append(f"events came more than once: {_listed(doubled)}")
+    if strange := sorted(set(numbers) - set(range(1, steps + 1))):
+        found.append(f"events came that nobody sent: {_listed(strange)}")
+    if list(numbers) != sorted(numbers):
+        found.append(f"events came out of order: {_listed(numbers)}")
     return found
 
 
-def _of_cut(moments: Sequence[Moment]) -> list[str]:
-    if not any(moment.number for moment in of(Kind.CUT, moments)):
-        return ["no connection was cut, so nothing was shown"]
-    rest = after_cut(moments)
+def _of_way(moments: Sequence[Moment]) -> list[str]:
+    """The call ran on one worker, its stream was cut in the middle, and the other one served the rest."""
+    runner = _runner(moments)
+    if not runner:
+        return ["it is not known which worker ran the call"]
+    if not any(moment.number and moment.worker == runner for moment in of(Kind.CUT, moments)):
+        return ["no stream of the worker that ran the call was cut, so nothing was shown"]
+    rest = after(Kind.CUT, moments)
     if not of(Kind.EVENT, moments[: len(moments) - len(rest)]) or not of(Kind.EVENT, rest):
         return ["the cut was not in the middle of the events"]
-    return [] if of(Kind.RETURN, rest) else ["the client did not come back after the cut"]
+    returns = of(Kind.RETURN, rest)
+    if not returns:
+        return ["the client did not come back after the cut"]
+    if any(moment.worker in {"", runner} for moment in returns):
+        return ["no other worker than the one that ran the call resumed its stream"]
+    return []
 
 
-def _of_store(moments: Sequence[Moment], figures: Figures) -> list[str]:
+def _of_error(end: Sequence[Moment], kill: Moment, lease: float) -> list[str]:
+    if not end:
+        return ["the call that was killed got no error"]
+    (error,) = end
+    if error.kind is Kind.RESULT:
+        return ["the call that was killed returned a result"]
     found = []
-    if not figures.resumed:
-        found.append("/metrics knows of no replay that delivered what was owed")
-    owed = sum(moment.kind in {Kind.EVENT, Kind.RESULT} for moment in after_cut(moments))
-    if figures.delivered != owed:
-        found.append(f"{owed} events came after the cut, but /metrics counts {figures.delivered} on resumed streams")
-    found += [
-        f"/metrics reports {total:g} {what}"
-        for name, what in (
-            (names.MISSING_EVENTS, "events that were owed and gone"),
-            (names.CORRUPT_EVENTS, "events that could not be read"),
-            (names.ERRORS, "failed operations"),
-        )
-        if (total := figures.total(name))
-    ]
+    if error.number != REQUEST_ORPHANED:
+        found.append(f"the call that was killed got another error, {error.number}: {error.text}")
+    if (late := error.at - kill.at) > lease + GRACE_SECONDS:
+        found.append(f"the error came {late:.1f} s after the kill, later than {lease + GRACE_SECONDS:g} s")
     return found
+
+
+def _of_next(moments: Sequence[Moment], killed: str, words: int) -> list[str]:
+    """The next call of the session, after the error."""
+    found = [f"the session did not go on: {moment.text}" for moment in of(Kind.FAILURE, moments)]
+    results = of(Kind.RESULT, moments)
+    if not found and [result.number for result in results] != [words]:
+        found.append("the session did not go on: its next call did not return what it should")
+    if not found and _runner(moments) in {"", killed}:
+        found.append("it is not known that another worker served the next call")
+    if of(Kind.EVENT, moments):
+        found.append("events came after the error")
+    return found
+
+
+def _of_figures(moments: Sequence[Moment], figures: Mapping[str, Figures], orphaned: int = 0) -> list[str]:
+    """Those who served the resumed stream count what came out of it; nobody else counts any, and nothing failed."""
+    served = {moment.worker for moment in of(Kind.RETURN, moments)}
+    owed = len(_streamed(moments))
+    found = []
+    counted = sum(counts.delivered for worker, counts in figures.items() if worker in served)
+    if counted != owed:
+        who = " and ".join(sorted(served)) or "nobody"
+        found.append(f"{owed} messages came on the resumed stream, but /metrics of {who} counts {counted}")
+    if (total := Figures.sum(figures.values()).total(names.ORPHANED)) != orphaned:
+        found.append(f"{orphaned} requests lost their worker, but /metrics counts {total:g}")
+    for worker, counts in sorted(figures.items()):
+        if worker in served and not counts.resumed:
+            found.append(f"/metrics of {worker} knows of no replay that delivered what was owed")
+        if worker not in served and counts.delivered:
+            found.append(f"/metrics of {worker} counts {counts.delivered} messages on resumed streams, and served none")
+        found += [
+            f"/metrics of {worker} reports {total:g} {what}"
+            for name, what in (
+                (names.MISSING_EVENTS, "events that were owed and gone"),
+                (names.CORRUPT_EVENTS, "events that could not be read"),
+                (names.ERRORS, "failed operations"),
+            )
+            if (total := counts.total(name))
+        ]
+    return found
+
+
+def _streamed(moments: Sequence[Moment]) -> list[Moment]:
+    """What came on the resumed stream: not what was still under way on the first one when that was cut."""
+    kinds = {Kind.EVENT, Kind.RESULT, Kind.FAILURE}
+    return [moment for moment in after(Kind.RETURN, moments) if moment.kind in kinds]
+
+
+def _runner(moments: Sequence[Moment]) -> str:
+    """The worker that runs the first call; "" when it is not known."""
+    return next((moment.worker for moment in of(Kind.CALL, moments)), "")
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -41,11 +41,13 @@ class Worker:
 
     Args:
         redis_url: The Redis that all workers share.
+        name: What the demonstration calls it.
         port: Where it listens; 0 chooses a free port.
         show_log: Whether it writes its log on our standard error; else it is kept, and told when the worker fails.
     """
 
-    def __init__(self, redis_url: str, *, port: int = 0, show_log: bool = False) -> None:
+    def __init__(self, redis_url: str, *, name: str = "", port: int = 0, show_log: bool = False) -> None:
+        self.name = name
         self.port = port or free_port()
         self.url = f"http://{HOST}:{self.port}"
         self._redis_url = redis_url
@@ -87,6 +89,11 @@ class Worker:
                 await self.stop()
                 self.log = _text_of(log)
 
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process is not None and self._process.returncode is None
+
     async def wait(self) -> int:
         """Wait until the process has ended. Returns its exit status."""
         return 0 if self._process is None else await self._process.wait()
@@ -104,12 +111,14 @@ class Worker:
             # Also when a signal cancels us just here: there is nobody after us to end it.
             await self.kill()
 
-    async def kill(self) -> None:
-        """End it without a warning, as a crash would."""
-        if self._process is not None and self._process.returncode is None:
+    async def kill(self) -> int:
+        """End it without a warning, as a crash would. Returns the signal that ended it; 0 when it ended by itself."""
+        if self._process is None:
+            return 0
+        if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
-            await self._process.wait()
+        return max(0, -await self._process.wait())
 
     async def metrics(self) -> str:
         """What /metrics shows now.

@@ -96,6 +96,29 @@ def test_connections_go_round_and_pass_over_the_dead() -> None:
     run(test)
 
 
+def test_a_way_that_is_cut_is_not_taken() -> None:
+    """Only the backend's own connections are reset, and new ones go elsewhere, until the way is mended."""
+
+    async def test() -> None:
+        async with backend(b"a") as one, backend(b"b") as other:
+            switch = Switch([one, other])
+            async with switch.running(), Caller.of(switch) as to_one, Caller.of(switch) as to_other:
+                assert (await to_one.ask(1), await to_other.ask(1)) == (b"a", b"b")
+                assert switch.led_to(to_one.writer.get_extra_info("sockname")) == one
+                assert switch.led_to(to_other.writer.get_extra_info("sockname")) == other
+                assert switch.led_to(("127.0.0.1", 1)) is None
+                assert switch.sever(one) == 0, "none carried a stream"
+                with pytest.raises(ConnectionResetError):
+                    await to_one.reader.read()
+                to_other.writer.write(b"\n")
+                assert await to_other.ask(1) == b"b"
+                assert [await first(switch) for _ in range(3)] == [b"b", b"b", b"b"]
+                switch.mend()
+                assert {await first(switch) for _ in range(2)} == {b"a", b"b"}
+
+    run(test)
+
+
 @pytest.mark.parametrize(
     "pieces",
     [STREAM, (STREAM[0][:30], STREAM[0][30:], STREAM[1]), (*STREAM, END, *STREAM)],
@@ -109,7 +132,7 @@ def test_a_live_stream_is_reset(pieces: tuple[bytes, ...]) -> None:
             switch = Switch([port])
             async with switch.running(), Caller.of(switch) as caller:
                 await read(caller, *pieces)
-                assert switch.sever() == 1
+                assert switch.sever(port) == 1
                 with pytest.raises(ConnectionResetError):
                     await caller.reader.read()
 
@@ -129,6 +152,6 @@ def test_what_carries_no_stream_is_left_alone(pieces: tuple[bytes, ...]) -> None
             switch = Switch([port])
             async with switch.running(), Caller.of(switch) as caller:
                 await read(caller, *pieces)
-                assert switch.sever() == 0
+                assert switch.sever(port) == 0
 
     run(test)

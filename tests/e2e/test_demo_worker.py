@@ -35,6 +35,23 @@ def test_a_deaf_worker_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(test())
 
 
+def test_a_kill_tells_what_ended_the_worker() -> None:
+    """The verdict hears of a kill only when it was one."""
+
+    async def test() -> None:
+        worker, process = await deaf_worker()
+        assert worker.alive
+        assert await worker.kill() == signal.SIGKILL
+        assert not worker.alive
+        worker._process = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
+        await worker.wait()
+        assert await worker.kill() == 0
+        assert await Worker("redis://127.0.0.1:1").kill() == 0
+        assert process.returncode == -signal.SIGKILL
+
+    asyncio.run(test())
+
+
 def test_a_signal_during_the_end_leaves_no_worker() -> None:
     """A Ctrl-C that comes while workers are being stopped does not leave them behind."""
 

@@ -1,0 +1,132 @@
+"""The two scenes: a stream that is cut and resumed by the other worker, and a worker that is killed."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mcp.client import Client
+
+from examples.demo import verdict
+from examples.demo.client import count_down, count_words, in_session
+from examples.demo.figures import Figures
+from examples.demo.record import Kind, Record, of
+from examples.demo.server import LEASE_SECONDS
+from examples.demo.switch import Switch
+from examples.demo.timeline import Timeline
+from examples.demo.waiting import within
+from examples.demo.worker import Worker
+
+STEPS = 16
+INTERVAL = 0.25
+CUT_AFTER = 6
+KILL_AFTER = 4
+WORDS = "the session goes on all the same"
+_SCENE_SECONDS = 20.0
+_SETTLE_SECONDS = 3.0
+_LOOK_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What both scenes are played on."""
+
+    workers: Sequence[Worker]
+    switch: Switch
+    timeline: Timeline
+
+    def worker_of(self, client: Any) -> str:
+        """The name of the worker that a client's connection leads to; "" when that is none."""
+        port = self.switch.led_to(client)
+        return next((worker.name for worker in self.workers if worker.port == port), "")
+
+    def named(self, name: str) -> Worker | None:
+        """The worker of this name."""
+        return next((worker for worker in self.workers if worker.name == name), None)
+
+    async def figures(self) -> dict[str, Figures]:
+        """What each worker that is alive has counted, by its name."""
+        return {worker.name: Figures.of(await worker.metrics()) for worker in self.workers if worker.alive}
+
+
+async def cut(stage: Stage, before: Mapping[str, Figures]) -> list[str]:
+    """Cut the way to the worker that runs a call. Returns what speaks against the resume.
+
+    Args:
+        stage: What it is played on.
+        before: What the workers had counted when it began.
+
+    Raises:
+        DemoError: Something was waited for in vain.
+    """
+    record = Record(stage.timeline.show)
+    said_at: list[float] = []
+
+    async def heard(progress: float, total: float | None, message: str | None) -> None:  # noqa: ARG001 - the SDK's names
+        record.add(Kind.EVENT, message or "", int(progress))
+        # Only once: should the sixth event come again, that is a fault to be told, not to be followed by a second cut.
+        if progress == CUT_AFTER and not of(Kind.CUT, record.moments):
+            worker = stage.named(record.running_on)
+            streams = 0 if worker is None else stage.switch.sever(worker.port)
+            record.add(Kind.CUT, number=streams, worker=record.running_on)
+
+    async def call(client: Client) -> None:
+        said_at.extend(await count_down(client, record, STEPS, INTERVAL, heard))
+
+    async with within(_SCENE_SECONDS, "the tool's result"):
+        await in_session(f"{stage.switch.url}/mcp", record, stage.worker_of, call)
+    stage.switch.mend()
+    stage.timeline.lateness(record.moments, record.started, said_at)
+    found, figures = await _settled(stage, before, lambda counts: verdict.of_cut(record.moments, counts, STEPS))
+    stage.timeline.served(figures)
+    return found
+
+
+async def kill(stage: Stage, before: Mapping[str, Figures]) -> list[str]:
+    """Kill the worker that runs a call, and call again. Returns what speaks against the answer and the session.
+
+    Args:
+        stage: What it is played on.
+        before: What the workers had counted when it began.
+
+    Raises:
+        DemoError: Something was waited for in vain.
+    """
+    record = Record(stage.timeline.show)
+
+    async def heard(progress: float, total: float | None, message: str | None) -> None:  # noqa: ARG001 - the SDK's names
+        record.add(Kind.EVENT, message or "", int(progress))
+        if progress == KILL_AFTER and not of(Kind.KILL, record.moments):
+            worker = stage.named(record.running_on)
+            ended_by = 0 if worker is None else await worker.kill()
+            record.add(Kind.KILL, number=ended_by, worker=record.running_on)
+
+    async def call(client: Client) -> None:
+        await count_down(client, record, STEPS, INTERVAL, heard)
+        stage.timeline.answered(record.moments, LEASE_SECONDS)
+        await count_words(client, record, WORDS)
+
+    async with within(_SCENE_SECONDS, "an answer to the call that was killed"):
+        await in_session(f"{stage.switch.url}/mcp", record, stage.worker_of, call)
+    words = len(WORDS.split())
+    found, _ = await _settled(
+        stage, before, lambda counts: verdict.of_kill(record.moments, counts, STEPS, LEASE_SECONDS, words)
+    )
+    return found
+
+
+async def _settled(
+    stage: Stage, before: Mapping[str, Figures], faults: Callable[[Mapping[str, Figures]], list[str]]
+) -> tuple[list[str], dict[str, Figures]]:
+    """The faults and the figures, once these account for what the client was sent: it is counted a moment after.
+
+    Faults that do not go away are returned as they are.
+    """
+    until = time.monotonic() + _SETTLE_SECONDS
+    while True:
+        figures = {worker: now.since(before[worker]) for worker, now in (await stage.figures()).items()}
+        found = faults(figures)
+        if not found or time.monotonic() > until:
+            return found, figures
+        await asyncio.sleep(_LOOK_SECONDS)
