@@ -27,7 +27,7 @@ def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("leaks")
-async def test_more_followers_than_connections(valkey_url: str, redis_client: aioredis.Redis, key_prefix: str) -> None:
+async def test_more_followers_than_connections(valkey_url: str, key_prefix: str) -> None:
     """All are woken at the same moment, and none of their reads fails for want of a connection."""
     # Beside the reads: the subscriptions, the look, and one append.
     url = f"{valkey_url}?max_connections={store_module.READS_AT_ONCE + 3}"
@@ -62,7 +62,7 @@ async def test_subscription_that_breaks(
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
 
         async def subscribed() -> bool:
-            channels = await redis_client.execute_command("PUBSUB", "CHANNELS", f"{key_prefix}*")
+            channels = await redis_client.pubsub_channels(f"{key_prefix}*")
             return len(channels) == 1
 
         with anyio.fail_after(20):
@@ -85,7 +85,7 @@ async def test_subscribes_to_what_is_followed_only(redis_client: aioredis.Redis,
     cursors = {stream: (await store.append(stream, None)).event_id for stream in ("1", "2", "3")}
 
     async def channels() -> set[str]:
-        names = await redis_client.execute_command("PUBSUB", "CHANNELS", f"{key_prefix}*")
+        names = await redis_client.pubsub_channels(f"{key_prefix}*")
         texts = (name if isinstance(name, str) else name.decode() for name in names)
         return {text.rpartition(":")[2] for text in texts}
 
