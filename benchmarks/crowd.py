@@ -64,7 +64,7 @@ async def _crowd(url: str, count: int, *, idle: float = 0, trace: bool = False) 
         store = RedisEventStore(client, key_prefix=PREFIX, ttl=TTL)
         writer = _Writer(client, store)
         # The one that runs the requests: it holds its lease, or they would be given up.
-        async with store.workers.alive(30, lambda _: None):
+        async with store.workers.alive(30, lambda _: None, lambda: asyncio.sleep(0)):
             cursors = await writer.write(count, None)
             order = {"url": url, "cursors": cursors, "idle": idle, "trace": trace}
             async with _child(order) as tell:

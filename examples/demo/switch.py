@@ -57,6 +57,11 @@ class Switch:
             if self._tasks:
                 await asyncio.wait(self._tasks)
 
+    def reset_streams(self) -> None:
+        """Reset every connection that carries an event stream just now; new ones go to any backend."""
+        for link in [link for link in self._links if link.streaming]:
+            link.reset()
+
     def sever(self, port: int) -> int:
         """Cut the way to one backend until `mend`: connections are reset on both sides, and new ones go elsewhere.
 
