@@ -10,7 +10,6 @@ from itertools import islice
 import anyio
 from redis import asyncio as aioredis
 
-from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.connection import AnyRedis, told_as
 from mcp_eventscope.redis.keys import Keys
@@ -111,7 +110,7 @@ class Followers:
         try:
             while self._watches:
                 await asyncio.sleep(LOOK_SECONDS)
-                with contextlib.suppress(StoreError):
+                with contextlib.suppress(Exception):  # One look that fails must not be the last, for all followers.
                     await self._look()
         finally:
             self._looking = None

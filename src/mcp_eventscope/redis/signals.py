@@ -62,7 +62,7 @@ class Signals:
                 self._touched = set(self._listeners)
                 try:
                     await self._serve(pubsub)
-                except (RedisError, OSError):
+                except Exception:  # noqa: BLE001 - whatever it is: all followers of the process listen here
                     await asyncio.sleep(RECONNECT_SECONDS)
                 finally:
                     with contextlib.suppress(RedisError, OSError):

@@ -160,6 +160,6 @@ class Workers:
                     self._blind_until = time.monotonic() + self.lease
                     await lost()
                 well = True
-            except StoreError:
+            except Exception:  # noqa: BLE001 - whatever it is: a lease that is no longer renewed ends all that runs here
                 well = False
                 self._blind_until = time.monotonic() + self.lease

@@ -91,8 +91,8 @@ class SessionView(EventStore):
             elif name != GET_STREAM_KEY:
                 self._running.add(name)
             appended = await self._store.append(name, message)
-        except Exception:  # noqa: BLE001 - the store has told it; raised here, the SDK would end the session for good
-            if is_final(name, message) and len(self._unsaved) < _UNSAVED:
+        except Exception as error:  # noqa: BLE001 - the store has told it; raised here, the SDK would end the session
+            if isinstance(error, StoreError) and is_final(name, message) and len(self._unsaved) < _UNSAVED:
                 self._unsaved[name] = message
             await self._send_live(stream_id, message)
             return ""
