@@ -301,3 +301,35 @@ async def test_response_while_redis_is_away(connect: Connect, *, frozen: bool) -
         # Redis has come back empty, and knows nothing of the cursor: the call ends all the same.
         assert [answer["error"]["code"] for answer in answers] == [EVENTS_GONE] * 2
         assert stored == 1
+
+
+async def test_events_have_expired(valkey_url: str, connect: Connect) -> None:
+    """A client that stays away for longer than the TTL gets an answer, and no stream that says nothing."""
+    urls = []
+    async with AsyncExitStack() as stack:
+        for _ in range(2):
+            app = http_app(Steered().mcp, redis_url=valkey_url, ttl=1, registry=CollectorRegistry())
+            urls.append(await stack.enter_async_context(serving(app)))
+        on_a = connect(urls[0])
+        await on_a.initialize()
+        async with on_a.call(1, "echo", text="x") as response:
+            received = [event async for event in events(response)]
+        async with on_a.get() as response:
+            aside = (await anext(events(response))).id
+        async with Redis.from_url(valkey_url) as redis:
+            await until(lambda: _none(redis, f"mcp:{{{on_a.session}}}:event:*"))
+        for client in (on_a, replace(on_a, url=f"{urls[1]}/mcp")):
+            (answer,) = await client.resume(received[0].id)
+            assert answer.message["error"]["code"] == EVENTS_GONE
+            assert answer.message["id"] == 1
+        # The standalone stream belongs to no request that could be answered: it goes on from now.
+        async with on_a.get(aside) as response:
+            stream = events(response)
+            assert "result" in (await call(replace(on_a, url=f"{urls[1]}/mcp"), 2, "announce")).message
+            with anyio.fail_after(5):
+                assert (await anext(stream)).message["method"] == "notifications/tools/list_changed"
+
+
+async def _none(redis: Redis, pattern: str) -> bool:
+    """Whether no key matches."""
+    return not [key async for key in redis.scan_iter(pattern)]
