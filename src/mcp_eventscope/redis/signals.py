@@ -15,6 +15,8 @@ Listener: TypeAlias = Callable[[bytes | None], None]
 """Called with what was published, or with None after messages may have been lost."""
 
 RECONNECT_SECONDS = 0.2
+CHANNELS_AT_ONCE = 1000
+"""Channels in one command: after a restart of Redis all of them are subscribed to again."""
 
 
 class Signals:
@@ -28,13 +30,15 @@ class Signals:
         self._redis = redis
         self._listeners: dict[str, set[Listener]] = {}
         self._subscribed: set[str] = set()
+        self._touched: set[str] = set()
+        """The channels that somebody began or ceased to listen to since the subscriptions were last adjusted."""
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def listen(self, channel: str, listener: Listener) -> None:
         """Call the listener for each message of the channel, soon."""
         self._listeners.setdefault(channel, set()).add(listener)
-        self._changed.set()
+        self._touch(channel)
         if self._task is None and isinstance(self._redis, aioredis.Redis):
             self._task = asyncio.create_task(self._run(self._redis), name="eventscope-signals")
 
@@ -44,6 +48,10 @@ class Signals:
         listeners.discard(listener)
         if not listeners:
             self._listeners.pop(channel, None)
+        self._touch(channel)
+
+    def _touch(self, channel: str) -> None:
+        self._touched.add(channel)
         self._changed.set()
 
     async def _run(self, redis: aioredis.Redis) -> None:
@@ -51,6 +59,7 @@ class Signals:
             while self._listeners:
                 pubsub = redis.pubsub()
                 self._subscribed.clear()
+                self._touched = set(self._listeners)
                 try:
                     await self._serve(pubsub)
                 except (RedisError, OSError):
@@ -85,23 +94,28 @@ class Signals:
                     await reading
 
     async def _adjust(self, pubsub: PubSub) -> None:
-        wanted = set(self._listeners)
-        if more := wanted - self._subscribed:
-            await pubsub.subscribe(*more)
-            # Until now nothing was heard of them: each has to look for itself once.
-            for listener in [listener for channel in more for listener in self._listeners.get(channel, ())]:
-                listener(None)
-        if less := self._subscribed - wanted:
-            await pubsub.unsubscribe(*less)
-        self._subscribed = wanted
+        """Subscribe to what is listened to, and to nothing else. Only what was touched is looked at: there are many."""
+        touched, self._touched = self._touched, set()
+        more = [channel for channel in touched if channel in self._listeners and channel not in self._subscribed]
+        less = [channel for channel in touched if channel not in self._listeners and channel in self._subscribed]
+        for start in range(0, len(more), CHANNELS_AT_ONCE):
+            await pubsub.subscribe(*more[start : start + CHANNELS_AT_ONCE])
+        for start in range(0, len(less), CHANNELS_AT_ONCE):
+            await pubsub.unsubscribe(*less[start : start + CHANNELS_AT_ONCE])
+        self._subscribed.update(more)
+        self._subscribed.difference_update(less)
 
     async def _read(self, pubsub: PubSub) -> None:
         while True:
-            message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
-            if message is None:
+            message = await pubsub.get_message(timeout=None)
+            if message is None or message["type"] not in {"message", "subscribe"}:
                 continue
             channel, data = message["channel"], message["data"]
             name = channel.decode() if isinstance(channel, bytes) else channel
-            content = data if isinstance(data, bytes) else str(data).encode()
+            content = None
+            # A subscription that is confirmed, for the first time or after the client has silently reconnected: until
+            # now nothing was heard of the channel, so each listener has to look for itself once.
+            if message["type"] == "message":
+                content = data if isinstance(data, bytes) else str(data).encode()
             for listener in tuple(self._listeners.get(name, ())):
                 listener(content)

@@ -35,6 +35,9 @@ CHUNK_EVENTS = 256
 """The most events that one read brings: a replay holds one chunk in memory, and Redis is blocked for one."""
 CHUNK_BYTES = 1 << 20
 """Payload bytes after which a read stops early; a single larger event still comes whole."""
+READS_AT_ONCE = 8
+"""The most reads of a process that are under way, each on a connection of the client's pool: when thousands are to read
+at the same moment, after a restart say, more would exhaust the pool and not be faster, for Redis reads one by one."""
 MAX_TTL = 10 * 365 * 24 * 3600
 """The longest TTL in seconds, ten years: Redis refuses far larger ones in the middle of a write."""
 
@@ -69,6 +72,7 @@ class RedisEventStore(EventStore):
         signals = Signals(redis)
         self._followers = Followers(redis, self._keys, self._worker, signals)
         self._workers = Workers(redis, self._keys, self._worker, signals)
+        self._reads = asyncio.Semaphore(READS_AT_ONCE)
         self._session: str | None = None
         self._warned = False
 
@@ -309,10 +313,11 @@ class RedisEventStore(EventStore):
         )
 
     async def _read(self, cursor: str, stream_id: str | None) -> scripts.Chunk:
-        with told_as("read from", self._redis):
-            return await scripts.read(
-                self._redis, self._keys, cursor, stream_id, max_events=CHUNK_EVENTS, max_bytes=CHUNK_BYTES
-            )
+        async with self._reads:
+            with told_as("read from", self._redis):
+                return await scripts.read(
+                    self._redis, self._keys, cursor, stream_id, max_events=CHUNK_EVENTS, max_bytes=CHUNK_BYTES
+                )
 
     async def _deliver(self, reading: Reading, chunk: scripts.Chunk) -> None:
         """Send a chunk, and those after it, until nothing is left or the response has been sent."""

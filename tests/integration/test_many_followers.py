@@ -1,0 +1,114 @@
+"""Very many followers in one process: a few connections, and no wake-up that is lost for good."""
+
+import anyio
+import pytest
+from redis import asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis import follow as follow_module
+from mcp_eventscope.redis import store as store_module
+from mcp_eventscope.testing import Collected
+from mcp_eventscope.types import Followed, FollowEnd
+from support import legacy
+from support.messages import answer, note
+from support.waiting import until
+
+pytestmark = pytest.mark.anyio
+
+LONG = 30.0
+
+
+@pytest.fixture
+def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Followers are woken or sleep: they do not look for themselves."""
+    monkeypatch.setattr(follow_module, "LOOK_SECONDS", LONG)
+
+
+@pytest.mark.usefixtures("leaks")
+async def test_more_followers_than_connections(valkey_url: str, key_prefix: str) -> None:
+    """All are woken at the same moment, and none of their reads fails for want of a connection."""
+    # Beside the reads: the subscriptions, the look, and one append.
+    url = f"{valkey_url}?max_connections={store_module.READS_AT_ONCE + 3}"
+    async with aioredis.Redis.from_url(url) as client:
+        store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
+        first = (await store.append("1", None)).event_id
+        ended: list[Followed] = []
+
+        async def follow() -> None:
+            ended.append(await store.follow("1", first, Collected(), limit=LONG))
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(300):
+                    tasks.start_soon(follow)
+                await anyio.wait_all_tasks_blocked()
+                await store.append("1", note(0))
+                await store.append("1", answer())
+    assert [(facts.end, facts.delivered, facts.failures) for facts in ended] == [(FollowEnd.COMPLETED, 2, 0)] * 300
+
+
+@pytest.mark.usefixtures("no_polling", "leaks")
+@pytest.mark.parametrize("retries", [0, 3], ids="{} retries".format)
+async def test_subscription_that_breaks(
+    retries: int, valkey_url: str, redis_client: aioredis.Redis, key_prefix: str
+) -> None:
+    """What is stored while nothing is heard is found when the subscription is back, whoever brought it back."""
+    other = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60)
+    first = (await other.append("1", None)).event_id
+    collected = Collected()
+    async with aioredis.Redis.from_url(valkey_url, retry=Retry(NoBackoff(), retries)) as client:
+        store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
+
+        async def subscribed() -> bool:
+            channels = await redis_client.pubsub_channels(f"{key_prefix}*")
+            return len(channels) == 1
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(lambda: store.follow("1", first, collected, limit=LONG))
+                await until(subscribed)
+                await other.append("1", note(0))
+                await until(lambda: len(collected.ids) == 1)
+                await legacy.write(redis_client, key_prefix, "1", note(1), ttl=60)  # It publishes nothing.
+                await redis_client.client_kill_filter(_type="pubsub")
+                await until(lambda: len(collected.ids) == 2)
+                await other.append("1", answer())
+    assert len(collected.ids) == 3
+
+
+@pytest.mark.usefixtures("no_polling", "leaks")
+async def test_subscribes_to_what_is_followed_only(redis_client: aioredis.Redis, key_prefix: str) -> None:
+    """A stream that nobody follows any longer is not subscribed to, and can be followed again."""
+    store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60)
+    cursors = {stream: (await store.append(stream, None)).event_id for stream in ("1", "2", "3")}
+
+    async def channels() -> set[str]:
+        names = await redis_client.pubsub_channels(f"{key_prefix}*")
+        texts = (name if isinstance(name, str) else name.decode() for name in names)
+        return {text.rpartition(":")[2] for text in texts}
+
+    async def follow(stream: str, scope: anyio.CancelScope) -> None:
+        with scope:
+            await store.follow(stream, cursors[stream], Collected(), limit=LONG)
+
+    scopes = {stream: anyio.CancelScope() for stream in cursors}
+    async with anyio.create_task_group() as tasks:
+
+        async def followed(*streams: str) -> None:
+            async def are() -> bool:
+                return await channels() == set(streams)
+
+            await until(are)
+
+        for stream, scope in scopes.items():
+            tasks.start_soon(follow, stream, scope)
+        await followed("1", "2", "3")
+        scopes["2"].cancel()
+        await followed("1", "3")
+        scopes["3"].cancel()
+        scopes["2"] = anyio.CancelScope()
+        tasks.start_soon(follow, "2", scopes["2"])
+        await followed("1", "2")
+        tasks.cancel_scope.cancel()
