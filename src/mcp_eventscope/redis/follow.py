@@ -108,7 +108,16 @@ class Followers:
             self._looking = None
 
     async def _look(self) -> None:
-        watches = iter([watch for watches in self._watches.values() for watch in watches])
+        heard = self._signals.probe()
+        watches = iter(
+            [
+                watch
+                for index, watches in self._watches.items()
+                for watch in watches
+                # Nobody runs the standalone stream: while what is published is heard, there is nothing to look for.
+                if not (heard and watch.stream_id == GET_STREAM_KEY and self._signals.confirmed(index))
+            ]
+        )
         # On a cluster a script sees one slot, so one session, at a time.
         size = LOOK_STREAMS if isinstance(self._redis, aioredis.Redis) else 1
         while group := list(islice(watches, size)):
