@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: demo serve test test-fast check format docs clean
+.PHONY: demo serve test test-fast bench check format docs clean
 
 demo: $(STAMP)  ## Cut a stream in the middle of a call, and watch it resume
 	$(BIN)/python -m examples.demo
@@ -18,6 +18,9 @@ test: $(STAMP)  ## Everything that can run without root
 
 test-fast: $(STAMP)  ## Without the tests that start servers, for the one who edits
 	$(BIN)/python -m pytest -m "not slow"
+
+bench: $(STAMP)  ## What following costs, and how fast it is: some minutes
+	$(BIN)/python -m benchmarks.follow
 
 check: $(STAMP)  ## Lint, format and types
 	$(BIN)/ruff check

@@ -1,0 +1,1 @@
+"""Programs that measure what the library costs, on this machine, with real servers."""

@@ -1,0 +1,309 @@
+"""Very many followers in one process, at the store: what they cost, and how fast all of them are woken.
+
+Run as a program, this is that process: it follows what it is told to on its standard input, and tells what it sees.
+"""
+
+import asyncio
+import gc
+import itertools
+import json
+import os
+import sys
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+from redis import asyncio as aioredis
+
+from benchmarks.idle import commands, per_second
+from benchmarks.latency import percentiles
+from benchmarks.processes import ROOT, BenchmarkError, resident, stop, until, valkey
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis import codec, scripts
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.scripts import Chunk
+from mcp_eventscope.types import EventMessage, FollowEnd, JSONRPCMessage, JSONRPCNotification, JSONRPCResponse
+
+PREFIX = "bench:"
+NAME = "crowd"
+"""What the connections of the crowd are called."""
+TTL = 3600
+STREAM = "1"
+_GROUP = 500
+"""Events that are written in one pipeline: whoever writes must not be what is measured."""
+_QUIET_SECONDS = 0.3
+
+
+# -- the process that starts it, and stores --------------------------------------------------------------------------
+
+
+async def measure(*, followers: int, idle: float, traced: int) -> dict[str, Any]:
+    """One crowd, once.
+
+    Args:
+        followers: How many.
+        idle: Seconds for which nothing is stored, and processor time is counted.
+        traced: How many followers a second, smaller crowd has, whose allocations are counted one by one; 0: none.
+
+    Returns:
+        What it cost, and what it saw.
+    """
+    async with valkey() as url:
+        figures = await _crowd(url, followers, idle=idle)
+    if traced:
+        async with valkey() as url:
+            figures["traced_bytes_per_follower"] = (await _crowd(url, traced, trace=True))["traced_bytes_per_follower"]
+    return figures
+
+
+async def _crowd(url: str, count: int, *, idle: float = 0, trace: bool = False) -> dict[str, Any]:
+    async with connect(url) as client:
+        store = RedisEventStore(client, key_prefix=PREFIX, ttl=TTL)
+        writer = _Writer(client, store)
+        # The one that runs the requests: it holds its lease, or they would be given up.
+        async with store.workers.alive(30, lambda _: None):
+            cursors = await writer.write(count, None)
+            order = {"url": url, "cursors": cursors, "idle": idle, "trace": trace}
+            async with _child(order) as tell:
+                figures = await tell("")
+                clients = await client.client_list()
+                figures["connections"] = {
+                    kind: sum(row["name"] == NAME and ("P" in row["flags"]) == (kind == "pubsub") for row in clients)
+                    for kind in ("pubsub", "normal")
+                }
+                before = await commands(client)
+                figures |= await tell("idle")
+                figures["idle_commands_per_second"] = per_second(before, await commands(client), idle)
+                ids = await writer.write(count, JSONRPCNotification(jsonrpc="2.0", method="note", params={"n": 1}))
+                figures["wake"] = await tell("wake")
+                figures["wake"]["writing_seconds"] = round((int(ids[-1]) - int(ids[0])) / 1e6, 3)
+                await writer.write(count, JSONRPCResponse(jsonrpc="2.0", id=1, result={}))
+                figures |= await tell("end")
+    return figures
+
+
+class _Writer:
+    """Stores one event on each stream of the crowd, as another worker, many in one round trip."""
+
+    def __init__(self, client: aioredis.Redis, store: RedisEventStore) -> None:
+        self._client = client
+        self._worker = store._worker
+        self._queued: list[tuple[Any, ...]] = []
+
+    async def execute_command(self, *args: Any, **options: Any) -> list[bytes]:
+        """Take a command of `scripts.append`, to be sent later."""
+        self._queued.append(args)
+        return []
+
+    async def write(self, count: int, message: JSONRPCMessage | None) -> list[str]:
+        """Store the message on all streams; returns the ids."""
+        entry = scripts.Entry(STREAM, codec.encode(message).encode(), "part")
+        if isinstance(message, JSONRPCResponse):
+            entry = scripts.Entry(STREAM, codec.encode(message).encode(), "final")
+        root = Keys(PREFIX)
+        warm = root.for_session("warm")
+        await scripts.append(self._client, warm, TTL, self._worker, [scripts.Entry(STREAM, b"", "part")])
+        for place in range(count):
+            await scripts.append(self, root.for_session(_session(place)), TTL, self._worker, [entry])
+        queued, self._queued = iter(self._queued), []
+        ids = []
+        while group := list(itertools.islice(queued, _GROUP)):
+            pipeline = self._client.pipeline(transaction=False)
+            for args in group:
+                pipeline.execute_command(*args)
+            ids += [reply[0].decode() for reply in await pipeline.execute()]
+        return ids
+
+
+@asynccontextmanager
+async def _child(order: dict[str, Any]) -> AsyncIterator[Callable[[str], Awaitable[dict[str, Any]]]]:
+    """The process that follows. Yields what tells it to go on, and returns what it says to that."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.crowd"),
+        cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    if process.stdin is None or process.stdout is None:  # pragma: no cover - both are pipes
+        raise BenchmarkError
+    to, back = process.stdin, process.stdout
+
+    async def tell(word: str) -> dict[str, Any]:
+        if word:
+            to.write(f"{word}\n".encode())
+        async with asyncio.timeout(300):
+            line = await back.readline()
+        if not line:
+            msg = f"the crowd ended with status {await process.wait()}"
+            raise BenchmarkError(msg)
+        said: dict[str, Any] = json.loads(line)
+        return said
+
+    try:
+        to.write(f"{json.dumps(order)}\n".encode())
+        yield tell
+        await process.wait()
+    finally:
+        await stop(process)
+
+
+# -- the process that follows ----------------------------------------------------------------------------------------
+
+
+class _Counting(RedisEventStore):
+    """A store that knows how many reads are under way."""
+
+    reading = 0
+    reads = 0
+
+    async def _read(self, cursor: str, stream_id: str | None) -> Chunk:
+        _Counting.reading += 1
+        try:
+            return await super()._read(cursor, stream_id)
+        finally:
+            _Counting.reading -= 1
+            _Counting.reads += 1
+
+
+class _Deliveries:
+    """What all followers were given, and how long after it was stored."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Count from now."""
+        self.seconds: list[float] = []
+        self.first, self.last = sys.maxsize, 0
+
+    async def __call__(self, event: EventMessage) -> None:
+        """Take one event."""
+        now, stored = time.time_ns(), int(event.event_id or 0) * 1000
+        self.seconds.append((now - stored) / 1e9)
+        self.first, self.last = min(self.first, stored), now
+
+
+class _Crowd:
+    """All followers of this process."""
+
+    def __init__(self, store: RedisEventStore, monitor: aioredis.Redis, cursors: list[str]) -> None:
+        self._store = store
+        self._monitor = monitor
+        self._cursors = cursors
+        self._deliveries = _Deliveries()
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    async def follow(self, *, trace: bool) -> dict[str, Any]:
+        """Start all of them; what they cost once they sleep."""
+        # Connections, scripts and imports are there before anything is counted.
+        await self._store.for_session("warm").follow(STREAM, "1", self._deliveries, limit=0)
+        self._deliveries.begin()
+        gc.collect()
+        if trace:
+            tracemalloc.start()
+        before, began, used = resident(os.getpid()), time.monotonic(), time.process_time()
+        for place, cursor in enumerate(self._cursors):
+            self._tasks.append(asyncio.create_task(self._one(place, cursor)))
+            await asyncio.sleep(0)  # They arrive one after the other, as requests do.
+        subscribed = 0.0
+
+        async def settled() -> bool:
+            nonlocal subscribed
+            stats = await self._monitor.info("stats")
+            if not subscribed and stats["pubsub_channels"] > len(self._cursors):
+                subscribed = time.monotonic() - began
+            return bool(subscribed) and _Counting.reading == 0
+
+        await until(settled, "all followers to be subscribed", seconds=240)
+        sleeping, cpu = time.monotonic() - began, time.process_time() - used
+        await asyncio.sleep(_QUIET_SECONDS)
+        gc.collect()
+        count = len(self._cursors)
+        traced = round(tracemalloc.get_traced_memory()[0] / count) if trace else None
+        return {
+            "followers": count,
+            "rss_bytes_per_follower": round((resident(os.getpid()) - before) / count),
+            "traced_bytes_per_follower": traced,
+            "subscribe_seconds": round(subscribed, 3),
+            "asleep_seconds": round(sleeping, 3),
+            "asleep_cpu_seconds": round(cpu, 3),
+            "reads_to_sleep": _Counting.reads,
+        }
+
+    async def _one(self, place: int, cursor: str) -> Any:
+        return await self._store.for_session(_session(place)).follow(STREAM, cursor, self._deliveries, limit=TTL)
+
+    async def idle(self, seconds: float) -> dict[str, Any]:
+        """What sleeping costs."""
+        used, began = time.process_time(), time.monotonic()
+        await asyncio.sleep(seconds)
+        spent = (time.process_time() - used) / (time.monotonic() - began)
+        return {"idle_cpu_per_second": round(spent, 4)}
+
+    async def woken(self) -> dict[str, Any]:
+        """How they have been woken, once each has been."""
+        told = self._deliveries
+        await until(lambda: len(told.seconds) >= len(self._cursors), "all followers to be woken", seconds=240)
+        figures = {
+            "delivered": len(told.seconds),
+            "seconds": round((told.last - told.first) / 1e9, 3),
+            "lag_seconds": percentiles(told.seconds),
+        }
+        self._deliveries.begin()
+        return figures
+
+    async def end(self) -> dict[str, Any]:
+        """Wait for the responses to end all of them."""
+        async with asyncio.timeout(240):
+            ended = await asyncio.gather(*self._tasks)
+        return {
+            "completed": sum(facts.end is FollowEnd.COMPLETED for facts in ended),
+            "failed_reads": sum(facts.failures for facts in ended),
+            "delivered": sum(facts.delivered for facts in ended),
+        }
+
+
+class _Orders:
+    """The standard input, line by line, without blocking the loop."""
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        line: str = await asyncio.to_thread(sys.stdin.readline)
+        if not line:
+            raise StopAsyncIteration
+        return line.strip()
+
+
+async def _main() -> None:
+    orders = _Orders()
+    order: dict[str, Any] = json.loads(await anext(orders))
+    async with connect(f"{order['url']}?client_name={NAME}") as client, connect(order["url"]) as monitor:
+        store = _Counting(client, key_prefix=PREFIX, ttl=TTL)
+        crowd = _Crowd(store, monitor, order["cursors"])
+        _say(await crowd.follow(trace=order["trace"]))
+        for step in ("idle", "wake", "end"):
+            if await anext(orders) != step:
+                return
+            _say(
+                await (
+                    crowd.idle(order["idle"]) if step == "idle" else crowd.woken() if step == "wake" else crowd.end()
+                )
+            )
+
+
+def _say(figures: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(figures) + "\n")
+    sys.stdout.flush()
+
+
+def _session(place: int) -> str:
+    return f"session-{place:06}"
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())

@@ -1,0 +1,93 @@
+"""Following at scale: how fast what is stored reaches who follows, and what followers and idle sessions cost.
+
+    python -m benchmarks.follow [--small] [--rounds N] [--output PATH]
+
+It starts a Valkey and workers of its own on the loopback interface, prints a table, and writes JSON. Figures are
+medians of the rounds, on a machine that may have other things to do: the rounds are in the JSON. Linux only.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import crowd, idle, latency, report
+
+DEFAULT_OUTPUT = Path(__file__).parent / "results" / "follow.json"
+_FULL = {
+    "latency": {"followers": 200, "rate": 200.0, "seconds": 10.0},
+    "crowd": {"followers": 10_000, "idle": 5.0},
+    "idle": {"sessions": 1000, "seconds": 10.0},
+    "traced": 1000,
+    "rounds": 3,
+}
+_SMALL = {
+    "latency": {"followers": 10, "rate": 50.0, "seconds": 1.0},
+    "crowd": {"followers": 200, "idle": 0.5},
+    "idle": {"sessions": 20, "seconds": 1.0},
+    "traced": 0,
+    "rounds": 1,
+}
+
+
+async def measure(sizes: dict[str, Any]) -> dict[str, Any]:
+    """Measure everything, one after the other.
+
+    Args:
+        sizes: How many, how long and how often; see the two above.
+
+    Returns:
+        What is written.
+    """
+    figures: dict[str, Any] = {"measured_with": await report.measured_with(), "sizes": sizes}
+    _say("latency")
+    figures["latency"] = await latency.measure(**sizes["latency"], rounds=sizes["rounds"])
+    figures["crowd"] = []
+    for number in range(sizes["rounds"]):
+        _say(f"crowd, round {number + 1} of {sizes['rounds']}")
+        traced = sizes["traced"] if number == 0 else 0
+        figures["crowd"].append(await crowd.measure(**sizes["crowd"], traced=traced))
+    _say("idle sessions")
+    figures["idle"] = await idle.measure(**sizes["idle"])
+    figures["results"] = [
+        {
+            "name": line.name,
+            "median": line.value,
+            "unit": line.unit,
+            "target": line.limit,
+            "met": line.met,
+            "rounds": line.rounds,
+        }
+        for line in report.lines(figures)
+    ]
+    return figures
+
+
+def main() -> None:
+    """Measure, print and write. A target that is missed is told, and fails nothing."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.follow", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--small", action="store_true", help="a few seconds, to see that it works; its figures say little"
+    )
+    parser.add_argument("--rounds", type=int, help="how often latency and the crowd are measured")
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="where the JSON goes")
+    options = parser.parse_args()
+    sizes = dict(_SMALL if options.small else _FULL)
+    if options.rounds is not None:
+        sizes["rounds"] = max(1, options.rounds)
+    figures = asyncio.run(measure(sizes))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+    told = figures["measured_with"]
+    print(f"Python {told['python']}, {told['server']}, {told['cores']} cores, {sizes['rounds']} rounds, medians")
+    print(report.table(report.lines(figures)))
+
+
+def _say(what: str) -> None:
+    print(f"measuring: {what}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

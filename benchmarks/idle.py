@@ -1,0 +1,68 @@
+"""Sessions in which nothing happens: what they cost Redis."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Any
+
+from redis import asyncio as aioredis
+
+from benchmarks.latency import open_sessions
+from benchmarks.processes import Worker, cpu_seconds, valkey, worker
+from mcp_eventscope.redis.connection import connect
+
+RENEWAL = "set"
+"""The command that renews a worker's lease."""
+_SETTLING_SECONDS = 1.0
+
+
+async def measure(*, sessions: int, seconds: float) -> dict[str, Any]:
+    """Sessions on one of two workers, first without any stream, then each with its standalone stream open.
+
+    Returns:
+        The commands per second that Redis ran, as its own statistics have it, by name.
+    """
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(valkey())
+        workers = [await stack.enter_async_context(worker(url)) for _ in range(2)]
+        client = await stack.enter_async_context(connect(url))
+        opened = await open_sessions(workers[0], sessions)
+        figures = {"sessions": sessions, "workers": len(workers), "alone": await _watch(client, workers, seconds)}
+        bound = asyncio.Semaphore(8)
+
+        async def stream(place: int) -> None:
+            async with bound:
+                opened_stream = await opened[place].get(workers[0].port)
+                stack.callback(opened_stream.cut)
+
+        await asyncio.gather(*(stream(place) for place in range(sessions)))
+        figures["with_standalone_streams"] = await _watch(client, workers, seconds)
+        return figures
+
+
+async def _watch(client: aioredis.Redis, workers: list[Worker], seconds: float) -> dict[str, Any]:
+    await asyncio.sleep(_SETTLING_SECONDS)
+    before, used = await commands(client), [cpu_seconds(worker.pid) for worker in workers]
+    await asyncio.sleep(seconds)
+    told = per_second(before, await commands(client), seconds)
+    return {
+        "seconds": seconds,
+        "commands_per_second": told,
+        "lease_renewals_per_second": told.get(RENEWAL, 0.0),
+        "scripts_per_second": told.get("evalsha", 0.0),
+        "other_per_second": round(sum(told.values()) - told.get(RENEWAL, 0.0), 2),
+        "worker_cpu_per_second": [
+            round((cpu_seconds(worker.pid) - was) / seconds, 4) for worker, was in zip(workers, used, strict=True)
+        ],
+    }
+
+
+async def commands(client: aioredis.Redis) -> dict[str, int]:
+    """How often Redis has run each command."""
+    stats = await client.info("commandstats")
+    return {name.removeprefix("cmdstat_"): told["calls"] for name, told in stats.items()}
+
+
+def per_second(before: dict[str, int], after: dict[str, int], seconds: float) -> dict[str, float]:
+    """The difference, without the command that asked for it."""
+    differences = {name: calls - before.get(name, 0) for name, calls in sorted(after.items()) if name != "info"}
+    return {name: round(calls / seconds, 2) for name, calls in differences.items() if calls and seconds}

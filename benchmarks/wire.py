@@ -1,0 +1,153 @@
+"""A client that costs next to nothing: a socket whose bytes are stamped as they arrive, and read afterwards."""
+
+import asyncio
+import json
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.processes import HOST, BenchmarkError
+
+VERSION = "2025-11-25"
+_SESSION = re.compile(rb"(?im)^mcp-session-id: *(\S+)")
+_ID = re.compile(rb"(?m)^id: (\S+)")
+_PROGRESS = re.compile(rb'(?m)^id: (\d+)\.(?:(?!^id: )[\s\S])*?^data: .*"message":"(\d{16,})"')
+_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One progress notification, in nanoseconds of the clock: said by the tool, stored by Redis, heard here."""
+
+    said: int
+    stored: int
+    heard: int
+
+
+class Stream(asyncio.Protocol):
+    """One HTTP exchange on a connection of its own."""
+
+    def __init__(self) -> None:
+        self._arrived: list[tuple[int, bytes]] = []
+        self._more = asyncio.Event()
+        self._transport: asyncio.Transport | None = None
+        self.ended = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is open."""
+        if isinstance(transport, asyncio.Transport):
+            self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Keep what came, and when."""
+        self._arrived.append((time.time_ns(), data))
+        self._more.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is closed."""
+        self.ended.set()
+        self._more.set()
+
+    def cut(self) -> None:
+        """Close the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def text(self) -> bytes:
+        """All that came."""
+        return b"".join(data for _, data in self._arrived)
+
+    async def find(self, pattern: re.Pattern[bytes]) -> str:
+        """The first group of the pattern, as soon as it is there.
+
+        Raises:
+            BenchmarkError: It does not come.
+        """
+        try:
+            async with asyncio.timeout(_SECONDS):
+                while not (match := pattern.search(self.text)):
+                    if self.ended.is_set():
+                        raise BenchmarkError(f"the server answered {self.text[:300]!r}")  # noqa: EM102, TRY003
+                    self._more.clear()
+                    await self._more.wait()
+        except TimeoutError:
+            msg = f"waited {_SECONDS:g} seconds for {pattern.pattern!r}, in vain; the server answered {self.text!r}"
+            raise BenchmarkError(msg) from None
+        return match[1].decode()
+
+    def progress(self) -> list[Heard]:
+        """The progress notifications that came."""
+        heard, before = [], b""
+        done = 0
+        for stamp, data in self._arrived:
+            before += data
+            found = list(_PROGRESS.finditer(before))
+            heard += [Heard(int(match[2]), int(match[1]) * 1000, stamp) for match in found[done:]]
+            done = len(found)
+        return heard
+
+
+@dataclass(frozen=True)
+class Session:
+    """One session of a client, which may speak to any worker."""
+
+    session_id: str
+
+    @classmethod
+    async def open(cls, port: int) -> "Session":
+        """Open a session on a worker."""
+        params = {
+            "protocolVersion": VERSION,
+            "capabilities": {},
+            "clientInfo": {"name": "benchmark", "version": "0"},
+        }
+        stream = await _request(port, "POST", {}, {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params})
+        session = cls(await stream.find(_SESSION))
+        await stream.ended.wait()
+        ready = await session.post(port, {"jsonrpc": "2.0", "method": "notifications/initialized"})
+        await ready.ended.wait()
+        return session
+
+    async def call(self, port: int, request_id: int, tool: str, **arguments: object) -> Stream:
+        """Call a tool."""
+        params = {"name": tool, "arguments": arguments, "_meta": {"progressToken": request_id}}
+        return await self.post(port, {"jsonrpc": "2.0", "id": request_id, "method": "tools/call", "params": params})
+
+    async def cut_call(self, port: int, request_id: int, tool: str, **arguments: object) -> str:
+        """Call a tool and cut the stream at its first event, whose id is returned."""
+        stream = await self.call(port, request_id, tool, **arguments)
+        cursor = await stream.find(_ID)
+        stream.cut()
+        return cursor
+
+    async def post(self, port: int, message: dict[str, Any]) -> Stream:
+        """Send a message."""
+        return await _request(port, "POST", self._headers, message)
+
+    async def get(self, port: int, cursor: str | None = None) -> Stream:
+        """Open a GET stream; with a cursor it resumes. Returns when the server has begun to answer."""
+        stream = await _request(port, "GET", self._headers | ({} if cursor is None else {"last-event-id": cursor}))
+        await stream.find(re.compile(rb"^HTTP/1.1 200[^\r]*\r\n[\s\S]*?(\r\n\r\n)"))
+        return stream
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"mcp-session-id": self.session_id, "mcp-protocol-version": VERSION}
+
+
+async def _request(port: int, method: str, headers: dict[str, str], message: dict[str, Any] | None = None) -> Stream:
+    body = b"" if message is None else json.dumps(message).encode()
+    fields = {
+        "host": f"{HOST}:{port}",
+        "accept": "application/json, text/event-stream",
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "connection": "close",
+        **headers,
+    }
+    head = f"{method} /mcp HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items()) + "\r\n"
+    transport, stream = await asyncio.get_running_loop().create_connection(Stream, HOST, port)
+    transport.write(head.encode("latin-1") + body)
+    return stream
