@@ -1,16 +1,23 @@
-"""Very many followers in one process: a few connections, and no wake-up that is lost for good."""
+"""Very many followers in one process: a few connections, few looks, and no wake-up that is lost for good."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import anyio
 import pytest
 from redis import asyncio as aioredis
+from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis import follow as follow_module
+from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis import store as store_module
+from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.testing import Collected
-from mcp_eventscope.types import Followed, FollowEnd
+from mcp_eventscope.types import GET_STREAM_KEY, Followed, FollowEnd
 from support import legacy
 from support.messages import answer, note
 from support.waiting import until
@@ -111,4 +118,58 @@ async def test_subscribes_to_what_is_followed_only(redis_client: aioredis.Redis,
         scopes["2"] = anyio.CancelScope()
         tasks.start_soon(follow, "2", scopes["2"])
         await followed("1", "2")
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("leaks")
+async def test_does_not_look_at_idle_sessions(
+    redis_client: aioredis.Redis, key_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A standalone stream costs nothing while it is heard of: only requests are looked at, for their workers may go."""
+    monkeypatch.setattr(follow_module, "LOOK_SECONDS", 0.02)
+    looked: list[set[str]] = []
+    peek = scripts.peek
+
+    async def spy(client: Any, streams: Sequence[tuple[Keys, str]]) -> list[tuple[str, str]]:
+        looked.append({stream for _, stream in streams})
+        return await peek(client, streams)
+
+    monkeypatch.setattr(scripts, "peek", spy)
+    store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60)
+    collected = Collected()
+    cursors = {stream: (await store.append(stream, None)).event_id for stream in ("1", GET_STREAM_KEY)}
+    async with anyio.create_task_group() as tasks:
+        for stream, cursor in cursors.items():
+            tasks.start_soon(partial(store.follow, stream, cursor, collected, limit=LONG))
+        await until(lambda: looked[-10:] == [{"1"}] * 10)
+        await store.append(GET_STREAM_KEY, note(0))
+        await until(lambda: len(collected.ids) == 1)
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("leaks")
+async def test_subscription_that_falls_silent(
+    redis_client: aioredis.Redis, key_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that says nothing any longer, and does not break: followers look for themselves."""
+    monkeypatch.setattr(follow_module, "LOOK_SECONDS", 0.02)
+    deaf = anyio.Event()
+    get_message = PubSub.get_message
+
+    async def hear(pubsub: PubSub, **options: Any) -> Any:
+        if deaf.is_set():
+            await anyio.sleep_forever()
+        return await get_message(pubsub, **options)
+
+    monkeypatch.setattr(PubSub, "get_message", hear)
+    store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60)
+    other = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60)
+    first = (await store.append(GET_STREAM_KEY, None)).event_id
+    collected = Collected()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: store.follow(GET_STREAM_KEY, first, collected, limit=LONG))
+        for count in (1, 2, 3):
+            await other.append(GET_STREAM_KEY, note(count))
+            await until(lambda count=count: len(collected.ids) == count)  # type: ignore[misc]
+            deaf.set()
         tasks.cancel_scope.cancel()

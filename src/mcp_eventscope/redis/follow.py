@@ -20,6 +20,9 @@ from mcp_eventscope.types import EventId, StreamId
 LOOK_SECONDS = 0.5
 """How often a process looks for what its followers have not been woken for: a lost wake-up costs at most this, and a
 request whose worker is gone is answered at most this after the lease."""
+LOOKS_TO_BE_SURE = 20
+"""Every so many looks the standalone streams are looked at too, although their wake-ups are heard: whoever stored may
+lack the right to publish."""
 LOOK_STREAMS = 256
 """Streams looked at in one round trip."""
 GIVEN_UP = "!"
@@ -71,6 +74,7 @@ class Followers:
         self._signals = signals
         self._watches: dict[str, set[Watch]] = {}
         self._looking: asyncio.Task[None] | None = None
+        self._looks = 0
 
     @contextmanager
     def watching(self, keys: Keys, stream_id: StreamId, cursor: EventId, *, tracked: bool) -> Iterator[Watch]:
@@ -116,7 +120,17 @@ class Followers:
             self._looking = None
 
     async def _look(self) -> None:
-        watches = iter([watch for watches in self._watches.values() for watch in watches])
+        self._looks += 1
+        heard = self._signals.probe() and self._looks % LOOKS_TO_BE_SURE != 0
+        watches = iter(
+            [
+                watch
+                for index, watches in self._watches.items()
+                for watch in watches
+                # Nobody runs the standalone stream: while what is published is heard, there is nothing to look for.
+                if not (heard and watch.stream_id == GET_STREAM_KEY and self._signals.confirmed(index))
+            ]
+        )
         # On a cluster a script sees one slot, so one session, at a time.
         size = LOOK_STREAMS if isinstance(self._redis, aioredis.Redis) else 1
         while group := list(islice(watches, size)):

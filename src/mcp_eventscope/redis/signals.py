@@ -29,7 +29,11 @@ class Signals:
     def __init__(self, redis: AnyRedis) -> None:
         self._redis = redis
         self._listeners: dict[str, set[Listener]] = {}
-        self._subscribed: set[str] = set()
+        self._subscribed: dict[str, bool] = {}
+        """What was subscribed to, and whether Redis has confirmed it."""
+        self._heard = False
+        """Whether anything has come since the last probe."""
+        self._probing = False
         self._touched: set[str] = set()
         """The channels that somebody began or ceased to listen to since the subscriptions were last adjusted."""
         self._changed = asyncio.Event()
@@ -49,6 +53,20 @@ class Signals:
         if not listeners:
             self._listeners.pop(channel, None)
         self._touch(channel)
+
+    def probe(self) -> bool:
+        """Whether the subscription connection has been heard of since it was last probed; Redis is asked to answer.
+
+        A connection whose other end is gone says nothing, and does not break for a long time.
+        """
+        heard, self._heard = self._heard, False
+        self._probing = True
+        self._changed.set()
+        return heard
+
+    def confirmed(self, channel: str) -> bool:
+        """Whether Redis has confirmed the subscription, so that nothing is missed while the connection answers."""
+        return self._subscribed.get(channel, False)
 
     def _touch(self, channel: str) -> None:
         self._touched.add(channel)
@@ -77,6 +95,9 @@ class Signals:
             while self._listeners:
                 self._changed.clear()
                 await self._adjust(pubsub)
+                if self._probing and self._subscribed:
+                    self._probing = False
+                    await pubsub.ping()
                 if reading is None:
                     reading = asyncio.create_task(self._read(pubsub), name="eventscope-signals-read")
                 changed = asyncio.create_task(self._changed.wait())
@@ -98,16 +119,19 @@ class Signals:
         touched, self._touched = self._touched, set()
         more = [channel for channel in touched if channel in self._listeners and channel not in self._subscribed]
         less = [channel for channel in touched if channel not in self._listeners and channel in self._subscribed]
+        # Before they are confirmed, which may be while this still waits.
+        self._subscribed.update(dict.fromkeys(more, False))
         for start in range(0, len(more), CHANNELS_AT_ONCE):
             await pubsub.subscribe(*more[start : start + CHANNELS_AT_ONCE])
         for start in range(0, len(less), CHANNELS_AT_ONCE):
             await pubsub.unsubscribe(*less[start : start + CHANNELS_AT_ONCE])
-        self._subscribed.update(more)
-        self._subscribed.difference_update(less)
+        for channel in less:
+            del self._subscribed[channel]
 
     async def _read(self, pubsub: PubSub) -> None:
         while True:
             message = await pubsub.get_message(timeout=None)
+            self._heard = True
             if message is None or message["type"] not in {"message", "subscribe"}:
                 continue
             channel, data = message["channel"], message["data"]
@@ -117,5 +141,7 @@ class Signals:
             # now nothing was heard of the channel, so each listener has to look for itself once.
             if message["type"] == "message":
                 content = data if isinstance(data, bytes) else str(data).encode()
+            elif name in self._subscribed:  # else it is late: there is nobody left, and it is no longer subscribed to
+                self._subscribed[name] = True
             for listener in tuple(self._listeners.get(name, ())):
                 listener(content)

@@ -39,6 +39,8 @@ CHUNK_BYTES = 1 << 20
 READS_AT_ONCE = 8
 """The most reads of a process that are under way, each on a connection of the client's pool: when thousands are to read
 at the same moment, after a restart say, more would exhaust the pool and not be faster, for Redis reads one by one."""
+WRITES_AT_ONCE = 32
+"""The most appends of a process that are under way, for the same reason."""
 MAX_TTL = 10 * 365 * 24 * 3600
 """The longest TTL in seconds, ten years: Redis refuses far larger ones in the middle of a write."""
 
@@ -76,6 +78,7 @@ class RedisEventStore(EventStore):
         self._workers = Workers(redis, self._keys, self._worker, signals)
         self._followers = Followers(redis, self._worker, self._workers, signals)
         self._reads = asyncio.Semaphore(READS_AT_ONCE)
+        self._writes = asyncio.Semaphore(WRITES_AT_ONCE)
         self._session: str | None = None
         self._warned = False
 
@@ -248,8 +251,9 @@ class RedisEventStore(EventStore):
                 await self._redis.expire(self._keys.running, self._ttl)
 
     async def _append(self, worker: str, entry: scripts.Entry) -> EventId:
-        with told_as("append to", self._redis):
-            (event_id,) = await scripts.append(self._redis, self._keys, self._ttl, worker, [entry])
+        async with self._writes:
+            with told_as("append to", self._redis):
+                (event_id,) = await scripts.append(self._redis, self._keys, self._ttl, worker, [entry])
         self._followers.notify(self._keys.stream(entry.stream_id))
         return event_id
 
