@@ -15,7 +15,7 @@ from mcp_eventscope.redis.connection import AnyRedis, told_as
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.signals import Signals
 from mcp_eventscope.redis.workers import Workers
-from mcp_eventscope.types import EventId, StreamId
+from mcp_eventscope.types import GET_STREAM_KEY, EventId, StreamId
 
 LOOK_SECONDS = 0.5
 """How often a process looks for what its followers have not been woken for: a lost wake-up costs at most this, and a
@@ -114,7 +114,7 @@ class Followers:
         try:
             while self._watches:
                 await asyncio.sleep(LOOK_SECONDS)
-                with contextlib.suppress(Exception):  # One look that fails must not be the last, for all followers.
+                with contextlib.suppress(StoreError, ValueError):
                     await self._look()
         finally:
             self._looking = None
