@@ -10,6 +10,7 @@ from itertools import islice
 import anyio
 from redis import asyncio as aioredis
 
+from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.connection import AnyRedis, told_as
 from mcp_eventscope.redis.keys import Keys
