@@ -19,13 +19,15 @@ from mcp.shared.message import SessionMessage
 from mcp.types import DEFAULT_NEGOTIATED_VERSION, JSONRPCMessage, RequestId
 from mcp_types.version import is_version_at_least
 from starlette.requests import Request
-from starlette.types import Send
+from starlette.types import Message, Receive, Scope, Send
 
 from mcp_eventscope.sessions import wire
 from mcp_eventscope.sessions.view import SessionView
 
 _PRIMED_SINCE = "2025-11-25"
 """The first revision whose clients understand an event without data (as in the SDK)."""
+_LAST_WORD_SECONDS = 1.0
+"""How long a server that is stopped waits for a client that is slow to take the end of its stream."""
 
 
 class ResumableTransport(StreamableHTTPServerTransport):
@@ -81,6 +83,25 @@ class ResumableTransport(StreamableHTTPServerTransport):
         super().close_sse_stream(request_id)
         self.view.stop(str(request_id))
         self._stopped(str(request_id))
+
+    async def handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve as the SDK does, and end a stream in order when the server is stopped.
+
+        A client takes a broken stream for a failure: the SDK's gives its standalone stream up after two.
+        """
+        streaming = False
+
+        async def watched(message: Message) -> None:
+            nonlocal streaming
+            streaming = message["type"] == "http.response.start" or (streaming and message.get("more_body", False))
+            await send(message)
+
+        try:
+            await super().handle_request(scope, receive, watched)
+        finally:
+            if streaming:
+                with anyio.CancelScope(shield=True), anyio.move_on_after(_LAST_WORD_SECONDS), suppress(Exception):
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _handle_get_request(self, request: Request, send: Send) -> None:
         """Serve a GET: a resume, or the standalone stream from now on, which is resumed from a cursor of its own."""
