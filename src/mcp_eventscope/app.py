@@ -64,6 +64,7 @@ class _Ours(TypedDict):
 
     follow_limit: float
     lease: float
+    drain: float
     logger: Logger | None
 
 
@@ -75,6 +76,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
     ttl: int | None = DEFAULT_TTL,
     follow_limit: float = DEFAULT_FOLLOW_LIMIT,
     lease: float = DEFAULT_LEASE,
+    drain: float = 0.0,
     registry: Registry | None = None,
     tracer_provider: TracerProvider | None = None,
     logger: Logger | None = None,
@@ -99,6 +101,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
         ttl: Seconds that events are kept, for a store made here; None keeps them for ever.
         follow_limit: As in `ResumableSessionManager`, in seconds.
         lease: As in `ResumableSessionManager`, in seconds.
+        drain: As in `ResumableSessionManager`, in seconds.
         registry: Where metrics go, and what `/metrics` shows; None: that of a store that is instrumented already, else
             prometheus_client's global one.
         tracer_provider: As in `InstrumentedEventStore`; for a store that is not instrumented already.
@@ -134,7 +137,8 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
         registry = event_store.registry
     registry = registry or DEFAULT_REGISTRY
     store = instrument(event_store, registry=registry, tracer_provider=tracer_provider, logger=logger)
-    manager = _replace_manager(app, mcp.session_manager, store, follow_limit=follow_limit, lease=lease, logger=logger)
+    ours: _Ours = {"follow_limit": follow_limit, "lease": lease, "drain": drain, "logger": logger}
+    manager = _replace_manager(app, mcp.session_manager, store, **ours)
     _add_route(app, "/metrics", _Endpoint(scrape_app(registry)))
     _add_route(app, "/healthz", _Health(store, manager))
 

@@ -208,15 +208,11 @@ async def test_restart_in_a_call(pair: Pair, router: Router, steering: NewSteeri
         assert (await client.call_tool("echo", {"text": "x"})).structured_content == {"result": "x"}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="streams end as soon as the server is stopped, so uvicorn waits for nothing: calls need a time of their own",
-)
 async def test_restart_with_time_to_finish(
     valkey_url: str, pair: Pair, router: Router, connect: Connect, steering: NewSteering
 ) -> None:
     """A worker that is given the time ends the call, and the client gets its result."""
-    with worker_processes(1, valkey_url, valkey_url, graceful=10) as (patient,):
+    with worker_processes(1, valkey_url, valkey_url, graceful=10, drain=10) as (patient,):
         client, steered = connect(router.url), steering()
         router.to(patient)
         await client.initialize()

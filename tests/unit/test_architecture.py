@@ -107,6 +107,7 @@ def test_the_wheel_is_tested() -> None:
     assert (PACKAGE / "py.typed").is_file()
     assert {path.name for path in (PACKAGE / "redis" / "lua").iterdir()} == {
         "append.lua",
+        "end.lua",
         "peek.lua",
         "read.lua",
         "record.lua",

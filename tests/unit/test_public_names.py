@@ -45,6 +45,7 @@ def test_public_names() -> None:
                 "*ttl",
                 "*follow_limit",
                 "*lease",
+                "*drain",
                 "*registry",
                 "*tracer_provider",
                 "*logger",

@@ -150,6 +150,7 @@ def _number(text: bytes) -> int:
 _peek = Script("peek.lua")
 _record = Script("record.lua")
 _touch = Script("touch.lua")
+_end = Script("end.lua")
 
 
 async def peek(client: Client, streams: Sequence[tuple[Keys, str]]) -> list[tuple[str, str]]:
@@ -198,3 +199,14 @@ async def touch(client: Client, keys: Keys, ttl: int, owner: str) -> tuple[str, 
     """
     state, handshake = await _touch(client, [keys.session], [ttl, owner])
     return state.decode("ascii"), handshake.decode("utf-8", "replace")
+
+
+async def end(client: Client, keys: Keys, ttl: int) -> None:
+    """End a session for all workers.
+
+    Args:
+        client: Where to.
+        keys: The session's prefix, as keys.
+        ttl: Seconds for which it is remembered that it has ended.
+    """
+    await _end(client, [keys.session], [ttl])

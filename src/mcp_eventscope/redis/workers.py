@@ -112,11 +112,8 @@ class Workers:
         Raises:
             StoreError: Redis did not take it.
         """
-        key = self._keys.for_session(session_id).session
         with told_as("write to", self._redis):
-            # On its own: what is left of the record must not make anybody take the session over.
-            await self._redis.hset(key, "ended", "1")
-            await self._redis.expire(key, ttl)
+            await scripts.end(self._redis, self._keys.for_session(session_id), ttl)
         await self.tell(session=session_id, ended=True)
 
     async def _leave(self) -> None:

@@ -1,8 +1,8 @@
 """A drop-in for the SDK's session manager that gives every session its own view of the event store."""
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from math import ceil, inf
 from typing import Any
 
@@ -25,12 +25,12 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from mcp_eventscope.errors import StoreError
 from mcp_eventscope.instrumented import InstrumentedEventStore, instrument
 from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.redis.workers import DEFAULT_LEASE, PARTING_SECONDS, Notice, SessionRecord, Workers
 from mcp_eventscope.sessions import sdk
 from mcp_eventscope.sessions.adoption import handshake_of, owner_of, params_of, serve_adopted
+from mcp_eventscope.sessions.records import UNREAD, Records, unhurt
 from mcp_eventscope.sessions.transport import ResumableTransport
 from mcp_eventscope.sessions.view import SessionView
 from mcp_eventscope.telemetry import catalog
@@ -42,12 +42,8 @@ DEFAULT_FOLLOW_LIMIT = 300.0
 
 _RECORD_TTL = 24 * 3600
 """Seconds that a session's record is kept after its last request, where no idle timeout says it."""
-_REDIS_PATIENCE = 0.25
-"""Seconds that a request waits for Redis to say something of its session, before it is served all the same."""
 _SOON = 0.1
 """Of a record's time to live: how long a request may last before its end renews the record."""
-_UNREAD = "unread"
-"""The state of a record that Redis could not be asked for. A client that is told 404 would give its session up."""
 _REFUSED = 400
 """HTTP statuses from here on refuse."""
 
@@ -70,6 +66,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         max_sessions: As in the SDK.
         follow_limit: Seconds that a resumed stream is followed at most; the client then comes back by itself.
         lease: Seconds after which a worker that does not say that it lives counts as gone, and what it ran is answered.
+        drain: Seconds that calls which are running have to end when the server is stopped; then they are answered with
+            an error. Whoever stops the server must give it that time, and a little more.
         logger: Where the log events of the manager go; None: as in `InstrumentedEventStore`.
 
     Raises:
@@ -92,6 +90,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         *,
         follow_limit: float = DEFAULT_FOLLOW_LIMIT,
         lease: float = DEFAULT_LEASE,
+        drain: float = 0.0,
         logger: Logger | None = None,
     ) -> None:
         if not isinstance(app, Server):
@@ -99,6 +98,9 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             raise TypeError(msg)
         if not follow_limit > 0:
             msg = f"follow_limit must be a positive number of seconds, not {follow_limit!r}"
+            raise ValueError(msg)
+        if not drain >= 0:
+            msg = f"drain must be a number of seconds, not {drain!r}"
             raise ValueError(msg)
         if not lease > 0:
             msg = f"lease must be a positive number of seconds, not {lease!r}"
@@ -116,9 +118,10 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         )
         self._follow_limit = follow_limit
         self._lease = lease
-        self._handshakes: dict[str, str] = {}
+        self._drain = drain
         self._store: InstrumentedEventStore | None = None
         self._workers: Workers | None = None
+        self._records: Records | None = None
         self._log = Log(logger)
         self._told_revision = False
         if event_store is None:
@@ -126,7 +129,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._store = instrument(event_store, logger=logger)
         if isinstance(self._store.decorated, RedisEventStore) and not stateless:
             self._workers = self._store.decorated.workers
-        self._record_ttl = ceil(session_idle_timeout or max(self._store.ttl or 0, _RECORD_TTL))
+            self._records = Records(self._workers, ceil(session_idle_timeout or max(self._store.ttl or 0, _RECORD_TTL)))
         self._check_sdk()
         for mode, on in (("stateless", stateless), ("json_response", json_response)):
             if on:
@@ -148,9 +151,22 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             await stack.enter_async_context(super().run())
             if self._workers is not None:
                 await stack.enter_async_context(self._workers.alive(self._lease, self._heard, self._say_again))
-                if self._task_group is not None:
-                    self._task_group.start_soon(self._keep_records)
-            yield
+                if self._task_group is not None and self._records is not None:
+                    self._task_group.start_soon(self._keep_records, self._records.ttl)
+            try:
+                yield
+            finally:
+                await self._finish_running()
+
+    async def _finish_running(self) -> None:
+        """Let the calls that are running end, for as long as was asked for: no new ones come."""
+        with anyio.move_on_after(self._drain):
+            while any(each.view.busy for each in self._served()):  # noqa: ASYNC110 - the calls do not know of this
+                await anyio.sleep(0.05)
+
+    def _served(self) -> list[ResumableTransport]:
+        """The sessions here that have views."""
+        return [each for each in self._server_instances.values() if isinstance(each, ResumableTransport)]
 
     async def _handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve as the SDK does; say once when a client speaks a revision that never asks an event store."""
@@ -217,12 +233,9 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         await super()._serve_opening_request(http_transport, scope, keep, record_first)
 
     async def _record(self, session_id: str | None, handshake: str | None) -> None:
-        if session_id is None or handshake is None or self._workers is None:
-            return
-        self._handshakes[session_id] = handshake
-        owner = owner_of(self._session_owners.get(session_id))
-        with self._unhurt():
-            await self._workers.record(session_id, owner=owner, handshake=handshake, ttl=self._record_ttl)
+        if session_id is not None and handshake is not None and self._records is not None:
+            owner = owner_of(self._session_owners.get(session_id))
+            await self._records.make(session_id, owner=owner, handshake=handshake)
 
     # -- sessions that others began -----------------------------------------------------------------------------------
 
@@ -230,7 +243,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         """Take over the session that is asked for, if it is another's, and serve as the SDK does."""
         headers = Headers(scope=scope)
         session_id = headers.get(MCP_SESSION_ID_HEADER)
-        if session_id is None or self._workers is None or not SESSION_ID_PATTERN.fullmatch(session_id):
+        if session_id is None or self._records is None or not SESSION_ID_PATTERN.fullmatch(session_id):
             await super()._handle_stateful_request(scope, receive, send)
             return
         user = scope.get("user")
@@ -242,23 +255,21 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
         async def end_first(message: Message) -> None:
             if ending and message["type"] == "http.response.start" and message["status"] < _REFUSED:
-                with self._unhurt():
-                    await workers.end(session_id, ttl=self._record_ttl)
+                await records.end(session_id)
             await send(message)
 
-        workers = self._workers
+        records = self._records
         began = anyio.current_time()
         await super()._handle_stateful_request(scope, receive, end_first)
-        if anyio.current_time() - began > self._record_ttl * _SOON:  # Else it counts as renewed when it began.
-            with self._unhurt():
-                await workers.touch(session_id, owner=owner_of(requestor), ttl=self._record_ttl)
+        if anyio.current_time() - began > records.ttl * _SOON:  # Else it counts as renewed when it began.
+            await records.renew(session_id, owner=owner_of(requestor))
 
     async def _prepare(self, session_id: str, requestor: AuthorizationContext | None) -> Response | None:
         """Have the session here, if it is anywhere, and the requestor's; or say why it cannot be."""
         record = await self._renew(session_id, owner_of(requestor))
         if session_id in self._server_instances:
             return None
-        if record.state == _UNREAD:
+        if record.state == UNREAD:
             return sdk.unavailable("Whether there is such a session is not known just now", retry_after=1)
         if record.state != "live":
             return None
@@ -267,28 +278,27 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     async def _renew(self, session_id: str, owner: str) -> SessionRecord:
         """Renew the record of a session. One that was ended elsewhere ends here, one that Redis has lost is made."""
-        record = SessionRecord(_UNREAD)
-        if self._workers is not None:
-            with self._unhurt():
-                record = await self._workers.touch(session_id, owner=owner, ttl=self._record_ttl)
+        if self._records is None:
+            return SessionRecord(UNREAD)
+        record = await self._records.renew(session_id, owner=owner)
         transport = self._server_instances.get(session_id)
         if transport is not None and record.state == "ended":
             await self._discard_session(session_id, transport)
-        elif transport is not None and record.state == "absent" and session_id in self._handshakes:
-            await self._record(session_id, self._handshakes[session_id])
+        elif transport is not None and record.state == "absent":
+            await self._record(session_id, self._records.handshakes.get(session_id))
         return record
 
-    async def _keep_records(self) -> None:
+    async def _keep_records(self, ttl: int) -> None:
         """Renew the records of sessions whose requests last: another worker could not take them over otherwise."""
         while True:
-            await anyio.sleep(self._record_ttl / 4)
+            await anyio.sleep(ttl / 4)
             await self._renew_busy()
 
     async def _renew_busy(self) -> None:
         for session_id, transport in tuple(self._server_instances.items()):
             idle = transport.idle_scope is not None and transport.idle_scope.deadline != inf
             owner = owner_of(self._session_owners.get(session_id))
-            if not idle and (await self._renew(session_id, owner)).state == _UNREAD:
+            if not idle and (await self._renew(session_id, owner)).state == UNREAD:
                 return
 
     async def _adopt(self, session_id: str, requestor: AuthorizationContext | None, record: SessionRecord) -> bool:
@@ -304,7 +314,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             transport = self._install(session_id)
             if requestor is not None:
                 self._session_owners[session_id] = requestor
-            self._handshakes[session_id] = record.handshake
+            if self._records is not None:
+                self._records.handshakes[session_id] = record.handshake
             await self._task_group.start(self._serve_adopted, session_id, transport, params)
         return True
 
@@ -327,7 +338,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     async def _discard_session(self, session_id: str, transport: StreamableHTTPServerTransport) -> None:
         """Forget the session here, and answer what ran in it here. Other workers may go on with it."""
-        self._handshakes.pop(session_id, None)
+        if self._records is not None:
+            self._records.forget(session_id)
         if isinstance(transport, ResumableTransport):
             transport.view.close()
         await super()._discard_session(session_id, transport)
@@ -337,12 +349,11 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     async def _say_again(self) -> None:
         """Redis has lost what this worker has told it: its sessions, and what it runs in them."""
-        for session_id, handshake in tuple(self._handshakes.items()):
-            transport = self._server_instances.get(session_id)
-            if isinstance(transport, ResumableTransport):
-                await self._record(session_id, handshake)
-                with self._unhurt():
-                    await transport.view.claim()
+        for transport in self._served():
+            session_id = transport.mcp_session_id or ""
+            await self._record(session_id, self._records.handshakes.get(session_id) if self._records else None)
+            with unhurt():
+                await transport.view.claim()
 
     def _heard(self, notice: Notice) -> None:
         """Another worker has told something, or perhaps has and was not heard."""
@@ -363,20 +374,9 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     def _tell(self, **notice: object) -> None:
         """Tell the other workers, without waiting for it."""
-
-        async def tell() -> None:
-            if self._workers is not None:
-                with self._unhurt():
-                    await self._workers.tell(**notice)
-
-        if self._task_group is not None and self._workers is not None:
-            self._task_group.start_soon(tell)
-
-    @contextmanager
-    def _unhurt(self) -> Iterator[None]:
-        """Let nobody wait for Redis, or be hurt by it: the session goes on here, whatever the others know."""
-        with anyio.move_on_after(_REDIS_PATIENCE), contextlib.suppress(StoreError):
-            yield
+        records = self._records
+        if self._task_group is not None and records is not None:
+            self._task_group.start_soon(lambda: records.tell(**notice))
 
     def _check_sdk(self) -> None:
         """Try on this very SDK, before anything is served, what every session depends on.

@@ -72,6 +72,11 @@ class SessionView(EventStore):
         self.given_up: Callable[[StreamId], None] | None = None
         """Called with a stream whose request was given up, and answered, while it ran here."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request is running here."""
+        return bool(self._running)
+
     async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
         """Store one event of the session.
 

@@ -79,7 +79,7 @@ class MetricsSink:
     def stored(self, store: StoreMeasurement) -> None:
         """An event was stored, or not."""
         self._store_seconds[store.outcome].observe(store.seconds)
-        if store.appended is not None:
+        if store.appended is not None and not store.appended.refused:
             self._stored[store.kind].inc()
             self._stored_bytes.inc(store.appended.payload_bytes)
         if store.error_type is not None:
