@@ -6,10 +6,14 @@ the names of their streams, and a stream is followed by asking again.
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Self
 
+import anyio
+
 from mcp_eventscope.answers import orphaned
+from mcp_eventscope.errors import StoreUnavailableError
 from mcp_eventscope.redis import codec
 from mcp_eventscope.types import (
     Appended,
@@ -26,6 +30,8 @@ from mcp_eventscope.types import (
     is_final,
 )
 
+ANSWER_TIMEOUT = 5.0
+"""Seconds that a store has for one operation."""
 POLL_SECONDS = 0.5
 """How often a followed stream is asked for anew. Each time may cost the store a whole scan, so not more often."""
 
@@ -77,8 +83,9 @@ class ForeignEventStore:
         """Return at once: the interface has nothing to ask."""
 
     async def append(self, stream_id: StreamId, message: JSONRPCMessage | None) -> Appended:
-        """Store one event. Raises what the store raises."""
-        event_id = await self._store.store_event(self._scope + stream_id, message)
+        """Store one event. Raises what the store raises, and `StoreUnavailableError` when it does not answer."""
+        with self._bounded("store on"):
+            event_id = await self._store.store_event(self._scope + stream_id, message)
         return Appended(event_id, _size(message))
 
     async def replay(
@@ -133,6 +140,16 @@ class ForeignEventStore:
             await asyncio.sleep(min(POLL_SECONDS, remaining))
         return Followed(last_event_id=last, end=end, delivered=sent, payload_bytes=payload_bytes, failures=failures)
 
+    @contextmanager
+    def _bounded(self, operation: str) -> Iterator[None]:
+        """Give up on a store that does not answer: the session that waits for it would hang."""
+        try:
+            with anyio.fail_after(ANSWER_TIMEOUT):
+                yield
+        except TimeoutError as error:
+            msg = f"could not {operation} {self.address}: no answer within {ANSWER_TIMEOUT} seconds"
+            raise StoreUnavailableError(msg) from error
+
     async def _fetch(self, last_event_id: EventId) -> tuple[StreamId | None, list[EventMessage]]:
         """What the store replays, with the stream it names; None when that is not of this scope."""
         held: list[EventMessage] = []
@@ -140,7 +157,8 @@ class ForeignEventStore:
         async def hold(event: EventMessage) -> None:
             held.append(event)
 
-        named = await self._store.replay_events_after(last_event_id, hold)
+        with self._bounded("replay from"):
+            named = await self._store.replay_events_after(last_event_id, hold)
         if named is None or not named.startswith(self._scope):
             return None, []
         return named.removeprefix(self._scope), held

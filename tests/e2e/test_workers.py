@@ -333,3 +333,16 @@ async def test_events_have_expired(valkey_url: str, connect: Connect) -> None:
 async def _none(redis: Redis, pattern: str) -> bool:
     """Whether no key matches."""
     return not [key async for key in redis.scan_iter(pattern)]
+
+
+async def test_one_standalone_stream_at_a_time(pair: tuple[RawClient, RawClient]) -> None:
+    """A client that opens its standalone stream on another worker has it there: the older one ends, at once."""
+    on_a, on_b = pair
+    async with on_a.get() as old, on_b.get() as new:
+        older, newer = events(old), events(new)
+        await anext(newer)
+        with anyio.fail_after(5):
+            assert [event.data async for event in older] == [""], "its cursor, and nothing else"
+        assert "result" in (await call(on_a, 1, "announce")).message
+        with anyio.fail_after(5):
+            assert (await anext(newer)).message["method"] == "notifications/tools/list_changed"

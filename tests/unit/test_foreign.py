@@ -5,7 +5,7 @@ import pytest
 from mcp.server.streamable_http import EventCallback, EventId, StreamId
 from mcp.types import JSONRPCMessage
 
-from mcp_eventscope import foreign
+from mcp_eventscope import StoreUnavailableError, foreign
 from mcp_eventscope.foreign import ForeignEventStore
 from mcp_eventscope.testing import Collected, on_the_wire
 from mcp_eventscope.types import EventMessage, FactStore, FollowEnd, Miss, Replayed
@@ -176,3 +176,27 @@ def test_what_is_no_event_store(other: object) -> None:
     """Anything but an SDK store is a `TypeError` that names what was given."""
     with pytest.raises(TypeError, match=type(other).__name__):
         ForeignEventStore(other)  # type: ignore[arg-type]  # what is tested
+
+
+class HangingStore(MemoryEventStore):
+    """A store that does not answer."""
+
+    async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
+        """Hang."""
+        await anyio.sleep_forever()
+        return await super().store_event(stream_id, message)
+
+    async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
+        """Hang."""
+        await anyio.sleep_forever()
+        return await super().replay_events_after(last_event_id, send_callback)
+
+
+async def test_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given up on, and told: the session that waits for it would hang too."""
+    monkeypatch.setattr(foreign, "ANSWER_TIMEOUT", 0.02)
+    store = ForeignEventStore(HangingStore()).for_session("s")
+    with pytest.raises(StoreUnavailableError, match="store on HangingStore: no answer"):
+        await store.append("1", None)
+    with pytest.raises(StoreUnavailableError, match="replay from HangingStore: no answer"):
+        await store.replay("1", Collected(), stream_id="1")
