@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import anyio.lowlevel
 import pytest
 from fakeredis import FakeAsyncRedis
 from mcp.server import MCPServer
@@ -16,6 +17,10 @@ from mcp_eventscope import (
     RedisEventStore,
     ResumableSessionManager,
 )
+from mcp_eventscope.redis.workers import SessionRecord
+from mcp_eventscope.sessions.adoption import handshake_of
+from mcp_eventscope.sessions.records import Records
+from mcp_eventscope.sessions.transport import ResumableTransport
 from mcp_eventscope.sessions.view import SessionView
 from mcp_eventscope.types import EventMessage
 
@@ -154,3 +159,35 @@ def test_follow_limit_is_positive(limit: float) -> None:
     """A limit that ends every resume at once is refused."""
     with pytest.raises(ValueError, match="follow_limit"):
         manager(follow_limit=limit)
+
+
+@pytest.mark.anyio
+async def test_requests_at_the_same_instant_adopt_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session is there for a second request only when its transport can serve it."""
+    other = manager()
+    handshake = handshake_of(
+        b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25",'
+        b'"capabilities":{},"clientInfo":{"name":"x","version":"0"}}}'
+    )
+    assert handshake is not None
+
+    async def live(*_: object, **__: object) -> SessionRecord:
+        return SessionRecord("live", handshake)
+
+    monkeypatch.setattr(Records, "renew", live)
+    seen: list[ResumableTransport] = []
+
+    async def ask(after: int) -> None:
+        for _ in range(after):
+            await anyio.lowlevel.checkpoint()
+        assert await other._prepare("session", None) is None
+        transport = other._server_instances["session"]
+        assert isinstance(transport, ResumableTransport)
+        assert transport._read_stream_writer is not None, "it is connected"
+        seen.append(transport)
+
+    async with other.run():
+        async with anyio.create_task_group() as tasks:
+            for turns in range(60):
+                tasks.start_soon(ask, turns)
+        assert len(set(map(id, seen))) == 1

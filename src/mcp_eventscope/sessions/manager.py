@@ -192,15 +192,13 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         session_id = transport.mcp_session_id
         if session_id is None or not isinstance(transport._event_store, sdk.Guard):
             sdk.incompatible("a session's transport has no id, or does not keep its store in `_event_store`")
-        return self._install(session_id)
+        self._server_instances[session_id] = own = self._transport_of(self._store, session_id)
+        return own
 
-    def _install(self, session_id: str) -> ResumableTransport:
-        """Make the transport of a session, in the place of the SDK's."""
-        if self._store is None:  # pragma: no cover - nobody asks then
-            msg = "there is no event store"
-            raise RuntimeError(msg)
-        transport = ResumableTransport(
-            SessionView(self._store.for_session(session_id), follow_limit=self._follow_limit),
+    def _transport_of(self, store: InstrumentedEventStore, session_id: str) -> ResumableTransport:
+        """Make the transport of a session."""
+        return ResumableTransport(
+            SessionView(store.for_session(session_id), follow_limit=self._follow_limit),
             stopped=lambda stream: self._tell(session=session_id, stop=stream),
             elsewhere=lambda message: self._tell(
                 session=session_id, deliver=message.model_dump(mode="json", by_alias=True, exclude_unset=True)
@@ -211,8 +209,6 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             retry_interval=self.retry_interval,
             idle_timeout=self.session_idle_timeout,
         )
-        self._server_instances[session_id] = transport
-        return transport
 
     async def _serve_opening_request(
         self, http_transport: StreamableHTTPServerTransport, scope: Scope, receive: Receive, send: Send
@@ -304,19 +300,22 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     async def _adopt(self, session_id: str, requestor: AuthorizationContext | None, record: SessionRecord) -> bool:
         """Serve another worker's session here, too."""
         async with self._session_creation_lock:
-            if session_id in self._server_instances or self._task_group is None:
+            if session_id in self._server_instances or self._task_group is None or self._store is None:
                 return True
             if self.max_sessions is not None and len(self._server_instances) >= self.max_sessions:
                 return False
             params = params_of(record.handshake)
             if params is None:
                 return True
-            transport = self._install(session_id)
+            transport = self._transport_of(self._store, session_id)
             if requestor is not None:
                 self._session_owners[session_id] = requestor
             if self._records is not None:
                 self._records.handshakes[session_id] = record.handshake
             await self._task_group.start(self._serve_adopted, session_id, transport, params)
+            # Not before it is connected: another request of the session would be served by a transport without streams.
+            if not transport.is_terminated:
+                self._server_instances[session_id] = transport
         return True
 
     async def _serve_adopted(
