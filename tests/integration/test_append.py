@@ -299,3 +299,15 @@ async def test_one_round_trip(store: RedisEventStore, redis_client: aioredis.Red
     for i in range(5):
         await store.append("1", note(i))
     assert await commands() - before == 5
+
+
+async def test_given_up_without_a_worker_is_kept_no_longer(
+    store: RedisEventStore, redis_client: aioredis.Redis
+) -> None:
+    """A request that nobody is known to run is given up for the TTL, like all that is kept."""
+    session = store.for_session("a")
+    await session.append("1", None)
+    running = f"{session.key_prefix}running"
+    await redis_client.delete(running)
+    assert await session.give_up("1", "")
+    assert 0 < await redis_client.ttl(running) <= (store.ttl or 0)

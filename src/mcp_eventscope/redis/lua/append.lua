@@ -128,7 +128,8 @@ for _, stream in ipairs(streams) do
   -- A user of Redis may lack the right to publish: who follows then finds it when he looks for himself.
   redis.pcall('PUBLISH', prefix .. 'stream:' .. stream, worker)
 end
-if worker ~= '' and ttl > 0 then
+if ttl > 0 then
+  -- Whoever said it, or gave it up: for a request that runs long, too.
   redis.call('EXPIRE', KEYS[2], ttl)
 end
 
