@@ -143,3 +143,4 @@ async def test_shutdown_without_redis(world: World, connect: Connect, steering: 
                 a.terminate()
                 with anyio.fail_after(10):
                     await anyio.to_thread.run_sync(a.wait)
+                assert not a.alive

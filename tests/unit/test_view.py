@@ -64,8 +64,10 @@ async def test_follow_limit(store: RedisEventStore) -> None:
     """A stream on which nothing more is said is closed after the limit."""
     view = SessionView(store, follow_limit=0.05)
     cursor = await view.store_event("1", None)
+    sent = Sent()
     with anyio.fail_after(2):
-        await view.replay_events_after(cursor, Sent())
+        await view.replay_events_after(cursor, sent)
+    assert sent.messages == []
 
 
 async def test_standalone_stream_never_ends_by_itself(store: RedisEventStore) -> None:
@@ -117,8 +119,11 @@ async def test_closed_view_follows_nothing(store: RedisEventStore) -> None:
         group.start_soon(view.replay_events_after, cursor, Sent())
         await anyio.wait_all_tasks_blocked()
         view.close()
+    sent = Sent()
+    await store.append("1", note("too late"))
     with anyio.fail_after(1):
-        await view.replay_events_after(cursor, Sent())
+        await view.replay_events_after(cursor, sent)
+    assert sent.messages == []
 
 
 @pytest.mark.parametrize("stream", ["", "1", "a.b", "ü/{}:%", "x" * 10_000, "\x00\n", "!", "1.2.3"])
