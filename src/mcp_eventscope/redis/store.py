@@ -7,8 +7,10 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Self
 
+from redis.asyncio import RedisCluster
+
 from mcp_eventscope.answers import orphaned
-from mcp_eventscope.errors import StoreError, UnscopedStoreWarning
+from mcp_eventscope.errors import StoreError, StoreRejectedError, UnscopedStoreWarning
 from mcp_eventscope.redis import codec
 from mcp_eventscope.redis.backlog import Backlog, Item
 from mcp_eventscope.redis.bounds import (
@@ -253,6 +255,7 @@ class RedisEventStore(EventStore):
             StoreRejectedError: Redis refused this event for good.
             ValueError: The message has no JSON form.
         """
+        self._check_slots()
         # As bytes: the client would encode text in whatever encoding it was made for.
         payload = codec.encode(message).encode()
         role = "final" if is_final(stream_id, message) else _ROLE_OF_STREAM.get(stream_id, "part")
@@ -263,6 +266,15 @@ class RedisEventStore(EventStore):
         if event_id is None:
             return Appended("", len(payload), deferred=True, later=item.later)
         return Appended("", len(payload), refused=True)
+
+    def _check_slots(self) -> None:
+        """Refuse what a cluster would refuse for ever, and the backlog would keep."""
+        if self._session is None and isinstance(self._redis, RedisCluster) and "{" not in self.key_prefix:
+            msg = (
+                f"the keys of a root store under {self.key_prefix!r} are not in one slot of Redis Cluster: "
+                'give it a key_prefix with a hash tag, such as "{mcp}:", or use the parts of sessions (`for_session`)'
+            )
+            raise StoreRejectedError(msg)
 
     async def give_up(self, stream_id: StreamId, worker: str | None = None) -> bool:
         """Answer a request whose worker is gone: an error is stored as its response, unless there is one.
