@@ -15,6 +15,7 @@ from mcp_eventscope.redis.connection import AnyRedis, address_of, require_async,
 from mcp_eventscope.redis.follow import Followers
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
 from mcp_eventscope.redis.reading import Reading, age_of, lost_after, miss_of
+from mcp_eventscope.redis.sampling import Sampler
 from mcp_eventscope.redis.signals import Signals
 from mcp_eventscope.redis.workers import Workers
 from mcp_eventscope.types import (
@@ -106,6 +107,14 @@ class RedisEventStore(EventStore):
     def workers(self) -> Workers:
         """This process, among the others that use the store: leases, sessions, notices."""
         return self._workers
+
+    def sampler(self) -> Sampler:
+        """Looks at the store's Redis, now and then.
+
+        Raises:
+            ValueError: It is a cluster.
+        """
+        return Sampler(self._redis, self._keys, self._worker)
 
     @property
     def address(self) -> str:
