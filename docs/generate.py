@@ -7,6 +7,12 @@ from mcp_eventscope.telemetry import catalog
 
 TARGET = Path(__file__).with_name("telemetry.md")
 
+_WORKERS: dict[catalog.Together, str] = {
+    "livesum": "sum of workers",
+    "livemax": "maximum of workers",
+    "livemostrecent": "with `sample_redis`; the newest of workers",
+}
+
 HEAD = """# What is measured
 
 <!-- Written by docs/generate.py from the catalog (mcp_eventscope/telemetry/catalog.py). Do not edit. -->
@@ -28,7 +34,8 @@ def _metrics() -> Iterator[str]:
         labels = "<br>".join(
             f"`{label.name}`" + (f": {', '.join(label.values)}" if label.values else "") for label in metric.labels
         )
-        yield f"| `{metric.name}` | {metric.type} | {labels} | {metric.help} |"
+        type_ = f"{metric.type}<br>{_WORKERS[metric.together]}" if metric.together else metric.type
+        yield f"| `{metric.name}` | {type_} | {labels} | {metric.help} |"
 
 
 def _spans() -> Iterator[str]:

@@ -33,11 +33,11 @@ def test_exposed_is_declared(scope: Scope, redis: FakeAsyncRedis) -> None:
 
 
 def test_every_child_is_there_before_anything_happens(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """A counter that appears with its first increase is one that no alert can see rise."""
+    """A counter that appears with its first increase is one that no alert can see rise; what is unknown is not 0."""
     scope.instrument(RedisEventStore(redis, ttl=60))
     shown = exposed(scope.registry)
     for metric in catalog.METRICS:
-        expected = 1
+        expected = 0 if metric.sampled else 1
         for label in metric.labels:
             expected *= len(label.values or ("default",))
         suffix = "_count" if metric.type is catalog.MetricType.HISTOGRAM else ""
@@ -58,6 +58,7 @@ def test_names_keep_the_conventions() -> None:
         assert all(label.values for label in metric.labels[1:])
         assert list(metric.buckets) == sorted(set(metric.buckets))
         assert bool(metric.buckets) == (metric.type is catalog.MetricType.HISTOGRAM)
+        assert bool(metric.together) == (metric.type is catalog.MetricType.GAUGE), f"{metric.name}: what of workers?"
     names = [declared.name for declared in (*catalog.METRICS, *catalog.SPANS, *catalog.LOG_EVENTS)]
     assert len(set(names)) == len(names)
 
@@ -80,10 +81,16 @@ def test_every_log_event_is_written_somewhere() -> None:
     import mcp_eventscope.app  # noqa: PLC0415 - read, not used
     import mcp_eventscope.sessions.manager  # noqa: PLC0415
     import mcp_eventscope.telemetry.logs  # noqa: PLC0415
+    import mcp_eventscope.telemetry.scrape  # noqa: PLC0415
 
     written = "".join(
         inspect.getsource(module)
-        for module in (mcp_eventscope.app, mcp_eventscope.sessions.manager, mcp_eventscope.telemetry.logs)
+        for module in (
+            mcp_eventscope.app,
+            mcp_eventscope.sessions.manager,
+            mcp_eventscope.telemetry.logs,
+            mcp_eventscope.telemetry.scrape,
+        )
     )
     constants = {name for name, value in vars(catalog).items() if isinstance(value, catalog.LogEvent)}
     assert len(constants) == len(catalog.LOG_EVENTS)
