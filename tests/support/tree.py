@@ -46,7 +46,7 @@ class Tree:
         """The value of a gauge that is added up, in the file of one worker."""
         file = self.metrics / f"gauge_livesum_{pid}.db"
         found = MmapedDict.read_all_values_from_file(str(file))  # type: ignore[no-untyped-call]
-        return sum(value for key, value, *_ in found if json.loads(key)[0] == name)
+        return sum(float(value) for key, value, *_ in found if json.loads(key)[0] == name)
 
     def port_owner(self, port: int) -> int:
         """The pid of the worker that has the port of the metrics."""

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import subprocess
 from enum import StrEnum
 
 import pytest
@@ -13,7 +12,7 @@ from prometheus_client.core import Metric
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.types import FollowEnd, MessageKind, Miss
-from support.binaries import program
+from support.binaries import complaints
 from telemetry.conftest import Scope
 
 
@@ -99,9 +98,5 @@ def test_every_log_event_is_written_somewhere() -> None:
 
 def test_promtool_has_no_complaints(scope: Scope, redis: FakeAsyncRedis) -> None:
     """`promtool check metrics` accepts the text format."""
-    promtool = program("promtool", "prometheus")
     scope.instrument(RedisEventStore(redis, ttl=60))
-    checked = subprocess.run(
-        [promtool, "check", "metrics"], input=generate_latest(scope.registry), capture_output=True, check=False
-    )
-    assert (checked.stdout, checked.stderr, checked.returncode) == (b"", b"", 0)
+    assert not complaints(generate_latest(scope.registry))

@@ -196,50 +196,54 @@ class MetricsPort:
         self._log = log
         self._retry = retry
         self._told = False
+        self._server: _Server | None = None
+        self._held: int | None = None
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[None]:
         """Serve the port, or wait for it, until the block ends."""
-        serving = asyncio.create_task(self._serve(await to_thread.run_sync(self._open)), name="eventscope-metrics")
+        self._open()
+        waiting = asyncio.create_task(self._wait(), name="eventscope-metrics-port")
         try:
             yield
         finally:
-            serving.cancel()
+            waiting.cancel()
             with anyio.CancelScope(shield=True):
-                await asyncio.wait([serving])
+                await asyncio.wait([waiting])
+                await self._close()
 
-    async def _serve(self, server: tuple[_Server, int | None] | None) -> None:
-        while server is None:
+    async def _wait(self) -> None:
+        while self._server is None:
             await anyio.sleep(self._retry)
-            server = await to_thread.run_sync(self._open)
-        listening, held = server
-        thread = threading.Thread(
-            target=listening.serve_forever, args=(_STOP_SECONDS,), name="eventscope-metrics", daemon=True
-        )
-        thread.start()
-        try:
-            await anyio.sleep_forever()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await to_thread.run_sync(listening.shutdown)
-            listening.server_close()
-            if held is not None:
-                os.close(held)
+            self._open()
 
-    def _open(self) -> tuple[_Server, int | None] | None:
-        """The port, and in multiprocess mode what says that we have it; None while it cannot be had."""
-        held: int | None = None
+    def _open(self) -> None:
+        """Take the port, if it can be had; in multiprocess mode the workers know who of them has it."""
         try:
             if multiprocess.directory() is not None:
-                held = multiprocess.hold(f"eventscope-port-{self._port}.held")
-                if held is None:
-                    return None  # A worker beside us serves it, for all.
-            return _Server(self._host, self._port, self._exposition, self._failed), held
+                self._held = multiprocess.hold(f"eventscope-port-{self._port}.held")
+                if self._held is None:
+                    return  # A worker beside us serves it, for all.
+            self._server = _Server(self._host, self._port, self._exposition, self._failed)
         except (OSError, ValueError) as error:
-            if held is not None:
-                os.close(held)
+            self._let_go()
             self._tell(error)
-            return None
+            return
+        threading.Thread(
+            target=self._server.serve_forever, args=(_STOP_SECONDS,), name="eventscope-metrics", daemon=True
+        ).start()
+
+    async def _close(self) -> None:
+        if self._server is not None:
+            server, self._server = self._server, None
+            await to_thread.run_sync(server.shutdown)
+            server.server_close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def _failed(self, error: Exception) -> None:
         with contextlib.suppress(Exception):
