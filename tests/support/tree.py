@@ -89,11 +89,12 @@ def tree(workers: int, redis_url: str, control_url: str, **options: object) -> I
             yield running
         finally:
             process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
+                process.wait(START_SECONDS / 2)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # Its session is its own: whoever is left of it.
                 process.wait(START_SECONDS)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # Its session is its own: whoever is left of it.
-            process.wait(START_SECONDS)
 
 
 def healthy(url: str) -> bool:

@@ -106,7 +106,8 @@ def test_what_a_process_of_the_same_pid_left(tmp_path: Path) -> None:
         """
 def left(kind, count):
     from prometheus_client.mmap_dict import MmapedDict, mmap_key
-    name, suffix = ("eventscope_followers", "") if kind == "gauge_livesum" else ("eventscope_requests_orphaned", "_total")
+    suffix = "" if kind == "gauge_livesum" else "_total"
+    name = "eventscope_requests_orphaned" if suffix else "eventscope_followers"
     help = next(m.help for m in multiprocess_catalog.METRICS if m.name == name + suffix)
     file = MmapedDict(str(WHERE / f"{kind}_{os.getpid()}.db"))
     file.write_value(mmap_key(name, name + suffix, ["store"], ["default"], help), count, 0.0)

@@ -1,6 +1,7 @@
 """What is told of samples: gauges, what they cost, and the keys that will never expire."""
 
 import asyncio
+import contextlib
 import time
 
 import anyio
@@ -146,6 +147,26 @@ async def test_ends_at_once(scope: Scope, store: InstrumentedEventStore, monkeyp
     assert time.monotonic() - started < 3
     assert scope.sample(DURATION, outcome="cancelled") == 1
     assert scope.log.entries == []
+
+
+async def test_cancellation_that_is_swallowed(
+    scope: Scope, store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that swallows a cancellation, as redis-py does on Python 3.11, does not keep a server from ending."""
+    began = asyncio.Event()
+
+    class Deaf(Scripted):
+        async def sample(self, every: float) -> Sample | None:
+            began.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600)
+            return None
+
+    monkeypatch.setattr(RedisEventStore, "sampler", lambda _: Deaf())
+    with anyio.fail_after(5):
+        async with store.sampling(3600):
+            await began.wait()
+    assert scope.sample(DURATION, outcome="elsewhere") == 1
 
 
 async def test_without_metrics(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:

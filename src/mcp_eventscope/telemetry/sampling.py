@@ -15,6 +15,7 @@ from mcp_eventscope.telemetry.measurements import SampleMeasurement
 
 PARTING_SECONDS = 0.25
 """How long it may take to give the turn to another worker, at the end."""
+_INSIST_SECONDS = 0.05
 
 
 def check_interval(every: object) -> None:
@@ -45,9 +46,12 @@ async def sampling(sampler: Sampler, every: float, tell: Callable[[SampleMeasure
     try:
         yield
     finally:
-        task.cancel()
         with anyio.CancelScope(shield=True):
-            await asyncio.wait([task])
+            while not task.done():
+                # Again and again: on Python 3.11 `asyncio.wait_for`, by which redis-py sends, swallows a cancellation
+                # that comes when what it waits for is done (python/cpython#86296).
+                task.cancel()
+                await asyncio.wait([task], timeout=_INSIST_SECONDS)
             with anyio.move_on_after(PARTING_SECONDS), contextlib.suppress(StoreError):
                 await sampler.leave()
 
