@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry import catalog, declarations
 
 TARGET = Path(__file__).with_name("telemetry.md")
 
-_WORKERS: dict[catalog.Together, str] = {
+_WORKERS: dict[declarations.Together, str] = {
     "livesum": "sum of workers",
     "livemax": "maximum of workers",
     "livemostrecent": "with `sample_redis`; the newest of workers",

@@ -15,7 +15,7 @@ MODULES = {
 }
 
 LAYERS = [
-    ("errors", "types", "telemetry.catalog"),
+    ("errors", "types", "telemetry.declarations", "telemetry.catalog"),
     ("answers",),
     ("redis", "foreign"),
     ("telemetry",),
@@ -94,8 +94,12 @@ def test_redis_knows_no_telemetry() -> None:
 
 
 def test_catalog_imports_nothing_of_ours() -> None:
-    """The catalog is data."""
-    assert [used for used in imports("mcp_eventscope.telemetry.catalog") if used.startswith("mcp_eventscope")] == []
+    """The catalog is data, and the shapes of data."""
+    shapes = "mcp_eventscope.telemetry.declarations"
+    assert {used for used in imports("mcp_eventscope.telemetry.catalog") if used.startswith("mcp_eventscope")} == {
+        shapes
+    }
+    assert [used for used in imports(shapes) if used.startswith("mcp_eventscope")] == []
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -5,13 +5,14 @@ from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-from mcp_eventscope.telemetry import catalog, multiprocess
+from mcp_eventscope.telemetry import catalog, declarations, multiprocess
 from mcp_eventscope.telemetry.measurements import (
     FollowMeasurement,
     ReplayMeasurement,
     SampleMeasurement,
     StoreMeasurement,
 )
+from mcp_eventscope.types import CameBack, Committed, Lost, Retried, StoreFact, Waiting, WentAway
 
 __all__ = ["DEFAULT_REGISTRY", "MetricsSink", "Registry"]
 
@@ -20,6 +21,7 @@ DEFAULT_REGISTRY: Final = REGISTRY
 
 _Family = Counter | Gauge | Histogram
 _F = TypeVar("_F", Counter, Gauge, Histogram)
+_TAKEN = frozenset({"ok", "deferred"})
 # One set of instruments a registry: a second store on it shares them, told apart by the `store` label.
 _families: WeakKeyDictionary[Registry, dict[str, _Family]] = WeakKeyDictionary()
 # In multiprocess mode one set for all registries of the process: a value is a place in the process's file, which two
@@ -47,11 +49,11 @@ def _shared_families(registry: Registry) -> dict[str, _Family]:
     return _shared
 
 
-def _register(metric: catalog.Metric, registry: Registry) -> _Family:
+def _register(metric: declarations.Metric, registry: Registry) -> _Family:
     names = [label.name for label in metric.labels]
-    if metric.type is catalog.MetricType.COUNTER:
+    if metric.type is declarations.MetricType.COUNTER:
         return Counter(metric.name, metric.help, names, registry=registry)
-    if metric.type is catalog.MetricType.GAUGE:
+    if metric.type is declarations.MetricType.GAUGE:
         return Gauge(metric.name, metric.help, names, registry=registry, multiprocess_mode=metric.together or "livesum")
     return Histogram(metric.name, metric.help, names, registry=registry, buckets=metric.buckets)
 
@@ -64,21 +66,30 @@ class MetricsSink:
         first = multiprocess.directory() is not None and store not in _stores
         _stores.add(store)
 
-        def counter(metric: catalog.Metric, *values: str) -> Counter:
+        def counter(metric: declarations.Metric, *values: str) -> Counter:
             return _typed(Counter, families[metric.name]).labels(store, *values)
 
-        def gauge(metric: catalog.Metric) -> Gauge:
+        def gauge(metric: declarations.Metric) -> Gauge:
             child = _typed(Gauge, families[metric.name]).labels(store)
             if first:
                 child.set(0)  # In multiprocess mode a process that is gone, and had our pid, may have left its value.
             return child
 
-        def histogram(metric: catalog.Metric, *values: str) -> Histogram:
+        def histogram(metric: declarations.Metric, *values: str) -> Histogram:
             return _typed(Histogram, families[metric.name]).labels(store, *values)
 
         self._store_seconds = {v: histogram(catalog.STORE_DURATION, v) for v in _values(catalog.STORE_OUTCOME)}
         self._stored = {v: counter(catalog.STORED_EVENTS, v) for v in _values(catalog.KIND)}
         self._stored_bytes = counter(catalog.STORED_BYTES)
+        self._commit_seconds = histogram(catalog.COMMIT_DURATION)
+        self._commit_events = histogram(catalog.COMMIT_EVENTS)
+        self._retries = {v: counter(catalog.COMMIT_RETRIES, v) for v in _values(catalog.TROUBLE)}
+        self._degraded = gauge(catalog.DEGRADED)
+        self._degraded_seconds = {v: counter(catalog.DEGRADED_SECONDS, v) for v in _values(catalog.TROUBLE)}
+        self._degradations = {v: counter(catalog.DEGRADATIONS, v) for v in _values(catalog.TROUBLE)}
+        self._backlog_events = gauge(catalog.BACKLOG_EVENTS)
+        self._backlog_bytes = gauge(catalog.BACKLOG_BYTES)
+        self._lost = {v: counter(catalog.LOST_EVENTS, v) for v in _values(catalog.LOSS_REASON)}
         self._replay_seconds = {v: histogram(catalog.REPLAY_DURATION, v) for v in _values(catalog.REPLAY_OUTCOME)}
         self._replay_events = histogram(catalog.REPLAY_EVENTS)
         self._replay_bytes = histogram(catalog.REPLAY_BYTES)
@@ -112,11 +123,33 @@ class MetricsSink:
     def stored(self, store: StoreMeasurement) -> None:
         """An event was stored, or not."""
         self._store_seconds[store.outcome].observe(store.seconds)
-        if store.appended is not None and not store.appended.refused:
+        if store.outcome in _TAKEN and store.appended is not None:
             self._stored[store.kind].inc()
             self._stored_bytes.inc(store.appended.payload_bytes)
         if store.error_type is not None:
             self._errors["store", store.error_type].inc()
+
+    def told(self, fact: StoreFact) -> None:
+        """The store has told something that no caller is told."""
+        match fact:
+            case Committed():
+                self._commit_seconds.observe(fact.seconds)
+                self._commit_events.observe(fact.events)
+            case Retried():
+                self._retries[fact.reason].inc()
+            case WentAway():
+                self._degraded.set(1)
+                self._degradations[fact.reason].inc()
+            case CameBack():
+                self._degraded.set(0)
+                self._degraded_seconds[fact.reason].inc(fact.seconds)
+            case Lost():
+                self._lost[fact.reason].inc(fact.events)
+
+    def waiting(self, waiting: Waiting) -> None:
+        """So much waits for Redis now."""
+        self._backlog_events.set(waiting.events)
+        self._backlog_bytes.set(waiting.payload_bytes)
 
     def replayed(self, replay: ReplayMeasurement) -> None:
         """A replay ended."""
@@ -202,7 +235,7 @@ class _Sampled:
         # In multiprocess mode nothing can be removed, and nothing has to be: the newest value counts.
 
 
-def _values(label: catalog.Label) -> tuple[str, ...]:
+def _values(label: declarations.Label) -> tuple[str, ...]:
     return label.values or ()
 
 
