@@ -26,6 +26,7 @@ from mcp_eventscope.redis.follow import Followers
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
 from mcp_eventscope.redis.reader import Reader
 from mcp_eventscope.redis.reading import Reading, age_of, lost_after, miss_of
+from mcp_eventscope.redis.sampling import Sampler
 from mcp_eventscope.redis.signals import Signals
 from mcp_eventscope.redis.workers import Workers
 from mcp_eventscope.redis.writer import Writer
@@ -130,6 +131,14 @@ class RedisEventStore(EventStore):
     def workers(self) -> Workers:
         """This process, among the others that use the store: leases, sessions, notices."""
         return self._workers
+
+    def sampler(self) -> Sampler:
+        """Looks at the store's Redis, now and then.
+
+        Raises:
+            ValueError: It is a cluster.
+        """
+        return Sampler(self._redis, self._keys, self._worker)
 
     @property
     def address(self) -> str:
