@@ -7,10 +7,8 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Self
 
-from redis.asyncio import RedisCluster
-
 from mcp_eventscope.answers import orphaned
-from mcp_eventscope.errors import StoreError, StoreRejectedError, UnscopedStoreWarning
+from mcp_eventscope.errors import StoreError, UnscopedStoreWarning
 from mcp_eventscope.redis import codec
 from mcp_eventscope.redis.backlog import Backlog, Item
 from mcp_eventscope.redis.bounds import (
@@ -21,7 +19,7 @@ from mcp_eventscope.redis.bounds import (
     check_bounds,
     check_ttl,
 )
-from mcp_eventscope.redis.connection import AnyRedis, address_of, require_async, told_as
+from mcp_eventscope.redis.connection import AnyRedis, address_of, require_async, require_one_slot, told_as
 from mcp_eventscope.redis.follow import Followers
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
 from mcp_eventscope.redis.reader import Reader
@@ -264,7 +262,8 @@ class RedisEventStore(EventStore):
             StoreRejectedError: Redis refused this event for good.
             ValueError: The message has no JSON form.
         """
-        self._check_slots()
+        if self._session is None:
+            require_one_slot(self._redis, self.key_prefix)
         # As bytes: the client would encode text in whatever encoding it was made for.
         payload = codec.encode(message).encode()
         role = "final" if is_final(stream_id, message) else _ROLE_OF_STREAM.get(stream_id, "part")
@@ -275,15 +274,6 @@ class RedisEventStore(EventStore):
         if event_id is None:
             return Appended("", len(payload), deferred=True, later=item.later)
         return Appended("", len(payload), refused=True)
-
-    def _check_slots(self) -> None:
-        """Refuse what a cluster would refuse for ever, and the backlog would keep."""
-        if self._session is None and isinstance(self._redis, RedisCluster) and "{" not in self.key_prefix:
-            msg = (
-                f"the keys of a root store under {self.key_prefix!r} are not in one slot of Redis Cluster: "
-                'give it a key_prefix with a hash tag, such as "{mcp}:", or use the parts of sessions (`for_session`)'
-            )
-            raise StoreRejectedError(msg)
 
     async def give_up(self, stream_id: StreamId, worker: str | None = None) -> bool:
         """Answer a request whose worker is gone: an error is stored as its response, unless there is one.
