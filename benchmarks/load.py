@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import statistics
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,8 +91,9 @@ class Load:
         told: list[float] = []
         used, began = time.process_time(), time.perf_counter()
         deadline, last = began + seconds, began + seconds * _PATIENCE
+        each = [0] * writers
 
-        async def write(call: Call) -> None:
+        async def write(place: int, call: Call) -> None:
             nonlocal left
             while left > 0:
                 before = time.perf_counter()
@@ -100,8 +102,9 @@ class Load:
                 left -= 1
                 await call.store()
                 told.append(time.perf_counter() - before)
+                each[place] += 1
 
-        await asyncio.gather(*(write(call) for call in self._calls))
+        await asyncio.gather(*(write(place, call) for place, call in enumerate(self._calls)))
         spent, used = time.perf_counter() - began, time.process_time() - used
         return {
             "writers": writers,
@@ -109,5 +112,7 @@ class Load:
             "seconds": round(spent, 4),
             "stores_per_second": round(len(told) / spent, 1),
             "cpu_us_per_store": round(used / len(told) * 1e6, 2),
-            "ms": percentiles([each * 1e3 for each in told]),
+            "ms": percentiles([took * 1e3 for took in told]),
+            # Of a writer: where a pool is not fair, some store all the time, and the others wait.
+            "stores_of_a_writer": {"fewest": min(each), "median": statistics.median(each), "most": max(each)},
         }

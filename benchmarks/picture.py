@@ -50,9 +50,11 @@ def draw(figures: dict[str, Any], path: Path) -> None:
                 axis.set_visible(False)
             for axis, chart in zip(row, line, strict=False):
                 _draw(axis, chart)
+                # Bars of one height, whatever stands beside them.
+                axis.set_ylim(max(len(chart.bars) for chart in line) - 0.4, -0.6)
         told = figures["measured_with"]
         figure.suptitle(
-            f"Medians of {figures['sizes']['rounds']} rounds; Python {told['python']}, {told['server']}, "
+            f"Medians of {figures['sizes']['rounds']} round(s); Python {told['python']}, {told['server']}, "
             f"{told['cores']} cores. In brackets: to the first bar",
             fontsize=9,
             x=0.01,
@@ -66,7 +68,6 @@ def _draw(axis: Any, chart: _Chart) -> None:
     values = [value for _, value, _ in chart.bars]
     axis.barh(range(len(values)), values, color=[colour for _, _, colour in chart.bars], height=0.72)
     axis.set_yticks(range(len(values)), names)
-    axis.invert_yaxis()
     axis.set_title(f"{chart.title}, {chart.unit}", loc="left", fontsize=10, fontweight="bold")
     axis.tick_params(length=0)
     axis.set_xticks([])
