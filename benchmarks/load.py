@@ -4,12 +4,14 @@ import asyncio
 import itertools
 import statistics
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeAlias
 
 from benchmarks.competitors import Opened
 from benchmarks.latency import percentiles
-from mcp_eventscope.types import EventStore, JSONRPCMessage, JSONRPCNotification, JSONRPCResponse
+from mcp_eventscope.types import JSONRPCMessage, JSONRPCNotification, JSONRPCResponse
+
+StoreEvent: TypeAlias = Callable[[str, JSONRPCMessage | None], Awaitable[str]]
 
 BYTES = 300
 CALL = 20
@@ -36,35 +38,12 @@ NOTIFICATION = _notification("x" * (BYTES - _size(_notification(""))))
 RESPONSE = _response("x" * (BYTES - _size(_response(""))))
 
 
-@dataclass
-class Session:
-    """One session; its calls are numbered as a client numbers them."""
-
-    store: EventStore
-    requests: "itertools.count[int]" = field(default_factory=itertools.count)
-
-    def call(self) -> "Call":
-        """The next call."""
-        return Call(self)
-
-
-class Call:
-    """One writer: a call after the other, without end."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._next = self._events()
-
-    def _events(self) -> Any:
-        while True:
-            stream = str(next(self._session.requests))
-            for number in range(CALL):
-                yield stream, RESPONSE if number == CALL - 1 else NOTIFICATION
-
-    async def store(self) -> None:
-        """Store one event."""
-        stream, message = next(self._next)
-        await self._session.store.store_event(stream, message)
+def _calls(requests: "itertools.count[int]") -> Iterator[tuple[str, JSONRPCMessage]]:
+    """What one writer says: a call after the other, numbered within its session as a client numbers them."""
+    while True:
+        stream = str(next(requests))
+        for number in range(CALL):
+            yield stream, RESPONSE if number == CALL - 1 else NOTIFICATION
 
 
 class Load:
@@ -77,8 +56,10 @@ class Load:
     """
 
     def __init__(self, store: Opened, *, writers: int, sessions: int) -> None:
-        found = [Session(store.session()) for _ in range(min(sessions, writers))]
-        self._calls = [found[place % len(found)].call() for place in range(writers)]
+        parts = [(store.session(), itertools.count()) for _ in range(min(sessions, writers))]
+        self._writers = [
+            (part.store_event, _calls(requests)) for part, requests in itertools.islice(itertools.cycle(parts), writers)
+        ]
 
     async def run(self, *, count: int, seconds: float) -> dict[str, Any]:
         """Store until so many are stored, or the time is over.
@@ -86,25 +67,27 @@ class Load:
         Returns:
             How many per second, latencies, and the processor time of this process per store.
         """
-        writers = len(self._calls)
+        writers = len(self._writers)
         left = count
         told: list[float] = []
         used, began = time.process_time(), time.perf_counter()
         deadline, last = began + seconds, began + seconds * _PATIENCE
         each = [0] * writers
 
-        async def write(place: int, call: Call) -> None:
+        # Nothing between a writer and the store: at ten microseconds a store it would be seen.
+        async def write(place: int, store_event: StoreEvent, said: Iterator[tuple[str, JSONRPCMessage]]) -> None:
             nonlocal left
             while left > 0:
                 before = time.perf_counter()
                 if before > deadline and (len(told) >= _PATIENCE * writers or before > last):
                     return
                 left -= 1
-                await call.store()
+                stream, message = next(said)
+                await store_event(stream, message)
                 told.append(time.perf_counter() - before)
                 each[place] += 1
 
-        await asyncio.gather(*(write(place, call) for place, call in enumerate(self._calls)))
+        await asyncio.gather(*(write(place, *writer) for place, writer in enumerate(self._writers)))
         spent, used = time.perf_counter() - began, time.process_time() - used
         return {
             "writers": writers,

@@ -8,7 +8,6 @@ what else the machine does hits all alike. It prints a table, and writes JSON an
 
 import argparse
 import asyncio
-import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -213,13 +212,17 @@ def main() -> None:
         sys.exit(str(error))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
-    with contextlib.suppress(ImportError):
+    try:
         picture.draw(figures, options.output.with_suffix(".svg"))
+    except ImportError:
+        _say("left out: the picture, since matplotlib is not installed")
     told = figures["measured_with"]
     print(f"Python {told['python']}, {told['server']}, {told['cores']} cores, {sizes['rounds']} rounds, medians")
     if "stores" in figures:
         print(verdict.table(figures) + "\n")
-    print(report.table(verdict.lines(figures)))
+    lines = verdict.lines(figures)
+    for some in ([line for line in lines if line.limit is None], [line for line in lines if line.limit is not None]):
+        print(report.table(some) + "\n")
 
 
 def _say(what: str) -> None:
