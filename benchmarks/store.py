@@ -68,7 +68,7 @@ async def measure(sizes: dict[str, Any], only: set[str], *, small: bool) -> dict
         msg = f"not installed: {modules}. `make bench` installs them, and so does: pip install --group bench"
         raise BenchmarkError(msg)
     for name, modules_of in missing.items():
-        _say(f"left out: {name}, since {' and '.join(modules_of)} is not installed")
+        _say(f"left out: {name}, for want of {' and '.join(modules_of)}")
     names = [name for name in names if name not in missing]
     figures: dict[str, Any] = {
         "measured_with": await report.measured_with(*PACKAGES),
@@ -215,7 +215,7 @@ def main() -> None:
     try:
         picture.draw(figures, options.output.with_suffix(".svg"))
     except ImportError:
-        _say("left out: the picture, since matplotlib is not installed")
+        _say("left out: the picture, for want of matplotlib")
     told = figures["measured_with"]
     print(f"Python {told['python']}, {told['server']}, {told['cores']} cores, {sizes['rounds']} rounds, medians")
     if "stores" in figures:

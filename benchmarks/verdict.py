@@ -53,11 +53,14 @@ def _stores(writers: str, by: dict[str, list[dict[str, Any]]]) -> list[Line]:
         if writers != "1":
             limit = _P99.get(writers, {}).get(name)
             told.append(_ratio(f"p99 of a store, {where}, to {title}", ours, theirs, _p99, limit))
+        told.append(_ratio(f"processor per store, {where}, to {title}", ours, theirs, _cpu))
     for name, ours in by.items():
         if COMPETITORS[name].product == "ours" and name != "ours" and "ours" in by:
             limit = _TELEMETRY.get(writers, {}).get(name)
             title = f"stores per second, {where}, {COMPETITORS[name].title}, to without"
             told.append(_ratio(title, ours, by["ours"], _rate, limit, at_least=True))
+            title = f"processor per store, {where}, {COMPETITORS[name].title}, to without"
+            told.append(_ratio(title, ours, by["ours"], _cpu))
     return told
 
 
@@ -116,6 +119,11 @@ def _memory(by: dict[str, list[dict[str, Any]]]) -> list[Line]:
 def _rate(figures: dict[str, Any]) -> float:
     rate: float = figures["stores_per_second"]
     return rate
+
+
+def _cpu(figures: dict[str, Any]) -> float:
+    value: float = figures["cpu_us_per_store"]
+    return value
 
 
 def _p99(figures: dict[str, Any]) -> float:

@@ -62,7 +62,7 @@ def test_store(tmp_path: Path) -> None:
     figures = json.loads(output.read_text("utf-8"))
     assert {"ours", "metrics", "spans"} <= figures["competitors"].keys()
     for name in figures["left_out"]:
-        assert f"left out: {name}, since " in ran.stderr
+        assert f"left out: {name}, for want of " in ran.stderr
     for result in figures["results"]:
         assert math.isfinite(result["median"]), result
         assert result["median"] > 0, result
