@@ -5,24 +5,30 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from typing import ParamSpec, Self
 
 import anyio
 
 from mcp_eventscope.foreign import ForeignEventStore
-from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.redis.store import RedisEventStore
+from mcp_eventscope.telemetry import catalog, declarations
 from mcp_eventscope.telemetry.logs import Log, Logger, LogSink
 from mcp_eventscope.telemetry.measurements import (
     FollowMeasurement,
     Measurement,
     ReplayMeasurement,
+    SampleMeasurement,
     StoreMeasurement,
     replay_outcome,
+    store_outcome,
 )
 from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, MetricsSink, Registry
+from mcp_eventscope.telemetry.sampling import check_interval, sampling
 from mcp_eventscope.telemetry.tracing import Opened, TracerProvider, Tracing, session_hash
 from mcp_eventscope.types import (
     Appended,
+    Committed,
     EventCallback,
     EventId,
     EventMessage,
@@ -31,7 +37,10 @@ from mcp_eventscope.types import (
     Followed,
     JSONRPCMessage,
     Replayed,
+    Retried,
+    StoreFact,
     StreamId,
+    Waiting,
     kind_of,
 )
 
@@ -86,6 +95,7 @@ class InstrumentedEventStore(EventStore):
         self._warn_unscoped = ours
         if self._metrics is not None:
             self._safely("metrics", self._metrics.configured, self.ttl)
+        self._store.observe(self._told)
         self._safely("logs", self._logs.configured, ttl_missing=ours and self.ttl is None)
 
     @property
@@ -121,10 +131,6 @@ class InstrumentedEventStore(EventStore):
         part._warn_unscoped = False
         return part
 
-    async def finish(self, stream_id: StreamId, message: JSONRPCMessage | None) -> None:
-        """Store a response that could not be stored before; see the store."""
-        await self._store.finish(stream_id, message)
-
     async def give_up(self, stream_id: StreamId) -> bool:
         """Answer a request that this process ran, and runs no longer; see the store."""
         given_up = await self._store.give_up(stream_id)
@@ -136,9 +142,50 @@ class InstrumentedEventStore(EventStore):
         """Say again that this process runs the requests of these streams; see the store."""
         await self._store.claim(stream_ids)
 
+    def observe(self, told: Callable[[StoreFact], None]) -> None:
+        """Have what no caller is told called back with; see the store."""
+        self._store.observe(told)
+
+    @property
+    def waiting(self) -> Waiting:
+        """What is deferred now; see the store."""
+        return self._store.waiting
+
+    async def flush(self, seconds: float) -> int:
+        """Store what waits; see the store."""
+        return await self._store.flush(seconds)
+
     async def ping(self) -> None:
         """Return when the store answers. Raises what the store raises; it is not measured."""
         await self._store.ping()
+
+    def sampling(self, every: float) -> AbstractAsyncContextManager[None]:
+        """Sample the store's Redis in the background: its keys, its memory, keys without TTL.
+
+        A sample is bounded, and measured; of the processes that share a prefix one does it for all.
+
+        Args:
+            every: Seconds between samples.
+
+        Returns:
+            What is entered to begin, and left to end.
+
+        Raises:
+            TypeError: `every` is no number.
+            ValueError: `every` is not positive; or the store is no `RedisEventStore`, or on a cluster.
+        """
+        check_interval(every)
+        if not isinstance(self._store, RedisEventStore):
+            msg = (
+                "only the Redis of a RedisEventStore can be sampled, and this store is another: leave sample_redis out"
+            )
+            raise ValueError(msg)  # noqa: TRY004 - a store of any type may be decorated; sampling it is what is refused
+        return sampling(self._store.sampler(), every, self._sampled)
+
+    def _sampled(self, measured: SampleMeasurement) -> None:
+        if self._metrics is not None:
+            self._safely("metrics", self._metrics.sampled, measured)
+        self._safely("logs", self._logs.sampled, measured, self.ttl)
 
     # -- the SDK's interface ------------------------------------------------------------------------------------------
 
@@ -169,7 +216,7 @@ class InstrumentedEventStore(EventStore):
         finally:
             measured = StoreMeasurement(
                 time.perf_counter() - started,
-                "ok" if error is None else _outcome_of(error),
+                _outcome_of(error) if appended is None else store_outcome(appended),
                 stream_id,
                 error,
                 kind_of(message),
@@ -178,6 +225,8 @@ class InstrumentedEventStore(EventStore):
             self._end(opened, measured)
             if self._metrics is not None:
                 self._safely("metrics", self._metrics.stored, measured)
+                if measured.outcome == "deferred":
+                    self._safely("metrics", self._metrics.waiting, self._store.waiting)
             self._safely("logs", self._logs.stored, measured, self._session)
         return appended
 
@@ -237,9 +286,18 @@ class InstrumentedEventStore(EventStore):
             self._safely("logs", self._logs.read, "follow", measured, self._session)
         return facts
 
+    def _told(self, fact: StoreFact) -> None:
+        """What arises in the middle of operations."""
+        if self._metrics is not None:
+            self._safely("metrics", self._metrics.told, fact)
+            if not isinstance(fact, Committed) or fact.deferred:
+                self._safely("metrics", self._metrics.waiting, self._store.waiting)
+        if not isinstance(fact, Committed | Retried):
+            self._safely("logs", self._logs.told, fact, self._store.waiting)
+
     # -- telemetry never raises ---------------------------------------------------------------------------------------
 
-    def _begin(self, span: catalog.Span) -> Opened | None:
+    def _begin(self, span: declarations.Span) -> Opened | None:
         try:
             return self._tracing.begin(span)
         except Exception as error:  # noqa: BLE001 - an exporter or sampler of the application's

@@ -11,11 +11,24 @@ from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    MaxConnectionsError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailableError
+from mcp_eventscope.types import Trouble
 
 AnyRedis: TypeAlias = aioredis.Redis | aioredis.RedisCluster
 """The clients that a store accepts, with `decode_responses` either way."""
@@ -86,6 +99,20 @@ def require_async(client: object) -> None:
     raise TypeError(msg)
 
 
+def require_one_slot(client: AnyRedis, prefix: str) -> None:
+    """Refuse keys that a cluster would refuse for ever, and a backlog would keep.
+
+    Raises:
+        StoreRejectedError: The client is a cluster's, and the keys under the prefix are not in one slot.
+    """
+    if isinstance(client, aioredis.RedisCluster) and "{" not in prefix:
+        msg = (
+            f"the keys of a root store under {prefix!r} are not in one slot of Redis Cluster: "
+            'give it a key_prefix with a hash tag, such as "{mcp}:", or use the parts of sessions (`for_session`)'
+        )
+        raise StoreRejectedError(msg)
+
+
 def address_of(client: AnyRedis) -> str:
     """Where a client connects to: `host:port`, a socket's path, a Sentinel's service. Never a user name or password."""
     if isinstance(client, aioredis.RedisCluster):
@@ -115,6 +142,33 @@ def told_as(operation: str, client: AnyRedis) -> Iterator[None]:
             yield
     except (RedisError, RedisClusterException, OSError) as error:
         raise _told(error, f"could not {operation} Redis at {address_of(client)}") from error
+
+
+def trouble_of(error: BaseException) -> Trouble:
+    """What an error of the client's, or of Redis, means for those who wait to write."""
+    if isinstance(error, RedisConnectionError) and isinstance(error.__cause__, RedisError):
+        error = error.__cause__
+    for kinds, trouble in _TROUBLES:
+        if isinstance(error, kinds):
+            return trouble
+    if isinstance(error, RedisConnectionError):
+        # What a blocking pool says that is exhausted.
+        return Trouble.POOL if str(error).startswith("No connection available") else Trouble.CONNECTION
+    if isinstance(error, ResponseError):
+        code = str(error).partition(" ")[0]
+        return Trouble.BUSY if code == "BUSY" else Trouble.OTHER
+    return Trouble.CONNECTION if isinstance(error, OSError) else Trouble.OTHER
+
+
+_TROUBLES: tuple[tuple[tuple[type[BaseException], ...], Trouble], ...] = (
+    ((RedisTimeoutError, TimeoutError), Trouble.TIMEOUT),
+    ((MaxConnectionsError,), Trouble.POOL),
+    ((BusyLoadingError,), Trouble.LOADING),
+    ((ReadOnlyError,), Trouble.READONLY),
+    ((OutOfMemoryError,), Trouble.OOM),
+    ((NoScriptError,), Trouble.NOSCRIPT),
+    ((AuthenticationError, AuthorizationError, NoPermissionError), Trouble.AUTH),
+)
 
 
 def _told(error: RedisError | RedisClusterException | OSError, failed: str) -> StoreError:
