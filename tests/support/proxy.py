@@ -304,8 +304,9 @@ class _Link:
                     continue
                 buffer += data
                 for reply in resp.frames(buffer):
-                    # A push of RESP3 answers nothing.
-                    eaten = reply[:1] != b">" and self._awaited.popleft() is not None
+                    # A push of RESP3 answers nothing; what was cut behind its end is answered, and awaited by nobody.
+                    answers = reply[:1] != b">" and self._awaited
+                    eaten = answers and self._awaited.popleft() is not None
                     self._say(None if eaten else reply)
                     self._answer_first()
 
