@@ -70,17 +70,15 @@ class Speaker:
             await self.say()
 
     async def stored(self, client: aioredis.Redis) -> list[tuple[str, int]]:
-        """Ids and numbers that Redis has, in the order of the index. Every event must be there, and in one index."""
+        """Ids and numbers that Redis has, in the order of the index; what is no number of ours is left out."""
         index = [_text(member) for member in await client.zrange(self.keys.stream(self.stream), 0, -1)]
         async with client.pipeline(transaction=False) as pipeline:
             for event_id in index:
                 pipeline.hget(self.keys.event(event_id), "payload")
             payloads = await pipeline.execute()
         assert None not in payloads, f"{self.session}: the index names events that are not there"
-        return [
-            (event_id, int(json.loads(payload)["params"]["n"]))
-            for event_id, payload in zip(index, payloads, strict=True)
-        ]
+        found = [(event_id, _number(payload)) for event_id, payload in zip(index, payloads, strict=True)]
+        return [(event_id, number) for event_id, number in found if number is not None]
 
     def told(self, number: int) -> str | None:
         """The id that was told for a number, at once or later; None while it is not known, or was lost."""
@@ -107,7 +105,7 @@ async def check_all(speakers: Sequence[Speaker], client: aioredis.Redis) -> None
     """Redis has all that was said, exactly, and nothing beside."""
     for speaker in speakers:
         await speaker.check(client)
-    indexed = sum([len(await speaker.stored(client)) for speaker in speakers])
+    indexed = sum([await client.zcard(speaker.keys.stream(speaker.stream)) for speaker in speakers])
     prefix = speakers[0].root.key_prefix
     events = [key async for key in client.scan_iter(match=f"{prefix}*event:*", count=1000)]
     assert len(events) == indexed, "there are events that no index names"
@@ -116,6 +114,12 @@ async def check_all(speakers: Sequence[Speaker], client: aioredis.Redis) -> None
 async def settled(store: RedisEventStore, *, within: float = 10) -> None:
     """Return when Redis is back, and nothing waits for it any longer."""
     await until(lambda: store.waiting.away is None and not store.waiting.events, within=within)
+
+
+def _number(payload: bytes | str) -> int | None:
+    """Of one of our messages; None for a priming event, or a response."""
+    params = (json.loads(payload) if payload else {}).get("params")
+    return int(params["n"]) if params else None
 
 
 def _text(value: bytes | str) -> str:
