@@ -44,6 +44,20 @@ def events_gone(stream: StreamId) -> JSONRPCError:
     )
 
 
+def lost(stream: StreamId) -> JSONRPCError:
+    """What is stored in place of a response that could not be kept until the store was back.
+
+    Args:
+        stream: The name of its stream.
+    """
+    return _error(
+        stream,
+        EVENTS_GONE,
+        "The response was sent while the event store was away, and could not be kept. Whether the request took effect "
+        "is not known; send it again if that is safe",
+    )
+
+
 def _error(stream: StreamId, code: int, message: str) -> JSONRPCError:
     return JSONRPCError(jsonrpc="2.0", id=_request_id(stream), error=ErrorData(code=code, message=message))
 

@@ -6,7 +6,7 @@ the names of their streams, and a stream is followed by asking again.
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Self
 
@@ -26,7 +26,9 @@ from mcp_eventscope.types import (
     JSONRPCMessage,
     Miss,
     Replayed,
+    StoreFact,
     StreamId,
+    Waiting,
     is_final,
 )
 
@@ -67,10 +69,6 @@ class ForeignEventStore:
         """The part of the store that is one session's."""
         return type(self)(self._store, scope=f"{len(session_id)}:{session_id}:")
 
-    async def finish(self, stream_id: StreamId, message: JSONRPCMessage | None) -> None:
-        """Store the response; whether it was stored before cannot be seen from here."""
-        await self.append(stream_id, message)
-
     async def give_up(self, stream_id: StreamId) -> bool:
         """Store the error as the response; whether there is one already cannot be seen from here."""
         await self.append(stream_id, orphaned(stream_id))
@@ -78,6 +76,18 @@ class ForeignEventStore:
 
     async def claim(self, stream_ids: Iterable[StreamId]) -> None:
         """Return at once: nobody else asks."""
+
+    def observe(self, told: Callable[[StoreFact], None]) -> None:
+        """Do nothing: the interface tells nothing in between."""
+
+    @property
+    def waiting(self) -> Waiting:
+        """Nothing: what such a store defers, it does not say."""
+        return Waiting()
+
+    async def flush(self, seconds: float) -> int:
+        """Return at once: nothing waits here."""
+        return 0
 
     async def ping(self) -> None:
         """Return at once: the interface has nothing to ask."""

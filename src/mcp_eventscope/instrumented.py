@@ -31,7 +31,9 @@ from mcp_eventscope.types import (
     Followed,
     JSONRPCMessage,
     Replayed,
+    StoreFact,
     StreamId,
+    Waiting,
     kind_of,
 )
 
@@ -121,10 +123,6 @@ class InstrumentedEventStore(EventStore):
         part._warn_unscoped = False
         return part
 
-    async def finish(self, stream_id: StreamId, message: JSONRPCMessage | None) -> None:
-        """Store a response that could not be stored before; see the store."""
-        await self._store.finish(stream_id, message)
-
     async def give_up(self, stream_id: StreamId) -> bool:
         """Answer a request that this process ran, and runs no longer; see the store."""
         given_up = await self._store.give_up(stream_id)
@@ -135,6 +133,19 @@ class InstrumentedEventStore(EventStore):
     async def claim(self, stream_ids: Iterable[StreamId]) -> None:
         """Say again that this process runs the requests of these streams; see the store."""
         await self._store.claim(stream_ids)
+
+    def observe(self, told: Callable[[StoreFact], None]) -> None:
+        """Have what no caller is told called back with; see the store."""
+        self._store.observe(told)
+
+    @property
+    def waiting(self) -> Waiting:
+        """What is deferred now; see the store."""
+        return self._store.waiting
+
+    async def flush(self, seconds: float) -> int:
+        """Store what waits; see the store."""
+        return await self._store.flush(seconds)
 
     async def ping(self) -> None:
         """Return when the store answers. Raises what the store raises; it is not measured."""

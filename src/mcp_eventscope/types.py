@@ -4,10 +4,11 @@ The SDK's `EventStore` returns an id, or a stream id or None: through it nobody 
 A `FactStore` returns records; the decorator times and names them, the session view acts on them.
 """
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from mcp.server.streamable_http import GET_STREAM_KEY, EventCallback, EventId, EventMessage, EventStore, StreamId
 from mcp.types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
@@ -15,6 +16,8 @@ from mcp.types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPC
 __all__ = [
     "GET_STREAM_KEY",
     "Appended",
+    "CameBack",
+    "Committed",
     "EventCallback",
     "EventId",
     "EventMessage",
@@ -27,10 +30,17 @@ __all__ = [
     "JSONRPCNotification",
     "JSONRPCRequest",
     "JSONRPCResponse",
+    "LossReason",
+    "Lost",
     "MessageKind",
     "Miss",
     "Replayed",
+    "Retried",
+    "StoreFact",
     "StreamId",
+    "Trouble",
+    "Waiting",
+    "WentAway",
     "is_final",
     "kind_of",
 ]
@@ -90,14 +100,18 @@ class FollowEnd(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """One event was stored."""
+    """One event was taken: stored, or to be stored."""
 
     event_id: EventId
-    """Its id; "" when it was refused."""
+    """Its id; "" when it was refused, or deferred."""
     payload_bytes: int
     """Size of the stored payload in bytes of UTF-8; 0 for a priming event."""
     refused: bool = False
     """It was not stored, since its request has been given up and answered."""
+    deferred: bool = False
+    """It is not stored yet, since the store is away or slow: it waits, and will be."""
+    later: "asyncio.Future[EventId] | None" = None
+    """Of a deferred event: gets its id when it is stored, "" when it is refused; cancelled when it is lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +156,107 @@ class Followed:
     """Whether the request's worker was gone, and the request was answered by this follower."""
 
 
+class Trouble(StrEnum):
+    """Why the store could not be written to."""
+
+    TIMEOUT = "timeout"
+    """It did not answer in time."""
+    CONNECTION = "connection"
+    """It could not be reached, or the connection broke."""
+    POOL = "pool"
+    """The client has no connection left (`max_connections`)."""
+    LOADING = "loading"
+    """Redis loads its data set."""
+    BUSY = "busy"
+    """Redis runs a script that does not end."""
+    READONLY = "readonly"
+    """This Redis is a replica, after a failover say."""
+    OOM = "oom"
+    """Redis has reached `maxmemory`, and may not evict."""
+    NOSCRIPT = "noscript"
+    """Redis has forgotten the script; it is sent again at once."""
+    AUTH = "auth"
+    """Redis refused the user name, the password, or the command."""
+    OTHER = "other"
+    """It answered with another error; the log tells."""
+
+
+class LossReason(StrEnum):
+    """Why an event that was taken will never be stored."""
+
+    OVERFLOW = "overflow"
+    """The backlog was full, and its stream was given up."""
+    REJECTED = "rejected"
+    """Redis refused it for good: its key is another's."""
+    SHUTDOWN = "shutdown"
+    """The process ended before the store was back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """A batch was stored."""
+
+    events: int
+    payload_bytes: int
+    deferred: int
+    """Of the events, those that nobody has waited for."""
+    seconds: float
+    """Between sending and acknowledgement."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retried:
+    """A batch was not acknowledged, and is sent again: it is stored once all the same."""
+
+    reason: Trouble
+    events: int
+    error: str = ""
+    """What was answered, for people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WentAway:
+    """The store is away, or too slow: from now on nobody waits for it, and events are deferred."""
+
+    reason: Trouble
+    error: str = ""
+    """What was answered, for people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CameBack:
+    """The store answers again, in time."""
+
+    reason: Trouble
+    """Why it was away."""
+    seconds: float
+    """For how long."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """Events that will never be stored. They were sent live."""
+
+    reason: LossReason
+    events: int
+    payload_bytes: int
+
+
+StoreFact: TypeAlias = Committed | Retried | WentAway | CameBack | Lost
+"""What arises in the middle of operations, and no caller is told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """What is deferred, and waits for the store."""
+
+    events: int = 0
+    payload_bytes: int = 0
+    """What they take up, with what is kept of each beside its payload."""
+    away: Trouble | None = None
+    """Why the store is away; None when it is not."""
+
+
 @runtime_checkable
 class FactStore(Protocol):
     """An event store that returns facts. `RedisEventStore` and `InstrumentedEventStore` are; others are adapted."""
@@ -170,10 +285,6 @@ class FactStore(Protocol):
         """Whether what another process stores reaches a follower at once: streams may be read from the store only."""
         ...
 
-    async def finish(self, stream_id: StreamId, message: JSONRPCMessage | None) -> None:
-        """Store a response that could not be stored before."""
-        ...
-
     async def give_up(self, stream_id: StreamId) -> bool:
         """Answer a request that this process ran, and runs no longer, with an error."""
         ...
@@ -184,6 +295,19 @@ class FactStore(Protocol):
 
     async def ping(self) -> None:
         """Return when the store answers."""
+        ...
+
+    def observe(self, told: Callable[[StoreFact], None]) -> None:
+        """Have every fact that no caller is told called back with, as it arises. It must not raise."""
+        ...
+
+    @property
+    def waiting(self) -> Waiting:
+        """What is deferred now."""
+        ...
+
+    async def flush(self, seconds: float) -> int:
+        """Store what waits, for at most so long; and hold nothing after. Returns the events that were lost."""
         ...
 
     @property

@@ -1,3 +1,4 @@
+import asyncio
 import time
 
 import anyio
@@ -5,9 +6,8 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
-from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.keys import Keys
-from mcp_eventscope.testing import Collected
+from mcp_eventscope.testing import Collected, on_the_wire
 from support.leaks import LeakChecker
 from support.messages import answer, note
 from support.waiting import until
@@ -78,15 +78,17 @@ async def test_ids_go_on_when_the_counter_is_lost(
 
 
 @pytest.mark.usefixtures("leaks")
-async def test_batch_keeps_its_order(redis_client: aioredis.Redis, keys: Keys) -> None:
+async def test_appends_at_once_keep_their_order(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
     """Events appended at once have increasing ids in their order, over all their streams."""
-    entries = [scripts.Entry(str(i % 3), b'{"n":%d}' % i, "part") for i in range(50)]
-    ids = await scripts.append(redis_client, keys, 60, "", entries)
-    assert [int(event_id) for event_id in ids] == sorted({int(event_id) for event_id in ids})
+    appended = await asyncio.gather(*(store.append(str(i % 3), note(i)) for i in range(50)))
+    ids = [int(each.event_id) for each in appended]
+    assert ids == sorted(set(ids))
     for i, event_id in enumerate(ids):
-        fields = await fields_of(redis_client, keys.event(event_id))
-        assert fields == {"stream_id": str(i % 3), "payload": f'{{"n":{i}}}'}
-    assert await number_in(redis_client, keys.counter) == int(ids[-1])
+        fields = await fields_of(redis_client, keys.event(str(event_id)))
+        assert fields == {"stream_id": str(i % 3), "payload": on_the_wire(note(i))}
+    assert await number_in(redis_client, keys.counter) == ids[-1]
 
 
 # -- what is kept -----------------------------------------------------------------------------------------------------
@@ -135,7 +137,7 @@ async def test_every_key_has_a_ttl(store: RedisEventStore, redis_client: aioredi
     await store.append("1", answer())
     assert old not in await index_of(redis_client, Keys(store.key_prefix))
     names = {key.removeprefix(store.key_prefix).split(":")[0] for key in await leaks.keys()}
-    assert names == {"counter", "event", "stream", "trimmed"}
+    assert names == {"counter", "event", "stream", "trimmed", "running"}
     for key in await leaks.keys():
         assert 0 < await redis_client.ttl(key) <= (store.ttl or 0), key
 

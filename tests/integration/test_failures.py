@@ -8,10 +8,9 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError, StoreUnavailableError
-from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.testing import Collected, on_the_wire
-from mcp_eventscope.types import EventMessage
+from mcp_eventscope.types import EventMessage, StoreFact, Trouble, Waiting, WentAway
 from support.messages import note
 from support.servers import Valkey, valkey
 
@@ -31,8 +30,6 @@ def operations(store: RedisEventStore) -> list[Callable[[], Awaitable[object]]]:
     """Everything that asks Redis, and tells when that fails."""
     return [
         store.ping,
-        lambda: store.append("1", note(0, "a secret")),
-        lambda: store.store_event("1", None),
         lambda: store.replay("5", Collected()),
         lambda: store.replay_events_after("5", Collected()),
     ]
@@ -41,13 +38,19 @@ def operations(store: RedisEventStore) -> list[Callable[[], Awaitable[object]]]:
 async def test_redis_that_is_not_there(key_prefix: str) -> None:
     """Each operation says that Redis could not be reached, and where, without the password."""
     async with connect(f"redis://user:{PASSWORD}@127.0.0.1:1/0") as client:
+        facts: list[StoreFact] = []
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60).for_session("a")
+        store.observe(facts.append)
         for operation in operations(store):
             with pytest.raises(StoreUnavailableError, match=r"Redis at 127\.0\.0\.1:1") as caught:
                 await operation()
             assert PASSWORD not in str(caught.value)
-            assert "secret" not in str(caught.value)
-        assert PASSWORD not in store.address + repr(store)
+        assert (await store.append("1", note(0, "a secret"))).deferred
+        assert await store.store_event("1", None) == ""
+        assert [fact.reason for fact in facts if isinstance(fact, WentAway)] == [Trouble.CONNECTION]
+        assert PASSWORD not in store.address + repr(store) + repr(facts)
+        assert "secret" not in repr(facts)
+        assert await store.flush(0) == 2
 
 
 async def test_password_that_is_refused(own_valkey: Valkey, key_prefix: str) -> None:
@@ -61,28 +64,44 @@ async def test_password_that_is_refused(own_valkey: Valkey, key_prefix: str) -> 
                 with pytest.raises(StoreRejectedError, match="user name or password") as caught:
                     await operation()
                 assert PASSWORD not in str(caught.value)
+            assert (await store.for_session("a").append("1", None)).deferred
+            assert store.waiting == Waiting(events=1, payload_bytes=store.waiting.payload_bytes, away=Trouble.AUTH)
+            assert await store.flush(0) == 1
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "told"),
-    [("maxmemory", "1", "used memory"), ("min-replicas-to-write", "1", "NOREPLICAS")],
+    ("setting", "value", "reason", "told"),
+    [
+        ("maxmemory", "1", Trouble.OOM, "used memory"),
+        ("min-replicas-to-write", "1", Trouble.OTHER, "NOREPLICAS"),
+    ],
 )
-async def test_redis_that_refuses_to_write(
-    own_valkey: Valkey, key_prefix: str, setting: str, value: str, told: str
+async def test_redis_that_refuses_to_write(  # noqa: PLR0913, PLR0917
+    own_valkey: Valkey, key_prefix: str, setting: str, value: str, reason: Trouble, told: str
 ) -> None:
-    """A refusal is passed on in Redis's own words; nothing is half written; reading goes on, and writing later."""
+    """A refusal is told in Redis's own words; nothing is half written; reading goes on, and writing later."""
     async with connect(own_valkey.url) as client:
+        facts: list[StoreFact] = []
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
+        store.observe(facts.append)
         first = (await store.append("1", None)).event_id
         keys = await client.dbsize()
         await client.config_set(setting, value)
-        with pytest.raises(StoreRejectedError, match=told):
-            await store.append("1", note(0))
+        refused = await store.append("1", note(0))
+        assert refused.deferred
+        (away,) = [fact for fact in facts if isinstance(fact, WentAway)]
+        assert away.reason is reason
+        assert told in away.error
         assert (await store.replay(first, Collected())).miss is None
         assert await client.dbsize() == keys
         await client.config_set(setting, "0")
-        await store.append("1", note(1))
-        assert (await store.replay(first, Collected())).delivered == 1
+        assert refused.later is not None
+        stored = await refused.later
+        after = (await store.append("1", note(1))).event_id
+        collected = Collected()
+        await store.replay(first, collected)
+        assert collected.ids == [stored, after]
+        await store.flush()
 
 
 async def test_redis_that_comes_back(own_valkey: Valkey, key_prefix: str) -> None:
@@ -91,20 +110,14 @@ async def test_redis_that_comes_back(own_valkey: Valkey, key_prefix: str) -> Non
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
         await store.append("1", note(0))
         own_valkey.stop()
-        with pytest.raises(StoreUnavailableError):
-            await store.append("1", note(1))
+        missed = await store.append("1", note(1))
+        assert missed.deferred
+        assert missed.later is not None
         own_valkey.start()
-        before = await _after_reconnecting(store)
+        before = await missed.later
         after = await store.append("1", note(3))
         assert int(after.event_id) > int(before)
-
-
-async def _after_reconnecting(store: RedisEventStore) -> str:
-    """Store an event; the client's connection may still have to find out that it is dead."""
-    try:
-        return (await store.append("1", note(2))).event_id
-    except StoreError:
-        return (await store.append("1", note(2))).event_id
+        await store.flush()
 
 
 @pytest.mark.parametrize("decoding", [False, True])
@@ -122,6 +135,7 @@ async def test_cancellation_leaves_the_client_usable(valkey_url: str, key_prefix
             await store.replay(first, collected)
             assert collected.events[-1] == (kept.event_id, on_the_wire(note(steps)))
             assert len(collected.ids) == len(set(collected.ids))
+        await store.flush()
     assert cancelled >= 5
 
 

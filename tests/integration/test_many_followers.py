@@ -13,8 +13,7 @@ from redis.backoff import NoBackoff
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis import follow as follow_module
-from mcp_eventscope.redis import scripts
-from mcp_eventscope.redis import store as store_module
+from mcp_eventscope.redis import reader, scripts
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.testing import Collected
 from mcp_eventscope.types import GET_STREAM_KEY, Followed, FollowEnd
@@ -37,7 +36,7 @@ def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_more_followers_than_connections(valkey_url: str, key_prefix: str) -> None:
     """All are woken at the same moment, and none of their reads fails for want of a connection."""
     # Beside the reads: the subscriptions, the look, and one append.
-    url = f"{valkey_url}?max_connections={store_module.READS_AT_ONCE + 3}"
+    url = f"{valkey_url}?max_connections={reader.READS_AT_ONCE + 3}"
     async with aioredis.Redis.from_url(url) as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
         first = (await store.append("1", None)).event_id

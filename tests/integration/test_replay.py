@@ -7,7 +7,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.keys import Keys
-from mcp_eventscope.redis.store import CHUNK_BYTES, CHUNK_EVENTS
+from mcp_eventscope.redis.reader import CHUNK_BYTES, CHUNK_EVENTS
 from mcp_eventscope.testing import Collected, on_the_wire
 from mcp_eventscope.types import GET_STREAM_KEY, EventMessage, Miss, Replayed
 from support.messages import answer, failure, note

@@ -6,7 +6,7 @@ import redis
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis.store import MAX_TTL
+from mcp_eventscope.redis.bounds import MAX_TTL
 from mcp_eventscope.types import FactStore
 
 

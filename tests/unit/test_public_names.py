@@ -34,7 +34,7 @@ def test_public_names() -> None:
 @pytest.mark.parametrize(
     ("called", "parameters"),
     [
-        (RedisEventStore, ["redis", "*key_prefix", "*ttl"]),
+        (RedisEventStore, ["redis", "*key_prefix", "*ttl", "*store_timeout", "*backlog_bytes", "*backlog_events"]),
         (InstrumentedEventStore, ["store", "*name", "*registry", "*tracer_provider", "*logger"]),
         (
             http_app,

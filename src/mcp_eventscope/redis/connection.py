@@ -11,11 +11,24 @@ from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    MaxConnectionsError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailableError
+from mcp_eventscope.types import Trouble
 
 AnyRedis: TypeAlias = aioredis.Redis | aioredis.RedisCluster
 """The clients that a store accepts, with `decode_responses` either way."""
@@ -115,6 +128,33 @@ def told_as(operation: str, client: AnyRedis) -> Iterator[None]:
             yield
     except (RedisError, RedisClusterException, OSError) as error:
         raise _told(error, f"could not {operation} Redis at {address_of(client)}") from error
+
+
+def trouble_of(error: BaseException) -> Trouble:
+    """What an error of the client's, or of Redis, means for those who wait to write."""
+    if isinstance(error, RedisConnectionError) and isinstance(error.__cause__, RedisError):
+        error = error.__cause__
+    for kinds, trouble in _TROUBLES:
+        if isinstance(error, kinds):
+            return trouble
+    if isinstance(error, RedisConnectionError):
+        # What a blocking pool says that is exhausted.
+        return Trouble.POOL if str(error).startswith("No connection available") else Trouble.CONNECTION
+    if isinstance(error, ResponseError):
+        code = str(error).partition(" ")[0]
+        return Trouble.BUSY if code == "BUSY" else Trouble.OTHER
+    return Trouble.CONNECTION if isinstance(error, OSError) else Trouble.OTHER
+
+
+_TROUBLES: tuple[tuple[tuple[type[BaseException], ...], Trouble], ...] = (
+    ((RedisTimeoutError, TimeoutError), Trouble.TIMEOUT),
+    ((MaxConnectionsError,), Trouble.POOL),
+    ((BusyLoadingError,), Trouble.LOADING),
+    ((ReadOnlyError,), Trouble.READONLY),
+    ((OutOfMemoryError,), Trouble.OOM),
+    ((NoScriptError,), Trouble.NOSCRIPT),
+    ((AuthenticationError, AuthorizationError, NoPermissionError), Trouble.AUTH),
+)
 
 
 def _told(error: RedisError | RedisClusterException | OSError, failed: str) -> StoreError:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
@@ -106,10 +106,12 @@ class Followers:
             if not watches:
                 del self._watches[index]
 
-    def notify(self, index: str) -> None:
-        """This process has stored something under this index key."""
-        for watch in self._watches.get(index, ()):
-            watch.ring()
+    def notify(self, keys: Keys, stream_ids: Iterable[StreamId]) -> None:
+        """This process has stored something on these streams."""
+        if self._watches:
+            for stream_id in stream_ids:
+                for watch in self._watches.get(keys.stream(stream_id), ()):
+                    watch.ring()
 
     async def _look_now_and_then(self) -> None:
         try:

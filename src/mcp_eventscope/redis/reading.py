@@ -36,12 +36,12 @@ class Reading:
 
     async def take(self, row: scripts.Row) -> None:
         """Deliver one row, or count why not. The cursor moves only past what was dealt with."""
-        if row.state == "misplaced" or not EVENT_ID.fullmatch(row.event_id):
+        if row.wrong == "misplaced" or not EVENT_ID.fullmatch(row.event_id):
             self.corrupt[row.event_id] = None
             return
-        if row.state == "missing":
+        if row.wrong == "missing":
             self.missing += 1
-        elif row.state == "corrupt":
+        elif row.wrong:
             self.corrupt[row.event_id] = None
         elif row.payload:  # else a priming event: stored, so that its id is a cursor, and never sent again
             await self._take_payload(row)
@@ -71,6 +71,8 @@ def miss_of(chunk: scripts.Chunk, cursor: int, stream_id: StreamId | None, ttl: 
     # Not before: a counter that was rolled back, or restarted by another writer, unmakes no event that is there.
     if chunk.last_given and cursor > chunk.last_given and not chunk.cursor_held:
         return Miss.UNKNOWN
+    if stream_id is not None and cursor < chunk.restored:
+        return None  # Redis has lost all of the session that was stored by then, and with it the event, if it was.
     age = age_of(chunk, cursor)
     expired = ttl is not None and age is not None and age >= ttl
     if stream_id is not None and chunk.oldest and (chunk.cursor_held or chunk.trimmed >= cursor or expired):
@@ -80,4 +82,4 @@ def miss_of(chunk: scripts.Chunk, cursor: int, stream_id: StreamId | None, ttl: 
 
 def lost_after(chunk: scripts.Chunk, cursor: int) -> bool:
     """Whether events after the cursor were removed: trimmed past it, or with the index that named it."""
-    return chunk.trimmed > cursor or (not chunk.cursor_held and chunk.trimmed < cursor)
+    return chunk.trimmed > cursor or cursor < chunk.restored or (not chunk.cursor_held and chunk.trimmed < cursor)

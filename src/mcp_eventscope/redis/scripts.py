@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import unquote
 
 from redis.exceptions import NoScriptError
 
@@ -27,6 +28,10 @@ class Script:
         self._text = text
         self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
+    def call(self, *, whole: bool) -> tuple[bytes, bytes]:
+        """The command and its first argument: by digest, or with the whole text, which also loads it."""
+        return (b"EVAL", self._text.encode()) if whole else (b"EVALSHA", self._sha.encode())
+
     async def __call__(self, client: Client, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
         """Run the script and return its reply, text as bytes whatever the client's `decode_responses`.
 
@@ -41,28 +46,18 @@ class Script:
             return await client.execute_command("EVAL", self._text, *sent, NEVER_DECODE=True)
 
 
-_append = Script("append.lua")
 _read = Script("read.lua")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One event to append: its stream, its payload as stored, and what it is to its stream (see `append.lua`)."""
-
-    stream_id: str
-    payload: bytes
-    role: str
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One event of a chunk, as Redis has it.
 
-    `state` is `ok`, `missing`, `corrupt`, or `misplaced`: the index has it at a place that is not its id.
+    `wrong` is "" where nothing is; else `missing`, `corrupt`, or `misplaced`: the index has it at a place that is not
+    its id.
     """
 
     event_id: str
-    state: str
+    wrong: str
     payload: bytes
 
 
@@ -79,29 +74,11 @@ class Chunk:
     oldest: str
     clock: int
     """Redis's own time in microseconds: ages must not depend on a worker's clock."""
+    restored: int
+    """When the session was recorded anew, for Redis had lost it, by the same clock; 0: never, or it does not matter."""
     after: str
     """The score to read the next chunk after; "" when nothing is left."""
-    rows: tuple[Row, ...]
-
-
-async def append(client: Client, keys: Keys, ttl: int | None, worker: str, entries: Sequence[Entry]) -> list[str]:
-    """Append events to streams of one prefix, atomically and in order.
-
-    Args:
-        client: Where to.
-        keys: The prefix, as keys.
-        ttl: Seconds until the keys expire; None keeps them.
-        worker: Who says it; "" when nobody keeps track of who runs what.
-        entries: The events.
-
-    Returns:
-        Their ids, in the same order; "" for one that was refused, its request having been given up.
-    """
-    args: list[str | bytes | int] = [keys.prefix, ttl or 0, worker]
-    for entry in entries:
-        args += (entry.stream_id, entry.payload, entry.role)
-    reply = await _append(client, [keys.counter, keys.running], args)
-    return [event_id.decode("ascii") for event_id in reply]
+    rows: list[Row]
 
 
 async def read(  # noqa: PLR0913 - the script's arguments, one by one
@@ -122,10 +99,10 @@ async def read(  # noqa: PLR0913 - the script's arguments, one by one
     """
     reply = await _read(
         client,
-        [keys.counter, keys.event(cursor)],
+        [keys.counter, keys.event(cursor), keys.session],
         [keys.prefix, cursor, max_events, max_bytes, *([] if stream_id is None else [stream_id])],
     )
-    named, final, held, given, trimmed, oldest, clock, after, rows = reply
+    named, final, held, given, trimmed, oldest, clock, restored, after, told, payloads = reply
     return Chunk(
         named_stream=None if named is None else named.decode("utf-8", "replace"),
         cursor_final=final == b"1",
@@ -134,12 +111,26 @@ async def read(  # noqa: PLR0913 - the script's arguments, one by one
         trimmed=_number(trimmed),
         oldest=oldest.decode("utf-8", "replace"),
         clock=_number(clock),
+        restored=_number(restored),
         after=after.decode("ascii"),
-        rows=tuple(
-            Row(rows[i].decode("utf-8", "replace"), rows[i + 1].decode("ascii"), rows[i + 2])
-            for i in range(0, len(rows), 3)
-        ),
+        rows=_rows(told.decode("utf-8", "replace").split(), payloads),
     )
+
+
+def _rows(told: list[str], payloads: bytes) -> list[Row]:
+    """The rows of a chunk, out of the two texts that `read.lua` returns."""
+    rows = []
+    start = 0
+    for i in range(0, len(told), 2):
+        size = told[i + 1]
+        if size.isdigit():
+            end = start + int(size)
+            rows.append(Row(told[i], "", payloads[start:end]))
+            start = end
+        else:
+            named = told[i]
+            rows.append(Row(unquote(named[1:]) if named.startswith("%") else named, size, b""))
+    return rows
 
 
 def _number(text: bytes) -> int:

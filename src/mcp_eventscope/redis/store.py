@@ -1,22 +1,32 @@
 """The Redis event store: append, replay and follow, each returning facts. It knows nothing of telemetry."""
 
-import asyncio
 import copy
 import time
 import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Self
 
 from mcp_eventscope.answers import orphaned
 from mcp_eventscope.errors import StoreError, UnscopedStoreWarning
-from mcp_eventscope.redis import codec, scripts
+from mcp_eventscope.redis import codec
+from mcp_eventscope.redis.backlog import Backlog, Item
+from mcp_eventscope.redis.bounds import (
+    BACKLOG_BYTES,
+    BACKLOG_EVENTS,
+    FLUSH_SECONDS,
+    STORE_TIMEOUT,
+    check_bounds,
+    check_ttl,
+)
 from mcp_eventscope.redis.connection import AnyRedis, address_of, require_async, told_as
 from mcp_eventscope.redis.follow import Followers
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
+from mcp_eventscope.redis.reader import Reader
 from mcp_eventscope.redis.reading import Reading, age_of, lost_after, miss_of
 from mcp_eventscope.redis.signals import Signals
 from mcp_eventscope.redis.workers import Workers
+from mcp_eventscope.redis.writer import Writer
 from mcp_eventscope.types import (
     GET_STREAM_KEY,
     Appended,
@@ -28,27 +38,24 @@ from mcp_eventscope.types import (
     JSONRPCMessage,
     Miss,
     Replayed,
+    StoreFact,
     StreamId,
+    Waiting,
     is_final,
 )
 
-CHUNK_EVENTS = 256
-"""The most events that one read brings: a replay holds one chunk in memory, and Redis is blocked for one."""
-CHUNK_BYTES = 1 << 20
-"""Payload bytes after which a read stops early; a single larger event still comes whole."""
-READS_AT_ONCE = 8
-"""The most reads of a process that are under way, each on a connection of the client's pool: when thousands are to read
-at the same moment, after a restart say, more would exhaust the pool and not be faster, for Redis reads one by one."""
-WRITES_AT_ONCE = 32
-"""The most appends of a process that are under way, for the same reason."""
-MAX_TTL = 10 * 365 * 24 * 3600
-"""The longest TTL in seconds, ten years: Redis refuses far larger ones in the middle of a write."""
+_ROLE_OF_STREAM = {GET_STREAM_KEY: "standalone"}
 
 
 class RedisEventStore(EventStore):
     """An MCP event store on Redis or Valkey.
 
-    One append is one round trip; a replay reads bounded chunks. The keys are those of `Keys`.
+    What is appended at the same time goes out together, on one connection; a replay reads bounded chunks. The keys are
+    those of `Keys`.
+
+    While Redis is away or slow nobody waits for it: events are deferred, in a bounded backlog, and stored, once and in
+    order, when it is back. What a backlog that is full has to give up is told (`observe`), and a later resume of such a
+    stream says that it has a gap.
 
     Handed straight to the SDK, a store cannot tell one session from another: clients number their requests from 0,
     so sessions would share streams. Use `http_app` or `ResumableSessionManager`, which give each session its own
@@ -56,20 +63,33 @@ class RedisEventStore(EventStore):
 
     Args:
         redis: A `redis.asyncio.Redis` or `RedisCluster`, with `decode_responses` either way. It is not closed here.
-            One that retries, as redis-py's do by default, stores an event twice when the reply to the first try is
-            lost; one made with `retry=Retry(NoBackoff(), 0)` does not.
+            Of its pool one connection is for storing, one for subscriptions, and up to eight for replays.
         key_prefix: What every key begins with.
         ttl: Seconds that every key is kept after it was last written; None keeps them for ever, which fills Redis.
             Longer than clients stay away: twice the session idle timeout is a good start.
+        store_timeout: Seconds that an append waits for Redis, before its event is deferred.
+        backlog_bytes: The most bytes that deferred events of this process may take up.
+        backlog_events: The most deferred events of this process.
 
     Raises:
         TypeError: `redis` is no asyncio client; `key_prefix` is no string; `ttl` is no int.
-        ValueError: `key_prefix` is empty or has braces in the wrong place; `ttl` is not between 1 and ten years.
+        ValueError: `key_prefix` is empty or has braces in the wrong place; `ttl` is not between 1 and ten years;
+            `store_timeout` is not positive; a bound of the backlog is below 1.
     """
 
-    def __init__(self, redis: AnyRedis, *, key_prefix: str = "mcp:", ttl: int | None = None) -> None:
+    def __init__(  # noqa: PLR0913 - what an operator chooses, once
+        self,
+        redis: AnyRedis,
+        *,
+        key_prefix: str = "mcp:",
+        ttl: int | None = None,
+        store_timeout: float = STORE_TIMEOUT,
+        backlog_bytes: int = BACKLOG_BYTES,
+        backlog_events: int = BACKLOG_EVENTS,
+    ) -> None:
         require_async(redis)
-        _check_ttl(ttl)
+        check_ttl(ttl)
+        check_bounds(store_timeout=store_timeout, backlog_bytes=backlog_bytes, backlog_events=backlog_events)
         self._redis = redis
         self._keys = Keys(key_prefix)
         self._ttl = ttl
@@ -77,8 +97,10 @@ class RedisEventStore(EventStore):
         signals = Signals(redis)
         self._workers = Workers(redis, self._keys, self._worker, signals)
         self._followers = Followers(redis, self._worker, self._workers, signals)
-        self._reads = asyncio.Semaphore(READS_AT_ONCE)
-        self._writes = asyncio.Semaphore(WRITES_AT_ONCE)
+        self._reader = Reader(redis)
+        backlog = Backlog(backlog_bytes, backlog_events)
+        self._writer = Writer(redis, self._worker, ttl, store_timeout, backlog, self._followers.notify)
+        self._lane = self._writer.lane(self._keys, tracked=False)
         self._session: str | None = None
         self._warned = False
 
@@ -127,7 +149,36 @@ class RedisEventStore(EventStore):
         part = copy.copy(self)
         part._keys = self._keys.for_session(session_id)
         part._session = session_id
+        # Who runs what is known within a session only: elsewhere stream ids are anything.
+        part._lane = self._writer.lane(part._keys, tracked=True)
         return part
+
+    def observe(self, told: Callable[[StoreFact], None]) -> None:
+        """Have what arises in the middle of operations, and no caller is told, called back with.
+
+        Args:
+            told: Called with each fact as it arises: batches that were stored, retries, Redis gone and back, events
+                lost. It must return soon; what it raises is dropped.
+        """
+        self._writer.observe(told)
+
+    @property
+    def waiting(self) -> Waiting:
+        """What is deferred in this process, of all sessions, and why."""
+        return self._writer.waiting
+
+    async def flush(self, seconds: float = FLUSH_SECONDS) -> int:
+        """Store what waits, and give the connection back to the client: before the process ends, and Redis is closed.
+
+        The store may be used again afterwards.
+
+        Args:
+            seconds: How long it may take at most. What is not stored by then is lost, and told (`observe`).
+
+        Returns:
+            The number of events that were lost.
+        """
+        return await self._writer.flush(seconds)
 
     async def ping(self) -> None:
         """Return when Redis answers.
@@ -148,10 +199,10 @@ class RedisEventStore(EventStore):
             message: The message, or None for a priming event.
 
         Returns:
-            The event's id.
+            The event's id; "" when it is not stored yet, or will not be: see `append`.
 
         Raises:
-            StoreError: Redis did not take it.
+            StoreRejectedError: Redis refused this event for good.
         """
         self._check_scoped()
         return (await self.append(stream_id, message)).event_id
@@ -188,38 +239,30 @@ class RedisEventStore(EventStore):
     # -- the same, as facts -------------------------------------------------------------------------------------------
 
     async def append(self, stream_id: StreamId, message: JSONRPCMessage | None) -> Appended:
-        """Store one event, in one round trip.
+        """Store one event.
 
         Args:
             stream_id: The stream.
             message: The message, or None for a priming event.
 
         Returns:
-            Its id and size. It is refused when the request was given up before, and has its response: what its worker
-            says afterwards is not stored.
+            Its id and size. It is deferred when Redis does not acknowledge it in time. It is refused when the request
+            was given up before, and has its response: what its worker says afterwards is not stored.
 
         Raises:
-            StoreError: Redis did not take it.
+            StoreRejectedError: Redis refused this event for good.
             ValueError: The message has no JSON form.
         """
         # As bytes: the client would encode text in whatever encoding it was made for.
         payload = codec.encode(message).encode()
-        role = "final" if is_final(stream_id, message) else "part"
-        if stream_id == GET_STREAM_KEY:
-            role = "standalone"
-        # Who runs what is known within a session only: elsewhere stream ids are anything.
-        worker = "" if self._session is None else self._worker
-        event_id = await self._append(worker, scripts.Entry(stream_id, payload, role))
-        return Appended(event_id, len(payload), refused=not event_id)
-
-    async def finish(self, stream_id: StreamId, message: JSONRPCMessage | None) -> None:
-        """Store a response that could not be stored before, unless it was, and only its acknowledgement was lost.
-
-        Raises:
-            StoreError: Redis did not take it.
-            ValueError: The message has no JSON form.
-        """
-        await self._append(self._worker, scripts.Entry(stream_id, codec.encode(message).encode(), "late"))
+        role = "final" if is_final(stream_id, message) else _ROLE_OF_STREAM.get(stream_id, "part")
+        item = Item(self._lane, stream_id, payload, role)
+        event_id = await self._writer.append(item)
+        if event_id:
+            return Appended(event_id, len(payload))
+        if event_id is None:
+            return Appended("", len(payload), deferred=True, later=item.later)
+        return Appended("", len(payload), refused=True)
 
     async def give_up(self, stream_id: StreamId, worker: str | None = None) -> bool:
         """Answer a request whose worker is gone: an error is stored as its response, unless there is one.
@@ -229,14 +272,14 @@ class RedisEventStore(EventStore):
             worker: Who ran it; None: this process.
 
         Returns:
-            Whether it was given up now, by this call.
+            Whether it was given up now, by this call. While Redis is away it is not, and will be.
 
         Raises:
             StoreError: Redis did not take it.
         """
         payload = codec.encode(orphaned(stream_id)).encode()
-        entry = scripts.Entry(stream_id, payload, "orphaned")
-        return bool(await self._append(self._worker if worker is None else worker, entry))
+        gone = self._worker if worker is None else worker
+        return bool(await self._writer.append(Item(self._lane, stream_id, payload, f"orphaned:{gone}")))
 
     async def claim(self, stream_ids: Iterable[StreamId]) -> None:
         """Say again that this process runs the requests of these streams: Redis has lost it.
@@ -249,13 +292,6 @@ class RedisEventStore(EventStore):
                 await self._redis.hsetnx(self._keys.running, stream_id, self._worker)
             if self._ttl is not None:
                 await self._redis.expire(self._keys.running, self._ttl)
-
-    async def _append(self, worker: str, entry: scripts.Entry) -> EventId:
-        async with self._writes:
-            with told_as("append to", self._redis):
-                (event_id,) = await scripts.append(self._redis, self._keys, self._ttl, worker, [entry])
-        self._followers.notify(self._keys.stream(entry.stream_id))
-        return event_id
 
     async def replay(
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
@@ -277,7 +313,7 @@ class RedisEventStore(EventStore):
         if not EVENT_ID.fullmatch(last_event_id):
             return Replayed(miss=Miss.MALFORMED)
         cursor = int(last_event_id)
-        chunk = await self._read(last_event_id, stream_id)
+        chunk = await self._reader.read(self._keys, last_event_id, stream_id)
         age = age_of(chunk, cursor)
         if miss := miss_of(chunk, cursor, stream_id, self._ttl):
             return Replayed(miss=miss, age=age if miss is Miss.EXPIRED else None)
@@ -287,7 +323,7 @@ class RedisEventStore(EventStore):
         until_response = stream_id is not None
         reading = Reading(stream, last_event_id, send, until_response=until_response)
         if not (until_response and chunk.cursor_final):
-            await self._deliver(reading, chunk)
+            await self._reader.deliver(self._keys, reading, chunk)
         return Replayed(
             stream_id=stream,
             last_event_id=reading.cursor,
@@ -324,7 +360,8 @@ class RedisEventStore(EventStore):
                     if watch.orphan_of is not None:
                         orphaned |= await self.give_up(stream_id, watch.orphan_of)
                         watch.orphan_of = None
-                    await self._deliver(reading, await self._read(reading.cursor, stream_id))
+                    chunk = await self._reader.read(self._keys, reading.cursor, stream_id)
+                    await self._reader.deliver(self._keys, reading, chunk)
                 except StoreError:
                     failures += 1  # Redis may be restarting; the client is still there.
                 watch.cursor = reading.cursor
@@ -342,34 +379,3 @@ class RedisEventStore(EventStore):
             failures=failures,
             orphaned=orphaned,
         )
-
-    async def _read(self, cursor: str, stream_id: str | None) -> scripts.Chunk:
-        async with self._reads:
-            with told_as("read from", self._redis):
-                return await scripts.read(
-                    self._redis, self._keys, cursor, stream_id, max_events=CHUNK_EVENTS, max_bytes=CHUNK_BYTES
-                )
-
-    async def _deliver(self, reading: Reading, chunk: scripts.Chunk) -> None:
-        """Send a chunk, and those after it, until nothing is left or the response has been sent."""
-        while True:
-            for row in chunk.rows:
-                await reading.take(row)
-                if reading.completed:
-                    return
-            if not chunk.after:
-                return
-            # Events of a long replay are read in one go of the loop; let others have their turn.
-            await asyncio.sleep(0)
-            chunk = await self._read(chunk.after, reading.stream_id)
-
-
-def _check_ttl(ttl: int | None) -> None:
-    if ttl is None:
-        return
-    if isinstance(ttl, bool) or not isinstance(ttl, int):
-        msg = f"ttl must be a whole number of seconds, or None to keep events for ever; not {ttl!r}"
-        raise TypeError(msg)
-    if not 0 < ttl <= MAX_TTL:
-        msg = f"ttl must be between 1 and {MAX_TTL} seconds, or None to keep events for ever; not {ttl}"
-        raise ValueError(msg)

@@ -30,10 +30,6 @@ _LIVE_SECONDS = 1.0
 """How long what could not be stored waits for a client that is slow to take it, before the session goes on."""
 
 
-_UNSAVED = 100
-"""The most responses of a session that are kept until they can be stored: without its response a resume never ends."""
-
-
 class _Resume:
     """One stream that is being resumed: how to send on it, and how to end it."""
 
@@ -66,7 +62,6 @@ class SessionView(EventStore):
         self._resuming: defaultdict[str, set[_Resume]] = defaultdict(set)
         self._running: set[str] = set()
         self._asked: set[str] = set()
-        self._unsaved: dict[str, JSONRPCMessage | None] = {}
         self._opened: dict[EventId, bool] = {}
         self._closed = False
         self.given_up: Callable[[StreamId], None] | None = None
@@ -96,11 +91,11 @@ class SessionView(EventStore):
             elif name != GET_STREAM_KEY:
                 self._running.add(name)
             appended = await self._store.append(name, message)
-        except Exception as error:  # noqa: BLE001 - the store has told it; raised here, the SDK would end the session
-            if isinstance(error, StoreError) and is_final(name, message) and len(self._unsaved) < _UNSAVED:
-                self._unsaved[name] = message
+        except Exception:  # noqa: BLE001 - the store has told it; raised here, the SDK would end the session
             await self._send_live(stream_id, message)
             return ""
+        if appended.deferred:
+            await self._send_live(stream_id, message)
         if appended.refused and self.given_up is not None:
             self.given_up(stream_id)
         return wire.join(appended.event_id, name) if appended.event_id else ""
@@ -219,14 +214,11 @@ class SessionView(EventStore):
                     resume.scope.cancel()
 
     async def claim(self) -> None:
-        """Store the responses that could not be stored, and say again which requests are running here.
+        """Say again which requests are running here.
 
         Raises:
             StoreError: Redis is still away.
         """
-        for name, message in tuple(self._unsaved.items()):
-            await self._store.finish(name, message)
-            del self._unsaved[name]
         await self._store.claim(tuple(self._running))
 
     async def give_up(self) -> None:

@@ -1,16 +1,24 @@
--- Append events to the streams under one prefix: atomically, in order, in one round trip.
+-- Commit a batch: events of any number of sessions, in order, in one round trip; each session's once, however
+-- often the batch is sent.
 --
--- KEYS[1]  {prefix}counter: the last event id given out
--- KEYS[2]  {prefix}running: which worker runs the request of a stream; "!" once it was given up
--- ARGV[1]  the prefix; event, stream and trimmed keys are built from it, for the ids are made here
--- ARGV[2]  ttl in whole seconds; 0 keeps the keys for ever
--- ARGV[3]  the worker that says it; "" when nobody keeps track
--- ARGV[4…] three for each event: stream id, payload ("" for a priming event), and what it is to its stream:
---          "part", "final" (the response that ends it), "standalone" (the stream belongs to no request),
---          "late" (a response that was sent before, and may or may not have been stored),
---          or "orphaned" (the response in place of a worker that is gone, which ARGV[3] then names)
--- Returns  the event ids given out, as decimal strings, in the order of the events; "" for one that was
---          refused: its request was given up before, and has its response
+-- KEYS     two for each session: {prefix}counter, the last event id given out; {prefix}running, a hash:
+--          stream -> the worker that runs its request, "!" once it was given up; and "#" .. worker -> the
+--          number of the last part of a batch that this worker has committed, ":", and what was returned for it
+-- ARGV[1]  ttl in whole seconds; 0 keeps the keys for ever
+-- ARGV[2]  the worker that says it
+-- ARGV[3…] for each session: its prefix; event, stream and trimmed keys are built from it, for the ids are made
+--          here; "1" if it is known who runs its requests, else ""; the number of this part, never used before
+--          by this worker; an event id that was given out, or 0; how many events follow; and three for each:
+--            stream id, payload ("" for a priming event), and what it is to its stream:
+--            "part", "final" (the response that ends it), "standalone" (the stream belongs to no request), or
+--            "orphaned:" .. worker (the response in place of that worker, which is gone); with "lost:" in front
+--            where it stands for events that could not be kept: none is stored, but a resume will tell of a gap;
+--            if the response was among them, the payload stands in for it
+-- Returns  a line for each session: the id of its first event; the others' follow it one by one. Then, for
+--          events that were not stored, ";" index from 0 "=", and "-" for one that was refused, its request
+--          having been given up before, or "!" and an error. "!" and an error alone: none was stored.
+--          An error that is not about a key of the session's (OOM, READONLY, …) is an error of the whole call,
+--          and nothing was written.
 --
 -- Whoever follows a stream has subscribed to the channel that is called as its index, and is woken by the
 -- name of the worker, whose own followers know already.
@@ -20,82 +28,41 @@
 
 local LOOKED_AT_PER_END = 32
 
-local prefix, ttl, worker = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local ttl, worker = tonumber(ARGV[1]), ARGV[2]
+local mark = '#' .. worker
 local now = redis.call('TIME')
 local clock = now[1] * 1000000 + now[2]
-local last = tonumber(redis.call('GET', KEYS[1]) or '') or 0
-if not (last >= 0 and last < 2 ^ 53) then
-  last = 0 -- Nothing that was given out: past 2^53 one more is the same number, and ids would repeat.
+local horizon = clock - ttl * 1000000
+local broken -- An error that concerns all of Redis: it is met before anything is written.
+
+local function whole(number)
+  return string.format('%.0f', number)
 end
 
--- Whether the last event of a stream is a response.
-local function ended(stream)
-  local id = redis.call('ZREVRANGE', prefix .. 'stream:' .. stream, 0, 0)[1]
-  return id and redis.call('HGET', prefix .. 'event:' .. id, 'final') == '1'
-end
-
--- Whether an event may be stored; and who runs the request of its stream, as of this event.
-local function admit(stream, role)
-  if role == 'standalone' or (worker == '' and role ~= 'orphaned') then
-    return true
+-- A command that may fail on a key that is another's. Returns its reply, or nil and the error.
+local function attempt(...)
+  local reply = redis.pcall(...)
+  if type(reply) ~= 'table' or not reply.err then
+    return reply
   end
-  local runs = redis.call('HGET', KEYS[2], stream) or ''
-  if role == 'orphaned' then
-    if runs ~= worker then
-      return false
-    end
-    redis.call('HSET', KEYS[2], stream, '!')
-  elseif runs == '!' then
-    return false
-  elseif role == 'late' and runs ~= worker and (runs ~= '' or ended(stream)) then
-    return false
-  elseif role == 'final' or role == 'late' then
-    redis.call('HDEL', KEYS[2], stream)
-  elseif runs ~= worker then
-    redis.call('HSET', KEYS[2], stream, worker)
+  local code = string.match(reply.err, '^%-?(%u+)')
+  if code ~= 'WRONGTYPE' and code ~= 'ERR' then
+    broken = reply.err
   end
-  return true
-end
-
-local ids, streams, seen = {}, {}, {}
-
-local function append(stream, payload, role)
-  last = math.max(clock, last + 1)
-  local id = string.format('%.0f', last)
-  local event = prefix .. 'event:' .. id
-  -- First, for this is what can fail, on a key that is another's: then nothing of the event is left behind.
-  redis.call('ZADD', prefix .. 'stream:' .. stream, id, id)
-  if role == 'final' or role == 'late' or role == 'orphaned' then
-    redis.call('HSET', event, 'stream_id', stream, 'payload', payload, 'final', '1')
-  else
-    redis.call('HSET', event, 'stream_id', stream, 'payload', payload)
-  end
-  if ttl > 0 then
-    redis.call('EXPIRE', event, ttl)
-  end
-  if not seen[stream] then
-    seen[stream] = true
-    streams[#streams + 1] = stream
-  end
-  return id
-end
-
-for i = 4, #ARGV, 3 do
-  local stream, payload, role = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  ids[#ids + 1] = admit(stream, role) and append(stream, payload, role) or ''
+  return nil, string.gsub(reply.err, '[;\r\n]', ' ')
 end
 
 -- The entries of an index whose events have expired. An entry goes only when its event is gone, for a
 -- small id may be a living event of another writer of this layout, whose ids are no clocks. Both ends of
 -- what may have expired are looked at: entries that live on at one end would shield all the others. What
 -- went is remembered, so that a replay can tell a gap from a stream that never said more.
-local function trim(stream)
+local function trim(prefix, stream)
   local index, trimmed = prefix .. 'stream:' .. stream, prefix .. 'trimmed:' .. stream
-  local horizon = string.format('(%.0f', clock - ttl * 1000000)
+  local before = '(' .. whole(horizon)
   local highest = 0
   for _, ids in ipairs({
-    redis.call('ZRANGEBYSCORE', index, '-inf', horizon, 'LIMIT', 0, LOOKED_AT_PER_END),
-    redis.call('ZREVRANGEBYSCORE', index, horizon, '-inf', 'LIMIT', 0, LOOKED_AT_PER_END),
+    redis.call('ZRANGEBYSCORE', index, '-inf', before, 'LIMIT', 0, LOOKED_AT_PER_END),
+    redis.call('ZREVRANGEBYSCORE', index, before, '-inf', 'LIMIT', 0, LOOKED_AT_PER_END),
   }) do
     for _, id in ipairs(ids) do
       if redis.call('EXISTS', prefix .. 'event:' .. id) == 0 then
@@ -105,32 +72,170 @@ local function trim(stream)
     end
   end
   if highest > 0 then
-    local before = tonumber(redis.call('GET', trimmed) or '') or 0
-    redis.call('SET', trimmed, string.format('%.0f', math.max(before, highest)), 'EX', ttl)
+    local known = tonumber(redis.call('GET', trimmed) or '') or 0
+    redis.call('SET', trimmed, whole(math.max(known, highest)), 'EX', ttl)
   end
 end
 
-if #streams == 0 then
-  return ids
-elseif ttl > 0 then
-  redis.call('SET', KEYS[1], string.format('%.0f', last), 'EX', ttl)
-else
-  redis.call('SET', KEYS[1], string.format('%.0f', last))
-end
-for _, stream in ipairs(streams) do
+-- What is done once for each stream that was written to.
+local function written(prefix, stream)
+  local index = prefix .. 'stream:' .. stream
   if ttl > 0 then
-    trim(stream)
-    redis.call('EXPIRE', prefix .. 'stream:' .. stream, ttl)
+    local oldest = redis.call('ZRANGE', index, 0, 0, 'WITHSCORES')[2]
+    if oldest and tonumber(oldest) < horizon then
+      trim(prefix, stream)
+    end
+    redis.call('EXPIRE', index, ttl)
   else
-    redis.call('PERSIST', prefix .. 'stream:' .. stream)
+    redis.call('PERSIST', index)
     redis.call('PERSIST', prefix .. 'trimmed:' .. stream)
   end
   -- A user of Redis may lack the right to publish: who follows then finds it when he looks for himself.
-  redis.pcall('PUBLISH', prefix .. 'stream:' .. stream, worker)
-end
-if ttl > 0 then
-  -- Whoever said it, or gave it up: for a request that runs long, too.
-  redis.call('EXPIRE', KEYS[2], ttl)
+  redis.pcall('PUBLISH', index, worker)
 end
 
-return ids
+-- Write one event. Returns nothing, or an error.
+local function write(prefix, stream, id, payload, final)
+  local index, event = prefix .. 'stream:' .. stream, prefix .. 'event:' .. id
+  -- First, for this is what can fail, on a key that is another's: then nothing of the event is left behind.
+  local added, error = attempt('ZADD', index, id, id)
+  if not added then
+    return error
+  end
+  local stored
+  if final then
+    stored, error = attempt('HSET', event, 'stream_id', stream, 'payload', payload, 'final', '1')
+  else
+    stored, error = attempt('HSET', event, 'stream_id', stream, 'payload', payload)
+  end
+  if not stored then
+    redis.call('ZREM', index, id)
+    return error
+  end
+  if ttl > 0 then
+    redis.call('EXPIRE', event, ttl)
+  end
+end
+
+-- Commit one session's events. Returns its line.
+local function commit(counter, running, at, count)
+  local prefix, tracked, number, floor = ARGV[at], ARGV[at + 1] == '1', ARGV[at + 2], tonumber(ARGV[at + 3])
+  local events = at + 5
+
+  local asked = { mark }
+  if tracked then
+    for i = events, events + 3 * count - 1, 3 do
+      asked[#asked + 1] = ARGV[i]
+    end
+  end
+  local known, error = attempt('HMGET', running, unpack(asked))
+  if not known then
+    return '!' .. error
+  end
+  local committed = known[1]
+  if committed and string.sub(committed, 1, #number + 1) == number .. ':' then
+    return string.sub(committed, #number + 2)
+  end
+  local given
+  given, error = attempt('GET', counter)
+  if error then
+    return '!' .. error
+  end
+  local last = tonumber(given or '') or 0
+  if not (last >= 0 and last < 2 ^ 53) then
+    last = 0 -- Nothing that was given out: past 2^53 one more is the same number, and ids would repeat.
+  end
+  last = math.max(clock - 1, last, floor)
+
+  local line, before, runs, streams = { whole(last + 1) }, {}, {}, {}
+  local told = { mark, '' }
+  for i = 0, count - 1 do
+    local stream, payload, role = ARGV[events + 3 * i], ARGV[events + 3 * i + 1], ARGV[events + 3 * i + 2]
+    last = last + 1
+    local runner = runs[stream]
+    if runner == nil then
+      runner = tracked and known[i + 2] or ''
+    end
+    local lost = string.sub(role, 1, 5) == 'lost:'
+    if lost then
+      role = string.sub(role, 6)
+    end
+    local ending = role == 'final'
+    local refused
+    if string.sub(role, 1, 9) == 'orphaned:' then
+      refused = runner ~= string.sub(role, 10)
+      ending, runner = true, '!'
+    elseif role ~= 'standalone' and tracked then
+      refused = runner == '!'
+      runner = ending and '' or worker
+    end
+    if refused then
+      line[#line + 1] = i .. '=-'
+    else
+      error = nil
+      if lost then
+        local trimmed = prefix .. 'trimmed:' .. stream
+        if ttl > 0 then
+          error = select(2, attempt('SET', trimmed, whole(last), 'EX', ttl))
+        else
+          error = select(2, attempt('SET', trimmed, whole(last)))
+        end
+      end
+      if not error and (not lost or ending) then
+        error = write(prefix, stream, whole(last), payload, ending)
+      end
+      if broken then
+        return
+      elseif error then
+        line[#line + 1] = i .. '=!' .. error
+      else
+        if runs[stream] == nil then
+          streams[#streams + 1] = stream
+          before[stream] = tracked and known[i + 2] or ''
+        end
+        runs[stream] = runner
+      end
+    end
+  end
+
+  if #streams == 0 then
+    return table.concat(line, ';') -- Nothing to remember: a second time comes to the same.
+  elseif ttl > 0 then
+    redis.call('SET', counter, whole(last), 'EX', ttl)
+  else
+    redis.call('SET', counter, whole(last))
+  end
+  for i = 1, #streams do
+    local stream = streams[i]
+    written(prefix, stream)
+    local runner = runs[stream]
+    if runner == before[stream] then
+      -- As it was.
+    elseif runner == '' then
+      redis.call('HDEL', running, stream)
+    else
+      told[#told + 1] = stream
+      told[#told + 1] = runner
+    end
+  end
+  local reply = table.concat(line, ';')
+  told[2] = number .. ':' .. reply
+  redis.call('HSET', running, unpack(told))
+  if ttl > 0 then
+    redis.call('EXPIRE', running, ttl)
+  else
+    redis.call('PERSIST', running)
+  end
+  return reply
+end
+
+local lines, at = {}, 3
+for i = 1, #KEYS, 2 do
+  local count = tonumber(ARGV[at + 4])
+  lines[#lines + 1] = commit(KEYS[i], KEYS[i + 1], at, count)
+  if broken then
+    return redis.error_reply(broken)
+  end
+  at = at + 5 + 3 * count
+end
+return table.concat(lines, '\n')

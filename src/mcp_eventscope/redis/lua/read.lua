@@ -2,6 +2,7 @@
 --
 -- KEYS[1]  {prefix}counter: the last event id given out
 -- KEYS[2]  {prefix}event:{cursor}
+-- KEYS[3]  {prefix}session: in a session, what is known of it
 -- ARGV[1]  the prefix
 -- ARGV[2]  the cursor, an event id
 -- ARGV[3]  the most events to look at
@@ -10,16 +11,21 @@
 -- Returns  { stream the cursor's event names or nil, "1" if that event ended its stream,
 --            "1" if the stream's index holds the cursor, last id given out or "", highest id trimmed or "",
 --            oldest id in the index or "", Redis's clock in microseconds,
+--            when the session was recorded anew after Redis had lost it, by the same clock, or "",
 --            cursor for the next chunk or "" when this was the last,
---            rows: id, state ("ok" | "missing" | "corrupt" | "misplaced"), payload, and so on }
+--            ids and sizes of the payloads, or what is wrong ("missing" | "corrupt" | "misplaced": the id may be
+--            anything, and comes as "%" and itself, percent-encoded), with spaces between;
+--            the payloads, one after the other }
 --
--- Nothing in a row makes the script fail: a row that cannot be read is a fact, not an error.
+-- Nothing in a row makes the script fail: a row that cannot be read is a fact, not an error. The rows come as two
+-- texts because clients take long to take in many.
 
 local prefix, cursor = ARGV[1], ARGV[2]
 local most, budget = tonumber(ARGV[3]), tonumber(ARGV[4])
+local pcall, format = redis.pcall, string.format
 
 local named, final = false, ''
-local row = redis.pcall('HMGET', KEYS[2], 'stream_id', 'final')
+local row = pcall('HMGET', KEYS[2], 'stream_id', 'final')
 if not row.err then
   named, final = row[1], row[2] or ''
 end
@@ -27,9 +33,15 @@ end
 local stream = ARGV[5] or named
 local given = redis.call('GET', KEYS[1]) or ''
 local now = redis.call('TIME')
-local clock = string.format('%.0f', now[1] * 1000000 + now[2])
+local clock = format('%.0f', now[1] * 1000000 + now[2])
 if not stream then
-  return { false, '', '', given, '', '', clock, '', {} }
+  return { false, '', '', given, '', '', clock, '', '', '', '' }
+end
+
+local restored = ''
+if not named then
+  local mark = pcall('HGET', KEYS[3], 'restored')
+  restored = type(mark) == 'string' and mark or ''
 end
 
 local index = prefix .. 'stream:' .. stream
@@ -38,33 +50,39 @@ local trimmed = redis.call('GET', prefix .. 'trimmed:' .. stream) or ''
 local oldest = redis.call('ZRANGE', index, 0, 0)[1] or ''
 
 local found = redis.call('ZRANGEBYSCORE', index, '(' .. cursor, '+inf', 'WITHSCORES', 'LIMIT', 0, most)
-local rows, bytes, after = {}, 0, ''
+local events = prefix .. 'event:'
+local rows, payloads, bytes, after = {}, {}, 0, ''
 for i = 1, #found, 2 do
   local id = found[i]
-  local event = redis.pcall('HMGET', prefix .. 'event:' .. id, 'stream_id', 'payload')
+  local event = pcall('HMGET', events .. id, 'stream_id', 'payload')
   local payload = (not event.err) and event[2] or ''
   if bytes > 0 and bytes + #payload > budget then
     break
   end
   bytes = bytes + #payload
-  rows[#rows + 1] = id
-  if id ~= string.format('%.0f', found[i + 1]) then
+  local size = #payload
+  if id ~= found[i + 1] and id ~= format('%.0f', found[i + 1]) then
     -- No writer of this layout puts it there. It is no place to go on from: that could be back, or nowhere.
-    rows[#rows + 1] = 'misplaced'
-    payload = ''
+    size = 'misplaced'
+    id = '%' .. string.gsub(id, '[^%w]', function(byte)
+      return format('%%%02X', string.byte(byte))
+    end)
   elseif not event.err and not event[1] and not event[2] then
-    rows[#rows + 1] = 'missing'
+    size = 'missing'
   elseif event.err or event[1] ~= stream or not event[2] then
-    rows[#rows + 1] = 'corrupt'
-    payload = ''
+    size = 'corrupt'
   else
-    rows[#rows + 1] = 'ok'
+    payloads[#payloads + 1] = payload
   end
-  rows[#rows + 1] = payload
+  rows[#rows + 1] = id
+  rows[#rows + 1] = size
   after = found[i + 1]
 end
-if #found < 2 * most and #rows * 2 == #found * 3 then
+if #found < 2 * most and #rows == #found then
   after = ''
 end
 
-return { named, final, held, given, trimmed, oldest, clock, after, rows }
+return {
+  named, final, held, given, trimmed, oldest, clock, restored, after,
+  table.concat(rows, ' '), table.concat(payloads),
+}
