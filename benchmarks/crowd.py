@@ -5,7 +5,6 @@ Run as a program, this is that process: it follows what it is told to on its sta
 
 import asyncio
 import gc
-import itertools
 import json
 import os
 import sys
@@ -21,9 +20,9 @@ from benchmarks.idle import commands, per_second
 from benchmarks.latency import percentiles
 from benchmarks.processes import ROOT, BenchmarkError, resident, stop, until, valkey
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis import codec, scripts
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.reader import Reader
 from mcp_eventscope.redis.scripts import Chunk
 from mcp_eventscope.types import EventMessage, FollowEnd, JSONRPCMessage, JSONRPCNotification, JSONRPCResponse
 
@@ -33,7 +32,7 @@ NAME = "crowd"
 TTL = 3600
 STREAM = "1"
 _GROUP = 500
-"""Events that are written in one pipeline: whoever writes must not be what is measured."""
+"""Events that are written at once: whoever writes must not be what is measured."""
 _QUIET_SECONDS = 0.3
 
 
@@ -62,10 +61,9 @@ async def measure(*, followers: int, idle: float, traced: int) -> dict[str, Any]
 async def _crowd(url: str, count: int, *, idle: float = 0, trace: bool = False) -> dict[str, Any]:
     async with connect(url) as client:
         store = RedisEventStore(client, key_prefix=PREFIX, ttl=TTL)
-        writer = _Writer(client, store)
         # The one that runs the requests: it holds its lease, or they would be given up.
         async with store.workers.alive(30, lambda _: None, lambda: asyncio.sleep(0)):
-            cursors = await writer.write(count, None)
+            cursors = await _write(store, count, None)
             order = {"url": url, "cursors": cursors, "idle": idle, "trace": trace}
             async with _child(order) as tell:
                 figures = await tell("")
@@ -77,45 +75,26 @@ async def _crowd(url: str, count: int, *, idle: float = 0, trace: bool = False) 
                 before = await commands(client)
                 figures |= await tell("idle")
                 figures["idle_commands_per_second"] = per_second(before, await commands(client), idle)
-                ids = await writer.write(count, JSONRPCNotification(jsonrpc="2.0", method="note", params={"n": 1}))
+                ids = await _write(store, count, JSONRPCNotification(jsonrpc="2.0", method="note", params={"n": 1}))
                 figures["wake"] = await tell("wake")
                 figures["wake"]["writing_seconds"] = round((int(ids[-1]) - int(ids[0])) / 1e6, 3)
-                await writer.write(count, JSONRPCResponse(jsonrpc="2.0", id=1, result={}))
+                await _write(store, count, JSONRPCResponse(jsonrpc="2.0", id=1, result={}))
                 figures |= await tell("end")
     return figures
 
 
-class _Writer:
-    """Stores one event on each stream of the crowd, as another worker, many in one round trip."""
-
-    def __init__(self, client: aioredis.Redis, store: RedisEventStore) -> None:
-        self._client = client
-        self._worker = store._worker
-        self._queued: list[tuple[Any, ...]] = []
-
-    async def execute_command(self, *args: Any, **options: Any) -> list[bytes]:
-        """Take a command of `scripts.append`, to be sent later."""
-        self._queued.append(args)
-        return []
-
-    async def write(self, count: int, message: JSONRPCMessage | None) -> list[str]:
-        """Store the message on all streams; returns the ids."""
-        entry = scripts.Entry(STREAM, codec.encode(message).encode(), "part")
-        if isinstance(message, JSONRPCResponse):
-            entry = scripts.Entry(STREAM, codec.encode(message).encode(), "final")
-        root = Keys(PREFIX)
-        warm = root.for_session("warm")
-        await scripts.append(self._client, warm, TTL, self._worker, [scripts.Entry(STREAM, b"", "part")])
-        for place in range(count):
-            await scripts.append(self, root.for_session(_session(place)), TTL, self._worker, [entry])
-        queued, self._queued = iter(self._queued), []
-        ids = []
-        while group := list(itertools.islice(queued, _GROUP)):
-            pipeline = self._client.pipeline(transaction=False)
-            for args in group:
-                pipeline.execute_command(*args)
-            ids += [reply[0].decode() for reply in await pipeline.execute()]
-        return ids
+async def _write(store: RedisEventStore, count: int, message: JSONRPCMessage | None) -> list[str]:
+    """Store the message on all streams, as another worker; returns the ids."""
+    ids: list[str] = []
+    for start in range(0, count, _GROUP):
+        places = range(start, min(start + _GROUP, count))
+        ids += [
+            appended.event_id
+            for appended in await asyncio.gather(
+                *(store.for_session(_session(place)).append(STREAM, message) for place in places)
+            )
+        ]
+    return ids
 
 
 @asynccontextmanager
@@ -153,16 +132,17 @@ async def _child(order: dict[str, Any]) -> AsyncIterator[Callable[[str], Awaitab
 # -- the process that follows ----------------------------------------------------------------------------------------
 
 
-class _Counting(RedisEventStore):
-    """A store that knows how many reads are under way."""
+class _Counting(Reader):
+    """A reader that knows how many reads are under way."""
 
     reading = 0
     reads = 0
 
-    async def _read(self, cursor: str, stream_id: str | None) -> Chunk:
+    async def read(self, keys: Keys, cursor: str, stream_id: str | None) -> Chunk:
+        """Read, and count."""
         _Counting.reading += 1
         try:
-            return await super()._read(cursor, stream_id)
+            return await super().read(keys, cursor, stream_id)
         finally:
             _Counting.reading -= 1
             _Counting.reads += 1
@@ -283,7 +263,8 @@ async def _main() -> None:
     orders = _Orders()
     order: dict[str, Any] = json.loads(await anext(orders))
     async with connect(f"{order['url']}?client_name={NAME}") as client, connect(order["url"]) as monitor:
-        store = _Counting(client, key_prefix=PREFIX, ttl=TTL)
+        store = RedisEventStore(client, key_prefix=PREFIX, ttl=TTL)
+        store._reader = _Counting(client)
         crowd = _Crowd(store, monitor, order["cursors"])
         _say(await crowd.follow(trace=order["trace"]))
         for step in ("idle", "wake", "end"):

@@ -18,11 +18,13 @@ from mcp_eventscope.telemetry.measurements import (
     ReplayMeasurement,
     StoreMeasurement,
     replay_outcome,
+    store_outcome,
 )
 from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, MetricsSink, Registry
 from mcp_eventscope.telemetry.tracing import Opened, TracerProvider, Tracing, session_hash
 from mcp_eventscope.types import (
     Appended,
+    Committed,
     EventCallback,
     EventId,
     EventMessage,
@@ -31,6 +33,7 @@ from mcp_eventscope.types import (
     Followed,
     JSONRPCMessage,
     Replayed,
+    Retried,
     StoreFact,
     StreamId,
     Waiting,
@@ -88,6 +91,7 @@ class InstrumentedEventStore(EventStore):
         self._warn_unscoped = ours
         if self._metrics is not None:
             self._safely("metrics", self._metrics.configured, self.ttl)
+        self._store.observe(self._told)
         self._safely("logs", self._logs.configured, ttl_missing=ours and self.ttl is None)
 
     @property
@@ -180,7 +184,7 @@ class InstrumentedEventStore(EventStore):
         finally:
             measured = StoreMeasurement(
                 time.perf_counter() - started,
-                "ok" if error is None else _outcome_of(error),
+                _outcome_of(error) if appended is None else store_outcome(appended),
                 stream_id,
                 error,
                 kind_of(message),
@@ -189,6 +193,8 @@ class InstrumentedEventStore(EventStore):
             self._end(opened, measured)
             if self._metrics is not None:
                 self._safely("metrics", self._metrics.stored, measured)
+                if measured.outcome == "deferred":
+                    self._safely("metrics", self._metrics.waiting, self._store.waiting)
             self._safely("logs", self._logs.stored, measured, self._session)
         return appended
 
@@ -247,6 +253,15 @@ class InstrumentedEventStore(EventStore):
                 self._safely("metrics", self._metrics.followed, measured)
             self._safely("logs", self._logs.read, "follow", measured, self._session)
         return facts
+
+    def _told(self, fact: StoreFact) -> None:
+        """What arises in the middle of operations."""
+        if self._metrics is not None:
+            self._safely("metrics", self._metrics.told, fact)
+            if not isinstance(fact, Committed) or fact.deferred:
+                self._safely("metrics", self._metrics.waiting, self._store.waiting)
+        if not isinstance(fact, Committed | Retried):
+            self._safely("logs", self._logs.told, fact, self._store.waiting)
 
     # -- telemetry never raises ---------------------------------------------------------------------------------------
 

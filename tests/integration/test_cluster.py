@@ -54,7 +54,7 @@ async def test_life_of_a_session(cluster: aioredis.RedisCluster) -> None:
         await store.claim(["2"])
         assert await store.give_up("2")
         assert not await store.give_up("2")
-        assert await root.workers.record(name, owner="o", handshake="{}", ttl=60) == "live"
+        assert await root.workers.record(name, owner="o", handshake="{}", ttl=60, again=False) == "live"
         assert (await root.workers.touch(name, owner="o", ttl=60)).state == "live"
         assert (await root.workers.touch(name, owner="x", ttl=60)).state == "other"
         await root.workers.end(name, ttl=60)

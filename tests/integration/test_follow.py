@@ -1,5 +1,6 @@
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import anyio
 import pytest
@@ -202,13 +203,19 @@ class CountingStore(RedisEventStore):
 
     reads = failed = 0
 
-    async def _read(self, cursor: str, stream_id: str | None) -> Chunk:
-        self.reads += 1
-        try:
-            return await super()._read(cursor, stream_id)
-        except StoreError:
-            self.failed += 1
-            raise
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        read = self._reader.read
+
+        async def counted(keys: Keys, cursor: str, stream_id: str | None) -> Chunk:
+            self.reads += 1
+            try:
+                return await read(keys, cursor, stream_id)
+            except StoreError:
+                self.failed += 1
+                raise
+
+        self._reader.read = counted  # type: ignore[method-assign]
 
 
 @pytest.mark.usefixtures("no_polling", "leaks")

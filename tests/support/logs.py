@@ -9,6 +9,10 @@ class Recorder:
     def __init__(self) -> None:
         self.entries: list[dict[str, Any]] = []
 
+    def info(self, event: str, **fields: object) -> None:
+        """Remember an information."""
+        self.entries.append({"event": event, "level": "info", **fields})
+
     def warning(self, event: str, **fields: object) -> None:
         """Remember a warning."""
         self.entries.append({"event": event, "level": "warning", **fields})

@@ -69,7 +69,7 @@ class RaisingLogger(Recorder):
         msg = f"cannot write {event} {fields}"
         raise OSError(msg)
 
-    error = warning
+    info = error = warning
 
 
 @pytest.mark.parametrize("broken", ["sampler", "processor"])

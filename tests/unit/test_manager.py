@@ -180,7 +180,7 @@ async def test_requests_at_the_same_instant_adopt_once(monkeypatch: pytest.Monke
     async def ask(after: int) -> None:
         for _ in range(after):
             await anyio.lowlevel.checkpoint()
-        assert await other._prepare("session", None) is None
+        assert await other._prepare("session", None, patient=False) is None
         transport = other._server_instances["session"]
         assert isinstance(transport, ResumableTransport)
         assert transport._read_stream_writer is not None, "it is connected"

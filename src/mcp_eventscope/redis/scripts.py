@@ -159,7 +159,9 @@ async def peek(client: Client, streams: Sequence[tuple[Keys, str]]) -> list[tupl
     return list(zip(told[::2], told[1::2], strict=True))
 
 
-async def record(client: Client, keys: Keys, ttl: int, owner: str, handshake: str) -> str:
+async def record(  # noqa: PLR0913 - the script's arguments, one by one
+    client: Client, keys: Keys, ttl: int, owner: str, handshake: str, *, again: bool
+) -> str:
     """Record a session, unless it is another's or has ended.
 
     Args:
@@ -168,11 +170,12 @@ async def record(client: Client, keys: Keys, ttl: int, owner: str, handshake: st
         ttl: Seconds until the record expires.
         owner: Whose session it is.
         handshake: What another worker needs to serve it.
+        again: It was recorded before: if it is not there, Redis has lost it, and that is noted.
 
     Returns:
         `live`; or `other` or `ended`, and nothing was changed.
     """
-    state: bytes = await _record(client, [keys.session], [ttl, owner, handshake])
+    state: bytes = await _record(client, [keys.session], [ttl, owner, handshake, "1" if again else ""])
     return state.decode("ascii")
 
 

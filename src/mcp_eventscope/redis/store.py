@@ -94,12 +94,12 @@ class RedisEventStore(EventStore):
         self._keys = Keys(key_prefix)
         self._ttl = ttl
         self._worker = uuid.uuid4().hex[:16]
+        backlog = Backlog(backlog_bytes, backlog_events)
+        self._writer = Writer(redis, self._worker, ttl, store_timeout, backlog, self._stored)
         signals = Signals(redis)
-        self._workers = Workers(redis, self._keys, self._worker, signals)
+        self._workers = Workers(redis, self._keys, self._worker, signals, self._writer)
         self._followers = Followers(redis, self._worker, self._workers, signals)
         self._reader = Reader(redis)
-        backlog = Backlog(backlog_bytes, backlog_events)
-        self._writer = Writer(redis, self._worker, ttl, store_timeout, backlog, self._followers.notify)
         self._lane = self._writer.lane(self._keys, tracked=False)
         self._session: str | None = None
         self._warned = False
@@ -292,6 +292,9 @@ class RedisEventStore(EventStore):
                 await self._redis.hsetnx(self._keys.running, stream_id, self._worker)
             if self._ttl is not None:
                 await self._redis.expire(self._keys.running, self._ttl)
+
+    def _stored(self, keys: Keys, stream_ids: set[StreamId]) -> None:
+        self._followers.notify(keys, stream_ids)
 
     async def replay(
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None

@@ -4,18 +4,20 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import anyio
 
-from mcp_eventscope.errors import StoreError
+from mcp_eventscope.errors import StoreError, StoreUnavailableError
 from mcp_eventscope.redis import scripts
-from mcp_eventscope.redis.connection import AnyRedis, told_as
+from mcp_eventscope.redis.connection import AnyRedis, address_of, told_as
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.signals import Signals
+from mcp_eventscope.redis.writer import Writer
+from mcp_eventscope.types import CameBack, StoreFact
 
 Notice: TypeAlias = dict[str, Any]
 """What one worker tells the others: JSON members."""
@@ -42,9 +44,12 @@ class Workers:
         keys: The root's.
         worker: This process.
         signals: Its subscriptions.
+        writer: What it knows of Redis being away.
     """
 
-    def __init__(self, redis: AnyRedis, keys: Keys, worker: str, signals: Signals) -> None:
+    def __init__(self, redis: AnyRedis, keys: Keys, worker: str, signals: Signals, writer: Writer) -> None:
+        self._writer = writer
+        writer.observe(self._told)
         self._redis = redis
         self._keys = keys
         self._worker = worker
@@ -52,6 +57,29 @@ class Workers:
         self.lease = DEFAULT_LEASE
         """Seconds after which a worker that does not renew counts as gone."""
         self._blind_until = 0.0
+        self._emptied_until = 0.0
+        self._leased = False
+        self._sooner = asyncio.Event()
+
+    @contextmanager
+    def unhurt(self) -> Iterator[None]:
+        """Let nobody wait for Redis for long, nor at all while it is known to be away, or be hurt by it."""
+        with contextlib.suppress(StoreError), anyio.move_on_after(self._writer.patience) as scope:
+            yield
+        if scope.cancelled_caught:
+            self._writer.suspect()
+
+    @contextmanager
+    def _asking(self, operation: str) -> Iterator[None]:
+        if self._writer.unreachable:
+            msg = f"did not {operation} Redis at {address_of(self._redis)}: it is known to be away"
+            raise StoreUnavailableError(msg)
+        with told_as(operation, self._redis):
+            yield
+
+    def _told(self, fact: StoreFact) -> None:
+        if isinstance(fact, CameBack):
+            self._sooner.set()
 
     @asynccontextmanager
     async def alive(
@@ -78,6 +106,7 @@ class Workers:
         self._signals.listen(self._keys.workers, listen)
         with contextlib.suppress(StoreError):
             await self._renew()
+            self._leased = True
         renewing = asyncio.create_task(self._keep_renewing(lost), name="eventscope-lease")
         try:
             yield
@@ -93,18 +122,32 @@ class Workers:
         Raises:
             StoreError: Redis did not take it.
         """
-        with told_as("write to", self._redis):
+        with self._asking("write to"):
             await self._redis.publish(self._keys.workers, json.dumps({"worker": self._worker, **notice}))
 
-    async def record(self, session_id: str, *, owner: str, handshake: str, ttl: int) -> str:
+    async def record(self, session_id: str, *, owner: str, handshake: str, ttl: int, again: bool) -> str:
         """Record a session; see `scripts.record`."""
-        with told_as("write to", self._redis):
-            return await scripts.record(self._redis, self._keys.for_session(session_id), ttl, owner, handshake)
+        with self._asking("write to"):
+            keys = self._keys.for_session(session_id)
+            return await scripts.record(self._redis, keys, ttl, owner, handshake, again=again)
 
     async def touch(self, session_id: str, *, owner: str, ttl: int) -> SessionRecord:
-        """Renew a session's record, and read it; see `scripts.touch`."""
-        with told_as("read from", self._redis):
-            return SessionRecord(*await scripts.touch(self._redis, self._keys.for_session(session_id), ttl, owner))
+        """Renew a session's record, and read it; see `scripts.touch`.
+
+        Of a session that nobody knows it is not said that it is absent, when Redis has just lost what it knew.
+        """
+        with self._asking("read from"):
+            record = SessionRecord(*await scripts.touch(self._redis, self._keys.for_session(session_id), ttl, owner))
+            doubtful = record.state == "absent" and self._leased and not self.emptied
+            if doubtful and not await self._redis.exists(self._keys.worker(self._worker)):
+                self._emptied_until = time.monotonic() + self.lease
+                self._sooner.set()
+        return record
+
+    @property
+    def emptied(self) -> bool:
+        """Whether Redis has lost what it knew, so recently that others may not have told it again."""
+        return time.monotonic() < self._emptied_until
 
     async def end(self, session_id: str, *, ttl: int) -> None:
         """End a session for all workers, and tell them.
@@ -112,7 +155,7 @@ class Workers:
         Raises:
             StoreError: Redis did not take it.
         """
-        with told_as("write to", self._redis):
+        with self._asking("write to"):
             await scripts.end(self._redis, self._keys.for_session(session_id), ttl)
         await self.tell(session=session_id, ended=True)
 
@@ -150,13 +193,17 @@ class Workers:
         """Renew in time for one renewal to fail. Redis counts the time, so no clock of ours matters."""
         well = True
         while True:
-            await asyncio.sleep(self.lease / 3)
+            with anyio.move_on_after(self.lease / 3):
+                await self._sooner.wait()
+            self._sooner.clear()
             try:
                 held = await self._renew()
+                if not held and self._leased:
+                    self._emptied_until = time.monotonic() + self.lease
                 if not (held and well):
                     self._blind_until = time.monotonic() + self.lease
                     await lost()
-                well = True
+                self._leased = well = True
             except Exception:  # noqa: BLE001 - whatever it is: a lease that is no longer renewed ends all that runs here
                 well = False
                 self._blind_until = time.monotonic() + self.lease

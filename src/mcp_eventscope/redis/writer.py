@@ -28,7 +28,7 @@ from mcp_eventscope.types import (
 
 LOOP_LATE = 0.05
 """Seconds by which a timer may be late before the loop, and not Redis, is taken for what was slow."""
-UNREACHABLE = frozenset({Trouble.TIMEOUT, Trouble.CONNECTION, Trouble.POOL, Trouble.LOADING, Trouble.BUSY})
+_UNREACHABLE = frozenset({Trouble.TIMEOUT, Trouble.CONNECTION, Trouble.POOL, Trouble.LOADING, Trouble.BUSY})
 """The troubles in which Redis does not answer anything else, either."""
 
 
@@ -73,6 +73,21 @@ class Writer:
     def waiting(self) -> Waiting:
         """What is deferred."""
         return Waiting(events=self._backlog.events, payload_bytes=self._backlog.bytes, away=self.away)
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether Redis is known not to answer, whatever it is asked."""
+        return self.away in _UNREACHABLE
+
+    @property
+    def patience(self) -> float:
+        """Seconds that anybody waits for Redis at most, while somebody else waits for him."""
+        return self._patience
+
+    def suspect(self) -> None:
+        """Somebody else has waited for Redis for long enough."""
+        self.failed(Trouble.TIMEOUT, f"no answer within {self._patience} seconds")
+        self._sender.work(asyncio.get_running_loop())
 
     def observe(self, told: Callable[[StoreFact], None]) -> None:
         """Call back with what no caller is told."""

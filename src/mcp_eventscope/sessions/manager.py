@@ -26,11 +26,12 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from mcp_eventscope.instrumented import InstrumentedEventStore, instrument
+from mcp_eventscope.redis.bounds import FLUSH_SECONDS
 from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.redis.workers import DEFAULT_LEASE, PARTING_SECONDS, Notice, SessionRecord, Workers
 from mcp_eventscope.sessions import sdk
 from mcp_eventscope.sessions.adoption import handshake_of, owner_of, params_of, serve_adopted
-from mcp_eventscope.sessions.records import UNREAD, Records, unhurt
+from mcp_eventscope.sessions.records import UNREAD, Records
 from mcp_eventscope.sessions.transport import ResumableTransport
 from mcp_eventscope.sessions.view import SessionView
 from mcp_eventscope.telemetry import catalog
@@ -44,6 +45,10 @@ _RECORD_TTL = 24 * 3600
 """Seconds that a session's record is kept after its last request, where no idle timeout says it."""
 _SOON = 0.1
 """Of a record's time to live: how long a request may last before its end renews the record."""
+_PATIENT_SECONDS = 20.0
+"""How long a request for a stream waits until Redis can be asked for its session."""
+_ASK_AGAIN_SECONDS = 0.25
+"""How often it asks meanwhile."""
 _REFUSED = 400
 """HTTP statuses from here on refuse."""
 
@@ -96,15 +101,10 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         if not isinstance(app, Server):
             msg = f"app must be a low-level Server, not {type(app).__name__}; for an MCPServer use http_app()"
             raise TypeError(msg)
-        if not follow_limit > 0:
-            msg = f"follow_limit must be a positive number of seconds, not {follow_limit!r}"
-            raise ValueError(msg)
-        if not drain >= 0:
-            msg = f"drain must be a number of seconds, not {drain!r}"
-            raise ValueError(msg)
-        if not lease > 0:
-            msg = f"lease must be a positive number of seconds, not {lease!r}"
-            raise ValueError(msg)
+        for name, value, least in (("follow_limit", follow_limit, None), ("lease", lease, None), ("drain", drain, 0)):
+            if not (value > 0 or value == least):
+                msg = f"{name} must be a {'' if least == 0 else 'positive '}number of seconds, not {value!r}"
+                raise ValueError(msg)
         super().__init__(
             app,
             event_store=None if event_store is None else sdk.Guard(),
@@ -130,7 +130,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         if isinstance(self._store.decorated, RedisEventStore) and not stateless:
             self._workers = self._store.decorated.workers
             self._records = Records(self._workers, ceil(session_idle_timeout or max(self._store.ttl or 0, _RECORD_TTL)))
-        self._check_sdk()
+        sdk.check_manager(self)
         for mode, on in (("stateless", stateless), ("json_response", json_response)):
             if on:
                 self._log.announce(
@@ -148,6 +148,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     async def run(self) -> AsyncIterator[None]:
         """Run as the SDK's manager does; where the store knows other workers, as one of them."""
         async with AsyncExitStack() as stack:
+            if self._store is not None:
+                stack.push_async_callback(_flush, self._store)
             await stack.enter_async_context(super().run())
             if self._workers is not None:
                 await stack.enter_async_context(self._workers.alive(self._lease, self._heard, self._say_again))
@@ -244,7 +246,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             return
         user = scope.get("user")
         requestor = authorization_context(user) if isinstance(user, AuthenticatedUser) else None
-        if refusal := await self._prepare(session_id, requestor):
+        if refusal := await self._prepare(session_id, requestor, patient=scope["method"] == "GET"):
             await refusal(scope, receive, send)
             return
         ending = scope["method"] == "DELETE" and session_id in self._server_instances
@@ -260,9 +262,18 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         if anyio.current_time() - began > records.ttl * _SOON:  # Else it counts as renewed when it began.
             await records.renew(session_id, owner=owner_of(requestor))
 
-    async def _prepare(self, session_id: str, requestor: AuthorizationContext | None) -> Response | None:
-        """Have the session here, if it is anywhere, and the requestor's; or say why it cannot be."""
+    async def _prepare(
+        self, session_id: str, requestor: AuthorizationContext | None, *, patient: bool
+    ) -> Response | None:
+        """Have the session here, if it is anywhere, and the requestor's; or say why it cannot be.
+
+        Who comes for a stream waits for Redis: a client that is refused twice gives its stream up.
+        """
         record = await self._renew(session_id, owner_of(requestor))
+        until = anyio.current_time() + (_PATIENT_SECONDS if patient else 0)
+        while record.state == UNREAD and session_id not in self._server_instances and anyio.current_time() < until:
+            await anyio.sleep(_ASK_AGAIN_SECONDS)
+            record = await self._renew(session_id, owner_of(requestor))
         if session_id in self._server_instances:
             return None
         if record.state == UNREAD:
@@ -350,9 +361,10 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         """Redis has lost what this worker has told it: its sessions, and what it runs in them."""
         for transport in self._served():
             session_id = transport.mcp_session_id or ""
-            await self._record(session_id, self._records.handshakes.get(session_id) if self._records else None)
-            with unhurt():
-                await transport.view.claim()
+            if self._records is not None:
+                await self._record(session_id, self._records.handshakes.get(session_id))
+                with self._records.unhurt():
+                    await transport.view.claim()
 
     def _heard(self, notice: Notice) -> None:
         """Another worker has told something, or perhaps has and was not heard."""
@@ -377,22 +389,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         if self._task_group is not None and records is not None:
             self._task_group.start_soon(lambda: records.tell(**notice))
 
-    def _check_sdk(self) -> None:
-        """Try on this very SDK, before anything is served, what every session depends on.
 
-        Raises:
-            IncompatibleSDKError: It is not as it was.
-        """
-        sdk.check_calls()
-        try:
-            # The first session of all: made as any other, and forgotten before it is connected.
-            with sdk.unlogged():
-                transport = self._admit_session(None)
-        except (AttributeError, TypeError) as error:
-            sdk.incompatible(f"a session cannot be admitted: {error}")
-        for name in ("_session_owners", "_session_creation_lock", "_task_group", "_lifespan_state"):
-            if not hasattr(self, name):
-                sdk.incompatible(f"StreamableHTTPSessionManager has no `{name}`")
-        if transport is None or transport.mcp_session_id not in self._server_instances:
-            sdk.incompatible("StreamableHTTPSessionManager does not keep its sessions in `_server_instances`")
-        self._server_instances.clear()
+async def _flush(store: InstrumentedEventStore) -> None:
+    """The last thing of all, for sessions that end still have things to say: what is lost now is told by the store."""
+    with anyio.CancelScope(shield=True):
+        await store.flush(FLUSH_SECONDS)

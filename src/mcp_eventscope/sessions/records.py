@@ -1,25 +1,11 @@
 """What other workers know of the sessions here, and are told: never at the cost of a session that is being served."""
 
-import contextlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
-import anyio
-
-from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis.workers import SessionRecord, Workers
 
-REDIS_PATIENCE = 0.25
-"""Seconds that a request waits for Redis to say something of its session, before it is served all the same."""
 UNREAD = "unread"
 """The state of a record that Redis could not be asked for. A client that is told 404 would give its session up."""
-
-
-@contextmanager
-def unhurt() -> Iterator[None]:
-    """Let nobody wait for Redis, or be hurt by it: a session goes on here, whatever the others know."""
-    with anyio.move_on_after(REDIS_PATIENCE), contextlib.suppress(StoreError):
-        yield
 
 
 class Records:
@@ -35,29 +21,41 @@ class Records:
         self.ttl = ttl
         self.handshakes: dict[str, str] = {}
         """By session: what another worker needs to serve it."""
+        self._recorded: set[str] = set()
 
     async def make(self, session_id: str, *, owner: str, handshake: str) -> None:
         """Record a session, and remember how, for when Redis has lost it."""
         self.handshakes[session_id] = handshake
-        with unhurt():
-            await self._workers.record(session_id, owner=owner, handshake=handshake, ttl=self.ttl)
+        again = session_id in self._recorded
+        with self._workers.unhurt():
+            await self._workers.record(session_id, owner=owner, handshake=handshake, ttl=self.ttl, again=again)
+            self._recorded.add(session_id)
 
     async def renew(self, session_id: str, *, owner: str) -> SessionRecord:
         """Renew the record of a session, for its owner, and read it; `UNREAD` when Redis does not say."""
-        with unhurt():
-            return await self._workers.touch(session_id, owner=owner, ttl=self.ttl)
+        with self._workers.unhurt():
+            record = await self._workers.touch(session_id, owner=owner, ttl=self.ttl)
+            if record.state == "live" and session_id in self.handshakes:
+                self._recorded.add(session_id)
+            if record.state != "absent" or session_id in self.handshakes or not self._workers.emptied:
+                return record
         return SessionRecord(UNREAD)
 
     async def end(self, session_id: str) -> None:
         """End a session for all workers."""
-        with unhurt():
+        with self._workers.unhurt():
             await self._workers.end(session_id, ttl=self.ttl)
 
     async def tell(self, **notice: object) -> None:
         """Tell the other workers."""
-        with unhurt():
+        with self._workers.unhurt():
             await self._workers.tell(**notice)
 
     def forget(self, session_id: str) -> None:
         """The session is no longer here."""
         self.handshakes.pop(session_id, None)
+        self._recorded.discard(session_id)
+
+    def unhurt(self) -> AbstractContextManager[None]:
+        """See `Workers.unhurt`."""
+        return self._workers.unhurt()

@@ -88,3 +88,24 @@ def incompatible(what: str) -> NoReturn:
 def _nothing(_: logging.LogRecord) -> bool:
     """A filter that lets nothing through."""
     return False
+
+
+def check_manager(manager: StreamableHTTPSessionManager) -> None:
+    """Try on this very SDK, before anything is served, what every session depends on.
+
+    Raises:
+        IncompatibleSDKError: It is not as it was.
+    """
+    check_calls()
+    try:
+        # The first session of all: made as any other, and forgotten before it is connected.
+        with unlogged():
+            transport = manager._admit_session(None)
+    except (AttributeError, TypeError) as error:
+        incompatible(f"a session cannot be admitted: {error}")
+    for name in ("_session_owners", "_session_creation_lock", "_task_group", "_lifespan_state"):
+        if not hasattr(manager, name):
+            incompatible(f"StreamableHTTPSessionManager has no `{name}`")
+    if transport is None or transport.mcp_session_id not in manager._server_instances:
+        incompatible("StreamableHTTPSessionManager does not keep its sessions in `_server_instances`")
+    manager._server_instances.clear()

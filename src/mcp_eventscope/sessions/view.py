@@ -1,14 +1,16 @@
 """What the transport of one session has as its event store: ids for the wire, following, and no store failures."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from math import inf
 
 import anyio
 
 from mcp_eventscope.answers import events_gone
-from mcp_eventscope.errors import StoreError
+from mcp_eventscope.errors import StoreError, StoreUnavailableError
 from mcp_eventscope.sessions import wire
 from mcp_eventscope.types import (
     GET_STREAM_KEY,
@@ -22,22 +24,57 @@ from mcp_eventscope.types import (
     JSONRPCNotification,
     JSONRPCRequest,
     JSONRPCResponse,
+    Replayed,
     StreamId,
     is_final,
 )
 
 _LIVE_SECONDS = 1.0
 """How long what could not be stored waits for a client that is slow to take it, before the session goes on."""
+_LOOK_SECONDS = 0.1
+"""How often a resume that found the store away looks whether it is back."""
+_FAILED_SECONDS = 0.5
+"""How soon it asks a store again that fails, and is not known to be away."""
 
 
 class _Resume:
-    """One stream that is being resumed: how to send on it, and how to end it."""
+    """One stream that is being resumed: where it stands, how to send on it, and how to end it."""
 
-    __slots__ = ("scope", "send")
-
-    def __init__(self, send: EventCallback) -> None:
+    def __init__(self, name: str, event_id: EventId, send: EventCallback) -> None:
         self.scope = anyio.CancelScope()
-        self.send = send
+        self.cursor = event_id
+        self.caught_up = False
+        """Whether all that is stored has been sent, and what is said now may be sent at once."""
+        self._awaited: asyncio.Future[EventId] | None = None
+        self._name = name
+        self._send = send
+        self._sent_live: set[EventId] = set()
+
+    async def send(self, event: EventMessage) -> None:
+        """Send what was read from the store, unless it was sent when it was said."""
+        event_id = event.event_id or ""
+        if event_id in self._sent_live:
+            self._sent_live.discard(event_id)
+        else:
+            await self._send(EventMessage(event.message, wire.join(event_id, self._name)))
+        self.cursor = event_id
+        awaited = self._awaited
+        if awaited is not None and awaited.done() and not awaited.cancelled() and awaited.result() == event_id:
+            self.caught_up, self._awaited = True, None
+
+    def skip(self, later: "asyncio.Future[EventId]") -> None:
+        """What was said now is not sent at once, nor is what is said after it: something is to come before."""
+        self.caught_up, self._awaited = False, later
+
+    async def send_live(self, message: JSONRPCMessage, later: "asyncio.Future[EventId] | None") -> None:
+        """Send what is not stored yet, without an id. `later` gets the one that it will have."""
+        if later is not None:
+            later.add_done_callback(self._stored)
+        await self._send(EventMessage(message))
+
+    def _stored(self, later: "asyncio.Future[EventId]") -> None:
+        if not later.cancelled():
+            self._sent_live.add(later.result())
 
 
 class _Priming:
@@ -63,6 +100,8 @@ class SessionView(EventStore):
         self._running: set[str] = set()
         self._asked: set[str] = set()
         self._opened: dict[EventId, bool] = {}
+        # Of each stream, the last that was stored from here: who has been sent that has been sent all.
+        self._last: dict[str, EventId] = {}
         self._closed = False
         self.given_up: Callable[[StreamId], None] | None = None
         """Called with a stream whose request was given up, and answered, while it ran here."""
@@ -92,13 +131,23 @@ class SessionView(EventStore):
                 self._running.add(name)
             appended = await self._store.append(name, message)
         except Exception:  # noqa: BLE001 - the store has told it; raised here, the SDK would end the session
-            await self._send_live(stream_id, message)
+            await self._send_live(stream_id, message, None)
             return ""
+        if appended.event_id:
+            self._last[name] = appended.event_id
+        if appended.later is not None:
+            appended.later.add_done_callback(partial(self._stored_late, name))
+        if is_final(name, message):
+            self._last.pop(name, None)
         if appended.deferred:
-            await self._send_live(stream_id, message)
+            await self._send_live(stream_id, message, appended.later)
         if appended.refused and self.given_up is not None:
             self.given_up(stream_id)
         return wire.join(appended.event_id, name) if appended.event_id else ""
+
+    def _stored_late(self, name: str, later: "asyncio.Future[EventId]") -> None:
+        if name in self._last and not later.cancelled():
+            self._last[name] = later.result() or self._last[name]
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> None:
         """Deliver what the client missed, and go on with what is stored later, until the response of the request.
@@ -117,36 +166,48 @@ class SessionView(EventStore):
             None: the stream is to be closed.
         """
         event_id, name = wire.split(last_event_id) or ("", "")
-
-        async def send(event: EventMessage) -> None:
-            await send_callback(EventMessage(event.message, wire.join(event.event_id or "", name)))
-
         priming = self._opened.pop(last_event_id, None)
         if priming:
             await send_callback(EventMessage(_Priming(), last_event_id))  # type: ignore[arg-type]
         limit = inf if priming is False else self._follow_limit
-        resume = _Resume(send_callback)
+        resume = _Resume(name, event_id, send_callback)
         with resume.scope:
             if self._closed:
                 return
             self._resuming[name].add(resume)
             try:
-                facts = await self._store.replay(event_id, send, stream_id=name)
-                after = facts.last_event_id
-                if facts.miss is not None:
-                    if name != GET_STREAM_KEY:
-                        if name:
-                            await send_callback(EventMessage(events_gone(name)))
-                        return
-                    after = (await self._store.append(name, None)).event_id
-                if not facts.completed:
-                    await self._store.follow(name, after, send, limit=limit)
+                await self._resume(resume, name, limit, send_callback)
             except StoreError:
                 return  # Told by the store. The stream ends, and the client asks again.
             finally:
                 self._resuming[name].discard(resume)
                 if not self._resuming[name]:
                     del self._resuming[name]
+
+    async def _resume(self, resume: _Resume, name: str, limit: float, send_callback: EventCallback) -> None:
+        facts = await self._replayed(resume, name, anyio.current_time() + limit)
+        after = facts.last_event_id
+        if facts.miss is not None:
+            if name != GET_STREAM_KEY:
+                if name:
+                    await send_callback(EventMessage(events_gone(name)))
+                return
+            after = (await self._store.append(name, None)).event_id
+        if after and not facts.completed:
+            resume.caught_up = True
+            await self._store.follow(name, after, resume.send, limit=limit)
+
+    async def _replayed(self, resume: _Resume, name: str, until: float) -> Replayed:
+        """Replay; while the store is away, wait for it: a client that is sent an empty stream twice gives up."""
+        while True:
+            try:
+                return await self._store.replay(resume.cursor, resume.send, stream_id=name)
+            except StoreUnavailableError:
+                if anyio.current_time() >= until:
+                    raise
+            await anyio.sleep(_FAILED_SECONDS)
+            while self._store.waiting.away is not None and anyio.current_time() < until:  # noqa: ASYNC110 - see below
+                await anyio.sleep(_LOOK_SECONDS)  # Many may wait; the store tells its one writer, and not each of them.
 
     async def open_standalone(self, *, primed: bool) -> EventId:
         """A cursor from which the standalone stream is read from now on.
@@ -202,14 +263,19 @@ class SessionView(EventStore):
             for resume in tuple(resumes):
                 resume.scope.cancel()
 
-    async def _send_live(self, stream: StreamId, message: JSONRPCMessage | None) -> None:
-        """Send what could not be stored to those who follow the stream here: it will not come out of the store."""
+    async def _send_live(
+        self, stream: StreamId, message: JSONRPCMessage | None, later: "asyncio.Future[EventId] | None"
+    ) -> None:
+        """Send what is not stored to those who follow the stream here: it comes out of the store late, or never."""
         if message is None:
             return
         name = wire.stream_name(stream)
         for resume in tuple(self._resuming.get(name, ())):
+            if later is not None and not (resume.caught_up and self._last.get(name, resume.cursor) == resume.cursor):
+                resume.skip(later)  # It will come out of the store, after what was said before it.
+                continue
             with anyio.move_on_after(_LIVE_SECONDS), suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-                await resume.send(EventMessage(message))
+                await resume.send_live(message, later)
                 if is_final(name, message):
                     resume.scope.cancel()
 

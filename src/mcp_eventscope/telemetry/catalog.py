@@ -55,17 +55,24 @@ class LogEvent:
 
 
 STORE = Label("store", None)
-STORE_OUTCOME = Label("outcome", ("ok", "error", "cancelled"))
+STORE_OUTCOME = Label("outcome", ("ok", "deferred", "refused", "error", "cancelled"))
 KIND = Label("kind", ("priming", "request", "notification", "response", "error"))
 REPLAY_OUTCOME = Label("outcome", ("resumed", "caught_up", "gap", "missed", "error", "client_gone", "cancelled"))
 FOLLOW_OUTCOME = Label("outcome", ("completed", "limit", "error", "client_gone", "cancelled"))
 MISS_REASON = Label("reason", ("malformed", "unknown", "expired"))
 OPERATION = Label("operation", ("store", "replay", "follow"))
 ERROR_TYPE = Label("error_type", ("unavailable", "rejected", "other"))
+TROUBLE = Label(
+    "reason",
+    ("timeout", "connection", "pool", "loading", "busy", "readonly", "oom", "noscript", "auth", "other"),
+)
+LOSS_REASON = Label("reason", ("overflow", "rejected", "shutdown"))
 SINK = Label("sink", ("metrics", "traces", "logs"))
 
 # A store is one round trip: 0.2 ms on loopback, 1 ms in a data centre; past 250 ms somebody notices.
 STORE_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+# A batch holds 64 at most: the buckets tell one by one from full.
+BATCH_EVENTS = (1, 2, 4, 8, 16, 32, 63)
 REPLAY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 COUNTS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 10_000, 100_000)
 BYTES = (0, 1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216, 67_108_864)
@@ -86,6 +93,52 @@ STORED_EVENTS = Metric(
 )
 STORED_BYTES = Metric(
     "eventscope_stored_bytes_total", MetricType.COUNTER, "Payload bytes of the events stored.", (STORE,)
+)
+COMMIT_DURATION = Metric(
+    "eventscope_commit_duration_seconds",
+    MetricType.HISTOGRAM,
+    "Seconds between sending a batch of events to Redis and its acknowledgement.",
+    (STORE,),
+    STORE_SECONDS,
+)
+COMMIT_EVENTS = Metric(
+    "eventscope_commit_events", MetricType.HISTOGRAM, "Events stored together, in one batch.", (STORE,), BATCH_EVENTS
+)
+COMMIT_RETRIES = Metric(
+    "eventscope_commit_retries_total",
+    MetricType.COUNTER,
+    "Batches that were sent again, by the reason. Each event is stored once all the same.",
+    (STORE, TROUBLE),
+)
+DEGRADED = Metric(
+    "eventscope_degraded",
+    MetricType.GAUGE,
+    "1 while Redis is away or too slow: messages go out live without waiting for it, and are stored later.",
+    (STORE,),
+)
+DEGRADED_SECONDS = Metric(
+    "eventscope_degraded_seconds_total",
+    MetricType.COUNTER,
+    "Seconds for which Redis was away or too slow, by the reason; counted when it is back.",
+    (STORE, TROUBLE),
+)
+DEGRADATIONS = Metric(
+    "eventscope_degradations_total",
+    MetricType.COUNTER,
+    "Times that Redis was found to be away or too slow, by the reason.",
+    (STORE, TROUBLE),
+)
+BACKLOG_EVENTS = Metric(
+    "eventscope_backlog_events", MetricType.GAUGE, "Events that wait in memory until Redis is back.", (STORE,)
+)
+BACKLOG_BYTES = Metric(
+    "eventscope_backlog_bytes", MetricType.GAUGE, "Bytes of memory that the events that wait take up.", (STORE,)
+)
+LOST_EVENTS = Metric(
+    "eventscope_lost_events_total",
+    MetricType.COUNTER,
+    "Events that were sent live and will never be stored, by the reason: a resume cannot deliver them.",
+    (STORE, LOSS_REASON),
 )
 REPLAY_DURATION = Metric(
     "eventscope_replay_duration_seconds",
@@ -168,6 +221,15 @@ METRICS = (
     STORE_DURATION,
     STORED_EVENTS,
     STORED_BYTES,
+    COMMIT_DURATION,
+    COMMIT_EVENTS,
+    COMMIT_RETRIES,
+    DEGRADED,
+    DEGRADED_SECONDS,
+    DEGRADATIONS,
+    BACKLOG_EVENTS,
+    BACKLOG_BYTES,
+    LOST_EVENTS,
     REPLAY_DURATION,
     REPLAY_EVENTS,
     REPLAY_BYTES,
@@ -243,6 +305,24 @@ STORE_FAILED = LogEvent(
     "An event was not stored. It was sent live, without an id.",
     ("store", "session", "stream_id", "error", "error_type", "suppressed"),
 )
+STORE_DEGRADED = LogEvent(
+    "event_store.degraded",
+    "warning",
+    "Redis is away or too slow. Messages go out live without waiting for it, and are stored when it is back.",
+    ("store", "reason", "error"),
+)
+STORE_RECOVERED = LogEvent(
+    "event_store.recovered",
+    "info",
+    "Redis is back, and what waited is being stored.",
+    ("store", "reason", "seconds", "backlog_events"),
+)
+EVENTS_LOST = LogEvent(
+    "event_store.events_lost",
+    "error",
+    "Events were sent live and will never be stored. A resume of their streams tells of a gap.",
+    ("store", "reason", "events", "payload_bytes", "fix", "suppressed"),
+)
 REPLAY_FAILED = LogEvent(
     "event_store.replay_failed",
     "error",
@@ -269,6 +349,9 @@ LOG_EVENTS = (
     EMBEDDED,
     UNREACHABLE,
     STORE_FAILED,
+    STORE_DEGRADED,
+    STORE_RECOVERED,
+    EVENTS_LOST,
     REPLAY_FAILED,
     REPLAY_INCOMPLETE,
     TELEMETRY_FAILED,

@@ -11,15 +11,26 @@ import structlog
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.measurements import Measurement, ReplayMeasurement
 from mcp_eventscope.telemetry.tracing import trace_ids
+from mcp_eventscope.types import CameBack, LossReason, Lost, StoreFact, Waiting, WentAway
 
 REPEAT_SECONDS = 10.0
 """The same event of the same store is logged at most this often; the next one tells how many were left out."""
 
 _IDS_SHOWN = 5
 
+_FIXES = {
+    LossReason.OVERFLOW: "Redis was away for longer than the backlog lasts: see why, or raise backlog_bytes= and "
+    "backlog_events= of RedisEventStore",
+    LossReason.REJECTED: "the key of the event is of another type: give this store a key_prefix= that nobody else uses",
+    LossReason.SHUTDOWN: "the process ended while Redis was away",
+}
+
 
 class Logger(Protocol):
     """What is asked of a logger: structlog's, or anything alike."""
+
+    def info(self, event: str, **fields: Any) -> Any:
+        """Log a piece of information."""
 
     def warning(self, event: str, **fields: Any) -> Any:
         """Log a warning."""
@@ -55,7 +66,7 @@ class Log:
         """Log an event at the level that the catalog gives it, with the ids of the current trace."""
         logger = self._given if self._given is not None else _default_logger()
         told = {name: value for name, value in fields.items() if value is not None}
-        (logger.error if event.level == "error" else logger.warning)(event.name, **told, **trace_ids())
+        getattr(logger, event.level)(event.name, **told, **trace_ids())
 
     def announce(self, event: catalog.LogEvent, **fields: object) -> None:
         """Log an event while an application is built or started, which a logger that raises must not prevent."""
@@ -100,6 +111,29 @@ class LogSink:
         """An event was stored, or not."""
         if measured.outcome == "error":
             self._log.write_seldom(catalog.STORE_FAILED, **self._failure(measured, session))
+
+    def told(self, fact: StoreFact, waiting: Waiting) -> None:
+        """The store has told something that no caller is told."""
+        match fact:
+            case WentAway():
+                self._log.write(catalog.STORE_DEGRADED, store=self._store, reason=fact.reason.value, error=fact.error)
+            case CameBack():
+                self._log.write(
+                    catalog.STORE_RECOVERED,
+                    store=self._store,
+                    reason=fact.reason.value,
+                    seconds=round(fact.seconds, 3),
+                    backlog_events=waiting.events,
+                )
+            case Lost():
+                self._log.write_seldom(
+                    catalog.EVENTS_LOST,
+                    store=self._store,
+                    reason=fact.reason.value,
+                    events=fact.events,
+                    payload_bytes=fact.payload_bytes,
+                    fix=_FIXES.get(fact.reason),
+                )
 
     def read(self, operation: str, measured: Measurement, session: str | None) -> None:
         """A replay, or the following of a stream, ended."""

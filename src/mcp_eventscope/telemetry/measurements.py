@@ -49,6 +49,13 @@ class FollowMeasurement(Measurement):
     facts: Followed | None
 
 
+def store_outcome(appended: Appended) -> str:
+    """How a store ended that raised nothing."""
+    if appended.deferred:
+        return "deferred"
+    return "refused" if appended.refused else "ok"
+
+
 def replay_outcome(facts: Replayed) -> str:
     """How a replay ended that raised nothing."""
     if facts.miss is not None:

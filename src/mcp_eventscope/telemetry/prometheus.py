@@ -8,6 +8,7 @@ from starlette.types import ASGIApp
 
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.measurements import FollowMeasurement, ReplayMeasurement, StoreMeasurement
+from mcp_eventscope.types import CameBack, Committed, Lost, Retried, StoreFact, Waiting, WentAway
 
 __all__ = ["DEFAULT_REGISTRY", "MetricsSink", "Registry", "scrape_app"]
 
@@ -16,6 +17,7 @@ DEFAULT_REGISTRY: Final = REGISTRY
 
 _Family = Counter | Gauge | Histogram
 _F = TypeVar("_F", Counter, Gauge, Histogram)
+_TAKEN = frozenset({"ok", "deferred"})
 # One set of instruments a registry: a second store on it shares them, told apart by the `store` label.
 _families: WeakKeyDictionary[Registry, dict[str, _Family]] = WeakKeyDictionary()
 
@@ -53,6 +55,15 @@ class MetricsSink:
         self._store_seconds = {v: histogram(catalog.STORE_DURATION, v) for v in _values(catalog.STORE_OUTCOME)}
         self._stored = {v: counter(catalog.STORED_EVENTS, v) for v in _values(catalog.KIND)}
         self._stored_bytes = counter(catalog.STORED_BYTES)
+        self._commit_seconds = histogram(catalog.COMMIT_DURATION)
+        self._commit_events = histogram(catalog.COMMIT_EVENTS)
+        self._retries = {v: counter(catalog.COMMIT_RETRIES, v) for v in _values(catalog.TROUBLE)}
+        self._degraded = gauge(catalog.DEGRADED)
+        self._degraded_seconds = {v: counter(catalog.DEGRADED_SECONDS, v) for v in _values(catalog.TROUBLE)}
+        self._degradations = {v: counter(catalog.DEGRADATIONS, v) for v in _values(catalog.TROUBLE)}
+        self._backlog_events = gauge(catalog.BACKLOG_EVENTS)
+        self._backlog_bytes = gauge(catalog.BACKLOG_BYTES)
+        self._lost = {v: counter(catalog.LOST_EVENTS, v) for v in _values(catalog.LOSS_REASON)}
         self._replay_seconds = {v: histogram(catalog.REPLAY_DURATION, v) for v in _values(catalog.REPLAY_OUTCOME)}
         self._replay_events = histogram(catalog.REPLAY_EVENTS)
         self._replay_bytes = histogram(catalog.REPLAY_BYTES)
@@ -79,11 +90,33 @@ class MetricsSink:
     def stored(self, store: StoreMeasurement) -> None:
         """An event was stored, or not."""
         self._store_seconds[store.outcome].observe(store.seconds)
-        if store.appended is not None and not store.appended.refused:
+        if store.outcome in _TAKEN and store.appended is not None:
             self._stored[store.kind].inc()
             self._stored_bytes.inc(store.appended.payload_bytes)
         if store.error_type is not None:
             self._errors["store", store.error_type].inc()
+
+    def told(self, fact: StoreFact) -> None:
+        """The store has told something that no caller is told."""
+        match fact:
+            case Committed():
+                self._commit_seconds.observe(fact.seconds)
+                self._commit_events.observe(fact.events)
+            case Retried():
+                self._retries[fact.reason].inc()
+            case WentAway():
+                self._degraded.set(1)
+                self._degradations[fact.reason].inc()
+            case CameBack():
+                self._degraded.set(0)
+                self._degraded_seconds[fact.reason].inc(fact.seconds)
+            case Lost():
+                self._lost[fact.reason].inc(fact.events)
+
+    def waiting(self, waiting: Waiting) -> None:
+        """So much waits for Redis now."""
+        self._backlog_events.set(waiting.events)
+        self._backlog_bytes.set(waiting.payload_bytes)
 
     def replayed(self, replay: ReplayMeasurement) -> None:
         """A replay ended."""
