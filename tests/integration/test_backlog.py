@@ -17,7 +17,15 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.answers import EVENTS_GONE
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.testing import Collected
-from mcp_eventscope.types import CameBack, JSONRPCError, LossReason, Lost, Replayed
+from mcp_eventscope.types import (
+    CameBack,
+    EventMessage,
+    JSONRPCError,
+    JSONRPCMessage,
+    LossReason,
+    Lost,
+    Replayed,
+)
 from support.ledger import Speaker, check_all, settled
 from support.messages import answer, note
 from support.proxy import Proxy
@@ -117,10 +125,10 @@ async def test_response_that_was_given_up(proxy: Proxy, client: aioredis.Redis, 
         assert (await victim.part.append("7", answer(7))).deferred
         await Speaker(kept.store, "b").say_all(19)
     for _ in range(2):
-        messages = []
+        messages: list[JSONRPCMessage] = []
 
-        async def send(event: object, into: list[object] = messages) -> None:
-            into.append(event.message)  # type: ignore[attr-defined]
+        async def send(event: EventMessage, into: list[JSONRPCMessage] = messages) -> None:
+            into.append(event.message)
 
         facts = await victim.part.replay(cursor, send, stream_id="7")
         assert (facts.gap, facts.completed, facts.miss) == (True, True, None)

@@ -37,8 +37,8 @@ async def test_memory_and_calls() -> None:
 @pytest.fixture
 async def small_pool(valkey_url: str) -> AsyncIterator[aioredis.Redis]:
     """A client with few connections, which raises when they are all in use."""
-    options = {"retry": Retry(NoBackoff(), 0), "max_connections": CONNECTIONS}
-    async with aioredis.Redis.from_url(valkey_url, **options) as client:
+    never = Retry(NoBackoff(), 0)
+    async with aioredis.Redis.from_url(valkey_url, retry=never, max_connections=CONNECTIONS) as client:
         yield client
 
 

@@ -172,7 +172,7 @@ async def test_pool_that_is_exhausted(
     """The application holds all connections: events wait until it gives one back."""
     options = {"timeout": 0.1} if kind is aioredis.BlockingConnectionPool else {}
     pool = kind.from_url(server.url, max_connections=2, retry=Retry(NoBackoff(), 0), **options)
-    held = [await pool.get_connection() for _ in range(2)]
+    held = [await pool.get_connection() for _ in range(2)]  # type: ignore[no-untyped-call]
     async with aioredis.Redis.from_pool(pool) as small:
         talk = Talk(small)
         async with anyio.create_task_group() as tasks:
@@ -225,6 +225,8 @@ async def test_key_of_somebody_else_found_too_late(server: OwnValkey, client: ai
 async def test_forgets_everything(how: str, server: OwnValkey, client: aioredis.Redis) -> None:
     """Redis is empty: sessions go on, ids go on rising, and a resume from before is told of the gap."""
     talk = Talk(client)
+    for speaker in talk.speakers:
+        await record(talk.store, speaker.session, again=False)
     async with talk.going_on():
         before = [await speaker.say() for speaker in talk.speakers]
         if how == "restart":
@@ -233,6 +235,8 @@ async def test_forgets_everything(how: str, server: OwnValkey, client: aioredis.
         else:
             await client.flushall()
         await settled(talk.store)
+        for speaker in talk.speakers:
+            await record(talk.store, speaker.session, again=True)
         await talk.more()
     for speaker, last in zip(talk.speakers, before, strict=True):
         stored = await speaker.stored(client)
@@ -244,16 +248,24 @@ async def test_forgets_everything(how: str, server: OwnValkey, client: aioredis.
         assert (facts.miss, facts.gap, facts.delivered) == (None, True, len(numbers))
 
 
+async def record(store: RedisEventStore, session: str, *, again: bool) -> None:
+    """What a worker tells Redis of a session that it has, and tells it again when Redis has lost it."""
+    state = await store.workers.record(session, owner="", handshake="{}", ttl=600, again=again)
+    assert state == "live"
+
+
 async def test_ends_after_it_was_forgotten(client: aioredis.Redis) -> None:
     """A stream that was forgotten in the middle can be resumed to its end, with a gap."""
     store = RedisEventStore(client, ttl=600)
     part = store.for_session("a")
-    await part.append("1", None)
+    await record(store, "a", again=False)
     before = await part.append("1", note(0))
     await client.flushall()
     after = await part.append("1", note(1))
     assert int(after.event_id) > int(before.event_id)
+    await record(store, "a", again=True)
     await part.append("1", answer())
-    collected = Collected()
-    facts = await part.replay(before.event_id, collected, stream_id="1")
+    facts = await part.replay(before.event_id, Collected(), stream_id="1")
     assert (facts.gap, facts.completed, facts.delivered) == (True, True, 2)
+    facts = await part.replay(after.event_id, Collected(), stream_id="1")
+    assert (facts.gap, facts.completed, facts.delivered) == (False, True, 1)

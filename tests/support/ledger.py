@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from redis import asyncio as aioredis
 
@@ -71,7 +72,8 @@ class Speaker:
 
     async def stored(self, client: aioredis.Redis) -> list[tuple[str, int]]:
         """Ids and numbers that Redis has, in the order of the index; what is no number of ours is left out."""
-        index = [_text(member) for member in await client.zrange(self.keys.stream(self.stream), 0, -1)]
+        members: list[Any] = await client.zrange(self.keys.stream(self.stream), 0, -1)
+        index = [_text(member) for member in members]
         async with client.pipeline(transaction=False) as pipeline:
             for event_id in index:
                 pipeline.hget(self.keys.event(event_id), "payload")
@@ -83,8 +85,10 @@ class Speaker:
     def told(self, number: int) -> str | None:
         """The id that was told for a number, at once or later; None while it is not known, or was lost."""
         appended = self.answers[number]
-        if appended is None or not appended.deferred:
-            return appended and appended.event_id
+        if appended is None:
+            return None
+        if not appended.deferred:
+            return appended.event_id
         later = appended.later
         return later.result() if later is not None and later.done() and not later.cancelled() else None
 
