@@ -3,9 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry import catalog, declarations
 
 TARGET = Path(__file__).with_name("telemetry.md")
+
+_WORKERS: dict[declarations.Together, str] = {
+    "livesum": "sum of workers",
+    "livemax": "maximum of workers",
+    "livemostrecent": "with `sample_redis`; the newest of workers",
+}
 
 HEAD = """# What is measured
 
@@ -28,7 +34,8 @@ def _metrics() -> Iterator[str]:
         labels = "<br>".join(
             f"`{label.name}`" + (f": {', '.join(label.values)}" if label.values else "") for label in metric.labels
         )
-        yield f"| `{metric.name}` | {metric.type} | {labels} | {metric.help} |"
+        type_ = f"{metric.type}<br>{_WORKERS[metric.together]}" if metric.together else metric.type
+        yield f"| `{metric.name}` | {type_} | {labels} | {metric.help} |"
 
 
 def _spans() -> Iterator[str]:

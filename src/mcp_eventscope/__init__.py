@@ -14,6 +14,7 @@ from mcp_eventscope.errors import (
 from mcp_eventscope.instrumented import InstrumentedEventStore
 from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.sessions.manager import ResumableSessionManager
+from mcp_eventscope.telemetry.scrape import metrics_app
 
 __all__ = [
     "CorruptEventError",
@@ -28,4 +29,5 @@ __all__ = [
     "StoreUnavailableError",
     "UnscopedStoreWarning",
     "http_app",
+    "metrics_app",
 ]

@@ -27,8 +27,10 @@ from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.redis.workers import DEFAULT_LEASE
 from mcp_eventscope.sessions.manager import DEFAULT_FOLLOW_LIMIT, ResumableSessionManager
 from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry.exposition import Exposition
 from mcp_eventscope.telemetry.logs import Log, Logger
-from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry, scrape_app
+from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
+from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsApp, MetricsPort
 from mcp_eventscope.telemetry.tracing import TracerProvider
 from mcp_eventscope.types import EventStore
 
@@ -77,6 +79,10 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
     follow_limit: float = DEFAULT_FOLLOW_LIMIT,
     lease: float = DEFAULT_LEASE,
     drain: float = 0.0,
+    metrics_port: int | None = None,
+    metrics_host: str | None = None,
+    metrics_token: str | None = None,
+    sample_redis: float | None = None,
     registry: Registry | None = None,
     tracer_provider: TracerProvider | None = None,
     logger: Logger | None = None,
@@ -87,7 +93,8 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
     It is the SDK's own `streamable_http_app()`, with its routes, authentication and middleware, in which each session
     has its own view of the event store, and beside it:
 
-    * `/metrics`: the registry, for Prometheus;
+    * `/metrics`: the registry, for Prometheus, unless it has a port of its own; with several workers that share
+      `PROMETHEUS_MULTIPROC_DIR`, what all of them say;
     * `/healthz`: 200 and the latency while Redis answers, 503 and the reason while it does not.
 
     Mounted in another application, it is started by that one: `lifespan=app.router.lifespan_context`.
@@ -102,6 +109,11 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
         follow_limit: As in `ResumableSessionManager`, in seconds.
         lease: As in `ResumableSessionManager`, in seconds.
         drain: As in `ResumableSessionManager`, in seconds.
+        metrics_port: A port of its own for `/metrics`, which is then not served with the rest. Of several workers the
+            first that gets it serves for all, and another takes over when that one ends.
+        metrics_host: The address that the port is opened on; None: 127.0.0.1, so that nothing is published unasked.
+        metrics_token: What a scrape has to bring as its bearer token; None: nothing.
+        sample_redis: Seconds between samples of Redis (keys, memory, keys without TTL); None: it is not sampled.
         registry: Where metrics go, and what `/metrics` shows; None: that of a store that is instrumented already, else
             prometheus_client's global one.
         tracer_provider: As in `InstrumentedEventStore`; for a store that is not instrumented already.
@@ -112,9 +124,10 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
         The application. `mcp.session_manager` is its session manager, as with the SDK's.
 
     Raises:
-        TypeError: `event_store` is no event store, `logger` takes no fields, or the SDK does not know an option.
-        ValueError: Two stores are named, an instrumented store comes with other telemetry than its own, or an argument
-            is out of its range.
+        TypeError: `event_store` is no event store, `logger` takes no fields, an argument is of another type, or the SDK
+            does not know an option.
+        ValueError: Two stores are named, an instrumented store comes with other telemetry than its own, an argument is
+            out of its range, or the store's Redis is to be sampled and cannot be.
         IncompatibleSDKError: The installed SDK has changed in what sessions are scoped by.
         EmbeddedUnavailableError: No Redis is named, and there is no embedded Valkey.
     """
@@ -139,18 +152,35 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
     store = instrument(event_store, registry=registry, tracer_provider=tracer_provider, logger=logger)
     ours: _Ours = {"follow_limit": follow_limit, "lease": lease, "drain": drain, "logger": logger}
     manager = _replace_manager(app, mcp.session_manager, store, **ours)
-    _add_route(app, "/metrics", _Endpoint(scrape_app(registry)))
+    exposition = Exposition(registry, metrics_token)
+    port = _metrics_port(exposition, metrics_port, metrics_host, log)
+    if port is None:
+        _add_route(app, "/metrics", MetricsApp(exposition))
     _add_route(app, "/healthz", _Health(store, manager))
+    sampling = nullcontext() if sample_redis is None else store.sampling(sample_redis)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with resources():
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(resources())
+            if port is not None:
+                await stack.enter_async_context(port.served())
+            await stack.enter_async_context(sampling)
             await _report_unreachable(store, log)
             async with manager.run():
                 yield
 
     app.router.lifespan_context = lifespan
     return app
+
+
+def _metrics_port(exposition: Exposition, port: int | None, host: str | None, log: Log) -> MetricsPort | None:
+    if port is not None:
+        return MetricsPort(exposition, LOOPBACK if host is None else host, port, log)
+    if host is not None:
+        msg = "metrics_host is the address of metrics_port, and there is none: pass metrics_port too, or neither"
+        raise ValueError(msg)
+    return None
 
 
 def _own_store(
@@ -229,16 +259,6 @@ def _add_route(app: Starlette, path: str, endpoint: ASGIApp) -> None:
         msg = f"the MCP server already serves {path}, which http_app() needs; move that route"
         raise ValueError(msg)
     app.router.routes.insert(0, Route(path, endpoint, methods=["GET"]))
-
-
-class _Endpoint:
-    """An ASGI application as an endpoint: Starlette would call a plain function with a request."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
 
 
 class _Health:

@@ -5,22 +5,26 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from typing import ParamSpec, Self
 
 import anyio
 
 from mcp_eventscope.foreign import ForeignEventStore
-from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.redis.store import RedisEventStore
+from mcp_eventscope.telemetry import catalog, declarations
 from mcp_eventscope.telemetry.logs import Log, Logger, LogSink
 from mcp_eventscope.telemetry.measurements import (
     FollowMeasurement,
     Measurement,
     ReplayMeasurement,
+    SampleMeasurement,
     StoreMeasurement,
     replay_outcome,
     store_outcome,
 )
 from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, MetricsSink, Registry
+from mcp_eventscope.telemetry.sampling import check_interval, sampling
 from mcp_eventscope.telemetry.tracing import Opened, TracerProvider, Tracing, session_hash
 from mcp_eventscope.types import (
     Appended,
@@ -155,6 +159,34 @@ class InstrumentedEventStore(EventStore):
         """Return when the store answers. Raises what the store raises; it is not measured."""
         await self._store.ping()
 
+    def sampling(self, every: float) -> AbstractAsyncContextManager[None]:
+        """Sample the store's Redis in the background: its keys, its memory, keys without TTL.
+
+        A sample is bounded, and measured; of the processes that share a prefix one does it for all.
+
+        Args:
+            every: Seconds between samples.
+
+        Returns:
+            What is entered to begin, and left to end.
+
+        Raises:
+            TypeError: `every` is no number.
+            ValueError: `every` is not positive; or the store is no `RedisEventStore`, or on a cluster.
+        """
+        check_interval(every)
+        if not isinstance(self._store, RedisEventStore):
+            msg = (
+                "only the Redis of a RedisEventStore can be sampled, and this store is another: leave sample_redis out"
+            )
+            raise ValueError(msg)  # noqa: TRY004 - a store of any type may be decorated; sampling it is what is refused
+        return sampling(self._store.sampler(), every, self._sampled)
+
+    def _sampled(self, measured: SampleMeasurement) -> None:
+        if self._metrics is not None:
+            self._safely("metrics", self._metrics.sampled, measured)
+        self._safely("logs", self._logs.sampled, measured, self.ttl)
+
     # -- the SDK's interface ------------------------------------------------------------------------------------------
 
     async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
@@ -265,7 +297,7 @@ class InstrumentedEventStore(EventStore):
 
     # -- telemetry never raises ---------------------------------------------------------------------------------------
 
-    def _begin(self, span: catalog.Span) -> Opened | None:
+    def _begin(self, span: declarations.Span) -> Opened | None:
         try:
             return self._tracing.begin(span)
         except Exception as error:  # noqa: BLE001 - an exporter or sampler of the application's

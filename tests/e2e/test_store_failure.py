@@ -44,8 +44,11 @@ async def test_redis_dies_in_the_middle_of_a_call(
         async with client.call(2, "echo", text="still here") as response:
             last = [event async for event in events(response)][-1]
         assert last.message["result"]["structuredContent"] == {"result": "still here"}
-    failed = registry.get_sample_value(
-        "eventscope_errors_total", {"store": "default", "operation": "store", "error_type": "unavailable"}
-    )
-    assert failed is not None
-    assert failed >= 4
+    value = registry.get_sample_value
+    deferred = value("eventscope_store_duration_seconds_count", {"store": "default", "outcome": "deferred"})
+    assert deferred is not None
+    assert deferred >= 4
+    assert value("eventscope_degradations_total", {"store": "default", "reason": "connection"}) == 1
+    assert value("eventscope_degraded", {"store": "default"}) == 1
+    # All of them are lost, with the process: Redis did not come back.
+    assert value("eventscope_lost_events_total", {"store": "default", "reason": "shutdown"}) == deferred

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 
 import pytest
 
@@ -19,3 +20,11 @@ def program(name: str, package: str) -> str:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def complaints(metrics: bytes) -> str:
+    """What `promtool check metrics` says of metrics in the text format: nothing, if all is well."""
+    promtool = program("promtool", "prometheus")
+    checked = subprocess.run([promtool, "check", "metrics"], input=metrics, capture_output=True, check=False)
+    said = (checked.stdout + checked.stderr).decode()
+    return said if said or checked.returncode == 0 else f"status {checked.returncode}"

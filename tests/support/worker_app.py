@@ -14,8 +14,9 @@ from redis import asyncio as aioredis
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 
-from mcp_eventscope import http_app
+from mcp_eventscope import http_app, metrics_app
 
 CONTROL_VARIABLE = "CHAOS_CONTROL_URL"
 OPTIONS_VARIABLE = "CHAOS_OPTIONS"
@@ -73,4 +74,6 @@ def app() -> Starlette:
         clock.offset = float(await request.body())
         return PlainTextResponse(str(time.time()))
 
-    return http_app(mcp, **json.loads(os.environ[OPTIONS_VARIABLE]))
+    served = http_app(mcp, **json.loads(os.environ[OPTIONS_VARIABLE]))
+    served.router.routes.insert(0, Route("/scraped", metrics_app()))
+    return served

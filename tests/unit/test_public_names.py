@@ -8,7 +8,7 @@ from mcp.server.lowlevel.server import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
 import mcp_eventscope
-from mcp_eventscope import InstrumentedEventStore, RedisEventStore, ResumableSessionManager, http_app
+from mcp_eventscope import InstrumentedEventStore, RedisEventStore, ResumableSessionManager, http_app, metrics_app
 from mcp_eventscope.app import StreamableHTTPOptions
 
 
@@ -27,6 +27,7 @@ def test_public_names() -> None:
         "StoreUnavailableError",
         "UnscopedStoreWarning",
         "http_app",
+        "metrics_app",
     ]
     assert all(hasattr(mcp_eventscope, name) for name in mcp_eventscope.__all__)
 
@@ -36,6 +37,7 @@ def test_public_names() -> None:
     [
         (RedisEventStore, ["redis", "*key_prefix", "*ttl", "*store_timeout", "*backlog_bytes", "*backlog_events"]),
         (InstrumentedEventStore, ["store", "*name", "*registry", "*tracer_provider", "*logger"]),
+        (metrics_app, ["registry", "*token"]),
         (
             http_app,
             [
@@ -46,6 +48,10 @@ def test_public_names() -> None:
                 "*follow_limit",
                 "*lease",
                 "*drain",
+                "*metrics_port",
+                "*metrics_host",
+                "*metrics_token",
+                "*sample_redis",
                 "*registry",
                 "*tracer_provider",
                 "*logger",

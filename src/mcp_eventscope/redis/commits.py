@@ -64,10 +64,12 @@ class Commits:
                 )
         return pieces
 
-    def arguments(self, batch: Batch, *, whole: bool) -> list[bytes]:
+    def arguments(self, batch: Batch, *, whole: bool) -> list[str | bytes]:
         """The command as the arguments that a client takes. Arguments as in `packed`."""
+        command, script = APPEND.call(whole=whole)
         keys = [key.encode() for part in batch.parts for key in (part.lane.keys.counter, part.lane.keys.running)]
-        told = [*APPEND.call(whole=whole), b"%d" % len(keys), *keys, *self._common]
+        # A cluster's client knows its commands by text.
+        told: list[str | bytes] = [command.decode(), script, b"%d" % len(keys), *keys, *self._common]
         for part in batch.parts:
             lane = part.lane
             numbers = (part.number, lane.last_id, len(part.items))

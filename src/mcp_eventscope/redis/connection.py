@@ -99,6 +99,20 @@ def require_async(client: object) -> None:
     raise TypeError(msg)
 
 
+def require_one_slot(client: AnyRedis, prefix: str) -> None:
+    """Refuse keys that a cluster would refuse for ever, and a backlog would keep.
+
+    Raises:
+        StoreRejectedError: The client is a cluster's, and the keys under the prefix are not in one slot.
+    """
+    if isinstance(client, aioredis.RedisCluster) and "{" not in prefix:
+        msg = (
+            f"the keys of a root store under {prefix!r} are not in one slot of Redis Cluster: "
+            'give it a key_prefix with a hash tag, such as "{mcp}:", or use the parts of sessions (`for_session`)'
+        )
+        raise StoreRejectedError(msg)
+
+
 def address_of(client: AnyRedis) -> str:
     """Where a client connects to: `host:port`, a socket's path, a Sentinel's service. Never a user name or password."""
     if isinstance(client, aioredis.RedisCluster):

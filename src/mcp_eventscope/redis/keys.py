@@ -21,6 +21,7 @@ class Keys:
     {prefix}running              HASH    in a session: stream id → the worker that runs its request
     {prefix}session              HASH    in a session: what another worker needs to take it over
     {prefix}worker:{worker}      STRING  in the root: the worker lives, until this expires
+    {prefix}sampler              STRING  in the root: which worker samples Redis, until this expires
     {prefix}workers              channel in the root: what workers tell each other
     ```
 
@@ -33,7 +34,7 @@ class Keys:
         ValueError: `prefix` breaks a rule above.
     """
 
-    __slots__ = ("counter", "prefix", "running", "session", "workers")
+    __slots__ = ("counter", "prefix", "running", "sampler", "session", "workers")
 
     def __init__(self, prefix: str) -> None:
         if not isinstance(prefix, str):
@@ -56,6 +57,7 @@ class Keys:
         self.running = f"{prefix}running"
         self.session = f"{prefix}session"
         self.workers = f"{prefix}workers"
+        self.sampler = f"{prefix}sampler"
 
     def event(self, event_id: str) -> str:
         """The key of an event."""

@@ -108,7 +108,7 @@ class _ClientLine:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _execute(self, batch: Batch, arguments: Sequence[bytes]) -> None:
+    async def _execute(self, batch: Batch, arguments: Sequence[str | bytes]) -> None:
         answer: bytes | Exception
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT + batch.payload_bytes / SLOWEST_TRANSFER):

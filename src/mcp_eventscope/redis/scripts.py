@@ -204,3 +204,44 @@ async def end(client: Client, keys: Keys, ttl: int) -> None:
         ttl: Seconds for which it is remembered that it has ended.
     """
     await _end(client, [keys.session], [ttl])
+
+
+_survey = Script("survey.lua")
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What `survey.lua` says of some keys."""
+
+    cursor: str
+    keys: int
+    weighed: int
+    bytes: int
+    lasting: dict[str, int]
+    """Keys without TTL, by what they are."""
+
+
+async def survey(client: Client, cursor: str, prefix: str, pattern: str, *, keys: int, events: int) -> Survey:  # noqa: PLR0913 - the script's arguments
+    """Look at some of the keys of a database. Not for a cluster: it names no keys.
+
+    Args:
+        client: Where.
+        cursor: "0", or `Survey.cursor` of the call before.
+        prefix: The prefix of the store.
+        pattern: The same, as a pattern.
+        keys: How many keys to look at, about.
+        events: How many events to weigh, at most.
+
+    Returns:
+        What is there.
+    """
+    cursor_then, found, weighed, size, *lasting = await _survey(client, [], [cursor, prefix, pattern, keys, events])
+    return Survey(
+        cursor=cursor_then.decode("ascii"),
+        keys=found,
+        weighed=weighed,
+        bytes=size,
+        lasting={
+            kind.decode("ascii", "replace"): number for kind, number in zip(lasting[::2], lasting[1::2], strict=True)
+        },
+    )

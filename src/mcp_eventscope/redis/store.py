@@ -19,11 +19,12 @@ from mcp_eventscope.redis.bounds import (
     check_bounds,
     check_ttl,
 )
-from mcp_eventscope.redis.connection import AnyRedis, address_of, require_async, told_as
+from mcp_eventscope.redis.connection import AnyRedis, address_of, require_async, require_one_slot, told_as
 from mcp_eventscope.redis.follow import Followers
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
 from mcp_eventscope.redis.reader import Reader
 from mcp_eventscope.redis.reading import Reading, age_of, lost_after, miss_of
+from mcp_eventscope.redis.sampling import Sampler
 from mcp_eventscope.redis.signals import Signals
 from mcp_eventscope.redis.workers import Workers
 from mcp_eventscope.redis.writer import Writer
@@ -128,6 +129,14 @@ class RedisEventStore(EventStore):
     def workers(self) -> Workers:
         """This process, among the others that use the store: leases, sessions, notices."""
         return self._workers
+
+    def sampler(self) -> Sampler:
+        """Looks at the store's Redis, now and then.
+
+        Raises:
+            ValueError: It is a cluster.
+        """
+        return Sampler(self._redis, self._keys, self._worker)
 
     @property
     def address(self) -> str:
@@ -253,6 +262,8 @@ class RedisEventStore(EventStore):
             StoreRejectedError: Redis refused this event for good.
             ValueError: The message has no JSON form.
         """
+        if self._session is None:
+            require_one_slot(self._redis, self.key_prefix)
         # As bytes: the client would encode text in whatever encoding it was made for.
         payload = codec.encode(message).encode()
         role = "final" if is_final(stream_id, message) else _ROLE_OF_STREAM.get(stream_id, "part")

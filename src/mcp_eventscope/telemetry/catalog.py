@@ -4,55 +4,7 @@ Rules (the Prometheus naming guide, and what a scrape costs): base units; `_tota
 ids of sessions, streams and events go to spans and logs, never to labels.
 """
 
-from dataclasses import dataclass
-from enum import StrEnum
-
-
-class MetricType(StrEnum):
-    """The types that are used."""
-
-    COUNTER = "counter"
-    GAUGE = "gauge"
-    HISTOGRAM = "histogram"
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """A label and the values it can have. None: chosen by the application, once for each store."""
-
-    name: str
-    values: tuple[str, ...] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric, by its exposed name, with the help that a scrape shows."""
-
-    name: str
-    type: MetricType
-    help: str
-    labels: tuple[Label, ...]
-    buckets: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """One span, and the attributes it can carry."""
-
-    name: str
-    help: str
-    attributes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LogEvent:
-    """One structlog event: its level, what it means, and its fields."""
-
-    name: str
-    level: str
-    help: str
-    fields: tuple[str, ...]
-
+from mcp_eventscope.telemetry.declarations import Label, LogEvent, Metric, MetricType, Span
 
 STORE = Label("store", None)
 STORE_OUTCOME = Label("outcome", ("ok", "deferred", "refused", "error", "cancelled"))
@@ -68,6 +20,7 @@ TROUBLE = Label(
 )
 LOSS_REASON = Label("reason", ("overflow", "rejected", "shutdown"))
 SINK = Label("sink", ("metrics", "traces", "logs"))
+SAMPLE_OUTCOME = Label("outcome", ("ok", "elsewhere", "error", "cancelled"))
 
 # A store is one round trip: 0.2 ms on loopback, 1 ms in a data centre; past 250 ms somebody notices.
 STORE_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -76,6 +29,7 @@ BATCH_EVENTS = (1, 2, 4, 8, 16, 32, 63)
 REPLAY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 COUNTS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 10_000, 100_000)
 BYTES = (0, 1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216, 67_108_864)
+SAMPLE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 AGE_SECONDS = (0.5, 1, 2, 5, 10, 30, 60, 300, 900, 1_800, 3_600, 14_400, 86_400)
 
 STORE_DURATION = Metric(
@@ -115,6 +69,7 @@ DEGRADED = Metric(
     MetricType.GAUGE,
     "1 while Redis is away or too slow: messages go out live without waiting for it, and are stored later.",
     (STORE,),
+    together="livemax",
 )
 DEGRADED_SECONDS = Metric(
     "eventscope_degraded_seconds_total",
@@ -129,10 +84,18 @@ DEGRADATIONS = Metric(
     (STORE, TROUBLE),
 )
 BACKLOG_EVENTS = Metric(
-    "eventscope_backlog_events", MetricType.GAUGE, "Events that wait in memory until Redis is back.", (STORE,)
+    "eventscope_backlog_events",
+    MetricType.GAUGE,
+    "Events that wait in memory until Redis is back.",
+    (STORE,),
+    together="livesum",
 )
 BACKLOG_BYTES = Metric(
-    "eventscope_backlog_bytes", MetricType.GAUGE, "Bytes of memory that the events that wait take up.", (STORE,)
+    "eventscope_backlog_bytes",
+    MetricType.GAUGE,
+    "Bytes of memory that the events that wait take up.",
+    (STORE,),
+    together="livesum",
 )
 LOST_EVENTS = Metric(
     "eventscope_lost_events_total",
@@ -178,7 +141,13 @@ CORRUPT_EVENTS = Metric(
     "Events that could not be read, and were skipped.",
     (STORE,),
 )
-FOLLOWERS = Metric("eventscope_followers", MetricType.GAUGE, "Resumed streams that are being followed now.", (STORE,))
+FOLLOWERS = Metric(
+    "eventscope_followers",
+    MetricType.GAUGE,
+    "Resumed streams that are being followed now.",
+    (STORE,),
+    together="livesum",
+)
 FOLLOW_DURATION = Metric(
     "eventscope_follow_duration_seconds",
     MetricType.HISTOGRAM,
@@ -209,12 +178,45 @@ TTL = Metric(
     MetricType.GAUGE,
     "Seconds that events are kept; 0 when they never expire, or the store does not say.",
     (STORE,),
+    together="livemax",  # All say the same, but for the moment in which one starts, and says 0.
 )
 TELEMETRY_FAILURES = Metric(
     "eventscope_telemetry_failures_total",
     MetricType.COUNTER,
     "Signals that could not be recorded, by sink. The operations themselves were not affected.",
     (STORE, SINK),
+)
+
+
+def _redis_gauge(name: str, text: str) -> Metric:
+    """A gauge that is set from a sample: of several workers the one counts that sampled last."""
+    return Metric(f"eventscope_redis_{name}", MetricType.GAUGE, text, (STORE,), together="livemostrecent", sampled=True)
+
+
+REDIS_KEYS = _redis_gauge("keys", "Keys under the prefix of the store, when all keys had last been looked at.")
+REDIS_KEYS_WITHOUT_TTL = _redis_gauge(
+    "keys_without_ttl", "Of these, the keys that will never expire: they should be none where a TTL is set."
+)
+REDIS_DB_KEYS = _redis_gauge("db_keys", "Keys in the whole database, whoever they belong to.")
+REDIS_EVENT_BYTES = _redis_gauge(
+    "event_bytes", "Memory that Redis needs for one event, on average of some that were weighed; without its index."
+)
+REDIS_MEMORY = _redis_gauge("memory_used_bytes", "Memory that Redis uses, for everything.")
+REDIS_MEMORY_LIMIT = _redis_gauge(
+    "memory_max_bytes", "Memory that Redis may use (maxmemory); 0 when there is no limit."
+)
+REDIS_EVICTED = Metric(
+    "eventscope_redis_evicted_keys_total",
+    MetricType.COUNTER,
+    "Keys that Redis evicted between two samples, of whatever database: events that cannot be replayed any more.",
+    (STORE,),
+)
+SAMPLE_DURATION = Metric(
+    "eventscope_redis_sample_duration_seconds",
+    MetricType.HISTOGRAM,
+    "Seconds to sample Redis, by how it ended; elsewhere: another worker does it.",
+    (STORE, SAMPLE_OUTCOME),
+    SAMPLE_SECONDS,
 )
 
 METRICS = (
@@ -244,6 +246,14 @@ METRICS = (
     ERRORS,
     TTL,
     TELEMETRY_FAILURES,
+    REDIS_KEYS,
+    REDIS_KEYS_WITHOUT_TTL,
+    REDIS_DB_KEYS,
+    REDIS_EVENT_BYTES,
+    REDIS_MEMORY,
+    REDIS_MEMORY_LIMIT,
+    REDIS_EVICTED,
+    SAMPLE_DURATION,
 )
 
 _COMMON = ("eventscope.store", "eventscope.stream.id", "eventscope.session.hash", "eventscope.outcome", "error.type")
@@ -341,6 +351,28 @@ TELEMETRY_FAILED = LogEvent(
     "A signal could not be recorded. The operation itself was not affected.",
     ("store", "sink", "error", "suppressed"),
 )
+SAMPLED_AGAIN = 600.0
+"""Seconds: what one sample finds, the next one finds too."""
+METRICS_UNSERVED = LogEvent(
+    "event_store.metrics_unserved",
+    "warning",
+    "The separate port of the metrics cannot be had. The server serves; it is tried again, and not told again.",
+    ("address", "error", "fix"),
+)
+SAMPLE_FAILED = LogEvent(
+    "event_store.sample_failed",
+    "warning",
+    "Redis could not be sampled: the gauges about it are as old as the last sample.",
+    ("store", "error", "error_type", "suppressed"),
+    repeat=SAMPLED_AGAIN,
+)
+TTL_MISSING_KEYS = LogEvent(
+    "event_store.ttl_missing_keys",
+    "warning",
+    "A TTL is set, and there are keys under the prefix that will never expire.",
+    ("store", "keys", "kinds", "fix", "suppressed"),
+    repeat=SAMPLED_AGAIN,
+)
 
 LOG_EVENTS = (
     TTL_MISSING,
@@ -355,4 +387,7 @@ LOG_EVENTS = (
     REPLAY_FAILED,
     REPLAY_INCOMPLETE,
     TELEMETRY_FAILED,
+    METRICS_UNSERVED,
+    SAMPLE_FAILED,
+    TTL_MISSING_KEYS,
 )

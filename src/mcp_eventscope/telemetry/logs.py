@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import structlog
 
-from mcp_eventscope.telemetry import catalog
-from mcp_eventscope.telemetry.measurements import Measurement, ReplayMeasurement
+from mcp_eventscope.telemetry import catalog, declarations
+from mcp_eventscope.telemetry.measurements import Measurement, ReplayMeasurement, SampleMeasurement
 from mcp_eventscope.telemetry.tracing import trace_ids
 from mcp_eventscope.types import CameBack, LossReason, Lost, StoreFact, Waiting, WentAway
 
@@ -62,21 +62,21 @@ class Log:
         self._last: dict[str, float] = {}
         self._suppressed: dict[str, int] = {}
 
-    def write(self, event: catalog.LogEvent, **fields: object) -> None:
+    def write(self, event: declarations.LogEvent, **fields: object) -> None:
         """Log an event at the level that the catalog gives it, with the ids of the current trace."""
         logger = self._given if self._given is not None else _default_logger()
         told = {name: value for name, value in fields.items() if value is not None}
         getattr(logger, event.level)(event.name, **told, **trace_ids())
 
-    def announce(self, event: catalog.LogEvent, **fields: object) -> None:
+    def announce(self, event: declarations.LogEvent, **fields: object) -> None:
         """Log an event while an application is built or started, which a logger that raises must not prevent."""
         with contextlib.suppress(Exception):
             self.write(event, **fields)
 
-    def write_seldom(self, event: catalog.LogEvent, **fields: object) -> None:
-        """Log an event unless the same was logged within `REPEAT_SECONDS`; then it is counted."""
-        now = time.monotonic()
-        if now - self._last.get(event.name, -REPEAT_SECONDS) < REPEAT_SECONDS:
+    def write_seldom(self, event: declarations.LogEvent, **fields: object) -> None:
+        """Log an event unless the same was logged within its time, or `REPEAT_SECONDS`; then it is counted."""
+        now, every = time.monotonic(), event.repeat or REPEAT_SECONDS
+        if now - self._last.get(event.name, -every) < every:
             self._suppressed[event.name] = self._suppressed.get(event.name, 0) + 1
             return
         self._last[event.name] = now
@@ -151,6 +151,26 @@ class LogSink:
                 missing=facts.missing,
                 corrupt=len(facts.corrupt),
                 event_ids=facts.corrupt[:_IDS_SHOWN] or None,
+            )
+
+    def sampled(self, sample: SampleMeasurement, ttl: int | None) -> None:
+        """Redis was sampled, or not."""
+        if sample.outcome == "error":
+            self._log.write_seldom(
+                catalog.SAMPLE_FAILED,
+                store=self._store,
+                error=str(sample.error) if sample.error_type != "other" else type(sample.error).__qualname__,
+                error_type=sample.error_type,
+            )
+        elif ttl is not None and sample.facts is not None and sample.facts.lasting:
+            # Their kinds, and not their names, which hold session ids.
+            self._log.write_seldom(
+                catalog.TTL_MISSING_KEYS,
+                store=self._store,
+                keys=sum(sample.facts.lasting.values()),
+                kinds=sorted(sample.facts.lasting),
+                fix="set a ttl in every process that writes under this prefix; what is left of those that had none "
+                "stays until it is deleted, or given an EXPIRE",
             )
 
     def failed(self, sink: str, error: Exception) -> None:

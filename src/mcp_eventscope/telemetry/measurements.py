@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mcp_eventscope.errors import StoreRejectedError, StoreUnavailableError
+from mcp_eventscope.redis.sampling import Sample
 from mcp_eventscope.types import Appended, Followed, MessageKind, Replayed
 
 
@@ -47,6 +48,13 @@ class FollowMeasurement(Measurement):
 
     delivered: int
     facts: Followed | None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleMeasurement(Measurement):
+    """Redis was sampled, or not. There are no facts when it failed, or was another worker's turn."""
+
+    facts: Sample | None
 
 
 def store_outcome(appended: Appended) -> str:

@@ -1,16 +1,20 @@
-"""Metrics: the one module that imports prometheus_client."""
+"""Metrics: the instruments, made from the catalog, and what is counted with them."""
 
 from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, make_asgi_app
-from starlette.types import ASGIApp
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-from mcp_eventscope.telemetry import catalog
-from mcp_eventscope.telemetry.measurements import FollowMeasurement, ReplayMeasurement, StoreMeasurement
+from mcp_eventscope.telemetry import catalog, declarations, multiprocess
+from mcp_eventscope.telemetry.measurements import (
+    FollowMeasurement,
+    ReplayMeasurement,
+    SampleMeasurement,
+    StoreMeasurement,
+)
 from mcp_eventscope.types import CameBack, Committed, Lost, Retried, StoreFact, Waiting, WentAway
 
-__all__ = ["DEFAULT_REGISTRY", "MetricsSink", "Registry", "scrape_app"]
+__all__ = ["DEFAULT_REGISTRY", "MetricsSink", "Registry"]
 
 Registry = CollectorRegistry
 DEFAULT_REGISTRY: Final = REGISTRY
@@ -20,20 +24,37 @@ _F = TypeVar("_F", Counter, Gauge, Histogram)
 _TAKEN = frozenset({"ok", "deferred"})
 # One set of instruments a registry: a second store on it shares them, told apart by the `store` label.
 _families: WeakKeyDictionary[Registry, dict[str, _Family]] = WeakKeyDictionary()
+# In multiprocess mode one set for all registries of the process: a value is a place in the process's file, which two
+# instruments of the same name would both write, each without knowing of the other.
+_shared: dict[str, _Family] = {}
+_stores: set[str] = set()
 
 
 def _families_of(registry: Registry) -> dict[str, _Family]:
     if registry not in _families:
-        _families[registry] = {metric.name: _register(metric, registry) for metric in catalog.METRICS}
+        if multiprocess.directory() is None:
+            _families[registry] = {metric.name: _register(metric, registry) for metric in catalog.METRICS}
+        else:
+            _families[registry] = _shared_families(registry)
     return _families[registry]
 
 
-def _register(metric: catalog.Metric, registry: Registry) -> _Family:
+def _shared_families(registry: Registry) -> dict[str, _Family]:
+    if _shared:
+        for family in _shared.values():
+            registry.register(family)
+    else:
+        multiprocess.join()
+        _shared.update({metric.name: _register(metric, registry) for metric in catalog.METRICS})
+    return _shared
+
+
+def _register(metric: declarations.Metric, registry: Registry) -> _Family:
     names = [label.name for label in metric.labels]
-    if metric.type is catalog.MetricType.COUNTER:
+    if metric.type is declarations.MetricType.COUNTER:
         return Counter(metric.name, metric.help, names, registry=registry)
-    if metric.type is catalog.MetricType.GAUGE:
-        return Gauge(metric.name, metric.help, names, registry=registry)
+    if metric.type is declarations.MetricType.GAUGE:
+        return Gauge(metric.name, metric.help, names, registry=registry, multiprocess_mode=metric.together or "livesum")
     return Histogram(metric.name, metric.help, names, registry=registry, buckets=metric.buckets)
 
 
@@ -42,14 +63,19 @@ class MetricsSink:
 
     def __init__(self, store: str, registry: Registry) -> None:
         families = _families_of(registry)
+        first = multiprocess.directory() is not None and store not in _stores
+        _stores.add(store)
 
-        def counter(metric: catalog.Metric, *values: str) -> Counter:
+        def counter(metric: declarations.Metric, *values: str) -> Counter:
             return _typed(Counter, families[metric.name]).labels(store, *values)
 
-        def gauge(metric: catalog.Metric) -> Gauge:
-            return _typed(Gauge, families[metric.name]).labels(store)
+        def gauge(metric: declarations.Metric) -> Gauge:
+            child = _typed(Gauge, families[metric.name]).labels(store)
+            if first:
+                child.set(0)  # In multiprocess mode a process that is gone, and had our pid, may have left its value.
+            return child
 
-        def histogram(metric: catalog.Metric, *values: str) -> Histogram:
+        def histogram(metric: declarations.Metric, *values: str) -> Histogram:
             return _typed(Histogram, families[metric.name]).labels(store, *values)
 
         self._store_seconds = {v: histogram(catalog.STORE_DURATION, v) for v in _values(catalog.STORE_OUTCOME)}
@@ -81,6 +107,13 @@ class MetricsSink:
         }
         self._orphaned = counter(catalog.ORPHANED)
         self._ttl = gauge(catalog.TTL)
+        self._sample_seconds = {v: histogram(catalog.SAMPLE_DURATION, v) for v in _values(catalog.SAMPLE_OUTCOME)}
+        self._evicted = counter(catalog.REDIS_EVICTED)
+        self._sampled = {
+            metric.name: _Sampled(_typed(Gauge, families[metric.name]), store)
+            for metric in catalog.METRICS
+            if metric.sampled
+        }
         self._failures = {v: counter(catalog.TELEMETRY_FAILURES, v) for v in _values(catalog.SINK)}
 
     def configured(self, ttl: int | None) -> None:
@@ -161,25 +194,48 @@ class MetricsSink:
         """A request was answered whose worker is gone."""
         self._orphaned.inc()
 
+    def sampled(self, sample: SampleMeasurement) -> None:
+        """Redis was sampled, or not."""
+        self._sample_seconds[sample.outcome].observe(sample.seconds)
+        facts = sample.facts
+        if facts is not None:
+            self._evicted.inc(facts.evicted)
+            for metric, value in (
+                (catalog.REDIS_KEYS, facts.keys),
+                (catalog.REDIS_KEYS_WITHOUT_TTL, facts.without_ttl),
+                (catalog.REDIS_DB_KEYS, facts.db_keys),
+                (catalog.REDIS_EVENT_BYTES, facts.event_bytes),
+                (catalog.REDIS_MEMORY, facts.memory_bytes),
+                (catalog.REDIS_MEMORY_LIMIT, facts.memory_limit),
+            ):
+                self._sampled[metric.name].set(value)
+        elif sample.outcome == "elsewhere":
+            for gauge in self._sampled.values():
+                gauge.set(None)
+        # After a failure, what was known is better than nothing; that it is old is counted.
+
     def failed(self, sink: str) -> None:
         """A sink raised."""
         self._failures[sink].inc()
 
 
-def scrape_app(registry: Registry = DEFAULT_REGISTRY) -> ASGIApp:
-    """An ASGI application that answers a scrape, in OpenMetrics or the text format, as the request accepts.
+class _Sampled:
+    """A gauge that is there while this process knows its value."""
 
-    Args:
-        registry: What is exposed.
+    def __init__(self, family: Gauge, store: str) -> None:
+        self._family = family
+        self._store = store
 
-    Returns:
-        The application, to be mounted by path.
-    """
-    app: ASGIApp = make_asgi_app(registry)
-    return app
+    def set(self, value: float | None) -> None:
+        """Set it; None: it is not known, or no longer here."""
+        if value is not None:
+            self._family.labels(self._store).set(value)
+        elif multiprocess.directory() is None:
+            self._family.remove(self._store)
+        # In multiprocess mode nothing can be removed, and nothing has to be: the newest value counts.
 
 
-def _values(label: catalog.Label) -> tuple[str, ...]:
+def _values(label: declarations.Label) -> tuple[str, ...]:
     return label.values or ()
 
 

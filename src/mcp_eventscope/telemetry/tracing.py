@@ -11,7 +11,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
 from opentelemetry.util.types import AttributeValue
 
-from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry import declarations
 from mcp_eventscope.telemetry.measurements import Measurement, ReplayMeasurement, StoreMeasurement
 
 __all__ = ["Opened", "TracerProvider", "Tracing", "session_hash", "trace_ids"]
@@ -32,7 +32,7 @@ class Tracing:
         self._store = store
         self._tracer = trace.get_tracer("mcp_eventscope", version("mcp-eventscope"), tracer_provider=provider)
 
-    def begin(self, declared: catalog.Span) -> Opened | None:
+    def begin(self, declared: declarations.Span) -> Opened | None:
         """Start a span and make it current, so that the client's own spans are its children.
 
         Args:

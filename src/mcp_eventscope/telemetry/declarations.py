@@ -1,0 +1,61 @@
+"""What a metric, a span and a log event are: the shapes that the catalog is filled with."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, TypeAlias
+
+Together: TypeAlias = Literal["livesum", "livemax", "livemostrecent"]
+"""What a gauge of several workers is in one scrape: prometheus_client's multiprocess modes that ask the living only."""
+
+
+class MetricType(StrEnum):
+    """The types that are used."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label and the values it can have. None: chosen by the application, once for each store."""
+
+    name: str
+    values: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric, by its exposed name, with the help that a scrape shows.
+
+    `together` is for gauges, and each has it. What is `sampled` is there only where Redis is sampled, and from the
+    first sample on: zero keys would be a lie.
+    """
+
+    name: str
+    type: MetricType
+    help: str
+    labels: tuple[Label, ...]
+    buckets: tuple[float, ...] = ()
+    together: Together | None = None
+    sampled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One span, and the attributes it can carry."""
+
+    name: str
+    help: str
+    attributes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogEvent:
+    """One structlog event: its level, what it means, its fields, and the seconds in which it is not repeated."""
+
+    name: str
+    level: str
+    help: str
+    fields: tuple[str, ...]
+    repeat: float | None = None

@@ -1,0 +1,158 @@
+"""Four workers of `uvicorn --workers 4`: one scrape is all of them, whoever answers, and whoever has died."""
+
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+import httpx2
+import pytest
+
+from examples.demo.figures import Figures
+from support.binaries import complaints
+from support.processes import HOST, free_port
+from support.raw import RawClient, events
+from support.tree import Tree, tree
+from support.waiting import until
+
+pytestmark = pytest.mark.anyio
+
+TOKEN = "s3cret"
+BEARER = {"authorization": f"Bearer {TOKEN}"}
+FOLLOWERS = "eventscope_followers"
+STORED = "eventscope_stored_events_total"
+SAMPLES = "eventscope_redis_sample_duration_seconds_count"
+PORT = free_port()
+SCRAPE = f"http://{HOST}:{PORT}/metrics"
+
+
+@pytest.fixture(scope="module")
+def workers(valkey_url: str) -> Iterator[Tree]:
+    """Four workers, on a database of their own, with the metrics on a port of their own."""
+    options = {"metrics_port": PORT, "metrics_token": TOKEN, "sample_redis": 0.1, "lease": 5}
+    with tree(4, f"{valkey_url}?db=7", f"{valkey_url}?db=8", **options) as running:
+        yield running
+
+
+async def scrape(url: str = SCRAPE, **headers: str) -> str:
+    """A scrape, on a connection of its own, so that any worker may get it."""
+    async with httpx2.AsyncClient(trust_env=False, headers=BEARER | headers) as http:
+        return (await http.get(url)).raise_for_status().text
+
+
+async def figures(url: str = SCRAPE) -> Figures:
+    """The same, read."""
+    return Figures.of(await scrape(url))
+
+
+@asynccontextmanager
+async def client(server: Tree) -> AsyncIterator[RawClient]:
+    """A session, on connections of its own."""
+    async with httpx2.AsyncClient(trust_env=False, timeout=15) as http:
+        raw = RawClient(http, f"{server.url}/mcp")
+        await raw.initialize()
+        yield raw
+
+
+async def test_sums(workers: Tree) -> None:
+    """What every worker counted is added up, exactly, on the port and in the application, whoever answers."""
+    before = await figures()
+
+    async def call() -> None:
+        async with client(workers) as raw, raw.call(1, "echo", text="x") as response:
+            assert [event async for event in events(response)]
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(12):
+            tasks.start_soon(call)
+    for url in (SCRAPE, *[f"{workers.url}/scraped"] * 8):
+        after = await figures(url)
+        assert after.since(before).total(STORED, kind="response") == 24
+        assert after.total("eventscope_ttl_seconds", store="default") == 3600
+    counted = [file for file in workers.metrics.glob("counter_*.db") if file.stat().st_size]
+    assert len(counted) >= 4
+
+
+@pytest.mark.usefixtures("workers")
+async def test_formats() -> None:
+    """OpenMetrics where it is accepted; else the text format, with which promtool has no complaints."""
+    openmetrics = await scrape(accept="application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5")
+    assert openmetrics.endswith("# EOF\n")
+    assert not complaints((await scrape()).encode())
+
+
+async def test_not_with_the_service(workers: Tree) -> None:
+    """What has a port of its own is not served with the rest, and there only with the token."""
+    async with httpx2.AsyncClient(trust_env=False) as http:
+        assert (await http.get(f"{workers.url}/metrics", headers=BEARER)).status_code == 404
+        assert (await http.get(SCRAPE)).status_code == 401
+
+
+@pytest.mark.usefixtures("workers")
+async def test_sampled_by_one() -> None:
+    """One worker samples Redis for all, and the scrape shows what it found."""
+
+    async def sampled() -> bool:
+        seen = await figures()
+        by = seen.by(SAMPLES, "outcome")
+        return by.get("ok", 0) > 1 and by.get("elsewhere", 0) > 1 and seen.total("eventscope_redis_keys") > 0
+
+    await until(sampled)
+    seen = await figures()
+    assert seen.total("eventscope_redis_keys_without_ttl") == 0
+    assert seen.total("eventscope_redis_memory_used_bytes") > 100_000
+    assert "error" not in seen.by(SAMPLES, "outcome")
+
+
+async def test_killed(workers: Tree) -> None:
+    """A worker is killed: what it counted stays, its gauges go; so for the one that had the port, which another takes.
+
+    Both are replaced by uvicorn, and add to the same sums.
+    """
+    async with AsyncExitStack() as open_streams:
+        followed = 0
+
+        async def follow() -> None:
+            nonlocal followed
+            raw = await open_streams.enter_async_context(client(workers))
+            assert (await open_streams.enter_async_context(raw.get())).status_code == 200
+            followed += 1
+
+        def followers() -> dict[int, int]:
+            return {pid: int(workers.gauge(pid, FOLLOWERS)) for pid in workers.workers()}
+
+        def to_be_killed() -> set[int]:
+            owner = workers.port_owner(PORT)
+            return {pid for pid, number in followers().items() if number and pid != owner}
+
+        while followed < 60 and not (followed >= 8 and to_be_killed() and followers()[workers.port_owner(PORT)]):
+            await follow()
+        await until(lambda: sum(followers().values()) == followed)
+        stored = (await figures()).total(STORED)
+        assert (await figures()).total(FOLLOWERS) == followed
+
+        victim, owner = to_be_killed().pop(), workers.port_owner(PORT)
+        left = followed - followers()[victim]
+        os.kill(victim, signal.SIGKILL)
+
+        async def forgotten() -> bool:
+            return (await figures()).total(FOLLOWERS) == left
+
+        await until(forgotten)
+        assert victim not in workers.workers()
+        left -= followers()[owner]
+        os.kill(owner, signal.SIGKILL)
+
+        async def taken_over() -> bool:
+            try:
+                return (await figures()).total(FOLLOWERS) == left and workers.port_owner(PORT) != owner
+            except httpx2.TransportError:
+                return False
+
+        await until(taken_over)
+        assert (await figures()).total(STORED) == stored
+        await until(lambda: len(workers.workers()) == 4)
+        async with client(workers):
+            pass
+        assert (await figures()).total(STORED) > stored

@@ -1,0 +1,184 @@
+"""Samples of a real Valkey: what is there, in bounded steps, by one of several workers."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from redis import asyncio as aioredis
+
+from mcp_eventscope import RedisEventStore, StoreRejectedError, StoreUnavailableError
+from mcp_eventscope.redis import sampling
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.sampling import Sampler
+from support.leaks import LeakChecker
+from support.messages import note
+
+pytestmark = pytest.mark.anyio
+
+EVERY = 30.0
+DATABASE = 11
+
+
+@pytest.fixture(params=[pytest.param(False, id="bytes"), pytest.param(True, id="decoding")])
+async def redis_client(request: pytest.FixtureRequest, valkey_url: str) -> AsyncIterator[aioredis.Redis]:
+    """A database of one's own, with `decode_responses` either way."""
+    async with aioredis.Redis.from_url(valkey_url, db=DATABASE, decode_responses=request.param) as client:
+        await client.flushdb()
+        yield client
+        await client.flushdb()
+
+
+async def sample(sampler: Sampler) -> sampling.Sample:
+    """One sample, which is this sampler's turn."""
+    found = await sampler.sample(EVERY)
+    assert found is not None
+    return found
+
+
+async def test_what_is_there(store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
+    """Keys of all sessions under the prefix, and of others; memory; and what an event weighs."""
+    for session in ("a", "b{x}", "c*"):
+        await store.for_session(session).append("1", note(1))
+    await redis_client.set("another's", "1")
+    found = await sample(store.sampler())
+    keys = await leaks.keys()
+    assert len(keys) > 3 * 3
+    assert (found.keys, found.without_ttl, found.lasting) == (len(keys), 0, {})
+    assert found.db_keys == len(keys) + 1
+    assert found.event_bytes is not None
+    assert 50 < found.event_bytes < 1000
+    assert found.memory_bytes > 100_000
+    assert found.memory_limit == 0
+    assert found.evicted == 0
+
+
+async def test_nothing_to_weigh(store: RedisEventStore) -> None:
+    """Without events nothing is said of what one weighs."""
+    assert (await sample(store.sampler())).event_bytes is None
+
+
+async def test_keys_without_ttl(store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
+    """They are counted by what they are; those of others are not."""
+    leaks.exempt()
+    lasting = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=None)
+    await lasting.append("1", note(1))
+    await lasting.for_session("s").append("1", note(1))
+    await redis_client.set(f"{store.key_prefix}surprise", "1")
+    await redis_client.set("another's", "1")
+    found = await sample(store.sampler())
+    # Of the store and of the session; all but whose turn it is.
+    assert found.without_ttl == len(await leaks.keys()) - 1 == sum(found.lasting.values())
+    assert found.lasting == {"counter": 2, "event": 2, "stream": 2, "running": 2, "other": 1}
+
+
+async def test_patterns_in_a_prefix(redis_client: aioredis.Redis) -> None:
+    """A prefix is what it is, and no pattern."""
+    for name in ("m*p?[a]^\\:x", "mmp:x", "map?[a]:x"):
+        await redis_client.set(name, "1")
+    store = RedisEventStore(redis_client, key_prefix="m*p?[a]^\\:", ttl=60)
+    found = await sample(store.sampler())
+    assert (found.keys, found.lasting) == (2, {"other": 1})
+
+
+async def test_a_walk_over_many_keys(
+    store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sample looks at so many keys and no more; the next one goes on; what was counted stays until all were seen."""
+    leaks.exempt()
+    monkeypatch.setattr(sampling, "LOOKED_AT_MOST", 500)
+    async with redis_client.pipeline(transaction=False) as pipeline:
+        for number in range(2000):
+            pipeline.set(f"{store.key_prefix}event:{number + 1}", "x")
+        await pipeline.execute()
+    sampler = store.sampler()
+    found = await sample(sampler)
+    assert (found.keys, found.without_ttl) == (None, None)
+    assert 100 < found.lasting["event"] < 1500
+    seen, samples = found.lasting["event"], 1
+    while found.keys is None:
+        found = await sample(sampler)
+        seen, samples = seen + found.lasting["event"], samples + 1
+    assert samples > 2
+    assert (found.keys, found.without_ttl) == (2001, 2000)
+    assert seen == 2000
+    assert found.db_keys == 2001
+    assert (await sample(sampler)).keys == 2001
+
+
+async def test_a_walk_takes_no_longer_than_it_may(
+    store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When time is up, the rest is for the next sample."""
+    leaks.exempt()
+    monkeypatch.setattr(sampling, "WALK_SECONDS", 0.0)
+    await redis_client.mset({f"{store.key_prefix}event:{number + 1}": "x" for number in range(1000)})
+    assert (await sample(store.sampler())).keys is None
+
+
+async def test_one_of_several(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """One worker has the turn until it leaves or is late; the key that says so expires."""
+    other = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=60).sampler()
+    sampler = store.sampler()
+    await sample(sampler)
+    assert await other.sample(EVERY) is None
+    await other.leave()
+    await sample(sampler)
+    assert 0 < await redis_client.pttl(f"{store.key_prefix}sampler") <= EVERY * sampling.HELD_INTERVALS * 1000
+    await sampler.leave()
+    await sample(other)
+    assert await sampler.sample(EVERY) is None
+
+
+async def test_evictions_are_what_came_since(
+    store: RedisEventStore, redis_client: aioredis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a number that Redis counts from its own start, what was added; all of it after a restart."""
+    told = iter([100, 130, 130, 7])
+    info = redis_client.info
+
+    async def evicting(section: str) -> dict[str, object]:
+        answer: dict[str, object] = await info(section)
+        return answer | ({"evicted_keys": next(told)} if section == "stats" else {"maxmemory": 1 << 20})
+
+    monkeypatch.setattr(redis_client, "info", evicting)
+    sampler = store.sampler()
+    found = [await sample(sampler) for _ in range(4)]
+    assert [each.evicted for each in found] == [0, 30, 0, 7]
+    assert found[0].memory_limit == 1 << 20
+
+
+async def test_redis_is_away() -> None:
+    """What cannot be reached is said as any other operation says it."""
+    async with connect("redis://127.0.0.1:1") as client:
+        with pytest.raises(StoreUnavailableError, match=r"could not sample Redis at 127\.0\.0\.1:1"):
+            await RedisEventStore(client, ttl=60).sampler().sample(EVERY)
+
+
+async def test_redis_refuses(store: RedisEventStore, redis_client: aioredis.Redis, valkey_url: str) -> None:
+    """A user that may not ask what is asked hears which command it was."""
+    await redis_client.acl_setuser("sampler", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-info"])
+    try:
+        async with aioredis.Redis.from_url(valkey_url, username="sampler", password="x") as limited:
+            with pytest.raises(StoreRejectedError, match="info"):
+                await RedisEventStore(limited, key_prefix=store.key_prefix, ttl=60).sampler().sample(EVERY)
+            await limited.delete(f"{store.key_prefix}sampler")
+    finally:
+        await redis_client.acl_deluser("sampler")
+
+
+async def test_redis_7(redis_url: str, key_prefix: str) -> None:
+    """The same on Redis 7."""
+    async with connect(redis_url) as client:
+        store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
+        await store.append("1", note(1))
+        found = await sample(store.sampler())
+        keys = LeakChecker(client, key_prefix)
+        assert (found.keys, found.without_ttl) == (len(await keys.keys()), 0)
+        assert found.event_bytes
+        await keys.clean()
+
+
+async def test_cluster_is_refused() -> None:
+    """What one node says is not what a cluster is."""
+    cluster = aioredis.RedisCluster(host="127.0.0.1", port=1)
+    with pytest.raises(ValueError, match="Cluster is not sampled"):
+        RedisEventStore(cluster, ttl=60).sampler()

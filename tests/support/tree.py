@@ -1,0 +1,114 @@
+"""`uvicorn --workers N` itself: a process tree, whose metrics are in one directory."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import httpx2
+from prometheus_client.mmap_dict import MmapedDict
+
+from mcp_eventscope.app import URL_VARIABLE
+from support.processes import HOST, START_SECONDS, free_port
+from support.servers import short_directory
+from support.worker_app import CONTROL_VARIABLE, OPTIONS_VARIABLE
+
+T = TypeVar("T")
+_TESTS = Path(__file__).parents[1]
+
+
+class Tree:
+    """A running tree.
+
+    Args:
+        process: Its root.
+        port: Where it serves.
+        metrics: The directory of its metrics.
+    """
+
+    def __init__(self, process: "subprocess.Popen[bytes]", port: int, metrics: Path) -> None:
+        self.process = process
+        self.url = f"http://{HOST}:{port}"
+        self.metrics = metrics
+
+    def workers(self) -> set[int]:
+        """The pids of the workers that hold a place in the directory, or did until they ended."""
+        return {int(path.stem.partition("-")[2]) for path in self.metrics.glob("eventscope-*.alive")}
+
+    def gauge(self, pid: int, name: str) -> float:
+        """The value of a gauge that is added up, in the file of one worker."""
+        file = self.metrics / f"gauge_livesum_{pid}.db"
+        found = MmapedDict.read_all_values_from_file(str(file))  # type: ignore[no-untyped-call]
+        return sum(float(value) for key, value, *_ in found if json.loads(key)[0] == name)
+
+    def port_owner(self, port: int) -> int:
+        """The pid of the worker that has the port of the metrics."""
+        return int((self.metrics / f"eventscope-port-{port}.held").read_text())
+
+
+@contextlib.contextmanager
+def tree(workers: int, redis_url: str, control_url: str, **options: object) -> Iterator[Tree]:
+    """Start a tree of workers, and leave nothing of it behind.
+
+    Args:
+        workers: How many.
+        redis_url: Where events go.
+        control_url: Where the tools are steered from.
+        options: For `http_app`.
+    """
+    port = free_port()
+    with short_directory() as metrics, tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "uvicorn", "support.worker_app:app", "--factory", "--app-dir", str(_TESTS)),
+                *("--host", HOST, "--port", str(port), "--workers", str(workers), "--log-level", "warning"),
+                *("--ws", "none", "--timeout-graceful-shutdown", "1"),
+            ],
+            env=os.environ
+            | {
+                URL_VARIABLE: redis_url,
+                CONTROL_VARIABLE: control_url,
+                OPTIONS_VARIABLE: json.dumps(options),
+                "PROMETHEUS_MULTIPROC_DIR": str(metrics),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        running = Tree(process, port, metrics)
+        try:
+            eventually(lambda: len(running.workers()) == workers and healthy(running.url), log.fileno())
+            yield running
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(START_SECONDS / 2)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # Its session is its own: whoever is left of it.
+                process.wait(START_SECONDS)
+
+
+def healthy(url: str) -> bool:
+    """Whether it serves."""
+    with contextlib.suppress(httpx2.TransportError), httpx2.Client(trust_env=False) as http:
+        return http.get(f"{url}/healthz").is_success
+    return False
+
+
+def eventually(condition: Callable[[], T], log: int | None = None) -> T:
+    """What a condition returns, as soon as that is true."""
+    deadline = time.monotonic() + START_SECONDS
+    while not (held := condition()):
+        told = "" if log is None else os.pread(log, 10_000, 0).decode(errors="replace")
+        assert time.monotonic() < deadline, f"not in time {told}"
+        time.sleep(0.02)
+    return held

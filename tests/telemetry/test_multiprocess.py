@@ -1,0 +1,159 @@
+"""The files of several processes: what is taken from them, whose gauges go, and what cannot work.
+
+prometheus_client decides for this mode when it is imported, so what is tested here runs in processes of its own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from mcp_eventscope import metrics_app
+
+BEGINNING = """
+import os, signal, sys, time
+from pathlib import Path
+from fakeredis import FakeAsyncRedis
+from prometheus_client import CollectorRegistry, Gauge
+from mcp_eventscope import InstrumentedEventStore, RedisEventStore
+from mcp_eventscope.telemetry import multiprocess
+from mcp_eventscope.telemetry.exposition import Exposition
+
+WHERE = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+registry = CollectorRegistry()
+
+def instrument(registry=registry, name="default"):
+    store = InstrumentedEventStore(RedisEventStore(FakeAsyncRedis(), ttl=60), registry=registry, name=name)
+    return store._metrics
+
+def scrape(query=""):
+    return Exposition(registry).render(accept="", encoding="", query=query).body.decode()
+
+def shows(line):
+    return line in scrape().splitlines()
+"""
+
+
+def run(directory: Path | str, program: str) -> None:
+    """Run a program in that mode; it fails by an assertion."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", BEGINNING + program],
+        env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(directory)},
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_registries_share_what_is_counted(tmp_path: Path) -> None:
+    """Two registries of a process write one file: nothing is lost, and each scrape is all of it."""
+    run(
+        tmp_path,
+        """
+one, two = instrument(), instrument(CollectorRegistry())
+one.orphaned(); two.orphaned(); one.orphaned()
+instrument(CollectorRegistry(), "other").orphaned()
+assert shows('eventscope_requests_orphaned_total{store="default"} 3.0')
+assert shows('eventscope_requests_orphaned_total{store="other"} 1.0')
+assert shows('eventscope_ttl_seconds{store="default"} 60.0')
+some = scrape("name[]=eventscope_requests_orphaned_total").splitlines()
+assert sum(not line.startswith("#") for line in some) == 2, some
+assert "eventscope_redis_keys{" not in scrape()
+""",
+    )
+
+
+def test_gauges_of_the_gone(tmp_path: Path) -> None:
+    """A process that was forked is one of its own; killed, it takes its gauges with it, and no other's, and no sums."""
+    run(
+        tmp_path,
+        """
+sink = instrument()
+other = Gauge("others", "Of the application.", registry=registry, multiprocess_mode="liveall")
+other.set(1)
+sink.following(); sink.orphaned()
+Path(WHERE, "gauge_livesum_1.db").write_bytes(Path(WHERE, f"gauge_livesum_{os.getpid()}.db").read_bytes())
+ready, told = os.pipe()
+child = os.fork()
+if child == 0:
+    sink.following(); sink.following(); sink.orphaned(); other.set(2)
+    os.write(told, b"x")
+    time.sleep(60)
+os.read(ready, 1)
+assert Path(WHERE, f"eventscope-{child}.alive").exists()
+assert shows('eventscope_followers{store="default"} 4.0'), scrape()
+assert f'others{{pid="{child}"}} 2.0' in scrape()
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+# Pid 1 holds no lock: it is not ours to judge.
+assert shows('eventscope_followers{store="default"} 2.0'), scrape()
+assert shows('eventscope_requests_orphaned_total{store="default"} 2.0')
+assert f'others{{pid="{child}"}}' not in scrape()
+assert f'others{{pid="{os.getpid()}"}} 1.0' in scrape()
+assert not Path(WHERE, f"eventscope-{child}.alive").exists()
+""",
+    )
+
+
+def test_what_a_process_of_the_same_pid_left(tmp_path: Path) -> None:
+    """Gauges begin at 0, whatever is in the file; counters go on."""
+    run(
+        tmp_path,
+        """
+def left(kind, count):
+    from prometheus_client.mmap_dict import MmapedDict, mmap_key
+    suffix = "" if kind == "gauge_livesum" else "_total"
+    name = "eventscope_requests_orphaned" if suffix else "eventscope_followers"
+    help = next(m.help for m in multiprocess_catalog.METRICS if m.name == name + suffix)
+    file = MmapedDict(str(WHERE / f"{kind}_{os.getpid()}.db"))
+    file.write_value(mmap_key(name, name + suffix, ["store"], ["default"], help), count, 0.0)
+    file.close()
+
+from mcp_eventscope.telemetry import catalog as multiprocess_catalog
+left("gauge_livesum", 5.0); left("counter", 7.0)
+Path(WHERE, f"eventscope-{os.getpid()}.alive").touch()
+sink = instrument()
+assert shows('eventscope_followers{store="default"} 0.0'), scrape()
+sink.following(); sink.orphaned()
+assert shows('eventscope_requests_orphaned_total{store="default"} 8.0'), scrape()
+instrument(CollectorRegistry())
+assert shows('eventscope_followers{store="default"} 1.0'), scrape()
+""",
+    )
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    """One that was only just made, and one that is damaged, hide no others."""
+    (tmp_path / "counter_2.db").write_bytes(b"")
+    (tmp_path / "counter_3.db").write_bytes(b"\xff" * 4096)
+    (tmp_path / "histogram_4.db").write_bytes(b"\x40\0\0\0" + b"\x10\0\0\0" * 1024)
+    run(tmp_path, "instrument().orphaned(); assert shows('eventscope_requests_orphaned_total{store=\"default\"} 1.0')")
+
+
+@pytest.mark.parametrize("directory", ["missing", "file"])
+def test_no_directory(tmp_path: Path, directory: str) -> None:
+    """A directory that is none is refused, with what to do."""
+    (tmp_path / "file").touch()
+    run(
+        tmp_path / directory,
+        """
+for attempt in (instrument, lambda: Exposition(registry)):
+    try:
+        attempt()
+    except ValueError as error:
+        assert "PROMETHEUS_MULTIPROC_DIR must name a directory" in str(error), error
+    else:
+        raise AssertionError
+""",
+    )
+
+
+def test_set_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that prometheus_client has not seen would show one worker as if it were all."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    with pytest.raises(ValueError, match="too late"):
+        metrics_app(CollectorRegistry())

@@ -1,0 +1,321 @@
+"""A scrape of one process: what is answered, to whom, in which format, and on which port."""
+
+import gzip
+import logging
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack
+
+import httpx2
+import pytest
+from fakeredis import FakeAsyncRedis
+from mcp.server import MCPServer
+from prometheus_client import CollectorRegistry, Counter, Metric
+from prometheus_client.registry import Collector
+from starlette.applications import Starlette
+from starlette.routing import Mount, Route
+from starlette.types import Message
+
+from mcp_eventscope import RedisEventStore, http_app, metrics_app
+from mcp_eventscope.telemetry.exposition import Exposition
+from mcp_eventscope.telemetry.logs import Log
+from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsPort
+from support.binaries import complaints
+from support.logs import Recorder
+from support.processes import free_port
+from support.waiting import until
+from telemetry.conftest import Scope
+
+pytestmark = pytest.mark.anyio
+
+TOKEN = "s3cret-Token=="
+
+
+@pytest.fixture
+def registry(scope: Scope, redis: FakeAsyncRedis) -> CollectorRegistry:
+    """The registry of a store."""
+    scope.instrument(RedisEventStore(redis, ttl=60))
+    return scope.registry
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx2.AsyncClient]:
+    """Plain HTTP."""
+    async with httpx2.AsyncClient(trust_env=False, timeout=10) as client:
+        yield client
+
+
+async def get(app: object, path: str = "/metrics", method: str = "GET", **headers: str) -> httpx2.Response:
+    """Ask an application."""
+    transport = httpx2.ASGITransport(app)  # type: ignore[arg-type]
+    async with httpx2.AsyncClient(transport=transport, base_url="http://s") as client:
+        return await client.request(method, path, headers=headers)
+
+
+class Raising(Collector):
+    """A collector of the application's that raises."""
+
+    def collect(self) -> Iterable[Metric]:
+        """Raise."""
+        msg = "collector"
+        raise RuntimeError(msg)
+
+
+class Watching(Collector):
+    """A collector that remembers in which thread it was asked."""
+
+    def __init__(self) -> None:
+        self.threads: list[int] = []
+
+    def collect(self) -> Iterable[Metric]:
+        """Remember."""
+        self.threads.append(threading.get_ident())
+        return []
+
+
+# -- mounted ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["route", "mount"])
+async def test_mounted(registry: CollectorRegistry, way: str) -> None:
+    """It is an application that an application of anybody's can serve, at a path with or without what follows it."""
+    app = metrics_app(registry)
+    outer = Starlette(routes=[Route("/metrics", app) if way == "route" else Mount("/metrics", app)])
+    answer = await get(outer, "/metrics" if way == "route" else "/metrics/")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    assert 'eventscope_ttl_seconds{store="default"} 60.0' in answer.text
+
+
+async def test_openmetrics(registry: CollectorRegistry) -> None:
+    """What Prometheus asks for is what it gets."""
+    accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
+    answer = await get(metrics_app(registry), accept=accept)
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert answer.text.endswith("# EOF\n")
+
+
+async def test_compressed(registry: CollectorRegistry) -> None:
+    """It is compressed for those who accept that, and for no others."""
+    exposition = Exposition(registry)
+    plain = exposition.render(accept="", encoding="identity", query="")
+    zipped = exposition.render(accept="", encoding="br, gzip", query="")
+    assert "Content-Encoding" not in plain.headers
+    assert zipped.headers["Content-Encoding"] == "gzip"
+    assert gzip.decompress(zipped.body) == plain.body
+    assert (await get(metrics_app(registry), accept_encoding="gzip")).text.encode() == plain.body
+
+
+async def test_names(registry: CollectorRegistry) -> None:
+    """A scrape may ask for some of it, as with prometheus_client."""
+    text = (await get(metrics_app(registry), "/metrics?name[]=eventscope_ttl_seconds")).text
+    assert {line.split("{")[0] for line in text.splitlines() if not line.startswith("#")} == {"eventscope_ttl_seconds"}
+
+
+async def test_only_reading(registry: CollectorRegistry) -> None:
+    """Nothing can be written, and nothing but HTTP is spoken."""
+    app = metrics_app(registry)
+    refused = await get(app, method="POST")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
+    assert (await get(app, method="HEAD")).status_code == 200
+
+    async def never(_: Message | None = None) -> Message:
+        pytest.fail("nothing is to be said")
+
+    with pytest.raises(RuntimeError, match="mount it"):
+        await app({"type": "lifespan"}, never, never)  # type: ignore[arg-type]
+
+
+async def test_off_the_event_loop(registry: CollectorRegistry) -> None:
+    """It is rendered in a thread: sessions are served meanwhile."""
+    watching = Watching()
+    registry.register(watching)
+    watching.threads.clear()
+    assert (await get(metrics_app(registry))).status_code == 200
+    assert watching.threads
+    assert threading.get_ident() not in watching.threads
+
+
+async def test_promtool(registry: CollectorRegistry) -> None:
+    """`promtool check metrics` accepts the text format."""
+    text = (await get(metrics_app(registry), accept="text/plain;version=0.0.4")).content
+    assert not complaints(text)
+
+
+# -- the token --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
+async def test_with_the_token(registry: CollectorRegistry, scheme: str) -> None:
+    """Who brings the token is answered."""
+    assert (await get(metrics_app(registry, token=TOKEN), authorization=f"{scheme} {TOKEN}")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "authorization", ["", "Bearer", "Bearer ", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer \xe9"]
+)
+async def test_without_the_token(
+    registry: CollectorRegistry, authorization: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever does not is told what is missing, and nothing else; and it is in no log."""
+    caplog.set_level(logging.DEBUG)
+    app = metrics_app(registry, token=TOKEN)
+    headers = [(b"authorization", authorization.encode("latin-1"))] if authorization else []
+    transport = httpx2.ASGITransport(app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://s") as client:
+        refused = await client.get("/metrics", headers=headers)
+    assert refused.status_code == 401
+    challenge = refused.headers["www-authenticate"]
+    assert challenge == 'Bearer realm="metrics"' + (', error="invalid_token"' if authorization else "")
+    assert "eventscope_" not in refused.text
+    assert TOKEN not in refused.text + str(refused.headers) + caplog.text
+
+
+async def test_two_tokens_are_none(registry: CollectorRegistry) -> None:
+    """Of two headers it is not for us to choose."""
+    headers = [(b"authorization", f"Bearer {TOKEN}".encode()), (b"authorization", b"Bearer other")]
+    async with httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(metrics_app(registry, token=TOKEN)), base_url="http://s"
+    ) as client:
+        assert (await client.get("/metrics", headers=headers)).status_code == 401
+
+
+@pytest.mark.parametrize("token", ["", "two words", "caf\xe9", "new\nline"])
+async def test_tokens_that_cannot_be_sent(token: str) -> None:
+    """They are refused at once, and not repeated."""
+    with pytest.raises(ValueError, match="bearer token") as refused:
+        metrics_app(token=token)
+    assert not token or token not in str(refused.value)
+
+
+async def test_refused_arguments() -> None:
+    """What cannot be meant is refused, with what to do."""
+    with pytest.raises(TypeError, match="must be a string, not bytes"):
+        metrics_app(token=b"x")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="CollectorRegistry"):
+        metrics_app("x")  # type: ignore[arg-type]
+
+
+# -- a port of its own ------------------------------------------------------------------------------------------------
+
+
+def port_of(registry: CollectorRegistry, port: int, log: Recorder, *, token: str | None = None) -> MetricsPort:
+    """A port of this test's own."""
+    return MetricsPort(Exposition(registry, token), LOOPBACK, port, Log(log), retry=0.01)
+
+
+async def test_port(registry: CollectorRegistry, scope: Scope, http: httpx2.AsyncClient) -> None:
+    """The same answers, at one path."""
+    port = free_port()
+    url = f"http://{LOOPBACK}:{port}"
+    bearer = {"authorization": f"Bearer {TOKEN}"}
+    async with port_of(registry, port, scope.log, token=TOKEN).served():
+        answer = await http.get(f"{url}/metrics", headers=bearer | {"accept": "application/openmetrics-text"})
+        assert answer.headers["content-type"].startswith("application/openmetrics-text")
+        assert answer.text.endswith("# EOF\n")
+        restricted = await http.get(f"{url}/metrics?name[]=eventscope_ttl_seconds", headers=bearer)
+        assert restricted.text.count("\n") == 3
+        assert (await http.get(f"{url}/metrics")).status_code == 401
+        assert (await http.get(f"{url}/", headers=bearer)).status_code == 404
+        assert (await http.post(f"{url}/metrics", headers=bearer)).status_code == 501
+        head = await http.head(f"{url}/metrics", headers=bearer)
+        assert (head.status_code, head.content) == (200, b"")
+        assert "Python" not in answer.headers["server"]
+    with pytest.raises(httpx2.TransportError):
+        await http.get(f"{url}/metrics", headers=bearer)
+    assert scope.log.entries == []
+
+
+async def test_port_while_the_loop_is_busy(registry: CollectorRegistry, scope: Scope) -> None:
+    """It answers from a thread, when the event loop does not get to it."""
+    port = free_port()
+    async with port_of(registry, port, scope.log).served():
+        with httpx2.Client(trust_env=False, timeout=5) as blocking:  # Nothing else runs here meanwhile.
+            assert blocking.get(f"http://{LOOPBACK}:{port}/metrics").status_code == 200
+
+
+async def test_port_is_taken_over(scope: Scope, http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who does not get the port goes on, says so once, and takes it when it is free."""
+    port, first, second = free_port(), CollectorRegistry(), CollectorRegistry()
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    Counter("first", "The first.", registry=first)
+    Counter("second", "The second.", registry=second)
+    url = f"http://{LOOPBACK}:{port}/metrics"
+    async with AsyncExitStack() as having, AsyncExitStack() as waiting:
+        await having.enter_async_context(port_of(first, port, scope.log).served())
+        await waiting.enter_async_context(port_of(second, port, scope.log).served())
+        assert "first_total" in (await http.get(url)).text
+        (unserved,) = scope.log.named("event_store.metrics_unserved")
+        assert unserved["address"] == f"{LOOPBACK}:{port}"
+        assert "PROMETHEUS_MULTIPROC_DIR" in unserved["fix"]
+
+        async def taken_over() -> bool:
+            try:
+                return "second_total" in (await http.get(url)).text
+            except httpx2.TransportError:
+                return False
+
+        await having.aclose()
+        await until(taken_over)
+        assert len(scope.log.entries) == 1
+
+
+async def test_host_that_is_not_ours(registry: CollectorRegistry, scope: Scope) -> None:
+    """An address that cannot be listened on is said; the server serves all the same."""
+    async with MetricsPort(Exposition(registry), "192.0.2.1", free_port(), Log(scope.log)).served():
+        (unserved,) = scope.log.named("event_store.metrics_unserved")
+    assert "metrics_host" in unserved["fix"]
+    assert "assign" in unserved["error"]
+
+
+async def test_collector_that_raises(registry: CollectorRegistry, scope: Scope, http: httpx2.AsyncClient) -> None:
+    """A collector of the application's that raises is an answer, and is told."""
+    port = free_port()
+    exposition = Exposition(registry)
+    registry._collector_to_names[Raising()] = []
+    async with MetricsPort(exposition, LOOPBACK, port, Log(scope.log)).served():
+        answer = await http.get(f"http://{LOOPBACK}:{port}/metrics")
+    assert answer.status_code == 500
+    (failed,) = scope.log.named("event_store.telemetry_failed")
+    assert (failed["sink"], failed["error"]) == ("metrics", "RuntimeError")
+
+
+async def test_connection_that_says_nothing(
+    registry: CollectorRegistry, scope: Scope, http: httpx2.AsyncClient
+) -> None:
+    """Somebody who connects and says nothing keeps nobody waiting, nor the end of the server."""
+    port = free_port()
+    with socket.socket() as silent:
+        async with port_of(registry, port, scope.log).served():
+            silent.connect((LOOPBACK, port))
+            assert (await http.get(f"http://{LOOPBACK}:{port}/metrics")).status_code == 200
+
+
+async def test_refused_ports(registry: CollectorRegistry, redis: FakeAsyncRedis) -> None:
+    """What is no port, and a host without one."""
+    store = RedisEventStore(redis, ttl=60)
+    for port, error in ((0, ValueError), (70_000, ValueError), ("9100", TypeError), (True, TypeError)):
+        with pytest.raises(error, match="metrics_port must be"):
+            http_app(MCPServer("s"), store, registry=registry, metrics_port=port)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="pass metrics_port too"):
+        http_app(MCPServer("s"), store, registry=registry, metrics_host="::1")
+    with pytest.raises(ValueError, match="must not be empty"):
+        http_app(MCPServer("s"), store, registry=registry, metrics_port=9100, metrics_host="")
+    with pytest.raises(TypeError, match="must be an address"):
+        http_app(MCPServer("s"), store, registry=registry, metrics_port=9100, metrics_host=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="bearer token"):
+        http_app(MCPServer("s"), store, registry=registry, metrics_token="")
+
+
+async def test_port_of_an_application(
+    registry: CollectorRegistry, redis: FakeAsyncRedis, http: httpx2.AsyncClient
+) -> None:
+    """An application with a port of its own for the metrics leaves `/metrics` to whoever wants it."""
+    port = free_port()
+    app = http_app(
+        MCPServer("s"), RedisEventStore(redis, ttl=60), registry=registry, metrics_port=port, metrics_host="localhost"
+    )
+    assert "/metrics" not in {getattr(route, "path", None) for route in app.routes}
+    async with app.router.lifespan_context(app):
+        assert "eventscope_ttl_seconds" in (await http.get(f"http://localhost:{port}/metrics")).text
