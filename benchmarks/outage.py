@@ -28,7 +28,7 @@ from benchmarks.wire import Event, Session, Stream
 
 EVERY = 0.1
 """Seconds between two messages of a session."""
-BEFORE, AFTER = 1.0, 2.0
+BEFORE, AFTER = 1.0, 1.5
 """Seconds that are spoken before and after the outage."""
 LATE_SECONDS = 0.75
 """A message that comes so long after it was said is late: a store waits for a quarter of a second, and machines have

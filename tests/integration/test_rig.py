@@ -137,6 +137,7 @@ async def test_replies_that_are_slow(through: aioredis.Redis, proxy: Proxy) -> N
     assert 0.1 <= time.monotonic() - began < 0.25
 
 
+@pytest.mark.parametrize("through", [3], indirect=True, ids=["RESP3"])
 @pytest.mark.parametrize("way", ["hold", "mute", "black_hole"])
 async def test_silence(through: aioredis.Redis, proxy: Proxy, key_prefix: str, way: str) -> None:
     """Nothing is answered, on old and new connections, and whether it was done depends on the way."""

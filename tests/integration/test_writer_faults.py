@@ -236,7 +236,7 @@ async def test_frozen_copies_of_a_batch(world: World) -> None:
         await until(lambda: all(len(speaker.calls) > 5 for speaker in speakers))
         world.proxy.hold()
         accepted = world.proxy.accepted
-        await anyio.sleep(STORE_TIMEOUT * 8)
+        await anyio.sleep(STORE_TIMEOUT * 5)
         assert world.proxy.accepted - accepted <= 20
         world.proxy.clear()
         await settled(world.store)
@@ -345,7 +345,7 @@ async def test_one_fault_after_the_other(world: World) -> None:
                 for speaker in speakers:
                     tasks.start_soon(speaker.say_until, over)
                 began = time.monotonic()
-                while time.monotonic() - began < 4:
+                while time.monotonic() - began < 2.5:
                     await mischief.do()
                 world.proxy.clear()
                 over.set()

@@ -82,6 +82,13 @@ class OwnValkey:
         """Let it go on."""
         self._signal(signal.SIGCONT)
 
+    def revive(self) -> None:
+        """Whatever was done to it: let it run again, and return when it answers."""
+        if self._process is None or self._process.poll() is not None:
+            self.start()
+        else:
+            self.thaw()
+
     def set(self, **settings: object) -> None:
         """Change settings while it runs."""
         with self.client() as client:
