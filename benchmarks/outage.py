@@ -1,10 +1,10 @@
-"""Redis is killed while sessions stream: does any end, is any message late, does anybody miss one?
+"""Redis is killed, or frozen, while sessions stream: does any end, is any message late, does anybody miss one?
 
-    python -m benchmarks.outage [--seconds N] [--sessions N]
+    python -m benchmarks.outage [--seconds N] [--sessions N] [--frozen]
 
-It starts a Valkey that keeps its data and two workers on the loopback interface, kills the Valkey, and starts it again
-after so many seconds. Some clients are cut meanwhile, and come back. Exits 0 only if nothing was lost, late, or out of
-order.
+It starts a Valkey that keeps its data and two workers on the loopback interface, kills or freezes the Valkey, and lets
+it go on after so many seconds. Some clients are cut meanwhile, and come back. Exits 0 only if nothing was lost, late, or
+out of order.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -99,12 +100,13 @@ class _Client:
             await asyncio.sleep(_RETRY_SECONDS)
 
 
-async def measure(*, seconds: float, sessions: int) -> Verdict:
+async def measure(*, seconds: float, sessions: int, frozen: bool = False) -> Verdict:
     """Kill Redis for so long while so many sessions stream.
 
     Args:
         seconds: How long Redis is away.
         sessions: How many sessions there are, on two workers.
+        frozen: Freeze Redis instead: it refuses nothing, and does not answer.
 
     Returns:
         What became of them.
@@ -117,7 +119,10 @@ async def measure(*, seconds: float, sessions: int) -> Verdict:
         for place in range(2):
             await clients[place].session.call(workers[place].port, 2, "go", sign="all")
         await asyncio.sleep(BEFORE)
-        server.terminate()
+        if frozen:
+            _signal(server, signal.SIGSTOP)
+        else:
+            server.terminate()
         killed = time.time_ns()
         async with asyncio.TaskGroup() as tasks:
             await asyncio.sleep(seconds / 2)
@@ -128,10 +133,17 @@ async def measure(*, seconds: float, sessions: int) -> Verdict:
                     tasks.create_task(client.come_back())
             await asyncio.sleep(seconds / 2)
             back = time.time_ns()
-            await asyncio.to_thread(server.start, _START_SECONDS)
+            if frozen:
+                _signal(server, signal.SIGCONT)
+            else:
+                await asyncio.to_thread(server.start, _START_SECONDS)
             ended = [client.stream.ended for client in clients if not client.cut]
             await until(lambda: all(end.is_set() for end in ended), "the streams to end", seconds=AFTER + 30)
         return await _judge(Verdict(seconds, sessions), clients, times, killed, back)
+
+
+def _signal(server: ValkeyServer, number: signal.Signals) -> None:
+    server._process.send_signal(number)
 
 
 async def _begin(workers: list[Worker], count: int, times: int) -> list[_Client]:
@@ -228,9 +240,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.outage", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="how long Redis is away")
     parser.add_argument("--sessions", type=int, default=50, help="how many sessions stream")
+    parser.add_argument("--frozen", action="store_true", help="freeze Redis instead of killing it")
     options = parser.parse_args()
-    print(f"{options.sessions} sessions, Redis is killed for {options.seconds:g} seconds", file=sys.stderr)
-    verdict = asyncio.run(measure(seconds=options.seconds, sessions=options.sessions))
+    how = "frozen" if options.frozen else "killed"
+    print(f"{options.sessions} sessions, Redis is {how} for {options.seconds:g} seconds", file=sys.stderr)
+    verdict = asyncio.run(measure(**vars(options)))
     print(f"said: {verdict.said} messages, {verdict.without_id} of them went out live without an id")
     print(f"from said to heard, ms: {verdict.lateness_ms}; in the outage: {verdict.outage_lateness_ms}")
     print(f"cut in the outage, and resumed: {verdict.resumed}")

@@ -220,6 +220,21 @@ async def test_key_of_somebody_else_found_too_late(server: OwnValkey, client: ai
     await check_all(talk.speakers, client)
 
 
+async def test_event_that_redis_never_takes(server: OwnValkey, client: aioredis.Redis) -> None:
+    """An event larger than Redis reads breaks each connection it is sent on; the others are stored all the same."""
+    server.set(proto_max_bulk_len=1 << 20)
+    talk = Talk(client)
+    async with talk.going_on():
+        too_large = await talk.store.for_session("s0").append("1", note(0, "x" * (2 << 20)))
+        assert too_large.deferred
+        assert too_large.later is not None
+        await settled(talk.store)
+        assert too_large.later.cancelled()
+    (lost,) = [fact for fact in talk.facts if isinstance(fact, Lost)]
+    assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
+    await check_all(talk.speakers, client)
+
+
 @pytest.mark.parametrize("server", [False], indirect=True, ids=["forgetful"])
 @pytest.mark.parametrize("how", ["flushall", "restart"])
 async def test_forgets_everything(how: str, server: OwnValkey, client: aioredis.Redis) -> None:
