@@ -3,7 +3,7 @@
     python -m benchmarks.outage [--seconds N] [--sessions N] [--frozen]
 
 It starts a Valkey that keeps its data and two workers on the loopback interface, kills or freezes the Valkey, and lets
-it go on after so many seconds. Some clients are cut meanwhile, and come back. Exits 0 only if nothing was lost, late, or
+it go on after so many seconds. Some clients are cut meanwhile, and come back. Exits 0 only if nothing was lost, late or
 out of order.
 """
 
