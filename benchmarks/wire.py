@@ -25,6 +25,15 @@ class Heard:
     heard: int
 
 
+@dataclass(frozen=True)
+class Event:
+    """One event with data: its id, "" when it had none, and when it came, in nanoseconds of the clock."""
+
+    id: str
+    data: bytes
+    heard: int
+
+
 class Stream(asyncio.Protocol):
     """One HTTP exchange on a connection of its own."""
 
@@ -87,6 +96,20 @@ class Stream(asyncio.Protocol):
             heard += [Heard(int(match[2]), int(match[1]) * 1000, stamp) for match in found[done:]]
             done = len(found)
         return heard
+
+    def events(self) -> list[Event]:
+        """The events that came: of the HTTP exchange nothing but their lines is looked at."""
+        found: list[Event] = []
+        rest, event_id = b"", ""
+        for stamp, data in self._arrived:
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                if line.startswith(b"id: "):
+                    event_id = line[4:].strip().decode()
+                elif line.startswith(b"data: ") and (text := line[6:].strip()):
+                    found.append(Event(event_id, text, stamp))
+                    event_id = ""
+        return found
 
 
 @dataclass(frozen=True)

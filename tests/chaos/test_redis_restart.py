@@ -9,9 +9,10 @@ from mcp.client import Client
 
 from mcp_eventscope.answers import REQUEST_ORPHANED
 from support.chaos import NewSteering, at, begun, says, works
-from support.processes import LEASE, KeptValkey, Router, WorkerProcess, kept_valkey, revive, worker_processes
+from support.processes import LEASE, Router, WorkerProcess, revive, worker_processes
 from support.raw import Connect, events
 from support.steering import Watched
+from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -20,13 +21,13 @@ OUTAGE = LEASE * 1.5
 """Seconds: all leases have run out when Redis is back."""
 
 
-World = tuple[KeptValkey, list[WorkerProcess]]
+World = tuple[OwnValkey, list[WorkerProcess]]
 
 
 @pytest.fixture(scope="module")
 def parts(valkey_url: str) -> Iterator[World]:
     """A Redis that may be killed, and two workers on it, which are steered from another."""
-    with kept_valkey() as server, worker_processes(2, server.url, valkey_url) as workers:
+    with own_valkey(keeps=True) as server, worker_processes(2, server.url, valkey_url) as workers:
         yield server, workers
 
 
@@ -38,7 +39,7 @@ def world(parts: World) -> World:
 
 
 @contextmanager
-def outage(server: KeptValkey) -> Iterator[None]:
+def outage(server: OwnValkey) -> Iterator[None]:
     """Redis is away in the block."""
     server.kill()
     try:

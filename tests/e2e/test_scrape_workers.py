@@ -11,8 +11,8 @@ import pytest
 
 from examples.demo.figures import Figures
 from support.binaries import complaints
-from support.processes import HOST, free_port
 from support.raw import RawClient, events
+from support.servers import HOST, free_port
 from support.tree import Tree, tree
 from support.waiting import until
 

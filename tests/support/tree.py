@@ -16,8 +16,8 @@ import httpx2
 from prometheus_client.mmap_dict import MmapedDict
 
 from mcp_eventscope.app import URL_VARIABLE
-from support.processes import HOST, START_SECONDS, free_port
-from support.servers import short_directory
+from support.processes import START_SECONDS
+from support.servers import HOST, free_port, short_directory
 from support.worker_app import CONTROL_VARIABLE, OPTIONS_VARIABLE
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from mcp_eventscope.telemetry.logs import Log
 from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsPort
 from support.binaries import complaints
 from support.logs import Recorder
-from support.processes import free_port
+from support.servers import free_port
 from support.waiting import until
 from telemetry.conftest import Scope
 

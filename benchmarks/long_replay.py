@@ -1,0 +1,112 @@
+"""The replay of a very long stream: how fast, in how much memory, and how long Redis is busy with one call.
+
+    python -m benchmarks.long_replay [--events N]
+
+It starts a Valkey of its own on the loopback interface. A million events take about 300 MB of it. Linux only.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+import time
+from dataclasses import dataclass
+
+from redis import asyncio as aioredis
+
+from benchmarks.processes import resident, valkey
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.types import EventMessage
+
+SESSION, STREAM, TTL = "long", "1", 600
+SLOW_MICROSECONDS = 5000
+"""A call that keeps Redis busy for longer is slow."""
+_FILL_AT_ONCE = 10_000
+_LOOK_EVERY = 5_000
+# As `append.lua` leaves it, without the time that it takes to send so much.
+_FILL = """
+local prefix, first, count, payload, ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
+for id = first, first + count - 1 do
+  local text = string.format('%.0f', id)
+  redis.call('ZADD', KEYS[1], text, text)
+  redis.call('HSET', prefix .. 'event:' .. text, 'stream_id', ARGV[6], 'payload', payload)
+  redis.call('EXPIRE', prefix .. 'event:' .. text, ttl)
+end
+redis.call('SET', KEYS[2], string.format('%.0f', first + count - 1), 'EX', ttl)
+redis.call('EXPIRE', KEYS[1], ttl)
+"""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a replay took."""
+
+    events: int
+    delivered: int
+    seconds: float
+    grown_bytes: int
+    """By how much the process grew at most."""
+    calls: int
+    slow_calls: int
+    slowest_ms: float
+    """Of the slow ones."""
+
+
+async def fill(client: aioredis.Redis, prefix: str, events: int) -> str:
+    """Make a stream of so many events. Returns the id of the first."""
+    keys = Keys(prefix).for_session(SESSION)
+    first = time.time_ns() // 1000 - events
+    payload = '{"jsonrpc":"2.0","method":"note","params":{"text":"a message as long as many"}}'
+    for done in range(0, events, _FILL_AT_ONCE):
+        count = min(_FILL_AT_ONCE, events - done)
+        arguments = (keys.prefix, first + done, count, payload, TTL, STREAM)
+        await client.eval(_FILL, 2, keys.stream(STREAM), keys.counter, *map(str, arguments))
+    return str(first)
+
+
+async def measure(events: int) -> Told:
+    """Replay a stream of so many events, all but its first."""
+    async with valkey() as url, connect(url) as client:
+        cursor = await fill(client, "mcp:", events)
+        await client.config_set("slowlog-log-slower-than", SLOW_MICROSECONDS)
+        await client.config_set("slowlog-max-len", 100_000)
+        await client.config_resetstat()
+        await client.slowlog_reset()
+        part = RedisEventStore(client, ttl=TTL).for_session(SESSION)
+        delivered, before = 0, resident(os.getpid())
+        most = before
+
+        async def count(_: EventMessage) -> None:
+            nonlocal delivered, most
+            delivered += 1
+            if delivered % _LOOK_EVERY == 0:
+                most = max(most, resident(os.getpid()))
+
+        began = time.monotonic()
+        await part.replay(cursor, count, stream_id=STREAM)
+        seconds = time.monotonic() - began
+        slow = [call["duration"] for call in await client.slowlog_get(-1)]
+        stats = await client.info("commandstats")
+        calls = sum(stats.get(name, {"calls": 0})["calls"] for name in ("cmdstat_evalsha", "cmdstat_eval"))
+        return Told(events, delivered, seconds, most - before, calls, len(slow), max(slow, default=0) / 1000)
+
+
+def main() -> int:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.long_replay", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--events", type=int, default=1_000_000, help="how long the stream is")
+    told = asyncio.run(measure(parser.parse_args().events))
+    print(f"{told.delivered:,} events in {told.seconds:.1f} s: {told.delivered / told.seconds:,.0f} a second")
+    print(f"the process grew by {told.grown_bytes / 1e6:.1f} MB at most")
+    print(
+        f"{told.calls} calls, {told.slow_calls} of them over {SLOW_MICROSECONDS / 1000:g} ms (≤ {told.slowest_ms:g} ms)"
+    )
+    return 0 if told.delivered == told.events - 1 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

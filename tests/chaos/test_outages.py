@@ -1,0 +1,166 @@
+"""Redis is killed, or frozen, while fifty sessions talk: nobody waits, and nothing that was said is lost."""
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import anyio
+import pytest
+from redis import asyncio as aioredis
+
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.types import CameBack, Lost, WentAway
+from support.ledger import Speaker, check_all, settled
+from support.valkeys import OwnValkey, own_valkey
+from support.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+SESSIONS = 50
+STORE_TIMEOUT = 0.25
+SLACK = 0.3
+"""Seconds that a machine with other things to do may add."""
+KILLED_SECONDS = 2.0
+FROZEN_SECONDS = 5.0
+
+
+@dataclass
+class World:
+    """A Redis that may be killed, a store on it, and what it tells."""
+
+    server: OwnValkey
+    client: aioredis.Redis
+    store: RedisEventStore
+    facts: list[object]
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    """All of it, well."""
+    with own_valkey(keeps=True) as server:
+        async with connect(server.url) as client:
+            store = RedisEventStore(client, ttl=600, store_timeout=STORE_TIMEOUT)
+            world = World(server, client, store, [])
+            store.observe(world.facts.append)
+            yield world
+
+
+async def talk_through(world: World, outage: Callable[[], Awaitable[None]]) -> tuple[list[Speaker], float, float]:
+    """Fifty sessions talk before, in and after an outage. Returns them, and when the outage was known, and over."""
+    speakers, over = [Speaker(world.store, f"s{number}") for number in range(SESSIONS)], asyncio.Event()
+
+    async def more() -> None:
+        before = [len(speaker.calls) for speaker in speakers]
+        await until(lambda: all(len(s.calls) > n + 5 for s, n in zip(speakers, before, strict=True)))
+
+    known = 0.0
+
+    def watch(fact: object) -> None:
+        nonlocal known
+        if isinstance(fact, WentAway) and not known:
+            known = time.monotonic()
+
+    world.store.observe(watch)
+    async with anyio.create_task_group() as tasks:
+        for speaker in speakers:
+            tasks.start_soon(speaker.say_until, over)
+        await more()
+        await outage()
+        back = time.monotonic()
+        await settled(world.store)
+        await more()
+        over.set()
+    assert known
+    return speakers, known, back
+
+
+def check_waits(speakers: list[Speaker], known: float, back: float) -> None:
+    """Each waited for Redis once at most; while it was known to be away, nobody did."""
+    calls = [call for speaker in speakers for call in speaker.calls]
+    assert max(call.seconds for call in calls) < STORE_TIMEOUT + SLACK
+    away = sorted(call.seconds for call in calls if known < call.began < back)
+    assert len(away) > SESSIONS * 20
+    # The loop has fifty sessions to serve, and the machine others: what is judged is that nobody waits.
+    assert statistics.median(away) < 0.002
+    assert away[len(away) * 99 // 100] < 0.05
+    assert away[-1] < STORE_TIMEOUT
+    for speaker in speakers:
+        waited = [call for call in speaker.calls if call.deferred and call.seconds > STORE_TIMEOUT * 0.8]
+        assert len(waited) <= 1
+
+
+async def test_killed(world: World) -> None:
+    """Redis is killed for two seconds."""
+
+    async def outage() -> None:
+        world.server.kill()
+        await anyio.sleep(KILLED_SECONDS)
+        await anyio.to_thread.run_sync(world.server.start)
+
+    speakers, known, back = await talk_through(world, outage)
+    check_waits(speakers, known, back)
+    await check_all(speakers, world.client)
+    assert not [fact for fact in world.facts if isinstance(fact, Lost)]
+    (came_back,) = [fact for fact in world.facts if isinstance(fact, CameBack)]
+    assert KILLED_SECONDS - 0.1 < came_back.seconds < KILLED_SECONDS + 2
+
+
+async def test_frozen(world: World) -> None:
+    """Redis is frozen for five seconds: what it was sent before, it does when it is thawed, and not twice."""
+
+    async def outage() -> None:
+        world.server.freeze()
+        await anyio.sleep(FROZEN_SECONDS)
+        world.server.thaw()
+
+    speakers, known, back = await talk_through(world, outage)
+    check_waits(speakers, known, back)
+    await check_all(speakers, world.client)
+    assert not [fact for fact in world.facts if isinstance(fact, Lost)]
+    assert [fact for fact in world.facts if isinstance(fact, CameBack)]
+
+
+async def test_killed_again_and_again(world: World) -> None:
+    """Redis does not stay up for long: killed and frozen at any moment of its coming back."""
+
+    async def outage() -> None:
+        for number in range(6):
+            if number % 2:
+                world.server.freeze()
+                await anyio.sleep(0.05 * number)
+                world.server.thaw()
+            world.server.kill()
+            await anyio.sleep(0.1)
+            await anyio.to_thread.run_sync(world.server.start)
+            await anyio.sleep(0.04 * number)
+
+    speakers, _, _ = await talk_through(world, outage)
+    await check_all(speakers, world.client)
+    assert not [fact for fact in world.facts if isinstance(fact, Lost)]
+
+
+async def test_catches_up(world: World) -> None:
+    """What was said in an outage is stored soon after it, in bulk, while those who talk now are served as well."""
+    server = world.server
+    speakers = [Speaker(world.store, f"s{number}") for number in range(SESSIONS)]
+    for speaker in speakers:
+        await speaker.say()
+    server.kill()
+    await until(lambda: world.store.waiting.away or speakers[0].say())
+    for speaker in speakers:
+        await speaker.say_all(400)
+    assert world.store.waiting.events >= 400 * SESSIONS
+    server.start()
+    began = time.monotonic()
+    newcomer = Speaker(world.store, "newcomer")
+    await until(lambda: world.store.waiting.away is None)
+    assert (await newcomer.say()).event_id
+    left = world.store.waiting.events
+    await settled(world.store)
+    # Written to disk batch by batch, on a machine with other things to do.
+    assert time.monotonic() - began < 8
+    assert left > 0
+    await check_all([*speakers, newcomer], world.client)

@@ -1,0 +1,88 @@
+"""Redis is killed, or forgets everything, and clients of real workers do not notice, or get what there is."""
+
+from collections.abc import Callable, Iterator
+
+import anyio
+import pytest
+from redis import asyncio as aioredis
+
+from benchmarks import outage
+from support.chaos import NewSteering, at, begun, says, works
+from support.processes import WorkerProcess, worker_processes
+from support.raw import Connect, events
+from support.valkeys import OwnValkey, own_valkey
+from support.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+
+async def test_fifty_sessions_stream_through_it() -> None:
+    """Two seconds: no session ends, no message is late, and who was cut meanwhile gets everything."""
+    verdict = await outage.measure(seconds=2, sessions=50)
+    assert verdict.problems == []
+    assert verdict.resumed == 10
+    assert verdict.without_id > 0
+    assert verdict.said > 1000
+
+
+World = tuple[OwnValkey, list[WorkerProcess]]
+
+
+@pytest.fixture
+def world(valkey_url: str) -> Iterator[World]:
+    """A Redis that keeps nothing, and two workers on it, which are steered from another."""
+    with own_valkey() as server, worker_processes(2, server.url, valkey_url) as workers:
+        yield server, workers
+
+
+def _flush(server: OwnValkey) -> None:
+    with server.client() as client:
+        client.flushall()
+
+
+def _restart(server: OwnValkey) -> None:
+    server.kill()
+    server.start()
+
+
+@pytest.mark.parametrize("forget", [_flush, _restart])
+async def test_forgets_everything(
+    world: World, connect: Connect, steering: NewSteering, forget: Callable[[OwnValkey], None]
+) -> None:
+    """Workers say again who they are, which sessions they have and what they run; a call goes on on the other one."""
+    server, (a, b) = world
+    client = connect(a.url)
+    await client.initialize()
+    steered = steering()
+    received = await begun(client, steered, "before")
+    async with aioredis.Redis.from_url(server.url, decode_responses=True) as redis:
+        before = await _told(redis, client.session)
+        await anyio.to_thread.run_sync(forget, server)
+
+        async def told_again() -> bool:
+            try:
+                return await _told(redis, client.session) == before
+            except (aioredis.ConnectionError, AttributeError):
+                return False
+
+        await until(told_again)
+    await steered.step("after")
+    async with at(client, b).get(received[-1].id) as response:
+        stream = events(response)
+        assert says(await anext(stream)) == "after"
+        await steered.step("and on")
+        assert says(await anext(stream)) == "and on"
+        await steered.finish()
+        assert says(await anext(stream)) == "3 steps"
+        assert [event async for event in stream] == []
+    for worker in (a, b):
+        await works(at(client, worker))
+
+
+async def _told(redis: aioredis.Redis, session: str) -> dict[str, object]:
+    """What workers have told Redis: that they live, of a session, and who runs its request."""
+    return {
+        "workers": sorted([key async for key in redis.scan_iter(match="mcp:worker:*")]),
+        "session": await redis.hmget(f"mcp:{{{session}}}:session", "owner", "handshake"),
+        "running": await redis.hget(f"mcp:{{{session}}}:running", "1"),
+    }

@@ -1,0 +1,339 @@
+"""What waits while Redis is away: bounded, given up by whole streams and oldest first, and never silently."""
+
+import asyncio
+import gc
+import random
+import time
+import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.lowlevel
+import pytest
+from redis import asyncio as aioredis
+
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.answers import EVENTS_GONE
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.testing import Collected
+from mcp_eventscope.types import (
+    CameBack,
+    EventMessage,
+    JSONRPCError,
+    JSONRPCMessage,
+    LossReason,
+    Lost,
+    Replayed,
+)
+from support.ledger import Speaker, check_all, settled
+from support.messages import answer, note
+from support.proxy import Proxy
+from support.servers import Valkey
+from support.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+STORE_TIMEOUT = 0.25
+
+
+@pytest.fixture
+async def proxy(valkey_server: Valkey) -> AsyncIterator[Proxy]:
+    """What stands between the store and Redis."""
+    async with Proxy(valkey_server.socket).running() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def client(proxy: Proxy, key_prefix: str, valkey_url: str) -> AsyncIterator[aioredis.Redis]:
+    """The store's client. What it writes is deleted at the end."""
+    async with connect(proxy.url) as client:
+        yield client
+        async with connect(valkey_url) as direct:
+            if keys := [key async for key in direct.scan_iter(match=f"{key_prefix}*", count=1000)]:
+                await direct.delete(*keys)
+
+
+class Kept:
+    """A store with a small backlog, and what it tells."""
+
+    def __init__(self, client: aioredis.Redis, prefix: str, **options: int) -> None:
+        self.store = RedisEventStore(client, key_prefix=prefix, ttl=60, store_timeout=STORE_TIMEOUT, **options)
+        self.facts: list[object] = []
+        self.store.observe(self.facts.append)
+
+    @property
+    def lost(self) -> list[Lost]:
+        """What was given up."""
+        return [fact for fact in self.facts if isinstance(fact, Lost)]
+
+    @asynccontextmanager
+    async def outage(self, proxy: Proxy) -> AsyncIterator[None]:
+        """Redis refuses connections in the block, and this is known; afterwards all is well again."""
+        proxy.refuse()
+        proxy.reset()
+        # What is under way as it is found out is sent again, whatever else is given up.
+        doomed = self.store.for_session("the one that finds out")
+        await until(lambda: self.store.waiting.away or doomed.append("1", note(0)))
+        yield
+        await proxy.listen()
+        await settled(self.store)
+
+
+async def resumed(speaker: Speaker, cursor: str) -> tuple[Replayed, Collected]:
+    """What a client gets that comes back."""
+    collected = Collected()
+    return await speaker.part.replay(cursor, collected, stream_id=speaker.stream), collected
+
+
+async def test_gives_up_the_oldest_streams(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
+    """Whole streams are lost, oldest first, counted, and told to whoever resumes them; the others have everything."""
+    kept = Kept(client, key_prefix, backlog_events=30)
+    speakers = [Speaker(kept.store, f"s{number % 3}", str(number)) for number in range(8)]
+    cursors = [(await speaker.part.append(speaker.stream, None)).event_id for speaker in speakers]
+    async with kept.outage(proxy):
+        for speaker in speakers:
+            await speaker.say_all(9)
+            assert kept.store.waiting.events <= 30
+    laters = [[said.later for said in speaker.answers if said is not None] for speaker in speakers]
+    gone = [all(later is not None and later.cancelled() for later in row) for row in laters]
+    assert gone == sorted(gone, reverse=True)
+    assert 0 < sum(gone) < len(speakers)
+    assert {fact.reason for fact in kept.lost} == {LossReason.OVERFLOW}
+    assert sum(fact.events for fact in kept.lost) == 9 * sum(gone)
+    for speaker, cursor, is_gone in zip(speakers, cursors, gone, strict=True):
+        facts, collected = await resumed(speaker, cursor)
+        assert facts.gap is is_gone
+        assert facts.miss is None
+        assert len(collected.ids) == (0 if is_gone else 9)
+        await speaker.say()
+        facts, collected = await resumed(speaker, cursor)
+        assert facts.gap is is_gone
+        assert len(collected.ids) == (1 if is_gone else 10)
+        later, _ = await resumed(speaker, (await speaker.say()).event_id)
+        assert not later.gap
+
+
+@pytest.mark.parametrize("said", [0, 1, 3])
+async def test_response_that_was_given_up(proxy: Proxy, client: aioredis.Redis, key_prefix: str, said: int) -> None:
+    """An error stands in for it, so that whoever resumes gets an answer, and once."""
+    kept = Kept(client, key_prefix, backlog_events=20)
+    victim = Speaker(kept.store, "a", "7")
+    cursor = (await victim.part.append("7", None)).event_id
+    async with kept.outage(proxy):
+        await victim.say_all(said)
+        assert (await victim.part.append("7", answer(7))).deferred
+        await Speaker(kept.store, "b").say_all(19)
+    for _ in range(2):
+        messages: list[JSONRPCMessage] = []
+
+        async def send(event: EventMessage, into: list[JSONRPCMessage] = messages) -> None:
+            into.append(event.message)
+
+        facts = await victim.part.replay(cursor, send, stream_id="7")
+        assert (facts.gap, facts.completed, facts.miss) == (True, True, None)
+        (message,) = messages
+        assert isinstance(message, JSONRPCError)
+        assert (message.id, message.error.code) == (7, EVENTS_GONE)
+
+
+async def test_one_stream_that_is_too_much(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
+    """Of a stream that alone is too much, what was said last is kept, in order."""
+    kept = Kept(client, key_prefix, backlog_events=20)
+    speaker = Speaker(kept.store, "a")
+    cursor = (await speaker.part.append("1", None)).event_id
+    async with kept.outage(proxy):
+        await speaker.say_all(205)
+    facts, collected = await resumed(speaker, cursor)
+    assert facts.gap
+    numbers = [number for _, number in await speaker.stored(client)]
+    assert numbers == list(range(205 - len(numbers), 205))
+    assert len(collected.ids) == len(numbers) > 0
+    assert sum(fact.events for fact in kept.lost) == 205 - len(numbers)
+
+
+async def test_bound_in_bytes(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
+    """The bound holds at every instant, and an event that is larger than all of it is given up by itself."""
+    kept = Kept(client, key_prefix, backlog_bytes=100_000)
+    speakers = [Speaker(kept.store, f"s{number}", size=9_000) for number in range(30)]
+    async with kept.outage(proxy):
+        for speaker in speakers:
+            await speaker.say()
+            assert kept.store.waiting.payload_bytes <= 100_000
+        huge = await Speaker(kept.store, "huge", size=200_000).say()
+        assert huge.deferred
+        assert huge.later is not None
+        assert huge.later.cancelled()
+        assert kept.store.waiting.payload_bytes <= 100_000
+    assert not kept.store.waiting.events
+
+
+async def test_memory_in_a_long_outage(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
+    """However much is said, what is kept of it is bounded; and most of it is what the bound says."""
+    bound = 1 << 20
+    kept = Kept(client, key_prefix, backlog_bytes=bound)
+    message = note(0, "x" * 500)
+    async with kept.outage(proxy):
+        parts = [kept.store.for_session(f"s{number}") for number in range(200)]
+
+        async def say(times: int) -> None:
+            for number in range(times):
+                for part in parts:
+                    await part.append(str(number), message)
+
+        tracemalloc.start()
+        try:
+            await say(5)
+            gc.collect()
+            tracemalloc.reset_peak()
+            before, _ = tracemalloc.get_traced_memory()
+            await say(15)
+            gc.collect()
+            after, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        # The first thousand events have filled half of it.
+        assert after - before < 2 * bound
+        assert peak - before < 3 * bound
+    events = [key async for key in client.scan_iter(match=f"{key_prefix}*event:*", count=1000)]
+    lost = sum(fact.events for fact in kept.lost)
+    # And the one that found out that Redis is away.
+    assert 0 < lost == 200 * 20 + 1 - len(events)
+
+
+async def test_flush_while_redis_is_away(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
+    """It takes no longer than it may, tells how many are lost, and they are counted."""
+    kept = Kept(client, key_prefix)
+    speaker = Speaker(kept.store, "a")
+    await speaker.say()
+    for way in (proxy.refuse, proxy.hold):
+        kept.facts.clear()
+        way()
+        proxy.reset()
+        await until(lambda: kept.store.waiting.away or speaker.say())
+        await speaker.say_all(10)
+        waiting = kept.store.waiting.events
+        assert waiting >= 10
+        began = time.monotonic()
+        assert await kept.store.flush(0.3) == waiting
+        assert 0.2 < time.monotonic() - began < 0.3 + 0.5
+        (lost,) = kept.lost
+        assert (lost.reason, lost.events) == (LossReason.SHUTDOWN, waiting)
+        assert kept.store.waiting.events == 0
+        assert all(said is None or not said.deferred or (said.later and said.later.done()) for said in speaker.answers)
+        if way == proxy.refuse:
+            await proxy.listen()
+        proxy.clear()
+    # It may be used again.
+    assert (await speaker.say()).event_id
+
+
+async def test_flush_as_redis_comes_back(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
+    """What waits is stored when Redis is back in time; nothing is left then, not even a connection in use."""
+    kept = Kept(client, key_prefix)
+    speakers = [Speaker(kept.store, f"s{number}") for number in range(20)]
+    proxy.refuse()
+    for speaker in speakers:
+        await speaker.say_all(20)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(proxy.listen)
+        assert await kept.store.flush(5) == 0
+    await check_all(speakers, client)
+    assert not kept.lost
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("eventscope-writer")]
+
+
+async def test_flush_with_nothing_to_do(client: aioredis.Redis, key_prefix: str) -> None:
+    """It returns at once, also before anything was said, and twice."""
+    kept = Kept(client, key_prefix)
+    with anyio.fail_after(1):
+        assert await kept.store.flush(30) == 0
+        await Speaker(kept.store, "a").say()
+        assert await kept.store.flush(30) == 0
+        assert await kept.store.flush(30) == 0
+
+
+async def sometimes_cancelled(speaker: Speaker, dice: random.Random, cancelled: list[Speaker]) -> None:
+    """Say something again and again; leave before it is said now and then."""
+    for _ in range(40):
+        with anyio.CancelScope() as scope:
+            if dice.random() < 0.5:
+                asyncio.get_running_loop().call_later(dice.uniform(0, 0.001), scope.cancel)
+            await speaker.say()
+            await anyio.lowlevel.checkpoint()
+        if scope.cancelled_caught:
+            cancelled.append(speaker)
+        await asyncio.sleep(0.001)
+
+
+async def _none(_: Kept, __: Proxy) -> None:
+    pass
+
+
+async def _slow(_: Kept, proxy: Proxy) -> None:
+    proxy.delay = 0.005
+
+
+async def _refused(kept: Kept, proxy: Proxy) -> None:
+    await anyio.sleep(0.03)
+    proxy.refuse()
+    proxy.reset()
+    await until(lambda: kept.store.waiting.away)
+    await anyio.sleep(0.05)
+    await proxy.listen()
+
+
+async def _held(kept: Kept, proxy: Proxy) -> None:
+    await anyio.sleep(0.03)
+    proxy.hold()
+    await until(lambda: kept.store.waiting.away)
+    await anyio.sleep(0.05)
+    proxy.clear()
+
+
+TROUBLES = {"none": _none, "slow": _slow, "refused": _refused, "held": _held}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+async def test_callers_that_leave(proxy: Proxy, client: aioredis.Redis, key_prefix: str, trouble: str) -> None:
+    """Callers are cancelled at any moment: the others get their own ids, and nothing is lost or comes twice."""
+    seed = random.randrange(2**32)  # noqa: S311 - chaos, not secrets
+    dice = random.Random(seed)  # noqa: S311 - chaos, not secrets
+    kept = Kept(client, key_prefix)
+    speakers = [Speaker(kept.store, f"s{n}", stream) for n in range(5) for stream in "12"]
+    for speaker in speakers:
+        await speaker.say()
+    cancelled: list[Speaker] = []
+    try:
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                for speaker in speakers:
+                    tasks.start_soon(sometimes_cancelled, speaker, dice, cancelled)
+                tasks.start_soon(TROUBLES[trouble], kept, proxy)
+            await settled(kept.store)
+        proxy.delay = 0
+        await check_all(speakers, client)
+        for speaker in speakers:
+            assert (await speaker.say()).event_id
+        await check_all(speakers, client)
+    except BaseException as error:
+        error.add_note(f"seed {seed}")
+        raise
+    assert cancelled
+    assert not kept.lost
+    away = sum(isinstance(fact, CameBack) for fact in kept.facts)
+    assert away == (trouble in {"refused", "held"})
+
+
+async def test_nobody_suffers_for_a_caller_that_leaves(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
+    """Whoever says something in the same session just then gets his id as ever: his event goes out with it."""
+    kept = Kept(client, key_prefix)
+    leaving, staying = Speaker(kept.store, "a", "1"), Speaker(kept.store, "a", "2")
+    await staying.say()
+    proxy.delay = 0.05
+    for _ in range(3):
+        with anyio.move_on_after(0.01):
+            await leaving.say()
+        assert not (await staying.say()).deferred
+    await settled(kept.store)
+    await check_all([leaving, staying], client)

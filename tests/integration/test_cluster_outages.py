@@ -1,0 +1,125 @@
+"""A node of Redis Cluster fails: its sessions' events wait, once and in order, as with a single Redis."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import anyio
+import pytest
+from redis import asyncio as aioredis
+
+from mcp_eventscope import RedisEventStore, StoreRejectedError
+from mcp_eventscope.types import Lost, Retried, Trouble, WentAway
+from support.ledger import Speaker, check_all, settled
+from support.servers import free_port
+from support.valkeys import OwnValkey, own_valkey
+from support.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+
+def _whole(server: OwnValkey) -> None:
+    """Return when the cluster of this one node is complete."""
+    with server.client() as node:
+        while b"cluster_state:ok" not in node.execute_command("CLUSTER", "INFO", NEVER_DECODE=True):
+            pass
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[OwnValkey]:
+    """A cluster of one node, which has all slots and minds them as any node does; it keeps its data."""
+    with own_valkey(keeps=True, cluster_enabled="yes", cluster_port=free_port()) as server:
+        with server.client() as node:
+            node.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        _whole(server)
+        yield server
+
+
+@pytest.fixture
+async def cluster(server: OwnValkey) -> AsyncIterator[aioredis.RedisCluster]:
+    """A client of the cluster, as most people make it."""
+    client = aioredis.RedisCluster(host="127.0.0.1", port=server.port, socket_timeout=1)
+    yield client
+    await client.aclose()
+
+
+class Talk:
+    """Sessions that talk, and what the store tells meanwhile."""
+
+    def __init__(self, cluster: aioredis.RedisCluster, prefix: str) -> None:
+        self.store = RedisEventStore(cluster, key_prefix=prefix, ttl=600)
+        self.facts: list[object] = []
+        self.store.observe(self.facts.append)
+        self.speakers = [Speaker(self.store, f"s{n}", stream) for n in range(10) for stream in ("1", "2")]
+
+    async def through(self, server: OwnValkey, outage: Callable[[], object], *, seconds: float) -> None:
+        """They talk before, in and after an outage; then all that they said is stored, and nothing else."""
+        over = anyio.Event()
+
+        async def say(speaker: Speaker) -> None:
+            while not over.is_set():
+                await speaker.say()
+                await anyio.sleep(0.01)
+
+        async with anyio.create_task_group() as tasks:
+            for speaker in self.speakers:
+                tasks.start_soon(say, speaker)
+            await self.more()
+            self.facts.clear()
+            outage()
+            await until(lambda: any(isinstance(fact, WentAway) for fact in self.facts))
+            await anyio.sleep(seconds)
+            await self.more()
+            await anyio.to_thread.run_sync(self._recover, server)
+            await settled(self.store)
+            await self.more()
+            over.set()
+        async with aioredis.Redis.from_url(server.url) as direct:
+            await check_all(self.speakers, direct)
+        assert not [fact for fact in self.facts if isinstance(fact, Lost)]
+        assert max(call.seconds for speaker in self.speakers for call in speaker.calls) < 0.25 + 0.3
+
+    @staticmethod
+    def _recover(server: OwnValkey) -> None:
+        server.revive()
+        _whole(server)
+
+    async def more(self) -> None:
+        """Return when each has said something more."""
+        before = [len(speaker.calls) for speaker in self.speakers]
+        await until(lambda: all(len(s.calls) > n + 3 for s, n in zip(self.speakers, before, strict=True)))
+
+
+async def test_killed(server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str) -> None:
+    """The node is killed, and comes back."""
+    await Talk(cluster, key_prefix).through(server, server.kill, seconds=0.2)
+
+
+async def test_frozen(server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str) -> None:
+    """The node is frozen for longer than clients wait: what they sent meanwhile it does later, and not twice."""
+    await Talk(cluster, key_prefix).through(server, server.freeze, seconds=1.5)
+
+
+async def test_script_flush(server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str) -> None:
+    """A script that the node has forgotten is sent again."""
+    talk = Talk(cluster, key_prefix)
+    async with aioredis.Redis.from_url(server.url) as direct:
+        for _ in range(3):
+            await direct.script_flush()
+            async with anyio.create_task_group() as tasks:
+                for speaker in talk.speakers:
+                    tasks.start_soon(speaker.say_all, 5)
+        await check_all(talk.speakers, direct)
+    assert {fact.reason for fact in talk.facts if isinstance(fact, Retried)} == {Trouble.NOSCRIPT}
+
+
+async def test_key_of_somebody_else(server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str) -> None:
+    """An event that is refused for good concerns nobody else."""
+    talk = Talk(cluster, key_prefix)
+    victim = Speaker(talk.store, "s0", "taken")
+    async with aioredis.Redis.from_url(server.url) as direct:
+        await direct.set(victim.keys.stream("taken"), "a string", ex=60)
+        with pytest.raises(StoreRejectedError, match="WRONGTYPE"):
+            await victim.say()
+        async with anyio.create_task_group() as tasks:
+            for speaker in talk.speakers:
+                tasks.start_soon(speaker.say_all, 5)
+        await check_all(talk.speakers, direct)

@@ -1,0 +1,237 @@
+"""The proxy and the servers that tests break things with do what they say: a fault that is none would prove nothing."""
+
+import time
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+from redis import asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from support import resp
+from support.proxy import Proxy
+from support.servers import Valkey
+from support.valkeys import OwnValkey, own_valkey
+from support.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+
+@pytest.fixture
+async def proxy(valkey_server: Valkey) -> AsyncIterator[Proxy]:
+    """A proxy in front of the Valkey of the run."""
+    async with Proxy(valkey_server.socket).running() as proxy:
+        yield proxy
+
+
+@pytest.fixture(params=[2, 3], ids="RESP{}".format)
+async def through(request: pytest.FixtureRequest, proxy: Proxy) -> AsyncIterator[aioredis.Redis]:
+    """A client that goes through the proxy, on one connection, and tries nothing twice."""
+    never = Retry(NoBackoff(), 0)
+    async with aioredis.Redis.from_url(
+        proxy.url, protocol=request.param, retry=never, socket_timeout=0.2, max_connections=1
+    ) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"+OK\r\n",
+        b"$5\r\nab\r\nc\r\n",
+        b"$-1\r\n",
+        b"*-1\r\n",
+        b"*2\r\n*0\r\n:5\r\n",
+        b"%1\r\n+a\r\n*1\r\n_\r\n",
+        b"|1\r\n+ttl\r\n:3\r\n$1\r\nx\r\n",
+        b">2\r\n+a\r\n#t\r\n",
+    ],
+)
+def test_messages_are_told_apart(message: bytes) -> None:
+    """A message is taken when it is whole, whatever comes after it."""
+    for cut in range(len(message)):
+        assert resp.frame_end(message[:cut]) is None
+    buffer = bytearray(message * 2 + message[:-1])
+    assert resp.frames(buffer) == [message, message]
+    assert buffer == message[:-1]
+
+
+async def test_passes_everything(through: aioredis.Redis, key_prefix: str) -> None:
+    """Pipelines, transactions, scripts, large values and subscriptions come through."""
+    value = b"\r\n$1" * 100_000
+    assert await through.set(key_prefix, value, ex=60)
+    assert await through.get(key_prefix) == value
+    async with through.pipeline(transaction=True) as pipeline:
+        pipeline.get(key_prefix)
+        pipeline.eval("return {1, {2}}", 0)
+        assert await pipeline.execute() == [value, [1, [2]]]
+    async with through.pubsub() as pubsub:
+        await through.connection_pool.disconnect()
+        await pubsub.subscribe(key_prefix)
+        assert (await pubsub.get_message(timeout=5))["type"] == "subscribe"
+
+
+async def count_to_three(client: aioredis.Redis, key: str) -> None:
+    """Three commands in one go."""
+    async with client.pipeline(transaction=False) as pipeline:
+        for _ in range(3):
+            pipeline.incr(key)
+        await pipeline.execute()
+
+
+async def test_reply_that_is_eaten(through: aioredis.Redis, proxy: Proxy, key_prefix: str) -> None:
+    """The command was done, and those after it; the client hears what was answered before, and a reset."""
+    fault = proxy.eat_reply(key_prefix, skip=1)
+    with pytest.raises(RedisConnectionError):
+        await count_to_three(through, key_prefix)
+    assert fault.happened == 1
+    await until(lambda: through.get(key_prefix))
+    assert await through.getdel(key_prefix) == b"3"
+
+
+@pytest.mark.parametrize("after", [0, 20])
+async def test_request_that_is_cut(through: aioredis.Redis, proxy: Proxy, key_prefix: str, after: int) -> None:
+    """What was before in the pipeline is done; the command that was cut is not, nor what follows."""
+    proxy.cut_request(key_prefix, after=after, skip=1)
+    with pytest.raises(RedisConnectionError):
+        await count_to_three(through, key_prefix)
+    await until(lambda: through.get(key_prefix))
+    assert await through.getdel(key_prefix) == b"1"
+
+
+async def test_request_that_comes_late(through: aioredis.Redis, proxy: Proxy, key_prefix: str) -> None:
+    """It is done when the test says so, after others that were sent later."""
+    fault = proxy.keep_request(key_prefix)
+    with pytest.raises(RedisConnectionError):
+        await through.append(key_prefix, "a")
+    await through.append(key_prefix, "b")
+    await proxy.deliver(fault)
+    assert await through.getdel(key_prefix) == b"ba"
+
+
+async def test_answer_in_place_of_redis(through: aioredis.Redis, proxy: Proxy, key_prefix: str) -> None:
+    """Others in the same pipeline get their own answers, in order."""
+    proxy.answer(key_prefix, "BUSY not now", skip=1)
+    async with through.pipeline(transaction=False) as pipeline:
+        for _ in range(3):
+            pipeline.incr(key_prefix)
+        pipeline.delete(key_prefix)
+        replies = await pipeline.execute(raise_on_error=False)
+    assert [replies[0], replies[2], replies[3]] == [1, 2, 1]
+    assert isinstance(replies[1], ResponseError)
+
+
+async def test_replies_that_are_slow(through: aioredis.Redis, proxy: Proxy) -> None:
+    """Each takes longer, and none waits for another."""
+    await through.ping()
+    proxy.delay = 0.1
+    began = time.monotonic()
+    async with through.pipeline(transaction=False) as pipeline:
+        for _ in range(3):
+            pipeline.ping()
+        await pipeline.execute()
+    assert 0.1 <= time.monotonic() - began < 0.25
+
+
+@pytest.mark.parametrize("through", [3], indirect=True, ids=["RESP3"])
+@pytest.mark.parametrize("way", ["hold", "mute", "black_hole"])
+async def test_silence(through: aioredis.Redis, proxy: Proxy, key_prefix: str, way: str) -> None:
+    """Nothing is answered, on old and new connections, and whether it was done depends on the way."""
+    await through.ping()
+    getattr(proxy, way)()
+    for _ in range(2):
+        with pytest.raises(RedisTimeoutError):
+            await through.incr(key_prefix)
+    proxy.clear()
+    done = {"hold": b"1", "mute": b"1", "black_hole": None}[way]
+
+    async def is_so() -> bool:
+        with anyio.move_on_after(1):
+            try:
+                return bool(await through.get(key_prefix) == done)
+            except RedisError:
+                return False
+        return False
+
+    await until(is_so)
+    await through.delete(key_prefix)
+
+
+async def test_refused_and_reset(through: aioredis.Redis, proxy: Proxy) -> None:
+    """Connections that are open break, new ones are refused, and later taken again on the same port."""
+    await through.ping()
+    proxy.refuse()
+    await through.ping()
+    assert proxy.reset() == 1
+    for _ in range(2):
+        with pytest.raises(RedisConnectionError):
+            await through.ping()
+    await proxy.listen()
+    assert await through.ping()
+    assert proxy.accepted == 2
+    assert proxy.connections == 1
+
+
+@pytest.fixture
+async def own() -> AsyncIterator[tuple[OwnValkey, aioredis.Redis]]:
+    """A Valkey that keeps its data, and a client of it that tries nothing twice."""
+    with own_valkey(keeps=True) as server:
+        async with aioredis.Redis.from_url(server.url, retry=Retry(NoBackoff(), 0), socket_timeout=0.3) as client:
+            yield server, client
+
+
+async def test_killed_frozen_and_full(own: tuple[OwnValkey, aioredis.Redis]) -> None:
+    """It holds what it held after it was killed; frozen, it does not answer; full, it refuses."""
+    server, client = own
+    await client.set("a", "b")
+    server.kill()
+    with pytest.raises(RedisConnectionError):
+        await client.get("a")
+    server.start()
+    assert await client.get("a") == b"b"
+    server.freeze()
+    with pytest.raises(RedisTimeoutError):
+        await client.get("a")
+    server.thaw()
+    assert await client.get("a") == b"b"
+    server.set(maxmemory=1)
+    with pytest.raises(OutOfMemoryError):
+        await client.eval("redis.call('SET', 'a', 'c')", 0)
+    server.set(maxmemory=0)
+    await client.eval("redis.call('SET', 'a', 'c')", 0)
+
+
+async def test_loading(own: tuple[OwnValkey, aioredis.Redis]) -> None:
+    """It answers LOADING for a while, and has everything then."""
+    server, client = own
+    await client.set("a", "b")
+    await anyio.to_thread.run_sync(server.restart_loading)
+    with pytest.raises(BusyLoadingError):
+        await client.get("a")
+
+    async def has() -> bool:
+        try:
+            return bool(await client.get("a") == b"b")
+        except BusyLoadingError:
+            return False
+
+    await until(has)
+
+
+async def test_replica(own: tuple[OwnValkey, aioredis.Redis]) -> None:
+    """A server that becomes a replica of its own replica keeps its data, and refuses to write until it is none."""
+    server, client = own
+    await client.set("a", "b")
+    with own_valkey() as other:
+        other.follow(server)
+        other.follow(None)
+        server.follow(other)
+        with pytest.raises(ReadOnlyError):
+            await client.eval("redis.call('SET', 'a', 'c')", 0)
+        server.follow(None)
+    assert await client.get("a") == b"b"
+    await client.eval("redis.call('SET', 'a', 'c')", 0)

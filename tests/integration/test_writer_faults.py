@@ -1,0 +1,357 @@
+"""Whatever happens between the writer and Redis: each event is stored once, in order, and nobody waits for long."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+import anyio
+import pytest
+from redis import asyncio as aioredis
+
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.types import CameBack, Committed, Lost, Retried, Trouble, WentAway
+from support.ledger import Speaker, check_all, settled
+from support.proxy import Fault, Proxy
+from support.servers import Valkey
+from support.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+STORE_TIMEOUT = 0.25
+SLACK = 0.3
+"""Seconds that a machine with other things to do may add."""
+SESSIONS = 4
+STREAMS = ("1", "2")
+
+
+@dataclass
+class World:
+    """A store behind a proxy, and what it tells."""
+
+    proxy: Proxy
+    store: RedisEventStore
+    direct: aioredis.Redis
+    facts: list[object] = field(default_factory=list)
+
+    @property
+    def token(self) -> str:
+        """What every command of the store has in it."""
+        return self.store.key_prefix
+
+    def forget(self) -> None:
+        """What was told before, of a script that is not known yet say, is not what a test is about."""
+        self.facts[:] = [fact for fact in self.facts if isinstance(fact, Committed)]
+
+    def troubles(self) -> set[Trouble]:
+        """The reasons that were told."""
+        return {fact.reason for fact in self.facts if isinstance(fact, Retried | WentAway)}
+
+    def speakers(self, sessions: int = SESSIONS) -> list[Speaker]:
+        """All of some sessions, each with streams that talk at the same time."""
+        return [Speaker(self.store, f"s{number}", stream) for number in range(sessions) for stream in STREAMS]
+
+    async def check(self, speakers: list[Speaker]) -> None:
+        """Everything that was said is in Redis, once and in order, and was counted; nobody waited for too long."""
+        await settled(self.store)
+        await check_all(speakers, self.direct)
+        committed = [fact for fact in self.facts if isinstance(fact, Committed)]
+        stored = sum([len(await speaker.stored(self.direct)) for speaker in speakers])
+        assert sum(fact.events for fact in committed) == stored
+        assert not [fact for fact in self.facts if isinstance(fact, Lost)]
+        slowest = max(call.seconds for speaker in speakers for call in speaker.calls)
+        assert slowest < STORE_TIMEOUT + SLACK
+
+
+MakeClient = Callable[[str], aioredis.Redis]
+
+
+def _default(url: str) -> aioredis.Redis:
+    """As most people make it: redis-py tries again by itself."""
+    return aioredis.Redis.from_url(url)
+
+
+@pytest.fixture
+def make_client() -> MakeClient:
+    """Makes the store's client."""
+    return connect
+
+
+@pytest.fixture
+async def world(
+    make_client: MakeClient, valkey_server: Valkey, key_prefix: str, redis_client: aioredis.Redis
+) -> AsyncIterator[World]:
+    """A store behind a proxy."""
+    async with Proxy(valkey_server.socket).running() as proxy, make_client(proxy.url) as client:
+        store = RedisEventStore(client, key_prefix=key_prefix, ttl=60, store_timeout=STORE_TIMEOUT)
+        world = World(proxy, store, redis_client)
+        store.observe(world.facts.append)
+        yield world
+        proxy.clear()
+        await store.flush(5)
+        if keys := [key async for key in redis_client.scan_iter(match=f"{key_prefix}*", count=1000)]:
+            await redis_client.delete(*keys)
+
+
+@pytest.fixture
+async def redis_client(valkey_url: str) -> AsyncIterator[aioredis.Redis]:
+    """A client that goes round the proxy."""
+    async with connect(valkey_url) as client:
+        yield client
+
+
+Break = Callable[[World], Awaitable[None]]
+
+
+async def _reset(world: World) -> None:
+    world.proxy.reset()
+
+
+async def _refused(world: World) -> None:
+    world.proxy.refuse()
+    world.proxy.reset()
+    await until(lambda: WentAway in map(type, world.facts))
+    await world.proxy.listen()
+
+
+def _for(seconds: float, way: str) -> Break:
+    async def do(world: World) -> None:
+        getattr(world.proxy, way)()
+        await anyio.sleep(seconds)
+        world.proxy.clear()
+
+    return do
+
+
+async def _slow(world: World) -> None:
+    world.proxy.delay = STORE_TIMEOUT * 2
+    await anyio.sleep(STORE_TIMEOUT * 4)
+    world.proxy.clear()
+
+
+def _eaten(times: int, skip: int = 0) -> Break:
+    async def do(world: World) -> None:
+        fault = world.proxy.eat_reply(world.token, times=times, skip=skip)
+        await until(lambda: fault.happened == times)
+
+    return do
+
+
+def _cut(after: int, skip: int = 0) -> Break:
+    async def do(world: World) -> None:
+        fault = world.proxy.cut_request(world.token, after=after, skip=skip)
+        await until(lambda: fault.happened)
+
+    return do
+
+
+def _answered(error: str, times: int = 3) -> Break:
+    async def do(world: World) -> None:
+        fault = world.proxy.answer(world.token, error, times=times)
+        await until(lambda: fault.happened == times)
+
+    return do
+
+
+FAULTS: dict[str, tuple[Break, set[Trouble]]] = {
+    "reset": (_reset, set()),  # It may have come between two batches, where nothing is to be tried again.
+    "refused": (_refused, {Trouble.CONNECTION}),
+    "held": (_for(STORE_TIMEOUT * 3, "hold"), {Trouble.TIMEOUT}),
+    "muted": (_for(STORE_TIMEOUT * 3, "mute"), {Trouble.TIMEOUT}),
+    "swallowed": (_for(STORE_TIMEOUT * 3, "black_hole"), {Trouble.TIMEOUT}),
+    "slow": (_slow, {Trouble.TIMEOUT}),
+    "reply eaten": (_eaten(1), {Trouble.CONNECTION}),
+    "second reply eaten": (_eaten(1, skip=1), {Trouble.CONNECTION}),
+    "three replies eaten": (_eaten(3), {Trouble.CONNECTION}),
+    "cut at once": (_cut(0), {Trouble.CONNECTION}),
+    "cut in the middle": (_cut(100), {Trouble.CONNECTION}),
+    "cut in the second": (_cut(100, skip=1), {Trouble.CONNECTION}),
+    "busy": (_answered("BUSY Redis is busy running a script"), {Trouble.BUSY}),
+    "loading": (_answered("LOADING Redis is loading the dataset in memory"), {Trouble.LOADING}),
+    "full": (_answered("OOM command not allowed when used memory > 'maxmemory'."), {Trouble.OOM}),
+    "read only": (_answered("READONLY You can't write against a read only replica."), {Trouble.READONLY}),
+    "no script": (_answered("NOSCRIPT No matching script.", times=1), {Trouble.NOSCRIPT}),
+    "no password": (_answered("NOAUTH Authentication required."), {Trouble.AUTH}),
+    "no right": (_answered("NOPERM this user has no permissions to run the 'evalsha' command"), {Trouble.AUTH}),
+    "no replicas": (_answered("NOREPLICAS Not enough good replicas to write."), {Trouble.OTHER}),
+    "disk full": (_answered("MISCONF Errors writing to the AOF file: No space left on device"), {Trouble.OTHER}),
+    "no primary": (
+        _answered("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'."),
+        set(),
+    ),
+    "cluster down": (_answered("CLUSTERDOWN The cluster is down"), set()),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_survives(world: World, fault: str) -> None:
+    """Sessions talk while it happens, and after it: nothing is lost, nothing comes twice, and the reason is told."""
+    happen, told = FAULTS[fault]
+    speakers, over = world.speakers(), asyncio.Event()
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            for speaker in speakers:
+                tasks.start_soon(speaker.say_until, over)
+            await until(lambda: all(len(speaker.calls) > 5 for speaker in speakers))
+            world.forget()
+            await happen(world)
+            await settled(world.store)
+            before = [len(speaker.calls) for speaker in speakers]
+            await until(lambda: all(len(s.calls) > n + 5 for s, n in zip(speakers, before, strict=True)))
+            over.set()
+    await world.check(speakers)
+    assert told <= world.troubles()
+
+
+@pytest.mark.parametrize("make_client", [_default], ids=["default"])
+@pytest.mark.parametrize("fault", ["refused", "held", "reply eaten", "cut in the middle", "loading"])
+async def test_survives_with_a_client_that_retries(world: World, fault: str) -> None:
+    """Nor does a client that tries again by itself store anything twice, or take longer."""
+    await test_survives(world, fault)
+
+
+@pytest.mark.parametrize("said", [1, 20])
+async def test_copy_that_comes_late(world: World, said: int) -> None:
+    """What Redis gets a second time, after much has been stored since, is not stored a second time."""
+    speaker = Speaker(world.store, "a")
+    await speaker.say_all(said)
+    fault = world.proxy.keep_request(world.token)
+    await speaker.say()
+    await settled(world.store)
+    assert fault.happened
+    await speaker.say_all(said)
+    await world.proxy.deliver(fault)
+    await speaker.say_all(said)
+    await world.check([speaker])
+
+
+async def test_frozen_copies_of_a_batch(world: World) -> None:
+    """While nothing gets through, no queue of copies builds up that Redis would have to work off afterwards."""
+    speakers, over = world.speakers(), asyncio.Event()
+    async with anyio.create_task_group() as tasks:
+        for speaker in speakers:
+            tasks.start_soon(speaker.say_until, over)
+        await until(lambda: all(len(speaker.calls) > 5 for speaker in speakers))
+        world.proxy.hold()
+        accepted = world.proxy.accepted
+        await anyio.sleep(STORE_TIMEOUT * 5)
+        assert world.proxy.accepted - accepted <= 20
+        world.proxy.clear()
+        await settled(world.store)
+        over.set()
+    await world.check(speakers)
+
+
+async def test_slow_is_not_away(world: World) -> None:
+    """A Redis that answers late, and within the time that is allowed, is no trouble."""
+    speakers = world.speakers(10)
+    world.proxy.delay = STORE_TIMEOUT / 5
+    began = time.monotonic()
+    async with anyio.create_task_group() as tasks:
+        for speaker in speakers:
+            tasks.start_soon(speaker.say_all, 10)
+    # Twenty streams share each round trip: one after the other this were ten seconds.
+    assert time.monotonic() - began < 3
+    await world.check(speakers)
+    assert world.troubles() <= {Trouble.NOSCRIPT}
+    assert not any(call.deferred for speaker in speakers for call in speaker.calls)
+
+
+async def test_at_once_while_away(world: World) -> None:
+    """Once it is known that Redis is away, nobody waits for it: neither for a refusal, nor for a silence."""
+    for breaks in (world.proxy.hold, world.proxy.refuse):
+        world.facts.clear()
+        speaker = Speaker(world.store, breaks.__name__)
+        await speaker.say()
+        breaks()
+        world.proxy.reset()
+        while not speaker.answers[-1].deferred:  # type: ignore[union-attr]
+            await speaker.say()
+        await until(lambda: WentAway in map(type, world.facts))
+        first = len(speaker.calls)
+        began = time.monotonic()
+        while time.monotonic() - began < 2 * STORE_TIMEOUT:
+            await speaker.say()
+            await asyncio.sleep(0.001)
+        slow = [call.seconds for call in speaker.calls[first:] if call.seconds > 0.02]
+        assert len(slow) <= len(speaker.calls[first:]) // 50 + 1, slow
+        assert all(call.deferred for call in speaker.calls[first:])
+        assert CameBack not in map(type, world.facts)
+        if breaks == world.proxy.refuse:
+            await world.proxy.listen()
+        world.proxy.clear()
+        await settled(world.store)
+        (back,) = [fact for fact in world.facts if isinstance(fact, CameBack)]
+        assert back.seconds >= 2 * STORE_TIMEOUT
+        await speaker.check(world.direct)
+
+
+class Mischief:
+    """Does one thing after another to a proxy, as the dice fall."""
+
+    def __init__(self, proxy: Proxy, token: str, seed: int) -> None:
+        self._proxy = proxy
+        self._token = token
+        self._dice = random.Random(seed)  # noqa: S311 - chaos, not secrets
+        self._kept: list[Fault] = []
+        self._deeds = [self._lose, self._cut, self._delay, self._deny, self._refuse, self._be_silent]
+
+    async def do(self) -> None:
+        """The next deed. What was on its way before may come now."""
+        await self._dice.choice(self._deeds)()
+        await anyio.sleep(self._dice.uniform(0, 0.2))
+        await self.deliver()
+
+    async def deliver(self) -> None:
+        """Let everything arrive that was on its way."""
+        for kept in self._kept:
+            await self._proxy.deliver(kept)
+
+    async def _lose(self) -> None:
+        self._proxy.eat_reply(self._token, times=self._dice.randint(1, 4), skip=self._dice.randrange(3))
+
+    async def _cut(self) -> None:
+        self._proxy.cut_request(self._token, after=self._dice.randrange(3000), skip=self._dice.randrange(3))
+
+    async def _delay(self) -> None:
+        self._kept.append(self._proxy.keep_request(self._token, skip=self._dice.randrange(2)))
+
+    async def _deny(self) -> None:
+        error = self._dice.choice(["NOSCRIPT", "BUSY", "LOADING", "READONLY"])
+        self._proxy.answer(self._token, f"{error} just so", times=2)
+
+    async def _refuse(self) -> None:
+        self._proxy.refuse()
+        self._proxy.reset()
+        await anyio.sleep(self._dice.uniform(0.05, 0.4))
+        await self._proxy.listen()
+
+    async def _be_silent(self) -> None:
+        self._dice.choice([self._proxy.hold, self._proxy.mute, self._proxy.black_hole])()
+        await anyio.sleep(self._dice.uniform(0.05, 0.6))
+        self._proxy.clear()
+
+
+async def test_one_fault_after_the_other(world: World) -> None:
+    """Faults in random order, and on top of each other."""
+    seed = random.randrange(2**32)  # noqa: S311 - chaos, not secrets
+    speakers, over = world.speakers(8), asyncio.Event()
+    mischief = Mischief(world.proxy, world.token, seed)
+    try:
+        with anyio.fail_after(40):
+            async with anyio.create_task_group() as tasks:
+                for speaker in speakers:
+                    tasks.start_soon(speaker.say_until, over)
+                began = time.monotonic()
+                while time.monotonic() - began < 2.5:
+                    await mischief.do()
+                world.proxy.clear()
+                over.set()
+            await settled(world.store)
+            await mischief.deliver()
+        await check_all(speakers, world.direct)
+    except BaseException as error:
+        error.add_note(f"seed {seed}")
+        raise

@@ -1,0 +1,286 @@
+"""A Redis that is full, loading, a replica, busy, without the script or the data: nothing is lost that it can keep."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from redis import asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
+
+from mcp_eventscope import RedisEventStore, StoreRejectedError
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.testing import Collected
+from mcp_eventscope.types import CameBack, LossReason, Lost, Retried, Trouble, WentAway
+from support.ledger import Speaker, check_all, settled
+from support.messages import answer, note
+from support.valkeys import OwnValkey, own_valkey
+from support.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+STORE_TIMEOUT = 0.25
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Iterator[OwnValkey]:
+    """A Valkey of this test's own, which keeps its data unless the test says otherwise."""
+    with own_valkey(keeps=getattr(request, "param", True)) as server:
+        yield server
+
+
+@pytest.fixture
+async def client(server: OwnValkey) -> AsyncIterator[aioredis.Redis]:
+    """A client of it."""
+    async with connect(server.url) as client:
+        yield client
+
+
+class Talk:
+    """Sessions that talk all the time, and what the store tells meanwhile."""
+
+    def __init__(self, redis: aioredis.Redis, **options: object) -> None:
+        self.store = RedisEventStore(redis, ttl=600, store_timeout=STORE_TIMEOUT, **options)  # type: ignore[arg-type]
+        self.facts: list[object] = []
+        self.store.observe(self.facts.append)
+        self.speakers = [Speaker(self.store, f"s{n}", stream) for n in range(4) for stream in ("1", "2")]
+
+    def told(self, reason: Trouble) -> bool:
+        """Whether a reason was told, of a batch or of Redis."""
+        return any(isinstance(fact, Retried | WentAway) and fact.reason is reason for fact in self.facts)
+
+    @asynccontextmanager
+    async def going_on(self) -> AsyncIterator[None]:
+        """They talk before, in and after the block; then all that they said is stored, and nothing else."""
+        over = asyncio.Event()
+        async with anyio.create_task_group() as tasks:
+            for speaker in self.speakers:
+                tasks.start_soon(speaker.say_until, over)
+            await self.more()
+            self.facts.clear()
+            yield
+            await settled(self.store)
+            await self.more()
+            over.set()
+
+    async def more(self) -> None:
+        """Return when each has said something more."""
+        before = [len(speaker.calls) for speaker in self.speakers]
+        await until(lambda: all(len(s.calls) > n + 3 for s, n in zip(self.speakers, before, strict=True)))
+
+
+async def test_full(server: OwnValkey, client: aioredis.Redis) -> None:
+    """At `maxmemory`, events wait until there is room."""
+    talk = Talk(client)
+    async with talk.going_on():
+        server.set(maxmemory=1)
+        await until(lambda: talk.told(Trouble.OOM))
+        await talk.more()
+        server.set(maxmemory=0)
+    await check_all(talk.speakers, client)
+
+
+async def test_loading(server: OwnValkey, client: aioredis.Redis) -> None:
+    """A Redis that was killed and loads its data is away until it has loaded them."""
+    talk = Talk(client)
+    async with talk.going_on():
+        await anyio.to_thread.run_sync(server.restart_loading)
+        await until(lambda: talk.told(Trouble.LOADING))
+        await talk.more()
+    await check_all(talk.speakers, client)
+
+
+async def test_failover(server: OwnValkey, client: aioredis.Redis) -> None:
+    """A Redis that has become a replica is not written to until it is a primary again, with what it had."""
+    talk = Talk(client)
+    with own_valkey() as other:
+        async with talk.going_on():
+            await anyio.to_thread.run_sync(other.follow, server)
+            server.set(min_replicas_to_write=2)  # Nothing is taken from now on that only one of the two has.
+            await until(lambda: talk.told(Trouble.OTHER))
+            await settled_down(server, other)
+            other.follow(None)
+            await anyio.to_thread.run_sync(server.follow, other)
+            await until(lambda: talk.told(Trouble.READONLY))
+            await talk.more()
+            server.set(min_replicas_to_write=0)
+            server.follow(None)
+    await check_all(talk.speakers, client)
+
+
+async def settled_down(primary: OwnValkey, replica: OwnValkey) -> None:
+    """Return when the replica has all that the primary has."""
+
+    def same() -> bool:
+        with primary.client() as one, replica.client() as two:
+            return bool(one.info("replication")["master_repl_offset"] == two.info("replication")["slave_repl_offset"])
+
+    await until(same)
+
+
+async def test_script_flush(client: aioredis.Redis) -> None:
+    """A script that Redis has forgotten is sent again, and nobody waits."""
+    talk = Talk(client)
+    async with talk.going_on():
+        for _ in range(5):
+            await client.script_flush()
+            await talk.more()
+        assert talk.told(Trouble.NOSCRIPT)
+        assert not any(isinstance(fact, WentAway) for fact in talk.facts)
+    await check_all(talk.speakers, client)
+    assert not any(call.deferred for speaker in talk.speakers for call in speaker.calls)
+
+
+async def test_busy(server: OwnValkey, client: aioredis.Redis) -> None:
+    """Somebody's script runs on and on: away, until it is killed."""
+    server.set(busy_reply_threshold=10)
+    talk = Talk(client)
+    async with talk.going_on(), connect(server.url) as other, anyio.create_task_group() as tasks:
+
+        async def hog() -> None:
+            with pytest.raises(ResponseError, match="killed"):
+                await other.eval("while true do end", 0)
+
+        tasks.start_soon(hog)
+        await until(lambda: talk.told(Trouble.BUSY))
+        await talk.more()
+        await client.script_kill()
+    await check_all(talk.speakers, client)
+
+
+async def test_password_that_was_changed(server: OwnValkey, client: aioredis.Redis) -> None:
+    """Somebody sets a password, and takes it back."""
+    talk = Talk(client)
+    async with connect(server.url) as administrator:
+        await administrator.ping()
+        async with talk.going_on():
+            await administrator.config_set("requirepass", "x")
+            await administrator.client_kill_filter(skipme=True, _type="normal")
+            await until(lambda: talk.told(Trouble.AUTH))
+            await talk.more()
+            await administrator.config_set("requirepass", "")
+    await check_all(talk.speakers, client)
+
+
+@pytest.mark.parametrize("kind", [aioredis.ConnectionPool, aioredis.BlockingConnectionPool])
+async def test_pool_that_is_exhausted(
+    server: OwnValkey, client: aioredis.Redis, kind: type[aioredis.ConnectionPool]
+) -> None:
+    """The application holds all connections: events wait until it gives one back."""
+    options = {"timeout": 0.1} if kind is aioredis.BlockingConnectionPool else {}
+    pool = kind.from_url(server.url, max_connections=2, retry=Retry(NoBackoff(), 0), **options)
+    held = [await pool.get_connection() for _ in range(2)]  # type: ignore[no-untyped-call]
+    async with aioredis.Redis.from_pool(pool) as small:
+        talk = Talk(small)
+        async with anyio.create_task_group() as tasks:
+            for speaker in talk.speakers:
+                tasks.start_soon(speaker.say_all, 5)
+            await until(lambda: talk.told(Trouble.POOL))
+        assert all(call.seconds < STORE_TIMEOUT + 0.3 for speaker in talk.speakers for call in speaker.calls)
+        await pool.release(held.pop())
+        await settled(talk.store)
+        await check_all(talk.speakers, client)
+        await pool.release(held.pop())
+
+
+async def test_key_of_somebody_else(client: aioredis.Redis) -> None:
+    """An event whose key is another's is refused for good, alone; what shares its batch or session is stored."""
+    talk = Talk(client)
+    victim = Speaker(talk.store, "s0", "taken")
+    await client.set(victim.keys.stream("taken"), "a string", ex=60)
+    async with talk.going_on():
+        for _ in range(3):
+            with pytest.raises(StoreRejectedError, match="WRONGTYPE"):
+                await victim.say()
+            await talk.more()
+        assert not any(isinstance(fact, WentAway | CameBack) for fact in talk.facts)
+    await check_all(talk.speakers, client)
+
+
+async def test_key_of_somebody_else_found_too_late(server: OwnValkey, client: aioredis.Redis) -> None:
+    """A deferred event that turns out to be refused is lost, and told; what waited behind it is stored."""
+    talk = Talk(client)
+    victim = Speaker(talk.store, "s0", "taken")
+    await client.set(victim.keys.stream("taken"), "a string", ex=60)
+    async with talk.going_on():
+        server.kill()
+        await until(lambda: talk.store.waiting.away)
+        appended = await victim.say()
+        assert appended.deferred
+        assert appended.later is not None
+        await talk.more()
+        server.start()
+        await settled(talk.store)
+        assert appended.later.cancelled()
+    (lost,) = [fact for fact in talk.facts if isinstance(fact, Lost)]
+    assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
+    await check_all(talk.speakers, client)
+
+
+async def test_event_that_redis_never_takes(server: OwnValkey, client: aioredis.Redis) -> None:
+    """An event larger than Redis reads breaks each connection it is sent on; the others are stored all the same."""
+    server.set(proto_max_bulk_len=1 << 20)
+    talk = Talk(client)
+    async with talk.going_on():
+        too_large = await talk.store.for_session("s0").append("1", note(0, "x" * (2 << 20)))
+        assert too_large.deferred
+        assert too_large.later is not None
+        await settled(talk.store)
+        assert too_large.later.cancelled()
+    (lost,) = [fact for fact in talk.facts if isinstance(fact, Lost)]
+    assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
+    await check_all(talk.speakers, client)
+
+
+@pytest.mark.parametrize("server", [False], indirect=True, ids=["forgetful"])
+@pytest.mark.parametrize("how", ["flushall", "restart"])
+async def test_forgets_everything(how: str, server: OwnValkey, client: aioredis.Redis) -> None:
+    """Redis is empty: sessions go on, ids go on rising, and a resume from before is told of the gap."""
+    talk = Talk(client)
+    for speaker in talk.speakers:
+        await record(talk.store, speaker.session, again=False)
+    async with talk.going_on():
+        before = [await speaker.say() for speaker in talk.speakers]
+        if how == "restart":
+            server.kill()
+            server.start()
+        else:
+            await client.flushall()
+        await settled(talk.store)
+        for speaker in talk.speakers:
+            await record(talk.store, speaker.session, again=True)
+        await talk.more()
+    for speaker, last in zip(talk.speakers, before, strict=True):
+        stored = await speaker.stored(client)
+        numbers = [number for _, number in stored]
+        # Whatever was said afterwards is there; what was being said at that moment may have gone with the rest.
+        assert numbers == list(range(numbers[0], len(speaker.answers)))
+        assert min(int(event_id) for event_id, _ in stored) > int(last.event_id)
+        facts = await speaker.part.replay(last.event_id, Collected(), stream_id=speaker.stream)
+        assert (facts.miss, facts.gap, facts.delivered) == (None, True, len(numbers))
+
+
+async def record(store: RedisEventStore, session: str, *, again: bool) -> None:
+    """What a worker tells Redis of a session that it has, and tells it again when Redis has lost it."""
+    state = await store.workers.record(session, owner="", handshake="{}", ttl=600, again=again)
+    assert state == "live"
+
+
+async def test_ends_after_it_was_forgotten(client: aioredis.Redis) -> None:
+    """A stream that was forgotten in the middle can be resumed to its end, with a gap."""
+    store = RedisEventStore(client, ttl=600)
+    part = store.for_session("a")
+    await record(store, "a", again=False)
+    before = await part.append("1", note(0))
+    await client.flushall()
+    after = await part.append("1", note(1))
+    assert int(after.event_id) > int(before.event_id)
+    await record(store, "a", again=True)
+    await part.append("1", answer())
+    facts = await part.replay(before.event_id, Collected(), stream_id="1")
+    assert (facts.gap, facts.completed, facts.delivered) == (True, True, 2)
+    facts = await part.replay(after.event_id, Collected(), stream_id="1")
+    assert (facts.gap, facts.completed, facts.delivered) == (False, True, 1)

@@ -1,0 +1,336 @@
+"""A proxy between a client and Redis that breaks what they say to each other, at the place that a test asks for."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from pathlib import Path
+
+from support import resp
+
+HOST = "127.0.0.1"
+_CHUNK = 64 * 1024
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER with zero seconds: closing sends a RST."""
+_SUBSCRIPTIONS = {"SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE"}
+
+
+class Way(Enum):
+    """What the proxy does with what it is not told anything special about."""
+
+    PASS = auto()
+    HOLD = auto()
+    """Nothing gets through, and nothing is lost: it comes when the way is free, as after a partition."""
+    MUTE = auto()
+    """Requests get through; what is answered is lost."""
+    BLACK_HOLE = auto()
+    """Connections are accepted; what is sent on them is lost."""
+
+
+@dataclass
+class Fault:
+    """Something that happens to the next commands that hold a text."""
+
+    token: bytes
+    times: int
+    skip: int
+    cut_after: int | None = None
+    """How many bytes of the command get through, when it is cut in the middle."""
+    answer: bytes | None = None
+    """What is answered in place of Redis, which never hears of it."""
+    late: bool = False
+    """Whether it is kept on the way, after the client has lost its connection."""
+    happened: int = 0
+    kept: list[bytes] = field(default_factory=list)
+    """What was kept."""
+
+    def concerns(self, arguments: list[bytes]) -> bool:
+        """Whether it happens to this command. Asked once for each."""
+        if self.happened >= self.times or self.token not in b" ".join(arguments):
+            return False
+        if self.skip:
+            self.skip -= 1
+            return False
+        self.happened += 1
+        return True
+
+
+class Proxy:
+    """Stands between clients and one Redis.
+
+    Args:
+        target: The Unix socket of the Redis.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.port = 0
+        self.delay = 0.0
+        """Seconds that each reply takes longer."""
+        self.way = Way.PASS
+        self.accepted = 0
+        """Connections so far."""
+        self.commands: Counter[str] = Counter()
+        """Commands that came, by name."""
+        self.free = asyncio.Event()
+        self.free.set()
+        self._faults: list[Fault] = []
+        self._links: set[_Link] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"redis://{HOST}:{self.port}/0"
+
+    @property
+    def connections(self) -> int:
+        """Connections that are open."""
+        return len(self._links)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Proxy"]:
+        """Listen until the block ends, on a port that is kept."""
+        await self.listen()
+        try:
+            yield self
+        finally:
+            self.refuse()
+            for task in tuple(self._tasks):
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+
+    async def listen(self) -> None:
+        """Accept connections (again)."""
+        self._server = await asyncio.start_server(self._accept, HOST, self.port, limit=_CHUNK)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def refuse(self) -> None:
+        """Refuse connections from now on; those that are open stay."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def hold(self) -> None:
+        """Let nothing through until `clear`, and lose nothing."""
+        self.way = Way.HOLD
+        self.free.clear()
+
+    def mute(self) -> None:
+        """Lose what is answered, until `clear`."""
+        self.way = Way.MUTE
+
+    def black_hole(self) -> None:
+        """Lose what is sent, until `clear`."""
+        self.way = Way.BLACK_HOLE
+
+    def clear(self) -> None:
+        """Let everything through. Connections on which something was lost break, for TCP loses nothing in between."""
+        self.way, self.delay = Way.PASS, 0.0
+        self._faults.clear()
+        for link in [link for link in self._links if link.spoilt]:
+            link.reset()
+        self.free.set()
+
+    def reset(self) -> int:
+        """Reset all connections. Returns how many there were."""
+        links = list(self._links)
+        for link in links:
+            link.reset()
+        return len(links)
+
+    def eat_reply(self, token: str, *, times: int = 1, skip: int = 0) -> Fault:
+        """Let the next commands that hold a text be done, lose the reply, and reset the connection.
+
+        Args:
+            token: Looked for in all arguments.
+            times: How many commands it happens to.
+            skip: How many are spared before.
+        """
+        return self._arm(Fault(token.encode(), times, skip))
+
+    def cut_request(self, token: str, *, after: int, times: int = 1, skip: int = 0) -> Fault:
+        """Reset the connection after so many bytes of the next commands that hold a text; what was before is done."""
+        return self._arm(Fault(token.encode(), times, skip, cut_after=after))
+
+    def answer(self, token: str, error: str, *, times: int = 1, skip: int = 0) -> Fault:
+        """Answer the next commands that hold a text with an error; Redis never hears of them."""
+        return self._arm(Fault(token.encode(), times, skip, answer=f"-{error}\r\n".encode()))
+
+    def keep_request(self, token: str, *, times: int = 1, skip: int = 0) -> Fault:
+        """Keep the next commands that hold a text, and reset the connection: `deliver` lets Redis have them, later."""
+        return self._arm(Fault(token.encode(), times, skip, late=True))
+
+    async def deliver(self, fault: Fault) -> None:
+        """Let Redis do what was kept, on a connection that nobody listens to; return when it is done."""
+        reader, writer = await asyncio.open_unix_connection(str(self.target))
+        kept, fault.kept = fault.kept, []
+        buffer, answered = bytearray(), 0
+        writer.writelines(kept)
+        while answered < len(kept) and (data := await reader.read(_CHUNK)):
+            buffer += data
+            answered += len(resp.frames(buffer))
+        writer.close()
+
+    def _arm(self, fault: Fault) -> Fault:
+        self._faults.append(fault)
+        return fault
+
+    def forget(self, link: "_Link") -> None:
+        """A client has gone."""
+        self._links.discard(link)
+
+    def fault_for(self, arguments: list[bytes]) -> Fault | None:
+        """What happens to a command."""
+        return next((fault for fault in self._faults if fault.concerns(arguments)), None)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = _Link(self, reader, writer)
+        self._links.add(link)
+        try:
+            await link.run()
+        finally:
+            self.forget(link)
+
+
+class _Link:
+    """One client's connection, and the one to Redis that belongs to it."""
+
+    def __init__(self, proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.spoilt = False
+        """Whether something was lost on it."""
+        self._proxy = proxy
+        self._reader = reader
+        self._writer = writer
+        self._awaited: deque[Fault | None] = deque()
+        """Of each command that is not answered yet: what is to happen to its reply."""
+        self._subscribed = False
+        self._due: asyncio.Queue[tuple[float, bytes | None]] = asyncio.Queue()
+        """What the client is told, and when; None: its connection is reset."""
+        self._over = asyncio.Event()
+        """Set when the client has gone, or was reset."""
+
+    def reset(self) -> None:
+        """Break the client's connection at once."""
+        with contextlib.suppress(OSError):
+            self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._writer.transport.abort()
+        self._over.set()
+
+    async def run(self) -> None:
+        """Carry what is said until either side ends or the connection is broken."""
+        try:
+            from_redis, to_redis = await asyncio.open_unix_connection(str(self._proxy.target))
+        except OSError:
+            self.reset()
+            return
+        requests = asyncio.create_task(self._requests(to_redis))
+        replies = asyncio.create_task(self._replies(from_redis))
+        deliver = asyncio.create_task(self._deliver())
+        over = asyncio.create_task(self._over.wait())
+        try:
+            await asyncio.wait({requests, replies, over}, return_when=asyncio.FIRST_COMPLETED)
+            requests.cancel()
+            self._proxy.forget(self)
+            if replies.done():
+                await self._due.join()
+            else:
+                # A polite end, and nothing that Redis says is left unread: so it does all that it was sent.
+                to_redis.write_eof()
+                await replies
+        finally:
+            to_redis.close()
+            self._writer.close()
+            for task in (requests, replies, deliver, over):
+                task.cancel()
+            await asyncio.wait({requests, replies, deliver, over})
+
+    async def _requests(self, to_redis: asyncio.StreamWriter) -> None:
+        buffer = bytearray()
+        with contextlib.suppress(OSError):
+            while data := await self._reader.read(_CHUNK):
+                await self._proxy.free.wait()
+                if self._proxy.way is Way.BLACK_HOLE:
+                    self.spoilt = True
+                    continue
+                buffer += data
+                for command in resp.frames(buffer):
+                    if not self._pass_on(command, to_redis):
+                        return
+                await to_redis.drain()
+
+    def _pass_on(self, command: bytes, to_redis: asyncio.StreamWriter) -> bool:
+        """Deal with one command; False when the connection was cut in it."""
+        arguments = resp.arguments(command)
+        name = arguments[0].decode("ascii", "replace").upper()
+        self._proxy.commands[name] += 1
+        self._subscribed |= name in _SUBSCRIPTIONS
+        fault = self._proxy.fault_for(arguments)
+        if fault is not None and (fault.late or fault.cut_after is not None):
+            if fault.late:
+                fault.kept.append(command)
+            else:
+                to_redis.write(command[: fault.cut_after])
+            self.reset()
+            return False
+        self._awaited.append(fault)
+        if fault is not None and fault.answer is not None:
+            self._answer_first()
+        else:
+            to_redis.write(command)
+        return True
+
+    async def _replies(self, from_redis: asyncio.StreamReader) -> None:
+        buffer = bytearray()
+        with contextlib.suppress(OSError):
+            while data := await from_redis.read(_CHUNK):
+                await self._proxy.free.wait()
+                if self._subscribed:  # What comes is not for one command each.
+                    self._say(data)
+                    continue
+                buffer += data
+                for reply in resp.frames(buffer):
+                    # A push of RESP3 answers nothing; what was cut behind its end is answered, and awaited by nobody.
+                    answers = reply[:1] != b">" and self._awaited
+                    eaten = answers and self._awaited.popleft() is not None
+                    self._say(None if eaten else reply)
+                    self._answer_first()
+
+    def _answer_first(self) -> None:
+        """Give the answers that Redis is not asked for, when their turn has come."""
+        while self._awaited and (fault := self._awaited[0]) is not None and fault.answer is not None:
+            self._awaited.popleft()
+            self._say(fault.answer)
+
+    def _say(self, data: bytes | None) -> None:
+        if self._proxy.way is Way.MUTE or self.spoilt:
+            self.spoilt = True
+            return
+        self._due.put_nowait((time.monotonic() + self._proxy.delay, data))
+
+    async def _deliver(self) -> None:
+        while True:
+            due, data = await self._due.get()
+            if (seconds := due - time.monotonic()) > 0:
+                await asyncio.sleep(seconds)
+            if data is None:
+                self.reset()
+            elif not self._over.is_set():
+                with contextlib.suppress(OSError):
+                    self._writer.write(data)
+                    await self._writer.drain()
+            self._due.task_done()
