@@ -44,6 +44,7 @@ __all__ = [
     "WentAway",
     "is_final",
     "kind_of",
+    "kind_of_type",
 ]
 
 
@@ -69,6 +70,11 @@ _KINDS: dict[type, MessageKind] = {
 def kind_of(message: JSONRPCMessage | None) -> MessageKind:
     """The kind of a message; None is a priming event."""
     return _KINDS[type(message)]
+
+
+def kind_of_type(message: type) -> MessageKind:
+    """The kind of the messages of a type."""
+    return _KINDS[message]
 
 
 FINAL = (JSONRPCResponse, JSONRPCError)
