@@ -46,6 +46,9 @@ _EVENT = EventMessage(NOTIFICATION, "1234567890123456")
 
 
 class _Silence:
+    def info(self, event: str, **fields: Any) -> None:
+        """Say nothing."""
+
     def warning(self, event: str, **fields: Any) -> None:
         """Say nothing."""
 

@@ -84,5 +84,5 @@ async def _told(redis: aioredis.Redis, session: str) -> dict[str, object]:
     return {
         "workers": sorted([key async for key in redis.scan_iter(match="mcp:worker:*")]),
         "session": await redis.hmget(f"mcp:{{{session}}}:session", "owner", "handshake"),
-        "running": await redis.hget(f"mcp:{{{session}}}:running", "1"),
+        "running": str(await redis.hget(f"mcp:{{{session}}}:running", "1")).partition(":")[0],
     }

@@ -8,12 +8,14 @@ from collections import deque
 from typing import Protocol
 
 from mcp_eventscope.redis import line
-from mcp_eventscope.redis.backlog import Backlog, Batch
-from mcp_eventscope.redis.commits import Commits, Outcome, outcomes
+from mcp_eventscope.redis.backlog import BATCH_BYTES, Backlog, Batch
+from mcp_eventscope.redis.commits import Commits, Outcome, outcomes, refusal
 from mcp_eventscope.redis.connection import AnyRedis, trouble_of
 from mcp_eventscope.tasks import end
 from mcp_eventscope.types import Trouble
 
+MOST_BROKEN = 8
+"""Times that a connection may break while a large event is under way, before the event is taken for the cause."""
 LINGER_SECONDS = 1.0
 """How long the connection is kept after the last event, for the next one."""
 SPARE_CONNECTIONS = 4
@@ -210,11 +212,20 @@ class Sender:
 
     def _interrupt(self, trouble: Trouble | None, error: str) -> None:
         """What is under way may have been committed or not: it is to be sent again."""
-        if trouble is not None:
-            for batch in self._under_way:
+        under_way, self._under_way = self._under_way, deque()
+        for batch in under_way:
+            batch.broken += 1
+            if trouble is not None:
                 self._told.retried(batch, trouble, error)
-        self._again.extendleft((batch, False) for batch in reversed(self._under_way))
-        self._under_way.clear()
+        if under_way:
+            largest = max(under_way, key=lambda batch: batch.payload_bytes)
+            if largest.broken >= MOST_BROKEN and largest.payload_bytes > BATCH_BYTES:
+                # It goes alone, and whenever it does the connection breaks: Redis takes nothing that large.
+                under_way.remove(largest)
+                self._told.settled(largest, refusal(largest, error), 0.0)
+        # What may be to blame goes last, so that the rest gets through.
+        again = [(batch, False) for batch in sorted(under_way, key=lambda batch: batch.payload_bytes > BATCH_BYTES)]
+        self._again.extendleft(reversed(again))
 
     def _linger_no_longer(self, loop: asyncio.AbstractEventLoop) -> None:
         self._lingering = None

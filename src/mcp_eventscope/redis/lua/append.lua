@@ -142,6 +142,8 @@ local function commit(counter, running, at, count)
     local before, at, reply = string.match(committed, '^(%d+):(%w*):(.*)$')
     if before == number then
       return reply
+    elseif tonumber(before) > tonumber(number) then
+      return '!late' -- A copy that was on its way while another was committed: nobody waits for the answer.
     end
     recent = at == when
   end
