@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH := $(VENV)-bench
+BENCH_STAMP := $(BENCH)/.installed
 SOURCES := pyproject.toml $(shell find src -type f -not -name '*.pyc')
 
 .PHONY: demo serve test test-fast bench check format docs clean
@@ -19,8 +21,9 @@ test: $(STAMP)  ## Everything that can run without root
 test-fast: $(STAMP)  ## Without the tests that start servers, for the one who edits
 	$(BIN)/python -m pytest -m "not slow"
 
-bench: $(STAMP)  ## What following costs, and how fast it is: some minutes
+bench: $(STAMP) $(BENCH_STAMP)  ## What following and storing costs, side by side with the peers: a quarter of an hour
 	$(BIN)/python -m benchmarks.follow
+	$(BENCH)/bin/python -m benchmarks.store
 
 check: $(STAMP)  ## Lint, format and types
 	$(BIN)/ruff check
@@ -35,7 +38,7 @@ docs: $(STAMP)  ## Write what is generated of the documentation
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(BENCH)
 
 # The wheel is installed, not the source tree: the tests import what users get.
 $(STAMP): $(SOURCES)
@@ -43,4 +46,11 @@ $(STAMP): $(SOURCES)
 	@# Dependency groups need pip 25.1.
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --group dev ".[embedded,testing]"
+	@touch $@
+
+# The peers, and what redis-py and asyncio use by being importable.
+$(BENCH_STAMP): $(SOURCES)
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BENCH)/bin/python -m pip install --quiet --group bench ".[embedded]"
 	@touch $@

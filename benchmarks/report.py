@@ -24,21 +24,24 @@ class Line:
     limit: float | None = None
     exactly: bool = False
     rounds: Sequence[float] = ()
+    at_least: bool = False
 
     @property
     def met(self) -> bool | None:
         """Whether the target is met; None where there is none."""
         if self.limit is None:
             return None
-        return self.value == self.limit if self.exactly else self.value <= self.limit
+        if self.exactly:
+            return self.value == self.limit
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
-async def measured_with() -> dict[str, Any]:
-    """Versions, and what of the machine may be told."""
+async def measured_with(*packages_too: str) -> dict[str, Any]:
+    """Versions, of further packages too, and what of the machine may be told."""
     async with valkey() as url, connect(url) as client:
         server = await client.info("server")
     packages = {}
-    for name in (*_PACKAGES, "mcp-eventscope"):
+    for name in (*_PACKAGES, *packages_too, "mcp-eventscope"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
@@ -124,7 +127,7 @@ def table(told: Sequence[Line]) -> str:
     """The figures for people to read."""
     rows = [("", "median", "target", "met")]
     for line in told:
-        target = "" if line.limit is None else f"{'' if line.exactly else '≤ '}{line.limit:g} {line.unit}".rstrip()
+        target = "" if line.limit is None else f"{_sign(line)}{line.limit:g} {line.unit}".rstrip()
         met = {True: "yes", False: "NO", None: ""}[line.met]
         rows.append((line.name, f"{line.value:,.4g} {line.unit}".rstrip(), target, met))
     widths = [max(len(row[place]) for row in rows) for place in range(4)]
@@ -132,6 +135,12 @@ def table(told: Sequence[Line]) -> str:
         f"{name:<{widths[0]}}  {value:>{widths[1]}}  {target:>{widths[2]}}  {met}".rstrip()
         for name, value, target, met in rows
     )
+
+
+def _sign(line: Line) -> str:
+    if line.exactly:
+        return ""
+    return "≥ " if line.at_least else "≤ "
 
 
 def _kb(size: float) -> float:

@@ -14,6 +14,7 @@ from mcp.server.streamable_http import GET_STREAM_KEY, EventCallback, EventId, E
 from mcp.types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
 
 __all__ = [
+    "FINAL",
     "GET_STREAM_KEY",
     "Appended",
     "CameBack",
@@ -70,12 +71,16 @@ def kind_of(message: JSONRPCMessage | None) -> MessageKind:
     return _KINDS[type(message)]
 
 
+FINAL = (JSONRPCResponse, JSONRPCError)
+"""The types of message that end the stream of a request."""
+
+
 def is_final(stream_id: StreamId, message: JSONRPCMessage | None) -> bool:
     """Whether a message ends its stream: the response of the request that the stream belongs to.
 
     The standalone stream never ends; an error without an id, which belongs to no request, is sent on it.
     """
-    return stream_id != GET_STREAM_KEY and isinstance(message, JSONRPCResponse | JSONRPCError)
+    return stream_id != GET_STREAM_KEY and type(message) in FINAL
 
 
 class Miss(StrEnum):

@@ -1,5 +1,6 @@
 """The benchmarks run, and their figures make sense. Whether they are good is not for a test to say."""
 
+import importlib.util
 import json
 import math
 import subprocess
@@ -44,3 +45,55 @@ def test_follow(tmp_path: Path) -> None:
     assert crowd["connections"]["pubsub"] == 1
     assert (crowd["completed"], crowd["delivered"], crowd["failed_reads"]) == (200, 400, 0)
     assert figures["idle"]["alone"]["other_per_second"] == 0
+
+
+def test_store(tmp_path: Path) -> None:
+    """The small run needs no peer, and says who was left out; every target is judged on a number, and told."""
+    output = tmp_path / "new" / "store.json"
+    ran = subprocess.run(
+        [sys.executable, "-m", "benchmarks.store", "--small", "--output", str(output)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    figures = json.loads(output.read_text("utf-8"))
+    assert {"ours", "metrics", "spans"} <= figures["competitors"].keys()
+    for name in figures["left_out"]:
+        assert f"left out: {name}, for want of " in ran.stderr
+    for result in figures["results"]:
+        assert math.isfinite(result["median"]), result
+        assert result["median"] > 0, result
+        assert result["name"] in ran.stdout
+    for writers, by in figures["stores"].items():
+        for name in figures["competitors"]:
+            (told,) = by[name]
+            assert told["stores"] >= min(int(writers), 1000)
+            assert 0 < told["ms"]["p50"] <= told["ms"]["p99"] <= told["ms"]["max"]
+            assert told["cpu_us_per_store"] > 0
+    judged = {result["name"] for result in figures["results"] if result["target"] is not None}
+    assert {"p50, one writer, to the same EVALSHA", "replay of the last 20 of 2,000, to 200"} <= judged
+    assert figures["memory"]["ours"][0]["used_memory_per_event"] > 300
+    cost = figures["telemetry"]
+    assert cost["bare"]["append_us"] < cost["all on"]["append_us"]
+
+
+def test_store_in_full_needs_the_peers(tmp_path: Path) -> None:
+    """A full run without them would compare with nobody: it says what to install, and writes nothing."""
+    if importlib.util.find_spec("mcp_persist"):
+        pytest.skip("the peers are installed")
+    output = tmp_path / "store.json"
+    ran = subprocess.run(
+        [sys.executable, "-m", "benchmarks.store", "--only", "persist", "memory", "--output", str(output)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert "not installed: mcp_persist" in ran.stderr
+    assert "--group bench" in ran.stderr
+    assert not output.exists()

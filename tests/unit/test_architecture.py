@@ -15,7 +15,7 @@ MODULES = {
 }
 
 LAYERS = [
-    ("errors", "types", "telemetry.declarations", "telemetry.catalog"),
+    ("errors", "types", "tasks", "telemetry.declarations", "telemetry.catalog"),
     ("answers",),
     ("redis", "foreign"),
     ("telemetry",),

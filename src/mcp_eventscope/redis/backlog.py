@@ -13,6 +13,8 @@ ITEM_BYTES = 512
 """What an event that waits costs beside its payload, for the bound on memory."""
 BATCH_EVENTS = 64
 """The most events of one batch: Redis is busy with it for less than a millisecond."""
+SMALL_BATCH = 12
+"""Where more wait, they go in two batches at least: Redis works on one while the other is packed or unpacked."""
 BATCH_BYTES = 128 * 1024
 """Payload bytes after which a batch is closed; a larger event goes alone, and others wait for its transfer only."""
 PART_EVENTS = 32
@@ -121,6 +123,8 @@ class Backlog:
         """What they take up."""
         self.queued = 0
         """Events that are not under way, deferred or not."""
+        self.under_way = 0
+        """Events that are."""
         self._turns: deque[Lane] = deque()
         self._number = 0
         # By stream, the one that was deferred first in front: what is given up first.
@@ -138,9 +142,10 @@ class Backlog:
     def take(self, parts: int) -> Batch | None:
         """The next batch, of so many sessions at most; None when nothing waits whose session has none under way."""
         batch = Batch([])
-        while self._turns and len(batch.parts) < parts and batch.events < BATCH_EVENTS:
+        most = min(BATCH_EVENTS, max(SMALL_BATCH, (self.queued + self.under_way + 1) // 2))
+        while self._turns and len(batch.parts) < parts and batch.events < most:
             lane = self._turns.popleft()
-            items = self._take_of(lane, batch)
+            items = self._take_of(lane, batch, most)
             if items:
                 self._number += 1
                 batch.parts.append(Part(lane, self._number, items))
@@ -151,10 +156,10 @@ class Backlog:
                 lane.queued = False
         return batch if batch.parts else None
 
-    def _take_of(self, lane: Lane, batch: Batch) -> list[Item]:
+    def _take_of(self, lane: Lane, batch: Batch, most: int) -> list[Item]:
         items: list[Item] = []
         waiting = lane.items
-        while waiting and len(items) < PART_EVENTS and batch.events < BATCH_EVENTS:
+        while waiting and len(items) < PART_EVENTS and batch.events < most:
             item = waiting[0]
             if item.dropped:
                 waiting.popleft()
@@ -171,6 +176,7 @@ class Backlog:
             if item.deferred:
                 self._leave(item)
         self.queued -= len(items)
+        self.under_way += len(items)
         return items
 
     def _leave(self, item: Item) -> None:
@@ -183,6 +189,7 @@ class Backlog:
     def settled(self, part: Part) -> None:
         """Of a part it is known what became of it: its session may have another under way."""
         lane = part.lane
+        self.under_way -= len(part.items)
         if lane.deferred:
             for item in part.items:
                 if item.deferred:

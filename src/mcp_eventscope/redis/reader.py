@@ -8,12 +8,15 @@ from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.connection import AnyRedis, told_as
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.reading import Reading
+from mcp_eventscope.tasks import end
 from mcp_eventscope.types import EventId, StreamId
 
 CHUNK_EVENTS = 256
 """The most events that one read brings: Redis is blocked for one."""
 CHUNK_BYTES = 1 << 20
 """Payload bytes after which a read stops early; a single larger event still comes whole."""
+TURN_EVENTS = 32
+"""The most events that are sent without letting others have their turn, by a callback that never waits."""
 READS_AT_ONCE = 8
 """The most reads of a process that are under way, each on a connection of the client's pool: when thousands are to read
 at the same moment, after a restart say, more would exhaust the pool and not be faster, for Redis reads one by one."""
@@ -51,32 +54,43 @@ class Reader:
     async def deliver(self, keys: Keys, reading: Reading, chunk: scripts.Chunk) -> None:
         """Send a chunk, and those after it, until nothing is left or the response has been sent.
 
-        Two chunks are held at most: while one is sent, however slowly, the next is read, and no further one.
+        Three chunks are held at most: while one is sent, however slowly, two are read ahead.
 
         Raises:
             StoreError: Redis could not be read. What the callback raises is passed on.
         """
-        following: asyncio.Task[scripts.Chunk] | None = None
+        ahead: asyncio.Queue[scripts.Chunk | Exception] = asyncio.Queue(1)
+        reading_ahead: asyncio.Task[None] | None = None
+        if chunk.after:
+            reading_ahead = asyncio.create_task(
+                self._read_ahead(keys, chunk.after, reading.stream_id, ahead), name="eventscope-read-ahead"
+            )
         try:
             while True:
-                if chunk.after:
-                    reading_on = self.read(keys, chunk.after, reading.stream_id)
-                    following = asyncio.create_task(reading_on, name="eventscope-read-ahead")
-                    following.add_done_callback(_heard)
-                for row in chunk.rows:
-                    await reading.take(row)
+                for start in range(0, len(chunk.rows), TURN_EVENTS):
+                    # Others have their turn, the reading ahead among them.
+                    await asyncio.sleep(0)
+                    await reading.take(chunk.rows[start : start + TURN_EVENTS])
                     if reading.completed:
                         return
-                if following is None:
+                if not chunk.after:
                     return
-                await asyncio.sleep(0)  # It may be there already: let others have their turn.
-                chunk, following = await following, None
+                following = await ahead.get()
+                if isinstance(following, Exception):
+                    raise following
+                chunk = following
         finally:
-            if following is not None:
-                following.cancel()
+            if reading_ahead is not None:
+                await end(reading_ahead)
 
-
-def _heard(reading_ahead: asyncio.Task[scripts.Chunk]) -> None:
-    """What went wrong with a chunk that nobody wants any longer concerns nobody."""
-    if not reading_ahead.cancelled():
-        reading_ahead.exception()
+    async def _read_ahead(
+        self, keys: Keys, cursor: EventId, stream_id: StreamId, ahead: "asyncio.Queue[scripts.Chunk | Exception]"
+    ) -> None:
+        while cursor:
+            try:
+                chunk = await self.read(keys, cursor, stream_id)
+            except Exception as error:  # noqa: BLE001 - raised where the chunk is waited for, if it still is
+                await ahead.put(error)
+                return
+            await ahead.put(chunk)
+            cursor = chunk.after

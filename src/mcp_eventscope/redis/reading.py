@@ -1,9 +1,10 @@
 """One pass over a stream: what is delivered of a chunk, and what a cursor that is not there means."""
 
+from collections.abc import Sequence
+
 from mcp_eventscope.errors import CorruptEventError
 from mcp_eventscope.redis import codec, scripts
-from mcp_eventscope.redis.keys import EVENT_ID
-from mcp_eventscope.types import EventCallback, EventId, EventMessage, Miss, StreamId, is_final
+from mcp_eventscope.types import FINAL, GET_STREAM_KEY, EventCallback, EventId, EventMessage, Miss, StreamId
 
 _MICROSECONDS = 1_000_000
 _FIRST_CLOCK_ID = 10**15
@@ -34,29 +35,35 @@ class Reading:
         self._send = send
         self._until_response = until_response
 
-    async def take(self, row: scripts.Row) -> None:
-        """Deliver one row, or count why not. The cursor moves only past what was dealt with."""
-        if row.wrong == "misplaced" or not EVENT_ID.fullmatch(row.event_id):
-            self.corrupt[row.event_id] = None
-            return
-        if row.wrong == "missing":
-            self.missing += 1
-        elif row.wrong:
-            self.corrupt[row.event_id] = None
-        elif row.payload:  # else a priming event: stored, so that its id is a cursor, and never sent again
-            await self._take_payload(row)
-        self.cursor = row.event_id
+    async def take(self, rows: Sequence[scripts.Row]) -> None:
+        """Deliver rows, or count why not, until the response. The cursor moves only past what was dealt with."""
+        send, ends = self._send, self._until_response and self.stream_id != GET_STREAM_KEY
+        for event_id, wrong, payload in rows:
+            if wrong:
+                self._miss(event_id, wrong)
+                continue
+            if payload:  # else a priming event: stored, so that its id is a cursor, and never sent again
+                try:
+                    message = codec.decode(payload)
+                except CorruptEventError:
+                    self.corrupt[event_id] = None
+                else:
+                    await send(EventMessage(message, event_id))
+                    self.delivered += 1
+                    self.payload_bytes += len(payload)
+                    if ends and type(message) in FINAL:
+                        self.completed = True
+            self.cursor = event_id
+            if self.completed:
+                return
 
-    async def _take_payload(self, row: scripts.Row) -> None:
-        try:
-            message = codec.decode(row.payload)
-        except CorruptEventError:
-            self.corrupt[row.event_id] = None
-            return
-        await self._send(EventMessage(message, row.event_id))
-        self.delivered += 1
-        self.payload_bytes += len(row.payload)
-        self.completed = self._until_response and is_final(self.stream_id, message)
+    def _miss(self, event_id: EventId, wrong: str) -> None:
+        if wrong == "missing":
+            self.missing += 1
+        else:
+            self.corrupt[event_id] = None
+        if wrong != "misplaced":
+            self.cursor = event_id
 
 
 def age_of(chunk: scripts.Chunk, cursor: int) -> float | None:

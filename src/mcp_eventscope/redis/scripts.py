@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol, TypeAlias
 from urllib.parse import unquote
 
 from redis.exceptions import NoScriptError
@@ -49,16 +49,9 @@ class Script:
 _read = Script("read.lua")
 
 
-class Row(NamedTuple):
-    """One event of a chunk, as Redis has it.
-
-    `wrong` is "" where nothing is; else `missing`, `corrupt`, or `misplaced`: the index has it at a place that is not
-    its id.
-    """
-
-    event_id: str
-    wrong: str
-    payload: bytes
+Row: TypeAlias = tuple[str, str, bytes]
+"""One event of a chunk, as Redis has it: its id; what is wrong with it, "" for nothing, else `missing`, `corrupt` or
+`misplaced` (the index has it at a place that is not its id, so nobody can go on from there); its payload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,40 +95,34 @@ async def read(  # noqa: PLR0913 - the script's arguments, one by one
         [keys.counter, keys.event(cursor), keys.session],
         [keys.prefix, cursor, max_events, max_bytes, *([] if stream_id is None else [stream_id])],
     )
-    named, final, held, given, trimmed, oldest, clock, restored, after, told, payloads = reply
+    named, numbers, oldest, told, payloads = reply
+    final, held, given, trimmed, clock, restored, after = numbers.decode("ascii").split(" ")
     return Chunk(
         named_stream=None if named is None else named.decode("utf-8", "replace"),
-        cursor_final=final == b"1",
-        cursor_held=held == b"1",
-        last_given=_number(given),
-        trimmed=_number(trimmed),
+        cursor_final=final == "1",
+        cursor_held=held == "1",
+        last_given=int(given),
+        trimmed=int(trimmed),
         oldest=oldest.decode("utf-8", "replace"),
-        clock=_number(clock),
-        restored=_number(restored),
-        after=after.decode("ascii"),
+        clock=int(clock),
+        restored=int(restored),
+        after="" if after == "0" else after,
         rows=_rows(told.decode("utf-8", "replace").split(), payloads),
     )
 
 
 def _rows(told: list[str], payloads: bytes) -> list[Row]:
     """The rows of a chunk, out of the two texts that `read.lua` returns."""
-    rows = []
+    rows: list[Row] = []
     start = 0
-    for i in range(0, len(told), 2):
-        size = told[i + 1]
+    for event_id, size in zip(told[::2], told[1::2], strict=True):
         if size.isdigit():
             end = start + int(size)
-            rows.append(Row(told[i], "", payloads[start:end]))
+            rows.append((event_id, "", payloads[start:end]))
             start = end
         else:
-            named = told[i]
-            rows.append(Row(unquote(named[1:]) if named.startswith("%") else named, size, b""))
+            rows.append((unquote(event_id[1:]) if event_id.startswith("%") else event_id, size, b""))
     return rows
-
-
-def _number(text: bytes) -> int:
-    """A number that Redis holds; 0 when it holds none, or something else."""
-    return int(text) if text.isdigit() else 0
 
 
 _peek = Script("peek.lua")

@@ -11,6 +11,7 @@ from mcp_eventscope.redis import line
 from mcp_eventscope.redis.backlog import Backlog, Batch
 from mcp_eventscope.redis.commits import Commits, Outcome, outcomes
 from mcp_eventscope.redis.connection import AnyRedis, trouble_of
+from mcp_eventscope.tasks import end
 from mcp_eventscope.types import Trouble
 
 LINGER_SECONDS = 1.0
@@ -95,9 +96,8 @@ class Sender:
         """
         if self._working is not None and not self.idle:
             await asyncio.wait({self._working}, timeout=seconds)
-        if (working := self._working) is not None:
-            working.cancel()
-            await asyncio.wait({working})
+        if self._working is not None:
+            await end(self._working)
         await self._hang_up()
         left = [batch for batch, _ in self._again]
         self._again.clear()
@@ -154,8 +154,7 @@ class Sender:
         finally:
             self._bell = None
             if reading is not None:
-                reading.cancel()
-                await asyncio.wait({reading})
+                await end(reading)
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     reading.result()
 

@@ -17,6 +17,7 @@ from mcp_eventscope.redis.connection import AnyRedis, address_of, told_as
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.signals import Signals
 from mcp_eventscope.redis.writer import Writer
+from mcp_eventscope.tasks import end
 from mcp_eventscope.types import CameBack, StoreFact
 
 Notice: TypeAlias = dict[str, Any]
@@ -111,7 +112,7 @@ class Workers:
         try:
             yield
         finally:
-            renewing.cancel()
+            await end(renewing)
             self._signals.ignore(self._keys.workers, listen)
             with anyio.CancelScope(shield=True), anyio.move_on_after(PARTING_SECONDS), contextlib.suppress(StoreError):
                 await self._leave()

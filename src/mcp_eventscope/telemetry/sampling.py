@@ -11,11 +11,11 @@ import anyio
 
 from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis.sampling import Sample, Sampler
+from mcp_eventscope.tasks import end
 from mcp_eventscope.telemetry.measurements import SampleMeasurement
 
 PARTING_SECONDS = 0.25
 """How long it may take to give the turn to another worker, at the end."""
-_INSIST_SECONDS = 0.05
 
 
 def check_interval(every: object) -> None:
@@ -47,11 +47,7 @@ async def sampling(sampler: Sampler, every: float, tell: Callable[[SampleMeasure
         yield
     finally:
         with anyio.CancelScope(shield=True):
-            while not task.done():
-                # Again and again: on Python 3.11 `asyncio.wait_for`, by which redis-py sends, swallows a cancellation
-                # that comes when what it waits for is done (python/cpython#86296).
-                task.cancel()
-                await asyncio.wait([task], timeout=_INSIST_SECONDS)
+            await end(task)
             with anyio.move_on_after(PARTING_SECONDS), contextlib.suppress(StoreError):
                 await sampler.leave()
 

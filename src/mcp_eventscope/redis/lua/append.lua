@@ -2,8 +2,9 @@
 -- often the batch is sent.
 --
 -- KEYS     two for each session: {prefix}counter, the last event id given out; {prefix}running, a hash:
---          stream -> the worker that runs its request, "!" once it was given up; and "#" .. worker -> the
---          number of the last part of a batch that this worker has committed, ":", and what was returned for it
+--          stream -> the worker that runs its request, and behind ":" when its index was last renewed and
+--          trimmed; "!" once it was given up; and "#" .. worker -> the number of the last part of a batch that
+--          this worker has committed, ":", when, ":", and what was returned for it
 -- ARGV[1]  ttl in whole seconds; 0 keeps the keys for ever
 -- ARGV[2]  the worker that says it
 -- ARGV[3…] for each session: its prefix; event, stream and trimmed keys are built from it, for the ids are made
@@ -26,13 +27,16 @@
 -- An id is the server's clock in microseconds, pushed past the last id given out: unique and
 -- increasing even after the counter was lost, restored or rolled back. It fits a double exactly.
 
-local LOOKED_AT_PER_END = 32
+local LOOKED_AT_PER_END, RENEWALS_PER_TTL = 32, 64
 
 local ttl, worker = tonumber(ARGV[1]), ARGV[2]
 local mark = '#' .. worker
 local now = redis.call('TIME')
 local clock = now[1] * 1000000 + now[2]
 local horizon = clock - ttl * 1000000
+-- When it is, in parts of the TTL: what was renewed in the same part is not renewed again.
+local when = ttl > 0 and string.format('%.0f', math.floor(clock / ttl / 1000000 * RENEWALS_PER_TTL)) or 'never'
+local here = worker .. ':' .. when
 local broken -- An error that concerns all of Redis: it is met before anything is written.
 
 local function whole(number)
@@ -77,21 +81,21 @@ local function trim(prefix, stream)
   end
 end
 
--- What is done once for each stream that was written to.
-local function written(prefix, stream)
+-- Renew an index, and trim it. Returns whether nothing was left to trim.
+local function renew(prefix, stream)
   local index = prefix .. 'stream:' .. stream
-  if ttl > 0 then
-    local oldest = redis.call('ZRANGE', index, 0, 0, 'WITHSCORES')[2]
-    if oldest and tonumber(oldest) < horizon then
-      trim(prefix, stream)
-    end
-    redis.call('EXPIRE', index, ttl)
-  else
+  if ttl == 0 then
     redis.call('PERSIST', index)
     redis.call('PERSIST', prefix .. 'trimmed:' .. stream)
+    return true
   end
-  -- A user of Redis may lack the right to publish: who follows then finds it when he looks for himself.
-  redis.pcall('PUBLISH', index, worker)
+  redis.call('EXPIRE', index, ttl)
+  local oldest = redis.call('ZRANGE', index, 0, 0, 'WITHSCORES')[2]
+  if oldest and tonumber(oldest) < horizon then
+    trim(prefix, stream)
+    return false
+  end
+  return true
 end
 
 -- Write one event. Returns nothing, or an error.
@@ -133,8 +137,13 @@ local function commit(counter, running, at, count)
     return '!' .. error
   end
   local committed = known[1]
-  if committed and string.sub(committed, 1, #number + 1) == number .. ':' then
-    return string.sub(committed, #number + 2)
+  local recent = false
+  if committed then
+    local before, at, reply = string.match(committed, '^(%d+):(%w*):(.*)$')
+    if before == number then
+      return reply
+    end
+    recent = at == when
   end
   local given
   given, error = attempt('GET', counter)
@@ -147,14 +156,15 @@ local function commit(counter, running, at, count)
   end
   last = math.max(clock - 1, last, floor)
 
-  local line, before, runs, streams = { whole(last + 1) }, {}, {}, {}
+  local line, was, runs, streams = { whole(last + 1) }, {}, {}, {}
   local told = { mark, '' }
   for i = 0, count - 1 do
     local stream, payload, role = ARGV[events + 3 * i], ARGV[events + 3 * i + 1], ARGV[events + 3 * i + 2]
     last = last + 1
     local runner = runs[stream]
-    if runner == nil then
-      runner = tracked and known[i + 2] or ''
+    if not runner then
+      was[stream] = tracked and known[i + 2] or ''
+      runner = was[stream] == here and worker or string.match(was[stream], '^[^:]*')
     end
     local lost = string.sub(role, 1, 5) == 'lost:'
     if lost then
@@ -189,9 +199,8 @@ local function commit(counter, running, at, count)
       elseif error then
         line[#line + 1] = i .. '=!' .. error
       else
-        if runs[stream] == nil then
+        if not runs[stream] then
           streams[#streams + 1] = stream
-          before[stream] = tracked and known[i + 2] or ''
         end
         runs[stream] = runner
       end
@@ -207,24 +216,26 @@ local function commit(counter, running, at, count)
   end
   for i = 1, #streams do
     local stream = streams[i]
-    written(prefix, stream)
-    local runner = runs[stream]
-    if runner == before[stream] then
-      -- As it was.
-    elseif runner == '' then
+    local runs_it = runs[stream]
+    if (was[stream] == here or renew(prefix, stream)) and runs_it == worker then
+      runs_it = here
+    end
+    -- A user of Redis may lack the right to publish: who follows then finds it when he looks for himself.
+    redis.pcall('PUBLISH', prefix .. 'stream:' .. stream, worker)
+    if runs_it == '' and was[stream] ~= '' then
       redis.call('HDEL', running, stream)
-    else
+    elseif runs_it ~= was[stream] then
       told[#told + 1] = stream
-      told[#told + 1] = runner
+      told[#told + 1] = runs_it
     end
   end
   local reply = table.concat(line, ';')
-  told[2] = number .. ':' .. reply
+  told[2] = number .. ':' .. when .. ':' .. reply
   redis.call('HSET', running, unpack(told))
-  if ttl > 0 then
-    redis.call('EXPIRE', running, ttl)
-  else
+  if ttl == 0 then
     redis.call('PERSIST', running)
+  elseif not recent then
+    redis.call('EXPIRE', running, ttl)
   end
   return reply
 end

@@ -7,6 +7,6 @@
 local told = {}
 for i, stream in ipairs(ARGV) do
   told[#told + 1] = redis.call('ZREVRANGE', KEYS[2 * i - 1], 0, 0)[1] or ''
-  told[#told + 1] = redis.call('HGET', KEYS[2 * i], stream) or ''
+  told[#told + 1] = string.match(redis.call('HGET', KEYS[2 * i], stream) or '', '^[^:]*')
 end
 return told

@@ -1,0 +1,185 @@
+"""Who competes, and how each is set up: as its documentation says, on the same kind of connection pool."""
+
+import asyncio
+import importlib.util
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
+from prometheus_client import CollectorRegistry
+from redis import asyncio as aioredis
+
+from mcp_eventscope import InstrumentedEventStore, RedisEventStore
+from mcp_eventscope.types import EventStore
+
+PREFIX = "mcp:"
+"""The default of ours and of mcp-persist; longer keys would cost either more."""
+TTL = 3600
+POOL = 50
+"""Connections, of every competitor alike: redis-py's default for a pool that blocks."""
+WIDE = 500
+"""A connection for each writer. redis-py's pool is not fair: who has just given a connection back gets the next one,
+and who waits may wait for as long as the load lasts. With this many nobody waits."""
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """One process that stores and replays.
+
+    `needs` are the modules that have to be importable; `telemetry` is what is decorated: "", "metrics" (spans are
+    sampled out) or "spans" (each is recorded, too).
+    """
+
+    name: str
+    title: str
+    product: str
+    needs: tuple[str, ...] = ()
+    hiredis: bool = False
+    uvloop: bool = False
+    telemetry: str = ""
+    pool: int = POOL
+
+    @property
+    def missing(self) -> list[str]:
+        """The modules that are not installed."""
+        needs = (*self.needs, *(("hiredis",) if self.hiredis else ()), *(("uvloop",) if self.uvloop else ()))
+        return [name for name in needs if importlib.util.find_spec(name) is None]
+
+
+_FASTMCP = ("fastmcp", "key_value")
+_PERSIST = ("mcp_persist",)
+COMPETITORS = {
+    each.name: each
+    for each in (
+        Competitor("ours", "mcp-eventscope", "ours"),
+        Competitor("persist", "mcp-persist", "persist", _PERSIST),
+        Competitor("fastmcp", "FastMCP, py-key-value", "fastmcp", _FASTMCP),
+        Competitor("metrics", "mcp-eventscope, metrics", "ours", telemetry="metrics"),
+        Competitor("spans", "mcp-eventscope, metrics and spans", "ours", telemetry="spans"),
+        Competitor("ours-hiredis", "mcp-eventscope, hiredis", "ours", hiredis=True),
+        Competitor("ours-uvloop", "mcp-eventscope, uvloop", "ours", uvloop=True),
+        Competitor("ours-both", "mcp-eventscope, uvloop and hiredis", "ours", uvloop=True, hiredis=True),
+        Competitor("persist-hiredis", "mcp-persist, hiredis", "persist", _PERSIST, hiredis=True),
+        Competitor("fastmcp-hiredis", "FastMCP, py-key-value, hiredis", "fastmcp", _FASTMCP, hiredis=True),
+        Competitor("persist-wide", "mcp-persist, 500 connections", "persist", _PERSIST, pool=WIDE),
+        Competitor("fastmcp-wide", "FastMCP, py-key-value, 500 connections", "fastmcp", _FASTMCP, pool=WIDE),
+        # Not the same promise: it gives the id before Redis has the event, and loses what it holds when it dies.
+        Competitor("persist-batching", "mcp-persist, acknowledging early", "persist-batching", _PERSIST),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A store that is ready; `scoped` is how the product's own session manager scopes it to a session."""
+
+    client: aioredis.Redis
+    scoped: Callable[[str], EventStore]
+
+    def session(self) -> EventStore:
+        """The part of a new session, with an id as the SDK makes them."""
+        return self.scoped(uuid.uuid4().hex)
+
+
+@asynccontextmanager
+async def opened(competitor: Competitor, url: str, *, kept: int = 0) -> AsyncIterator[Opened]:
+    """The store of a competitor, until the block ends.
+
+    Args:
+        competitor: Whose.
+        url: Where Redis is.
+        kept: Events that a stream has to keep; FastMCP's keeps 100 unless it is told.
+    """
+    client = aioredis.Redis.from_pool(
+        # It waits as long as it takes: redis-py's ordinary pool raises once more callers than connections are there.
+        aioredis.BlockingConnectionPool.from_url(
+            url,
+            max_connections=competitor.pool,
+            timeout=None,
+            # hiredis is used by whoever can import it, unless it is told otherwise.
+            parser_class=_parser(hiredis=competitor.hiredis),
+            # What py-key-value's store does of itself, and needs: it takes no bytes for a value.
+            decode_responses=competitor.product == "fastmcp",
+        )
+    )
+    provider: TracerProvider | None = None
+    store: Any = None
+    try:
+        scoped: Callable[[str], EventStore]
+        if competitor.product == "ours":
+            store = RedisEventStore(client, key_prefix=PREFIX, ttl=TTL)
+            if competitor.telemetry:
+                provider = tracer_provider(recorded=competitor.telemetry == "spans")
+                scoped = InstrumentedEventStore(
+                    store, registry=CollectorRegistry(), tracer_provider=provider
+                ).for_session
+            else:
+                scoped = store.for_session
+        elif competitor.product == "fastmcp":
+            scoped = _fastmcp(client, kept)
+        else:
+            store, scoped = _persist(client, batching=competitor.product == "persist-batching")
+        yield Opened(client, scoped)
+    finally:
+        # Not every store has something to close.
+        if close := getattr(store, "aclose", None):
+            await close()
+        if provider is not None:
+            # It joins a thread.
+            await asyncio.to_thread(provider.shutdown)
+        await client.aclose()
+        await client.connection_pool.disconnect()
+
+
+def _persist(client: aioredis.Redis, *, batching: bool) -> tuple[Any, Callable[[str], EventStore]]:
+    """As its README says; sessions are scoped as its `SessionScopedSessionManager` does."""
+    import mcp_persist  # noqa: PLC0415 - a peer, which need not be installed
+    from mcp_persist.session_scope import SessionScopedEventStore  # noqa: PLC0415
+
+    store: Any = mcp_persist.RedisEventStore(client, key_prefix=PREFIX, ttl=TTL)
+    if batching:
+        from mcp_persist.batching import BatchingEventStore  # noqa: PLC0415
+
+        store = BatchingEventStore(store)
+    return store, lambda session_id: SessionScopedEventStore(store, session_id)  # type: ignore[no-any-return, unused-ignore]
+
+
+def _fastmcp(client: aioredis.Redis, kept: int) -> Callable[[str], EventStore]:
+    """As its documentation says; sessions are scoped as its `http_app` does."""
+    from fastmcp.server.event_store import EventStore as FastMCPEventStore  # noqa: PLC0415 - as above
+    from fastmcp.server.session_scoped_event_store import SessionScopedEventStore  # noqa: PLC0415
+    from key_value.aio.stores.redis import RedisStore  # noqa: PLC0415
+
+    limits = {"max_events_per_stream": kept} if kept else {}
+    store = FastMCPEventStore(RedisStore(client=client), ttl=TTL, **limits)
+    return lambda session_id: SessionScopedEventStore(store, session_id)  # type: ignore[no-any-return, unused-ignore]
+
+
+def _parser(*, hiredis: bool) -> type:
+    # The one name that says it: redis-py chooses by what is importable.
+    from redis import _parsers  # noqa: PLC0415
+
+    # For RESP2 it takes the other one itself.
+    return _parsers._AsyncHiredisParser if hiredis else _parsers._AsyncRESP3Parser
+
+
+_SPANS_QUEUED = 1 << 17
+
+
+class _Dropped(SpanExporter):
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        return SpanExportResult.SUCCESS
+
+
+def tracer_provider(*, recorded: bool) -> TracerProvider:
+    """The SDK's, whose spans are all sampled out, or all recorded, exported in batches, and dropped."""
+    provider = TracerProvider(sampler=ALWAYS_ON if recorded else ALWAYS_OFF, shutdown_on_exit=False)
+    if recorded:
+        # With the queue that it has by default it drops spans at this pace, which costs less than what is claimed.
+        provider.add_span_processor(BatchSpanProcessor(_Dropped(), max_queue_size=_SPANS_QUEUED))
+    return provider

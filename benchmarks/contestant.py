@@ -1,0 +1,256 @@
+"""One competitor, in a process of its own: loops, parsers and garbage of others must not be what is measured.
+
+Run as a program, it is told on its standard input what to do, one JSON object a line, and answers each with another.
+"""
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from benchmarks.commands import monitored
+from benchmarks.competitors import COMPETITORS, TTL, Competitor, Opened, opened
+from benchmarks.latency import percentiles
+from benchmarks.load import NOTIFICATION, Load
+from benchmarks.processes import ROOT, BenchmarkError, stop
+from mcp_eventscope.types import EventMessage, EventStore
+
+Ask = Callable[..., Awaitable[dict[str, Any]]]
+_PATIENCE = 600
+_NOTHING = "return {'1234567890123456'}"
+_FILL = """
+local prefix, stream, ttl, payload = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+for id = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]) do
+  local name = string.format('%.0f', id)
+  redis.call('ZADD', prefix .. 'stream:' .. stream, name, name)
+  redis.call('HSET', prefix .. 'event:' .. name, 'stream_id', stream, 'payload', payload)
+  redis.call('EXPIRE', prefix .. 'event:' .. name, ttl)
+end
+"""
+"""Events in the documented layout, as any writer of it leaves them."""
+_FILLED_AT_ONCE = 10_000
+_FILLED_EVERY = 100
+"""Microseconds between them; ids are clocks, so they are this old."""
+
+
+@asynccontextmanager
+async def contestant(competitor: Competitor, url: str) -> AsyncIterator[Ask]:
+    """The process of a competitor. Yields what asks it to do something, and returns its answer."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.contestant", competitor.name, url),
+        cwd=ROOT,
+        # FastMCP would otherwise read the settings of whoever runs this.
+        env={name: value for name, value in os.environ.items() if not name.startswith("FASTMCP_")},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    if process.stdin is None or process.stdout is None:  # pragma: no cover - both are pipes
+        raise BenchmarkError
+    to, back = process.stdin, process.stdout
+
+    async def ask(what: str, **order: Any) -> dict[str, Any]:
+        to.write(f"{json.dumps({'what': what, **order})}\n".encode())
+        async with asyncio.timeout(_PATIENCE):
+            line = await back.readline()
+        if not line:
+            msg = f"{competitor.name} ended with status {await process.wait()}"
+            raise BenchmarkError(msg)
+        said: dict[str, Any] = json.loads(line)
+        return said
+
+    try:
+        yield ask
+    finally:
+        await stop(process)
+
+
+class _Contestant:
+    """The process itself: a method for each thing that it can be asked."""
+
+    def __init__(self, competitor: Competitor, url: str, stack: AsyncExitStack) -> None:
+        self._competitor = competitor
+        self._url = url
+        self._stack = stack
+        self._replays: dict[str, _Replay] = {}
+
+    async def hello(self) -> dict[str, Any]:
+        """Be there, with everything imported."""
+        async with opened(self._competitor, self._url) as store:
+            await store.client.ping()
+        return {"loop": type(asyncio.get_running_loop()).__module__.partition(".")[0]}
+
+    async def store(self, *, writers: int, sessions: int, count: int, seconds: float) -> dict[str, Any]:
+        """Store, many at the same time. All connections are closed when it answers."""
+        async with opened(self._competitor, self._url) as store:
+            load = Load(store, writers=writers, sessions=sessions)
+            await load.run(count=2 * writers, seconds=seconds)
+            gc.collect()
+            return await load.run(count=count, seconds=seconds)
+
+    async def fill(self, *, writers: int, sessions: int, count: int) -> dict[str, Any]:
+        """Store exactly so many, with nothing before."""
+        async with opened(self._competitor, self._url) as store:
+            load = Load(store, writers=writers, sessions=sessions)
+            return await load.run(count=count, seconds=_PATIENCE)
+
+    async def one_writer(self, *, blocks: int, each: int) -> dict[str, Any]:
+        """One writer of ours, against what it sends sent by hand, and against a script that does nothing."""
+        async with opened(self._competitor, self._url) as store:
+            client: Any = store.client
+            nothing = await client.script_load(_NOTHING)
+            warm = Load(store, writers=1, sessions=1)
+            await warm.run(count=each, seconds=_PATIENCE)
+            total = blocks * each
+            async with monitored(self._url) as sent:
+                await Load(store, writers=1, sessions=1).run(count=total, seconds=_PATIENCE)
+            if len(sent) != total:
+                msg = f"{total} stores of one writer were {len(sent)} calls of scripts: they cannot be compared"
+                raise BenchmarkError(msg)
+            # What is sent by hand was sent before: nothing may be left of that.
+            await client.flushall()
+            told: dict[str, list[list[float]]] = {"store": [], "evalsha": [], "nothing": []}
+            commands = iter(sent)
+            for _ in range(blocks):
+                group = [next(commands) for _ in range(each)]
+                block = await warm.run(count=each, seconds=_PATIENCE)
+                told["store"].append([block["ms"]["p50"]])
+                for name, sha in (("evalsha", None), ("nothing", nothing)):
+                    times = []
+                    for _, own, keys, *args in group:
+                        before = time.perf_counter()
+                        await client.evalsha(sha or own.decode(), int(keys), *args)
+                        times.append((time.perf_counter() - before) * 1e3)
+                    told[name].append([statistics.median(times)])
+        blocks_of = {name: [value for (value,) in values] for name, values in told.items()}
+        return {
+            "p50_ms": {name: round(statistics.median(values), 4) for name, values in blocks_of.items()},
+            # Block by block: what else the machine does hits neighbours alike.
+            "ratios": {
+                name: round(statistics.median(map(_divided, blocks_of["store"], blocks_of[name])), 4)
+                for name in ("evalsha", "nothing")
+            },
+        }
+
+    async def prepare(self, *, events: int) -> dict[str, Any]:
+        """Store a stream to replay."""
+        store = await self._stack.enter_async_context(opened(self._competitor, self._url, kept=events + 1))
+        part = store.session()
+        cursor = await part.store_event("1", NOTIFICATION)
+        for _ in range(events):
+            await part.store_event("1", NOTIFICATION)
+        self._replays["all"] = _Replay(part, cursor, events)
+        return {}
+
+    async def replay(self, *, times: int, seconds: float) -> dict[str, Any]:
+        """Replay it."""
+        await self._replays["all"].time()
+        return percentiles(await self._replays["all"].times(times, seconds))
+
+    async def long(self, *, lengths: list[int], last: int, blocks: int, each: int) -> dict[str, Any]:
+        """Replay the last events of a long stream, and of a short one."""
+        async with opened(self._competitor, self._url) as store:
+            replays = [await self._filled(store, length, last) for length in lengths]
+            for replay in replays:
+                await replay.times(each, _PATIENCE)
+            told: list[list[float]] = [[] for _ in replays]
+            for _ in range(blocks):
+                for values, replay in zip(told, replays, strict=True):
+                    values.append(statistics.median(await replay.times(each, _PATIENCE)))
+        return {
+            "ms": {
+                str(length): round(statistics.median(values), 4) for length, values in zip(lengths, told, strict=True)
+            },
+            "ratio": round(statistics.median(map(_divided, told[-1], told[0])), 4),
+        }
+
+    async def _filled(self, store: Opened, length: int, last: int) -> "_Replay":
+        part: Any = store.session()
+        fill = store.client.register_script(_FILL)
+        payload = NOTIFICATION.model_dump_json(by_alias=True, exclude_unset=True)
+        older = length - last - 1
+        seconds, micros = await store.client.time()
+        first = int(seconds) * 1_000_000 + int(micros) - (older + 1) * _FILLED_EVERY
+        for done in range(0, older, _FILLED_AT_ONCE):
+            begin = first + done * _FILLED_EVERY
+            end = first + (min(done + _FILLED_AT_ONCE, older) - 1) * _FILLED_EVERY
+            await fill(args=[part.key_prefix, "1", TTL, payload, begin, end, _FILLED_EVERY])
+        # The last ones by the store itself: whatever else it keeps is there, too.
+        cursor = await part.store_event("1", NOTIFICATION)
+        for _ in range(last):
+            await part.store_event("1", NOTIFICATION)
+        held = await store.client.zcard(f"{part.key_prefix}stream:1")
+        if held != length:
+            msg = f"a stream of {length} events has {held}: the layout is not what is documented"
+            raise BenchmarkError(msg)
+        return _Replay(part, cursor, last)
+
+
+class _Replay:
+    """A replay that is known."""
+
+    def __init__(self, store: EventStore, cursor: str, events: int) -> None:
+        self._store = store
+        self._cursor = cursor
+        self._events = events
+
+    async def time(self) -> float:
+        """Milliseconds of one replay."""
+        got: list[EventMessage] = []
+
+        async def send(event: EventMessage) -> None:
+            got.append(event)
+
+        before = time.perf_counter()
+        await self._store.replay_events_after(self._cursor, send)
+        took = time.perf_counter() - before
+        if len(got) != self._events or got[-1].message != NOTIFICATION:
+            msg = f"{len(got)} events were replayed instead of {self._events}"
+            raise BenchmarkError(msg)
+        return took * 1e3
+
+    async def times(self, count: int, seconds: float) -> list[float]:
+        """Some replays: so many, or until the time is over."""
+        deadline = time.monotonic() + seconds
+        told: list[float] = []
+        while len(told) < count and (not told or time.monotonic() < deadline):
+            told.append(await self.time())
+        return told
+
+
+def _divided(value: float, by: float) -> float:
+    return value / by
+
+
+async def _main(competitor: Competitor, url: str, answers: Any) -> None:
+    async with AsyncExitStack() as stack:
+        it = _Contestant(competitor, url, stack)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            order = json.loads(line)
+            answer = await getattr(it, order.pop("what"))(**order)
+            print(json.dumps(answer), file=answers, flush=True)
+
+
+def main() -> None:
+    """Do what the standard input says, until it ends."""
+    competitor = COMPETITORS[sys.argv[1]]
+    # Whoever prints must not be taken for an answer.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    loop_factory: Any = None
+    if competitor.uvloop:
+        import uvloop  # noqa: PLC0415 - it need not be installed
+
+        loop_factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as runner, contextlib.suppress(KeyboardInterrupt):
+        runner.run(_main(competitor, sys.argv[2], answers))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""How many bytes an event takes in Redis, the way a deployment writes them."""
+
+import asyncio
+from typing import Any
+
+from redis import asyncio as aioredis
+
+from benchmarks.contestant import Ask
+
+_SCANNED = 1000
+_STILL = 256
+"""Bytes; asking alone makes the server use some more."""
+
+
+async def measure(client: aioredis.Redis, ask: Ask, *, writers: int, sessions: int, count: int) -> dict[str, Any]:
+    """Store so many events on an empty server.
+
+    Returns:
+        Bytes per event, by two accounts: what the server uses more than before, which is everything, and the sum of
+        `MEMORY USAGE` of all keys. And how many keys there are per event.
+    """
+    # Its scripts are known and its buffers grown before anything is counted.
+    await ask("fill", writers=writers, sessions=sessions, count=2 * writers)
+    await client.flushall()
+    before = await _used(client)
+    await ask("fill", writers=writers, sessions=sessions, count=count)
+    used = await _used(client) - before
+    keys, summed = 0, 0
+    cursor = 0
+    while True:
+        cursor, found = await client.scan(cursor, count=_SCANNED)
+        pipeline = client.pipeline(transaction=False)
+        for key in found:
+            pipeline.memory_usage(key, samples=0)
+        keys += len(found)
+        summed += sum(await pipeline.execute())
+        if not cursor:
+            break
+    return {
+        "events": count,
+        "used_memory_per_event": round(used / count, 2),
+        "memory_usage_per_event": round(summed / count, 2),
+        "keys_per_event": round(keys / count, 4),
+    }
+
+
+async def _used(client: aioredis.Redis) -> int:
+    """Once it no longer changes: connections are being closed, and tables moved, in the background."""
+    used, last = 0, -1_000_000
+    for _ in range(50):
+        used = int((await client.info("memory"))["used_memory"])
+        if abs(used - last) <= _STILL:
+            break
+        last = used
+        await asyncio.sleep(0.3)
+    return used

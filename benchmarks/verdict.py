@@ -1,0 +1,176 @@
+"""The figures of stores and replays that are told, beside what they have to keep to."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.competitors import COMPETITORS
+from benchmarks.report import Line
+
+Value = Callable[[dict[str, Any]], float]
+
+_STORES = {
+    # writers: at least so many times as many stores per second as the peer
+    "500": {"persist": 6.0, "fastmcp": 40.0},
+    "50": {"persist": 4.0, "fastmcp": 25.0},
+}
+_P99 = {"500": {"persist": 0.05}}
+_REPLAY = {"persist": 0.5, "fastmcp": 0.03}
+_LONG = 1.2
+_ONE_WRITER = 1.1
+_TELEMETRY = {"500": {"metrics": 0.9, "spans": 0.7}}
+
+
+def lines(figures: dict[str, Any]) -> list[Line]:
+    """The lines, in their order. A ratio is the median of those of the rounds, for neighbours are disturbed alike."""
+    told: list[Line] = []
+    for writers, by in figures.get("stores", {}).items():
+        told += _stores(writers, by)
+    if rounds := figures.get("one_writer"):
+        told += _one_writer(rounds)
+    if by := figures.get("replay"):
+        told += _replay(by, figures["sizes"]["replay"]["events"])
+    if rounds := figures.get("long_stream"):
+        told += _long(rounds, figures["sizes"]["long_stream"])
+    if by := figures.get("memory"):
+        told += _memory(by)
+    for case, values in figures.get("telemetry", {}).items():
+        for key, name in (("append", "append"), ("replayed", "replayed event")):
+            rounds = values["rounds"][key]
+            told.append(Line(f"telemetry, {case}: processor per {name}", values[f"{key}_us"], "µs", rounds=rounds))
+    return told
+
+
+def _stores(writers: str, by: dict[str, list[dict[str, Any]]]) -> list[Line]:
+    told = []
+    where = f"{writers} at the same time" if writers != "1" else "one writer"
+    for name, theirs in by.items():
+        if COMPETITORS[name].product == "ours" or not (ours := _twin(by, name)):
+            continue
+        title = COMPETITORS[name].title
+        limit = _STORES.get(writers, {}).get(name)
+        told.append(_ratio(f"stores per second, {where}, to {title}", ours, theirs, _rate, limit, at_least=True))
+        if writers != "1":
+            limit = _P99.get(writers, {}).get(name)
+            told.append(_ratio(f"p99 of a store, {where}, to {title}", ours, theirs, _p99, limit))
+        told.append(_ratio(f"processor per store, {where}, to {title}", ours, theirs, _cpu))
+    for name, ours in by.items():
+        if COMPETITORS[name].product == "ours" and name != "ours" and "ours" in by:
+            limit = _TELEMETRY.get(writers, {}).get(name)
+            title = f"stores per second, {where}, {COMPETITORS[name].title}, to without"
+            told.append(_ratio(title, ours, by["ours"], _rate, limit, at_least=True))
+            title = f"processor per store, {where}, {COMPETITORS[name].title}, to without"
+            told.append(_ratio(title, ours, by["ours"], _cpu))
+    return told
+
+
+def _twin(by: dict[str, list[dict[str, Any]]], name: str) -> list[dict[str, Any]]:
+    """Ours, with the parser that this one has."""
+    return by.get("ours-hiredis" if COMPETITORS[name].hiredis else "ours", [])
+
+
+def _one_writer(rounds: list[dict[str, Any]]) -> list[Line]:
+    titles = {"store": "ours", "evalsha": "the same EVALSHA by redis-py", "nothing": "a script that does nothing"}
+    told = [
+        _line(f"p50, one writer: {title}", rounds, lambda r, name=name: r["p50_ms"][name], "ms")  # type: ignore[misc]
+        for name, title in titles.items()
+    ]
+    return [
+        *told,
+        _line("p50, one writer, to the same EVALSHA", rounds, lambda r: r["ratios"]["evalsha"], "x", _ONE_WRITER),
+        _line("p50, one writer, to a script that does nothing", rounds, lambda r: r["ratios"]["nothing"], "x"),
+    ]
+
+
+def _replay(by: dict[str, list[dict[str, Any]]], events: int) -> list[Line]:
+    what = f"replay of {events:,} events"
+    told = [_line(f"{what}: {COMPETITORS[name].title}", rounds, _p50, "ms") for name, rounds in by.items()]
+    for name, theirs in by.items():
+        if COMPETITORS[name].product != "ours" and (ours := _twin(by, name)):
+            told.append(_ratio(f"{what}, to {COMPETITORS[name].title}", ours, theirs, _p50, _REPLAY.get(name)))
+    return told
+
+
+def _long(rounds: list[dict[str, Any]], sizes: dict[str, Any]) -> list[Line]:
+    what = f"replay of the last {sizes['last']}"
+    told = [
+        _line(f"{what} of {length:,}", rounds, lambda r, key=str(length): r["ms"][key], "ms")  # type: ignore[misc]
+        for length in sizes["lengths"]
+    ]
+    short, long = sizes["lengths"][0], sizes["lengths"][-1]
+    return [*told, _line(f"{what} of {long:,}, to {short:,}", rounds, lambda r: r["ratio"], "x", _LONG)]
+
+
+def _memory(by: dict[str, list[dict[str, Any]]]) -> list[Line]:
+    told = []
+    for key, account in (("used_memory_per_event", "used_memory"), ("memory_usage_per_event", "MEMORY USAGE")):
+        told += [
+            _line(f"bytes per event ({account}): {COMPETITORS[name].title}", rounds, lambda r, key=key: r[key], "B")  # type: ignore[misc]
+            for name, rounds in by.items()
+        ]
+        for name in ("persist", "fastmcp"):
+            if "ours" in by and name in by:
+                title = f"bytes per event ({account}), to {COMPETITORS[name].title}"
+                limit = 1.0 if name == "persist" else None
+                told.append(_ratio(title, by["ours"], by[name], lambda r, key=key: r[key], limit))  # type: ignore[misc]
+    return told
+
+
+def _rate(figures: dict[str, Any]) -> float:
+    rate: float = figures["stores_per_second"]
+    return rate
+
+
+def _cpu(figures: dict[str, Any]) -> float:
+    value: float = figures["cpu_us_per_store"]
+    return value
+
+
+def _p99(figures: dict[str, Any]) -> float:
+    value: float = figures["ms"]["p99"]
+    return value
+
+
+def _p50(figures: dict[str, Any]) -> float:
+    value: float = figures["p50"]
+    return value
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The stores of everybody, for people to read."""
+    rows = [("", "writers", "stores/s", "p50 ms", "p99 ms", "max ms", "processor µs", "Valkey's µs")]
+    for writers, by in figures.get("stores", {}).items():
+        for name, rounds in by.items():
+            values: list[Value] = [
+                _rate,
+                lambda r: r["ms"]["p50"],
+                _p99,
+                lambda r: r["ms"]["max"],
+                lambda r: r["cpu_us_per_store"],
+                lambda r: r["server_cpu_us_per_store"],
+            ]
+            rate, *others = (statistics.median(value(each) for each in rounds) for value in values)
+            rows.append((COMPETITORS[name].title, writers, f"{rate:,.0f}", *(f"{each:,.4g}" for each in others)))
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(f"{cell:>{width}}" if place else f"{cell:<{width}}" for place, (cell, width) in enumerate(cells))
+        for cells in (list(zip(row, widths, strict=True)) for row in rows)
+    )
+
+
+def _line(name: str, rounds: Sequence[dict[str, Any]], value: Value, unit: str, limit: float | None = None) -> Line:
+    values = [value(each) for each in rounds]
+    return Line(name, statistics.median(values), unit, limit, rounds=values)
+
+
+def _ratio(  # noqa: PLR0913 - what a ratio is
+    name: str,
+    ours: Sequence[dict[str, Any]],
+    theirs: Sequence[dict[str, Any]],
+    value: Value,
+    limit: float | None = None,
+    *,
+    at_least: bool = False,
+) -> Line:
+    values = [round(value(a) / value(b), 4) for a, b in zip(ours, theirs, strict=True)]
+    return Line(name, statistics.median(values), "x", limit, rounds=values, at_least=at_least)

@@ -1,0 +1,19 @@
+"""Tasks that are to end."""
+
+import asyncio
+
+import anyio
+
+_INSIST_SECONDS = 0.05
+
+
+async def end(task: "asyncio.Task[object]") -> None:
+    """Cancel a task, and return when it has ended, however.
+
+    Again and again: on Python 3.11 `asyncio.wait_for`, by which redis-py sends, swallows a cancellation that comes when
+    what it waits for is done (python/cpython#86296).
+    """
+    with anyio.CancelScope(shield=True):
+        while not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=_INSIST_SECONDS)
