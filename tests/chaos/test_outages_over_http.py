@@ -118,8 +118,9 @@ async def test_forgets_everything(
 
 async def _told(redis: aioredis.Redis, session: str) -> dict[str, object]:
     """What workers have told Redis: that they live, of a session, and who runs its request."""
+    running = await redis.hget(f"mcp:{{{session}}}:running", "1")
     return {
         "workers": sorted([key async for key in redis.scan_iter(match="mcp:worker:*")]),
         "session": await redis.hmget(f"mcp:{{{session}}}:session", "owner", "handshake"),
-        "running": await redis.hget(f"mcp:{{{session}}}:running", "1"),
+        "running": str(running or "").partition(":")[0],
     }
