@@ -10,7 +10,7 @@ from mcp.client import Client
 from mcp_eventscope.answers import REQUEST_ORPHANED
 from support.chaos import NewSteering, at, begun, says, works
 from support.processes import LEASE, Router, WorkerProcess, revive, worker_processes
-from support.raw import Connect, events
+from support.raw import Connect, RawClient, events
 from support.steering import Watched
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
@@ -32,9 +32,19 @@ def parts(valkey_url: str) -> Iterator[World]:
 
 
 @pytest.fixture
-def world(parts: World) -> World:
-    """The same, all of it alive."""
-    revive(parts[1])
+async def world(parts: World, connect: Connect) -> World:
+    """The same, all of it alive, and known to be: what is said before that goes out without an id."""
+    workers = parts[1]
+    await anyio.to_thread.run_sync(revive, workers)
+    for worker in workers:
+        client = connect(worker.url)
+        await client.initialize()
+
+        async def stores(client: RawClient = client) -> bool:
+            async with client.call(1, "echo", text="x") as response:
+                return all([event.id async for event in events(response)])
+
+        await until(stores)
     return parts
 
 

@@ -20,7 +20,7 @@ LINGER_SECONDS = 1.0
 """How long the connection is kept after the last event, for the next one."""
 SPARE_CONNECTIONS = 4
 """A pool that has fewer than these needs the connection for something else."""
-FIRST_RETRY, LAST_RETRY = 0.05, 0.5
+FIRST_RETRY, LAST_RETRY = 0.05, 0.25
 """Seconds before Redis is tried again, the first time and after many."""
 
 
