@@ -1,15 +1,16 @@
 """Redis is killed, or forgets everything, and clients of real workers do not notice, or get what there is."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import anyio
 import pytest
+from httpx2 import Response
 from redis import asyncio as aioredis
 
 from benchmarks import outage
 from support.chaos import NewSteering, at, begun, says, works
 from support.processes import WorkerProcess, worker_processes
-from support.raw import Connect, events
+from support.raw import Connect, RawClient, events
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
 
@@ -43,6 +44,42 @@ def _flush(server: OwnValkey) -> None:
 def _restart(server: OwnValkey) -> None:
     server.kill()
     server.start()
+
+
+@pytest.mark.parametrize("there", [0, 1], ids=["there", "elsewhere"])
+async def test_standalone_stream_that_is_opened_meanwhile(world: World, connect: Connect, there: int) -> None:
+    """It stays open, and hears afterwards what is said to the session, on whichever worker."""
+    server, workers = world
+    client = connect(workers[0].url)
+    await client.initialize()
+    for worker in workers:
+        await works(at(client, worker))
+    server.kill()
+    for worker in workers:
+        await works(at(client, worker))
+    async with at(client, workers[0]).get() as response:
+        assert response.status_code == 200
+        server.start()
+        speaker = at(client, workers[there])
+        with anyio.fail_after(10):
+            await until(lambda: _stores(speaker))
+            async with speaker.call(5, "announce") as call:
+                assert says([event async for event in events(call)][-1]) == "said"
+            heard = [event async for event in _first_with_data(response)]
+        assert heard == ["notifications/tools/list_changed"]
+
+
+async def _stores(client: RawClient) -> bool:
+    """Whether what is said there has an id again."""
+    async with client.call(7, "echo", text="x") as response:
+        return all([event.id async for event in events(response)])
+
+
+async def _first_with_data(response: Response) -> AsyncIterator[str]:
+    async for event in events(response):
+        if event.data:
+            yield event.message["method"]
+            return
 
 
 @pytest.mark.parametrize("forget", [_flush, _restart])
@@ -81,8 +118,9 @@ async def test_forgets_everything(
 
 async def _told(redis: aioredis.Redis, session: str) -> dict[str, object]:
     """What workers have told Redis: that they live, of a session, and who runs its request."""
+    running = await redis.hget(f"mcp:{{{session}}}:running", "1")
     return {
         "workers": sorted([key async for key in redis.scan_iter(match="mcp:worker:*")]),
         "session": await redis.hmget(f"mcp:{{{session}}}:session", "owner", "handshake"),
-        "running": await redis.hget(f"mcp:{{{session}}}:running", "1"),
+        "running": str(running or "").partition(":")[0],
     }

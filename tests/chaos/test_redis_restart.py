@@ -10,7 +10,7 @@ from mcp.client import Client
 from mcp_eventscope.answers import REQUEST_ORPHANED
 from support.chaos import NewSteering, at, begun, says, works
 from support.processes import LEASE, Router, WorkerProcess, revive, worker_processes
-from support.raw import Connect, events
+from support.raw import Connect, RawClient, events
 from support.steering import Watched
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
@@ -32,9 +32,19 @@ def parts(valkey_url: str) -> Iterator[World]:
 
 
 @pytest.fixture
-def world(parts: World) -> World:
-    """The same, all of it alive."""
-    revive(parts[1])
+async def world(parts: World, connect: Connect) -> World:
+    """The same, all of it alive, and known to be: what is said before that goes out without an id."""
+    workers = parts[1]
+    await anyio.to_thread.run_sync(revive, workers)
+    for worker in workers:
+        client = connect(worker.url)
+        await client.initialize()
+
+        async def stores(client: RawClient = client) -> bool:
+            async with client.call(1, "echo", text="x") as response:
+                return all([event.id async for event in events(response)])
+
+        await until(stores)
     return parts
 
 
@@ -110,6 +120,22 @@ async def test_unread_is_not_unknown(world: World, connect: Connect) -> None:
             return response.status_code == 200
 
     await until(served)
+
+
+async def test_delete_while_redis_is_away(world: World, connect: Connect) -> None:
+    """A session that is ended meanwhile is over on the worker that was told, and soon after on the others."""
+    server, (a, b) = world
+    client = connect(a.url)
+    await client.initialize()
+    await works(at(client, b))
+    with outage(server):
+        assert await client.delete() == 200
+
+    async def over() -> bool:
+        async with at(client, b).post({"jsonrpc": "2.0", "id": 7, "method": "ping"}) as response:
+            return response.status_code == 404
+
+    await until(over)
 
 
 async def test_dead_while_redis_was(world: World, connect: Connect, steering: NewSteering) -> None:

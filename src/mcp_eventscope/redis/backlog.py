@@ -104,6 +104,8 @@ class Batch:
     payload_bytes: int = 0
     sent: float = 0.0
     """When, by the loop's clock."""
+    broken: int = 0
+    """Times that the connection broke while it was under way."""
 
 
 class Backlog:
@@ -129,6 +131,8 @@ class Backlog:
         self._number = 0
         # By stream, the one that was deferred first in front: what is given up first.
         self._deferred: OrderedDict[tuple[Lane, StreamId], deque[Item]] = OrderedDict()
+        # What stands for streams that were given up.
+        self._marks: OrderedDict[tuple[Lane, StreamId], Item] = OrderedDict()
 
     def put(self, item: Item) -> None:
         """Queue an event."""
@@ -181,6 +185,9 @@ class Backlog:
 
     def _leave(self, item: Item) -> None:
         key = (item.lane, item.stream_id)
+        if item.stands_for_others:
+            del self._marks[key]
+            return
         stream = self._deferred[key]
         stream.remove(item)  # Mostly the first.
         if not stream:
@@ -210,7 +217,9 @@ class Backlog:
         item.lane.deferred += 1
         self.events += 1
         self.bytes += item.size
-        if not item.under_way:
+        if item.stands_for_others:
+            self._marks[item.lane, item.stream_id] = item
+        elif not item.under_way:
             self._deferred.setdefault((item.lane, item.stream_id), deque()).append(item)
 
     def clear(self) -> list[Item]:
@@ -224,6 +233,7 @@ class Backlog:
             lane.queued, lane.dropped = False, 0
         self._turns.clear()
         self._deferred.clear()
+        self._marks.clear()
         self.queued = 0
         return left
 
@@ -234,30 +244,46 @@ class Backlog:
         lost; the marks go last.
 
         Returns:
-            Copies of what is given up, marks included.
+            Copies of what is given up.
         """
         gone: list[Item] = []
-        while self._deferred and (self.bytes > self._max_bytes or self.events > self._max_events):
-            key, items = self._deferred.popitem(last=False)
-            gone += [_copy(item) for item in items]
-            mark = None if len(items) == 1 and items[0].stands_for_others else _mark_of(items)
-            for item in items:
-                self._forget(item)
-                if mark is not None and item is items[0]:
-                    item.role, item.payload = mark
-                    self.defer(item)
-                else:
-                    item.dropped, item.payload = True, b""
-                    item.lane.dropped += 1
-                    self.queued -= 1
-            lane = key[0]
-            if lane.dropped * 2 > len(lane.items):
-                lane.items = deque(item for item in lane.items if not item.dropped)
-                lane.dropped = 0
+        while self.bytes > self._max_bytes or self.events > self._max_events:
+            if self._deferred:
+                gone += self._give_up(*self._deferred.popitem(last=False))
+            elif self._marks:
+                self._drop(self._marks.popitem(last=False)[1])
+            else:
+                break  # The rest is under way.
         return gone
 
+    def _give_up(self, key: tuple[Lane, StreamId], items: deque[Item]) -> list[Item]:
+        """Give a stream up. The first of its events, or the mark that is there, stands for them."""
+        gone = [_copy(item) for item in items]
+        standing = self._marks.pop(key, items[0])
+        mark = _mark_of([*items, standing])
+        if standing is not items[0]:
+            items.appendleft(standing)
+        for item in items:
+            if item is standing and mark is not None:
+                self._forget(item)
+                item.role, item.payload = mark
+                self.defer(item)
+            else:
+                self._drop(item)
+        lane = key[0]
+        if lane.dropped * 2 > len(lane.items):
+            lane.items = deque(item for item in lane.items if not item.dropped)
+            lane.dropped = 0
+        return gone
 
-def _mark_of(items: deque[Item]) -> tuple[str, bytes] | None:
+    def _drop(self, item: Item) -> None:
+        self._forget(item)
+        item.dropped, item.payload = True, b""
+        item.lane.dropped += 1
+        self.queued -= 1
+
+
+def _mark_of(items: list[Item]) -> tuple[str, bytes] | None:
     """The role and payload of what stands for these events of one stream; None where nothing has to."""
     roles = {item.role.removeprefix(_LOST) for item in items if not item.role.startswith("orphaned:")}
     if not roles:
@@ -269,5 +295,5 @@ def _mark_of(items: deque[Item]) -> tuple[str, bytes] | None:
 
 def _copy(item: Item) -> Item:
     copied = Item(item.lane, item.stream_id, item.payload, item.role)
-    copied.later, item.later = item.later, None
+    copied.later = item.later
     return copied

@@ -103,6 +103,11 @@ def outcomes(batch: Batch, reply: bytes) -> list[Outcome]:
     return told
 
 
+def refusal(batch: Batch, error: str) -> list[Outcome]:
+    """What became of a batch that Redis does not take at all."""
+    return [(part, 0, dict.fromkeys(range(len(part.items)), error)) for part in batch.parts]
+
+
 def _bulk(text: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(text), text)
 

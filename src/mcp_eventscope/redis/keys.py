@@ -18,7 +18,8 @@ class Keys:
     {prefix}event:{event_id}     HASH    stream_id, payload, and final on a response
     {prefix}stream:{stream_id}   ZSET    event ids, scored by id
     {prefix}trimmed:{stream_id}  STRING  the highest id removed from that index, once any was
-    {prefix}running              HASH    in a session: stream id → the worker that runs its request
+    {prefix}running              HASH    in a session: stream id → the worker that runs its request; everywhere:
+                                         "#" worker → what it has committed last
     {prefix}session              HASH    in a session: what another worker needs to take it over
     {prefix}worker:{worker}      STRING  in the root: the worker lives, until this expires
     {prefix}sampler              STRING  in the root: which worker samples Redis, until this expires

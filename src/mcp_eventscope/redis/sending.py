@@ -8,17 +8,19 @@ from collections import deque
 from typing import Protocol
 
 from mcp_eventscope.redis import line
-from mcp_eventscope.redis.backlog import Backlog, Batch
-from mcp_eventscope.redis.commits import Commits, Outcome, outcomes
+from mcp_eventscope.redis.backlog import BATCH_BYTES, Backlog, Batch
+from mcp_eventscope.redis.commits import Commits, Outcome, outcomes, refusal
 from mcp_eventscope.redis.connection import AnyRedis, trouble_of
 from mcp_eventscope.tasks import end
 from mcp_eventscope.types import Trouble
 
+MOST_BROKEN = 8
+"""Times that a connection may break while a large event is under way, before the event is taken for the cause."""
 LINGER_SECONDS = 1.0
 """How long the connection is kept after the last event, for the next one."""
 SPARE_CONNECTIONS = 4
 """A pool that has fewer than these needs the connection for something else."""
-FIRST_RETRY, LAST_RETRY = 0.05, 0.5
+FIRST_RETRY, LAST_RETRY = 0.05, 0.25
 """Seconds before Redis is tried again, the first time and after many."""
 
 
@@ -98,7 +100,10 @@ class Sender:
             await asyncio.wait({self._working}, timeout=seconds)
         if self._working is not None:
             await end(self._working)
-        await self._hang_up()
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
+        await self._hang_up(in_doubt=False)
         left = [batch for batch, _ in self._again]
         self._again.clear()
         return left
@@ -201,7 +206,7 @@ class Sender:
         trouble = trouble_of(cause)
         if interrupted is None or trouble is Trouble.READONLY:  # Another server may be the primary now.
             self._interrupt(trouble, str(cause))
-            await self._hang_up()
+            await self._hang_up(in_doubt=True)
         self._failures += 1
         if self._failures > 1 or interrupted is not None:
             self._told.failed(trouble, str(cause))
@@ -210,22 +215,32 @@ class Sender:
 
     def _interrupt(self, trouble: Trouble | None, error: str) -> None:
         """What is under way may have been committed or not: it is to be sent again."""
-        if trouble is not None:
-            for batch in self._under_way:
+        under_way, self._under_way = self._under_way, deque()
+        for batch in under_way:
+            batch.broken += 1
+            if trouble is not None:
                 self._told.retried(batch, trouble, error)
-        self._again.extendleft((batch, False) for batch in reversed(self._under_way))
-        self._under_way.clear()
+        if under_way:
+            largest = max(under_way, key=lambda batch: batch.payload_bytes)
+            if largest.broken >= MOST_BROKEN and largest.payload_bytes > BATCH_BYTES:
+                # It goes alone, and whenever it does the connection breaks: Redis takes nothing that large.
+                under_way.remove(largest)
+                self._told.settled(largest, refusal(largest, error), 0.0)
+        # What may be to blame goes last, so that the rest gets through.
+        again = [(batch, False) for batch in sorted(under_way, key=lambda batch: batch.payload_bytes > BATCH_BYTES)]
+        self._again.extendleft(reversed(again))
 
     def _linger_no_longer(self, loop: asyncio.AbstractEventLoop) -> None:
         self._lingering = None
-        if self._working is None:
-            hanging_up = loop.create_task(self._hang_up(), name="eventscope-writer-rest")
-            hanging_up.add_done_callback(lambda task: task.cancelled() or task.exception())
+        open_line, self._line = self._line, None  # At once: the next event opens another.
+        if open_line is not None:
+            closing = loop.create_task(open_line.close(in_doubt=False), name="eventscope-writer-rest")
+            closing.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    async def _hang_up(self) -> None:
+    async def _hang_up(self, *, in_doubt: bool) -> None:
         open_line, self._line = self._line, None
         if open_line is not None:
-            await open_line.close()
+            await open_line.close(in_doubt=in_doubt)
 
 
 def _raise_from(reading: asyncio.Task[None] | None) -> None:

@@ -84,9 +84,9 @@ class Writer:
         """Seconds that anybody waits for Redis at most, while somebody else waits for him."""
         return self._patience
 
-    def suspect(self) -> None:
-        """Somebody else has waited for Redis for long enough."""
-        self.failed(Trouble.TIMEOUT, f"no answer within {self._patience} seconds")
+    def suspect(self, trouble: Trouble) -> None:
+        """Somebody else has waited for Redis for long enough, or has not reached it."""
+        self.failed(trouble, f"asked for something else: {trouble.value}")
         self._sender.work(asyncio.get_running_loop())
 
     def observe(self, told: Callable[[StoreFact], None]) -> None:

@@ -358,7 +358,9 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                 await transport.view.give_up()
 
     async def _say_again(self) -> None:
-        """Redis has lost what this worker has told it: its sessions, and what it runs in them."""
+        """Redis has lost what this worker has told it, or was not there to be told."""
+        if self._records is not None:
+            await self._records.say_again()
         for transport in self._served():
             session_id = transport.mcp_session_id or ""
             if self._records is not None:

@@ -1,6 +1,7 @@
 """What the transport of one session has as its event store: ids for the wire, following, and no store failures."""
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,6 +34,10 @@ _LIVE_SECONDS = 1.0
 """How long what could not be stored waits for a client that is slow to take it, before the session goes on."""
 _LOOK_SECONDS = 0.1
 """How often a resume that found the store away looks whether it is back."""
+_CLOCKS_APART = 1.0
+"""Seconds by which the clocks of this machine and of Redis may differ."""
+_PRIMED, _UNPRIMED, _UNSTORED, _ELSE = "primed", "unprimed", "unstored", ""
+"""How a standalone stream was opened: with or without a priming event on the wire, or while the store was away."""
 _FAILED_SECONDS = 0.5
 """How soon it asks a store again that fails, and is not known to be away."""
 
@@ -99,7 +104,7 @@ class SessionView(EventStore):
         self._resuming: defaultdict[str, set[_Resume]] = defaultdict(set)
         self._running: set[str] = set()
         self._asked: set[str] = set()
-        self._opened: dict[EventId, bool] = {}
+        self._opened: dict[EventId, str] = {}
         # Of each stream, the last that was stored from here: who has been sent that has been sent all.
         self._last: dict[str, EventId] = {}
         self._closed = False
@@ -166,17 +171,20 @@ class SessionView(EventStore):
             None: the stream is to be closed.
         """
         event_id, name = wire.split(last_event_id) or ("", "")
-        priming = self._opened.pop(last_event_id, None)
-        if priming:
+        opened = self._opened.pop(last_event_id, _ELSE)
+        if opened is _PRIMED:
             await send_callback(EventMessage(_Priming(), last_event_id))  # type: ignore[arg-type]
-        limit = inf if priming is False else self._follow_limit
+        limit = inf if opened in {_UNPRIMED, _UNSTORED} else self._follow_limit
         resume = _Resume(name, event_id, send_callback)
         with resume.scope:
             if self._closed:
                 return
             self._resuming[name].add(resume)
             try:
-                await self._resume(resume, name, limit, send_callback)
+                if opened is _UNSTORED:
+                    await self._follow(resume, name, event_id, limit)
+                else:
+                    await self._resume(resume, name, limit, send_callback)
             except StoreError:
                 return  # Told by the store. The stream ends, and the client asks again.
             finally:
@@ -194,8 +202,11 @@ class SessionView(EventStore):
                 return
             after = (await self._store.append(name, None)).event_id
         if after and not facts.completed:
-            resume.caught_up = True
-            await self._store.follow(name, after, resume.send, limit=limit)
+            await self._follow(resume, name, after, limit)
+
+    async def _follow(self, resume: _Resume, name: str, after: EventId, limit: float) -> None:
+        resume.caught_up = True
+        await self._store.follow(name, after, resume.send, limit=limit)
 
     async def _replayed(self, resume: _Resume, name: str, until: float) -> Replayed:
         """Replay; while the store is away, wait for it: a client that is sent an empty stream twice gives up."""
@@ -217,11 +228,18 @@ class SessionView(EventStore):
                 cursor until it is sent a message, so its stream is not closed for having been followed for long.
 
         Returns:
-            The id on the wire; "" when nothing can be stored, or a follower would not be woken.
+            The id on the wire; "" when a follower would not be woken.
         """
-        cursor = await self.store_event(GET_STREAM_KEY, None) if self._store.shared else ""
+        if not self._store.shared:
+            return ""
+        cursor = await self.store_event(GET_STREAM_KEY, None)
         if cursor:
-            self._opened[cursor] = primed
+            self._opened[cursor] = _PRIMED if primed else _UNPRIMED
+        else:
+            # The store is away. What is stored when it is back comes after now, whoever says it: ids are clocks.
+            last, now = int(self._last.get(GET_STREAM_KEY, 0)), round((time.time() - _CLOCKS_APART) * 1_000_000)
+            cursor = wire.join(str(max(last, now)), GET_STREAM_KEY)
+            self._opened[cursor] = _UNSTORED
         return cursor
 
     def concerns(self, message: JSONRPCMessage) -> bool | None:

@@ -2,8 +2,8 @@
 -- often the batch is sent.
 --
 -- KEYS     two for each session: {prefix}counter, the last event id given out; {prefix}running, a hash:
---          stream -> the worker that runs its request, and behind ":" when its index was last renewed and
---          trimmed; "!" once it was given up; and "#" .. worker -> the number of the last part of a batch that
+--          stream -> the worker that runs its request, and behind ":" when its index was last found to need no
+--          trimming; "!" once it was given up; and "#" .. worker -> the number of the last part of a batch that
 --          this worker has committed, ":", when, ":", and what was returned for it
 -- ARGV[1]  ttl in whole seconds; 0 keeps the keys for ever
 -- ARGV[2]  the worker that says it
@@ -34,7 +34,7 @@ local mark = '#' .. worker
 local now = redis.call('TIME')
 local clock = now[1] * 1000000 + now[2]
 local horizon = clock - ttl * 1000000
--- When it is, in parts of the TTL: what was renewed in the same part is not renewed again.
+-- When it is, in parts of the TTL: what was looked after in the same part is not looked at again.
 local when = ttl > 0 and string.format('%.0f', math.floor(clock / ttl / 1000000 * RENEWALS_PER_TTL)) or 'never'
 local here = worker .. ':' .. when
 local broken -- An error that concerns all of Redis: it is met before anything is written.
@@ -81,21 +81,24 @@ local function trim(prefix, stream)
   end
 end
 
--- Renew an index, and trim it. Returns whether nothing was left to trim.
-local function renew(prefix, stream)
-  local index = prefix .. 'stream:' .. stream
-  if ttl == 0 then
+-- Renew an index. At every write, for it may have been evicted, and be new.
+local function renew(prefix, stream, index)
+  if ttl > 0 then
+    redis.call('EXPIRE', index, ttl)
+  else
     redis.call('PERSIST', index)
     redis.call('PERSIST', prefix .. 'trimmed:' .. stream)
+  end
+end
+
+-- Trim an index. Returns whether there was nothing to do.
+local function trimmed(prefix, stream, index)
+  local oldest = ttl > 0 and redis.call('ZRANGE', index, 0, 0, 'WITHSCORES')[2]
+  if not oldest or tonumber(oldest) >= horizon then
     return true
   end
-  redis.call('EXPIRE', index, ttl)
-  local oldest = redis.call('ZRANGE', index, 0, 0, 'WITHSCORES')[2]
-  if oldest and tonumber(oldest) < horizon then
-    trim(prefix, stream)
-    return false
-  end
-  return true
+  trim(prefix, stream)
+  return false
 end
 
 -- Write one event. Returns nothing, or an error.
@@ -142,6 +145,8 @@ local function commit(counter, running, at, count)
     local before, at, reply = string.match(committed, '^(%d+):(%w*):(.*)$')
     if before == number then
       return reply
+    elseif tonumber(before) > tonumber(number) then
+      return '!late' -- A copy that was on its way while another was committed: nobody waits for the answer.
     end
     recent = at == when
   end
@@ -216,12 +221,13 @@ local function commit(counter, running, at, count)
   end
   for i = 1, #streams do
     local stream = streams[i]
-    local runs_it = runs[stream]
-    if (was[stream] == here or renew(prefix, stream)) and runs_it == worker then
+    local index, runs_it = prefix .. 'stream:' .. stream, runs[stream]
+    renew(prefix, stream, index)
+    if (was[stream] == here or trimmed(prefix, stream, index)) and runs_it == worker then
       runs_it = here
     end
     -- A user of Redis may lack the right to publish: who follows then finds it when he looks for himself.
-    redis.pcall('PUBLISH', prefix .. 'stream:' .. stream, worker)
+    redis.pcall('PUBLISH', index, worker)
     if runs_it == '' and was[stream] ~= '' then
       redis.call('HDEL', running, stream)
     elseif runs_it ~= was[stream] then
