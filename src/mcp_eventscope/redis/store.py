@@ -247,12 +247,13 @@ class RedisEventStore(EventStore):
 
     # -- the same, as facts -------------------------------------------------------------------------------------------
 
-    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None) -> Appended:
+    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> Appended:
         """Store one event.
 
         Args:
             stream_id: The stream.
             message: The message, or None for a priming event.
+            traceparent: Who produced it, in W3C's notation, for `Replayed.producers`; "": it is not kept.
 
         Returns:
             Its id and size. It is deferred when Redis does not acknowledge it in time. It is refused when the request
@@ -267,7 +268,7 @@ class RedisEventStore(EventStore):
         # As bytes: the client would encode text in whatever encoding it was made for.
         payload = codec.encode(message).encode()
         role = "final" if is_final(stream_id, message) else _ROLE_OF_STREAM.get(stream_id, "part")
-        item = Item(self._lane, stream_id, payload, role)
+        item = Item(self._lane, stream_id, payload, f"{role}@{traceparent}" if traceparent else role)
         event_id = await self._writer.append(item)
         if event_id:
             return Appended(event_id, len(payload))
@@ -348,6 +349,7 @@ class RedisEventStore(EventStore):
             gap=reading.missing > 0 or lost_after(chunk, cursor),
             age=age,
             completed=reading.completed or chunk.cursor_final,
+            producers=reading.producers,
         )
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> Followed:
