@@ -232,4 +232,4 @@ class _Delivered:
 
 
 def _size(message: JSONRPCMessage | None) -> int:
-    return len(codec.encode(message).encode())
+    return len(codec.encode(message))

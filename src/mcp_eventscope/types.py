@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from mcp.server.streamable_http import GET_STREAM_KEY, EventCallback, EventId, EventMessage, EventStore, StreamId
 from mcp.types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
@@ -109,9 +109,8 @@ class FollowEnd(StrEnum):
     """The time that was allowed has passed; the client comes back by itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """One event was taken: stored, or to be stored."""
+class Appended(NamedTuple):
+    """One event was taken: stored, or to be stored. One is made for each event, and a tuple costs least."""
 
     event_id: EventId
     """Its id; "" when it was refused, or deferred."""

@@ -289,7 +289,7 @@ def _mark_of(items: list[Item]) -> tuple[str, bytes] | None:
     if not roles:
         return None  # Whoever follows the stream gives the request up anew.
     if "final" in roles:
-        return f"{_LOST}final", codec.encode(lost(items[0].stream_id)).encode()
+        return f"{_LOST}final", codec.encode(lost(items[0].stream_id))
     return _LOST + roles.pop(), b""
 
 
