@@ -33,7 +33,7 @@ CASES = ("bare", "all off", "metrics", "call sampled out", "spans sampled out", 
 class _Instant(RedisEventStore):
     """Ours by its interface, whatever that has, and there at once: its client never connects."""
 
-    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None) -> Appended:
+    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> Appended:
         """Store nothing."""
         return Appended("1234567890123456", BYTES)
 

@@ -204,14 +204,23 @@ class InstrumentedEventStore(EventStore):
 
     # -- the same, as facts -------------------------------------------------------------------------------------------
 
-    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None) -> Appended:
-        """Store one event, in a span, and measure it. Arguments, result and errors are the store's."""
+    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> Appended:
+        """Store one event, in a span, and measure it. Arguments, result and errors are the store's.
+
+        Where the span is recorded it is kept with the event, in place of `traceparent`: a replay links to it.
+        """
         # For each event of each session: what is not needed when all is well is not made.
-        span = self._started() if not (self._current or self._tracing.off) else None
+        span = None
+        if not (self._current or self._tracing.off):
+            try:
+                if (span := self._tracing.start(catalog.STORE_SPAN)) is not None:
+                    traceparent = self._tracing.traceparent(span)
+            except Exception as error:  # noqa: BLE001 - a sampler or processor of the application's
+                self._sink_failed("traces", error)
         opened = self._begin(catalog.STORE_SPAN) if self._current else None
         started = perf_counter()
         try:
-            appended = await self._store.append(stream_id, message)
+            appended = await self._store.append(stream_id, message, traceparent)
         except BaseException as error:
             self._appended(perf_counter() - started, stream_id, message, None, error, span, opened)
             raise
@@ -227,13 +236,6 @@ class InstrumentedEventStore(EventStore):
         except Exception as error:  # noqa: BLE001 - whatever a registry of the application's raises
             self._sink_failed("metrics", error)
         return appended
-
-    def _started(self) -> Span | None:
-        try:
-            return self._tracing.start(catalog.STORE_SPAN)
-        except Exception as error:  # noqa: BLE001 - a sampler or processor of the application's
-            self._sink_failed("traces", error)
-            return None
 
     def _recorded(self, span: Span, stream_id: StreamId, message: JSONRPCMessage | None, appended: Appended) -> None:
         try:

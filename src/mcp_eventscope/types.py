@@ -148,6 +148,8 @@ class Replayed:
     """Seconds between the instant that the last event was stored and the replay; None when the id does not tell."""
     miss: Miss | None = None
     """Why there was nothing to resume from; None when there was."""
+    producers: tuple[str, ...] = ()
+    """Who produced what was delivered, as it was given to `append`: each once, the first 32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,8 +278,8 @@ class FactStore(Protocol):
         """Seconds that an event is kept; None: for ever, or unknown."""
         ...
 
-    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None) -> Appended:
-        """Store one event."""
+    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> Appended:
+        """Store one event, and with it who produced it, in W3C's notation; "": nobody says."""
         ...
 
     async def replay(

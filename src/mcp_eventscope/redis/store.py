@@ -247,12 +247,13 @@ class RedisEventStore(EventStore):
 
     # -- the same, as facts -------------------------------------------------------------------------------------------
 
-    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None) -> Appended:
+    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> Appended:
         """Store one event.
 
         Args:
             stream_id: The stream.
             message: The message, or None for a priming event.
+            traceparent: Who produced it, in W3C's notation, for `Replayed.producers`; "": it is not kept.
 
         Returns:
             Its id and size. It is deferred when Redis does not acknowledge it in time. It is refused when the request
@@ -266,7 +267,7 @@ class RedisEventStore(EventStore):
             require_one_slot(self._redis, self.key_prefix)
         payload = codec.encode(message)
         role = _ROLE_OF_STREAM.get(stream_id) or ("final" if type(message) in FINAL else "part")
-        item = Item(self._lane, stream_id, payload, role)
+        item = Item(self._lane, stream_id, payload, f"{role}@{traceparent}" if traceparent else role)
         acknowledged = self._writer.submit(item)
         # Who is cancelled here has said it: it is stored all the same.
         event_id = None if acknowledged is None else await acknowledged
@@ -350,6 +351,7 @@ class RedisEventStore(EventStore):
             gap=reading.missing > 0 or lost_after(chunk, cursor),
             age=age,
             completed=reading.completed or chunk.cursor_final,
+            producers=reading.producers,
         )
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> Followed:

@@ -8,7 +8,17 @@ from typing import TypeAlias
 
 from opentelemetry import context, trace
 from opentelemetry.context import Context
-from opentelemetry.trace import INVALID_SPAN, NoOpTracer, Span, SpanKind, Status, StatusCode, TracerProvider
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    NoOpTracer,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    TracerProvider,
+)
 from opentelemetry.util.types import AttributeValue
 
 from mcp_eventscope.telemetry import declarations
@@ -54,6 +64,18 @@ class Tracing:
                 return None
         span = self._tracer.start_span(declared.name, kind=SpanKind.INTERNAL)
         return span if span.is_recording() else None
+
+    @staticmethod
+    def traceparent(span: Span) -> str:
+        """Who a span is, in W3C's notation, to be kept with what it produces; "" where nobody could look it up.
+
+        Args:
+            span: Any span.
+        """
+        context = span.get_span_context()
+        if not context.trace_flags.sampled:
+            return ""
+        return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
     def finish(self, span: Span, measured: Measurement, session: str | None) -> None:
         """Write a measurement onto a span from `start`, and end it. Arguments as in `end`."""
@@ -120,10 +142,21 @@ class Tracing:
                 **_details(measured),
             }
         )
+        if isinstance(measured, ReplayMeasurement) and measured.facts is not None:
+            for producer in measured.facts.producers:
+                if (linked := _linked(producer)) is not None:
+                    span.add_link(linked)
         if measured.error_type is not None:
             # The type only: a message may repeat what a client sent.
             span.set_attribute("error.type", type(measured.error).__qualname__)
             span.set_status(Status(StatusCode.ERROR))
+
+
+def _linked(traceparent: str) -> SpanContext | None:
+    """Whom a `traceparent` means, which has the right shape; None for nobody."""
+    _, trace_id, span_id, flags = traceparent.split("-")
+    context = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
+    return context if context.is_valid else None
 
 
 def _details(measured: Measurement) -> Mapping[str, AttributeValue]:
