@@ -195,6 +195,10 @@ class InstrumentedEventStore(EventStore):
             self._safely("metrics", self._metrics.serving.told, fact)
         self._safely("logs", self._logs.serving, fact, log)
 
+    def log_failed(self, error: Exception) -> None:
+        """Count that a log event could not be written elsewhere, where nothing is counted."""
+        self._sink_failed("logs", error)
+
     def _sampled(self, measured: SampleMeasurement) -> None:
         if self._metrics is not None:
             self._safely("metrics", self._metrics.sampled, measured)

@@ -1,9 +1,8 @@
 """Log events: the one module that imports structlog."""
 
-import contextlib
 import logging
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Protocol
 
 import structlog
@@ -73,6 +72,8 @@ class Log:
         self._given = logger
         self._last: dict[tuple[object, ...], float] = {}
         self._suppressed: dict[tuple[object, ...], int] = {}
+        self._unheard: list[Exception] = []
+        self._failed: Callable[[Exception], None] = self._unheard.append
 
     def write(self, event: declarations.LogEvent, **fields: object) -> None:
         """Log an event at the level that the catalog gives it, with the ids of the current trace."""
@@ -82,8 +83,21 @@ class Log:
 
     def announce(self, event: declarations.LogEvent, **fields: object) -> None:
         """Log an event while an application is built or started, which a logger that raises must not prevent."""
-        with contextlib.suppress(Exception):
+        try:
             self.write(event, **fields)
+        except Exception as error:  # noqa: BLE001 - whatever a logger of the application's raises
+            self._failed(error)
+
+    def report_failures(self, failed: Callable[[Exception], None]) -> None:
+        """Have announcements that fail reported: those until now, made before there was anybody to count them, too.
+
+        Args:
+            failed: Called with what was raised; it does not raise itself.
+        """
+        unheard, self._unheard = self._unheard, []
+        self._failed = failed
+        for error in unheard:
+            failed(error)
 
     def write_seldom(self, event: declarations.LogEvent, **fields: object) -> None:
         """Log an event unless the same was logged within its time, or `REPEAT_SECONDS`; then it is counted.
