@@ -11,6 +11,7 @@ from typing import ParamSpec, Self
 from mcp_eventscope.foreign import ForeignEventStore
 from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.telemetry import catalog, declarations
+from mcp_eventscope.telemetry.facts import ServingFact
 from mcp_eventscope.telemetry.logs import Log, Logger, LogSink
 from mcp_eventscope.telemetry.measurements import (
     Counted,
@@ -19,6 +20,7 @@ from mcp_eventscope.telemetry.measurements import (
     ReplayMeasurement,
     SampleMeasurement,
     StoreMeasurement,
+    Timed,
     outcome_of,
     replay_outcome,
     store_outcome,
@@ -183,6 +185,21 @@ class InstrumentedEventStore(EventStore):
             raise ValueError(msg)  # noqa: TRY004 - a store of any type may be decorated; sampling it is what is refused
         return sampling(self._store.sampler(), every, self._sampled)
 
+    def tell(self, fact: ServingFact, log: Log | None = None) -> None:
+        """Count and log what arises in serving the store. It never raises.
+
+        Args:
+            fact: What it is.
+            log: Where its log event goes; None: where the store's go.
+        """
+        if self._metrics is not None:
+            self._safely("metrics", self._metrics.serving.told, fact)
+        self._safely("logs", self._logs.serving, fact, log)
+
+    def log_failed(self, error: Exception) -> None:
+        """Count that a log event could not be written elsewhere, where nothing is counted."""
+        self._sink_failed("logs", error)
+
     def _sampled(self, measured: SampleMeasurement) -> None:
         if self._metrics is not None:
             self._safely("metrics", self._metrics.sampled, measured)
@@ -280,7 +297,8 @@ class InstrumentedEventStore(EventStore):
         opened = self._begin(catalog.REPLAY_SPAN)
         facts: Replayed | None = None
         error: BaseException | None = None
-        counted = Counted(send)
+        timed = Timed(send)
+        counted = Counted(timed)
         started = perf_counter()
         try:
             facts = await self._store.replay(last_event_id, counted, stream_id=stream_id)
@@ -295,6 +313,9 @@ class InstrumentedEventStore(EventStore):
                 error,
                 counted.delivered,
                 facts,
+                self.ttl,
+                timed.first,
+                timed.seconds,
             )
             self._end(opened, measured)
             if self._metrics is not None:

@@ -16,6 +16,7 @@ from mcp_eventscope.telemetry.measurements import (
     SampleMeasurement,
     StoreMeasurement,
 )
+from mcp_eventscope.telemetry.serving import ServingMetrics
 from mcp_eventscope.types import CameBack, Committed, Lost, Retried, StoreFact, Waiting, WentAway, kind_of_type
 
 __all__ = ["DEFAULT_REGISTRY", "MetricsSink", "Registry"]
@@ -110,8 +111,8 @@ class MetricsSink:
         def counter(metric: declarations.Metric, *values: str) -> Counter:
             return _typed(Counter, families[metric.name]).labels(store, *values)
 
-        def gauge(metric: declarations.Metric) -> Gauge:
-            child = _typed(Gauge, families[metric.name]).labels(store)
+        def gauge(metric: declarations.Metric, *values: str) -> Gauge:
+            child = _typed(Gauge, families[metric.name]).labels(store, *values)
             if first:
                 child.set(0)  # In multiprocess mode a process that is gone, and had our pid, may have left its value.
             return child
@@ -157,6 +158,7 @@ class MetricsSink:
         }
         self._failures = {v: counter(catalog.TELEMETRY_FAILURES, v) for v in _values(catalog.SINK)}
         self._tally = tally.Tally(self._write, failed)
+        self.serving = ServingMetrics(counter, gauge, histogram)
 
     def configured(self, ttl: int | None) -> None:
         """A store was decorated."""
@@ -212,6 +214,7 @@ class MetricsSink:
         """A replay ended."""
         facts = replay.facts
         self._replay_seconds[replay.outcome].observe(replay.seconds)
+        self.serving.replayed(replay)
         if replay.error_type is not None:
             self._errors["replay", replay.error_type].inc()
         if facts is None:
