@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dashboards import external, promql
-from dashboards.panels import SOURCE, Json, Link, Panel, Row
+from dashboards.panels import SHORT_LEGEND, SOURCE, Json, Link, Panel, Row
 from mcp_eventscope.telemetry import catalog
 
 COLUMNS = 24
@@ -130,6 +130,7 @@ def _panel(panel: Panel, x: int, y: int) -> Json:
         "mappings": [],
         **panel.defaults,
     }
+    axis: Json = {"yAxis": {"unit": panel.unit}} if panel.type == "heatmap" else {}
     if panel.type in _CUSTOM:
         defaults["custom"] = _CUSTOM[panel.type] | panel.custom
     return {
@@ -140,7 +141,7 @@ def _panel(panel: Panel, x: int, y: int) -> Json:
         "datasource": SOURCE,
         "gridPos": {"x": x, "y": y, "w": panel.width, "h": panel.height},
         "fieldConfig": {"defaults": defaults, "overrides": [*panel.overrides, *_led(panel)]},
-        "options": _OPTIONS[panel.type] | ({"yAxis": {"unit": panel.unit}} if panel.type == "heatmap" else {}) | panel.options,
+        "options": _OPTIONS[panel.type] | axis | panel.options,
         "targets": [
             {
                 "refId": letter,
@@ -173,10 +174,9 @@ def _link(link: Link) -> Json:
     return {"title": link.title, "url": f"/d/{link.uid}?{CHOICE}{view}", "targetBlank": False}
 
 
-_PLAIN_LEGEND = {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []}
 _ONE_NUMBER = {"calcs": ["lastNotNull"], "fields": "", "values": False}
 _OPTIONS: dict[str, Json] = {
-    "timeseries": {"legend": _PLAIN_LEGEND, "tooltip": {"mode": "multi", "sort": "desc"}},
+    "timeseries": {"legend": SHORT_LEGEND, "tooltip": {"mode": "multi", "sort": "desc"}},
     "stat": {
         "reduceOptions": _ONE_NUMBER,
         "colorMode": "value",
@@ -188,6 +188,7 @@ _OPTIONS: dict[str, Json] = {
         "wideLayout": True,
     },
     "bargauge": {
+        "text": {"titleSize": 13, "valueSize": 16},
         "reduceOptions": _ONE_NUMBER,
         "displayMode": "basic",
         "orientation": "horizontal",
@@ -210,7 +211,11 @@ _OPTIONS: dict[str, Json] = {
         "exemplars": {"color": "rgba(255,0,255,0.7)"},
         "showValue": "never",
     },
-    "table": {"showHeader": True, "cellHeight": "sm", "footer": {"show": False, "reducer": ["sum"], "countRows": False}},
+    "table": {
+        "showHeader": True,
+        "cellHeight": "sm",
+        "footer": {"show": False, "reducer": ["sum"], "countRows": False},
+    },
 }
 _COLOURS: dict[str, Json] = {
     "timeseries": {"mode": "palette-classic"},
@@ -224,7 +229,7 @@ _CUSTOM: dict[str, Json] = {
         "drawStyle": "line",
         "lineInterpolation": "linear",
         "lineWidth": 1,
-        "fillOpacity": 0,
+        "fillOpacity": 8,
         "gradientMode": "none",
         "showPoints": "never",
         "pointSize": 5,

@@ -9,7 +9,9 @@ from dashboards.panels import (
     BAD,
     CALM,
     GOOD,
+    HALVES,
     OUTCOMES,
+    TROUBLE,
     WARN,
     Json,
     Link,
@@ -33,7 +35,7 @@ _AWAY: Json = {
     "mappings": [
         {
             "type": "value",
-            "options": {"0": {"text": "in reach", "index": 0}, "1": {"text": "away", "index": 1}},
+            "options": {"0": {"text": "up", "index": 0}, "1": {"text": "away", "index": 1}},
         }
     ]
 }
@@ -41,7 +43,7 @@ _AWAY: Json = {
 
 def _times(metric: Metric, part: str = "", **labels: promql.Values) -> str:
     """How many in the time that is shown; whole, for `increase` extrapolates."""
-    return f"round({promql.count(metric, part, **labels)})"
+    return f"round({promql.count(metric, part, (), **labels)})"
 
 
 def _cause(name: str, expr: str, link: Link) -> Target:
@@ -54,7 +56,7 @@ _TTL = runbook("EventscopeTTLHeadroomLow")
 _TRUTH = (
     stat(
         1,
-        "Resumes that succeeded",
+        "Resumes succeeded",
         says(
             "Of the clients that came back with a Last-Event-ID in the time shown: the share that got all that was "
             "owed to it. One that had missed nothing counts as a success, one that left by itself does not count.",
@@ -66,15 +68,13 @@ _TRUTH = (
         (None, BAD),
         (OBJECTIVE, GOOD),
         unit="percentunit",
-        width=6,
-        height=6,
+        width=5,
         defaults={"noValue": "no resumes", "decimals": 1, "max": 1},
-        options={"graphMode": "none"},
         links=(to("Resume drill-down", RESUME), runbook("EventscopeResumesFailing")),
     ),
     stat(
         2,
-        "Of those owed events",
+        "Of those owed",
         says(
             "The same without the clients that had missed nothing. Idle streams come back every few minutes and always "
             "succeed; where there are many, the share beside says little, and this one says it.",
@@ -84,11 +84,8 @@ _TRUTH = (
         ),
         promql.owed_shown(),
         (None, BAD),
-        (0.5, WARN),
-        (OBJECTIVE, GOOD),
+        (0.5, CALM),
         unit="percentunit",
-        width=4,
-        height=6,
         defaults={"noValue": "nothing owed", "decimals": 1, "max": 1},
         links=(to("Resume drill-down", RESUME), runbook("EventscopeOwedEventsUndelivered")),
     ),
@@ -98,7 +95,7 @@ _TRUTH = (
         says(
             "Whether any of the workers shown finds Redis away, or too slow, now. Messages go out live meanwhile, and "
             "wait in memory to be stored; resumes wait.",
-            normal="in reach.",
+            normal="up.",
             otherwise="is it one worker or all of them? Why, says the reason, on the Redis dashboard. It becomes "
             "urgent when events are lost, beside.",
         ),
@@ -106,7 +103,7 @@ _TRUTH = (
         (None, CALM),
         (1, BAD),
         unit="short",
-        height=6,
+        width=3,
         defaults=_AWAY,
         links=(to("Redis, as workers see it", REDIS), runbook("EventscopeStoreDegraded")),
     ),
@@ -123,7 +120,6 @@ _TRUTH = (
         _times(catalog.LOST_EVENTS),
         *_NONE_OR_BAD,
         unit="short",
-        height=6,
         links=(to("Events lost, by reason", links.OVERVIEW, 43), runbook("EventscopeEventsLost")),
     ),
     Panel(
@@ -149,7 +145,7 @@ _TRUTH = (
             _cause("signal not recorded", _times(catalog.TELEMETRY_FAILURES), runbook("EventscopeTelemetryFailing")),
         ),
         "short",
-        width=6,
+        width=8,
         height=12,
         defaults={"min": 0, "max": 1000000000000},
         steps=_NONE_OR_SOME,
@@ -166,8 +162,7 @@ _TRUTH = (
             "The drill-down tells which workers, which reason, and how long the clients had been away.",
         ),
         Target(promql.rate(catalog.REPLAY_DURATION, "count", ("outcome",)), "{{outcome}}"),
-        unit="ops",
-        width=18,
+        width=16,
         height=6,
         custom=STACKED,
         overrides=OUTCOMES,
@@ -181,14 +176,14 @@ _RESUMES = (
         "Share of resumes that failed",
         says(
             "Gaps, misses and errors, of all resumes that are counted.",
-            normal=f"below the line, which is the budget: {1 - OBJECTIVE:.0%}. Single peaks with few resumes mean little.",
+            normal=f"below the line, the budget of {1 - OBJECTIVE:.0%}. Single peaks with few resumes mean little.",
             otherwise="compare with the panel above: which colour grew? Follow it on the drill-down.",
         ),
         Target(promql.failing(), "failed"),
         Target(promql.failing(promql.OWED), "of those owed events"),
         unit="percentunit",
-        defaults={"min": 0, "max": 1},
-        steps=((None, CALM), (1 - OBJECTIVE, BAD)),
+        most=0.05,
+        steps=((None, CALM), (round(1 - OBJECTIVE, 4), BAD)),
         custom={"thresholdsStyle": {"mode": "dashed"}},
         overrides=coloured({"failed": "orange", "of those owed events": "yellow"}),
         links=(to("Resume drill-down", RESUME), runbook("EventscopeResumesFailing")),
@@ -208,21 +203,20 @@ _RESUMES = (
     ),
     lines(
         23,
-        "How long clients were away",
+        "How much of the TTL clients were away for",
         says(
-            "Seconds between the last event that a client had and its return, beside the TTL, after which what it "
-            "missed is gone. Read off buckets, so it says at most.",
-            normal=f"far below the TTL: 99 % have more than {HEADROOM:.0%} of it left.",
+            "The time between the last event that a client had and its return, as a share of the TTL: beyond 100 % "
+            "what it missed is gone. Read off buckets, so it says at most. Empty where nothing expires.",
+            normal=f"near 0; always below the line, where {HEADROOM:.0%} are left.",
             otherwise="set a longer TTL, if Redis has the memory (Redis dashboard); a longer session_idle_timeout too, "
             "for a session that has ended cannot be resumed at all.",
         ),
-        Target(promql.quantile(0.99, catalog.RESUME_AGE), "99 %", exemplar=True),
-        Target(promql.quantile(0.5, catalog.RESUME_AGE), "half"),
-        Target(f"{promql.highest(promql.series(catalog.TTL))} > 0", "TTL"),
-        unit="s",
-        custom={"scaleDistribution": {"type": "log", "log": 10}},
-        defaults={},
-        overrides=coloured({"TTL": BAD}),
+        Target(promql.ttl_used(0.99), "99 %"),
+        Target(promql.ttl_used(0.5), "half"),
+        overrides=HALVES,
+        unit="percentunit",
+        steps=((None, CALM), (1 - HEADROOM, BAD)),
+        custom={"thresholdsStyle": {"mode": "dashed"}},
         links=(to("Ages, one by one", RESUME, 32), runbook("EventscopeTTLHeadroomLow")),
     ),
     gauge(
@@ -246,7 +240,6 @@ _RESUMES = (
             normal="as busy as the tools are.",
             otherwise="none, while events are stored and streams are followed: look at errors of 'follow' in 'Errors'.",
         ),
-        unit="cps",
         links=(to("By worker", RESUME, 16),),
     ),
     lines(
@@ -260,7 +253,6 @@ _RESUMES = (
         ),
         Target(promql.rate(catalog.MISSING_EVENTS), "missing"),
         Target(promql.rate(catalog.CORRUPT_EVENTS), "corrupt"),
-        unit="cps",
         overrides=coloured({"missing": WARN, "corrupt": BAD}),
         links=(to("Redis, as workers see it", REDIS), runbook("EventscopeResumesFailing")),
     ),
@@ -278,7 +270,6 @@ _STORE = (
             "event_store.store_failed. Refused: a worker was taken for dead and went on.",
         ),
         Target(promql.rate(catalog.STORE_DURATION, "count", ("outcome",)), "{{outcome}}"),
-        unit="cps",
         custom=STACKED,
         overrides=OUTCOMES,
         links=(runbook("EventscopeStoreErrors"),),
@@ -309,6 +300,7 @@ _STORE = (
         ),
         "operation",
         "error_type",
+        colour=TROUBLE,
         links=(to("Why Redis was away", REDIS, 14), runbook("EventscopeStoreErrors")),
     ),
     counter(
@@ -323,7 +315,6 @@ _STORE = (
             "by their worker'). Many errors: the tools fail, not the store.",
         ),
         "kind",
-        unit="cps",
         overrides=coloured({"error": WARN, "response": "green", "notification": "blue", "priming": ASIDE}),
         links=(to("Requests left by their worker", links.OVERVIEW, 52),),
     ),
@@ -350,7 +341,6 @@ _STORE = (
             "or a balancer that prefers one. One has none: it is new, or is sent nothing.",
         ),
         "instance",
-        unit="cps",
         links=(to("Resumes, by worker", RESUME, 11),),
     ),
 )
@@ -366,8 +356,9 @@ _DURABILITY = (
             otherwise="all workers: Redis itself; one: its network, or its pool. The reason is on the Redis dashboard.",
         ),
         "instance",
-        defaults={"min": 0, "max": 1, "decimals": 0},
+        defaults={"max": 1, "decimals": 0},
         custom={"lineInterpolation": "stepAfter", "fillOpacity": 20},
+        colour={"mode": "fixed", "fixedColor": BAD},
         links=(to("Why Redis was away", REDIS, 14), runbook("EventscopeStoreDegraded")),
     ),
     gauge(
@@ -381,6 +372,7 @@ _DURABILITY = (
             "unless it was built with others), for then events are lost. Not falling after it: Redis refuses them.",
         ),
         "instance",
+        colour=TROUBLE,
         links=(runbook("EventscopeBacklogGrowing"),),
     ),
     counter(
@@ -394,7 +386,7 @@ _DURABILITY = (
             "somebody else's. Shutdown: a worker ended before Redis was back; wait with deployments.",
         ),
         "reason",
-        unit="cps",
+        colour=TROUBLE,
         links=(runbook("EventscopeEventsLost"),),
     ),
     gauge(
@@ -408,6 +400,7 @@ _DURABILITY = (
         ),
         "instance",
         unit="bytes",
+        colour=TROUBLE,
         links=(runbook("EventscopeBacklogGrowing"),),
     ),
     gauge(
@@ -434,6 +427,7 @@ _DURABILITY = (
             otherwise="the log event_store.ttl_missing_keys says of which kind. They are of another writer with the "
             "same prefix, or were stored before a TTL was set: they stay until somebody deletes them.",
         ),
+        colour=TROUBLE,
         links=(to("Keys", REDIS, 22), runbook("EventscopeKeysWithoutTTL")),
     ),
 )
@@ -448,9 +442,9 @@ _SESSIONS = (
             otherwise="without a deployment: workers crash or freeze. The blue lines are starts; look for the OOM "
             "killer, and for tools that block the event loop for longer than the lease.",
         ),
-        Target(promql.rate(catalog.ORPHANED, by=("instance",)), "answered by {{instance}}"),
-        unit="ops",
+        Target(promql.rate(catalog.ORPHANED, "", ("instance",)), "answered by {{instance}}"),
         width=12,
+        colour=TROUBLE,
         links=(runbook("EventscopeRequestsOrphaned"),),
     ),
     lines(
@@ -463,7 +457,6 @@ _SESSIONS = (
             otherwise="error: 'Errors' says of which type.",
         ),
         Target(promql.rate(catalog.FOLLOW_DURATION, "count", ("outcome",)), "{{outcome}}"),
-        unit="ops",
         width=12,
         custom=STACKED,
         overrides=OUTCOMES,
@@ -483,6 +476,7 @@ _HEALTH = (
             "exporter, a registry or a logger of the application raises.",
         ),
         "sink",
+        colour=TROUBLE,
         links=(runbook("EventscopeTelemetryFailing"),),
     ),
     lines(
@@ -509,7 +503,6 @@ _HEALTH = (
             "MEMORY USAGE; the log is event_store.sample_failed.",
         ),
         Target(promql.rate(catalog.SAMPLE_DURATION, "count", ("outcome",)), "{{outcome}}"),
-        unit="ops",
         overrides=OUTCOMES,
         links=(to("Seconds of a sample", REDIS, 27), runbook("EventscopeRedisUnsampled")),
     ),

@@ -70,23 +70,60 @@ class Row:
     collapsed: bool = False
 
 
+SHORT_LEGEND: Json = {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []}
+LOAD: Json = {"mode": "shades", "fixedColor": "blue"}
+TROUBLE: Json = {"mode": "shades", "fixedColor": "orange"}
+"""What is one of several is a shade of one colour: green, yellow and red mean something here."""
+WORKERS: Json = {"mode": "palette-classic-by-name"}
+"""But workers are to be told apart, and to have the same colour on each panel."""
+PER_SECOND = "suffix:/s"
+AT_REST: Json = {
+    "matcher": {"id": "byValue", "options": {"reducer": "allIsZero", "op": "gte", "value": 0}},
+    "properties": [{"id": "custom.hideFrom", "value": {"legend": True, "tooltip": False, "viz": False}}],
+}
+"""What is 0 all the time is on its line, and not in the legend: there is what happened, and nothing else."""
+
+
 def says(what: str, *, normal: str, otherwise: str) -> str:
     """A description: what it shows, what is normal, and what to do when it is not."""
     return f"{what}\n\n**Normal:** {normal}\n\n**If not:** {otherwise}"
 
 
-def lines(number: int, title: str, description: str, *targets: Target, unit: str, **rest: Any) -> Panel:
-    """Lines over time, from zero."""
+def lines(  # noqa: PLR0913 - a panel has as many properties
+    number: int,
+    title: str,
+    description: str,
+    *targets: Target,
+    unit: str = PER_SECOND,
+    colour: Json = LOAD,
+    most: float | None = 1,
+    **rest: Any,
+) -> Panel:
+    """Lines over time, from zero. `most`: what the axis shows at least, so that nothing looks like nothing."""
     panel = Panel(number, title, "timeseries", description, targets, unit)
-    return replace(panel, **({"defaults": {"min": 0}} | rest))
+    if colour is LOAD and "{{instance}}" in targets[0].legend:
+        colour = WORKERS
+    named = len(targets) > 1 or "{{" in targets[0].legend
+    return replace(
+        panel,
+        **(
+            rest
+            | {
+                "defaults": {"min": 0, "color": colour} | rest.get("defaults", {}),
+                "custom": ({} if most is None else {"axisSoftMax": most}) | rest.get("custom", {}),
+                "overrides": (*rest.get("overrides", ()), AT_REST),
+                "options": {"legend": SHORT_LEGEND | {"showLegend": named}} | rest.get("options", {}),
+            }
+        ),
+    )
 
 
 def counter(
-    number: int, title: str, metric: Metric, description: str, *by: str, unit: str = "ops", **rest: Any
+    number: int, title: str, metric: Metric, description: str, *by: str, unit: str = PER_SECOND, **rest: Any
 ) -> Panel:
     """A counter of the catalog as lines: so many a second, by labels."""
     legend = " ".join(f"{{{{{label}}}}}" for label in by) or title.lower()
-    return lines(number, title, description, Target(promql.rate(metric, by=by), legend), unit=unit, **rest)
+    return lines(number, title, description, Target(promql.rate(metric, "", by), legend), unit=unit, **rest)
 
 
 def gauge(
@@ -98,15 +135,22 @@ def gauge(
     return lines(number, title, description, Target(fold(promql.series(metric), by), legend), unit=unit, **rest)
 
 
-def quantiles(
-    number: int, title: str, metric: Metric, description: str, *, unit: str = "s", labels: Mapping[str, Values], **rest: Any
+def quantiles(  # noqa: PLR0913 - as above
+    number: int,
+    title: str,
+    metric: Metric,
+    description: str,
+    *,
+    unit: str = "s",
+    labels: Mapping[str, Values],
+    **rest: Any,
 ) -> Panel:
     """A histogram of the catalog as lines: what half of them, and 99 of 100, stay below."""
     targets = (
         Target(promql.quantile(0.99, metric, **labels), "99 %", exemplar=True),
         Target(promql.quantile(0.5, metric, **labels), "half", exemplar=True),
     )
-    return lines(number, title, description, *targets, unit=unit, **rest)
+    return lines(number, title, description, *targets, unit=unit, **({"most": None, "overrides": HALVES} | rest))
 
 
 def heatmap(number: int, title: str, metric: Metric, description: str, *, unit: str, **rest: Any) -> Panel:
@@ -118,7 +162,8 @@ def heatmap(number: int, title: str, metric: Metric, description: str, *, unit: 
 def stat(number: int, title: str, description: str, expr: str, *steps: Step, unit: str, **rest: Any) -> Panel:
     """One number, coloured only where it asks for somebody."""
     panel = Panel(number, title, "stat", description, (Target(expr, title, instant=True),), unit)
-    return replace(panel, **({"steps": steps or ((None, CALM),), "width": 4, "height": 4} | rest))
+    usual: Json = {"steps": steps or ((None, CALM),), "width": 4, "height": 6, "options": {"text": {"valueSize": 42}}}
+    return replace(panel, **(usual | rest))
 
 
 def coloured(colours: Mapping[str, str]) -> tuple[Json, ...]:
@@ -132,6 +177,7 @@ def coloured(colours: Mapping[str, str]) -> tuple[Json, ...]:
     )
 
 
+HALVES = coloured({"99 %": "blue", "half": "super-light-blue"})
 OUTCOMES = coloured(
     {
         "resumed": "green",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from mcp_eventscope.telemetry.catalog import REPLAY_DURATION
+from mcp_eventscope.telemetry.catalog import REPLAY_DURATION, RESUME_AGE, TTL
 from mcp_eventscope.telemetry.declarations import Metric, MetricType
 
 Values: TypeAlias = str | tuple[str, ...]
@@ -23,7 +23,7 @@ OWED = ("resumed", *FAILED)
 """Without `caught_up`: idle streams, which come back every few minutes for nothing, would hide the others."""
 
 
-def series(metric: Metric, part: str = "", *, scope: tuple[str, ...] = CHOSEN, **labels: Values) -> str:
+def series(metric: Metric, part: str = "", scope: tuple[str, ...] = CHOSEN, /, **labels: Values) -> str:
     """A selector.
 
     Args:
@@ -63,13 +63,13 @@ def highest(expr: str, by: tuple[str, ...] = ()) -> str:
     return f"max{_by(by)}({expr})"
 
 
-def rate(metric: Metric, part: str = "", by: tuple[str, ...] = (), **labels: Values) -> str:
+def rate(metric: Metric, part: str = "", by: tuple[str, ...] = (), /, **labels: Values) -> str:
     """How many a second, as a line."""
     _check_by(metric, by)
     return total(f"rate({series(metric, part, **labels)}[{RATE}])", by)
 
 
-def count(metric: Metric, part: str = "", by: tuple[str, ...] = (), **labels: Values) -> str:
+def count(metric: Metric, part: str = "", by: tuple[str, ...] = (), /, **labels: Values) -> str:
     """How many in the time that is shown, as a number."""
     _check_by(metric, by)
     return total(f"increase({series(metric, part, **labels)}[{SHOWN}])", by)
@@ -80,12 +80,12 @@ def mean(metric: Metric, by: tuple[str, ...] = ()) -> str:
     return f"{rate(metric, 'sum', by)} / {rate(metric, 'count', by)}"
 
 
-def quantile(share: float, metric: Metric, by: tuple[str, ...] = (), **labels: Values) -> str:
+def quantile(share: float, metric: Metric, by: tuple[str, ...] = (), /, **labels: Values) -> str:
     """A quantile of a histogram, as a line."""
     return f"histogram_quantile({share:g}, {buckets(metric, by, **labels)})"
 
 
-def buckets(metric: Metric, by: tuple[str, ...] = (), **labels: Values) -> str:
+def buckets(metric: Metric, by: tuple[str, ...] = (), /, **labels: Values) -> str:
     """The buckets of a histogram, added up."""
     _check_by(metric, by)
     return total(f"rate({series(metric, 'bucket', **labels)}[{RATE}])", ("le", *by))
@@ -107,6 +107,11 @@ def failing(counted: tuple[str, ...] = (*SUCCEEDED, *FAILED)) -> str:
     """The share of resumes that failed, as a line. Nothing while nobody resumes."""
     bad = rate(REPLAY_DURATION, "count", outcome=FAILED)
     return f"{bad} / ({rate(REPLAY_DURATION, 'count', outcome=counted)} > 0)"
+
+
+def ttl_used(share: float) -> str:
+    """For how much of the TTL such a share of the clients was away at most, as a line."""
+    return f"{quantile(share, RESUME_AGE)} / scalar({highest(series(TTL))} > 0)"
 
 
 def foreign(name: str, labels: Mapping[str, str] | None = None) -> str:

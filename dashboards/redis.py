@@ -4,10 +4,12 @@ from dashboards import links, promql
 from dashboards.board import STACKED, Dashboard
 from dashboards.links import OVERVIEW, runbook, to
 from dashboards.panels import (
+    ASIDE,
     BAD,
-    CALM,
+    HALVES,
     OUTCOMES,
-    WARN,
+    PER_SECOND,
+    TROUBLE,
     Panel,
     Row,
     Target,
@@ -59,6 +61,7 @@ _SEEN = (
         ),
         Target(promql.quantile(0.99, catalog.COMMIT_EVENTS), "99 %"),
         Target(promql.quantile(0.5, catalog.COMMIT_EVENTS), "half"),
+        overrides=HALVES,
         unit="short",
     ),
     counter(
@@ -71,6 +74,7 @@ _SEEN = (
             otherwise="the reason is what is wrong: see 'Times that Redis went away'.",
         ),
         "reason",
+        colour=TROUBLE,
         links=(runbook("EventscopeStoreDegraded"),),
     ),
     counter(
@@ -84,6 +88,7 @@ _SEEN = (
             "a replica, after a failover. Oom: full. Pool: max_connections. Auth: its ACL. Busy: somebody's script.",
         ),
         "reason",
+        colour=TROUBLE,
         links=(to("Redis away, by worker", OVERVIEW, 41), runbook("EventscopeStoreDegraded")),
     ),
     counter(
@@ -97,6 +102,7 @@ _SEEN = (
         ),
         "reason",
         unit="s",
+        colour=TROUBLE,
         links=(runbook("EventscopeStoreDegraded"),),
     ),
     gauge(
@@ -109,6 +115,7 @@ _SEEN = (
             otherwise="Redis is away, or refuses: the panels before say why.",
         ),
         "instance",
+        colour=TROUBLE,
         links=(runbook("EventscopeBacklogGrowing"),),
     ),
 )
@@ -127,7 +134,7 @@ _INSIDE = (
         Target(f"{promql.highest(promql.series(catalog.REDIS_MEMORY_LIMIT))} > 0", "limit"),
         _exporter("redis_memory_used_bytes", "used"),
         unit="bytes",
-        overrides=coloured({"limit": BAD}),
+        overrides=coloured({"limit": BAD, "used (redis_exporter)": "super-light-blue"}),
         links=(runbook("EventscopeRedisMemoryNearLimit"),),
     ),
     lines(
@@ -142,6 +149,7 @@ _INSIDE = (
         Target(promql.highest(promql.series(catalog.REDIS_DB_KEYS)), "all"),
         _exporter("redis_db_keys", "all", "sum"),
         unit="short",
+        overrides=coloured({"all": ASIDE, "all (redis_exporter)": "purple"}),
     ),
     lines(
         23,
@@ -153,10 +161,8 @@ _INSIDE = (
             otherwise="memory, or the policy. Whose keys they were Redis does not say.",
         ),
         Target(promql.rate(catalog.REDIS_EVICTED), "evicted"),
-        Target(
-            f"sum(rate({promql.foreign('redis_evicted_keys_total')}[{promql.RATE}]))", "evicted (redis_exporter)"
-        ),
-        unit="cps",
+        Target(f"sum(rate({promql.foreign('redis_evicted_keys_total')}[{promql.RATE}]))", "evicted (redis_exporter)"),
+        colour=TROUBLE,
         links=(runbook("EventscopeRedisEvicting"),),
     ),
     gauge(
@@ -166,9 +172,10 @@ _INSIDE = (
         says(
             f"Under the prefix, without a TTL. {_SAMPLED}",
             normal="0 where a TTL is set.",
-            otherwise="another writer with this prefix, or keys of a time without TTL: they stay until they are deleted.",
+            otherwise="another writer with this prefix, or of a time without TTL: they stay until they are deleted.",
         ),
         "store",
+        colour=TROUBLE,
         links=(runbook("EventscopeKeysWithoutTTL"),),
     ),
     gauge(
@@ -195,7 +202,7 @@ _INSIDE = (
             "memory is there.",
         ),
         Target(
-            f"{promql.rate(catalog.STORED_EVENTS, by=('store',))}"
+            f"{promql.rate(catalog.STORED_EVENTS, '', ('store',))}"
             f" * on (store) {promql.highest(promql.series(catalog.TTL), ('store',))}"
             f" * on (store) {promql.highest(promql.series(catalog.REDIS_EVENT_BYTES), ('store',))}",
             "{{store}}",
@@ -224,7 +231,6 @@ _INSIDE = (
             "PTTL and MEMORY USAGE.",
         ),
         Target(promql.rate(catalog.SAMPLE_DURATION, "count", ("outcome",)), "{{outcome}}"),
-        unit="ops",
         width=12,
         custom=STACKED,
         overrides=OUTCOMES,
@@ -261,7 +267,7 @@ _EXPORTED = (
             normal="evalsha and eval are ours.",
             otherwise="something else leads: another application's load slows ours down.",
         ),
-        "ops",
+        PER_SECOND,
         Target(f"topk(5, {_rate_of('redis_commands_total', 'cmd')})", "{{cmd}}"),
     ),
     _exported(

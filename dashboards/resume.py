@@ -1,5 +1,7 @@
 """The drill-down: which resumes fail or are slow, by worker, reason, age and size, down to their traces."""
 
+from typing import Any
+
 from dashboards import links, promql
 from dashboards.board import STACKED, Dashboard
 from dashboards.links import OVERVIEW, REDIS, runbook, to
@@ -7,6 +9,7 @@ from dashboards.panels import (
     BAD,
     CALM,
     OUTCOMES,
+    TROUBLE,
     WARN,
     Json,
     Panel,
@@ -31,8 +34,8 @@ _TRACES = (
 _BACK = to("Do resumes work?", OVERVIEW)
 
 
-def _column(name: str, title: str, unit: str, **more: Json | str | float | list[Json]) -> Json:
-    properties = [{"id": "displayName", "value": title}, {"id": "unit", "value": unit}]
+def _column(name: str, title: str, unit: str, **more: Any) -> Json:
+    properties: list[Json] = [{"id": "displayName", "value": title}, {"id": "unit", "value": unit}]
     properties += [{"id": key, "value": value} for key, value in more.items()]
     return {"matcher": {"id": "byName", "options": name}, "properties": properties}
 
@@ -65,7 +68,7 @@ _EACH = Panel(
             format="table",
         ),
         Target(promql.total(promql.series(catalog.FOLLOWERS), _WORKER), instant=True, format="table"),
-        Target(promql.count(catalog.MISSING_EVENTS, by=_WORKER), instant=True, format="table"),
+        Target(promql.count(catalog.MISSING_EVENTS, "", _WORKER), instant=True, format="table"),
         Target(promql.highest(promql.series(catalog.DEGRADED), _WORKER), instant=True, format="table"),
     ),
     "short",
@@ -134,7 +137,6 @@ _WORKERS = (
             "again. A step: all clients of a worker that ended came back at once.",
         ),
         Target(promql.rate(REPLAY_DURATION, "count", _WORKER), "{{instance}}"),
-        unit="ops",
         links=(to("Events stored, by worker", OVERVIEW, 36),),
     ),
     lines(
@@ -149,7 +151,7 @@ _WORKERS = (
             promql.rate(REPLAY_DURATION, "count", ("instance", "outcome"), outcome=promql.FAILED),
             "{{instance}} {{outcome}}",
         ),
-        unit="ops",
+        colour=TROUBLE,
         links=(to("Redis away, by worker", OVERVIEW, 41), runbook("EventscopeResumesFailing")),
     ),
     gauge(
@@ -177,7 +179,6 @@ _REASONS = (
             otherwise="gap or missed: the two panels beside. Error: 'Errors of replays'.",
         ),
         Target(promql.rate(REPLAY_DURATION, "count", ("outcome",)), "{{outcome}}"),
-        unit="ops",
         custom=STACKED,
         overrides=OUTCOMES,
         links=(_BACK, runbook("EventscopeResumesFailing")),
@@ -206,9 +207,9 @@ _REASONS = (
             otherwise="missing: evictions ('Keys evicted', Redis dashboard), or streams that live for longer than the "
             "TTL. Corrupt: a second writer; the log event_store.replay_incomplete has the ids.",
         ),
-        Target(promql.rate(catalog.MISSING_EVENTS, by=_WORKER), "missing, {{instance}}"),
-        Target(promql.rate(catalog.CORRUPT_EVENTS, by=_WORKER), "corrupt, {{instance}}"),
-        unit="cps",
+        Target(promql.rate(catalog.MISSING_EVENTS, "", _WORKER), "missing, {{instance}}"),
+        Target(promql.rate(catalog.CORRUPT_EVENTS, "", _WORKER), "corrupt, {{instance}}"),
+        colour=TROUBLE,
         links=(to("Keys evicted", REDIS, 23), runbook("EventscopeRedisEvicting")),
     ),
     lines(
@@ -221,10 +222,10 @@ _REASONS = (
             "what Redis said. Other: a fault of ours; please report it with that log.",
         ),
         Target(
-            promql.rate(catalog.ERRORS, by=("operation", "error_type"), operation=("replay", "follow")),
+            promql.rate(catalog.ERRORS, "", ("operation", "error_type"), operation=("replay", "follow")),
             "{{operation}} {{error_type}}",
         ),
-        unit="ops",
+        colour=TROUBLE,
         links=(to("Why Redis was away", REDIS, 14), runbook("EventscopeStoreErrors")),
     ),
     lines(
@@ -237,7 +238,6 @@ _REASONS = (
             otherwise="error: beside. Many client_gone and few completed: something between cuts connections.",
         ),
         Target(promql.rate(catalog.FOLLOW_DURATION, "count", ("outcome",)), "{{outcome}}"),
-        unit="ops",
         custom=STACKED,
         overrides=OUTCOMES,
     ),

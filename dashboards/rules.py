@@ -36,12 +36,14 @@ class Alert:
     of: tuple[str, ...] = OF
 
 
-def _all(metric: Metric, window: str, function: str = "increase", part: str = "", by: tuple[str, ...] = OF, **labels: Values) -> str:
-    return f"sum by ({', '.join(by)}) ({function}({series(metric, part, scope=(), **labels)}[{window}]))"
+def _all(
+    metric: Metric, window: str, function: str = "increase", part: str = "", by: tuple[str, ...] = OF, **labels: Values
+) -> str:
+    return f"sum by ({', '.join(by)}) ({function}({series(metric, part, (), **labels)}[{window}]))"
 
 
 def _max(metric: Metric) -> str:
-    return f"max by ({', '.join(OF)}) ({series(metric, scope=())})"
+    return f"max by ({', '.join(OF)}) ({series(metric, '', ())})"
 
 
 def _p99(metric: Metric, window: str, **labels: Values) -> str:
@@ -76,8 +78,8 @@ def recordings() -> Iterator[Recording]:
         yield Recording(_ratio(window), _share(window, _COUNTED))
     yield Recording(OWED_NUMBER, _all(catalog.REPLAY_DURATION, "1h", part="count", outcome=OWED))
     yield Recording(OWED_RATIO, _share("1h", OWED))
-    yield Recording(FOLLOWERS, f"sum by (job, store) ({series(catalog.FOLLOWERS, scope=())})")
-    yield Recording(BACKLOG, f"sum by (job, store) ({series(catalog.BACKLOG_EVENTS, scope=())})")
+    yield Recording(FOLLOWERS, f"sum by (job, store) ({series(catalog.FOLLOWERS, '', ())})")
+    yield Recording(BACKLOG, f"sum by (job, store) ({series(catalog.BACKLOG_EVENTS, '', ())})")
 
 
 def _burning(*pairs: tuple[float, str, str]) -> str:
@@ -92,6 +94,10 @@ def _burning(*pairs: tuple[float, str, str]) -> str:
 
 _SHARE = "{{ $value | humanizePercentage }}"
 _NUMBER = "{{ $value | humanize }}"
+_UNDELIVERED = (
+    f"{_SHARE} of the clients that came back did not get what was owed to them; "
+    f"the objective is that {OBJECTIVE:.0%} do."
+)
 _WHO = "{{ $labels.job }}, store {{ $labels.store }}"
 
 
@@ -103,8 +109,7 @@ def alerts() -> Iterator[Alert]:
         _burning((14.4, "1h", "5m"), (6, "6h", "30m")),
         "2m",
         f"Resumes fail: {_WHO}",
-        f"{_SHARE} of the clients that came back did not get what was owed to them; the objective is that {OBJECTIVE:.0%} do. "
-        "At this speed the budget of 30 days is used up in days.",
+        f"{_UNDELIVERED} At this speed the budget of 30 days is used up within five.",
     )
     yield Alert(
         "EventscopeResumesFailingSlowly",
@@ -112,7 +117,7 @@ def alerts() -> Iterator[Alert]:
         _burning((3, "1d", "2h"), (1, "3d", "6h")),
         "1h",
         f"More resumes fail than should: {_WHO}",
-        f"{_SHARE} of the clients that came back did not get what was owed to them; the objective is that {OBJECTIVE:.0%} do.",
+        _UNDELIVERED,
     )
     yield Alert(
         "EventscopeOwedEventsUndelivered",
@@ -120,8 +125,8 @@ def alerts() -> Iterator[Alert]:
         f"{OWED_RATIO} > 0.5\nand {OWED_NUMBER} >= {LEAST_RESUMES}",
         "5m",
         f"Most clients that were owed events did not get them: {_WHO}",
-        f"Of the clients that had missed something within an hour {_SHARE} did not get all of it. Idle clients, which always "
-        "succeed, may hide this in the objective.",
+        f"Of the clients that had missed something within an hour {_SHARE} did not get all of it. Idle clients, which "
+        "always succeed, may hide this in the objective.",
         links.RESUME,
     )
     yield Alert(
@@ -130,7 +135,8 @@ def alerts() -> Iterator[Alert]:
         f"{_max(catalog.DEGRADED)} == 1",
         "1m",
         f"Redis is away or too slow: {_WHO}",
-        "At least one worker has not reached Redis for a minute. Messages go out live, and wait in memory to be stored; resumes wait.",
+        "At least one worker has not reached Redis for a minute. Messages go out live, and wait in memory to be "
+        "stored; resumes wait.",
         links.REDIS,
     )
     yield Alert(
@@ -148,8 +154,8 @@ def alerts() -> Iterator[Alert]:
         f"{_all(catalog.ERRORS, '5m', 'rate', by=(*OF, 'operation', 'error_type'))} > 0",
         "5m",
         f"Operations on the event store fail: {_WHO}",
-        f"{_NUMBER} a second of the operation {{{{ $labels.operation }}}} fail, {{{{ $labels.error_type }}}}. A message whose store "
-        "fails is sent live and cannot be resumed.",
+        f"{_NUMBER} a second of the operation {{{{ $labels.operation }}}} fail, {{{{ $labels.error_type }}}}. "
+        "A message whose store fails is sent live and cannot be resumed.",
         of=(*OF, "operation", "error_type"),
     )
     yield Alert(
@@ -158,7 +164,8 @@ def alerts() -> Iterator[Alert]:
         f"{_all(catalog.LOST_EVENTS, '15m', by=(*OF, 'reason'))} > 0",
         "0m",
         f"Events are lost: {_WHO}",
-        f"{_NUMBER} events within 15 minutes were sent live and will never be stored, {{{{ $labels.reason }}}}: no resume can deliver them.",
+        f"{_NUMBER} events within 15 minutes were sent live and will never be stored, {{{{ $labels.reason }}}}: no "
+        "resume can deliver them.",
         of=(*OF, "reason"),
     )
     yield Alert(
@@ -202,7 +209,8 @@ def alerts() -> Iterator[Alert]:
         f"{_all(catalog.ORPHANED, '15m')} > 0",
         "0m",
         f"Requests were left by their worker: {_WHO}",
-        f"{_NUMBER} requests within 15 minutes were answered with an error, since the worker that ran them is gone or was ending.",
+        f"{_NUMBER} requests within 15 minutes were answered with an error, since the worker that ran them is gone or "
+        "was ending.",
     )
     yield Alert(
         "EventscopeReplaySlow",
@@ -217,7 +225,8 @@ def alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeFollowersGrowing",
         "warning",
-        f"min_over_time({FOLLOWERS}[1h]) > 100\nand min_over_time({FOLLOWERS}[1h]) > 2 * max_over_time({FOLLOWERS}[1d] offset 1h)",
+        f"min_over_time({FOLLOWERS}[1h]) > 100\n"
+        f"and min_over_time({FOLLOWERS}[1h]) > 2 * max_over_time({FOLLOWERS}[1d] offset 1h)",
         "0m",
         f"Followed streams pile up: {_WHO}",
         f"{_NUMBER} streams are followed, for an hour more than twice as many as ever in the day before.",
@@ -241,7 +250,7 @@ def alerts() -> Iterator[Alert]:
         f"{_SHARE} of maxmemory is used. Beyond it Redis evicts, or refuses to store.",
         links.REDIS,
     )
-    ttl = series(catalog.TTL, scope=())
+    ttl = series(catalog.TTL, "", ())
     yield Alert(
         "EventscopeMetricsAbsent",
         "critical",
@@ -257,7 +266,7 @@ def alerts() -> Iterator[Alert]:
         f"{_all(catalog.TELEMETRY_FAILURES, '5m', 'rate', by=(*OF, 'sink'))} > 0",
         "5m",
         f"Telemetry fails: {_WHO}",
-        f"{_NUMBER} signals a second could not be recorded, {{{{ $labels.sink }}}}: what the dashboards show is too low.",
+        f"{_NUMBER} signals a second could not be recorded, {{{{ $labels.sink }}}}: the dashboards show too little.",
         of=(*OF, "sink"),
     )
     yield Alert(

@@ -42,7 +42,7 @@ def runbook() -> Json:
 
 def _height(text: str) -> int:
     """Rows of the grid, of 38 pixels, for lines of 21."""
-    paragraphs = [" ".join(part.split("\n")) for part in re.split(r"\n\n|\n(?=\* )", text)]
-    code = sum(block.count("\n") for block in re.findall(r"```.*?```", text, re.DOTALL))
+    paragraphs: list[str] = [" ".join(part.split("\n")) for part in re.split(r"\n\n|\n(?=\* )", text)]
+    code: int = sum(block.count("\n") for block in re.findall(r"```.*?```", text, re.DOTALL))
     count = sum(len(part) // LINE_CHARACTERS + 1 for part in paragraphs) + code
     return 2 + (count * 21 + len(paragraphs) * 10) // 38
