@@ -202,3 +202,14 @@ async def test_many_at_once(rig: Rig) -> None:
             tasks.start_soon(come_and_go)
     await until(lambda: rig.live() == 0)
     assert (rig.begun("opened"), rig.ended()) == (20, {"deleted": 20})
+
+
+async def test_malformed_id(rig: Rig) -> None:
+    """What cannot be an event id is refused, and is a miss like any other: the operator sees such a client."""
+    client = await rig.serve()
+    await client.initialize()
+    async with client.get("no id of ours") as response:
+        await response.aread()
+        assert response.status_code == 400
+    assert rig.scope.sample("replay_misses_total", reason="malformed") == 1
+    assert rig.scope.sample("replay_duration_seconds_count", outcome="missed") == 1

@@ -25,6 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 from mcp_eventscope.sessions import wire
 from mcp_eventscope.sessions.view import SessionView
 from mcp_eventscope.telemetry import propagation
+from mcp_eventscope.types import EventMessage
 
 _PRIMED_SINCE = "2025-11-25"
 """The first revision whose clients understand an event without data (as in the SDK)."""
@@ -125,7 +126,9 @@ class ResumableTransport(StreamableHTTPServerTransport):
         if cursor:
             parts = wire.split(cursor)
             if parts is None:
-                # An empty stream would make the client ask again for ever; a refusal it understands.
+                # An empty stream would make the client ask again for ever; a refusal it understands. It is a miss all
+                # the same, and counted as every other: nothing is sent for it.
+                await self.view.replay_events_after(cursor, _to_nobody)
                 refusal = self._create_error_response(
                     "Bad Request: this Last-Event-ID was not given out here", HTTPStatus.BAD_REQUEST
                 )
@@ -147,6 +150,10 @@ class ResumableTransport(StreamableHTTPServerTransport):
             self.view.stop(GET_STREAM_KEY)
             self._stopped(GET_STREAM_KEY)
         await super()._handle_get_request(request, send)
+
+
+async def _to_nobody(_: EventMessage) -> None:
+    """Send nothing."""
 
 
 class _Sorted:

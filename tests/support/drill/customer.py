@@ -1,0 +1,113 @@
+"""A client that calls, is cut, and comes back, and notes in the ledger what that must have been for the server."""
+
+from dataclasses import dataclass, field
+
+from support.chaos import NewSteering, at, begun, says
+from support.drill.ledger import Ledger
+from support.processes import WorkerProcess
+from support.raw import Event, RawClient
+from support.steering import Steering
+
+GONE = "-32011"
+"""What a resume is answered for which nothing is stored any more."""
+ORPHANED = "-32010"
+"""What a request is answered whose worker is gone."""
+
+
+@dataclass
+class Call:
+    """One call of the tool `steps`, whose stream was cut."""
+
+    request_id: int
+    steering: Steering
+    events: list[Event]
+
+    @property
+    def last(self) -> str:
+        """The id of the last event that the client has."""
+        return self.events[-1].id
+
+    @property
+    def first(self) -> str:
+        """The id of the priming event."""
+        return self.events[0].id
+
+
+@dataclass
+class Customer:
+    """One session."""
+
+    client: RawClient
+    ledger: Ledger
+    steering: NewSteering
+    calls: list[Call] = field(default_factory=list)
+
+    async def arrives(self, worker: WorkerProcess) -> None:
+        """Open the session."""
+        self.client = at(self.client, worker)
+        await self.client.initialize()
+        self.ledger.served(worker.url, self.client.session, "opened")
+        self.ledger.requests += 2  # and `notifications/initialized`
+        self.ledger.stored.update(priming=1, response=1)
+
+    async def calls_and_is_cut(self, worker: WorkerProcess, *said: str) -> Call:
+        """Call the tool, have it report, and lose the stream."""
+        self._asks(worker)
+        steering, number = self.steering(), len(self.calls) + 1
+        received = await begun(at(self.client, worker), steering, *said, request_id=number)
+        self.ledger.stored.update(priming=1, notification=len(said))
+        self.calls.append(Call(number, steering, received))
+        return self.calls[-1]
+
+    async def ends(self, call: Call, *said: str) -> None:
+        """Let the tool report more, and return."""
+        if said:
+            await call.steering.step(*said)
+        await call.steering.finish()
+        await call.steering.ended()
+        self.ledger.stored.update(notification=len(said), response=1)
+
+    async def comes_back(self, worker: WorkerProcess, event_id: str, *, owed: bool = True) -> list[str]:
+        """Resume, and read to the end of the stream; returns what came.
+
+        Args:
+            worker: Where.
+            event_id: From where.
+            owed: Whether something is stored by now that the client has not got.
+        """
+        self._asks(worker)
+        said = [says(event) for event in await at(self.client, worker).resume(event_id) if event.data]
+        if said != [GONE]:
+            self.ledger.resumes["resumed" if owed else "caught_up"] += 1
+        return said
+
+    async def misses(self, worker: WorkerProcess, event_id: str, reason: str) -> list[str]:
+        """Resume from what is not there, or not any more; returns what came."""
+        said = await self.comes_back(worker, event_id)
+        self._missed(reason)
+        return said
+
+    async def is_refused(self, worker: WorkerProcess, event_id: str) -> int:
+        """Resume from what cannot be an id; returns the status."""
+        self._asks(worker)
+        async with at(self.client, worker).get(event_id) as response:
+            await response.aread()
+            self._missed("malformed")
+            return response.status_code
+
+    def _missed(self, reason: str) -> None:
+        self.ledger.resumes["missed"] += 1
+        self.ledger.misses[reason] += 1
+
+    async def leaves(self, worker: WorkerProcess) -> None:
+        """Delete the session: the worker that is asked ends it, and the others that serve it hear of it."""
+        self._asks(worker)
+        assert await at(self.client, worker).delete() == 200
+        for url, sessions in self.ledger.serving.items():
+            if self.client.session in sessions:
+                sessions.discard(self.client.session)
+                self.ledger.ended["deleted" if url == worker.url else "elsewhere"] += 1
+
+    def _asks(self, worker: WorkerProcess) -> None:
+        self.ledger.requests += 1
+        self.ledger.served(worker.url, self.client.session)

@@ -1,0 +1,198 @@
+"""What is done to two workers that share a Redis: nothing; a crash; an outage; wrong ids; outage after outage."""
+
+import time
+from collections.abc import Callable
+
+import anyio
+
+from support.chaos import says
+from support.drill.customer import GONE, ORPHANED, Customer
+from support.drill.site import FLEET, Site
+from support.processes import revive
+from support.raw import Event, events
+from support.steering import Steering
+from support.waiting import until
+
+NewCustomer = Callable[[str], Customer]
+"""Makes one, for a job."""
+LEAST_RESUMES = 20
+"""Of fewer no share is taken, and no alert fires."""
+AT_ONCE = 200
+"""Messages that the talker is told to send at a time."""
+
+
+class Talker:
+    """A call whose stream stays open, and what came on it."""
+
+    def __init__(self, customer: Customer, steering: Steering) -> None:
+        self.customer = customer
+        self.steering = steering
+        self.heard: list[Event] = []
+        self.told = 0
+
+    async def listen(self) -> None:
+        """Call, and read to the end."""
+        self.customer.ledger.requests += 1
+        async with self.customer.client.call(1, "steps", name=self.steering.name) as response:
+            async for event in events(response):
+                self.heard.append(event)
+
+    async def say(self, count: int) -> None:
+        """Have the tool report so many numbers, and return when the client has them."""
+        await self.steering.step(*(str(number) for number in range(self.told, self.told + count)))
+        self.told += count
+        await until(lambda: len(self.heard) == 1 + self.told)
+
+    async def finish(self) -> None:
+        """Have the tool return."""
+        await self.steering.finish()
+        await until(lambda: len(self.heard) == 2 + self.told)
+        self.customer.ledger.stored.update(priming=1, notification=self.told, response=1)
+        assert [says(event) for event in self.heard[1:]] == self.everything
+
+    @property
+    def everything(self) -> list[str]:
+        """All that was said."""
+        return [*map(str, range(self.told)), f"{self.told} steps"]
+
+
+async def calm(site: Site, new: NewCustomer) -> None:
+    """Calls are cut, and resumed on the other worker, in the call and after it; a session is deleted."""
+    pair = (site.a, site.b)
+
+    async def one(number: int) -> None:
+        here, there = pair if number % 2 else pair[::-1]
+        customer = new(FLEET)
+        await customer.arrives(here)
+        for _ in range(2):
+            call = await customer.calls_and_is_cut(here, "1")
+            await customer.ends(call, "2", "3")
+            assert await customer.comes_back(there, call.last) == ["2", "3", "3 steps"]
+        if number == 0:
+            await customer.leaves(there)
+
+    async def follow(customer: Customer) -> None:
+        assert await customer.comes_back(site.b, customer.calls[-1].last, owed=False) == ["2", "2 steps"]
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(10):
+            tasks.start_soon(one, number)
+    followed = [new(FLEET) for _ in range(4)]
+    async with anyio.create_task_group() as tasks:
+        for customer in followed:
+            await customer.arrives(site.a)
+            await customer.calls_and_is_cut(site.a, "1")
+            tasks.start_soon(follow, customer)
+        await site.shows(f"sum(eventscope_followers) == {len(followed)}")
+        for customer in followed:
+            await customer.ends(customer.calls[-1], "2")
+    await site.shows(f'job_store:eventscope_resumes:increase1h{{job="{FLEET}"}} >= {LEAST_RESUMES}')
+    await site.scraped(*pair)
+
+
+async def crash(site: Site, new: NewCustomer) -> None:
+    """A worker is killed in two calls; the clients come back on the other one, and are told."""
+    customers = [new(FLEET) for _ in range(2)]
+    for customer in customers:
+        await customer.arrives(site.a)
+        await customer.calls_and_is_cut(site.a, "1")
+    # What it has counted and nobody has scraped is lost with it.
+    await site.scraped(site.a, site.b)
+    site.a.kill()
+    ledger = site.ledgers[FLEET]
+    ledger.crashed(site.a.url)
+
+    async def one(customer: Customer) -> None:
+        assert await customer.comes_back(site.b, customer.calls[-1].last, owed=False) == [ORPHANED]
+        ledger.orphaned += 1
+
+    async with anyio.create_task_group() as tasks:
+        for customer in customers:
+            tasks.start_soon(one, customer)
+    await site.fires(FLEET, "EventscopeRequestsOrphaned")
+    await anyio.to_thread.run_sync(revive, [site.a])
+    await site.scraped(site.a)
+
+
+async def outage(site: Site, new: NewCustomer) -> None:
+    """Redis is killed while a tool talks and clients come back; when it is back, they get everything."""
+    ledger = site.ledgers[FLEET]
+    waiting = new(FLEET)
+    await waiting.arrives(site.b)
+    call = await waiting.calls_and_is_cut(site.b, "1")
+    talker = Talker(new(FLEET), waiting.steering())
+    await talker.customer.arrives(site.a)
+    answers: list[list[str]] = []
+    over = anyio.Event()
+
+    async def talk() -> None:
+        while not over.is_set():
+            await talker.say(AT_ONCE)
+            await anyio.sleep(0.1)
+
+    async def come_back() -> None:
+        answers.append(await waiting.comes_back(site.b, call.last, owed=False))
+
+    async def come_back_again_and_again() -> None:
+        while not over.is_set():
+            ledger.waited += 1
+            tasks.start_soon(come_back)
+            await anyio.sleep(0.5)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(talker.listen)
+        await until(lambda: talker.heard)
+        await site.scraped(site.a, site.b)
+        async with anyio.create_task_group() as meanwhile:
+            site.fleet_redis.kill()
+            down = time.monotonic()
+            meanwhile.start_soon(talk)
+            meanwhile.start_soon(come_back_again_and_again)
+            names = ("EventscopeStoreDegraded", "EventscopeStoreErrors", "EventscopeBacklogGrowing")
+            await site.fires(FLEET, *names)
+            over.set()
+        ledger.outages.append(time.monotonic() - down)
+        site.fleet_redis.start()
+        await site.shows(f'sum(eventscope_degraded{{job="{FLEET}"}} + eventscope_backlog_events) == bool 0')
+        await waiting.ends(call, "2")
+        await talker.finish()
+    assert await talker.customer.comes_back(site.b, talker.heard[0].id) == talker.everything
+    assert answers == [["2", "2 steps"]] * ledger.waited
+    await site.scraped(site.a, site.b)
+
+
+async def flapping(site: Site, new: NewCustomer) -> None:
+    """Redis goes away and comes back at once, again and again."""
+    talker = Talker(new(FLEET), new(FLEET).steering())
+    await talker.customer.arrives(site.a)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(talker.listen)
+        await until(lambda: talker.heard)
+        for _ in range(5):
+            site.fleet_redis.kill()
+            down = time.monotonic()
+            while talker.heard[-1].id:
+                await talker.say(1)
+            site.fleet_redis.start()
+            site.ledgers[FLEET].outages.append(time.monotonic() - down)
+            while not talker.heard[-1].id:
+                await talker.say(1)
+                await anyio.sleep(0.02)
+        await site.fires(FLEET, "EventscopeStoreFlapping")
+        await talker.finish()
+    assert await talker.customer.comes_back(site.b, talker.heard[0].id) == talker.everything
+
+
+async def wrong_ids(site: Site, new: NewCustomer) -> None:
+    """Ids of another session, and one that is none: enough of them for an alert."""
+    customer, other = new(FLEET), new(FLEET)
+    for who in (customer, other):
+        await who.arrives(site.a)
+        await who.ends(await who.calls_and_is_cut(site.a, "1"))
+    for number in range(30):
+        worker = (site.a, site.b)[number % 2]
+        if number < 18:
+            assert await customer.misses(worker, other.calls[0].last, "unknown") == [GONE]
+        else:
+            assert await customer.is_refused(worker, "no-id-of-ours") == 400
+    await site.fires(FLEET, "EventscopeResumesFailing", "EventscopeOwedEventsUndelivered")

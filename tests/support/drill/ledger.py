@@ -1,0 +1,44 @@
+"""What the drill did to one deployment, noted by who did it: what the dashboards have to say."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Ledger:
+    """Of one job."""
+
+    resumes: Counter[str] = field(default_factory=Counter)
+    """By outcome; `error` is not here: how often a waiting client's replay is tried is the server's affair."""
+    waited: int = 0
+    """Resumes that came while Redis was away; each ended well, and in `resumes`."""
+    misses: Counter[str] = field(default_factory=Counter)
+    stored: Counter[str] = field(default_factory=Counter)
+    """Events by kind, but for the errors that answer orphaned requests: nobody sent those."""
+    orphaned: int = 0
+    begun: Counter[str] = field(default_factory=Counter)
+    """Sessions by origin."""
+    ended: Counter[str] = field(default_factory=Counter)
+    """Sessions by reason."""
+    serving: dict[str, set[str]] = field(default_factory=dict)
+    """The sessions of each worker, by its address."""
+    requests: int = 0
+    """HTTP requests, all of one revision."""
+    outages: list[float] = field(default_factory=list)
+    """Seconds of each, as long as Redis did not run."""
+
+    @property
+    def failed(self) -> int:
+        """Resumes that missed."""
+        return self.misses.total()
+
+    def served(self, worker: str, session: str, origin: str = "adopted") -> None:
+        """A worker was asked for a session."""
+        sessions = self.serving.setdefault(worker, set())
+        if session not in sessions:
+            sessions.add(session)
+            self.begun[origin] += 1
+
+    def crashed(self, worker: str) -> None:
+        """A worker serves no sessions any more, and has told nobody."""
+        self.serving.pop(worker, None)

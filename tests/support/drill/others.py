@@ -1,0 +1,91 @@
+"""What is done to a worker that keeps events for too short a time, to one that keeps them for ever, and to their Redis."""
+
+import time
+
+import anyio
+
+from support.drill.customer import GONE, Call, Customer
+from support.drill.fleet import LEAST_RESUMES, NewCustomer
+from support.drill.site import FOREVER, SHORT, TTL, Site
+from support.processes import revive
+from support.waiting import until
+
+
+def _age(call: Call) -> float:
+    """Seconds since the last event that the client has: ids are clocks."""
+    return time.time() - int(call.last.partition(".")[0]) / 1e6
+
+
+async def too_short(site: Site, new: NewCustomer) -> None:
+    """Clients come back when nine tenths of the TTL are over, and then again after it."""
+    await anyio.to_thread.run_sync(revive, [site.short])
+    await site.scraped(site.short)
+    customers = [new(SHORT) for _ in range(4)]
+
+    async def call(customer: Customer) -> None:
+        await customer.arrives(site.short)
+        for _ in range(6):
+            await customer.ends(await customer.calls_and_is_cut(site.short, "1"), "2")
+
+    async def each(resumed: list[tuple[Customer, Call]]) -> None:
+        async with anyio.create_task_group() as tasks:
+            for customer, made in resumed:
+                tasks.start_soon(back, customer, made)
+
+    async def back(customer: Customer, made: Call) -> None:
+        if _age(made) < TTL:
+            assert await customer.comes_back(site.short, made.last) == ["2", "2 steps"]
+        else:
+            assert await customer.misses(site.short, made.last, "expired") == [GONE]
+
+    async with anyio.create_task_group() as tasks:
+        for customer in customers:
+            tasks.start_soon(call, customer)
+    calls = [(customer, made) for customer in customers for made in customer.calls]
+    await until(lambda: max(_age(made) for _, made in calls) > 0.92 * TTL, within=TTL)
+    assert "EventscopeTTLHeadroomLow" not in site.firing()
+    await each(calls)
+    await until(lambda: min(_age(made) for _, made in calls) > TTL + 0.3, within=TTL)
+    await each(calls)
+    await each(calls[:6])
+    await site.fires(SHORT, "EventscopeTTLHeadroomLow", "EventscopeResumesFailing", "EventscopeOwedEventsUndelivered")
+
+
+async def for_ever(site: Site, new: NewCustomer) -> None:
+    """Nothing expires. Resumes fail, first too few to be told of; then the worker is gone, and its target with it."""
+    await anyio.to_thread.run_sync(revive, [site.forever])
+    await site.scraped(site.forever)
+    customer, other = new(FOREVER), new(FOREVER)
+    for who in (customer, other):
+        await who.arrives(site.forever)
+        await who.ends(await who.calls_and_is_cut(site.forever, "1"))
+
+    async def strangers(count: int) -> None:
+        for _ in range(count):
+            assert await customer.misses(site.forever, other.calls[0].last, "unknown") == [GONE]
+
+    await strangers(LEAST_RESUMES // 2)
+    await site.shows(f'job_store:eventscope_resumes_failed:ratio_rate1h{{job="{FOREVER}"}} == 1')
+    await site.fires(FOREVER, "EventscopeTTLMissing")
+    assert site.firing(FOREVER) == {"EventscopeTTLMissing"}, "of so few no share is taken"
+    await strangers(LEAST_RESUMES)
+    await site.fires(FOREVER, "EventscopeResumesFailing", "EventscopeOwedEventsUndelivered")
+    await site.scraped(site.forever)
+    site.forever.kill()
+    site.ledgers[FOREVER].crashed(site.forever.url)
+
+
+async def full(site: Site) -> None:
+    """Their Redis has keys without TTL from the one under the prefix of the other; it fills up; its sampler is locked out."""
+    await site.fires(SHORT, "EventscopeKeysWithoutTTL", within=40)
+    with site.other_redis.client() as redis:
+        for number in range(200):
+            redis.set(f"ballast:{number}", "x" * 4096, ex=600)
+        used = redis.info("memory")["used_memory"]
+        site.other_redis.set(maxmemory_policy="allkeys-random", maxmemory=used)
+        await site.fires(SHORT, "EventscopeRedisEvicting", "EventscopeRedisMemoryNearLimit")
+        site.other_redis.set(maxmemory=used * 2)  # So that it has evicted what it will.
+        site.evicted = redis.info("stats")["evicted_keys"]
+        await site.scraped(site.short)
+        redis.execute_command("ACL", "SETUSER", "default", "-dbsize")
+    await site.fires(SHORT, "EventscopeRedisUnsampled", within=30)

@@ -1,0 +1,126 @@
+"""Where the drill takes place: three deployments, the Valkeys below them, and the Prometheus that watches."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from support.drill.ledger import Ledger
+from support.drill.shrunk import shrink
+from support.processes import WorkerProcess, revive
+from support.prometheus import Prometheus, prometheus
+from support.valkeys import OwnValkey, own_valkey
+from support.waiting import until
+
+RULES = Path(__file__).parents[3] / "dashboards" / "prometheus"
+FLEET, SHORT, FOREVER = "mcp", "short", "forever"
+"""The jobs: two workers; one that keeps events for too short a time; one that keeps them for ever."""
+TTL = 8
+"""Seconds that `short` keeps events."""
+
+
+@dataclass
+class Site:
+    """All of it. Each worker is a target of its own, so that `instance` means one."""
+
+    prometheus: Prometheus
+    fleet_redis: OwnValkey
+    """Of `mcp`. It keeps its data when it is killed."""
+    other_redis: OwnValkey
+    """Of the other two, which share its prefix too, as after a change of the configuration."""
+    a: WorkerProcess
+    b: WorkerProcess
+    short: WorkerProcess
+    forever: WorkerProcess
+    ledgers: dict[str, Ledger] = field(default_factory=lambda: {job: Ledger() for job in (FLEET, SHORT, FOREVER)})
+    evicted: int = 0
+    """Keys, of the other two."""
+    began: float = field(default_factory=time.time)
+
+    async def begin(self) -> None:
+        """Return when both workers have been seen, and that from now on what is shown is the drill.
+
+        Before its first scrape Prometheus finds metrics absent, and says so.
+        """
+        await self.scraped(self.a, self.b)
+        self.began = time.time()
+        await self.scraped(self.a, self.b)
+
+    async def scraped(self, *workers: WorkerProcess) -> None:
+        """Return when Prometheus has seen what is true of these workers now."""
+        now = time.time()
+        # A scrape has the time at which it began.
+        seen = {address(worker): f'timestamp(up{{instance="{address(worker)}"}} == 1)' for worker in workers}
+
+        def all_seen() -> bool:
+            return all((self.prometheus.value(query) or 0) > now for query in seen.values())
+
+        await until(all_seen, within=15, every=0.1)
+
+    async def shows(self, expression: str, *, within: float = 15) -> None:
+        """Return when an expression has a value that is not 0."""
+        await until(lambda: self.prometheus.value(expression), within=within, every=0.1)
+
+    async def fires(self, job: str, *names: str, within: float = 20) -> None:
+        """Return when all of these alerts fire for a job."""
+        await until(lambda: set(names) <= self.firing(job), within=within, every=0.1)
+
+    def firing(self, job: str | None = None) -> set[str]:
+        """The alerts that fire now, for a job or at all."""
+        return {
+            alert["labels"]["alertname"]
+            for alert in self.prometheus.ask("alerts")["alerts"]
+            if alert["state"] == "firing" and job in {None, alert["labels"].get("job")}
+        }
+
+    @property
+    def seconds(self) -> int:
+        """How long it has taken, and what `$__range` is: the whole of it."""
+        return int(time.time() - self.began) + 1
+
+    def fired(self) -> set[tuple[str, str]]:
+        """Every alert that has ever fired, with its job."""
+        series = self.prometheus.query(f'last_over_time(ALERTS{{alertstate="firing"}}[{self.seconds}s])')
+        return {(one["metric"].get("job", ""), one["metric"]["alertname"]) for one in series}
+
+
+def address(worker: WorkerProcess) -> str:
+    """What its `instance` label is."""
+    return urlsplit(worker.url).netloc
+
+
+@contextmanager
+def site(directory: Path, control_url: str) -> Iterator[Site]:
+    """Two workers and a Prometheus that has seen them; the others are not started yet.
+
+    Args:
+        directory: For what Prometheus reads.
+        control_url: The Redis that steers the tools, which nothing happens to.
+    """
+    with ExitStack() as stack:
+        fleet_redis, other_redis = (stack.enter_context(own_valkey(keeps=keeps)) for keeps in (True, False))
+
+        def worker(redis: OwnValkey, **options: object) -> WorkerProcess:
+            made = WorkerProcess(redis.url, control_url, **options)  # type: ignore[arg-type]
+            stack.callback(made.close)
+            return made
+
+        a, b = worker(fleet_redis), worker(fleet_redis)
+        short, forever = worker(other_redis, ttl=TTL, sample_redis=0.5), worker(other_redis, ttl=None)
+        revive([a, b])
+        shrink(RULES, directory / "rules")
+        jobs = {FLEET: (a, b), SHORT: (short,), FOREVER: (forever,)}
+        config = {
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+            "rule_files": ["rules/*.yaml"],
+            "scrape_configs": [
+                {"job_name": job, "static_configs": [{"targets": [address(worker) for worker in workers]}]}
+                for job, workers in jobs.items()
+            ],
+        }
+        (directory / "prometheus.yml").write_text(json.dumps(config), "utf-8")
+        server = stack.enter_context(prometheus(directory / "prometheus.yml"))
+        yield Site(server, fleet_redis, other_redis, a, b, short, forever)
