@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from time import perf_counter
-from typing import ParamSpec, Self
+from typing import Any, Concatenate, ParamSpec, Self
 
 from mcp_eventscope.foreign import ForeignEventStore
 from mcp_eventscope.redis.store import RedisEventStore
@@ -23,8 +23,11 @@ from mcp_eventscope.telemetry.measurements import (
     replay_outcome,
     store_outcome,
 )
-from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, MetricsSink, Registry
+from mcp_eventscope.telemetry.metrics import MetricsSink
+from mcp_eventscope.telemetry.otel_metrics import MeterProvider, otel_sink
+from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry, prometheus_sink
 from mcp_eventscope.telemetry.sampling import check_interval, sampling
+from mcp_eventscope.telemetry.tally import SpanIds
 from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, Tracing, session_hash
 from mcp_eventscope.types import (
     Appended,
@@ -57,6 +60,7 @@ class InstrumentedEventStore(EventStore):
         name: The `store` label, to tell several stores on one registry apart.
         registry: Where the metrics go; None: nowhere.
         tracer_provider: Where the spans go; None: the global provider (nowhere, until the application sets one).
+        meter_provider: Where the metrics go as OpenTelemetry's, too, or instead with `registry=None`; None: nowhere.
         logger: Where the log events go; None: structlog, as the application configured it, else the standard
             library's logger `mcp_eventscope`.
 
@@ -65,13 +69,14 @@ class InstrumentedEventStore(EventStore):
         ValueError: `store` is instrumented already: everything would be counted twice.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - where each signal goes
         self,
         store: EventStore,
         *,
         name: str = "default",
         registry: Registry | None = DEFAULT_REGISTRY,
         tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
         logger: Logger | None = None,
     ) -> None:
         if isinstance(store, type):
@@ -82,7 +87,12 @@ class InstrumentedEventStore(EventStore):
             raise ValueError(msg)  # noqa: TRY004 - the type is right, its state is not
         self._store: FactStore = store if isinstance(store, FactStore) else ForeignEventStore(store)
         self._tracing = Tracing(name, tracer_provider)
-        self._metrics = None if registry is None else MetricsSink(name, registry, partial(self._sink_failed, "metrics"))
+        meters: list[MetricsSink] = []
+        if registry is not None:
+            meters.append(prometheus_sink(name, registry, partial(self._sink_failed, "metrics")))
+        if meter_provider is not None:
+            meters.append(otel_sink(name, meter_provider, partial(self._sink_failed, "otel_metrics")))
+        self._meters = tuple(meters)
         # Ours does its I/O elsewhere, for many callers at once: a span of one has no children, and need not be current.
         self._current = not isinstance(store, RedisEventStore)
         self._logs = LogSink(name, Log(logger))
@@ -91,8 +101,7 @@ class InstrumentedEventStore(EventStore):
         # A store of others may be scoped, and may expire its events, in ways that cannot be seen from here.
         ours = isinstance(store, FactStore)
         self._warn_unscoped = ours
-        if self._metrics is not None:
-            self._safely("metrics", self._metrics.configured, self.ttl)
+        self._count(MetricsSink.configured, self.ttl)
         self._store.observe(self._told)
         self._safely("logs", self._logs.configured, ttl_missing=ours and self.ttl is None)
 
@@ -132,8 +141,8 @@ class InstrumentedEventStore(EventStore):
     async def give_up(self, stream_id: StreamId) -> bool:
         """Answer a request that this process ran, and runs no longer; see the store."""
         given_up = await self._store.give_up(stream_id)
-        if given_up and self._metrics is not None:
-            self._safely("metrics", self._metrics.orphaned)
+        if given_up:
+            self._count(MetricsSink.orphaned)
         return given_up
 
     async def claim(self, stream_ids: Iterable[StreamId]) -> None:
@@ -152,8 +161,7 @@ class InstrumentedEventStore(EventStore):
     async def flush(self, seconds: float) -> int:
         """Store what waits; see the store."""
         lost = await self._store.flush(seconds)
-        if self._metrics is not None:
-            self._safely("metrics", self._metrics.flush)
+        self._count(MetricsSink.flush)
         return lost
 
     async def ping(self) -> None:
@@ -184,8 +192,7 @@ class InstrumentedEventStore(EventStore):
         return sampling(self._store.sampler(), every, self._sampled)
 
     def _sampled(self, measured: SampleMeasurement) -> None:
-        if self._metrics is not None:
-            self._safely("metrics", self._metrics.sampled, measured)
+        self._count(MetricsSink.sampled, measured)
         self._safely("logs", self._logs.sampled, measured, self.ttl)
 
     # -- the SDK's interface ------------------------------------------------------------------------------------------
@@ -228,22 +235,27 @@ class InstrumentedEventStore(EventStore):
         if opened is not None or not appended.event_id:
             self._appended(seconds, stream_id, message, appended, None, span, opened)
             return appended
-        try:
-            if span is not None:
-                self._recorded(span, stream_id, message, appended)
-            if self._metrics is not None:
-                self._metrics.stored(seconds, type(message), appended.payload_bytes)
-        except Exception as error:  # noqa: BLE001 - whatever a registry of the application's raises
-            self._sink_failed("metrics", error)
+        ids = None if span is None else self._recorded(span, stream_id, message, appended)
+        for meter in self._meters:
+            try:
+                meter.stored(seconds, type(message), appended.payload_bytes, ids)
+            except Exception as error:  # noqa: BLE001 - whatever a provider of the application's raises
+                self._sink_failed(meter.name, error)
         return appended
 
-    def _recorded(self, span: Span, stream_id: StreamId, message: JSONRPCMessage | None, appended: Appended) -> None:
+    def _recorded(
+        self, span: Span, stream_id: StreamId, message: JSONRPCMessage | None, appended: Appended
+    ) -> SpanIds | None:
+        """End the span of an event that was stored. Returns its ids, for exemplars."""
+        ids = None
         try:
+            ids = self._tracing.ids(span)
             self._tracing.stored(
                 span, self._session, stream_id, kind_of(message).value, appended.event_id, appended.payload_bytes
             )
         except Exception as error:  # noqa: BLE001 - a processor or exporter of the application's
             self._sink_failed("traces", error)
+        return ids
 
     def _appended(  # noqa: PLR0913, PLR0917 - what is known of it, one by one
         self,
@@ -264,13 +276,13 @@ class InstrumentedEventStore(EventStore):
             kind_of(message),
             appended,
         )
-        self._end(opened, measured)
+        ids = self._end(opened, measured)
         if span is not None:
+            ids = self._tracing.ids(span)
             self._safely("traces", self._tracing.finish, span, measured, self._session)
-        if self._metrics is not None:
-            self._safely("metrics", self._metrics.appended, measured)
-            if measured.outcome == "deferred":
-                self._safely("metrics", self._metrics.waiting, self._store.waiting)
+        self._count(MetricsSink.appended, measured, ids)
+        if measured.outcome == "deferred":
+            self._count(MetricsSink.waiting, self._store.waiting)
         self._safely("logs", self._logs.stored, measured, self._session)
 
     async def replay(
@@ -296,9 +308,7 @@ class InstrumentedEventStore(EventStore):
                 counted.delivered,
                 facts,
             )
-            self._end(opened, measured)
-            if self._metrics is not None:
-                self._safely("metrics", self._metrics.replayed, measured)
+            self._count(MetricsSink.replayed, measured, self._end(opened, measured))
             self._safely("logs", self._logs.read, "replay", measured, self._session)
         return facts
 
@@ -306,10 +316,9 @@ class InstrumentedEventStore(EventStore):
         """Deliver what is stored from now on, and measure it. Arguments, result and errors are the store's."""
         facts: Followed | None = None
         error: BaseException | None = None
-        counted = Counted(send, self._followed_event)
+        counted = Counted(send, partial(self._count, MetricsSink.followed_event))
         started = perf_counter()
-        if self._metrics is not None:
-            self._safely("metrics", self._metrics.following)
+        self._count(MetricsSink.following)
         try:
             facts = await self._store.follow(stream_id, after, counted, limit=limit)
         except BaseException as raised:
@@ -324,17 +333,15 @@ class InstrumentedEventStore(EventStore):
                 counted.delivered,
                 facts,
             )
-            if self._metrics is not None:
-                self._safely("metrics", self._metrics.followed, measured)
+            self._count(MetricsSink.followed, measured)
             self._safely("logs", self._logs.read, "follow", measured, self._session)
         return facts
 
     def _told(self, fact: StoreFact) -> None:
         """What arises in the middle of operations."""
-        if self._metrics is not None:
-            self._safely("metrics", self._metrics.told, fact)
-            if not isinstance(fact, Committed) or fact.deferred:
-                self._safely("metrics", self._metrics.waiting, self._store.waiting)
+        self._count(MetricsSink.told, fact)
+        if not isinstance(fact, Committed) or fact.deferred:
+            self._count(MetricsSink.waiting, self._store.waiting)
         if not isinstance(fact, Committed | Retried):
             self._safely("logs", self._logs.told, fact, self._store.waiting)
 
@@ -347,9 +354,20 @@ class InstrumentedEventStore(EventStore):
             self._sink_failed("traces", error)
             return None
 
-    def _end(self, opened: Opened | None, measured: Measurement) -> None:
-        if opened is not None:
-            self._safely("traces", self._tracing.end, opened, measured, self._session)
+    def _end(self, opened: Opened | None, measured: Measurement) -> SpanIds | None:
+        """End a span. Returns its ids, for exemplars."""
+        if opened is None:
+            return None
+        ids = self._tracing.ids(opened[0])
+        self._safely("traces", self._tracing.end, opened, measured, self._session)
+        return ids
+
+    def _count(self, verb: Callable[Concatenate[MetricsSink, P], None], *args: P.args, **kwargs: P.kwargs) -> None:
+        for meter in self._meters:
+            try:
+                verb(meter, *args, **kwargs)
+            except Exception as error:  # noqa: BLE001 - as below
+                self._sink_failed(meter.name, error)
 
     def _safely(self, sink: str, tell: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         try:
@@ -359,15 +377,11 @@ class InstrumentedEventStore(EventStore):
 
     def _sink_failed(self, sink: str, error: Exception) -> None:
         """Count and tell that a sink raised; if that raises too, there is nobody left to tell."""
-        with contextlib.suppress(Exception):
-            if self._metrics is not None:
-                self._metrics.failed(sink)
+        for meter in self._meters:
+            with contextlib.suppress(Exception):
+                meter.failed(sink)
         with contextlib.suppress(Exception):
             self._logs.failed(sink, error)
-
-    def _followed_event(self) -> None:
-        if self._metrics is not None:
-            self._safely("metrics", self._metrics.followed_event)
 
     def _check_scoped(self) -> None:
         if self._warn_unscoped:
@@ -375,14 +389,6 @@ class InstrumentedEventStore(EventStore):
             self._safely("logs", self._logs.unscoped)
 
 
-def instrument(
-    store: EventStore,
-    *,
-    registry: Registry | None = DEFAULT_REGISTRY,
-    tracer_provider: TracerProvider | None = None,
-    logger: Logger | None = None,
-) -> InstrumentedEventStore:
+def instrument(store: EventStore, **told: Any) -> InstrumentedEventStore:
     """The store itself when it is instrumented already, with whatever it was given then; else instrumented here."""
-    if isinstance(store, InstrumentedEventStore):
-        return store
-    return InstrumentedEventStore(store, registry=registry, tracer_provider=tracer_provider, logger=logger)
+    return store if isinstance(store, InstrumentedEventStore) else InstrumentedEventStore(store, **told)
