@@ -58,7 +58,7 @@ async def test_stored_and_replayed(scope: Scope, redis: FakeAsyncRedis, *, ours:
 async def test_the_last_of_each_bucket(scope: Scope, redis: FakeAsyncRedis) -> None:
     """Of a batch each bucket that rises has its own exemplar."""
     session = scope.instrument(RedisEventStore(redis, ttl=60))
-    (meter,) = session._meters
+    (meter,) = session._sinks.meters
     for seconds, span in ((0.0001, 1), (0.0001, 2), (0.002, 3), (0.25, 4), (99.0, 5)):
         meter.stored(seconds, JSONRPCNotification, 1, (span, span))
     meter.stored(0.25, JSONRPCNotification, 1)

@@ -27,7 +27,7 @@ registry = CollectorRegistry()
 
 def instrument(registry=registry, name="default"):
     store = InstrumentedEventStore(RedisEventStore(FakeAsyncRedis(), ttl=60), registry=registry, name=name)
-    return store._meters[0]
+    return store._sinks.meters[0]
 
 def scrape(query=""):
     return Exposition(registry).render(accept="", encoding="", query=query).body.decode()

@@ -116,7 +116,7 @@ async def story(store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) 
             ),
         )
     )
-    store._sink_failed("logs", ValueError())
+    store._sinks.failed("logs", ValueError())
     with monkeypatch.context() as patch:
         outcomes: Iterator[Appended | Exception] = iter(
             [Appended("", 5, deferred=True), Appended("", 5, refused=True), StoreUnavailableError("down")]

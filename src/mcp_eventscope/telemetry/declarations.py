@@ -16,6 +16,7 @@ _UNITS = {
     "followers": "{stream}",
     "replays": "{replay}",
     "requests": "{request}",
+    "sessions": "{session}",
     "retries": "{batch}",
     "misses": "{replay}",
     "errors": "{error}",
@@ -34,10 +35,14 @@ class MetricType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A label and the values it can have. None: chosen by the application, once for each store."""
+    """A label and the values it can have. None: fixed by what is installed, or by the application for each store."""
 
     name: str
     values: tuple[str, ...] | None
+
+
+STORE = Label("store", None)
+"""The first label of every metric: which store, by the name that the application gave it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +76,7 @@ class Metric:
         """
         if self.otel:
             return self.otel
-        name = self.name.removesuffix("_total")
-        for suffix in ("_duration_seconds", "_age_seconds", "_ttl_seconds"):
-            if name.endswith(suffix):
-                name = name.removesuffix("_seconds")
+        name = self.name.removesuffix("_total").removesuffix("_seconds")
         return ".".join(name.split("_", 2))
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter
 
 import anyio
 
@@ -47,6 +48,19 @@ class ReplayMeasurement(Measurement):
 
     delivered: int
     facts: Replayed | None
+    ttl: int | None = None
+    """Seconds that an event is kept; None: for ever, or unknown."""
+    first_event: float | None = None
+    """Seconds until the first event was delivered; None when none was."""
+    sending: float = 0.0
+    """Seconds of it that the client's callback took."""
+
+    @property
+    def ttl_ratio(self) -> float | None:
+        """The age of the event that the client had last, as a part of the TTL; None where either is not known."""
+        if not self.ttl or self.facts is None or self.facts.age is None:
+            return None
+        return self.facts.age / self.ttl
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +117,28 @@ class Counted:
         self.delivered += 1
         if self._tell is not None:
             self._tell()
+
+
+class Timed:
+    """A callback, and how long it takes: what of a replay is the client's time, and not the store's."""
+
+    __slots__ = ("_began", "_send", "first", "seconds")
+
+    def __init__(self, send: EventCallback) -> None:
+        self._send = send
+        self._began = perf_counter()
+        self.first: float | None = None
+        """Seconds between now and the first event's delivery; None until then."""
+        self.seconds = 0.0
+        """Within the callback, until now, whatever it raised."""
+
+    async def __call__(self, event: EventMessage) -> None:
+        """Pass on."""
+        before = perf_counter()
+        try:
+            await self._send(event)
+        finally:
+            after = perf_counter()
+            self.seconds += after - before
+        if self.first is None:
+            self.first = after - self._began

@@ -2,92 +2,21 @@
 
 import collections
 from collections.abc import Callable
-from typing import Protocol
 
 from mcp_eventscope.telemetry import catalog, declarations
+from mcp_eventscope.telemetry.facts import ServingFact
+from mcp_eventscope.telemetry.instruments import Instruments, exemplar_of
 from mcp_eventscope.telemetry.measurements import (
     FollowMeasurement,
     ReplayMeasurement,
     SampleMeasurement,
     StoreMeasurement,
 )
+from mcp_eventscope.telemetry.serving import ServingMetrics
 from mcp_eventscope.telemetry.tally import Noted, SpanIds, Tally
 from mcp_eventscope.types import CameBack, Committed, Lost, Retried, StoreFact, Waiting, WentAway, kind_of_type
 
 _TAKEN = frozenset({"ok", "deferred"})
-
-
-class Counter(Protocol):
-    """Rises."""
-
-    def inc(self, amount: float = 1) -> None:
-        """Rise by so much."""
-        ...
-
-
-class Gauge(Protocol):
-    """Rises and falls."""
-
-    def set(self, value: float) -> None:
-        """Be so much."""
-        ...
-
-    def inc(self, amount: float = 1) -> None:
-        """Rise by so much."""
-        ...
-
-    def dec(self, amount: float = 1) -> None:
-        """Fall by so much."""
-        ...
-
-
-class SampledGauge(Protocol):
-    """A gauge that is there while this process knows its value."""
-
-    def set(self, value: float | None) -> None:
-        """Be so much; None: it is not known, or no longer here."""
-        ...
-
-
-class Histogram(Protocol):
-    """Counts observations by their size."""
-
-    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
-        """Count one, and remember of which span, where that can be told."""
-        ...
-
-    def observe_all(self, amounts: list[float], recorded: list[tuple[float, SpanIds]]) -> None:
-        """Count many, which may be sorted; `recorded` are those of which there is a span."""
-        ...
-
-
-class Instruments(Protocol):
-    """The instruments of one store, made from the catalog. `values` are of the labels that follow the store's."""
-
-    buffered: bool
-    """Whether many observations at once cost less than one by one, and whoever reads asks for them (`tally.flush`)."""
-
-    def counter(self, metric: declarations.Metric, *values: str) -> Counter:
-        """A counter, at 0."""
-        ...
-
-    def gauge(self, metric: declarations.Metric) -> Gauge:
-        """A gauge, at 0."""
-        ...
-
-    def histogram(self, metric: declarations.Metric, *values: str) -> Histogram:
-        """A histogram, without observations."""
-        ...
-
-    def sampled(self, metric: declarations.Metric) -> SampledGauge:
-        """A gauge that is not there yet."""
-        ...
-
-
-def exemplar_of(span: SpanIds) -> dict[str, str]:
-    """What an exemplar says of a span: no more, for OpenMetrics allows 128 characters, and the rest is in the span."""
-    trace_id, span_id = span
-    return {"trace_id": f"{trace_id:032x}", "span_id": f"{span_id:016x}"}
 
 
 class MetricsSink:
@@ -135,6 +64,7 @@ class MetricsSink:
         self._evicted = counter(catalog.REDIS_EVICTED)
         self._sampled = {metric.name: instruments.sampled(metric) for metric in catalog.METRICS if metric.sampled}
         self._failures = {v: counter(catalog.TELEMETRY_FAILURES, v) for v in _values(catalog.SINK)}
+        self.serving = ServingMetrics(instruments)
         self._tally = Tally(self._write, failed) if instruments.buffered else None
 
     def configured(self, ttl: int | None) -> None:
@@ -196,6 +126,7 @@ class MetricsSink:
         """A replay ended."""
         facts = replay.facts
         self._replay_seconds[replay.outcome].observe(replay.seconds, span and exemplar_of(span))
+        self.serving.replayed(replay)
         if replay.error_type is not None:
             self._errors["replay", replay.error_type].inc()
         if facts is None:
@@ -254,6 +185,10 @@ class MetricsSink:
             for gauge in self._sampled.values():
                 gauge.set(None)
         # After a failure, what was known is better than nothing; that it is old is counted.
+
+    def served(self, fact: ServingFact) -> None:
+        """Something arose above the store."""
+        self.serving.told(fact)
 
     def failed(self, sink: str) -> None:
         """A sink raised."""

@@ -42,11 +42,11 @@ class _Instruments:
         made = self._meter.create_counter(metric.otel_name, metric.unit, metric.help)
         return _Counter(made, self._attributes(metric, values))
 
-    def gauge(self, metric: declarations.Metric) -> "_Summed | _Gauge":
+    def gauge(self, metric: declarations.Metric, *values: str) -> "_Summed | _Gauge":
         if metric.together == "livesum":
             summed = self._meter.create_up_down_counter(metric.otel_name, metric.unit, metric.help)
-            return _Summed(summed, self._attributes(metric, ()))
-        gauge = _Gauge(self._made(metric), self._attributes(metric, ()))
+            return _Summed(summed, self._attributes(metric, values))
+        gauge = _Gauge(self._made(metric), self._attributes(metric, values))
         gauge.set(0)
         return gauge
 

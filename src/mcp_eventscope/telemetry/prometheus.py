@@ -11,7 +11,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar
 
 from mcp_eventscope.telemetry import catalog, declarations, multiprocess, tally
-from mcp_eventscope.telemetry.metrics import MetricsSink, exemplar_of
+from mcp_eventscope.telemetry.instruments import exemplar_of
+from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.tally import SpanIds
 
 __all__ = ["DEFAULT_REGISTRY", "MetricsSink", "Registry", "prometheus_sink"]
@@ -110,8 +111,8 @@ class _Instruments:
     def counter(self, metric: declarations.Metric, *values: str) -> Counter:
         return _typed(Counter, self._families[metric.name]).labels(self._store, *values)
 
-    def gauge(self, metric: declarations.Metric) -> Gauge:
-        child = _typed(Gauge, self._families[metric.name]).labels(self._store)
+    def gauge(self, metric: declarations.Metric, *values: str) -> Gauge:
+        child = _typed(Gauge, self._families[metric.name]).labels(self._store, *values)
         if self._first:
             child.set(0)  # In multiprocess mode a process that is gone, and had our pid, may have left its value.
         return child
