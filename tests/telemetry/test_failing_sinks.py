@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from prometheus_client import CollectorRegistry
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreUnavailableError, http_app
-from mcp_eventscope.telemetry.prometheus import MetricsSink
+from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.types import EventMessage
 from support.logs import Recorder
 from telemetry.conftest import Scope
