@@ -1,4 +1,4 @@
-"""`mcp-eventscope`: what an operator does on a command line, which is to get the dashboards and rules out of the wheel."""
+"""`mcp-eventscope`: what an operator does on a command line: get the dashboards and rules out of the wheel."""
 
 import argparse
 import sys
