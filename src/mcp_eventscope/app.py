@@ -150,6 +150,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
         registry = event_store.registry
     registry = registry or DEFAULT_REGISTRY
     store = instrument(event_store, registry=registry, tracer_provider=tracer_provider, logger=logger)
+    log.report_failures(store.log_failed)
     ours: _Ours = {"follow_limit": follow_limit, "lease": lease, "drain": drain, "logger": logger}
     manager = _replace_manager(app, mcp.session_manager, store, **ours)
     exposition = Exposition(registry, metrics_token)

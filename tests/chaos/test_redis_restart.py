@@ -122,6 +122,22 @@ async def test_unread_is_not_unknown(world: World, connect: Connect) -> None:
     await until(served)
 
 
+async def test_delete_while_redis_is_away(world: World, connect: Connect) -> None:
+    """A session that is ended meanwhile is over on the worker that was told, and soon after on the others."""
+    server, (a, b) = world
+    client = connect(a.url)
+    await client.initialize()
+    await works(at(client, b))
+    with outage(server):
+        assert await client.delete() == 200
+
+    async def over() -> bool:
+        async with at(client, b).post({"jsonrpc": "2.0", "id": 7, "method": "ping"}) as response:
+            return response.status_code == 404
+
+    await until(over)
+
+
 async def test_dead_while_redis_was(world: World, connect: Connect, steering: NewSteering) -> None:
     """A worker that dies while Redis is away is still found out afterwards."""
     server, (a, b) = world

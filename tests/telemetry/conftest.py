@@ -1,17 +1,25 @@
 """Real telemetry: a registry, an exporter that keeps spans, a logger that remembers."""
 
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
+import httpx2
 import pytest
 from fakeredis import FakeAsyncRedis
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
 
-from mcp_eventscope import InstrumentedEventStore
+from mcp_eventscope import InstrumentedEventStore, RedisEventStore, http_app
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.telemetry import catalog_sessions
 from mcp_eventscope.types import EventStore
 from support.logs import Recorder
+from support.raw import RawClient
+from support.tools import Steered
 
 
 @dataclass
@@ -51,3 +59,61 @@ def scope() -> Scope:
 def redis() -> FakeAsyncRedis:
     """A Redis of this test's own."""
     return FakeAsyncRedis()
+
+
+@dataclass
+class Rig:
+    """Workers of one Redis, in this process, and what they tell: the store of each has a name."""
+
+    scope: Scope
+    redis: Redis
+    prefix: str
+    stack: AsyncExitStack
+
+    async def serve(
+        self, name: str = "default", store: EventStore | None = None, steered: Steered | None = None, **options: object
+    ) -> RawClient:
+        """Serve a worker; returns a client of it that has no session yet."""
+        bare = store or RedisEventStore(self.redis, key_prefix=self.prefix, ttl=3600)
+        instrumented = self.scope.instrument(bare, name)
+        served = (steered or Steered()).mcp
+        app = http_app(served, instrumented, logger=self.scope.log, **options)  # type: ignore[arg-type]
+        # Without sockets: nothing here is cut.
+        http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), timeout=15)
+        await self.stack.enter_async_context(http)
+        await self.stack.enter_async_context(app.router.lifespan_context(app))
+        return RawClient(http, "http://127.0.0.1:8000/mcp")
+
+    def live(self, name: str = "default") -> float | None:
+        """The sessions that a worker serves."""
+        return self._value("eventscope_sessions", store=name)
+
+    def begun(self, origin: str, name: str = "default") -> float | None:
+        """How many began there so."""
+        return self._value("eventscope_sessions_begun_total", store=name, origin=origin)
+
+    def ended(self, name: str = "default") -> dict[str, float]:
+        """How many ended there, by the reason."""
+        return self._by_reason("ended", name)
+
+    def refused(self, name: str = "default") -> dict[str, float]:
+        """How many requests got no session there, by the reason."""
+        return self._by_reason("refused", name)
+
+    def _by_reason(self, what: str, name: str) -> dict[str, float]:
+        label = catalog_sessions.END if what == "ended" else catalog_sessions.REFUSAL
+        found = {
+            reason: self._value(f"eventscope_sessions_{what}_total", store=name, reason=reason) or 0
+            for reason in label.values or ()
+        }
+        return {reason: number for reason, number in found.items() if number}
+
+    def _value(self, name: str, **labels: str) -> float | None:
+        return self.scope.registry.get_sample_value(name, labels)
+
+
+@pytest.fixture
+async def rig(scope: Scope, valkey_url: str, key_prefix: str) -> AsyncIterator[Rig]:
+    """Workers on a real Valkey."""
+    async with connect(valkey_url) as redis, AsyncExitStack() as stack:
+        yield Rig(scope, redis, key_prefix, stack)

@@ -6,11 +6,12 @@ from enum import StrEnum
 
 import pytest
 from fakeredis import FakeAsyncRedis
+from mcp_types.version import KNOWN_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSIONS
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.telemetry import catalog, declarations
+from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, declarations, facts
 from mcp_eventscope.types import FollowEnd, MessageKind, Miss
 from support.binaries import complaints
 from telemetry.conftest import Scope
@@ -53,8 +54,8 @@ def test_names_keep_the_conventions() -> None:
         assert (metric.type is declarations.MetricType.COUNTER) == metric.name.endswith("_total")
         assert not re.search(r"_(ms|milliseconds|kb|minutes)(_|$)", metric.name)
         assert metric.help.endswith(".") or ":" in metric.help
-        assert metric.labels[0] is catalog.STORE
-        assert all(label.values for label in metric.labels[1:])
+        assert metric.labels[0] is declarations.STORE
+        assert all(label.values for label in metric.labels[1:]) or metric is catalog_sessions.BUILD_INFO
         assert list(metric.buckets) == sorted(set(metric.buckets))
         assert bool(metric.buckets) == (metric.type is declarations.MetricType.HISTOGRAM)
         assert bool(metric.together) == (metric.type is declarations.MetricType.GAUGE), (
@@ -65,7 +66,15 @@ def test_names_keep_the_conventions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "enum"), [(catalog.KIND, MessageKind), (catalog.MISS_REASON, Miss)], ids=["kind", "reason"]
+    ("label", "enum"),
+    [
+        (catalog.KIND, MessageKind),
+        (catalog.MISS_REASON, Miss),
+        (catalog_sessions.ORIGIN, facts.Origin),
+        (catalog_sessions.END, facts.SessionEnd),
+        (catalog_sessions.REFUSAL, facts.Refusal),
+    ],
+    ids=["kind", "reason", "origin", "end", "refusal"],
 )
 def test_labels_are_the_facts(label: declarations.Label, enum: type[StrEnum]) -> None:
     """What a store can say is what a label can be."""
@@ -77,10 +86,21 @@ def test_ends_are_outcomes() -> None:
     assert {end.value for end in FollowEnd} <= set(catalog.FOLLOW_OUTCOME.values or ())
 
 
+def test_revisions_are_those_of_the_sdk() -> None:
+    """Every revision that the SDK knows has a label of its own, and those that cannot resume are named."""
+    revisions = set(catalog_sessions.REVISION.values or ())
+    assert revisions == {*KNOWN_PROTOCOL_VERSIONS, "none", "other"}
+    assert set(catalog_sessions.NEVER_RESUMES) == {*MODERN_PROTOCOL_VERSIONS, "other"}
+
+
+def test_near_the_ttl_is_a_bucket() -> None:
+    """What is logged as near the TTL can be counted in the histogram."""
+    assert catalog_resumes.NEAR_TTL in catalog_resumes.RATIOS
+
+
 def test_every_log_event_is_written_somewhere() -> None:
     """No event is declared that nobody writes."""
     import mcp_eventscope.app  # noqa: PLC0415 - read, not used
-    import mcp_eventscope.sessions.manager  # noqa: PLC0415
     import mcp_eventscope.telemetry.logs  # noqa: PLC0415
     import mcp_eventscope.telemetry.scrape  # noqa: PLC0415
 
@@ -88,14 +108,18 @@ def test_every_log_event_is_written_somewhere() -> None:
         inspect.getsource(module)
         for module in (
             mcp_eventscope.app,
-            mcp_eventscope.sessions.manager,
             mcp_eventscope.telemetry.logs,
             mcp_eventscope.telemetry.scrape,
         )
     )
-    constants = {name for name, value in vars(catalog).items() if isinstance(value, declarations.LogEvent)}
+    constants = {
+        f"{module.__name__.rpartition('.')[2]}.{name}"
+        for module in (catalog, catalog_resumes, catalog_sessions)
+        for name, value in vars(module).items()
+        if isinstance(value, declarations.LogEvent)
+    }
     assert len(constants) == len(catalog.LOG_EVENTS)
-    assert {name for name in constants if f"catalog.{name}" not in written} == set()
+    assert {name for name in constants if name not in written} == set()
 
 
 def test_promtool_has_no_complaints(scope: Scope, redis: FakeAsyncRedis) -> None:

@@ -15,7 +15,9 @@ MODULES = {
 }
 
 LAYERS = [
-    ("errors", "types", "tasks", "telemetry.declarations", "telemetry.catalog"),
+    ("errors", "types", "tasks", "telemetry.declarations", "telemetry.facts"),
+    ("telemetry.catalog_resumes", "telemetry.catalog_sessions"),
+    ("telemetry.catalog",),
     ("answers",),
     ("redis", "foreign"),
     ("telemetry",),
@@ -34,7 +36,8 @@ ONLY_IN = {
         "mcp_eventscope.telemetry.exposition",
         "mcp_eventscope.telemetry.multiprocess",
     },
-    "opentelemetry": {"mcp_eventscope.telemetry.tracing"},
+    # Spans, and in whose trace they are.
+    "opentelemetry": {"mcp_eventscope.telemetry.tracing", "mcp_eventscope.telemetry.propagation"},
     "structlog": {"mcp_eventscope.telemetry.logs"},
 }
 
@@ -96,10 +99,22 @@ def test_redis_knows_no_telemetry() -> None:
 def test_catalog_imports_nothing_of_ours() -> None:
     """The catalog is data, and the shapes of data."""
     shapes = "mcp_eventscope.telemetry.declarations"
-    assert {used for used in imports("mcp_eventscope.telemetry.catalog") if used.startswith("mcp_eventscope")} == {
-        shapes
-    }
+    parts = {name for name in MODULES if name.startswith("mcp_eventscope.telemetry.catalog_")}
+    assert len(parts) > 1
+    for module, below in {
+        "mcp_eventscope.telemetry.catalog": parts | {shapes},
+        **{part: {shapes} for part in parts},
+    }.items():
+        assert {used for used in imports(module) if used.startswith("mcp_eventscope")} == below
     assert [used for used in imports(shapes) if used.startswith("mcp_eventscope")] == []
+
+
+def test_sessions_know_no_instruments() -> None:
+    """Sessions tell facts; which metrics and log events are made of them is the telemetry's."""
+    above = [name for name in MODULES if name.startswith("mcp_eventscope.sessions")]
+    assert above
+    assert [used for name in above for used in imports(name) if used.startswith("prometheus_client")] == []
+    assert [used for name in above for used in imports(name) if used.endswith("telemetry.prometheus")] == []
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -34,8 +34,8 @@ class Line(Protocol):
         """Wait for the next answer: a reply, or the error that Redis answered. Raises when the line is broken."""
         ...
 
-    async def close(self) -> None:
-        """Give the connection back; one that is in doubt is closed."""
+    async def close(self, *, in_doubt: bool) -> None:
+        """Give the connection back; closed, if it is in doubt or answers are still to come."""
         ...
 
 
@@ -81,9 +81,9 @@ class _PoolLine:
             reply = error
         return self._under_way.popleft(), reply
 
-    async def close(self) -> None:
+    async def close(self, *, in_doubt: bool) -> None:
         with suppress(RedisError, OSError, RuntimeError):
-            if self._under_way:  # Its replies would be taken for somebody else's.
+            if in_doubt or self._under_way:  # Its replies would be taken for somebody else's.
                 await self._connection.disconnect(nowait=True)
         with suppress(RedisError, OSError, RuntimeError, KeyError):
             await self._pool.release(self._connection)
@@ -120,7 +120,7 @@ class _ClientLine:
     async def receive(self) -> tuple[Batch, bytes | Exception]:
         return await self._answers.get()
 
-    async def close(self) -> None:
+    async def close(self, *, in_doubt: bool) -> None:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

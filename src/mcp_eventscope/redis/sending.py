@@ -100,7 +100,10 @@ class Sender:
             await asyncio.wait({self._working}, timeout=seconds)
         if self._working is not None:
             await end(self._working)
-        await self._hang_up()
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
+        await self._hang_up(in_doubt=False)
         left = [batch for batch, _ in self._again]
         self._again.clear()
         return left
@@ -203,7 +206,7 @@ class Sender:
         trouble = trouble_of(cause)
         if interrupted is None or trouble is Trouble.READONLY:  # Another server may be the primary now.
             self._interrupt(trouble, str(cause))
-            await self._hang_up()
+            await self._hang_up(in_doubt=True)
         self._failures += 1
         if self._failures > 1 or interrupted is not None:
             self._told.failed(trouble, str(cause))
@@ -229,14 +232,15 @@ class Sender:
 
     def _linger_no_longer(self, loop: asyncio.AbstractEventLoop) -> None:
         self._lingering = None
-        if self._working is None:
-            hanging_up = loop.create_task(self._hang_up(), name="eventscope-writer-rest")
-            hanging_up.add_done_callback(lambda task: task.cancelled() or task.exception())
+        open_line, self._line = self._line, None  # At once: the next event opens another.
+        if open_line is not None:
+            closing = loop.create_task(open_line.close(in_doubt=False), name="eventscope-writer-rest")
+            closing.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    async def _hang_up(self) -> None:
+    async def _hang_up(self, *, in_doubt: bool) -> None:
         open_line, self._line = self._line, None
         if open_line is not None:
-            await open_line.close()
+            await open_line.close(in_doubt=in_doubt)
 
 
 def _raise_from(reading: asyncio.Task[None] | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pydantic_core
 from anyio.abc import TaskStatus
-from mcp.server.auth.middleware.bearer_auth import AuthorizationContext
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser, AuthorizationContext, authorization_context
 from mcp.server.connection import Connection
 from mcp.server.lowlevel.server import Server
 from mcp.server.runner import serve_connection
@@ -17,6 +17,13 @@ from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
 from mcp.shared.transport_context import TransportContext
 from mcp.types import InitializeRequestParams
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_HANDSHAKE_VERSION
+from starlette.types import Scope
+
+
+def requestor_of(scope: Scope) -> AuthorizationContext | None:
+    """Who asks, as the SDK compares it; None for nobody in particular."""
+    user = scope.get("user")
+    return authorization_context(user) if isinstance(user, AuthenticatedUser) else None
 
 
 def owner_of(requestor: AuthorizationContext | None) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 from anyio.abc import TaskStatus
-from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser, AuthorizationContext, authorization_context
+from mcp.server.auth.middleware.bearer_auth import AuthorizationContext
 from mcp.server.lowlevel.server import Server
 from mcp.server.streamable_http import MCP_SESSION_ID_HEADER, SESSION_ID_PATTERN, StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import (
@@ -18,9 +18,7 @@ from mcp.server.streamable_http_manager import (
     StreamableHTTPSessionManager,
 )
 from mcp.server.transport_security import TransportSecuritySettings
-from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
 from mcp.types import InitializeRequestParams, jsonrpc_message_adapter
-from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -30,11 +28,13 @@ from mcp_eventscope.redis.bounds import FLUSH_SECONDS
 from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.redis.workers import DEFAULT_LEASE, PARTING_SECONDS, Notice, SessionRecord, Workers
 from mcp_eventscope.sessions import sdk
-from mcp_eventscope.sessions.adoption import handshake_of, owner_of, params_of, serve_adopted
+from mcp_eventscope.sessions.adoption import handshake_of, owner_of, params_of, requestor_of, serve_adopted
 from mcp_eventscope.sessions.records import UNREAD, Records
+from mcp_eventscope.sessions.settings import check_settings
+from mcp_eventscope.sessions.telling import Telling
 from mcp_eventscope.sessions.transport import ResumableTransport
 from mcp_eventscope.sessions.view import SessionView
-from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry.facts import Origin, Refusal, SessionEnd
 from mcp_eventscope.telemetry.logs import Log, Logger
 from mcp_eventscope.types import EventStore
 
@@ -98,13 +98,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         drain: float = 0.0,
         logger: Logger | None = None,
     ) -> None:
-        if not isinstance(app, Server):
-            msg = f"app must be a low-level Server, not {type(app).__name__}; for an MCPServer use http_app()"
-            raise TypeError(msg)
-        for name, value, least in (("follow_limit", follow_limit, None), ("lease", lease, None), ("drain", drain, 0)):
-            if not (value > 0 or value == least):
-                msg = f"{name} must be a {'' if least == 0 else 'positive '}number of seconds, not {value!r}"
-                raise ValueError(msg)
+        check_settings(app, follow_limit=follow_limit, lease=lease, drain=drain)
         super().__init__(
             app,
             event_store=None if event_store is None else sdk.Guard(),
@@ -122,22 +116,21 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._store: InstrumentedEventStore | None = None
         self._workers: Workers | None = None
         self._records: Records | None = None
-        self._log = Log(logger)
-        self._told_revision = False
-        if event_store is None:
+        if event_store is not None:
+            self._store = instrument(event_store, logger=logger)
+        self._telling = Telling(self._store, Log(logger))
+        if self._store is None:
             return
-        self._store = instrument(event_store, logger=logger)
         if isinstance(self._store.decorated, RedisEventStore) and not stateless:
             self._workers = self._store.decorated.workers
             self._records = Records(self._workers, ceil(session_idle_timeout or max(self._store.ttl or 0, _RECORD_TTL)))
         sdk.check_manager(self)
-        for mode, on in (("stateless", stateless), ("json_response", json_response)):
-            if on:
-                self._log.announce(
-                    catalog.INERT,
-                    mode=mode,
-                    fix=f"serve without {mode} to let clients resume, or without an event store",
-                )
+        self._telling.configured(
+            stateless=stateless,
+            json_response=json_response,
+            idle_timeout=session_idle_timeout,
+            follow_limit=follow_limit,
+        )
 
     @property
     def running(self) -> bool:
@@ -171,17 +164,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         return [each for each in self._server_instances.values() if isinstance(each, ResumableTransport)]
 
     async def _handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve as the SDK does; say once when a client speaks a revision that never asks an event store."""
-        if self._store is not None and not self._told_revision:
-            revision = Headers(scope=scope).get(MCP_PROTOCOL_VERSION_HEADER)
-            if revision in MODERN_PROTOCOL_VERSIONS:
-                self._told_revision = True
-                self._log.write(
-                    catalog.INERT,
-                    mode=f"protocol revision {revision}",
-                    fix="nothing, where clients do not need to resume; else have them speak 2025-11-25: "
-                    'the SDK\'s client does with mode="legacy"',
-                )
+        """Serve as the SDK does."""
+        self._telling.requested(scope)
         await super()._handle_request(scope, receive, send)
 
     # -- sessions that begin here -------------------------------------------------------------------------------------
@@ -189,6 +173,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     def _admit_session(self, requestor: AuthorizationContext | None) -> StreamableHTTPServerTransport | None:
         """Register a session as the SDK does, with a transport and a view of its own."""
         transport = super()._admit_session(requestor)
+        if transport is None:
+            self._telling.refused(Refusal.LIMIT)
         if transport is None or self._store is None:
             return transport
         session_id = transport.mcp_session_id
@@ -226,6 +212,9 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         async def record_first(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] < _REFUSED:
                 await self._record(http_transport.mcp_session_id, handshake_of(bytes(body)))
+                self._telling.began(http_transport.mcp_session_id, Origin.OPENED)
+            elif message["type"] == "http.response.start":
+                self._telling.refused(Refusal.INVALID)
             await send(message)
 
         await super()._serve_opening_request(http_transport, scope, keep, record_first)
@@ -241,11 +230,12 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         """Take over the session that is asked for, if it is another's, and serve as the SDK does."""
         headers = Headers(scope=scope)
         session_id = headers.get(MCP_SESSION_ID_HEADER)
+        requestor = requestor_of(scope)
         if session_id is None or self._records is None or not SESSION_ID_PATTERN.fullmatch(session_id):
+            if session_id is not None:
+                self._telling.check(self, session_id, requestor)
             await super()._handle_stateful_request(scope, receive, send)
             return
-        user = scope.get("user")
-        requestor = authorization_context(user) if isinstance(user, AuthenticatedUser) else None
         if refusal := await self._prepare(session_id, requestor, patient=scope["method"] == "GET"):
             await refusal(scope, receive, send)
             return
@@ -274,14 +264,15 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         while record.state == UNREAD and session_id not in self._server_instances and anyio.current_time() < until:
             await anyio.sleep(_ASK_AGAIN_SECONDS)
             record = await self._renew(session_id, owner_of(requestor))
-        if session_id in self._server_instances:
-            return None
-        if record.state == UNREAD:
-            return sdk.unavailable("Whether there is such a session is not known just now", retry_after=1)
-        if record.state != "live":
-            return None
-        fits = await self._adopt(session_id, requestor, record)
-        return None if fits else sdk.unavailable("Too many open sessions")
+        if session_id not in self._server_instances:
+            if record.state == UNREAD:
+                self._telling.refused(Refusal.UNAVAILABLE, session_id)
+                return sdk.unavailable("Whether there is such a session is not known just now", retry_after=1)
+            if record.state == "live" and not await self._adopt(session_id, requestor, record):
+                self._telling.refused(Refusal.LIMIT, session_id)
+                return sdk.unavailable("Too many open sessions")
+        self._telling.check(self, session_id, requestor, others=record.state == "other")
+        return None
 
     async def _renew(self, session_id: str, owner: str) -> SessionRecord:
         """Renew the record of a session. One that was ended elsewhere ends here, one that Redis has lost is made."""
@@ -290,6 +281,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         record = await self._records.renew(session_id, owner=owner)
         transport = self._server_instances.get(session_id)
         if transport is not None and record.state == "ended":
+            self._telling.ends(session_id, SessionEnd.ELSEWHERE)
             await self._discard_session(session_id, transport)
         elif transport is not None and record.state == "absent":
             await self._record(session_id, self._records.handshakes.get(session_id))
@@ -327,6 +319,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             # Not before it is connected: another request of the session would be served by a transport without streams.
             if not transport.is_terminated:
                 self._server_instances[session_id] = transport
+                self._telling.began(session_id, Origin.ADOPTED)
         return True
 
     async def _serve_adopted(
@@ -348,6 +341,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     async def _discard_session(self, session_id: str, transport: StreamableHTTPServerTransport) -> None:
         """Forget the session here, and answer what ran in it here. Other workers may go on with it."""
+        self._telling.ended(session_id, transport, stopping=self._task_group is None)
         if self._records is not None:
             self._records.forget(session_id)
         if isinstance(transport, ResumableTransport):
@@ -358,7 +352,9 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                 await transport.view.give_up()
 
     async def _say_again(self) -> None:
-        """Redis has lost what this worker has told it: its sessions, and what it runs in them."""
+        """Redis has lost what this worker has told it, or was not there to be told."""
+        if self._records is not None:
+            await self._records.say_again()
         for transport in self._served():
             session_id = transport.mcp_session_id or ""
             if self._records is not None:
@@ -381,6 +377,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                 message = jsonrpc_message_adapter.validate_python(notice["deliver"], by_name=False)
                 self._task_group.start_soon(transport.deliver, message)
         elif "ended" in notice:
+            self._telling.ends(session_id, SessionEnd.ELSEWHERE)
             self._task_group.start_soon(self._discard_session, session_id, transport)
 
     def _tell(self, **notice: object) -> None:

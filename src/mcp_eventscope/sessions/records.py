@@ -22,6 +22,7 @@ class Records:
         self.handshakes: dict[str, str] = {}
         """By session: what another worker needs to serve it."""
         self._recorded: set[str] = set()
+        self._ended: set[str] = set()
 
     async def make(self, session_id: str, *, owner: str, handshake: str) -> None:
         """Record a session, and remember how, for when Redis has lost it."""
@@ -42,9 +43,16 @@ class Records:
         return SessionRecord(UNREAD)
 
     async def end(self, session_id: str) -> None:
-        """End a session for all workers."""
+        """End a session for all workers; when Redis is away, once it is back (`say_again`)."""
+        self._ended.add(session_id)
         with self._workers.unhurt():
             await self._workers.end(session_id, ttl=self.ttl)
+            self._ended.discard(session_id)
+
+    async def say_again(self) -> None:
+        """End the sessions that could not be ended before."""
+        for session_id in tuple(self._ended):
+            await self.end(session_id)
 
     async def tell(self, **notice: object) -> None:
         """Tell the other workers."""

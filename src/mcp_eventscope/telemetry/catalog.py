@@ -4,9 +4,9 @@ Rules (the Prometheus naming guide, and what a scrape costs): base units; `_tota
 ids of sessions, streams and events go to spans and logs, never to labels.
 """
 
-from mcp_eventscope.telemetry.declarations import Label, LogEvent, Metric, MetricType, Span
+from mcp_eventscope.telemetry import catalog_resumes, catalog_sessions
+from mcp_eventscope.telemetry.declarations import STORE, Label, LogEvent, Metric, MetricType, Span
 
-STORE = Label("store", None)
 STORE_OUTCOME = Label("outcome", ("ok", "deferred", "refused", "error", "cancelled"))
 KIND = Label("kind", ("priming", "request", "notification", "response", "error"))
 REPLAY_OUTCOME = Label("outcome", ("resumed", "caught_up", "gap", "missed", "error", "client_gone", "cancelled"))
@@ -254,6 +254,8 @@ METRICS = (
     REDIS_MEMORY_LIMIT,
     REDIS_EVICTED,
     SAMPLE_DURATION,
+    *catalog_resumes.METRICS,
+    *catalog_sessions.METRICS,
 )
 
 _COMMON = ("eventscope.store", "eventscope.stream.id", "eventscope.session.hash", "eventscope.outcome", "error.type")
@@ -265,7 +267,7 @@ STORE_SPAN = Span(
 )
 REPLAY_SPAN = Span(
     "event_store.replay",
-    "One replay, from the lookup of the last event id to the last event sent.",
+    "One replay, from the lookup of the last event id to the last event sent. Links to the stores of what it sent.",
     (
         *_COMMON,
         "eventscope.replay.events",
@@ -390,4 +392,6 @@ LOG_EVENTS = (
     METRICS_UNSERVED,
     SAMPLE_FAILED,
     TTL_MISSING_KEYS,
+    *catalog_resumes.LOG_EVENTS,
+    *catalog_sessions.LOG_EVENTS,
 )

@@ -18,10 +18,14 @@ class MetricType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A label and the values it can have. None: chosen by the application, once for each store."""
+    """A label and the values it can have. None: fixed by what is installed, or by the application for each store."""
 
     name: str
     values: tuple[str, ...] | None
+
+
+STORE = Label("store", None)
+"""The first label of every metric: which store, by the name that the application gave it."""
 
 
 @dataclass(frozen=True, slots=True)

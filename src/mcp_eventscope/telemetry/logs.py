@@ -1,20 +1,23 @@
 """Log events: the one module that imports structlog."""
 
-import contextlib
 import logging
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Protocol
 
 import structlog
 
-from mcp_eventscope.telemetry import catalog, declarations
+from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, declarations
+from mcp_eventscope.telemetry.facts import Inert, Refusal, ServingFact, SessionRefused, TTLShort
 from mcp_eventscope.telemetry.measurements import Measurement, ReplayMeasurement, SampleMeasurement
 from mcp_eventscope.telemetry.tracing import trace_ids
 from mcp_eventscope.types import CameBack, LossReason, Lost, StoreFact, Waiting, WentAway
 
 REPEAT_SECONDS = 10.0
 """The same event of the same store is logged at most this often; the next one tells how many were left out."""
+
+_KINDS = ("reason", "sink", "operation")
+"""Fields by which events of one name are told apart: each has few values, and one must not hide another."""
 
 _IDS_SHOWN = 5
 
@@ -24,6 +27,14 @@ _FIXES = {
     LossReason.REJECTED: "the key of the event is of another type: give this store a key_prefix= that nobody else uses",
     LossReason.SHUTDOWN: "the process ended while Redis was away",
 }
+
+
+_REFUSALS = {
+    Refusal.LIMIT: "raise max_sessions=, lower session_idle_timeout=, or run more workers",
+    Refusal.OWNER: "nothing, if a client has changed its credential; else somebody tries the ids of others' sessions",
+    Refusal.UNAVAILABLE: "see why the store does not answer: event_store.degraded, /healthz",
+}
+"""What is told of, and what can be done about it. Ids that nobody knows any more are every day's."""
 
 
 class Logger(Protocol):
@@ -59,8 +70,10 @@ class Log:
             )
             raise TypeError(msg)
         self._given = logger
-        self._last: dict[str, float] = {}
-        self._suppressed: dict[str, int] = {}
+        self._last: dict[tuple[object, ...], float] = {}
+        self._suppressed: dict[tuple[object, ...], int] = {}
+        self._unheard: list[Exception] = []
+        self._failed: Callable[[Exception], None] = self._unheard.append
 
     def write(self, event: declarations.LogEvent, **fields: object) -> None:
         """Log an event at the level that the catalog gives it, with the ids of the current trace."""
@@ -70,17 +83,34 @@ class Log:
 
     def announce(self, event: declarations.LogEvent, **fields: object) -> None:
         """Log an event while an application is built or started, which a logger that raises must not prevent."""
-        with contextlib.suppress(Exception):
+        try:
             self.write(event, **fields)
+        except Exception as error:  # noqa: BLE001 - whatever a logger of the application's raises
+            self._failed(error)
+
+    def report_failures(self, failed: Callable[[Exception], None]) -> None:
+        """Have announcements that fail reported: those until now, made before there was anybody to count them, too.
+
+        Args:
+            failed: Called with what was raised; it does not raise itself.
+        """
+        unheard, self._unheard = self._unheard, []
+        self._failed = failed
+        for error in unheard:
+            failed(error)
 
     def write_seldom(self, event: declarations.LogEvent, **fields: object) -> None:
-        """Log an event unless the same was logged within its time, or `REPEAT_SECONDS`; then it is counted."""
+        """Log an event unless the same was logged within its time, or `REPEAT_SECONDS`; then it is counted.
+
+        What happens for another reason, or in another sink, is not the same.
+        """
         now, every = time.monotonic(), event.repeat or REPEAT_SECONDS
-        if now - self._last.get(event.name, -every) < every:
-            self._suppressed[event.name] = self._suppressed.get(event.name, 0) + 1
+        kind = (event.name, *(fields.get(name) for name in _KINDS))
+        if now - self._last.get(kind, -every) < every:
+            self._suppressed[kind] = self._suppressed.get(kind, 0) + 1
             return
-        self._last[event.name] = now
-        self.write(event, **fields, suppressed=self._suppressed.pop(event.name, None))
+        self._last[kind] = now
+        self.write(event, **fields, suppressed=self._suppressed.pop(kind, None))
 
 
 class LogSink:
@@ -152,6 +182,40 @@ class LogSink:
                 corrupt=len(facts.corrupt),
                 event_ids=facts.corrupt[:_IDS_SHOWN] or None,
             )
+        elif isinstance(measured, ReplayMeasurement) and (measured.ttl_ratio or 0) > catalog_resumes.NEAR_TTL:
+            self._log.write_seldom(
+                catalog_resumes.RESUME_LATE,
+                store=self._store,
+                session=session,
+                stream_id=measured.stream_id,
+                age=round(measured.facts.age, 3) if measured.facts and measured.facts.age else None,
+                ttl=measured.ttl,
+                fix="raise ttl=: clients stay away for about as long as events are kept",
+            )
+
+    def serving(self, fact: ServingFact, log: Log | None) -> None:
+        """Something arose above the store; of most of it nobody needs to hear."""
+        log = log or self._log
+        match fact:
+            case SessionRefused() if fact.reason in _REFUSALS:
+                log.write_seldom(
+                    catalog_sessions.SESSION_REFUSED,
+                    store=self._store,
+                    session=fact.session,
+                    reason=fact.reason.value,
+                    fix=_REFUSALS[fact.reason],
+                )
+            case Inert():
+                log.write(catalog.INERT, mode=fact.mode, fix=fact.fix)
+            case TTLShort():
+                log.write(
+                    catalog_sessions.TTL_SHORT,
+                    store=self._store,
+                    ttl=fact.ttl,
+                    limit=fact.limit,
+                    seconds=fact.seconds,
+                    fix=fact.fix,
+                )
 
     def sampled(self, sample: SampleMeasurement, ttl: int | None) -> None:
         """Redis was sampled, or not."""

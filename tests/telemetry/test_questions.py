@@ -1,0 +1,322 @@
+"""What an operator asks, one test each: the situation is made to happen, and the answer is read off the signals.
+
+Which worker it is that follows, and which it is that works, is asked of real processes: tests/e2e/test_questions.py.
+"""
+
+import time
+
+import anyio
+import anyio.lowlevel
+import fakeredis
+import httpx2
+import pytest
+from fakeredis import FakeAsyncRedis
+from redis.exceptions import OutOfMemoryError
+
+from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.telemetry import catalog_sessions
+from mcp_eventscope.types import Appended, EventMessage, JSONRPCMessage, Replayed
+from support.messages import answer, note
+from support.raw import events
+from support.waiting import until
+from telemetry.conftest import Rig, Scope
+from telemetry.test_failing_sinks import RaisingLogger
+
+pytestmark = pytest.mark.anyio
+
+TTL = 60
+SUCCESSES = {"resumed", "caught_up"}
+REASONS = ("malformed", "unknown", "expired")
+OUTCOMES = {"resumed", "caught_up", "gap", "missed", "error", "client_gone", "cancelled"}
+
+
+async def take(_: EventMessage) -> None:
+    """A client that takes everything at once."""
+
+
+def resumes(scope: Scope) -> dict[str, float]:
+    """How many resumes ended how."""
+    counts = {outcome: scope.sample("replay_duration_seconds_count", outcome=outcome) or 0 for outcome in OUTCOMES}
+    return {outcome: count for outcome, count in counts.items() if count}
+
+
+def misses(scope: Scope) -> dict[str, float]:
+    """Why there was nothing to resume from."""
+    counts = {
+        reason: scope.sample("replay_misses_total", reason=reason) or 0
+        for reason in ("malformed", "unknown", "expired")
+    }
+    return {reason: count for reason, count in counts.items() if count}
+
+
+@pytest.fixture
+def session(scope: Scope, redis: FakeAsyncRedis) -> InstrumentedEventStore:
+    """One session's part of a decorated store."""
+    return scope.instrument(RedisEventStore(redis, ttl=TTL)).for_session("s")
+
+
+async def stored_before(redis: FakeAsyncRedis, seconds: float, message: JSONRPCMessage) -> str:
+    """Put an event into the stream `1` of the session that was stored so long ago; returns its id. Ids are clocks."""
+    event_id = str(round((time.time() - seconds) * 1_000_000))
+    payload = message.model_dump_json(by_alias=True, exclude_unset=True)
+    await redis.hset(f"mcp:{{s}}:event:{event_id}", mapping={"stream_id": "1", "payload": payload})
+    await redis.zadd("mcp:{s}:stream:1", {event_id: int(event_id)})
+    return event_id
+
+
+async def test_do_resumes_work(scope: Scope, session: InstrumentedEventStore) -> None:
+    """The ratio of those that delivered all that was owed."""
+    first = (await session.append("1", None)).event_id
+    last = (await session.append("1", note(1))).event_id
+    await session.replay(first, take, stream_id="1")
+    await session.replay(last, take, stream_id="1")
+    await session.replay("5", take, stream_id="1")
+    counts = resumes(scope)
+    assert counts == {"resumed": 1, "caught_up": 1, "missed": 1}
+    assert sum(counts[outcome] for outcome in SUCCESSES & set(counts)) / sum(counts.values()) == pytest.approx(2 / 3)
+
+
+async def test_why_do_resumes_not_work(scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis) -> None:
+    """Nothing to resume from, or something missing in between, or unreadable: each has its reason, and a log event."""
+    for cursor in ("not an id", "5", str(round((time.time() - TTL - 5) * 1_000_000))):
+        await session.replay(cursor, take, stream_id="1")
+    assert misses(scope) == {"malformed": 1, "unknown": 1, "expired": 1}
+    told = [entry["reason"] for entry in scope.log.named("event_store.replay_incomplete")]
+    assert told == ["malformed", "unknown", "expired"], "one reason hides no other"
+    first, gone, corrupt, _ = [(await session.append("1", note(n))).event_id for n in range(4)]
+    await redis.delete(f"mcp:{{s}}:event:{gone}")
+    await redis.hset(f"mcp:{{s}}:event:{corrupt}", "payload", "{")
+    await session.replay(first, take, stream_id="1")
+    assert resumes(scope) == {"missed": 3, "gap": 1}
+    assert scope.sample("replay_missing_events_total") == scope.sample("replay_corrupt_events_total") == 1
+
+
+async def test_how_near_is_the_ttl(scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis) -> None:
+    """How long clients were away, and that it comes near the TTL, while nothing is lost yet."""
+    cursor = await stored_before(redis, 0.95 * TTL, note(1))
+    await session.append("1", note(2))
+    await session.replay(cursor, take, stream_id="1")
+    assert resumes(scope) == {"resumed": 1}
+    assert scope.sample("resume_age_seconds_sum") == pytest.approx(0.95 * TTL, abs=1)
+    assert scope.sample("resume_ttl_ratio_sum") == pytest.approx(0.95, abs=0.02)
+    near = (scope.sample("resume_ttl_ratio_count") or 0) - (scope.sample("resume_ttl_ratio_bucket", le="0.9") or 0)
+    assert near == 1, "what an alert asks"
+    (late,) = scope.log.named("event_store.resume_late")
+    assert (late["ttl"], late["age"]) == (TTL, pytest.approx(0.95 * TTL, abs=1))
+    assert "ttl=" in late["fix"]
+
+
+async def test_a_client_that_comes_back_at_once(scope: Scope, session: InstrumentedEventStore) -> None:
+    """It is far from the TTL; and without a TTL there is nothing to be near to."""
+    first = (await session.append("1", None)).event_id
+    await session.replay(first, take, stream_id="1")
+    assert scope.sample("resume_ttl_ratio_bucket", le="0.1") == 1
+    assert scope.log.entries == []
+    lasting = scope.instrument(RedisEventStore(FakeAsyncRedis()), "lasting").for_session("s")
+    await lasting.replay((await lasting.append("1", None)).event_id, take, stream_id="1")
+    assert scope.registry.get_sample_value("eventscope_resume_ttl_ratio_count", {"store": "lasting"}) == 0
+
+
+async def test_how_big_are_replays(scope: Scope, session: InstrumentedEventStore) -> None:
+    """In events and in bytes."""
+    first = (await session.append("1", None)).event_id
+    sizes = [(await session.append("1", note(n, "x" * 1000))).payload_bytes for n in range(20)]
+    await session.replay(first, take, stream_id="1")
+    assert (scope.sample("replay_events_sum"), scope.sample("replay_bytes_sum")) == (20, sum(sizes))
+    assert scope.sample("replay_events_bucket", le="10.0") == 0
+    assert scope.sample("replay_bytes_bucket", le="65536.0") == 1
+
+
+@pytest.mark.parametrize("slow", ["client", "store"])
+async def test_our_store_or_a_slow_client(
+    scope: Scope, session: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    """A replay takes long: the time that sending took is the client's, the rest is the store's."""
+    read = RedisEventStore.replay
+
+    async def read_slowly(self: RedisEventStore, *args: object, **options: object) -> Replayed:
+        await anyio.sleep(0.1)
+        return await read(self, *args, **options)  # type: ignore[arg-type]
+
+    async def take_slowly(_: EventMessage) -> None:
+        await anyio.sleep(0.05)
+
+    if slow == "store":
+        monkeypatch.setattr(RedisEventStore, "replay", read_slowly)
+    first = (await session.append("1", None)).event_id
+    for number in range(2):
+        await session.append("1", note(number))
+    await session.replay(first, take_slowly if slow == "client" else take, stream_id="1")
+    whole = scope.sample("replay_duration_seconds_sum", outcome="resumed") or 0
+    sending = scope.sample("replay_send_seconds_sum") or 0
+    assert whole >= 0.09
+    assert (sending > whole / 2) == (slow == "client")
+    assert scope.sample("replay_send_seconds_count") == 1
+    first_event = scope.sample("replay_first_event_seconds_sum") or 0
+    assert 0.04 < first_event < whole
+
+
+async def test_a_replay_that_sends_nothing(scope: Scope, session: InstrumentedEventStore) -> None:
+    """It had no first event, and no client to wait for."""
+    await session.replay((await session.append("1", None)).event_id, take, stream_id="1")
+    assert resumes(scope) == {"caught_up": 1}
+    assert scope.sample("replay_first_event_seconds_count") == scope.sample("replay_send_seconds_count") == 0
+
+
+async def test_a_client_that_leaves_at_the_first_event(scope: Scope, session: InstrumentedEventStore) -> None:
+    """It waited for it, and did not get it."""
+
+    async def leave(_: EventMessage) -> None:
+        await anyio.lowlevel.checkpoint()
+        raise anyio.BrokenResourceError
+
+    first = (await session.append("1", None)).event_id
+    await session.append("1", note(1))
+    with pytest.raises(anyio.BrokenResourceError):
+        await session.replay(first, leave, stream_id="1")
+    assert resumes(scope) == {"client_gone": 1}
+    assert (scope.sample("replay_first_event_seconds_count"), scope.sample("replay_send_seconds_count")) == (0, 1)
+
+
+async def test_is_a_stream_being_followed(scope: Scope, session: InstrumentedEventStore) -> None:
+    """While it is, and what came of it."""
+    last = (await session.append("1", None)).event_id
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: session.follow("1", last, take, limit=30))
+        await until(lambda: scope.sample("followers") == 1)
+        await session.append("1", note(1))
+        await session.append("1", answer())
+    assert scope.sample("followers") == 0
+    assert scope.sample("followed_events_total") == 2
+    assert scope.sample("follow_duration_seconds_count", outcome="completed") == 1
+
+
+async def test_is_the_store_degraded_and_what_has_been_lost(scope: Scope) -> None:
+    """Redis goes away: since when, why, how much waits for it, and what is lost when that becomes too much."""
+    server = fakeredis.FakeServer()
+    store = scope.instrument(RedisEventStore(FakeAsyncRedis(server=server), ttl=TTL, backlog_events=5))
+    session = store.for_session("s")
+    await session.append("1", None)
+    server.connected = False
+    for number in range(5):
+        await session.append("1", note(number))
+    assert scope.sample("degraded") == 1
+    assert scope.sample("degradations_total", reason="connection") == 1
+    assert scope.sample("store_duration_seconds_count", outcome="deferred") == 5
+    assert scope.sample("backlog_events") == 5
+    assert (scope.sample("backlog_bytes") or 0) > 5 * len(note(1).model_dump_json())
+    assert scope.sample("lost_events_total", reason="overflow") == 0
+    await session.append("2", note(6))
+    assert scope.sample("lost_events_total", reason="overflow") or 0
+    server.connected = True
+    await until(lambda: scope.sample("degraded") == 0)
+    assert (scope.sample("degraded_seconds_total", reason="connection") or 0) > 0
+    await until(lambda: scope.sample("backlog_events") == 0)
+    for event in ("degraded", "events_lost", "recovered"):
+        assert len(scope.log.named(f"event_store.{event}")) == 1
+
+
+async def test_is_the_store_slow(
+    scope: Scope, session: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is, and how slow, beside what was fast."""
+    append = RedisEventStore.append
+
+    async def slowly(self: RedisEventStore, *args: object) -> Appended:
+        await anyio.sleep(0.06)
+        return await append(self, *args)  # type: ignore[arg-type]
+
+    await session.append("1", None)
+    monkeypatch.setattr(RedisEventStore, "append", slowly)
+    await session.append("1", note(1))
+    assert scope.sample("store_duration_seconds_bucket", le="0.05", outcome="ok") == 1
+    assert scope.sample("store_duration_seconds_count", outcome="ok") == 2
+    assert scope.sample("commit_duration_seconds_count") == 2, "and how much of it was Redis"
+
+
+async def test_is_the_store_failing(
+    scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is: in which operation, and how."""
+
+    async def full(*_: object, **__: object) -> None:
+        msg = "command not allowed when used memory > 'maxmemory'."
+        raise OutOfMemoryError(msg)
+
+    monkeypatch.setattr(type(redis), "execute_command", full)
+    with pytest.raises(StoreRejectedError, match="memory"):
+        await session.replay(str(round(time.time() * 1_000_000)), take, stream_id="1")
+    assert scope.sample("errors_total", operation="replay", error_type="rejected") == 1
+    assert resumes(scope) == {"error": 1}
+    (entry,) = scope.log.named("event_store.replay_failed")
+    assert (entry["operation"], entry["error_type"]) == ("replay", "rejected")
+
+
+async def test_is_the_ttl_missing_here(scope: Scope, redis: FakeAsyncRedis) -> None:
+    """The store has none."""
+    scope.instrument(RedisEventStore(redis))
+    assert scope.sample("ttl_seconds") == 0
+    assert len(scope.log.named("event_store.ttl_missing")) == 1
+
+
+async def test_is_the_ttl_missing_on_keys(scope: Scope, valkey_url: str, key_prefix: str) -> None:
+    """The store has one, and there are keys without: of a process that was configured otherwise, say."""
+    async with connect(valkey_url) as redis:
+        store = RedisEventStore(redis, key_prefix=key_prefix, ttl=TTL)
+        await store.for_session("a").append("1", None)
+        lasting = RedisEventStore(redis, key_prefix=key_prefix)
+        await lasting.for_session("b").append("1", None)
+        instrumented = scope.instrument(store)
+        async with instrumented.sampling(0.05):
+            await until(lambda: scope.sample("redis_keys_without_ttl"))
+        (entry,) = scope.log.named("event_store.ttl_missing_keys")
+        assert entry["keys"] == scope.sample("redis_keys_without_ttl")
+        assert "set a ttl" in entry["fix"]
+        for name in [name async for name in redis.scan_iter(f"{key_prefix}*")]:
+            await redis.delete(name)
+
+
+async def test_which_requests_cannot_resume(rig: Rig) -> None:
+    """How many requests, of which revision."""
+    client = await rig.serve()
+    await client.initialize()
+    async with client.call(1, "echo", text="x") as response:
+        assert [event async for event in events(response)]
+    for revision in ("2026-07-28", "2026-07-28", "1999-01-01"):
+        await client.http.post(client.url, json={}, headers={"mcp-protocol-version": revision})
+    by_revision = {
+        revision: rig.scope.sample("requests_total", revision=revision) or 0
+        for revision in catalog_sessions.REVISION.values or ()
+    }
+    assert sum(by_revision[revision] for revision in catalog_sessions.NEVER_RESUMES) == 3
+    assert sum(by_revision.values()) == 6
+    (inert,) = rig.scope.log.named("event_store.inert")
+    assert "2026-07-28" in inert["mode"]
+
+
+async def test_are_clients_refused(rig: Rig) -> None:
+    """They are, since there are too many; those that are served are counted."""
+    client = await rig.serve(max_sessions=1)
+    await client.initialize()
+    async with client.http.stream("POST", client.url, json={}, headers={"accept": "text/event-stream"}) as response:
+        assert response.status_code == httpx2.codes.SERVICE_UNAVAILABLE
+    assert (rig.live(), rig.refused()) == (1, {"limit": 1})
+
+
+async def test_does_the_telemetry_fail(scope: Scope, redis: FakeAsyncRedis) -> None:
+    """It does, and which of it; what is measured goes on."""
+    store = InstrumentedEventStore(RedisEventStore(redis), registry=scope.registry, logger=RaisingLogger())
+    await store.for_session("s").append("1", note(1))
+    assert scope.sample("telemetry_failures_total", sink="logs") == 1
+    assert scope.sample("telemetry_failures_total", sink="metrics") == 0
+    assert scope.sample("stored_events_total", kind="notification") == 1
+
+
+async def test_what_runs(scope: Scope, redis: FakeAsyncRedis) -> None:
+    """Which versions: 1, with labels."""
+    scope.instrument(RedisEventStore(redis, ttl=TTL))
+    (sample,) = next(m for m in scope.registry.collect() if m.name == "eventscope_build_info").samples
+    assert sample.value == 1
+    assert set(sample.labels) == {"store", "eventscope", "mcp", "redis", "python"}
+    assert all(sample.labels.values())

@@ -1,0 +1,204 @@
+"""What is told of sessions and requests: who came, who is here, who was refused and why, and how they ended."""
+
+from dataclasses import replace
+
+import anyio
+import pytest
+from mcp.server.auth.provider import AccessToken
+from mcp.server.auth.settings import AuthSettings
+from mcp.server.streamable_http import StreamableHTTPServerTransport
+from pydantic import AnyHttpUrl
+
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis.connection import connect as connect_redis
+from mcp_eventscope.sessions.telling import Telling
+from mcp_eventscope.telemetry import catalog_sessions
+from mcp_eventscope.telemetry.facts import Origin
+from mcp_eventscope.telemetry.logs import Log
+from mcp_eventscope.types import EventStore
+from support.memory_store import MemoryEventStore
+from support.raw import VERSION, RawClient
+from support.tools import Steered
+from support.waiting import until
+from telemetry.conftest import Rig, Scope
+
+pytestmark = pytest.mark.anyio
+
+PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+AUTH = AuthSettings(
+    issuer_url=AnyHttpUrl("https://issuer.example"),
+    resource_server_url=AnyHttpUrl("http://127.0.0.1/mcp"),
+    required_scopes=["use"],
+    validate_token_resource=False,
+)
+
+
+async def status(client: RawClient, message: dict[str, object] | None = None) -> int:
+    """The status of a POST."""
+    async with client.post(message or PING) as response:
+        return response.status_code
+
+
+@pytest.mark.parametrize("store", [None, MemoryEventStore()], ids=["redis", "foreign"])
+async def test_opened_and_deleted(rig: Rig, store: EventStore | None) -> None:
+    """A session counts while it is served, whatever its events are kept in; the client ends it."""
+    client = await rig.serve(store=store)
+    assert (rig.live(), rig.begun("opened")) == (0, 0)
+    await client.initialize()
+    assert (rig.live(), rig.begun("opened")) == (1, 1)
+    assert await client.delete() == 200
+    await until(lambda: rig.live() == 0)
+    assert rig.ended() == {"deleted": 1}
+    assert await status(client) == 404
+    assert rig.refused() == {"unknown": 1}
+    assert rig.scope.log.named("event_store.session_refused") == [], "ids that have ended are every day's"
+
+
+async def test_adopted_and_deleted_elsewhere(rig: Rig) -> None:
+    """A session that two workers serve counts for both; one of them is asked to end it."""
+    client = await rig.serve("a")
+    on_b = await rig.serve("b")
+    await client.initialize()
+    on_b.session = client.session
+    assert await status(on_b) == 200
+    assert (rig.live("a"), rig.live("b")) == (1, 1)
+    assert (rig.begun("opened", "b"), rig.begun("adopted", "b")) == (0, 1)
+    assert await on_b.delete() == 200
+    await until(lambda: rig.live("a") == rig.live("b") == 0)
+    assert (rig.ended("a"), rig.ended("b")) == ({"elsewhere": 1}, {"deleted": 1})
+
+
+async def test_idle(rig: Rig) -> None:
+    """A session that nobody asks for."""
+    client = await rig.serve(session_idle_timeout=0.1)
+    await client.initialize()
+    await until(lambda: rig.ended() == {"idle": 1})
+    assert rig.live() == 0
+
+
+async def test_shutdown(rig: Rig) -> None:
+    """A worker that stops serves none, and has ended none for the others."""
+    client = await rig.serve()
+    await client.initialize()
+    await rig.stack.aclose()
+    assert (rig.live(), rig.ended()) == (0, {"shutdown": 1})
+
+
+def test_crashed(scope: Scope) -> None:
+    """A session that ends for no reason that is known; told once."""
+    telling = Telling(scope.instrument(MemoryEventStore()), Log(scope.log))
+    transport = StreamableHTTPServerTransport("s")
+    telling.began("s", Origin.OPENED)
+    for _ in range(2):
+        telling.ended("s", transport, stopping=False)
+    assert scope.sample("sessions_ended_total", reason="failed") == 1
+    assert scope.sample("sessions") == 0
+
+
+async def test_too_many(rig: Rig) -> None:
+    """At the limit a session is neither opened nor adopted, and it is told which setting that is."""
+    first = await rig.serve("a", max_sessions=1)
+    other = await rig.serve("b")
+    await first.initialize()
+    await other.initialize()
+    assert await status(replace(first, session="")) == 503
+    assert await status(replace(first, session=other.session)) == 503
+    assert rig.refused("a") == {"limit": 2}
+    assert rig.live("a") == 1
+    (entry,) = rig.scope.log.named("event_store.session_refused")
+    assert (entry["reason"], entry["level"]) == ("limit", "warning")
+    assert "max_sessions" in entry["fix"]
+    assert other.session not in str(rig.scope.log.entries)
+
+
+@pytest.mark.parametrize("session", ["0" * 32, "not one of ours", "-"])
+async def test_unknown(rig: Rig, session: str) -> None:
+    """A session that nobody opened, or that cannot be one."""
+    client = await rig.serve()
+    assert await status(replace(client, session=session)) == 404
+    assert rig.refused() == {"unknown": 1}
+
+
+async def test_invalid(rig: Rig) -> None:
+    """A request without a session that opens none."""
+    client = await rig.serve()
+    assert await status(client) == 400
+    assert rig.refused() == {"invalid": 1}
+    assert (rig.live(), rig.ended()) == (0, {})
+
+
+class Verifier:
+    """Every token is its own principal's."""
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        """The principal."""
+        return AccessToken(token=token, client_id=token, scopes=["use"], subject=token)
+
+
+async def test_another_owner(rig: Rig) -> None:
+    """Somebody else's session, where it lives and where it does not: told, for it may be an attack."""
+    alice = await rig.serve("a", steered=Steered(auth=AUTH, token_verifier=Verifier()))
+    on_b = await rig.serve("b", steered=Steered(auth=AUTH, token_verifier=Verifier()))
+    alice.headers = {"authorization": "Bearer alice"}
+    await alice.initialize()
+    bob = {"authorization": "Bearer bob"}
+    assert await status(replace(alice, headers=bob)) == 404
+    assert await status(replace(on_b, session=alice.session, headers=bob)) == 404
+    assert rig.refused("a") == rig.refused("b") == {"owner": 1}
+    assert rig.live("b") == 0
+    entry, _ = rig.scope.log.named("event_store.session_refused")
+    assert (entry["store"], entry["reason"], len(entry["session"])) == ("a", "owner", 12)
+
+
+async def test_store_away(rig: Rig) -> None:
+    """A session that is not known here, while the store cannot be asked."""
+    nowhere = await rig.stack.enter_async_context(connect_redis("redis://127.0.0.1:1"))
+    client = await rig.serve(store=RedisEventStore(nowhere, ttl=3600))
+    assert await status(replace(client, session="0" * 32)) == 503
+    assert rig.refused() == {"unavailable": 1}
+    (entry,) = rig.scope.log.named("event_store.session_refused")
+    assert entry["reason"] == "unavailable"
+
+
+@pytest.mark.parametrize(
+    ("named", "counted"),
+    [
+        *((version, version) for version in (catalog_sessions.REVISION.values or ())[1:-1]),
+        (None, "none"),
+        ("none", "other"),
+        ("2099-01-01", "other"),
+    ],
+)
+async def test_revisions(rig: Rig, named: str | None, counted: str) -> None:
+    """Each request counts by the revision that it names; what is none of them is `other`, whatever it is."""
+    client = await rig.serve()
+    headers = {} if named is None else {"mcp-protocol-version": named}
+    await client.http.post(client.url, json=PING, headers=headers | {"accept": "application/json, text/event-stream"})
+    assert {
+        revision: rig.scope.sample("requests_total", revision=revision)
+        for revision in catalog_sessions.REVISION.values or ()
+    } == {revision: int(revision == counted) for revision in catalog_sessions.REVISION.values or ()}
+
+
+async def test_requests_that_open(rig: Rig) -> None:
+    """Opening a session and the requests within it are requests of its revision."""
+    client = await rig.serve()
+    await client.initialize()
+    assert await status(client) == 200
+    assert rig.scope.sample("requests_total", revision=VERSION) == 3
+
+
+async def test_many_at_once(rig: Rig) -> None:
+    """What is live is exact after many sessions have come and gone at the same time."""
+    client = await rig.serve()
+
+    async def come_and_go() -> None:
+        own = replace(client)
+        await own.initialize()
+        await own.delete()
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(20):
+            tasks.start_soon(come_and_go)
+    await until(lambda: rig.live() == 0)
+    assert (rig.begun("opened"), rig.ended()) == (20, {"deleted": 20})

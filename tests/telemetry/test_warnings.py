@@ -1,0 +1,70 @@
+"""What is said once, at start, of settings with which clients lose events; each says what to set."""
+
+from collections.abc import Callable
+
+import pytest
+from fakeredis import FakeAsyncRedis
+from mcp.server.lowlevel.server import Server
+
+from mcp_eventscope import RedisEventStore, ResumableSessionManager
+from support.memory_store import MemoryEventStore
+from telemetry.conftest import Scope
+
+Warn = Callable[..., list[dict[str, object]]]
+
+
+@pytest.fixture
+def warn(scope: Scope, redis: FakeAsyncRedis) -> Warn:
+    """Makes a manager, and returns what was said of the TTL."""
+
+    def make(ttl: int | None, **settings: object) -> list[dict[str, object]]:
+        app: Server[object] = Server("s")
+        store = scope.instrument(RedisEventStore(redis, ttl=ttl))
+        ResumableSessionManager(app, store, logger=scope.log, **settings)  # type: ignore[arg-type]
+        return scope.log.named("event_store.ttl_short")
+
+    return make
+
+
+def test_defaults_are_silent(warn: Warn) -> None:
+    """The defaults of `http_app()` fit each other, exactly."""
+    assert warn(3600) == []
+    assert len(warn(3599)) == 1
+
+
+def test_shorter_than_twice_the_idle_timeout(warn: Warn, scope: Scope) -> None:
+    """A session outlives its events."""
+    (entry,) = warn(600, session_idle_timeout=400.5)
+    assert entry == {
+        "event": "event_store.ttl_short",
+        "level": "warning",
+        "store": "default",
+        "ttl": 600,
+        "limit": "session_idle_timeout",
+        "seconds": 400.5,
+        "fix": "set ttl=801 or more, or session_idle_timeout=300 or less",
+    }
+    assert scope.log.entries == [entry]
+
+
+@pytest.mark.parametrize(("limit", "told"), [(300.0, "300"), (float("inf"), "inf")])
+def test_shorter_than_the_follow_limit(warn: Warn, limit: float, told: str) -> None:
+    """A stream is followed for longer than its events are kept: the client has nothing to come back to."""
+    (entry,) = warn(200, session_idle_timeout=None, follow_limit=limit)
+    assert (entry["limit"], entry["seconds"]) == ("follow_limit", limit)
+    assert entry["fix"] == f"set ttl= to more than {told}, or follow_limit=200 or less"
+
+
+def test_both(warn: Warn) -> None:
+    """Each has its own event."""
+    assert [entry["limit"] for entry in warn(60)] == ["session_idle_timeout", "follow_limit"]
+
+
+def test_nothing_to_be_short(warn: Warn, scope: Scope) -> None:
+    """No TTL is another warning; without sessions, or with a store that does not say its TTL, there is none."""
+    assert warn(None) == []
+    assert len(scope.log.named("event_store.ttl_missing")) == 1
+    assert warn(1, stateless=True) == []
+    app: Server[object] = Server("s")
+    ResumableSessionManager(app, scope.instrument(MemoryEventStore(), "other"), logger=scope.log)
+    assert scope.log.named("event_store.ttl_short") == []
