@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH := $(VENV)-bench
 BENCH_STAMP := $(BENCH)/.installed
-SOURCES := pyproject.toml $(shell find src -type f -not -name '*.pyc')
+SOURCES := pyproject.toml $(shell find src dashboards -type f -not -name '*.py' -o -path 'src/*.py')
 
-.PHONY: demo serve test test-fast bench check format docs clean
+.PHONY: demo serve test test-fast bench check format docs dashboards clean
 
 demo: $(STAMP)  ## Cut a stream, kill a worker, and watch two workers get over it
 	$(BIN)/python -m examples.demo
@@ -36,6 +36,9 @@ format: $(STAMP)
 
 docs: $(STAMP)  ## Write what is generated of the documentation
 	$(BIN)/python docs/generate.py
+
+dashboards: $(STAMP)  ## Write the Grafana dashboards and the Prometheus rules
+	$(BIN)/python -m dashboards
 
 clean:
 	rm -rf $(VENV) $(BENCH)

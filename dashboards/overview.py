@@ -56,7 +56,7 @@ _TTL = runbook("EventscopeTTLHeadroomLow")
 _TRUTH = (
     stat(
         1,
-        "Resumes succeeded",
+        "Succeeded",
         says(
             "Of the clients that came back with a Last-Event-ID in the time shown: the share that got all that was "
             "owed to it. One that had missed nothing counts as a success, one that left by itself does not count.",
@@ -68,13 +68,12 @@ _TRUTH = (
         (None, BAD),
         (OBJECTIVE, GOOD),
         unit="percentunit",
-        width=5,
         defaults={"noValue": "no resumes", "decimals": 1, "max": 1},
         links=(to("Resume drill-down", RESUME), runbook("EventscopeResumesFailing")),
     ),
     stat(
         2,
-        "Of those owed",
+        "When owed",
         says(
             "The same without the clients that had missed nothing. Idle streams come back every few minutes and always "
             "succeed; where there are many, the share beside says little, and this one says it.",
@@ -103,7 +102,6 @@ _TRUTH = (
         (None, CALM),
         (1, BAD),
         unit="short",
-        width=3,
         defaults=_AWAY,
         links=(to("Redis, as workers see it", REDIS), runbook("EventscopeStoreDegraded")),
     ),
@@ -133,16 +131,16 @@ _TRUTH = (
             "it means, how to confirm it, and what to do.",
         ),
         (
-            _cause("Redis went away", _times(catalog.DEGRADATIONS), runbook("EventscopeStoreDegraded")),
-            _cause("Redis evicted keys", _times(catalog.REDIS_EVICTED), runbook("EventscopeRedisEvicting")),
-            _cause("a store failed", _times(catalog.ERRORS, operation="store"), runbook("EventscopeStoreErrors")),
-            _cause("an event was lost", _times(catalog.LOST_EVENTS), runbook("EventscopeEventsLost")),
-            _cause("a worker left a request", _times(catalog.ORPHANED), runbook("EventscopeRequestsOrphaned")),
-            _cause("back after the TTL", _times(catalog.REPLAY_MISSES, reason="expired"), _TTL),
-            _cause("unknown event id", _times(catalog.REPLAY_MISSES, reason=("unknown", "malformed")), _FAILING),
-            _cause("gap in a replay", _times(catalog.REPLAY_DURATION, "count", outcome="gap"), _FAILING),
-            _cause("a replay failed", _times(catalog.REPLAY_DURATION, "count", outcome="error"), _FAILING),
-            _cause("signal not recorded", _times(catalog.TELEMETRY_FAILURES), runbook("EventscopeTelemetryFailing")),
+            _cause("Redis away", _times(catalog.DEGRADATIONS), runbook("EventscopeStoreDegraded")),
+            _cause("Redis evicted", _times(catalog.REDIS_EVICTED), runbook("EventscopeRedisEvicting")),
+            _cause("store failed", _times(catalog.ERRORS, operation="store"), runbook("EventscopeStoreErrors")),
+            _cause("event lost", _times(catalog.LOST_EVENTS), runbook("EventscopeEventsLost")),
+            _cause("worker left", _times(catalog.ORPHANED), runbook("EventscopeRequestsOrphaned")),
+            _cause("after the TTL", _times(catalog.REPLAY_MISSES, reason="expired"), _TTL),
+            _cause("unknown id", _times(catalog.REPLAY_MISSES, reason=("unknown", "malformed")), _FAILING),
+            _cause("gap in replay", _times(catalog.REPLAY_DURATION, "count", outcome="gap"), _FAILING),
+            _cause("replay failed", _times(catalog.REPLAY_DURATION, "count", outcome="error"), _FAILING),
+            _cause("signal lost", _times(catalog.TELEMETRY_FAILURES), runbook("EventscopeTelemetryFailing")),
         ),
         "short",
         width=8,
@@ -199,7 +197,7 @@ _RESUMES = (
             "If neither: clients that take what is sent to them slowly. Its exemplars lead to traces.",
         ),
         labels={"outcome": ("resumed", "caught_up", "gap")},
-        links=(to("Which replays are slow", RESUME, 31), runbook("EventscopeReplaySlow")),
+        links=(to("Seconds of a replay", RESUME, 31), runbook("EventscopeReplaySlow")),
     ),
     lines(
         23,
@@ -217,7 +215,7 @@ _RESUMES = (
         unit="percentunit",
         steps=((None, CALM), (1 - HEADROOM, BAD)),
         custom={"thresholdsStyle": {"mode": "dashed"}},
-        links=(to("Ages, one by one", RESUME, 32), runbook("EventscopeTTLHeadroomLow")),
+        links=(to("How long clients had been away", RESUME, 32), runbook("EventscopeTTLHeadroomLow")),
     ),
     gauge(
         24,
@@ -240,7 +238,7 @@ _RESUMES = (
             normal="as busy as the tools are.",
             otherwise="none, while events are stored and streams are followed: look at errors of 'follow' in 'Errors'.",
         ),
-        links=(to("By worker", RESUME, 16),),
+        links=(to("Streams that are followed, by worker", RESUME, 16),),
     ),
     lines(
         26,
@@ -286,7 +284,7 @@ _STORE = (
             "is busy, when it is as long Redis or the network is.",
         ),
         labels={"outcome": "ok"},
-        links=(to("Redis, as workers see it", REDIS, 11), runbook("EventscopeStoreErrors")),
+        links=(to("Seconds of a batch", REDIS, 11), runbook("EventscopeStoreErrors")),
     ),
     counter(
         33,
@@ -301,7 +299,7 @@ _STORE = (
         "operation",
         "error_type",
         colour=TROUBLE,
-        links=(to("Why Redis was away", REDIS, 14), runbook("EventscopeStoreErrors")),
+        links=(to("Times that Redis went away, by reason", REDIS, 14), runbook("EventscopeStoreErrors")),
     ),
     counter(
         34,
@@ -328,7 +326,7 @@ _STORE = (
             otherwise="a tool has begun to say much more: is there memory for it (Redis dashboard)?",
         ),
         unit="Bps",
-        links=(to("Memory of Redis", REDIS, 21),),
+        links=(to("Memory", REDIS, 21),),
     ),
     counter(
         36,
@@ -341,7 +339,7 @@ _STORE = (
             "or a balancer that prefers one. One has none: it is new, or is sent nothing.",
         ),
         "instance",
-        links=(to("Resumes, by worker", RESUME, 11),),
+        links=(to("Each worker, in the time shown", RESUME, 11),),
     ),
 )
 
@@ -359,7 +357,7 @@ _DURABILITY = (
         defaults={"max": 1, "decimals": 0},
         custom={"lineInterpolation": "stepAfter", "fillOpacity": 20},
         colour={"mode": "fixed", "fixedColor": BAD},
-        links=(to("Why Redis was away", REDIS, 14), runbook("EventscopeStoreDegraded")),
+        links=(to("Times that Redis went away, by reason", REDIS, 14), runbook("EventscopeStoreDegraded")),
     ),
     gauge(
         42,
@@ -460,7 +458,7 @@ _SESSIONS = (
         width=12,
         custom=STACKED,
         overrides=OUTCOMES,
-        links=(to("By worker", RESUME, 16),),
+        links=(to("Streams that are followed, by worker", RESUME, 16),),
     ),
 )
 

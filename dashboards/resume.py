@@ -196,7 +196,7 @@ _REASONS = (
         ),
         "reason",
         overrides=coloured({"expired": WARN, "unknown": BAD, "malformed": "#8e8e8e"}),
-        links=(to("How long clients were away", links.RESUME, 32), runbook("EventscopeResumesFailing")),
+        links=(to("How long clients had been away", links.RESUME, 32), runbook("EventscopeResumesFailing")),
     ),
     lines(
         23,
@@ -226,7 +226,7 @@ _REASONS = (
             "{{operation}} {{error_type}}",
         ),
         colour=TROUBLE,
-        links=(to("Why Redis was away", REDIS, 14), runbook("EventscopeStoreErrors")),
+        links=(to("Times that Redis went away, by reason", REDIS, 14), runbook("EventscopeStoreErrors")),
     ),
     lines(
         34,

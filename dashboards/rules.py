@@ -226,10 +226,10 @@ def alerts() -> Iterator[Alert]:
         "EventscopeFollowersGrowing",
         "warning",
         f"min_over_time({FOLLOWERS}[1h]) > 100\n"
-        f"and min_over_time({FOLLOWERS}[1h]) > 2 * max_over_time({FOLLOWERS}[1d] offset 1h)",
+        f"and min_over_time({FOLLOWERS}[1h]) > 2 * max_over_time({FOLLOWERS}[1d] offset 1d)",
         "0m",
         f"Followed streams pile up: {_WHO}",
-        f"{_NUMBER} streams are followed, for an hour more than twice as many as ever in the day before.",
+        f"{_NUMBER} streams are followed: for an hour more than twice as many as ever between one day ago and two.",
         links.RESUME,
     )
     yield Alert(
