@@ -99,6 +99,34 @@ assert not Path(WHERE, f"eventscope-{child}.alive").exists()
     )
 
 
+def test_sessions_and_versions(tmp_path: Path) -> None:
+    """Sessions of all processes are added up, those of one that was killed go; what is installed is 1, once."""
+    run(
+        tmp_path,
+        """
+from mcp_eventscope.telemetry.facts import Origin, SessionBegan
+sink = instrument()
+began = SessionBegan(Origin.OPENED)
+sink.serving.told(began)
+ready, told = os.pipe()
+child = os.fork()
+if child == 0:
+    sink.serving.told(began); sink.serving.told(began)
+    instrument(CollectorRegistry(), "other")
+    os.write(told, b"x")
+    time.sleep(60)
+os.read(ready, 1)
+assert shows('eventscope_sessions{store="default"} 3.0'), scrape()
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+assert shows('eventscope_sessions{store="default"} 1.0'), scrape()
+assert shows('eventscope_sessions_begun_total{origin="opened",store="default"} 3.0'), scrape()
+(info,) = [line for line in scrape().splitlines() if line.startswith("eventscope_build_info{")]
+assert info.endswith(" 1.0") and 'redis="' in info, info
+""",
+    )
+
+
 def test_what_a_process_of_the_same_pid_left(tmp_path: Path) -> None:
     """Gauges begin at 0, whatever is in the file; counters go on."""
     run(
