@@ -26,6 +26,7 @@ LAYERS = [
     ("embedded",),
     ("app",),
     ("testing",),
+    ("pushing", "cli"),
 ]
 """From the bottom up: a module imports from its own layer and those below it, never from one above."""
 
