@@ -9,7 +9,8 @@ from mcp.types import JSONRPCNotification
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.telemetry import catalog, tally
-from mcp_eventscope.telemetry.prometheus import MetricsSink
+from mcp_eventscope.telemetry.metrics import MetricsSink
+from mcp_eventscope.telemetry.prometheus import prometheus_sink
 from telemetry.conftest import Scope
 
 NOTE = JSONRPCNotification(jsonrpc="2.0", method="note")
@@ -22,7 +23,7 @@ def unexpected(error: Exception) -> None:
 
 def sink(scope: Scope, failures: list[Exception] | None = None) -> MetricsSink:
     """A sink whose failures are kept."""
-    return MetricsSink("default", scope.registry, (failures if failures is not None else []).append)
+    return prometheus_sink("default", scope.registry, (failures if failures is not None else []).append)
 
 
 @pytest.mark.anyio

@@ -38,8 +38,12 @@ ONLY_IN = {
         "mcp_eventscope.telemetry.exposition",
         "mcp_eventscope.telemetry.multiprocess",
     },
-    # Spans, and in whose trace they are.
-    "opentelemetry": {"mcp_eventscope.telemetry.tracing", "mcp_eventscope.telemetry.propagation"},
+    # Spans, in whose trace they are, and the instruments.
+    "opentelemetry": {
+        "mcp_eventscope.telemetry.tracing",
+        "mcp_eventscope.telemetry.propagation",
+        "mcp_eventscope.telemetry.otel_metrics",
+    },
     "structlog": {"mcp_eventscope.telemetry.logs"},
 }
 
