@@ -188,32 +188,28 @@ CASES = [
     # -- how long events are kept -------------------------------------------------------------------------------------
     Case(
         "EventscopeTTLHeadroomLow",
-        "all come back near the end of the hour for which events are kept",
-        {"eventscope_ttl_seconds{}": "3600x100"}
-        | histogram("eventscope_resume_age_seconds", {"1800": "0x100", "3600": "0+2x100", "+Inf": "0+2x100"}),
+        "one of ten comes back at the last moment",
+        histogram("eventscope_resume_ttl_ratio", {"0.9": "0+9x100", "0.95": "0+10x100", "+Inf": "0+10x100"}),
         "90m",
         [{}],
-        "0.5%",
+        "10%",
     ),
     Case(
         "EventscopeTTLHeadroomLow",
-        "all come back within a minute",
-        {"eventscope_ttl_seconds{}": "3600x100"}
-        | histogram("eventscope_resume_age_seconds", {"60": "0+2x100", "3600": "0+2x100", "+Inf": "0+2x100"}),
+        "all come back with a fifth left",
+        histogram("eventscope_resume_ttl_ratio", {"0.75": "0x100", "0.9": "0+9x100", "+Inf": "0+9x100"}),
         "90m",
     ),
     Case(
         "EventscopeTTLHeadroomLow",
-        "a few",
-        {"eventscope_ttl_seconds{}": "3600x100"}
-        | histogram("eventscope_resume_age_seconds", {"1800": "0x100", "3600": "0x60 9x40", "+Inf": "0x60 9x40"}),
-        "90m",
+        "all of too few",
+        histogram("eventscope_resume_ttl_ratio", {"0.9": "0x100", "0.95": "0x60 9x40", "+Inf": "0x60 9x40"}),
+        "80m",
     ),
     Case(
         "EventscopeTTLHeadroomLow",
-        "nothing expires",
-        {"eventscope_ttl_seconds{}": "0x100"}
-        | histogram("eventscope_resume_age_seconds", {"1800": "0x100", "3600": "0+2x100", "+Inf": "0+2x100"}),
+        "nobody comes back",
+        histogram("eventscope_resume_ttl_ratio", {"0.9": "0x100", "+Inf": "0x100"}),
         "90m",
     ),
     Case("EventscopeTTLMissing", "no TTL", {"eventscope_ttl_seconds{}": "0x30"}, "15m", [{}]),
@@ -267,21 +263,24 @@ CASES = [
     ),
     Case(
         "EventscopeFollowersGrowing",
-        "from two hundred to five hundred, overnight",
-        {"eventscope_followers{}": "200x70 500x70"},
-        "3000m",
+        "five for each session",
+        {"eventscope_followers{}": "500x60", "eventscope_sessions{}": "100x60"},
+        "40m",
         [{}],
         "500",
-        every="30m",
     ),
     Case(
         "EventscopeFollowersGrowing",
-        "as many as yesterday at noon",
-        {"eventscope_followers{}": "100x20 500x20 100x40 500x40"},
-        "2700m",
-        every="30m",
+        "more clients: as many sessions",
+        {"eventscope_followers{}": "100+10x60", "eventscope_sessions{}": "90+10x60"},
+        "50m",
     ),
-    Case("EventscopeFollowersGrowing", "few", {"eventscope_followers{}": "1x70 90x70"}, "3000m", every="30m"),
+    Case(
+        "EventscopeFollowersGrowing",
+        "few",
+        {"eventscope_followers{}": "90x60", "eventscope_sessions{}": "1x60"},
+        "40m",
+    ),
     # -- Redis --------------------------------------------------------------------------------------------------------
     Case("EventscopeRedisEvicting", "ten", {"eventscope_redis_evicted_keys_total{}": "0x5 10x20"}, "10m", [{}], "10"),
     Case("EventscopeRedisEvicting", "none", {"eventscope_redis_evicted_keys_total{}": "5x20"}, "10m"),
