@@ -280,10 +280,9 @@ class InstrumentedEventStore(EventStore):
         facts: Replayed | None = None
         error: BaseException | None = None
         timed = Timed(send)
-        counted = Counted(timed)
         started = perf_counter()
         try:
-            facts = await self._store.replay(last_event_id, counted, stream_id=stream_id)
+            facts = await self._store.replay(last_event_id, timed, stream_id=stream_id)
         except BaseException as raised:
             error = raised
             raise
@@ -293,7 +292,7 @@ class InstrumentedEventStore(EventStore):
                 outcome_of(error) if facts is None else replay_outcome(facts),
                 stream_id if facts is None else facts.stream_id,
                 error,
-                counted.delivered,
+                timed.delivered,
                 facts,
                 self.ttl,
                 timed.first,
