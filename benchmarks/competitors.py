@@ -4,7 +4,7 @@ import asyncio
 import importlib.util
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +31,8 @@ and who waits may wait for as long as the load lasts. With this many nobody wait
 class Competitor:
     """One process that stores and replays.
 
-    `needs` are the modules that have to be importable; `telemetry` is what is decorated: "", "metrics" (spans are
-    sampled out) or "spans" (each is recorded, too).
+    `needs` are the modules that have to be importable; `telemetry` is what is decorated: "", "metrics" (in a call
+    that is sampled out) or "spans" (in one of which each is recorded, too).
     """
 
     name: str
@@ -124,7 +124,8 @@ async def opened(competitor: Competitor, url: str, *, kept: int = 0) -> AsyncIte
             scoped = _fastmcp(client, kept)
         else:
             store, scoped = _persist(client, batching=competitor.product == "persist-batching")
-        yield Opened(client, scoped)
+        with nullcontext() if provider is None else in_a_call(provider):
+            yield Opened(client, scoped)
     finally:
         # Not every store has something to close.
         if close := getattr(store, "aclose", None):
@@ -174,6 +175,11 @@ _SPANS_QUEUED = 1 << 17
 class _Dropped(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         return SpanExportResult.SUCCESS
+
+
+def in_a_call(provider: TracerProvider) -> AbstractContextManager[object]:
+    """As in a tool call: a span is current, and it was decided there whether the call is sampled."""
+    return provider.get_tracer("benchmarks").start_as_current_span("call")
 
 
 def tracer_provider(*, recorded: bool) -> TracerProvider:

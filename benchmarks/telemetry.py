@@ -11,6 +11,7 @@ import gc
 import json
 import statistics
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from opentelemetry.sdk.trace import TracerProvider
@@ -18,20 +19,21 @@ from opentelemetry.trace import NoOpTracerProvider
 from prometheus_client import CollectorRegistry
 from redis import asyncio as aioredis
 
-from benchmarks.competitors import TTL, tracer_provider
+from benchmarks.competitors import TTL, in_a_call, tracer_provider
 from benchmarks.load import BYTES, NOTIFICATION
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore
 from mcp_eventscope.types import Appended, EventCallback, EventMessage, EventStore, JSONRPCMessage, Replayed, StreamId
 
 REPLAYED = 1000
 """Events of a replay."""
-CASES = ("bare", "all off", "metrics", "spans sampled out", "spans recorded", "logs", "all on")
+CASES = ("bare", "all off", "metrics", "call sampled out", "spans sampled out", "spans recorded", "logs", "all on")
+"""In a call that is sampled out no span is asked for; spans that are sampled out are asked for, one by one."""
 
 
 class _Instant(RedisEventStore):
     """Ours by its interface, whatever that has, and there at once: its client never connects."""
 
-    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None) -> Appended:
+    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> Appended:
         """Store nothing."""
         return Appended("1234567890123456", BYTES)
 
@@ -80,6 +82,7 @@ async def measure(*, events: int, rounds: int) -> dict[str, Any]:
         Of each case, the median of the rounds, in µs per append and per replayed event, and the rounds.
     """
     providers: dict[str, TracerProvider] = {
+        "call sampled out": tracer_provider(recorded=False),
         "spans sampled out": tracer_provider(recorded=False),
         "spans recorded": tracer_provider(recorded=True),
         "all on": tracer_provider(recorded=True),
@@ -89,7 +92,8 @@ async def measure(*, events: int, rounds: int) -> dict[str, Any]:
     for number in range(rounds + 1):
         for case, store in stores.items():
             gc.collect()
-            append, replayed = await _append(store, events), await _replay(store, max(1, events // REPLAYED))
+            with in_a_call(providers[case]) if case == "call sampled out" else nullcontext():
+                append, replayed = await _append(store, events), await _replay(store, max(1, events // REPLAYED))
             if number:  # The first is to warm up.
                 told[case]["append"].append(append)
                 told[case]["replayed"].append(replayed)

@@ -92,8 +92,11 @@ class ForeignEventStore:
     async def ping(self) -> None:
         """Return at once: the interface has nothing to ask."""
 
-    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None) -> Appended:
-        """Store one event. Raises what the store raises, and `StoreUnavailableError` when it does not answer."""
+    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> Appended:
+        """Store one event; the interface has no place for who produced it.
+
+        Raises what the store raises, and `StoreUnavailableError` when it does not answer.
+        """
         with self._bounded("store on"):
             event_id = await self._store.store_event(self._scope + stream_id, message)
         return Appended(event_id, _size(message))
@@ -229,4 +232,4 @@ class _Delivered:
 
 
 def _size(message: JSONRPCMessage | None) -> int:
-    return len(codec.encode(message).encode())
+    return len(codec.encode(message))

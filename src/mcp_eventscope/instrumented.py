@@ -1,14 +1,12 @@
 """The decorator: the same store, and every operation on it timed, named and told."""
 
-import asyncio
 import contextlib
 import copy
-import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
+from time import perf_counter
 from typing import ParamSpec, Self
-
-import anyio
 
 from mcp_eventscope.foreign import ForeignEventStore
 from mcp_eventscope.redis.store import RedisEventStore
@@ -16,24 +14,25 @@ from mcp_eventscope.telemetry import catalog, declarations
 from mcp_eventscope.telemetry.facts import ServingFact
 from mcp_eventscope.telemetry.logs import Log, Logger, LogSink
 from mcp_eventscope.telemetry.measurements import (
+    Counted,
     FollowMeasurement,
     Measurement,
     ReplayMeasurement,
     SampleMeasurement,
     StoreMeasurement,
     Timed,
+    outcome_of,
     replay_outcome,
     store_outcome,
 )
 from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, MetricsSink, Registry
-from mcp_eventscope.telemetry.sampling import check_interval, sampling
-from mcp_eventscope.telemetry.tracing import Opened, TracerProvider, Tracing, session_hash
+from mcp_eventscope.telemetry.sampling import sampler_of, sampling
+from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, Tracing, session_hash
 from mcp_eventscope.types import (
     Appended,
     Committed,
     EventCallback,
     EventId,
-    EventMessage,
     EventStore,
     FactStore,
     Followed,
@@ -47,9 +46,6 @@ from mcp_eventscope.types import (
 )
 
 P = ParamSpec("P")
-
-_CLIENT_GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
-"""What the SDK's callback raises when the connection it writes to is closed."""
 
 
 class InstrumentedEventStore(EventStore):
@@ -88,7 +84,9 @@ class InstrumentedEventStore(EventStore):
             raise ValueError(msg)  # noqa: TRY004 - the type is right, its state is not
         self._store: FactStore = store if isinstance(store, FactStore) else ForeignEventStore(store)
         self._tracing = Tracing(name, tracer_provider)
-        self._metrics = None if registry is None else MetricsSink(name, registry)
+        self._metrics = None if registry is None else MetricsSink(name, registry, partial(self._sink_failed, "metrics"))
+        # Ours does its I/O elsewhere, for many callers at once: a span of one has no children, and need not be current.
+        self._current = not isinstance(store, RedisEventStore)
         self._logs = LogSink(name, Log(logger))
         self._registry = registry
         self._session: str | None = None
@@ -155,7 +153,10 @@ class InstrumentedEventStore(EventStore):
 
     async def flush(self, seconds: float) -> int:
         """Store what waits; see the store."""
-        return await self._store.flush(seconds)
+        lost = await self._store.flush(seconds)
+        if self._metrics is not None:
+            self._safely("metrics", self._metrics.flush)
+        return lost
 
     async def ping(self) -> None:
         """Return when the store answers. Raises what the store raises; it is not measured."""
@@ -176,21 +177,10 @@ class InstrumentedEventStore(EventStore):
             TypeError: `every` is no number.
             ValueError: `every` is not positive; or the store is no `RedisEventStore`, or on a cluster.
         """
-        check_interval(every)
-        if not isinstance(self._store, RedisEventStore):
-            msg = (
-                "only the Redis of a RedisEventStore can be sampled, and this store is another: leave sample_redis out"
-            )
-            raise ValueError(msg)  # noqa: TRY004 - a store of any type may be decorated; sampling it is what is refused
-        return sampling(self._store.sampler(), every, self._sampled)
+        return sampling(sampler_of(self._store, every), every, self._sampled)
 
     def tell(self, fact: ServingFact, log: Log | None = None) -> None:
-        """Count and log what arises in serving the store. It never raises.
-
-        Args:
-            fact: What it is.
-            log: Where its log event goes; None: where the store's go.
-        """
+        """Count and log what arises in serving the store; `log` is where to, if not where its own events go."""
         if self._metrics is not None:
             self._safely("metrics", self._metrics.serving.told, fact)
         self._safely("logs", self._logs.serving, fact, log)
@@ -208,7 +198,8 @@ class InstrumentedEventStore(EventStore):
 
     async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
         """Store one event; see the store. On a root store this says `event_store.unscoped`, once."""
-        self._check_scoped()
+        if self._warn_unscoped:
+            self._check_scoped()
         return (await self.append(stream_id, message)).event_id
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
@@ -219,33 +210,74 @@ class InstrumentedEventStore(EventStore):
 
     # -- the same, as facts -------------------------------------------------------------------------------------------
 
-    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None) -> Appended:
-        """Store one event, in a span, and measure it. Arguments, result and errors are the store's."""
-        opened = self._begin(catalog.STORE_SPAN)
-        appended: Appended | None = None
-        error: BaseException | None = None
-        started = time.perf_counter()
+    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> Appended:
+        """Store one event, in a span, and measure it. Arguments, result and errors are the store's.
+
+        Where the span is recorded it is kept with the event, in place of `traceparent`: a replay links to it.
+        """
+        # For each event of each session: what is not needed when all is well is not made.
+        span = None
+        if not (self._current or self._tracing.off):
+            try:
+                if (span := self._tracing.start(catalog.STORE_SPAN)) is not None:
+                    traceparent = self._tracing.traceparent(span)
+            except Exception as error:  # noqa: BLE001 - a sampler or processor of the application's
+                self._sink_failed("traces", error)
+        opened = self._begin(catalog.STORE_SPAN) if self._current else None
+        started = perf_counter()
         try:
-            appended = await self._store.append(stream_id, message)
-        except BaseException as raised:
-            error = raised
+            appended = await self._store.append(stream_id, message, traceparent)
+        except BaseException as error:
+            self._appended(perf_counter() - started, stream_id, message, None, error, span, opened)
             raise
-        finally:
-            measured = StoreMeasurement(
-                time.perf_counter() - started,
-                _outcome_of(error) if appended is None else store_outcome(appended),
-                stream_id,
-                error,
-                kind_of(message),
-                appended,
-            )
-            self._end(opened, measured)
+        seconds = perf_counter() - started
+        if opened is not None or not appended.event_id:
+            self._appended(seconds, stream_id, message, appended, None, span, opened)
+            return appended
+        try:
+            if span is not None:
+                self._recorded(span, stream_id, message, appended)
             if self._metrics is not None:
-                self._safely("metrics", self._metrics.stored, measured)
-                if measured.outcome == "deferred":
-                    self._safely("metrics", self._metrics.waiting, self._store.waiting)
-            self._safely("logs", self._logs.stored, measured, self._session)
+                self._metrics.stored(seconds, type(message), appended.payload_bytes)
+        except Exception as error:  # noqa: BLE001 - whatever a registry of the application's raises
+            self._sink_failed("metrics", error)
         return appended
+
+    def _recorded(self, span: Span, stream_id: StreamId, message: JSONRPCMessage | None, appended: Appended) -> None:
+        try:
+            self._tracing.stored(
+                span, self._session, stream_id, kind_of(message).value, appended.event_id, appended.payload_bytes
+            )
+        except Exception as error:  # noqa: BLE001 - a processor or exporter of the application's
+            self._sink_failed("traces", error)
+
+    def _appended(  # noqa: PLR0913, PLR0917 - what is known of it, one by one
+        self,
+        seconds: float,
+        stream_id: StreamId,
+        message: JSONRPCMessage | None,
+        appended: Appended | None,
+        error: BaseException | None,
+        span: Span | None,
+        opened: Opened | None,
+    ) -> None:
+        """Tell of a store whose span was current, or that did not just go well."""
+        measured = StoreMeasurement(
+            seconds,
+            outcome_of(error) if appended is None else store_outcome(appended),
+            stream_id,
+            error,
+            kind_of(message),
+            appended,
+        )
+        self._end(opened, measured)
+        if span is not None:
+            self._safely("traces", self._tracing.finish, span, measured, self._session)
+        if self._metrics is not None:
+            self._safely("metrics", self._metrics.appended, measured)
+            if measured.outcome == "deferred":
+                self._safely("metrics", self._metrics.waiting, self._store.waiting)
+        self._safely("logs", self._logs.stored, measured, self._session)
 
     async def replay(
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
@@ -255,8 +287,8 @@ class InstrumentedEventStore(EventStore):
         facts: Replayed | None = None
         error: BaseException | None = None
         timed = Timed(send)
-        counted = _Counted(timed)
-        started = time.perf_counter()
+        counted = Counted(timed)
+        started = perf_counter()
         try:
             facts = await self._store.replay(last_event_id, counted, stream_id=stream_id)
         except BaseException as raised:
@@ -264,8 +296,8 @@ class InstrumentedEventStore(EventStore):
             raise
         finally:
             measured = ReplayMeasurement(
-                time.perf_counter() - started,
-                _outcome_of(error) if facts is None else replay_outcome(facts),
+                perf_counter() - started,
+                outcome_of(error) if facts is None else replay_outcome(facts),
                 stream_id if facts is None else facts.stream_id,
                 error,
                 counted.delivered,
@@ -284,8 +316,8 @@ class InstrumentedEventStore(EventStore):
         """Deliver what is stored from now on, and measure it. Arguments, result and errors are the store's."""
         facts: Followed | None = None
         error: BaseException | None = None
-        counted = _Counted(send, self._followed_event)
-        started = time.perf_counter()
+        counted = Counted(send, self._followed_event)
+        started = perf_counter()
         if self._metrics is not None:
             self._safely("metrics", self._metrics.following)
         try:
@@ -295,8 +327,8 @@ class InstrumentedEventStore(EventStore):
             raise
         finally:
             measured = FollowMeasurement(
-                time.perf_counter() - started,
-                _outcome_of(error) if facts is None else facts.end.value,
+                perf_counter() - started,
+                outcome_of(error) if facts is None else facts.end.value,
                 stream_id,
                 error,
                 counted.delivered,
@@ -364,27 +396,3 @@ def instrument(
     if isinstance(store, InstrumentedEventStore):
         return store
     return InstrumentedEventStore(store, registry=registry, tracer_provider=tracer_provider, logger=logger)
-
-
-class _Counted:
-    """A callback that counts what it delivered, for a replay that ends by raising has no facts."""
-
-    __slots__ = ("_send", "_tell", "delivered")
-
-    def __init__(self, send: EventCallback, tell: Callable[[], None] | None = None) -> None:
-        self._send = send
-        self._tell = tell
-        self.delivered = 0
-
-    async def __call__(self, event: EventMessage) -> None:
-        await self._send(event)
-        self.delivered += 1
-        if self._tell is not None:
-            self._tell()
-
-
-def _outcome_of(error: BaseException | None) -> str:
-    """How an operation ended that raised."""
-    if isinstance(error, asyncio.CancelledError):
-        return "cancelled"
-    return "client_gone" if isinstance(error, _CLIENT_GONE) else "error"

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from mcp.server.streamable_http import GET_STREAM_KEY, EventCallback, EventId, EventMessage, EventStore, StreamId
 from mcp.types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
@@ -44,6 +44,7 @@ __all__ = [
     "WentAway",
     "is_final",
     "kind_of",
+    "kind_of_type",
 ]
 
 
@@ -69,6 +70,11 @@ _KINDS: dict[type, MessageKind] = {
 def kind_of(message: JSONRPCMessage | None) -> MessageKind:
     """The kind of a message; None is a priming event."""
     return _KINDS[type(message)]
+
+
+def kind_of_type(message: type) -> MessageKind:
+    """The kind of the messages of a type."""
+    return _KINDS[message]
 
 
 FINAL = (JSONRPCResponse, JSONRPCError)
@@ -103,9 +109,8 @@ class FollowEnd(StrEnum):
     """The time that was allowed has passed; the client comes back by itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """One event was taken: stored, or to be stored."""
+class Appended(NamedTuple):
+    """One event was taken: stored, or to be stored. One is made for each event, and a tuple costs least."""
 
     event_id: EventId
     """Its id; "" when it was refused, or deferred."""
@@ -143,6 +148,8 @@ class Replayed:
     """Seconds between the instant that the last event was stored and the replay; None when the id does not tell."""
     miss: Miss | None = None
     """Why there was nothing to resume from; None when there was."""
+    producers: tuple[str, ...] = ()
+    """Who produced what was delivered, as it was given to `append`: each once, the first 32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,8 +278,8 @@ class FactStore(Protocol):
         """Seconds that an event is kept; None: for ever, or unknown."""
         ...
 
-    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None) -> Appended:
-        """Store one event."""
+    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> Appended:
+        """Store one event, and with it who produced it, in W3C's notation; "": nobody says."""
         ...
 
     async def replay(

@@ -17,7 +17,7 @@ import httpx2
 from examples.demo.switch import Switch
 from mcp_eventscope.app import URL_VARIABLE
 from support.servers import HOST, free_port
-from support.worker_app import CONTROL_VARIABLE, OPTIONS_VARIABLE
+from support.worker_app import CONTROL_VARIABLE, OPTIONS_VARIABLE, SPANS_VARIABLE
 
 START_SECONDS = 20.0
 LEASE = 1.0
@@ -32,10 +32,13 @@ class WorkerProcess:
         redis_url: Where events go.
         control_url: Where its tools are steered from.
         graceful: Seconds that it is given to end what runs when it is asked to stop.
+        spans: A file that it writes its spans to; None: it has no tracing.
         options: For `http_app`.
     """
 
-    def __init__(self, redis_url: str, control_url: str, *, graceful: int = 1, **options: object) -> None:
+    def __init__(
+        self, redis_url: str, control_url: str, *, graceful: int = 1, spans: Path | None = None, **options: object
+    ) -> None:
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"
         self._graceful = graceful
@@ -43,6 +46,7 @@ class WorkerProcess:
             URL_VARIABLE: redis_url,
             CONTROL_VARIABLE: control_url,
             OPTIONS_VARIABLE: json.dumps({"lease": LEASE, "retry_interval": RETRY_MILLISECONDS, **options}),
+            **({} if spans is None else {SPANS_VARIABLE: str(spans)}),
         }
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
@@ -135,7 +139,7 @@ def worker_processes(
     count: int, redis_url: str, control_url: str, *, graceful: int = 1, **options: object
 ) -> Iterator[list[WorkerProcess]]:
     """Some workers; those that run at the end are ended. Start them with `revive`."""
-    workers = [WorkerProcess(redis_url, control_url, graceful=graceful, **options) for _ in range(count)]
+    workers = [WorkerProcess(redis_url, control_url, graceful=graceful, spans=None, **options) for _ in range(count)]
     try:
         revive(workers)
         yield workers

@@ -7,9 +7,15 @@ import asyncio
 import json
 import os
 import time
+from pathlib import Path
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
+from opentelemetry import trace
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from opentelemetry.instrumentation.redis import RedisInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 from redis import asyncio as aioredis
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -20,6 +26,7 @@ from mcp_eventscope import http_app, metrics_app
 
 CONTROL_VARIABLE = "CHAOS_CONTROL_URL"
 OPTIONS_VARIABLE = "CHAOS_OPTIONS"
+SPANS_VARIABLE = "CHAOS_SPANS"
 
 
 class _Clock:
@@ -76,4 +83,18 @@ def app() -> Starlette:
 
     served = http_app(mcp, **json.loads(os.environ[OPTIONS_VARIABLE]))
     served.router.routes.insert(0, Route("/scraped", metrics_app()))
+    if spans := os.environ.get(SPANS_VARIABLE):
+        trace_to(Path(spans))
+        served.add_middleware(OpenTelemetryMiddleware, exclude_spans=["receive", "send"])
     return served
+
+
+def trace_to(file: Path) -> None:
+    """Write the spans of this process, and those of its Redis client, into a file, as they end, one a line."""
+    exporter = ConsoleSpanExporter(
+        out=file.open("a", encoding="utf-8"), formatter=lambda span: f"{span.to_json(indent=None)}\n"
+    )
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    RedisInstrumentor().instrument()

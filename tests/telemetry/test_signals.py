@@ -7,6 +7,8 @@ import pytest
 from fakeredis import FakeAsyncRedis
 from mcp.types import ErrorData, JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
 from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError, StoreUnavailableError
@@ -179,10 +181,8 @@ async def test_cancelled(scope: Scope, session: InstrumentedEventStore) -> None:
     assert scope.log.entries == []
 
 
-async def test_spans_nest_and_logs_name_them(
-    scope: Scope, session: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The span of a store is a child of the caller's, and the parent of what the client does within it."""
+async def test_spans_nest_and_logs_name_them(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The span of a store is a child of the caller's, and the parent of what a store of others does within it."""
     within: list[trace.SpanContext] = []
 
     async def fail(*_: object, **__: object) -> None:
@@ -190,7 +190,8 @@ async def test_spans_nest_and_logs_name_them(
         msg = "down"
         raise StoreUnavailableError(msg)
 
-    monkeypatch.setattr(RedisEventStore, "append", fail)
+    monkeypatch.setattr(MemoryEventStore, "store_event", fail)
+    session = scope.instrument(MemoryEventStore()).for_session("session")
     with scope.provider.get_tracer("test").start_as_current_span("call") as call:
         with pytest.raises(StoreUnavailableError):
             await session.append("1", NOTE)
@@ -200,6 +201,36 @@ async def test_spans_nest_and_logs_name_them(
     assert within == [store.context]
     (entry,) = scope.log.named("event_store.store_failed")
     assert entry["trace_id"] == f"{call.get_span_context().trace_id:032x}"
+
+
+async def test_failure_is_told_in_the_trace_of_the_call(
+    scope: Scope, session: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours does its I/O for many at once, so its span is not current; it is in the caller's trace all the same."""
+
+    async def fail(*_: object, **__: object) -> None:
+        msg = "down"
+        raise StoreUnavailableError(msg)
+
+    monkeypatch.setattr(RedisEventStore, "append", fail)
+    with scope.provider.get_tracer("test").start_as_current_span("call") as call:
+        with pytest.raises(StoreUnavailableError):
+            await session.append("1", NOTE)
+        assert trace.get_current_span() is call
+    assert scope.spans()[0].parent == call.get_span_context()
+    assert scope.spans()[0].status.status_code is StatusCode.ERROR
+    (entry,) = scope.log.named("event_store.store_failed")
+    assert entry["trace_id"] == f"{call.get_span_context().trace_id:032x}"
+
+
+async def test_call_that_is_not_sampled(scope: Scope, redis: FakeAsyncRedis) -> None:
+    """Within a call that is not sampled no store makes a span, nor a trace of its own; it is counted all the same."""
+    session = scope.instrument(RedisEventStore(redis, ttl=60)).for_session("session")
+    unsampled = TracerProvider(sampler=ALWAYS_OFF).get_tracer("test")
+    with unsampled.start_as_current_span("call"):
+        await session.append("1", NOTE)
+    assert scope.spans() == []
+    assert scope.sample("stored_events_total", kind="notification") == 1
 
 
 async def test_repeated_failures_are_told_seldom(

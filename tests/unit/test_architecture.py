@@ -36,7 +36,8 @@ ONLY_IN = {
         "mcp_eventscope.telemetry.exposition",
         "mcp_eventscope.telemetry.multiprocess",
     },
-    "opentelemetry": {"mcp_eventscope.telemetry.tracing"},
+    # Spans, and in whose trace they are.
+    "opentelemetry": {"mcp_eventscope.telemetry.tracing", "mcp_eventscope.telemetry.propagation"},
     "structlog": {"mcp_eventscope.telemetry.logs"},
 }
 

@@ -285,11 +285,11 @@ class Backlog:
 
 def _mark_of(items: list[Item]) -> tuple[str, bytes] | None:
     """The role and payload of what stands for these events of one stream; None where nothing has to."""
-    roles = {item.role.removeprefix(_LOST) for item in items if not item.role.startswith("orphaned:")}
+    roles = {item.role.removeprefix(_LOST).partition("@")[0] for item in items if not item.role.startswith("orphaned:")}
     if not roles:
         return None  # Whoever follows the stream gives the request up anew.
     if "final" in roles:
-        return f"{_LOST}final", codec.encode(lost(items[0].stream_id)).encode()
+        return f"{_LOST}final", codec.encode(lost(items[0].stream_id))
     return _LOST + roles.pop(), b""
 
 

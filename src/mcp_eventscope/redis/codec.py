@@ -17,8 +17,8 @@ _notification: Callable[[object], JSONRPCNotification] = JSONRPCNotification.__p
 """Without the detour through `model_validate`, which takes as long again."""
 
 
-def encode(message: JSONRPCMessage | None) -> str:
-    """The payload of a message: exactly what the transport writes live; "" for a priming event.
+def encode(message: JSONRPCMessage | None) -> bytes:
+    """The payload of a message: exactly what the transport writes live; b"" for a priming event.
 
     `exclude_unset`, not `exclude_none`: the latter drops the `id: null` of an error, and a null that was sent.
 
@@ -26,12 +26,15 @@ def encode(message: JSONRPCMessage | None) -> str:
         message: A JSON-RPC message, or None for a priming event.
 
     Returns:
-        JSON, or "".
+        JSON in UTF-8, or b"".
 
     Raises:
         ValueError: The message has no JSON form (a lone surrogate, say); the transport could not send it either.
     """
-    return "" if message is None else message.model_dump_json(by_alias=True, exclude_unset=True)
+    if message is None:
+        return b""
+    # What `model_dump_json` does, without the detour through text.
+    return message.__pydantic_serializer__.to_json(message, by_alias=True, exclude_unset=True)
 
 
 def decode(payload: bytes) -> JSONRPCMessage:

@@ -67,6 +67,8 @@ class Reader:
             )
         try:
             while True:
+                if chunk.traceparents:
+                    reading.traceparents |= chunk.traceparents
                 for start in range(0, len(chunk.rows), TURN_EVENTS):
                     # Others have their turn, the reading ahead among them.
                     await asyncio.sleep(0)

@@ -24,6 +24,7 @@ class Reading:
         "missing",
         "payload_bytes",
         "stream_id",
+        "traceparents",
     )
 
     def __init__(self, stream_id: StreamId, cursor: EventId, send: EventCallback, *, until_response: bool) -> None:
@@ -32,8 +33,23 @@ class Reading:
         self.delivered = self.payload_bytes = self.missing = 0
         self.corrupt: dict[EventId, None] = {}  # Each once: one that is no place to go on from is read again.
         self.completed = False
+        self.traceparents: dict[EventId, str] = {}
+        """Who produced events, as far as Redis has said it; filled by whoever reads."""
         self._send = send
         self._until_response = until_response
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """Who produced what was delivered: each once, the first of them."""
+        if not self.traceparents:
+            return ()
+        reached = int(self.cursor)
+        told = {
+            traceparent: None
+            for event_id, traceparent in self.traceparents.items()
+            if int(event_id) <= reached and event_id not in self.corrupt
+        }
+        return tuple(told)[: scripts.PRODUCERS]
 
     async def take(self, rows: Sequence[scripts.Row]) -> None:
         """Deliver rows, or count why not, until the response. The cursor moves only past what was dealt with."""

@@ -48,6 +48,8 @@ class Script:
 
 _read = Script("read.lua")
 
+PRODUCERS = 32
+"""The most events of one chunk of which it is told who produced them."""
 
 Row: TypeAlias = tuple[str, str, bytes]
 """One event of a chunk, as Redis has it: its id; what is wrong with it, "" for nothing, else `missing`, `corrupt` or
@@ -72,6 +74,8 @@ class Chunk:
     after: str
     """The score to read the next chunk after; "" when nothing is left."""
     rows: list[Row]
+    traceparents: dict[str, str]
+    """By event id, who produced it: of those that have it, the first of the chunk."""
 
 
 async def read(  # noqa: PLR0913 - the script's arguments, one by one
@@ -93,10 +97,11 @@ async def read(  # noqa: PLR0913 - the script's arguments, one by one
     reply = await _read(
         client,
         [keys.counter, keys.event(cursor), keys.session],
-        [keys.prefix, cursor, max_events, max_bytes, *([] if stream_id is None else [stream_id])],
+        [keys.prefix, cursor, max_events, max_bytes, PRODUCERS, *([] if stream_id is None else [stream_id])],
     )
     named, numbers, oldest, told, payloads = reply
     final, held, given, trimmed, clock, restored, after = numbers.decode("ascii").split(" ")
+    rows, traceparents = _rows(told.decode("utf-8", "replace").split(), payloads)
     return Chunk(
         named_stream=None if named is None else named.decode("utf-8", "replace"),
         cursor_final=final == "1",
@@ -107,22 +112,29 @@ async def read(  # noqa: PLR0913 - the script's arguments, one by one
         clock=int(clock),
         restored=int(restored),
         after="" if after == "0" else after,
-        rows=_rows(told.decode("utf-8", "replace").split(), payloads),
+        rows=rows,
+        traceparents=traceparents,
     )
 
 
-def _rows(told: list[str], payloads: bytes) -> list[Row]:
-    """The rows of a chunk, out of the two texts that `read.lua` returns."""
+def _rows(told: list[str], payloads: bytes) -> tuple[list[Row], dict[str, str]]:
+    """The rows of a chunk, and who produced them, out of the two texts that `read.lua` returns."""
     rows: list[Row] = []
+    traceparents: dict[str, str] = {}
     start = 0
     for event_id, size in zip(told[::2], told[1::2], strict=True):
         if size.isdigit():
             end = start + int(size)
             rows.append((event_id, "", payloads[start:end]))
             start = end
+        elif "@" in size:
+            length, _, traceparents[event_id] = size.partition("@")
+            end = start + int(length)
+            rows.append((event_id, "", payloads[start:end]))
+            start = end
         else:
             rows.append((unquote(event_id[1:]) if event_id.startswith("%") else event_id, size, b""))
-    return rows
+    return rows, traceparents
 
 
 _peek = Script("peek.lua")

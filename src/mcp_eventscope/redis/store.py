@@ -29,6 +29,7 @@ from mcp_eventscope.redis.signals import Signals
 from mcp_eventscope.redis.workers import Workers
 from mcp_eventscope.redis.writer import Writer
 from mcp_eventscope.types import (
+    FINAL,
     GET_STREAM_KEY,
     Appended,
     EventCallback,
@@ -42,7 +43,6 @@ from mcp_eventscope.types import (
     StoreFact,
     StreamId,
     Waiting,
-    is_final,
 )
 
 _ROLE_OF_STREAM = {GET_STREAM_KEY: "standalone"}
@@ -247,12 +247,13 @@ class RedisEventStore(EventStore):
 
     # -- the same, as facts -------------------------------------------------------------------------------------------
 
-    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None) -> Appended:
+    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> Appended:
         """Store one event.
 
         Args:
             stream_id: The stream.
             message: The message, or None for a priming event.
+            traceparent: Who produced it, in W3C's notation, for `Replayed.producers`; "": it is not kept.
 
         Returns:
             Its id and size. It is deferred when Redis does not acknowledge it in time. It is refused when the request
@@ -264,11 +265,12 @@ class RedisEventStore(EventStore):
         """
         if self._session is None:
             require_one_slot(self._redis, self.key_prefix)
-        # As bytes: the client would encode text in whatever encoding it was made for.
-        payload = codec.encode(message).encode()
-        role = "final" if is_final(stream_id, message) else _ROLE_OF_STREAM.get(stream_id, "part")
-        item = Item(self._lane, stream_id, payload, role)
-        event_id = await self._writer.append(item)
+        payload = codec.encode(message)
+        role = _ROLE_OF_STREAM.get(stream_id) or ("final" if type(message) in FINAL else "part")
+        item = Item(self._lane, stream_id, payload, f"{role}@{traceparent}" if traceparent else role)
+        acknowledged = self._writer.submit(item)
+        # Who is cancelled here has said it: it is stored all the same.
+        event_id = None if acknowledged is None else await acknowledged
         if event_id:
             return Appended(event_id, len(payload))
         if event_id is None:
@@ -288,9 +290,10 @@ class RedisEventStore(EventStore):
         Raises:
             StoreError: Redis did not take it.
         """
-        payload = codec.encode(orphaned(stream_id)).encode()
+        payload = codec.encode(orphaned(stream_id))
         gone = self._worker if worker is None else worker
-        return bool(await self._writer.append(Item(self._lane, stream_id, payload, f"orphaned:{gone}")))
+        acknowledged = self._writer.submit(Item(self._lane, stream_id, payload, f"orphaned:{gone}"))
+        return acknowledged is not None and bool(await acknowledged)
 
     async def claim(self, stream_ids: Iterable[StreamId]) -> None:
         """Say again that this process runs the requests of these streams: Redis has lost it.
@@ -348,6 +351,7 @@ class RedisEventStore(EventStore):
             gap=reading.missing > 0 or lost_after(chunk, cursor),
             age=age,
             completed=reading.completed or chunk.cursor_final,
+            producers=reading.producers,
         )
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> Followed:

@@ -13,12 +13,12 @@ import anyio
 
 from mcp_eventscope.errors import StoreError, StoreUnavailableError
 from mcp_eventscope.redis import scripts
-from mcp_eventscope.redis.connection import AnyRedis, address_of, told_as
+from mcp_eventscope.redis.connection import AnyRedis, address_of, told_as, trouble_of
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.signals import Signals
 from mcp_eventscope.redis.writer import Writer
 from mcp_eventscope.tasks import end
-from mcp_eventscope.types import CameBack, StoreFact
+from mcp_eventscope.types import CameBack, StoreFact, Trouble
 
 Notice: TypeAlias = dict[str, Any]
 """What one worker tells the others: JSON members."""
@@ -60,15 +60,22 @@ class Workers:
         self._blind_until = 0.0
         self._emptied_until = 0.0
         self._leased = False
+        self._was_away = False
         self._sooner = asyncio.Event()
 
     @contextmanager
     def unhurt(self) -> Iterator[None]:
         """Let nobody wait for Redis for long, nor at all while it is known to be away, or be hurt by it."""
-        with contextlib.suppress(StoreError), anyio.move_on_after(self._writer.patience) as scope:
-            yield
-        if scope.cancelled_caught:
-            self._writer.suspect()
+        try:
+            with anyio.move_on_after(self._writer.patience) as scope:
+                yield
+            if scope.cancelled_caught:
+                self._writer.suspect(Trouble.TIMEOUT)
+        except StoreUnavailableError as error:
+            if not self._writer.unreachable:
+                self._writer.suspect(trouble_of(error.__cause__ or error))
+        except StoreError:
+            pass
 
     @contextmanager
     def _asking(self, operation: str) -> Iterator[None]:
@@ -80,6 +87,7 @@ class Workers:
 
     def _told(self, fact: StoreFact) -> None:
         if isinstance(fact, CameBack):
+            self._was_away = True
             self._sooner.set()
 
     @asynccontextmanager
@@ -197,6 +205,7 @@ class Workers:
             with anyio.move_on_after(self.lease / 3):
                 await self._sooner.wait()
             self._sooner.clear()
+            well, self._was_away = well and not self._was_away, False
             try:
                 held = await self._renew()
                 if not held and self._leased:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from weakref import WeakValueDictionary
 
 from mcp_eventscope.errors import StoreRejectedError
@@ -84,9 +84,9 @@ class Writer:
         """Seconds that anybody waits for Redis at most, while somebody else waits for him."""
         return self._patience
 
-    def suspect(self) -> None:
-        """Somebody else has waited for Redis for long enough."""
-        self.failed(Trouble.TIMEOUT, f"no answer within {self._patience} seconds")
+    def suspect(self, trouble: Trouble) -> None:
+        """Somebody else has waited for Redis for long enough, or has not reached it."""
+        self.failed(trouble, f"asked for something else: {trouble.value}")
         self._sender.work(asyncio.get_running_loop())
 
     def observe(self, told: Callable[[StoreFact], None]) -> None:
@@ -100,31 +100,26 @@ class Writer:
             lane = self._lanes[keys.prefix] = Lane(keys, tracked=tracked)
         return lane
 
-    async def append(self, item: Item) -> EventId | None:
+    def submit(self, item: Item) -> "asyncio.Future[EventId | None] | None":
         """Store an event, or have it stored.
 
         Returns:
-            Its id; "" when it was refused; None when it is deferred.
-
-        Raises:
-            StoreRejectedError: Redis refused it for good.
+            What to wait for: its id, "" when it was refused, None when it is deferred after all; it raises
+            `StoreRejectedError` when Redis refused it for good. None: it is deferred, there is nothing to wait for.
         """
         loop = asyncio.get_running_loop()
+        self._backlog.put(item)
         if self.away is not None or item.lane.deferred:
-            self._backlog.put(item)
             self._defer(item)
             self._sender.work(loop)
             return None
-        waiter: asyncio.Future[EventId | None] = loop.create_future()
-        item.waiter = waiter
+        item.waiter = waiter = loop.create_future()
         item.deadline = loop.time() + self._patience
         self._waiting.append(item)
         if self._timer is None:
             self._timer = loop.call_at(item.deadline, self._look_at_waiting, loop, item.deadline)
-        self._backlog.put(item)
         self._sender.work(loop)
-        # Who is cancelled here has said it: it is stored all the same.
-        return await waiter
+        return waiter
 
     async def flush(self, seconds: float) -> int:
         """Store what waits, for at most so long; give up the rest, and the connection.
@@ -223,12 +218,13 @@ class Writer:
         deferred = sum(part.lane.deferred and sum(item.deferred for item in part.items) for part, *_ in outcomes)
         rejected: list[Item] = []
         for part, first, turned_down in outcomes:
-            for event_id, item in enumerate(part.items, first):
-                error = turned_down.get(event_id - first) if turned_down else None
-                if error:
-                    self._reject(item, error, rejected)
-                else:
-                    self._answer(item, str(event_id) if error is None else "")
+            if turned_down or part.lane.deferred:
+                self._tell_each(part.items, first, turned_down, rejected)
+            else:
+                for event_id, item in enumerate(part.items, first):  # As it mostly is, and so without detours.
+                    waiter, item.waiter = item.waiter, None
+                    if waiter is not None and not waiter.done():
+                        waiter.set_result(str(event_id))
             if first:
                 part.lane.last_id = first + len(part.items) - 1
                 self._stored(part.lane.keys, {item.stream_id for item in part.items})
@@ -243,6 +239,14 @@ class Writer:
             events, size = batch.events - len(rejected), batch.payload_bytes
             self._tell(Committed(events=events, payload_bytes=size, deferred=deferred, seconds=seconds))
         self._lose(rejected, LossReason.REJECTED)
+
+    def _tell_each(self, items: list[Item], first: int, turned_down: Mapping[int, str], rejected: list[Item]) -> None:
+        for index, item in enumerate(items):
+            error = turned_down.get(index)
+            if error:
+                self._reject(item, error, rejected)
+            else:
+                self._answer(item, str(first + index) if error is None else "")
 
     def _reject(self, item: Item, error: str, rejected: list[Item]) -> None:
         """An event was not stored, and will not be."""

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 from http import HTTPStatus
 from typing import Any
 
@@ -23,6 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mcp_eventscope.sessions import wire
 from mcp_eventscope.sessions.view import SessionView
+from mcp_eventscope.telemetry import propagation
 
 _PRIMED_SINCE = "2025-11-25"
 """The first revision whose clients understand an event without data (as in the SDK)."""
@@ -52,6 +54,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
     ) -> None:
         super().__init__(event_store=view, **settings)
         self.view = view
+        view.sender = self._sender
         # Not sent either, then: the client comes back for the answer that it was given.
         view.given_up = super().close_sse_stream
         self._stopped = stopped
@@ -77,6 +80,19 @@ class ResumableTransport(StreamableHTTPServerTransport):
     def _sort(self, item: SessionMessage | Exception) -> None:
         if isinstance(item, SessionMessage) and self.view.concerns(item.message) is False:
             self._elsewhere(item.message)
+
+    def _sender(self) -> Context | None:
+        """The context of whoever sent what is being stored now: messages are stored one by one, as they are taken."""
+        # A part of the SDK that may change: then a call is known by its priming event.
+        return getattr(getattr(self, "_write_stream_reader", None), "last_context", None)
+
+    async def _handle_post_request(self, scope: Scope, request: Request, receive: Receive, send: Send) -> None:
+        """Serve as the SDK does, in the trace that the request names."""
+        body = b""
+        with suppress(Exception):  # The SDK reads it again, and says what is wrong.
+            body = await request.body()
+        with propagation.continued(body):
+            await super()._handle_post_request(scope, request, receive, send)
 
     def close_sse_stream(self, request_id: RequestId) -> None:
         """Close the stream of a request, whether it is the first one or was resumed, here or on another worker."""

@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import Context
 from functools import partial
 from math import inf
 
@@ -13,8 +14,10 @@ import anyio
 from mcp_eventscope.answers import events_gone
 from mcp_eventscope.errors import StoreError, StoreUnavailableError
 from mcp_eventscope.sessions import wire
+from mcp_eventscope.telemetry.propagation import Calls
 from mcp_eventscope.types import (
     GET_STREAM_KEY,
+    Appended,
     EventCallback,
     EventId,
     EventMessage,
@@ -108,6 +111,9 @@ class SessionView(EventStore):
         # Of each stream, the last that was stored from here: who has been sent that has been sent all.
         self._last: dict[str, EventId] = {}
         self._closed = False
+        self._calls = Calls()
+        self.sender: Callable[[], Context | None] | None = None
+        """Tells the context of whoever sent the message that is being stored."""
         self.given_up: Callable[[StreamId], None] | None = None
         """Called with a stream whose request was given up, and answered, while it ran here."""
 
@@ -134,7 +140,7 @@ class SessionView(EventStore):
                 self._running.discard(name)
             elif name != GET_STREAM_KEY:
                 self._running.add(name)
-            appended = await self._store.append(name, message)
+            appended = await self._append(name, message)
         except Exception:  # noqa: BLE001 - the store has told it; raised here, the SDK would end the session
             await self._send_live(stream_id, message, None)
             return ""
@@ -149,6 +155,22 @@ class SessionView(EventStore):
         if appended.refused and self.given_up is not None:
             self.given_up(stream_id)
         return wire.join(appended.event_id, name) if appended.event_id else ""
+
+    async def _append(self, name: str, message: JSONRPCMessage | None) -> Appended:
+        """Store one event, in the trace of the call that it belongs to."""
+        standalone = name == GET_STREAM_KEY
+        if message is None:
+            if not standalone:
+                self._calls.began(name)
+            return await self._store.append(name, None)
+        sender = None if self.sender is None else self.sender()
+        token = self._calls.enter(name, sender, lasting=standalone)
+        try:
+            return await self._store.append(name, message)
+        finally:
+            self._calls.leave(token)
+            if is_final(name, message):
+                self._calls.ended(name)
 
     def _stored_late(self, name: str, later: "asyncio.Future[EventId]") -> None:
         if name in self._last and not later.cancelled():

@@ -267,7 +267,7 @@ STORE_SPAN = Span(
 )
 REPLAY_SPAN = Span(
     "event_store.replay",
-    "One replay, from the lookup of the last event id to the last event sent.",
+    "One replay, from the lookup of the last event id to the last event sent. Links to the stores of what it sent.",
     (
         *_COMMON,
         "eventscope.replay.events",

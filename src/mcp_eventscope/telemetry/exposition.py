@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.registry import Collector
 
-from mcp_eventscope.telemetry import multiprocess
+from mcp_eventscope.telemetry import multiprocess, tally
 from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
@@ -86,6 +86,7 @@ class Exposition:
         names = parse_qs(query).get("name[]")
         source: Collector
         if self._directory is not None:
+            tally.flush()  # The others' is a turn of their loops old, at most.
             source = multiprocess.Everybody(self._directory, names)
         else:
             source = self._registry if names is None else self._registry.restricted_registry(names)

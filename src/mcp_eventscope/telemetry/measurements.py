@@ -1,11 +1,18 @@
 """One measurement of one operation: what every sink is given."""
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
+
+import anyio
 
 from mcp_eventscope.errors import StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.redis.sampling import Sample
 from mcp_eventscope.types import Appended, EventCallback, EventMessage, Followed, MessageKind, Replayed
+
+_CLIENT_GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
+"""What the SDK's callback raises when the connection it writes to is closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,31 @@ def replay_outcome(facts: Replayed) -> str:
     if facts.gap or facts.corrupt:
         return "gap"
     return "resumed" if facts.delivered else "caught_up"
+
+
+def outcome_of(error: BaseException | None) -> str:
+    """How an operation ended that raised."""
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    return "client_gone" if isinstance(error, _CLIENT_GONE) else "error"
+
+
+class Counted:
+    """A callback that counts what it delivered, for a replay that ends by raising has no facts."""
+
+    __slots__ = ("_send", "_tell", "delivered")
+
+    def __init__(self, send: EventCallback, tell: Callable[[], None] | None = None) -> None:
+        self._send = send
+        self._tell = tell
+        self.delivered = 0
+
+    async def __call__(self, event: EventMessage) -> None:
+        """Pass on, and count."""
+        await self._send(event)
+        self.delivered += 1
+        if self._tell is not None:
+            self._tell()
 
 
 class Timed:

@@ -1,11 +1,15 @@
 """Metrics: the instruments, made from the catalog, and what is counted with them."""
 
+import collections
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import Metric
 
-from mcp_eventscope.telemetry import catalog, declarations, multiprocess
+from mcp_eventscope.telemetry import catalog, declarations, multiprocess, tally
 from mcp_eventscope.telemetry.measurements import (
     FollowMeasurement,
     ReplayMeasurement,
@@ -13,7 +17,7 @@ from mcp_eventscope.telemetry.measurements import (
     StoreMeasurement,
 )
 from mcp_eventscope.telemetry.serving import ServingMetrics
-from mcp_eventscope.types import CameBack, Committed, Lost, Retried, StoreFact, Waiting, WentAway
+from mcp_eventscope.types import CameBack, Committed, Lost, Retried, StoreFact, Waiting, WentAway, kind_of_type
 
 __all__ = ["DEFAULT_REGISTRY", "MetricsSink", "Registry"]
 
@@ -21,7 +25,7 @@ Registry = CollectorRegistry
 DEFAULT_REGISTRY: Final = REGISTRY
 
 _Family = Counter | Gauge | Histogram
-_F = TypeVar("_F", Counter, Gauge, Histogram)
+_F = TypeVar("_F", bound=_Family)
 _TAKEN = frozenset({"ok", "deferred"})
 # One set of instruments a registry: a second store on it shares them, told apart by the `store` label.
 _families: WeakKeyDictionary[Registry, dict[str, _Family]] = WeakKeyDictionary()
@@ -29,6 +33,37 @@ _families: WeakKeyDictionary[Registry, dict[str, _Family]] = WeakKeyDictionary()
 # instruments of the same name would both write, each without knowing of the other.
 _shared: dict[str, _Family] = {}
 _stores: set[str] = set()
+
+
+class _Counter(Counter):
+    """A counter that is exact when it is read: see `tally`."""
+
+    def collect(self) -> Iterable[Metric]:
+        """What is counted until now."""
+        tally.flush()
+        return super().collect()
+
+
+class _Histogram(Histogram):
+    """A histogram that is exact when it is read, and to which many observations can be added at once."""
+
+    def collect(self) -> Iterable[Metric]:
+        """What is observed until now."""
+        tally.flush()
+        return super().collect()
+
+    def observe_all(self, amounts: list[float]) -> None:
+        """As `observe`, of each; with as many locks as there are buckets that rise, and not as observations."""
+        self._sum.inc(sum(amounts))
+        amounts.sort()
+        below, everything = 0, len(amounts)
+        for bound, bucket in zip(self._upper_bounds, self._buckets, strict=True):
+            up_to = bisect_right(amounts, bound, below)
+            if up_to > below:
+                bucket.inc(up_to - below)
+                if up_to == everything:
+                    break
+                below = up_to
 
 
 def _families_of(registry: Registry) -> dict[str, _Family]:
@@ -53,16 +88,22 @@ def _shared_families(registry: Registry) -> dict[str, _Family]:
 def _register(metric: declarations.Metric, registry: Registry) -> _Family:
     names = [label.name for label in metric.labels]
     if metric.type is declarations.MetricType.COUNTER:
-        return Counter(metric.name, metric.help, names, registry=registry)
+        return _Counter(metric.name, metric.help, names, registry=registry)
     if metric.type is declarations.MetricType.GAUGE:
         return Gauge(metric.name, metric.help, names, registry=registry, multiprocess_mode=metric.together or "livesum")
-    return Histogram(metric.name, metric.help, names, registry=registry, buckets=metric.buckets)
+    return _Histogram(metric.name, metric.help, names, registry=registry, buckets=metric.buckets)
 
 
 class MetricsSink:
-    """Counts measurements. Every child is bound here, once, so that a zero is exposed before anything happens."""
+    """Counts measurements. Every child is bound here, once, so that a zero is exposed before anything happens.
 
-    def __init__(self, store: str, registry: Registry) -> None:
+    Args:
+        store: The name of the store.
+        registry: Where they are exposed.
+        failed: Told what is raised where nobody waits for it: by what is counted by the batch.
+    """
+
+    def __init__(self, store: str, registry: Registry, failed: Callable[[Exception], None]) -> None:
         families = _families_of(registry)
         first = multiprocess.directory() is not None and store not in _stores
         _stores.add(store)
@@ -76,8 +117,8 @@ class MetricsSink:
                 child.set(0)  # In multiprocess mode a process that is gone, and had our pid, may have left its value.
             return child
 
-        def histogram(metric: declarations.Metric, *values: str) -> Histogram:
-            return _typed(Histogram, families[metric.name]).labels(store, *values)
+        def histogram(metric: declarations.Metric, *values: str) -> _Histogram:
+            return _typed(_Histogram, families[metric.name]).labels(store, *values)
 
         self._store_seconds = {v: histogram(catalog.STORE_DURATION, v) for v in _values(catalog.STORE_OUTCOME)}
         self._stored = {v: counter(catalog.STORED_EVENTS, v) for v in _values(catalog.KIND)}
@@ -116,14 +157,30 @@ class MetricsSink:
             if metric.sampled
         }
         self._failures = {v: counter(catalog.TELEMETRY_FAILURES, v) for v in _values(catalog.SINK)}
+        self._tally = tally.Tally(self._write, failed)
         self.serving = ServingMetrics(counter, gauge, histogram)
 
     def configured(self, ttl: int | None) -> None:
         """A store was decorated."""
         self._ttl.set(ttl or 0)
 
-    def stored(self, store: StoreMeasurement) -> None:
-        """An event was stored, or not."""
+    def stored(self, seconds: float, message: type, payload_bytes: int, exemplar: tally.Exemplar | None = None) -> None:
+        """An event was stored: what mostly happens. It is written with others; see `Tally.note`."""
+        self._tally.note(seconds, message, payload_bytes, exemplar)
+
+    def flush(self) -> None:
+        """Write what was noted."""
+        self._tally.flush()
+
+    def _write(self, noted: list[tally.Noted]) -> None:
+        seconds, messages, sizes, _ = zip(*noted, strict=True)
+        self._store_seconds["ok"].observe_all(list(seconds))
+        self._stored_bytes.inc(sum(sizes))
+        for message, count in collections.Counter(messages).items():
+            self._stored[kind_of_type(message)].inc(count)
+
+    def appended(self, store: StoreMeasurement) -> None:
+        """An event was deferred, refused, or not taken at all; or it was stored, in a span of its own."""
         self._store_seconds[store.outcome].observe(store.seconds)
         if store.outcome in _TAKEN and store.appended is not None:
             self._stored[store.kind].inc()

@@ -8,13 +8,23 @@ from typing import TypeAlias
 
 from opentelemetry import context, trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    NoOpTracer,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    TracerProvider,
+)
 from opentelemetry.util.types import AttributeValue
 
 from mcp_eventscope.telemetry import declarations
 from mcp_eventscope.telemetry.measurements import Measurement, ReplayMeasurement, StoreMeasurement
 
-__all__ = ["Opened", "TracerProvider", "Tracing", "session_hash", "trace_ids"]
+__all__ = ["Opened", "Span", "TracerProvider", "Tracing", "session_hash", "trace_ids"]
 
 Opened: TypeAlias = tuple[Span, Token[Context]]
 """A span that was begun, and what undoes its being current."""
@@ -31,6 +41,65 @@ class Tracing:
     def __init__(self, store: str, provider: TracerProvider | None) -> None:
         self._store = store
         self._tracer = trace.get_tracer("mcp_eventscope", version("mcp-eventscope"), tracer_provider=provider)
+
+        self.off = isinstance(self._tracer, NoOpTracer)
+        """Whether there never will be a span."""
+
+    def start(self, declared: declarations.Span) -> Span | None:
+        """Start a span that is not made current: for an operation that does nothing in the context of its caller.
+
+        Within a call that is not sampled none is asked for. Samplers that go by their parent, as OpenTelemetry's do
+        unless they are told otherwise, would refuse it; another would make a trace of its own of every event.
+
+        Args:
+            declared: Which span.
+
+        Returns:
+            A span that is recorded, for `finish`; None when there is none.
+        """
+        parent = trace.get_current_span()
+        if parent is not INVALID_SPAN and not parent.is_recording():
+            context = parent.get_span_context()
+            if context.is_valid and not context.trace_flags.sampled:
+                return None
+        span = self._tracer.start_span(declared.name, kind=SpanKind.INTERNAL)
+        return span if span.is_recording() else None
+
+    @staticmethod
+    def traceparent(span: Span) -> str:
+        """Who a span is, in W3C's notation, to be kept with what it produces; "" where nobody could look it up.
+
+        Args:
+            span: Any span.
+        """
+        context = span.get_span_context()
+        if not context.trace_flags.sampled:
+            return ""
+        return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+    def finish(self, span: Span, measured: Measurement, session: str | None) -> None:
+        """Write a measurement onto a span from `start`, and end it. Arguments as in `end`."""
+        try:
+            self._tell(span, measured, session)
+        finally:
+            span.end()
+
+    def stored(  # noqa: PLR0913, PLR0917 - a measurement, without the cost of making one for what mostly happens
+        self, span: Span, session: str | None, stream_id: str, kind: str, event_id: str, payload_bytes: int
+    ) -> None:
+        """An event was stored: write it onto its span, and end it. All at once, for each time takes a lock."""
+        attributes: dict[str, AttributeValue] = {
+            "eventscope.store": self._store,
+            "eventscope.outcome": "ok",
+            "eventscope.stream.id": stream_id,
+            "eventscope.message.kind": kind,
+            "eventscope.event.id": event_id,
+            "eventscope.payload.bytes": payload_bytes,
+        }
+        if session is not None:
+            attributes["eventscope.session.hash"] = session
+        span.set_attributes(attributes)
+        span.end()
 
     def begin(self, declared: declarations.Span) -> Opened | None:
         """Start a span and make it current, so that the client's own spans are its children.
@@ -73,10 +142,21 @@ class Tracing:
                 **_details(measured),
             }
         )
+        if isinstance(measured, ReplayMeasurement) and measured.facts is not None:
+            for producer in measured.facts.producers:
+                if (linked := _linked(producer)) is not None:
+                    span.add_link(linked)
         if measured.error_type is not None:
             # The type only: a message may repeat what a client sent.
             span.set_attribute("error.type", type(measured.error).__qualname__)
             span.set_status(Status(StatusCode.ERROR))
+
+
+def _linked(traceparent: str) -> SpanContext | None:
+    """Whom a `traceparent` means, which has the right shape; None for nobody."""
+    _, trace_id, span_id, flags = traceparent.split("-")
+    context = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
+    return context if context.is_valid else None
 
 
 def _details(measured: Measurement) -> Mapping[str, AttributeValue]:

@@ -14,7 +14,8 @@
 --            "part", "final" (the response that ends it), "standalone" (the stream belongs to no request), or
 --            "orphaned:" .. worker (the response in place of that worker, which is gone); with "lost:" in front
 --            where it stands for events that could not be kept: none is stored, but a resume will tell of a gap;
---            if the response was among them, the payload stands in for it
+--            if the response was among them, the payload stands in for it; with "@" and a W3C traceparent behind
+--            where it is to be kept who produced the event
 -- Returns  a line for each session: the id of its first event; the others' follow it one by one. Then, for
 --          events that were not stored, ";" index from 0 "=", and "-" for one that was refused, its request
 --          having been given up before, or "!" and an error. "!" and an error alone: none was stored.
@@ -27,6 +28,7 @@
 -- An id is the server's clock in microseconds, pushed past the last id given out: unique and
 -- increasing even after the counter was lost, restored or rolled back. It fits a double exactly.
 
+local LONGEST_ROLE = 10 -- "standalone"; what is longer has something in front, or behind.
 local LOOKED_AT_PER_END, RENEWALS_PER_TTL = 32, 64
 
 local ttl, worker = tonumber(ARGV[1]), ARGV[2]
@@ -102,7 +104,7 @@ local function trimmed(prefix, stream, index)
 end
 
 -- Write one event. Returns nothing, or an error.
-local function write(prefix, stream, id, payload, final)
+local function write(prefix, stream, id, payload, final, traceparent)
   local index, event = prefix .. 'stream:' .. stream, prefix .. 'event:' .. id
   -- First, for this is what can fail, on a key that is another's: then nothing of the event is left behind.
   local added, error = attempt('ZADD', index, id, id)
@@ -110,7 +112,12 @@ local function write(prefix, stream, id, payload, final)
     return error
   end
   local stored
-  if final then
+  if traceparent then
+    local fields = { 'traceparent', traceparent, final and 'final', '1' }
+    stored, error = attempt(
+      'HSET', event, 'stream_id', stream, 'payload', payload, unpack(fields, 1, final and 4 or 2)
+    )
+  elseif final then
     stored, error = attempt('HSET', event, 'stream_id', stream, 'payload', payload, 'final', '1')
   else
     stored, error = attempt('HSET', event, 'stream_id', stream, 'payload', payload)
@@ -171,6 +178,13 @@ local function commit(counter, running, at, count)
       was[stream] = tracked and known[i + 2] or ''
       runner = was[stream] == here and worker or string.match(was[stream], '^[^:]*')
     end
+    local traceparent
+    if #role > LONGEST_ROLE then
+      local behind = string.find(role, '@', 1, true)
+      if behind then
+        role, traceparent = string.sub(role, 1, behind - 1), string.sub(role, behind + 1)
+      end
+    end
     local lost = string.sub(role, 1, 5) == 'lost:'
     if lost then
       role = string.sub(role, 6)
@@ -197,7 +211,7 @@ local function commit(counter, running, at, count)
         end
       end
       if not error and (not lost or ending) then
-        error = write(prefix, stream, whole(last), payload, ending)
+        error = write(prefix, stream, whole(last), payload, ending, traceparent)
       end
       if broken then
         return

@@ -7,14 +7,16 @@
 -- ARGV[2]  the cursor, an event id
 -- ARGV[3]  the most events to look at
 -- ARGV[4]  payload bytes after which no further event is taken (the first one always is)
--- ARGV[5]  the stream id, which may be empty; left out: the one that the cursor's event names
+-- ARGV[5]  of how many events it is told who produced them, at most
+-- ARGV[6]  the stream id, which may be empty; left out: the one that the cursor's event names
 -- Returns  { stream the cursor's event names or nil;
 --            with spaces between: "1" if that event ended its stream, else "0"; "1" if the stream's index holds the
 --            cursor, else "0"; last id given out or "0"; highest id trimmed or "0"; Redis's clock in microseconds; when
 --            the session was recorded anew after Redis had lost it, by the same clock, or "0"; the cursor for the next
 --            chunk, or "0" when this was the last;
 --            oldest member of the index or "";
---            with spaces between: ids and sizes of the payloads, or what is wrong ("missing" | "corrupt" |
+--            with spaces between: ids and sizes of the payloads, with "@" and who produced it behind, where that is
+--            known (a W3C traceparent), or what is wrong ("missing" | "corrupt" |
 --            "misplaced": the id may be anything, and comes as "%" and itself, percent-encoded);
 --            the payloads, one after the other }
 --
@@ -22,9 +24,10 @@
 -- texts because clients take long to take in many.
 
 local DIGITS = 18 -- Of an event id, at most.
+local TRACEPARENT = '^00%-' .. string.rep('%x', 32) .. '%-' .. string.rep('%x', 16) .. '%-%x%x$'
 
 local prefix, cursor = ARGV[1], ARGV[2]
-local most, budget = tonumber(ARGV[3]), tonumber(ARGV[4])
+local most, budget, producers = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local pcall, format = redis.pcall, string.format
 
 -- Numbers that Redis holds, as they are: "0" for what is none.
@@ -38,7 +41,7 @@ if not row.err then
   named, final = row[1], row[2] == '1' and '1' or '0'
 end
 
-local stream = ARGV[5] or named
+local stream = ARGV[6] or named
 local given = number(redis.call('GET', KEYS[1]))
 local now = redis.call('TIME')
 local clock = format('%.0f', now[1] * 1000000 + now[2])
@@ -58,7 +61,7 @@ local events = prefix .. 'event:'
 local rows, payloads, bytes, after = {}, {}, 0, '0'
 for i = 1, #found, 2 do
   local id = found[i]
-  local event = pcall('HMGET', events .. id, 'stream_id', 'payload')
+  local event = pcall('HMGET', events .. id, 'stream_id', 'payload', 'traceparent')
   local payload = (not event.err) and event[2] or ''
   if bytes > 0 and bytes + #payload > budget then
     break
@@ -77,6 +80,11 @@ for i = 1, #found, 2 do
     size = 'corrupt'
   else
     payloads[#payloads + 1] = payload
+    -- Anybody may have written it: what is not as it should be would be taken for another row.
+    if event[3] and size > 0 and producers > 0 and string.find(event[3], TRACEPARENT) then
+      size = size .. '@' .. event[3]
+      producers = producers - 1
+    end
   end
   rows[#rows + 1] = id
   rows[#rows + 1] = size

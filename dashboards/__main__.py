@@ -1,0 +1,37 @@
+"""`python -m dashboards`: write the files that are committed, and that the wheel carries."""
+
+import json
+from pathlib import Path
+
+from dashboards.overview import OVERVIEW
+from dashboards.redis import REDIS
+from dashboards.resume import RESUME
+from dashboards.rules import alert_file, recording_file
+from dashboards.runbook import runbook
+
+HERE = Path(__file__).parent
+GRAFANA = HERE / "grafana"
+PROMETHEUS = HERE / "prometheus"
+
+
+def files() -> dict[Path, str]:
+    """What is in which file."""
+    dashboards = (OVERVIEW.json(), RESUME.json(), REDIS.json(), runbook())
+    return {
+        GRAFANA / f"{dashboard['uid']}.json": json.dumps(dashboard, indent=1, ensure_ascii=False) + "\n"
+        for dashboard in dashboards
+    } | {
+        PROMETHEUS / "eventscope-recording.yaml": recording_file(),
+        PROMETHEUS / "eventscope-alerts.yaml": alert_file(),
+    }
+
+
+def main() -> None:
+    """Write them."""
+    for path, text in files().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Clients that call the server of the stack again and again: something to look at.
+
+python load.py [URL] [CLIENTS] [SECONDS]
+"""
+
+import random
+import sys
+
+import anyio
+from mcp.client import Client
+
+DEFAULTS = ["http://127.0.0.1:8000/mcp", "10", "inf"]
+PAGES = (5, 40)
+
+
+async def call(url: str) -> None:
+    """Open a session, have a few reports written, and end it."""
+    # "legacy": the revisions up to 2025-11-25; later ones have no streams to resume.
+    async with Client(url, mode="legacy") as client:
+        for _ in range(3):
+            await client.call_tool("report", {"pages": random.randint(*PAGES)})  # noqa: S311 - nobody's secret
+
+
+async def keep_calling(url: str) -> None:
+    """Call for ever; a server that is not there is tried again."""
+    while True:
+        try:
+            await call(url)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the load goes on
+            print(f"a session failed: {type(error).__name__}", file=sys.stderr)
+            await anyio.sleep(1)
+
+
+async def main(*arguments: str) -> None:
+    """So many clients, for so long."""
+    url, clients, seconds = [*arguments, *DEFAULTS[len(arguments) :]]
+    with anyio.move_on_after(float(seconds)):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(int(clients)):
+                tasks.start_soon(keep_calling, url)
+
+
+if __name__ == "__main__":
+    anyio.run(main, *sys.argv[1:])

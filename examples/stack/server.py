@@ -1,0 +1,43 @@
+"""The server of the stack: a tool that takes its time, and whose connections drop in the middle now and then."""
+
+import os
+import random
+
+import anyio
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Context
+from starlette.applications import Starlette
+
+from mcp_eventscope import http_app
+
+CUT_ONE_IN = 20
+"""After so many pages the connection is closed, and the client comes back for the rest."""
+
+mcp: MCPServer[object] = MCPServer("stack", log_level="WARNING")
+
+
+@mcp.tool()
+async def report(pages: int, ctx: Context) -> str:
+    """Write a report, page by page."""
+    for page in range(1, pages + 1):
+        await anyio.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - nobody's secret
+        await ctx.report_progress(page, pages, f"page {page}")
+        if random.randrange(CUT_ONE_IN) == 0:  # noqa: S311
+            await ctx.close_sse_stream()
+    return f"{pages} pages"
+
+
+def app() -> Starlette:
+    """The application, for `uvicorn --factory --workers 2`, on the Redis of EVENTSCOPE_REDIS_URL.
+
+    Its metrics have a port of their own, in the network of the stack and nowhere else; whichever worker answers, it
+    answers for all (PROMETHEUS_MULTIPROC_DIR).
+    """
+    return http_app(
+        mcp,
+        ttl=int(os.environ.get("EVENTSCOPE_TTL", "3600")),
+        retry_interval=200,
+        metrics_port=int(os.environ.get("METRICS_PORT", "9464")),
+        metrics_host=os.environ.get("METRICS_HOST", "127.0.0.1"),
+        sample_redis=float(os.environ.get("SAMPLE_REDIS", "15")),
+    )

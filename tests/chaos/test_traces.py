@@ -1,0 +1,131 @@
+"""What a cut call looks like in traces: one story, told by two worker processes."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.chaos import NewSteering, Pair, at, says
+from support.processes import WorkerProcess, revive
+from support.raw import Connect, Event, RawClient, events
+from support.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+Span = dict[str, Any]
+CALL, RESUME = "00-" + "c" * 32 + "-" + "1" * 16 + "-01", "00-" + "d" * 32 + "-" + "2" * 16 + "-01"
+
+
+def trace_of(span: Span) -> str:
+    """Its trace, in hexadecimal."""
+    return str(span["context"]["trace_id"]).removeprefix("0x")
+
+
+def id_of(context: Span) -> str:
+    """A span, in hexadecimal."""
+    return str(context["span_id"]).removeprefix("0x")
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> tuple[Path, Path]:
+    """The files of the two workers."""
+    return tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+
+
+@pytest.fixture
+def pair(valkey_url: str, told: tuple[Path, Path]) -> Iterator[Pair]:
+    """Two workers that trace, on one Valkey."""
+    a, b = (WorkerProcess(valkey_url, valkey_url, spans=file) for file in told)
+    with ExitStack() as stack:
+        for worker in (a, b):
+            stack.callback(worker.close)
+        revive((a, b))
+        yield a, b
+
+
+def spans_in(file: Path) -> list[Span]:
+    """What a worker has told."""
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def named(spans: list[Span], name: str) -> list[Span]:
+    """Those of a name."""
+    return [span for span in spans if span["name"] == name]
+
+
+async def cut_and_resumed(pair: Pair, client: RawClient, steering: NewSteering, request: dict[str, Any]) -> list[Event]:
+    """A call on the first worker that is cut; what the client gets when it comes back through the second."""
+    a, b = pair
+    steered = steering()
+    request["params"]["arguments"] = {"name": steered.name}
+    async with at(client, a).post(request) as response:
+        stream = events(response)
+        cursor = (await anext(stream)).id
+        await steered.step("seen")
+        cursor = (await anext(stream)).id
+    await steered.step("missed", "missed too")
+    await steered.finish()
+    await steered.ended()
+    client.headers["traceparent"] = RESUME
+    return await at(client, b).resume(cursor)
+
+
+@pytest.mark.parametrize("said_in", ["_meta", "header"])
+async def test_one_story(
+    pair: Pair, told: tuple[Path, Path], connect: Connect, steering: NewSteering, said_in: str
+) -> None:
+    """The stores of a call are in the client's trace; the replay is in that of the resume, and links to the stores.
+
+    The Redis client of the workers is instrumented, too: it tells of its own commands, and we do not.
+    """
+    client = connect(pair[0].url)
+    await client.initialize()
+    meta: dict[str, Any] = {"progressToken": 1}
+    if said_in == "_meta":
+        meta["traceparent"] = CALL
+    else:
+        client.headers["traceparent"] = CALL
+    params = {"name": "steps", "_meta": meta}
+    received = await cut_and_resumed(
+        pair, client, steering, {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    )
+    assert [says(event) for event in received] == ["missed", "missed too", "3 steps"]
+
+    first, second = told
+    await until(lambda: named(spans_in(second), "event_store.replay"))
+    stores = [
+        span
+        for span in named(spans_in(first), "event_store.store")
+        if span["attributes"]["eventscope.stream.id"] == "1"
+    ]
+    assert [span["attributes"]["eventscope.message.kind"] for span in stores] == [
+        "priming",
+        *["notification"] * 3,
+        "response",
+    ]
+    assert {trace_of(span) for span in stores} == {"c" * 32}
+    (call,) = [span for span in spans_in(first) if span["name"] == "tools/call steps"]
+    assert trace_of(call) == "c" * 32
+    by_id = {id_of(span["context"]): span for span in stores}
+    notes = [span for span in stores if span["attributes"]["eventscope.message.kind"] == "notification"]
+    assert {span["parent_id"].removeprefix("0x") for span in notes} == {id_of(call["context"])}, "within the tool"
+
+    replays = named(spans_in(second), "event_store.replay")
+    assert len(replays) == 1
+    assert trace_of(replays[0]) == "d" * 32
+    linked = [link["context"] for link in replays[0]["links"]]
+    assert {str(context["trace_id"]).removeprefix("0x") for context in linked} == {"c" * 32}
+    delivered = [by_id[id_of(context)]["attributes"]["eventscope.event.id"] for context in linked]
+    assert delivered == [event.id.partition(".")[0] for event in received][: len(delivered)]
+    assert len(delivered) == replays[0]["attributes"]["eventscope.replay.events"] > 0
+
+    # The writer's commands are of many callers, and in nobody's trace; what a replay reads is its child.
+    replay = id_of(replays[0]["context"])
+    reads = [span for span in spans_in(second) if (span["parent_id"] or "").removeprefix("0x") == replay]
+    assert [span["kind"] for span in reads] == ["SpanKind.CLIENT"] * len(reads)
+    assert reads
+    ours = {id_of(span["context"]) for span in spans_in(first) if span["name"].startswith("event_store.")}
+    assert [span for span in spans_in(first) if (span["parent_id"] or "").removeprefix("0x") in ours] == []

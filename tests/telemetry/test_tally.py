@@ -1,0 +1,125 @@
+"""Stored events that are counted by the batch are counted exactly, and never lost."""
+
+import asyncio
+import threading
+
+import pytest
+from fakeredis import FakeAsyncRedis
+from mcp.types import JSONRPCNotification
+
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.telemetry import catalog, tally
+from mcp_eventscope.telemetry.prometheus import MetricsSink
+from telemetry.conftest import Scope
+
+NOTE = JSONRPCNotification(jsonrpc="2.0", method="note")
+
+
+def unexpected(error: Exception) -> None:
+    """Nothing is to fail."""
+    raise AssertionError from error
+
+
+def sink(scope: Scope, failures: list[Exception] | None = None) -> MetricsSink:
+    """A sink whose failures are kept."""
+    return MetricsSink("default", scope.registry, (failures if failures is not None else []).append)
+
+
+@pytest.mark.anyio
+async def test_what_is_read_is_exact(scope: Scope) -> None:
+    """A scrape in the middle of a turn of the loop shows all that was stored before it."""
+    metrics = sink(scope)
+    for number in range(10):
+        metrics.stored(0.001, JSONRPCNotification, 5)
+        assert scope.sample("store_duration_seconds_count", outcome="ok") == number + 1
+        assert scope.sample("stored_events_total", kind="notification") == number + 1
+        assert scope.sample("stored_bytes_total") == 5 * (number + 1)
+
+
+@pytest.mark.anyio
+async def test_nobody_has_to_ask() -> None:
+    """In the files of several processes nobody can ask: it is written when the loop has turned."""
+    written: list[tally.Noted] = []
+    kept = tally.Tally(written.extend, unexpected)
+    kept.note(0.001, JSONRPCNotification, 5)
+    kept.note(0.002, type(None), 0)
+    assert written == []
+    await asyncio.sleep(0)
+    assert written == [(0.001, JSONRPCNotification, 5, None), (0.002, type(None), 0, None)]
+
+
+def test_without_a_loop() -> None:
+    """Where there is no loop that could turn, it is written at once."""
+    written: list[tally.Noted] = []
+    tally.Tally(written.extend, unexpected).note(0.001, type(None), 0)
+    assert len(written) == 1
+
+
+@pytest.mark.anyio
+async def test_a_turn_may_be_long() -> None:
+    """What is kept is bounded."""
+    written: list[tally.Noted] = []
+    kept = tally.Tally(written.extend, unexpected)
+    for _ in range(tally.MOST):
+        kept.note(0.001, type(None), 0)
+    assert len(written) == tally.MOST
+
+
+def test_as_one_by_one(scope: Scope) -> None:
+    """A batch comes to the same in each bucket as its observations one by one."""
+    other = Scope()
+    bounds = catalog.STORE_SECONDS
+    amounts = [*bounds, *(bound * 1.01 for bound in bounds), 0.0, 100.0]
+    metrics = sink(scope)
+    metrics._write([(amount, JSONRPCNotification, 1, None) for amount in reversed(amounts)])
+    single = sink(other)
+    for amount in amounts:
+        single._store_seconds["ok"].observe(amount)
+    for bound in (*bounds, float("inf")):
+        le = "+Inf" if bound == float("inf") else str(bound)
+        one = scope.sample("store_duration_seconds_bucket", outcome="ok", le=le)
+        assert one is not None
+        assert one == other.sample("store_duration_seconds_bucket", outcome="ok", le=le)
+    assert scope.sample("store_duration_seconds_sum", outcome="ok") == pytest.approx(sum(amounts))
+
+
+def test_threads(scope: Scope) -> None:
+    """Scrapes from another thread lose nothing, and count nothing twice."""
+    metrics = sink(scope)
+    done = threading.Event()
+
+    def scrape() -> None:
+        while not done.is_set():
+            scope.sample("stored_bytes_total")
+
+    async def store() -> None:
+        for number in range(20_000):
+            metrics.stored(0.001, JSONRPCNotification, 1)
+            if number % 50 == 0:
+                await asyncio.sleep(0)
+
+    reader = threading.Thread(target=scrape)
+    reader.start()
+    asyncio.run(store())
+    done.set()
+    reader.join()
+    assert scope.sample("stored_bytes_total") == 20_000
+    assert scope.sample("store_duration_seconds_count", outcome="ok") == 20_000
+
+
+@pytest.mark.anyio
+async def test_a_batch_that_cannot_be_written(
+    scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is counted and told as a failure of the metrics, not raised where nobody could catch it."""
+
+    def fail(*_: object) -> None:
+        msg = "metrics"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr("mcp_eventscope.telemetry.prometheus._Histogram.observe_all", fail)
+    session = scope.instrument(RedisEventStore(redis, ttl=60)).for_session("s")
+    await session.append("1", NOTE)
+    await asyncio.sleep(0)
+    assert scope.sample("telemetry_failures_total", sink="metrics") == 1
+    assert len(scope.log.named("event_store.telemetry_failed")) == 1

@@ -1,0 +1,275 @@
+"""Whose trace an event is stored in, and how a replay finds the way back to it."""
+
+import contextvars
+import json
+from collections.abc import Callable
+
+import pytest
+from fakeredis import FakeAsyncRedis
+from mcp.types import JSONRPCNotification, JSONRPCResponse
+from opentelemetry import context, trace
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+from mcp_eventscope import InstrumentedEventStore, RedisEventStore
+from mcp_eventscope.redis.backlog import Backlog, Item, Lane
+from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.scripts import PRODUCERS
+from mcp_eventscope.sessions.view import SessionView
+from mcp_eventscope.telemetry import propagation
+from mcp_eventscope.types import EventMessage
+from telemetry.conftest import Scope
+
+pytestmark = pytest.mark.anyio
+
+NOTE = JSONRPCNotification(jsonrpc="2.0", method="note")
+RESPONSE = JSONRPCResponse(jsonrpc="2.0", id=1, result={})
+PARENT = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+
+
+async def ignore(_: EventMessage) -> None:
+    """A client that takes everything."""
+
+
+@pytest.fixture
+def store(redis: FakeAsyncRedis) -> RedisEventStore:
+    """A store without telemetry."""
+    return RedisEventStore(redis, ttl=60).for_session("session")
+
+
+@pytest.fixture
+def session(scope: Scope, redis: FakeAsyncRedis) -> InstrumentedEventStore:
+    """One session's part of a decorated store."""
+    return scope.instrument(RedisEventStore(redis, ttl=60)).for_session("session")
+
+
+async def row(redis: FakeAsyncRedis, event_id: str) -> dict[bytes, bytes]:
+    """An event, as it is in Redis."""
+    found = await redis.hgetall(f"mcp:{{session}}:event:{event_id}")
+    return {name: value for name, value in found.items() if isinstance(name, bytes) and isinstance(value, bytes)}
+
+
+def links(span: ReadableSpan) -> list[tuple[int, int]]:
+    """The traces and spans that a span links to."""
+    return [(link.context.trace_id, link.context.span_id) for link in span.links]
+
+
+async def test_a_replay_links_to_who_stored_what_it_delivers(
+    scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis
+) -> None:
+    """Each span is kept with its event, whose payload stays as it is; the replay links to those it delivers."""
+    ids = [(await session.append("1", message)).event_id for message in (None, NOTE, NOTE, RESPONSE)]
+    stored = [span.context for span in scope.spans()]
+    assert await row(redis, ids[3]) == {
+        b"stream_id": b"1",
+        b"payload": b'{"jsonrpc":"2.0","id":1,"result":{}}',
+        b"final": b"1",
+        b"traceparent": f"00-{stored[3].trace_id:032x}-{stored[3].span_id:016x}-{stored[3].trace_flags:02x}".encode(),
+    }
+    assert (await session.replay(ids[1], ignore, stream_id="1")).completed
+    assert links(scope.spans()[-1]) == [(context.trace_id, context.span_id) for context in stored[2:]]
+
+
+async def test_what_is_not_recorded_is_not_kept(redis: FakeAsyncRedis) -> None:
+    """Nobody could look it up, and it would take up memory."""
+    store = InstrumentedEventStore(
+        RedisEventStore(redis, ttl=60), registry=None, tracer_provider=TracerProvider(sampler=ALWAYS_OFF)
+    ).for_session("session")
+    stored = await store.append("1", NOTE)
+    assert await row(redis, stored.event_id) == {
+        b"stream_id": b"1",
+        b"payload": b'{"jsonrpc":"2.0","method":"note"}',
+    }
+
+
+async def test_each_once_and_not_too_many(store: RedisEventStore) -> None:
+    """Events that one span produced are one link; a long replay does not make a span of thousands."""
+    first = (await store.append("1", None)).event_id
+    for number in range(PRODUCERS // 2):
+        for _ in range(2):
+            await store.append("1", NOTE, f"00-{number + 1:032x}-{number + 1:016x}-01")
+    facts = await store.replay(first, ignore, stream_id="1")
+    assert facts.producers == tuple(f"00-{n + 1:032x}-{n + 1:016x}-01" for n in range(PRODUCERS // 2))
+    for number in range(3 * PRODUCERS):
+        await store.append("1", NOTE, f"00-{number + 100:032x}-{number + 1:016x}-01")
+    facts = await store.replay(first, ignore, stream_id="1")
+    assert facts.delivered == 4 * PRODUCERS
+    assert len(facts.producers) <= PRODUCERS
+
+
+async def test_a_client_that_had_some(store: RedisEventStore) -> None:
+    """An event without a span, and one that carries nothing, are in between."""
+    ids = []
+    for message, parent in ((NOTE, PARENT), (NOTE, ""), (None, PARENT), (RESPONSE, PARENT[:-1] + "0")):
+        ids.append((await store.append("1", message, parent)).event_id)
+    facts = await store.replay(ids[0], ignore, stream_id="1")
+    assert (facts.delivered, facts.producers) == (2, (PARENT[:-1] + "0",))
+
+
+@pytest.mark.parametrize("written", ["", "x", "1 missing", PARENT + " 5 6", PARENT.replace("-", " "), "00-@", "\xff"])
+async def test_whatever_is_written_there(store: RedisEventStore, redis: FakeAsyncRedis, written: str) -> None:
+    """What is no traceparent is nobody's, and the replay is as without it."""
+    first, second = [(await store.append("1", message, PARENT)).event_id for message in (None, NOTE)]
+    await redis.hset(f"mcp:{{session}}:event:{second}", "traceparent", written)
+    facts = await store.replay(first, ignore, stream_id="1")
+    assert (facts.delivered, facts.producers, facts.corrupt) == (1, (), ())
+
+
+async def test_nobody_is_linked_to(scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis) -> None:
+    """An id of zeros has the shape, and names nobody."""
+    first, second = [(await session.append("1", message)).event_id for message in (None, NOTE)]
+    await redis.hset(f"mcp:{{session}}:event:{second}", "traceparent", f"00-{0:032x}-{0:016x}-01")
+    await session.replay(first, ignore, stream_id="1")
+    assert links(scope.spans()[-1]) == []
+    assert scope.sample("telemetry_failures_total", sink="traces") == 0
+
+
+@pytest.mark.parametrize("role", ["part", "final"])
+def test_what_is_given_up_leaves_a_mark(role: str) -> None:
+    """A mark stands for the events of others: it says that the response was among them, and not who produced it."""
+    backlog = Backlog(10_000, 1)
+    lane = Lane(Keys("p:"), tracked=True)
+    items = [Item(lane, "1", b"x", "part"), Item(lane, "1", b"x", f"{role}@{PARENT}")]
+    for item in items:
+        backlog.put(item)
+        backlog.defer(item)
+    backlog.overflow()
+    assert items[0].role == f"lost:{role}"
+
+
+class Request:
+    """A request of a client's, in a trace of its own, whose messages are sent from its own context."""
+
+    def __init__(self, scope: Scope, view: SessionView, stream: str, *, traced: bool = True) -> None:
+        self._scope = scope
+        self._view = view
+        self._stream = stream
+        self.context = contextvars.copy_context()
+        self.tracer = scope.provider.get_tracer("client")
+        self.call = self.tracer.start_span("call") if traced else trace.INVALID_SPAN
+        self.context.run(context.attach, trace.set_span_in_context(self.call))
+
+    async def begins(self) -> None:
+        """Its priming event is stored, in its own context."""
+        token = context.attach(trace.set_span_in_context(self.call))
+        await self._view.store_event(self._stream, None)
+        context.detach(token)
+
+    async def says(self, message: JSONRPCNotification | JSONRPCResponse) -> None:
+        """A message is stored by the task that stores for all."""
+        self._view.sender = lambda: self.context
+        await self._view.store_event(self._stream, message)
+
+    def within(self, name: str) -> trace.SpanContext:
+        """From now on messages are sent within a span of the tool."""
+        span = self.tracer.start_span(name, trace.set_span_in_context(self.call))
+        self.context.run(context.attach, trace.set_span_in_context(span))
+        return span.get_span_context()
+
+
+async def test_calls_at_the_same_time(scope: Scope, session: InstrumentedEventStore) -> None:
+    """One task stores for all calls, in the context of `initialize`; each event is in the trace of its own call."""
+    view = SessionView(session, follow_limit=1)
+    with scope.provider.get_tracer("client").start_as_current_span("initialize") as initialize:
+        one, two = Request(scope, view, "1"), Request(scope, view, "2")
+        for request in (one, two):
+            await request.begins()
+        for request in (one, two, one, two):
+            await request.says(NOTE)
+        tool = one.within("tool")
+        await one.says(NOTE)
+        await two.says(RESPONSE)
+        assert trace.get_current_span() is initialize
+    parents = [span.parent for span in scope.spans() if span.name == "event_store.store"]
+    of_one, of_two = one.call.get_span_context(), two.call.get_span_context()
+    assert parents == [of_one, of_two, of_one, of_two, of_one, of_two, tool, of_two]
+
+
+async def test_a_response_is_sent_outside_of_the_span_of_the_call(
+    scope: Scope, session: InstrumentedEventStore
+) -> None:
+    """Where only the SDK traces, its span is over when the response is sent: what the call said before tells."""
+    view = SessionView(session, follow_limit=1)
+    with scope.provider.get_tracer("client").start_as_current_span("initialize"):
+        request = Request(scope, view, "1", traced=False)
+        await request.begins()
+        outside = request.context
+        tool = request.within("tools/call")
+        await request.says(NOTE)
+        request.context = contextvars.Context()
+        await request.says(RESPONSE)
+        assert outside is not request.context
+        request.context = contextvars.Context()
+        await request.says(NOTE)
+    parents = [span.parent for span in scope.spans() if span.name == "event_store.store"]
+    assert parents[1:] == [tool, tool, None], "a call that is over is forgotten, and nothing is in the trace of another"
+
+
+async def test_nobody_says_who_sends(scope: Scope, session: InstrumentedEventStore) -> None:
+    """With an SDK that does not tell, a call is known by its priming event."""
+    view = SessionView(session, follow_limit=1)
+    with scope.provider.get_tracer("client").start_as_current_span("call") as call:
+        await view.store_event("1", None)
+    with scope.provider.get_tracer("client").start_as_current_span("initialize"):
+        await view.store_event("1", NOTE)
+    parents = [span.parent for span in scope.spans() if span.name == "event_store.store"]
+    assert parents == [call.get_span_context()] * 2
+
+
+def body(meta: object) -> bytes:
+    """A request with this `_meta`."""
+    return json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"_meta": meta}}).encode()
+
+
+def test_continued() -> None:
+    """A trace that is named in `params._meta` is gone on with, as the SDK does, and left again."""
+    with propagation.continued(body({"traceparent": PARENT, "progressToken": 1})):
+        current = trace.get_current_span().get_span_context()
+        assert (f"{current.trace_id:032x}", f"{current.span_id:016x}") == ("a" * 32, "b" * 16)
+    assert not trace.get_current_span().get_span_context().is_valid
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"traceparent",
+        b'["traceparent"]',
+        b'{"params":{"traceparent":1}}',
+        b'{"params":"traceparent"}',
+        b'{"params":{"_meta":"traceparent"}}',
+        body({"traceparent": 5}),
+        body({"traceparent": "00-0-0-01"}),
+        body({"traceparent": ["a"]}),
+    ],
+)
+def test_continued_from_nowhere(sent: bytes) -> None:
+    """Whatever else a client sends there is no trace."""
+    with propagation.continued(sent):
+        assert not trace.get_current_span().get_span_context().is_valid
+
+
+@pytest.mark.parametrize("verb", ["traceparent", "finish", "stored"])
+async def test_traces_raise(
+    scope: Scope, session: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """What is told of a store fails without the store noticing, and is counted."""
+
+    def fail(*_: object, **__: object) -> None:
+        msg = "traces"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(f"mcp_eventscope.telemetry.tracing.Tracing.{verb}", fail)
+    patched: Callable[..., object] | None = None
+    if verb == "finish":
+        patched = fail
+
+        async def unstored(*_: object) -> None:
+            fail()
+
+        monkeypatch.setattr(RedisEventStore, "append", unstored)
+    try:
+        assert (await session.append("1", NOTE)).event_id
+    except RuntimeError:
+        assert patched
+    assert scope.sample("telemetry_failures_total", sink="traces") == 1
