@@ -26,7 +26,7 @@ from mcp_eventscope.telemetry.measurements import (
 from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.otel_metrics import MeterProvider
 from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
-from mcp_eventscope.telemetry.sampling import check_interval, sampling
+from mcp_eventscope.telemetry.sampling import sampler_of, sampling
 from mcp_eventscope.telemetry.sinks import Sinks
 from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, session_hash
 from mcp_eventscope.types import (
@@ -174,13 +174,7 @@ class InstrumentedEventStore(EventStore):
             TypeError: `every` is no number.
             ValueError: `every` is not positive; or the store is no `RedisEventStore`, or on a cluster.
         """
-        check_interval(every)
-        if not isinstance(self._store, RedisEventStore):
-            msg = (
-                "only the Redis of a RedisEventStore can be sampled, and this store is another: leave sample_redis out"
-            )
-            raise ValueError(msg)  # noqa: TRY004 - a store of any type may be decorated; sampling it is what is refused
-        return sampling(self._store.sampler(), every, self._sampled)
+        return sampling(sampler_of(self._store, every), every, self._sampled)
 
     def tell(self, fact: ServingFact, log: Log | None = None) -> None:
         """Count and log what arises in serving the store. It never raises.
