@@ -306,10 +306,10 @@ class InstrumentedEventStore(EventStore):
                 timed.first,
                 timed.seconds,
             )
+            self._safely("logs", self._logs.read, "replay", measured, self._session)  # Within the span, which it names.
             self._end(opened, measured)
             if self._metrics is not None:
                 self._safely("metrics", self._metrics.replayed, measured)
-            self._safely("logs", self._logs.read, "replay", measured, self._session)
         return facts
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> Followed:
