@@ -45,19 +45,23 @@ Each is asked, and answered, by a test: `tests/telemetry/test_questions.py`, `te
 """  # noqa: E501 - rows
 
 
+_OTEL = """With `meter_provider=` they are OpenTelemetry's, too, under the name and unit of the second column, with the
+labels as attributes and the same buckets. A gauge that is the sum of workers is an up-down counter there."""
+
+
 def telemetry() -> str:
     """The page."""
     return "\n".join([HEAD, QUESTIONS, *_metrics(), "", *_spans(), "", *_logs()]) + "\n"
 
 
 def _metrics() -> Iterator[str]:
-    yield from ("## Metrics", "", "| metric | type | labels | |", "|---|---|---|---|")
+    yield from ("## Metrics", "", _OTEL, "", "| metric | OpenTelemetry | type | labels | |", "|---|---|---|---|---|")
     for metric in catalog.METRICS:
         labels = "<br>".join(
             f"`{label.name}`" + (f": {', '.join(label.values)}" if label.values else "") for label in metric.labels
         )
         type_ = f"{metric.type}<br>{_WORKERS[metric.together]}" if metric.together else metric.type
-        yield f"| `{metric.name}` | {type_} | {labels} | {metric.help} |"
+        yield f"| `{metric.name}` | `{metric.otel_name}`<br>{metric.unit} | {type_} | {labels} | {metric.help} |"
 
 
 def _spans() -> Iterator[str]:

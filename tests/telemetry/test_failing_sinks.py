@@ -28,7 +28,7 @@ from mcp_eventscope.telemetry.facts import (
     TTLShort,
 )
 from mcp_eventscope.telemetry.logs import Log
-from mcp_eventscope.telemetry.prometheus import MetricsSink
+from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.serving import ServingMetrics
 from mcp_eventscope.types import EventMessage
 from support.logs import Recorder
