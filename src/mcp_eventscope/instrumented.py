@@ -292,8 +292,9 @@ class InstrumentedEventStore(EventStore):
                 timed.first,
                 timed.seconds,
             )
-            self._sinks.count(MetricsSink.replayed, measured, self._sinks.end(opened, measured, self._session))
+            # Within the span, which it names.
             self._sinks.safely("logs", self._sinks.logs.read, "replay", measured, self._session)
+            self._sinks.count(MetricsSink.replayed, measured, self._sinks.end(opened, measured, self._session))
         return facts
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> Followed:
