@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH := $(VENV)-bench
 BENCH_STAMP := $(BENCH)/.installed
-SOURCES := pyproject.toml $(shell find src -type f -not -name '*.pyc')
+SOURCES := pyproject.toml $(shell find src dashboards -type f -not -name '*.py' -o -path 'src/*.py')
 
-.PHONY: demo serve test test-fast bench check format docs clean
+.PHONY: demo serve test test-fast bench check format docs dashboards clean
 
 demo: $(STAMP)  ## Cut a stream, kill a worker, and watch two workers get over it
 	$(BIN)/python -m examples.demo
@@ -37,6 +37,9 @@ format: $(STAMP)
 docs: $(STAMP)  ## Write what is generated of the documentation
 	$(BIN)/python docs/generate.py
 
+dashboards: $(STAMP)  ## Write the Grafana dashboards and the Prometheus rules
+	$(BIN)/python -m dashboards
+
 clean:
 	rm -rf $(VENV) $(BENCH)
 
@@ -45,7 +48,7 @@ $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# Dependency groups need pip 25.1.
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --group dev ".[embedded,testing]"
+	$(BIN)/python -m pip install --quiet --group dev ".[embedded,grafana,testing]"
 	@touch $@
 
 # The peers, and what redis-py and asyncio use by being importable.

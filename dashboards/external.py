@@ -6,9 +6,7 @@ PROCESS_START = "process_start_time_seconds"
 REDIS_EXPORTER: dict[str, frozenset[str]] = {
     "redis_up": frozenset(),
     "redis_memory_used_bytes": frozenset(),
-    "redis_memory_max_bytes": frozenset(),
     "redis_db_keys": frozenset({"db"}),
-    "redis_db_keys_expiring": frozenset({"db"}),
     "redis_evicted_keys_total": frozenset(),
     "redis_commands_duration_seconds_total": frozenset({"cmd"}),
     "redis_commands_total": frozenset({"cmd"}),

@@ -74,8 +74,6 @@ SHORT_LEGEND: Json = {"showLegend": True, "displayMode": "list", "placement": "b
 LOAD: Json = {"mode": "shades", "fixedColor": "blue"}
 TROUBLE: Json = {"mode": "shades", "fixedColor": "orange"}
 """What is one of several is a shade of one colour: green, yellow and red mean something here."""
-WORKERS: Json = {"mode": "palette-classic-by-name"}
-"""But workers are to be told apart, and to have the same colour on each panel."""
 PER_SECOND = "suffix:/s"
 AT_REST: Json = {
     "matcher": {"id": "byValue", "options": {"reducer": "allIsZero", "op": "gte", "value": 0}},
@@ -101,8 +99,6 @@ def lines(  # noqa: PLR0913 - a panel has as many properties
 ) -> Panel:
     """Lines over time, from zero. `most`: what the axis shows at least, so that nothing looks like nothing."""
     panel = Panel(number, title, "timeseries", description, targets, unit)
-    if colour is LOAD and "{{instance}}" in targets[0].legend:
-        colour = WORKERS
     named = len(targets) > 1 or "{{" in targets[0].legend
     return replace(
         panel,
@@ -162,7 +158,7 @@ def heatmap(number: int, title: str, metric: Metric, description: str, *, unit: 
 def stat(number: int, title: str, description: str, expr: str, *steps: Step, unit: str, **rest: Any) -> Panel:
     """One number, coloured only where it asks for somebody."""
     panel = Panel(number, title, "stat", description, (Target(expr, title, instant=True),), unit)
-    usual: Json = {"steps": steps or ((None, CALM),), "width": 4, "height": 6, "options": {"text": {"valueSize": 42}}}
+    usual: Json = {"steps": steps or ((None, CALM),), "width": 4, "height": 6, "options": {"text": {"valueSize": 38}}}
     return replace(panel, **(usual | rest))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from mcp_eventscope.telemetry.catalog import REPLAY_DURATION, RESUME_AGE, TTL
+from mcp_eventscope.telemetry.catalog import REPLAY_DURATION
 from mcp_eventscope.telemetry.declarations import Metric, MetricType
 
 Values: TypeAlias = str | tuple[str, ...]
@@ -45,6 +45,7 @@ def series(metric: Metric, part: str = "", scope: tuple[str, ...] = CHOSEN, /, *
 
 def _matcher(metric: Metric, label: str, values: Values) -> str:
     declared = {declared.name: declared.values for declared in metric.labels}
+    declared["le"] = tuple(f"{bound:g}" for bound in metric.buckets)
     wanted = (values,) if isinstance(values, str) else values
     unknown = set(wanted) - set(declared.get(label) or ())
     if unknown:
@@ -67,6 +68,12 @@ def rate(metric: Metric, part: str = "", by: tuple[str, ...] = (), /, **labels: 
     """How many a second, as a line."""
     _check_by(metric, by)
     return total(f"rate({series(metric, part, **labels)}[{RATE}])", by)
+
+
+def counted(metric: Metric, by: tuple[str, ...] = ()) -> str:
+    """How many of late, as a line: for what is counted rarely, and much at once."""
+    _check_by(metric, by)
+    return total(f"increase({series(metric)}[{RATE}])", by)
 
 
 def count(metric: Metric, part: str = "", by: tuple[str, ...] = (), /, **labels: Values) -> str:
@@ -107,11 +114,6 @@ def failing(counted: tuple[str, ...] = (*SUCCEEDED, *FAILED)) -> str:
     """The share of resumes that failed, as a line. Nothing while nobody resumes."""
     bad = rate(REPLAY_DURATION, "count", outcome=FAILED)
     return f"{bad} / ({rate(REPLAY_DURATION, 'count', outcome=counted)} > 0)"
-
-
-def ttl_used(share: float) -> str:
-    """For how much of the TTL such a share of the clients was away at most, as a line."""
-    return f"{quantile(share, RESUME_AGE)} / scalar({highest(series(TTL))} > 0)"
 
 
 def foreign(name: str, labels: Mapping[str, str] | None = None) -> str:

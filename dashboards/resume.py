@@ -25,6 +25,7 @@ from dashboards.panels import (
 )
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.catalog import REPLAY_DURATION
+from mcp_eventscope.telemetry.catalog_resumes import FIRST_EVENT, SEND
 
 _WORKER = ("instance",)
 _TRACES = (
@@ -114,7 +115,7 @@ _EACH = Panel(
                 {
                     "type": "value",
                     "options": {
-                        "0": {"text": "in reach", "color": CALM, "index": 0},
+                        "0": {"text": "up", "color": CALM, "index": 0},
                         "1": {"text": "away", "color": BAD, "index": 1},
                     },
                 }
@@ -196,7 +197,7 @@ _REASONS = (
         ),
         "reason",
         overrides=coloured({"expired": WARN, "unknown": BAD, "malformed": "#8e8e8e"}),
-        links=(to("How long clients were away", links.RESUME, 32), runbook("EventscopeResumesFailing")),
+        links=(to("How long clients had been away", links.RESUME, 32), runbook("EventscopeResumesFailing")),
     ),
     lines(
         23,
@@ -226,7 +227,7 @@ _REASONS = (
             "{{operation}} {{error_type}}",
         ),
         colour=TROUBLE,
-        links=(to("Why Redis was away", REDIS, 14), runbook("EventscopeStoreErrors")),
+        links=(to("Times that Redis went away, by reason", REDIS, 14), runbook("EventscopeStoreErrors")),
     ),
     lines(
         34,
@@ -256,6 +257,32 @@ _REASONS = (
 )
 
 _SHAPES = (
+    quantiles(
+        37,
+        "Seconds to the first event",
+        FIRST_EVENT,
+        says(
+            "From the start of a replay until its first event was delivered: what a client waits.",
+            normal="milliseconds: a round trip to Redis, and the way to the client.",
+            otherwise="long: compare with the panel beside. Redis is slow ('Seconds of a batch'), or the client is.",
+        ),
+        labels={},
+        width=12,
+        links=(to("Seconds of a batch", REDIS, 11), runbook("EventscopeReplaySlow")),
+    ),
+    quantiles(
+        38,
+        "Seconds of a replay that were spent sending",
+        SEND,
+        says(
+            "What of a replay was the client's and the network's. The rest of it is the store's.",
+            normal="milliseconds.",
+            otherwise="as long as 'Seconds of a replay': clients, or a proxy, take what is sent slowly; Redis is well.",
+        ),
+        labels={},
+        width=12,
+        links=(runbook("EventscopeReplaySlow"),),
+    ),
     heatmap(
         31,
         "Seconds of a replay",

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dashboards import links, yaml
-from dashboards.objective import BUDGET, HEADROOM, LEAST_RESUMES, OBJECTIVE, REPLAY_SECONDS
+from dashboards.objective import BUDGET, HEADROOM, LATE, LEAST_RESUMES, OBJECTIVE, REPLAY_SECONDS, STREAMS
 from dashboards.promql import FAILED, OWED, SUCCEEDED, Values, series
-from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry import catalog, catalog_sessions
+from mcp_eventscope.telemetry.catalog_resumes import TTL_RATIO
 from mcp_eventscope.telemetry.declarations import Metric
 
 OF = ("job", "store")
@@ -53,6 +54,7 @@ def _p99(metric: Metric, window: str, **labels: Values) -> str:
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 _COUNTED = (*SUCCEEDED, *FAILED)
 FOLLOWERS = "job_store:eventscope_followers:sum"
+SESSIONS = "job_store:eventscope_sessions:sum"
 BACKLOG = "job_store:eventscope_backlog_events:sum"
 OWED_RATIO = "job_store:eventscope_owed_failed:ratio_rate1h"
 OWED_NUMBER = "job_store:eventscope_owed:increase1h"
@@ -79,6 +81,7 @@ def recordings() -> Iterator[Recording]:
     yield Recording(OWED_NUMBER, _all(catalog.REPLAY_DURATION, "1h", part="count", outcome=OWED))
     yield Recording(OWED_RATIO, _share("1h", OWED))
     yield Recording(FOLLOWERS, f"sum by (job, store) ({series(catalog.FOLLOWERS, '', ())})")
+    yield Recording(SESSIONS, f"sum by (job, store) ({series(catalog_sessions.SESSIONS, '', ())})")
     yield Recording(BACKLOG, f"sum by (job, store) ({series(catalog.BACKLOG_EVENTS, '', ())})")
 
 
@@ -179,11 +182,12 @@ def alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeTTLHeadroomLow",
         "warning",
-        f"1 - {_p99(catalog.RESUME_AGE, '1h')}\n/ ({_max(catalog.TTL)} > 0) < {HEADROOM:g}\n"
-        f"and {_all(catalog.RESUME_AGE, '1h', part='count')} >= {LEAST_RESUMES}",
+        f"1 - {_all(TTL_RATIO, '1h', part='bucket', le=f'{1 - HEADROOM:g}')}\n"
+        f"/ ({_all(TTL_RATIO, '1h', part='count')} > 0) > {LATE:g}\n"
+        f"and {_all(TTL_RATIO, '1h', part='count')} >= {LEAST_RESUMES}",
         "15m",
         f"Clients come back when their events are about to be gone: {_WHO}",
-        f"Of the clients that came back within an hour the last ones had {_SHARE} of the TTL left.",
+        f"{_SHARE} of the clients that came back within an hour had less than {HEADROOM:.0%} of the TTL left, or none.",
         links.RESUME,
     )
     yield Alert(
@@ -225,11 +229,10 @@ def alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeFollowersGrowing",
         "warning",
-        f"min_over_time({FOLLOWERS}[1h]) > 100\n"
-        f"and min_over_time({FOLLOWERS}[1h]) > 2 * max_over_time({FOLLOWERS}[1d] offset 1h)",
-        "0m",
+        f"{FOLLOWERS} > 100\nand {FOLLOWERS} > {STREAMS} * {SESSIONS}",
+        "30m",
         f"Followed streams pile up: {_WHO}",
-        f"{_NUMBER} streams are followed, for an hour more than twice as many as ever in the day before.",
+        f"{_NUMBER} streams are followed, more than {STREAMS} for each session.",
         links.RESUME,
     )
     yield Alert(

@@ -29,6 +29,7 @@ from mcp_eventscope.sessions.manager import DEFAULT_FOLLOW_LIMIT, ResumableSessi
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.exposition import Exposition
 from mcp_eventscope.telemetry.logs import Log, Logger
+from mcp_eventscope.telemetry.otel_metrics import MeterProvider
 from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
 from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsApp, MetricsPort
 from mcp_eventscope.telemetry.tracing import TracerProvider
@@ -85,6 +86,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
     sample_redis: float | None = None,
     registry: Registry | None = None,
     tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
     logger: Logger | None = None,
     **options: Unpack[StreamableHTTPOptions],
 ) -> Starlette:
@@ -117,6 +119,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
         registry: Where metrics go, and what `/metrics` shows; None: that of a store that is instrumented already, else
             prometheus_client's global one.
         tracer_provider: As in `InstrumentedEventStore`; for a store that is not instrumented already.
+        meter_provider: As in `InstrumentedEventStore`; for a store that is not instrumented already.
         logger: As in `InstrumentedEventStore`; of a store that is instrumented already, for what the application says.
         **options: The keywords of `streamable_http_app()` of that kind of server; they mean the same.
 
@@ -141,15 +144,17 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
         msg = "redis_url and ttl are for a store that is made here; pass either them or event_store"
         raise ValueError(msg)
     if isinstance(event_store, InstrumentedEventStore):
-        if tracer_provider is not None or registry not in (None, event_store.registry):
+        if tracer_provider is not None or meter_provider is not None or registry not in (None, event_store.registry):
             msg = (
-                "registry and tracer_provider are for a store that is instrumented here, and this one is already; "
-                "pass them to your InstrumentedEventStore"
+                "registry, tracer_provider and meter_provider are for a store that is instrumented here, and this one "
+                "is already; pass them to your InstrumentedEventStore"
             )
             raise ValueError(msg)
         registry = event_store.registry
     registry = registry or DEFAULT_REGISTRY
-    store = instrument(event_store, registry=registry, tracer_provider=tracer_provider, logger=logger)
+    store = instrument(
+        event_store, registry=registry, tracer_provider=tracer_provider, meter_provider=meter_provider, logger=logger
+    )
     log.report_failures(store.log_failed)
     ours: _Ours = {"follow_limit": follow_limit, "lease": lease, "drain": drain, "logger": logger}
     manager = _replace_manager(app, mcp.session_manager, store, **ours)

@@ -1,22 +1,20 @@
 """The decorator: the same store, and every operation on it timed, named and told."""
 
-import contextlib
 import copy
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from time import perf_counter
-from typing import ParamSpec, Self
+from typing import Self
 
 from mcp_eventscope.foreign import ForeignEventStore
 from mcp_eventscope.redis.store import RedisEventStore
-from mcp_eventscope.telemetry import catalog, declarations
+from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.facts import ServingFact
-from mcp_eventscope.telemetry.logs import Log, Logger, LogSink
+from mcp_eventscope.telemetry.logs import Log, Logger
 from mcp_eventscope.telemetry.measurements import (
     Counted,
     FollowMeasurement,
-    Measurement,
     ReplayMeasurement,
     SampleMeasurement,
     StoreMeasurement,
@@ -25,9 +23,12 @@ from mcp_eventscope.telemetry.measurements import (
     replay_outcome,
     store_outcome,
 )
-from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, MetricsSink, Registry
-from mcp_eventscope.telemetry.sampling import check_interval, sampling
-from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, Tracing, session_hash
+from mcp_eventscope.telemetry.metrics import MetricsSink
+from mcp_eventscope.telemetry.otel_metrics import MeterProvider
+from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
+from mcp_eventscope.telemetry.sampling import sampler_of, sampling
+from mcp_eventscope.telemetry.sinks import Sinks
+from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, session_hash
 from mcp_eventscope.types import (
     Appended,
     Committed,
@@ -45,8 +46,6 @@ from mcp_eventscope.types import (
     kind_of,
 )
 
-P = ParamSpec("P")
-
 
 class InstrumentedEventStore(EventStore):
     """An event store, and spans, metrics and logs of everything that it does.
@@ -59,6 +58,7 @@ class InstrumentedEventStore(EventStore):
         name: The `store` label, to tell several stores on one registry apart.
         registry: Where the metrics go; None: nowhere.
         tracer_provider: Where the spans go; None: the global provider (nowhere, until the application sets one).
+        meter_provider: Where the metrics go as OpenTelemetry's, too, or instead with `registry=None`; None: nowhere.
         logger: Where the log events go; None: structlog, as the application configured it, else the standard
             library's logger `mcp_eventscope`.
 
@@ -67,13 +67,14 @@ class InstrumentedEventStore(EventStore):
         ValueError: `store` is instrumented already: everything would be counted twice.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - where each signal goes
         self,
         store: EventStore,
         *,
         name: str = "default",
         registry: Registry | None = DEFAULT_REGISTRY,
         tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
         logger: Logger | None = None,
     ) -> None:
         if isinstance(store, type):
@@ -83,20 +84,17 @@ class InstrumentedEventStore(EventStore):
             msg = "this store is instrumented already; a second InstrumentedEventStore would count everything twice"
             raise ValueError(msg)  # noqa: TRY004 - the type is right, its state is not
         self._store: FactStore = store if isinstance(store, FactStore) else ForeignEventStore(store)
-        self._tracing = Tracing(name, tracer_provider)
-        self._metrics = None if registry is None else MetricsSink(name, registry, partial(self._sink_failed, "metrics"))
+        self._sinks = Sinks(name, registry, tracer_provider, meter_provider, logger)
         # Ours does its I/O elsewhere, for many callers at once: a span of one has no children, and need not be current.
         self._current = not isinstance(store, RedisEventStore)
-        self._logs = LogSink(name, Log(logger))
         self._registry = registry
         self._session: str | None = None
         # A store of others may be scoped, and may expire its events, in ways that cannot be seen from here.
         ours = isinstance(store, FactStore)
         self._warn_unscoped = ours
-        if self._metrics is not None:
-            self._safely("metrics", self._metrics.configured, self.ttl)
+        self._sinks.count(MetricsSink.configured, self.ttl)
         self._store.observe(self._told)
-        self._safely("logs", self._logs.configured, ttl_missing=ours and self.ttl is None)
+        self._sinks.safely("logs", self._sinks.logs.configured, ttl_missing=ours and self.ttl is None)
 
     @property
     def ttl(self) -> int | None:
@@ -134,8 +132,8 @@ class InstrumentedEventStore(EventStore):
     async def give_up(self, stream_id: StreamId) -> bool:
         """Answer a request that this process ran, and runs no longer; see the store."""
         given_up = await self._store.give_up(stream_id)
-        if given_up and self._metrics is not None:
-            self._safely("metrics", self._metrics.orphaned)
+        if given_up:
+            self._sinks.count(MetricsSink.orphaned)
         return given_up
 
     async def claim(self, stream_ids: Iterable[StreamId]) -> None:
@@ -154,8 +152,7 @@ class InstrumentedEventStore(EventStore):
     async def flush(self, seconds: float) -> int:
         """Store what waits; see the store."""
         lost = await self._store.flush(seconds)
-        if self._metrics is not None:
-            self._safely("metrics", self._metrics.flush)
+        self._sinks.count(MetricsSink.flush)
         return lost
 
     async def ping(self) -> None:
@@ -177,13 +174,7 @@ class InstrumentedEventStore(EventStore):
             TypeError: `every` is no number.
             ValueError: `every` is not positive; or the store is no `RedisEventStore`, or on a cluster.
         """
-        check_interval(every)
-        if not isinstance(self._store, RedisEventStore):
-            msg = (
-                "only the Redis of a RedisEventStore can be sampled, and this store is another: leave sample_redis out"
-            )
-            raise ValueError(msg)  # noqa: TRY004 - a store of any type may be decorated; sampling it is what is refused
-        return sampling(self._store.sampler(), every, self._sampled)
+        return sampling(sampler_of(self._store, every), every, self._sampled)
 
     def tell(self, fact: ServingFact, log: Log | None = None) -> None:
         """Count and log what arises in serving the store. It never raises.
@@ -192,18 +183,16 @@ class InstrumentedEventStore(EventStore):
             fact: What it is.
             log: Where its log event goes; None: where the store's go.
         """
-        if self._metrics is not None:
-            self._safely("metrics", self._metrics.serving.told, fact)
-        self._safely("logs", self._logs.serving, fact, log)
+        self._sinks.count(MetricsSink.served, fact)
+        self._sinks.safely("logs", self._sinks.logs.serving, fact, log)
 
     def log_failed(self, error: Exception) -> None:
         """Count that a log event could not be written elsewhere, where nothing is counted."""
-        self._sink_failed("logs", error)
+        self._sinks.failed("logs", error)
 
     def _sampled(self, measured: SampleMeasurement) -> None:
-        if self._metrics is not None:
-            self._safely("metrics", self._metrics.sampled, measured)
-        self._safely("logs", self._logs.sampled, measured, self.ttl)
+        self._sinks.count(MetricsSink.sampled, measured)
+        self._sinks.safely("logs", self._sinks.logs.sampled, measured, self.ttl)
 
     # -- the SDK's interface ------------------------------------------------------------------------------------------
 
@@ -227,14 +216,13 @@ class InstrumentedEventStore(EventStore):
         Where the span is recorded it is kept with the event, in place of `traceparent`: a replay links to it.
         """
         # For each event of each session: what is not needed when all is well is not made.
-        span = None
-        if not (self._current or self._tracing.off):
-            try:
-                if (span := self._tracing.start(catalog.STORE_SPAN)) is not None:
-                    traceparent = self._tracing.traceparent(span)
-            except Exception as error:  # noqa: BLE001 - a sampler or processor of the application's
-                self._sink_failed("traces", error)
-        opened = self._begin(catalog.STORE_SPAN) if self._current else None
+        sinks = self._sinks
+        span, opened = None, None
+        if self._current:
+            opened = sinks.begin(catalog.STORE_SPAN)
+        elif not sinks.tracing.off:
+            span, own = sinks.started()
+            traceparent = own or traceparent
         started = perf_counter()
         try:
             appended = await self._store.append(stream_id, message, traceparent)
@@ -245,22 +233,13 @@ class InstrumentedEventStore(EventStore):
         if opened is not None or not appended.event_id:
             self._appended(seconds, stream_id, message, appended, None, span, opened)
             return appended
-        try:
-            if span is not None:
-                self._recorded(span, stream_id, message, appended)
-            if self._metrics is not None:
-                self._metrics.stored(seconds, type(message), appended.payload_bytes)
-        except Exception as error:  # noqa: BLE001 - whatever a registry of the application's raises
-            self._sink_failed("metrics", error)
+        ids = None if span is None else sinks.stored(span, self._session, stream_id, message, appended)
+        for meter in sinks.meters:
+            try:
+                meter.stored(seconds, type(message), appended.payload_bytes, ids)
+            except Exception as error:  # noqa: BLE001 - whatever a provider of the application's raises
+                sinks.failed(meter.name, error)
         return appended
-
-    def _recorded(self, span: Span, stream_id: StreamId, message: JSONRPCMessage | None, appended: Appended) -> None:
-        try:
-            self._tracing.stored(
-                span, self._session, stream_id, kind_of(message).value, appended.event_id, appended.payload_bytes
-            )
-        except Exception as error:  # noqa: BLE001 - a processor or exporter of the application's
-            self._sink_failed("traces", error)
 
     def _appended(  # noqa: PLR0913, PLR0917 - what is known of it, one by one
         self,
@@ -281,27 +260,23 @@ class InstrumentedEventStore(EventStore):
             kind_of(message),
             appended,
         )
-        self._end(opened, measured)
-        if span is not None:
-            self._safely("traces", self._tracing.finish, span, measured, self._session)
-        if self._metrics is not None:
-            self._safely("metrics", self._metrics.appended, measured)
-            if measured.outcome == "deferred":
-                self._safely("metrics", self._metrics.waiting, self._store.waiting)
-        self._safely("logs", self._logs.stored, measured, self._session)
+        ids = self._sinks.end(opened, measured, self._session) or self._sinks.finish(span, measured, self._session)
+        self._sinks.count(MetricsSink.appended, measured, ids)
+        if measured.outcome == "deferred":
+            self._sinks.count(MetricsSink.waiting, self._store.waiting)
+        self._sinks.safely("logs", self._sinks.logs.stored, measured, self._session)
 
     async def replay(
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
     ) -> Replayed:
         """Deliver what is stored after an event, in a span, and measure it. Arguments and errors are the store's."""
-        opened = self._begin(catalog.REPLAY_SPAN)
+        opened = self._sinks.begin(catalog.REPLAY_SPAN)
         facts: Replayed | None = None
         error: BaseException | None = None
         timed = Timed(send)
-        counted = Counted(timed)
         started = perf_counter()
         try:
-            facts = await self._store.replay(last_event_id, counted, stream_id=stream_id)
+            facts = await self._store.replay(last_event_id, timed, stream_id=stream_id)
         except BaseException as raised:
             error = raised
             raise
@@ -311,26 +286,24 @@ class InstrumentedEventStore(EventStore):
                 outcome_of(error) if facts is None else replay_outcome(facts),
                 stream_id if facts is None else facts.stream_id,
                 error,
-                counted.delivered,
+                timed.delivered,
                 facts,
                 self.ttl,
                 timed.first,
                 timed.seconds,
             )
-            self._end(opened, measured)
-            if self._metrics is not None:
-                self._safely("metrics", self._metrics.replayed, measured)
-            self._safely("logs", self._logs.read, "replay", measured, self._session)
+            # Within the span, which it names.
+            self._sinks.safely("logs", self._sinks.logs.read, "replay", measured, self._session)
+            self._sinks.count(MetricsSink.replayed, measured, self._sinks.end(opened, measured, self._session))
         return facts
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> Followed:
         """Deliver what is stored from now on, and measure it. Arguments, result and errors are the store's."""
         facts: Followed | None = None
         error: BaseException | None = None
-        counted = Counted(send, self._followed_event)
+        counted = Counted(send, partial(self._sinks.count, MetricsSink.followed_event))
         started = perf_counter()
-        if self._metrics is not None:
-            self._safely("metrics", self._metrics.following)
+        self._sinks.count(MetricsSink.following)
         try:
             facts = await self._store.follow(stream_id, after, counted, limit=limit)
         except BaseException as raised:
@@ -345,55 +318,22 @@ class InstrumentedEventStore(EventStore):
                 counted.delivered,
                 facts,
             )
-            if self._metrics is not None:
-                self._safely("metrics", self._metrics.followed, measured)
-            self._safely("logs", self._logs.read, "follow", measured, self._session)
+            self._sinks.count(MetricsSink.followed, measured)
+            self._sinks.safely("logs", self._sinks.logs.read, "follow", measured, self._session)
         return facts
 
     def _told(self, fact: StoreFact) -> None:
         """What arises in the middle of operations."""
-        if self._metrics is not None:
-            self._safely("metrics", self._metrics.told, fact)
-            if not isinstance(fact, Committed) or fact.deferred:
-                self._safely("metrics", self._metrics.waiting, self._store.waiting)
+        self._sinks.count(MetricsSink.told, fact)
+        if not isinstance(fact, Committed) or fact.deferred:
+            self._sinks.count(MetricsSink.waiting, self._store.waiting)
         if not isinstance(fact, Committed | Retried):
-            self._safely("logs", self._logs.told, fact, self._store.waiting)
-
-    # -- telemetry never raises ---------------------------------------------------------------------------------------
-
-    def _begin(self, span: declarations.Span) -> Opened | None:
-        try:
-            return self._tracing.begin(span)
-        except Exception as error:  # noqa: BLE001 - an exporter or sampler of the application's
-            self._sink_failed("traces", error)
-            return None
-
-    def _end(self, opened: Opened | None, measured: Measurement) -> None:
-        if opened is not None:
-            self._safely("traces", self._tracing.end, opened, measured, self._session)
-
-    def _safely(self, sink: str, tell: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            tell(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - whatever a registry, exporter or logger of the application's raises
-            self._sink_failed(sink, error)
-
-    def _sink_failed(self, sink: str, error: Exception) -> None:
-        """Count and tell that a sink raised; if that raises too, there is nobody left to tell."""
-        with contextlib.suppress(Exception):
-            if self._metrics is not None:
-                self._metrics.failed(sink)
-        with contextlib.suppress(Exception):
-            self._logs.failed(sink, error)
-
-    def _followed_event(self) -> None:
-        if self._metrics is not None:
-            self._safely("metrics", self._metrics.followed_event)
+            self._sinks.safely("logs", self._sinks.logs.told, fact, self._store.waiting)
 
     def _check_scoped(self) -> None:
         if self._warn_unscoped:
             self._warn_unscoped = False
-            self._safely("logs", self._logs.unscoped)
+            self._sinks.safely("logs", self._sinks.logs.unscoped)
 
 
 def instrument(
@@ -401,9 +341,12 @@ def instrument(
     *,
     registry: Registry | None = DEFAULT_REGISTRY,
     tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
     logger: Logger | None = None,
 ) -> InstrumentedEventStore:
     """The store itself when it is instrumented already, with whatever it was given then; else instrumented here."""
     if isinstance(store, InstrumentedEventStore):
         return store
-    return InstrumentedEventStore(store, registry=registry, tracer_provider=tracer_provider, logger=logger)
+    return InstrumentedEventStore(
+        store, registry=registry, tracer_provider=tracer_provider, meter_provider=meter_provider, logger=logger
+    )

@@ -1,6 +1,7 @@
-"""The other examples run: the manager by hand, and the client of the quickstart."""
+"""The other examples run: the manager by hand, the client of the quickstart, stores of others, and the log events."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -38,3 +39,37 @@ async def test_client(valkey_url: str) -> None:
     lines = done.stdout.decode().splitlines()
     assert [line.split()[0] for line in lines[:-1]] == [f"{number}.0" for number in range(1, 11)]
     assert "counted to 10" in lines[-1]
+
+
+async def test_third_party() -> None:
+    """Each store of others replays its call, and its operator sees the same of all."""
+    command = [sys.executable, str(EXAMPLES / "third_party.py"), "memory", "sqlite", "fastmcp"]
+    done = await anyio.run_process(command, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    lines = done.stdout.decode().splitlines()
+    for name in ("memory", "sqlite", "fastmcp"):
+        assert sum(line.startswith(f"{name}: replayed") for line in lines) == 4
+        for outcome in ("resumed", "missed"):
+            shown = {"store": name, "outcome": outcome}
+            assert f"eventscope_replay_duration_seconds_count {shown} 1" in lines
+
+
+async def test_logs() -> None:
+    """Each event is shown twice, with the same fields; what repeats is told once, and in its trace."""
+    done = await anyio.run_process([sys.executable, str(EXAMPLES / "logs.py")], check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    shown = [block.splitlines() for block in done.stdout.decode().strip().split("\n\n")]
+    told = []
+    for pretty, as_json in shown:
+        event = json.loads(as_json)
+        told.append(event["event"])
+        assert event["event"] in pretty
+        assert f"[{event['level']}" in pretty
+        assert all(name in pretty for name in event.keys() - {"event", "level", "timestamp"})
+        assert ("trace_id" in event) == (event["event"] == "event_store.replay_incomplete")
+    assert told == [
+        "event_store.ttl_missing",
+        "event_store.replay_incomplete",
+        "event_store.degraded",
+        "event_store.events_lost",
+    ]

@@ -8,18 +8,46 @@ from fakeredis import FakeAsyncRedis
 from mcp.server import MCPServer
 from mcp.types import JSONRPCNotification
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
-from prometheus_client import CollectorRegistry
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import Sampler as SpanSampler
+from opentelemetry.sdk.trace.sampling import SamplingResult
+from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreUnavailableError, http_app
-from mcp_eventscope.telemetry.prometheus import MetricsSink
+from mcp_eventscope.redis.sampling import Sampler
+from mcp_eventscope.telemetry.facts import (
+    Inert,
+    Origin,
+    Refusal,
+    Requested,
+    ServingFact,
+    SessionBegan,
+    SessionEnd,
+    SessionEnded,
+    SessionRefused,
+    TTLShort,
+)
+from mcp_eventscope.telemetry.logs import Log
+from mcp_eventscope.telemetry.metrics import MetricsSink
+from mcp_eventscope.telemetry.serving import ServingMetrics
 from mcp_eventscope.types import EventMessage
 from support.logs import Recorder
-from telemetry.conftest import Scope
+from support.memory_store import MemoryEventStore
+from support.raw import events
+from support.waiting import until
+from telemetry.conftest import Rig, Scope
 
 pytestmark = pytest.mark.anyio
 
 NOTE = JSONRPCNotification(jsonrpc="2.0", method="note")
+FACTS: tuple[ServingFact, ...] = (
+    SessionBegan(Origin.OPENED),
+    SessionEnded(SessionEnd.IDLE),
+    SessionRefused(Refusal.LIMIT, "s"),
+    Requested("other"),
+    Inert("stateless", "serve with sessions"),
+    TTLShort(1, "follow_limit", 2, "set ttl=3"),
+)
 
 
 async def exercise(store: InstrumentedEventStore) -> None:
@@ -39,7 +67,7 @@ async def exercise(store: InstrumentedEventStore) -> None:
     assert [event.message for event in seen] == [NOTE]
 
 
-class RaisingSampler(Sampler):
+class RaisingSampler(SpanSampler):
     """A sampler that raises."""
 
     def should_sample(self, *_: object, **__: object) -> SamplingResult:
@@ -134,6 +162,112 @@ async def test_metrics_raise(scope: Scope, redis: FakeAsyncRedis, monkeypatch: p
     await exercise(store)
     assert (scope.sample("telemetry_failures_total", sink="metrics") or 0) >= 6
     assert len(scope.spans()) == 4
+
+
+async def test_instruments_raise(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instruments that raise: of a registry whose files cannot be written, say."""
+
+    def fail(*_: object) -> None:
+        msg = "disk full"
+        raise OSError(msg)
+
+    store = scope.instrument(RedisEventStore(redis, ttl=60))
+    monkeypatch.setattr(Histogram, "observe", fail)
+    monkeypatch.setattr(Gauge, "inc", fail)
+    await exercise(store)
+    assert scope.sample("telemetry_failures_total", sink="metrics") or 0
+    entry = scope.log.named("event_store.telemetry_failed")[0]
+    assert (entry["sink"], entry["error"]) == ("metrics", "OSError")
+
+
+class RaisingExporter(SpanExporter):
+    """An exporter that raises."""
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Raise."""
+        msg = f"exporter of {len(spans)}"
+        raise RuntimeError(msg)
+
+
+async def test_exporter_raises(scope: Scope, redis: FakeAsyncRedis, caplog: pytest.LogCaptureFixture) -> None:
+    """OpenTelemetry keeps what an exporter raises to itself, and logs it; nothing is left for us to count."""
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(RaisingExporter()))
+    store = InstrumentedEventStore(
+        RedisEventStore(redis, ttl=60), registry=scope.registry, tracer_provider=provider, logger=scope.log
+    )
+    await exercise(store)
+    assert "exporter of 1" in caplog.text
+    assert scope.log.named("event_store.telemetry_failed") == []
+
+
+@pytest.mark.parametrize("fact", FACTS, ids=lambda fact: type(fact).__name__)
+async def test_what_the_manager_tells(scope: Scope, monkeypatch: pytest.MonkeyPatch, fact: ServingFact) -> None:
+    """Every fact about serving, told to metrics and to a logger that raise: each is counted, and nothing is raised."""
+
+    def fail(*_: object) -> None:
+        msg = "metrics"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(ServingMetrics, "told", fail)
+    store = scope.instrument(MemoryEventStore())
+    store.tell(fact, Log(RaisingLogger()))
+    logged = not isinstance(fact, SessionBegan | SessionEnded | Requested)
+    assert scope.sample("telemetry_failures_total", sink="metrics") == 1
+    assert scope.sample("telemetry_failures_total", sink="logs") == int(logged)
+    assert {entry["sink"] for entry in scope.log.named("event_store.telemetry_failed")} == (
+        {"metrics", "logs"} if logged else {"metrics"}
+    ), "one sink hides no other"
+
+
+async def test_what_is_told_of_a_replay(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is counted beside its outcome."""
+
+    def fail(*_: object) -> None:
+        msg = "metrics"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(ServingMetrics, "replayed", fail)
+    await exercise(scope.instrument(RedisEventStore(redis, ttl=60)))
+    assert scope.sample("telemetry_failures_total", sink="metrics") == 2
+    assert scope.sample("replay_duration_seconds_count", outcome="resumed") == 1
+
+
+async def test_sampler_of_redis_raises(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is counted as a sample that failed, and told; events go on to be stored."""
+
+    async def fail(*_: object) -> None:
+        msg = "sampler"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(Sampler, "sample", fail)
+    store = scope.instrument(RedisEventStore(redis, ttl=60))
+    async with store.sampling(0.01):
+        await until(lambda: (scope.sample("redis_sample_duration_seconds_count", outcome="error") or 0) > 1)
+        await exercise(store)
+    assert len(scope.log.named("event_store.sample_failed")) == 1
+
+
+async def test_sessions_are_served_while_everything_raises(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened, used, refused, of a revision that is told of, and ended: as if nobody watched."""
+
+    def fail(*_: object) -> None:
+        msg = "metrics"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(ServingMetrics, "told", fail)
+    monkeypatch.setattr(rig.scope, "log", RaisingLogger())
+    client = await rig.serve(max_sessions=1)
+    await client.initialize()
+    async with client.call(1, "echo", text="x") as response:
+        received = [event async for event in events(response)]
+    assert await client.resume(received[0].id) == received[1:]
+    for revision, status in (("2025-11-25", 503), ("2026-07-28", 400)):
+        headers = {"accept": "application/json, text/event-stream", "mcp-protocol-version": revision}
+        assert (await client.http.post(client.url, json={}, headers=headers)).status_code == status
+    assert await client.delete() == 200
+    assert (rig.scope.sample("telemetry_failures_total", sink="metrics") or 0) >= 8
+    assert rig.scope.sample("telemetry_failures_total", sink="logs") == 2, "too many, and the revision"
 
 
 async def test_everything_raises(redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ registry = CollectorRegistry()
 
 def instrument(registry=registry, name="default"):
     store = InstrumentedEventStore(RedisEventStore(FakeAsyncRedis(), ttl=60), registry=registry, name=name)
-    return store._metrics
+    return store._sinks.meters[0]
 
 def scrape(query=""):
     return Exposition(registry).render(accept="", encoding="", query=query).body.decode()
@@ -99,6 +99,34 @@ assert not Path(WHERE, f"eventscope-{child}.alive").exists()
     )
 
 
+def test_sessions_and_versions(tmp_path: Path) -> None:
+    """Sessions of all processes are added up, those of one that was killed go; what is installed is 1, once."""
+    run(
+        tmp_path,
+        """
+from mcp_eventscope.telemetry.facts import Origin, SessionBegan
+sink = instrument()
+began = SessionBegan(Origin.OPENED)
+sink.serving.told(began)
+ready, told = os.pipe()
+child = os.fork()
+if child == 0:
+    sink.serving.told(began); sink.serving.told(began)
+    instrument(CollectorRegistry(), "other")
+    os.write(told, b"x")
+    time.sleep(60)
+os.read(ready, 1)
+assert shows('eventscope_sessions{store="default"} 3.0'), scrape()
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+assert shows('eventscope_sessions{store="default"} 1.0'), scrape()
+assert shows('eventscope_sessions_begun_total{origin="opened",store="default"} 3.0'), scrape()
+(info,) = [line for line in scrape().splitlines() if line.startswith("eventscope_build_info{")]
+assert info.endswith(" 1.0") and 'redis="' in info, info
+""",
+    )
+
+
 def test_what_a_process_of_the_same_pid_left(tmp_path: Path) -> None:
     """Gauges begin at 0, whatever is in the file; counters go on."""
     run(
@@ -157,3 +185,33 @@ def test_set_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     with pytest.raises(ValueError, match="too late"):
         metrics_app(CollectorRegistry())
+
+
+def test_what_is_counted_by_the_batch(tmp_path: Path) -> None:
+    """Who reads the files cannot ask for what is not there yet: it is, after a turn of the loop, and at the end."""
+    run(
+        tmp_path,
+        """
+import asyncio
+from prometheus_client.multiprocess import MultiProcessCollector
+
+def written():
+    reading = CollectorRegistry()
+    MultiProcessCollector(reading, str(WHERE))
+    return reading.get_sample_value("eventscope_stored_bytes_total", {"store": "default"})
+
+async def main():
+    sink = instrument()
+    for _ in range(3):
+        sink.stored(0.001, type(None), 5, (1, 2))
+    assert written() == 0
+    await asyncio.sleep(0)
+    assert written() == 15
+    sink.stored(0.001, type(None), 5)
+    assert shows('eventscope_stored_bytes_total{store="default"} 20.0')
+    sink.stored(0.001, type(None), 5)
+
+asyncio.run(main())
+assert written() == 25
+""",
+    )

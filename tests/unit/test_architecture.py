@@ -1,6 +1,7 @@
 """The layers go one way down: who may import whom (docs/architecture.md)."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,12 +24,14 @@ LAYERS = [
     ("telemetry",),
     ("instrumented",),
     ("sessions",),
-    ("embedded",),
+    ("embedded", "cli"),
     ("app",),
     ("testing",),
+    ("pushing", "cli"),
 ]
 """From the bottom up: a module imports from its own layer and those below it, never from one above."""
 
+SHAPES = "mcp_eventscope.telemetry.declarations"
 ONLY_IN = {
     # The instruments, a scrape as text, and the files of several processes.
     "prometheus_client": {
@@ -36,15 +39,23 @@ ONLY_IN = {
         "mcp_eventscope.telemetry.exposition",
         "mcp_eventscope.telemetry.multiprocess",
     },
-    # Spans, and in whose trace they are.
-    "opentelemetry": {"mcp_eventscope.telemetry.tracing", "mcp_eventscope.telemetry.propagation"},
+    # Spans, in whose trace they are, and the instruments.
+    "opentelemetry": {
+        "mcp_eventscope.telemetry.tracing",
+        "mcp_eventscope.telemetry.propagation",
+        "mcp_eventscope.telemetry.otel_metrics",
+    },
     "structlog": {"mcp_eventscope.telemetry.logs"},
 }
 
 
+BUILDER = {f"dashboards.{path.stem}": path for path in sorted((Path(__file__).parents[2] / "dashboards").glob("*.py"))}
+"""What makes the dashboards is no part of the package: the wheel carries what it makes."""
+
+
 def imports(module: str) -> Iterator[str]:
     """Every module that a module names in an import, wherever it stands."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text("utf-8"))):
+    for node in ast.walk(ast.parse((MODULES | BUILDER)[module].read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -98,7 +109,7 @@ def test_redis_knows_no_telemetry() -> None:
 
 def test_catalog_imports_nothing_of_ours() -> None:
     """The catalog is data, and the shapes of data."""
-    shapes = "mcp_eventscope.telemetry.declarations"
+    shapes = SHAPES
     parts = {name for name in MODULES if name.startswith("mcp_eventscope.telemetry.catalog_")}
     assert len(parts) > 1
     for module, below in {
@@ -117,10 +128,29 @@ def test_sessions_know_no_instruments() -> None:
     assert [used for name in above for used in imports(name) if used.endswith("telemetry.prometheus")] == []
 
 
-@pytest.mark.parametrize("module", MODULES)
+def test_command_line_is_light() -> None:
+    """It starts without the SDK, Redis and telemetry: it needs the errors only, and what pushes dashboards."""
+    used = {name for module in ("cli", "pushing") for name in imports(f"mcp_eventscope.{module}")}
+    assert {name for name in used if name.startswith("mcp_eventscope")} == {
+        "mcp_eventscope.errors",
+        "mcp_eventscope.pushing",
+    }
+
+
+def test_builder_knows_the_catalog_only() -> None:
+    """Dashboards and rules are made of declarations, and of nothing else of ours or of anybody's."""
+    used = {name for module in BUILDER for name in imports(module)}
+    ours = {name for name in used if name.startswith("mcp_eventscope")}
+    assert "mcp_eventscope.telemetry.catalog" in ours
+    assert [name for name in ours if not name.startswith(("mcp_eventscope.telemetry.catalog", SHAPES))] == []
+    libraries = {name.split(".")[0] for name in used} - {"mcp_eventscope", "dashboards"}
+    assert libraries <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("module", [*MODULES, *BUILDER])
 def test_small_modules_that_say_what_they_are_for(module: str) -> None:
     """A module has fewer than 400 lines, and begins with what it is for."""
-    text = MODULES[module].read_text("utf-8")
+    text = (MODULES | BUILDER)[module].read_text("utf-8")
     assert len(text.splitlines()) < 400
     assert ast.get_docstring(ast.parse(text))
 

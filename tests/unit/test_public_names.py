@@ -36,7 +36,7 @@ def test_public_names() -> None:
     ("called", "parameters"),
     [
         (RedisEventStore, ["redis", "*key_prefix", "*ttl", "*store_timeout", "*backlog_bytes", "*backlog_events"]),
-        (InstrumentedEventStore, ["store", "*name", "*registry", "*tracer_provider", "*logger"]),
+        (InstrumentedEventStore, ["store", "*name", "*registry", "*tracer_provider", "*meter_provider", "*logger"]),
         (metrics_app, ["registry", "*token"]),
         (
             http_app,
@@ -54,6 +54,7 @@ def test_public_names() -> None:
                 "*sample_redis",
                 "*registry",
                 "*tracer_provider",
+                "*meter_provider",
                 "*logger",
                 "**options",
             ],

@@ -90,7 +90,7 @@ async def test_failing_store(store: RedisEventStore, monkeypatch: pytest.MonkeyP
         msg = "no Redis"
         raise StoreUnavailableError(msg)
 
-    view = SessionView(store, follow_limit=5)
+    view = SessionView(store, follow_limit=0.2)
     cursor = await view.store_event("1", None)
     monkeypatch.setattr(RedisEventStore, "append", unavailable)
     monkeypatch.setattr(RedisEventStore, "replay", unavailable)

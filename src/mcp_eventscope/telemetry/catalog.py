@@ -19,7 +19,7 @@ TROUBLE = Label(
     ("timeout", "connection", "pool", "loading", "busy", "readonly", "oom", "noscript", "auth", "other"),
 )
 LOSS_REASON = Label("reason", ("overflow", "rejected", "shutdown"))
-SINK = Label("sink", ("metrics", "traces", "logs"))
+SINK = Label("sink", ("metrics", "otel_metrics", "traces", "logs"))
 SAMPLE_OUTCOME = Label("outcome", ("ok", "elsewhere", "error", "cancelled"))
 
 # A store is one round trip: 0.2 ms on loopback, 1 ms in a data centre; past 250 ms somebody notices.
@@ -76,6 +76,7 @@ DEGRADED_SECONDS = Metric(
     MetricType.COUNTER,
     "Seconds for which Redis was away or too slow, by the reason; counted when it is back.",
     (STORE, TROUBLE),
+    otel="eventscope.degraded_time",
 )
 DEGRADATIONS = Metric(
     "eventscope_degradations_total",
@@ -166,6 +167,7 @@ ORPHANED = Metric(
     MetricType.COUNTER,
     "Requests answered with an error by this worker, because the one that ran them is gone or is ending.",
     (STORE,),
+    otel="eventscope.orphaned.requests",
 )
 ERRORS = Metric(
     "eventscope_errors_total",

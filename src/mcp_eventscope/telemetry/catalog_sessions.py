@@ -15,6 +15,7 @@ SESSIONS = Metric(
     "Sessions that are served now. One that several workers serve counts for each of them.",
     (STORE,),
     together="livesum",
+    otel="eventscope.sessions.served",
 )
 SESSIONS_BEGUN = Metric(
     "eventscope_sessions_begun_total",

@@ -1,58 +1,24 @@
 """What is counted of sessions, requests and resumes, with instruments that are given."""
 
 import platform
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import Protocol
 
 from mcp_eventscope.telemetry import catalog_resumes, catalog_sessions
 from mcp_eventscope.telemetry.declarations import Label
 from mcp_eventscope.telemetry.facts import Requested, ServingFact, SessionBegan, SessionEnded, SessionRefused
+from mcp_eventscope.telemetry.instruments import Instruments
 from mcp_eventscope.telemetry.measurements import ReplayMeasurement
-
-
-class CounterLike(Protocol):
-    """What is asked of a counter."""
-
-    def inc(self, amount: float = 1) -> None:
-        """Count."""
-
-
-class GaugeLike(Protocol):
-    """What is asked of a gauge."""
-
-    def set(self, value: float) -> None:
-        """Set."""
-
-    def inc(self, amount: float = 1) -> None:
-        """Add."""
-
-    def dec(self, amount: float = 1) -> None:
-        """Subtract."""
-
-
-class HistogramLike(Protocol):
-    """What is asked of a histogram."""
-
-    def observe(self, amount: float) -> None:
-        """Observe."""
 
 
 class ServingMetrics:
     """Counts what is told of serving. Every child is bound here, once.
 
     Args:
-        counter: Makes a child of one store, of a metric and the values of its other labels.
-        gauge: The same, of gauges.
-        histogram: The same, of histograms.
+        instruments: Of one store.
     """
 
-    def __init__(
-        self,
-        counter: Callable[..., CounterLike],
-        gauge: Callable[..., GaugeLike],
-        histogram: Callable[..., HistogramLike],
-    ) -> None:
+    def __init__(self, instruments: Instruments) -> None:
+        counter, gauge, histogram = instruments.counter, instruments.gauge, instruments.histogram
         self._sessions = gauge(catalog_sessions.SESSIONS)
         self._begun = {v: counter(catalog_sessions.SESSIONS_BEGUN, v) for v in _values(catalog_sessions.ORIGIN)}
         self._ended = {v: counter(catalog_sessions.SESSIONS_ENDED, v) for v in _values(catalog_sessions.END)}

@@ -14,8 +14,9 @@ from weakref import WeakSet
 MOST = 1024
 """Noted events that are written at once: no loop turns, or it has been turning this once for long."""
 
-Exemplar: TypeAlias = dict[str, str]
-Noted: TypeAlias = tuple[float, type, int, Exemplar | None]
+SpanIds: TypeAlias = tuple[int, int]
+"""A span that was recorded, for an exemplar: the ids of its trace, and its own."""
+Noted: TypeAlias = tuple[float, type, int, SpanIds | None]
 """Seconds that it took; the type of the message; payload bytes; the span, if one was recorded."""
 
 _tallies: WeakSet["Tally"] = WeakSet()
@@ -39,17 +40,17 @@ class Tally:
         self._one_at_a_time = threading.Lock()
         _tallies.add(self)
 
-    def note(self, seconds: float, message: type, payload_bytes: int, exemplar: Exemplar | None = None) -> None:
+    def note(self, seconds: float, message: type, payload_bytes: int, span: SpanIds | None = None) -> None:
         """An event was stored.
 
         Args:
             seconds: That it took.
             message: The type of the message.
             payload_bytes: Its size.
-            exemplar: The span that was recorded of it, in OpenMetrics' labels.
+            span: The span that was recorded of it.
         """
         noted = self._noted
-        noted.append((seconds, message, payload_bytes, exemplar))
+        noted.append((seconds, message, payload_bytes, span))
         waiting = len(noted)
         if waiting == 1:
             try:

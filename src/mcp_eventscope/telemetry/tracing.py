@@ -23,6 +23,7 @@ from opentelemetry.util.types import AttributeValue
 
 from mcp_eventscope.telemetry import declarations
 from mcp_eventscope.telemetry.measurements import Measurement, ReplayMeasurement, StoreMeasurement
+from mcp_eventscope.telemetry.tally import SpanIds
 
 __all__ = ["Opened", "Span", "TracerProvider", "Tracing", "session_hash", "trace_ids"]
 
@@ -76,6 +77,12 @@ class Tracing:
         if not context.trace_flags.sampled:
             return ""
         return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+    @staticmethod
+    def ids(span: Span) -> SpanIds | None:
+        """The ids of a span, for exemplars; None where nobody could look it up. Asked before it ends."""
+        context = span.get_span_context()
+        return (context.trace_id, context.span_id) if span.is_recording() and context.trace_flags.sampled else None
 
     def finish(self, span: Span, measured: Measurement, session: str | None) -> None:
         """Write a measurement onto a span from `start`, and end it. Arguments as in `end`."""

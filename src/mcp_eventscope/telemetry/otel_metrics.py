@@ -1,0 +1,149 @@
+"""OpenTelemetry's instruments, made from the catalog: for those who have no Prometheus. The SDK is the application's.
+
+Each observation is written at once, for it is not known who reads, nor when.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+
+from opentelemetry import metrics
+from opentelemetry.metrics import MeterProvider
+
+from mcp_eventscope.telemetry import declarations
+from mcp_eventscope.telemetry.metrics import MetricsSink
+from mcp_eventscope.telemetry.tally import SpanIds
+
+__all__ = ["MeterProvider", "otel_sink"]
+
+
+def otel_sink(store: str, provider: MeterProvider, failed: Callable[[Exception], None]) -> MetricsSink:
+    """Counts measurements for OpenTelemetry, by the names and units of `declarations.Metric`.
+
+    Args:
+        store: The name of the store, an attribute of every metric.
+        provider: Where they go.
+        failed: As in `MetricsSink`.
+    """
+    meter = metrics.get_meter("mcp_eventscope", version("mcp-eventscope"), meter_provider=provider)
+    return MetricsSink("otel_metrics", _Instruments(store, meter), failed)
+
+
+class _Instruments:
+    """The instruments of one store. Those of two stores of one provider are the same, told apart by the attribute."""
+
+    buffered = False
+
+    def __init__(self, store: str, meter: metrics.Meter) -> None:
+        self._store = store
+        self._meter = meter
+
+    def counter(self, metric: declarations.Metric, *values: str) -> "_Counter":
+        made = self._meter.create_counter(metric.otel_name, metric.unit, metric.help)
+        return _Counter(made, self._attributes(metric, values))
+
+    def gauge(self, metric: declarations.Metric, *values: str) -> "_Summed | _Gauge":
+        if metric.together == "livesum":
+            summed = self._meter.create_up_down_counter(metric.otel_name, metric.unit, metric.help)
+            return _Summed(summed, self._attributes(metric, values))
+        gauge = _Gauge(self._made(metric), self._attributes(metric, values))
+        gauge.set(0)
+        return gauge
+
+    def histogram(self, metric: declarations.Metric, *values: str) -> "_Histogram":
+        made = self._meter.create_histogram(
+            metric.otel_name, metric.unit, metric.help, explicit_bucket_boundaries_advisory=metric.buckets
+        )
+        return _Histogram(made, self._attributes(metric, values))
+
+    def sampled(self, metric: declarations.Metric) -> "_Sampled":
+        return _Sampled(self._made(metric), self._attributes(metric, ()))
+
+    def _made(self, metric: declarations.Metric) -> "metrics._Gauge":
+        return self._meter.create_gauge(metric.otel_name, metric.unit, metric.help)
+
+    def _attributes(self, metric: declarations.Metric, values: tuple[str, ...]) -> Mapping[str, str]:
+        labels = (label.name for label in metric.labels)
+        return dict(zip(labels, (self._store, *values), strict=True))
+
+
+class _Counter:
+    """A counter, from 0."""
+
+    def __init__(self, counter: metrics.Counter, attributes: Mapping[str, str]) -> None:
+        self._counter = counter
+        self._attributes = attributes
+        self.inc(0)
+
+    def inc(self, amount: float = 1) -> None:
+        self._counter.add(amount, self._attributes)
+
+
+class _Summed:
+    """A gauge whose values in several processes are to be added up: OpenTelemetry has another instrument for those."""
+
+    def __init__(self, counter: metrics.UpDownCounter, attributes: Mapping[str, str]) -> None:
+        self._counter = counter
+        self._attributes = attributes
+        self._value = 0.0
+        self._one_at_a_time = threading.Lock()
+        self.inc(0)
+
+    def set(self, value: float) -> None:
+        with self._one_at_a_time:
+            self._counter.add(value - self._value, self._attributes)
+            self._value = value
+
+    def inc(self, amount: float = 1) -> None:
+        with self._one_at_a_time:
+            self._counter.add(amount, self._attributes)
+            self._value += amount
+
+    def dec(self, amount: float = 1) -> None:
+        self.inc(-amount)
+
+
+class _Gauge:
+    """A gauge."""
+
+    def __init__(self, gauge: "metrics._Gauge", attributes: Mapping[str, str]) -> None:
+        self._gauge = gauge
+        self._attributes = attributes
+        self._value = 0.0
+
+    def set(self, value: float) -> None:
+        self._gauge.set(value, self._attributes)
+        self._value = value
+
+    def inc(self, amount: float = 1) -> None:
+        self.set(self._value + amount)
+
+    def dec(self, amount: float = 1) -> None:
+        self.set(self._value - amount)
+
+
+class _Sampled:
+    """A gauge that is there from its first value on. It cannot be taken back: the newest of the workers counts."""
+
+    def __init__(self, gauge: "metrics._Gauge", attributes: Mapping[str, str]) -> None:
+        self._gauge = gauge
+        self._attributes = attributes
+
+    def set(self, value: float | None) -> None:
+        if value is not None:
+            self._gauge.set(value, self._attributes)
+
+
+class _Histogram:
+    """A histogram. Its exemplars are the SDK's, which knows the current span."""
+
+    def __init__(self, histogram: metrics.Histogram, attributes: Mapping[str, str]) -> None:
+        self._histogram = histogram
+        self._attributes = attributes
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        self._histogram.record(amount, self._attributes)
+
+    def observe_all(self, amounts: list[float], recorded: list[tuple[float, SpanIds]]) -> None:
+        for amount in amounts:
+            self._histogram.record(amount, self._attributes)

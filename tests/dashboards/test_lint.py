@@ -1,0 +1,195 @@
+"""What Grafana's dashboard-linter asks for, and what makes a dashboard of use to somebody who has not read our docs."""
+
+import re
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from dashboards import links, promql
+from support.boards import BOARDS, JSON, RUNBOOK, WATCHING, drawn, panels, targets
+from support.promql import RATE, SHOWN, Query
+
+DRAWN = {f"{uid}: {panel['id']} {panel['title']}": (uid, panel) for uid, panel in drawn()}
+TARGETS = dict(targets())
+COUNTING = ("rate", "irate", "increase")
+
+
+def _variable(uid: str, name: str) -> JSON:
+    found: list[JSON] = [variable for variable in BOARDS[uid]["templating"]["list"] if variable["name"] == name]
+    assert len(found) == 1, name
+    return found[0]
+
+
+def _links(value: Any) -> list[str]:
+    """Every address below a value."""
+    if isinstance(value, dict):
+        own = [value["url"]] if value.get("url") else []
+        return own + [address for inner in value.values() for address in _links(inner)]
+    return [address for inner in value for address in _links(inner)] if isinstance(value, list) else []
+
+
+@pytest.mark.parametrize("uid", BOARDS)
+def test_can_be_provisioned(uid: str) -> None:
+    """Classic JSON, that a file provider takes as it is: no inputs to fill in, no number of another Grafana."""
+    board = BOARDS[uid]
+    assert board["uid"] == uid
+    assert len(uid) <= 40
+    assert board["id"] is None
+    assert board["schemaVersion"] == 39
+    assert board["editable"] is False
+    assert board["title"]
+    assert board["description"]
+    assert "__inputs" not in board
+    ids = [panel["id"] for panel in panels(uid)]
+    assert len(set(ids)) == len(ids)
+    assert all(ids)
+
+
+@pytest.mark.parametrize("uid", WATCHING)
+def test_variables(uid: str) -> None:
+    """The data source, and what is looked at, can be chosen; everything is, unless somebody does."""
+    source = _variable(uid, "datasource")
+    assert (source["type"], source["label"], source["query"]) == ("datasource", "Data source", "prometheus")
+    for name in ("job", "instance"):
+        variable = _variable(uid, name)
+        assert variable["type"] == "query"
+        assert variable["datasource"]["uid"] == "${datasource}"
+        assert variable["multi"]
+        assert variable["includeAll"]
+        assert variable["allValue"] == ".+"
+        assert variable["refresh"] == 2
+        assert variable["current"]["value"] == ["$__all"]
+    assert 'job=~"$job"' in _variable(uid, "instance")["query"]
+
+
+@pytest.mark.parametrize("uid", WATCHING)
+def test_annotations(uid: str) -> None:
+    """Restarts and outages are seen on every panel."""
+    annotations = BOARDS[uid]["annotations"]["list"]
+    assert [annotation["name"] for annotation in annotations] == ["Restarts", "Redis away"]
+    assert all(annotation["datasource"]["uid"] == "${datasource}" for annotation in annotations)
+
+
+@pytest.mark.parametrize("uid", BOARDS)
+def test_panels_do_not_overlap(uid: str) -> None:
+    """Each has a place of its own, within the 24 columns."""
+    taken: set[tuple[int, int]] = set()
+    for panel in panels(uid):
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not taken & cells, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_panel_is_whole(name: str) -> None:
+    """A panel has a title, a data source that is chosen, a unit, and queries with names of their own."""
+    _, panel = DRAWN[name]
+    assert panel["type"] in {"timeseries", "stat", "heatmap", "table", "bargauge"}
+    assert panel["title"]
+    assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    refs = [target["refId"] for target in panel["targets"]]
+    assert refs
+    assert len(set(refs)) == len(refs)
+    assert all(refs)
+    assert all(target["datasource"] == panel["datasource"] for target in panel["targets"])
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_panel_says_what_is_normal(name: str) -> None:
+    """It says what it shows, what is normal, and what to do when it is not; and what it names as a panel is one."""
+    _, panel = DRAWN[name]
+    what, normal, otherwise = panel["description"].split("\n\n")
+    assert len(what) > 15
+    assert normal.startswith("**Normal:** ")
+    assert otherwise.startswith("**If not:** ")
+    titles = {other["title"] for _, other in drawn()}
+    for named in re.findall(r"'([A-Z][^']+)'", panel["description"]):
+        assert any(title.startswith(named) for title in titles), f"there is no panel {named!r}"
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_links_lead_to_panels(name: str) -> None:
+    """A link leads to a dashboard of ours, takes along what was chosen, and what it shows is there."""
+    _, panel = DRAWN[name]
+    for address in _links(panel):
+        found = re.fullmatch(r"/d/([\w-]+)\?(.*)", address)
+        assert found, address
+        uid, query = found.groups()
+        assert "${__url_time_range}" in query
+        assert "${job:queryparam}" in query
+        view = re.search(r"&viewPanel=(\d+)", query)
+        assert view is None or int(view[1]) in {other["id"] for other in panels(uid)}, address
+
+
+def test_panels_lead_to_the_runbook() -> None:
+    """Where something can be wrong, what to do about it is one click away."""
+    led = {uid: "".join(_links([panel for on, panel in drawn() if on == uid])) for uid in WATCHING}
+    for number, section in enumerate(links.SECTIONS, 1):
+        assert any(f"/d/{RUNBOOK}?" in text and f"viewPanel={number}" in text for text in led.values()), section
+
+
+def test_links_name_what_they_lead_to() -> None:
+    """A link to a panel is called as the panel is."""
+    titles = {(uid, panel["id"]): panel["title"] for uid in BOARDS for panel in panels(uid)}
+    for _, panel in drawn():
+        for link in panel["links"]:
+            found = re.match(r"/d/([\w-]+)\?.*&viewPanel=(\d+)", link["url"])
+            if found:
+                title = titles[found[1], int(found[2])]
+                assert title == link["title"].removeprefix("Runbook: "), f"{panel['title']}: {link['title']}"
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_query_keeps_to_what_was_chosen(name: str) -> None:
+    """Every selector is of the jobs and instances that were chosen; redis_exporter's, of that one's."""
+    for selector in Query(TARGETS[name]["expr"]).selectors():
+        prefix = "redis_" if selector.name.startswith("redis_") else ""
+        assert selector.matchers["job"] == f"${prefix}job"
+        assert selector.matchers["instance"] == f"${prefix}instance"
+        if not prefix:
+            assert selector.matchers["store"] == "$store"
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_query_counts_over_a_fitting_time(name: str) -> None:
+    """Lines use $__rate_interval. A single number is of all the time that is shown, which no line may be."""
+    target = TARGETS[name]
+    wanted: timedelta = SHOWN if target["instant"] else RATE
+    assert set(Query(target["expr"]).ranges(*COUNTING)) <= {wanted}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_counters_are_counted(name: str) -> None:
+    """A counter is never shown as it is: it says nothing but how long a process has lived."""
+    query = Query(TARGETS[name]["expr"])
+    counters = {s.name for s in query.selectors() if re.search(r"_(total|count|sum|bucket)$", s.name)}
+    assert counters <= query.counted(*COUNTING)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_histograms_have_exemplars(name: str) -> None:
+    """From a quantile or a bucket of a resume to a trace."""
+    target = TARGETS[name]
+    if "_bucket{" in target["expr"] and not target["instant"]:
+        assert target["exemplar"] or "commit_events" in target["expr"]
+
+
+def test_an_outcome_has_one_colour() -> None:
+    """Whatever is coloured by its name has the same colour on all panels."""
+    colours: dict[str, set[str]] = {}
+    for _, panel in drawn():
+        for override in panel["fieldConfig"]["overrides"]:
+            for entry in override["properties"]:
+                if entry["id"] == "color" and override["matcher"]["options"] in promql.SUCCEEDED + promql.FAILED:
+                    colours.setdefault(override["matcher"]["options"], set()).add(entry["value"]["fixedColor"])
+    assert {name: len(found) for name, found in colours.items() if name != "error"} == dict.fromkeys(
+        ("resumed", "caught_up", "gap", "missed"), 1
+    )

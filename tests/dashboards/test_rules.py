@@ -1,0 +1,408 @@
+"""The rules: Prometheus takes them, and each alert fires when it should, and does not when it should not."""
+
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dashboards import links
+from dashboards.rules import alerts
+from support.alerting import ALERTS, Case, said_by_promtool
+from support.binaries import program
+from support.boards import PROMETHEUS
+
+RUNBOOK = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text("utf-8")
+REPLAYS = "eventscope_replay_duration_seconds_count"
+
+
+def resumes(**outcomes: str) -> dict[str, str]:
+    """Counters of resumes, by how they ended."""
+    return {f'{REPLAYS}{{outcome="{outcome}"}}': values for outcome, values in outcomes.items()}
+
+
+def histogram(name: str, buckets: dict[str, str], **labels: str) -> dict[str, str]:
+    """A histogram, by its buckets; the last is all of them."""
+    own = "".join(f', {label}="{value}"' for label, value in labels.items())
+    series = {f'{name}_bucket{{le="{le}"{own}}}': values for le, values in buckets.items()}
+    return series | {f"{name}_count{{{own.removeprefix(', ')}}}": list(buckets.values())[-1]}
+
+
+CASES = [
+    # -- the objective ------------------------------------------------------------------------------------------------
+    Case(
+        "EventscopeResumesFailing",
+        "a fifth of the resumes fails for an hour",
+        resumes(resumed="0+4x70", missed="0+1x70"),
+        "65m",
+        [{}],
+        "20%",
+    ),
+    Case(
+        "EventscopeResumesFailing",
+        "one in ten fails for six hours: too few for an hour's alarm, too many for six",
+        resumes(resumed="0+270x30", gap="0+30x30"),
+        "390m",
+        [{}],
+        "10%",
+        every="15m",
+    ),
+    Case(
+        "EventscopeResumesFailing",
+        "it failed for a quarter of an hour, and it is over",
+        resumes(resumed="0+1x70", error="0+1x15 15x55"),
+        "65m",
+    ),
+    Case(
+        "EventscopeResumesFailing",
+        "all of them fail, and there are only a few: one client that slept",
+        resumes(resumed="0x70", missed="0x50 1x5 2x5 3x5"),
+        "65m",
+    ),
+    Case(
+        "EventscopeResumesFailing",
+        "clients leave in the middle of replays: their own doing",
+        resumes(resumed="0+4x70", client_gone="0+4x70", cancelled="0+4x70"),
+        "65m",
+    ),
+    Case(
+        "EventscopeResumesFailing",
+        "one in two hundred fails: within the objective",
+        resumes(resumed="0+199x70", missed="0+1x70"),
+        "65m",
+    ),
+    Case(
+        "EventscopeResumesFailingSlowly",
+        "four in a hundred, for a day",
+        resumes(resumed="0+96x70", missed="0+4x70"),
+        "1500m",
+        [{}],
+        "4%",
+        every="30m",
+    ),
+    Case(
+        "EventscopeResumesFailingSlowly",
+        "two in a hundred, for three days",
+        resumes(resumed="0+98x170", missed="0+2x170"),
+        "4400m",
+        [{}],
+        "2%",
+        every="30m",
+    ),
+    Case(
+        "EventscopeResumesFailingSlowly",
+        "half of the budget is used, and no more",
+        resumes(resumed="0+199x170", missed="0+1x170"),
+        "4400m",
+        every="30m",
+    ),
+    Case(
+        "EventscopeOwedEventsUndelivered",
+        "idle clients succeed, and those that were owed something do not",
+        resumes(caught_up="0+200x70", resumed="0x70", missed="0+1x70"),
+        "65m",
+        [{}],
+        "100%",
+    ),
+    Case(
+        "EventscopeOwedEventsUndelivered",
+        "a third of those owed something: the objective's business",
+        resumes(caught_up="0+200x70", resumed="0+2x70", missed="0+1x70"),
+        "65m",
+    ),
+    Case(
+        "EventscopeOwedEventsUndelivered",
+        "all of too few",
+        resumes(caught_up="0+200x70", resumed="0x70", missed="0x50 1+1x15"),
+        "65m",
+    ),
+    # -- the store ----------------------------------------------------------------------------------------------------
+    Case(
+        "EventscopeStoreDegraded",
+        "one worker of two",
+        {'eventscope_degraded{instance="a"}': "0 0 1x10", 'eventscope_degraded{instance="b"}': "0x12"},
+        "5m",
+        [{}],
+    ),
+    Case("EventscopeStoreDegraded", "for seconds", {"eventscope_degraded{}": "0 0 1 0x10"}, "3m"),
+    Case(
+        "EventscopeStoreFlapping",
+        "six times within a quarter of an hour",
+        {'eventscope_degradations_total{reason="timeout"}': "0x5 0+1x6 6x10"},
+        "14m",
+        [{}],
+        "6",
+    ),
+    Case(
+        "EventscopeStoreFlapping",
+        "once, on each of eight workers",
+        {
+            f'eventscope_degradations_total{{instance="{worker}", reason="connection"}}': "0x5 1x20"
+            for worker in "abcdefgh"
+        },
+        "14m",
+    ),
+    Case(
+        "EventscopeStoreErrors",
+        "one a second is refused",
+        {'eventscope_errors_total{operation="store", error_type="rejected"}': "0+60x20"},
+        "12m",
+        [{"operation": "store", "error_type": "rejected"}],
+        "1",
+    ),
+    Case(
+        "EventscopeStoreErrors",
+        "one, once",
+        {'eventscope_errors_total{operation="store", error_type="rejected"}': "0x3 1x20"},
+        "9m",
+    ),
+    Case(
+        "EventscopeEventsLost",
+        "the backlog was full",
+        {'eventscope_lost_events_total{reason="overflow"}': "0x5 100x20"},
+        "10m",
+        [{"reason": "overflow"}],
+        "100",
+    ),
+    Case("EventscopeEventsLost", "none", {'eventscope_lost_events_total{reason="overflow"}': "0x30"}, "25m"),
+    Case(
+        "EventscopeEventsLost",
+        "half an hour ago",
+        {'eventscope_lost_events_total{reason="overflow"}': "0x5 100x40"},
+        "35m",
+    ),
+    Case(
+        "EventscopeBacklogGrowing",
+        "by two hundred a minute, in two workers",
+        {
+            'eventscope_backlog_events{instance="a"}': "0+200x15",
+            'eventscope_backlog_events{instance="b"}': "0+200x15",
+        },
+        "10m",
+        [{}],
+        "4k",
+    ),
+    Case("EventscopeBacklogGrowing", "it is being stored", {"eventscope_backlog_events{}": "9000-500x15"}, "10m"),
+    Case("EventscopeBacklogGrowing", "a little", {"eventscope_backlog_events{}": "0+20x15"}, "10m"),
+    # -- how long events are kept -------------------------------------------------------------------------------------
+    Case(
+        "EventscopeTTLHeadroomLow",
+        "one of ten comes back at the last moment",
+        histogram("eventscope_resume_ttl_ratio", {"0.9": "0+9x100", "0.95": "0+10x100", "+Inf": "0+10x100"}),
+        "90m",
+        [{}],
+        "10%",
+    ),
+    Case(
+        "EventscopeTTLHeadroomLow",
+        "all come back with a fifth left",
+        histogram("eventscope_resume_ttl_ratio", {"0.75": "0x100", "0.9": "0+9x100", "+Inf": "0+9x100"}),
+        "90m",
+    ),
+    Case(
+        "EventscopeTTLHeadroomLow",
+        "all of too few",
+        histogram("eventscope_resume_ttl_ratio", {"0.9": "0x100", "0.95": "0x60 9x40", "+Inf": "0x60 9x40"}),
+        "80m",
+    ),
+    Case(
+        "EventscopeTTLHeadroomLow",
+        "nobody comes back",
+        histogram("eventscope_resume_ttl_ratio", {"0.9": "0x100", "+Inf": "0x100"}),
+        "90m",
+    ),
+    Case("EventscopeTTLMissing", "no TTL", {"eventscope_ttl_seconds{}": "0x30"}, "15m", [{}]),
+    Case("EventscopeTTLMissing", "a worker starts, and says 0", {"eventscope_ttl_seconds{}": "0 0 3600x30"}, "15m"),
+    Case(
+        "EventscopeKeysWithoutTTL",
+        "somebody else's keys",
+        {"eventscope_ttl_seconds{}": "3600x60", "eventscope_redis_keys_without_ttl{}": "3x60"},
+        "40m",
+        [{}],
+        "3",
+    ),
+    Case(
+        "EventscopeKeysWithoutTTL",
+        "there is no TTL: another alert says so",
+        {"eventscope_ttl_seconds{}": "0x60", "eventscope_redis_keys_without_ttl{}": "3x60"},
+        "40m",
+    ),
+    Case(
+        "EventscopeKeysWithoutTTL",
+        "none",
+        {"eventscope_ttl_seconds{}": "3600x60", "eventscope_redis_keys_without_ttl{}": "0x60"},
+        "40m",
+    ),
+    # -- requests, replays, followers ---------------------------------------------------------------------------------
+    Case("EventscopeRequestsOrphaned", "three", {"eventscope_requests_orphaned_total{}": "0x5 3x20"}, "10m", [{}], "3"),
+    Case("EventscopeRequestsOrphaned", "three, long ago", {"eventscope_requests_orphaned_total{}": "0x5 3x40"}, "30m"),
+    Case(
+        "EventscopeReplaySlow",
+        "all take between two and a half and five seconds",
+        histogram(
+            "eventscope_replay_duration_seconds", {"2.5": "0x40", "5": "0+5x40", "+Inf": "0+5x40"}, outcome="resumed"
+        ),
+        "30m",
+        [{}],
+        "4.975s",
+    ),
+    Case(
+        "EventscopeReplaySlow",
+        "fast ones",
+        histogram("eventscope_replay_duration_seconds", {"0.01": "0+5x40", "+Inf": "0+5x40"}, outcome="resumed"),
+        "30m",
+    ),
+    Case(
+        "EventscopeReplaySlow",
+        "one slow one among few",
+        histogram(
+            "eventscope_replay_duration_seconds", {"2.5": "0x40", "5": "0x15 1x25", "+Inf": "0x15 1x25"}, outcome="gap"
+        ),
+        "20m",
+    ),
+    Case(
+        "EventscopeFollowersGrowing",
+        "five for each session",
+        {"eventscope_followers{}": "500x60", "eventscope_sessions{}": "100x60"},
+        "40m",
+        [{}],
+        "500",
+    ),
+    Case(
+        "EventscopeFollowersGrowing",
+        "more clients: as many sessions",
+        {"eventscope_followers{}": "100+10x60", "eventscope_sessions{}": "90+10x60"},
+        "50m",
+    ),
+    Case(
+        "EventscopeFollowersGrowing",
+        "few",
+        {"eventscope_followers{}": "90x60", "eventscope_sessions{}": "1x60"},
+        "40m",
+    ),
+    # -- Redis --------------------------------------------------------------------------------------------------------
+    Case("EventscopeRedisEvicting", "ten", {"eventscope_redis_evicted_keys_total{}": "0x5 10x20"}, "10m", [{}], "10"),
+    Case("EventscopeRedisEvicting", "none", {"eventscope_redis_evicted_keys_total{}": "5x20"}, "10m"),
+    Case(
+        "EventscopeRedisMemoryNearLimit",
+        "95 of 100",
+        {"eventscope_redis_memory_used_bytes{}": "95x30", "eventscope_redis_memory_max_bytes{}": "100x30"},
+        "15m",
+        [{}],
+        "95%",
+    ),
+    Case(
+        "EventscopeRedisMemoryNearLimit",
+        "half",
+        {"eventscope_redis_memory_used_bytes{}": "50x30", "eventscope_redis_memory_max_bytes{}": "100x30"},
+        "15m",
+    ),
+    Case(
+        "EventscopeRedisMemoryNearLimit",
+        "no limit",
+        {"eventscope_redis_memory_used_bytes{}": "95x30", "eventscope_redis_memory_max_bytes{}": "0x30"},
+        "15m",
+    ),
+    # -- the telemetry itself -----------------------------------------------------------------------------------------
+    Case("EventscopeMetricsAbsent", "nobody has ever scraped any", {"up{}": "1x30"}, "10m", [{"job": ""}], who={}),
+    Case(
+        "EventscopeMetricsAbsent",
+        "one job of two has gone",
+        {
+            'eventscope_ttl_seconds{job="one", store="default"}': "3600x100",
+            'eventscope_ttl_seconds{job="two", store="default"}': "3600x20 stale",
+        },
+        "70m",
+        [{"job": "two"}],
+        who={},
+    ),
+    Case("EventscopeMetricsAbsent", "all is well", {"eventscope_ttl_seconds{}": "3600x100"}, "90m"),
+    Case(
+        "EventscopeMetricsAbsent",
+        "a worker is replaced by another",
+        {
+            'eventscope_ttl_seconds{instance="a"}': "3600x20 stale",
+            'eventscope_ttl_seconds{instance="b"}': "_x20 3600x60",
+        },
+        "60m",
+    ),
+    Case(
+        "EventscopeTelemetryFailing",
+        "one span in a second",
+        {'eventscope_telemetry_failures_total{sink="traces"}': "0+60x20"},
+        "12m",
+        [{"sink": "traces"}],
+        "1",
+    ),
+    Case(
+        "EventscopeTelemetryFailing",
+        "one, once",
+        {'eventscope_telemetry_failures_total{sink="traces"}': "0x3 1x20"},
+        "9m",
+    ),
+    Case(
+        "EventscopeRedisUnsampled",
+        "every sample fails",
+        {
+            'eventscope_redis_sample_duration_seconds_count{outcome="error"}': "0+2x40",
+            'eventscope_redis_sample_duration_seconds_count{outcome="ok"}': "7x40",
+        },
+        "30m",
+        [{}],
+    ),
+    Case(
+        "EventscopeRedisUnsampled",
+        "one did",
+        {
+            'eventscope_redis_sample_duration_seconds_count{outcome="error"}': "0x5 1x40",
+            'eventscope_redis_sample_duration_seconds_count{outcome="ok"}': "0+2x40",
+        },
+        "15m",
+    ),
+]
+
+
+def test_prometheus_takes_them() -> None:
+    """`promtool check rules`, and whatever it only warns of."""
+    promtool = program("promtool", "prometheus")
+    files = sorted(str(path) for path in PROMETHEUS.glob("*.yaml"))
+    command = [promtool, "check", "rules", "--lint=all", "--lint-fatal", *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_alerts_fire_and_do_not(tmp_path: Path) -> None:
+    """In each situation, what is told is what should be, to the letter."""
+    assert not said_by_promtool(CASES, tmp_path)
+
+
+def test_a_wrong_case_is_found(tmp_path: Path) -> None:
+    """An alert that fires and is not expected, and one that is and does not, are told: the test can fail."""
+    for case in (CASES[0], CASES[2]):
+        other = replace(case, fires=[] if case.fires else [{}])
+        assert case.alert in said_by_promtool([other], tmp_path)
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_every_alert_has_both(name: str) -> None:
+    """A case in which it fires, and one in which it does not."""
+    assert {bool(case.fires) for case in CASES if case.alert == name} == {True, False}
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_every_alert_leads_on(name: str) -> None:
+    """It has a section in the runbook with the three things that it should say, and leads to it and to a dashboard."""
+    assert name in links.SECTIONS
+    section = RUNBOOK.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    for part in ("**What it means.**", "**How to confirm.**", "**What to do"):
+        assert section.count(part) == 1, part
+    assert ALERTS[name].dashboard in {links.OVERVIEW, links.RESUME, links.REDIS}
+    assert ALERTS[name].severity in {"critical", "warning"}
+
+
+def test_alerts_and_sections_are_the_same() -> None:
+    """No section without an alert, and all in the same order: of the alerts, of the page, of the links."""
+    names = [alert.name for alert in alerts()]
+    assert names == re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE)
+    assert set(names) == set(links.SECTIONS)

@@ -1,0 +1,107 @@
+"""Cases for `promtool test rules`: what Prometheus has scraped, and what it should tell of that."""
+
+import json
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dashboards.rules import alerts, dashboard_url, runbook_url
+from support.binaries import program
+from support.boards import PROMETHEUS
+
+ALERTS = {alert.name: alert for alert in alerts()}
+WHO = {"job": "mcp", "store": "default"}
+JSON = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One alert, in one situation.
+
+    `series` are values in promtool's notation, by selector without `job` and `store`. `fires` are the labels of what is
+    told beside these two; none: nothing is. `value` is how the annotations say it. `when`, `every`: durations.
+    """
+
+    alert: str
+    why: str
+    series: Mapping[str, str]
+    when: str
+    fires: Sequence[Mapping[str, str]] = ()
+    value: str = ""
+    every: str = "1m"
+    who: Mapping[str, str] = field(default_factory=lambda: dict(WHO))
+
+    def json(self) -> JSON:
+        """What promtool reads."""
+        alert = ALERTS[self.alert]
+        return {
+            "interval": self.every,
+            "input_series": [
+                {"series": _labelled(series, self.who), "values": values} for series, values in self.series.items()
+            ],
+            "alert_rule_test": [
+                {
+                    "alertname": self.alert,
+                    "eval_time": self.when,
+                    "exp_alerts": [
+                        {
+                            "exp_labels": {"severity": alert.severity, **self._told(labels)},
+                            "exp_annotations": {
+                                "summary": self._said(alert.summary, labels),
+                                "description": self._said(alert.description, labels),
+                                "runbook_url": runbook_url(alert),
+                                "dashboard_url": self._said(dashboard_url(alert), labels),
+                            },
+                        }
+                        for labels in self.fires
+                    ],
+                }
+            ],
+        }
+
+    def _told(self, labels: Mapping[str, str]) -> dict[str, str]:
+        return {name: value for name, value in (*self.who.items(), *labels.items()) if value and self._keeps(name)}
+
+    def _keeps(self, label: str) -> bool:
+        return label in ALERTS[self.alert].of
+
+    def _said(self, template: str, labels: Mapping[str, str]) -> str:
+        """The template as Prometheus fills it in, as far as ours go."""
+        known = self._told(labels)
+        text = re.sub(
+            r"\{\{ with \$labels\.(\w+) \}\}(.*?)\{\{ \. \}\}\{\{ end \}\}",
+            lambda found: found[2] + known[found[1]] if found[1] in known else "",
+            template,
+        )
+        text = re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda found: known.get(found[1], ""), text)
+        return re.sub(r"\{\{ \$value[^}]*\}\}", self.value, text)
+
+
+def _labelled(series: str, who: Mapping[str, str]) -> str:
+    name, _, rest = series.partition("{")
+    own = "".join(f', {label}="{value}"' for label, value in who.items())
+    instance = "" if "instance=" in rest else 'instance="a", '
+    return f"{name}{{{instance}{rest.removesuffix('}')}{own}}}".replace(", ,", ",").replace("{, ", "{")
+
+
+def said_by_promtool(cases: Sequence[Case], folder: Path) -> str:
+    """What promtool finds wrong; "" when all is as expected."""
+    promtool = program("promtool", "prometheus")
+    said = ""
+    # Days are looked at every half an hour only: to evaluate is what takes the time.
+    for every in sorted({case.every for case in cases}):
+        file = folder / f"every-{every}.yaml"
+        tests = {
+            "rule_files": sorted(str(path) for path in PROMETHEUS.glob("*.yaml")),
+            "evaluation_interval": every,
+            # Else an alert sees what was recorded at the time before.
+            "group_eval_order": ["eventscope-recording", "eventscope-alerts"],
+            "tests": [case.json() for case in cases if case.every == every],
+        }
+        file.write_text(json.dumps(tests), encoding="utf-8")  # JSON is YAML.
+        done = subprocess.run([promtool, "test", "rules", str(file)], capture_output=True, text=True, check=False)
+        said += "" if done.returncode == 0 else done.stdout + done.stderr
+    return said

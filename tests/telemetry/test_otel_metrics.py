@@ -1,0 +1,251 @@
+"""OpenTelemetry's metrics: the same catalog, and the same figures, as Prometheus's."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from fakeredis import FakeAsyncRedis
+from mcp.server import MCPServer
+from mcp.types import JSONRPCNotification, JSONRPCResponse
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import (
+    Gauge,
+    Histogram,
+    HistogramDataPoint,
+    InMemoryMetricReader,
+    Metric,
+    NumberDataPoint,
+    Sum,
+)
+from prometheus_client.utils import floatToGoString
+
+from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreUnavailableError, http_app
+from mcp_eventscope.redis.sampling import Sample
+from mcp_eventscope.telemetry import catalog, declarations
+from mcp_eventscope.telemetry.measurements import SampleMeasurement
+from mcp_eventscope.types import (
+    Appended,
+    CameBack,
+    Committed,
+    EventMessage,
+    LossReason,
+    Lost,
+    Retried,
+    Trouble,
+    WentAway,
+)
+from support.logs import Recorder
+from telemetry.conftest import Scope
+
+pytestmark = pytest.mark.anyio
+
+NOTE = JSONRPCNotification(jsonrpc="2.0", method="note")
+RESPONSE = JSONRPCResponse(jsonrpc="2.0", id=1, result={})
+
+
+async def ignore(_: EventMessage) -> None:
+    """A client that takes everything."""
+
+
+@pytest.fixture
+def reader() -> InMemoryMetricReader:
+    """What OpenTelemetry is told."""
+    return InMemoryMetricReader()
+
+
+@pytest.fixture
+def provider(reader: InMemoryMetricReader) -> Iterator[MeterProvider]:
+    """The application's."""
+    made = MeterProvider([reader], shutdown_on_exit=False)
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def both(scope: Scope, provider: MeterProvider, redis: FakeAsyncRedis) -> InstrumentedEventStore:
+    """A store that tells both."""
+    return InstrumentedEventStore(
+        RedisEventStore(redis, ttl=60), registry=scope.registry, meter_provider=provider, logger=scope.log
+    )
+
+
+def told(reader: InMemoryMetricReader) -> dict[str, Metric]:
+    """What OpenTelemetry was told, by name."""
+    data = reader.get_metrics_data()
+    assert data is not None
+    return {
+        metric.name: metric
+        for resource in data.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    }
+
+
+async def story(store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something of everything that can happen."""
+    session = store.for_session("s")
+    first = (await session.append("1", None)).event_id
+    for _ in range(3):
+        await session.append("1", NOTE)
+    facts = await session.replay(first, ignore, stream_id="1")
+    await session.follow("1", facts.last_event_id, ignore, limit=0.01)
+    await session.append("1", RESPONSE)
+    await session.follow("1", facts.last_event_id, ignore, limit=5)
+    await session.replay("malformed", ignore, stream_id="1")
+    store._told(Committed(events=3, payload_bytes=9, deferred=1, seconds=0.002))
+    store._told(Retried(reason=Trouble.CONNECTION, events=1))
+    store._told(WentAway(reason=Trouble.TIMEOUT))
+    store._told(CameBack(reason=Trouble.TIMEOUT, seconds=1.5))
+    store._told(WentAway(reason=Trouble.OOM))
+    store._told(Lost(reason=LossReason.OVERFLOW, events=2, payload_bytes=20))
+    store._sampled(
+        SampleMeasurement(
+            0.01,
+            "ok",
+            None,
+            None,
+            Sample(
+                keys=5,
+                without_ttl=1,
+                lasting={},
+                db_keys=7,
+                event_bytes=300,
+                memory_bytes=1000,
+                memory_limit=0,
+                evicted=2,
+            ),
+        )
+    )
+    store._sinks.failed("logs", ValueError())
+    with monkeypatch.context() as patch:
+        outcomes: Iterator[Appended | Exception] = iter(
+            [Appended("", 5, deferred=True), Appended("", 5, refused=True), StoreUnavailableError("down")]
+        )
+
+        async def otherwise(*_: object) -> Appended:
+            outcome = next(outcomes)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        patch.setattr(RedisEventStore, "append", otherwise)
+        for _ in range(2):
+            await session.append("2", NOTE)
+        with pytest.raises(StoreUnavailableError):
+            await session.append("2", NOTE)
+
+
+async def test_both_say_the_same(
+    scope: Scope, reader: InMemoryMetricReader, both: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every metric of the catalog, with its unit, help, attributes, buckets and value, after the same story."""
+    await story(both, monkeypatch)
+    found = told(reader)
+    assert set(found) == {metric.otel_name for metric in catalog.METRICS}
+    for declared in catalog.METRICS:
+        metric = found[declared.otel_name]
+        assert (metric.unit, metric.description) == (declared.unit, declared.help)
+        for point in metric.data.data_points:
+            compare(scope, declared, metric, point)
+    observed = {name for name, metric in found.items() if isinstance(metric.data, Histogram)}
+    assert observed == {metric.otel_name for metric in catalog.METRICS if metric.buckets}
+
+
+def compare(
+    scope: Scope, declared: declarations.Metric, metric: Metric, point: NumberDataPoint | HistogramDataPoint | object
+) -> None:
+    """See that Prometheus has the same in one place."""
+    assert isinstance(point, NumberDataPoint | HistogramDataPoint)
+    labels = {name: str(value) for name, value in (point.attributes or {}).items()}
+    assert list(labels) == [label.name for label in declared.labels]
+
+    def shown(suffix: str = "", **more: str) -> float | None:
+        return scope.registry.get_sample_value(declared.name + suffix, {**labels, **more})
+
+    if isinstance(point, HistogramDataPoint):
+        assert tuple(point.explicit_bounds) == declared.buckets
+        assert shown("_count") == point.count > 0
+        assert shown("_sum") == pytest.approx(point.sum)
+        reached = 0
+        for bound, count in zip(point.explicit_bounds, point.bucket_counts, strict=False):
+            reached += count
+            le = floatToGoString(bound)  # type: ignore[no-untyped-call]
+            assert shown("_bucket", le=le) == reached
+        return
+    assert shown() == pytest.approx(point.value), declared.name
+    if declared.type is declarations.MetricType.COUNTER:
+        assert isinstance(metric.data, Sum)
+        assert metric.data.is_monotonic
+    else:
+        assert isinstance(metric.data, Sum if declared.together == "livesum" else Gauge)
+
+
+async def test_counters_are_there_before_anything_happens(
+    reader: InMemoryMetricReader, both: InstrumentedEventStore
+) -> None:
+    """At 0, as Prometheus has them."""
+    points = told(reader)["eventscope.errors"].data.data_points
+    assert len(points) == 9
+    assert both.ttl == 60
+
+
+async def test_instead_of_prometheus(
+    reader: InMemoryMetricReader, provider: MeterProvider, redis: FakeAsyncRedis
+) -> None:
+    """For those who have no Prometheus: no registry, the same figures; and two stores are told apart."""
+    for name in ("one", "two"):
+        store = InstrumentedEventStore(
+            RedisEventStore(redis, ttl=60), name=name, registry=None, meter_provider=provider, logger=Recorder()
+        )
+        await store.append("1", NOTE)
+    points = told(reader)["eventscope.store.duration"].data.data_points
+    assert sorted(str((point.attributes or {})["store"]) for point in points) == ["one", "two"]
+
+
+async def test_from_http_app(reader: InMemoryMetricReader, provider: MeterProvider, scope: Scope) -> None:
+    """An application hands it through, and refuses it for a store that is instrumented already."""
+    http_app(
+        MCPServer("s"),
+        redis_url="redis://127.0.0.1:1",
+        registry=scope.registry,
+        meter_provider=provider,
+        logger=Recorder(),
+    )
+    assert "eventscope.ttl" in told(reader)
+    store = scope.instrument(RedisEventStore(FakeAsyncRedis(), ttl=60))
+    with pytest.raises(ValueError, match="meter_provider"):
+        http_app(MCPServer("s"), store, meter_provider=provider)
+
+
+@pytest.mark.parametrize("verb", ["create_histogram.record", "create_counter.add"])
+async def test_otel_raises(
+    scope: Scope, both: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """A provider that raises changes nothing for the caller, nor for Prometheus; it is counted as what it is."""
+
+    def fail(*_: object, **__: object) -> None:
+        msg = "provider"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(f"mcp_eventscope.telemetry.otel_metrics._{_CLASSES[verb]}", fail)
+    appended = await both.append("1", NOTE)
+    await both.replay(appended.event_id, ignore, stream_id="1")
+    assert (scope.sample("telemetry_failures_total", sink="otel_metrics") or 0) > 0
+    assert scope.sample("telemetry_failures_total", sink="metrics") == 0
+    assert scope.sample("stored_events_total", kind="notification") == 1
+    (entry,) = scope.log.named("event_store.telemetry_failed")[:1]
+    assert entry["sink"] == "otel_metrics"
+
+
+_CLASSES = {"create_histogram.record": "Histogram.observe", "create_counter.add": "Counter.inc"}
+
+
+def test_names() -> None:
+    """Dots between what it is about, no `_total`, each once; and no name is what others are about."""
+    names = [metric.otel_name for metric in catalog.METRICS]
+    assert len(set(names)) == len(names)
+    for metric in catalog.METRICS:
+        assert re.fullmatch(r"eventscope(\.[a-z]+(_[a-z]+)*)+", metric.otel_name)
+        assert not metric.otel_name.endswith("total")
+        assert metric.unit
+        assert not [name for name in names if name.startswith(f"{metric.otel_name}.")]

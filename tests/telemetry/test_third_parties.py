@@ -1,0 +1,95 @@
+"""Anybody's `EventStore` can be decorated, and served: the SDK's kind in memory, mcp-persist's on SQLite, FastMCP's."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from examples.third_party import STORES
+from mcp_eventscope import InstrumentedEventStore
+from mcp_eventscope.testing import Collected, on_the_wire
+from mcp_eventscope.types import EventStore, JSONRPCMessage, Miss
+from support.messages import answer, failure, note
+from support.raw import events
+from telemetry.conftest import Rig, Scope
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=sorted(STORES))
+async def theirs(request: pytest.FixtureRequest) -> AsyncIterator[EventStore]:
+    """A store of others, as its documentation sets it up."""
+    async with STORES[request.param]() as store:
+        yield store
+
+
+async def test_what_is_seen(scope: Scope, theirs: EventStore) -> None:
+    """Latencies, kinds, sizes, outcomes and reasons, in metrics, spans and logs, as of our own."""
+    session = scope.instrument(theirs).for_session("s")
+    first = await session.append("1", None)
+    said: list[JSONRPCMessage] = [note(1), note(2), answer()]
+    sizes = [(await session.append("1", message)).payload_bytes for message in said]
+    await session.append("2", failure(2))
+    collected = Collected()
+    facts = await session.replay(first.event_id, collected, stream_id="1")
+    assert [data.count("method") for data in collected.data] == [1, 1, 0]
+    assert (facts.delivered, facts.completed) == (3, True)
+    assert (await session.replay("nonsense", collected, stream_id="1")).miss is Miss.UNKNOWN
+    for kind, number in {"priming": 1, "notification": 2, "response": 1, "error": 1}.items():
+        assert scope.sample("stored_events_total", kind=kind) == number
+    assert scope.sample("store_duration_seconds_count", outcome="ok") == 5
+    assert scope.sample("replay_duration_seconds_count", outcome="resumed") == 1
+    assert scope.sample("replay_duration_seconds_count", outcome="missed") == 1
+    assert (scope.sample("replay_events_sum"), scope.sample("replay_first_event_seconds_count")) == (3, 1)
+    assert sum(sizes) == sum(len(on_the_wire(message)) for message in said)
+    assert [span.name for span in scope.spans()] == ["event_store.store"] * 5 + ["event_store.replay"] * 2
+    assert [entry["event"] for entry in scope.log.entries] == ["event_store.replay_incomplete"]
+
+
+async def test_through_the_sdks_interface(scope: Scope, theirs: EventStore) -> None:
+    """Where it is put in the place of the store that it decorates, it does what that one did."""
+    decorated: EventStore = scope.instrument(theirs)
+    bare, seen = Collected(), Collected()
+    first = await decorated.store_event("1", None)
+    await decorated.store_event("1", note(1))
+    assert await decorated.replay_events_after(first, seen) == await theirs.replay_events_after(first, bare) == "1"
+    assert seen.events == bare.events
+    assert await decorated.replay_events_after("nonsense", seen) is None
+
+
+async def test_sessions_are_kept_apart(scope: Scope, theirs: EventStore) -> None:
+    """Such a store knows streams only; one session's ids read nothing of another's."""
+    store = scope.instrument(theirs)
+    mine, other = store.for_session("a"), store.for_session("b")
+    cursor = (await other.append("1", None)).event_id
+    await other.append("1", note(1))
+    collected = Collected()
+    assert (await mine.replay(cursor, collected, stream_id="1")).miss is Miss.UNKNOWN
+    assert collected.data == []
+
+
+async def test_what_it_raises_is_passed_on(scope: Scope, theirs: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is, and counted; what others write into their exceptions is not logged."""
+
+    async def broken(*_: object) -> str:
+        msg = "a secret"
+        raise OSError(msg)
+
+    monkeypatch.setattr(theirs, "store_event", broken)
+    store: InstrumentedEventStore = scope.instrument(theirs)
+    with pytest.raises(OSError, match="a secret"):
+        await store.for_session("s").append("1", note(1))
+    assert scope.sample("errors_total", operation="store", error_type="other") == 1
+    (entry,) = scope.log.named("event_store.store_failed")
+    assert entry["error"] == "OSError"
+    assert "secret" not in str(scope.log.entries)
+
+
+async def test_served(rig: Rig, theirs: EventStore) -> None:
+    """A call is resumed from its first event, over HTTP, and counted."""
+    client = await rig.serve(store=theirs)
+    await client.initialize()
+    async with client.call(1, "echo", text="x") as response:
+        received = [event async for event in events(response)]
+    assert await client.resume(received[0].id) == received[1:]
+    assert rig.scope.sample("replay_duration_seconds_count", outcome="resumed") == 1
+    assert rig.live() == 1
