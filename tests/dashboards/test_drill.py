@@ -1,89 +1,295 @@
+"""The drill: what goes wrong in production is done to real workers, and what the dashboards and alerts say is checked."""
+
 import logging
+import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 
 import anyio
 import httpx2
 import pytest
 
+from dashboards.external import REDIS_EXPORTER
+from dashboards.links import OVERVIEW, REDIS, RESUME
+from dashboards.rules import alerts
+from mcp_eventscope.app import DEFAULT_TTL
 from mcp_eventscope.redis.connection import connect
 from support.drill import fleet, others
+from support.drill.boards import RATE_INTERVAL, Labels, Target, boards, targets
 from support.drill.customer import Customer
-from support.drill.site import FLEET, FOREVER, SHORT, Site, site
-from support.raw import RawClient
+from support.drill.site import FLEET, FOREVER, SHORT, TTL, Site, address, site
+from support.raw import VERSION, RawClient
 from support.steering import Steering
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 LOG = logging.getLogger("drill")
-FAILING = {"EventscopeResumesFailing", "EventscopeResumesFailingSlowly", "EventscopeOwedEventsUndelivered"}
+RESUMES_FAIL = {"EventscopeResumesFailing", "EventscopeResumesFailingSlowly", "EventscopeOwedEventsUndelivered"}
 EXPECTED = {
-    FLEET: FAILING
-    | {
+    FLEET: {
+        *RESUMES_FAIL,
         "EventscopeRequestsOrphaned",
         "EventscopeStoreDegraded",
         "EventscopeStoreErrors",
         "EventscopeStoreFlapping",
         "EventscopeBacklogGrowing",
     },
-    SHORT: FAILING
-    | {
+    SHORT: {
+        *RESUMES_FAIL,
         "EventscopeTTLHeadroomLow",
         "EventscopeKeysWithoutTTL",
         "EventscopeRedisEvicting",
         "EventscopeRedisMemoryNearLimit",
         "EventscopeRedisUnsampled",
     },
-    FOREVER: FAILING | {"EventscopeTTLMissing", "EventscopeMetricsAbsent"},
+    FOREVER: {*RESUMES_FAIL, "EventscopeTTLMissing", "EventscopeMetricsAbsent"},
+}
+"""What is to fire, by job, and nothing else."""
+SLOW = {"EventscopeResumesFailingSlowly", "EventscopeMetricsAbsent"}
+"""What no stage waits for: it takes half a minute, however much time is shrunk."""
+NOT_DRILLED = {
+    "EventscopeEventsLost": "the drill loses nothing, and that it does not is what is tested",
+    "EventscopeReplaySlow": "no replay takes seconds here",
+    "EventscopeFollowersGrowing": "a hundred streams that nobody ends, for half an hour",
+    "EventscopeTelemetryFailing": "needs an exporter or a logger that raises",
 }
 
 
-async def drill(site: Site, control_url: str) -> None:
-    """All of it, stage after stage."""
+async def drill(where: Site, control_url: str) -> None:
+    """All of it: first nothing wrong, then one fault after another in each deployment, the deployments side by side."""
     async with connect(control_url) as control, httpx2.AsyncClient(timeout=60, trust_env=False) as http:
 
         def new(job: str) -> Customer:
-            return Customer(RawClient(http, ""), site.ledgers[job], lambda: Steering(control, uuid.uuid4().hex))
+            return Customer(RawClient(http, ""), where.ledgers[job], lambda: Steering(control, uuid.uuid4().hex))
 
-        async def told(name: str, stage: object) -> None:
+        async def told(name: str, stage: Awaitable[None]) -> None:
             began = time.monotonic()
-            await stage  # type: ignore[misc]
-            LOG.info("%5.1f s %s: %.1f s", time.time() - site.began, name, time.monotonic() - began)
+            await stage
+            LOG.info("%5.1f s: %s took %.1f s", time.time() - where.began, name, time.monotonic() - began)
 
-        async def first() -> None:
-            await told("crash", fleet.crash(site, new))
-            await told("outage", fleet.outage(site, new))
-            await told("wrong ids", fleet.wrong_ids(site, new))
-            await told("flapping", fleet.flapping(site, new))
+        async def workers_and_redis() -> None:
+            await told("crash", fleet.crash(where, new))
+            await told("outage", fleet.outage(where, new))
+            await told("wrong ids", fleet.wrong_ids(where, new))
+            await told("flapping", fleet.flapping(where, new))
 
-        async def second() -> None:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(told, "too short", others.too_short(site, new))
-                tasks.start_soon(told, "for ever", others.for_ever(site, new))
-            await told("full", others.full(site))
+        async def ttl_and_memory() -> None:
+            async with anyio.create_task_group() as both:
+                both.start_soon(told, "too short a TTL", others.too_short(where, new))
+                both.start_soon(told, "no TTL", others.for_ever(where, new))
+            await told("full Redis", others.full(where))
 
-        await site.begin()
-        await told("calm", fleet.calm(site, new))
-        assert site.prometheus.query("ALERTS") == [], "nothing was wrong"
+        await where.begin()
+        await told("calm", fleet.calm(where, new))
+        assert where.prometheus.query("ALERTS") == [], "nothing is wrong, and nothing is about to be"
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(first)
-            tasks.start_soon(second)
+            tasks.start_soon(workers_and_redis)
+            tasks.start_soon(ttl_and_memory)
         for job, names in EXPECTED.items():
-            await told(f"alerts of {job}", site.fires(job, *(names & WAITED_FOR), within=60))
-
-
-WAITED_FOR = {"EventscopeResumesFailingSlowly", "EventscopeMetricsAbsent"}
+            await told(f"slow alerts of {job}", where.fires(job, *(names & SLOW), within=60))
+        await where.scraped(where.a, where.b, where.short)
+        where.end()
 
 
 @pytest.fixture(scope="module")
 def after(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Iterator[Site]:
-    """The drill, when it is over."""
+    """The drill, when it is over, and the Prometheus that has seen it."""
     with site(tmp_path_factory.mktemp("drill"), valkey_url) as drilled:
         anyio.run(drill, drilled, valkey_url)
         yield drilled
 
 
+def test_every_alert_is_drilled_or_excused() -> None:
+    """What does not fire here says why."""
+    assert set().union(*EXPECTED.values()) | set(NOT_DRILLED) == {alert.name for alert in alerts()}
+
+
 def test_alerts(after: Site) -> None:
-    """What should have fired has, and nothing else."""
+    """What should have fired has, for the job that it should, and nothing else."""
     assert after.fired() == {(job, name) for job, names in EXPECTED.items() for name in names}
+
+
+def test_every_query_is_answered(after: Site) -> None:
+    """No query is an error, and none is empty, but for those of a redis_exporter, which there is none of."""
+    view = after.view()
+    empty = [str(target) for target in targets() if not view.ask(target) and not _exported(target)]
+    assert empty == []
+
+
+def _exported(target: Target) -> bool:
+    return any(re.search(rf"\b{name}\b", target.expr) for name in REDIS_EXPORTER)
+
+
+def test_variables(after: Site) -> None:
+    """What there is to choose at the top of a page: the jobs, the targets of the drill, and the store."""
+    workers = {address(worker) for worker in (after.a, after.b, after.short, after.forever)}
+    offered = {"job": {FLEET, SHORT, FOREVER}, "instance": workers, "store": {"default"}}
+    view = after.view()
+    asked = 0
+    for board in boards():
+        for variable in board["templating"]["list"]:
+            if variable["name"] in offered:
+                selector, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]).groups()  # type: ignore[union-attr]
+                times = {"start": f"{after.began}", "end": f"{after.ended}"}
+                values = after.prometheus.ask(f"label/{label}/values", **{"match[]": view.query(selector)}, **times)
+                assert set(values) == offered[variable["name"]], board["uid"]
+                asked += 1
+    assert asked == 3 * 3
+
+
+def test_lines_are_where_something_happened(after: Site) -> None:
+    """Whatever is a sum of rates: a line leaves zero if, and only if, its counters have moved."""
+    view = after.view()
+    plain = re.compile(rf"sum(?: by \(([^)]*)\) )?\(rate\((\w+\{{[^}}]*\}})\[{RATE_INTERVAL}\]\)\)")
+    compared = 0
+    for target in targets():
+        found = plain.fullmatch(view.query(target.expr))
+        if found is None or "le" in (found[1] or ""):
+            continue
+        by = set((found[1] or "").split(", "))
+        moved = {_only(series, by) for series, count in view.counted(found[2]).items() if count}
+        assert {series for series, most in view.greatest(target).items() if most} == moved, target
+        compared += 1
+    assert compared > 20
+
+
+def _only(series: Labels, by: set[str]) -> Labels:
+    return frozenset((name, value) for name, value in series if name in by)
+
+
+@pytest.mark.parametrize("job", [FLEET, SHORT, FOREVER])
+def test_counters(after: Site, job: str) -> None:
+    """What was counted is what was done, exactly: over a crash, outages, and a worker that is gone for good."""
+    view, ledger = after.view(job), after.ledgers[job]
+    outcomes = view.told("eventscope_replay_duration_seconds_count", "outcome")
+    errors = outcomes.pop("error", 0)
+    assert outcomes == ledger.resumes
+    # A client that waits for Redis is one failure, and one more if it came before its worker knew that Redis was away.
+    assert ledger.waited <= errors <= 2 * ledger.waited
+    assert view.told("eventscope_errors_total", "error_type") == ({"unavailable": errors} if errors else {})
+    assert view.told("eventscope_replay_misses_total", "reason") == ledger.misses
+    assert view.told("eventscope_requests_orphaned_total", "job") == ({job: ledger.orphaned} if ledger.orphaned else {})
+    assert view.told("eventscope_stored_events_total", "kind") == ledger.stored
+    assert view.told("eventscope_lost_events_total", "reason") == {}
+    assert view.told("eventscope_telemetry_failures_total", "sink") == {}
+    assert view.told("eventscope_replay_missing_events_total", "job") == {}
+    assert view.told("eventscope_replay_corrupt_events_total", "job") == {}
+    assert view.told("eventscope_requests_total", "revision") == {VERSION: ledger.requests}
+    assert view.told("eventscope_sessions_begun_total", "origin") == ledger.begun
+    assert view.told("eventscope_sessions_ended_total", "reason") == ledger.ended
+    assert view.told("eventscope_sessions_refused_total", "reason") == {}
+    assert view.told("eventscope_redis_evicted_keys_total", "job") == ({SHORT: after.evicted} if job == SHORT else {})
+
+
+def test_outages(after: Site) -> None:
+    """How often Redis was away, for how long, and what waited for it meanwhile."""
+    view, ledger = after.view(FLEET), after.ledgers[FLEET]
+    a = address(after.a)
+    times = view.told("eventscope_degradations_total", "instance")
+    # The other worker says nothing meanwhile, and need not notice an outage of a moment.
+    assert times.pop(a) == len(ledger.outages) > times.pop(address(after.b)) >= 1
+    seconds = view.told("eventscope_degraded_seconds_total", "instance")[a]
+    # It is noticed by the next message, and over with the first that is stored: within a second, each.
+    assert abs(seconds - sum(ledger.outages)) < len(ledger.outages)
+    assert view.told("eventscope_store_duration_seconds_count", "outcome")["deferred"] > 1000
+    assert view.told("eventscope_commit_retries_total", "reason").keys() == {"connection", "noscript"}
+
+
+@pytest.mark.parametrize("job", [FLEET, SHORT])
+def test_first_row(after: Site, job: str) -> None:
+    """The numbers that an operator sees first, of the time of the drill and of one job."""
+    view, ledger = after.view(job), after.ledgers[job]
+    counted = view.told("eventscope_replay_duration_seconds_count", "outcome")
+    resumed, missed, errors = counted["resumed"], counted["missed"], counted.get("error", 0)
+    caught_up = counted.get("caught_up", 0)
+    # `increase` makes up for what it cannot see before the first scrape and after the last, a second at most: of all
+    # by the same factor where the target was there all the time.
+    share = pytest.approx((resumed + caught_up) / (resumed + caught_up + missed + errors), rel=0.01)
+    assert _number(after, job, 1) == share
+    assert _number(after, job, 2) == pytest.approx(resumed / (resumed + missed + errors), rel=0.01)
+    assert _number(after, job, 3) == 0
+    assert _number(after, job, 4) == 0
+    happened = {
+        "Redis away": sum(view.told("eventscope_degradations_total", "reason").values()),
+        "Redis evicted": after.evicted if job == SHORT else 0,
+        "store failed": 0,
+        "event lost": 0,
+        "worker left": ledger.orphaned,
+        "no session": 0,
+        "after the TTL": ledger.misses["expired"],
+        "unknown id": ledger.misses["unknown"] + ledger.misses["malformed"],
+        "gap in replay": 0,
+        "replay failed": errors,
+        "signal lost": 0,
+    }
+    shown = {target.legend: value for target in _panel(OVERVIEW, 5) for value in view.last(target).values()}
+    assert shown.keys() == happened.keys()
+    for cause, count in happened.items():
+        assert count <= shown[cause] <= count * (1 + 2 / view.seconds) + 0.5, cause
+
+
+def _panel(board: str, panel: int) -> list[Target]:
+    return [target for target in targets() if (target.board, target.panel) == (board, panel)]
+
+
+def _number(after: Site, job: str, panel: int) -> float:
+    (target,) = _panel(OVERVIEW, panel)
+    (value,) = after.view(job).last(target).values()
+    return value
+
+
+def test_each_worker(after: Site) -> None:
+    """The table of workers: what each was asked, and how much of that failed."""
+    view = after.view(FLEET)
+    columns = {target.ref: target for target in _panel(RESUME, 11)}
+    total, failed = _by_worker(after, columns["A"]), _by_worker(after, columns["B"])
+    for worker in (after.a, after.b):
+        selector = f'eventscope_replay_duration_seconds_count{{job=~"$job", instance="{address(worker)}"}}'
+        counted = {dict(series)["outcome"]: count for series, count in view.counted(selector).items()}
+        bad = counted["missed"] + counted["error"]
+        count = bad + counted["resumed"] + counted["caught_up"]
+        assert count <= total[address(worker)] <= count * (1 + 2 / view.seconds)
+        assert failed[address(worker)] == pytest.approx(bad / count, rel=0.01)
+    assert set(_by_worker(after, columns["D"]).values()) == {0}, "nobody is followed any more"
+    assert set(_by_worker(after, columns["E"]).values()) == {0}, "nothing is missing"
+    assert set(_by_worker(after, columns["F"]).values()) == {0}, "Redis is there"
+
+
+def _by_worker(after: Site, target: Target, *, greatest: bool = False) -> dict[str, float]:
+    view = after.view(FLEET)
+    values = view.greatest(target) if greatest else view.last(target)
+    return {dict(series).get("instance", ""): value for series, value in values.items()}
+
+
+def test_gauges(after: Site) -> None:
+    """What is now, and what was at the worst."""
+    a, b = address(after.a), address(after.b)
+
+    def peak(panel: int) -> dict[str, float]:
+        return _by_worker(after, _panel(OVERVIEW, panel)[0], greatest=True)
+
+    def now(panel: int) -> dict[str, float]:
+        return _by_worker(after, _panel(OVERVIEW, panel)[0])
+
+    assert (peak(24)[""] >= 4, now(24)[""]) == (True, 0), "streams that are followed"
+    assert (peak(41), now(41)) == ({a: 1, b: 1}, {a: 0, b: 0}), "Redis away"
+    assert (peak(42)[a] > 1000, now(42)) == (True, {a: 0, b: 0}), "events that wait"
+    assert (peak(44)[a] > 100_000, now(44)) == (True, {a: 0, b: 0}), "bytes that wait"
+    assert now(45) == {a: DEFAULT_TTL, b: DEFAULT_TTL}, "TTL"
+    serving = after.ledgers[FLEET].serving
+    assert now(51) == {a: len(serving[after.a.url]), b: len(serving[after.b.url])}, "sessions"
+
+
+def test_all_jobs(after: Site) -> None:
+    """What is shown where nothing is chosen."""
+    view = after.view()
+    (targets_seen,), (ttl,) = _panel(OVERVIEW, 62), _panel(OVERVIEW, 45)
+    assert list(view.greatest(targets_seen).values()) == [4]
+    assert list(view.last(targets_seen).values()) == [3], "one is gone"
+    kept = {dict(series)["instance"]: seconds for series, seconds in view.last(ttl).items()}
+    assert (kept[address(after.short)], kept[address(after.forever)]) == (TTL, 0)
+    (versions,) = _panel(OVERVIEW, 64)
+    assert list(view.last(versions).values()) == [3]
+    (keys,) = _panel(REDIS, 24)
+    assert max(view.greatest(keys).values()) > 0, "keys that will never expire"

@@ -136,6 +136,12 @@ CASES = [
     ),
     Case(
         "EventscopeStoreFlapping",
+        "three times: not more than three",
+        {'eventscope_degradations_total{reason="timeout"}': "0x3 1 2 3x15"},
+        "14m",
+    ),
+    Case(
+        "EventscopeStoreFlapping",
         "once, on each of eight workers",
         {
             f'eventscope_degradations_total{{instance="{worker}", reason="connection"}}': "0x5 1x20"

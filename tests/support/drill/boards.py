@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +78,15 @@ class View:
         """The greatest value of each series."""
         return {labels(series["metric"]): max(series["points"]) for series in self.ask(target)}
 
+    def told(self, name: str, label: str) -> dict[str, float]:
+        """How far the counters of this name have come, added up by a label; those that have not moved are left out."""
+        told: dict[str, float] = defaultdict(float)
+        for found, grown in self.counted(f'{name}{{job=~"$job"}}').items():
+            told[dict(found)[label]] += grown
+        return {value: grown for value, grown in told.items() if grown}
+
     def counted(self, selector: str) -> dict[Labels, float]:
-        """How far each counter has come, from raw samples: exact, and over restarts. All begin at 0."""
+        """How far counters have come, from raw samples: exact, and over restarts. All begin at 0."""
         ranged = f"{self.query(selector)}[{self.seconds}s]"
         result = self.prometheus.ask("query", query=ranged, time=f"{self.end}")["result"]
         return {labels(series["metric"]): _grown([float(value) for _, value in series["values"]]) for series in result}
@@ -111,7 +119,6 @@ def targets() -> Iterator[Target]:
         for panel in board["panels"]:
             for inner in (panel, *panel.get("panels", ())):
                 for one in inner.get("targets", ()):
-                    instant = bool(one["instant"])
                     yield Target(
                         board["uid"],
                         inner["id"],
@@ -119,5 +126,5 @@ def targets() -> Iterator[Target]:
                         one["refId"],
                         one["expr"],
                         one["legendFormat"],
-                        instant,
+                        bool(one["instant"]),
                     )

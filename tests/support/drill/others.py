@@ -1,4 +1,4 @@
-"""What is done to a worker that keeps events for too short a time, to one that keeps them for ever, and to their Redis."""
+"""What is done to a worker whose TTL is too short, to one that has none, and to the Redis that they share."""
 
 import time
 
@@ -76,7 +76,7 @@ async def for_ever(site: Site, new: NewCustomer) -> None:
 
 
 async def full(site: Site) -> None:
-    """Their Redis has keys without TTL from the one under the prefix of the other; it fills up; its sampler is locked out."""
+    """It holds keys without TTL of the one under the prefix of the other; it fills up; who samples it is locked out."""
     await site.fires(SHORT, "EventscopeKeysWithoutTTL", within=40)
     with site.other_redis.client() as redis:
         for number in range(200):

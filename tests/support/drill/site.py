@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from support.drill.boards import ALL, View
 from support.drill.ledger import Ledger
 from support.drill.shrunk import shrink
 from support.processes import WorkerProcess, revive
@@ -38,7 +39,8 @@ class Site:
     ledgers: dict[str, Ledger] = field(default_factory=lambda: {job: Ledger() for job in (FLEET, SHORT, FOREVER)})
     evicted: int = 0
     """Keys, of the other two."""
-    began: float = field(default_factory=time.time)
+    began: float = 0.0
+    ended: float = 0.0
 
     async def begin(self) -> None:
         """Return when both workers have been seen, and that from now on what is shown is the drill.
@@ -76,14 +78,17 @@ class Site:
             if alert["state"] == "firing" and job in {None, alert["labels"].get("job")}
         }
 
-    @property
-    def seconds(self) -> int:
-        """How long it has taken, and what `$__range` is: the whole of it."""
-        return int(time.time() - self.began) + 1
+    def end(self) -> None:
+        """Say that it is over."""
+        self.ended = time.time()
+
+    def view(self, job: str = ALL) -> View:
+        """All of the drill, as it is seen at its end; of all jobs, or one."""
+        return View(self.prometheus, round(self.ended - self.began), self.ended, job)
 
     def fired(self) -> set[tuple[str, str]]:
         """Every alert that has ever fired, with its job."""
-        series = self.prometheus.query(f'last_over_time(ALERTS{{alertstate="firing"}}[{self.seconds}s])')
+        series = self.prometheus.query(f'last_over_time(ALERTS{{alertstate="firing"}}[{self.view().seconds}s])')
         return {(one["metric"].get("job", ""), one["metric"]["alertname"]) for one in series}
 
 
