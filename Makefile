@@ -48,7 +48,7 @@ $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# Dependency groups need pip 25.1.
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --group dev ".[embedded,testing]"
+	$(BIN)/python -m pip install --quiet --group dev ".[embedded,grafana,testing]"
 	@touch $@
 
 # The peers, and what redis-py and asyncio use by being importable.

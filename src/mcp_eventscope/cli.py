@@ -1,6 +1,7 @@
-"""`mcp-eventscope`: what an operator does on a command line: get the dashboards and rules out of the wheel."""
+"""`mcp-eventscope`: what an operator does on a command line: dashboards and rules out of the wheel, or into Grafana."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
@@ -9,7 +10,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mcp_eventscope.errors import EventscopeError
+from mcp_eventscope.pushing import FOLDER_TITLE, PushError, push
 
+TOKEN_VARIABLE = "GRAFANA_TOKEN"  # noqa: S105 - where it is, not what it is
 _CARRIED = "dashboards"
 _LINK = '_url: "/d/'
 """How the links of the alerts begin, which are relative to Grafana's address."""
@@ -30,13 +33,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parsed = _parser().parse_args(arguments)
     try:
-        written = export(parsed.directory, grafana_url=parsed.grafana_url, force=parsed.force)
-    except ExportError as error:
+        done = parsed.run(parsed)
+    except EventscopeError as error:
         print(f"mcp-eventscope: {error}", file=sys.stderr)  # noqa: T201 - a program
         return 1
-    for path in written:
-        print(path)  # noqa: T201
+    for line in done:
+        print(line)  # noqa: T201
     return 0
+
+
+def _export(parsed: argparse.Namespace) -> list[Path]:
+    return export(parsed.directory, grafana_url=parsed.grafana_url, force=parsed.force)
+
+
+def _push(parsed: argparse.Namespace) -> list[str]:
+    token = parsed.token or os.environ.get(TOKEN_VARIABLE)
+    if not token:
+        msg = f"a token is needed: --token, or the environment variable {TOKEN_VARIABLE}, which no process list shows"
+        raise PushError(msg)
+    boards = [(name, text) for name, text in _carried() if name.endswith(".json")]
+    return push(parsed.grafana, token, boards, folder=parsed.folder)
 
 
 def export(directory: Path, *, grafana_url: str | None = None, force: bool = False) -> list[Path]:
@@ -115,6 +131,17 @@ def _parser() -> argparse.ArgumentParser:
         help="where Grafana is, for the links in the alerts; without it they are relative to Grafana",
     )
     writing.add_argument("--force", action="store_true", help="replace files that are there and are others")
+    writing.set_defaults(run=_export)
+    pushing = actions.add_parser(
+        "push",
+        help="import them into a Grafana",
+        description="Import the dashboards into a Grafana over its HTTP API, replacing those of before. The rules are "
+        "Prometheus's: export them, and name them in its rule_files.",
+    )
+    pushing.add_argument("--grafana", type=_address, required=True, metavar="URL", help="where Grafana is")
+    pushing.add_argument("--token", help=f"of a service account with the role Editor; else {TOKEN_VARIABLE} says it")
+    pushing.add_argument("--folder", default=FOLDER_TITLE, help=f"the folder, if it is not there yet ({FOLDER_TITLE})")
+    pushing.set_defaults(run=_push)
     return parser
 
 

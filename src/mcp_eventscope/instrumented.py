@@ -26,7 +26,7 @@ from mcp_eventscope.telemetry.measurements import (
 from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.otel_metrics import MeterProvider
 from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
-from mcp_eventscope.telemetry.sampling import check_interval, sampling
+from mcp_eventscope.telemetry.sampling import sampler_of, sampling
 from mcp_eventscope.telemetry.sinks import Sinks
 from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, session_hash
 from mcp_eventscope.types import (
@@ -174,13 +174,7 @@ class InstrumentedEventStore(EventStore):
             TypeError: `every` is no number.
             ValueError: `every` is not positive; or the store is no `RedisEventStore`, or on a cluster.
         """
-        check_interval(every)
-        if not isinstance(self._store, RedisEventStore):
-            msg = (
-                "only the Redis of a RedisEventStore can be sampled, and this store is another: leave sample_redis out"
-            )
-            raise ValueError(msg)  # noqa: TRY004 - a store of any type may be decorated; sampling it is what is refused
-        return sampling(self._store.sampler(), every, self._sampled)
+        return sampling(sampler_of(self._store, every), every, self._sampled)
 
     def tell(self, fact: ServingFact, log: Log | None = None) -> None:
         """Count and log what arises in serving the store. It never raises.
@@ -280,10 +274,9 @@ class InstrumentedEventStore(EventStore):
         facts: Replayed | None = None
         error: BaseException | None = None
         timed = Timed(send)
-        counted = Counted(timed)
         started = perf_counter()
         try:
-            facts = await self._store.replay(last_event_id, counted, stream_id=stream_id)
+            facts = await self._store.replay(last_event_id, timed, stream_id=stream_id)
         except BaseException as raised:
             error = raised
             raise
@@ -293,14 +286,15 @@ class InstrumentedEventStore(EventStore):
                 outcome_of(error) if facts is None else replay_outcome(facts),
                 stream_id if facts is None else facts.stream_id,
                 error,
-                counted.delivered,
+                timed.delivered,
                 facts,
                 self.ttl,
                 timed.first,
                 timed.seconds,
             )
-            self._sinks.count(MetricsSink.replayed, measured, self._sinks.end(opened, measured, self._session))
+            # Within the span, which it names.
             self._sinks.safely("logs", self._sinks.logs.read, "replay", measured, self._session)
+            self._sinks.count(MetricsSink.replayed, measured, self._sinks.end(opened, measured, self._session))
         return facts
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> Followed:

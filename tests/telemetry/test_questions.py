@@ -320,3 +320,13 @@ async def test_what_runs(scope: Scope, redis: FakeAsyncRedis) -> None:
     assert sample.value == 1
     assert set(sample.labels) == {"store", "eventscope", "mcp", "redis", "python"}
     assert all(sample.labels.values())
+
+
+async def test_which_resume_is_the_log_about(scope: Scope, session: InstrumentedEventStore) -> None:
+    """The log event names the span of that replay, in the trace of its request."""
+    with scope.provider.get_tracer("test").start_as_current_span("GET /mcp") as request:
+        await session.replay("5", take, stream_id="1")
+    (span,) = [span for span in scope.spans() if span.name == "event_store.replay"]
+    (entry,) = scope.log.named("event_store.replay_incomplete")
+    assert entry["trace_id"] == f"{request.get_span_context().trace_id:032x}"
+    assert entry["span_id"] == f"{span.context.span_id:016x}"

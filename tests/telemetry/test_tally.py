@@ -13,8 +13,6 @@ from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.prometheus import prometheus_sink
 from telemetry.conftest import Scope
 
-NOTE = JSONRPCNotification(jsonrpc="2.0", method="note")
-
 
 def unexpected(error: Exception) -> None:
     """Nothing is to fail."""
@@ -119,8 +117,9 @@ async def test_a_batch_that_cannot_be_written(
         raise RuntimeError(msg)
 
     monkeypatch.setattr("mcp_eventscope.telemetry.prometheus._Histogram.observe_all", fail)
-    session = scope.instrument(RedisEventStore(redis, ttl=60)).for_session("s")
-    await session.append("1", NOTE)
+    (metrics,) = scope.instrument(RedisEventStore(redis, ttl=60))._sinks.meters
+    for _ in range(2):
+        metrics.stored(0.001, JSONRPCNotification, 1)
     await asyncio.sleep(0)
     assert scope.sample("telemetry_failures_total", sink="metrics") == 1
     assert len(scope.log.named("event_store.telemetry_failed")) == 1

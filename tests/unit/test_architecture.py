@@ -27,6 +27,7 @@ LAYERS = [
     ("embedded", "cli"),
     ("app",),
     ("testing",),
+    ("pushing", "cli"),
 ]
 """From the bottom up: a module imports from its own layer and those below it, never from one above."""
 
@@ -128,9 +129,11 @@ def test_sessions_know_no_instruments() -> None:
 
 
 def test_command_line_is_light() -> None:
-    """It starts without the SDK, Redis and telemetry: it needs the errors only."""
-    assert {used for used in imports("mcp_eventscope.cli") if used.startswith("mcp_eventscope")} == {
-        "mcp_eventscope.errors"
+    """It starts without the SDK, Redis and telemetry: it needs the errors only, and what pushes dashboards."""
+    used = {name for module in ("cli", "pushing") for name in imports(f"mcp_eventscope.{module}")}
+    assert {name for name in used if name.startswith("mcp_eventscope")} == {
+        "mcp_eventscope.errors",
+        "mcp_eventscope.pushing",
     }
 
 

@@ -8,6 +8,7 @@ import pytest
 import generate
 import mcp_eventscope
 from mcp_eventscope import app
+from mcp_eventscope.telemetry import catalog
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -16,6 +17,14 @@ README = (ROOT / "README.md").read_text("utf-8")
 def test_telemetry_page_is_current() -> None:
     """docs/telemetry.md is what the catalog says; `make docs` writes it."""
     assert generate.TARGET.read_text("utf-8") == generate.telemetry()
+
+
+def test_questions_are_answered_by_what_is_there() -> None:
+    """The metrics and log events that the page names beside the questions are declared."""
+    declared = {each.name for each in (*catalog.METRICS, *catalog.LOG_EVENTS)}
+    named = re.findall(r"`((?:eventscope_|event_store\.)[a-z_]+)`", generate.QUESTIONS)
+    assert len(named) > 20
+    assert {name for name in named if name.removesuffix("_count") not in declared} == set()
 
 
 def test_quickstart_is_the_file() -> None:

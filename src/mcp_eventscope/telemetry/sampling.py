@@ -11,19 +11,25 @@ import anyio
 
 from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis.sampling import Sample, Sampler
+from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.tasks import end
 from mcp_eventscope.telemetry.measurements import SampleMeasurement
+from mcp_eventscope.types import FactStore
 
 PARTING_SECONDS = 0.25
 """How long it may take to give the turn to another worker, at the end."""
 
 
-def check_interval(every: object) -> None:
-    """Refuse what is no time between samples.
+def sampler_of(store: FactStore, every: object) -> Sampler:
+    """What samples a store's Redis.
+
+    Args:
+        store: The store.
+        every: Seconds between samples, which are checked.
 
     Raises:
-        TypeError: It is no number.
-        ValueError: It is not positive, or not finite.
+        TypeError: `every` is no number.
+        ValueError: `every` is not positive, or not finite; or the store is no `RedisEventStore`, or on a cluster.
     """
     if isinstance(every, bool) or not isinstance(every, int | float):
         msg = f"sample_redis must be a number of seconds between samples, or None for no samples; not {every!r}"
@@ -31,6 +37,10 @@ def check_interval(every: object) -> None:
     if not (every > 0 and math.isfinite(every)):
         msg = f"sample_redis must be a positive number of seconds between samples, not {every!r}"
         raise ValueError(msg)
+    if not isinstance(store, RedisEventStore):
+        msg = "only the Redis of a RedisEventStore can be sampled, and this store is another: leave sample_redis out"
+        raise ValueError(msg)  # noqa: TRY004 - a store of any type may be decorated; sampling it is what is refused
+    return store.sampler()
 
 
 @asynccontextmanager

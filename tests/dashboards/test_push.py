@@ -1,0 +1,138 @@
+"""`mcp-eventscope dashboards push`, against a stub that speaks the part of Grafana's HTTP API that is documented."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from mcp_eventscope.cli import main
+from mcp_eventscope.pushing import FOLDER_UID
+from support.servers import HOST, free_port
+
+TOKEN = "glsa_hunter2"
+
+
+class Grafana(ThreadingHTTPServer):
+    """Folders and dashboards, as Grafana answers for them: `POST /api/dashboards/db` and `/api/folders`."""
+
+    def __init__(self) -> None:
+        super().__init__((HOST, 0), _Handler)
+        self.folders: dict[str, str] = {}
+        self.dashboards: dict[str, dict[str, Any]] = {}
+        self.path = ""
+        self.role = "Editor"
+
+    @property
+    def url(self) -> str:
+        """Its address, with the path that it is served below."""
+        return f"http://{HOST}:{self.server_address[1]}{self.path}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Grafana
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def _answer(self, status: int, body: dict[str, Any]) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _refused(self) -> bool:
+        if self.headers["Authorization"] != f"Bearer {TOKEN}":
+            self._answer(401, {"message": "Invalid API key"})
+        elif self.server.role == "Viewer" and self.command == "POST":
+            self._answer(403, {"message": "You'll need additional permissions to perform this action."})
+        else:
+            return False
+        return True
+
+    def do_GET(self) -> None:
+        """Look a folder up."""
+        uid = self.path.removeprefix(f"{self.server.path}/api/folders/")
+        if self._refused():
+            return
+        if uid in self.server.folders:
+            self._answer(200, {"uid": uid, "title": self.server.folders[uid]})
+        else:
+            self._answer(404, {"message": "folder not found"})
+
+    def do_POST(self) -> None:
+        """Make a folder, or a dashboard."""
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self._refused():
+            return
+        if self.path == f"{self.server.path}/api/folders":
+            self.server.folders[body["uid"]] = body["title"]
+            self._answer(200, {"uid": body["uid"], "title": body["title"]})
+        elif self.path == f"{self.server.path}/api/dashboards/db":
+            uid = body["dashboard"]["uid"]
+            if uid in self.server.dashboards and not body["overwrite"]:
+                self._answer(412, {"status": "version-mismatch", "message": "it has been changed by someone else"})
+                return
+            self.server.dashboards[uid] = body
+            url = f"{self.server.path}/d/{uid}/slug"
+            self._answer(200, {"id": 1, "uid": uid, "url": url, "status": "success", "version": 1, "slug": "slug"})
+        else:
+            self._answer(404, {"message": "Not found"})
+
+
+@pytest.fixture
+def grafana() -> Iterator[Grafana]:
+    """One that is empty."""
+    with Grafana() as server:
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        yield server
+        server.shutdown()
+        serving.join()
+
+
+@pytest.mark.parametrize("path", ["", "/grafana"])
+def test_push(grafana: Grafana, capsys: pytest.CaptureFixture[str], path: str) -> None:
+    """All dashboards are imported into a folder of their own, whatever path Grafana has; twice replaces them."""
+    grafana.path = path
+    for _ in range(2):
+        assert main(["dashboards", "push", "--grafana", grafana.url, "--token", TOKEN]) == 0
+    assert grafana.folders == {FOLDER_UID: "MCP event store"}
+    assert len(grafana.dashboards) >= 3
+    told = capsys.readouterr().out
+    assert TOKEN not in told
+    for uid, imported in grafana.dashboards.items():
+        assert imported["folderUid"] == FOLDER_UID
+        assert imported["overwrite"] is True
+        assert imported["dashboard"]["id"] is None
+        assert f"{grafana.url}/d/{uid}/slug" in told
+
+
+def test_token_of_the_environment(
+    grafana: Grafana, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A token need not be on the command line; without one nothing is tried."""
+    monkeypatch.delenv("GRAFANA_TOKEN", raising=False)
+    assert main(["dashboards", "push", "--grafana", grafana.url]) == 1
+    assert "GRAFANA_TOKEN" in capsys.readouterr().err
+    monkeypatch.setenv("GRAFANA_TOKEN", TOKEN)
+    assert main(["dashboards", "push", "--grafana", grafana.url, "--folder", "Ours"]) == 0
+    assert grafana.folders == {FOLDER_UID: "Ours"}
+
+
+def test_refusals(grafana: Grafana, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong token, a role that may not write, and no Grafana at all: each says what to do, and not the token."""
+    assert main(["dashboards", "push", "--grafana", grafana.url, "--token", "glsa_wrong"]) == 1
+    wrong = capsys.readouterr().err
+    assert "does not know this token" in wrong
+    assert "glsa_wrong" not in wrong
+    grafana.role = "Viewer"
+    assert main(["dashboards", "push", "--grafana", grafana.url, "--token", TOKEN]) == 1
+    assert "Editor" in capsys.readouterr().err
+    assert main(["dashboards", "push", "--grafana", f"http://{HOST}:{free_port()}", "--token", TOKEN]) == 1
+    assert "no Grafana answers" in capsys.readouterr().err
+    assert grafana.dashboards == {}
