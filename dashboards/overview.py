@@ -133,7 +133,7 @@ _TRUTH = (
             _cause("event lost", _times(catalog.LOST_EVENTS), runbook("EventscopeEventsLost")),
             _cause("worker left", _times(catalog.ORPHANED), runbook("EventscopeRequestsOrphaned")),
             _cause(
-                "session refused",
+                "no session",
                 _times(SESSIONS_REFUSED, reason=("limit", "unavailable")),
                 to("Requests without a session, by reason", links.OVERVIEW, 56),
             ),

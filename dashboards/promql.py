@@ -70,6 +70,12 @@ def rate(metric: Metric, part: str = "", by: tuple[str, ...] = (), /, **labels: 
     return total(f"rate({series(metric, part, **labels)}[{RATE}])", by)
 
 
+def counted(metric: Metric, by: tuple[str, ...] = ()) -> str:
+    """How many of late, as a line: for what is counted rarely, and much at once."""
+    _check_by(metric, by)
+    return total(f"increase({series(metric)}[{RATE}])", by)
+
+
 def count(metric: Metric, part: str = "", by: tuple[str, ...] = (), /, **labels: Values) -> str:
     """How many in the time that is shown, as a number."""
     _check_by(metric, by)

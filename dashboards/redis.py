@@ -33,7 +33,7 @@ def _exporter(name: str, legend: str, fold: str = "max", **labels: str) -> Targe
 
 
 def _exported(number: int, title: str, description: str, unit: str, *targets: Target, width: int = 8) -> Panel:
-    return lines(number, title, description, *targets, unit=unit, width=width)
+    return lines(number, title, description, *targets, unit=unit, width=width, most=None)
 
 
 _SEEN = (
@@ -91,16 +91,17 @@ _SEEN = (
         colour=TROUBLE,
         links=(to("Redis away, by worker", OVERVIEW, 41), runbook("EventscopeStoreDegraded")),
     ),
-    counter(
+    lines(
         15,
-        "Share of time that it was away, by reason",
-        catalog.DEGRADED_SECONDS,
+        "Seconds that it was away, by reason",
         says(
-            "Seconds a second, added up over workers. It is counted when Redis is back, so it comes as a peak.",
+            "Added up over workers, and counted when Redis is back: a peak at the end of an outage, as high as that "
+            "was long.",
             normal="none.",
-            otherwise="how long the outages were: a peak of an hour's outage is as high as an hour is long.",
+            otherwise="the panel beside says what each reason means. An outage that goes on is not in it yet: 'Redis "
+            "away, by worker' shows that.",
         ),
-        "reason",
+        Target(promql.counted(catalog.DEGRADED_SECONDS, ("reason",)), "{{reason}}"),
         unit="s",
         colour=TROUBLE,
         links=(runbook("EventscopeStoreDegraded"),),

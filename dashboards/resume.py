@@ -115,7 +115,7 @@ _EACH = Panel(
                 {
                     "type": "value",
                     "options": {
-                        "0": {"text": "in reach", "color": CALM, "index": 0},
+                        "0": {"text": "up", "color": CALM, "index": 0},
                         "1": {"text": "away", "color": BAD, "index": 1},
                     },
                 }

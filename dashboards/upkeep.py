@@ -3,6 +3,7 @@
 from dashboards import links, promql
 from dashboards.links import REDIS, RESUME, runbook, to
 from dashboards.panels import (
+    ASIDE,
     BAD,
     OUTCOMES,
     TROUBLE,
@@ -138,6 +139,7 @@ SESSIONS_ROW = (
             "a worker ended.",
         ),
         "origin",
+        overrides=coloured({"opened": "blue", "adopted": "super-light-blue"}),
         links=(to("Sessions, by worker", links.OVERVIEW, 51),),
     ),
     counter(
@@ -182,6 +184,7 @@ SESSIONS_ROW = (
             "the server refuses.",
         ),
         "revision",
+        overrides=coloured({"2025-11-25": "blue", "none": ASIDE, "2026-07-28": "purple"}),
         links=(to("Do resumes work?", links.OVERVIEW),),
     ),
     lines(
