@@ -7,7 +7,7 @@ BENCH := $(VENV)-bench
 BENCH_STAMP := $(BENCH)/.installed
 SOURCES := pyproject.toml $(shell find src dashboards -type f -not -name '*.py' -o -path 'src/*.py')
 
-.PHONY: demo serve test test-fast bench check format docs dashboards pictures clean
+.PHONY: demo serve test test-fast bench drill check format docs dashboards pictures clean
 
 demo: $(STAMP)  ## Cut a stream, kill a worker, and watch two workers get over it
 	$(BIN)/python -m examples.demo
@@ -24,6 +24,9 @@ test-fast: $(STAMP)  ## Without the tests that start servers, for the one who ed
 bench: $(STAMP) $(BENCH_STAMP)  ## What following and storing costs, side by side with the peers: a quarter of an hour
 	$(BIN)/python -m benchmarks.follow
 	$(BENCH)/bin/python -m benchmarks.store
+
+drill: $(STAMP)  ## Real faults, a real Prometheus, every panel and alert: a minute, and it tells what it does
+	$(BIN)/python -m pytest tests/dashboards/test_drill.py -o log_cli=true -o log_cli_level=INFO
 
 check: $(STAMP)  ## Lint, format and types
 	$(BIN)/ruff check

@@ -58,7 +58,7 @@ _TRUTH = (
             "owed to it. One that had missed nothing counts as a success, one that left by itself does not count.",
             normal=f"green, at or above the objective of {OBJECTIVE:.0%}. No resumes: nobody has come back.",
             otherwise="look at the list beside: each cause that is not 0 leads to what to do about it. While Redis is "
-            "away each new try of the same waiting client counts as a failure, so this looks worse than it is.",
+            "away each client that comes back and has to wait counts as a failure too, so this looks worse than it is.",
         ),
         promql.success_shown(),
         (None, BAD),

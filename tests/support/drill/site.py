@@ -54,11 +54,12 @@ class Site:
     async def scraped(self, *workers: WorkerProcess) -> None:
         """Return when Prometheus has seen what is true of these workers now."""
         now = time.time()
-        # A scrape has the time at which it began.
-        seen = {address(worker): f'timestamp(up{{instance="{address(worker)}"}} == 1)' for worker in workers}
+        # A scrape has the time at which it began. Not `timestamp(up == 1)`: that is the time of the query.
+        ups = [f'up{{instance="{address(worker)}"}}' for worker in workers]
+        seen = [f"timestamp({up}) and {up} == 1" for up in ups]
 
         def all_seen() -> bool:
-            return all((self.prometheus.value(query) or 0) > now for query in seen.values())
+            return all((self.prometheus.value(query) or 0) > now for query in seen)
 
         await until(all_seen, within=15, every=0.1)
 
