@@ -3,8 +3,8 @@
     python -m dashboards.pictures RENDERER [--output DIR]
 
 RENDERER is the command of a program that draws a dashboard with Grafana's own components, called with `--dashboard`,
-`--prometheus`, `--png`, `--json`, `--from`, `--now`, `--theme`, `--width` and `--scrape-interval`. The servers listen on
-the loopback interface. For two minutes nothing goes wrong but connections that drop; then Redis is killed for ten
+`--prometheus`, `--png`, `--json`, `--from`, `--now`, `--theme`, `--width` and `--scrape-interval`. The servers listen
+on the loopback interface. For two minutes nothing goes wrong but connections that drop; then Redis is killed for ten
 seconds, and after that a worker.
 """
 
