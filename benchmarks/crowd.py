@@ -264,7 +264,7 @@ async def _main() -> None:
     order: dict[str, Any] = json.loads(await anext(orders))
     async with connect(f"{order['url']}?client_name={NAME}") as client, connect(order["url"]) as monitor:
         store = RedisEventStore(client, key_prefix=PREFIX, ttl=TTL)
-        store._reader = _Counting(client)
+        store._reader = _Counting(client, store._writer.suspect)
         crowd = _Crowd(store, monitor, order["cursors"])
         _say(await crowd.follow(trace=order["trace"]))
         for step in ("idle", "wake", "end"):

@@ -149,7 +149,7 @@ STORE = (
             "Operations on the store that failed, a second. Unavailable: Redis did not answer. Rejected: it refused.",
             normal="none.",
             otherwise="unavailable: 'Redis away'. Rejected: read the log, which has what Redis said (READONLY, OOM, "
-            "NOPERM). A client that comes back while Redis is away counts, and waits.",
+            "NOPERM). A replay that finds out that Redis is away counts, and waits.",
         ),
         "operation",
         "error_type",

@@ -3,8 +3,8 @@
     python -m dashboards.pictures RENDERER [--output DIR]
 
 RENDERER is the command of a program that draws a dashboard with Grafana's own components, called with `--dashboard`,
-`--prometheus`, `--png`, `--json`, `--from`, `--now`, `--theme`, `--width` and `--scrape-interval`. The servers listen on
-the loopback interface. For two minutes nothing goes wrong but connections that drop; then Redis is killed for ten
+`--prometheus`, `--png`, `--json`, `--from`, `--now`, `--theme`, `--width` and `--scrape-interval`. The servers listen
+on the loopback interface. For two minutes nothing goes wrong but connections that drop; then Redis is killed for ten
 seconds, and after that a worker.
 """
 
@@ -82,10 +82,12 @@ def _record(stack: ExitStack, directory: Path) -> dict[str, float]:
     config = (STACK / "prometheus.yml").read_text("utf-8").replace("_interval: 15s", "_interval: 1s")
     (directory / "prometheus.yml").write_text(config, "utf-8")
     (directory / "targets.yaml").write_text(f'- targets: ["{HOST}:9500", "{HOST}:9501"]\n', "utf-8")
-    valkey = ValkeyServer(port=0, unix_socket_path=directory / "v.sock", data_dir=directory, persist=True)
+    keeping = {"appendonly": "yes", "appendfsync": "always"}  # It comes back with what it had.
+    socket = directory / "v.sock"
+    valkey = ValkeyServer(port=0, unix_socket_path=socket, data_dir=directory, config=keeping, persist=True)
     valkey.start()
     stack.callback(valkey.terminate)
-    url = f"unix://{directory / 'v.sock'}"
+    url = f"unix://{socket}"
     workers = [_worker(stack, number, url) for number in range(2)]
     for number in range(2):
         _wait_for(f"http://{HOST}:{8100 + number}/healthz")

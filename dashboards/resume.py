@@ -175,7 +175,7 @@ _REASONS = (
         "Resumes, by how they ended",
         says(
             "As on the overview. Gap: some of what was owed was gone. Missed: there was nothing to resume from. "
-            "Error: the replay broke off; while Redis is away each client that has to wait is one.",
+            "Error: the replay broke off; the one that finds out that Redis is away is kept waiting.",
             normal="green, with a little grey.",
             otherwise="gap or missed: the two panels beside. Error: 'Errors of replays'.",
         ),

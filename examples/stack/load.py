@@ -18,7 +18,12 @@ async def call(url: str) -> None:
     # "legacy": the revisions up to 2025-11-25; later ones have no streams to resume.
     async with Client(url, mode="legacy") as client:
         for _ in range(3):
-            await client.call_tool("report", {"pages": random.randint(*PAGES)})  # noqa: S311 - nobody's secret
+            pages = random.randint(*PAGES)  # noqa: S311 - nobody's secret
+            await client.call_tool("report", {"pages": pages}, progress_callback=read)
+
+
+async def read(progress: float, total: float | None, message: str | None) -> None:
+    """Take in a page. Who does not ask for progress is told none."""
 
 
 async def keep_calling(url: str) -> None:

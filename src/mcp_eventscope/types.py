@@ -192,6 +192,14 @@ class Trouble(StrEnum):
     OTHER = "other"
     """It answered with another error; the log tells."""
 
+    @property
+    def unreachable(self) -> bool:
+        """Whether the store does not answer anything else, either."""
+        return self in _UNREACHABLE
+
+
+_UNREACHABLE = frozenset({Trouble.TIMEOUT, Trouble.CONNECTION, Trouble.POOL, Trouble.LOADING, Trouble.BUSY})
+
 
 class LossReason(StrEnum):
     """Why an event that was taken will never be stored."""

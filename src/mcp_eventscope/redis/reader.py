@@ -1,15 +1,17 @@
 """Reads streams in bounded chunks, the next one while the last one is being sent."""
 
 import asyncio
+from collections.abc import Callable
 
 from redis.exceptions import MaxConnectionsError
 
+from mcp_eventscope.errors import StoreUnavailableError
 from mcp_eventscope.redis import scripts
-from mcp_eventscope.redis.connection import AnyRedis, told_as
+from mcp_eventscope.redis.connection import AnyRedis, told_as, trouble_of
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.reading import Reading
 from mcp_eventscope.tasks import end
-from mcp_eventscope.types import EventId, StreamId
+from mcp_eventscope.types import EventId, StreamId, Trouble
 
 CHUNK_EVENTS = 256
 """The most events that one read brings: Redis is blocked for one."""
@@ -29,9 +31,11 @@ class Reader:
 
     Args:
         redis: Where from.
+        suspect: Called when Redis was not reached, and why.
     """
 
-    def __init__(self, redis: AnyRedis) -> None:
+    def __init__(self, redis: AnyRedis, suspect: Callable[[Trouble], None]) -> None:
+        self._suspect = suspect
         self._redis = redis
         self._reads = asyncio.Semaphore(READS_AT_ONCE)
 
@@ -41,15 +45,23 @@ class Reader:
         Raises:
             StoreError: Redis could not be read.
         """
-        async with self._reads:
-            with told_as("read from", self._redis):
-                while True:
-                    try:
-                        return await scripts.read(
-                            self._redis, keys, cursor, stream_id, max_events=CHUNK_EVENTS, max_bytes=CHUNK_BYTES
-                        )
-                    except MaxConnectionsError:
-                        await asyncio.sleep(_POOL_SECONDS)
+        try:
+            async with self._reads:
+                with told_as("read from", self._redis):
+                    return await self._read(keys, cursor, stream_id)
+        except StoreUnavailableError as error:
+            # Others need not find it out for themselves.
+            self._suspect(trouble_of(error.__cause__ or error))
+            raise
+
+    async def _read(self, keys: Keys, cursor: EventId, stream_id: StreamId | None) -> scripts.Chunk:
+        while True:
+            try:
+                return await scripts.read(
+                    self._redis, keys, cursor, stream_id, max_events=CHUNK_EVENTS, max_bytes=CHUNK_BYTES
+                )
+            except MaxConnectionsError:
+                await asyncio.sleep(_POOL_SECONDS)
 
     async def deliver(self, keys: Keys, reading: Reading, chunk: scripts.Chunk) -> None:
         """Send a chunk, and those after it, until nothing is left or the response has been sent.

@@ -100,7 +100,7 @@ class RedisEventStore(EventStore):
         signals = Signals(redis)
         self._workers = Workers(redis, self._keys, self._worker, signals, self._writer)
         self._followers = Followers(redis, self._worker, self._workers, signals)
-        self._reader = Reader(redis)
+        self._reader = Reader(redis, self._writer.suspect)
         self._lane = self._writer.lane(self._keys, tracked=False)
         self._session: str | None = None
         self._warned = False

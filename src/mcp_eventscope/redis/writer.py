@@ -28,8 +28,6 @@ from mcp_eventscope.types import (
 
 LOOP_LATE = 0.05
 """Seconds by which a timer may be late before the loop, and not Redis, is taken for what was slow."""
-_UNREACHABLE = frozenset({Trouble.TIMEOUT, Trouble.CONNECTION, Trouble.POOL, Trouble.LOADING, Trouble.BUSY})
-"""The troubles in which Redis does not answer anything else, either."""
 
 
 class Writer:
@@ -77,7 +75,7 @@ class Writer:
     @property
     def unreachable(self) -> bool:
         """Whether Redis is known not to answer, whatever it is asked."""
-        return self.away in _UNREACHABLE
+        return self.away is not None and self.away.unreachable
 
     @property
     def patience(self) -> float:

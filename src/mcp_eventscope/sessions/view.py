@@ -203,7 +203,7 @@ class SessionView(EventStore):
                 return
             self._resuming[name].add(resume)
             try:
-                if opened is _UNSTORED:
+                if opened is not _ELSE:  # Nothing was missed: it is no resume, and not to be counted as one.
                     await self._follow(resume, name, event_id, limit)
                 else:
                     await self._resume(resume, name, limit, send_callback)
@@ -233,14 +233,16 @@ class SessionView(EventStore):
     async def _replayed(self, resume: _Resume, name: str, until: float) -> Replayed:
         """Replay; while the store is away, wait for it: a client that is sent an empty stream twice gives up."""
         while True:
+            while (  # noqa: ASYNC110 - many may wait; the store tells its one writer, and not each of them
+                (away := self._store.waiting.away) and away.unreachable and anyio.current_time() < until
+            ):
+                await anyio.sleep(_LOOK_SECONDS)
             try:
                 return await self._store.replay(resume.cursor, resume.send, stream_id=name)
             except StoreUnavailableError:
                 if anyio.current_time() >= until:
                     raise
             await anyio.sleep(_FAILED_SECONDS)
-            while self._store.waiting.away is not None and anyio.current_time() < until:  # noqa: ASYNC110 - see below
-                await anyio.sleep(_LOOK_SECONDS)  # Many may wait; the store tells its one writer, and not each of them.
 
     async def open_standalone(self, *, primed: bool) -> EventId:
         """A cursor from which the standalone stream is read from now on.

@@ -9,9 +9,11 @@ class Ledger:
     """Of one job."""
 
     resumes: Counter[str] = field(default_factory=Counter)
-    """By outcome; `error` is not here: how often a waiting client's replay is tried is the server's affair."""
+    """By outcome; `error` is not here: which of those that come finds out that Redis is away is the server's affair."""
     waited: int = 0
     """Resumes that came while Redis was away; each ended well, and in `resumes`."""
+    rejected: int = 0
+    """Events that Redis refused."""
     misses: Counter[str] = field(default_factory=Counter)
     stored: Counter[str] = field(default_factory=Counter)
     """Events by kind, but for the errors that answer orphaned requests: nobody sent those."""

@@ -69,7 +69,12 @@ class Site:
 
     async def fires(self, job: str, *names: str, within: float = 20) -> None:
         """Return when all of these alerts fire for a job."""
-        await until(lambda: set(names) <= self.firing(job), within=within, every=0.1)
+        try:
+            await until(lambda: set(names) <= self.firing(job), within=within, every=0.1)
+        except AssertionError:
+            missing = set(names) - self.firing(job)
+            msg = f"{missing} should fire for {job}, and did not within {within} seconds"
+            raise AssertionError(msg) from None
 
     def firing(self, job: str | None = None) -> set[str]:
         """The alerts that fire now, for a job or at all."""
