@@ -57,8 +57,8 @@ _TRUTH = (
             "Of the clients that came back with a Last-Event-ID in the time shown: the share that got all that was "
             "owed to it. One that had missed nothing counts as a success, one that left by itself does not count.",
             normal=f"green, at or above the objective of {OBJECTIVE:.0%}. No resumes: nobody has come back.",
-            otherwise="look at the list beside: each cause that is not 0 leads to what to do about it. Who "
-            "finds out that Redis is away counts as a failure, and gets all of it later: it looks a little too bad then.",
+            otherwise="look at the list beside: each cause that is not 0 leads to what to do about it. Who finds "
+            "out that Redis is away counts as a failure, and gets all of it later: an outage looks a little too bad.",
         ),
         promql.success_shown(),
         (None, BAD),

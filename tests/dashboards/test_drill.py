@@ -15,8 +15,9 @@ from dashboards.links import OVERVIEW, REDIS, RESUME
 from dashboards.rules import alerts
 from mcp_eventscope.app import DEFAULT_TTL
 from mcp_eventscope.redis.connection import connect
+from support.boards import BOARDS
 from support.drill import fleet, others
-from support.drill.boards import RATE_INTERVAL, Labels, Target, boards, targets
+from support.drill.asking import RATE_INTERVAL, Labels, Target, targets
 from support.drill.customer import Customer
 from support.drill.site import FLEET, FOREVER, SHORT, TTL, Site, address, site
 from support.raw import VERSION, RawClient
@@ -134,7 +135,7 @@ def test_variables(after: Site) -> None:
     offered = {"job": {FLEET, SHORT, FOREVER}, "instance": workers, "store": {"default"}}
     view = after.view()
     asked = 0
-    for board in boards():
+    for board in BOARDS.values():
         for variable in board["templating"]["list"]:
             if variable["name"] in offered:
                 selector, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]).groups()  # type: ignore[union-attr]
@@ -304,3 +305,15 @@ def test_all_jobs(after: Site) -> None:
     assert list(view.last(versions).values()) == [3]
     (keys,) = _panel(REDIS, 24)
     assert max(view.greatest(keys).values()) > 0, "keys that will never expire"
+
+
+def test_shares(after: Site) -> None:
+    """Lines that are a share of something: all that failed, and how much of the TTL was over."""
+    for target in _panel(OVERVIEW, 21):
+        assert max(after.view(FOREVER).greatest(target).values()) == 1, "nothing but failures there"
+        (fleet_series,) = after.view(FLEET).ask(target)
+        points = fleet_series["points"]
+        assert (points[0], max(points)) == (0, 1), "first all was calm, and then all ids were wrong"
+    for target in _panel(OVERVIEW, 23):
+        (most,) = after.view(SHORT).greatest(target).values()
+        assert 0.9 < most <= 1, "back when the TTL was nearly over, or was over: a bucket's bound"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from support.drill.boards import ALL, View
+from support.drill.asking import ALL, View
 from support.drill.ledger import Ledger
 from support.drill.shrunk import shrink
 from support.processes import WorkerProcess, revive

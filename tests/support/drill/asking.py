@@ -1,17 +1,15 @@
 """Asks a Prometheus what Grafana would ask it for a panel, with the variables at the top of the page chosen."""
 
-import json
 import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from support.boards import BOARDS
 from support.prometheus import Prometheus
 
-GRAFANA = Path(__file__).parents[3] / "dashboards" / "grafana"
 ALL = ".+"
 """What a variable is when nothing is chosen."""
 RATE_INTERVAL = "4s"
@@ -105,15 +103,9 @@ def labels(metric: Mapping[str, str]) -> Labels:
     return frozenset((name, value) for name, value in metric.items() if name != "__name__")
 
 
-def boards() -> Iterator[dict[str, Any]]:
-    """The committed dashboards."""
-    for path in sorted(GRAFANA.glob("*.json")):
-        yield json.loads(path.read_text("utf-8"))
-
-
 def targets() -> Iterator[Target]:
     """Every query of every panel and annotation of every dashboard."""
-    for board in boards():
+    for board in BOARDS.values():
         for note in board["annotations"]["list"]:
             yield Target(board["uid"], 0, note["name"], "", note["expr"], "", instant=False)
         for panel in board["panels"]:
