@@ -7,6 +7,9 @@ BENCH := $(VENV)-bench
 BENCH_STAMP := $(BENCH)/.installed
 SOURCES := pyproject.toml $(shell find src dashboards -type f -not -name '*.py' -o -path 'src/*.py')
 
+# Most tests wait for others; a file's stay together, for they share servers.
+AT_ONCE := -n auto --maxprocesses 4 --dist loadfile
+
 .PHONY: demo serve test test-fast bench drill check format docs dashboards pictures clean
 
 demo: $(STAMP)  ## Cut a stream, kill a worker, and watch two workers get over it
@@ -16,10 +19,10 @@ serve: $(STAMP)  ## The same server, left running, with /metrics and /healthz
 	$(BIN)/python -m examples.demo serve
 
 test: $(STAMP)  ## Everything that can run without root
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(AT_ONCE)
 
 test-fast: $(STAMP)  ## Without the tests that start servers, for the one who edits
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(AT_ONCE)
 
 bench: $(STAMP) $(BENCH_STAMP)  ## What following and storing costs, side by side with the peers: a quarter of an hour
 	$(BIN)/python -m benchmarks.follow
