@@ -43,7 +43,7 @@ format: $(STAMP)
 docs: $(STAMP)  ## Write what is generated of the documentation
 	$(BIN)/python docs/generate.py
 
-pictures: $(STAMP)  ## Draw them, with Grafana's own components: make pictures RENDERER="node …/render.mjs"; needs chromium
+pictures: $(STAMP)  ## Draw them, with Grafana's own components: make pictures RENDERER="COMMAND"
 	$(BIN)/python -m dashboards.pictures "$(RENDERER)"
 
 dashboards: $(STAMP)  ## Write the Grafana dashboards and the Prometheus rules
