@@ -1,0 +1,62 @@
+"""redis-py's own OpenTelemetry metrics, turned on beside ours: each tells its own, and nothing is counted twice."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# In a process of its own: what redis-py is told, it is told once, for all of the process.
+PROGRAM = """
+import asyncio, json, sys
+from mcp.types import JSONRPCNotification
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from prometheus_client import CollectorRegistry
+from redis.observability import OTelConfig, get_observability_instance
+
+from mcp_eventscope import InstrumentedEventStore, RedisEventStore
+from mcp_eventscope.redis.connection import connect
+
+reader, registry = InMemoryMetricReader(), CollectorRegistry()
+metrics.set_meter_provider(MeterProvider(metric_readers=[reader], shutdown_on_exit=False))
+get_observability_instance().init(OTelConfig())
+
+async def main():
+    async with connect(sys.argv[1]) as client:
+        store = InstrumentedEventStore(RedisEventStore(client, key_prefix=sys.argv[2], ttl=60), registry=registry)
+        part = store.for_session("s")
+        first = (await part.append("1", None)).event_id
+        for _ in range(3):
+            await part.append("1", JSONRPCNotification(jsonrpc="2.0", method="note"))
+        async def take(event):
+            pass
+        await part.replay(first, take, stream_id="1")
+        await store.flush(1)
+    told = reader.get_metrics_data()
+    names = [m.name for r in told.resource_metrics for s in r.scope_metrics for m in s.metrics]
+    value = registry.get_sample_value
+    stored = value("eventscope_stored_events_total", {"store": "default", "kind": "notification"})
+    resumed = value("eventscope_replay_duration_seconds_count", {"store": "default", "outcome": "resumed"})
+    print(json.dumps({"names": names, "stored": stored, "resumed": resumed}))
+
+asyncio.run(main())
+"""
+
+
+def test_each_tells_its_own(valkey_url: str, key_prefix: str) -> None:
+    """Ours are as they are without it; redis-py's have other names, and are there."""
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM, valkey_url, key_prefix],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    assert (told["stored"], told["resumed"]) == (3, 1)
+    assert told["names"]
+    assert not [name for name in told["names"] if "eventscope" in name]
