@@ -51,17 +51,7 @@ async def measure(sizes: dict[str, Any]) -> dict[str, Any]:
         figures["crowd"].append(await crowd.measure(**sizes["crowd"], traced=traced))
     _say("idle sessions")
     figures["idle"] = await idle.measure(**sizes["idle"])
-    figures["results"] = [
-        {
-            "name": line.name,
-            "median": line.value,
-            "unit": line.unit,
-            "target": line.limit,
-            "met": line.met,
-            "rounds": line.rounds,
-        }
-        for line in report.lines(figures)
-    ]
+    figures["results"] = report.results(report.lines(figures))
     return figures
 
 

@@ -36,6 +36,22 @@ class Line:
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
+def results(told: Sequence[Line]) -> list[dict[str, Any]]:
+    """The figures as they are written."""
+    return [
+        {
+            "name": line.name,
+            "median": line.value,
+            "unit": line.unit,
+            "target": line.limit,
+            "at_least": line.at_least,
+            "met": line.met,
+            "rounds": line.rounds,
+        }
+        for line in told
+    ]
+
+
 async def measured_with(*packages_too: str) -> dict[str, Any]:
     """Versions, of further packages too, and what of the machine may be told."""
     async with valkey() as url, connect(url) as client:

@@ -83,18 +83,7 @@ async def measure(sizes: dict[str, Any], only: set[str], *, small: bool) -> dict
     if "telemetry" in measures:
         _say("telemetry")
         figures["telemetry"] = await telemetry.measure(**sizes["telemetry"])
-    figures["results"] = [
-        {
-            "name": line.name,
-            "median": line.value,
-            "unit": line.unit,
-            "target": line.limit,
-            "at_least": line.at_least,
-            "met": line.met,
-            "rounds": line.rounds,
-        }
-        for line in verdict.lines(figures)
-    ]
+    figures["results"] = report.results(verdict.lines(figures))
     return figures
 
 

@@ -228,8 +228,10 @@ async def test_open_streams_hold_up_no_adoption(valkey_url: str, connect: Connec
             client = connect(a.url)
             await client.initialize()
             await stack.enter_async_context(at_url(client, b.url).get())
+        another = connect(b.url)
         with anyio.fail_after(5):
-            await connect(b.url).initialize()
+            await another.initialize()
+        await works(another)
 
 
 @pytest.mark.parametrize("mute", [False, True])

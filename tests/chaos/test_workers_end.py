@@ -174,6 +174,7 @@ async def test_standalone_stream_survives_a_rolling_restart(pair: Pair, router: 
         await roll(pair, router)
         await client.call_tool("announce", {})
         await until(lambda: len(heard) == 2)
+    assert len(heard) == 2, "each was heard once"
 
 
 async def test_stopping_breaks_no_stream(pair: Pair, connect: Connect, steering: NewSteering) -> None:

@@ -313,3 +313,15 @@ async def test_given_up_without_a_worker_is_kept_no_longer(
     await redis_client.delete(running)
     assert await session.give_up("1", "")
     assert 0 < await redis_client.ttl(running) <= (store.ttl or 0)
+
+
+async def test_claim(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """What is said again names who runs a request where nobody is named, and has its TTL."""
+    session = store.for_session("a")
+    running = f"{session.key_prefix}running"
+    await session.claim(["1", "2"])
+    assert 0 < await redis_client.ttl(running) <= (store.ttl or 0)
+    await store.for_session("a").append("1", answer())
+    await session.claim(["2"])
+    assert await redis_client.hexists(running, "2")
+    assert not await redis_client.hexists(running, "1")

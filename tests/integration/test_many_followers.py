@@ -15,7 +15,7 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis import follow as follow_module
 from mcp_eventscope.redis import reader, scripts
 from mcp_eventscope.redis.keys import Keys
-from mcp_eventscope.testing import Collected
+from mcp_eventscope.testing import Collected, on_the_wire
 from mcp_eventscope.types import GET_STREAM_KEY, Followed, FollowEnd
 from support import legacy
 from support.messages import answer, note
@@ -118,6 +118,7 @@ async def test_subscribes_to_what_is_followed_only(redis_client: aioredis.Redis,
         tasks.start_soon(follow, "2", scopes["2"])
         await followed("1", "2")
         tasks.cancel_scope.cancel()
+    assert not scopes["1"].cancel_called, "it was followed all the time"
 
 
 @pytest.mark.usefixtures("leaks")
@@ -144,6 +145,7 @@ async def test_does_not_look_at_idle_sessions(
         await store.append(GET_STREAM_KEY, note(0))
         await until(lambda: len(collected.ids) == 1)
         tasks.cancel_scope.cancel()
+    assert collected.data == [on_the_wire(note(0))]
 
 
 @pytest.mark.usefixtures("leaks")
@@ -172,3 +174,4 @@ async def test_subscription_that_falls_silent(
             await until(lambda count=count: len(collected.ids) == count)  # type: ignore[misc]
             deaf.set()
         tasks.cancel_scope.cancel()
+    assert collected.data == [on_the_wire(note(count)) for count in (1, 2, 3)]

@@ -175,6 +175,7 @@ async def test_without_metrics(scope: Scope, redis: FakeAsyncRedis, monkeypatch:
     store = InstrumentedEventStore(RedisEventStore(redis, ttl=60), registry=None, logger=scope.log)
     async with store.sampling(0.01):
         await until(lambda: scope.log.entries)
+    assert {entry["event"] for entry in scope.log.entries} == {"event_store.ttl_missing_keys"}
 
 
 async def test_real_sampler_is_the_stores(store: InstrumentedEventStore) -> None:

@@ -162,6 +162,7 @@ def test_the_wheel_is_tested() -> None:
     assert (PACKAGE / "py.typed").is_file()
     assert {path.name for path in (PACKAGE / "redis" / "lua").iterdir()} == {
         "append.lua",
+        "claim.lua",
         "end.lua",
         "peek.lua",
         "read.lua",

@@ -1,5 +1,7 @@
 """The session view: no window between replay and live, bounded following, no store failure for the SDK."""
 
+import asyncio
+
 import anyio
 import pytest
 from fakeredis import FakeAsyncRedis
@@ -142,3 +144,26 @@ async def test_hostile_request_ids(store: RedisEventStore, stream: str) -> None:
     assert sent.messages == [RESPONSE]
     keys = [key if isinstance(key, str) else key.decode() for key in await store._redis.keys()]
     assert all(len(key) < 200 and key.startswith("mcp:{s}:") for key in keys)
+
+
+async def test_response_does_not_overtake(store: RedisEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A response that is deferred waits for what was stored before it and a follower has not been sent yet."""
+    view = SessionView(store, follow_limit=60)
+    cursor = await view.store_event("1", None)
+    sent = Sent()
+    async with anyio.create_task_group() as group:
+        group.start_soon(view.replay_events_after, cursor, sent)
+        await anyio.wait_all_tasks_blocked()
+        # Stored, and not read: Redis went away at that moment.
+        view._last["1"] = "9" * 16
+
+        async def deferred(*_: object, **__: object) -> Appended:
+            return Appended("", 1, deferred=True, later=asyncio.get_running_loop().create_future())
+
+        monkeypatch.setattr(RedisEventStore, "append", deferred)
+        assert await view.store_event("1", RESPONSE) == ""
+        assert sent.messages == []
+        assert view._last == {}
+        (resume,) = view._resuming["1"]
+        assert not resume.scope.cancel_called
+        group.cancel_scope.cancel()

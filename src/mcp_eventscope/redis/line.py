@@ -82,11 +82,13 @@ class _PoolLine:
         return self._under_way.popleft(), reply
 
     async def close(self, *, in_doubt: bool) -> None:
-        with suppress(RedisError, OSError, RuntimeError):
-            if in_doubt or self._under_way:  # Its replies would be taken for somebody else's.
-                await self._connection.disconnect(nowait=True)
-        with suppress(RedisError, OSError, RuntimeError, KeyError):
-            await self._pool.release(self._connection)
+        try:
+            with suppress(RedisError, OSError, RuntimeError):
+                if in_doubt or self._under_way:  # Its replies would be taken for somebody else's.
+                    await self._connection.disconnect(nowait=True)
+        finally:  # Whoever is cancelled while it closes: a pool does not get back what nobody gives back.
+            with suppress(RedisError, OSError, RuntimeError, KeyError):
+                await self._pool.release(self._connection)
 
 
 class _ClientLine:

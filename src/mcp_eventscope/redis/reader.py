@@ -1,4 +1,4 @@
-"""Reads streams in bounded chunks, the next one while the last one is being sent."""
+"""Reads streams in bounded chunks, two of them ahead of the one that is being sent."""
 
 import asyncio
 from collections.abc import Callable

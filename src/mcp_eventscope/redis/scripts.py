@@ -1,7 +1,7 @@
 """The Lua scripts, one typed function each."""
 
 import hashlib
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Protocol, TypeAlias
@@ -141,6 +141,7 @@ _peek = Script("peek.lua")
 _record = Script("record.lua")
 _touch = Script("touch.lua")
 _end = Script("end.lua")
+_claim = Script("claim.lua")
 
 
 async def peek(client: Client, streams: Sequence[tuple[Keys, str]]) -> list[tuple[str, str]]:
@@ -244,3 +245,16 @@ async def survey(client: Client, cursor: str, prefix: str, pattern: str, *, keys
             kind.decode("ascii", "replace"): number for kind, number in zip(lasting[::2], lasting[1::2], strict=True)
         },
     )
+
+
+async def claim(client: Client, keys: Keys, ttl: int | None, worker: str, stream_ids: Iterable[str]) -> None:
+    """Say again who runs the requests of streams, where nobody is named.
+
+    Args:
+        client: Where to.
+        keys: The session's prefix, as keys.
+        ttl: Seconds until it expires; None: never.
+        worker: Who runs them.
+        stream_ids: The streams.
+    """
+    await _claim(client, [keys.running], [ttl or 0, worker, *stream_ids])

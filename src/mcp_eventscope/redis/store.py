@@ -9,7 +9,7 @@ from typing import Self
 
 from mcp_eventscope.answers import orphaned
 from mcp_eventscope.errors import StoreError, UnscopedStoreWarning
-from mcp_eventscope.redis import codec
+from mcp_eventscope.redis import codec, scripts
 from mcp_eventscope.redis.backlog import Backlog, Item
 from mcp_eventscope.redis.bounds import (
     BACKLOG_BYTES,
@@ -302,10 +302,7 @@ class RedisEventStore(EventStore):
             StoreError: Redis did not take it.
         """
         with told_as("write to", self._redis):
-            for stream_id in stream_ids:
-                await self._redis.hsetnx(self._keys.running, stream_id, self._worker)
-            if self._ttl is not None:
-                await self._redis.expire(self._keys.running, self._ttl)
+            await scripts.claim(self._redis, self._keys, self._ttl, self._worker, stream_ids)
 
     def _stored(self, keys: Keys, stream_ids: set[StreamId]) -> None:
         self._followers.notify(keys, stream_ids)

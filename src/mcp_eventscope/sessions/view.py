@@ -148,10 +148,10 @@ class SessionView(EventStore):
             self._last[name] = appended.event_id
         if appended.later is not None:
             appended.later.add_done_callback(partial(self._stored_late, name))
-        if is_final(name, message):
-            self._last.pop(name, None)
         if appended.deferred:
             await self._send_live(stream_id, message, appended.later)
+        if is_final(name, message):  # Not before: it tells who has been sent all that came before the response.
+            self._last.pop(name, None)
         if appended.refused and self.given_up is not None:
             self.given_up(stream_id)
         return wire.join(appended.event_id, name) if appended.event_id else ""

@@ -203,11 +203,11 @@ local function commit(counter, running, at, count)
     else
       error = nil
       if lost then
-        local trimmed = prefix .. 'trimmed:' .. stream
+        local gap = prefix .. 'trimmed:' .. stream
         if ttl > 0 then
-          error = select(2, attempt('SET', trimmed, whole(last), 'EX', ttl))
+          error = select(2, attempt('SET', gap, whole(last), 'EX', ttl))
         else
-          error = select(2, attempt('SET', trimmed, whole(last)))
+          error = select(2, attempt('SET', gap, whole(last)))
         end
       end
       if not error and (not lost or ending) then
