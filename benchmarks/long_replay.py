@@ -31,8 +31,7 @@ local prefix, first, count, payload, ttl = ARGV[1], tonumber(ARGV[2]), tonumber(
 for id = first, first + count - 1 do
   local text = string.format('%.0f', id)
   redis.call('ZADD', KEYS[1], text, text)
-  redis.call('HSET', prefix .. 'event:' .. text, 'stream_id', ARGV[6], 'payload', payload)
-  redis.call('EXPIRE', prefix .. 'event:' .. text, ttl)
+  redis.call('SET', prefix .. 'event:' .. text, payload .. '\\n\\n' .. ARGV[6], 'EX', ttl)
 end
 redis.call('SET', KEYS[2], string.format('%.0f', first + count - 1), 'EX', ttl)
 redis.call('EXPIRE', KEYS[1], ttl)

@@ -29,7 +29,7 @@ PACKAGES = (
 _FULL: dict[str, Any] = {
     "stores": {"writers": [500, 50, 1], "sessions": 50, "count": 20_000, "seconds": 2.0},
     "one_writer": {"blocks": 25, "each": 100},
-    "replay": {"events": 1000, "times": 5, "seconds": 3.0},
+    "replay": {"events": 1000, "times": 30, "seconds": 3.0, "warm": 0.5},
     "long_stream": {"lengths": [1000, 1_000_000], "last": 100, "blocks": 20, "each": 10},
     "memory": {"writers": 50, "sessions": 50, "count": 20_000},
     "telemetry": {"events": 20_000, "rounds": 7},
@@ -38,7 +38,7 @@ _FULL: dict[str, Any] = {
 _SMALL: dict[str, Any] = {
     "stores": {"writers": [500, 50, 1], "sessions": 50, "count": 1000, "seconds": 0.2},
     "one_writer": {"blocks": 3, "each": 20},
-    "replay": {"events": 100, "times": 2, "seconds": 0.2},
+    "replay": {"events": 100, "times": 2, "seconds": 0.2, "warm": 0.01},
     "long_stream": {"lengths": [200, 2000], "last": 20, "blocks": 2, "each": 2},
     "memory": {"writers": 50, "sessions": 50, "count": 1000},
     "telemetry": {"events": 1000, "rounds": 1},

@@ -21,13 +21,22 @@ async def redis_client(request: pytest.FixtureRequest, valkey_server: Valkey) ->
 
 
 @pytest.fixture
-async def store(redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker) -> RedisEventStore:
-    """A store with a TTL; the test fails that leaves a key without."""
-    assert await leaks.keys() == []
-    return RedisEventStore(redis_client, key_prefix=key_prefix, ttl=TTL)
+def session_id() -> str | None:
+    """The session whose part the store is; None for the root, unless a module says otherwise."""
+    return None
 
 
 @pytest.fixture
-def keys(key_prefix: str) -> Keys:
+async def store(
+    redis_client: aioredis.Redis, key_prefix: str, session_id: str | None, leaks: LeakChecker
+) -> RedisEventStore:
+    """A store with a TTL; the test fails that leaves a key without."""
+    assert await leaks.keys() == []
+    root = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=TTL)
+    return root if session_id is None else root.for_session(session_id)
+
+
+@pytest.fixture
+def keys(key_prefix: str, session_id: str | None) -> Keys:
     """The keys of that store."""
-    return Keys(key_prefix)
+    return Keys(key_prefix) if session_id is None else Keys(key_prefix).for_session(session_id)

@@ -8,6 +8,7 @@ from redis import asyncio as aioredis
 from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.testing import Collected, on_the_wire
+from support.events import fields_of
 from support.leaks import LeakChecker
 from support.messages import answer, note
 from support.waiting import until
@@ -19,14 +20,16 @@ LOOKED_AT = 64
 """Index entries that one append looks at, per stream, to find what has expired."""
 
 
+@pytest.fixture(params=[None, "session"], ids=["root", "session"])
+def session_id(request: pytest.FixtureRequest) -> str | None:
+    """Either form that an event has in Redis."""
+    named: str | None = request.param
+    return named
+
+
 async def index_of(client: aioredis.Redis, keys: Keys, stream: str = "1") -> list[int]:
     """The ids that a stream's index holds."""
     return [int(_text(member)) for member in await client.zrange(keys.stream(stream), 0, -1)]
-
-
-async def fields_of(client: aioredis.Redis, key: str) -> dict[str, str]:
-    """A hash as text."""
-    return {_text(name): _text(value) for name, value in (await client.hgetall(key)).items()}
 
 
 async def number_in(client: aioredis.Redis, key: str) -> int:
@@ -87,7 +90,7 @@ async def test_appends_at_once_keep_their_order(
     assert ids == sorted(set(ids))
     for i, event_id in enumerate(ids):
         fields = await fields_of(redis_client, keys.event(str(event_id)))
-        assert fields == {"stream_id": str(i % 3), "payload": on_the_wire(note(i))}
+        assert fields == {"stream_id": b"%d" % (i % 3), "payload": on_the_wire(note(i)).encode()}
     assert await number_in(redis_client, keys.counter) == ids[-1]
 
 
@@ -95,15 +98,39 @@ async def test_appends_at_once_keep_their_order(
 
 
 async def test_fields_of_an_event(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
-    """An event is a hash of its stream and payload, and tells when it ended its stream."""
+    """An event has its stream and payload, and tells when it ended its stream."""
     primed = await store.append("1", None)
     said = await store.append("1", note(1, "é"))
     ended = await store.append("1", answer())
-    assert await fields_of(redis_client, keys.event(primed.event_id)) == {"stream_id": "1", "payload": ""}
+    assert await fields_of(redis_client, keys.event(primed.event_id)) == {"stream_id": b"1", "payload": b""}
     payload = '{"jsonrpc":"2.0","method":"note","params":{"n":1,"text":"é"}}'
-    assert await fields_of(redis_client, keys.event(said.event_id)) == {"stream_id": "1", "payload": payload}
-    assert (await fields_of(redis_client, keys.event(ended.event_id)))["final"] == "1"
+    assert await fields_of(redis_client, keys.event(said.event_id)) == {"stream_id": b"1", "payload": payload.encode()}
+    assert (await fields_of(redis_client, keys.event(ended.event_id)))["final"] == b"1"
     assert (primed.payload_bytes, said.payload_bytes) == (0, len(payload.encode()))
+
+
+async def test_form_of_an_event(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys, session_id: str | None
+) -> None:
+    """A small event of a session is a text; a large one is a hash, as all are in the root, which others can read."""
+    traceparent = f"00-{1:032x}-{2:016x}-01"
+    small, ended, large = [
+        await store.append("1\n2", message, traceparent) for message in (note(1), answer(), note(2, "x" * 5000))
+    ]
+    if session_id is None:
+        for each in (small, ended, large):
+            assert _text(await redis_client.type(keys.event(each.event_id))) == "hash"
+    else:
+        text = f"{on_the_wire(note(1))}\n{traceparent}\n1\n2"
+        assert _text(await redis_client.get(keys.event(small.event_id))) == text
+        text = f"{on_the_wire(answer())}\nfinal{traceparent}\n1\n2"
+        assert _text(await redis_client.get(keys.event(ended.event_id))) == text
+    fields = await fields_of(redis_client, keys.event(large.event_id))
+    assert fields == {
+        "stream_id": b"1\n2",
+        "payload": on_the_wire(note(2, "x" * 5000)).encode(),
+        "traceparent": traceparent.encode(),
+    }
 
 
 async def test_no_stream_shares_a_key_with_another(store: RedisEventStore, leaks: LeakChecker) -> None:
@@ -132,8 +159,8 @@ async def test_client_of_another_encoding(valkey_url: str, key_prefix: str) -> N
 
 async def test_every_key_has_a_ttl(store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
     """The counter, the index, the events, and the memory of what was trimmed all expire."""
-    await store.append("1", note(0))
     old = await _expired_entry(redis_client, Keys(store.key_prefix), age=store.ttl or 0)
+    await store.append("1", note(0, "x" * 5000))
     await store.append("1", answer())
     assert old not in await index_of(redis_client, Keys(store.key_prefix))
     names = {key.removeprefix(store.key_prefix).split(":")[0] for key in await leaks.keys()}

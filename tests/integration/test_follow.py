@@ -14,6 +14,7 @@ from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.scripts import Chunk
 from mcp_eventscope.testing import Collected
 from mcp_eventscope.types import GET_STREAM_KEY, EventMessage, Followed, FollowEnd
+from support.events import change
 from support.messages import answer, note
 from support.servers import Valkey, valkey
 from support.waiting import until
@@ -22,6 +23,13 @@ pytestmark = pytest.mark.anyio
 
 LONG = 30.0
 """Seconds: a limit, or a poll, that no test waits for."""
+
+
+@pytest.fixture(params=[None, "session"], ids=["root", "session"])
+def session_id(request: pytest.FixtureRequest) -> str | None:
+    """Either form that an event has in Redis."""
+    named: str | None = request.param
+    return named
 
 
 class Follower:
@@ -190,7 +198,7 @@ async def test_corrupt_and_missing_are_counted_once(
     """However often a follower looks, a row that cannot be delivered is counted once."""
     monkeypatch.setattr(follow_module, "LOOK_SECONDS", 0.01)
     ids = [(await store.append("1", note(i))).event_id for i in range(4)]
-    await redis_client.hset(keys.event(ids[1]), "payload", "{not json")
+    await change(redis_client, keys.event(ids[1]), payload="{not json")
     await redis_client.delete(keys.event(ids[2]))
     await redis_client.zadd(keys.stream("1"), {"rubbish": int(ids[3]) + 5})
     facts = await store.follow("1", ids[0], Collected(), limit=0.2)

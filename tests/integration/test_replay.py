@@ -1,3 +1,4 @@
+import json
 import time
 
 import anyio
@@ -10,12 +11,20 @@ from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.reader import CHUNK_BYTES, CHUNK_EVENTS
 from mcp_eventscope.testing import Collected, on_the_wire
 from mcp_eventscope.types import GET_STREAM_KEY, EventMessage, Miss, Replayed
+from support.events import change
 from support.messages import answer, failure, note
 from support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
 SECOND = 1_000_000
+
+
+@pytest.fixture(params=[None, "session"], ids=["root", "session"])
+def session_id(request: pytest.FixtureRequest) -> str | None:
+    """Either form that an event has in Redis."""
+    named: str | None = request.param
+    return named
 
 
 async def stored(store: RedisEventStore, count: int, stream: str = "1") -> list[str]:
@@ -162,7 +171,7 @@ async def test_corrupt_payload_is_skipped(
 ) -> None:
     """A row that is no message is skipped and reported; what is before and after it is delivered."""
     ids = await stored(store, 3)
-    await redis_client.hset(keys.event(ids[2]), "payload", payload)
+    await change(redis_client, keys.event(ids[2]), payload=payload)
     collected = Collected()
     facts = await store.replay(ids[0], collected)
     assert collected.ids == [ids[1], ids[3]]
@@ -172,7 +181,7 @@ async def test_corrupt_payload_is_skipped(
 async def test_corrupt_last_row_is_passed(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
     """A corrupt row at the end is behind the cursor that following starts from."""
     ids = await stored(store, 2)
-    await redis_client.hset(keys.event(ids[2]), "payload", "{not json")
+    await change(redis_client, keys.event(ids[2]), payload="{not json")
     assert (await store.replay(ids[0], Collected())).last_event_id == ids[2]
 
 
@@ -187,11 +196,11 @@ async def test_corrupt_event_is_skipped(
         case "type":
             await redis_client.set(key, "text", ex=60)
         case "stream":
-            await redis_client.hset(key, "stream_id", "2")
+            await change(redis_client, key, stream_id="2")
         case "no stream":
-            await redis_client.hdel(key, "stream_id")
+            await change(redis_client, key, stream_id=None)
         case _:
-            await redis_client.hdel(key, "payload")
+            await change(redis_client, key, payload=None)
     collected = Collected()
     facts = await store.replay(ids[0], collected)
     assert collected.ids == [ids[1], ids[3]]
@@ -199,10 +208,47 @@ async def test_corrupt_event_is_skipped(
     assert facts.missing == 0
 
 
+@pytest.mark.parametrize("stream", ["1", "", "\n", "a\nb", "\n\n1", "final", "é"])
+@pytest.mark.parametrize("known", [True, False], ids=["known", "named by the cursor"])
+async def test_forms_of_events_mixed(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys, stream: str, *, known: bool
+) -> None:
+    """Small and large, of one producer or none, and such as others may have written: each is delivered as it was."""
+    producer = f"00-{1:032x}-{2:016x}-01"
+    first = (await store.append(stream, None)).event_id
+    messages = [note(0), note(1, "x" * 10_000), note(2, "two\nlines"), note(3)]
+    ids = [
+        (await store.append(stream, message, producer if message is messages[3] else "")).event_id
+        for message in messages
+    ]
+    pretty = json.dumps(json.loads(on_the_wire(note(4))), indent=1)
+    ids.append((await store.append(stream, note(0))).event_id)
+    await redis_client.delete(keys.event(ids[4]))
+    await redis_client.hset(keys.event(ids[4]), mapping={"stream_id": stream, "payload": pretty})
+    await redis_client.expire(keys.event(ids[4]), 60)
+    collected = Collected()
+    facts = await store.replay(first, collected, stream_id=stream if known else None)
+    assert collected.ids == ids
+    assert collected.data == [on_the_wire(message) for message in (*messages, note(4))]
+    assert (facts.corrupt, facts.missing, facts.producers, facts.stream_id) == ((), 0, (producer,), stream)
+
+
+async def test_event_of_another_stream_under_an_index(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """What names another stream is corrupt, however much the names are alike."""
+    first = (await store.append("1", None)).event_id
+    others = [(await store.append(stream, None)).event_id for stream in ("x1", "\n1", "", "1\n")]
+    for event_id in others:
+        await redis_client.zadd(keys.stream("1"), {event_id: int(event_id)})
+    facts = await store.replay(first, Collected(), stream_id="1")
+    assert facts.corrupt == tuple(others)
+
+
 async def test_stream_id_that_is_not_utf8(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
     """A damaged cursor event is an id of no stream of ours, not an error."""
     ids = await stored(store, 1)
-    await redis_client.hset(keys.event(ids[0]), "stream_id", b"\xff\xfe")
+    await change(redis_client, keys.event(ids[0]), stream_id=b"\xff\xfe")
     assert (await store.replay(ids[0], Collected(), stream_id="1")).miss is Miss.UNKNOWN
 
 
@@ -259,10 +305,17 @@ async def test_missing_events_are_counted(store: RedisEventStore, redis_client: 
     assert (facts.missing, facts.gap, facts.corrupt) == (2, True, ())
 
 
+@pytest.fixture
+def brief(redis_client: aioredis.Redis, key_prefix: str, session_id: str | None) -> RedisEventStore:
+    """The same with a TTL of one second."""
+    root = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
+    return root if session_id is None else root.for_session(session_id)
+
+
 @pytest.mark.usefixtures("leaks")
-async def test_trimmed_events_leave_a_gap(redis_client: aioredis.Redis, key_prefix: str, keys: Keys) -> None:
+async def test_trimmed_events_leave_a_gap(brief: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
     """A client that was away while events expired and were trimmed is told that something is gone."""
-    store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
+    store = brief
     ids = await stored(store, 2)
     await redis_client.expire(keys.stream("1"), 60)  # as if the stream had been written to ever since
 
@@ -280,9 +333,9 @@ async def test_trimmed_events_leave_a_gap(redis_client: aioredis.Redis, key_pref
 
 
 @pytest.mark.usefixtures("leaks")
-async def test_expired_stream(redis_client: aioredis.Redis, key_prefix: str, keys: Keys) -> None:
+async def test_expired_stream(brief: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
     """A client that comes back when everything has expired is told that it has, and how old its event was."""
-    store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
+    store = brief
     ids = await stored(store, 1)
 
     async def gone() -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from redis import asyncio as aioredis
+from redis.exceptions import ResponseError
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.keys import Keys
@@ -76,8 +77,14 @@ class Speaker:
         index = [_text(member) for member in members]
         async with client.pipeline(transaction=False) as pipeline:
             for event_id in index:
+                pipeline.get(self.keys.event(event_id))
                 pipeline.hget(self.keys.event(event_id), "payload")
-            payloads = await pipeline.execute()
+            told = await pipeline.execute(raise_on_error=False)
+        # One of the two is an error: an event is a text, or a hash when it is large.
+        payloads = [
+            hashed if isinstance(text, ResponseError) else text and _text(text).partition("\n")[0]
+            for text, hashed in zip(told[::2], told[1::2], strict=True)
+        ]
         assert None not in payloads, f"{self.session}: the index names events that are not there"
         found = [(event_id, _number(payload)) for event_id, payload in zip(index, payloads, strict=True)]
         return [(event_id, number) for event_id, number in found if number is not None]

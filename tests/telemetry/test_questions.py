@@ -17,6 +17,7 @@ from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejecte
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.telemetry import catalog_sessions
 from mcp_eventscope.types import Appended, EventMessage, JSONRPCMessage, Replayed
+from support.events import change
 from support.messages import answer, note
 from support.raw import events
 from support.waiting import until
@@ -86,7 +87,7 @@ async def test_why_do_resumes_not_work(scope: Scope, session: InstrumentedEventS
     assert told == ["malformed", "unknown", "expired"], "one reason hides no other"
     first, gone, corrupt, _ = [(await session.append("1", note(n))).event_id for n in range(4)]
     await redis.delete(f"mcp:{{s}}:event:{gone}")
-    await redis.hset(f"mcp:{{s}}:event:{corrupt}", "payload", "{")
+    await change(redis, f"mcp:{{s}}:event:{corrupt}", payload="{")
     await session.replay(first, take, stream_id="1")
     assert resumes(scope) == {"missed": 3, "gap": 1}
     assert scope.sample("replay_missing_events_total") == scope.sample("replay_corrupt_events_total") == 1

@@ -14,6 +14,7 @@ from opentelemetry.trace import StatusCode
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.telemetry.logs import REPEAT_SECONDS
 from mcp_eventscope.types import EventMessage
+from support.events import change
 from support.memory_store import MemoryEventStore
 from telemetry.conftest import Scope
 
@@ -97,7 +98,7 @@ async def test_missed(scope: Scope, session: InstrumentedEventStore, cursor: str
 async def test_corrupt_and_missing(scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis) -> None:
     """Events that are owed and cannot be delivered make a gap, which is counted and told."""
     first, corrupt, gone, _ = [(await session.append("1", NOTE)).event_id for _ in range(4)]
-    await redis.hset(f"mcp:{{session}}:event:{corrupt}", "payload", "{}")
+    await change(redis, f"mcp:{{session}}:event:{corrupt}", payload="{}")
     await redis.delete(f"mcp:{{session}}:event:{gone}")
     facts = await session.replay(first, ignore, stream_id="1")
     assert facts.delivered == 1

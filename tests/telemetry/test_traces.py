@@ -18,6 +18,7 @@ from mcp_eventscope.redis.scripts import PRODUCERS
 from mcp_eventscope.sessions.view import SessionView
 from mcp_eventscope.telemetry import propagation
 from mcp_eventscope.types import EventMessage
+from support.events import change, fields_of
 from telemetry.conftest import Scope
 
 pytestmark = pytest.mark.anyio
@@ -43,10 +44,9 @@ def session(scope: Scope, redis: FakeAsyncRedis) -> InstrumentedEventStore:
     return scope.instrument(RedisEventStore(redis, ttl=60)).for_session("session")
 
 
-async def row(redis: FakeAsyncRedis, event_id: str) -> dict[bytes, bytes]:
+async def row(redis: FakeAsyncRedis, event_id: str) -> dict[str, bytes]:
     """An event, as it is in Redis."""
-    found = await redis.hgetall(f"mcp:{{session}}:event:{event_id}")
-    return {name: value for name, value in found.items() if isinstance(name, bytes) and isinstance(value, bytes)}
+    return await fields_of(redis, f"mcp:{{session}}:event:{event_id}")
 
 
 def links(span: ReadableSpan) -> list[tuple[int, int]]:
@@ -61,10 +61,10 @@ async def test_a_replay_links_to_who_stored_what_it_delivers(
     ids = [(await session.append("1", message)).event_id for message in (None, NOTE, NOTE, RESPONSE)]
     stored = [span.context for span in scope.spans()]
     assert await row(redis, ids[3]) == {
-        b"stream_id": b"1",
-        b"payload": b'{"jsonrpc":"2.0","id":1,"result":{}}',
-        b"final": b"1",
-        b"traceparent": f"00-{stored[3].trace_id:032x}-{stored[3].span_id:016x}-{stored[3].trace_flags:02x}".encode(),
+        "stream_id": b"1",
+        "payload": b'{"jsonrpc":"2.0","id":1,"result":{}}',
+        "final": b"1",
+        "traceparent": f"00-{stored[3].trace_id:032x}-{stored[3].span_id:016x}-{stored[3].trace_flags:02x}".encode(),
     }
     assert (await session.replay(ids[1], ignore, stream_id="1")).completed
     assert links(scope.spans()[-1]) == [(context.trace_id, context.span_id) for context in stored[2:]]
@@ -77,8 +77,8 @@ async def test_what_is_not_recorded_is_not_kept(redis: FakeAsyncRedis) -> None:
     ).for_session("session")
     stored = await store.append("1", NOTE)
     assert await row(redis, stored.event_id) == {
-        b"stream_id": b"1",
-        b"payload": b'{"jsonrpc":"2.0","method":"note"}',
+        "stream_id": b"1",
+        "payload": b'{"jsonrpc":"2.0","method":"note"}',
     }
 
 
@@ -110,7 +110,7 @@ async def test_a_client_that_had_some(store: RedisEventStore) -> None:
 async def test_whatever_is_written_there(store: RedisEventStore, redis: FakeAsyncRedis, written: str) -> None:
     """What is no traceparent is nobody's, and the replay is as without it."""
     first, second = [(await store.append("1", message, PARENT)).event_id for message in (None, NOTE)]
-    await redis.hset(f"mcp:{{session}}:event:{second}", "traceparent", written)
+    await change(redis, f"mcp:{{session}}:event:{second}", traceparent=written)
     facts = await store.replay(first, ignore, stream_id="1")
     assert (facts.delivered, facts.producers, facts.corrupt) == (1, (), ())
 
@@ -118,7 +118,7 @@ async def test_whatever_is_written_there(store: RedisEventStore, redis: FakeAsyn
 async def test_nobody_is_linked_to(scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis) -> None:
     """An id of zeros has the shape, and names nobody."""
     first, second = [(await session.append("1", message)).event_id for message in (None, NOTE)]
-    await redis.hset(f"mcp:{{session}}:event:{second}", "traceparent", f"00-{0:032x}-{0:016x}-01")
+    await change(redis, f"mcp:{{session}}:event:{second}", traceparent=f"00-{0:032x}-{0:016x}-01")
     await session.replay(first, ignore, stream_id="1")
     assert links(scope.spans()[-1]) == []
     assert scope.sample("telemetry_failures_total", sink="traces") == 0

@@ -1,6 +1,8 @@
+import json
+
 import pytest
 from hypothesis import given, settings
-from mcp.types import JSONRPCMessage, JSONRPCResponse
+from mcp.types import JSONRPCMessage, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
 
 from mcp_eventscope.errors import CorruptEventError
 from mcp_eventscope.redis import codec
@@ -36,6 +38,27 @@ def test_decode_is_the_inverse_of_encode(message: JSONRPCMessage) -> None:
     decoded = codec.decode(payload)
     assert type(decoded) is type(message)
     assert on_the_wire(decoded) == payload.decode()
+
+
+ODD = {
+    "a request whose id comes last": b'{"jsonrpc":"2.0","method":"x","params":{},"id":5}',
+    "a request whose id is escaped": b'{"jsonrpc":"2.0","method":"x","\\u0069d":5,"params":{}}',
+    "a member too many": b'{"jsonrpc":"2.0","method":"x","extra":1}',
+    "the same member twice": b'{"jsonrpc":"2.0","method":"x","method":"y"}',
+    "params that are null": b'{"jsonrpc":"2.0","method":"x","params":null}',
+    "no number": b'{"jsonrpc":"2.0","method":"x","params":{"a":Infinity,"b":-0.0}}',
+}
+
+
+@pytest.mark.parametrize("payload", ODD.values(), ids=ODD.keys())
+def test_odd_payload(payload: bytes) -> None:
+    """The short way of notifications comes to the same as the long one."""
+    message = codec.decode(payload)
+    members = json.loads(payload)
+    expected = (JSONRPCRequest if "id" in members else JSONRPCNotification).model_validate(members)
+    assert type(message) is type(expected)
+    assert message == expected
+    assert message.model_fields_set == expected.model_fields_set
 
 
 def test_priming_event_has_an_empty_payload() -> None:

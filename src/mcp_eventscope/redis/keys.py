@@ -15,7 +15,9 @@ class Keys:
 
     ```
     {prefix}counter              STRING  the last event id given out
-    {prefix}event:{event_id}     HASH    stream_id, payload, and final on a response
+    {prefix}event:{event_id}     HASH    stream_id, payload; final on a response; traceparent, where it is known
+                                 STRING  in a session, up to 4 KiB of payload: the payload, a newline, "final" and the
+                                         traceparent, a newline, the stream id
     {prefix}stream:{stream_id}   ZSET    event ids, scored by id
     {prefix}trimmed:{stream_id}  STRING  the highest id removed from that index, once any was
     {prefix}running              HASH    in a session: stream id → the worker that runs its request; everywhere:

@@ -1,9 +1,11 @@
 """The Lua scripts, one typed function each."""
 
 import hashlib
+import re
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import repeat
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import unquote
 
@@ -51,6 +53,9 @@ _read = Script("read.lua")
 PRODUCERS = 32
 """The most events of one chunk of which it is told who produced them."""
 
+_TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_FINAL = b"final"
+
 Row: TypeAlias = tuple[str, str, bytes]
 """One event of a chunk, as Redis has it: its id; what is wrong with it, "" for nothing, else `missing`, `corrupt` or
 `misplaced` (the index has it at a place that is not its id, so nobody can go on from there); its payload."""
@@ -97,11 +102,12 @@ async def read(  # noqa: PLR0913 - the script's arguments, one by one
     reply = await _read(
         client,
         [keys.counter, keys.event(cursor), keys.session],
-        [keys.prefix, cursor, max_events, max_bytes, PRODUCERS, *([] if stream_id is None else [stream_id])],
+        [keys.prefix, cursor, max_events, max_bytes, *([] if stream_id is None else [stream_id])],
     )
-    named, numbers, oldest, told, payloads = reply
+    named, numbers, oldest, told, events = reply
     final, held, given, trimmed, clock, restored, after = numbers.decode("ascii").split(" ")
-    rows, traceparents = _rows(told.decode("utf-8", "replace").split(), payloads)
+    stream = named if stream_id is None else stream_id.encode()
+    rows, traceparents = _rows(told.decode("utf-8", "replace").split(), events, stream or b"")
     return Chunk(
         named_stream=None if named is None else named.decode("utf-8", "replace"),
         cursor_final=final == "1",
@@ -117,24 +123,47 @@ async def read(  # noqa: PLR0913 - the script's arguments, one by one
     )
 
 
-def _rows(told: list[str], payloads: bytes) -> tuple[list[Row], dict[str, str]]:
+def _rows(told: list[str], events: bytes, stream: bytes) -> tuple[list[Row], dict[str, str]]:
     """The rows of a chunk, and who produced them, out of the two texts that `read.lua` returns."""
+    ids, sizes, lines = told[::2], told[1::2], events.split(b"\n")
+    if len(lines) == 3 * len(ids) and lines[2::3].count(stream) == len(ids):
+        # What is mostly so: nothing is wrong with any row, and no payload has a newline.
+        return list(zip(ids, repeat(""), lines[::3])), _traceparents(ids, lines[::3], lines[1::3])
     rows: list[Row] = []
-    traceparents: dict[str, str] = {}
+    marks: list[bytes] = []
     start = 0
-    for event_id, size in zip(told[::2], told[1::2], strict=True):
+    for event_id, size in zip(ids, sizes, strict=True):
         if size.isdigit():
             end = start + int(size)
-            rows.append((event_id, "", payloads[start:end]))
-            start = end
-        elif "@" in size:
-            length, _, traceparents[event_id] = size.partition("@")
-            end = start + int(length)
-            rows.append((event_id, "", payloads[start:end]))
-            start = end
+            row, marked = _row(event_id, events[start:end], stream)
+            rows.append(row)
+            marks.append(marked)
+            start = end + 1
         else:
             rows.append((unquote(event_id[1:]) if event_id.startswith("%") else event_id, size, b""))
-    return rows, traceparents
+            marks.append(b"")
+    return rows, _traceparents(ids, [payload for _, _, payload in rows], marks)
+
+
+def _row(event_id: str, event: bytes, stream: bytes) -> tuple[Row, bytes]:
+    """The row of an event, and its marks. Its payload may have newlines: anybody may have written it."""
+    rest, found, behind = event.rpartition(b"\n" + stream)
+    payload, newline, marks = rest.rpartition(b"\n")
+    if not (found and newline) or behind:
+        return (event_id, "corrupt", b""), b""
+    return (event_id, "", payload), marks
+
+
+def _traceparents(ids: list[str], payloads: list[bytes], marks: list[bytes]) -> dict[str, str]:
+    """Who produced what is not empty, where that is known: the first ones."""
+    told: dict[str, str] = {}
+    if any(marks):
+        for event_id, payload, marked in zip(ids, payloads, marks, strict=True):
+            if payload and marked and (found := _TRACEPARENT.fullmatch(marked.removeprefix(_FINAL))):
+                told[event_id] = found[0].decode("ascii")
+                if len(told) == PRODUCERS:
+                    break
+    return told
 
 
 _peek = Script("peek.lua")

@@ -29,6 +29,7 @@
 -- increasing even after the counter was lost, restored or rolled back. It fits a double exactly.
 
 local LONGEST_ROLE = 10 -- "standalone"; what is longer has something in front, or behind.
+local SMALL = 4096 -- Bytes of a payload that a session keeps as text: of these `read.lua` takes many at once.
 local LOOKED_AT_PER_END, RENEWALS_PER_TTL = 32, 64
 
 local ttl, worker = tonumber(ARGV[1]), ARGV[2]
@@ -104,7 +105,7 @@ local function trimmed(prefix, stream, index)
 end
 
 -- Write one event. Returns nothing, or an error.
-local function write(prefix, stream, id, payload, final, traceparent)
+local function write(prefix, tracked, stream, id, payload, final, traceparent)
   local index, event = prefix .. 'stream:' .. stream, prefix .. 'event:' .. id
   -- First, for this is what can fail, on a key that is another's: then nothing of the event is left behind.
   local added, error = attempt('ZADD', index, id, id)
@@ -112,22 +113,31 @@ local function write(prefix, stream, id, payload, final, traceparent)
     return error
   end
   local stored
-  if traceparent then
-    local fields = { 'traceparent', traceparent, final and 'final', '1' }
-    stored, error = attempt(
-      'HSET', event, 'stream_id', stream, 'payload', payload, unpack(fields, 1, final and 4 or 2)
-    )
-  elseif final then
-    stored, error = attempt('HSET', event, 'stream_id', stream, 'payload', payload, 'final', '1')
+  if tracked and #payload <= SMALL then
+    -- Text takes a third less memory than a hash, and less time to write and to read.
+    local text = payload .. '\n' .. (final and 'final' or '') .. (traceparent or '') .. '\n' .. stream
+    if ttl > 0 then
+      stored, error = attempt('SET', event, text, 'EX', ttl)
+    else
+      stored, error = attempt('SET', event, text)
+    end
   else
-    stored, error = attempt('HSET', event, 'stream_id', stream, 'payload', payload)
+    local fields = { 'stream_id', stream, 'payload', payload }
+    if final then
+      fields[5], fields[6] = 'final', '1'
+    end
+    if traceparent then
+      fields[#fields + 1] = 'traceparent'
+      fields[#fields + 1] = traceparent
+    end
+    stored, error = attempt('HSET', event, unpack(fields))
+    if stored and ttl > 0 then
+      redis.call('EXPIRE', event, ttl)
+    end
   end
   if not stored then
     redis.call('ZREM', index, id)
     return error
-  end
-  if ttl > 0 then
-    redis.call('EXPIRE', event, ttl)
   end
 end
 
@@ -211,7 +221,7 @@ local function commit(counter, running, at, count)
         end
       end
       if not error and (not lost or ending) then
-        error = write(prefix, stream, whole(last), payload, ending, traceparent)
+        error = write(prefix, tracked, stream, whole(last), payload, ending, traceparent)
       end
       if broken then
         return
