@@ -30,6 +30,7 @@ from mcp_eventscope.telemetry.facts import (
 from mcp_eventscope.telemetry.logs import Log
 from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.serving import ServingMetrics
+from mcp_eventscope.telemetry.tally import Tally
 from mcp_eventscope.types import EventMessage
 from support.logs import Recorder
 from support.memory_store import MemoryEventStore
@@ -156,7 +157,8 @@ async def test_metrics_raise(scope: Scope, redis: FakeAsyncRedis, monkeypatch: p
         msg = "metrics"
         raise RuntimeError(msg)
 
-    for verb in ("configured", "stored", "replayed", "following", "followed"):
+    monkeypatch.setattr(Tally, "note", fail)
+    for verb in ("configured", "replayed", "following", "followed"):
         monkeypatch.setattr(MetricsSink, verb, fail)
     store = scope.instrument(RedisEventStore(redis, ttl=60))
     await exercise(store)
@@ -277,7 +279,8 @@ async def test_everything_raises(redis: FakeAsyncRedis, monkeypatch: pytest.Monk
         msg = "metrics"
         raise RuntimeError(msg)
 
-    for verb in ("configured", "stored", "replayed", "following", "followed", "failed"):
+    monkeypatch.setattr(Tally, "note", fail)
+    for verb in ("configured", "replayed", "following", "followed", "failed"):
         monkeypatch.setattr(MetricsSink, verb, fail)
     store = InstrumentedEventStore(
         RedisEventStore(redis, ttl=60),

@@ -39,29 +39,30 @@ async def test_what_is_read_is_exact(scope: Scope) -> None:
 async def test_nobody_has_to_ask() -> None:
     """In the files of several processes nobody can ask: it is written when the loop has turned."""
     written: list[tally.Noted] = []
-    kept = tally.Tally(written.extend, unexpected)
+    kept = tally.Tally(written.append, unexpected, every_turn=True)
     kept.note(0.001, JSONRPCNotification, 5)
     kept.note(0.002, type(None), 0)
     assert written == []
     await asyncio.sleep(0)
-    assert written == [(0.001, JSONRPCNotification, 5, None), (0.002, type(None), 0, None)]
+    assert written == [tally.Noted([0.001, 0.002], [JSONRPCNotification, type(None)], 5, [])]
 
 
 def test_without_a_loop() -> None:
     """Where there is no loop that could turn, it is written at once."""
     written: list[tally.Noted] = []
-    tally.Tally(written.extend, unexpected).note(0.001, type(None), 0)
+    tally.Tally(written.append, unexpected, every_turn=True).note(0.001, type(None), 0)
     assert len(written) == 1
 
 
 @pytest.mark.anyio
-async def test_a_turn_may_be_long() -> None:
+@pytest.mark.parametrize("every_turn", [True, False])
+async def test_a_turn_may_be_long(*, every_turn: bool) -> None:
     """What is kept is bounded."""
     written: list[tally.Noted] = []
-    kept = tally.Tally(written.extend, unexpected)
+    kept = tally.Tally(written.append, unexpected, every_turn=every_turn)
     for _ in range(tally.MOST):
         kept.note(0.001, type(None), 0)
-    assert len(written) == tally.MOST
+    assert [len(noted.seconds) for noted in written] == [tally.MOST]
 
 
 def test_as_one_by_one(scope: Scope) -> None:
@@ -70,7 +71,7 @@ def test_as_one_by_one(scope: Scope) -> None:
     bounds = catalog.STORE_SECONDS
     amounts = [*bounds, *(bound * 1.01 for bound in bounds), 0.0, 100.0]
     metrics = sink(scope)
-    metrics._write([(amount, JSONRPCNotification, 1, None) for amount in reversed(amounts)])
+    metrics._write(tally.Noted(amounts[::-1], [JSONRPCNotification] * len(amounts), len(amounts), []))
     single = sink(other)
     for amount in amounts:
         single._store_seconds["ok"].observe(amount)
@@ -118,8 +119,6 @@ async def test_a_batch_that_cannot_be_written(
 
     monkeypatch.setattr("mcp_eventscope.telemetry.prometheus._Histogram.observe_all", fail)
     (metrics,) = scope.instrument(RedisEventStore(redis, ttl=60))._sinks.meters
-    for _ in range(2):
-        metrics.stored(0.001, JSONRPCNotification, 1)
-    await asyncio.sleep(0)
+    metrics.stored(0.001, JSONRPCNotification, 1)
     assert scope.sample("telemetry_failures_total", sink="metrics") == 1
     assert len(scope.log.named("event_store.telemetry_failed")) == 1

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from mcp_eventscope.telemetry import declarations
-from mcp_eventscope.telemetry.tally import SpanIds
+from mcp_eventscope.telemetry.tally import Recorded, SpanIds
 
 
 class Counter(Protocol):
@@ -45,7 +45,7 @@ class Histogram(Protocol):
         """Count one, and remember of which span, where that can be told."""
         ...
 
-    def observe_all(self, amounts: list[float], recorded: list[tuple[float, SpanIds]]) -> None:
+    def observe_all(self, amounts: list[float], recorded: list[Recorded]) -> None:
         """Count many, which may be sorted; `recorded` are those of which there is a span."""
         ...
 
@@ -55,6 +55,8 @@ class Instruments(Protocol):
 
     buffered: bool
     """Whether many observations at once cost less than one by one, and whoever reads asks for them (`tally.flush`)."""
+    shared: bool
+    """Whether others read, too, who cannot ask for them."""
 
     def counter(self, metric: declarations.Metric, *values: str) -> Counter:
         """A counter, at 0."""

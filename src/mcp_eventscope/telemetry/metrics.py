@@ -13,7 +13,7 @@ from mcp_eventscope.telemetry.measurements import (
     StoreMeasurement,
 )
 from mcp_eventscope.telemetry.serving import ServingMetrics
-from mcp_eventscope.telemetry.tally import Noted, SpanIds, Tally
+from mcp_eventscope.telemetry.tally import Note, Noted, SpanIds, Tally
 from mcp_eventscope.types import CameBack, Committed, Lost, Retried, StoreFact, Waiting, WentAway, kind_of_type
 
 _TAKEN = frozenset({"ok", "deferred"})
@@ -65,36 +65,28 @@ class MetricsSink:
         self._sampled = {metric.name: instruments.sampled(metric) for metric in catalog.METRICS if metric.sampled}
         self._failures = {v: counter(catalog.TELEMETRY_FAILURES, v) for v in _values(catalog.SINK)}
         self.serving = ServingMetrics(instruments)
-        self._tally = Tally(self._write, failed) if instruments.buffered else None
+        self._tally = Tally(self._write, failed, every_turn=instruments.shared) if instruments.buffered else None
+        self.stored: Note = self._store if self._tally is None else self._tally.note
+        """An event was stored: what mostly happens. It may be written with others."""
 
     def configured(self, ttl: int | None) -> None:
         """A store was decorated."""
         self._ttl.set(ttl or 0)
-
-    def stored(self, seconds: float, message: type, payload_bytes: int, span: SpanIds | None = None) -> None:
-        """An event was stored: what mostly happens. It may be written with others; see `Tally.note`."""
-        if self._tally is None:
-            self._write([(seconds, message, payload_bytes, span)])
-        else:
-            self._tally.note(seconds, message, payload_bytes, span)
 
     def flush(self) -> None:
         """Write what was noted."""
         if self._tally is not None:
             self._tally.flush()
 
-    def _write(self, noted: list[Noted]) -> None:
-        if len(noted) == 1:  # Nobody else stores: what serves many is dear for one.
-            ((took, kind, size, span),) = noted
-            self._store_seconds["ok"].observe(took, span and exemplar_of(span))
-            self._stored_bytes.inc(size)
-            self._stored[kind_of_type(kind)].inc()
-            return
-        seconds, messages, sizes, spans = zip(*noted, strict=True)
-        recorded = [(each[0], each[3]) for each in noted if each[3] is not None] if any(spans) else []
-        self._store_seconds["ok"].observe_all(list(seconds), recorded)
-        self._stored_bytes.inc(sum(sizes))
-        for message, count in collections.Counter(messages).items():
+    def _store(self, seconds: float, message: type, payload_bytes: int, span: SpanIds | None = None) -> None:
+        self._store_seconds["ok"].observe(seconds, span and exemplar_of(span))
+        self._stored_bytes.inc(payload_bytes)
+        self._stored[kind_of_type(message)].inc()
+
+    def _write(self, noted: Noted) -> None:
+        self._store_seconds["ok"].observe_all(noted.seconds, noted.recorded)
+        self._stored_bytes.inc(noted.payload_bytes)
+        for message, count in collections.Counter(noted.messages).items():
             self._stored[kind_of_type(message)].inc(count)
 
     def appended(self, store: StoreMeasurement, span: SpanIds | None = None) -> None:

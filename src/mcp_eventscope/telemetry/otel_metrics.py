@@ -12,7 +12,7 @@ from opentelemetry.metrics import MeterProvider
 
 from mcp_eventscope.telemetry import declarations
 from mcp_eventscope.telemetry.metrics import MetricsSink
-from mcp_eventscope.telemetry.tally import SpanIds
+from mcp_eventscope.telemetry.tally import Recorded
 
 __all__ = ["MeterProvider", "otel_sink"]
 
@@ -32,7 +32,7 @@ def otel_sink(store: str, provider: MeterProvider, failed: Callable[[Exception],
 class _Instruments:
     """The instruments of one store. Those of two stores of one provider are the same, told apart by the attribute."""
 
-    buffered = False
+    buffered = shared = False
 
     def __init__(self, store: str, meter: metrics.Meter) -> None:
         self._store = store
@@ -144,6 +144,6 @@ class _Histogram:
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
         self._histogram.record(amount, self._attributes)
 
-    def observe_all(self, amounts: list[float], recorded: list[tuple[float, SpanIds]]) -> None:
+    def observe_all(self, amounts: list[float], recorded: list[Recorded]) -> None:
         for amount in amounts:
             self._histogram.record(amount, self._attributes)

@@ -1,6 +1,5 @@
 """Prometheus's instruments, made from the catalog."""
 
-import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
@@ -13,7 +12,7 @@ from prometheus_client.samples import Exemplar
 from mcp_eventscope.telemetry import catalog, declarations, multiprocess, tally
 from mcp_eventscope.telemetry.instruments import exemplar_of
 from mcp_eventscope.telemetry.metrics import MetricsSink
-from mcp_eventscope.telemetry.tally import SpanIds
+from mcp_eventscope.telemetry.tally import Recorded
 
 __all__ = ["DEFAULT_REGISTRY", "MetricsSink", "Registry", "prometheus_sink"]
 
@@ -47,7 +46,7 @@ class _Histogram(Histogram):
         tally.flush()
         return super().collect()
 
-    def observe_all(self, amounts: list[float], recorded: list[tuple[float, SpanIds]]) -> None:
+    def observe_all(self, amounts: list[float], recorded: list[Recorded]) -> None:
         """As `observe`, of each; with as many locks as there are buckets that rise, and not as observations.
 
         Args:
@@ -64,9 +63,9 @@ class _Histogram(Histogram):
                 if up_to == everything:
                     break
                 below = up_to
-        newest = {bisect_left(self._upper_bounds, amount): (amount, span) for amount, span in recorded}
-        for number, (amount, span) in newest.items():
-            self._buckets[number].set_exemplar(Exemplar(exemplar_of(span), amount, time.time()))
+        newest = {bisect_left(self._upper_bounds, each[0]): each for each in recorded}
+        for number, (amount, span, when) in newest.items():
+            self._buckets[number].set_exemplar(Exemplar(exemplar_of(span), amount, when))
 
 
 def _families_of(registry: Registry) -> dict[str, _Family]:
@@ -105,7 +104,8 @@ class _Instruments:
     def __init__(self, store: str, registry: Registry) -> None:
         self._store = store
         self._families = _families_of(registry)
-        self._first = multiprocess.directory() is not None and store not in _stores
+        self.shared = multiprocess.directory() is not None
+        self._first = self.shared and store not in _stores
         _stores.add(store)
 
     def counter(self, metric: declarations.Metric, *values: str) -> Counter:

@@ -1,23 +1,47 @@
 """Stored events, counted by the batch: one by one an observation costs more than storing does, where many are stored.
 
-What is noted is written at the end of the loop's turn, or before, by whoever scrapes: a scrape is exact, and nothing
-waits for it, nor for a timer, in the files that the processes of one directory share.
+What is noted is written by whoever scrapes, so that a scrape is exact; or when there is enough of it; or, where several
+processes share a directory, and whoever scrapes cannot ask the others, at the end of the loop's turn.
 """
 
 import asyncio
 import threading
-from collections import deque
+import time
 from collections.abc import Callable
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 from weakref import WeakSet
 
-MOST = 1024
-"""Noted events that are written at once: no loop turns, or it has been turning this once for long."""
+MOST = 512
+"""Noted events that are written at once, in less time than a store takes."""
 
 SpanIds: TypeAlias = tuple[int, int]
 """A span that was recorded, for an exemplar: the ids of its trace, and its own."""
-Noted: TypeAlias = tuple[float, type, int, SpanIds | None]
-"""Seconds that it took; the type of the message; payload bytes; the span, if one was recorded."""
+Recorded: TypeAlias = tuple[float, SpanIds, float]
+"""An observation of which there is a span; the span; when it was, in seconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """Some events that were stored."""
+
+    seconds: list[float]
+    """That each took."""
+    messages: list[type]
+    """The type of each."""
+    payload_bytes: int
+    """Of all of them."""
+    recorded: list[Recorded]
+    """Those of which a span was recorded, by their seconds."""
+
+
+class Note(Protocol):
+    """Notes that an event was stored; see `Tally.note`."""
+
+    def __call__(self, seconds: float, message: type, payload_bytes: int, span: SpanIds | None = None) -> None:
+        """Note it."""
+        ...
+
 
 _tallies: WeakSet["Tally"] = WeakSet()
 
@@ -28,15 +52,33 @@ class Tally:
     Args:
         write: Given what was noted, in order. What it raises is told, and the batch is lost.
         failed: Told what was raised. It does not raise.
+        every_turn: Whether it is written at the end of the loop's turn, too.
     """
 
-    __slots__ = ("__weakref__", "_failed", "_noted", "_one_at_a_time", "_write")
+    __slots__ = (
+        "__weakref__",
+        "_failed",
+        "_messages",
+        "_one_at_a_time",
+        "_recorded",
+        "_seconds",
+        "_sizes",
+        "_wakes_at",
+        "_write",
+    )
 
-    def __init__(self, write: Callable[[list[Noted]], None], failed: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, write: Callable[[Noted], None], failed: Callable[[Exception], None], *, every_turn: bool = False
+    ) -> None:
         self._write = write
         self._failed = failed
-        # One deque for good, safe at both ends: of a list that is swapped, a thread may still hold the old one.
-        self._noted: deque[Noted] = deque()
+        # Lists of what the garbage collector does not look at; they are appended to, and cut off in front, in one step
+        # each. It does not matter which of them belong together.
+        self._seconds: list[float] = []
+        self._sizes: list[int] = []
+        self._recorded: list[Recorded] = []
+        self._messages: list[type] = []
+        self._wakes_at = 1 if every_turn else 0
         self._one_at_a_time = threading.Lock()
         _tallies.add(self)
 
@@ -49,28 +91,36 @@ class Tally:
             payload_bytes: Its size.
             span: The span that was recorded of it.
         """
-        noted = self._noted
-        noted.append((seconds, message, payload_bytes, span))
-        waiting = len(noted)
-        if waiting == 1:
+        self._seconds.append(seconds)
+        self._sizes.append(payload_bytes)
+        if span is not None:
+            self._recorded.append((seconds, span, time.time()))
+        # Last: the others are at least as long as this one.
+        messages = self._messages
+        messages.append(message)
+        waiting = len(messages)
+        if waiting >= MOST:
+            self.flush()
+        elif waiting == self._wakes_at:
             try:
                 asyncio.get_running_loop().call_soon(self.flush)
             except RuntimeError:  # Of another event loop than asyncio's, or none.
                 self.flush()
-        elif waiting >= MOST:
-            self.flush()
 
     def flush(self) -> None:
         """Write what was noted until now."""
-        noted = self._noted
         # Who scrapes while another writes waits for it, or would miss what that one holds.
         with self._one_at_a_time:
-            batch = [noted.popleft() for _ in range(len(noted))]
-            if batch:
-                try:
-                    self._write(batch)
-                except Exception as error:  # noqa: BLE001 - whatever a registry of the application's raises
-                    self._failed(error)
+            count = len(self._messages)
+            if not count:
+                return
+            recorded = self._recorded[:]
+            noted = Noted(self._seconds[:count], self._messages[:count], sum(self._sizes[:count]), recorded)
+            del self._messages[:count], self._sizes[:count], self._seconds[:count], self._recorded[: len(recorded)]
+            try:
+                self._write(noted)
+            except Exception as error:  # noqa: BLE001 - whatever a registry of the application's raises
+                self._failed(error)
 
 
 def flush() -> None:

@@ -30,6 +30,9 @@ __all__ = ["Opened", "Span", "TracerProvider", "Tracing", "session_hash", "trace
 Opened: TypeAlias = tuple[Span, Token[Context]]
 """A span that was begun, and what undoes its being current."""
 
+_REMEMBERED = 256
+"""The most calls of which it is remembered that they are not sampled."""
+
 
 class Tracing:
     """Makes the spans of one store.
@@ -45,12 +48,31 @@ class Tracing:
 
         self.off = isinstance(self._tracer, NoOpTracer)
         """Whether there never will be a span."""
+        self._unsampled: dict[int, Context] = {}
+
+    def unsampled(self) -> bool:
+        """Whether this is within a call that is not sampled, where no span is asked for, with `start`.
+
+        Samplers that go by their parent, as OpenTelemetry's do unless they are told otherwise, would refuse it; another
+        would make a trace of its own of every event.
+        """
+        current = context.get_current()
+        # It cannot change: a context is immutable, and a span that is not sampled stays so.
+        if self._unsampled.get(id(current)) is current:
+            return True
+        parent = trace.get_current_span(current)
+        if parent is INVALID_SPAN or parent.is_recording():
+            return False
+        names = parent.get_span_context()
+        if not names.is_valid or names.trace_flags.sampled:
+            return False
+        if len(self._unsampled) >= _REMEMBERED:
+            self._unsampled.clear()
+        self._unsampled[id(current)] = current
+        return True
 
     def start(self, declared: declarations.Span) -> Span | None:
         """Start a span that is not made current: for an operation that does nothing in the context of its caller.
-
-        Within a call that is not sampled none is asked for. Samplers that go by their parent, as OpenTelemetry's do
-        unless they are told otherwise, would refuse it; another would make a trace of its own of every event.
 
         Args:
             declared: Which span.
@@ -58,11 +80,6 @@ class Tracing:
         Returns:
             A span that is recorded, for `finish`; None when there is none.
         """
-        parent = trace.get_current_span()
-        if parent is not INVALID_SPAN and not parent.is_recording():
-            context = parent.get_span_context()
-            if context.is_valid and not context.trace_flags.sampled:
-                return None
         span = self._tracer.start_span(declared.name, kind=SpanKind.INTERNAL)
         return span if span.is_recording() else None
 
