@@ -44,9 +44,9 @@ async def test_whose_lease_has_run_out_is_gone(server: fakeredis.FakeServer) -> 
     """Whoever has a lease lives; all others are gone."""
     one, other = worker(server), worker(server)
     await other._renew()
-    assert await one.gone({other._worker, "third"}) == {"third"}
+    assert await one.gone({other._worker.name, "third"}) == {"third"}
     await other._leave()
-    assert await one.gone({other._worker, "third"}) == {other._worker, "third"}
+    assert await one.gone({other._worker.name, "third"}) == {other._worker.name, "third"}
 
 
 async def test_nobody_is_gone_just_after_an_outage(server: fakeredis.FakeServer, clock: Clock) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from mcp_eventscope.redis.backlog import Batch, Lane, Part
+from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.scripts import Script
 
 APPEND = Script("append.lua")
@@ -29,9 +30,9 @@ class Commits:
         worker: This process.
     """
 
-    def __init__(self, ttl: int | None, worker: str) -> None:
-        self._common = [str(ttl or 0).encode(), worker.encode()]
-        self._packed = b"".join(map(_bulk, self._common))
+    def __init__(self, ttl: int | None, worker: Identity) -> None:
+        self._ttl = str(ttl or 0).encode()
+        self._worker = worker
         self._call = {whole: b"".join(map(_bulk, APPEND.call(whole=whole))) for whole in (False, True)}
 
     def packed(self, batch: Batch, *, whole: bool) -> list[bytes]:
@@ -42,11 +43,12 @@ class Commits:
             whole: Send the script's text: Redis does not know its digest.
         """
         parts = batch.parts
-        arguments = 3 + len(self._common) + (2 + _ARGUMENTS_OF_PART) * len(parts) + _ARGUMENTS_OF_EVENT * batch.events
+        common = self._common()
+        arguments = 3 + len(common) + (2 + _ARGUMENTS_OF_PART) * len(parts) + _ARGUMENTS_OF_EVENT * batch.events
         pieces = [b"*%d\r\n%b" % (arguments, self._call[whole]), _bulk(b"%d" % (2 * len(parts)))]
         packed = [_packed(part.lane) for part in parts]
         pieces += [keys for keys, _ in packed]
-        pieces.append(self._packed)
+        pieces += map(_bulk, common)
         for part, (_, prefix) in zip(parts, packed, strict=True):
             number, last, count = b"%d" % part.number, b"%d" % part.lane.last_id, b"%d" % len(part.items)
             pieces.append(
@@ -69,7 +71,7 @@ class Commits:
         command, script = APPEND.call(whole=whole)
         keys = [key.encode() for part in batch.parts for key in (part.lane.keys.counter, part.lane.keys.running)]
         # A cluster's client knows its commands by text.
-        told: list[str | bytes] = [command.decode(), script, b"%d" % len(keys), *keys, *self._common]
+        told: list[str | bytes] = [command.decode(), script, b"%d" % len(keys), *keys, *self._common()]
         for part in batch.parts:
             lane = part.lane
             numbers = (part.number, lane.last_id, len(part.items))
@@ -77,6 +79,9 @@ class Commits:
             for item in part.items:
                 told += (item.stream_id.encode(), item.payload, item.role.encode())
         return told
+
+    def _common(self) -> tuple[bytes, bytes]:
+        return self._ttl, self._worker.name.encode()
 
 
 def outcomes(batch: Batch, reply: bytes) -> list[Outcome]:

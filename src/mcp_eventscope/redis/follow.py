@@ -13,6 +13,7 @@ from redis import asyncio as aioredis
 from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.connection import AnyRedis, told_as
+from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.signals import Signals
 from mcp_eventscope.redis.workers import Workers
@@ -68,7 +69,7 @@ class Followers:
         signals: Its subscriptions.
     """
 
-    def __init__(self, redis: AnyRedis, worker: str, workers: Workers, signals: Signals) -> None:
+    def __init__(self, redis: AnyRedis, worker: Identity, workers: Workers, signals: Signals) -> None:
         self._redis = redis
         self._worker = worker
         self._workers = workers
@@ -91,7 +92,7 @@ class Followers:
         self._watches.setdefault(index, set()).add(watch)
 
         def heard(worker: bytes | None) -> None:
-            if worker is None or worker.decode() != self._worker:
+            if worker is None or worker.decode() != self._worker.name:
                 watch.ring()
 
         self._signals.listen(index, heard)
@@ -139,7 +140,7 @@ class Followers:
         while group := list(islice(watches, size)):
             with told_as("read from", self._redis):
                 told = await scripts.peek(self._redis, [(watch.keys, watch.stream_id) for watch in group])
-            gone = await self._workers.gone({worker for _, worker in told} - {"", GIVEN_UP, self._worker})
+            gone = await self._workers.gone({worker for _, worker in told} - {"", GIVEN_UP, self._worker.name})
             for watch, (last, worker) in zip(group, told, strict=True):
                 self._judge(watch, last, worker, gone)
 

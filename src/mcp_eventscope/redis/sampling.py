@@ -11,6 +11,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.connection import AnyRedis, told_as
+from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import Keys
 
 LOOKED_AT_ONCE = 250
@@ -72,7 +73,7 @@ class Sampler:
         ValueError: `redis` is a cluster, of which each node would have to be asked.
     """
 
-    def __init__(self, redis: AnyRedis, keys: Keys, worker: str) -> None:
+    def __init__(self, redis: AnyRedis, keys: Keys, worker: Identity) -> None:
         if isinstance(redis, aioredis.RedisCluster):
             msg = (
                 "a Redis Cluster is not sampled: what is asked here is what one server knows. "
@@ -130,7 +131,7 @@ class Sampler:
             StoreError: Redis did not take it.
         """
         with told_as("write to", self._redis):
-            if await self._whose_turn() == self._worker:
+            if await self._whose_turn() == self._worker.name:
                 await self._redis.delete(self._turn)
 
     async def _whose_turn(self) -> str | None:
@@ -139,9 +140,9 @@ class Sampler:
 
     async def _my_turn(self, milliseconds: int) -> bool:
         """Whether it is; two at once, when one is late by as much as it was given, do no harm."""
-        if await self._redis.set(self._turn, self._worker, px=milliseconds, nx=True):
+        if await self._redis.set(self._turn, self._worker.name, px=milliseconds, nx=True):
             return True
-        if await self._whose_turn() != self._worker:
+        if await self._whose_turn() != self._worker.name:
             return False
         await self._redis.pexpire(self._turn, milliseconds)
         return True

@@ -2,7 +2,6 @@
 
 import copy
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Self
@@ -21,6 +20,7 @@ from mcp_eventscope.redis.bounds import (
 )
 from mcp_eventscope.redis.connection import AnyRedis, address_of, require_async, require_one_slot, told_as
 from mcp_eventscope.redis.follow import Followers
+from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
 from mcp_eventscope.redis.reader import Reader
 from mcp_eventscope.redis.reading import Reading, age_of, lost_after, miss_of
@@ -94,7 +94,7 @@ class RedisEventStore(EventStore):
         self._redis = redis
         self._keys = Keys(key_prefix)
         self._ttl = ttl
-        self._worker = uuid.uuid4().hex[:16]
+        self._worker = Identity()
         backlog = Backlog(backlog_bytes, backlog_events)
         self._writer = Writer(redis, self._worker, ttl, store_timeout, backlog, self._stored)
         signals = Signals(redis)
@@ -291,7 +291,7 @@ class RedisEventStore(EventStore):
             StoreError: Redis did not take it.
         """
         payload = codec.encode(orphaned(stream_id))
-        gone = self._worker if worker is None else worker
+        gone = self._worker.name if worker is None else worker
         acknowledged = self._writer.submit(Item(self._lane, stream_id, payload, f"orphaned:{gone}"))
         return acknowledged is not None and bool(await acknowledged)
 
@@ -302,7 +302,7 @@ class RedisEventStore(EventStore):
             StoreError: Redis did not take it.
         """
         with told_as("write to", self._redis):
-            await scripts.claim(self._redis, self._keys, self._ttl, self._worker, stream_ids)
+            await scripts.claim(self._redis, self._keys, self._ttl, self._worker.name, stream_ids)
 
     def _stored(self, keys: Keys, stream_ids: set[StreamId]) -> None:
         self._followers.notify(keys, stream_ids)

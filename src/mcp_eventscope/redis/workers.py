@@ -14,6 +14,7 @@ import anyio
 from mcp_eventscope.errors import StoreError, StoreUnavailableError
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.connection import AnyRedis, address_of, told_as, trouble_of
+from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.signals import Signals
 from mcp_eventscope.redis.writer import Writer
@@ -48,7 +49,7 @@ class Workers:
         writer: What it knows of Redis being away.
     """
 
-    def __init__(self, redis: AnyRedis, keys: Keys, worker: str, signals: Signals, writer: Writer) -> None:
+    def __init__(self, redis: AnyRedis, keys: Keys, worker: Identity, signals: Signals, writer: Writer) -> None:
         self._writer = writer
         writer.observe(self._told)
         self._redis = redis
@@ -109,7 +110,7 @@ class Workers:
                 return
             with contextlib.suppress(ValueError):
                 notice = json.loads(content)
-                if isinstance(notice, dict) and notice.get("worker") != self._worker:
+                if isinstance(notice, dict) and notice.get("worker") != self._worker.name:
                     heard(notice)
 
         self._signals.listen(self._keys.workers, listen)
@@ -132,7 +133,7 @@ class Workers:
             StoreError: Redis did not take it.
         """
         with self._asking("write to"):
-            await self._redis.publish(self._keys.workers, json.dumps({"worker": self._worker, **notice}))
+            await self._redis.publish(self._keys.workers, json.dumps({"worker": self._worker.name, **notice}))
 
     async def record(self, session_id: str, *, owner: str, handshake: str, ttl: int, again: bool) -> str:
         """Record a session; see `scripts.record`."""
@@ -148,7 +149,7 @@ class Workers:
         with self._asking("read from"):
             record = SessionRecord(*await scripts.touch(self._redis, self._keys.for_session(session_id), ttl, owner))
             doubtful = record.state == "absent" and self._leased and not self.emptied
-            if doubtful and not await self._redis.exists(self._keys.worker(self._worker)):
+            if doubtful and not await self._redis.exists(self._keys.worker(self._worker.name)):
                 self._emptied_until = time.monotonic() + self.lease
                 self._sooner.set()
         return record
@@ -170,7 +171,7 @@ class Workers:
 
     async def _leave(self) -> None:
         with told_as("write to", self._redis):
-            await self._redis.delete(self._keys.worker(self._worker))
+            await self._redis.delete(self._keys.worker(self._worker.name))
 
     async def gone(self, workers: set[str]) -> set[str]:
         """Those of the workers whose lease has run out.
@@ -194,7 +195,7 @@ class Workers:
 
     async def _renew(self) -> bool:
         """Renew the lease; whether it was still there."""
-        key, milliseconds = self._keys.worker(self._worker), round(self.lease * 1000)
+        key, milliseconds = self._keys.worker(self._worker.name), round(self.lease * 1000)
         with told_as("write to", self._redis):
             return await self._redis.set(key, "1", px=milliseconds, get=True) is not None
 

@@ -10,6 +10,7 @@ from mcp_eventscope.errors import StoreRejectedError
 from mcp_eventscope.redis.backlog import Backlog, Batch, Item, Lane
 from mcp_eventscope.redis.commits import Commits, Outcome
 from mcp_eventscope.redis.connection import AnyRedis, address_of
+from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.sending import Sender
 from mcp_eventscope.types import (
@@ -48,7 +49,7 @@ class Writer:
     def __init__(  # noqa: PLR0913, PLR0917 - made in one place
         self,
         redis: AnyRedis,
-        worker: str,
+        worker: Identity,
         ttl: int | None,
         store_timeout: float,
         backlog: Backlog,

@@ -1,0 +1,50 @@
+"""Workers that were forked after their server was made are workers of their own."""
+
+import asyncio
+import contextlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import httpx2
+import pytest
+from redis.asyncio import Redis
+
+from support.raw import Connect, events
+from support.servers import HOST, free_port
+from support.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+
+async def test_workers_that_are_forked(valkey_url: str, connect: Connect) -> None:
+    """Each has a lease, and what the second says in a session is stored, whatever the first has stored there before."""
+    ports = [free_port(), free_port()]
+    server = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "support.preloaded", valkey_url, *map(str, ports)),
+        cwd=Path(__file__).parents[1],
+        stdin=asyncio.subprocess.PIPE,
+    )
+    try:
+        first = connect(f"http://{HOST}:{ports[0]}")
+
+        async def healthy() -> bool:
+            assert server.returncode is None
+            with contextlib.suppress(httpx2.TransportError):
+                return all([(await first.http.get(f"http://{HOST}:{port}/healthz")).is_success for port in ports])
+            return False
+
+        await until(healthy, within=20)
+        async with Redis.from_url(valkey_url) as redis:
+            assert len([key async for key in redis.scan_iter(match="mcp:worker:*")]) == 2
+        await first.initialize()
+        second = replace(first, url=f"http://{HOST}:{ports[1]}/mcp")
+        for number, on in enumerate((first, first, first, second, second)):
+            async with on.call(number, "echo", text="x") as response:
+                received = [event async for event in events(response)]
+            assert all(event.id for event in received), "an event without an id was not stored"
+            assert await first.resume(received[0].id) == received[1:]
+    finally:
+        if server.stdin is not None:
+            server.stdin.close()
+        await server.wait()
