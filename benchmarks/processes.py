@@ -29,7 +29,8 @@ class BenchmarkError(Exception):
 @asynccontextmanager
 async def valkey() -> AsyncIterator[str]:
     """A Valkey of its own over TCP, as its URL."""
-    server = ValkeyServer(host=HOST)
+    # Left to itself it takes the first free one from a certain number on, as another that starts just now does.
+    server = ValkeyServer(host=HOST, port=_free_port())
     await asyncio.to_thread(server.start, _PATIENCE)
     try:
         yield f"redis://{HOST}:{server.port}/0"

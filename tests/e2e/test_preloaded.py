@@ -17,9 +17,16 @@ from support.waiting import until
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
+async def leases(url: str) -> set[bytes]:
+    """Those of all workers."""
+    async with Redis.from_url(url) as redis:
+        return {key async for key in redis.scan_iter(match="mcp:worker:*")}
+
+
 async def test_workers_that_are_forked(valkey_url: str, connect: Connect) -> None:
     """Each has a lease, and what the second says in a session is stored, whatever the first has stored there before."""
     ports = [free_port(), free_port()]
+    others = await leases(valkey_url)
     server = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "support.preloaded", valkey_url, *map(str, ports)),
         cwd=Path(__file__).parents[1],
@@ -35,8 +42,7 @@ async def test_workers_that_are_forked(valkey_url: str, connect: Connect) -> Non
             return False
 
         await until(healthy, within=20)
-        async with Redis.from_url(valkey_url) as redis:
-            assert len([key async for key in redis.scan_iter(match="mcp:worker:*")]) == 2
+        assert len(await leases(valkey_url) - others) == 2
         await first.initialize()
         second = replace(first, url=f"http://{HOST}:{ports[1]}/mcp")
         for number, on in enumerate((first, first, first, second, second)):

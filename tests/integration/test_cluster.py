@@ -13,6 +13,7 @@ from mcp_eventscope.sessions.view import SessionView
 from mcp_eventscope.testing import Collected
 from mcp_eventscope.types import FollowEnd
 from support.messages import answer, note
+from support.servers import free_port
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -20,7 +21,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def cluster_port() -> Iterator[int]:
     """The port of a cluster of one node, which has all slots and minds them as any node does."""
-    with ValkeyServer(config={"cluster-enabled": "yes"}) as server:
+    config = {"cluster-enabled": "yes", "cluster-port": str(free_port())}
+    with ValkeyServer(port=free_port(), config=config) as server:
         with redis.Redis(port=server.port) as node:
             node.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
             while b"cluster_state:ok" not in node.execute_command("CLUSTER", "INFO", NEVER_DECODE=True):
