@@ -233,6 +233,22 @@ async def test_forms_of_events_mixed(
     assert (facts.corrupt, facts.missing, facts.producers, facts.stream_id) == ((), 0, (producer,), stream)
 
 
+async def test_payload_with_lines_beside_a_missing_event(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """Lines of one payload are not taken for an event, though there are as many lines as if none were missing."""
+    ids = await stored(store, 3)
+    await redis_client.delete(keys.event(ids[1]), keys.event(ids[2]))
+    lines = '{"jsonrpc":"2.0","method":"note","params":{"n":[\n\n1\n]}}'
+    fields = {"stream_id": "1", "payload": lines, "traceparent": "x\ny"}
+    await redis_client.hset(keys.event(ids[2]), mapping=fields)
+    await redis_client.expire(keys.event(ids[2]), 60)
+    collected = Collected()
+    facts = await store.replay(ids[0], collected, stream_id="1")
+    assert (facts.missing, facts.corrupt, collected.ids) == (1, (), ids[2:])
+    assert collected.data[0] == lines.replace("\n", "")
+
+
 async def test_event_of_another_stream_under_an_index(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
 ) -> None:

@@ -126,7 +126,7 @@ async def read(  # noqa: PLR0913 - the script's arguments, one by one
 def _rows(told: list[str], events: bytes, stream: bytes) -> tuple[list[Row], dict[str, str]]:
     """The rows of a chunk, and who produced them, out of the two texts that `read.lua` returns."""
     ids, sizes, lines = told[::2], told[1::2], events.split(b"\n")
-    if len(lines) == 3 * len(ids) and lines[2::3].count(stream) == len(ids):
+    if "".join(sizes).isdigit() and len(lines) == 3 * len(ids) and lines[2::3].count(stream) == len(ids):
         # What is mostly so: nothing is wrong with any row, and no payload has a newline.
         return list(zip(ids, repeat(""), lines[::3])), _traceparents(ids, lines[::3], lines[1::3])
     rows: list[Row] = []

@@ -82,7 +82,8 @@ for i = 1, #names do
     elseif row.err or row[1] ~= stream or not row[2] then
       wrong = 'corrupt'
     else
-      event = table.concat({ row[2], (row[4] == '1' and 'final' or '') .. (row[3] or ''), stream }, '\n')
+      local producer = row[3] and not string.find(row[3], '\n', 1, true) and row[3] or ''
+      event = table.concat({ row[2], (row[4] == '1' and 'final' or '') .. producer, stream }, '\n')
     end
   end
   local first = byte(id) or ZERO
