@@ -240,8 +240,7 @@ async def test_payload_with_lines_beside_a_missing_event(
     ids = await stored(store, 3)
     await redis_client.delete(keys.event(ids[1]), keys.event(ids[2]))
     lines = '{"jsonrpc":"2.0","method":"note","params":{"n":[\n\n1\n]}}'
-    fields = {"stream_id": "1", "payload": lines, "traceparent": "x\ny"}
-    await redis_client.hset(keys.event(ids[2]), mapping=fields)
+    await redis_client.hset(keys.event(ids[2]), mapping={"stream_id": "1", "payload": lines, "traceparent": "x\ny"})
     await redis_client.expire(keys.event(ids[2]), 60)
     collected = Collected()
     facts = await store.replay(ids[0], collected, stream_id="1")
