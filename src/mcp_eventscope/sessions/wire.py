@@ -29,7 +29,7 @@ def stream_name(stream_id: str) -> str:
     """
     if not stream_id:
         return EMPTY_NAME  # "" is a request id like any other.
-    name = quote(stream_id, safe="")
+    name = stream_id if _plain(stream_id) else quote(stream_id, safe="")
     if len(name) <= MAX_NAME:
         return name
     return f"!{hashlib.sha256(stream_id.encode()).hexdigest()}"
@@ -42,7 +42,14 @@ def join(event_id: str, stream: str) -> str:
         event_id: The store's id of the event.
         stream: From `stream_name`.
     """
-    return f"{quote(event_id, safe='').replace('.', '%2E')}.{stream}"
+    if not _plain(event_id):
+        event_id = quote(event_id, safe="").replace(".", "%2E")
+    return f"{event_id}.{stream}"
+
+
+def _plain(text: str) -> bool:
+    """Whether it is encoded as itself, which most ids are: to find that out by encoding takes as long as to store."""
+    return text.isalnum() and text.isascii()
 
 
 def split(wire_id: str) -> tuple[str, str] | None:
