@@ -109,6 +109,14 @@ async def test_fields_of_an_event(store: RedisEventStore, redis_client: aioredis
     assert (primed.payload_bytes, said.payload_bytes) == (0, len(payload.encode()))
 
 
+async def test_form_of_an_event_whose_stream_has_a_long_name(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """It is no small event, for a text is read with its name."""
+    said = await store.append("s" * 5000, note(1))
+    assert _text(await redis_client.type(keys.event(said.event_id))) == "hash"
+
+
 async def test_form_of_an_event(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys, session_id: str | None
 ) -> None:

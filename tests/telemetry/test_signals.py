@@ -1,12 +1,14 @@
 """What a store tells: each operation once, in metrics, spans and logs."""
 
 import asyncio
+import gc
+import weakref
 
 import anyio
 import pytest
 from fakeredis import FakeAsyncRedis
 from mcp.types import ErrorData, JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
-from opentelemetry import trace
+from opentelemetry import context, trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode
@@ -232,6 +234,23 @@ async def test_call_that_is_not_sampled(scope: Scope, redis: FakeAsyncRedis) -> 
         await session.append("1", NOTE)
     assert scope.spans() == []
     assert scope.sample("stored_events_total", kind="notification") == 1
+
+
+async def test_calls_that_are_not_sampled_are_not_kept(scope: Scope, redis: FakeAsyncRedis) -> None:
+    """That a call is not sampled is remembered, for as long as its context lives; the next one is asked anew."""
+    session = scope.instrument(RedisEventStore(redis, ttl=60)).for_session("session")
+    unsampled = TracerProvider(sampler=ALWAYS_OFF).get_tracer("test")
+    contexts = []
+    for _ in range(300):
+        with unsampled.start_as_current_span("call"):
+            for _ in range(2):
+                await session.append("1", NOTE)
+            contexts.append(weakref.ref(context.get_current()))
+        await session.append("1", NOTE)
+    gc.collect()
+    # The first: tasks that last were made in it.
+    assert [number for number, each in enumerate(contexts) if each() is not None] in ([], [0])
+    assert len(scope.spans()) == 300
 
 
 async def test_repeated_failures_are_told_seldom(

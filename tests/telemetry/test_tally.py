@@ -1,6 +1,9 @@
 """Stored events that are counted by the batch are counted exactly, and never lost."""
 
 import asyncio
+import gc
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -105,6 +108,89 @@ def test_threads(scope: Scope) -> None:
     reader.join()
     assert scope.sample("stored_bytes_total") == 20_000
     assert scope.sample("store_duration_seconds_count", outcome="ok") == 20_000
+
+
+async def stored_somewhere(scope: Scope, redis: FakeAsyncRedis, count: int) -> None:
+    """Store with a store that is gone when this returns."""
+    store = scope.instrument(RedisEventStore(redis, ttl=60)).for_session("session")
+    for _ in range(count):
+        await store.append("1", None)
+
+
+@pytest.mark.anyio
+async def test_a_store_that_is_gone(scope: Scope, redis: FakeAsyncRedis) -> None:
+    """What it has stored is counted, whoever reads afterwards; so is what another one of its name has."""
+    for number in range(1, 4):
+        await stored_somewhere(scope, redis, 10)
+        gc.collect()
+        assert scope.sample("stored_events_total", kind="priming") == 10 * number
+
+
+def test_a_loop_that_does_not_turn() -> None:
+    """A loop that is stopped before it has turned keeps nobody else's from writing."""
+    written: list[tally.Noted] = []
+    kept = tally.Tally(written.append, unexpected, every_turn=True)
+    stopped = asyncio.new_event_loop()
+
+    def note_and_stop() -> None:
+        kept.note(0.001, type(None), 0)
+        stopped.stop()
+
+    stopped.call_soon(note_and_stop)
+    stopped.run_forever()
+    stopped.close()
+
+    async def another() -> None:
+        kept.note(0.002, type(None), 0)
+        await asyncio.sleep(0)
+
+    asyncio.run(another())
+    assert [noted.seconds for noted in written] == [[0.001, 0.002]]
+
+
+FORKED = """
+import os
+from mcp_eventscope.telemetry.tally import Tally
+
+written = []
+kept = Tally(written.append, print)
+kept.note(1.0, type(None), 0)
+with kept._one_at_a_time:
+    child = os.fork()
+    if not child:
+        kept.note(2.0, type(None), 0)
+        kept.flush()
+        print([noted.seconds for noted in written], flush=True)
+        os._exit(0)
+os.waitpid(child, 0)
+kept.flush()
+print([noted.seconds for noted in written])
+"""
+
+
+def test_a_fork() -> None:
+    """What is noted is the parent's to write, and a lock that another thread held is not held for ever."""
+    told = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, check=True, text=True, timeout=30)
+    assert told.stdout.splitlines() == ["[[2.0]]", "[[1.0]]"]
+
+
+def test_whoever_is_told_may_read() -> None:
+    """A logger that looks at the registry does not wait for itself."""
+
+    def fail(_: tally.Noted) -> None:
+        msg = "metrics"
+        raise RuntimeError(msg)
+
+    told: list[Exception] = []
+
+    def failed(error: Exception) -> None:
+        told.append(error)
+        kept.flush()
+
+    kept = tally.Tally(fail, failed)
+    kept.note(0.001, type(None), 0)
+    kept.flush()
+    assert len(told) == 1
 
 
 @pytest.mark.anyio

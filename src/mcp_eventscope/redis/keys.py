@@ -16,7 +16,7 @@ class Keys:
     ```
     {prefix}counter              STRING  the last event id given out
     {prefix}event:{event_id}     HASH    stream_id, payload; final on a response; traceparent, where it is known
-                                 STRING  in a session, up to 4 KiB of payload: the payload, a newline, "final" and the
+                                 STRING  in a session, up to 4 KiB: the payload, a newline, "final" and the
                                          traceparent, a newline, the stream id
     {prefix}stream:{stream_id}   ZSET    event ids, scored by id
     {prefix}trimmed:{stream_id}  STRING  the highest id removed from that index, once any was
@@ -37,7 +37,7 @@ class Keys:
         ValueError: `prefix` breaks a rule above.
     """
 
-    __slots__ = ("counter", "prefix", "running", "sampler", "session", "workers")
+    __slots__ = ("counter", "of_session", "prefix", "running", "sampler", "session", "workers")
 
     def __init__(self, prefix: str) -> None:
         if not isinstance(prefix, str):
@@ -56,6 +56,7 @@ class Keys:
             )
             raise ValueError(msg)
         self.prefix = prefix
+        self.of_session = False
         self.counter = f"{prefix}counter"
         self.running = f"{prefix}running"
         self.session = f"{prefix}session"
@@ -83,4 +84,6 @@ class Keys:
         if not session_id:
             msg = "a session's part of the store needs the session's id, and this one is empty"
             raise ValueError(msg)
-        return Keys(f"{self.prefix}{{{quote(session_id, safe='')}}}:")
+        keys = Keys(f"{self.prefix}{{{quote(session_id, safe='')}}}:")
+        keys.of_session = True
+        return keys

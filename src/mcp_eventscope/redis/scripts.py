@@ -99,10 +99,11 @@ async def read(  # noqa: PLR0913 - the script's arguments, one by one
     Returns:
         The chunk.
     """
+    optional = [] if stream_id is None else [stream_id]
     reply = await _read(
         client,
         [keys.counter, keys.event(cursor), keys.session],
-        [keys.prefix, cursor, max_events, max_bytes, *([] if stream_id is None else [stream_id])],
+        [keys.prefix, cursor, max_events, max_bytes, "1" if keys.of_session else "", *optional],
     )
     named, numbers, oldest, told, events = reply
     final, held, given, trimmed, clock, restored, after = numbers.decode("ascii").split(" ")
@@ -125,33 +126,39 @@ async def read(  # noqa: PLR0913 - the script's arguments, one by one
 
 def _rows(told: list[str], events: bytes, stream: bytes) -> tuple[list[Row], dict[str, str]]:
     """The rows of a chunk, and who produced them, out of the two texts that `read.lua` returns."""
-    ids, sizes, lines = told[::2], told[1::2], events.split(b"\n")
-    if "".join(sizes).isdigit() and len(lines) == 3 * len(ids) and lines[2::3].count(stream) == len(ids):
-        # What is mostly so: nothing is wrong with any row, and no payload has a newline.
-        return list(zip(ids, repeat(""), lines[::3])), _traceparents(ids, lines[::3], lines[1::3])
+    ids, sizes = told[::2], told[1::2]
+    if "".join(sizes).isdigit():
+        # What is mostly so: nothing is wrong with any row, and each is a text of three lines.
+        lines = events.split(b"\n")
+        if len(lines) == 3 * len(ids) and lines[2::3].count(stream) == len(ids):
+            return list(zip(ids, repeat(""), lines[::3])), _traceparents(ids, lines[::3], lines[1::3])
     rows: list[Row] = []
     marks: list[bytes] = []
     start = 0
     for event_id, size in zip(ids, sizes, strict=True):
-        if size.isdigit():
-            end = start + int(size)
-            row, marked = _row(event_id, events[start:end], stream)
-            rows.append(row)
-            marks.append(marked)
-            start = end + 1
-        else:
+        length, _, producer = size.removeprefix("=").partition("@")
+        if not length.isdigit():
             rows.append((unquote(event_id[1:]) if event_id.startswith("%") else event_id, size, b""))
             marks.append(b"")
+            continue
+        event = events[start : start + int(length)]
+        start += len(event) + 1
+        if size.startswith("="):
+            rows.append((event_id, "", event))
+            marks.append(producer.encode())
+        else:
+            row, marked = _row(event_id, event, stream)
+            rows.append(row)
+            marks.append(marked)
     return rows, _traceparents(ids, [payload for _, _, payload in rows], marks)
 
 
-def _row(event_id: str, event: bytes, stream: bytes) -> tuple[Row, bytes]:
-    """The row of an event, and its marks. Its payload may have newlines: anybody may have written it."""
-    rest, found, behind = event.rpartition(b"\n" + stream)
-    payload, newline, marks = rest.rpartition(b"\n")
-    if not (found and newline) or behind:
+def _row(event_id: str, text: bytes, stream: bytes) -> tuple[Row, bytes]:
+    """The row of a small event of a session, and its marks."""
+    lines = text.split(b"\n", 2)
+    if lines[2:] != [stream]:
         return (event_id, "corrupt", b""), b""
-    return (event_id, "", payload), marks
+    return (event_id, "", lines[0]), lines[1]
 
 
 def _traceparents(ids: list[str], payloads: list[bytes], marks: list[bytes]) -> dict[str, str]:

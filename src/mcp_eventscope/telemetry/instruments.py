@@ -1,9 +1,10 @@
 """What is counted with: the shapes of instruments, whoever's they are, and what an exemplar says."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from mcp_eventscope.telemetry import declarations
-from mcp_eventscope.telemetry.tally import Recorded, SpanIds
+from mcp_eventscope.telemetry.tally import Noted, Recorded, SpanIds, Tally
 
 
 class Counter(Protocol):
@@ -53,10 +54,9 @@ class Histogram(Protocol):
 class Instruments(Protocol):
     """The instruments of one store, made from the catalog. `values` are of the labels that follow the store's."""
 
-    buffered: bool
-    """Whether many observations at once cost less than one by one, and whoever reads asks for them (`tally.flush`)."""
-    shared: bool
-    """Whether others read, too, who cannot ask for them."""
+    def tally(self, write: Callable[[Noted], None], failed: Callable[[Exception], None]) -> Tally | None:
+        """What stored events are noted in; None where to count many at once costs as much as one by one."""
+        ...
 
     def counter(self, metric: declarations.Metric, *values: str) -> Counter:
         """A counter, at 0."""

@@ -13,7 +13,7 @@ from mcp_eventscope.telemetry.measurements import (
     StoreMeasurement,
 )
 from mcp_eventscope.telemetry.serving import ServingMetrics
-from mcp_eventscope.telemetry.tally import Note, Noted, SpanIds, Tally
+from mcp_eventscope.telemetry.tally import Note, Noted, SpanIds
 from mcp_eventscope.types import CameBack, Committed, Lost, Retried, StoreFact, Waiting, WentAway, kind_of_type
 
 _TAKEN = frozenset({"ok", "deferred"})
@@ -65,7 +65,7 @@ class MetricsSink:
         self._sampled = {metric.name: instruments.sampled(metric) for metric in catalog.METRICS if metric.sampled}
         self._failures = {v: counter(catalog.TELEMETRY_FAILURES, v) for v in _values(catalog.SINK)}
         self.serving = ServingMetrics(instruments)
-        self._tally = Tally(self._write, failed, every_turn=instruments.shared) if instruments.buffered else None
+        self._tally = instruments.tally(self._write, failed)
         self.stored: Note = self._store if self._tally is None else self._tally.note
         """An event was stored: what mostly happens. It may be written with others."""
 

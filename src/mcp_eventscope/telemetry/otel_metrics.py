@@ -12,7 +12,7 @@ from opentelemetry.metrics import MeterProvider
 
 from mcp_eventscope.telemetry import declarations
 from mcp_eventscope.telemetry.metrics import MetricsSink
-from mcp_eventscope.telemetry.tally import Recorded
+from mcp_eventscope.telemetry.tally import Noted, Recorded
 
 __all__ = ["MeterProvider", "otel_sink"]
 
@@ -32,11 +32,12 @@ def otel_sink(store: str, provider: MeterProvider, failed: Callable[[Exception],
 class _Instruments:
     """The instruments of one store. Those of two stores of one provider are the same, told apart by the attribute."""
 
-    buffered = shared = False
-
     def __init__(self, store: str, meter: metrics.Meter) -> None:
         self._store = store
         self._meter = meter
+
+    def tally(self, write: Callable[[Noted], None], failed: Callable[[Exception], None]) -> None:
+        """None: the SDK has no way to record many at once."""
 
     def counter(self, metric: declarations.Metric, *values: str) -> "_Counter":
         made = self._meter.create_counter(metric.otel_name, metric.unit, metric.help)

@@ -12,7 +12,7 @@ from prometheus_client.samples import Exemplar
 from mcp_eventscope.telemetry import catalog, declarations, multiprocess, tally
 from mcp_eventscope.telemetry.instruments import exemplar_of
 from mcp_eventscope.telemetry.metrics import MetricsSink
-from mcp_eventscope.telemetry.tally import Recorded
+from mcp_eventscope.telemetry.tally import Noted, Recorded, Tally
 
 __all__ = ["DEFAULT_REGISTRY", "MetricsSink", "Registry", "prometheus_sink"]
 
@@ -23,6 +23,8 @@ _Family = Counter | Gauge | Histogram
 _F = TypeVar("_F", bound=_Family)
 # One set of instruments a registry: a second store on it shares them, told apart by the `store` label.
 _families: WeakKeyDictionary[Registry, dict[str, _Family]] = WeakKeyDictionary()
+# By the name of the store, for what one has noted is to be counted though nothing else is left of it.
+_tallies: WeakKeyDictionary[Registry, dict[str, Tally]] = WeakKeyDictionary()
 # In multiprocess mode one set for all registries of the process: a value is a place in the process's file, which two
 # instruments of the same name would both write, each without knowing of the other.
 _shared: dict[str, _Family] = {}
@@ -99,14 +101,17 @@ def _register(metric: declarations.Metric, registry: Registry) -> _Family:
 class _Instruments:
     """The instruments of one store on one registry."""
 
-    buffered = True
-
     def __init__(self, store: str, registry: Registry) -> None:
         self._store = store
         self._families = _families_of(registry)
-        self.shared = multiprocess.directory() is not None
-        self._first = self.shared and store not in _stores
+        self._tallies = _tallies.setdefault(registry, {})
+        self._first = multiprocess.directory() is not None and store not in _stores
         _stores.add(store)
+
+    def tally(self, write: Callable[[Noted], None], failed: Callable[[Exception], None]) -> Tally:
+        if self._store not in self._tallies:
+            self._tallies[self._store] = Tally(write, failed, every_turn=multiprocess.directory() is not None)
+        return self._tallies[self._store]
 
     def counter(self, metric: declarations.Metric, *values: str) -> Counter:
         return _typed(Counter, self._families[metric.name]).labels(self._store, *values)

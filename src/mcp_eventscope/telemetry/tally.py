@@ -5,6 +5,7 @@ processes share a directory, and whoever scrapes cannot ask the others, at the e
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -57,13 +58,14 @@ class Tally:
 
     __slots__ = (
         "__weakref__",
+        "_every_turn",
         "_failed",
         "_messages",
         "_one_at_a_time",
         "_recorded",
         "_seconds",
         "_sizes",
-        "_wakes_at",
+        "_turning",
         "_write",
     )
 
@@ -72,15 +74,20 @@ class Tally:
     ) -> None:
         self._write = write
         self._failed = failed
+        self._every_turn = every_turn
+        self.forget()
+        _tallies.add(self)
+
+    def forget(self) -> None:
+        """Begin anew: in a process that was forked, what is noted is the parent's, and a lock is nobody's."""
         # Lists of what the garbage collector does not look at; they are appended to, and cut off in front, in one step
         # each. It does not matter which of them belong together.
         self._seconds: list[float] = []
         self._sizes: list[int] = []
         self._recorded: list[Recorded] = []
         self._messages: list[type] = []
-        self._wakes_at = 1 if every_turn else 0
+        self._turning: asyncio.AbstractEventLoop | None = None
         self._one_at_a_time = threading.Lock()
-        _tallies.add(self)
 
     def note(self, seconds: float, message: type, payload_bytes: int, span: SpanIds | None = None) -> None:
         """An event was stored.
@@ -98,29 +105,49 @@ class Tally:
         # Last: the others are at least as long as this one.
         messages = self._messages
         messages.append(message)
-        waiting = len(messages)
-        if waiting >= MOST:
+        if len(messages) >= MOST:
             self.flush()
-        elif waiting == self._wakes_at:
-            try:
-                asyncio.get_running_loop().call_soon(self.flush)
-            except RuntimeError:  # Of another event loop than asyncio's, or none.
-                self.flush()
+        elif self._every_turn:
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # Of another event loop than asyncio's, or none.
+            self.flush()
+            return
+        # Another loop, of another thread, may never turn again.
+        if self._turning is not loop:
+            self._turning = loop
+            loop.call_soon(self._turned)
+
+    def _turned(self) -> None:
+        self._turning = None
+        self.flush()
 
     def flush(self) -> None:
         """Write what was noted until now."""
-        # Who scrapes while another writes waits for it, or would miss what that one holds.
-        with self._one_at_a_time:
-            count = len(self._messages)
-            if not count:
-                return
-            recorded = self._recorded[:]
-            noted = Noted(self._seconds[:count], self._messages[:count], sum(self._sizes[:count]), recorded)
-            del self._messages[:count], self._sizes[:count], self._seconds[:count], self._recorded[: len(recorded)]
-            try:
+        try:
+            # Who scrapes while another writes waits for it, or would miss what that one holds.
+            with self._one_at_a_time:
+                count = len(self._messages)
+                if not count:
+                    return
+                recorded = self._recorded[:]
+                noted = Noted(self._seconds[:count], self._messages[:count], sum(self._sizes[:count]), recorded)
+                del self._messages[:count], self._sizes[:count], self._seconds[:count], self._recorded[: len(recorded)]
                 self._write(noted)
-            except Exception as error:  # noqa: BLE001 - whatever a registry of the application's raises
-                self._failed(error)
+        except Exception as error:  # noqa: BLE001 - whatever a registry of the application's raises
+            self._failed(error)
+
+
+def _forked() -> None:
+    for tally in tuple(_tallies):
+        tally.forget()
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows, where nothing forks.
+    os.register_at_fork(after_in_child=_forked)
 
 
 def flush() -> None:

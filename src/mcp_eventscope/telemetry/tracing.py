@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextvars import Token
 from importlib.metadata import version
 from typing import TypeAlias
+from weakref import ref
 
 from opentelemetry import context, trace
 from opentelemetry.context import Context
@@ -48,7 +49,7 @@ class Tracing:
 
         self.off = isinstance(self._tracer, NoOpTracer)
         """Whether there never will be a span."""
-        self._unsampled: dict[int, Context] = {}
+        self._unsampled: dict[int, ref[Context]] = {}
 
     def unsampled(self) -> bool:
         """Whether this is within a call that is not sampled, where no span is asked for, with `start`.
@@ -58,7 +59,8 @@ class Tracing:
         """
         current = context.get_current()
         # It cannot change: a context is immutable, and a span that is not sampled stays so.
-        if self._unsampled.get(id(current)) is current:
+        known = self._unsampled.get(id(current))
+        if known is not None and known() is current:
             return True
         parent = trace.get_current_span(current)
         if parent is INVALID_SPAN or parent.is_recording():
@@ -68,7 +70,7 @@ class Tracing:
             return False
         if len(self._unsampled) >= _REMEMBERED:
             self._unsampled.clear()
-        self._unsampled[id(current)] = current
+        self._unsampled[id(current)] = ref(current)
         return True
 
     def start(self, declared: declarations.Span) -> Span | None:

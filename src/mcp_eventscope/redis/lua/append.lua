@@ -29,7 +29,7 @@
 -- increasing even after the counter was lost, restored or rolled back. It fits a double exactly.
 
 local LONGEST_ROLE = 10 -- "standalone"; what is longer has something in front, or behind.
-local SMALL = 4096 -- Bytes of a payload that a session keeps as text: of these `read.lua` takes many at once.
+local SMALL = 4096 -- Bytes of an event that a session keeps as text: of these `read.lua` takes many at once.
 local LOOKED_AT_PER_END, RENEWALS_PER_TTL = 32, 64
 
 local ttl, worker = tonumber(ARGV[1]), ARGV[2]
@@ -113,7 +113,7 @@ local function write(prefix, tracked, stream, id, payload, final, traceparent)
     return error
   end
   local stored
-  if tracked and #payload <= SMALL then
+  if tracked and #payload + #stream <= SMALL then
     -- Text takes a third less memory than a hash, and less time to write and to read.
     local text = payload .. '\n' .. (final and 'final' or '') .. (traceparent or '') .. '\n' .. stream
     if ttl > 0 then

@@ -7,7 +7,8 @@
 -- ARGV[2]  the cursor, an event id
 -- ARGV[3]  the most events to look at
 -- ARGV[4]  payload bytes after which no further event is taken (the first one always is)
--- ARGV[5]  the stream id, which may be empty; left out: the one that the cursor's event names
+-- ARGV[5]  "1" in a session, where small events are texts
+-- ARGV[6]  the stream id, which may be empty; left out: the one that the cursor's event names
 -- Returns  { stream the cursor's event names or nil;
 --            with spaces between: "1" if that event ended its stream, else "0"; "1" if the stream's index holds the
 --            cursor, else "0"; last id given out or "0"; highest id trimmed or "0"; Redis's clock in microseconds; when
@@ -16,13 +17,15 @@
 --            oldest member of the index or "";
 --            with spaces between: ids and the sizes of their events, or what is wrong ("missing" | "corrupt" |
 --            "misplaced": the id may be anything, and comes as "%" and itself, percent-encoded);
---            the events, with newlines between, each as the text that `append.lua` makes of a small one of a session:
---            payload, a line with its marks, a line with its stream }
+--            the events, with newlines between: as the text that `append.lua` makes of a small one of a session, which
+--            is the payload, a line with its marks, and a line with its stream; or, where "=" is in front of the size,
+--            the payload alone, and where "@" and a W3C traceparent are behind, that is who produced it }
 --
 -- Nothing in a row makes the script fail: a row that cannot be read is a fact, not an error. It is all in few
 -- texts because clients take long to take in many.
 
 local DIGITS = 18 -- Of an event id, at most.
+local TRACEPARENT = '^00%-' .. string.rep('%x', 32) .. '%-' .. string.rep('%x', 16) .. '%-%x%x$'
 local ZERO, NINE = 48, 57 -- As bytes.
 
 local prefix, cursor = ARGV[1], ARGV[2]
@@ -49,7 +52,7 @@ elseif text then
   end
 end
 
-local stream = ARGV[5] or named
+local stream = ARGV[6] or named
 local given = number(redis.call('GET', KEYS[1]))
 local now = redis.call('TIME')
 local clock = format('%.0f', now[1] * 1000000 + now[2])
@@ -70,20 +73,26 @@ for i = 1, #found, 2 do
   names[#names + 1] = prefix .. 'event:' .. found[i]
 end
 -- All that are small; what is none, and may be large, is looked at one by one.
-local texts = #names > 0 and redis.call('MGET', unpack(names)) or {}
+local texts = ARGV[5] == '1' and #names > 0 and redis.call('MGET', unpack(names)) or {}
 local rows, events, bytes, after = {}, {}, 0, '0'
 for i = 1, #names do
   local id, score = found[2 * i - 1], found[2 * i]
-  local event, wrong = texts[i], nil
-  if not event then
-    local row = pcall('HMGET', names[i], 'stream_id', 'payload', 'traceparent', 'final')
+  local event, wrong, size = texts[i], nil, nil
+  if event then
+    size = #event
+  else
+    local row = pcall('HMGET', names[i], 'stream_id', 'payload', 'traceparent')
     if not row.err and not row[1] and not row[2] then
       wrong = 'missing'
     elseif row.err or row[1] ~= stream or not row[2] then
       wrong = 'corrupt'
     else
-      local producer = row[3] and not string.find(row[3], '\n', 1, true) and row[3] or ''
-      event = table.concat({ row[2], (row[4] == '1' and 'final' or '') .. producer, stream }, '\n')
+      event = row[2]
+      size = '=' .. #event
+      -- Anybody may have written it: what is not as it should be would be taken for something else.
+      if row[3] and string.find(row[3], TRACEPARENT) then
+        size = size .. '@' .. row[3]
+      end
     end
   end
   local first = byte(id) or ZERO
@@ -94,16 +103,15 @@ for i = 1, #names do
       return format('%%%02X', byte(character))
     end)
   end
-  local size = wrong and 0 or #event
-  if bytes > 0 and bytes + size > budget then
-    break
-  end
-  bytes = bytes + size
-  rows[#rows + 1] = id
-  rows[#rows + 1] = wrong or size
   if not wrong then
+    if bytes > 0 and bytes + #event > budget then
+      break
+    end
+    bytes = bytes + #event
     events[#events + 1] = event
   end
+  rows[#rows + 1] = id
+  rows[#rows + 1] = wrong or size
   after = score
 end
 if #found < 2 * most and #rows == #found then
