@@ -17,3 +17,11 @@ async def end(task: "asyncio.Task[object]") -> None:
         while not task.done():
             task.cancel()
             await asyncio.wait({task}, timeout=_INSIST_SECONDS)
+    if not task.cancelled():
+        task.exception()  # Looked at, or asyncio would complain.
+
+
+def ending() -> bool:
+    """Whether the current task was cancelled, though that may have been swallowed, as above."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

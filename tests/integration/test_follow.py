@@ -1,3 +1,4 @@
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -5,6 +6,7 @@ from typing import Any
 import anyio
 import pytest
 from redis import asyncio as aioredis
+from redis.asyncio.client import PubSub
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.errors import StoreError
@@ -190,6 +192,32 @@ async def test_cancelled(store: RedisEventStore) -> None:
         tasks.cancel_scope.cancel()
     assert follower.facts is None
     assert store._followers._watches == {}
+
+
+async def test_cancellation_that_is_swallowed(
+    store: RedisEventStore, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What listens for all followers ends with the last of them, though its client does not hear that it is to."""
+    get_message = PubSub.get_message
+    swallowed: list[bool] = []
+
+    async def deaf(pubsub: PubSub, **options: Any) -> Any:
+        try:
+            return await get_message(pubsub, **options)
+        except asyncio.CancelledError:
+            if swallowed:
+                raise
+            swallowed.append(True)
+            return await get_message(pubsub, **options)
+
+    monkeypatch.setattr(PubSub, "get_message", deaf)
+    signals = store._followers._signals
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Follower(store, (await store.append("1", note(0))).event_id))
+        await until(lambda: signals.confirmed(keys.stream("1")))
+        tasks.cancel_scope.cancel()
+    await until(lambda: signals._task is None, within=2)
+    assert swallowed
 
 
 async def test_corrupt_and_missing_are_counted_once(

@@ -17,6 +17,7 @@ from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.signals import Signals
 from mcp_eventscope.redis.workers import Workers
+from mcp_eventscope.tasks import ending
 from mcp_eventscope.types import GET_STREAM_KEY, EventId, StreamId
 
 LOOK_SECONDS = 0.5
@@ -116,7 +117,7 @@ class Followers:
 
     async def _look_now_and_then(self) -> None:
         try:
-            while self._watches:
+            while self._watches and not ending():
                 await asyncio.sleep(LOOK_SECONDS)
                 with contextlib.suppress(StoreError, ValueError):
                     await self._look()

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from mcp_eventscope.redis.backlog import Batch
 from mcp_eventscope.redis.commits import Commits
 from mcp_eventscope.redis.connection import ANSWER_TIMEOUT, AnyRedis
+from mcp_eventscope.tasks import end
 
 SLOWEST_TRANSFER = 1 << 20
 """Bytes a second that sending must reach, on top of the time for an answer."""
@@ -124,5 +125,4 @@ class _ClientLine:
 
     async def close(self, *, in_doubt: bool) -> None:
         for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            await end(task)

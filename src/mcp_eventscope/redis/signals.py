@@ -10,6 +10,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from mcp_eventscope.redis.connection import AnyRedis
+from mcp_eventscope.tasks import end, ending
 
 Listener: TypeAlias = Callable[[bytes | None], None]
 """Called with what was published, or with None after messages may have been lost."""
@@ -74,7 +75,7 @@ class Signals:
 
     async def _run(self, redis: aioredis.Redis) -> None:
         try:
-            while self._listeners:
+            while self._listeners and not ending():
                 pubsub = redis.pubsub()
                 self._subscribed.clear()
                 self._touched = set(self._listeners)
@@ -98,6 +99,8 @@ class Signals:
                 if self._probing and self._subscribed:
                     self._probing = False
                     await pubsub.ping()
+                if ending():
+                    return
                 if reading is None:
                     reading = asyncio.create_task(self._read(pubsub), name="eventscope-signals-read")
                 changed = asyncio.create_task(self._changed.wait())
@@ -110,9 +113,7 @@ class Signals:
                     return
         finally:
             if reading is not None:
-                reading.cancel()
-                with contextlib.suppress(asyncio.CancelledError, RedisError, OSError):
-                    await reading
+                await end(reading)
 
     async def _adjust(self, pubsub: PubSub) -> None:
         """Subscribe to what is listened to, and to nothing else. Only what was touched is looked at: there are many."""
