@@ -64,7 +64,7 @@ COMPETITORS = {
         Competitor("metrics", "mcp-eventscope, metrics", "ours", telemetry="metrics"),
         Competitor("spans", "mcp-eventscope, metrics and spans", "ours", telemetry="spans"),
         # What of that is OpenTelemetry's: nobody can record a span of every event for less.
-        Competitor("empty-spans", "mcp-eventscope, bare, and an empty span each", "ours", telemetry="empty spans"),
+        Competitor("empty-spans", "mcp-eventscope, an empty span each", "ours", telemetry="empty spans"),
         Competitor("ours-hiredis", "mcp-eventscope, hiredis", "ours", hiredis=True),
         Competitor("ours-uvloop", "mcp-eventscope, uvloop", "ours", uvloop=True),
         Competitor("ours-both", "mcp-eventscope, uvloop and hiredis", "ours", uvloop=True, hiredis=True),
