@@ -220,7 +220,7 @@ class InstrumentedEventStore(EventStore):
         span, opened = None, None
         if self._current:
             opened = sinks.begin(catalog.STORE_SPAN)
-        elif not (sinks.tracing.off or sinks.tracing.unsampled()):
+        elif not sinks.tracing.off:
             span, own = sinks.started()
             traceparent = own or traceparent
         started = perf_counter()

@@ -236,6 +236,19 @@ async def test_call_that_is_not_sampled(scope: Scope, redis: FakeAsyncRedis) -> 
     assert scope.sample("stored_events_total", kind="notification") == 1
 
 
+async def test_context_of_another_type(scope: Scope, redis: FakeAsyncRedis) -> None:
+    """A mapping that cannot be remembered is looked at each time."""
+    session = scope.instrument(RedisEventStore(redis, ttl=60)).for_session("session")
+    unsampled = TracerProvider(sampler=ALWAYS_OFF).get_tracer("test")
+    with unsampled.start_as_current_span("call"):
+        token = context.attach(dict(context.get_current()))  # type: ignore[arg-type]
+        for _ in range(2):
+            await session.append("1", NOTE)
+        context.detach(token)
+    assert scope.spans() == []
+    assert scope.sample("telemetry_failures_total", sink="traces") == 0
+
+
 async def test_calls_that_are_not_sampled_are_not_kept(scope: Scope, redis: FakeAsyncRedis) -> None:
     """That a call is not sampled is remembered, for as long as its context lives; the next one is asked anew."""
     session = scope.instrument(RedisEventStore(redis, ttl=60)).for_session("session")

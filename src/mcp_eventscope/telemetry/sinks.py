@@ -16,6 +16,7 @@ from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, Traci
 from mcp_eventscope.types import Appended, JSONRPCMessage, StreamId, kind_of
 
 P = ParamSpec("P")
+_NO_SPAN = (None, "")
 
 
 class Sinks:
@@ -41,6 +42,8 @@ class Sinks:
     def started(self) -> tuple[Span | None, str]:
         """Start the span of a store that is not made current. Returns it, and what is kept of it with the event."""
         try:
+            if self.tracing.unsampled():
+                return _NO_SPAN
             span = self.tracing.start(catalog.STORE_SPAN)
             return span, "" if span is None else self.tracing.traceparent(span)
         except Exception as error:  # noqa: BLE001 - a sampler or processor of the application's

@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 from weakref import WeakSet
 
 MOST = 512
-"""Noted events that are written at once, in less time than a store takes."""
+"""Noted events that are written at once, in a tenth of a millisecond."""
 
 SpanIds: TypeAlias = tuple[int, int]
 """A span that was recorded, for an exemplar: the ids of its trace, and its own."""

@@ -1,5 +1,6 @@
 """Spans: the one module that imports the OpenTelemetry API. The SDK is the application's."""
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from contextvars import Token
@@ -70,7 +71,8 @@ class Tracing:
             return False
         if len(self._unsampled) >= _REMEMBERED:
             self._unsampled.clear()
-        self._unsampled[id(current)] = ref(current)
+        with contextlib.suppress(TypeError):  # Somebody may have attached a mapping of another type.
+            self._unsampled[id(current)] = ref(current)
         return True
 
     def start(self, declared: declarations.Span) -> Span | None:
