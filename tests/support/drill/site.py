@@ -1,6 +1,7 @@
 """Where the drill takes place: three deployments, the Valkeys below them, and the Prometheus that watches."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -90,7 +91,8 @@ class Site:
 
     def view(self, job: str = ALL) -> View:
         """All of the drill, as it is seen at its end; of all jobs, or one."""
-        return View(self.prometheus, round(self.ended - self.began), self.ended, job)
+        # Rounded up: what is counted from must not be left out, the scrape before anything happened.
+        return View(self.prometheus, math.ceil(self.ended - self.began), self.ended, job)
 
     def fired(self) -> set[tuple[str, str]]:
         """Every alert that has ever fired, with its job."""
