@@ -69,11 +69,16 @@ class Site:
         await until(lambda: self.prometheus.value(expression), within=within, every=0.1)
 
     async def fires(self, job: str, *names: str, within: float = 20) -> None:
-        """Return when all of these alerts fire for a job."""
+        """Return when all of these alerts have fired for a job; one may have ceased to, before another began."""
+        missing = set(names)
+
+        def all_fired() -> bool:
+            missing.difference_update(self.firing(job))
+            return not missing
+
         try:
-            await until(lambda: set(names) <= self.firing(job), within=within, every=0.1)
+            await until(all_fired, within=within, every=0.1)
         except AssertionError:
-            missing = set(names) - self.firing(job)
             msg = f"{missing} should fire for {job}, and did not within {within} seconds"
             raise AssertionError(msg) from None
 
