@@ -94,9 +94,8 @@ async def drill(where: Site, control_url: str) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(workers_and_redis)
             tasks.start_soon(ttl_and_memory)
-            # From now on: that the metrics of a job are gone is told for half a minute, an hour after they were there.
-            for job, names in EXPECTED.items():
-                tasks.start_soon(told, f"slow alerts of {job}", where.fires(job, *(names & SLOW), within=120))
+        for job, names in EXPECTED.items():
+            await told(f"slow alerts of {job}", where.has_fired(job, *(names & SLOW), within=60))
         await where.scraped(where.a, where.b, where.short)
         where.end()
 

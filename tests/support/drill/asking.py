@@ -40,13 +40,18 @@ class View:
     """What is looked at: how long until when, and of which job."""
 
     prometheus: Prometheus
-    seconds: int
+    seconds: float
     end: float
     job: str = ALL
 
+    @property
+    def range(self) -> str:
+        """How long, as Prometheus writes it."""
+        return f"{round(self.seconds * 1000)}ms"
+
     def query(self, text: str) -> str:
         """A query with its variables substituted."""
-        values = {"__rate_interval": RATE_INTERVAL, "__range": f"{self.seconds}s", "__interval": "1s"}
+        values = {"__rate_interval": RATE_INTERVAL, "__range": self.range, "__interval": "1s"}
         values |= dict.fromkeys(CHOICES, ALL) | {"job": self.job}
         filled = re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda found: values[found[1] or found[2]], text)
         assert "$" not in filled, filled
@@ -85,7 +90,7 @@ class View:
 
     def counted(self, selector: str) -> dict[Labels, float]:
         """How far counters have come, from raw samples: exact, and over restarts. All begin at 0."""
-        ranged = f"{self.query(selector)}[{self.seconds}s]"
+        ranged = f"{self.query(selector)}[{self.range}]"
         result = self.prometheus.ask("query", query=ranged, time=f"{self.end}")["result"]
         return {labels(series["metric"]): _grown([float(value) for _, value in series["values"]]) for series in result}
 

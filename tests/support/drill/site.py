@@ -1,7 +1,6 @@
 """Where the drill takes place: three deployments, the Valkeys below them, and the Prometheus that watches."""
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -69,17 +68,25 @@ class Site:
         await until(lambda: self.prometheus.value(expression), within=within, every=0.1)
 
     async def fires(self, job: str, *names: str, within: float = 20) -> None:
-        """Return when all of these alerts have fired for a job; one may have ceased to, before another began."""
-        missing = set(names)
+        """Return when all of these alerts fire for a job."""
+        try:
+            await until(lambda: set(names) <= self.firing(job), within=within, every=0.1)
+        except AssertionError:
+            missing = set(names) - self.firing(job)
+            msg = f"{missing} should fire for {job}, and did not within {within} seconds"
+            raise AssertionError(msg) from None
 
-        def all_fired() -> bool:
-            missing.difference_update(self.firing(job))
-            return not missing
+    async def has_fired(self, job: str, *names: str, within: float) -> None:
+        """Return when all of these alerts have fired for a job; they may have ceased to."""
+
+        def fired() -> bool:
+            self.end()
+            return {(job, name) for name in names} <= self.fired()
 
         try:
-            await until(all_fired, within=within, every=0.1)
+            await until(fired, within=within, every=0.5)
         except AssertionError:
-            msg = f"{missing} should fire for {job}, and did not within {within} seconds"
+            msg = f"{set(names)} should have fired for {job} within {within} seconds, and of all have {self.fired()}"
             raise AssertionError(msg) from None
 
     def firing(self, job: str | None = None) -> set[str]:
@@ -96,12 +103,12 @@ class Site:
 
     def view(self, job: str = ALL) -> View:
         """All of the drill, as it is seen at its end; of all jobs, or one."""
-        # Rounded up: what is counted from must not be left out, the scrape before anything happened.
-        return View(self.prometheus, math.ceil(self.ended - self.began), self.ended, job)
+        # Not rounded: the scrape that all is counted from must not be left out, nor what was before the drill be in it.
+        return View(self.prometheus, self.ended - self.began, self.ended, job)
 
     def fired(self) -> set[tuple[str, str]]:
         """Every alert that has ever fired, with its job."""
-        series = self.prometheus.query(f'last_over_time(ALERTS{{alertstate="firing"}}[{self.view().seconds}s])')
+        series = self.prometheus.query(f'last_over_time(ALERTS{{alertstate="firing"}}[{self.view().range}])')
         return {(one["metric"].get("job", ""), one["metric"]["alertname"]) for one in series}
 
 
