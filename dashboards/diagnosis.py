@@ -176,7 +176,7 @@ STORE = (
         "Bytes stored",
         catalog.STORED_BYTES,
         says(
-            "Payload, a second. Times the TTL, it is what Redis holds, with a third more for its index.",
+            "Payload, a second. Times the TTL, it is what Redis holds, and some 175 bytes more for each event.",
             normal="as busy as the tools are.",
             otherwise="a tool has begun to say much more: is there memory for it (Redis dashboard)?",
         ),

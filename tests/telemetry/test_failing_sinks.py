@@ -31,6 +31,7 @@ from mcp_eventscope.telemetry.logs import Log
 from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.serving import ServingMetrics
 from mcp_eventscope.telemetry.tally import Tally
+from mcp_eventscope.telemetry.tracing import Tracing
 from mcp_eventscope.types import EventMessage
 from support.logs import Recorder
 from support.memory_store import MemoryEventStore
@@ -163,6 +164,20 @@ async def test_metrics_raise(scope: Scope, redis: FakeAsyncRedis, monkeypatch: p
     store = scope.instrument(RedisEventStore(redis, ttl=60))
     await exercise(store)
     assert (scope.sample("telemetry_failures_total", sink="metrics") or 0) >= 6
+    assert len(scope.spans()) == 4
+
+
+async def test_spans_without_ids(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans that raise when they are asked who they are, for an exemplar: they end all the same."""
+
+    def fail(*_: object) -> None:
+        msg = "ids"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(Tracing, "ids", fail)
+    store = scope.instrument(RedisEventStore(redis, ttl=60))
+    await exercise(store)
+    assert (scope.sample("telemetry_failures_total", sink="traces") or 0) >= 3
     assert len(scope.spans()) == 4
 
 

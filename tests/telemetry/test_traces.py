@@ -128,7 +128,7 @@ async def test_nobody_is_linked_to(scope: Scope, session: InstrumentedEventStore
 def test_what_is_given_up_leaves_a_mark(role: str) -> None:
     """A mark stands for the events of others: it says that the response was among them, and not who produced it."""
     backlog = Backlog(10_000, 1)
-    lane = Lane(Keys("p:"), tracked=True)
+    lane = Lane(Keys("p:").for_session("s"))
     items = [Item(lane, "1", b"x", "part"), Item(lane, "1", b"x", f"{role}@{PARENT}")]
     for item in items:
         backlog.put(item)

@@ -67,12 +67,10 @@ class Item:
 class Lane:
     """One session's queue. Of each, at most one part is under way: so order is kept, whatever becomes of a batch."""
 
-    __slots__ = ("__weakref__", "deferred", "dropped", "items", "keys", "last_id", "packed", "queued", "tracked")
+    __slots__ = ("__weakref__", "deferred", "dropped", "items", "keys", "last_id", "packed", "queued")
 
-    def __init__(self, keys: Keys, *, tracked: bool) -> None:
+    def __init__(self, keys: Keys) -> None:
         self.keys = keys
-        self.tracked = tracked
-        """Whether it is known who runs the requests: within sessions."""
         self.items: deque[Item] = deque()
         self.queued = False
         """Whether it has its turn to come, or a part under way."""

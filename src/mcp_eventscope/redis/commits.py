@@ -75,7 +75,11 @@ class Commits:
         for part in batch.parts:
             lane = part.lane
             numbers = (part.number, lane.last_id, len(part.items))
-            told += (lane.keys.prefix.encode(), b"1" if lane.tracked else b"", *(b"%d" % number for number in numbers))
+            told += (
+                lane.keys.prefix.encode(),
+                b"1" if lane.keys.of_session else b"",
+                *(b"%d" % number for number in numbers),
+            )
             for item in part.items:
                 told += (item.stream_id.encode(), item.payload, item.role.encode())
         return told
@@ -126,6 +130,6 @@ def _packed(lane: Lane) -> tuple[bytes, bytes]:
         keys = lane.keys
         lane.packed = (
             _bulk(keys.counter.encode()) + _bulk(keys.running.encode()),
-            _bulk(keys.prefix.encode()) + _bulk(b"1" if lane.tracked else b""),
+            _bulk(keys.prefix.encode()) + _bulk(b"1" if keys.of_session else b""),
         )
     return lane.packed

@@ -57,6 +57,7 @@ class Keys:
             raise ValueError(msg)
         self.prefix = prefix
         self.of_session = False
+        """Whether these are a session's: only there is it known who runs the requests, and are small events texts."""
         self.counter = f"{prefix}counter"
         self.running = f"{prefix}running"
         self.session = f"{prefix}session"

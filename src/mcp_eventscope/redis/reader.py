@@ -17,7 +17,7 @@ CHUNK_EVENTS = 256
 """The most events that one read brings: Redis is blocked for one."""
 CHUNK_BYTES = 1 << 20
 """Payload bytes after which a read stops early; a single larger event still comes whole."""
-TURN_EVENTS = 64
+TURN_EVENTS = 32
 """The most events that are sent without letting others have their turn, by a callback that never waits."""
 READS_AT_ONCE = 8
 """The most reads of a process that are under way, each on a connection of the client's pool: when thousands are to read

@@ -53,14 +53,14 @@ class Reading:
 
     async def take(self, rows: Sequence[scripts.Row]) -> None:
         """Deliver rows, or count why not, until the response. The cursor moves only past what was dealt with."""
-        send, ends, decode = self._send, self._until_response and self.stream_id != GET_STREAM_KEY, codec.decode
+        send, ends = self._send, self._until_response and self.stream_id != GET_STREAM_KEY
         for event_id, wrong, payload in rows:
             if wrong:
                 self._miss(event_id, wrong)
                 continue
             if payload:  # else a priming event: stored, so that its id is a cursor, and never sent again
                 try:
-                    message = decode(payload)
+                    message = codec.decode(payload)
                 except CorruptEventError:
                     self.corrupt[event_id] = None
                 else:

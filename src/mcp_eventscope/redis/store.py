@@ -101,7 +101,7 @@ class RedisEventStore(EventStore):
         self._workers = Workers(redis, self._keys, self._worker, signals, self._writer)
         self._followers = Followers(redis, self._worker, self._workers, signals)
         self._reader = Reader(redis, self._writer.suspect)
-        self._lane = self._writer.lane(self._keys, tracked=False)
+        self._lane = self._writer.lane(self._keys)
         self._session: str | None = None
         self._warned = False
 
@@ -158,8 +158,7 @@ class RedisEventStore(EventStore):
         part = copy.copy(self)
         part._keys = self._keys.for_session(session_id)
         part._session = session_id
-        # Who runs what is known within a session only: elsewhere stream ids are anything.
-        part._lane = self._writer.lane(part._keys, tracked=True)
+        part._lane = self._writer.lane(part._keys)
         return part
 
     def observe(self, told: Callable[[StoreFact], None]) -> None:
@@ -368,7 +367,7 @@ class RedisEventStore(EventStore):
         until = time.monotonic() + limit
         reading = Reading(stream_id, after, send, until_response=True)
         failures, orphaned = 0, False
-        tracked = self._session is not None and stream_id != GET_STREAM_KEY
+        tracked = self._keys.of_session and stream_id != GET_STREAM_KEY
         with self._followers.watching(self._keys, stream_id, after, tracked=tracked) as watch:
             while True:
                 try:

@@ -92,11 +92,11 @@ class Writer:
         """Call back with what no caller is told."""
         self._observers.append(told)
 
-    def lane(self, keys: Keys, *, tracked: bool) -> Lane:
+    def lane(self, keys: Keys) -> Lane:
         """The queue of a session, or of the root."""
         lane = self._lanes.get(keys.prefix)
         if lane is None:
-            lane = self._lanes[keys.prefix] = Lane(keys, tracked=tracked)
+            lane = self._lanes[keys.prefix] = Lane(keys)
         return lane
 
     def submit(self, item: Item) -> "asyncio.Future[EventId | None] | None":

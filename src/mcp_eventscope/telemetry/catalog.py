@@ -25,7 +25,7 @@ SAMPLE_OUTCOME = Label("outcome", ("ok", "elsewhere", "error", "cancelled"))
 # Measured by `make bench`, p50 and p99: one writer 0.06 and 0.1 ms, 500 writers 3 and 7; past 250 ms it is deferred.
 STORE_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 BATCH_EVENTS = (1, 2, 4, 8, 16, 32, 63)  # 64 at most: one by one is told from full.
-# Measured there: 0.5 ms for 100 events, 4.6 for 1,000; the rest is for slow clients.
+# Measured there: 0.4 ms for 100 events, 2.6 for 1,000; the rest is for slow clients.
 REPLAY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 COUNTS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 10_000, 100_000)
 BYTES = (0, 1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216, 67_108_864)

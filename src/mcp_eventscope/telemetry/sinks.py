@@ -54,9 +54,8 @@ class Sinks:
         self, span: Span, session: str | None, stream_id: StreamId, message: JSONRPCMessage | None, appended: Appended
     ) -> SpanIds | None:
         """End the span of an event that was stored. Returns its ids, for exemplars."""
-        ids = None
+        ids = self._ids(span)
         try:
-            ids = self.tracing.ids(span)
             self.tracing.stored(
                 span, session, stream_id, kind_of(message).value, appended.event_id, appended.payload_bytes
             )
@@ -68,7 +67,7 @@ class Sinks:
         """End a span from `started` with whatever became of it. Returns its ids, for exemplars."""
         if span is None:
             return None
-        ids = self.tracing.ids(span)
+        ids = self._ids(span)
         self.safely("traces", self.tracing.finish, span, measured, session)
         return ids
 
@@ -84,9 +83,16 @@ class Sinks:
         """End a span. Returns its ids, for exemplars."""
         if opened is None:
             return None
-        ids = self.tracing.ids(opened[0])
+        ids = self._ids(opened[0])
         self.safely("traces", self.tracing.end, opened, measured, session)
         return ids
+
+    def _ids(self, span: Span) -> SpanIds | None:
+        try:
+            return self.tracing.ids(span)
+        except Exception as error:  # noqa: BLE001 - a span of the application's provider
+            self.failed("traces", error)
+            return None
 
     def count(self, verb: Callable[Concatenate[MetricsSink, P], None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Have each of the metrics' sinks do something."""
