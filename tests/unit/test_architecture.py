@@ -149,11 +149,9 @@ def test_builder_knows_the_catalog_only() -> None:
 
 
 @pytest.mark.parametrize("module", [*MODULES, *BUILDER])
-def test_small_modules_that_say_what_they_are_for(module: str) -> None:
-    """A module has fewer than 400 lines, and begins with what it is for."""
-    text = (MODULES | BUILDER)[module].read_text("utf-8")
-    assert len(text.splitlines()) < 400
-    assert ast.get_docstring(ast.parse(text))
+def test_module_begins_with_its_subject(module: str) -> None:
+    """A module has a docstring."""
+    assert ast.get_docstring(ast.parse((MODULES | BUILDER)[module].read_text("utf-8")))
 
 
 def test_the_wheel_is_tested() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mcp_eventscope.answers import lost
 from mcp_eventscope.redis import codec
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.write.batch import BATCH_BYTES
 from mcp_eventscope.types import EventId, StreamId
 
 ITEM_BYTES = 512
@@ -15,8 +16,6 @@ BATCH_EVENTS = 64
 """The most events of one batch: Redis is busy with it for less than a millisecond."""
 SMALL_BATCH = 12
 """Where more wait, they go in two batches at least: Redis works on one while the other is packed or unpacked."""
-BATCH_BYTES = 128 * 1024
-"""Payload bytes after which a batch is closed; a larger event goes alone, and others wait for its transfer only."""
 PART_EVENTS = 32
 """The most events of one session in a batch: who says much leaves room for the others."""
 _LOST = "lost:"
@@ -94,16 +93,12 @@ class Part:
 
 
 @dataclass(slots=True, eq=False)
-class Batch:
+class Group:
     """What goes to Redis together."""
 
     parts: list[Part]
     events: int = 0
     payload_bytes: int = 0
-    sent: float = 0.0
-    """When, by the loop's clock."""
-    broken: int = 0
-    """Times that the connection broke while it was under way."""
 
 
 class Backlog:
@@ -132,6 +127,11 @@ class Backlog:
         # What stands for streams that were given up.
         self._marks: OrderedDict[tuple[Lane, StreamId], Item] = OrderedDict()
 
+    @property
+    def ready(self) -> bool:
+        """Whether there is an event whose session has none under way."""
+        return bool(self._turns)
+
     def put(self, item: Item) -> None:
         """Queue an event."""
         lane = item.lane
@@ -141,9 +141,9 @@ class Backlog:
             lane.queued = True
             self._turns.append(lane)
 
-    def take(self, parts: int) -> Batch | None:
+    def take(self, parts: int) -> Group | None:
         """The next batch, of so many sessions at most; None when nothing waits whose session has none under way."""
-        batch = Batch([])
+        batch = Group([])
         most = min(BATCH_EVENTS, max(SMALL_BATCH, (self.queued + self.under_way + 1) // 2))
         while self._turns and len(batch.parts) < parts and batch.events < most:
             lane = self._turns.popleft()
@@ -158,7 +158,7 @@ class Backlog:
                 lane.queued = False
         return batch if batch.parts else None
 
-    def _take_of(self, lane: Lane, batch: Batch, most: int) -> list[Item]:
+    def _take_of(self, lane: Lane, batch: Group, most: int) -> list[Item]:
         items: list[Item] = []
         waiting = lane.items
         while waiting and len(items) < PART_EVENTS and batch.events < most:
@@ -203,6 +203,13 @@ class Backlog:
             self._turns.append(lane)
         else:
             lane.queued = False
+
+    def put_back(self, part: Part) -> None:
+        """Return a part that will not be sent again."""
+        self.under_way -= len(part.items)
+        self.queued += len(part.items)
+        part.lane.items.extendleft(reversed(part.items))
+        self._turns.append(part.lane)
 
     def _forget(self, item: Item) -> None:
         item.lane.deferred -= 1

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from mcp_eventscope.redis.backlog import Batch, Lane, Part
+from mcp_eventscope.redis.backlog import Group, Lane, Part
 from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.scripts import Script
 
@@ -35,7 +35,7 @@ class Commits:
         self._worker = worker
         self._call = {whole: b"".join(map(_bulk, APPEND.call(whole=whole))) for whole in (False, True)}
 
-    def packed(self, batch: Batch, *, whole: bool) -> list[bytes]:
+    def packed(self, batch: Group, *, whole: bool) -> list[bytes]:
         """The command as bytes for the wire, in pieces.
 
         Args:
@@ -66,7 +66,7 @@ class Commits:
                 )
         return pieces
 
-    def arguments(self, batch: Batch, *, whole: bool) -> list[str | bytes]:
+    def arguments(self, batch: Group, *, whole: bool) -> list[str | bytes]:
         """The command as the arguments that a client takes. Arguments as in `packed`."""
         command, script = APPEND.call(whole=whole)
         keys = [key.encode() for part in batch.parts for key in (part.lane.keys.counter, part.lane.keys.running)]
@@ -88,7 +88,7 @@ class Commits:
         return self._ttl, self._worker.name.encode()
 
 
-def outcomes(batch: Batch, reply: bytes) -> list[Outcome]:
+def outcomes(batch: Group, reply: bytes) -> list[Outcome]:
     """What became of each part.
 
     Args:
@@ -112,7 +112,7 @@ def outcomes(batch: Batch, reply: bytes) -> list[Outcome]:
     return told
 
 
-def refusal(batch: Batch, error: str) -> list[Outcome]:
+def refusal(batch: Group, error: str) -> list[Outcome]:
     """What became of a batch that Redis does not take at all."""
     return [(part, 0, dict.fromkeys(range(len(part.items)), error)) for part in batch.parts]
 

@@ -144,6 +144,30 @@ def told_as(operation: str, client: AnyRedis) -> Iterator[None]:
         raise _told(error, f"could not {operation} Redis at {address_of(client)}") from error
 
 
+TRANSIENT_CODES = frozenset({"BUSY", "MISCONF", "NOREPLICAS", "UNKILLABLE"})
+"""Error replies without a class of their own that say nothing of the command: the same one may succeed later."""
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether Redis has refused a command for what it is, so that it would refuse it again."""
+    # redis-py has subclasses for LOADING, READONLY, OOM, TRYAGAIN, CLUSTERDOWN, NOPERM and the like, and none for ERR.
+    return type(error) is ResponseError and str(error).partition(" ")[0] not in TRANSIENT_CODES
+
+
+def failure_text(error: BaseException, client: AnyRedis) -> str:
+    """A failure in words, for logs: with the address, without what was sent."""
+    if isinstance(error, RedisTimeoutError | TimeoutError):
+        text = "no reply in time"
+    elif isinstance(error, ResponseError):
+        # An unknown command is answered with the arguments that it was called with, the payload among them.
+        text = f"replied {str(error).partition(', with args')[0]}"
+    elif isinstance(error, RedisError | RedisClusterException | OSError) and str(error):
+        text = str(error)
+    else:
+        text = "the connection was closed"
+    return f"Redis at {address_of(client)}: {text}"
+
+
 def trouble_of(error: BaseException) -> Trouble:
     """What an error of the client's, or of Redis, means for those who wait to write."""
     if isinstance(error, RedisConnectionError) and isinstance(error.__cause__, RedisError):

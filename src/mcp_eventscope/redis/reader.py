@@ -1,17 +1,17 @@
 """Reads streams in bounded chunks, two of them ahead of the one that is being sent."""
 
 import asyncio
-from collections.abc import Callable
 
 from redis.exceptions import MaxConnectionsError
 
 from mcp_eventscope.errors import StoreUnavailableError
 from mcp_eventscope.redis import scripts
-from mcp_eventscope.redis.connection import AnyRedis, told_as, trouble_of
+from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
+from mcp_eventscope.redis.connection import AnyRedis, failure_text, told_as, trouble_of
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.reading import Reading
 from mcp_eventscope.tasks import end
-from mcp_eventscope.types import EventId, StreamId, Trouble
+from mcp_eventscope.types import EventId, StreamId
 
 CHUNK_EVENTS = 256
 """The most events that one read brings: Redis is blocked for one."""
@@ -31,11 +31,11 @@ class Reader:
 
     Args:
         redis: Where from.
-        suspect: Called when Redis was not reached, and why.
+        breaker: Records that Redis was not reached: others need not find out by themselves.
     """
 
-    def __init__(self, redis: AnyRedis, suspect: Callable[[Trouble], None]) -> None:
-        self._suspect = suspect
+    def __init__(self, redis: AnyRedis, breaker: CircuitBreaker) -> None:
+        self._breaker = breaker
         self._redis = redis
         self._reads = asyncio.Semaphore(READS_AT_ONCE)
 
@@ -50,8 +50,8 @@ class Reader:
                 with told_as("read from", self._redis):
                     return await self._read(keys, cursor, stream_id)
         except StoreUnavailableError as error:
-            # Others need not find it out for themselves.
-            self._suspect(trouble_of(error.__cause__ or error))
+            cause = error.__cause__ or error
+            self._breaker.record_failure(trouble_of(cause), failure_text(cause, self._redis))
             raise
 
     async def _read(self, keys: Keys, cursor: EventId, stream_id: StreamId | None) -> scripts.Chunk:

@@ -18,15 +18,18 @@ from mcp_eventscope.redis.bounds import (
     check_bounds,
     check_ttl,
 )
+from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.connection import AnyRedis, address_of, require_async, require_one_slot, told_as
 from mcp_eventscope.redis.follow import Followers
 from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
+from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.reader import Reader
 from mcp_eventscope.redis.reading import Reading, age_of, lost_after, miss_of
 from mcp_eventscope.redis.sampling import Sampler
 from mcp_eventscope.redis.signals import Signals
 from mcp_eventscope.redis.workers import Workers
+from mcp_eventscope.redis.write.sender import Sender
 from mcp_eventscope.redis.writer import Writer
 from mcp_eventscope.types import (
     FINAL,
@@ -95,12 +98,15 @@ class RedisEventStore(EventStore):
         self._keys = Keys(key_prefix)
         self._ttl = ttl
         self._worker = Identity()
+        self._observers = observers = Observers()
+        self._breaker = breaker = CircuitBreaker(store_timeout, observers)
         backlog = Backlog(backlog_bytes, backlog_events)
-        self._writer = Writer(redis, self._worker, ttl, store_timeout, backlog, self._stored)
+        self._writer = Writer(redis, self._worker, ttl, breaker, backlog, observers, self._wake, self._stored)
+        self._sender = Sender(redis, [self._writer], breaker, observers, self._reconnected)
         signals = Signals(redis)
-        self._workers = Workers(redis, self._keys, self._worker, signals, self._writer)
+        self._workers = Workers(redis, self._keys, self._worker, signals, breaker, observers)
         self._followers = Followers(redis, self._worker, self._workers, signals)
-        self._reader = Reader(redis, self._writer.suspect)
+        self._reader = Reader(redis, breaker)
         self._lane = self._writer.lane(self._keys)
         self._session: str | None = None
         self._warned = False
@@ -168,12 +174,13 @@ class RedisEventStore(EventStore):
             told: Called with each fact as it arises: batches that were stored, retries, Redis gone and back, events
                 lost. It must return soon; what it raises is dropped.
         """
-        self._writer.observe(told)
+        self._observers.subscribe(told)
 
     @property
     def waiting(self) -> Waiting:
         """What is deferred in this process, of all sessions, and why."""
-        return self._writer.waiting
+        events, payload_bytes = self._writer.deferred
+        return Waiting(events=events, payload_bytes=payload_bytes, away=self._breaker.reason)
 
     async def flush(self, seconds: float = FLUSH_SECONDS) -> int:
         """Store what waits, and give the connection back to the client: before the process ends, and Redis is closed.
@@ -186,7 +193,17 @@ class RedisEventStore(EventStore):
         Returns:
             The number of events that were lost.
         """
-        return await self._writer.flush(seconds)
+        for batch in await self._sender.drain(seconds):
+            batch.abandon()
+        lost = self._writer.clear()
+        self._breaker.reset()
+        return lost
+
+    def _wake(self) -> None:
+        self._sender.wake()
+
+    def _reconnected(self) -> None:
+        """A connection is open again after one broke."""
 
     async def ping(self) -> None:
         """Return when Redis answers.

@@ -13,11 +13,12 @@ import anyio
 
 from mcp_eventscope.errors import StoreError, StoreUnavailableError
 from mcp_eventscope.redis import scripts
-from mcp_eventscope.redis.connection import AnyRedis, address_of, told_as, trouble_of
+from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
+from mcp_eventscope.redis.connection import AnyRedis, address_of, failure_text, told_as, trouble_of
 from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.signals import Signals
-from mcp_eventscope.redis.writer import Writer
 from mcp_eventscope.tasks import end
 from mcp_eventscope.types import CameBack, StoreFact, Trouble
 
@@ -46,12 +47,21 @@ class Workers:
         keys: The root's.
         worker: This process.
         signals: Its subscriptions.
-        writer: What it knows of Redis being away.
+        breaker: Whether Redis can be called.
+        observers: Call back when it can be called again.
     """
 
-    def __init__(self, redis: AnyRedis, keys: Keys, worker: Identity, signals: Signals, writer: Writer) -> None:
-        self._writer = writer
-        writer.observe(self._told)
+    def __init__(  # noqa: PLR0913, PLR0917 - made in one place
+        self,
+        redis: AnyRedis,
+        keys: Keys,
+        worker: Identity,
+        signals: Signals,
+        breaker: CircuitBreaker,
+        observers: Observers,
+    ) -> None:
+        self._breaker = breaker
+        observers.subscribe(self._observed)
         self._redis = redis
         self._keys = keys
         self._worker = worker
@@ -68,25 +78,26 @@ class Workers:
     def unhurt(self) -> Iterator[None]:
         """Let nobody wait for Redis for long, nor at all while it is known to be away, or be hurt by it."""
         try:
-            with anyio.move_on_after(self._writer.patience) as scope:
+            with anyio.move_on_after(self._breaker.call_timeout) as scope:
                 yield
             if scope.cancelled_caught:
-                self._writer.suspect(Trouble.TIMEOUT)
+                self._breaker.record_failure(Trouble.TIMEOUT, failure_text(TimeoutError(), self._redis))
         except StoreUnavailableError as error:
-            if not self._writer.unreachable:
-                self._writer.suspect(trouble_of(error.__cause__ or error))
+            if not self._breaker.unreachable:
+                cause = error.__cause__ or error
+                self._breaker.record_failure(trouble_of(cause), failure_text(cause, self._redis))
         except StoreError:
             pass
 
     @contextmanager
     def _asking(self, operation: str) -> Iterator[None]:
-        if self._writer.unreachable:
-            msg = f"did not {operation} Redis at {address_of(self._redis)}: it is known to be away"
+        if self._breaker.unreachable:
+            msg = f"did not {operation} Redis at {address_of(self._redis)}: it is unreachable ({self._breaker.reason})"
             raise StoreUnavailableError(msg)
         with told_as(operation, self._redis):
             yield
 
-    def _told(self, fact: StoreFact) -> None:
+    def _observed(self, fact: StoreFact) -> None:
         if isinstance(fact, CameBack):
             self._was_away = True
             self._sooner.set()

@@ -1,31 +1,20 @@
-"""The one writer of a process: nobody waits for Redis for long, and what it cannot take yet waits instead."""
+"""The writer of the root store: each caller gets its event's id once Redis has acknowledged it."""
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from weakref import WeakValueDictionary
 
 from mcp_eventscope.errors import StoreRejectedError
-from mcp_eventscope.redis.backlog import Backlog, Batch, Item, Lane
-from mcp_eventscope.redis.commits import Commits, Outcome
+from mcp_eventscope.redis.backlog import Backlog, Group, Item, Lane
+from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
+from mcp_eventscope.redis.commits import Commits, Outcome, outcomes, refusal
 from mcp_eventscope.redis.connection import AnyRedis, address_of
 from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import Keys
-from mcp_eventscope.redis.sending import Sender
-from mcp_eventscope.types import (
-    CameBack,
-    Committed,
-    EventId,
-    LossReason,
-    Lost,
-    Retried,
-    StoreFact,
-    StreamId,
-    Trouble,
-    Waiting,
-    WentAway,
-)
+from mcp_eventscope.redis.observers import Observers
+from mcp_eventscope.redis.write.batch import Batch
+from mcp_eventscope.types import Committed, EventId, LossReason, Lost, StoreFact, StreamId, Trouble, WentAway
 
 LOOP_LATE = 0.05
 """Seconds by which a timer may be late before the loop, and not Redis, is taken for what was slow."""
@@ -34,15 +23,17 @@ LOOP_LATE = 0.05
 class Writer:
     """Stores events in groups: each caller gets its id once Redis has acknowledged it.
 
-    Nobody waits for longer than the store's time limit, nor at all while Redis is known to be away: the event is then
-    deferred, and stored when Redis is back, in its order.
+    A caller waits for at most the circuit breaker's `call_timeout`, and not at all while the circuit is open: the event
+    is then deferred, and stored when Redis is back, in its order.
 
     Args:
-        redis: Where to.
+        redis: The client.
         worker: This process.
         ttl: Seconds that keys are kept; None: for ever.
-        store_timeout: Seconds that a caller waits at most.
+        breaker: Records the time-outs.
         backlog: The queues.
+        observers: Called with what is committed and lost.
+        wake: Called when there is something to send.
         stored: Called with the keys and streams of what was stored.
     """
 
@@ -51,46 +42,38 @@ class Writer:
         redis: AnyRedis,
         worker: Identity,
         ttl: int | None,
-        store_timeout: float,
+        breaker: CircuitBreaker,
         backlog: Backlog,
+        observers: Observers,
+        wake: Callable[[], None],
         stored: Callable[[Keys, set[StreamId]], None],
     ) -> None:
-        self.away: Trouble | None = None
-        """Why Redis is known to be away, or too slow; None when it is not."""
         self._redis = redis
-        self._patience = store_timeout
+        self._breaker = breaker
         self._backlog = backlog
+        self._observers = observers
+        self._wake = wake
         self._stored = stored
-        self._sender = Sender(redis, Commits(ttl, worker), backlog, self)
-        self._observers: list[Callable[[StoreFact], None]] = []
+        self._commits = Commits(ttl, worker)
         self._lanes: WeakValueDictionary[str, Lane] = WeakValueDictionary()
         self._waiting: deque[Item] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._away_since = 0.0
+        observers.subscribe(self._observed)
 
     @property
-    def waiting(self) -> Waiting:
-        """What is deferred."""
-        return Waiting(events=self._backlog.events, payload_bytes=self._backlog.bytes, away=self.away)
+    def deferred(self) -> tuple[int, int]:
+        """The deferred events, and the bytes that they take up."""
+        return self._backlog.events, self._backlog.bytes
 
     @property
-    def unreachable(self) -> bool:
-        """Whether Redis is known not to answer, whatever it is asked."""
-        return self.away is not None and self.away.unreachable
+    def ready(self) -> bool:
+        """Whether there is something to send (`BatchSource`)."""
+        return self._backlog.ready
 
-    @property
-    def patience(self) -> float:
-        """Seconds that anybody waits for Redis at most, while somebody else waits for him."""
-        return self._patience
-
-    def suspect(self, trouble: Trouble) -> None:
-        """Somebody else has waited for Redis for long enough, or has not reached it."""
-        self.failed(trouble, f"asked for something else: {trouble.value}")
-        self._sender.work(asyncio.get_running_loop())
-
-    def observe(self, told: Callable[[StoreFact], None]) -> None:
-        """Call back with what no caller is told."""
-        self._observers.append(told)
+    def take(self, parts: int) -> "RootBatch | None":
+        """The next batch (`BatchSource`)."""
+        group = self._backlog.take(parts)
+        return None if group is None else RootBatch(self, self._commits, group)
 
     def lane(self, keys: Keys) -> Lane:
         """The queue of a session, or of the root."""
@@ -108,37 +91,31 @@ class Writer:
         """
         loop = asyncio.get_running_loop()
         self._backlog.put(item)
-        if self.away is not None or item.lane.deferred:
+        if self._breaker.reason is not None or item.lane.deferred:
             self._defer(item)
-            self._sender.work(loop)
+            self._wake()
             return None
         item.waiter = waiter = loop.create_future()
-        item.deadline = loop.time() + self._patience
+        item.deadline = loop.time() + self._breaker.call_timeout
         self._waiting.append(item)
         if self._timer is None:
             self._timer = loop.call_at(item.deadline, self._look_at_waiting, loop, item.deadline)
-        self._sender.work(loop)
+        self._wake()
         return waiter
 
-    async def flush(self, seconds: float) -> int:
-        """Store what waits, for at most so long; give up the rest, and the connection.
+    def clear(self) -> int:
+        """Give up what is not stored: the store is being closed.
 
         Returns:
             The events that were given up.
         """
-        left: list[Item] = []
-        for batch in await self._sender.rest(seconds):
-            for part in batch.parts:
-                left += part.items
-                self._backlog.settled(part)
-        left += self._backlog.clear()
+        left = self._backlog.clear()
         for item in left:
             self._answer(item, None)
         self._waiting.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.away = None
         return self._lose(left, LossReason.SHUTDOWN)
 
     # -- who waits ----------------------------------------------------------------------------------------------------
@@ -154,10 +131,19 @@ class Writer:
         deadline = waiting[0].deadline
         if deadline <= now:
             if now - due < LOOP_LATE:
-                self.failed(Trouble.TIMEOUT, f"no answer within {self._patience} seconds")
+                text = f"Redis at {address_of(self._redis)}: no reply within {self._breaker.call_timeout} seconds"
+                self._breaker.record_failure(Trouble.TIMEOUT, text)
                 return
             deadline = now + LOOP_LATE  # The reply may be there, and nobody has had the time to read it.
         self._timer = loop.call_at(deadline, self._look_at_waiting, loop, deadline)
+
+    def _observed(self, fact: StoreFact) -> None:
+        """From now on nobody waits, until a batch is answered in time."""
+        if isinstance(fact, WentAway):
+            waiting, self._waiting = self._waiting, deque()
+            for item in waiting:
+                if item.waiter is not None:
+                    self._defer(item)
 
     def _defer(self, item: Item) -> None:
         """Nobody waits for this one any longer."""
@@ -183,36 +169,11 @@ class Writer:
             if item.later is not None:
                 item.later.cancel()
         if lost:
-            self._tell(Lost(reason=reason, events=len(lost), payload_bytes=sum(len(item.payload) for item in lost)))
+            size = sum(len(item.payload) for item in lost)
+            self._observers.emit(Lost(reason=reason, events=len(lost), payload_bytes=size))
         return len(lost)
 
-    def _tell(self, fact: StoreFact) -> None:
-        for told in self._observers:
-            # Who looks on must not keep what waits from being stored.
-            with contextlib.suppress(Exception):
-                told(fact)
-
-    # -- what the sender tells ----------------------------------------------------------------------------------------
-
-    def failed(self, trouble: Trouble, error: str) -> None:
-        """From now on nobody waits, until a batch is answered in time."""
-        loop = asyncio.get_running_loop()
-        if self.away is None:
-            self._away_since = loop.time()
-        if self.away is not trouble:
-            self.away = trouble
-            self._tell(WentAway(reason=trouble, error=error))
-        waiting, self._waiting = self._waiting, deque()
-        for item in waiting:
-            if item.waiter is not None:
-                self._defer(item)
-
-    def retried(self, batch: Batch, trouble: Trouble, error: str) -> None:
-        """A batch is sent again."""
-        if batch.events:
-            self._tell(Retried(reason=trouble, events=batch.events, error=error))
-
-    def settled(self, batch: Batch, outcomes: list[Outcome], seconds: float) -> None:
+    def settled(self, batch: Group, outcomes: list[Outcome], seconds: float) -> None:
         """A batch was answered."""
         deferred = sum(part.lane.deferred and sum(item.deferred for item in part.items) for part, *_ in outcomes)
         rejected: list[Item] = []
@@ -231,12 +192,9 @@ class Writer:
         waiting = self._waiting
         while waiting and waiting[0].waiter is None:
             waiting.popleft()
-        if self.away is not None and seconds < self._patience:
-            trouble, self.away = self.away, None
-            self._tell(CameBack(reason=trouble, seconds=asyncio.get_running_loop().time() - self._away_since))
         if self._observers and batch.events:
             events, size = batch.events - len(rejected), batch.payload_bytes
-            self._tell(Committed(events=events, payload_bytes=size, deferred=deferred, seconds=seconds))
+            self._observers.emit(Committed(events=events, payload_bytes=size, deferred=deferred, seconds=seconds))
         self._lose(rejected, LossReason.REJECTED)
 
     def _tell_each(self, items: list[Item], first: int, turned_down: Mapping[int, str], rejected: list[Item]) -> None:
@@ -256,3 +214,43 @@ class Writer:
             waiter.set_exception(
                 StoreRejectedError(f"could not append to Redis at {address_of(self._redis)}: it answered {error}")
             )
+
+    def put_back(self, group: Group) -> None:
+        """Return the events of a batch that will not be sent again."""
+        for part in group.parts:
+            self._backlog.put_back(part)
+
+
+class RootBatch(Batch):
+    """A batch of the root store."""
+
+    __slots__ = ("_commits", "_group", "_writer")
+
+    def __init__(self, writer: Writer, commits: Commits, group: Group) -> None:
+        super().__init__()
+        self._writer = writer
+        self._commits = commits
+        self._group = group
+        self.events = group.events
+        self.payload_bytes = group.payload_bytes
+
+    def packed(self, *, as_eval: bool) -> list[bytes]:
+        """The command as bytes for the wire."""
+        return self._commits.packed(self._group, whole=as_eval)
+
+    def arguments(self, *, as_eval: bool) -> list[str | bytes]:
+        """The command as arguments."""
+        return self._commits.arguments(self._group, whole=as_eval)
+
+    def acknowledge(self, reply: bytes, seconds: float) -> None:
+        """Take Redis's reply."""
+        self._writer.settled(self._group, outcomes(self._group, reply), seconds)
+
+    def refuse(self, error: str) -> bool:
+        """Reject the events."""
+        self._writer.settled(self._group, refusal(self._group, error), 0.0)
+        return True
+
+    def abandon(self) -> None:
+        """Return the events."""
+        self._writer.put_back(self._group)

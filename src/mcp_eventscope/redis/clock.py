@@ -1,0 +1,30 @@
+"""The clock of event ids: this machine's, suspend included, set to Redis's time once that is known."""
+
+import time
+
+_NANOSECONDS_PER_MICROSECOND = 1_000
+_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", None)
+"""Counts while the machine is suspended. Linux only; elsewhere the monotonic clock has to do."""
+
+
+def boot_microseconds() -> int:
+    """Microseconds since an arbitrary instant; it never jumps, and includes suspend where the system can tell."""
+    nanoseconds = time.monotonic_ns() if _BOOTTIME is None else time.clock_gettime_ns(_BOOTTIME)
+    return nanoseconds // _NANOSECONDS_PER_MICROSECOND
+
+
+class EventClock:
+    """Redis's time as this process estimates it, in microseconds since 1970."""
+
+    __slots__ = ("_offset",)
+
+    def __init__(self) -> None:
+        self._offset = time.time_ns() // _NANOSECONDS_PER_MICROSECOND - boot_microseconds()
+
+    def now(self) -> int:
+        """Microseconds since 1970, by Redis's clock once `synchronize` was called."""
+        return boot_microseconds() + self._offset
+
+    def synchronize(self, redis_microseconds: int) -> None:
+        """Set the clock to Redis's `TIME`, as a reply that has just been read gives it."""
+        self._offset = redis_microseconds - boot_microseconds()

@@ -1,0 +1,1 @@
+"""The write path: what is accepted, batched, sent and acknowledged."""

@@ -1,0 +1,140 @@
+"""How batches reach Redis: pipelined on one connection, or by the client of a cluster."""
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from typing import Protocol
+
+from redis import asyncio as aioredis
+from redis.asyncio.connection import Connection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+from mcp_eventscope.redis.connection import ANSWER_TIMEOUT, AnyRedis
+from mcp_eventscope.redis.write.batch import Batch
+from mcp_eventscope.tasks import end
+
+SLOWEST_TRANSFER = 1 << 20
+"""Bytes a second that sending must reach, on top of the time for a reply."""
+
+
+class Transport(Protocol):
+    """An open way to Redis."""
+
+    depth: int
+    """The most batches in flight."""
+    parts: int
+    """The most sessions or request streams in one batch."""
+
+    async def send(self, batch: Batch, *, as_eval: bool) -> None:
+        """Send a batch; `as_eval` as in `Batch.packed`."""
+        ...
+
+    async def receive(self) -> tuple[Batch, bytes | Exception]:
+        """Wait for the next reply, or the error that Redis replied. Raises when the connection is broken."""
+        ...
+
+    async def close(self, *, in_doubt: bool) -> None:
+        """Release the connection; disconnect it first if it is in doubt, or replies are still to come."""
+        ...
+
+
+async def connect(redis: AnyRedis) -> Transport:
+    """Open a transport.
+
+    Raises:
+        RedisError, OSError, TimeoutError: Redis is not reached.
+    """
+    if not isinstance(redis, aioredis.Redis):
+        return ClusterTransport(redis)
+    async with asyncio.timeout(ANSWER_TIMEOUT):
+        connection = await redis.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+    return PipelinedTransport(redis, connection)
+
+
+class PipelinedTransport:
+    """One connection of the client's pool. With several batches in flight, Redis works while the next is packed."""
+
+    depth = 4
+    parts = 1000
+
+    def __init__(self, redis: aioredis.Redis, connection: Connection) -> None:
+        self._pool = redis.connection_pool
+        self._connection = connection
+        self._in_flight: deque[Batch] = deque()
+
+    async def send(self, batch: Batch, *, as_eval: bool) -> None:
+        """Send a batch."""
+        self._in_flight.append(batch)
+        if not self._connection.is_connected:
+            # The client would connect again, and a reply to one batch would be taken for that to another.
+            msg = "the connection was closed"
+            raise RedisConnectionError(msg)
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT + batch.payload_bytes / SLOWEST_TRANSFER):
+                await self._connection.send_packed_command(batch.packed(as_eval=as_eval), check_health=False)
+        except AttributeError as error:  # redis-py, when the connection is closed while it sends
+            msg = "the connection was closed"
+            raise RedisConnectionError(msg) from error
+
+    async def receive(self) -> tuple[Batch, bytes | Exception]:
+        """Wait for the next reply."""
+        reply: bytes | Exception
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                # Without the client's own time limit, which would break the connection for one slow reply.
+                reply = await self._connection.read_response(disable_decoding=True, timeout=float("inf"))
+        except RedisError as error:
+            if not self._connection.is_connected or isinstance(error, RedisConnectionError):
+                raise
+            reply = error
+        except AttributeError as error:  # redis-py, when the connection is closed while it reads
+            msg = "the connection was closed"
+            raise RedisConnectionError(msg) from error
+        return self._in_flight.popleft(), reply
+
+    async def close(self, *, in_doubt: bool) -> None:
+        """Release the connection."""
+        try:
+            with suppress(RedisError, OSError, RuntimeError):
+                if in_doubt or self._in_flight:  # Its replies would be taken for another caller's.
+                    await self._connection.disconnect(nowait=True)
+        finally:  # Also when the closing task is cancelled: a pool does not recover a connection by itself.
+            with suppress(RedisError, OSError, RuntimeError, KeyError):
+                await self._pool.release(self._connection)
+
+
+class ClusterTransport:
+    """A client that routes by itself: of a cluster, whose sessions are on different nodes."""
+
+    depth = 32
+    parts = 1
+
+    def __init__(self, redis: AnyRedis) -> None:
+        self._redis = redis
+        self._replies: asyncio.Queue[tuple[Batch, bytes | Exception]] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def send(self, batch: Batch, *, as_eval: bool) -> None:
+        """Send a batch in a task of its own."""
+        task = asyncio.create_task(self._execute(batch, as_eval=as_eval), name="eventscope-commit")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _execute(self, batch: Batch, *, as_eval: bool) -> None:
+        reply: bytes | Exception
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT + batch.payload_bytes / SLOWEST_TRANSFER):
+                reply = await self._redis.execute_command(*batch.arguments(as_eval=as_eval), NEVER_DECODE=True)
+        except Exception as error:  # noqa: BLE001 - raised or handled by the receiver
+            reply = error
+        self._replies.put_nowait((batch, reply))
+
+    async def receive(self) -> tuple[Batch, bytes | Exception]:
+        """Wait for any reply."""
+        return await self._replies.get()
+
+    async def close(self, *, in_doubt: bool) -> None:
+        """End the calls that are in flight."""
+        for task in tuple(self._tasks):
+            await end(task)
