@@ -1,69 +1,47 @@
-"""The errors that a client gets where there is nothing else to say: JSON-RPC responses to its own requests.
+"""The JSON-RPC errors that stand in place of a response which cannot be delivered.
 
 Codes are from the band that JSON-RPC leaves to implementations, -32000 to -32099, of which MCP reserves all but
 -32000 to -32019; the SDK uses the first two.
 """
 
-from urllib.parse import unquote
-
 from mcp.types import ErrorData, JSONRPCError, RequestId
 
-from mcp_eventscope.types import StreamId
-
 REQUEST_ORPHANED = -32010
-"""The process that ran the request is gone."""
+"""The worker that ran the request is gone."""
 EVENTS_GONE = -32011
-"""What the client missed is no longer stored."""
+"""The events that the client missed, or the response, are no longer stored."""
+
+_UNKNOWN = "Whether the request took effect is unknown: do not repeat it unless the tool is idempotent"
 
 
-def orphaned(stream: StreamId) -> JSONRPCError:
-    """The answer to a request whose worker is gone.
-
-    Args:
-        stream: The name of its stream.
-    """
-    return _error(
-        stream,
-        REQUEST_ORPHANED,
-        "The server process that ran this request is gone. Whether it took effect is not known; "
-        "send it again if that is safe",
-    )
-
-
-def events_gone(stream: StreamId) -> JSONRPCError:
-    """The answer to a resume for which nothing is stored any more.
+def orphaned(request_id: RequestId) -> JSONRPCError:
+    """The error for a request whose worker is gone.
 
     Args:
-        stream: The name of the stream.
+        request_id: The client's id of the request, with its JSON type.
     """
-    return _error(
-        stream,
-        EVENTS_GONE,
-        "What was said on this stream is no longer stored, so it cannot be resumed. Whether the request took effect "
-        "is not known; send it again if that is safe",
-    )
+    return _error(request_id, REQUEST_ORPHANED, f"The server process that ran this request is gone. {_UNKNOWN}")
 
 
-def lost(stream: StreamId) -> JSONRPCError:
-    """What is stored in place of a response that could not be kept until the store was back.
+def events_gone(request_id: RequestId) -> JSONRPCError:
+    """The error for a resume whose events are no longer stored. Arguments as in `orphaned`."""
+    return _error(request_id, EVENTS_GONE, f"The events of this stream are no longer stored. {_UNKNOWN}")
+
+
+def not_stored(request_id: RequestId, reason: str) -> JSONRPCError:
+    """The error that is stored in place of a response.
 
     Args:
-        stream: The name of its stream.
+        request_id: As in `orphaned`.
+        reason: Why the response is not stored: a clause for the client.
     """
-    return _error(
-        stream,
-        EVENTS_GONE,
-        "The response was sent while the event store was away, and could not be kept. Whether the request took effect "
-        "is not known; send it again if that is safe",
-    )
+    return _error(request_id, EVENTS_GONE, f"The response is not available: {reason}. {_UNKNOWN}")
 
 
-def _error(stream: StreamId, code: int, message: str) -> JSONRPCError:
-    return JSONRPCError(jsonrpc="2.0", id=_request_id(stream), error=ErrorData(code=code, message=message))
+def superseded(request_id: RequestId) -> JSONRPCError:
+    """The error for a request whose id the client used again while it was running. Arguments as in `orphaned`."""
+    return _error(request_id, EVENTS_GONE, f"Another request with the same id has replaced this one. {_UNKNOWN}")
 
 
-def _request_id(stream: StreamId) -> RequestId:
-    """The id of the request that a stream is named after. The name does not tell 1 from "1": numbers are usual."""
-    text = unquote(stream)
-    number = text.removeprefix("-")
-    return int(text) if number.isascii() and number.isdigit() and len(number) < 16 and str(int(text)) == text else text
+def _error(request_id: RequestId, code: int, message: str) -> JSONRPCError:
+    return JSONRPCError(jsonrpc="2.0", id=request_id, error=ErrorData(code=code, message=message))

@@ -6,7 +6,7 @@ the names of their streams, and a stream is followed by asking again.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Self
 
@@ -26,6 +26,7 @@ from mcp_eventscope.types import (
     JSONRPCMessage,
     Miss,
     Replayed,
+    RequestId,
     StoreFact,
     StreamId,
     Waiting,
@@ -69,13 +70,19 @@ class ForeignEventStore:
         """The part of the store that is one session's."""
         return type(self)(self._store, scope=f"{len(session_id)}:{session_id}:")
 
-    async def give_up(self, stream_id: StreamId) -> bool:
-        """Store the error as the response; whether there is one already cannot be seen from here."""
-        await self.append(stream_id, orphaned(stream_id))
-        return True
+    def begin(self, stream_id: StreamId, request_id: RequestId) -> None:
+        """Do nothing: the interface knows no requests."""
 
-    async def claim(self, stream_ids: Iterable[StreamId]) -> None:
-        """Return at once: nobody else asks."""
+    def bind(self, *, ended: Callable[[], None], fenced: Callable[[StreamId], None]) -> None:
+        """Do nothing: no other process answers for this one."""
+
+    async def open_standalone(self) -> EventId:
+        """No cursor: a follower is not woken by other processes."""
+        return ""
+
+    async def give_up(self, stream_id: StreamId, request_id: RequestId) -> None:
+        """Store an error as the response; whether there is one already cannot be seen from here."""
+        await self.append(stream_id, orphaned(request_id))
 
     def observe(self, told: Callable[[StoreFact], None]) -> None:
         """Do nothing: the interface tells nothing in between."""

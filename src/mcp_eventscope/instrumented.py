@@ -1,10 +1,10 @@
 """The decorator: the same store, and every operation on it timed, named and told."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from time import perf_counter
+from time import perf_counter, time
 from typing import Self
 
 from mcp_eventscope.foreign import ForeignEventStore
@@ -28,6 +28,7 @@ from mcp_eventscope.telemetry.otel_metrics import MeterProvider
 from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
 from mcp_eventscope.telemetry.sampling import sampler_of, sampling
 from mcp_eventscope.telemetry.sinks import Sinks
+from mcp_eventscope.telemetry.tally import Recorded
 from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, session_hash
 from mcp_eventscope.types import (
     Appended,
@@ -39,8 +40,10 @@ from mcp_eventscope.types import (
     Followed,
     JSONRPCMessage,
     Replayed,
+    RequestId,
     Retried,
     StoreFact,
+    StoreOutcome,
     StreamId,
     Waiting,
     kind_of,
@@ -92,6 +95,8 @@ class InstrumentedEventStore(EventStore):
         # A store of others may be scoped, and may expire its events, in ways that cannot be seen from here.
         ours = isinstance(store, FactStore)
         self._warn_unscoped = ours
+        self._recorded: list[Recorded] = []
+        """Of acknowledged events whose spans are recorded: for the exemplars of the commit that they are in."""
         self._sinks.count(MetricsSink.configured, self.ttl)
         self._store.observe(self._told)
         self._sinks.safely("logs", self._sinks.logs.configured, ttl_missing=ours and self.ttl is None)
@@ -129,16 +134,22 @@ class InstrumentedEventStore(EventStore):
         part._warn_unscoped = False
         return part
 
-    async def give_up(self, stream_id: StreamId) -> bool:
-        """Answer a request that this process ran, and runs no longer; see the store."""
-        given_up = await self._store.give_up(stream_id)
-        if given_up:
-            self._sinks.count(MetricsSink.orphaned)
-        return given_up
+    def begin(self, stream_id: StreamId, request_id: RequestId) -> None:
+        """Open the stream of a request; see the store."""
+        self._store.begin(stream_id, request_id)
 
-    async def claim(self, stream_ids: Iterable[StreamId]) -> None:
-        """Say again that this process runs the requests of these streams; see the store."""
-        await self._store.claim(stream_ids)
+    def bind(self, *, ended: Callable[[], None], fenced: Callable[[StreamId], None]) -> None:
+        """Call back when something ended elsewhere; see the store."""
+        self._store.bind(ended=ended, fenced=fenced)
+
+    async def open_standalone(self) -> EventId:
+        """A cursor on the standalone stream; see the store."""
+        return await self._store.open_standalone()
+
+    async def give_up(self, stream_id: StreamId, request_id: RequestId) -> None:
+        """Answer a request that this process ran, and runs no longer; see the store."""
+        await self._store.give_up(stream_id, request_id)
+        self._sinks.count(MetricsSink.orphaned)
 
     def observe(self, told: Callable[[StoreFact], None]) -> None:
         """Have what no caller is told called back with; see the store."""
@@ -230,6 +241,9 @@ class InstrumentedEventStore(EventStore):
             self._appended(perf_counter() - started, stream_id, message, None, error, span, opened)
             raise
         seconds = perf_counter() - started
+        if appended.pending is not None and not appended.refused:
+            self._accepted(seconds, stream_id, message, appended, span)
+            return appended
         if opened is not None or not appended.event_id:
             self._appended(seconds, stream_id, message, appended, None, span, opened)
             return appended
@@ -240,6 +254,44 @@ class InstrumentedEventStore(EventStore):
             except Exception as error:  # noqa: BLE001 - whatever a provider of the application's raises
                 sinks.failed(meter.name, error)
         return appended
+
+    def _accepted(
+        self,
+        seconds: float,
+        stream_id: StreamId,
+        message: JSONRPCMessage | None,
+        appended: Appended,
+        span: Span | None,
+    ) -> None:
+        """Measure an event that is stored in the background: how long the caller waited. `Committed` has the rest."""
+        if span is not None and appended.pending is not None:
+            began = perf_counter()
+            appended.pending.add_done_callback(
+                lambda outcome: self._acknowledged(outcome, perf_counter() - began, stream_id, message, appended, span)
+            )
+        for meter in self._sinks.meters:
+            try:
+                meter.accepted(seconds, type(message), appended.payload_bytes)
+            except Exception as error:  # noqa: BLE001 - whatever a provider of the application's raises
+                self._sinks.failed(meter.name, error)
+
+    def _acknowledged(  # noqa: PLR0913, PLR0917 - what is known of it, one by one
+        self,
+        outcome: StoreOutcome,
+        seconds: float,
+        stream_id: StreamId,
+        message: JSONRPCMessage | None,
+        appended: Appended,
+        span: Span,
+    ) -> None:
+        """End the span of an event that was stored in the background: it lasts until the acknowledgement."""
+        if outcome is StoreOutcome.STORED:
+            ids = self._sinks.stored(span, self._session, stream_id, message, appended)
+            if ids is not None:
+                self._recorded.append((seconds, ids, time()))
+            return
+        measured = StoreMeasurement(seconds, outcome.value, stream_id, None, kind_of(message), appended)
+        self._sinks.finish(span, measured, self._session)
 
     def _appended(  # noqa: PLR0913, PLR0917 - what is known of it, one by one
         self,
@@ -324,8 +376,13 @@ class InstrumentedEventStore(EventStore):
 
     def _told(self, fact: StoreFact) -> None:
         """What arises in the middle of operations."""
-        self._sinks.count(MetricsSink.told, fact)
-        if not isinstance(fact, Committed) or fact.deferred:
+        if isinstance(fact, Committed):
+            recorded = self._recorded[:]
+            self._recorded.clear()
+            self._sinks.count(MetricsSink.committed, fact, recorded)
+        else:
+            self._sinks.count(MetricsSink.told, fact)
+        if not isinstance(fact, Committed) or fact.deferred or fact.latencies:
             self._sinks.count(MetricsSink.waiting, self._store.waiting)
         if not isinstance(fact, Committed | Retried):
             self._sinks.safely("logs", self._sinks.logs.told, fact, self._store.waiting)

@@ -5,17 +5,18 @@ A `FactStore` returns records; the decorator times and names them, the session v
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from mcp.server.streamable_http import GET_STREAM_KEY, EventCallback, EventId, EventMessage, EventStore, StreamId
-from mcp.types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
+from mcp.types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse, RequestId
 
 __all__ = [
     "FINAL",
     "GET_STREAM_KEY",
+    "Acknowledgement",
     "Appended",
     "CameBack",
     "Committed",
@@ -36,8 +37,10 @@ __all__ = [
     "MessageKind",
     "Miss",
     "Replayed",
+    "RequestId",
     "Retried",
     "StoreFact",
+    "StoreOutcome",
     "StreamId",
     "Trouble",
     "Waiting",
@@ -107,6 +110,36 @@ class FollowEnd(StrEnum):
     """The response of the request was delivered."""
     LIMIT = "limit"
     """The time that was allowed has passed; the client comes back by itself."""
+    GONE = "gone"
+    """The worker that ran the request is dead, and nothing is stored that could be answered."""
+
+
+class StoreOutcome(StrEnum):
+    """What became of an event that was accepted."""
+
+    STORED = "stored"
+    """It is stored."""
+    REFUSED = "refused"
+    """Its request was answered in this worker's place, or its session has ended: it is not stored."""
+    LOST = "lost"
+    """It will never be stored; a resume reports a gap."""
+
+
+class Acknowledgement(Protocol):
+    """An event that is stored in the background."""
+
+    @property
+    def payload(self) -> bytes:
+        """The message as JSON, as the transport writes it."""
+        ...
+
+    def add_done_callback(self, callback: Callable[[StoreOutcome], None]) -> None:
+        """Call back once it is known what became of the event."""
+        ...
+
+    def acknowledged(self) -> "asyncio.Future[StoreOutcome]":
+        """A future of what becomes of the event."""
+        ...
 
 
 class Appended(NamedTuple):
@@ -117,11 +150,11 @@ class Appended(NamedTuple):
     payload_bytes: int
     """Size of the stored payload in bytes of UTF-8; 0 for a priming event."""
     refused: bool = False
-    """It was not stored, since its request has been given up and answered."""
+    """It is not stored, since its request has no open stream: it was answered, or never begun here."""
     deferred: bool = False
-    """It is not stored yet, since the store is away or slow: it waits, and will be."""
-    later: "asyncio.Future[EventId] | None" = None
-    """Of a deferred event: gets its id when it is stored, "" when it is refused; cancelled when it is lost."""
+    """It has no id yet, since the root store's Redis is unreachable or slow: it will be stored."""
+    pending: Acknowledgement | None = None
+    """Of an event that is stored in the background; None where it was stored before the call returned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +241,8 @@ class LossReason(StrEnum):
     """The backlog was full, and its stream was given up."""
     REJECTED = "rejected"
     """Redis refused it for good: its key is another's."""
+    ROLLBACK = "rollback"
+    """Redis has lost it after it had acknowledged it, and it was no longer in memory."""
     SHUTDOWN = "shutdown"
     """The process ended before the store was back."""
 
@@ -222,6 +257,10 @@ class Committed:
     """Of the events, those that nobody has waited for."""
     seconds: float
     """Between sending and acknowledgement."""
+    latencies: Sequence[float] = ()
+    """Of events that were accepted before they were sent: for each, seconds between acceptance and acknowledgement."""
+    messages: Sequence[type] = ()
+    """Of the same events, the types of their messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,12 +344,20 @@ class FactStore(Protocol):
         """Whether what another process stores reaches a follower at once: streams may be read from the store only."""
         ...
 
-    async def give_up(self, stream_id: StreamId) -> bool:
+    def begin(self, stream_id: StreamId, request_id: RequestId) -> None:
+        """Open the stream of a request that this process runs; the id has its JSON type."""
+        ...
+
+    async def give_up(self, stream_id: StreamId, request_id: RequestId) -> None:
         """Answer a request that this process ran, and runs no longer, with an error."""
         ...
 
-    async def claim(self, stream_ids: Iterable[StreamId]) -> None:
-        """Say again that this process runs the requests of these streams."""
+    async def open_standalone(self) -> EventId:
+        """A cursor for a client that opens the standalone stream without one; "": it cannot be read from the store."""
+        ...
+
+    def bind(self, *, ended: Callable[[], None], fenced: Callable[[StreamId], None]) -> None:
+        """Call back when the session was ended elsewhere, and when a request was answered in this process's place."""
         ...
 
     async def ping(self) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 
-from mcp_eventscope.answers import lost
+from mcp_eventscope.answers import not_stored
 from mcp_eventscope.redis import codec
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.write.batch import BATCH_BYTES
@@ -294,7 +294,7 @@ def _mark_of(items: list[Item]) -> tuple[str, bytes] | None:
     if not roles:
         return None  # Whoever follows the stream gives the request up anew.
     if "final" in roles:
-        return f"{_LOST}final", codec.encode(lost(items[0].stream_id))
+        return f"{_LOST}final", codec.encode(not_stored(items[0].stream_id, "it was dropped"))
     return _LOST + roles.pop(), b""
 
 

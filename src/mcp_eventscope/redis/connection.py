@@ -1,8 +1,8 @@
 """Clients: which ones are accepted, what they are called in messages, and how their errors are told."""
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
@@ -28,6 +28,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailableError
+from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.types import Trouble
 
 AnyRedis: TypeAlias = aioredis.Redis | aioredis.RedisCluster
@@ -123,6 +124,39 @@ def address_of(client: AnyRedis) -> str:
     if path := arguments.get("path"):
         return str(path)
     return f"{arguments.get('host', 'localhost')}:{arguments.get('port', 6379)}"
+
+
+T = TypeVar("T")
+
+
+async def call(operation: str, client: AnyRedis, breaker: CircuitBreaker, function: Callable[[], Awaitable[T]]) -> T:
+    """Call Redis, a second time if the connection was a stale one of the pool: for what may be done twice.
+
+    Args:
+        operation: As in `told_as`.
+        client: The client.
+        breaker: Records the failure, if there is one in the end.
+        function: Makes the call.
+
+    Raises:
+        StoreUnavailableError: Redis was not reached, or did not reply in time.
+        StoreRejectedError: Redis replied with an error.
+    """
+    stale = breaker.reason is None
+    while True:
+        try:
+            with told_as(operation, client):
+                return await function()
+        except StoreUnavailableError as error:
+            cause = error.__cause__ or error
+            trouble = trouble_of(cause)
+            if stale and trouble is Trouble.CONNECTION and isinstance(client, aioredis.Redis):
+                stale = False
+                await client.connection_pool.disconnect(inuse_connections=False)
+                continue
+            if not breaker.unreachable:
+                breaker.record_failure(trouble, failure_text(cause, client))
+            raise
 
 
 @contextmanager

@@ -18,13 +18,13 @@ class Identity:
 
     def __init__(self) -> None:
         self.name = ""
-        """Sixteen hexadecimal digits. To be read each time it is needed."""
+        """Twelve hexadecimal digits. To be read each time it is needed."""
         self.renew()
         _all.add(self)
 
     def renew(self) -> None:
         """Take another name."""
-        self.name = uuid.uuid4().hex[:16]
+        self.name = uuid.uuid4().hex[:12]
 
 
 def _forked() -> None:

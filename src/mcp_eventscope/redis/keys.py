@@ -37,7 +37,7 @@ class Keys:
         ValueError: `prefix` breaks a rule above.
     """
 
-    __slots__ = ("counter", "of_session", "prefix", "running", "sampler", "session", "workers")
+    __slots__ = ("counter", "of_session", "prefix", "requests", "running", "sampler", "session", "workers")
 
     def __init__(self, prefix: str) -> None:
         if not isinstance(prefix, str):
@@ -60,6 +60,7 @@ class Keys:
         """Whether these are a session's: only there is it known who runs the requests, and are small events texts."""
         self.counter = f"{prefix}counter"
         self.running = f"{prefix}running"
+        self.requests = f"{prefix}requests"
         self.session = f"{prefix}session"
         self.workers = f"{prefix}workers"
         self.sampler = f"{prefix}sampler"
@@ -71,6 +72,14 @@ class Keys:
     def stream(self, stream_id: str) -> str:
         """The key of a stream's index."""
         return f"{self.prefix}stream:{stream_id}"
+
+    def run(self, stream_id: str, run: str) -> str:
+        """The key of a run's list. `Keys.stream` of the same stream is the channel that wakes its followers."""
+        return f"{self.prefix}stream:{stream_id}:{run}"
+
+    def large(self, stream_id: str, run: str, number: int) -> str:
+        """The key of a large payload."""
+        return f"{self.prefix}large:{stream_id}:{run}:{number}"
 
     def worker(self, worker: str) -> str:
         """The key of a worker's lease."""

@@ -1,14 +1,12 @@
 """The Redis event store: append, replay and follow, each returning facts. It knows nothing of telemetry."""
 
-import copy
 import time
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Self
+from collections.abc import Callable
 
-from mcp_eventscope.answers import orphaned
+from mcp_eventscope.answers import not_stored, orphaned
 from mcp_eventscope.errors import StoreError, UnscopedStoreWarning
-from mcp_eventscope.redis import codec, scripts
+from mcp_eventscope.redis import codec
 from mcp_eventscope.redis.backlog import Backlog, Item
 from mcp_eventscope.redis.bounds import (
     BACKLOG_BYTES,
@@ -19,17 +17,22 @@ from mcp_eventscope.redis.bounds import (
     check_ttl,
 )
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
+from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.connection import AnyRedis, address_of, require_async, require_one_slot, told_as
 from mcp_eventscope.redis.follow import Followers
 from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
 from mcp_eventscope.redis.observers import Observers
+from mcp_eventscope.redis.read.followers import RunFollowers
+from mcp_eventscope.redis.read.run_reader import RunReader
 from mcp_eventscope.redis.reader import Reader
 from mcp_eventscope.redis.reading import Reading, age_of, lost_after, miss_of
 from mcp_eventscope.redis.sampling import Sampler
+from mcp_eventscope.redis.session_store import RedisSessionStore, SessionResources
 from mcp_eventscope.redis.signals import Signals
 from mcp_eventscope.redis.workers import Workers
 from mcp_eventscope.redis.write.sender import Sender
+from mcp_eventscope.redis.write.session_writer import SessionWriter
 from mcp_eventscope.redis.writer import Writer
 from mcp_eventscope.types import (
     FINAL,
@@ -43,6 +46,7 @@ from mcp_eventscope.types import (
     JSONRPCMessage,
     Miss,
     Replayed,
+    RequestId,
     StoreFact,
     StreamId,
     Waiting,
@@ -102,11 +106,39 @@ class RedisEventStore(EventStore):
         self._breaker = breaker = CircuitBreaker(store_timeout, observers)
         backlog = Backlog(backlog_bytes, backlog_events)
         self._writer = Writer(redis, self._worker, ttl, breaker, backlog, observers, self._wake, self._stored)
-        self._sender = Sender(redis, [self._writer], breaker, observers, self._reconnected)
+        clock = EventClock()
+        self._session_writer = session_writer = SessionWriter(
+            self._worker,
+            clock,
+            ttl,
+            breaker,
+            observers,
+            self._wake,
+            lambda request_id, reason: codec.encode(not_stored(request_id, reason)),
+            backlog_bytes,
+            backlog_events,
+        )
+        self._sender = Sender(redis, [session_writer, self._writer], breaker, observers, session_writer.verify)
         signals = Signals(redis)
         self._workers = Workers(redis, self._keys, self._worker, signals, breaker, observers)
         self._followers = Followers(redis, self._worker, self._workers, signals)
         self._reader = Reader(redis, breaker)
+        self._workers.on_tick(session_writer.renew, session_writer.verify)
+        reader = RunReader(redis, breaker, session_writer.runs)
+        self._sessions = SessionResources(
+            redis,
+            ttl,
+            self._worker,
+            self._workers,
+            clock,
+            breaker,
+            observers,
+            session_writer,
+            reader,
+            RunFollowers(redis, breaker, self._worker, self._workers, signals),
+            self.flush,
+            lambda: self.waiting,
+        )
         self._lane = self._writer.lane(self._keys)
         self._session: str | None = None
         self._warned = False
@@ -149,7 +181,7 @@ class RedisEventStore(EventStore):
         """Where Redis is: `host:port` or a socket's path, never a credential."""
         return address_of(self._redis)
 
-    def for_session(self, session_id: str) -> Self:
+    def for_session(self, session_id: str) -> RedisSessionStore:
         """The part of the store that is one session's.
 
         Its keys are under `{prefix}{session}:`, the braces literal: a Redis hash tag, so that one script may touch
@@ -161,11 +193,21 @@ class RedisEventStore(EventStore):
         Returns:
             A store on the same client, with the same TTL.
         """
-        part = copy.copy(self)
-        part._keys = self._keys.for_session(session_id)
-        part._session = session_id
-        part._lane = self._writer.lane(part._keys)
-        return part
+        return RedisSessionStore(self._sessions, self._keys.for_session(session_id), session_id)
+
+    def begin(self, stream_id: StreamId, request_id: RequestId) -> None:
+        """Do nothing: a stream of the root store begins with its first event."""
+
+    def bind(self, *, ended: Callable[[], None], fenced: Callable[[StreamId], None]) -> None:
+        """Do nothing: the root store knows neither sessions nor who runs a request."""
+
+    async def open_standalone(self) -> EventId:
+        """A cursor from which the standalone stream is read from now on."""
+        return (await self.append(GET_STREAM_KEY, None)).event_id
+
+    async def give_up(self, stream_id: StreamId, request_id: RequestId) -> None:
+        """Store an error as the response of a request."""
+        await self.append(stream_id, orphaned(request_id))
 
     def observe(self, told: Callable[[StoreFact], None]) -> None:
         """Have what arises in the middle of operations, and no caller is told, called back with.
@@ -180,7 +222,10 @@ class RedisEventStore(EventStore):
     def waiting(self) -> Waiting:
         """What is deferred in this process, of all sessions, and why."""
         events, payload_bytes = self._writer.deferred
-        return Waiting(events=events, payload_bytes=payload_bytes, away=self._breaker.reason)
+        sessions = self._session_writer
+        return Waiting(
+            events=events + sessions.events, payload_bytes=payload_bytes + sessions.bytes, away=self._breaker.reason
+        )
 
     async def flush(self, seconds: float = FLUSH_SECONDS) -> int:
         """Store what waits, and give the connection back to the client: before the process ends, and Redis is closed.
@@ -193,17 +238,15 @@ class RedisEventStore(EventStore):
         Returns:
             The number of events that were lost.
         """
+        self._session_writer.flush_now()
         for batch in await self._sender.drain(seconds):
             batch.abandon()
-        lost = self._writer.clear()
+        lost = self._writer.clear() + self._session_writer.clear()
         self._breaker.reset()
         return lost
 
     def _wake(self) -> None:
         self._sender.wake()
-
-    def _reconnected(self) -> None:
-        """A connection is open again after one broke."""
 
     async def ping(self) -> None:
         """Return when Redis answers.
@@ -290,35 +333,8 @@ class RedisEventStore(EventStore):
         if event_id:
             return Appended(event_id, len(payload))
         if event_id is None:
-            return Appended("", len(payload), deferred=True, later=item.later)
+            return Appended("", len(payload), deferred=True)
         return Appended("", len(payload), refused=True)
-
-    async def give_up(self, stream_id: StreamId, worker: str | None = None) -> bool:
-        """Answer a request whose worker is gone: an error is stored as its response, unless there is one.
-
-        Args:
-            stream_id: The stream of the request.
-            worker: Who ran it; None: this process.
-
-        Returns:
-            Whether it was given up now, by this call. While Redis is away it is not, and will be.
-
-        Raises:
-            StoreError: Redis did not take it.
-        """
-        payload = codec.encode(orphaned(stream_id))
-        gone = self._worker.name if worker is None else worker
-        acknowledged = self._writer.submit(Item(self._lane, stream_id, payload, f"orphaned:{gone}"))
-        return acknowledged is not None and bool(await acknowledged)
-
-    async def claim(self, stream_ids: Iterable[StreamId]) -> None:
-        """Say again that this process runs the requests of these streams: Redis has lost it.
-
-        Raises:
-            StoreError: Redis did not take it.
-        """
-        with told_as("write to", self._redis):
-            await scripts.claim(self._redis, self._keys, self._ttl, self._worker.name, stream_ids)
 
     def _stored(self, keys: Keys, stream_ids: set[StreamId]) -> None:
         self._followers.notify(keys, stream_ids)
@@ -383,14 +399,10 @@ class RedisEventStore(EventStore):
         """
         until = time.monotonic() + limit
         reading = Reading(stream_id, after, send, until_response=True)
-        failures, orphaned = 0, False
-        tracked = self._keys.of_session and stream_id != GET_STREAM_KEY
-        with self._followers.watching(self._keys, stream_id, after, tracked=tracked) as watch:
+        failures = 0
+        with self._followers.watching(self._keys, stream_id, after, tracked=False) as watch:
             while True:
                 try:
-                    if watch.orphan_of is not None:
-                        orphaned |= await self.give_up(stream_id, watch.orphan_of)
-                        watch.orphan_of = None
                     chunk = await self._reader.read(self._keys, reading.cursor, stream_id)
                     await self._reader.deliver(self._keys, reading, chunk)
                 except StoreError:
@@ -408,5 +420,4 @@ class RedisEventStore(EventStore):
             missing=reading.missing,
             corrupt=tuple(reading.corrupt),
             failures=failures,
-            orphaned=orphaned,
         )

@@ -14,6 +14,7 @@ import anyio
 from mcp_eventscope.errors import StoreError, StoreUnavailableError
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
+from mcp_eventscope.redis.clock import boot_microseconds
 from mcp_eventscope.redis.connection import AnyRedis, address_of, failure_text, told_as, trouble_of
 from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import Keys
@@ -27,6 +28,9 @@ Notice: TypeAlias = dict[str, Any]
 
 DEFAULT_LEASE = 10.0
 """Seconds after which a worker that does not say that it lives counts as gone."""
+_RETRY_SECONDS = 0.25
+"""How soon a renewal that failed is tried again."""
+_MICROSECONDS = 1_000_000
 PARTING_SECONDS = 1.0
 """How long a worker that ends takes to say so, at most; its lease says it otherwise."""
 
@@ -71,8 +75,29 @@ class Workers:
         self._blind_until = 0.0
         self._emptied_until = 0.0
         self._leased = False
-        self._was_away = False
+        self._written = self._attempted = 0
+        """The value of the lease: as Redis has acknowledged it last, and as it was last sent."""
+        self._renewed_at = 0
+        """When the lease was last renewed, by a clock that includes suspend, in microseconds."""
+        self._recovered = False
         self._sooner = asyncio.Event()
+        self._republish = asyncio.Event()
+        self._tick: Callable[[], None] = _nothing
+        self._state_lost: Callable[[], None] = _nothing
+
+    def on_tick(self, tick: Callable[[], None], state_lost: Callable[[], None]) -> None:
+        """Call back with each renewal of the lease, and when Redis has lost or rolled back what it held.
+
+        Args:
+            tick: Called after each renewal. It must not block.
+            state_lost: Called when the lease is gone, or holds a value that this worker did not write last.
+        """
+        self._tick, self._state_lost = tick, state_lost
+
+    @property
+    def lapsed(self) -> bool:
+        """Whether this worker's lease may have expired: other workers may have answered for it."""
+        return self._leased and boot_microseconds() - self._renewed_at > self.lease * _MICROSECONDS
 
     @contextmanager
     def unhurt(self) -> Iterator[None]:
@@ -99,7 +124,7 @@ class Workers:
 
     def _observed(self, fact: StoreFact) -> None:
         if isinstance(fact, CameBack):
-            self._was_away = True
+            self._recovered = True
             self._sooner.set()
 
     @asynccontextmanager
@@ -128,10 +153,12 @@ class Workers:
         with contextlib.suppress(StoreError):
             await self._renew()
             self._leased = True
-        renewing = asyncio.create_task(self._keep_renewing(lost), name="eventscope-lease")
+        renewing = asyncio.create_task(self._lease_loop(), name="eventscope-lease")
+        republishing = asyncio.create_task(self._republish_loop(lost), name="eventscope-republish")
         try:
             yield
         finally:
+            await end(republishing)
             await end(renewing)
             self._signals.ignore(self._keys.workers, listen)
             with anyio.CancelScope(shield=True), anyio.move_on_after(PARTING_SECONDS), contextlib.suppress(StoreError):
@@ -205,27 +232,55 @@ class Workers:
         return set() if time.monotonic() < self._blind_until else {name for name in alive if not alive[name]}
 
     async def _renew(self) -> bool:
-        """Renew the lease; whether it was still there."""
+        """Renew the lease; whether it held what this worker wrote last."""
         key, milliseconds = self._keys.worker(self._worker.name), round(self.lease * 1000)
+        self._attempted = value = self._attempted + 1
+        began = boot_microseconds()
         with told_as("write to", self._redis):
-            return await self._redis.set(key, "1", px=milliseconds, get=True) is not None
+            held = await self._redis.execute_command(
+                "SET", key, str(value), "PX", milliseconds, "GET", NEVER_DECODE=True
+            )
+        # A renewal whose reply was lost may have been carried out.
+        expected = held is not None and held.isdigit() and self._written <= int(held) < value
+        self._written, self._renewed_at = value, began
+        return expected
 
-    async def _keep_renewing(self, lost: Callable[[], Awaitable[None]]) -> None:
-        """Renew in time for one renewal to fail. Redis counts the time, so no clock of ours matters."""
+    async def _lease_loop(self) -> None:
+        """Renew in time for one renewal to fail. Nothing else is awaited here, however much has to be published."""
         well = True
         while True:
-            with anyio.move_on_after(self.lease / 3):
+            with anyio.move_on_after(self.lease / 3 if well else min(self.lease / 3, _RETRY_SECONDS)):
                 await self._sooner.wait()
             self._sooner.clear()
-            well, self._was_away = well and not self._was_away, False
             try:
-                held = await self._renew()
-                if not held and self._leased:
-                    self._emptied_until = time.monotonic() + self.lease
-                if not (held and well):
-                    self._blind_until = time.monotonic() + self.lease
-                    await lost()
-                self._leased = well = True
+                with anyio.fail_after(self.lease / 3):
+                    held = await self._renew()
             except Exception:  # noqa: BLE001 - whatever it is: a lease that is no longer renewed ends all that runs here
                 well = False
                 self._blind_until = time.monotonic() + self.lease
+                continue
+            well = well and not self._recovered
+            self._recovered = False
+            if not held and self._leased:
+                self._emptied_until = time.monotonic() + self.lease
+                self._state_lost()
+            if not (held and well):
+                self._blind_until = time.monotonic() + self.lease
+                self._republish.set()
+            self._leased = well = True
+            self._tick()
+
+    async def _republish_loop(self, lost: Callable[[], Awaitable[None]]) -> None:
+        """Publish again what Redis may have lost, until it is done."""
+        while True:
+            await self._republish.wait()
+            self._republish.clear()
+            try:
+                await lost()
+            except Exception:  # noqa: BLE001 - whatever it is: it is tried again after the next renewal
+                self._republish.set()
+                await asyncio.sleep(_RETRY_SECONDS)
+
+
+def _nothing() -> None:
+    """Do nothing: there are no sessions."""

@@ -141,13 +141,14 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     async def run(self) -> AsyncIterator[None]:
         """Run as the SDK's manager does; where the store knows other workers, as one of them."""
         async with AsyncExitStack() as stack:
+            if self._workers is not None:
+                # Its lease is given up last: other workers would answer for events that are about to be acknowledged.
+                await stack.enter_async_context(self._workers.alive(self._lease, self._heard, self._say_again))
             if self._store is not None:
                 stack.push_async_callback(_flush, self._store)
             await stack.enter_async_context(super().run())
-            if self._workers is not None:
-                await stack.enter_async_context(self._workers.alive(self._lease, self._heard, self._say_again))
-                if self._task_group is not None and self._records is not None:
-                    self._task_group.start_soon(self._keep_records, self._records.ttl)
+            if self._task_group is not None and self._records is not None:
+                self._task_group.start_soon(self._keep_records, self._records.ttl)
             try:
                 yield
             finally:
@@ -185,9 +186,11 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     def _transport_of(self, store: InstrumentedEventStore, session_id: str) -> ResumableTransport:
         """Make the transport of a session."""
+        view = SessionView(store.for_session(session_id), follow_limit=self._follow_limit)
+        view.ended = lambda: self._ended_elsewhere(session_id)
         return ResumableTransport(
-            SessionView(store.for_session(session_id), follow_limit=self._follow_limit),
-            stopped=lambda stream: self._tell(session=session_id, stop=stream),
+            view,
+            stopped=lambda name: self._tell(session=session_id, stop=name),
             elsewhere=lambda message: self._tell(
                 session=session_id, deliver=message.model_dump(mode="json", by_alias=True, exclude_unset=True)
             ),
@@ -197,6 +200,13 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             retry_interval=self.retry_interval,
             idle_timeout=self.session_idle_timeout,
         )
+
+    def _ended_elsewhere(self, session_id: str) -> None:
+        """The session was ended on another worker: forget it here."""
+        transport = self._server_instances.get(session_id)
+        if transport is not None and self._task_group is not None:
+            self._telling.ends(session_id, SessionEnd.ELSEWHERE)
+            self._task_group.start_soon(self._discard_session, session_id, transport)
 
     async def _serve_opening_request(
         self, http_transport: StreamableHTTPServerTransport, scope: Scope, receive: Receive, send: Send
@@ -250,7 +260,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         began = anyio.current_time()
         await super()._handle_stateful_request(scope, receive, end_first)
         if anyio.current_time() - began > records.ttl * _SOON:  # Else it counts as renewed when it began.
-            await records.renew(session_id, owner=owner_of(requestor))
+            self._renew_soon(session_id, owner_of(requestor))
 
     async def _prepare(
         self, session_id: str, requestor: AuthorizationContext | None, *, patient: bool
@@ -259,6 +269,10 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
         Who comes for a stream waits for Redis: a client that is refused twice gives its stream up.
         """
+        if session_id in self._server_instances:
+            self._renew_soon(session_id, owner_of(requestor))
+            self._telling.check(self, session_id, requestor)
+            return None
         record = await self._renew(session_id, owner_of(requestor))
         until = anyio.current_time() + (_PATIENT_SECONDS if patient else 0)
         while record.state == UNREAD and session_id not in self._server_instances and anyio.current_time() < until:
@@ -273,6 +287,11 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                 return sdk.unavailable("Too many open sessions")
         self._telling.check(self, session_id, requestor, others=record.state == "other")
         return None
+
+    def _renew_soon(self, session_id: str, owner: str) -> None:
+        """Renew the record of a session that is served here in the background, unless that has just been done."""
+        if self._records is not None and self._task_group is not None and self._records.due(session_id):
+            self._task_group.start_soon(self._renew, session_id, owner)
 
     async def _renew(self, session_id: str, owner: str) -> SessionRecord:
         """Renew the record of a session. One that was ended elsewhere ends here, one that Redis has lost is made."""
@@ -352,15 +371,12 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                 await transport.view.give_up()
 
     async def _say_again(self) -> None:
-        """Redis has lost what this worker has told it, or was not there to be told."""
+        """Redis has lost the records of sessions, or was not there to take them."""
         if self._records is not None:
             await self._records.say_again()
-        for transport in self._served():
-            session_id = transport.mcp_session_id or ""
-            if self._records is not None:
+            for transport in self._served():
+                session_id = transport.mcp_session_id or ""
                 await self._record(session_id, self._records.handshakes.get(session_id))
-                with self._records.unhurt():
-                    await transport.view.claim()
 
     def _heard(self, notice: Notice) -> None:
         """Another worker has told something, or perhaps has and was not heard."""
@@ -371,14 +387,13 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         if not isinstance(transport, ResumableTransport) or self._task_group is None:
             return
         if "stop" in notice:
-            transport.view.stop(str(notice["stop"]))
+            transport.stop(str(notice["stop"]))
         elif "deliver" in notice:
             with contextlib.suppress(ValueError):
                 message = jsonrpc_message_adapter.validate_python(notice["deliver"], by_name=False)
                 self._task_group.start_soon(transport.deliver, message)
         elif "ended" in notice:
-            self._telling.ends(session_id, SessionEnd.ELSEWHERE)
-            self._task_group.start_soon(self._discard_session, session_id, transport)
+            self._ended_elsewhere(session_id)
 
     def _tell(self, **notice: object) -> None:
         """Tell the other workers, without waiting for it."""

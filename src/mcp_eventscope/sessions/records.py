@@ -1,11 +1,19 @@
 """What other workers know of the sessions here, and are told: never at the cost of a session that is being served."""
 
 from contextlib import AbstractContextManager
+from math import inf
+
+import anyio
 
 from mcp_eventscope.redis.workers import SessionRecord, Workers
 
 UNREAD = "unread"
 """The state of a record that Redis could not be asked for. A client that is told 404 would give its session up."""
+
+
+_RENEWED_PART, _RENEWED_SECONDS = 0.1, 1.0
+"""How long a record counts as renewed, as a part of its time to live, and in seconds at most: a session that was ended
+elsewhere is found to be so in this time, should the notice be lost."""
 
 
 class Records:
@@ -23,6 +31,7 @@ class Records:
         """By session: what another worker needs to serve it."""
         self._recorded: set[str] = set()
         self._ended: set[str] = set()
+        self._renewed: dict[str, float] = {}
 
     async def make(self, session_id: str, *, owner: str, handshake: str) -> None:
         """Record a session, and remember how, for when Redis has lost it."""
@@ -31,6 +40,14 @@ class Records:
         with self._workers.unhurt():
             await self._workers.record(session_id, owner=owner, handshake=handshake, ttl=self.ttl, again=again)
             self._recorded.add(session_id)
+
+    def due(self, session_id: str) -> bool:
+        """Whether the record is to be renewed, now; the caller does it."""
+        now = anyio.current_time()
+        if now - self._renewed.get(session_id, -inf) < min(self.ttl * _RENEWED_PART, _RENEWED_SECONDS):
+            return False
+        self._renewed[session_id] = now
+        return True
 
     async def renew(self, session_id: str, *, owner: str) -> SessionRecord:
         """Renew the record of a session, for its owner, and read it; `UNREAD` when Redis does not say."""
@@ -63,6 +80,7 @@ class Records:
         """The session is no longer here."""
         self.handshakes.pop(session_id, None)
         self._recorded.discard(session_id)
+        self._renewed.pop(session_id, None)
 
     def unhurt(self) -> AbstractContextManager[None]:
         """See `Workers.unhurt`."""

@@ -2,11 +2,12 @@
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
-from contextvars import Context
+from contextvars import Context, ContextVar
 from http import HTTPStatus
 from typing import Any
 
 import anyio
+import pydantic_core
 from mcp.server.streamable_http import (
     GET_STREAM_KEY,
     LAST_EVENT_ID_HEADER,
@@ -23,7 +24,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from mcp_eventscope.sessions import wire
-from mcp_eventscope.sessions.view import SessionView
+from mcp_eventscope.sessions.view import Priming, SessionView, WireId, understands_priming
 from mcp_eventscope.telemetry import propagation
 from mcp_eventscope.types import EventMessage
 
@@ -57,7 +58,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
         self.view = view
         view.sender = self._sender
         # Not sent either, then: the client comes back for the answer that it was given.
-        view.given_up = super().close_sse_stream
+        view.fenced = super().close_sse_stream
         self._stopped = stopped
         self._elsewhere = elsewhere
 
@@ -88,18 +89,59 @@ class ResumableTransport(StreamableHTTPServerTransport):
         return getattr(getattr(self, "_write_stream_reader", None), "last_context", None)
 
     async def _handle_post_request(self, scope: Scope, request: Request, receive: Receive, send: Send) -> None:
-        """Serve as the SDK does, in the trace that the request names."""
+        """Serve as the SDK does, in the trace that the request names, and see that the request's stream has an end."""
         body = b""
-        with suppress(Exception):  # The SDK reads it again, and says what is wrong.
+        with suppress(Exception):  # The SDK reads it again, and reports what is wrong.
             body = await request.body()
-        with propagation.continued(body):
-            await super()._handle_post_request(scope, request, receive, send)
+        admission = _Admission(body)
+        token = _admitting.set(admission)
+        try:
+            with propagation.continued(body):
+                await super()._handle_post_request(scope, request, receive, send)
+        finally:
+            _admitting.reset(token)
+            if admission.begun is not None and not admission.dispatched:
+                # Admitted, and the server never received it: the session ended, or this task was cancelled.
+                with anyio.CancelScope(shield=True):
+                    await self.view.abandon(admission.begun)
+
+    async def _mint_priming_event(self, stream_id: str, protocol_version: str) -> Any:
+        """Open the request's stream: the SDK calls this where it has admitted a request."""
+        admission = _admitting.get(None)
+        request_id = None if admission is None else admission.request_id
+        if admission is not None and request_id is not None and str(request_id) == stream_id:
+            self.view.begin(request_id)
+            admission.begun = request_id
+        return await super()._mint_priming_event(stream_id, protocol_version)
+
+    def _create_event_data(self, event_message: EventMessage) -> Any:
+        """Render an event once: the store has the message as JSON already."""
+        event_id, message = event_message.event_id, event_message.message
+        if isinstance(event_id, WireId):
+            return b"id: %b\r\nevent: message\r\ndata: %b\r\n\r\n" % (event_id.encode(), event_id.payload)
+        if isinstance(message, Priming):
+            priming = {"id": event_id, "data": ""}
+            return priming if self._retry_interval is None else {**priming, "retry": self._retry_interval}
+        return super()._create_event_data(event_message)
 
     def close_sse_stream(self, request_id: RequestId) -> None:
         """Close the stream of a request, whether it is the first one or was resumed, here or on another worker."""
+        name = self.view.name_of(str(request_id))
         super().close_sse_stream(request_id)
-        self.view.stop(str(request_id))
-        self._stopped(str(request_id))
+        if name:
+            self.view.stop(name)
+            self._stopped(name)
+
+    def stop(self, name: str) -> None:
+        """End the connections of a stream here: a newer one was made, or the server closes it.
+
+        Args:
+            name: The stream's name.
+        """
+        self.view.stop(name)
+        stream_id = self.view.stream_of(name)
+        if stream_id is not None:
+            super().close_sse_stream(stream_id)
 
     async def handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve as the SDK does, and end a stream in order when the server is stopped.
@@ -122,6 +164,8 @@ class ResumableTransport(StreamableHTTPServerTransport):
 
     async def _handle_get_request(self, request: Request, send: Send) -> None:
         """Serve a GET: a resume, or the standalone stream from now on, which is resumed from a cursor of its own."""
+        version = request.headers.get(MCP_PROTOCOL_VERSION_HEADER, DEFAULT_NEGOTIATED_VERSION)
+        understands_priming.set(is_version_at_least(version, _PRIMED_SINCE))
         cursor = request.headers.get(LAST_EVENT_ID_HEADER)
         if cursor:
             parts = wire.split(cursor)
@@ -134,26 +178,48 @@ class ResumableTransport(StreamableHTTPServerTransport):
                 )
                 await refusal(request.scope, request.receive, send)
                 return
-            standalone = parts[1] == GET_STREAM_KEY
+            name = parts[1]
         else:
-            standalone = True
+            name = GET_STREAM_KEY
             _, accepts = check_accept_headers(request)
-            version = request.headers.get(MCP_PROTOCOL_VERSION_HEADER, DEFAULT_NEGOTIATED_VERSION)
-            primed = is_version_at_least(version, _PRIMED_SINCE)
-            cursor = await self.view.open_standalone(primed=primed) if accepts else ""
+            cursor = await self.view.open_standalone() if accepts else ""
             if cursor:
-                name = LAST_EVENT_ID_HEADER.encode()  # Once: it may be there, and empty.
-                headers = [*(row for row in request.scope["headers"] if row[0] != name), (name, cursor.encode())]
+                header = LAST_EVENT_ID_HEADER.encode()  # Once: it may be there, and empty.
+                headers = [*(row for row in request.scope["headers"] if row[0] != header), (header, cursor.encode())]
                 request = Request({**request.scope, "headers": headers}, request.receive)
-        if standalone:
-            # One connection at a time gets each message: the newest, for the older one may be half-open.
-            self.view.stop(GET_STREAM_KEY)
-            self._stopped(GET_STREAM_KEY)
+        # One connection at a time gets each message: the newest, since the older one may be half-open.
+        self.stop(name)
+        self._stopped(name)
         await super()._handle_get_request(request, send)
 
 
 async def _to_nobody(_: EventMessage) -> None:
     """Send nothing."""
+
+
+class _Admission:
+    """A POST, from its arrival until the server has its request."""
+
+    __slots__ = ("_body", "begun", "dispatched")
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self.begun: RequestId | None = None
+        """The request whose stream was opened."""
+        self.dispatched = False
+        """Whether the server has received the message."""
+
+    @property
+    def request_id(self) -> RequestId | None:
+        """The request's id, with its JSON type, which the SDK's name of the stream does not tell."""
+        with suppress(ValueError):
+            message = pydantic_core.from_json(self._body)
+            if isinstance(message, dict) and isinstance(request_id := message.get("id"), int | str):
+                return request_id
+        return None
+
+
+_admitting: ContextVar[_Admission | None] = ContextVar("admitting", default=None)
 
 
 class _Sorted:
@@ -170,6 +236,9 @@ class _Sorted:
         self._look(item)
         if self._stream is not None:
             await self._stream.send(item)
+            admission = _admitting.get(None)
+            if admission is not None:
+                admission.dispatched = True
 
     async def aclose(self) -> None:
         """Close the stream."""

@@ -1,4 +1,4 @@
-"""Event ids as a client sees them, and the names of streams: what comes from outside is encoded and bounded.
+"""Event ids as a client sees them, and the names of streams: text from outside is encoded and bounded.
 
 An id on the wire is `<event id>.<stream name>`, both percent-encoded. The stream is known even after the event has
 expired. Browsers and proxies see visible ASCII without spaces, whatever a client chose as its request id.
@@ -8,31 +8,37 @@ import hashlib
 import re
 from urllib.parse import quote, unquote
 
-EMPTY_NAME = "!"
-"""The name of the stream whose id is empty. Percent-encoding never writes a `!`."""
+from mcp.types import RequestId
+
 MAX_NAME = 128
 """The longest stream name in bytes; a longer one is hashed, so that keys and ids stay small."""
-MAX_ID = 512
-"""The longest id that is looked at, in characters: an event id (a store of others may have long ones) and a name."""
+MAX_ID = 2048
+"""The longest id that is looked at, in characters: one of a standalone stream names a position for each worker."""
 
-_ID = re.compile(r"(?P<event>[A-Za-z0-9_~%-]+)\.(?P<stream>!|!?[A-Za-z0-9_.~%-]+)", re.ASCII)
+_ID = re.compile(r"(?P<event>[A-Za-z0-9_~%-]+)\.(?P<stream>!?[A-Za-z0-9_.~%-]+)", re.ASCII)
+_PLAIN = re.compile(r"[A-Za-z0-9_~-]+", re.ASCII)
+_NUMBER = re.compile(r"0|-?[1-9][0-9]*", re.ASCII)
 
 
-def stream_name(stream_id: str) -> str:
-    """The name of a stream in keys and ids: percent-encoded, or `!` and a SHA-256 where that is too long.
+def stream_name(request_id: RequestId) -> str:
+    """The name of a request's stream in keys and ids: it says whether the id is a number or a string.
 
     Args:
-        stream_id: The SDK's stream id: a request id as text, which is the client's to choose, or `_GET_stream`.
+        request_id: The client's id of the request, with its JSON type: `7` and `"7"` are different requests.
 
     Returns:
-        At most `MAX_NAME` visible ASCII characters, and at least one; different for different streams.
+        At most `MAX_NAME` visible ASCII characters: a number as it is, a string percent-encoded behind a `~`; if that is
+        longer, `!` and the SHA-256. Different for different requests.
     """
-    if not stream_id:
-        return EMPTY_NAME  # "" is a request id like any other.
-    name = stream_id if _plain(stream_id) else quote(stream_id, safe="")
-    if len(name) <= MAX_NAME:
-        return name
-    return f"!{hashlib.sha256(stream_id.encode()).hexdigest()}"
+    name = f"~{quote(request_id, safe='')}" if isinstance(request_id, str) else str(request_id)
+    return name if len(name) <= MAX_NAME else f"!{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def request_id_of(name: str) -> RequestId | None:
+    """The request id that a stream is named after; None where the name is a hash, or no request's."""
+    if name.startswith("~"):
+        return unquote(name[1:])
+    return int(name) if _NUMBER.fullmatch(name) else None
 
 
 def join(event_id: str, stream: str) -> str:
@@ -40,16 +46,11 @@ def join(event_id: str, stream: str) -> str:
 
     Args:
         event_id: The store's id of the event.
-        stream: From `stream_name`.
+        stream: From `stream_name`, or the standalone stream's.
     """
-    if not _plain(event_id):
+    if _PLAIN.fullmatch(event_id) is None:
         event_id = quote(event_id, safe="").replace(".", "%2E")
     return f"{event_id}.{stream}"
-
-
-def _plain(text: str) -> bool:
-    """Whether it is encoded as itself, which most ids are: to find that out by encoding takes as long as to store."""
-    return text.isalnum() and text.isascii()
 
 
 def split(wire_id: str) -> tuple[str, str] | None:
@@ -61,5 +62,5 @@ def split(wire_id: str) -> tuple[str, str] | None:
     if len(wire_id) > MAX_ID or not (match := _ID.fullmatch(wire_id)):
         return None
     event_id, stream = unquote(match["event"], errors="replace"), match["stream"]
-    # Only what `join` writes: two texts for one id would be two cursors for one event.
+    # Only the text that `join` writes: two texts for one id would be two cursors for one event.
     return (event_id, stream) if join(event_id, stream) == wire_id else None

@@ -10,7 +10,7 @@ from mcp_eventscope.telemetry.declarations import STORE, Label, LogEvent, Metric
 STORE_OUTCOME = Label("outcome", ("ok", "deferred", "refused", "error", "cancelled"))
 KIND = Label("kind", ("priming", "request", "notification", "response", "error"))
 REPLAY_OUTCOME = Label("outcome", ("resumed", "caught_up", "gap", "missed", "error", "client_gone", "cancelled"))
-FOLLOW_OUTCOME = Label("outcome", ("completed", "limit", "error", "client_gone", "cancelled"))
+FOLLOW_OUTCOME = Label("outcome", ("completed", "limit", "gone", "error", "client_gone", "cancelled"))
 MISS_REASON = Label("reason", ("malformed", "unknown", "expired"))
 OPERATION = Label("operation", ("store", "replay", "follow"))
 ERROR_TYPE = Label("error_type", ("unavailable", "rejected", "other"))
@@ -18,7 +18,7 @@ TROUBLE = Label(
     "reason",
     ("timeout", "connection", "pool", "loading", "busy", "readonly", "oom", "noscript", "auth", "other"),
 )
-LOSS_REASON = Label("reason", ("overflow", "rejected", "shutdown"))
+LOSS_REASON = Label("reason", ("overflow", "rejected", "rollback", "shutdown"))
 SINK = Label("sink", ("metrics", "otel_metrics", "traces", "logs"))
 SAMPLE_OUTCOME = Label("outcome", ("ok", "elsewhere", "error", "cancelled"))
 
@@ -35,9 +35,22 @@ AGE_SECONDS = (0.5, 1, 2, 5, 10, 30, 60, 300, 900, 1_800, 3_600, 14_400, 86_400)
 STORE_DURATION = Metric(
     "eventscope_store_duration_seconds",
     MetricType.HISTOGRAM,
-    "Seconds to store one event, by how it ended.",
+    "Seconds between accepting an event and Redis's acknowledgement, by how it ended.",
     (STORE, STORE_OUTCOME),
     STORE_SECONDS,
+)
+STORE_WAIT = Metric(
+    "eventscope_store_wait_seconds",
+    MetricType.HISTOGRAM,
+    "Seconds that the sender of a message waited for the event store. It stores in the background.",
+    (STORE,),
+    STORE_SECONDS,
+)
+ACCEPTED_EVENTS = Metric(
+    "eventscope_events_accepted_total",
+    MetricType.COUNTER,
+    "Events of sessions that were accepted: each is stored later, or counted as lost or refused.",
+    (STORE,),
 )
 STORED_EVENTS = Metric(
     "eventscope_stored_events_total",
@@ -223,6 +236,8 @@ SAMPLE_DURATION = Metric(
 
 METRICS = (
     STORE_DURATION,
+    STORE_WAIT,
+    ACCEPTED_EVENTS,
     STORED_EVENTS,
     STORED_BYTES,
     COMMIT_DURATION,

@@ -54,7 +54,7 @@ class Histogram(Protocol):
 class Instruments(Protocol):
     """The instruments of one store, made from the catalog. `values` are of the labels that follow the store's."""
 
-    def tally(self, write: Callable[[Noted], None], failed: Callable[[Exception], None]) -> Tally | None:
+    def tally(self, purpose: str, write: Callable[[Noted], None], failed: Callable[[Exception], None]) -> Tally | None:
         """What stored events are noted in; None where to count many at once costs as much as one by one."""
         ...
 

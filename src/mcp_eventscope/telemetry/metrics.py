@@ -13,7 +13,7 @@ from mcp_eventscope.telemetry.measurements import (
     StoreMeasurement,
 )
 from mcp_eventscope.telemetry.serving import ServingMetrics
-from mcp_eventscope.telemetry.tally import Note, Noted, SpanIds
+from mcp_eventscope.telemetry.tally import Note, Noted, Recorded, SpanIds
 from mcp_eventscope.types import CameBack, Committed, Lost, Retried, StoreFact, Waiting, WentAway, kind_of_type
 
 _TAKEN = frozenset({"ok", "deferred"})
@@ -65,9 +65,14 @@ class MetricsSink:
         self._sampled = {metric.name: instruments.sampled(metric) for metric in catalog.METRICS if metric.sampled}
         self._failures = {v: counter(catalog.TELEMETRY_FAILURES, v) for v in _values(catalog.SINK)}
         self.serving = ServingMetrics(instruments)
-        self._tally = instruments.tally(self._write, failed)
+        self._tally = instruments.tally("stored", self._write, failed)
         self.stored: Note = self._store if self._tally is None else self._tally.note
         """An event was stored: what mostly happens. It may be written with others."""
+        self._wait = histogram(catalog.STORE_WAIT)
+        self._accepted_events = counter(catalog.ACCEPTED_EVENTS)
+        self._accepted_tally = instruments.tally("accepted", self._write_accepted, failed)
+        self.accepted: Note = self._accept if self._accepted_tally is None else self._accepted_tally.note
+        """An event was accepted, and is stored in the background; with the seconds that the caller waited."""
 
     def configured(self, ttl: int | None) -> None:
         """A store was decorated."""
@@ -75,8 +80,9 @@ class MetricsSink:
 
     def flush(self) -> None:
         """Write what was noted."""
-        if self._tally is not None:
-            self._tally.flush()
+        for tally in (self._tally, self._accepted_tally):
+            if tally is not None:
+                tally.flush()
 
     def _store(self, seconds: float, message: type, payload_bytes: int, span: SpanIds | None = None) -> None:
         self._store_seconds["ok"].observe(seconds, span and exemplar_of(span))
@@ -89,6 +95,14 @@ class MetricsSink:
         for message, count in collections.Counter(noted.messages).items():
             self._stored[kind_of_type(message)].inc(count)
 
+    def _accept(self, seconds: float, message: type, payload_bytes: int, span: SpanIds | None = None) -> None:
+        self._wait.observe(seconds)
+        self._accepted_events.inc()
+
+    def _write_accepted(self, noted: Noted) -> None:
+        self._wait.observe_all(noted.seconds, noted.recorded)
+        self._accepted_events.inc(len(noted.seconds))
+
     def appended(self, store: StoreMeasurement, span: SpanIds | None = None) -> None:
         """An event was deferred, refused, or not taken at all; or it was stored, in a span of its own."""
         self._store_seconds[store.outcome].observe(store.seconds, span and exemplar_of(span))
@@ -98,12 +112,21 @@ class MetricsSink:
         if store.error_type is not None:
             self._errors["store", store.error_type].inc()
 
+    def committed(self, fact: Committed, recorded: list[Recorded]) -> None:
+        """A batch was stored, in the background or for callers that waited."""
+        self._commit_seconds.observe(fact.seconds)
+        self._commit_events.observe(fact.events)
+        if fact.latencies:
+            self._store_seconds["ok"].observe_all(list(fact.latencies), recorded)
+            self._stored_bytes.inc(fact.payload_bytes)
+            for message, count in collections.Counter(fact.messages).items():
+                self._stored[kind_of_type(message)].inc(count)
+
     def told(self, fact: StoreFact) -> None:
         """The store has told something that no caller is told."""
         match fact:
             case Committed():
-                self._commit_seconds.observe(fact.seconds)
-                self._commit_events.observe(fact.events)
+                self.committed(fact, [])
             case Retried():
                 self._retries[fact.reason].inc()
             case WentAway():

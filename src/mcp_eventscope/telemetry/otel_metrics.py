@@ -36,7 +36,7 @@ class _Instruments:
         self._store = store
         self._meter = meter
 
-    def tally(self, write: Callable[[Noted], None], failed: Callable[[Exception], None]) -> None:
+    def tally(self, purpose: str, write: Callable[[Noted], None], failed: Callable[[Exception], None]) -> None:
         """None: the SDK has no way to record many at once."""
 
     def counter(self, metric: declarations.Metric, *values: str) -> "_Counter":

@@ -24,7 +24,7 @@ _F = TypeVar("_F", bound=_Family)
 # One set of instruments a registry: a second store on it shares them, told apart by the `store` label.
 _families: WeakKeyDictionary[Registry, dict[str, _Family]] = WeakKeyDictionary()
 # By the name of the store, for what one has noted is to be counted though nothing else is left of it.
-_tallies: WeakKeyDictionary[Registry, dict[str, Tally]] = WeakKeyDictionary()
+_tallies: WeakKeyDictionary[Registry, dict[tuple[str, str], Tally]] = WeakKeyDictionary()
 # In multiprocess mode one set for all registries of the process: a value is a place in the process's file, which two
 # instruments of the same name would both write, each without knowing of the other.
 _shared: dict[str, _Family] = {}
@@ -108,10 +108,11 @@ class _Instruments:
         self._first = multiprocess.directory() is not None and store not in _stores
         _stores.add(store)
 
-    def tally(self, write: Callable[[Noted], None], failed: Callable[[Exception], None]) -> Tally:
-        if self._store not in self._tallies:
-            self._tallies[self._store] = Tally(write, failed, every_turn=multiprocess.directory() is not None)
-        return self._tallies[self._store]
+    def tally(self, purpose: str, write: Callable[[Noted], None], failed: Callable[[Exception], None]) -> Tally:
+        if (self._store, purpose) not in self._tallies:
+            every_turn = multiprocess.directory() is not None
+            self._tallies[self._store, purpose] = Tally(write, failed, every_turn=every_turn)
+        return self._tallies[self._store, purpose]
 
     def counter(self, metric: declarations.Metric, *values: str) -> Counter:
         return _typed(Counter, self._families[metric.name]).labels(self._store, *values)

@@ -22,6 +22,8 @@ LINGER_SECONDS = 1.0
 """How long an idle connection is kept for the next event."""
 SPARE_CONNECTIONS = 4
 """A pool that has fewer than these needs the connection for something else."""
+LOOP_LATE = 0.05
+"""Seconds by which a timer may be late before the loop, and not Redis, is taken for what was slow."""
 FIRST_RETRY, LAST_RETRY = 0.05, 0.25
 """Seconds before Redis is tried again, the first time and after many."""
 
@@ -60,6 +62,7 @@ class Sender:
         self._lingering: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._wakeup: asyncio.Future[None] | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
         self._in_flight: deque[Batch] = deque()
         # Each with whether the script's text has to be sent.
         self._retry_queue: deque[tuple[Batch, bool]] = deque()
@@ -126,6 +129,9 @@ class Sender:
         finally:
             self._task = None
             self._requeue(None, "")
+            if self._watchdog is not None:
+                self._watchdog.cancel()
+                self._watchdog = None
             # Not immediately, since taking a connection from the pool takes as long as storing an event.
             pool = getattr(self._redis, "connection_pool", None)
             linger = LINGER_SECONDS if getattr(pool, "max_connections", 0) >= SPARE_CONNECTIONS else 0.0
@@ -141,6 +147,7 @@ class Sender:
                     batch, as_eval = following
                     batch.sent = loop.time()
                     self._in_flight.append(batch)
+                    self._watch(loop)
                     await open_transport.send(batch, as_eval=as_eval)
                     if reading is None or reading.done():
                         _raise_from(reading)
@@ -178,6 +185,24 @@ class Sender:
             if source.ready and (taken := source.take(open_transport.parts)) is not None:
                 return taken, False
         return None
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Open the circuit when a batch is not acknowledged in time."""
+        if self._watchdog is None and self._in_flight:
+            due = self._in_flight[0].sent + self._breaker.call_timeout
+            self._watchdog = loop.call_at(due, self._look, loop, due)
+
+    def _look(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        self._watchdog = None
+        now = loop.time()
+        if now - due > LOOP_LATE:  # The reply may be there, and this process had no time to read it.
+            self._watchdog = loop.call_at(now + LOOP_LATE, self._look, loop, now + LOOP_LATE)
+            return
+        if self._in_flight and self._in_flight[0].sent + self._breaker.call_timeout <= now:
+            if self._breaker.reason is None:
+                self._breaker.record_failure(Trouble.TIMEOUT, failure_text(TimeoutError(), self._redis))
+            return  # The next batch that is sent is watched again.
+        self._watch(loop)
 
     def _ring(self, _: object = None) -> None:
         if self._wakeup is not None and not self._wakeup.done():

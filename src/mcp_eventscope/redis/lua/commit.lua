@@ -1,0 +1,141 @@
+-- Commit events of any number of runs: each event once, in the order of its run's numbers.
+--
+-- KEYS     for each part: the run's list; the session's `requests`; the session's record; then one key for each
+--          large payload of the part
+-- ARGV[1]  ttl in whole seconds; 0 keeps the keys without expiry
+-- ARGV[2…] for each part: the run; its entry in `requests`; the number of its first event; its marks; how many
+--          large payloads it has; how many elements; the elements; and the large payloads
+--          Marks: "f" the last element ends the run, "s" the run belongs to a standalone stream, "r" renew the TTLs
+--          and trim.
+-- Returns  lines: Redis's clock in microseconds; then one for each part:
+--            "k" last number, and "w" behind it if another process follows the stream: committed
+--            "b" last number: the list ends before the part's first event; nothing was written
+--            "x": an answer was stored in place of this run's worker; nothing was written
+--            "e": the session has ended; nothing was written
+--            "!" error: Redis refuses the part; nothing was written
+--          An error that concerns more than the part's keys (OOM, READONLY, …) is an error of the whole call.
+--
+-- An element is "number time marks…\npayload". A number that the list has is skipped, so a commit may be repeated.
+
+local TRIMMED_AT_ONCE = 64
+
+local ttl = tonumber(ARGV[1])
+local now = redis.call('TIME')
+local clock = now[1] * 1000000 + now[2]
+local horizon = clock - ttl * 1000000
+local ended = {}
+local replies = { string.format('%.0f', clock) }
+local broken
+
+local function attempt(...)
+  local reply = redis.pcall(...)
+  if type(reply) ~= 'table' or not reply.err then
+    return reply
+  end
+  local code = string.match(reply.err, '^%-?(%u+)')
+  if code ~= 'WRONGTYPE' and code ~= 'ERR' then
+    broken = reply.err
+  end
+  return nil, (string.gsub(reply.err, '[\r\n]', ' '))
+end
+
+local function number_of(element)
+  return tonumber(string.match(element, '^%d+') or '0')
+end
+
+local function trim(list)
+  for _ = 1, TRIMMED_AT_ONCE do
+    local time = string.match(redis.call('LINDEX', list, 0) or '', '^%d+ (%d+)')
+    if not time or tonumber(time) >= horizon or redis.call('LLEN', list) < 2 then
+      return
+    end
+    redis.call('LPOP', list)
+  end
+end
+
+local function commit(k, a, larges, count)
+  local list, requests, session = KEYS[k], KEYS[k + 1], KEYS[k + 2]
+  local run, entry, first, marks = ARGV[a], ARGV[a + 1], tonumber(ARGV[a + 2]), ARGV[a + 3]
+  local elements = a + 6
+  if ended[session] == nil then
+    ended[session] = redis.call('HEXISTS', session, 'ended') == 1
+  end
+  if ended[session] then
+    return 'e'
+  end
+  local tail, error = attempt('LINDEX', list, -1)
+  if error then
+    return '!' .. error
+  end
+  local last = tail and number_of(tail) or 0
+  if last < first - 1 then
+    return 'b' .. string.format('%.0f', last)
+  end
+  local known
+  known, error = attempt('HGET', requests, run)
+  if error then
+    return '!' .. error
+  end
+  if known and string.sub(known, 1, 1) == 'a' then
+    return 'x'
+  end
+  local from = 0
+  while from < count and number_of(ARGV[elements + from]) <= last do
+    from = from + 1
+  end
+  local standalone = string.find(marks, 's', 1, true)
+  local renewing = last == 0 or string.find(marks, 'r', 1, true)
+  local wakes = 0
+  if from < count then
+    for i = 0, larges - 1 do
+      local key, payload = KEYS[k + 3 + i], ARGV[elements + count + i]
+      if ttl > 0 then
+        error = select(2, attempt('SET', key, payload, 'EX', ttl))
+      else
+        error = select(2, attempt('SET', key, payload))
+      end
+      if error then
+        return '!' .. error
+      end
+    end
+    if renewing and ttl > 0 and last > 0 then
+      trim(list)
+    end
+    error = select(2, attempt('RPUSH', list, unpack(ARGV, elements + from, elements + count - 1)))
+    if error then
+      return '!' .. error
+    end
+    last = number_of(ARGV[elements + count - 1])
+    -- A user of Redis may lack the right to publish: a follower polls, too.
+    wakes = redis.pcall('PUBLISH', string.sub(list, 1, #list - #run - 1), run)
+  end
+  if standalone then
+    redis.call('HSET', requests, run, 's ' .. string.format('%.0f', last))
+    renewing = renewing or not known
+  elseif string.find(marks, 'f', 1, true) then
+    if known then
+      redis.call('HDEL', requests, run)
+    end
+    renewing = true
+  elseif not known and (from < count or count == 0) then -- Else a late copy, of a run that may have ended since.
+    redis.call('HSET', requests, run, entry)
+    renewing = true
+  end
+  if renewing and ttl > 0 then
+    redis.call('EXPIRE', list, ttl)
+    redis.call('EXPIRE', requests, ttl)
+  end
+  return 'k' .. string.format('%.0f', last) .. (type(wakes) == 'number' and wakes > 0 and 'w' or '')
+end
+
+local k, a = 1, 2
+while a <= #ARGV do
+  local larges, count = tonumber(ARGV[a + 4]), tonumber(ARGV[a + 5])
+  replies[#replies + 1] = commit(k, a, larges, count)
+  if broken then
+    return redis.error_reply(broken)
+  end
+  k = k + 3 + larges
+  a = a + 6 + count + larges
+end
+return table.concat(replies, '\n')

@@ -1,0 +1,11 @@
+-- Note that a client has opened a session's standalone stream.
+--
+-- KEYS     the session's record
+-- ARGV     ttl in whole seconds of a record that is made here, 0 for no expiry
+-- Returns  1 for the first time, else 0
+
+local first = redis.call('HSETNX', KEYS[1], 'standalone', '1')
+if first == 1 and tonumber(ARGV[1]) > 0 and redis.call('TTL', KEYS[1]) == -1 then
+  redis.call('EXPIRE', KEYS[1], ARGV[1])
+end
+return first

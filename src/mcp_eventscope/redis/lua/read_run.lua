@@ -1,0 +1,42 @@
+-- Read one bounded chunk of a run: the elements after a number.
+--
+-- KEYS     the run's list; the session's `requests`
+-- ARGV     the run; the number after which to read; the most elements; "1": return the elements one by one
+-- Returns  { with spaces between: Redis's clock in microseconds, the number of the list's first element, of its last
+--            (0 when there is no list), 1 if the last one ends the run, and how many elements follow; the run's entry
+--            in `requests`, or nil; the elements, with newlines between, since clients take long to read many texts }
+--
+-- Numbers are dense, but an element may stand for a range of lost events: so an element is at its number's distance
+-- from the first, or left of it.
+
+local list, run, cursor = KEYS[1], ARGV[1], tonumber(ARGV[2])
+
+local function number_at(index)
+  return tonumber(string.match(redis.call('LINDEX', list, index) or '', '^%d+') or '0')
+end
+
+local now = redis.call('TIME')
+local clock = string.format('%.0f', now[1] * 1000000 + now[2])
+local entry = redis.call('HGET', KEYS[2], run)
+local first, last = number_at(0), number_at(-1)
+local ended = string.find(redis.call('LINDEX', list, -1) or '', '^%d+ %d+ f') and 1 or 0
+local elements = {}
+if last > cursor then
+  local low, high = 0, math.max(0, math.min(cursor + 1 - first, redis.call('LLEN', list) - 1))
+  if high > 0 and number_at(high) == cursor + 1 then
+    low = high
+  end
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if number_at(middle) > cursor then
+      high = middle
+    else
+      low = middle + 1
+    end
+  end
+  elements = redis.call('LRANGE', list, low, low + tonumber(ARGV[3]) - 1)
+end
+return {
+  table.concat({ clock, string.format('%.0f', first), string.format('%.0f', last), ended, #elements }, ' '),
+  entry, ARGV[4] == '1' and elements or table.concat(elements, '\n'),
+}

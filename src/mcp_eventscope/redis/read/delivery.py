@@ -1,0 +1,84 @@
+"""One pass over a stream: its position, and what was delivered."""
+
+from collections.abc import Iterable
+
+from mcp_eventscope.errors import CorruptEventError
+from mcp_eventscope.redis import codec
+from mcp_eventscope.redis.read.elements import Row
+from mcp_eventscope.redis.read.event_ids import Cursor
+from mcp_eventscope.types import FINAL, EventCallback, EventId, EventMessage, StreamId
+
+PRODUCERS = 32
+"""The most producers of which a replay reports who they were."""
+
+
+class Delivery:
+    """Delivers rows in order, and counts them.
+
+    Args:
+        stream: The stream.
+        cursor: Where it begins; it advances with each row.
+        send: Awaited with each event.
+        standalone: Whether the stream is no request's: nothing ends it.
+    """
+
+    __slots__ = (
+        "_send",
+        "_standalone",
+        "completed",
+        "corrupt",
+        "cursor",
+        "delivered",
+        "missing",
+        "payload_bytes",
+        "producers",
+        "stream",
+    )
+
+    def __init__(self, stream: StreamId, cursor: Cursor, send: EventCallback, *, standalone: bool) -> None:
+        self.stream = stream
+        self.cursor = cursor
+        self.delivered = self.payload_bytes = self.missing = 0
+        self.corrupt: list[EventId] = []
+        self.producers: dict[str, None] = {}
+        self.completed = False
+        """Whether the response of the request has been delivered, now or before."""
+        self._send = send
+        self._standalone = standalone
+
+    async def take(self, run: str, rows: Iterable[Row]) -> None:
+        """Deliver rows of one run, up to the response. The position advances with what was sent, or cannot be."""
+        cursor = self.cursor
+        positions = cursor.positions
+        for number, time, first, producer, payload in rows:
+            before = positions.get(run)
+            if before is not None:
+                if number <= before:
+                    continue
+                self.missing += max(0, first - before - 1)  # Trimmed.
+            if first < number or payload is None:  # Lost; a client may have a position within the range.
+                self.missing += number - max(first, (before or 0) + 1) + 1
+            elif payload:  # Else a priming event: a position, without a message.
+                event_id = cursor.moved(run, number, time)
+                try:
+                    message = codec.decode(payload)
+                except CorruptEventError:
+                    self.corrupt.append(event_id)
+                else:
+                    await self._send(EventMessage(message, event_id))
+                    self.delivered += 1
+                    self.payload_bytes += len(payload)
+                    if producer and len(self.producers) < PRODUCERS:
+                        self.producers[producer] = None
+                    self.completed = not self._standalone and type(message) in FINAL
+            positions[run] = number
+            cursor.run, cursor.time = run, time
+            if self.completed:
+                return
+
+    async def answer(self, payload: bytes) -> None:
+        """Deliver the error that stands in place of the response: behind everything else, without a number."""
+        await self._send(EventMessage(codec.decode(payload), self.cursor.event_id()))
+        self.delivered += 1
+        self.payload_bytes += len(payload)
+        self.completed = True

@@ -1,0 +1,96 @@
+"""Reads the lists of runs: one bounded chunk as rows, large payloads included."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.scripts import Client, Script
+
+_read = Script("read_run.lua")
+
+Row: TypeAlias = tuple[int, int, int, str, bytes | None]
+"""One element: its number; when it was accepted, in microseconds since 1970; the first number that it stands for; the
+`traceparent` of its producer or ""; its payload, None where it is gone."""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """What `read_run.lua` returns."""
+
+    clock: int
+    """Redis's clock in microseconds since 1970."""
+    first: int
+    """The number of the list's first element; 0 when there is no list."""
+    last: int
+    """The number of its last element; 0 when there is no list."""
+    ended: bool
+    """Whether that one ends the run."""
+    entry: bytes | None
+    """The run's entry in `requests`."""
+    rows: list[Row] = field(default_factory=list)
+
+
+async def read_run(  # noqa: PLR0913 - the script's arguments, one by one
+    client: Client, keys: Keys, stream: str, run: str, after: int, *, max_events: int, max_bytes: int
+) -> Chunk:
+    """Read what a run has after a number: at most `max_events` elements or about `max_bytes` payload bytes.
+
+    Args:
+        client: The client.
+        keys: The session's keys.
+        stream: The stream.
+        run: The run.
+        after: The number.
+        max_events: The most elements.
+        max_bytes: Payload bytes after which no further large payload is taken; the first one always is.
+
+    Returns:
+        The chunk. It is the last one when its last row's number is `Chunk.last`.
+    """
+    key = keys.run(stream, run)
+    numbers, entry, text = await _read(client, [key, keys.requests], [run, after, max_events])
+    clock, first, last, ended, count = map(int, numbers.split(b" "))
+    chunk = Chunk(clock, first, last, ended == 1, entry)
+    if not count:
+        return chunk
+    lines: Sequence[bytes] = text.split(b"\n")
+    if len(lines) != 2 * count:  # Another writer's doing: ours writes no newline into a payload.
+        _, _, elements = await _read(client, [key, keys.requests], [run, after, max_events, 1])
+        lines = [part for element in elements for part in element.partition(b"\n")[::2]]
+    large: list[int] = []
+    size = 0
+    for header, payload in zip(lines[::2], lines[1::2], strict=True):
+        row, large_size = _row(header, payload)
+        if row is None:
+            continue  # Not ours: its number is missing, and counted as such.
+        size += len(payload) if large_size is None else large_size
+        if large_size is not None:
+            if size > max_bytes and chunk.rows:
+                break
+            large.append(len(chunk.rows))
+        chunk.rows.append(row)
+    if large:
+        names = [keys.large(stream, run, chunk.rows[index][0]).encode() for index in large]
+        payloads = await client.execute_command("MGET", *names, NEVER_DECODE=True)
+        for index, payload in zip(large, payloads, strict=True):
+            chunk.rows[index] = (*chunk.rows[index][:4], payload)
+    return chunk
+
+
+def _row(header: bytes, payload: bytes) -> tuple[Row | None, int | None]:
+    """The row of an element, None if it is none of ours; and the size of its payload, where that has its own key."""
+    number, *marks = header.split(b" ")
+    if not (number.isdigit() and marks and marks[0].isdigit()):
+        return None, None
+    seq = first = int(number)
+    traceparent = ""
+    large_size = None
+    for mark in marks[1:]:
+        if mark.startswith(b"l"):
+            first = int(mark[1:])
+        elif mark.startswith(b"g"):
+            large_size = int(mark[1:])
+        elif mark.startswith(b"t"):
+            traceparent = mark[1:].decode("ascii", "replace")
+    return (seq, int(marks[0]), first, traceparent, payload), large_size

@@ -1,0 +1,58 @@
+"""Event ids of sessions: `<time>-<number>-<run>`, and behind it the positions of a standalone stream's other runs."""
+
+import re
+from dataclasses import dataclass, field
+
+from mcp_eventscope.redis.write.runs import is_run
+from mcp_eventscope.types import EventId
+
+_ID = re.compile(
+    r"([1-9][0-9]{0,17})-(0|[1-9][0-9]{0,15})-([0-9a-f]+)((?:~(?:0|[1-9][0-9]{0,15})-[0-9a-f]+)*)", re.ASCII
+)
+
+
+@dataclass(slots=True)
+class Cursor:
+    """A position on a stream."""
+
+    time: int
+    """When its event was accepted, in microseconds since 1970."""
+    run: str
+    """The run of the event."""
+    positions: dict[str, int] = field(default_factory=dict)
+    """By run, the number up to which it was read: of a request there is one run."""
+
+    @property
+    def number(self) -> int:
+        """The number of the event."""
+        return self.positions[self.run]
+
+    def event_id(self) -> EventId:
+        """The event id."""
+        return self.moved(self.run, self.number, self.time)
+
+    def moved(self, run: str, number: int, time: int) -> EventId:
+        """The event id of an event that moves one position.
+
+        Args:
+            run: Whose position.
+            number: The number of the event.
+            time: When it was accepted.
+        """
+        others = "".join(f"~{position}-{other}" for other, position in self.positions.items() if other != run)
+        return f"{time}-{number}-{run}{others}"
+
+
+def parse(event_id: EventId) -> Cursor | None:
+    """The cursor that an event id stands for; None for a text that is no event id of a session."""
+    match = _ID.fullmatch(event_id)
+    if match is None:
+        return None
+    time, number, run, others = match.groups()
+    positions = {run: int(number)}
+    for position in others.split("~")[1:]:
+        other, _, name = position.partition("-")
+        if name in positions:
+            return None  # Two texts for one cursor.
+        positions[name] = int(other)
+    return Cursor(int(time), run, positions) if all(map(is_run, positions)) else None

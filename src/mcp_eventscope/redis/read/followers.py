@@ -1,0 +1,155 @@
+"""Followers of streams: woken when events are stored, by whichever worker, and when a stream's worker is dead."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+
+import anyio
+from redis import asyncio as aioredis
+
+from mcp_eventscope.errors import StoreError
+from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
+from mcp_eventscope.redis.connection import AnyRedis, call
+from mcp_eventscope.redis.identity import Identity
+from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.read.delivery import Delivery
+from mcp_eventscope.redis.scripts import Script
+from mcp_eventscope.redis.signals import Signals
+from mcp_eventscope.redis.workers import Workers
+from mcp_eventscope.redis.write.runs import worker_of
+from mcp_eventscope.tasks import ending
+from mcp_eventscope.types import StreamId
+
+POLL_SECONDS = 0.5
+"""How often a process looks for what its followers have not been woken for: a lost wake-up costs at most this, and a
+request whose worker is dead is answered at most this after the lease."""
+STANDALONE_POLLS = 20
+"""Every so many polls, standalone streams are looked at although their channel is subscribed to: a worker may lack the
+right to publish."""
+POLL_STREAMS = 256
+"""Streams looked at in one round trip."""
+
+_peek = Script("peek_runs.lua")
+
+
+class Watch:
+    """One follower, and what wakes it."""
+
+    __slots__ = ("_woken", "delivery", "keys", "orphaned", "run", "unclaimed_since")
+
+    def __init__(self, keys: Keys, delivery: Delivery, run: str | None) -> None:
+        self.keys = keys
+        self.delivery = delivery
+        self.run = run
+        """The run of a request; None on a standalone stream, which has several."""
+        self.orphaned = False
+        """Whether the worker that ran the request is dead."""
+        self.unclaimed_since: float | None = None
+        """Since when Redis names no such run although its worker is alive, by the monotonic clock."""
+        self._woken = anyio.Event()
+
+    def wake(self) -> None:
+        """There may be something to deliver."""
+        self._woken.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Return when it was woken since the last wait, or after so many seconds."""
+        with anyio.move_on_after(seconds):
+            await self._woken.wait()
+        self._woken = anyio.Event()
+
+
+class RunFollowers:
+    """The followers of one process that depend on Redis. Wake-ups only wake: the truth is read from the lists.
+
+    Args:
+        redis: The client.
+        breaker: Whether Redis can be called.
+        worker: This process.
+        workers: Knows which workers are alive.
+        signals: The subscriptions.
+    """
+
+    def __init__(
+        self, redis: AnyRedis, breaker: CircuitBreaker, worker: Identity, workers: Workers, signals: Signals
+    ) -> None:
+        self._redis = redis
+        self._breaker = breaker
+        self._worker = worker
+        self._workers = workers
+        self._signals = signals
+        self._watches: set[Watch] = set()
+        self._polling: asyncio.Task[None] | None = None
+        self._polls = 0
+
+    @contextmanager
+    def watching(self, watch: Watch, stream: StreamId) -> Iterator[None]:
+        """Wake a follower until the block ends. To be entered before reading, or a wake-up is missed."""
+        channel = watch.keys.stream(stream)
+
+        def published(_: bytes | None) -> None:
+            watch.wake()
+
+        self._watches.add(watch)
+        self._signals.listen(channel, published)
+        if self._polling is None:
+            self._polling = asyncio.create_task(self._poll_loop(), name="eventscope-followers")
+        try:
+            yield
+        finally:
+            self._signals.ignore(channel, published)
+            self._watches.discard(watch)
+
+    async def _poll_loop(self) -> None:
+        try:
+            while self._watches and not ending():
+                await asyncio.sleep(POLL_SECONDS)
+                with contextlib.suppress(StoreError, ValueError):
+                    await self._poll()
+        finally:
+            self._polling = None
+
+    async def _poll(self) -> None:
+        self._polls += 1
+        heard = self._signals.probe() and self._polls % STANDALONE_POLLS != 0
+        if self._breaker.unreachable:
+            return
+        requests: list[tuple[Watch, str]] = []
+        for watch in self._watches:
+            if watch.run is not None:
+                requests.append((watch, watch.run))
+            elif not (heard and self._signals.confirmed(watch.keys.stream(watch.delivery.stream))):
+                watch.wake()  # It reads what its runs have.
+        watches = iter(requests)
+        # On a cluster a script sees one slot, so one session, at a time.
+        size = POLL_STREAMS if isinstance(self._redis, aioredis.Redis) else 1
+        while group := list(islice(watches, size)):
+            keys = [
+                key for watch, run in group for key in (watch.keys.run(watch.delivery.stream, run), watch.keys.requests)
+            ]
+            runs = [run for _, run in group]
+            states = await call("read from", self._redis, self._breaker, partial(_peek, self._redis, keys, runs))
+            expired = await self._workers.gone({worker_of(run) for run in runs} - {self._worker.name})
+            expired.add(self._worker.name)  # Its runs are followed in memory: this one it does not run any more.
+            for (watch, run), last, entry in zip(group, states[::2], states[1::2], strict=True):
+                self._check(watch, run, int(last), entry, expired)
+
+    def _check(self, watch: Watch, run: str, last: int, entry: bytes, expired: set[str]) -> None:
+        """Wake a follower if there is something to deliver, or if nothing will ever be."""
+        if last > watch.delivery.cursor.positions.get(run, 0) or entry == b"a":
+            watch.wake()
+        elif worker_of(run) in expired:
+            watch.orphaned = True
+            watch.wake()
+        elif entry:
+            watch.unclaimed_since = None
+        elif watch.unclaimed_since is None:
+            # Its worker, if it runs the request, names the run again within its lease, should Redis have lost it.
+            watch.unclaimed_since = time.monotonic()
+        elif time.monotonic() - watch.unclaimed_since > self._workers.lease:
+            watch.orphaned = True
+            watch.wake()

@@ -1,0 +1,146 @@
+"""Reads runs: from this process's memory where they are, else from Redis, in bounded chunks."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from itertools import islice
+from typing import TypeVar
+
+from redis.exceptions import MaxConnectionsError
+
+from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
+from mcp_eventscope.redis.connection import AnyRedis, call
+from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.read.delivery import Delivery
+from mcp_eventscope.redis.read.elements import Chunk, Row, read_run
+from mcp_eventscope.redis.scripts import Script
+from mcp_eventscope.redis.write.runs import PendingEvent, Run
+from mcp_eventscope.tasks import end
+from mcp_eventscope.types import StreamId
+
+CHUNK_EVENTS = 256
+"""The most events that one read returns: Redis is blocked for one."""
+CHUNK_BYTES = 1 << 20
+"""Payload bytes after which a read stops early; a single larger event still comes whole."""
+TURN_EVENTS = 32
+"""The most events that are sent before other tasks run, by a callback that never waits."""
+CONCURRENT_READS = 8
+"""The most reads of a process at a time, each on a connection of the client's pool: when thousands of clients resume at
+the same moment, more would exhaust the pool and not be faster, since Redis reads one by one."""
+_POOL_SECONDS = 0.01
+"""How soon a pool that is exhausted is asked again."""
+
+T = TypeVar("T")
+_standalone = Script("standalone.lua")
+
+
+class RunReader:
+    """The reads of one process.
+
+    Args:
+        redis: The client.
+        breaker: Whether Redis can be called.
+        runs: The runs in this process's memory, by name.
+    """
+
+    def __init__(self, redis: AnyRedis, breaker: CircuitBreaker, runs: dict[str, Run]) -> None:
+        self._redis = redis
+        self._breaker = breaker
+        self._runs = runs
+        self._reads = asyncio.Semaphore(CONCURRENT_READS)
+
+    def local(self, keys: Keys, stream: StreamId, run: str) -> Run | None:
+        """The run, if it is in this process's memory, and of this session and stream."""
+        found = self._runs.get(run)
+        return found if found is not None and found.key == keys.run(stream, run) else None
+
+    async def advance(self, keys: Keys, delivery: Delivery, run: str) -> Chunk | None:
+        """Deliver what a run has after the delivery's position.
+
+        Args:
+            keys: The session's keys.
+            delivery: Where to.
+            run: The run.
+
+        Returns:
+            The last chunk that was read from Redis; None when memory had all.
+
+        Raises:
+            StoreError: Redis could not be read. What the callback raises is passed on.
+        """
+        chunk: Chunk | None = None
+        positions = delivery.cursor.positions
+        while not delivery.completed:
+            local = self.local(keys, delivery.stream, run)
+            if local is not None and not local.refused:
+                position = positions.get(run, 0)
+                if local.next_is_here(position):
+                    await delivery.take(run, [_row(event) for event in islice(local.after(position), TURN_EVENTS)])
+                    await asyncio.sleep(0)
+                    continue
+                if position >= local.last:
+                    return chunk
+            if chunk is not None and positions.get(run, 0) >= chunk.last:
+                return chunk
+            chunk = await self._from_redis(keys, delivery, run)
+        return chunk
+
+    async def _from_redis(self, keys: Keys, delivery: Delivery, run: str) -> Chunk:
+        """Deliver all that Redis has; while one chunk is sent, the next one is read."""
+        chunk = await self._read(keys, delivery.stream, run, delivery.cursor.positions.get(run, 0))
+        ahead: asyncio.Task[Chunk] | None = None
+        try:
+            while chunk.rows:
+                last = chunk.rows[-1][0]
+                if last < chunk.last:
+                    ahead = asyncio.create_task(self._read(keys, delivery.stream, run, last), name="eventscope-read")
+                for start in range(0, len(chunk.rows), TURN_EVENTS):
+                    await asyncio.sleep(0)
+                    await delivery.take(run, chunk.rows[start : start + TURN_EVENTS])
+                    if delivery.completed:
+                        return chunk
+                if ahead is None:
+                    break
+                chunk, ahead = await ahead, None
+        finally:
+            if ahead is not None:
+                await end(ahead)
+                with suppress(asyncio.CancelledError, Exception):
+                    ahead.result()
+        return chunk
+
+    async def _read(self, keys: Keys, stream: StreamId, run: str, after: int) -> Chunk:
+        return await self.call(
+            lambda: read_run(self._redis, keys, stream, run, after, max_events=CHUNK_EVENTS, max_bytes=CHUNK_BYTES)
+        )
+
+    async def standalone_runs(self, keys: Keys) -> tuple[int, dict[str, int]]:
+        """Redis's clock in microseconds, and of each run of a session's standalone stream the last number.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        clock, line = await self.call(lambda: _standalone(self._redis, [keys.requests], []))
+        words = line.decode("ascii", "replace").split()
+        return int(clock), dict(zip(words[::2], map(int, words[1::2]), strict=True))
+
+    async def call(self, function: Callable[[], Awaitable[T]]) -> T:
+        """Read from Redis, a few callers at a time.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+
+        async def patiently() -> T:
+            while True:
+                try:
+                    return await function()
+                except MaxConnectionsError:
+                    await asyncio.sleep(_POOL_SECONDS)
+
+        async with self._reads:
+            return await call("read from", self._redis, self._breaker, patiently)
+
+
+def _row(event: PendingEvent) -> Row:
+    return event.seq, event.time, event.first, event.traceparent, event.payload

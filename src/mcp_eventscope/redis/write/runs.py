@@ -1,0 +1,228 @@
+"""A run: the events of one request, or of one worker on a standalone stream, numbered by the worker that runs it."""
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import chain
+
+from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.types import EventId, StoreOutcome, StreamId
+
+EVENT_BYTES = 512
+"""What an event takes up in memory beside its payload, for the bounds."""
+LARGE_PAYLOAD = 4096
+"""Payload bytes above which a payload has a key of its own: every element that a script reads is small."""
+WORKER_DIGITS = 12
+"""Hexadecimal digits of a worker's name, with which the names of its runs begin."""
+
+_RUN = re.compile(rf"[0-9a-f]{{{WORKER_DIGITS}}}[0-9a-f]{{1,16}}", re.ASCII)
+
+
+class PendingEvent:
+    """One event that was accepted: until it is acknowledged, and a while longer."""
+
+    __slots__ = ("_callbacks", "accepted", "final", "first", "message", "payload", "run", "seq", "time", "traceparent")
+
+    def __init__(  # noqa: PLR0913, PLR0917 - made in one place
+        self,
+        run: "Run",
+        seq: int,
+        time: int,
+        accepted: float,
+        message: type,
+        payload: bytes,
+        traceparent: str,
+        *,
+        final: bool,
+    ) -> None:
+        self.run = run
+        self.seq = seq
+        self.first = seq
+        """The first number that it stands for: less than `seq` for a placeholder of a lost range."""
+        self.time = time
+        """When it was accepted, by Redis's clock, in microseconds since 1970."""
+        self.accepted = accepted
+        """The same, by the loop's clock, in seconds."""
+        self.message = message
+        """The type of the message."""
+        self.payload = payload
+        self.traceparent = traceparent
+        self.final = final
+        self._callbacks: list[Callable[[StoreOutcome], None]] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that it counts for."""
+        return len(self.payload) + EVENT_BYTES
+
+    @property
+    def event_id(self) -> EventId:
+        """The id that a client has of it, without the stream."""
+        return f"{self.time}-{self.seq}-{self.run.name}"
+
+    @property
+    def lost(self) -> bool:
+        """Whether it stands for events that were lost."""
+        return self.message is Lost
+
+    def add_done_callback(self, callback: Callable[[StoreOutcome], None]) -> None:
+        """Call back once it is known what became of the event."""
+        if self._callbacks is None:
+            self._callbacks = []
+        self._callbacks.append(callback)
+
+    def acknowledged(self) -> "asyncio.Future[StoreOutcome]":
+        """A future of what becomes of the event."""
+        future: asyncio.Future[StoreOutcome] = asyncio.get_running_loop().create_future()
+        self.add_done_callback(lambda outcome: None if future.done() else future.set_result(outcome))
+        return future
+
+    def settle(self, outcome: StoreOutcome) -> None:
+        """Report what became of the event; the first report counts."""
+        callbacks, self._callbacks = self._callbacks, None
+        for callback in callbacks or ():
+            callback(outcome)
+
+    def element(self) -> bytes:
+        """The element of the run's list."""
+        payload = self.payload
+        if self.first == self.seq and not self.final and not self.traceparent and len(payload) <= LARGE_PAYLOAD:
+            return b"%d %d\n%b" % (self.seq, self.time, payload)
+        marks = [b"%d %d" % (self.seq, self.time)]
+        if self.final:
+            marks.append(b"f")
+        if self.lost:
+            marks.append(b"l%d" % self.first)
+        if self.large:
+            marks.append(b"g%d" % len(payload))
+            payload = b""
+        if self.traceparent:
+            marks.append(b"t" + self.traceparent.encode())
+        return b"%b\n%b" % (b" ".join(marks), payload)
+
+    @property
+    def large(self) -> bool:
+        """Whether the payload has a key of its own."""
+        return len(self.payload) > LARGE_PAYLOAD
+
+
+class Lost:
+    """Stands for the type of a message where numbers stand for lost events."""
+
+
+class SessionQueue:
+    """What a session has in this process: its open runs, and how much of them is not acknowledged.
+
+    Args:
+        keys: The session's keys.
+    """
+
+    __slots__ = ("__weakref__", "bytes", "ended", "events", "keys", "on_ended", "on_fenced", "opened", "runs")
+
+    def __init__(self, keys: Keys) -> None:
+        self.keys = keys
+        self.runs: dict[StreamId, Run] = {}
+        """The open runs."""
+        self.events = 0
+        """Events that are not acknowledged."""
+        self.bytes = 0
+        """What they take up."""
+        self.ended = False
+        """Whether the session was ended, here or elsewhere."""
+        self.opened = False
+        """Whether a client has opened the session's standalone stream here."""
+        self.on_ended: Callable[[], None] | None = None
+        """Called when a commit finds that the session was ended elsewhere."""
+        self.on_fenced: Callable[[StreamId], None] | None = None
+        """Called with a stream whose request was answered in this worker's place."""
+
+
+class Run:
+    """One run, and those of its events that are in memory: acknowledged ones first, then in flight, then pending."""
+
+    __slots__ = (
+        "acknowledged",
+        "closed",
+        "dirty",
+        "entry",
+        "followed",
+        "in_flight",
+        "key",
+        "last",
+        "limit",
+        "name",
+        "pending",
+        "queued",
+        "refused",
+        "renewed",
+        "retained",
+        "session",
+        "standalone",
+        "stream",
+        "watchers",
+    )
+
+    def __init__(self, session: SessionQueue, stream: StreamId, name: str, entry: bytes, *, standalone: bool) -> None:
+        self.session = session
+        self.stream = stream
+        self.name = name
+        self.entry = entry
+        """What `requests` has of it while it is open."""
+        self.standalone = standalone
+        self.key = session.keys.run(stream, name)
+        self.last = 0
+        """The last number that was given out."""
+        self.acknowledged = 0
+        """The last number that Redis has acknowledged."""
+        self.retained: deque[PendingEvent] = deque()
+        """Acknowledged events that are kept, in case Redis loses them."""
+        self.in_flight: list[PendingEvent] = []
+        self.pending: deque[PendingEvent] = deque()
+        self.queued = False
+        """Whether it has its turn to come, or a commit in flight."""
+        self.dirty = False
+        """Whether Redis may have lost acknowledged events."""
+        self.closed = False
+        """Whether its end was accepted: no number is given out any more."""
+        self.refused = False
+        """Whether nothing of it will be committed any more."""
+        self.followed = False
+        """Whether another process follows it."""
+        self.limit = 0
+        """The most events of its next commit, while the one is looked for that Redis refuses; 0: no such search."""
+        self.renewed = 0
+        """When its keys were last renewed, in microseconds."""
+        self.watchers: set[Callable[[], None]] = set()
+        """Followers in this process, called when an event was accepted."""
+
+    def next_is_here(self, seq: int) -> bool:
+        """Whether the event after a number is in memory."""
+        oldest = self._oldest
+        return oldest is not None and oldest.first <= seq + 1 <= self.last
+
+    @property
+    def _oldest(self) -> PendingEvent | None:
+        for events in (self.retained, self.in_flight, self.pending):
+            if events:
+                return events[0]
+        return None
+
+    def after(self, seq: int) -> Iterator[PendingEvent]:
+        """The events in memory after a number, in order. Not to be used across a turn of the loop."""
+        return (event for event in chain(self.retained, self.in_flight, self.pending) if event.seq > seq)
+
+    def wake(self) -> None:
+        """Call the followers in this process."""
+        for watcher in tuple(self.watchers):
+            watcher()
+
+
+def is_run(name: str) -> bool:
+    """Whether a text has the form of a run's name."""
+    return _RUN.fullmatch(name) is not None
+
+
+def worker_of(run: str) -> str:
+    """The worker that a run's name names."""
+    return run[:WORKER_DIGITS]

@@ -1,0 +1,583 @@
+"""The writer of sessions: it numbers events, returns immediately, and stores them in the background."""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from contextlib import suppress
+from weakref import WeakValueDictionary
+
+import pydantic_core
+from mcp.types import RequestId
+
+from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
+from mcp_eventscope.redis.clock import EventClock
+from mcp_eventscope.redis.identity import Identity
+from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.observers import Observers
+from mcp_eventscope.redis.write.batch import BATCH_BYTES
+from mcp_eventscope.redis.write.runs import EVENT_BYTES, Lost, PendingEvent, Run, SessionQueue
+from mcp_eventscope.redis.write.session_batch import RunPart, SessionBatch
+from mcp_eventscope.types import Committed, JSONRPCError, LossReason, StoreOutcome, StreamId
+from mcp_eventscope.types import Lost as EventsLost
+
+BATCH_EVENTS = 64
+"""Events after which a batch is closed: Redis is busy with it for less than a millisecond."""
+PART_EVENTS = 32
+"""The most events of one run in a batch, so that one busy run leaves room for the others."""
+LINGER_SECONDS = 0.005
+"""How long events are collected before a commit. It delays followers on other workers, and halves Redis's work; a run
+that is followed elsewhere is committed immediately."""
+SESSION_EVENTS, SESSION_BYTES = 256, 1 << 20
+"""Events of one session, and their bytes, that are not acknowledged, beyond which its caller waits for room."""
+RETAINED_BYTES = 4 << 20
+"""What a process keeps of acknowledged events, in case Redis loses them."""
+RENEWALS_PER_TTL = 64
+_SECONDS = 1_000_000
+
+
+class SessionWriter:
+    """Accepts the events of all sessions of a process, and commits them in batches.
+
+    Of a run one commit is in flight at a time: so its order is kept, and only that commit's reply says how far the list
+    has got.
+
+    Args:
+        worker: This process.
+        clock: The clock of event ids.
+        ttl: Seconds that keys are kept; None: without expiry.
+        breaker: Whether Redis can be called.
+        observers: Called with what is committed and lost.
+        wake: Called when there is something to send.
+        error_for: Makes the error that is stored in place of a response; given the request's id as JSON.
+        max_bytes: The most bytes that events in memory may take up.
+        max_events: The most events in memory.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - made in one place
+        self,
+        worker: Identity,
+        clock: EventClock,
+        ttl: int | None,
+        breaker: CircuitBreaker,
+        observers: Observers,
+        wake: Callable[[], None],
+        error_for: Callable[[RequestId, str], bytes],
+        max_bytes: int,
+        max_events: int,
+    ) -> None:
+        self._worker = worker
+        self._clock = clock
+        self._ttl = ttl or 0
+        self._breaker = breaker
+        self._observers = observers
+        self._wake = wake
+        self._error_for = error_for
+        self._max_bytes = max_bytes
+        self._max_events = max_events
+        self.events = 0
+        """Events that are not acknowledged."""
+        self.bytes = 0
+        """What they take up."""
+        self.runs: dict[str, Run] = {}
+        """The runs of this process that are open, or of which events are in memory."""
+        self._counter = 0
+        self._sessions: WeakValueDictionary[str, SessionQueue] = WeakValueDictionary()
+        self._ready: deque[Run] = deque()
+        self._queued = 0
+        """Events that are pending and whose run is ready."""
+        self._due = False
+        self._linger: asyncio.TimerHandle | None = None
+        # The runs with pending events, the one whose event has been pending longest in front.
+        self._pending: OrderedDict[Run, None] = OrderedDict()
+        self._retained: deque[PendingEvent] = deque()
+        self._retained_bytes = 0
+        self._patient = True
+        self._room: deque[asyncio.Future[None]] = deque()
+
+    # -- accepting ----------------------------------------------------------------------------------------------------
+
+    def session(self, keys: Keys) -> SessionQueue:
+        """What a session has in this process."""
+        queue = self._sessions.get(keys.prefix)
+        if queue is None:
+            queue = self._sessions[keys.prefix] = SessionQueue(keys)
+        return queue
+
+    def begin(self, session: SessionQueue, stream: StreamId, request_id: RequestId | None) -> Run:
+        """Open a run.
+
+        Args:
+            session: Its session.
+            stream: Its stream.
+            request_id: The id of the request; None for a standalone stream.
+        """
+        self._counter += 1
+        standalone = request_id is None
+        entry = b"s 0" if standalone else b"r %b %b" % (stream.encode(), pydantic_core.to_json(request_id))
+        run = Run(session, stream, f"{self._worker.name}{self._counter:x}", entry, standalone=standalone)
+        session.runs[stream] = run
+        self.runs[run.name] = run
+        return run
+
+    def accept(self, run: Run, message: type, payload: bytes, traceparent: str = "", *, final: bool) -> PendingEvent:
+        """Number an event, and have it stored.
+
+        Args:
+            run: Its run, which is open.
+            message: The type of the message.
+            payload: The message as JSON; b"" for a priming event.
+            traceparent: The span that produced it, in W3C notation; "": it is not kept.
+            final: Whether it ends the run.
+        """
+        loop = asyncio.get_running_loop()
+        run.last = seq = run.last + 1
+        event = PendingEvent(run, seq, self._clock.now(), loop.time(), message, payload, traceparent, final=final)
+        size = len(payload) + EVENT_BYTES
+        session = run.session
+        session.events += 1
+        session.bytes += size
+        self.events += 1
+        self.bytes += size
+        if final:
+            run.closed = True
+            if session.runs.get(run.stream) is run:
+                del session.runs[run.stream]
+        if run.refused:
+            self._forget(event, StoreOutcome.REFUSED)
+            return event
+        if not run.pending:
+            self._pending[run] = None
+        run.pending.append(event)
+        if run.watchers:
+            run.wake()
+        self._queued += 1
+        if not run.queued:
+            run.queued = True
+            self._ready.append(run)
+        self._schedule(loop, urgent=run.followed)
+        if self.bytes + self._retained_bytes > self._max_bytes or self.events > self._max_events:
+            self._overflow()
+        return event
+
+    def full(self, session: SessionQueue) -> bool:
+        """Whether a caller has to wait for room before it goes on."""
+        return self._patient and (
+            session.events > SESSION_EVENTS
+            or session.bytes > SESSION_BYTES
+            or self.bytes > self._max_bytes // 2
+            or self.events > self._max_events // 2
+        )
+
+    async def wait_for_room(self, session: SessionQueue) -> None:
+        """Wait until less is unacknowledged, for at most `call_timeout`; after a wait in vain none waits any more."""
+        if self._breaker.reason is not None:
+            return
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._breaker.call_timeout
+        while self.full(session) and self._breaker.reason is None:
+            room: asyncio.Future[None] = loop.create_future()
+            self._room.append(room)
+            try:
+                async with asyncio.timeout_at(until):
+                    await room
+            except TimeoutError:
+                self._patient = False
+                self._release_room()
+                return
+            finally:
+                with suppress(ValueError):
+                    self._room.remove(room)
+
+    def _release_room(self) -> None:
+        for room in self._room:
+            if not room.done():
+                room.set_result(None)
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop, *, urgent: bool) -> None:
+        if self._due:
+            self._wake()
+        elif urgent or self._queued >= BATCH_EVENTS:
+            self._linger_over()
+        elif self._linger is None:
+            self._linger = loop.call_later(LINGER_SECONDS, self._linger_over)
+
+    def _linger_over(self) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+        self._due = True
+        self._wake()
+
+    # -- sending (`BatchSource`) --------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a batch to send."""
+        return self._due and bool(self._ready)
+
+    def take(self, parts: int) -> SessionBatch | None:
+        """The next batch, of so many runs at most."""
+        taken: list[RunPart] = []
+        events = payload_bytes = 0
+        now = self._clock.now()
+        while self._ready and len(taken) < parts and events < BATCH_EVENTS:
+            run = self._ready[0]
+            if run.limit and taken:
+                break  # Redis refuses one of its events: it goes alone, until that one is found.
+            part = self._part(run, now, BATCH_BYTES - payload_bytes if taken else None)
+            if part is None:
+                break
+            self._ready.popleft()
+            taken.append(part)
+            events += len(part.events)
+            payload_bytes += sum(len(event.payload) for event in part.events)
+            if run.limit:
+                break
+        if not self._ready:
+            self._due = False
+        return SessionBatch(self, self._ttl, taken) if taken else None
+
+    def _part(self, run: Run, now: int, room: int | None) -> RunPart | None:
+        """What of a run goes into a batch with so much room; None when its first event is too large for it."""
+        events: list[PendingEvent] = []
+        pending, most, size = run.pending, run.limit or PART_EVENTS, 0
+        while pending and len(events) < most:
+            size += len(pending[0].payload)
+            if size > (BATCH_BYTES if room is None else room) and (events or room is not None):
+                break
+            events.append(pending.popleft())
+        if not events and pending:
+            return None
+        self._queued -= len(events)
+        if not pending:
+            self._pending.pop(run, None)
+        run.in_flight = events
+        run.dirty = False
+        # By the ids' clock, which includes suspend: the TTL goes on in Redis meanwhile.
+        renews = now - run.renewed > self._ttl * _SECONDS // RENEWALS_PER_TTL or bool(events and events[-1].final)
+        if renews:
+            run.renewed = now
+        return RunPart(run, run.acknowledged + 1, events, renews)
+
+    # -- what became of it --------------------------------------------------------------------------------------------
+
+    def acknowledged(self, batch: SessionBatch, clock: int, states: list[str], seconds: float) -> None:
+        """Redis has replied to a batch.
+
+        Args:
+            batch: The batch.
+            clock: Redis's clock, in microseconds since 1970.
+            states: One for each part; see `commit.lua`.
+            seconds: Time between sending and the reply.
+        """
+        self._clock.synchronize(clock)
+        self._patient = True
+        now = asyncio.get_running_loop().time()
+        latencies: list[float] = []
+        messages: list[type] = []
+        payload_bytes = 0
+        for part, state in zip(batch.parts, states, strict=True):
+            run, events = part.run, part.events
+            run.in_flight = []
+            kind = state[0]
+            if kind == "k":
+                run.limit = 0
+                run.followed = state.endswith("w")
+                for event in events:
+                    if not event.lost:
+                        latencies.append(now - event.accepted)
+                        messages.append(event.message)
+                        payload_bytes += len(event.payload)
+                    self._acknowledge(run, event)
+            elif kind == "b":
+                self._rolled_back(run, events, int(state[1:]))
+            elif kind == "!":
+                self._drop_run(run, events, LossReason.REJECTED)
+            else:
+                self._refuse_run(run, events, ended=kind == "e")
+            self._settle(run)
+        self._release_room()
+        if batch.events:
+            self._observers.emit(
+                Committed(
+                    events=len(latencies),
+                    payload_bytes=payload_bytes,
+                    deferred=0,
+                    seconds=seconds,
+                    latencies=latencies,
+                    messages=messages,
+                )
+            )
+
+    def _acknowledge(self, run: Run, event: PendingEvent) -> None:
+        run.acknowledged = event.seq
+        self._uncount(event)
+        event.settle(StoreOutcome.LOST if event.lost else StoreOutcome.STORED)
+        run.retained.append(event)
+        self._retained.append(event)
+        self._retained_bytes += event.size
+        while self._retained_bytes > RETAINED_BYTES:
+            self._release_oldest()
+
+    def _release_oldest(self) -> None:
+        """Keep the oldest acknowledged event no longer."""
+        event = self._retained.popleft()
+        run = event.run
+        if run.retained and run.retained[0] is event:
+            run.retained.popleft()
+            self._retained_bytes -= event.size
+            self._forget_run(run)
+
+    def _settle(self, run: Run) -> None:
+        """A run has no commit in flight any more."""
+        if run.pending or run.dirty:
+            self._ready.append(run)
+            if run.followed or self._queued >= BATCH_EVENTS or run.limit:
+                self._linger_over()
+            else:
+                self._schedule(asyncio.get_running_loop(), urgent=False)
+        else:
+            run.queued = False
+            self._forget_run(run)
+
+    def _forget_run(self, run: Run) -> None:
+        if run.closed and not (run.retained or run.in_flight or run.pending or run.queued):
+            self.runs.pop(run.name, None)
+
+    def _uncount(self, event: PendingEvent) -> None:
+        """An event is not unacknowledged any more."""
+        session, size = event.run.session, event.size
+        session.events -= 1
+        session.bytes -= size
+        self.events -= 1
+        self.bytes -= size
+
+    def _forget(self, event: PendingEvent, outcome: StoreOutcome) -> None:
+        self._uncount(event)
+        event.settle(outcome)
+
+    def renew(self) -> None:
+        """Keep the keys of open runs, which may be silent for longer than the TTL."""
+        horizon = self._clock.now() - self._ttl * _SECONDS // 4
+        for run in self.runs.values():
+            if self._ttl and not run.closed and run.acknowledged and run.renewed < horizon:
+                self._ask(run)
+        self.flush_now()
+
+    def _ask(self, run: Run) -> None:
+        """Commit a run although it may have no pending event: for the TTLs, and to see whether Redis has it."""
+        run.dirty = True
+        if not run.queued and not run.refused:
+            run.queued = True
+            self._ready.append(run)
+
+    # -- rollback -----------------------------------------------------------------------------------------------------
+
+    def verify(self) -> None:
+        """Ask Redis whether it still has what it acknowledged: it may have been restarted, or have failed over."""
+        horizon = self._clock.now() - self._ttl * _SECONDS if self._ttl else 0
+        for run in self.runs.values():
+            recent = run.retained and run.retained[-1].time > horizon
+            if run.acknowledged and (recent or not run.closed):
+                self._ask(run)
+        self.flush_now()
+
+    def _rolled_back(self, run: Run, events: list[PendingEvent], last: int) -> None:
+        """Redis has lost acknowledged events: those in memory are committed again, the others are a gap."""
+        again = deque(event for event in run.retained if event.seq > last)
+        for _ in again:
+            event = run.retained.pop()
+            self._retained_bytes -= event.size
+            self._count(event)
+        missing = (again[0].first if again else run.acknowledged + 1) - last - 1
+        run.acknowledged = last
+        again.extend(events)
+        if missing > 0:
+            placeholder = self._placeholder(run, last + 1, last + missing)
+            again.appendleft(placeholder)
+            self._observers.emit(EventsLost(reason=LossReason.ROLLBACK, events=missing, payload_bytes=0))
+            if placeholder.seq == run.last and run.closed:  # The response is among them.
+                placeholder.final, placeholder.message = True, JSONRPCError
+                placeholder.payload = self._error_for(request_id_of(run.entry), "the event store lost the response")
+                run.session.bytes += len(placeholder.payload)
+                self.bytes += len(placeholder.payload)
+        self._queued += len(again)
+        again.extend(run.pending)
+        run.pending = again
+        self._pending[run] = None
+
+    def _count(self, event: PendingEvent) -> None:
+        session, size = event.run.session, event.size
+        session.events += 1
+        session.bytes += size
+        self.events += 1
+        self.bytes += size
+
+    def _placeholder(self, run: Run, first: int, last: int) -> PendingEvent:
+        """What stands for a range of numbers whose events are lost."""
+        now = asyncio.get_running_loop().time()
+        event = PendingEvent(run, last, self._clock.now(), now, Lost, b"", "", final=False)
+        event.first = first
+        self._count(event)
+        return event
+
+    # -- events that are not stored -----------------------------------------------------------------------------------
+
+    def _refuse_run(self, run: Run, events: list[PendingEvent], *, ended: bool) -> None:
+        """The run was answered in this worker's place, or its session has ended: nothing more of it is stored."""
+        first = not run.refused
+        run.refused = True
+        self._take_pending(run, events)
+        for event in events:
+            self._forget(event, StoreOutcome.REFUSED)
+        session = run.session
+        if ended and not session.ended:
+            session.ended = True
+            if session.on_ended is not None:
+                session.on_ended()
+        elif not ended and first and session.on_fenced is not None:
+            session.on_fenced(run.stream)
+
+    def _take_pending(self, run: Run, events: list[PendingEvent]) -> None:
+        """Move what is pending of a run behind these events."""
+        events.extend(run.pending)
+        self._queued -= len(run.pending)
+        run.pending.clear()
+        self._pending.pop(run, None)
+
+    def _drop_run(self, run: Run, events: list[PendingEvent], reason: LossReason) -> None:
+        """Redis will never take the run: a key of it has another type."""
+        run.refused = True
+        self._take_pending(run, events)
+        self._report_lost(events, reason)
+        for event in events:
+            self._forget(event, StoreOutcome.LOST)
+
+    def _report_lost(self, events: list[PendingEvent], reason: LossReason) -> None:
+        lost = [event for event in events if not event.lost]
+        if lost:
+            size = sum(len(event.payload) for event in lost)
+            self._observers.emit(EventsLost(reason=reason, events=len(lost), payload_bytes=size))
+
+    def refused(self, batch: SessionBatch, error: str) -> bool:
+        """Redis refuses a batch. Bisect it down to the event that it refuses, and put something in that one's place.
+
+        Returns:
+            Whether there is something else to try.
+        """
+        parts = batch.parts
+        if len(parts) == 1 and len(parts[0].events) <= 1:
+            # Redis that refuses placeholders, too, does not refuse the event.
+            return bool(parts[0].events) and self._replace(parts[0])
+        for part in parts:
+            run = part.run
+            run.in_flight = []
+            if part.events:
+                if not run.pending:
+                    self._pending[run] = None
+                run.pending.extendleft(reversed(part.events))
+                self._queued += len(part.events)
+                run.limit = max(1, len(part.events) // 2) if len(parts) == 1 else len(part.events)
+            else:
+                run.dirty = True
+            self._ready.append(run)
+        self._linger_over()
+        return True
+
+    def _replace(self, part: RunPart) -> bool:
+        """Put an error, or a placeholder, in place of the one event of a part. Its number is filled."""
+        run, event = part.run, part.events[0]
+        if event.lost or (event.message is JSONRPCError and len(event.payload) < EVENT_BYTES):
+            return False
+        run.in_flight = []
+        self._report_lost([event], LossReason.REJECTED)
+        self._substitute(run, [event], "the response was too large for the event store, or was refused by it")
+        self._ready.append(run)
+        self._linger_over()
+        return True
+
+    def _substitute(self, run: Run, events: list[PendingEvent], why: str) -> None:
+        """Put a placeholder, and an error if the response is among them, in place of events that were pending."""
+        first, last = events[0].first, events[-1]
+        kept: list[PendingEvent] = []
+        if last.final:
+            now = asyncio.get_running_loop().time()
+            error = self._error_for(request_id_of(run.entry), why)
+            kept.append(PendingEvent(run, last.seq, last.time, now, JSONRPCError, error, "", final=True))
+            self._count(kept[0])
+        end = last.seq - len(kept)
+        if end >= first:
+            kept.insert(0, self._placeholder(run, first, end))
+        for event in events:
+            self._forget(event, StoreOutcome.LOST)
+        if not run.pending and kept:
+            self._pending[run] = None
+        run.pending.extendleft(reversed(kept))
+        self._queued += len(kept)
+
+    def _overflow(self) -> None:
+        """Release retained events, then drop the pending events of whole runs, oldest first, until the bounds hold."""
+        while self._retained and self.bytes + self._retained_bytes > self._max_bytes:
+            self._release_oldest()
+        for run in list(self._pending):
+            if self.bytes <= self._max_bytes and self.events <= self._max_events:
+                return
+            events = list(run.pending)
+            if all(event.lost or (event.final and event.message is JSONRPCError) for event in events):
+                continue
+            self._take_pending(run, [])
+            self._report_lost(events, LossReason.OVERFLOW)
+            self._substitute(run, events, "the response was sent while the event store was unreachable, and dropped")
+            self._pending.move_to_end(run)
+
+    def abandoned(self, batch: SessionBatch) -> None:
+        """A batch will not be sent again: the store is being closed."""
+        for part in batch.parts:
+            run = part.run
+            run.in_flight = []
+            run.pending.extendleft(reversed(part.events))
+            self._queued += len(part.events)
+            self._ready.append(run)
+
+    def flush_now(self) -> None:
+        """Send what is pending without a linger."""
+        if self._ready:
+            self._linger_over()
+
+    def clear(self) -> int:
+        """Drop everything: the store is being closed.
+
+        Returns:
+            The events that were not stored.
+        """
+        left: list[PendingEvent] = []
+        for run in list(self.runs.values()):
+            events = [*run.in_flight, *run.pending]
+            run.in_flight = []
+            self._take_pending(run, [])
+            run.retained.clear()
+            run.queued = run.dirty = False
+            run.refused = run.refused or bool(events)  # Their numbers would be missing in front of later events.
+            left += events
+            for event in events:
+                self._forget(event, StoreOutcome.LOST)
+            self._forget_run(run)
+        lost = [event for event in left if not event.lost]
+        self._report_lost(left, LossReason.SHUTDOWN)
+        self._ready.clear()
+        self._retained.clear()
+        self._retained_bytes = 0
+        self._queued = 0
+        self._due = False
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+        self._patient = True
+        self._release_room()
+        return len(lost)
+
+
+def request_id_of(entry: bytes) -> RequestId:
+    """The request id, with its JSON type, of a run's entry in `requests`."""
+    request_id: RequestId = pydantic_core.from_json(entry.split(b" ", 2)[2])
+    return request_id
