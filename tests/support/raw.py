@@ -82,10 +82,10 @@ class RawClient:
             yield response
 
     async def resume(self, last_event_id: str | bytes) -> list[Event]:
-        """Resume, and read until the server ends the stream."""
+        """Resume, and read until the server ends the stream; without the priming event that it begins with."""
         async with self.get(last_event_id) as response:
             assert response.status_code == 200, await response.aread()
-            return [event async for event in events(response)]
+            return [event async for event in events(response) if event.data]
 
     async def delete(self) -> int:
         """End the session; returns the status."""

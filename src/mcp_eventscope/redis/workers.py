@@ -238,7 +238,7 @@ class Workers:
         began = boot_microseconds()
         with told_as("write to", self._redis):
             held = await self._redis.execute_command(
-                "SET", key, str(value), "PX", milliseconds, "GET", NEVER_DECODE=True
+                "SET", key, str(value), "PX", milliseconds, "GET", get=True, NEVER_DECODE=True
             )
         # A renewal whose reply was lost may have been carried out.
         expected = held is not None and held.isdigit() and self._written <= int(held) < value

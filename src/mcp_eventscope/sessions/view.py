@@ -70,9 +70,11 @@ class _Resume:
 
     async def send(self, event: EventMessage) -> None:
         """Send an event that was read from the store."""
-        event_id = event.event_id or ""
-        await self._send(EventMessage(event.message, wire.join(event_id, self._name)))
-        self.cursor = event_id
+        if event.event_id is None:  # An answer in place of a worker's: the client keeps its position.
+            await self._send(event)
+            return
+        await self._send(EventMessage(event.message, wire.join(event.event_id, self._name)))
+        self.cursor = event.event_id
 
     async def send_live(self, message: JSONRPCMessage) -> None:
         """Send a message that the store did not take, without an id."""

@@ -77,8 +77,8 @@ class Delivery:
                 return
 
     async def answer(self, payload: bytes) -> None:
-        """Deliver the error that stands in place of the response: behind everything else, without a number."""
-        await self._send(EventMessage(codec.decode(payload), self.cursor.event_id()))
+        """Deliver the error that stands in place of the response: behind everything else, and without an id."""
+        await self._send(EventMessage(codec.decode(payload)))
         self.delivered += 1
         self.payload_bytes += len(payload)
         self.completed = True

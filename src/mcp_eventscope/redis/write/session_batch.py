@@ -1,14 +1,11 @@
 """The codec of a commit of session events: a batch as a command, and the reply as each part's state (`commit.lua`)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.write.batch import Batch
 from mcp_eventscope.redis.write.runs import PendingEvent, Run
-
-if TYPE_CHECKING:
-    from mcp_eventscope.redis.write.session_writer import SessionWriter
 
 COMMIT = Script("commit.lua")
 
@@ -36,14 +33,30 @@ class RunPart:
         return ends + (b"s" if self.run.standalone else b"") + (b"r" if self.renews else b"")
 
 
+class BatchListener(Protocol):
+    """Takes what becomes of batches."""
+
+    def acknowledged(self, batch: "SessionBatch", clock: int, states: list[str], seconds: float) -> None:
+        """Redis has replied: its clock in microseconds, and each part's state (`commit.lua`)."""
+        ...
+
+    def refused(self, batch: "SessionBatch", error: str) -> bool:
+        """Redis refuses the batch; returns whether there is something else to try."""
+        ...
+
+    def abandoned(self, batch: "SessionBatch") -> None:
+        """The batch will not be sent again."""
+        ...
+
+
 class SessionBatch(Batch):
     """Parts of runs, in one command."""
 
-    __slots__ = ("_ttl", "_writer", "parts")
+    __slots__ = ("_listener", "_ttl", "parts")
 
-    def __init__(self, writer: "SessionWriter", ttl: int, parts: list[RunPart]) -> None:
+    def __init__(self, listener: BatchListener, ttl: int, parts: list[RunPart]) -> None:
         super().__init__()
-        self._writer = writer
+        self._listener = listener
         self._ttl = ttl
         self.parts = parts
         self.events = sum(len(part.events) for part in parts)
@@ -99,12 +112,12 @@ class SessionBatch(Batch):
         if len(states) != len(self.parts):
             msg = f"Redis replied {len(states)} states to {len(self.parts)} parts"
             raise ValueError(msg)
-        self._writer.acknowledged(self, int(clock), states, seconds)
+        self._listener.acknowledged(self, int(clock), states, seconds)
 
     def refuse(self, error: str) -> bool:
         """Take Redis's refusal."""
-        return self._writer.refused(self, error)
+        return self._listener.refused(self, error)
 
     def abandon(self) -> None:
         """Return the events."""
-        self._writer.abandoned(self)
+        self._listener.abandoned(self)
