@@ -33,7 +33,7 @@ _FAILED = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run or check, as the arguments say; returns the exit status."""
+    """Run or check, depending on the arguments; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m soak", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, help="the seed of the schedule; random by default")
     parser.add_argument("--seconds", type=float, default=120.0, help="how long clients call")

@@ -22,7 +22,7 @@ _ACCEPTING = 0.5
 
 @dataclass
 class Verdict:
-    """What the checker found."""
+    """The result of a check."""
 
     violations: list[Suspicion] = field(default_factory=list)
     allowed: Counter[str] = field(default_factory=Counter)
@@ -39,7 +39,7 @@ def check(history: Sequence[Observation], rules: Rules = DEFAULT_RULES) -> Verdi
 
     Args:
         history: The observations, in order.
-        rules: What is allowed.
+        rules: The deviations that are allowed.
     """
     timeline = Timeline(history, rules)
     verdict = Verdict()
@@ -67,6 +67,9 @@ def _suspicions(history: Sequence[Observation], timeline: Timeline) -> Iterator[
             yield from _standalone(observations, published, timeline)
         elif observations[0].what is What.CALL:
             yield from _call(_Call(observations), complete=complete)
+        elif observations[-1].kind == Outcome.GAVE_UP:
+            last = observations[-1]
+            yield _Call(observations).suspicion(Class.HANG, last, f"{last.operation} was not answered")
     yield from _reused_ids(history)
     for one in history:
         if one.what is What.WORKER_DIED:
@@ -97,7 +100,7 @@ class _Call:
 
     @property
     def since(self) -> float:
-        """When it began to run, at the earliest: what happened to its worker before does not concern it."""
+        """When it began to run, at the earliest: earlier faults of its worker do not concern it."""
         return self.first.at if self.accepted is None else max(self.first.at, self.accepted.at - _ACCEPTING)
 
     def suspicion(self, kind: Class, one: Observation, detail: str) -> Suspicion:
@@ -235,7 +238,7 @@ def _standalone(
 
 
 def _unheard(listening: _Call, calls: Sequence[_Call], observations: Sequence[Observation]) -> Iterator[Suspicion]:
-    """Report what was published and not delivered, when the client listened to the end."""
+    """Report published messages that never arrived, when the client listened to the end."""
     done = listening.done
     if done is None or done.kind != Outcome.STOPPED:
         return

@@ -1,4 +1,4 @@
-"""A client of revision 2025-11-25 that cuts, reconnects to any worker, and records what it sees."""
+"""A client of revision 2025-11-25 that cuts, reconnects to any worker, and records each event."""
 
 import asyncio
 import json
@@ -31,6 +31,7 @@ _FINAL = (Kind.RESULT, Kind.ERROR)
 class _Stream:
     """A stream as its client knows it."""
 
+    session: str
     name: str
     retry: float
     """Seconds after which to reconnect."""
@@ -46,9 +47,9 @@ class SoakClient:
 
     Args:
         number: Its number.
-        http: The connections; none is kept alive, so that each request goes where the schedule says.
+        http: The connections; none is kept alive, so that each request reaches the scheduled worker.
         urls: The workers.
-        plan: What to do.
+        plan: The schedule of the client.
         recorder: The history.
         listens: Whether it has a standalone stream.
     """
@@ -75,9 +76,11 @@ class SoakClient:
         self._heard: set[int] = set()
         self._retry = _DEFAULT_RETRY
         self._listener: asyncio.Task[None] | None = None
+        self._leaving = False
+        """Whether the client is ending its session."""
 
     async def run(self, seconds: float) -> None:
-        """Call until the recorder's clock says so, then once on every worker, and end the session."""
+        """Call until so many seconds of the run have passed, then once on every worker, and end the session."""
         await asyncio.sleep(self._plan.start())
         try:
             while self._recorder.now < seconds:
@@ -121,7 +124,7 @@ class SoakClient:
         for attempt in range(100):
             worker = self._plan.link(self._session, "initialized", attempt).worker
             where = {"operation": Operation.NOTIFY, "worker": worker, "connection": attempt}
-            stream = _Stream("initialized", self._retry)
+            stream = _Stream(self._session, "initialized", self._retry)
             message = {"jsonrpc": "2.0", "method": "notifications/initialized"}
             try:
                 async with asyncio.timeout(PATIENCE), self._at(worker).post(message) as response:
@@ -143,10 +146,11 @@ class SoakClient:
             return
         if self._listener is not None:
             await self._heard_all()
+            self._leaving = True
             self._listener.cancel()
             await asyncio.wait({self._listener})
-            self._listener = None
-        stream = _Stream("delete", self._retry)
+            self._listener, self._leaving = None, False
+        stream = _Stream(self._session, "delete", self._retry)
         worker = self._plan.link(self._session, stream.name, 0).worker
         where = {"operation": Operation.DELETE, "worker": worker}
         self._note(What.ENDED, stream, **where)
@@ -196,7 +200,7 @@ class SoakClient:
             self._listener.cancel()
             self._listener = None
 
-    async def _exchange(  # noqa: PLR0913 - what a call promises
+    async def _exchange(  # noqa: PLR0913 - the parts of a call
         self,
         name: str,
         request: JSON,
@@ -207,7 +211,7 @@ class SoakClient:
         worker: int | None = None,
     ) -> Outcome:
         """Send a request, and read its stream over as many connections as it takes."""
-        stream = _Stream(name, self._retry)
+        stream = _Stream(self._session, name, self._retry)
         self._note(What.CALL, stream, kind=kind, number=times, request=json.dumps(request["id"]), published=published)
         where: dict[str, Any] = {}
         try:
@@ -323,7 +327,7 @@ class SoakClient:
 
     async def _listen(self) -> None:
         """Read the standalone stream of the session, over as many connections as it takes."""
-        stream = _Stream(STANDALONE, self._retry)
+        stream = _Stream(self._session, STANDALONE, self._retry)
         where: dict[str, Any] = {}
         try:
             while self._raw.session:
@@ -339,7 +343,8 @@ class SoakClient:
                         return
                 await asyncio.sleep(stream.retry)
         except asyncio.CancelledError:
-            self._note(What.DONE, stream, kind=Outcome.STOPPED, **where)
+            # A session that was lost owes nothing any more: that is a violation of its own.
+            self._note(What.DONE, stream, kind=Outcome.STOPPED if self._leaving else Outcome.REFUSED, **where)
             raise
 
     def _at(self, worker: int) -> RawClient:
@@ -359,7 +364,7 @@ class SoakClient:
         return kind
 
     def _note(self, what: What, stream: _Stream, **values: Any) -> None:
-        self._recorder.note(what, client=self.number, session=self._session, stream=stream.name, **values)
+        self._recorder.note(what, client=self.number, session=stream.session, stream=stream.name, **values)
         if what is What.EVENT and stream.name == STANDALONE:
             self._heard.add(values["number"])
 
@@ -368,7 +373,7 @@ _LAST = CallPlan(publishes=False, times=1, pause=0.0, padding=0, text_id=False, 
 
 
 async def _close(source: AsyncGenerator[Event], connection: AsyncExitStack) -> None:
-    """Close what was left half-open: first the connection, then what reads it."""
+    """Close a half-open connection, and then the reader of its events."""
     await connection.aclose()
     await source.aclose()
 
@@ -378,7 +383,7 @@ def _text(error: Exception) -> str:
 
 
 def _describe(event: Event, name: str, request: JSON | None) -> dict[str, Any]:
-    """What an event is on a stream that belongs to a request, or to none."""
+    """Describe an event of a stream that belongs to a request, or to none."""
     if not event.data:
         return {"kind": Kind.PRIMING, "number": 0}
     message = event.message

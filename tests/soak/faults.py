@@ -1,4 +1,4 @@
-"""Does to Redis and the workers what the schedule says, and records it."""
+"""Applies the scheduled faults to Redis and the workers, and records them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -19,7 +19,7 @@ _LOOK_SECONDS = 0.5
 
 
 class RigError(Exception):
-    """The rig failed, so that the run says nothing."""
+    """The rig failed, so that the run proves nothing."""
 
 
 class Faults:

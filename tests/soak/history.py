@@ -83,7 +83,7 @@ class Outcome(StrEnum):
 
 
 class Operation(StrEnum):
-    """What the client was doing over HTTP."""
+    """The requests of a client."""
 
     POST = "post"
     RESUME = "resume"

@@ -1,4 +1,4 @@
-"""The summary of a run, for a terminal."""
+"""Formats the summary of a run as text."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,8 +21,8 @@ def summary(history: Sequence[Observation], verdict: Verdict, again: str) -> str
 
     Args:
         history: The observations.
-        verdict: What the checker found.
-        again: How to reproduce the run.
+        verdict: The result of the check.
+        again: The command to reproduce the run.
     """
     return "\n".join([*_traffic(history), *_faults(history), *_allowed(verdict), *_violations(verdict, again)])
 

@@ -27,7 +27,7 @@ _LAG_MILLISECONDS = 250
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is made of."""
+    """The seed and the size of a run."""
 
     seed: int
     seconds: float
@@ -40,7 +40,7 @@ def run(settings: Settings) -> list[Observation]:
     """Run, and return the history, which is also in the file.
 
     Args:
-        settings: What the run is made of.
+        settings: The seed and the size of the run.
     """
     logs = settings.history.parent / settings.history.stem
     logs.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the checker accepts, as data: each allowance names its conditions."""
+"""The deviations that the checker accepts, as data: each allowance names its conditions."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Class(StrEnum):
 
 
 class Condition(StrEnum):
-    """What may be true of the moment of a suspicion. The runner is the worker that ran the call."""
+    """A condition of an allowance. The runner is the worker that ran the call."""
 
     RUNNER_KILLED = "the runner was killed since the call began"
     RUNNER_KILLED_BEFORE_COMMIT = "the runner was killed before it could store"

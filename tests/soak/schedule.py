@@ -93,7 +93,7 @@ def _track(random: Random, faults: tuple[Fault, ...], seconds: float, workers: i
 
 @dataclass(frozen=True)
 class CallPlan:
-    """One call: what the tool is asked to do."""
+    """One call: the arguments of the tool, and the circumstances."""
 
     publishes: bool
     times: int
@@ -119,7 +119,7 @@ class LinkPlan:
 
 
 class ClientPlan:
-    """What one client does. Whatever happens to it, its n-th call and its n-th connection are the same.
+    """The plan of one client. Its n-th call and its n-th connection do not depend on the course of the run.
 
     Args:
         seed: Of the run.
