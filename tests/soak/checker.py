@@ -225,7 +225,7 @@ def _standalone(
             yield listening.suspicion(Class.FOREIGN, event, event.note or _message(event))
             continue
         # A worker that was restarted is another writer.
-        writer = (call.runner, timeline.incarnation(call.runner, call.first.at))
+        writer = (call.runner, timeline.incarnation(call.runner, call.since))
         if event.number in seen:
             yield listening.suspicion(Class.DUPLICATE, event, f"{event.number} again")
         elif event.number < highest.get(writer, 0):

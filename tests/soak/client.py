@@ -32,6 +32,9 @@ class _Stream:
     """A stream as its client knows it."""
 
     session: str
+    """The client's name for the session."""
+    client: RawClient
+    """Names the session to the server, also when the client has lost it since."""
     name: str
     retry: float
     """Seconds after which to reconnect."""
@@ -124,10 +127,10 @@ class SoakClient:
         for attempt in range(100):
             worker = self._plan.link(self._session, "initialized", attempt).worker
             where = {"operation": Operation.NOTIFY, "worker": worker, "connection": attempt}
-            stream = _Stream(self._session, "initialized", self._retry)
+            stream = self._stream("initialized")
             message = {"jsonrpc": "2.0", "method": "notifications/initialized"}
             try:
-                async with asyncio.timeout(PATIENCE), self._at(worker).post(message) as response:
+                async with asyncio.timeout(PATIENCE), self._at(worker, stream).post(message) as response:
                     if response.status_code == 202:
                         return True
                     await self._refused(stream, where, response)
@@ -150,15 +153,16 @@ class SoakClient:
             self._listener.cancel()
             await asyncio.wait({self._listener})
             self._listener, self._leaving = None, False
-        stream = _Stream(self._session, "delete", self._retry)
+            if not self._raw.session:  # It was lost while the client waited.
+                return
+        stream = self._stream("delete")
         worker = self._plan.link(self._session, stream.name, 0).worker
         where = {"operation": Operation.DELETE, "worker": worker}
         self._note(What.ENDED, stream, **where)
-        client = self._at(worker)
         self._raw.session = ""
         try:
             async with asyncio.timeout(PATIENCE):
-                status = await client.delete()
+                status = await self._at(worker, stream).delete()
             if status >= 300:
                 self._note(What.REFUSED, stream, kind="status", code=status, **where)
         except httpx2.TransportError as error:
@@ -211,7 +215,7 @@ class SoakClient:
         worker: int | None = None,
     ) -> Outcome:
         """Send a request, and read its stream over as many connections as it takes."""
-        stream = _Stream(self._session, name, self._retry)
+        stream = self._stream(name)
         self._note(What.CALL, stream, kind=kind, number=times, request=json.dumps(request["id"]), published=published)
         where: dict[str, Any] = {}
         try:
@@ -231,7 +235,7 @@ class SoakClient:
             link = self._plan.link(self._session, stream.name, stream.connection)
             if worker is not None and not began:
                 link = LinkPlan(worker)
-            client = self._at(link.worker)
+            client = self._at(link.worker, stream)
             opening = client.get(stream.cursor) if began else client.post(request)
             where |= {
                 "operation": Operation.RESUME if began else Operation.POST,
@@ -243,7 +247,7 @@ class SoakClient:
                 if response is not None:
                     began = True
                     if request["method"] == "initialize":
-                        self._opened(response.headers.get("mcp-session-id", ""), where)
+                        self._opened(response.headers.get("mcp-session-id", ""), stream, where)
                     kept = await self._read(stream, where, response, link, request)
                     if kept is not None:
                         half_open.push_async_callback(_close, kept, connection.pop_all())
@@ -253,9 +257,9 @@ class SoakClient:
                     return stream.outcome
             await asyncio.sleep(stream.retry)
 
-    def _opened(self, session: str, where: dict[str, Any]) -> None:
+    def _opened(self, session: str, stream: _Stream, where: dict[str, Any]) -> None:
         if session and not self._raw.session:
-            self._raw.session = session
+            self._raw.session = stream.client.session = session
             self._recorder.note(
                 What.OPENED, client=self.number, session=self._session, worker=where["worker"], id=session
             )
@@ -281,7 +285,7 @@ class SoakClient:
         await self._refused(stream, where, response)
         if response.status_code != 503:
             stream.outcome = Outcome.REFUSED
-        if response.status_code == 404:
+        if response.status_code == 404 and stream.session == self._session:
             self._raw.session = ""
         return None
 
@@ -327,14 +331,14 @@ class SoakClient:
 
     async def _listen(self) -> None:
         """Read the standalone stream of the session, over as many connections as it takes."""
-        stream = _Stream(self._session, STANDALONE, self._retry)
+        stream = self._stream(STANDALONE)
         where: dict[str, Any] = {}
         try:
             while self._raw.session:
                 stream.connection += 1
                 link = self._plan.link(self._session, stream.name, stream.connection, standalone=True)
                 where |= {"operation": Operation.LISTEN, "worker": link.worker, "connection": stream.connection}
-                opening = self._at(link.worker).get(stream.cursor or None)
+                opening = self._at(link.worker, stream).get(stream.cursor or None)
                 async with AsyncExitStack() as connection:
                     if (response := await self._open(stream, where, opening, connection)) is not None:
                         await self._read(stream, where, response, link, None)
@@ -347,8 +351,11 @@ class SoakClient:
             self._note(What.DONE, stream, kind=Outcome.STOPPED if self._leaving else Outcome.REFUSED, **where)
             raise
 
-    def _at(self, worker: int) -> RawClient:
-        return replace(self._raw, url=f"{self._urls[worker]}/mcp")
+    def _stream(self, name: str) -> _Stream:
+        return _Stream(self._session, replace(self._raw), name, self._retry)
+
+    def _at(self, worker: int, stream: _Stream) -> RawClient:
+        return replace(stream.client, url=f"{self._urls[worker]}/mcp")
 
     async def _refused(self, stream: _Stream, where: dict[str, Any], response: httpx2.Response) -> None:
         body = await response.aread()

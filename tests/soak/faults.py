@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx2
 
 from soak.history import Recorder, What
-from soak.schedule import Fault, Incident
+from soak.schedule import LEAST_GAP, Fault, Incident
 from support.processes import START_SECONDS, WorkerProcess
 from support.proxy import Proxy
 from support.valkeys import OwnValkey
@@ -43,14 +43,28 @@ class Faults:
         self._logs = logs
         self._killed: set[int] = set()
 
-    async def run(self, incidents: Sequence[Incident]) -> None:
-        """Let the incidents of one track happen, one after the other."""
+    async def run(self, incidents: Sequence[Incident], until: float) -> None:
+        """Let the incidents of one track happen, one after the other; leave out those that would come too late.
+
+        Args:
+            incidents: The incidents, in order.
+            until: The second of the run by which the last has to end.
+        """
+        ended = 0.0
         for incident in incidents:
-            await asyncio.sleep(max(0.0, incident.at - self._recorder.now))
-            if incident.worker >= 0:
-                await self._worker(incident)
-            else:
-                await self._of_redis(incident)
+            # A worker may have taken longer to start than the schedule assumes.
+            at = max(incident.at, ended + LEAST_GAP)
+            if at + incident.lead + incident.seconds > until:
+                return
+            await asyncio.sleep(max(0.0, at - self._recorder.now))
+            await self._happen(incident)
+            ended = self._recorder.now
+
+    async def _happen(self, incident: Incident) -> None:
+        if incident.worker >= 0:
+            await self._worker(incident)
+        else:
+            await self._of_redis(incident)
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:

@@ -62,7 +62,10 @@ def _violations(verdict: Verdict, again: str) -> Iterator[str]:
     yield from _table("VIOLATIONS", {kind.value: len(ones) for kind, ones in found.items()} or {"none": 0})
     for kind, ones in found.items():
         streams = len({(one.session, one.stream) for one in ones})
-        yield f"\n{kind.value}: {len(ones)} in {streams} streams"
+        codes = ", ".join(
+            f"{code}: {count}" for code, count in _count(str(one.code) for one in ones if one.code).items()
+        )
+        yield f"\n{kind.value}: {len(ones)} in {streams} streams{f' ({codes})' if codes else ''}"
         for one in ones[:_EXAMPLES]:
             yield f"  {_example(one)}"
     yield f"\nto reproduce: {again}"

@@ -12,7 +12,7 @@ import httpx2
 from soak.client import SoakClient
 from soak.faults import Faults
 from soak.history import Observation, Recorder, What
-from soak.schedule import LEASE, ClientPlan, incidents
+from soak.schedule import CALM, LEASE, ClientPlan, incidents
 from support.processes import worker_processes
 from support.proxy import proxy_in_thread
 from support.valkeys import own_valkey
@@ -69,7 +69,7 @@ async def _soak(settings: Settings, urls: Sequence[str], faults: Faults, recorde
         asyncio.TaskGroup() as tasks,
     ):
         for track in tracks:
-            tasks.create_task(faults.run(track))
+            tasks.create_task(faults.run(track, settings.seconds - CALM))
         for number in range(settings.clients):
             plan = ClientPlan(settings.seed, number, settings.workers)
             client = SoakClient(number, http, urls, plan, recorder, listens=number % _LISTENS == 0)

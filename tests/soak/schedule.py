@@ -34,7 +34,11 @@ _SECONDS: dict[Fault, tuple[float, float]] = {
     Fault.WORKER_FREEZE_LONG: (LEASE + 1, LEASE + 3),
 }
 _DELAYS = (0.002, 0.02, 0.1, 0.3)
-_GAP = (1.0, 5.0)
+LEAST_GAP = 1.0
+"""Seconds between two faults of a track, at least."""
+_GAP = (LEAST_GAP, 5.0)
+_RESTART_SECONDS = 4.0
+"""Seconds that a killed worker is assumed to take until it serves again."""
 _WIDEST_CUTS = 5
 """The connection after which a call is cut no more, so that each call ends."""
 
@@ -84,7 +88,8 @@ def _track(random: Random, faults: tuple[Fault, ...], seconds: float, workers: i
             delay=random.choice(_DELAYS) if fault is Fault.REDIS_SLOW else 0.0,
             lead=round(random.uniform(0.0, 1.5), 3) if fault is Fault.REDIS_KILL_SAVED else 0.0,
         )
-        ends = at + incident.lead + incident.seconds
+        restart = _RESTART_SECONDS if fault is Fault.WORKER_KILL else 0.0
+        ends = at + incident.lead + incident.seconds + restart
         if ends > seconds - CALM:
             return found
         found.append(incident)
