@@ -14,11 +14,10 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from soak.checker import check
 from soak.history import load
@@ -43,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", type=Path, metavar="FILE", help="only check the history of an earlier run")
     parser.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    # A shell starts background jobs with SIGINT ignored, and children inherit that.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     if options.check is not None:
         return _judge(options.check, f"python -m soak --check {options.check}")
     seed = random.randrange(1_000_000) if options.seed is None else options.seed  # noqa: S311 - a seed, no secret
@@ -56,7 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(settings: Settings) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    run(settings)
+    try:
+        run(settings)
+    except KeyboardInterrupt:
+        _print("soak: interrupted")
+        return _FAILED
+    except Exception:  # noqa: BLE001 - whatever it is, it is the rig's fault, and no violation
+        traceback.print_exc()
+        return _FAILED
     return _judge(settings.history, f"make soak SEED={settings.seed} SECONDS={settings.seconds:g}")
 
 
@@ -84,7 +93,6 @@ def _supervise(settings: Settings) -> int:
         "history": settings.history,
     }
     given = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-    signal.signal(signal.SIGTERM, _interrupt)
     child = subprocess.Popen(
         [sys.executable, "-m", "soak", "--supervised", *given], stdin=subprocess.PIPE, start_new_session=True
     )
@@ -104,10 +112,6 @@ def _supervise(settings: Settings) -> int:
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
     return status if status in {0, 1} and settings.history.exists() else _FAILED
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _print(text: str) -> None:
