@@ -21,7 +21,7 @@ WORKER_OPTIONS: dict[str, Any] = {"lease": LEASE}
 """The options of `http_app` in the workers."""
 _LISTENS = 5
 """Of so many clients one has a standalone stream."""
-_LAG_MILLISECONDS = 250
+_LAG_MILLISECONDS = 150
 """The event loop of the clients is late beyond this."""
 
 

@@ -43,7 +43,7 @@ class Condition(StrEnum):
     RUNNER_FROZEN = "the runner was frozen past its lease since the call began"
     PEER_DOWN = "the worker of the connection was killed, and is not back"
     REDIS_LOST_DATA = "Redis lost data since the call began"
-    REDIS_IMPAIRED = "Redis was unreachable or slow a moment ago"
+    REDIS_IMPAIRED = "Redis was unreachable or slow a moment ago, or the rig was, in which the proxy runs"
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,16 @@ DEFAULT_RULES = Rules(
             Class.LOST,
             frozenset({Condition.RUNNER_KILLED_BEFORE_COMMIT}),
         ),
-        Allowance("POST retried: connection refused", Class.REFUSED, frozenset(), frozenset({0}), _POSTS),
+        Allowance(
+            "POST retried: connection refused", Class.REFUSED, frozenset(), frozenset({CONNECTION_REFUSED}), _POSTS
+        ),
         Allowance("POST retried: 503", Class.REFUSED, frozenset(), frozenset({503}), _POSTS),
         Allowance(
-            "GET retried: its worker was down", Class.REFUSED, frozenset({Condition.PEER_DOWN}), frozenset({0}), _GETS
+            "GET retried: its worker was down",
+            Class.REFUSED,
+            frozenset({Condition.PEER_DOWN}),
+            frozenset({CONNECTION_REFUSED}),
+            _GETS,
         ),
         Allowance(
             "GET retried: 503 while Redis was impaired",
@@ -130,10 +136,17 @@ DEFAULT_RULES = Rules(
             _GETS,
         ),
         Allowance(
-            "DELETE refused: its worker was down, or Redis impaired",
+            "DELETE refused: its worker was down",
             Class.REFUSED,
-            frozenset(),
-            frozenset({0, 503}),
+            frozenset({Condition.PEER_DOWN}),
+            frozenset({CONNECTION_REFUSED}),
+            frozenset({Operation.DELETE}),
+        ),
+        Allowance(
+            "DELETE refused: 503 while Redis was impaired",
+            Class.REFUSED,
+            frozenset({Condition.REDIS_IMPAIRED}),
+            frozenset({503}),
             frozenset({Operation.DELETE}),
         ),
         Allowance("worker killed before it responded", Class.UNANSWERED, frozenset({Condition.PEER_DOWN})),
@@ -172,6 +185,7 @@ class Timeline:
 
     def __init__(self, history: Iterable[Observation], rules: Rules) -> None:
         observations = [one for one in history if one.what in _FAULTS]
+        late = [_Span(-1, one.at - one.number / 1000, one.at) for one in observations if one.what is What.LAG]
         self._rules = rules
         self._down = _spans(observations, What.WORKER_KILLED, What.WORKER_BACK)
         self._frozen = _spans(observations, What.WORKER_FROZEN, What.WORKER_THAWED)
@@ -181,6 +195,7 @@ class Timeline:
                 *_spans(observations, What.REDIS_KILLED, What.REDIS_BACK),
                 *_spans(observations, What.REDIS_FROZEN, What.REDIS_THAWED),
                 *_spans(observations, What.REDIS_SLOW, What.REDIS_FAST),
+                *late,
             ),
             key=lambda span: span.begin,
         )
@@ -233,7 +248,7 @@ class Timeline:
         return by
 
 
-_FAULTS = frozenset(what for what in What if what.startswith(("worker_", "redis_")))
+_FAULTS = frozenset(what for what in What if what is What.LAG or what.startswith(("worker_", "redis_")))
 
 
 def _spans(observations: Sequence[Observation], begin: What, end: What) -> list[_Span]:

@@ -193,10 +193,14 @@ def test_event_without_id(history: History, kind: Kind) -> None:
     assert history.classes() == [Class.NO_ID]
 
 
-def test_cut_call_without_cursor(history: History) -> None:
-    """A call that had begun and has nothing to resume from is found."""
-    Call(history).post().note(What.CUT).done(Outcome.NO_CURSOR)
-    assert history.classes() == [Class.NO_CURSOR]
+@pytest.mark.parametrize("killed", [False, True])
+def test_cut_call_without_cursor(history: History, *, killed: bool) -> None:
+    """A call that had begun and has nothing to resume from is found, unless its worker was killed first."""
+    call = Call(history).post()
+    if killed:
+        call.fault(What.WORKER_KILLED, worker=RUNNER)
+    call.note(What.CUT).done(Outcome.NO_CURSOR)
+    assert history.classes() == ([] if killed else [Class.NO_CURSOR])
 
 
 def test_id_of_two_messages(history: History) -> None:
@@ -324,6 +328,16 @@ def test_resume_that_is_refused_in_a_fault(history: History) -> None:
     assert history.classes() == []
 
 
+@pytest.mark.parametrize(("code", "fault"), [(0, What.WORKER_KILLED), (503, What.REDIS_FROZEN), (503, What.LAG)])
+@pytest.mark.parametrize("faulty", [False, True])
+def test_delete_that_is_refused(history: History, code: int, fault: What, *, faulty: bool) -> None:
+    """A DELETE may find a dead worker, or 503 while Redis is impaired, and is found otherwise."""
+    if faulty:
+        history.add(fault, worker=OTHER)
+    history.add(What.REFUSED, session=SESSION, stream="delete", operation="delete", worker=OTHER, code=code)
+    assert history.classes() == ([] if faulty else [Class.REFUSED])
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_post_without_response(history: History, *, killed: bool) -> None:
     """A POST whose connection broke before the response is found, unless its worker was killed."""
@@ -404,6 +418,12 @@ def test_standalone_stream_is_wrong(history: History, numbers: tuple[int, ...], 
     _publish(history, 2)
     Call(history, STANDALONE).resume(operation=Operation.LISTEN).numbers(*numbers).done(Outcome.STOPPED)
     assert history.classes() == [found]
+
+
+def test_standalone_stream_that_the_server_broke(history: History) -> None:
+    """A standalone connection that the server broke in the middle is found."""
+    Call(history, STANDALONE).resume(operation=Operation.LISTEN).note(What.BROKEN).done(Outcome.STOPPED)
+    assert history.classes() == [Class.BROKEN]
 
 
 def test_standalone_message_without_id(history: History) -> None:
