@@ -1,6 +1,6 @@
 """Calls, cuts and faults against real workers, from a seed; then the history is checked.
 
-    python -m soak [--seed N] [--seconds N] [--history FILE]
+    python -m soak [--seed N] [--seconds N] [--calm] [--history FILE]
     python -m soak --check FILE
 
 Exits 0 without violations, 1 with some, and 2 when the rig failed. The run is a child in a process group of its own:
@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=120.0, help="how long clients call")
     parser.add_argument("--clients", type=int, default=40)
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--calm", action="store_true", help="cut connections, and let no fault happen")
     parser.add_argument("--history", type=Path, help="the file of the history; build/soak/SEED.jsonl by default")
     parser.add_argument("--check", type=Path, metavar="FILE", help="only check the history of an earlier run")
     parser.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _judge(options.check, f"python -m soak --check {options.check}")
     seed = random.randrange(1_000_000) if options.seed is None else options.seed  # noqa: S311 - a seed, no secret
     path = options.history or _DIRECTORY / f"{seed}.jsonl"
-    settings = Settings(seed, options.seconds, path, options.clients, options.workers)
+    settings = Settings(seed, options.seconds, path, options.clients, options.workers, options.calm)
     if options.supervised:
         return _run(settings)
     _print(f"soak: seed {seed}, {options.seconds:g} s, history in {path}")
@@ -92,7 +93,8 @@ def _supervise(settings: Settings) -> int:
         "workers": settings.workers,
         "history": settings.history,
     }
-    given = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
+    given = ["--calm"] if settings.calm else []
+    given += [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
     child = subprocess.Popen(
         [sys.executable, "-m", "soak", "--supervised", *given], stdin=subprocess.PIPE, start_new_session=True
     )

@@ -34,6 +34,8 @@ class Settings:
     history: Path
     clients: int = 40
     workers: int = 4
+    calm: bool = False
+    """Whether there are no faults, only cuts: a control run of the rig itself."""
 
 
 def run(settings: Settings) -> list[Observation]:
@@ -68,7 +70,7 @@ async def _soak(settings: Settings, urls: Sequence[str], faults: Faults, recorde
         faults.watched(),
         asyncio.TaskGroup() as tasks,
     ):
-        for track in tracks:
+        for track in () if settings.calm else tracks:
             tasks.create_task(faults.run(track, settings.seconds - CALM))
         for number in range(settings.clients):
             plan = ClientPlan(settings.seed, number, settings.workers)

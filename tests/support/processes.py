@@ -94,12 +94,6 @@ class WorkerProcess:
                         return
                 time.sleep(0.02)
 
-    @property
-    def pid(self) -> int:
-        """The pid of the process that runs, or ran last."""
-        assert self._process is not None
-        return self._process.pid
-
     def kill(self) -> None:
         """End it as a crash does."""
         self._signal(signal.SIGKILL)
