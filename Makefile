@@ -7,10 +7,13 @@ BENCH := $(VENV)-bench
 BENCH_STAMP := $(BENCH)/.installed
 SOURCES := pyproject.toml $(shell find src dashboards -type f -not -name '*.py' -o -path 'src/*.py')
 
+# How long the clients of `make soak` call.
+SECONDS ?= 120
+
 # Most tests wait for others; a file's stay together, for they share servers.
 AT_ONCE := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo serve test test-fast bench drill check format docs dashboards pictures clean
+.PHONY: demo serve test test-fast bench drill soak check format docs dashboards pictures clean
 
 demo: $(STAMP)  ## Cut a stream, kill a worker, and watch two workers get over it
 	$(BIN)/python -m examples.demo
@@ -30,6 +33,9 @@ bench: $(STAMP) $(BENCH_STAMP)  ## What following and storing costs, side by sid
 
 drill: $(STAMP)  ## Real faults, a real Prometheus, every panel and alert: a minute, and it tells what it does
 	$(BIN)/python -m pytest tests/dashboards/test_drill.py -o log_cli=true -o log_cli_level=INFO
+
+soak: $(STAMP)  ## Faults and client cuts from a seed, the history checked: make soak SEED=7 SECONDS=120
+	PYTHONPATH=tests:. $(BIN)/python -m soak $(if $(SEED),--seed $(SEED)) --seconds $(SECONDS)
 
 check: $(STAMP)  ## Lint, format and types
 	$(BIN)/ruff check

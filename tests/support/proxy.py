@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import socket
 import struct
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
@@ -16,6 +18,7 @@ from support import resp
 
 HOST = "127.0.0.1"
 _CHUNK = 64 * 1024
+_THREAD_SECONDS = 10.0
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER with zero seconds: closing sends a RST."""
 _SUBSCRIPTIONS = {"SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE"}
@@ -205,6 +208,39 @@ class Proxy:
             await link.run()
         finally:
             self.forget(link)
+
+
+@contextmanager
+def proxy_in_thread(target: Path) -> Iterator[Proxy]:
+    """Run a proxy in a thread with an event loop of its own; other threads may set its `delay`.
+
+    Args:
+        target: The Unix socket of the Redis.
+    """
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+    proxy = Proxy(target)
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        async with proxy.running():
+            started.set_result((asyncio.get_running_loop(), stop))
+            await stop.wait()
+
+    def serve() -> None:
+        try:
+            asyncio.run(run())
+        except BaseException as error:  # noqa: BLE001 - reported to the thread that waits for the start
+            if not started.done():
+                started.set_exception(error)
+
+    thread = threading.Thread(target=serve, name="proxy", daemon=True)
+    thread.start()
+    loop, stop = started.result(_THREAD_SECONDS)
+    try:
+        yield proxy
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(_THREAD_SECONDS)
 
 
 class _Link:

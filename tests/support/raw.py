@@ -20,6 +20,8 @@ class Event:
 
     id: str
     data: str
+    retry: int | None = None
+    """Milliseconds after which the server wants the client to reconnect."""
 
     @property
     def message(self) -> JSON:
@@ -110,7 +112,8 @@ async def events(response: httpx2.Response) -> AsyncIterator[Event]:
     async for line in response.aiter_lines():
         if not line:
             if "data" in fields:
-                yield Event(fields.get("id", ""), fields["data"])
+                retry = fields.get("retry", "")
+                yield Event(fields.get("id", ""), fields["data"], int(retry) if retry.isdigit() else None)
             fields = {}
         elif not line.startswith(":"):
             name, _, value = line.partition(":")

@@ -28,6 +28,7 @@ class OwnValkey:
         self.socket = directory / "valkey.sock"
         self.url = f"unix://{self.socket}"
         self.port = free_port()
+        self._snapshot = directory / "dump.rdb"
         self._options: dict[str, object] = {
             "bind": HOST,
             "port": self.port,
@@ -73,6 +74,15 @@ class OwnValkey:
         if self._process is not None:
             self._process.kill()
             self._process.wait(START_TIMEOUT)
+
+    def save(self) -> None:
+        """Write a snapshot, which the next start loads."""
+        with self.client() as client:
+            client.save()
+
+    def drop_snapshot(self) -> None:
+        """Delete the snapshot: the next start is empty."""
+        self._snapshot.unlink(missing_ok=True)
 
     def freeze(self) -> None:
         """Stop it where it stands; its sockets stay open, and new connections too are taken by the kernel."""

@@ -76,6 +76,8 @@ def app() -> Starlette:
         await ctx.session.send_tool_list_changed()
         return "said"
 
+    _add_numbered_tools(mcp)
+
     @mcp.custom_route("/clock", methods=["POST"])  # type: ignore[untyped-decorator]
     async def jump(request: Request) -> Response:
         clock.offset = float(await request.body())
@@ -87,6 +89,24 @@ def app() -> Starlette:
         trace_to(Path(spans))
         served.add_middleware(OpenTelemetryMiddleware, exclude_spans=["receive", "send"])
     return served
+
+
+def _add_numbered_tools(mcp: MCPServer[object]) -> None:
+    """Add the tools of the soak: each message carries a name and a number."""
+
+    @mcp.tool()
+    async def count(name: str, times: int, pause: float, padding: int, ctx: Context) -> str:
+        """Report the numbers from 1 with pauses, under a name; return the name and the last number."""
+        for number in range(1, times + 1):
+            await ctx.report_progress(number, times, f"{name} {number} {'x' * padding}")
+            await asyncio.sleep(pause)
+        return f"{name} {times}"
+
+    @mcp.tool()
+    async def publish(name: str, number: int, ctx: Context) -> str:
+        """Send a number on the standalone stream, under a name; return the name and 0, as `count` does."""
+        await ctx.session.send_resource_updated(f"soak://{name}/{number}")
+        return f"{name} 0"
 
 
 def trace_to(file: Path) -> None:

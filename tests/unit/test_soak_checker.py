@@ -1,0 +1,488 @@
+"""The checker of the soak finds each class of violation in histories made by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from soak.checker import Verdict, check
+from soak.history import INITIALIZE, PUBLISH, STANDALONE, Kind, Observation, Operation, Outcome, What
+from soak.rules import DEFAULT_RULES, EVENTS_GONE, ORPHANED, Allowance, Class
+
+RUNNER, OTHER = 1, 2
+SESSION = "3.1"
+
+
+class History:
+    """A history by hand: time passes by a step with each observation."""
+
+    def __init__(self) -> None:
+        self.observations: list[Observation] = []
+        self.at = 0.0
+        self.step = 1.0
+
+    def add(self, what: What, **values: object) -> "History":
+        """Add an observation, one step after the last."""
+        self.at += self.step
+        self.observations.append(Observation(self.at, what, **values))  # type: ignore[arg-type]
+        return self
+
+    def check(self, *, complete: bool = True) -> Verdict:
+        """End the run, and check it."""
+        if complete:
+            self.add(What.END)
+        return check(self.observations)
+
+    def classes(self) -> list[Class]:
+        """Return the classes of the violations, in the order of time."""
+        return [one.kind for one in sorted(self.check().violations, key=lambda one: one.at)]
+
+
+class Call:
+    """One call, or one standalone stream, within a history."""
+
+    def __init__(self, history: History, stream: str = "call-7", **values: object) -> None:
+        self._history = history
+        self._values: dict[str, object] = {"client": 3, "session": SESSION, "stream": stream}
+        self._connection: dict[str, object] = {}
+        self._ids = 0
+        self._prefix = stream
+        if stream != STANDALONE:
+            self._add(What.CALL, **{"kind": "count", "number": 3, "request": "7", **values})
+
+    def post(self, worker: int = RUNNER) -> "Call":
+        """The POST is accepted, and its stream begins with a priming event."""
+        self._connection = {"worker": worker, "operation": Operation.POST, "connection": 0}
+        self._add(What.BEGAN)
+        return self.event(Kind.PRIMING)
+
+    def resume(self, cursor: str | None = None, worker: int = OTHER, operation: str = Operation.RESUME) -> "Call":
+        """A GET begins, at the last event unless a cursor is given."""
+        connection = int(str(self._connection.get("connection", -1))) + 1
+        self._connection = {"worker": worker, "operation": operation, "connection": connection}
+        return self._add(What.BEGAN, id=self.last if cursor is None else cursor)
+
+    @property
+    def last(self) -> str:
+        """The id of the last event."""
+        return f"{self._ids}.{self._prefix}" if self._ids else ""
+
+    def event(self, kind: Kind, event_id: str | None = None, **values: object) -> "Call":
+        """An event arrives, with the next id unless one is given."""
+        if event_id is None:
+            self._ids += 1
+            event_id = self.last
+        return self._add(What.EVENT, kind=kind, id=event_id, **values)
+
+    def numbers(self, *numbers: int) -> "Call":
+        """Notifications arrive."""
+        for number in numbers:
+            self.event(Kind.NOTIFICATION, number=number)
+        return self
+
+    def result(self, number: int = 3, request: str = "7", **values: str) -> "Call":
+        """The result arrives."""
+        return self.event(Kind.RESULT, number=number, request=request, **values)
+
+    def error(self, code: int, request: str = "7") -> "Call":
+        """An error arrives as the response."""
+        return self.event(Kind.ERROR, code=code, request=request)
+
+    def note(self, what: What, **values: object) -> "Call":
+        """Anything else happens to the connection."""
+        return self._add(what, **values)
+
+    def refused(self, code: int, operation: str, worker: int = OTHER, kind: str = "status") -> "Call":
+        """A request is refused."""
+        return self._add(What.REFUSED, code=code, kind=kind, worker=worker, operation=operation)
+
+    def done(self, outcome: Outcome) -> "Call":
+        """The client is through with it."""
+        return self._add(What.DONE, kind=outcome)
+
+    def fault(self, what: What, **values: object) -> "Call":
+        """A fault happens meanwhile."""
+        self._history.add(what, **values)
+        return self
+
+    def _add(self, what: What, **values: object) -> "Call":
+        self._history.add(what, **{**self._values, **self._connection, **values})
+        return self
+
+
+@pytest.fixture
+def history() -> History:
+    """An empty history, of a session that was opened on the worker that runs the calls."""
+    return History().add(What.OPENED, client=3, session=SESSION, worker=RUNNER)
+
+
+def test_call_that_is_cut_and_resumed_is_correct(history: History) -> None:
+    """Nothing is found in a call that was cut twice and got everything; the resume repeats the cursor."""
+    call = Call(history).post().numbers(1).note(What.CUT)
+    cursor = call.last
+    call.resume().event(Kind.PRIMING, cursor).numbers(2).note(What.CUT).resume().numbers(3).result()
+    call.done(Outcome.RESULT)
+    verdict = history.check()
+    assert verdict.violations == []
+    assert not verdict.allowed
+
+
+def test_call_that_gave_up_is_a_hang(history: History) -> None:
+    """A call whose client waited in vain is a hang."""
+    Call(history).post().numbers(1).done(Outcome.GAVE_UP)
+    assert history.classes() == [Class.HANG]
+
+
+def test_call_without_outcome_is_a_hang_only_at_the_end(history: History) -> None:
+    """A call without an outcome is a hang in a history that is complete, and none in one that was cut short."""
+    Call(history).post().numbers(1)
+    assert history.check(complete=False).violations == []
+    assert history.classes() == [Class.HANG]
+
+
+def test_request_without_a_stream_that_is_not_answered_is_a_hang(history: History) -> None:
+    """A notification or a DELETE that is not answered is a hang, too."""
+    history.add(What.DONE, client=3, session=SESSION, stream="delete", operation="delete", kind=Outcome.GAVE_UP)
+    assert history.classes() == [Class.HANG]
+
+
+@pytest.mark.parametrize("numbers", [(1, 3), (1, 2), (2, 3), ()])
+def test_missing_notification_is_lost(history: History, numbers: tuple[int, ...]) -> None:
+    """A result whose notifications are not all there is a loss, wherever they are missing."""
+    Call(history).post().numbers(*numbers).result().done(Outcome.RESULT)
+    assert history.classes() == [Class.LOST]
+
+
+def test_hole_before_an_error_is_lost(history: History) -> None:
+    """Before an error the rest may be missing, but no notification in the middle."""
+    Call(history).post().numbers(1, 3).fault(What.WORKER_KILLED, worker=RUNNER).error(ORPHANED).done(Outcome.ERROR)
+    assert history.classes() == [Class.LOST]
+
+
+def test_notification_that_comes_twice_is_a_duplicate(history: History) -> None:
+    """The same number twice is a duplicate, under whichever id."""
+    Call(history).post().numbers(1, 2).resume().numbers(2, 3).result().done(Outcome.RESULT)
+    assert history.classes() == [Class.DUPLICATE]
+
+
+def test_second_response_is_a_duplicate(history: History) -> None:
+    """A second response is a duplicate."""
+    Call(history).post().numbers(1, 2, 3).result().result().done(Outcome.RESULT)
+    assert history.classes() == [Class.DUPLICATE]
+
+
+@pytest.mark.parametrize("late", ["before another", "after the result"])
+def test_notification_out_of_order(history: History, late: str) -> None:
+    """A number after a higher one, or after the response, is out of order."""
+    call = Call(history).post()
+    if late == "before another":
+        call.numbers(1, 3, 2).result()
+    else:
+        call.numbers(1, 2).result().numbers(3)
+    call.done(Outcome.RESULT)
+    assert history.classes() == [Class.ORDER]
+
+
+@pytest.mark.parametrize("kind", [Kind.PRIMING, Kind.NOTIFICATION, Kind.RESULT])
+def test_event_without_id(history: History, kind: Kind) -> None:
+    """An event without an id is found, whatever it is."""
+    call = Call(history, number=1).post()
+    if kind is Kind.PRIMING:
+        call.event(Kind.PRIMING, "")
+    call.event(Kind.NOTIFICATION, "" if kind is Kind.NOTIFICATION else None, number=1)
+    call.event(Kind.RESULT, "" if kind is Kind.RESULT else None, number=1, request="7").done(Outcome.RESULT)
+    assert history.classes() == [Class.NO_ID]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_cut_call_without_cursor(history: History, *, killed: bool) -> None:
+    """A call that had begun and has nothing to resume from is found, unless its worker was killed first."""
+    call = Call(history).post()
+    if killed:
+        call.fault(What.WORKER_KILLED, worker=RUNNER)
+    call.note(What.CUT).done(Outcome.NO_CURSOR)
+    assert history.classes() == ([] if killed else [Class.NO_CURSOR])
+
+
+def test_id_of_two_messages(history: History) -> None:
+    """An id that two messages of a stream carry is found."""
+    call = Call(history).post().numbers(1, 2)
+    call.event(Kind.NOTIFICATION, "2.call-7", number=3).result().done(Outcome.RESULT)
+    assert history.classes() == [Class.ID_REUSED]
+
+
+def test_id_of_messages_of_two_calls(history: History) -> None:
+    """An id that messages of two calls of a session carry is found."""
+    Call(history).post().numbers(1, 2, 3).result().done(Outcome.RESULT)
+    other = Call(history, "call-8", number=1).post()
+    other.event(Kind.NOTIFICATION, "2.call-7", number=1).result(1).done(Outcome.RESULT)
+    assert history.classes() == [Class.ID_REUSED]
+
+
+def test_priming_event_with_the_id_of_another_message(history: History) -> None:
+    """A priming event may repeat the cursor of its resume, and no other id: it moves the cursor."""
+    call = Call(history).post().numbers(1, 2).note(What.CUT).resume("2.call-7")
+    call.event(Kind.PRIMING, "3.call-7").numbers(3).result().done(Outcome.RESULT)
+    assert history.classes() == [Class.ID_REUSED]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["notification", "number", "request id", "result"],
+)
+def test_message_of_another_call(history: History, wrong: str) -> None:
+    """A message that the call was not promised is found: `"7"` is not `7`."""
+    call = Call(history).post().numbers(1, 2, 3)
+    if wrong == "notification":
+        call.event(Kind.FOREIGN, note="{}")
+    if wrong == "number":
+        call.numbers(4)
+    call.result(4 if wrong == "result" else 3, '"7"' if wrong == "request id" else "7").done(Outcome.RESULT)
+    assert history.classes() == [Class.FOREIGN]
+
+
+@pytest.mark.parametrize("operation", list(Operation))
+def test_404_for_a_living_session(history: History, operation: Operation) -> None:
+    """A 404 is found, whatever the client asked."""
+    Call(history).post().refused(404, operation).done(Outcome.REFUSED)
+    assert history.classes() == [Class.NOT_FOUND]
+
+
+@pytest.mark.parametrize("code", [-32603, ORPHANED, EVENTS_GONE])
+def test_error_while_its_worker_lives(history: History, code: int) -> None:
+    """An error in place of a result is found while the worker of the call lives, though another was killed."""
+    call = Call(history).fault(What.WORKER_KILLED, worker=OTHER).fault(What.REDIS_KILLED, kind="empty").post()
+    call.fault(What.REDIS_BACK).error(code).done(Outcome.ERROR)
+    assert history.classes() == [Class.ERROR]
+
+
+def test_error_of_a_killed_worker_is_allowed(history: History) -> None:
+    """-32010 is allowed for a call whose worker was killed while it ran, and counted."""
+    Call(history).post().numbers(1).fault(What.WORKER_KILLED, worker=RUNNER).resume().error(ORPHANED).done(
+        Outcome.ERROR
+    )
+    verdict = history.check()
+    assert verdict.violations == []
+    assert dict(verdict.allowed) == {"-32010, its worker was killed": 1}
+
+
+def test_error_of_a_worker_killed_before_the_call(history: History) -> None:
+    """-32010 is not allowed for a call that its worker accepted after it was restarted."""
+    history.add(What.WORKER_KILLED, worker=RUNNER).add(What.WORKER_BACK, worker=RUNNER)
+    Call(history).post().resume().error(ORPHANED).done(Outcome.ERROR)
+    assert history.classes() == [Class.ERROR]
+
+
+@pytest.mark.parametrize(("seconds", "allowed"), [(1, False), (2, True)])
+def test_error_of_a_frozen_worker(history: History, seconds: int, *, allowed: bool) -> None:
+    """-32010 is allowed for a call whose worker was frozen past its lease, and not after a short freeze."""
+    call = Call(history).post().fault(What.WORKER_FROZEN, worker=RUNNER)
+    history.at += seconds - 1
+    call.fault(What.WORKER_THAWED, worker=RUNNER).error(ORPHANED).done(Outcome.ERROR)
+    assert history.classes() == ([] if allowed else [Class.ERROR])
+
+
+@pytest.mark.parametrize("killed", [[], ["redis"], ["worker"], ["redis", "worker"]])
+def test_events_lost_by_redis(history: History, killed: list[str]) -> None:
+    """-32011 is allowed only when Redis lost data and the worker of the call was killed, both during the call."""
+    call = Call(history).post().numbers(1)
+    if "redis" in killed:
+        call.fault(What.REDIS_KILLED, kind="empty").fault(What.REDIS_BACK)
+    if "worker" in killed:
+        call.fault(What.WORKER_KILLED, worker=RUNNER)
+    call.resume().error(EVENTS_GONE).done(Outcome.ERROR)
+    assert history.classes() == ([] if len(killed) == 2 else [Class.ERROR])
+
+
+@pytest.mark.parametrize("code", [0, 503])
+def test_post_that_is_refused_before_its_stream_began_is_retried(history: History, code: int) -> None:
+    """A POST that gets 503 or no connection is retried, and counted."""
+    call = Call(history).refused(code, Operation.POST).post().numbers(1, 2, 3).result()
+    call.done(Outcome.RESULT)
+    verdict = history.check()
+    assert verdict.violations == []
+    assert sum(verdict.allowed.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "operation"),
+    [
+        (500, Operation.POST),
+        (409, Operation.LISTEN),
+        (400, Operation.RESUME),
+        (503, Operation.RESUME),
+        (0, Operation.RESUME),
+    ],
+)
+def test_request_that_is_refused(history: History, code: int, operation: Operation) -> None:
+    """Any other refusal is found: of a resume also 503, or no connection, while everything is well."""
+    call = Call(history).post().refused(code, operation)
+    call.resume().numbers(1, 2, 3).result().done(Outcome.RESULT)
+    assert history.classes() == [Class.REFUSED]
+
+
+def test_resume_that_is_refused_in_a_fault(history: History) -> None:
+    """A resume may find a dead worker, or 503 while Redis is impaired."""
+    call = Call(history).post().fault(What.WORKER_KILLED, worker=OTHER).refused(0, Operation.RESUME)
+    call.fault(What.REDIS_FROZEN).refused(503, Operation.RESUME, RUNNER).fault(What.REDIS_THAWED)
+    call.resume(worker=RUNNER).numbers(1, 2, 3).result().done(Outcome.RESULT)
+    assert history.classes() == []
+
+
+@pytest.mark.parametrize(("code", "fault"), [(0, What.WORKER_KILLED), (503, What.REDIS_FROZEN), (503, What.LAG)])
+@pytest.mark.parametrize("faulty", [False, True])
+def test_delete_that_is_refused(history: History, code: int, fault: What, *, faulty: bool) -> None:
+    """A DELETE may find a dead worker, or 503 while Redis is impaired, and is found otherwise."""
+    if faulty:
+        history.add(fault, worker=OTHER)
+    history.add(What.REFUSED, session=SESSION, stream="delete", operation="delete", worker=OTHER, code=code)
+    assert history.classes() == ([] if faulty else [Class.REFUSED])
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_post_without_response(history: History, *, killed: bool) -> None:
+    """A POST whose connection broke before the response is found, unless its worker was killed."""
+    call = Call(history)
+    if killed:
+        call.fault(What.WORKER_KILLED, worker=RUNNER)
+    call.refused(0, Operation.POST, RUNNER, "unanswered").note(What.DONE, kind=Outcome.UNANSWERED, worker=RUNNER)
+    assert history.classes() == ([] if killed else [Class.UNANSWERED])
+
+
+def test_resume_without_response(history: History) -> None:
+    """A GET whose connection broke before the response is found."""
+    call = Call(history).post().refused(0, Operation.RESUME, OTHER, "unanswered")
+    call.resume().numbers(1, 2, 3).result().done(Outcome.RESULT)
+    assert history.classes() == [Class.UNANSWERED]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_stream_that_the_server_broke(history: History, *, killed: bool) -> None:
+    """A connection that the server broke in the middle is found, unless its worker was killed."""
+    call = Call(history).post().numbers(1)
+    if killed:
+        call.fault(What.WORKER_KILLED, worker=RUNNER)
+    call.note(What.BROKEN).resume().numbers(2, 3).result().done(Outcome.RESULT)
+    assert history.classes() == ([] if killed else [Class.BROKEN])
+
+
+def test_worker_that_died_by_itself(history: History) -> None:
+    """A worker that ended by itself is found."""
+    history.add(What.WORKER_DIED, worker=RUNNER)
+    assert history.classes() == [Class.WORKER_DIED]
+
+
+def test_initialize_is_judged_as_a_call(history: History) -> None:
+    """The stream of `initialize` is judged as that of any call."""
+    call = Call(history, "initialize 0", kind=INITIALIZE, number=0, request='"init"').post()
+    call.event(Kind.RESULT, "", request='"init"').done(Outcome.RESULT)
+    assert history.classes() == [Class.NO_ID]
+
+
+def _publish(history: History, number: int, worker: int = RUNNER) -> None:
+    call = Call(history, f"call-{number}", kind=PUBLISH, number=0, request=str(number), published=number)
+    call.post(worker).result(0, str(number)).done(Outcome.RESULT)
+
+
+def test_standalone_stream_that_got_everything(history: History) -> None:
+    """Order between two workers is undefined; each number came once, over two connections."""
+    _publish(history, 1)
+    _publish(history, 2, OTHER)
+    _publish(history, 3)
+    standalone = Call(history, STANDALONE).resume(operation=Operation.LISTEN).numbers(2, 1)
+    standalone.note(What.CUT).resume(operation=Operation.LISTEN).numbers(3).done(Outcome.STOPPED)
+    assert history.classes() == []
+
+
+def test_standalone_stream_of_a_restarted_worker(history: History) -> None:
+    """A worker that was restarted is another writer, so that its numbers may come first."""
+    _publish(history, 1)
+    history.add(What.WORKER_KILLED, worker=RUNNER).add(What.WORKER_BACK, worker=RUNNER)
+    _publish(history, 2)
+    Call(history, STANDALONE).resume(operation=Operation.LISTEN).numbers(2, 1).done(Outcome.STOPPED)
+    assert history.classes() == []
+
+
+@pytest.mark.parametrize(
+    ("numbers", "found"),
+    [
+        ((1,), Class.LOST),
+        ((2,), Class.LOST),
+        ((1, 2, 2), Class.DUPLICATE),
+        ((2, 1), Class.ORDER),
+        ((1, 2, 9), Class.FOREIGN),
+    ],
+)
+def test_standalone_stream_is_wrong(history: History, numbers: tuple[int, ...], found: Class) -> None:
+    """Lost, duplicate, foreign and disordered messages of a standalone stream are found."""
+    _publish(history, 1)
+    _publish(history, 2)
+    Call(history, STANDALONE).resume(operation=Operation.LISTEN).numbers(*numbers).done(Outcome.STOPPED)
+    assert history.classes() == [found]
+
+
+def test_standalone_stream_that_the_server_broke(history: History) -> None:
+    """A standalone connection that the server broke in the middle is found."""
+    Call(history, STANDALONE).resume(operation=Operation.LISTEN).note(What.BROKEN).done(Outcome.STOPPED)
+    assert history.classes() == [Class.BROKEN]
+
+
+def test_standalone_message_without_id(history: History) -> None:
+    """A message of a standalone stream without an id is found."""
+    _publish(history, 1)
+    standalone = Call(history, STANDALONE).resume(operation=Operation.LISTEN)
+    standalone.event(Kind.NOTIFICATION, "", number=1).done(Outcome.STOPPED)
+    assert history.classes() == [Class.NO_ID]
+
+
+@pytest.mark.parametrize(
+    ("faults", "allowed"),
+    [
+        ([], False),
+        ([What.WORKER_KILLED], True),
+        ([What.REDIS_FROZEN, What.REDIS_THAWED, What.WORKER_KILLED], True),
+        ([What.REDIS_KILLED, What.REDIS_BACK], False),
+        ([What.BEGIN] * 20 + [What.WORKER_KILLED], False),
+        ([What.BEGIN] * 20 + [What.REDIS_KILLED, What.REDIS_BACK, What.WORKER_KILLED], True),
+    ],
+)
+def test_standalone_message_of_a_killed_worker(history: History, faults: list[What], *, allowed: bool) -> None:
+    """A message may be lost with its worker before it was stored, or with its worker and Redis; never otherwise."""
+    history.step = 0.1
+    _publish(history, 1)
+    for fault in faults:
+        history.add(fault, worker=RUNNER if fault is What.WORKER_KILLED else -1)
+    Call(history, STANDALONE).resume(operation=Operation.LISTEN).done(Outcome.STOPPED)
+    assert history.classes() == ([] if allowed else [Class.LOST])
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_session_that_was_opened_in_an_outage(*, allowed: bool) -> None:
+    """A 404 is allowed when only a worker that was killed in the outage can have known the session."""
+    history = History().add(What.REDIS_FROZEN)
+    history.add(What.OPENED, client=3, session=SESSION, worker=RUNNER)
+    history.add(What.WORKER_KILLED, worker=RUNNER if allowed else OTHER).add(What.REDIS_THAWED)
+    Call(history).refused(404, Operation.POST).done(Outcome.REFUSED)
+    assert history.classes() == ([] if allowed else [Class.NOT_FOUND])
+
+
+def test_fault_without_an_end_lasts(history: History) -> None:
+    """A worker that did not come back stays down."""
+    call = Call(history).post().fault(What.WORKER_KILLED, worker=OTHER)
+    history.at += 1000
+    call.refused(0, Operation.RESUME).resume(worker=RUNNER).numbers(1, 2, 3).result().done(Outcome.RESULT)
+    assert history.classes() == []
+
+
+def test_rules_can_be_tightened(history: History) -> None:
+    """Without its allowance a deviation is a violation."""
+    Call(history).post().fault(What.WORKER_KILLED, worker=RUNNER).error(ORPHANED).done(Outcome.ERROR)
+    strict = replace(DEFAULT_RULES, allowances=())
+    assert [one.kind for one in check(history.observations, strict).violations] == [Class.ERROR]
+    loose = replace(DEFAULT_RULES, allowances=(Allowance("any error", Class.ERROR),))
+    assert check(history.observations, loose).violations == []
+
+
+def test_allowances_are_distinct() -> None:
+    """The names of the allowances are distinct: they are counted by name."""
+    names = [allowance.name for allowance in DEFAULT_RULES.allowances]
+    assert len(set(names)) == len(names)
