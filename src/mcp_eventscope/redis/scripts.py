@@ -215,6 +215,15 @@ async def record(  # noqa: PLR0913 - the script's arguments, one by one
     return state.decode("ascii")
 
 
+def queue_record(  # noqa: PLR0913 - the script's arguments, one by one
+    pipeline: Client, keys: Keys, ttl: int, owner: str, handshake: str, *, again: bool
+) -> None:
+    """Queue a `record` on a pipeline. Redis must know the script; arguments as in `record`."""
+    _, sha = _record.call(whole=False)
+    arguments = [1, keys.session.encode(), ttl, owner.encode(), handshake.encode(), b"1" if again else b""]
+    pipeline.execute_command("EVALSHA", sha, *arguments)
+
+
 async def touch(client: Client, keys: Keys, ttl: int, owner: str) -> tuple[str, str]:
     """Renew a session's record, for its owner, and read it; one that is not there is not made.
 

@@ -4,18 +4,20 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 import anyio
+from redis import asyncio as aioredis
 
 from mcp_eventscope.errors import StoreError, StoreUnavailableError
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.clock import boot_microseconds
-from mcp_eventscope.redis.connection import AnyRedis, address_of, failure_text, told_as, trouble_of
+from mcp_eventscope.redis.connection import AnyRedis, address_of, call, failure_text, told_as, trouble_of
 from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
@@ -33,6 +35,25 @@ _RETRY_SECONDS = 0.25
 _MICROSECONDS = 1_000_000
 PARTING_SECONDS = 1.0
 """How long a worker that ends takes to say so, at most; its lease says it otherwise."""
+
+
+_RECORDS_AT_ONCE = 256
+"""Records that are written in one round trip."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class NewRecord:
+    """A session to be recorded."""
+
+    session_id: str
+    owner: str
+    """A digest of its principal; "" for none."""
+    handshake: str
+    """The parameters of its `initialize`, as JSON."""
+    again: bool = False
+    """Whether it was recorded before: if it is not there, Redis has lost it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +94,6 @@ class Workers:
         self.lease = DEFAULT_LEASE
         """Seconds after which a worker that does not renew counts as gone."""
         self._blind_until = 0.0
-        self._emptied_until = 0.0
         self._leased = False
         self._written = self._attempted = 0
         """The value of the lease: as Redis has acknowledged it last, and as it was last sent."""
@@ -114,13 +134,16 @@ class Workers:
         except StoreError:
             pass
 
-    @contextmanager
-    def _asking(self, operation: str) -> Iterator[None]:
+    async def _call(self, operation: str, function: Callable[[], Awaitable[T]]) -> T:
+        """Call Redis, unless it is known to be unreachable.
+
+        Raises:
+            StoreError: Redis was not reached, or replied with an error.
+        """
         if self._breaker.unreachable:
             msg = f"did not {operation} Redis at {address_of(self._redis)}: it is unreachable ({self._breaker.reason})"
             raise StoreUnavailableError(msg)
-        with told_as(operation, self._redis):
-            yield
+        return await call(operation, self._redis, self._breaker, function)
 
     def _observed(self, fact: StoreFact) -> None:
         if isinstance(fact, CameBack):
@@ -170,32 +193,65 @@ class Workers:
         Raises:
             StoreError: Redis did not take it.
         """
-        with self._asking("write to"):
-            await self._redis.publish(self._keys.workers, json.dumps({"worker": self._worker.name, **notice}))
+        content = json.dumps({"worker": self._worker.name, **notice})
+        await self._call("write to", lambda: self._redis.publish(self._keys.workers, content))
 
-    async def record(self, session_id: str, *, owner: str, handshake: str, ttl: int, again: bool) -> str:
-        """Record a session; see `scripts.record`."""
-        with self._asking("write to"):
-            keys = self._keys.for_session(session_id)
-            return await scripts.record(self._redis, keys, ttl, owner, handshake, again=again)
+    async def record(self, record: NewRecord, *, ttl: int) -> str:
+        """Record a session, unless it is another principal's or has ended.
+
+        Args:
+            record: The session.
+            ttl: Seconds until the record expires.
+
+        Returns:
+            `live`; or `other` or `ended`, and nothing was changed.
+
+        Raises:
+            StoreError: Redis did not take it.
+        """
+        keys = self._keys.for_session(record.session_id)
+        return await self._call(
+            "write to",
+            lambda: scripts.record(self._redis, keys, ttl, record.owner, record.handshake, again=record.again),
+        )
+
+    async def record_all(self, records: Sequence[NewRecord], *, ttl: int) -> None:
+        """Record many sessions, many in a round trip. Arguments and errors as in `record`."""
+        if not isinstance(self._redis, aioredis.Redis):  # A cluster's pipeline takes no scripts.
+            for record in records:
+                await self.record(record, ttl=ttl)
+            return
+        for start in range(0, len(records), _RECORDS_AT_ONCE):
+            first, *others = records[start : start + _RECORDS_AT_ONCE]
+            await self.record(first, ttl=ttl)  # It loads the script, should Redis not know it.
+            pipeline = self._redis.pipeline(transaction=False)
+            for each in others:
+                keys = self._keys.for_session(each.session_id)
+                scripts.queue_record(pipeline, keys, ttl, each.owner, each.handshake, again=each.again)
+            await self._call("write to", pipeline.execute)
 
     async def touch(self, session_id: str, *, owner: str, ttl: int) -> SessionRecord:
         """Renew a session's record, and read it; see `scripts.touch`.
 
         Of a session that nobody knows it is not said that it is absent, when Redis has just lost what it knew.
         """
-        with self._asking("read from"):
-            record = SessionRecord(*await scripts.touch(self._redis, self._keys.for_session(session_id), ttl, owner))
-            doubtful = record.state == "absent" and self._leased and not self.emptied
-            if doubtful and not await self._redis.exists(self._keys.worker(self._worker.name)):
-                self._emptied_until = time.monotonic() + self.lease
-                self._sooner.set()
+        keys = self._keys.for_session(session_id)
+        record = SessionRecord(*await self._call("read from", lambda: scripts.touch(self._redis, keys, ttl, owner)))
+        doubtful = record.state == "absent" and self._leased and not self.uncertain
+        lease = self._keys.worker(self._worker.name)
+        if doubtful and not await self._call("read from", lambda: self._redis.exists(lease)):
+            self._blind_until = time.monotonic() + self.lease
+            self._sooner.set()
         return record
 
     @property
-    def emptied(self) -> bool:
-        """Whether Redis has lost what it knew, so recently that others may not have told it again."""
-        return time.monotonic() < self._emptied_until
+    def uncertain(self) -> bool:
+        """Whether Redis was unreachable, or has lost data, so recently that workers may not have published again."""
+        return self._breaker.reason is not None or time.monotonic() < self._blind_until
+
+    def republish(self) -> None:
+        """Publish again what this worker knows: something could not be published."""
+        self._republish.set()
 
     async def end(self, session_id: str, *, ttl: int) -> None:
         """End a session for all workers, and tell them.
@@ -203,8 +259,8 @@ class Workers:
         Raises:
             StoreError: Redis did not take it.
         """
-        with self._asking("write to"):
-            await scripts.end(self._redis, self._keys.for_session(session_id), ttl)
+        keys = self._keys.for_session(session_id)
+        await self._call("write to", lambda: scripts.end(self._redis, keys, ttl))
         await self.tell(session=session_id, ended=True)
 
     async def _leave(self) -> None:
@@ -222,8 +278,12 @@ class Workers:
         """
         began = time.monotonic()
         try:
-            with told_as("read from", self._redis):
-                alive = {worker: await self._redis.exists(self._keys.worker(worker)) for worker in workers}
+            alive = {
+                worker: await call(
+                    "read from", self._redis, self._breaker, partial(self._redis.exists, self._keys.worker(worker))
+                )
+                for worker in workers
+            }
         except StoreError:
             self._blind_until = time.monotonic() + self.lease
             raise
@@ -262,7 +322,6 @@ class Workers:
             well = well and not self._recovered
             self._recovered = False
             if not held and self._leased:
-                self._emptied_until = time.monotonic() + self.lease
                 self._state_lost()
             if not (held and well):
                 self._blind_until = time.monotonic() + self.lease

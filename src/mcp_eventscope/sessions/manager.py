@@ -374,9 +374,9 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         """Redis has lost the records of sessions, or was not there to take them."""
         if self._records is not None:
             await self._records.say_again()
-            for transport in self._served():
-                session_id = transport.mcp_session_id or ""
-                await self._record(session_id, self._records.handshakes.get(session_id))
+            served = sorted(self._served(), key=lambda transport: not transport.view.busy)  # Running requests first.
+            sessions = [transport.mcp_session_id or "" for transport in served]
+            await self._records.make_all({each: owner_of(self._session_owners.get(each)) for each in sessions})
 
     def _heard(self, notice: Notice) -> None:
         """Another worker has told something, or perhaps has and was not heard."""

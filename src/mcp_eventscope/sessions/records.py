@@ -1,11 +1,13 @@
 """What other workers know of the sessions here, and are told: never at the cost of a session that is being served."""
 
-from contextlib import AbstractContextManager
+import asyncio
+from collections.abc import Mapping
 from math import inf
 
 import anyio
 
-from mcp_eventscope.redis.workers import SessionRecord, Workers
+from mcp_eventscope.errors import StoreError
+from mcp_eventscope.redis.workers import NewRecord, SessionRecord, Workers
 
 UNREAD = "unread"
 """The state of a record that Redis could not be asked for. A client that is told 404 would give its session up."""
@@ -32,14 +34,45 @@ class Records:
         self._recorded: set[str] = set()
         self._ended: set[str] = set()
         self._renewed: dict[str, float] = {}
+        self._writing: set[asyncio.Task[None]] = set()
 
     async def make(self, session_id: str, *, owner: str, handshake: str) -> None:
-        """Record a session, and remember how, for when Redis has lost it."""
+        """Record a session, and remember how, for when Redis has lost it.
+
+        It waits for Redis as long as `unhurt` allows; the record is written all the same, as soon as Redis takes it.
+        """
         self.handshakes[session_id] = handshake
-        again = session_id in self._recorded
+        writing = asyncio.create_task(self._write(session_id, owner, handshake), name="eventscope-record")
+        self._writing.add(writing)
+        writing.add_done_callback(self._writing.discard)
         with self._workers.unhurt():
-            await self._workers.record(session_id, owner=owner, handshake=handshake, ttl=self.ttl, again=again)
+            await asyncio.shield(writing)
+
+    async def _write(self, session_id: str, owner: str, handshake: str) -> None:
+        record = NewRecord(session_id, owner, handshake, session_id in self._recorded)
+        try:
+            await self._workers.record(record, ttl=self.ttl)
+        except StoreError:
+            self._workers.republish()
+        else:
             self._recorded.add(session_id)
+
+    async def make_all(self, owners: Mapping[str, str]) -> None:
+        """Record sessions again, since Redis may have lost them.
+
+        Args:
+            owners: By session, its owner.
+
+        Raises:
+            StoreError: Redis did not take all of them.
+        """
+        records = [
+            NewRecord(session_id, owner, self.handshakes[session_id], session_id in self._recorded)
+            for session_id, owner in owners.items()
+            if session_id in self.handshakes
+        ]
+        await self._workers.record_all(records, ttl=self.ttl)
+        self._recorded.update(record.session_id for record in records)
 
     def due(self, session_id: str) -> bool:
         """Whether the record is to be renewed, now; the caller does it."""
@@ -55,7 +88,7 @@ class Records:
             record = await self._workers.touch(session_id, owner=owner, ttl=self.ttl)
             if record.state == "live" and session_id in self.handshakes:
                 self._recorded.add(session_id)
-            if record.state != "absent" or session_id in self.handshakes or not self._workers.emptied:
+            if record.state != "absent" or session_id in self.handshakes or not self._workers.uncertain:
                 return record
         return SessionRecord(UNREAD)
 
@@ -81,7 +114,3 @@ class Records:
         self.handshakes.pop(session_id, None)
         self._recorded.discard(session_id)
         self._renewed.pop(session_id, None)
-
-    def unhurt(self) -> AbstractContextManager[None]:
-        """See `Workers.unhurt`."""
-        return self._workers.unhurt()

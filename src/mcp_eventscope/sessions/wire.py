@@ -27,8 +27,8 @@ def stream_name(request_id: RequestId) -> str:
         request_id: The client's id of the request, with its JSON type: `7` and `"7"` are different requests.
 
     Returns:
-        At most `MAX_NAME` visible ASCII characters: a number as it is, a string percent-encoded behind a `~`; if that is
-        longer, `!` and the SHA-256. Different for different requests.
+        At most `MAX_NAME` visible ASCII characters, different for different requests: a number as it is; a string
+        percent-encoded behind a `~`; `!` and a SHA-256 where that would be longer.
     """
     name = f"~{quote(request_id, safe='')}" if isinstance(request_id, str) else str(request_id)
     return name if len(name) <= MAX_NAME else f"!{hashlib.sha256(name.encode()).hexdigest()}"

@@ -261,8 +261,14 @@ class Sender:
                 self._observers.emit(Retried(reason=trouble, events=batch.events, error=error))
         large = [batch for batch in in_flight if batch.payload_bytes > BATCH_BYTES]
         for batch in large:
-            batch.broken += 1 if trouble is not None else 0
-            if len(in_flight) == 1 and batch.broken >= MOST_BROKEN and batch.refuse(error):
+            # Only a broken connection is the event's doing: Redis may be loading, or frozen.
+            batch.broken += 1 if trouble is Trouble.CONNECTION else 0
+            if (
+                trouble is Trouble.CONNECTION
+                and len(in_flight) == 1
+                and batch.broken >= MOST_BROKEN
+                and batch.refuse(error)
+            ):
                 in_flight.remove(batch)  # Whenever it is sent, the connection breaks: Redis takes nothing that large.
         # A suspect goes last, so that the others get through.
         again = [(batch, False) for batch in sorted(in_flight, key=lambda batch: batch.payload_bytes > BATCH_BYTES)]

@@ -81,7 +81,8 @@ class PipelinedTransport:
         """Wait for the next reply."""
         reply: bytes | Exception
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT):
+            size = sum(batch.payload_bytes for batch in self._in_flight)  # A large one may still be on its way.
+            async with asyncio.timeout(ANSWER_TIMEOUT + size / SLOWEST_TRANSFER):
                 # Without the client's own time limit, which would break the connection for one slow reply.
                 reply = await self._connection.read_response(disable_decoding=True, timeout=float("inf"))
         except RedisError as error:
