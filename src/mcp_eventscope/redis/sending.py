@@ -204,8 +204,11 @@ class Sender:
         interrupted, self._interrupted = self._interrupted, None
         cause = error if interrupted is None else interrupted
         trouble = trouble_of(cause)
-        if interrupted is None or trouble is Trouble.READONLY:  # Another server may be the primary now.
-            self._interrupt(trouble, str(cause))
+        # Decided by the exception that ended the exchange: a connection that breaks after Redis has answered an error
+        # is broken as well, and replies on a new one would be attributed to the batches of the old one.
+        broken = not isinstance(error, _InterruptedError)
+        if broken or trouble is Trouble.READONLY:  # Another server may be the primary now.
+            self._interrupt(trouble_of(error), str(error))
             await self._hang_up(in_doubt=True)
         self._failures += 1
         if self._failures > 1 or interrupted is not None:
