@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -13,7 +14,7 @@ from redis import asyncio as aioredis
 from support.fault_plan import Cut, Error, FaultPlan, Freeze, Place, Reach, ReplyFault
 from support.proxy import Proxy
 from support.servers import Valkey
-from support.store_driver import STORE_TIMEOUT, OpenDriver, append_driver
+from support.store_driver import STORE_TIMEOUT, OpenDriver, StoreDriver, append_driver
 from support.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -23,11 +24,13 @@ CONCURRENT = 8
 """Cases that run at the same time, each with a peer, a store and a prefix of its own."""
 SECONDS_PER_CASE = 8.0
 
+LOADING = "LOADING Redis is loading the dataset in memory"
+"""At this one the client closes the connection by itself."""
 OOM = "OOM command not allowed when used memory > 'maxmemory'."
 ERRORS = [
     OOM,
     "READONLY You can't write against a read only replica.",
-    "LOADING Redis is loading the dataset in memory",  # The client closes the connection by itself.
+    LOADING,
     "NOSCRIPT No matching script.",
     "ERR max request size exceeded",
 ]
@@ -75,24 +78,29 @@ class Bench:
                     tasks.start_soon(self._work, pending, run, problems)
         assert not problems, "\n".join(problems)
 
+    @asynccontextmanager
+    async def peer(self, name: str) -> AsyncIterator[tuple[Proxy, StoreDriver]]:
+        """A peer, and a store behind it, whose keys have this name after the prefix."""
+        async with (
+            Proxy(self.server.socket).running() as proxy,
+            self.open_driver(proxy.url, self.server.url, self.key_prefix + name) as driver,
+        ):
+            yield proxy, driver
+
     async def _work(self, pending: Iterator[tuple[int, Faults]], run: Run, problems: list[str]) -> None:
         for number, faults in pending:
             named = "; ".join(f"{index}: {fault}" for index, fault in faults)
             problems += [f"[{named}] {problem}" for problem in await run(number, faults)]
 
     async def _run(self, number: int, faults: Faults, *, sessions: int, later: bool) -> list[str]:
-        prefix = f"{self.key_prefix}{number}:"
         names = [f"s{session}" for session in range(sessions)]
-        async with (
-            Proxy(self.server.socket).running() as proxy,
-            self.open_driver(proxy.url, self.server.url, prefix) as driver,
-        ):
+        async with self.peer(f"{number}:") as (proxy, driver):
             try:
                 with anyio.fail_after(SECONDS_PER_CASE):
                     for name in names:
                         driver.submit(name, 0)
                     await driver.settle()
-                    plan = FaultPlan(prefix, faults)
+                    plan = FaultPlan(self.key_prefix, faults)
                     proxy.follow(plan)
                     for count, name in enumerate(names, 1):  # Two events for each batch.
                         driver.submit(name, 1)
@@ -154,7 +162,7 @@ async def test_error_then_cut(bench: Bench, first: int) -> None:
 
 async def test_error_then_error(bench: Bench) -> None:
     """An error at one reply, and one at a later one at which the client closes the connection."""
-    later = [Error(ERRORS[2]), Error(ERRORS[3]), Error(ERRORS[1])]
+    later = [Error(text) for text in ERRORS if text != OOM]
     await bench.check(pairs(OOMS, later, itertools.combinations(range(IN_FLIGHT), 2)))
 
 
@@ -169,3 +177,17 @@ async def test_fault_while_sending_again(bench: Bench) -> None:
     places = [(i, j) for i in (0, IN_FLIGHT - 1) for j in range(IN_FLIGHT, 2 * IN_FLIGHT)]
     first: list[ReplyFault] = [Cut(Place.BEFORE), OOMS[0]]
     await bench.check(pairs(first, [Cut(Place.BEFORE), Cut(Place.AFTER, Reach.THIS), OOMS[1]], places))
+
+
+async def test_large_event_while_loading_is_stored(bench: Bench) -> None:
+    """A Redis that loads its data for longer than a broken connection is tried again loses no large event."""
+    async with bench.peer("large:") as (proxy, driver):
+        driver.submit("s", 0)
+        await driver.settle()
+        plan = FaultPlan(bench.key_prefix, [(index, Error(LOADING)) for index in range(16)])
+        proxy.follow(plan)
+        proxy.release()
+        driver.submit("s", 1, size=256 * 1024)
+        await driver.settle()
+        assert plan.seen > 16
+        assert driver.ledger.problems({"s": await driver.stored("s")}) == []

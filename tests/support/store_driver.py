@@ -24,8 +24,11 @@ class StoreDriver(Protocol):
 
     ledger: Acknowledgements
 
-    def submit(self, session: str, number: int) -> None:
-        """Hand the store an event, and return immediately; `ledger` records its id once it is acknowledged."""
+    def submit(self, session: str, number: int, size: int = 0) -> None:
+        """Hand the store an event of at least so many bytes, and return immediately.
+
+        `ledger` records its id once it is acknowledged.
+        """
         ...
 
     async def settle(self) -> None:
@@ -57,10 +60,10 @@ class AppendDriver:
         self._tasks: set[asyncio.Task[None]] = set()
         store.observe(self._observe)
 
-    def submit(self, session: str, number: int) -> None:
+    def submit(self, session: str, number: int, size: int = 0) -> None:
         """Hand the store an event; the first of a session is its priming event, from which it is read back."""
         self.ledger.accept(session, number)
-        task = asyncio.create_task(self._append(session, number))
+        task = asyncio.create_task(self._append(session, number, size))
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
@@ -85,8 +88,8 @@ class AppendDriver:
         assert not facts.gap, facts
         return found
 
-    async def _append(self, session: str, number: int) -> None:
-        message = note(number) if number else None
+    async def _append(self, session: str, number: int, size: int) -> None:
+        message = note(number, "x" * size) if number else None
         appended = await self._store.for_session(session).append(_STREAM, message)
         event_id = appended.event_id
         if appended.later is not None:

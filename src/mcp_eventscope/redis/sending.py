@@ -219,8 +219,10 @@ class Sender:
     def _interrupt(self, trouble: Trouble | None, error: str) -> None:
         """What is under way may have been committed or not: it is to be sent again."""
         under_way, self._under_way = self._under_way, deque()
+        # A refusal that closes the connection, as LOADING does, has nothing to do with the size of an event.
+        suspicious = trouble in {Trouble.CONNECTION, Trouble.TIMEOUT}
         for batch in under_way:
-            batch.broken += 1
+            batch.broken += suspicious
             if trouble is not None:
                 self._told.retried(batch, trouble, error)
         if under_way:
