@@ -91,6 +91,8 @@ class Proxy:
         self.free = asyncio.Event()
         self.free.set()
         self.plan: FaultPlan | None = None
+        self.largest: int | None = None
+        """Bytes above which a command is refused, as hosted services do; None: no limit."""
         self._faults: list[Fault] = []
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -323,6 +325,8 @@ class _Link:
         self._proxy.commands[name] += 1
         self._subscribed |= name in _SUBSCRIPTIONS
         fault = self._proxy.fault_for(arguments)
+        if self._proxy.largest is not None and len(command) > self._proxy.largest:
+            fault = Fault(b"", 1, 0, answer=b"-ERR max request size exceeded\r\n")
         if fault is not None and (fault.late or fault.cut_after is not None):
             if fault.late:
                 fault.kept.append(command)
