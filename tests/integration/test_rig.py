@@ -1,5 +1,6 @@
 """The proxy and the servers that tests break things with do what they say: a fault that is none would prove nothing."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 
@@ -12,9 +13,11 @@ from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from mcp_eventscope.redis.connection import connect
 from support import resp
+from support.fault_plan import Cut, Error, FaultPlan, Freeze, Place, Reach, ReplyFault
 from support.proxy import Proxy
-from support.servers import Valkey
+from support.servers import HOST, Valkey
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
 
@@ -26,6 +29,13 @@ async def proxy(valkey_server: Valkey) -> AsyncIterator[Proxy]:
     """A proxy in front of the Valkey of the run."""
     async with Proxy(valkey_server.socket).running() as proxy:
         yield proxy
+
+
+@pytest.fixture
+async def redis_client(valkey_url: str) -> AsyncIterator[aioredis.Redis]:
+    """A client that does not go through the proxy."""
+    async with connect(valkey_url) as client:
+        yield client
 
 
 @pytest.fixture(params=[2, 3], ids="RESP{}".format)
@@ -123,6 +133,54 @@ async def test_answer_in_place_of_redis(through: aioredis.Redis, proxy: Proxy, k
         replies = await pipeline.execute(raise_on_error=False)
     assert [replies[0], replies[2], replies[3]] == [1, 2, 1]
     assert isinstance(replies[1], ResponseError)
+
+
+_FULL = b"-OOM full\r\n"
+
+
+@pytest.mark.parametrize(
+    ("faults", "received", "counted"),
+    [
+        ([], b":1\r\n:2\r\n:3\r\n", 3),
+        ([(1, Error("OOM full"))], b":1\r\n" + _FULL + b":2\r\n", 2),
+        ([(1, Error("OOM full", executed=True))], b":1\r\n" + _FULL + b":3\r\n", 3),
+        ([(1, Cut(Place.BEFORE, Reach.NONE))], b":1\r\n", 1),
+        ([(1, Cut(Place.BEFORE, Reach.THIS))], b":1\r\n", 2),
+        ([(1, Cut(Place.MIDDLE, Reach.ALL))], b":1\r\n:2", 3),
+        ([(1, Cut(Place.AFTER, Reach.THIS))], b":1\r\n:2\r\n", 2),
+        ([(0, Error("OOM full")), (2, Cut(Place.BEFORE, Reach.NONE))], _FULL + b":1\r\n", 1),
+        ([(1, Error("OOM full")), (1, Cut(Place.AFTER, Reach.ALL))], b":1\r\n" + _FULL, 2),
+        ([(1, Freeze(0.1))], b":1\r\n:2\r\n:3\r\n", 3),
+        ([(1, Freeze(0.1, cut=True))], b":1\r\n", 3),
+    ],
+)
+async def test_plan_of_faults(  # noqa: PLR0913 - three are fixtures
+    proxy: Proxy,
+    redis_client: aioredis.Redis,
+    key_prefix: str,
+    faults: list[tuple[int, ReplyFault]],
+    *,
+    received: bytes,
+    counted: int,
+) -> None:
+    """Replies are kept back until released; then each fault happens at its reply, and no command is executed twice."""
+    plan = FaultPlan(key_prefix, faults)
+    proxy.follow(plan)
+    reader, writer = await asyncio.open_connection(HOST, proxy.port)
+    key = key_prefix.encode()
+    writer.write(b"*2\r\n$4\r\nINCR\r\n$%d\r\n%b\r\n" % (len(key), key) * 3)
+    await until(lambda: plan.ready == 3)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(reader.readexactly(1), 0.02)
+    began = time.monotonic()
+    proxy.release()
+    assert await asyncio.wait_for(reader.readexactly(len(received)), 1) == received
+    if any(isinstance(fault, Cut) or fault == Freeze(0.1, cut=True) for _, fault in faults):
+        assert await asyncio.wait_for(reader.read(), 1) == b""
+    if any(isinstance(fault, Freeze) for _, fault in faults):
+        assert time.monotonic() - began >= 0.1
+    writer.close()
+    assert await redis_client.getdel(key_prefix) == str(counted).encode()
 
 
 async def test_replies_that_are_slow(through: aioredis.Redis, proxy: Proxy) -> None:

@@ -105,7 +105,7 @@ DEFAULT_RULES = Rules(
             frozenset({Condition.RUNNER_FROZEN}),
             frozenset({ORPHANED}),
         ),
-        # The client keeps its position: the answer has no number among the events of the worker in whose place it stands.
+        # The client keeps its position: the answer has no number among the events of the worker that it stands for.
         Allowance("answer without id", Class.NO_ID, codes=frozenset({ORPHANED, EVENTS_GONE})),
         Allowance(
             "-32011, lost by Redis, its worker was killed",

@@ -26,7 +26,7 @@ def says(event: Event) -> str:
     return str(message["result"]["structuredContent"]["result"])
 
 
-async def begun(client: RawClient, steering: Steering, *messages: str, request_id: int = 1) -> list[Event]:
+async def begun(client: RawClient, steering: Steering, *messages: str, request_id: int | str = 1) -> list[Event]:
     """Call the tool, let it report something, and cut the stream. Returns what came, the priming event first."""
     received: list[Event] = []
     async with client.call(request_id, "steps", name=steering.name) as response:

@@ -15,6 +15,7 @@ from enum import Enum, auto
 from pathlib import Path
 
 from support import resp
+from support.fault_plan import FaultPlan, Step
 
 HOST = "127.0.0.1"
 _CHUNK = 64 * 1024
@@ -34,6 +35,15 @@ class Way(Enum):
     """Requests get through; what is answered is lost."""
     BLACK_HOLE = auto()
     """Connections are accepted; what is sent on them is lost."""
+
+
+class End(Enum):
+    """How a client's connection ends."""
+
+    RESET = auto()
+    """At once: the client may lose replies that it has not read yet."""
+    CLOSE = auto()
+    """After everything that was sent before."""
 
 
 @dataclass
@@ -83,6 +93,9 @@ class Proxy:
         """Commands that came, by name."""
         self.free = asyncio.Event()
         self.free.set()
+        self.plan: FaultPlan | None = None
+        self.largest: int | None = None
+        """Bytes above which a command is refused, as hosted services do; None: no limit."""
         self._faults: list[Fault] = []
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -172,6 +185,17 @@ class Proxy:
         """Keep the next commands that hold a text, and reset the connection: `deliver` lets Redis have them, later."""
         return self._arm(Fault(token.encode(), times, skip, late=True))
 
+    def follow(self, plan: FaultPlan) -> None:
+        """Let a plan decide what happens to the commands that it counts, from now on."""
+        self.plan = plan
+
+    def release(self) -> None:
+        """Let the replies pass that the plan has kept back."""
+        if self.plan is not None:
+            self.plan.released = True
+        for link in tuple(self._links):
+            link.release()
+
     async def deliver(self, fault: Fault) -> None:
         """Let Redis do what was kept, on a connection that nobody listens to; return when it is done."""
         reader, writer = await asyncio.open_unix_connection(str(self.target))
@@ -243,6 +267,17 @@ def proxy_in_thread(target: Path) -> Iterator[Proxy]:
         thread.join(_THREAD_SECONDS)
 
 
+@dataclass
+class _Awaited:
+    """One command, until its reply is passed on."""
+
+    fault: Fault | None
+    step: Step | None
+    reply: bytes = b""
+    known: bool = False
+    """Whether the reply has come, or none will come, because Redis does not receive the command."""
+
+
 class _Link:
     """One client's connection, and the one to Redis that belongs to it."""
 
@@ -252,11 +287,17 @@ class _Link:
         self._proxy = proxy
         self._reader = reader
         self._writer = writer
-        self._awaited: deque[Fault | None] = deque()
-        """Of each command that is not answered yet: what is to happen to its reply."""
+        self._awaited: deque[_Awaited] = deque()
+        """The commands whose replies are not passed on yet."""
+        self._severed = False
+        """Whether Redis receives nothing more."""
+        self._closed = False
+        """Whether the client has been sent the end of the connection."""
+        self._thawed = asyncio.Event()
+        self._thawed.set()
         self._subscribed = False
-        self._due: asyncio.Queue[tuple[float, bytes | None]] = asyncio.Queue()
-        """What the client is told, and when; None: its connection is reset."""
+        self._due: asyncio.Queue[tuple[float, bytes | float | End]] = asyncio.Queue()
+        """What happens to the client, and when: bytes are sent, a number is a pause in seconds."""
         self._over = asyncio.Event()
         """Set when the client has gone, or was reset."""
 
@@ -300,6 +341,10 @@ class _Link:
         with contextlib.suppress(OSError):
             while data := await self._reader.read(_CHUNK):
                 await self._proxy.free.wait()
+                await self._thawed.wait()
+                if self._closed:  # As a server does whose end is closed.
+                    self.reset()
+                    return
                 if self._proxy.way is Way.BLACK_HOLE:
                     self.spoilt = True
                     continue
@@ -316,6 +361,8 @@ class _Link:
         self._proxy.commands[name] += 1
         self._subscribed |= name in _SUBSCRIPTIONS
         fault = self._proxy.fault_for(arguments)
+        if self._proxy.largest is not None and len(command) > self._proxy.largest:
+            fault = Fault(b"", 1, 0, answer=b"-ERR max request size exceeded\r\n")
         if fault is not None and (fault.late or fault.cut_after is not None):
             if fault.late:
                 fault.kept.append(command)
@@ -323,11 +370,15 @@ class _Link:
                 to_redis.write(command[: fault.cut_after])
             self.reset()
             return False
-        self._awaited.append(fault)
-        if fault is not None and fault.answer is not None:
-            self._answer_first()
-        else:
+        step = None if self._proxy.plan is None else self._proxy.plan.step(arguments)
+        awaited = _Awaited(fault, step)
+        self._awaited.append(awaited)
+        answered = fault is not None and fault.answer is not None
+        if not (answered or self._severed) and (step is None or step.forwarded):
             to_redis.write(command)
+        else:
+            self._known(awaited, b"")
+        self._severed |= step is not None and step.last
         return True
 
     async def _replies(self, from_redis: asyncio.StreamReader) -> None:
@@ -341,18 +392,34 @@ class _Link:
                 buffer += data
                 for reply in resp.frames(buffer):
                     # A push of RESP3 answers nothing; what was cut behind its end is answered, and awaited by nobody.
-                    answers = reply[:1] != b">" and self._awaited
-                    eaten = answers and self._awaited.popleft() is not None
-                    self._say(None if eaten else reply)
-                    self._answer_first()
+                    awaited = next((one for one in self._awaited if not one.known), None)
+                    if reply[:1] == b">" or awaited is None:
+                        self._say(reply)
+                    else:
+                        self._known(awaited, reply)
 
-    def _answer_first(self) -> None:
-        """Give the answers that Redis is not asked for, when their turn has come."""
-        while self._awaited and (fault := self._awaited[0]) is not None and fault.answer is not None:
+    def _known(self, awaited: _Awaited, reply: bytes) -> None:
+        awaited.reply, awaited.known = reply, True
+        if awaited.step is not None and self._proxy.plan is not None:
+            self._proxy.plan.ready += 1
+        self.release()
+
+    def release(self) -> None:
+        """Pass on the replies that are known, in order, up to the first that is not, or that the plan keeps back."""
+        plan = self._proxy.plan
+        while self._awaited and (first := self._awaited[0]).known:
+            if first.step is not None and plan is not None and not plan.released:
+                return
             self._awaited.popleft()
-            self._say(fault.answer)
+            if first.fault is not None:
+                self._say(End.RESET if first.fault.answer is None else first.fault.answer)
+            elif first.step is None:
+                self._say(first.reply)
+            else:
+                for action in first.step.actions(first.reply):
+                    self._say(End.CLOSE if action is None else action)
 
-    def _say(self, data: bytes | None) -> None:
+    def _say(self, data: bytes | float | End) -> None:
         if self._proxy.way is Way.MUTE or self.spoilt:
             self.spoilt = True
             return
@@ -363,10 +430,21 @@ class _Link:
             due, data = await self._due.get()
             if (seconds := due - time.monotonic()) > 0:
                 await asyncio.sleep(seconds)
-            if data is None:
+            if data is End.RESET:
                 self.reset()
-            elif not self._over.is_set():
+            elif isinstance(data, float):
+                self._thawed.clear()
+                await asyncio.sleep(data)
+                self._thawed.set()
+            elif not (self._closed or self._over.is_set()):
                 with contextlib.suppress(OSError):
-                    self._writer.write(data)
-                    await self._writer.drain()
+                    await self._send(data)
             self._due.task_done()
+
+    async def _send(self, data: bytes | End) -> None:
+        if isinstance(data, bytes):
+            self._writer.write(data)
+            await self._writer.drain()
+        else:
+            self._closed = True
+            self._writer.write_eof()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
+from mcp.types import ElicitResult
 from opentelemetry import trace
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.instrumentation.redis import RedisInstrumentor
@@ -41,7 +42,7 @@ class _Clock:
         return self._real() + self.offset
 
 
-def app() -> Starlette:
+def app() -> Starlette:  # noqa: C901 - its tools
     """The application, for `uvicorn --factory`."""
     mcp: MCPServer[object] = MCPServer("chaos", log_level="WARNING")
     clock = _Clock()
@@ -49,9 +50,7 @@ def app() -> Starlette:
     def control() -> aioredis.Redis:
         return aioredis.Redis.from_url(os.environ[CONTROL_VARIABLE], decode_responses=True, socket_timeout=None)
 
-    @mcp.tool()
-    async def steps(name: str, ctx: Context) -> str:
-        """Report each step that is pushed to the list of this name, until an empty one; tell how many there were."""
+    async def run(name: str, ctx: Context) -> int:
         done = 0
         async with control() as redis:
             await redis.set(f"runs:{name}", str(os.getpid()))
@@ -62,7 +61,25 @@ def app() -> Starlette:
                 done += 1
                 await ctx.report_progress(done, message=step)
             await redis.set(f"ended:{name}", str(os.getpid()))
-        return f"{done} steps"
+        return done
+
+    @mcp.tool()
+    async def steps(name: str, ctx: Context) -> str:
+        """Report each step that is pushed to the list of this name, until an empty one; return their number."""
+        return f"{await run(name, ctx)} steps"
+
+    @mcp.tool()
+    async def produce(name: str, ctx: Context, size: int = 0) -> str:
+        """Run as `steps` does, and return a text of this size; without one, a text that has no JSON form."""
+        await run(name, ctx)
+        return "x" * size or "\ud800"
+
+    @mcp.tool()
+    async def ask(ctx: Context) -> str:
+        """Ask the user on the standalone stream, and return the action."""
+        schema = {"type": "object", "properties": {"name": {"type": "string"}}}
+        answer: ElicitResult = await ctx.session.elicit_form("Who?", schema)
+        return answer.action
 
     @mcp.tool()
     async def echo(text: str) -> str:

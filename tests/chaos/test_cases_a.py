@@ -1,0 +1,414 @@
+"""Every event of a call is stored once, under its id, and every call ends: over HTTP, with real workers."""
+
+import random
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import anyio
+import httpx2
+import pytest
+
+from support.chaos import NewSteering, Pair, at, begun, says, works
+from support.processes import WorkerProcess, worker_processes
+from support.proxy import Proxy
+from support.raw import Connect, Event, RawClient, events
+from support.steering import Steering
+from support.valkeys import OwnValkey, own_valkey
+from support.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+RESPONSE_SECONDS = 5.0
+"""Within which a call ends that cannot be answered as its tool wanted."""
+
+World = tuple[OwnValkey, list[WorkerProcess]]
+
+
+@pytest.fixture(params=[{}], ids=["valkey"])
+def world(valkey_url: str, request: pytest.FixtureRequest) -> Iterator[World]:
+    """A Valkey with the options of a test, and two workers on it, which are steered through another."""
+    with own_valkey(**request.param) as server, worker_processes(2, server.url, valkey_url) as workers:
+        yield server, workers
+
+
+@pytest.fixture(params=[0, 1], ids=["same worker", "other worker"])
+def there(request: pytest.FixtureRequest) -> int:
+    """The index of the worker that a client of worker 0 resumes on."""
+    index: int = request.param
+    return index
+
+
+async def is_stored(client: RawClient, cursor: str, text: str) -> None:
+    """Return once a worker replays a message after a cursor."""
+
+    async def replayed() -> bool:
+        async with client.get(cursor) as response:
+            return response.status_code == 200 and says(await anext(events(response))) == text
+
+    await until(replayed)
+
+
+async def is_counted(workers: list[WorkerProcess], label: str) -> bool:
+    """Whether a worker has counted something under this label and value."""
+    pattern = rf"eventscope_\w*_total\{{[^}}]*{label}[^}}]*\}}"
+    async with httpx2.AsyncClient(trust_env=False) as http:
+        texts = [(await http.get(f"{worker.url}/scraped")).text for worker in workers]
+    return any(re.search(rf"(?m)^{pattern} (?!0\.0$)", text) for text in texts)
+
+
+def is_error_for(event: Event, request_id: int | str) -> bool:
+    """Whether an event is the error that answers this request, with the type of its id."""
+    if not event.data:
+        return False
+    answered = event.message.get("id")
+    return "error" in event.message and answered == request_id and type(answered) is type(request_id)
+
+
+# -- A2 ---------------------------------------------------------------------------------------------------------------
+
+
+UNREAD = 16 << 20
+"""Bytes of a message that fill the buffers of a connection."""
+
+
+async def test_resume_unread_while_redis_is_frozen_skips_no_message(
+    world: World, connect: Connect, steering: NewSteering, there: int
+) -> None:
+    """A client that does not read meanwhile gets the messages that were produced in the outage, in order."""
+    server, workers = world
+    client, steered = connect(workers[0].url), steering()
+    await client.initialize()
+    received = await begun(client, steered)
+    async with at(client, workers[there]).get(received[0].id) as response:
+        chunks = response.aiter_raw()
+        await steered.step("1" + "x" * UNREAD)
+        read = b""
+        while b'"message":"1' not in read:
+            read += await anext(chunks)
+        server.freeze()
+        await steered.step("2", "3")
+        await anyio.sleep(1.5)  # The fault itself.
+        server.thaw()
+        await steered.step("4")
+        await steered.finish()
+        with anyio.fail_after(RESPONSE_SECONDS):
+            read += b"".join([chunk async for chunk in chunks])
+    data = [line.removeprefix("data:").strip() for line in read.decode().splitlines() if line.startswith("data:")]
+    assert [says(Event("", text)).rstrip("x") for text in data if text] == ["1", "2", "3", "4", "4 steps"]
+
+
+# -- A3 ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", [{"proto_max_bulk_len": "1mb"}], indirect=True, ids=["valkey"])
+async def test_resume_of_response_that_redis_refuses_is_an_error(
+    world: World, connect: Connect, steering: NewSteering, there: int
+) -> None:
+    """A response of 2 MiB, whose client was cut before, does not fit into Redis: the resume ends with an error."""
+    _, workers = world
+    client, steered = connect(workers[0].url), steering()
+    await client.initialize()
+    async with client.call(1, "produce", name=steered.name, size=2 << 20) as response:
+        primed = await anext(events(response))
+        await steered.started()
+    await steered.finish()
+    await steered.ended()
+    with anyio.fail_after(RESPONSE_SECONDS):
+        # The worker that ran the call may still have the result in memory; Redis has an error in its place.
+        ended = await at(client, workers[there]).resume(primed.id)
+    assert [event.message["id"] for event in ended if event.data] == [1]
+
+    async def is_error_everywhere() -> bool:
+        resumed = [await at(client, worker).resume(primed.id) for worker in workers]
+        return all(len(found) == 1 and is_error_for(found[0], 1) for found in resumed)
+
+    await until(is_error_everywhere, within=RESPONSE_SECONDS)
+
+
+# -- A4 ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_result_without_json_form_is_an_error(pair: Pair, connect: Connect, steering: NewSteering) -> None:
+    """A tool returns a lone surrogate: the call ends with an error, live and on resume, and the session goes on."""
+    client, steered = connect(pair[0].url), steering()
+    await client.initialize()
+    await steered.finish()
+    with anyio.fail_after(RESPONSE_SECONDS):
+        async with client.call(1, "produce", name=steered.name) as response:
+            live = [event async for event in events(response)]
+        assert is_error_for(live[-1], 1)
+        for worker in pair:
+            assert is_error_for((await at(client, worker).resume(live[0].id))[-1], 1)
+        await works(client)
+
+
+# -- A5 ---------------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def behind_proxy(control_url: str, count: int) -> AsyncIterator[tuple[Proxy, list[WorkerProcess]]]:
+    """A proxy before a Valkey, and workers that connect to it."""
+    with own_valkey() as server:
+        async with Proxy(server.socket).running() as proxy:
+            processes = worker_processes(count, proxy.url, control_url)
+            workers = await anyio.to_thread.run_sync(processes.__enter__)
+            try:
+                yield proxy, workers
+            finally:
+                await anyio.to_thread.run_sync(processes.__exit__, None, None, None)
+
+
+async def test_event_that_a_service_refuses_leaves_ids_to_others(
+    valkey_url: str, connect: Connect, steering: NewSteering
+) -> None:
+    """A service refuses one command of 1.2 MB: its event is rejected and counted, and every other one has an id."""
+    async with behind_proxy(valkey_url, 1) as (proxy, workers):
+        proxy.largest = 1 << 20
+        client, steered = connect(workers[0].url), steering()
+        await client.initialize()
+        await steered.finish()
+        with anyio.fail_after(RESPONSE_SECONDS):
+            # The result is in the message twice, as text and as structured content.
+            async with client.call(1, "produce", name=steered.name, size=600_000) as response:
+                live = [event async for event in events(response)]
+        assert "id" in live[-1].message
+        without_id = 0
+        for number in range(20):
+            other = connect(workers[0].url)
+            await other.initialize()
+            async with other.call(number, "echo", text="x") as response:
+                without_id += sum([not event.id async for event in events(response)])
+        assert without_id == 0
+        await until(lambda: is_counted(workers, 'reason="rejected"'))
+        with anyio.fail_after(RESPONSE_SECONDS):
+            assert is_error_for((await client.resume(live[0].id))[-1], 1)
+
+
+# -- A6 ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cursor", [5, 9])
+async def test_resume_after_redis_restarts_from_snapshot_has_everything_or_a_gap(
+    world: World, connect: Connect, steering: NewSteering, there: int, cursor: int
+) -> None:
+    """Redis restarts with message 6 as its last one after message 9 was sent, and the call runs on."""
+    server, workers = world
+    client, steered = connect(workers[0].url), steering()
+    await client.initialize()
+    other = at(client, workers[1])
+    async with client.call(1, "steps", name=steered.name) as response:
+        stream = events(response)
+        received = [await anext(stream)]
+        for number in range(1, 10):
+            await steered.step(str(number))
+            received.append(await anext(stream))
+            if number == 6:
+                await is_stored(other, received[5].id, "6")
+                with server.client() as redis:
+                    redis.save()
+        await is_stored(other, received[8].id, "9")
+        server.kill()
+        await anyio.to_thread.run_sync(server.start)
+        await steered.step("10")
+        received.append(await anext(stream))
+    async with at(client, workers[there]).get(received[cursor].id) as response:
+        await steered.step("11")
+        await steered.finish()
+        with anyio.fail_after(RESPONSE_SECONDS):
+            resumed = [says(event) async for event in events(response)]
+    everything = [*map(str, range(cursor + 1, 12)), "11 steps"]
+    assert resumed[-2:] == everything[-2:]
+    if cursor == 9:
+        assert resumed == everything
+    elif resumed != everything:
+        assert await is_counted(workers, 'outcome="gap"'), resumed
+
+
+# -- A8 ---------------------------------------------------------------------------------------------------------------
+
+CALLS = 40
+OUTAGE_SECONDS = 10.0
+STEP_SECONDS = 0.25
+
+
+class CutCall:
+    """One call that goes on through an outage, whose client is cut once, and resumes.
+
+    Args:
+        client: Initialized on the worker that runs the call.
+        resumed_at: The same client on the worker that it resumes on.
+        steered: Steers the tool.
+    """
+
+    def __init__(self, client: RawClient, resumed_at: RawClient, steered: Steering) -> None:
+        self.received: list[Event] = []
+        self._client = client
+        self._resumed_at = resumed_at
+        self._steered = steered
+        self._steps = 0
+
+    async def run(self, cut: Callable[[], Awaitable[None]], over: Callable[[], bool]) -> None:
+        """Call, be cut once `cut` returns, resume until the response; steps go on until it is over."""
+        async with anyio.create_task_group() as tasks:
+            async with self._client.call(1, "steps", name=self._steered.name) as response:
+                tasks.start_soon(self._step, over)
+                reading = anyio.CancelScope()
+                tasks.start_soon(self._read, response, reading)
+                await cut()
+                reading.cancel()
+            while not self.ended and self.cursor:
+                await self._resume(self.cursor)
+                await anyio.sleep(0.05)
+
+    @property
+    def cursor(self) -> str:
+        """The last id that the client has received; "" without one."""
+        return next((event.id for event in reversed(self.received) if event.id), "")
+
+    @property
+    def ended(self) -> bool:
+        """Whether the client has the response."""
+        return bool(self.received and self.received[-1].data and "id" in self.received[-1].message)
+
+    @property
+    def problems(self) -> list[str]:
+        """What differs from every message once, in order, under an id."""
+        texts = [says(event) for event in self.received if event.data]
+        expected = [*map(str, range(self._steps)), f"{self._steps} steps"]
+        without_id = sum(not event.id for event in self.received)
+        twice = len(texts) - len(set(texts))
+        found = [f"{without_id} of {self._steps} messages without an id"] if without_id else []
+        found += [f"{twice} messages twice"] if twice else []
+        found += [f"missing: {missing}"] if (missing := [text for text in expected if text not in texts]) else []
+        return found or ([] if texts == expected else [f"out of order: {texts}"])
+
+    async def _step(self, over: Callable[[], bool]) -> None:
+        while not over():
+            await self._steered.step(str(self._steps))
+            self._steps += 1
+            await anyio.sleep(STEP_SECONDS)
+        await self._steered.finish()
+
+    async def _read(self, response: httpx2.Response, scope: anyio.CancelScope) -> None:
+        with scope:
+            async for event in events(response):
+                self.received.append(event)
+
+    async def _resume(self, cursor: str) -> None:
+        async with self._resumed_at.get(cursor) as response:
+            if response.status_code == 200:
+                async for event in events(response):
+                    if event.data:
+                        self.received.append(event)
+
+
+@pytest.mark.parametrize("world", [{"keeps": True}], indirect=True, ids=["valkey"])
+async def test_calls_cut_while_redis_is_killed_resume_with_every_message_once(
+    world: World, connect: Connect, steering: NewSteering
+) -> None:
+    """Ten seconds without Redis, 40 calls, each cut at a random moment of it: nothing without an id, nothing twice."""
+    server, workers = world
+    seed = random.randrange(2**32)  # noqa: S311 - chaos, not secrets
+    dice = random.Random(seed)  # noqa: S311
+    killed, over = anyio.Event(), anyio.Event()
+    calls: list[CutCall] = []
+
+    async def cut(seconds: float) -> None:
+        await killed.wait()
+        await anyio.sleep(seconds)
+
+    with anyio.move_on_after(40):
+        async with anyio.create_task_group() as tasks:
+            for number in range(CALLS):
+                client = connect(workers[number % 2].url)
+                await client.initialize()
+                calls.append(CutCall(client, at(client, dice.choice(workers)), steering()))
+                tasks.start_soon(calls[-1].run, partial(cut, dice.uniform(0, OUTAGE_SECONDS)), over.is_set)
+            await until(lambda: all(len(call.received) > 2 for call in calls))
+            server.kill()
+            killed.set()
+            await anyio.sleep(OUTAGE_SECONDS)
+            await anyio.to_thread.run_sync(server.start)
+            await anyio.sleep(2)
+            over.set()
+    problems = [f"call {number}: {problem}" for number, call in enumerate(calls) for problem in call.problems]
+    assert not problems, "\n".join([f"seed {seed}", *problems])
+
+
+# -- A9 ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("request_id", [7, "7", "x" * 130, "漢" * 20], ids=["int", "digits", "long", "cjk"])
+async def test_error_for_call_of_killed_worker_has_its_id(
+    pair: Pair, connect: Connect, steering: NewSteering, request_id: int | str
+) -> None:
+    """The id of the error is exactly the client's, with its JSON type: on it depends whether the call ends."""
+    a, b = pair
+    client = connect(a.url)
+    await client.initialize()
+    received = await begun(client, steering(), "1", request_id=request_id)
+    await is_stored(at(client, b), received[0].id, "1")
+    a.kill()
+    with anyio.fail_after(RESPONSE_SECONDS):
+        (error,) = await at(client, b).resume(received[1].id)
+    assert is_error_for(error, request_id), error.data[:300]
+
+
+# -- A10 --------------------------------------------------------------------------------------------------------------
+
+MOMENTS = [number / 100 for number in range(16)]
+"""Seconds between the first standalone GET of a session and a message of the server."""
+
+
+async def first_message(client: RawClient) -> Event:
+    """The first message on the standalone stream, which is opened for it."""
+    async with client.get() as response:
+        assert response.status_code == 200
+        return await anext(event async for event in events(response) if event.data)
+
+
+async def test_standalone_stream_opened_first_after_a_notification_delivers_it(pair: Pair, connect: Connect) -> None:
+    """The first standalone GET of a session reads from the start of the session."""
+    client = connect(pair[0].url)
+    await client.initialize()
+    async with client.call(1, "announce") as response:
+        assert says([event async for event in events(response)][-1]) == "said"
+    with anyio.fail_after(RESPONSE_SECONDS):
+        assert (await first_message(client)).message["method"] == "notifications/tools/list_changed"
+
+
+@pytest.mark.parametrize("tool", ["announce", "ask"])
+async def test_standalone_stream_opened_first_delivers_messages_of_that_moment(
+    valkey_url: str, connect: Connect, tool: str, there: int
+) -> None:
+    """Redis is slow, and the server speaks at any moment after the first standalone GET: the client hears it."""
+    undelivered: list[float] = []
+
+    async def call(client: RawClient, seconds: float) -> None:
+        await anyio.sleep(seconds)
+        async with client.call(1, tool) as response:
+            assert [event async for event in events(response)][-1].message["result"]
+
+    async def one(client: RawClient, listener: RawClient, seconds: float) -> None:
+        with anyio.move_on_after(RESPONSE_SECONDS) as scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call, client, seconds)
+                message = (await first_message(listener)).message
+                if tool == "ask":
+                    answer = {"jsonrpc": "2.0", "id": message["id"], "result": {"action": "decline"}}
+                    async with client.post(answer) as response:
+                        assert response.status_code == 202
+        if scope.cancelled_caught:
+            undelivered.append(seconds)
+
+    async with behind_proxy(valkey_url, 2) as (proxy, workers):
+        clients = [connect(workers[0].url) for _ in MOMENTS]
+        for client in clients:
+            await client.initialize()
+        proxy.delay = 0.05
+        async with anyio.create_task_group() as tasks:
+            for client, seconds in zip(clients, MOMENTS, strict=True):
+                tasks.start_soon(one, client, at(client, workers[there]), seconds)
+    assert undelivered == []
