@@ -60,6 +60,8 @@ async def _server(name: str, redis_url: str, *, fast: bool) -> AsyncIterator[Wor
         *(sys.executable, "-m", "uvicorn", "benchmarks.e2e.app:app", "--factory"),
         *("--host", HOST, "--port", str(port), "--loop", loop, "--http", http),
         *("--log-level", "critical", "--no-access-log", "--timeout-graceful-shutdown", "1"),
+        # A contestant idles while others have their turn.
+        *("--timeout-keep-alive", "600"),
         cwd=ROOT,
         env=os.environ | {CONTESTANT: name, REDIS_URL: redis_url, FAST: "1" if fast else ""},
         stdin=asyncio.subprocess.DEVNULL,
