@@ -35,7 +35,7 @@ _FULL: dict[str, Any] = {
 _SMALL: dict[str, Any] = {
     "latency": {"distances": [0, 2], "messages": 20, "calls": 4},
     "cpu": {"sessions": 10, "messages": 20, "calls": 2, "blocks": 1},
-    "outage": {"sessions": 3, "seconds": 2.0},
+    "outage": {"sessions": 3, "seconds": 1.0},
     "open_loop": {"sessions": 5, "messages": 2, "rates": [50], "seconds": 1.0},
     "rounds": 1,
 }
