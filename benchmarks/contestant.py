@@ -90,9 +90,9 @@ class _Contestant:
         """Store, many at the same time. All connections are closed when it answers."""
         async with opened(self._competitor, self._url) as store:
             load = Load(store, writers=writers, sessions=sessions)
-            await load.run(count=2 * writers, seconds=seconds)
+            warmed = await load.run(count=2 * writers, seconds=seconds)
             gc.collect()
-            return await load.run(count=count, seconds=seconds)
+            return await load.run(count=count, seconds=seconds) | {"warmed": warmed["stores"]}
 
     async def fill(self, *, writers: int, sessions: int, count: int) -> dict[str, Any]:
         """Store exactly so many, with nothing before."""

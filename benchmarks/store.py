@@ -127,9 +127,11 @@ class _Run:
                     await client.flushall()
                     before = await layout.server_seconds(client)
                     figures = await ask("store", writers=count, **order)
-                    # Its warming up is in it, too: two stores a writer.
+                    # Its warming up is in it, too.
                     spent = await layout.server_seconds(client) - before
-                    figures["server_cpu_us_per_store"] = round(spent / (figures["stores"] + 2 * count) * 1e6, 2)
+                    figures["server_cpu_us_per_store"] = round(
+                        spent / (figures["stores"] + figures.pop("warmed")) * 1e6, 2
+                    )
                     told[str(count)][name].append(figures)
         return told
 
