@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import uuid
+import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from opentelemetry.trace import Tracer
 from prometheus_client import CollectorRegistry
 from redis import asyncio as aioredis
 
-from mcp_eventscope import InstrumentedEventStore, RedisEventStore
+from mcp_eventscope import InstrumentedEventStore, RedisEventStore, UnscopedStoreWarning
 from mcp_eventscope.types import EventCallback, EventId, EventStore, JSONRPCMessage, StreamId
 
 PREFIX = "mcp:"
 """The default of ours and of mcp-persist; longer keys would cost either more."""
+ROOT_PREFIX = "mcr:"
+"""Of our root store, as long as the others. It shares a layout with mcp-persist, and would share its counter."""
 TTL = 3600
 POOL = 50
 """Connections, of every competitor alike: redis-py's default for a pool that blocks."""
@@ -125,7 +128,9 @@ async def opened(competitor: Competitor, url: str, *, kept: int = 0) -> AsyncIte
     try:
         scoped: Callable[[str], EventStore]
         if competitor.product == "root":
-            store = RedisEventStore(client, key_prefix=PREFIX, ttl=TTL)
+            store = RedisEventStore(client, key_prefix=ROOT_PREFIX, ttl=TTL)
+            # Its streams are named after their sessions here.
+            warnings.simplefilter("ignore", UnscopedStoreWarning)
             scoped = partial(_Prefixed, store)
         elif competitor.product == "ours":
             store = RedisEventStore(client, key_prefix=PREFIX, ttl=TTL)
