@@ -99,6 +99,8 @@ def _replay(by: dict[str, list[dict[str, Any]]], events: int) -> list[Line]:
     for name, theirs in by.items():
         if COMPETITORS[name].product not in {"ours", "root"} and (ours := _twin(by, name)):
             told.append(_ratio(f"{what}, to {COMPETITORS[name].title}", ours, theirs, _p50, _REPLAY.get(name)))
+    if "root" in by and "persist" in by:
+        told.append(_ratio(f"{what}, the root store to mcp-persist", by["root"], by["persist"], _p50))
     return told
 
 
