@@ -27,7 +27,8 @@ test: $(STAMP)  ## Everything that can run without root
 test-fast: $(STAMP)  ## Without the tests that start servers, for the one who edits
 	$(BIN)/python -m pytest -m "not slow" $(AT_ONCE)
 
-bench: $(STAMP) $(BENCH_STAMP)  ## What following and storing costs, side by side with the peers: a quarter of an hour
+bench: $(STAMP) $(BENCH_STAMP)  ## End to end, following, and storing, side by side with the peers: half an hour
+	$(BENCH)/bin/python -m benchmarks.end_to_end
 	$(BIN)/python -m benchmarks.follow
 	$(BENCH)/bin/python -m benchmarks.store
 

@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import uuid
+import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from opentelemetry.trace import Tracer
 from prometheus_client import CollectorRegistry
 from redis import asyncio as aioredis
 
-from mcp_eventscope import InstrumentedEventStore, RedisEventStore
+from mcp_eventscope import InstrumentedEventStore, RedisEventStore, UnscopedStoreWarning
 from mcp_eventscope.types import EventCallback, EventId, EventStore, JSONRPCMessage, StreamId
 
 PREFIX = "mcp:"
 """The default of ours and of mcp-persist; longer keys would cost either more."""
+ROOT_PREFIX = "mcr:"
+"""Of our root store, as long as the others. It shares a layout with mcp-persist, and would share its counter."""
 TTL = 3600
 POOL = 50
 """Connections, of every competitor alike: redis-py's default for a pool that blocks."""
@@ -59,6 +62,7 @@ COMPETITORS = {
     each.name: each
     for each in (
         Competitor("ours", "mcp-eventscope", "ours"),
+        Competitor("root", "mcp-eventscope, root store", "root"),
         Competitor("persist", "mcp-persist", "persist", _PERSIST),
         Competitor("fastmcp", "FastMCP, py-key-value", "fastmcp", _FASTMCP),
         Competitor("metrics", "mcp-eventscope, metrics", "ours", telemetry="metrics"),
@@ -80,14 +84,22 @@ COMPETITORS = {
 
 @dataclass(frozen=True)
 class Opened:
-    """A store that is ready; `scoped` is how the product's own session manager scopes it to a session."""
+    """A store that is ready; `scoped` is how the product's own session manager scopes it to a session.
+
+    The root store of ours has no sessions: there a session is a prefix of its streams, as it is with the peers.
+    """
 
     client: aioredis.Redis
     scoped: Callable[[str], EventStore]
 
     def session(self) -> EventStore:
-        """The part of a new session, with an id as the SDK makes them."""
-        return self.scoped(uuid.uuid4().hex)
+        """The part of a new session."""
+        return self.scoped(session_id())
+
+
+def session_id() -> str:
+    """A session id in the form in which the SDK makes them."""
+    return uuid.uuid4().hex
 
 
 @asynccontextmanager
@@ -115,7 +127,12 @@ async def opened(competitor: Competitor, url: str, *, kept: int = 0) -> AsyncIte
     store: Any = None
     try:
         scoped: Callable[[str], EventStore]
-        if competitor.product == "ours":
+        if competitor.product == "root":
+            store = RedisEventStore(client, key_prefix=ROOT_PREFIX, ttl=TTL)
+            # Its streams are named after their sessions here.
+            warnings.simplefilter("ignore", UnscopedStoreWarning)
+            scoped = partial(_Prefixed, store)
+        elif competitor.product == "ours":
             store = RedisEventStore(client, key_prefix=PREFIX, ttl=TTL)
             if competitor.telemetry:
                 provider = tracer_provider(recorded=competitor.telemetry != "metrics")
@@ -180,24 +197,53 @@ def _parser(*, hiredis: bool) -> type:
 _SPANS_QUEUED = 1 << 17
 
 
+class _Prefixed(EventStore):
+    """The streams of one session in a store that all sessions share."""
+
+    def __init__(self, store: RedisEventStore, session_id: str) -> None:
+        self._store = store
+        self._session_id = session_id
+        self.key_prefix = store.key_prefix
+
+    async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
+        """Store one event under the name of its session."""
+        return await self._store.store_event(f"{self._session_id}:{stream_id}", message)
+
+    async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
+        """Replay a stream of any session."""
+        return await self._store.replay_events_after(last_event_id, send_callback)
+
+
 class _EmptySpans(EventStore):
     """A session's part of a store, and around each event that it stores a span that says nothing."""
 
     def __init__(self, store: RedisEventStore, tracer: Tracer, session_id: str) -> None:
-        self._store = store.for_session(session_id)
+        self._store: Any = store.for_session(session_id)
         self._tracer = tracer
+        if hasattr(self._store, "begin"):
+            self.begin, self.flush = self._store.begin, self._store.flush
+
+    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None) -> Any:
+        """Append one event of a run."""
+        span = self._tracer.start_span("store")
+        try:
+            return await self._store.append(stream_id, message)
+        finally:
+            span.end()
 
     async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
         """Store one event."""
         span = self._tracer.start_span("store")
         try:
-            return await self._store.store_event(stream_id, message)
+            event_id: EventId = await self._store.store_event(stream_id, message)
         finally:
             span.end()
+        return event_id
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
         """Replay, as it is."""
-        return await self._store.replay_events_after(last_event_id, send_callback)
+        stream_id: StreamId | None = await self._store.replay_events_after(last_event_id, send_callback)
+        return stream_id
 
 
 class _Dropped(SpanExporter):

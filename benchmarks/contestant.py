@@ -6,6 +6,7 @@ Run as a program, it is told on its standard input what to do, one JSON object a
 import asyncio
 import contextlib
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -16,9 +17,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from benchmarks.commands import monitored
-from benchmarks.competitors import COMPETITORS, TTL, Competitor, Opened, opened
+from benchmarks.competitors import COMPETITORS, TTL, Competitor, Opened, opened, session_id
 from benchmarks.latency import percentiles
-from benchmarks.load import NOTIFICATION, Load
+from benchmarks.load import NOTIFICATION, RESPONSE, Load, write_stream
 from benchmarks.processes import ROOT, BenchmarkError, stop
 from mcp_eventscope.types import EventMessage, EventStore
 
@@ -89,9 +90,9 @@ class _Contestant:
         """Store, many at the same time. All connections are closed when it answers."""
         async with opened(self._competitor, self._url) as store:
             load = Load(store, writers=writers, sessions=sessions)
-            await load.run(count=2 * writers, seconds=seconds)
+            warmed = await load.run(count=2 * writers, seconds=seconds)
             gc.collect()
-            return await load.run(count=count, seconds=seconds)
+            return await load.run(count=count, seconds=seconds) | {"warmed": warmed["stores"]}
 
     async def fill(self, *, writers: int, sessions: int, count: int) -> dict[str, Any]:
         """Store exactly so many, with nothing before."""
@@ -139,13 +140,27 @@ class _Contestant:
 
     async def prepare(self, *, events: int) -> dict[str, Any]:
         """Store a stream to replay."""
+        session = session_id()
+        async with opened(self._competitor, self._url, kept=events + 1) as writing:
+            cursor, *_ = await write_stream(writing.scoped(session), "1", [NOTIFICATION] * (events + 1))
+        # Another store reads it from Redis, whatever the one that wrote it keeps in memory.
         store = await self._stack.enter_async_context(opened(self._competitor, self._url, kept=events + 1))
-        part = store.session()
-        cursor = await part.store_event("1", NOTIFICATION)
-        for _ in range(events):
-            await part.store_event("1", NOTIFICATION)
-        self._replays["all"] = _Replay(part, cursor, events)
+        self._replays["all"] = _Replay(store.scoped(session), cursor, events)
         return {}
+
+    async def streams(self, *, length: int, count: int, sessions: int, writers: int) -> dict[str, Any]:
+        """Store so many events in streams of one length, each of which begins with a priming event."""
+        async with opened(self._competitor, self._url) as store:
+            parts = [store.session() for _ in range(sessions)]
+            todo = iter(range(count // length))
+            messages = [None, *[NOTIFICATION] * (length - 2), RESPONSE]
+
+            async def write() -> None:
+                for number in todo:
+                    await write_stream(parts[number % sessions], str(number // sessions), messages)
+
+            await asyncio.gather(*(write() for _ in range(writers)))
+        return {"events": count // length * length}
 
     async def replay(self, *, times: int, seconds: float, warm: float) -> dict[str, Any]:
         """Replay it, once the process has been busy for a while: a core that has slept is slow for some replays."""
@@ -170,7 +185,12 @@ class _Contestant:
         }
 
     async def _filled(self, store: Opened, length: int, last: int) -> "_Replay":
-        part: Any = store.session()
+        session = session_id()
+        part: Any = store.scoped(session)
+        if hasattr(part, "begin"):
+            async with opened(self._competitor, self._url) as writing:
+                ids = await write_stream(writing.scoped(session), "1", itertools.repeat(NOTIFICATION, length))
+            return _Replay(part, ids[-last - 1], last)
         fill = store.client.register_script(_FILL)
         payload = NOTIFICATION.model_dump_json(by_alias=True, exclude_unset=True)
         older = length - last - 1
@@ -181,9 +201,7 @@ class _Contestant:
             end = first + (min(done + _FILLED_AT_ONCE, older) - 1) * _FILLED_EVERY
             await fill(args=[part.key_prefix, "1", TTL, payload, begin, end, _FILLED_EVERY])
         # The last ones by the store itself: whatever else it keeps is there, too.
-        cursor = await part.store_event("1", NOTIFICATION)
-        for _ in range(last):
-            await part.store_event("1", NOTIFICATION)
+        cursor, *_ = await write_stream(part, "1", [NOTIFICATION] * (last + 1))
         held = await store.client.zcard(f"{part.key_prefix}stream:1")
         if held != length:
             msg = f"a stream of {length} events has {held}: the layout is not what is documented"

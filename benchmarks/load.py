@@ -4,18 +4,20 @@ import asyncio
 import itertools
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from benchmarks.competitors import Opened
 from benchmarks.latency import percentiles
-from mcp_eventscope.types import JSONRPCMessage, JSONRPCNotification, JSONRPCResponse
-
-StoreEvent: TypeAlias = Callable[[str, JSONRPCMessage | None], Awaitable[str]]
+from benchmarks.processes import BenchmarkError
+from mcp_eventscope.types import EventStore, JSONRPCMessage, JSONRPCNotification, JSONRPCResponse
 
 BYTES = 300
 CALL = 20
 """Events of a call: few, for the peers' sake. FastMCP writes the list of a stream's events anew with each event."""
+_UNACKNOWLEDGED = 200
+"""Events that one stream appends before it waits: a session holds at most 256 that Redis has not acknowledged."""
+_ACKNOWLEDGED_SECONDS = 30.0
 _PATIENCE = 4
 """How many times the bound of time is allowed to those who have not stored `_PATIENCE` events per writer by then."""
 
@@ -38,6 +40,36 @@ NOTIFICATION = _notification("x" * (BYTES - _size(_notification(""))))
 RESPONSE = _response("x" * (BYTES - _size(_response(""))))
 
 
+async def write_stream(part: Any, stream: str, messages: Iterable[JSONRPCMessage | None]) -> list[str]:
+    """Store the events of one request; return their ids once Redis has acknowledged all of them."""
+    if not hasattr(part, "begin"):
+        return [await part.store_event(stream, message) for message in messages]
+    part.begin(stream, int(stream))
+    ids: list[str] = []
+    appended: Any = None
+    for message in messages:
+        appended = await part.append(stream, message)
+        ids.append(appended.event_id)
+        if len(ids) % _UNACKNOWLEDGED == 0:
+            await acknowledged(part, appended)
+    await acknowledged(part, appended)
+    return ids
+
+
+async def acknowledged(part: Any, appended: Any) -> None:
+    """Return once Redis has acknowledged an event of a session's part, and all that precede it on its stream.
+
+    Raises:
+        BenchmarkError: Redis does not acknowledge it in time.
+    """
+    if (future := getattr(appended, "acknowledged", None)) is not None:
+        async with asyncio.timeout(_ACKNOWLEDGED_SECONDS):
+            await future
+    elif await part.flush(_ACKNOWLEDGED_SECONDS):
+        msg = f"events were not acknowledged in {_ACKNOWLEDGED_SECONDS:g} seconds"
+        raise BenchmarkError(msg)
+
+
 def _calls(requests: "itertools.count[int]") -> Iterator[tuple[str, JSONRPCMessage]]:
     """What one writer says: a call after the other, numbered within its session as a client numbers them."""
     while True:
@@ -49,6 +81,9 @@ def _calls(requests: "itertools.count[int]") -> Iterator[tuple[str, JSONRPCMessa
 class Load:
     """Writers that are spread over the sessions, in a closed loop: each stores its next event once it has its last id.
 
+    Where a store returns ids before Redis has the events, a writer begins its next call once Redis has acknowledged its
+    last one, and events count from then.
+
     Args:
         store: Where to.
         writers: How many store at the same time.
@@ -58,7 +93,7 @@ class Load:
     def __init__(self, store: Opened, *, writers: int, sessions: int) -> None:
         parts = [(store.session(), itertools.count()) for _ in range(min(sessions, writers))]
         self._writers = [
-            (part.store_event, _calls(requests)) for part, requests in itertools.islice(itertools.cycle(parts), writers)
+            (part, _calls(requests)) for part, requests in itertools.islice(itertools.cycle(parts), writers)
         ]
 
     async def run(self, *, count: int, seconds: float) -> dict[str, Any]:
@@ -75,8 +110,9 @@ class Load:
         each = [0] * writers
 
         # Nothing between a writer and the store: at ten microseconds a store it would be seen.
-        async def write(place: int, store_event: StoreEvent, said: Iterator[tuple[str, JSONRPCMessage]]) -> None:
+        async def write(place: int, part: EventStore, said: Iterator[tuple[str, JSONRPCMessage]]) -> None:
             nonlocal left
+            store_event = part.store_event
             while left > 0:
                 before = time.perf_counter()
                 if before > deadline and (len(told) >= _PATIENCE * writers or before > last):
@@ -87,7 +123,29 @@ class Load:
                 told.append(time.perf_counter() - before)
                 each[place] += 1
 
-        await asyncio.gather(*(write(place, *writer) for place, writer in enumerate(self._writers)))
+        async def write_calls(place: int, part: Any, said: Iterator[tuple[str, JSONRPCMessage]]) -> None:
+            nonlocal left
+            while left > 0 and time.perf_counter() < last:
+                stamps = []
+                for number, (stream, message) in enumerate(itertools.islice(said, CALL)):
+                    if not number:
+                        part.begin(stream, int(stream))
+                    stamps.append(time.perf_counter())
+                    appended = await part.append(stream, message)
+                await acknowledged(part, appended)
+                now = time.perf_counter()
+                left -= CALL
+                each[place] += CALL
+                told.extend(now - stamp for stamp in stamps)
+                if now > deadline and len(told) >= _PATIENCE * writers:
+                    return
+
+        await asyncio.gather(
+            *(
+                (write_calls if hasattr(part, "begin") else write)(place, part, said)
+                for place, (part, said) in enumerate(self._writers)
+            )
+        )
         spent, used = time.perf_counter() - began, time.process_time() - used
         return {
             "writers": writers,

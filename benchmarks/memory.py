@@ -22,9 +22,9 @@ async def measure(client: aioredis.Redis, ask: Ask, *, writers: int, sessions: i
     # Its scripts are known and its buffers grown before anything is counted.
     await ask("fill", writers=writers, sessions=sessions, count=2 * writers)
     await client.flushall()
-    before = await _used(client)
+    before = await used(client)
     await ask("fill", writers=writers, sessions=sessions, count=count)
-    used = await _used(client) - before
+    taken = await used(client) - before
     keys, summed = 0, 0
     cursor = 0
     while True:
@@ -38,19 +38,19 @@ async def measure(client: aioredis.Redis, ask: Ask, *, writers: int, sessions: i
             break
     return {
         "events": count,
-        "used_memory_per_event": round(used / count, 2),
+        "used_memory_per_event": round(taken / count, 2),
         "memory_usage_per_event": round(summed / count, 2),
         "keys_per_event": round(keys / count, 4),
     }
 
 
-async def _used(client: aioredis.Redis) -> int:
+async def used(client: aioredis.Redis) -> int:
     """Once it no longer changes: connections are being closed, and tables moved, in the background."""
-    used, last = 0, -1_000_000
+    found, last = 0, -1_000_000
     for _ in range(50):
-        used = int((await client.info("memory"))["used_memory"])
-        if abs(used - last) <= _STILL:
+        found = int((await client.info("memory"))["used_memory"])
+        if abs(found - last) <= _STILL:
             break
-        last = used
+        last = found
         await asyncio.sleep(0.3)
-    return used
+    return found

@@ -132,7 +132,7 @@ def _bars(
         (
             COMPETITORS[name].title,
             statistics.median(value(each) for each in rounds),
-            _OURS if COMPETITORS[name].product == "ours" else _PEER,
+            _OURS if COMPETITORS[name].product in {"ours", "root"} else _PEER,
         )
         for name, rounds in by.items()
     ]

@@ -30,7 +30,7 @@ class BenchmarkError(Exception):
 async def valkey() -> AsyncIterator[str]:
     """A Valkey of its own over TCP, as its URL."""
     # Left to itself it takes the first free one from a certain number on, as another that starts just now does.
-    server = ValkeyServer(host=HOST, port=_free_port())
+    server = ValkeyServer(host=HOST, port=free_port())
     await asyncio.to_thread(server.start, _PATIENCE)
     try:
         yield f"redis://{HOST}:{server.port}/0"
@@ -49,7 +49,7 @@ class Worker:
 @asynccontextmanager
 async def worker(redis_url: str) -> AsyncIterator[Worker]:
     """A worker that answers, until the block ends."""
-    port = _free_port()
+    port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "uvicorn", "benchmarks.server:app", "--factory"),
         *("--host", HOST, "--port", str(port), "--log-level", "error", "--timeout-graceful-shutdown", "1"),
@@ -120,7 +120,8 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback interface that is free now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

@@ -15,14 +15,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import memory, picture, report, telemetry, verdict
+from benchmarks import layout, memory, picture, report, telemetry, verdict
 from benchmarks.competitors import COMPETITORS
 from benchmarks.contestant import Ask, contestant
 from benchmarks.processes import BenchmarkError, valkey
-from mcp_eventscope.redis.connection import AnyRedis, connect
+from mcp_eventscope.redis.connection import connect
 
 DEFAULT_OUTPUT = Path(__file__).parent / "results" / "store.json"
-MEASURES = ("stores", "one_writer", "replay", "long_stream", "memory", "telemetry")
+MEASURES = ("stores", "one_writer", "replay", "long_stream", "memory", "layout", "telemetry")
 PACKAGES = (
     *("mcp-persist", "fastmcp", "py-key-value-aio", "pydantic", "opentelemetry-sdk", "prometheus-client", "matplotlib"),
 )
@@ -32,6 +32,7 @@ _FULL: dict[str, Any] = {
     "replay": {"events": 1000, "times": 30, "seconds": 3.0, "warm": 0.5},
     "long_stream": {"lengths": [1000, 1_000_000], "last": 100, "blocks": 20, "each": 10},
     "memory": {"writers": 50, "sessions": 50, "count": 20_000},
+    "layout": {"lengths": [2, 22, 200], "writers": 10, "sessions": 50, "count": 22_000},
     "telemetry": {"events": 20_000, "rounds": 7},
     "rounds": 5,
 }
@@ -41,6 +42,7 @@ _SMALL: dict[str, Any] = {
     "replay": {"events": 100, "times": 2, "seconds": 0.2, "warm": 0.01},
     "long_stream": {"lengths": [200, 2000], "last": 20, "blocks": 2, "each": 2},
     "memory": {"writers": 50, "sessions": 50, "count": 1000},
+    "layout": {"lengths": [2, 22], "writers": 10, "sessions": 10, "count": 880},
     "telemetry": {"events": 1000, "rounds": 1},
     "rounds": 1,
 }
@@ -111,11 +113,11 @@ class _Run:
 
     def _plain(self, *further: str) -> dict[str, Ask]:
         """Those without a variation, and some more."""
-        named = {"ours", "persist", "fastmcp", *further}
+        named = {"ours", "root", "persist", "fastmcp", *further}
         return {name: ask for name, ask in self._asks.items() if name in named}
 
-    def _ours(self) -> dict[str, Ask]:
-        return {name: ask for name, ask in self._asks.items() if name == "ours"}
+    def _only(self, name: str) -> dict[str, Ask]:
+        return {name: self._asks[name]} if name in self._asks else {}
 
     async def _stores(self, *, writers: list[int], **order: Any) -> dict[str, Any]:
         told: dict[str, Any] = {str(count): {name: [] for name in self._asks} for count in writers}
@@ -123,24 +125,27 @@ class _Run:
             for count in writers:
                 for name, ask in self._turns(f"stores, {count} at the same time", self._asks):
                     await client.flushall()
-                    before = await _server_seconds(client)
+                    before = await layout.server_seconds(client)
                     figures = await ask("store", writers=count, **order)
-                    # Its warming up is in it, too: two stores a writer.
-                    spent = await _server_seconds(client) - before
-                    figures["server_cpu_us_per_store"] = round(spent / (figures["stores"] + 2 * count) * 1e6, 2)
+                    # Its warming up is in it, too.
+                    spent = await layout.server_seconds(client) - before
+                    figures["server_cpu_us_per_store"] = round(
+                        spent / (figures["stores"] + figures.pop("warmed")) * 1e6, 2
+                    )
                     told[str(count)][name].append(figures)
         return told
 
     async def _one_writer(self, **order: Any) -> list[Any]:
-        return await self._alone("one_writer", **order)
+        # A session's part sends batches in the background: only the root store sends one command for each event.
+        return await self._alone("one_writer", "root", **order)
 
     async def _long_stream(self, **order: Any) -> list[Any]:
-        return await self._alone("long", **order)
+        return await self._alone("long", "ours", **order)
 
-    async def _alone(self, what: str, **order: Any) -> list[Any]:
+    async def _alone(self, what: str, name: str, **order: Any) -> list[Any]:
         told: list[Any] = []
         async with connect(self._url) as client:
-            for _, ask in self._turns(what.replace("_", " "), self._ours()):
+            for _, ask in self._turns(what.replace("_", " "), self._only(name)):
                 await client.flushall()
                 told.append(await ask(what, **order))
             await client.flushall()
@@ -164,11 +169,13 @@ class _Run:
                 told[name].append(await memory.measure(client, ask, **order))
         return told
 
-
-async def _server_seconds(client: AnyRedis) -> float:
-    """The processor time that the server has used."""
-    told = await client.info("cpu")
-    return float(told["used_cpu_user"]) + float(told["used_cpu_sys"])
+    async def _layout(self, **order: Any) -> list[Any]:
+        told: list[Any] = []
+        async with connect(self._url) as client:
+            for _, ask in self._turns("layout", self._only("ours")):
+                await client.flushall()
+                told.append(await layout.measure(client, ask, **order))
+        return told
 
 
 @asynccontextmanager

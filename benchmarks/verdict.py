@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks import layout
 from benchmarks.competitors import COMPETITORS
 from benchmarks.report import Line
 
@@ -11,11 +12,15 @@ Value = Callable[[dict[str, Any]], float]
 
 _STORES = {
     # writers: at least so many times as many stores per second as the peer
-    "500": {"persist": 6.0, "fastmcp": 40.0},
-    "50": {"persist": 4.0, "fastmcp": 25.0},
+    "500": {"persist": 12.0, "fastmcp": 40.0},
+    "50": {"persist": 8.0, "fastmcp": 25.0},
 }
+_ROOT_STORES = {"500": 5.0, "50": 4.0, "1": 1.0}
+"""The same for the root store, which returns once Redis has acknowledged the event, to mcp-persist."""
 _P99 = {"500": {"persist": 0.05}}
-_REPLAY = {"persist": 0.5, "fastmcp": 0.03}
+_REPLAY = {"persist": 0.25, "fastmcp": 0.03}
+_LAYOUT = {"cpu_us": 0.6, "bytes": 0.75}
+"""Of the server, per event, to the layout of `layout.BASELINE_COMMIT`."""
 _LONG = 1.2
 _ONE_WRITER = 1.1
 _TELEMETRY = {"500": {"metrics": 0.9, "spans": 0.7}}
@@ -34,6 +39,8 @@ def lines(figures: dict[str, Any]) -> list[Line]:
         told += _long(rounds, figures["sizes"]["long_stream"])
     if by := figures.get("memory"):
         told += _memory(by)
+    if rounds := figures.get("layout"):
+        told += _layout(rounds)
     for case, values in figures.get("telemetry", {}).items():
         for key, name in (("append", "append"), ("replayed", "replayed event")):
             rounds = values["rounds"][key]
@@ -45,7 +52,7 @@ def _stores(writers: str, by: dict[str, list[dict[str, Any]]]) -> list[Line]:
     told = []
     where = f"{writers} at the same time" if writers != "1" else "one writer"
     for name, theirs in by.items():
-        if COMPETITORS[name].product == "ours" or not (ours := _twin(by, name)):
+        if COMPETITORS[name].product in {"ours", "root"} or not (ours := _twin(by, name)):
             continue
         title = COMPETITORS[name].title
         limit = _STORES.get(writers, {}).get(name)
@@ -54,6 +61,10 @@ def _stores(writers: str, by: dict[str, list[dict[str, Any]]]) -> list[Line]:
             limit = _P99.get(writers, {}).get(name)
             told.append(_ratio(f"p99 of a store, {where}, to {title}", ours, theirs, _p99, limit))
         told.append(_ratio(f"processor per store, {where}, to {title}", ours, theirs, _cpu))
+    if "root" in by and "persist" in by:
+        title = f"stores per second, {where}, the root store to mcp-persist"
+        limit = _ROOT_STORES.get(writers)
+        told.append(_ratio(title, by["root"], by["persist"], _rate, limit, at_least=True))
     for name, ours in by.items():
         if COMPETITORS[name].product == "ours" and name != "ours" and "ours" in by:
             limit = _TELEMETRY.get(writers, {}).get(name)
@@ -86,8 +97,10 @@ def _replay(by: dict[str, list[dict[str, Any]]], events: int) -> list[Line]:
     what = f"replay of {events:,} events"
     told = [_line(f"{what}: {COMPETITORS[name].title}", rounds, _p50, "ms") for name, rounds in by.items()]
     for name, theirs in by.items():
-        if COMPETITORS[name].product != "ours" and (ours := _twin(by, name)):
+        if COMPETITORS[name].product not in {"ours", "root"} and (ours := _twin(by, name)):
             told.append(_ratio(f"{what}, to {COMPETITORS[name].title}", ours, theirs, _p50, _REPLAY.get(name)))
+    if "root" in by and "persist" in by:
+        told.append(_ratio(f"{what}, the root store to mcp-persist", by["root"], by["persist"], _p50))
     return told
 
 
@@ -113,6 +126,22 @@ def _memory(by: dict[str, list[dict[str, Any]]]) -> list[Line]:
                 title = f"bytes per event ({account}), to {COMPETITORS[name].title}"
                 limit = 1.0 if name == "persist" else None
                 told.append(_ratio(title, by["ours"], by[name], lambda r, key=key: r[key], limit))  # type: ignore[misc]
+    return told
+
+
+def _layout(rounds: list[dict[str, Any]]) -> list[Line]:
+    told = []
+    earlier = f"the layout of {layout.BASELINE_COMMIT}"
+    for length in rounds[0]:
+        of = [each[length] for each in rounds]
+        for key, title, unit in (("bytes", "bytes per event", "B"), ("cpu_us", "Valkey's processor per event", "µs")):
+            where = f"streams of {length} events: {title}"
+            ours, theirs = [each["ours"] for each in of], [each["earlier"] for each in of]
+            told += [
+                _line(where, ours, lambda r, key=key: r[key], unit),  # type: ignore[misc]
+                _line(f"{where}, {earlier}", theirs, lambda r, key=key: r[key], unit),  # type: ignore[misc]
+                _ratio(f"{where}, to {earlier}", ours, theirs, lambda r, key=key: r[key], _LAYOUT[key]),  # type: ignore[misc]
+            ]
     return told
 
 

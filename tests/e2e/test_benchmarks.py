@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,11 +13,66 @@ ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
 
+SERVERS = {"none", "memory", "ours"}
+"""The contestants of the end-to-end benchmark that need no peer."""
+
 # Some peers are installed for other tests, not all, and not for benchmarks: here there are none.
 STORE = (
     "import runpy, sys; sys.modules.update(dict.fromkeys(('mcp_persist', 'fastmcp', 'key_value')));"
     "runpy.run_module('benchmarks.store', run_name='__main__', alter_sys=True)"
 )
+
+
+def _end_to_end(directory: Path, *measures: str) -> dict[str, Any]:
+    """The figures of a small run without the peer, which must report every target."""
+    output = directory / "new" / "end_to_end.json"
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.end_to_end",
+            "--small",
+            "--output",
+            str(output),
+            "--only",
+            *SERVERS,
+            *measures,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    figures: dict[str, Any] = json.loads(output.read_text("utf-8"))
+    for result in figures["results"]:
+        assert math.isfinite(result["median"]), result
+        assert result["target"] is None or result["name"] in ran.stdout
+    return figures
+
+
+def test_end_to_end_without_faults(tmp_path: Path) -> None:
+    """Latency and processor time are measured for every contestant, with Redis at the distance that is asked for."""
+    figures = _end_to_end(tmp_path, "latency", "cpu")
+    near, distant = (figures["latency"][distance] for distance in ("0", "2"))
+    assert distant["round_trip_ms"] >= 2
+    assert near["round_trip_ms"] < distant["round_trip_ms"]
+    for by in (near["by"], distant["by"], figures["cpu"]):
+        assert by.keys() == SERVERS
+
+
+def test_end_to_end_under_fault_and_load(tmp_path: Path) -> None:
+    """Every call that is due is counted; a store that does not need Redis loses nothing in an outage of Redis."""
+    figures = _end_to_end(tmp_path, "outage", "open_loop")
+    assert figures["open_loop"]["50"].keys() == SERVERS
+    for run in figures["open_loop"]["50"].values():
+        assert run["due"] == run["answered"]
+        assert 0 < run["ms"]["p50"] <= run["ms"]["p99.9"]
+    (memory,) = figures["outage"]["memory"]
+    assert memory["calls"] > 0
+    assert (memory["cut"], memory["without_id"], memory["twice"]) == (memory["resumed"], 0, 0)
+    assert (memory["missing"], memory["missing_uncut"], memory["refused"]) == (0, 0, 0)
 
 
 def test_follow(tmp_path: Path) -> None:
@@ -65,7 +121,7 @@ def test_store(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     figures = json.loads(output.read_text("utf-8"))
-    assert {"ours", "metrics", "spans"} <= figures["competitors"].keys()
+    assert {"ours", "root", "metrics", "spans"} <= figures["competitors"].keys()
     for name in figures["left_out"]:
         assert f"left out: {name}, for want of " in ran.stderr
     for result in figures["results"]:
@@ -81,6 +137,10 @@ def test_store(tmp_path: Path) -> None:
     judged = {result["name"] for result in figures["results"] if result["target"] is not None}
     assert {"p50, one writer, to the same EVALSHA", "replay of the last 20 of 2,000, to 200"} <= judged
     assert figures["memory"]["ours"][0]["used_memory_per_event"] > 300
+    (layout,) = figures["layout"]
+    for lengths in layout.values():
+        assert lengths["ours"]["cpu_us"] > 0
+        assert lengths["earlier"]["bytes"] > 300
     cost = figures["telemetry"]
     assert cost["bare"]["append_us"] < cost["all on"]["append_us"]
 
