@@ -89,6 +89,8 @@ class SessionWriter:
         self._linger: asyncio.TimerHandle | None = None
         # The runs with pending events, the one whose event has been pending longest in front.
         self._pending: OrderedDict[Run, None] = OrderedDict()
+        self._in_flight_bytes = 0
+        self._in_flight_events = 0
         self._retained: deque[PendingEvent] = deque()
         self._retained_bytes = 0
         self._patient = True
@@ -155,8 +157,8 @@ class SessionWriter:
             run.queued = True
             self._ready.append(run)
         self._schedule(loop, urgent=run.followed)
-        if self.bytes + self._retained_bytes > self._max_bytes or self.events > self._max_events:
-            self._overflow()
+        if not self._patient or self._breaker.reason is not None:
+            self._overflow()  # Else the caller waits for room first.
         return event
 
     def full(self, session: SessionQueue) -> bool:
@@ -183,6 +185,7 @@ class SessionWriter:
             except TimeoutError:
                 self._patient = False
                 self._release_room()
+                self._overflow()
                 return
             finally:
                 with suppress(ValueError):
@@ -252,6 +255,8 @@ class SessionWriter:
         if not pending:
             self._pending.pop(run, None)
         run.in_flight = events
+        self._in_flight_events += len(events)
+        self._in_flight_bytes += sum(event.size for event in events)
         run.dirty = False
         # By the ids' clock, which includes suspend: the TTL goes on in Redis meanwhile.
         renews = now - run.renewed > self._ttl * _SECONDS // RENEWALS_PER_TTL or bool(events and events[-1].final)
@@ -278,7 +283,7 @@ class SessionWriter:
         payload_bytes = 0
         for part, state in zip(batch.parts, states, strict=True):
             run, events = part.run, part.events
-            run.in_flight = []
+            self._land(part)
             kind = state[0]
             if kind == "k":
                 run.limit = 0
@@ -308,6 +313,12 @@ class SessionWriter:
                     messages=messages,
                 )
             )
+
+    def _land(self, part: RunPart) -> None:
+        """A part is not in flight any more."""
+        part.run.in_flight = []
+        self._in_flight_events -= len(part.events)
+        self._in_flight_bytes -= sum(event.size for event in part.events)
 
     def _acknowledge(self, run: Run, event: PendingEvent) -> None:
         run.acknowledged = event.seq
@@ -471,7 +482,7 @@ class SessionWriter:
             return bool(parts[0].events) and self._replace(parts[0])
         for part in parts:
             run = part.run
-            run.in_flight = []
+            self._land(part)
             if part.events:
                 if not run.pending:
                     self._pending[run] = None
@@ -489,7 +500,7 @@ class SessionWriter:
         run, event = part.run, part.events[0]
         if event.lost or (event.message is JSONRPCError and len(event.payload) < EVENT_BYTES):
             return False
-        run.in_flight = []
+        self._land(part)
         self._report_lost([event], LossReason.REJECTED)
         self._substitute(run, [event], "the response was too large for the event store, or was refused by it")
         self._ready.append(run)
@@ -517,10 +528,12 @@ class SessionWriter:
 
     def _overflow(self) -> None:
         """Release retained events, then drop the pending events of whole runs, oldest first, until the bounds hold."""
-        while self._retained and self.bytes + self._retained_bytes > self._max_bytes:
+        if not self._over(self._retained_bytes):
+            return
+        while self._retained and self._over(self._retained_bytes):
             self._release_oldest()
         for run in list(self._pending):
-            if self.bytes <= self._max_bytes and self.events <= self._max_events:
+            if not self._over(0):
                 return
             events = list(run.pending)
             if all(event.lost or (event.final and event.message is JSONRPCError) for event in events):
@@ -530,11 +543,16 @@ class SessionWriter:
             self._substitute(run, events, "the response was sent while the event store was unreachable, and dropped")
             self._pending.move_to_end(run)
 
+    def _over(self, retained_bytes: int) -> bool:
+        """Whether the bounds are exceeded. Batches in flight, of which there are few, come on top."""
+        pending_bytes, pending_events = self.bytes - self._in_flight_bytes, self.events - self._in_flight_events
+        return pending_bytes + retained_bytes > self._max_bytes or pending_events > self._max_events
+
     def abandoned(self, batch: SessionBatch) -> None:
         """A batch will not be sent again: the store is being closed."""
         for part in batch.parts:
             run = part.run
-            run.in_flight = []
+            self._land(part)
             run.pending.extendleft(reversed(part.events))
             self._queued += len(part.events)
             self._ready.append(run)
@@ -553,6 +571,8 @@ class SessionWriter:
         left: list[PendingEvent] = []
         for run in list(self.runs.values()):
             events = [*run.in_flight, *run.pending]
+            self._in_flight_events -= len(run.in_flight)
+            self._in_flight_bytes -= sum(event.size for event in run.in_flight)
             run.in_flight = []
             self._take_pending(run, [])
             run.retained.clear()
