@@ -22,7 +22,7 @@ from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.read.delivery import Delivery
 from mcp_eventscope.redis.read.elements import Chunk
 from mcp_eventscope.redis.read.event_ids import Cursor, parse
-from mcp_eventscope.redis.read.followers import RunFollowers, Watch
+from mcp_eventscope.redis.read.followers import POLL_SECONDS, RunFollowers, Watch
 from mcp_eventscope.redis.read.run_reader import RunReader
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.workers import Workers
@@ -385,27 +385,33 @@ class RedisSessionStore:
                 return
         with shared.followers.watching(watch, delivery.stream):
             while True:
-                try:
-                    await self._advance(delivery, name)
-                    if watch.orphaned and not delivery.completed:
-                        watch.orphaned = False
-                        await self._answer(delivery, name, following)
-                except StoreError:
-                    following.failures += 1  # Redis may be restarting; the client is still there.
+                read = await self._tried(self._advance_or_answer(delivery, watch, name, following), following)
                 if delivery.completed or following.over or following.gone:
                     return
-                await watch.wait(following.remaining)
+                await watch.wait(following.remaining if read else min(following.remaining, POLL_SECONDS))
+
+    async def _advance_or_answer(self, delivery: Delivery, watch: Watch, name: str, following: "_Following") -> None:
+        await self._advance(delivery, name)
+        if watch.orphaned and not delivery.completed:
+            watch.orphaned = False
+            await self._answer(delivery, name, following)
+
+    async def _tried(self, reading: Awaitable[object], following: "_Following") -> bool:
+        """Whether a read succeeded. A failure is counted, and tried again: the client is still there."""
+        try:
+            await reading
+        except StoreError:
+            following.failures += 1
+            return False
+        return True
 
     async def _follow_local(self, delivery: Delivery, watch: Watch, run: Run, following: "_Following") -> None:
         """Follow a run of this process, until it ends, or is answered elsewhere."""
         while not run.refused:
-            try:
-                await self._advance(delivery, run.name)
-            except StoreError:
-                following.failures += 1
+            read = await self._tried(self._advance(delivery, run.name), following)
             if delivery.completed or following.over:
                 return
-            await watch.wait(min(following.remaining, 1.0))
+            await watch.wait(following.remaining if read else min(following.remaining, POLL_SECONDS))
 
     async def _follow_standalone(self, delivery: Delivery, following: "_Following") -> None:
         shared, queue = self._shared, self._queue
@@ -415,16 +421,13 @@ class RedisSessionStore:
         try:
             with shared.followers.watching(watch, delivery.stream):
                 while True:
-                    try:
-                        if own.next_is_here(delivery.cursor.positions.get(own.name, 0)):
-                            await shared.reader.advance(self._keys, delivery, own.name)
-                        if not shared.breaker.unreachable:
-                            await self._advance_standalone(delivery)
-                    except StoreError:
-                        following.failures += 1
+                    if own.next_is_here(delivery.cursor.positions.get(own.name, 0)):
+                        await shared.reader.advance(self._keys, delivery, own.name)
+                    unreachable = shared.breaker.unreachable
+                    read = not unreachable and await self._tried(self._advance_standalone(delivery), following)
                     if following.over:
                         return
-                    await watch.wait(following.remaining)
+                    await watch.wait(following.remaining if read else min(following.remaining, POLL_SECONDS))
         finally:
             own.watchers.discard(watch.wake)
 

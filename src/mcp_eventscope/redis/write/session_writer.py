@@ -441,6 +441,7 @@ class SessionWriter:
         self._take_pending(run, events)
         for event in events:
             self._forget(event, StoreOutcome.REFUSED)
+        run.wake()
         session = run.session
         if ended and not session.ended:
             session.ended = True
@@ -463,6 +464,7 @@ class SessionWriter:
         self._report_lost(events, reason)
         for event in events:
             self._forget(event, StoreOutcome.LOST)
+        run.wake()
 
     def _report_lost(self, events: list[PendingEvent], reason: LossReason) -> None:
         lost = [event for event in events if not event.lost]
