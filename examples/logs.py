@@ -41,12 +41,12 @@ def logger_of_both(to: TextIO) -> structlog.typing.FilteringBoundLogger:
 
 
 async def main(to: TextIO = sys.stdout) -> None:
-    """Let happen what an operator hears of."""
+    """Cause the events that an operator sees."""
     tracer_provider = TracerProvider()
     valkey = EmbeddedValkey()
     client = connect(valkey.url)
     async with valkey.running():
-        # Without a TTL: told once.
+        # Without a TTL: logged once.
         store = InstrumentedEventStore(
             RedisEventStore(client),
             registry=CollectorRegistry(),
@@ -54,16 +54,17 @@ async def main(to: TextIO = sys.stdout) -> None:
             logger=logger_of_both(to),
         )
         session = store.for_session("a session")
+        session.begin("1", 1)
         await session.append("1", NOTE)
 
         async def send(_: EventMessage) -> None:
             """A client that takes everything."""
 
-        # A client that comes back for what nobody has, again and again: told once in ten seconds, in its trace.
+        # A client resumes from an unknown event, again and again: logged once in ten seconds, in its trace.
         with tracer_provider.get_tracer("example").start_as_current_span("GET /mcp"):
             for _ in range(3):
                 await session.replay("1", send, stream_id="1")
-    # Redis is gone: told when nobody waits for it any more, and again when what it should have kept is lost.
+    # Redis is unreachable: logged once, and again when the process ends and its pending events are lost.
     await session.append("1", NOTE)
     await store.flush(0.1)
     await client.aclose()

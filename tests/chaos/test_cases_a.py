@@ -9,9 +9,8 @@ from functools import partial
 import anyio
 import httpx2
 import pytest
-from redis import asyncio as aioredis
 
-from support.chaos import NewSteering, Pair, at, begun, says, works
+from support.chaos import NewSteering, Pair, at, begun, is_stored, says, works
 from support.processes import WorkerProcess, worker_processes
 from support.proxy import Proxy
 from support.raw import Connect, Event, RawClient, events
@@ -39,21 +38,6 @@ def there(request: pytest.FixtureRequest) -> int:
     """The index of the worker that a client of worker 0 resumes on."""
     index: int = request.param
     return index
-
-
-async def is_stored(url: str, event_id: str) -> None:
-    """Return once Redis holds an event. A resume would tell it, too, and end the stream that the test reads."""
-    event, _, _ = event_id.partition(".")
-    _, number, run = event.split("-")
-
-    async with aioredis.Redis.from_url(url) as redis:
-
-        async def holds() -> bool:
-            keys = [key async for key in redis.scan_iter(match=f"*:stream:*:{run}", count=1000)]
-            last = await redis.lindex(keys[0], -1) if keys else None
-            return last is not None and int(last.split(b" ", 1)[0]) >= int(number)
-
-        await until(holds)
 
 
 async def is_counted(workers: list[WorkerProcess], label: str) -> bool:

@@ -11,7 +11,7 @@ from redis import asyncio as aioredis
 
 from support.chaos import NewSteering, Pair, at, begun, says, works
 from support.processes import Router
-from support.raw import Connect, Event, RawClient, events
+from support.raw import Connect, events
 from support.steering import Watched
 from support.waiting import until
 
@@ -108,30 +108,31 @@ async def test_finished_while_away(pair: Pair, connect: Connect, steering: NewSt
     assert await at(client, b).resume(received[0].id) == everything
 
 
-async def test_two_followers(pair: Pair, connect: Connect, steering: NewSteering) -> None:
-    """Two clients that follow one stream, on two workers, both get all of it, once, with the same ids."""
+async def test_resume_ends_older_connections(pair: Pair, connect: Connect, steering: NewSteering) -> None:
+    """Of several connections to one stream the newest gets the events; the older ones end, on whichever worker."""
     a, b = pair
     client = connect(a.url)
     await client.initialize()
     steered = steering()
-    received = await begun(client, steered, "a")
-    collected: dict[int, list[Event]] = {a.port: [], b.port: []}
-
-    async def follow(speaker: RawClient, into: list[Event]) -> None:
-        async with speaker.get(received[-1].id) as response:
-            async for event in events(response):
-                into.append(event)  # noqa: PERF401 - looked at as it grows
-
-    async with anyio.create_task_group() as tasks:
-        for worker in pair:
-            tasks.start_soon(follow, at(client, worker), collected[worker.port])
-        for number in range(20):
-            await steered.step(str(number))
-            if number % 5 == 0:
-                await until(lambda: all(len(events) > number for events in collected.values()))  # noqa: B023
-        await steered.finish()
-    assert collected[a.port] == collected[b.port]
-    assert [says(event) for event in collected[a.port]] == [*map(str, range(20)), "21 steps"]
+    async with client.call(1, "steps", name=steered.name) as first:
+        original = events(first)
+        received = [await anext(original)]
+        await steered.step("a")
+        received.append(await anext(original))
+        cursor = received[-1].id
+        async with at(client, b).get(cursor) as second:
+            on_b = events(second)
+            with anyio.fail_after(5):
+                assert [event async for event in original] == []
+            await steered.step("b")
+            assert says(await anext(on_b)) == "b"
+            async with client.get(cursor) as third:
+                on_a = events(third)
+                assert says(await anext(on_a)) == "b"
+                with anyio.fail_after(5):
+                    assert [event async for event in on_b] == []
+                await steered.finish()
+                assert [says(event) async for event in on_a] == ["2 steps"]
     await works(at(client, b))
 
 

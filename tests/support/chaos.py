@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from redis import asyncio as aioredis
+
 from support.processes import WorkerProcess
 from support.raw import Event, RawClient, events
 from support.steering import Steering
+from support.waiting import until
 
 Pair = tuple[WorkerProcess, WorkerProcess]
 NewSteering = Callable[[], Steering]
@@ -48,3 +51,18 @@ async def works(client: RawClient, request_id: int = 99) -> None:
 def at_url(client: RawClient, url: str) -> RawClient:
     """The same client and session, as it speaks to the server at a base URL."""
     return replace(client, url=f"{url}/mcp")
+
+
+async def is_stored(url: str, event_id: str) -> None:
+    """Return once Redis holds an event. A resume would tell it, too, and end the stream that the test reads."""
+    event, _, _ = event_id.partition(".")
+    _, number, run = event.split("-")
+
+    async with aioredis.Redis.from_url(url) as redis:
+
+        async def holds() -> bool:
+            keys = [key async for key in redis.scan_iter(match=f"*:stream:*:{run}", count=1000)]
+            last = await redis.lindex(keys[0], -1) if keys else None
+            return last is not None and int(last.split(b" ", 1)[0]) >= int(number)
+
+        await until(holds)

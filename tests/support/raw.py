@@ -84,10 +84,10 @@ class RawClient:
             yield response
 
     async def resume(self, last_event_id: str | bytes) -> list[Event]:
-        """Resume, and read until the server ends the stream; without the priming event that it begins with."""
+        """Resume, and read until the server ends the stream."""
         async with self.get(last_event_id) as response:
             assert response.status_code == 200, await response.aread()
-            return [event async for event in events(response) if event.data]
+            return [event async for event in events(response)]
 
     async def delete(self) -> int:
         """End the session; returns the status."""
@@ -106,12 +106,19 @@ Connect = Callable[..., RawClient]
 """Makes a client of the server at a base URL, with further headers: the fixture `connect`."""
 
 
-async def events(response: httpx2.Response) -> AsyncIterator[Event]:
-    """The server-sent events of a response, comments left out."""
+async def events(response: httpx2.Response, *, repeated: bool = False) -> AsyncIterator[Event]:
+    """The server-sent events of a response, comments left out.
+
+    Args:
+        response: The response.
+        repeated: Whether the priming event is wanted that a resumed stream begins with: the client's cursor, repeated.
+    """
+    cursor = response.request.headers.get("last-event-id", "")
     fields: dict[str, str] = {}
     async for line in response.aiter_lines():
         if not line:
-            if "data" in fields:
+            repeats = not fields.get("data") and bool(cursor) and fields.get("id") == cursor
+            if "data" in fields and (repeated or not repeats):
                 retry = fields.get("retry", "")
                 yield Event(fields.get("id", ""), fields["data"], int(retry) if retry.isdigit() else None)
             fields = {}

@@ -232,7 +232,7 @@ class RedisSessionStore:
         if cursor is None:
             return Replayed(miss=Miss.MALFORMED)
         if stream_id is None:
-            run = self._shared.writer.runs.get(cursor.run)
+            run = self._shared.writer.find(cursor.run)
             if run is None or run.session is not self._queue:
                 return Replayed(miss=Miss.UNKNOWN)
             stream_id = run.stream
@@ -269,7 +269,9 @@ class RedisSessionStore:
             # Redis knows no such event, and no such run that is open: it may not have been stored yet.
             if self._shared.reader.local(self._keys, delivery.stream, name) is not None:
                 return None
-            worker = worker_of(name)
+            worker, ttl = worker_of(name), self.ttl
+            if not chunk.last and ttl is not None and chunk.clock - cursor.time > ttl * _MICROSECONDS:
+                return Miss.EXPIRED  # What an open request has in Redis is renewed.
             if worker == self._shared.worker.name or await self._shared.workers.gone({worker}):
                 return Miss.UNKNOWN
         return None

@@ -124,7 +124,7 @@ class RedisEventStore(EventStore):
         self._followers = Followers(redis, self._worker, self._workers, signals)
         self._reader = Reader(redis, breaker)
         self._workers.on_tick(session_writer.renew, session_writer.verify)
-        reader = RunReader(redis, breaker, session_writer.runs)
+        reader = RunReader(redis, breaker, session_writer.find)
         self._sessions = SessionResources(
             redis,
             ttl,

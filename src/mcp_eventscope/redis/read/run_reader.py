@@ -40,18 +40,18 @@ class RunReader:
     Args:
         redis: The client.
         breaker: Whether Redis can be called.
-        runs: The runs in this process's memory, by name.
+        find: Returns a run that is in this process's memory, by its name.
     """
 
-    def __init__(self, redis: AnyRedis, breaker: CircuitBreaker, runs: dict[str, Run]) -> None:
+    def __init__(self, redis: AnyRedis, breaker: CircuitBreaker, find: Callable[[str], Run | None]) -> None:
         self._redis = redis
         self._breaker = breaker
-        self._runs = runs
+        self._find = find
         self._reads = asyncio.Semaphore(CONCURRENT_READS)
 
     def local(self, keys: Keys, stream: StreamId, run: str) -> Run | None:
         """The run, if it is in this process's memory, and of this session and stream."""
-        found = self._runs.get(run)
+        found = self._find(run)
         return found if found is not None and found.key == keys.run(stream, run) else None
 
     async def advance(self, keys: Keys, delivery: Delivery, run: str) -> Chunk | None:

@@ -161,6 +161,14 @@ class SessionWriter:
             self._overflow()  # Else the caller waits for room first.
         return event
 
+    def find(self, name: str) -> Run | None:
+        """The run of this name, if it is open here, or some of its events are in memory; none that is past the TTL."""
+        if self._ttl:
+            horizon = self._clock.now() - self._ttl * _SECONDS
+            while self._retained and self._retained[0].time < horizon:
+                self._release_oldest()
+        return self.runs.get(name)
+
     def full(self, session: SessionQueue) -> bool:
         """Whether a caller has to wait for room before it goes on."""
         return self._patient and (
