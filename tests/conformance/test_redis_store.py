@@ -11,13 +11,16 @@ from redis import asyncio as aioredis
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.testing import EventStoreConformance, SharedStoreConformance
-from support.stores import SESSION, TTL, open_bare, open_instrumented
+from support.stores import PATIENCE, TTL, open_bare, open_instrumented
 
-pytestmark = pytest.mark.usefixtures("leaks")
+pytestmark = [
+    pytest.mark.usefixtures("leaks"),
+    pytest.mark.filterwarnings("ignore::mcp_eventscope.errors.UnscopedStoreWarning"),
+]
 
 
 class TestBareOnFake(EventStoreConformance):
-    """A session's part of the store, on fakeredis."""
+    """The root store, on fakeredis."""
 
     @pytest.fixture
     def redis_client(self, fake_client: aioredis.Redis) -> aioredis.Redis:
@@ -25,19 +28,22 @@ class TestBareOnFake(EventStoreConformance):
         return fake_client
 
     @pytest.fixture
-    async def store(self, fake_client: aioredis.Redis, key_prefix: str) -> EventStore:
+    async def store(self, fake_client: aioredis.Redis, key_prefix: str) -> AsyncIterator[EventStore]:
         """The store under test."""
-        return RedisEventStore(fake_client, key_prefix=key_prefix, ttl=TTL).for_session(SESSION)
+        store = RedisEventStore(fake_client, key_prefix=key_prefix, ttl=TTL, store_timeout=PATIENCE)
+        yield store
+        await store.flush()
 
 
 class TestInstrumentedOnFake(TestBareOnFake):
     """The same, decorated."""
 
     @pytest.fixture
-    async def store(self, fake_client: aioredis.Redis, key_prefix: str) -> EventStore:
+    async def store(self, fake_client: aioredis.Redis, key_prefix: str) -> AsyncIterator[EventStore]:
         """The store under test."""
-        store = RedisEventStore(fake_client, key_prefix=key_prefix, ttl=TTL)
-        return InstrumentedEventStore(store, registry=CollectorRegistry()).for_session(SESSION)
+        store = RedisEventStore(fake_client, key_prefix=key_prefix, ttl=TTL, store_timeout=PATIENCE)
+        yield InstrumentedEventStore(store, registry=CollectorRegistry())
+        await store.flush()
 
 
 @pytest.mark.slow
@@ -52,7 +58,7 @@ class TestDecodingOnFake(TestBareOnFake):
 
 
 class TestBareOnValkey(SharedStoreConformance):
-    """A session's part of the store, on a real Valkey."""
+    """The root store, on a real Valkey."""
 
     open_store = staticmethod(open_bare)
 
@@ -76,12 +82,14 @@ class TestDecodingOnValkey(EventStoreConformance):
     async def store(self, valkey_url: str, key_prefix: str) -> AsyncIterator[EventStore]:
         """The store under test."""
         async with aioredis.Redis.from_url(valkey_url, decode_responses=True) as client:
-            yield RedisEventStore(client, key_prefix=key_prefix, ttl=TTL).for_session(SESSION)
+            store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL, store_timeout=PATIENCE)
+            yield store
+            await store.flush()
 
 
 @pytest.mark.slow
 class TestBareOnRedis(SharedStoreConformance):
-    """A session's part of the store, on Redis 7."""
+    """The root store, on Redis 7."""
 
     open_store = staticmethod(open_bare)
 

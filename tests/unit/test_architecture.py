@@ -159,12 +159,18 @@ def test_the_wheel_is_tested() -> None:
     assert "site-packages" in PACKAGE.parts
     assert (PACKAGE / "py.typed").is_file()
     assert {path.name for path in (PACKAGE / "redis" / "lua").iterdir()} == {
+        "answer.lua",
         "append.lua",
         "claim.lua",
+        "commit.lua",
         "end.lua",
+        "open_standalone.lua",
         "peek.lua",
+        "peek_runs.lua",
         "read.lua",
+        "read_run.lua",
         "record.lua",
+        "standalone.lua",
         "survey.lua",
         "touch.lua",
     }

@@ -34,9 +34,10 @@ async def test_cluster_that_is_not_there(no_cluster: aioredis.RedisCluster) -> N
     store = RedisEventStore(no_cluster, ttl=60).for_session("s")
     with pytest.raises(StoreUnavailableError, match=r"127\.0\.0\.1:1"):
         await store.ping()
-    assert (await store.append("1", None)).deferred
+    store.begin("1", 1)
+    assert (await store.append("1", None)).event_id
     assert await store.flush(0) == 1
-    followed = await store.follow("1", "1", nobody, limit=0.01)
+    followed = await store.follow("1", "1-1-0123456789ab1", nobody, limit=0.01)
     assert followed.end is FollowEnd.LIMIT
     assert followed.failures >= 1
 
@@ -50,7 +51,8 @@ async def test_client_that_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> No
         with anyio.fail_after(2):
             with pytest.raises(StoreUnavailableError, match="no answer in time"):
                 await store.ping()
-            assert (await store.append("1", None)).deferred
+            store.begin("1", 1)
+            assert (await store.append("1", None)).event_id
             assert await store.flush(0) == 1
         await client.aclose()
 
@@ -68,7 +70,7 @@ def test_options_of_a_url(option: str) -> None:
 async def test_more_callers_than_connections(valkey_url: str, key_prefix: str) -> None:
     """Who finds all connections in use waits for one."""
     async with connect(f"{valkey_url}?max_connections=1") as client:
-        store = RedisEventStore(client, key_prefix=key_prefix, ttl=60).for_session("s")
+        store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
         appended = await asyncio.gather(*(store.append("1", None) for _ in range(20)))
     assert len({each.event_id for each in appended}) == 20
 

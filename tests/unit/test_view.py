@@ -1,14 +1,15 @@
 """The session view: no window between replay and live, bounded following, no store failure for the SDK."""
 
-import asyncio
+from collections.abc import AsyncIterator
 
 import anyio
 import pytest
 from fakeredis import FakeAsyncRedis
-from mcp.types import JSONRPCMessage, JSONRPCNotification, JSONRPCResponse
+from mcp.types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCResponse
 
 from mcp_eventscope import RedisEventStore, StoreUnavailableError
-from mcp_eventscope.sessions.view import SessionView
+from mcp_eventscope.redis.session_store import RedisSessionStore
+from mcp_eventscope.sessions.view import Priming, SessionView, understands_priming
 from mcp_eventscope.types import Appended, EventCallback, EventId, EventMessage, Replayed, StreamId
 
 pytestmark = pytest.mark.anyio
@@ -36,25 +37,33 @@ class Sent:
 
 
 @pytest.fixture
-def store() -> RedisEventStore:
+def client() -> FakeAsyncRedis:
+    """A Redis in memory."""
+    return FakeAsyncRedis()
+
+
+@pytest.fixture
+async def store(client: FakeAsyncRedis) -> AsyncIterator[RedisSessionStore]:
     """A session's part of a store."""
-    return RedisEventStore(FakeAsyncRedis(), ttl=60).for_session("s")
+    root = RedisEventStore(client, ttl=60)
+    yield root.for_session("s")
+    await root.flush()
 
 
-async def test_event_in_the_window(store: RedisEventStore) -> None:
-    """What is stored after the replay has read its last, and before anybody listens, is delivered."""
+async def test_event_in_the_window(store: RedisSessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event that is stored after the replay has read its last, and before it is followed, is delivered."""
+    replay = store.replay
 
-    class Window(RedisEventStore):
-        async def replay(
-            self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
-        ) -> Replayed:
-            facts = await super().replay(last_event_id, send, stream_id=stream_id)
-            await store.append("1", note("in the window"))
-            await store.append("1", RESPONSE)
-            return facts
+    async def replay_then_append(
+        last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
+    ) -> Replayed:
+        facts = await replay(last_event_id, send, stream_id=stream_id)
+        await view.store_event("1", note("in the window"))
+        await view.store_event("1", RESPONSE)
+        return facts
 
-    window = Window(store._redis, ttl=60).for_session("s")
-    view = SessionView(window, follow_limit=5)
+    monkeypatch.setattr(store, "replay", replay_then_append)
+    view = SessionView(store, follow_limit=5)
     cursor = await view.store_event("1", None)
     await view.store_event("1", note("before"))
     sent = Sent()
@@ -62,7 +71,7 @@ async def test_event_in_the_window(store: RedisEventStore) -> None:
     assert sent.messages == [note("before"), note("in the window"), RESPONSE]
 
 
-async def test_follow_limit(store: RedisEventStore) -> None:
+async def test_follow_limit(store: RedisSessionStore) -> None:
     """A stream on which nothing more is said is closed after the limit."""
     view = SessionView(store, follow_limit=0.05)
     cursor = await view.store_event("1", None)
@@ -72,7 +81,7 @@ async def test_follow_limit(store: RedisEventStore) -> None:
     assert sent.messages == []
 
 
-async def test_standalone_stream_never_ends_by_itself(store: RedisEventStore) -> None:
+async def test_standalone_stream_never_ends_by_itself(store: RedisSessionStore) -> None:
     """A response-shaped message on the standalone stream does not end it; what comes later is delivered."""
     view = SessionView(store, follow_limit=0.3)
     cursor = await view.store_event("_GET_stream", None)
@@ -85,7 +94,7 @@ async def test_standalone_stream_never_ends_by_itself(store: RedisEventStore) ->
     assert sent.messages == [note("a"), note("b")]
 
 
-async def test_failing_store(store: RedisEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failing_store(store: RedisSessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """An event that cannot be stored has no id; a replay that cannot be read ends; nothing is raised."""
 
     async def unavailable(*_: object, **__: object) -> Appended:
@@ -94,13 +103,13 @@ async def test_failing_store(store: RedisEventStore, monkeypatch: pytest.MonkeyP
 
     view = SessionView(store, follow_limit=0.2)
     cursor = await view.store_event("1", None)
-    monkeypatch.setattr(RedisEventStore, "append", unavailable)
-    monkeypatch.setattr(RedisEventStore, "replay", unavailable)
+    monkeypatch.setattr(store, "append", unavailable)
+    monkeypatch.setattr(store, "replay", unavailable)
     assert await view.store_event("1", note("a")) == ""
     await view.replay_events_after(cursor, Sent())
 
 
-async def test_closed_callback_is_passed_on(store: RedisEventStore) -> None:
+async def test_closed_callback_is_passed_on(store: RedisSessionStore) -> None:
     """What the transport raises when its client is gone reaches the transport, which expects it."""
     view = SessionView(store, follow_limit=5)
     cursor = await view.store_event("1", None)
@@ -113,7 +122,7 @@ async def test_closed_callback_is_passed_on(store: RedisEventStore) -> None:
         await view.replay_events_after(cursor, gone)
 
 
-async def test_closed_view_follows_nothing(store: RedisEventStore) -> None:
+async def test_closed_view_follows_nothing(store: RedisSessionStore) -> None:
     """A session that is over has nothing to resume."""
     view = SessionView(store, follow_limit=60)
     cursor = await view.store_event("1", None)
@@ -122,17 +131,18 @@ async def test_closed_view_follows_nothing(store: RedisEventStore) -> None:
         await anyio.wait_all_tasks_blocked()
         view.close()
     sent = Sent()
-    await store.append("1", note("too late"))
+    await view.store_event("1", note("too late"))
     with anyio.fail_after(1):
         await view.replay_events_after(cursor, sent)
     assert sent.messages == []
 
 
 @pytest.mark.parametrize("stream", ["", "1", "a.b", "ü/{}:%", "x" * 10_000, "\x00\n", "!", "1.2.3"])
-async def test_hostile_request_ids(store: RedisEventStore, stream: str) -> None:
+async def test_hostile_request_ids(store: RedisSessionStore, client: FakeAsyncRedis, stream: str) -> None:
     """Whatever a client calls its request, ids are short, visible ASCII, and resume that stream only."""
     view = SessionView(store, follow_limit=5)
     cursor = await view.store_event(stream, None)
+    await view.store_event("other", None)
     await view.store_event("other", note("other"))
     await view.store_event(stream, RESPONSE)
     assert cursor.isascii()
@@ -142,28 +152,46 @@ async def test_hostile_request_ids(store: RedisEventStore, stream: str) -> None:
     sent = Sent()
     await view.replay_events_after(cursor, sent)
     assert sent.messages == [RESPONSE]
-    keys = [key if isinstance(key, str) else key.decode() for key in await store._redis.keys()]
+    await store.flush(1)
+    keys = [key if isinstance(key, str) else key.decode() for key in await client.keys()]
+    assert keys
     assert all(len(key) < 200 and key.startswith("mcp:{s}:") for key in keys)
 
 
-async def test_response_does_not_overtake(store: RedisEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A response that is deferred waits for what was stored before it and a follower has not been sent yet."""
-    view = SessionView(store, follow_limit=60)
+async def test_stream_of_a_request_is_resumed_with_a_priming_event(store: RedisSessionStore) -> None:
+    """A client that understands it is sent its cursor again, without data; another client is not."""
+    view = SessionView(store, follow_limit=5)
     cursor = await view.store_event("1", None)
+    await view.store_event("1", RESPONSE)
+    for understands in (True, False):
+        token = understands_priming.set(understands)
+        sent = Sent()
+        await view.replay_events_after(cursor, sent)
+        understands_priming.reset(token)
+        assert [type(message) for message in sent.messages] == [Priming, JSONRPCResponse][not understands :]
+        assert (sent.ids[0] == cursor) is understands
+
+
+async def test_message_without_an_open_request_is_not_stored(store: RedisSessionStore) -> None:
+    """Neither before a request was admitted nor after its response."""
+    view = SessionView(store, follow_limit=5)
+    assert await view.store_event("1", note("before")) == ""
+    view.begin(1)
+    assert await view.store_event("1", RESPONSE)
+    assert await view.store_event("1", note("after")) == ""
+    assert not view.busy
+
+
+async def test_admitted_request_that_never_ran_is_answered(store: RedisSessionStore) -> None:
+    """Its stream has an end, with the request's id and its JSON type."""
+    view = SessionView(store, follow_limit=5)
+    view.begin("7")
+    cursor = await view.store_event("7", None)
+    await view.abandon(7)
+    assert view.busy
+    await view.abandon("7")
     sent = Sent()
-    async with anyio.create_task_group() as group:
-        group.start_soon(view.replay_events_after, cursor, sent)
-        await anyio.wait_all_tasks_blocked()
-        # Stored, and not read: Redis went away at that moment.
-        view._last["1"] = "9" * 16
-
-        async def deferred(*_: object, **__: object) -> Appended:
-            return Appended("", 1, deferred=True, later=asyncio.get_running_loop().create_future())
-
-        monkeypatch.setattr(RedisEventStore, "append", deferred)
-        assert await view.store_event("1", RESPONSE) == ""
-        assert sent.messages == []
-        assert view._last == {}
-        (resume,) = view._resuming["1"]
-        assert not resume.scope.cancel_called
-        group.cancel_scope.cancel()
+    await view.replay_events_after(cursor, sent)
+    (error,) = sent.messages
+    assert isinstance(error, JSONRPCError)
+    assert error.id == "7"

@@ -11,7 +11,7 @@ import anyio
 from mcp.types import RequestId
 
 from mcp_eventscope.answers import not_stored, orphaned, superseded
-from mcp_eventscope.errors import StoreError
+from mcp_eventscope.errors import StoreError, StoreUnavailableError
 from mcp_eventscope.redis import codec
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.clock import EventClock
@@ -92,6 +92,11 @@ class RedisSessionStore:
     def ttl(self) -> int | None:
         """Seconds that events are kept; None: without expiry."""
         return self._shared.ttl
+
+    @property
+    def key_prefix(self) -> str:
+        """The prefix of every key of the session."""
+        return self._keys.prefix
 
     @property
     def session_id(self) -> str:
@@ -245,10 +250,11 @@ class RedisSessionStore:
         if miss is not None:
             expired = self.ttl is not None and age >= self.ttl
             miss = Miss.EXPIRED if expired else miss
-            return Replayed(miss=miss, last_event_id=last_event_id, age=age if expired else None)
+            after = delivery.cursor.event_id() if standalone else ""
+            return Replayed(miss=miss, last_event_id=after, age=age if expired else None)
         return Replayed(
             stream_id=stream_id,
-            last_event_id=cursor.event_id(),
+            last_event_id=delivery.cursor.event_id(),
             delivered=delivery.delivered,
             payload_bytes=delivery.payload_bytes,
             missing=delivery.missing,
@@ -279,12 +285,22 @@ class RedisSessionStore:
     async def _replay_standalone(self, delivery: Delivery) -> Miss | None:
         cursor, shared = delivery.cursor, self._shared
         name = cursor.run
-        found = await self._advance_standalone(delivery)
-        if name in found or cursor.positions.get(name) == 0 or shared.reader.local(self._keys, delivery.stream, name):
+        local = shared.reader.local(self._keys, delivery.stream, name) is not None
+        try:
+            _, found = await shared.reader.standalone_runs(self._keys)
+        except StoreUnavailableError:
+            if not local:
+                raise
+            await shared.reader.advance(self._keys, delivery, name)  # The other workers' follow when Redis is back.
             return None
-        worker = worker_of(name)
-        if worker == shared.worker.name or await shared.workers.gone({worker}):
-            return Miss.UNKNOWN
+        if cursor.number and name not in found and not local:
+            worker = worker_of(name)
+            if worker == shared.worker.name or await shared.workers.gone({worker}):
+                # Nothing is known of this cursor: the stream goes on from now.
+                own = self._queue.runs.get(GET_STREAM_KEY) or shared.writer.begin(self._queue, GET_STREAM_KEY, None)
+                delivery.cursor = Cursor(shared.clock.now(), own.name, found | {own.name: own.last})
+                return Miss.UNKNOWN
+        await self._advance_standalone(delivery, found)
         return None
 
     async def _advance(self, delivery: Delivery, run: str) -> Chunk | None:
@@ -302,17 +318,17 @@ class RedisSessionStore:
             await delivery.answer(chunk.entry.split(b" ", 2)[2])
         return chunk
 
-    async def _advance_standalone(self, delivery: Delivery) -> dict[str, int]:
-        """Deliver what the runs of the standalone stream have. Returns those that Redis has."""
+    async def _advance_standalone(self, delivery: Delivery, found: dict[str, int] | None = None) -> None:
+        """Deliver what the runs of the standalone stream have: those that Redis names, or was just asked for."""
         shared, keys = self._shared, self._keys
         own = self._queue.runs.get(GET_STREAM_KEY)
         if own is not None and own.next_is_here(delivery.cursor.positions.get(own.name, 0)):
             await shared.reader.advance(keys, delivery, own.name)
-        _, found = await shared.reader.standalone_runs(keys)
+        if found is None:
+            _, found = await shared.reader.standalone_runs(keys)
         for run, last in found.items():
             if last > delivery.cursor.positions.get(run, 0):
                 await shared.reader.advance(keys, delivery, run)
-        return found
 
     async def open_standalone(self) -> EventId:
         """A cursor for a client that opens the standalone stream without one.
