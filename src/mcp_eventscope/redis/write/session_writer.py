@@ -86,6 +86,7 @@ class SessionWriter:
         self._queued = 0
         """Events that are pending and whose run is ready."""
         self._due = False
+        self._draining = False
         self._linger: asyncio.TimerHandle | None = None
         # The runs with pending events, the one whose event has been pending longest in front.
         self._pending: OrderedDict[Run, None] = OrderedDict()
@@ -207,7 +208,7 @@ class SessionWriter:
     def _schedule(self, loop: asyncio.AbstractEventLoop, *, urgent: bool) -> None:
         if self._due:
             self._wake()
-        elif urgent or self._queued >= BATCH_EVENTS:
+        elif urgent or self._draining or self._queued >= BATCH_EVENTS:
             self._linger_over()
         elif self._linger is None:
             self._linger = loop.call_later(LINGER_SECONDS, self._linger_over)
@@ -572,6 +573,11 @@ class SessionWriter:
         if self._ready:
             self._linger_over()
 
+    def drain(self) -> None:
+        """Send without lingers until `clear`: a sender that finds nothing ready takes the store for flushed."""
+        self._draining = True
+        self.flush_now()
+
     def clear(self) -> int:
         """Drop everything: the store is being closed.
 
@@ -598,7 +604,7 @@ class SessionWriter:
         self._retained.clear()
         self._retained_bytes = 0
         self._queued = 0
-        self._due = False
+        self._due = self._draining = False
         if self._linger is not None:
             self._linger.cancel()
             self._linger = None
