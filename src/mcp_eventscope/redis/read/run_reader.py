@@ -80,9 +80,12 @@ class RunReader:
                     continue
                 if position >= local.last:
                     return chunk
-            if chunk is not None and positions.get(run, 0) >= chunk.last:
+            before = positions.get(run, 0)
+            if chunk is not None and before >= chunk.last:
                 return chunk
             chunk = await self._from_redis(keys, delivery, run)
+            if positions.get(run, 0) == before:
+                return chunk  # Nothing more, or nothing that is ours.
         return chunk
 
     async def _from_redis(self, keys: Keys, delivery: Delivery, run: str) -> Chunk:
