@@ -81,10 +81,7 @@ class WriterRig:
 
     def reply(self, batch: SessionBatch, *states: str) -> None:
         """Acknowledge a batch: as committed, unless states are given."""
-        ends = [
-            f"k{part.events[-1].seq if part.events else part.run.acknowledged}"
-            for part in batch.parts
-        ]
+        ends = [f"k{part.events[-1].seq if part.events else part.run.acknowledged}" for part in batch.parts]
         text = "\n".join([str(self.clock.now()), *(states or ends)])
         batch.acknowledge(text.encode(), 0.001)
 

@@ -1,11 +1,16 @@
 """The writer of sessions, with the test in the place of the sender: which batches, and what becomes of each event."""
 
 import pytest
+from fakeredis import FakeAsyncRedis
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.types import StoreOutcome, Trouble
-from support.messages import note
+from mcp_eventscope.redis.read.delivery import Delivery
+from mcp_eventscope.redis.read.event_ids import Cursor
+from mcp_eventscope.redis.read.run_reader import RunReader
+from mcp_eventscope.testing import Collected
+from mcp_eventscope.types import LossReason, Lost, StoreOutcome, Trouble
+from support.messages import answer, note
 from support.writers import WriterRig
 
 pytestmark = pytest.mark.anyio
@@ -32,3 +37,68 @@ async def test_flush_stores_a_run_that_needs_several_commits(fake_client: aiored
     assert await store.flush(10) == 0
     assert {outcome.result() for outcome in outcomes} == {StoreOutcome.STORED}
     assert len(outcomes) == 70
+
+
+class TestRollback:
+    """Redis has lost events that it had acknowledged."""
+
+    async def test_retained_events_are_committed_again(self) -> None:
+        """In order, and only those that Redis does not have; the caller is not told twice."""
+        rig = WriterRig()
+        run = rig.begin()
+        for number in range(1, 5):
+            rig.accept(run, note(number))
+        rig.commit_all()
+        rig.accept(run, note(5))
+        batch = rig.take()
+        assert batch.parts[0].first == 5
+        rig.reply(batch, "b2")
+        again = rig.take()
+        assert [event.seq for event in again.parts[0].events] == [3, 4, 5]
+        assert again.parts[0].first == 3
+        rig.reply(again)
+        assert not rig.writer.ready
+        assert (rig.writer.events, rig.writer.bytes) == (0, 0)
+        assert not [fact for fact in rig.facts if isinstance(fact, Lost)]
+
+    async def test_released_events_are_a_counted_gap(self) -> None:
+        """A placeholder fills the numbers of events that are no longer in memory."""
+        rig = WriterRig()
+        run = rig.begin()
+        for number in range(1, 4):
+            rig.accept(run, note(number))
+        rig.commit_all()
+        while run.retained:
+            rig.writer._release_oldest()
+        rig.accept(run, note(4))
+        rig.reply(rig.take(), "b1")
+        elements = [element.partition(b"\n") for element in rig.commit_all()]
+        assert [header.split(b" ")[0] for header, _, _ in elements] == [b"3", b"4"]
+        assert elements[0][0].endswith(b" l2")
+        assert [fact for fact in rig.facts if isinstance(fact, Lost)] == [
+            Lost(reason=LossReason.ROLLBACK, events=2, payload_bytes=0)
+        ]
+
+    async def test_lost_response_is_replaced_by_an_error(self) -> None:
+        """Its stream has an end, also for a follower that reads it from this process's memory."""
+        rig = WriterRig()
+        run = rig.begin()
+        for message in (note(1), note(2), answer()):
+            rig.accept(run, message)
+        rig.commit_all()
+        while run.retained:
+            rig.writer._release_oldest()
+        rig.writer.runs[run.name] = run  # As if it had been found while Redis's reply was on its way.
+        rig.writer._ask(run)
+        rig.reply(rig.take(), "b1")
+        reader = RunReader(FakeAsyncRedis(), rig.breaker, rig.writer.find)
+        collected = Collected()
+        delivery = Delivery("1", Cursor(1, run.name, {run.name: 1}), collected, standalone=False)
+        assert await reader.advance(run.session.keys, delivery, run.name) is None
+        assert delivery.completed
+        assert delivery.missing == 1
+        (element,) = rig.commit_all()
+        header, _, payload = element.partition(b"\n")
+        assert header.split(b" ")[::2] == [b"3", b"f"]
+        assert [data.encode() for data in collected.data] == [payload]
+        assert b'"code":-32011' in payload

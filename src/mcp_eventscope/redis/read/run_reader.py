@@ -146,4 +146,6 @@ class RunReader:
 
 
 def _row(event: PendingEvent) -> Row:
-    return event.seq, event.time, event.first, event.traceparent, event.payload
+    # As a reader of Redis finds it: an error in place of a lost response fills its own number, behind a gap.
+    first = event.first if event.lost else event.seq
+    return event.seq, event.time, first, event.traceparent, event.payload
