@@ -1,5 +1,7 @@
 """The writer of sessions, with the test in the place of the sender: which batches, and what becomes of each event."""
 
+import gc
+
 import pytest
 from fakeredis import FakeAsyncRedis
 from redis import asyncio as aioredis
@@ -102,3 +104,49 @@ class TestRollback:
         assert header.split(b" ")[::2] == [b"3", b"f"]
         assert [data.encode() for data in collected.data] == [payload]
         assert b'"code":-32011' in payload
+
+
+class TestMemory:
+    """A run leaves memory with its last event there."""
+
+    async def test_finished_run_is_kept_until_its_events_are_released(self) -> None:
+        """As long as Redis might lose them, it may have to be committed again."""
+        rig = WriterRig()
+        run = rig.begin()
+        rig.accept(run, note(1))
+        rig.accept(run, answer())
+        rig.commit_all()
+        assert rig.writer.find(run.name) is run
+        while rig.writer._retained:
+            rig.writer._release_oldest()
+        assert rig.writer.find(run.name) is None
+
+    @pytest.mark.parametrize("state", ["x", "e", "!WRONGTYPE"])
+    async def test_refused_run_is_closed_and_forgotten(self, state: str) -> None:
+        """Nothing more will be said on it: it must not stay for as long as the process lives."""
+        rig = WriterRig()
+        session = rig.session()
+        run = rig.begin(session)
+        rig.accept(run, note(1))
+        rig.reply(rig.take(), state)
+        assert run.refused
+        assert session.runs == {}
+        assert rig.writer.find(run.name) is None
+        assert (rig.writer.events, rig.writer.bytes, session.events, session.bytes) == (0, 0, 0, 0)
+
+    async def test_standalone_run_goes_with_its_session(self) -> None:
+        """It has no end of its own."""
+        rig = WriterRig()
+        session = rig.session()
+        name = rig.writer.begin(session, "_GET_stream", None).name
+        assert rig.writer.find(name) is not None
+        rig.accept(session.runs["_GET_stream"], note(1))
+        rig.commit_all()
+        del session
+        gc.collect()
+        assert rig.writer.find(name) is not None, "its event is retained"
+        while rig.writer._retained:
+            rig.writer._release_oldest()
+        gc.collect()
+        assert rig.writer.find(name) is None
+        assert not rig.writer._sessions

@@ -159,6 +159,7 @@ class Run:
     """One run, and those of its events that are in memory: acknowledged ones first, then in flight, then pending."""
 
     __slots__ = (
+        "__weakref__",
         "acknowledged",
         "closed",
         "dirty",
