@@ -79,7 +79,7 @@ async def test_marks_of_an_element(fake_client: aioredis.Redis) -> None:
 
 @pytest.mark.parametrize("after", range(9))
 async def test_reading_finds_its_place_left_of_a_range(fake_client: aioredis.Redis, after: int) -> None:
-    """A placeholder makes a list shorter than its numbers say: the element is found by bisection."""
+    """A placeholder makes a list shorter than its numbers: the element is found by bisection."""
     await write(fake_client, *(b"%d 1\n" % number if number != 5 else b"5 1 l3\n" for number in (1, 2, 5, 6, 7, 8)))
     chunk = await read_run(fake_client, KEYS, "1", RUN, after, max_events=10, max_bytes=100)
     assert [row[0] for row in chunk.rows] == [number for number in (1, 2, 5, 6, 7, 8) if number > after]

@@ -45,7 +45,7 @@ class TestRollback:
     """Redis has lost events that it had acknowledged."""
 
     async def test_retained_events_are_committed_again(self) -> None:
-        """In order, and only those that Redis does not have; the caller is not told twice."""
+        """In order, and only those that Redis does not have."""
         rig = WriterRig()
         run = rig.begin()
         for number in range(1, 5):
@@ -123,7 +123,7 @@ class TestMemory:
 
     @pytest.mark.parametrize("state", ["x", "e", "!WRONGTYPE"])
     async def test_refused_run_is_closed_and_forgotten(self, state: str) -> None:
-        """Nothing more will be said on it: it must not stay for as long as the process lives."""
+        """No event follows on it, so it must not stay for as long as the process lives."""
         rig = WriterRig()
         session = rig.session()
         run = rig.begin(session)

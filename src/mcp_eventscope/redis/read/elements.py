@@ -86,8 +86,8 @@ def _row(header: bytes, payload: bytes) -> tuple[Row | None, int | None]:
     """The row of an element, None if it has no number; and the size of its payload, where that has its own key."""
     match = _HEADER.fullmatch(header)
     if match is None:  # Not ours. Its number is a position, or a reader would never get past it.
-        number = _NUMBER.match(header)
-        return (None if number is None else (int(number[0]), 0, int(number[0]), "", None)), None
+        found = _NUMBER.match(header)
+        return (None if found is None else (int(found[0]), 0, int(found[0]), "", None)), None
     number, time, first, size, traceparent = match.groups()
     row = int(number), int(time), int(first or number), (traceparent or b"").decode("ascii", "replace"), payload
     return row, None if size is None else int(size)
