@@ -139,7 +139,7 @@ def secret(session: str, request_id: str) -> JSONRPCResponse:
     return JSONRPCResponse(jsonrpc="2.0", id=1, result={"session": session, "request": request_id})
 
 
-def sized(size: int) -> JSONRPCNotification:
+def sized(size: int, fill: str = "x") -> JSONRPCNotification:
     """A notification whose payload has exactly that many bytes."""
     empty = len(on_the_wire(JSONRPCNotification(jsonrpc="2.0", method="log", params={"text": ""})))
-    return JSONRPCNotification(jsonrpc="2.0", method="log", params={"text": "x" * (size - empty)})
+    return JSONRPCNotification(jsonrpc="2.0", method="log", params={"text": fill * (size - empty)})
