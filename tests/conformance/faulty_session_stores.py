@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from hypothesis import Phase, settings
@@ -29,11 +29,14 @@ Connected = Callable[[], AbstractAsyncContextManager[aioredis.Redis]]
 class Faulty(OnFake):
     """The suite, on stores with the fault that `spoil` gives them."""
 
-    spoil: ClassVar[Callable[[pytest.MonkeyPatch], None]]
+    @staticmethod
+    def spoil(patch: pytest.MonkeyPatch) -> None:
+        """Put the fault in."""
+        raise NotImplementedError
 
     @pytest.fixture(autouse=True)
     def spoilt(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Put the fault in."""
+        """Have the fault before a store is opened."""
         type(self).spoil(monkeypatch)
 
 
