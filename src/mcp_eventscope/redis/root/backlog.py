@@ -12,6 +12,8 @@ EVENT_BYTES = 512
 """The memory that a pending event takes up beside its payload."""
 BATCH_EVENTS = 64
 """The most events of one batch: Redis executes it in about a millisecond."""
+LARGE_BATCH_EVENTS = 256
+"""The same, when Redis is far away: the round trip then takes longer than the execution."""
 SMALL_BATCH = 12
 """More events than these go in two batches at least: this process works on one while Redis executes the other."""
 
@@ -101,14 +103,23 @@ class Backlog:
         self._queue.append(event)
         self._queued += 1
 
-    def drain(self) -> tuple[int, list[PendingEvent]]:
-        """Take the next batch: the sequence of its first event, and its events. Only call it when `ready`."""
+    def drain(self, *, distant: bool) -> tuple[int, list[PendingEvent]]:
+        """Take the next batch. Only call it when `ready`.
+
+        Args:
+            distant: Prefer few round trips, since Redis is far away.
+
+        Returns:
+            The sequence of the first event, and the events.
+        """
         self._in_flight = True
         if self._parts:
             return self._parts.popleft()
         events: list[PendingEvent] = []
         size = 0
-        most = min(BATCH_EVENTS, max(SMALL_BATCH, (self._queued + self._settled + 1) // 2))
+        most = LARGE_BATCH_EVENTS
+        if not distant:
+            most = min(BATCH_EVENTS, max(SMALL_BATCH, (self._queued + self._settled + 1) // 2))
         queue = self._queue
         while queue and len(events) < most:
             event = queue[0]

@@ -14,6 +14,9 @@ from mcp_eventscope.redis.write.batch import Batch
 from mcp_eventscope.redis.write.sender import LOOP_LATE
 from mcp_eventscope.types import Committed, EventId, LossReason, Lost, Retried, StoreFact, Trouble, WentAway
 
+DISTANT_SECONDS = 0.005
+"""The round trip of a batch from which on Redis is considered far away, and fewer, larger batches are sent."""
+
 
 class RootWriter:
     """Stores events in batches, one of them in flight.
@@ -50,6 +53,8 @@ class RootWriter:
         self._stored = stored
         self._last_id = 0
         """The last id that Redis gave out to this process."""
+        self._round_trip = 0.0
+        """Seconds between sending the last batch and its acknowledgement."""
         self._waiting: deque[PendingEvent] = deque()
         self._timer: asyncio.TimerHandle | None = None
         observers.subscribe(self._on_fact)
@@ -68,7 +73,7 @@ class RootWriter:
         """The next batch (`BatchSource`)."""
         if not self._backlog.ready:
             return None
-        first, events = self._backlog.drain()
+        first, events = self._backlog.drain(distant=self._round_trip >= DISTANT_SECONDS)
         return RootBatch(self, first, events)
 
     def submit(self, event: PendingEvent) -> "asyncio.Future[EventId | None] | None":
@@ -174,8 +179,9 @@ class RootWriter:
         waiting = self._waiting
         while waiting and waiting[0].waiter is None:
             waiting.popleft()
+        self._round_trip = seconds
         self._backlog.settle(events)
-        if self._backlog.queued:
+        if self._backlog.queued and seconds < DISTANT_SECONDS:
             # Later, so that the sender sends the next batch before the callers of this one go on.
             asyncio.get_running_loop().call_soon(_acknowledge, acknowledged)
         else:
