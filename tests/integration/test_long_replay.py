@@ -114,7 +114,8 @@ async def test_cancelled_at_any_place(small_pool: aioredis.Redis, key_prefix: st
         async with anyio.create_task_group() as tasks:
             for number in range(CONNECTIONS):
                 tasks.start_soon(_echoes, small_pool, str(number).encode())
-        assert (await part.append("2", note(1))).event_id
+            part.begin("2", 2)
+            assert (await part.append("2", note(1))).event_id
 
 
 async def _echoes(client: aioredis.Redis, text: bytes) -> None:
