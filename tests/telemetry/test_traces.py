@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 from fakeredis import FakeAsyncRedis
 from mcp.types import JSONRPCNotification, JSONRPCResponse
+from mcp_eventscope.redis.backlog import Backlog, Item, Lane
 from opentelemetry import context, trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore
-from mcp_eventscope.redis.backlog import Backlog, Item, Lane
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.root.scripts import PRODUCERS
 from mcp_eventscope.sessions.view import SessionView
