@@ -38,7 +38,7 @@ async def proxy(valkey_server: Valkey) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 async def store(proxy: Proxy, key_prefix: str, redis_client: aioredis.Redis) -> AsyncIterator[RedisEventStore]:
-    """A store behind the proxy, with an open connection; what it writes is deleted."""
+    """A store behind the proxy, with an open connection; its keys are deleted."""
     async with connect(proxy.url) as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60, store_timeout=2)
         await store.append("warm", None)

@@ -159,12 +159,11 @@ def test_the_wheel_is_tested() -> None:
     assert "site-packages" in PACKAGE.parts
     assert (PACKAGE / "py.typed").is_file()
     assert {path.name for path in (PACKAGE / "redis" / "lua").iterdir()} == {
-        "append.lua",
-        "claim.lua",
         "end.lua",
-        "peek.lua",
-        "read.lua",
         "record.lua",
+        "root_append.lua",
+        "root_peek.lua",
+        "root_read.lua",
         "survey.lua",
         "touch.lua",
     }

@@ -39,7 +39,7 @@ end
 
 local now = call('TIME')
 local clock = now[1] * 1000000 + now[2]
--- MGET says nothing of a key of another type, which must not be overwritten.
+-- MGET ignores a key of another type, which must not be overwritten.
 local given = tonumber(counter or call('GET', KEYS[1]) or '') or 0
 if not (given >= 0 and given < MOST) then
   given = 0 -- Damaged.

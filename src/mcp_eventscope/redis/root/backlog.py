@@ -13,7 +13,7 @@ EVENT_BYTES = 512
 BATCH_EVENTS = 64
 """The most events of one batch: Redis executes it in about a millisecond."""
 LARGE_BATCH_EVENTS = 256
-"""The same, when Redis is far away: the round trip then takes longer than the execution."""
+"""The same, when Redis is distant: the round trip then takes longer than the execution."""
 SMALL_BATCH = 12
 """More events than these go in two batches at least: this process works on one while Redis executes the other."""
 
@@ -96,7 +96,7 @@ class Backlog:
         """Events of the last batch, whose callers will soon append the next ones."""
         # By stream, the stream that was deferred first in front: it is dropped first.
         self._deferred: OrderedDict[StreamId, deque[PendingEvent]] = OrderedDict()
-        # What stands for dropped streams.
+        # One for each dropped stream.
         self._placeholders: OrderedDict[StreamId, PendingEvent] = OrderedDict()
 
     @property
@@ -118,7 +118,7 @@ class Backlog:
         """Take the next batch. Only call it when `ready`.
 
         Args:
-            distant: Prefer few round trips, since Redis is far away.
+            distant: Prefer few round trips, since Redis is distant.
 
         Returns:
             The sequence of the first event, and the events.

@@ -15,7 +15,7 @@ from mcp_eventscope.redis.write.sender import LOOP_LATE
 from mcp_eventscope.types import Committed, EventId, LossReason, Lost, Retried, StoreFact, Trouble, WentAway
 
 DISTANT_SECONDS = 0.005
-"""The round trip of a batch from which on Redis is considered far away, and fewer, larger batches are sent."""
+"""The round trip of a batch from which on Redis is considered distant, and fewer, larger batches are sent."""
 
 
 class RootWriter:

@@ -77,7 +77,7 @@ class PipelinedTransport:
             # The client would connect again, and a reply to one batch would be taken for that to another.
             msg = "the connection was closed"
             raise RedisConnectionError(msg)
-        # What the socket's buffer takes is written without waiting: a timer would cost as much as the rest.
+        # Small writes fit the socket's buffer, and never wait: a timer would cost as much as the write.
         waits = sum(self._sizes) > BUFFERED
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT + batch.payload_bytes / SLOWEST_TRANSFER) if waits else _UNBOUND:
