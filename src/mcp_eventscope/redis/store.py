@@ -241,7 +241,7 @@ class RedisEventStore(EventStore):
         Returns:
             The number of events that were lost.
         """
-        self._session_writer.flush_now()
+        self._session_writer.drain()
         for batch in await self._sender.drain(seconds):
             batch.abandon()
         lost = self._writer.clear() + self._session_writer.clear()
