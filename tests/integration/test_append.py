@@ -20,13 +20,6 @@ LOOKED_AT = 64
 """Index entries that one append looks at, per stream, to find what has expired."""
 
 
-@pytest.fixture(params=[None, "session"], ids=["root", "session"])
-def session_id(request: pytest.FixtureRequest) -> str | None:
-    """Either form that an event has in Redis."""
-    named: str | None = request.param
-    return named
-
-
 async def index_of(client: aioredis.Redis, keys: Keys, stream: str = "1") -> list[int]:
     """The ids that a stream's index holds."""
     return [int(_text(member)) for member in await client.zrange(keys.stream(stream), 0, -1)]
@@ -97,6 +90,13 @@ async def test_appends_at_once_keep_their_order(
 # -- what is kept -----------------------------------------------------------------------------------------------------
 
 
+async def test_traceparent_of_an_event(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
+    """The span that produced an event is a field of it."""
+    traceparent = f"00-{1:032x}-{2:016x}-01"
+    event_id = (await store.append("1", note(1), traceparent)).event_id
+    assert (await fields_of(redis_client, keys.event(event_id)))["traceparent"] == traceparent.encode()
+
+
 async def test_fields_of_an_event(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
     """An event has its stream and payload, and tells when it ended its stream."""
     primed = await store.append("1", None)
@@ -107,47 +107,6 @@ async def test_fields_of_an_event(store: RedisEventStore, redis_client: aioredis
     assert await fields_of(redis_client, keys.event(said.event_id)) == {"stream_id": b"1", "payload": payload.encode()}
     assert (await fields_of(redis_client, keys.event(ended.event_id)))["final"] == b"1"
     assert (primed.payload_bytes, said.payload_bytes) == (0, len(payload.encode()))
-
-
-async def test_form_of_an_event_whose_stream_has_a_long_name(
-    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
-) -> None:
-    """It is no small event, for a text is read with its name."""
-    said = await store.append("s" * 5000, note(1))
-    assert _text(await redis_client.type(keys.event(said.event_id))) == "hash"
-
-
-async def test_form_of_an_event(
-    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys, session_id: str | None
-) -> None:
-    """A small event of a session is a text; a large one is a hash, as all are in the root, which others can read."""
-    traceparent = f"00-{1:032x}-{2:016x}-01"
-    small, ended, large = [
-        await store.append("1\n2", message, traceparent) for message in (note(1), answer(), note(2, "x" * 5000))
-    ]
-    if session_id is None:
-        for each in (small, ended, large):
-            assert _text(await redis_client.type(keys.event(each.event_id))) == "hash"
-    else:
-        text = f"{on_the_wire(note(1))}\n{traceparent}\n1\n2"
-        assert _text(await redis_client.get(keys.event(small.event_id))) == text
-        text = f"{on_the_wire(answer())}\nfinal{traceparent}\n1\n2"
-        assert _text(await redis_client.get(keys.event(ended.event_id))) == text
-    fields = await fields_of(redis_client, keys.event(large.event_id))
-    assert fields == {
-        "stream_id": b"1\n2",
-        "payload": on_the_wire(note(2, "x" * 5000)).encode(),
-        "traceparent": traceparent.encode(),
-    }
-
-
-async def test_no_stream_shares_a_key_with_another(store: RedisEventStore, leaks: LeakChecker) -> None:
-    """A session's keys are under its own prefix, and nothing is written outside of it."""
-    await store.for_session("a").append("1", note(0))
-    prefix = store.for_session("a").key_prefix
-    keys = await leaks.keys()
-    assert {key.removeprefix(prefix).partition(":")[0] for key in keys} == {"counter", "event", "stream", "running"}
-    assert all(key.startswith(prefix) for key in keys)
 
 
 @pytest.mark.usefixtures("leaks")
@@ -336,27 +295,3 @@ async def test_one_round_trip(store: RedisEventStore, redis_client: aioredis.Red
     for i in range(5):
         await store.append("1", note(i))
     assert await commands() - before == 5
-
-
-async def test_given_up_without_a_worker_is_kept_no_longer(
-    store: RedisEventStore, redis_client: aioredis.Redis
-) -> None:
-    """A request that nobody is known to run is given up for the TTL, like all that is kept."""
-    session = store.for_session("a")
-    await session.append("1", None)
-    running = f"{session.key_prefix}running"
-    await redis_client.delete(running)
-    assert await session.give_up("1", "")
-    assert 0 < await redis_client.ttl(running) <= (store.ttl or 0)
-
-
-async def test_claim(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """What is said again names who runs a request where nobody is named, and has its TTL."""
-    session = store.for_session("a")
-    running = f"{session.key_prefix}running"
-    await session.claim(["1", "2"])
-    assert 0 < await redis_client.ttl(running) <= (store.ttl or 0)
-    await store.for_session("a").append("1", answer())
-    await session.claim(["2"])
-    assert await redis_client.hexists(running, "2")
-    assert not await redis_client.hexists(running, "1")

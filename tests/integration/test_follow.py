@@ -27,13 +27,6 @@ LONG = 30.0
 """Seconds: a limit, or a poll, that no test waits for."""
 
 
-@pytest.fixture(params=[None, "session"], ids=["root", "session"])
-def session_id(request: pytest.FixtureRequest) -> str | None:
-    """Either form that an event has in Redis."""
-    named: str | None = request.param
-    return named
-
-
 class Follower:
     """Follows a stream in a task, and keeps what it was given."""
 
@@ -82,21 +75,6 @@ async def test_wakes_at_once_in_the_same_process(store: RedisEventStore) -> None
         delivered=6,
         payload_bytes=sum(len(data.encode()) for data in follower.collected.data),
     )
-
-
-@pytest.mark.usefixtures("no_polling")
-async def test_parts_of_one_store_wake_each_other(store: RedisEventStore) -> None:
-    """A session's part that is made anew wakes those who follow through an earlier one; another session's does not."""
-    first = (await store.for_session("a").append("1", None)).event_id
-    follower = Follower(store.for_session("a"), first)
-    with anyio.fail_after(10):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(follower)
-            await store.for_session("a").append("1", note(0))
-            await follower.has(1)
-            await store.for_session("b").append("1", answer())
-            await store.for_session("a").append("1", answer())
-    assert len(follower.collected.ids) == 2
 
 
 async def test_finds_what_another_client_stores(store: RedisEventStore, valkey_url: str) -> None:
