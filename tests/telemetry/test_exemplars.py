@@ -41,7 +41,7 @@ def ids(scope: Scope, number: int) -> dict[str, str]:
 @pytest.mark.parametrize("ours", [True, False])
 async def test_stored_and_replayed(scope: Scope, redis: FakeAsyncRedis, *, ours: bool) -> None:
     """The latency histograms name the last span of each bucket, and nothing but its ids; in OpenMetrics only."""
-    session = scope.instrument(RedisEventStore(redis, ttl=60) if ours else MemoryEventStore()).for_session("s")
+    session = scope.instrument(RedisEventStore(redis, ttl=60) if ours else MemoryEventStore())
     first = (await session.append("1", None)).event_id
     (stored,) = exemplars(scope, "store_duration_seconds")
     assert stored.labels == ids(scope, 0)
@@ -90,7 +90,7 @@ async def test_nothing_that_cannot_be_looked_up(scope: Scope, redis: FakeAsyncRe
     """A span that is not recorded is no exemplar."""
     session = InstrumentedEventStore(
         RedisEventStore(redis, ttl=60), registry=scope.registry, tracer_provider=TracerProvider(sampler=ALWAYS_OFF)
-    ).for_session("s")
+    )
     first = (await session.append("1", None)).event_id
     await session.replay(first, ignore, stream_id="1")
     assert exemplars(scope, "store_duration_seconds") + exemplars(scope, "replay_duration_seconds") == []

@@ -54,7 +54,7 @@ FACTS: tuple[ServingFact, ...] = (
 
 async def exercise(store: InstrumentedEventStore) -> None:
     """Store, replay and follow, and see that each does what it does."""
-    session = store.for_session("s")
+    session = store
     first = await session.append("1", None)
     await session.append("1", NOTE)
     seen: list[EventMessage] = []

@@ -83,7 +83,11 @@ def told(reader: InMemoryMetricReader) -> dict[str, Metric]:
 
 async def story(store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Something of everything that can happen."""
-    session = store.for_session("s")
+    part = store.for_session("s")
+    part.begin("1", 1)
+    await part.append("1", NOTE)
+    await store.flush(1)
+    session = store
     first = (await session.append("1", None)).event_id
     for _ in range(3):
         await session.append("1", NOTE)

@@ -54,15 +54,15 @@ def misses(scope: Scope) -> dict[str, float]:
 @pytest.fixture
 def session(scope: Scope, redis: FakeAsyncRedis) -> InstrumentedEventStore:
     """One session's part of a decorated store."""
-    return scope.instrument(RedisEventStore(redis, ttl=TTL)).for_session("s")
+    return scope.instrument(RedisEventStore(redis, ttl=TTL))
 
 
 async def stored_before(redis: FakeAsyncRedis, seconds: float, message: JSONRPCMessage) -> str:
     """Put an event into the stream `1` of the session that was stored so long ago; returns its id. Ids are clocks."""
     event_id = str(round((time.time() - seconds) * 1_000_000))
     payload = message.model_dump_json(by_alias=True, exclude_unset=True)
-    await redis.hset(f"mcp:{{s}}:event:{event_id}", mapping={"stream_id": "1", "payload": payload})
-    await redis.zadd("mcp:{s}:stream:1", {event_id: int(event_id)})
+    await redis.hset(f"mcp:event:{event_id}", mapping={"stream_id": "1", "payload": payload})
+    await redis.zadd("mcp:stream:1", {event_id: int(event_id)})
     return event_id
 
 
@@ -86,8 +86,8 @@ async def test_why_do_resumes_not_work(scope: Scope, session: InstrumentedEventS
     told = [entry["reason"] for entry in scope.log.named("event_store.replay_incomplete")]
     assert told == ["malformed", "unknown", "expired"], "one reason hides no other"
     first, gone, corrupt, _ = [(await session.append("1", note(n))).event_id for n in range(4)]
-    await redis.delete(f"mcp:{{s}}:event:{gone}")
-    await change(redis, f"mcp:{{s}}:event:{corrupt}", payload="{")
+    await redis.delete(f"mcp:event:{gone}")
+    await change(redis, f"mcp:event:{corrupt}", payload="{")
     await session.replay(first, take, stream_id="1")
     assert resumes(scope) == {"missed": 3, "gap": 1}
     assert scope.sample("replay_missing_events_total") == scope.sample("replay_corrupt_events_total") == 1
@@ -114,7 +114,7 @@ async def test_a_client_that_comes_back_at_once(scope: Scope, session: Instrumen
     await session.replay(first, take, stream_id="1")
     assert scope.sample("resume_ttl_ratio_bucket", le="0.1") == 1
     assert scope.log.entries == []
-    lasting = scope.instrument(RedisEventStore(FakeAsyncRedis()), "lasting").for_session("s")
+    lasting = scope.instrument(RedisEventStore(FakeAsyncRedis()), "lasting")
     await lasting.replay((await lasting.append("1", None)).event_id, take, stream_id="1")
     assert scope.registry.get_sample_value("eventscope_resume_ttl_ratio_count", {"store": "lasting"}) == 0
 
@@ -197,7 +197,7 @@ async def test_is_the_store_degraded_and_what_has_been_lost(scope: Scope) -> Non
     """Redis goes away: since when, why, how much waits for it, and what is lost when that becomes too much."""
     server = fakeredis.FakeServer()
     store = scope.instrument(RedisEventStore(FakeAsyncRedis(server=server), ttl=TTL, backlog_events=5))
-    session = store.for_session("s")
+    session = store
     await session.append("1", None)
     server.connected = False
     for number in range(5):
@@ -265,9 +265,9 @@ async def test_is_the_ttl_missing_on_keys(scope: Scope, valkey_url: str, key_pre
     """The store has one, and there are keys without: of a process that was configured otherwise, say."""
     async with connect(valkey_url) as redis:
         store = RedisEventStore(redis, key_prefix=key_prefix, ttl=TTL)
-        await store.for_session("a").append("1", None)
+        await store.append("1", None)
         lasting = RedisEventStore(redis, key_prefix=key_prefix)
-        await lasting.for_session("b").append("1", None)
+        await lasting.append("1", None)
         instrumented = scope.instrument(store)
         async with instrumented.sampling(0.05):
             await until(lambda: scope.sample("redis_keys_without_ttl"))
@@ -308,7 +308,7 @@ async def test_are_clients_refused(rig: Rig) -> None:
 async def test_does_the_telemetry_fail(scope: Scope, redis: FakeAsyncRedis) -> None:
     """It does, and which of it; what is measured goes on."""
     store = InstrumentedEventStore(RedisEventStore(redis), registry=scope.registry, logger=RaisingLogger())
-    await store.for_session("s").append("1", note(1))
+    await store.append("1", note(1))
     assert scope.sample("telemetry_failures_total", sink="logs") == 1
     assert scope.sample("telemetry_failures_total", sink="metrics") == 0
     assert scope.sample("stored_events_total", kind="notification") == 1

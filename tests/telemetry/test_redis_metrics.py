@@ -26,7 +26,7 @@ get_observability_instance().init(OTelConfig())
 async def main():
     async with connect(sys.argv[1]) as client:
         store = InstrumentedEventStore(RedisEventStore(client, key_prefix=sys.argv[2], ttl=60), registry=registry)
-        part = store.for_session("s")
+        part = store
         first = (await part.append("1", None)).event_id
         for _ in range(3):
             await part.append("1", JSONRPCNotification(jsonrpc="2.0", method="note"))

@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError, StoreUnavailableError
+from mcp_eventscope.redis.write.session_writer import LINGER_SECONDS
 from mcp_eventscope.telemetry.logs import REPEAT_SECONDS
 from mcp_eventscope.types import EventMessage
 from support.events import change
@@ -33,7 +34,7 @@ async def ignore(_: EventMessage) -> None:
 @pytest.fixture
 def session(scope: Scope, redis: FakeAsyncRedis) -> InstrumentedEventStore:
     """One session's part of a decorated store."""
-    return scope.instrument(RedisEventStore(redis, ttl=60)).for_session("session")
+    return scope.instrument(RedisEventStore(redis, ttl=60))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,6 @@ async def test_stored(scope: Scope, session: InstrumentedEventStore, message: JS
     (span,) = scope.spans()
     assert span.name == "event_store.store"
     attributes = dict(span.attributes or {})
-    assert len(str(attributes.pop("eventscope.session.hash"))) == 12
     assert attributes == {
         "eventscope.store": "default",
         "eventscope.stream.id": "1",
@@ -65,6 +65,33 @@ async def test_stored(scope: Scope, session: InstrumentedEventStore, message: JS
         "eventscope.payload.bytes": appended.payload_bytes,
     }
     assert scope.log.entries == []
+
+
+async def test_stored_in_the_background(scope: Scope, redis: FakeAsyncRedis) -> None:
+    """An event of a session counts as accepted when it has its id, and as stored when Redis has acknowledged it."""
+    store = scope.instrument(RedisEventStore(redis, ttl=60))
+    session = store.for_session("session")
+    session.begin("1", 1)
+    appended = await session.append("1", NOTE)
+    assert scope.sample("events_accepted_total") == 1
+    assert scope.sample("store_wait_seconds_count") == 1
+    assert scope.sample("stored_events_total", kind="notification") == 0
+    assert scope.spans() == []
+    assert appended.pending is not None
+    await appended.pending.acknowledged()
+    await store.flush(1)
+    assert scope.sample("stored_events_total", kind="notification") == 1
+    assert scope.sample("stored_bytes_total") == appended.payload_bytes
+    assert scope.sample("store_duration_seconds_count", outcome="ok") == 1
+    assert scope.sample("backlog_events") == 0
+    (span,) = scope.spans()
+    attributes = dict(span.attributes or {})
+    assert len(str(attributes["eventscope.session.hash"])) == 12
+    assert attributes["eventscope.event.id"] == appended.event_id
+    assert attributes["eventscope.outcome"] == "ok"
+    assert span.start_time is not None
+    assert span.end_time is not None
+    assert (span.end_time - span.start_time) / 1e9 >= LINGER_SECONDS
 
 
 async def test_resumed_and_caught_up(scope: Scope, session: InstrumentedEventStore) -> None:
@@ -100,8 +127,8 @@ async def test_missed(scope: Scope, session: InstrumentedEventStore, cursor: str
 async def test_corrupt_and_missing(scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis) -> None:
     """Events that are owed and cannot be delivered make a gap, which is counted and told."""
     first, corrupt, gone, _ = [(await session.append("1", NOTE)).event_id for _ in range(4)]
-    await change(redis, f"mcp:{{session}}:event:{corrupt}", payload="{}")
-    await redis.delete(f"mcp:{{session}}:event:{gone}")
+    await change(redis, f"mcp:event:{corrupt}", payload="{}")
+    await redis.delete(f"mcp:event:{gone}")
     facts = await session.replay(first, ignore, stream_id="1")
     assert facts.delivered == 1
     assert scope.sample("replay_duration_seconds_count", outcome="gap") == 1
@@ -228,7 +255,7 @@ async def test_failure_is_told_in_the_trace_of_the_call(
 
 async def test_call_that_is_not_sampled(scope: Scope, redis: FakeAsyncRedis) -> None:
     """Within a call that is not sampled no store makes a span, nor a trace of its own; it is counted all the same."""
-    session = scope.instrument(RedisEventStore(redis, ttl=60)).for_session("session")
+    session = scope.instrument(RedisEventStore(redis, ttl=60))
     unsampled = TracerProvider(sampler=ALWAYS_OFF).get_tracer("test")
     with unsampled.start_as_current_span("call"):
         await session.append("1", NOTE)
@@ -238,7 +265,7 @@ async def test_call_that_is_not_sampled(scope: Scope, redis: FakeAsyncRedis) -> 
 
 async def test_context_of_another_type(scope: Scope, redis: FakeAsyncRedis) -> None:
     """A mapping that cannot be remembered is looked at each time."""
-    session = scope.instrument(RedisEventStore(redis, ttl=60)).for_session("session")
+    session = scope.instrument(RedisEventStore(redis, ttl=60))
     unsampled = TracerProvider(sampler=ALWAYS_OFF).get_tracer("test")
     with unsampled.start_as_current_span("call"):
         token = context.attach(dict(context.get_current()))  # type: ignore[arg-type]
@@ -251,7 +278,7 @@ async def test_context_of_another_type(scope: Scope, redis: FakeAsyncRedis) -> N
 
 async def test_calls_that_are_not_sampled_are_not_kept(scope: Scope, redis: FakeAsyncRedis) -> None:
     """That a call is not sampled is remembered, for as long as its context lives; the next one is asked anew."""
-    session = scope.instrument(RedisEventStore(redis, ttl=60)).for_session("session")
+    session = scope.instrument(RedisEventStore(redis, ttl=60))
     unsampled = TracerProvider(sampler=ALWAYS_OFF).get_tracer("test")
     contexts = []
     for _ in range(300):
@@ -291,7 +318,7 @@ async def test_repeated_failures_are_told_seldom(
 async def test_any_store_can_be_wrapped(scope: Scope) -> None:
     """A store of others is told as far as it lets on: latency, sizes and outcomes."""
     store = scope.instrument(MemoryEventStore())
-    session = store.for_session("session")
+    session = store
     first = await session.append("1", None)
     await session.append("1", NOTE)
     await session.replay(first.event_id, ignore, stream_id="1")
@@ -327,7 +354,7 @@ async def test_missing_ttl_is_told_once(scope: Scope, redis: FakeAsyncRedis) -> 
 
 async def test_two_stores_on_one_registry(scope: Scope, redis: FakeAsyncRedis) -> None:
     """They are told apart by the label `store`."""
-    first = scope.instrument(RedisEventStore(redis, ttl=60), "first").for_session("s")
+    first = scope.instrument(RedisEventStore(redis, ttl=60), "first")
     scope.instrument(RedisEventStore(redis, ttl=90), "second")
     await first.append("1", NOTE)
     value = scope.registry.get_sample_value
@@ -345,7 +372,7 @@ async def test_decorated_twice_is_refused(scope: Scope, redis: FakeAsyncRedis) -
 
 async def test_without_metrics(redis: FakeAsyncRedis, scope: Scope) -> None:
     """No registry, no metrics; the store works."""
-    store = InstrumentedEventStore(RedisEventStore(redis, ttl=60), registry=None, logger=scope.log).for_session("s")
+    store = InstrumentedEventStore(RedisEventStore(redis, ttl=60), registry=None, logger=scope.log)
     first = await store.append("1", None)
     await store.append("1", RESPONSE)
     assert (await store.replay(first.event_id, ignore, stream_id="1")).delivered == 1

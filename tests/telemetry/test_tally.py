@@ -112,7 +112,7 @@ def test_threads(scope: Scope) -> None:
 
 async def stored_somewhere(scope: Scope, redis: FakeAsyncRedis, count: int) -> None:
     """Store with a store that is gone when this returns."""
-    store = scope.instrument(RedisEventStore(redis, ttl=60)).for_session("session")
+    store = scope.instrument(RedisEventStore(redis, ttl=60))
     for _ in range(count):
         await store.append("1", None)
 

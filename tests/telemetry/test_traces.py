@@ -35,18 +35,18 @@ async def ignore(_: EventMessage) -> None:
 @pytest.fixture
 def store(redis: FakeAsyncRedis) -> RedisEventStore:
     """A store without telemetry."""
-    return RedisEventStore(redis, ttl=60).for_session("session")
+    return RedisEventStore(redis, ttl=60)
 
 
 @pytest.fixture
 def session(scope: Scope, redis: FakeAsyncRedis) -> InstrumentedEventStore:
     """One session's part of a decorated store."""
-    return scope.instrument(RedisEventStore(redis, ttl=60)).for_session("session")
+    return scope.instrument(RedisEventStore(redis, ttl=60))
 
 
 async def row(redis: FakeAsyncRedis, event_id: str) -> dict[str, bytes]:
     """An event, as it is in Redis."""
-    return await fields_of(redis, f"mcp:{{session}}:event:{event_id}")
+    return await fields_of(redis, f"mcp:event:{event_id}")
 
 
 def links(span: ReadableSpan) -> list[tuple[int, int]]:
@@ -74,7 +74,7 @@ async def test_what_is_not_recorded_is_not_kept(redis: FakeAsyncRedis) -> None:
     """Nobody could look it up, and it would take up memory."""
     store = InstrumentedEventStore(
         RedisEventStore(redis, ttl=60), registry=None, tracer_provider=TracerProvider(sampler=ALWAYS_OFF)
-    ).for_session("session")
+    )
     stored = await store.append("1", NOTE)
     assert await row(redis, stored.event_id) == {
         "stream_id": b"1",
@@ -110,7 +110,7 @@ async def test_a_client_that_had_some(store: RedisEventStore) -> None:
 async def test_whatever_is_written_there(store: RedisEventStore, redis: FakeAsyncRedis, written: str) -> None:
     """What is no traceparent is nobody's, and the replay is as without it."""
     first, second = [(await store.append("1", message, PARENT)).event_id for message in (None, NOTE)]
-    await change(redis, f"mcp:{{session}}:event:{second}", traceparent=written)
+    await change(redis, f"mcp:event:{second}", traceparent=written)
     facts = await store.replay(first, ignore, stream_id="1")
     assert (facts.delivered, facts.producers, facts.corrupt) == (1, (), ())
 
@@ -118,7 +118,7 @@ async def test_whatever_is_written_there(store: RedisEventStore, redis: FakeAsyn
 async def test_nobody_is_linked_to(scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis) -> None:
     """An id of zeros has the shape, and names nobody."""
     first, second = [(await session.append("1", message)).event_id for message in (None, NOTE)]
-    await change(redis, f"mcp:{{session}}:event:{second}", traceparent=f"00-{0:032x}-{0:016x}-01")
+    await change(redis, f"mcp:event:{second}", traceparent=f"00-{0:032x}-{0:016x}-01")
     await session.replay(first, ignore, stream_id="1")
     assert links(scope.spans()[-1]) == []
     assert scope.sample("telemetry_failures_total", sink="traces") == 0

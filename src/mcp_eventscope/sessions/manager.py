@@ -204,7 +204,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     def _ended_elsewhere(self, session_id: str) -> None:
         """The session was ended on another worker: forget it here."""
         transport = self._server_instances.get(session_id)
-        if transport is not None and self._task_group is not None:
+        if transport is not None and not transport.is_terminated and self._task_group is not None:
             self._telling.ends(session_id, SessionEnd.ELSEWHERE)
             self._task_group.start_soon(self._discard_session, session_id, transport)
 
@@ -299,7 +299,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             return SessionRecord(UNREAD)
         record = await self._records.renew(session_id, owner=owner)
         transport = self._server_instances.get(session_id)
-        if transport is not None and record.state == "ended":
+        if transport is not None and record.state == "ended" and not transport.is_terminated:
             self._telling.ends(session_id, SessionEnd.ELSEWHERE)
             await self._discard_session(session_id, transport)
         elif transport is not None and record.state == "absent":

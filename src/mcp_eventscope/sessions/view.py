@@ -172,9 +172,11 @@ class SessionView(EventStore):
                 self._open.pop(stream_id, None)
         if not appended.event_id or appended.refused:
             return ""
-        wire_id = WireId(wire.join(appended.event_id, name))
-        if appended.pending is not None:
-            wire_id.payload = appended.pending.payload
+        joined = wire.join(appended.event_id, name)
+        if appended.pending is None:
+            return joined
+        wire_id = WireId(joined)
+        wire_id.payload = appended.pending.payload
         return wire_id
 
     async def _append(self, name: str, message: JSONRPCMessage | None, *, final: bool) -> Appended:
