@@ -25,16 +25,16 @@ SLOW_MICROSECONDS = 5000
 """A call that keeps Redis busy for longer is slow."""
 _FILL_AT_ONCE = 10_000
 _LOOK_EVERY = 5_000
-# As `append.lua` leaves it, without the time that it takes to send so much.
+RUN = "0123456789ab1"
+# As `commit.lua` leaves it, without the time that it takes to send so much.
 _FILL = """
-local prefix, first, count, payload, ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
-for id = first, first + count - 1 do
-  local text = string.format('%.0f', id)
-  redis.call('ZADD', KEYS[1], text, text)
-  redis.call('SET', prefix .. 'event:' .. text, payload .. '\\n\\n' .. ARGV[6], 'EX', ttl)
+local first, count, time, payload, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
+for number = first, first + count - 1 do
+  redis.call('RPUSH', KEYS[1], string.format('%.0f %.0f', number, time + number) .. '\\n' .. payload)
 end
-redis.call('SET', KEYS[2], string.format('%.0f', first + count - 1), 'EX', ttl)
+redis.call('HSET', KEYS[2], ARGV[6], ARGV[7])
 redis.call('EXPIRE', KEYS[1], ttl)
+redis.call('EXPIRE', KEYS[2], ttl)
 """
 
 
@@ -56,13 +56,13 @@ class Told:
 async def fill(client: aioredis.Redis, prefix: str, events: int) -> str:
     """Make a stream of so many events. Returns the id of the first."""
     keys = Keys(prefix).for_session(SESSION)
-    first = time.time_ns() // 1000 - events
+    began = time.time_ns() // 1000 - events
     payload = '{"jsonrpc":"2.0","method":"note","params":{"text":"a message as long as many"}}'
     for done in range(0, events, _FILL_AT_ONCE):
         count = min(_FILL_AT_ONCE, events - done)
-        arguments = (keys.prefix, first + done, count, payload, TTL, STREAM)
-        await client.eval(_FILL, 2, keys.stream(STREAM), keys.counter, *map(str, arguments))
-    return str(first)
+        arguments = (done + 1, count, began, payload, TTL, RUN, f"r {STREAM} {STREAM}")
+        await client.eval(_FILL, 2, keys.run(STREAM, RUN), keys.requests, *map(str, arguments))
+    return f"{began + 1}-1-{RUN}"
 
 
 async def measure(events: int) -> Told:

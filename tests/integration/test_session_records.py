@@ -2,11 +2,12 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis.workers import SessionRecord, Workers
+from mcp_eventscope.redis.workers import NewRecord, SessionRecord, Workers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
 SESSION = "s"
+ALICES = NewRecord(SESSION, "alice", "{}", again=False)
 
 
 @pytest.fixture
@@ -17,17 +18,17 @@ def workers(redis_client: aioredis.Redis, key_prefix: str) -> Workers:
 
 async def test_record_is_the_owners(workers: Workers) -> None:
     """Who records a session that is another's changes nothing, and does not read it."""
-    assert await workers.record(SESSION, owner="alice", handshake="{}", ttl=60, again=False) == "live"
-    assert await workers.record(SESSION, owner="bob", handshake='{"x":1}', ttl=60, again=False) == "other"
+    assert await workers.record(ALICES, ttl=60) == "live"
+    assert await workers.record(NewRecord(SESSION, "bob", '{"x":1}', again=False), ttl=60) == "other"
     assert await workers.touch(SESSION, owner="alice", ttl=60) == SessionRecord("live", "{}")
     assert await workers.touch(SESSION, owner="bob", ttl=60) == SessionRecord("other")
 
 
 async def test_ended_stays_ended(workers: Workers) -> None:
     """A session that has ended is not revived by its owner either, nor by a worker that has not heard of the end."""
-    await workers.record(SESSION, owner="alice", handshake="{}", ttl=60, again=False)
+    await workers.record(ALICES, ttl=60)
     await workers.end(SESSION, ttl=60)
-    assert await workers.record(SESSION, owner="alice", handshake="{}", ttl=60, again=False) == "ended"
+    assert await workers.record(ALICES, ttl=60) == "ended"
     assert (await workers.touch(SESSION, owner="alice", ttl=60)).state == "ended"
 
 
@@ -42,4 +43,4 @@ async def test_end_of_an_expired_record(workers: Workers) -> None:
     await workers.end(SESSION, ttl=60)
     for owner in ("", "alice"):
         assert (await workers.touch(SESSION, owner=owner, ttl=60)).state == "ended"
-        assert await workers.record(SESSION, owner=owner, handshake="{}", ttl=60, again=False) == "ended"
+        assert await workers.record(NewRecord(SESSION, owner, "{}", again=False), ttl=60) == "ended"
