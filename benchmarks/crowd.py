@@ -22,8 +22,8 @@ from benchmarks.processes import ROOT, BenchmarkError, resident, stop, until, va
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.redis.keys import Keys
-from mcp_eventscope.redis.reader import Reader
-from mcp_eventscope.redis.scripts import Chunk
+from mcp_eventscope.redis.root.chunk_reader import ChunkReader
+from mcp_eventscope.redis.root.scripts import Chunk
 from mcp_eventscope.types import EventMessage, FollowEnd, JSONRPCMessage, JSONRPCNotification, JSONRPCResponse
 
 PREFIX = "bench:"
@@ -132,7 +132,7 @@ async def _child(order: dict[str, Any]) -> AsyncIterator[Callable[[str], Awaitab
 # -- the process that follows ----------------------------------------------------------------------------------------
 
 
-class _Counting(Reader):
+class _Counting(ChunkReader):
     """A reader that knows how many reads are under way."""
 
     reading = 0
@@ -264,7 +264,7 @@ async def _main() -> None:
     order: dict[str, Any] = json.loads(await anext(orders))
     async with connect(f"{order['url']}?client_name={NAME}") as client, connect(order["url"]) as monitor:
         store = RedisEventStore(client, key_prefix=PREFIX, ttl=TTL)
-        store._reader = _Counting(client, store._writer.suspect)
+        store._reader = _Counting(client, store._breaker)
         crowd = _Crowd(store, monitor, order["cursors"])
         _say(await crowd.follow(trace=order["trace"]))
         for step in ("idle", "wake", "end"):

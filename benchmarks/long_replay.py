@@ -25,16 +25,15 @@ SLOW_MICROSECONDS = 5000
 """A call that keeps Redis busy for longer is slow."""
 _FILL_AT_ONCE = 10_000
 _LOOK_EVERY = 5_000
-RUN = "0123456789ab1"
+_RUN = "0123456789ab1"
+"""The run of a worker that is not there."""
 # As `commit.lua` leaves it, without the time that it takes to send so much.
 _FILL = """
-local first, count, time, payload, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local first, count, time, payload = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 for number = first, first + count - 1 do
-  redis.call('RPUSH', KEYS[1], string.format('%.0f %.0f', number, time + number) .. '\\n' .. payload)
+  redis.call('RPUSH', KEYS[1], string.format('%.0f', number) .. ' ' .. time .. '\\n' .. payload)
 end
-redis.call('HSET', KEYS[2], ARGV[6], ARGV[7])
-redis.call('EXPIRE', KEYS[1], ttl)
-redis.call('EXPIRE', KEYS[2], ttl)
+redis.call('EXPIRE', KEYS[1], ARGV[5])
 """
 
 
@@ -56,13 +55,12 @@ class Told:
 async def fill(client: aioredis.Redis, prefix: str, events: int) -> str:
     """Make a stream of so many events. Returns the id of the first."""
     keys = Keys(prefix).for_session(SESSION)
-    began = time.time_ns() // 1000 - events
+    now = time.time_ns() // 1000
     payload = '{"jsonrpc":"2.0","method":"note","params":{"text":"a message as long as many"}}'
     for done in range(0, events, _FILL_AT_ONCE):
         count = min(_FILL_AT_ONCE, events - done)
-        arguments = (done + 1, count, began, payload, TTL, RUN, f"r {STREAM} {STREAM}")
-        await client.eval(_FILL, 2, keys.run(STREAM, RUN), keys.requests, *map(str, arguments))
-    return f"{began + 1}-1-{RUN}"
+        await client.eval(_FILL, 1, keys.run(STREAM, _RUN), *map(str, (done + 1, count, now, payload, TTL)))
+    return f"{now}-1-{_RUN}"
 
 
 async def measure(events: int) -> Told:

@@ -22,7 +22,7 @@ async def redis_client(request: pytest.FixtureRequest, valkey_server: Valkey) ->
 
 @pytest.fixture
 async def store(redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker) -> RedisEventStore:
-    """A root store with a TTL. A test that leaves a key without one fails."""
+    """A store with a TTL; the test fails that leaves a key without."""
     assert await leaks.keys() == []
     return RedisEventStore(redis_client, key_prefix=key_prefix, ttl=TTL)
 

@@ -3,10 +3,12 @@ import time
 
 import anyio
 import pytest
+from mcp.types import JSONRPCMessage
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.root.batch_codec import COMMIT_SECONDS
 from mcp_eventscope.testing import Collected, on_the_wire
 from support.events import fields_of
 from support.leaks import LeakChecker
@@ -90,13 +92,6 @@ async def test_appends_at_once_keep_their_order(
 # -- what is kept -----------------------------------------------------------------------------------------------------
 
 
-async def test_traceparent_of_an_event(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
-    """The span that produced an event is a field of it."""
-    traceparent = f"00-{1:032x}-{2:016x}-01"
-    event_id = (await store.append("1", note(1), traceparent)).event_id
-    assert (await fields_of(redis_client, keys.event(event_id)))["traceparent"] == traceparent.encode()
-
-
 async def test_fields_of_an_event(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
     """An event has its stream and payload, and tells when it ended its stream."""
     primed = await store.append("1", None)
@@ -107,6 +102,22 @@ async def test_fields_of_an_event(store: RedisEventStore, redis_client: aioredis
     assert await fields_of(redis_client, keys.event(said.event_id)) == {"stream_id": b"1", "payload": payload.encode()}
     assert (await fields_of(redis_client, keys.event(ended.event_id)))["final"] == b"1"
     assert (primed.payload_bytes, said.payload_bytes) == (0, len(payload.encode()))
+
+
+async def test_fields_of_an_event_with_a_producer(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """Small or large, an event is a hash, whose fields name its stream and its producer."""
+    traceparent = f"00-{1:032x}-{2:016x}-01"
+    messages: list[JSONRPCMessage] = [note(1), answer(), note(2, "x" * 50_000)]
+    for message in messages:
+        appended = await store.append("1\n2", message, traceparent)
+        assert await fields_of(redis_client, keys.event(appended.event_id)) == {
+            "stream_id": b"1\n2",
+            "payload": on_the_wire(message).encode(),
+            "traceparent": traceparent.encode(),
+            **({"final": b"1"} if message is messages[1] else {}),
+        }
 
 
 @pytest.mark.usefixtures("leaks")
@@ -131,9 +142,10 @@ async def test_every_key_has_a_ttl(store: RedisEventStore, redis_client: aioredi
     await store.append("1", answer())
     assert old not in await index_of(redis_client, Keys(store.key_prefix))
     names = {key.removeprefix(store.key_prefix).split(":")[0] for key in await leaks.keys()}
-    assert names == {"counter", "event", "stream", "trimmed", "running"}
+    assert names == {"counter", "event", "stream", "trimmed", "commit"}
     for key in await leaks.keys():
-        assert 0 < await redis_client.ttl(key) <= (store.ttl or 0), key
+        longest = COMMIT_SECONDS if ":commit:" in key else store.ttl or 0
+        assert 0 < await redis_client.ttl(key) <= longest, key
 
 
 async def test_ttl_is_renewed_by_writing(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
@@ -151,9 +163,8 @@ async def test_without_ttl_nothing_expires(redis_client: aioredis.Redis, key_pre
     leaks.exempt()
     keys = Keys(key_prefix)
     before = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60)
-    first = await before.append("1", note(0))
     await _expired_entry(redis_client, keys, age=60)
-    await before.append("1", note(1))
+    first = await before.append("1", note(0))
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=None)
     last = await store.append("1", note(2))
     assert await redis_client.exists(keys.prefix + "trimmed:1")

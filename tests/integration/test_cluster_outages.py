@@ -1,4 +1,4 @@
-"""A node of Redis Cluster fails: its events are stored afterwards, once and in order, as with a single Redis."""
+"""A node of Redis Cluster fails: its sessions' events wait, once and in order, as with a single Redis."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -42,13 +42,13 @@ async def cluster(server: OwnValkey) -> AsyncIterator[aioredis.RedisCluster]:
 
 
 class Talk:
-    """Streams that are appended to, and the facts that the store emits meanwhile."""
+    """Sessions that talk, and what the store tells meanwhile."""
 
     def __init__(self, cluster: aioredis.RedisCluster, prefix: str) -> None:
-        self.store = RedisEventStore(cluster, key_prefix=f"{{{prefix}}}:", ttl=600)  # One slot.
+        self.store = RedisEventStore(cluster, key_prefix=f"{{{prefix}}}:", ttl=600)
         self.facts: list[object] = []
         self.store.observe(self.facts.append)
-        self.speakers = [Speaker(self.store, f"s{n}") for n in range(20)]
+        self.speakers = [Speaker(self.store, f"s{n}", stream) for n in range(10) for stream in ("1", "2")]
 
     async def through(self, server: OwnValkey, outage: Callable[[], object], *, seconds: float) -> None:
         """They talk before, in and after an outage; then all that they said is stored, and nothing else."""
@@ -114,9 +114,9 @@ async def test_script_flush(server: OwnValkey, cluster: aioredis.RedisCluster, k
 async def test_key_of_somebody_else(server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str) -> None:
     """An event that is refused for good concerns nobody else."""
     talk = Talk(cluster, key_prefix)
-    victim = Speaker(talk.store, "taken")
+    victim = Speaker(talk.store, "s0", "taken")
     async with aioredis.Redis.from_url(server.url) as direct:
-        await direct.set(victim.keys.stream("taken"), "a string", ex=60)
+        await direct.set(victim.keys.stream(victim.stream), "a string", ex=60)
         with pytest.raises(StoreRejectedError, match="WRONGTYPE"):
             await victim.say()
         async with anyio.create_task_group() as tasks:

@@ -8,7 +8,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.keys import Keys
-from mcp_eventscope.redis.reader import CHUNK_BYTES, CHUNK_EVENTS
+from mcp_eventscope.redis.root.chunk_reader import CHUNK_BYTES, CHUNK_EVENTS
 from mcp_eventscope.testing import Collected, on_the_wire
 from mcp_eventscope.types import GET_STREAM_KEY, EventMessage, Miss, Replayed
 from support.events import change
@@ -315,7 +315,7 @@ async def test_missing_events_are_counted(store: RedisEventStore, redis_client: 
 
 @pytest.fixture
 def brief(redis_client: aioredis.Redis, key_prefix: str) -> RedisEventStore:
-    """A store with a TTL of one second."""
+    """The same with a TTL of one second."""
     return RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
 
 

@@ -37,7 +37,11 @@ async def sample(sampler: Sampler) -> sampling.Sample:
 async def test_what_is_there(store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
     """Keys of all sessions under the prefix, and of others; memory; and what an event weighs."""
     for session in ("a", "b{x}", "c*"):
-        await store.for_session(session).append("1", note(1))
+        part = store.for_session(session)
+        part.begin("1", 1)
+        await part.append("1", note(1, "x" * 5000))
+    await store.append("1", note(1))
+    await store.flush()
     await redis_client.set("another's", "1")
     found = await sample(store.sampler())
     keys = await leaks.keys()
@@ -45,7 +49,7 @@ async def test_what_is_there(store: RedisEventStore, redis_client: aioredis.Redi
     assert (found.keys, found.without_ttl, found.lasting) == (len(keys), 0, {})
     assert found.db_keys == len(keys) + 1
     assert found.event_bytes is not None
-    assert 50 < found.event_bytes < 1000
+    assert 50 < found.event_bytes < 1000, "large payloads have keys of their own"
     assert found.memory_bytes > 100_000
     assert found.memory_limit == 0
     assert found.evicted == 0
@@ -61,13 +65,16 @@ async def test_keys_without_ttl(store: RedisEventStore, redis_client: aioredis.R
     leaks.exempt()
     lasting = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=None)
     await lasting.append("1", note(1))
-    await lasting.for_session("s").append("1", note(1))
+    part = lasting.for_session("s")
+    part.begin("1", 1)
+    await part.append("1", note(1, "x" * 5000))
+    await lasting.flush()
     await redis_client.set(f"{store.key_prefix}surprise", "1")
     await redis_client.set("another's", "1")
     found = await sample(store.sampler())
     # Of the store and of the session; all but whose turn it is.
     assert found.without_ttl == len(await leaks.keys()) - 1 == sum(found.lasting.values())
-    assert found.lasting == {"counter": 2, "event": 2, "stream": 2, "running": 2, "other": 1}
+    assert found.lasting == {"counter": 1, "event": 1, "stream": 2, "running": 1, "large": 1, "requests": 1, "other": 1}
 
 
 async def test_patterns_in_a_prefix(redis_client: aioredis.Redis) -> None:

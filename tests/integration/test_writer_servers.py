@@ -13,10 +13,9 @@ from redis.exceptions import ResponseError
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.connection import connect
-from mcp_eventscope.testing import Collected
-from mcp_eventscope.types import CameBack, LossReason, Lost, Miss, Retried, Trouble, WentAway
+from mcp_eventscope.types import CameBack, LossReason, Lost, Retried, Trouble, WentAway
 from support.ledger import Speaker, check_all, settled
-from support.messages import answer, note
+from support.messages import note
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
 
@@ -40,13 +39,13 @@ async def client(server: OwnValkey) -> AsyncIterator[aioredis.Redis]:
 
 
 class Talk:
-    """Streams that are appended to all the time, and the facts that the store emits meanwhile."""
+    """Sessions that talk all the time, and what the store tells meanwhile."""
 
     def __init__(self, redis: aioredis.Redis, **options: object) -> None:
         self.store = RedisEventStore(redis, ttl=600, store_timeout=STORE_TIMEOUT, **options)  # type: ignore[arg-type]
         self.facts: list[object] = []
         self.store.observe(self.facts.append)
-        self.speakers = [Speaker(self.store, f"s{n}") for n in range(8)]
+        self.speakers = [Speaker(self.store, f"s{n}", stream) for n in range(4) for stream in ("1", "2")]
 
     def told(self, reason: Trouble) -> bool:
         """Whether a reason was told, of a batch or of Redis."""
@@ -187,10 +186,10 @@ async def test_pool_that_is_exhausted(
 
 
 async def test_key_of_somebody_else(client: aioredis.Redis) -> None:
-    """An event whose key has another type is refused for good, alone; the rest of its batch is stored."""
+    """An event whose key is another's is refused for good, alone; what shares its batch or session is stored."""
     talk = Talk(client)
-    victim = Speaker(talk.store, "taken")
-    await client.set(victim.keys.stream("taken"), "a string", ex=60)
+    victim = Speaker(talk.store, "s0", "taken")
+    await client.set(victim.keys.stream(victim.stream), "a string", ex=60)
     async with talk.going_on():
         for _ in range(3):
             with pytest.raises(StoreRejectedError, match="WRONGTYPE"):
@@ -203,8 +202,8 @@ async def test_key_of_somebody_else(client: aioredis.Redis) -> None:
 async def test_key_of_somebody_else_found_too_late(server: OwnValkey, client: aioredis.Redis) -> None:
     """A deferred event that turns out to be refused is lost, and told; what waited behind it is stored."""
     talk = Talk(client)
-    victim = Speaker(talk.store, "taken")
-    await client.set(victim.keys.stream("taken"), "a string", ex=60)
+    victim = Speaker(talk.store, "s0", "taken")
+    await client.set(victim.keys.stream(victim.stream), "a string", ex=60)
     async with talk.going_on():
         server.kill()
         await until(lambda: talk.store.waiting.away)
@@ -223,7 +222,7 @@ async def test_event_that_redis_never_takes(server: OwnValkey, client: aioredis.
     server.set(proto_max_bulk_len=1 << 20)
     talk = Talk(client)
     async with talk.going_on():
-        too_large = await talk.store.append("s0", note(0, "x" * (2 << 20)))
+        too_large = await talk.store.append("s0:1", note(0, "x" * (2 << 20)))
         assert too_large.deferred
         await settled(talk.store)
     (lost,) = [fact for fact in talk.facts if isinstance(fact, Lost)]
@@ -234,7 +233,7 @@ async def test_event_that_redis_never_takes(server: OwnValkey, client: aioredis.
 @pytest.mark.parametrize("server", [False], indirect=True, ids=["forgetful"])
 @pytest.mark.parametrize("how", ["flushall", "restart"])
 async def test_forgets_everything(how: str, server: OwnValkey, client: aioredis.Redis) -> None:
-    """Redis is empty: streams go on, ids go on rising, and a cursor from before is unknown."""
+    """Redis is empty: events are stored as before, and their ids go on increasing."""
     talk = Talk(client)
     async with talk.going_on():
         before = [await speaker.say() for speaker in talk.speakers]
@@ -248,22 +247,6 @@ async def test_forgets_everything(how: str, server: OwnValkey, client: aioredis.
     for speaker, last in zip(talk.speakers, before, strict=True):
         stored = await speaker.stored(client)
         numbers = [number for _, number in stored]
-        # Whatever was said afterwards is there; what was being said at that moment may have gone with the rest.
+        # The later events are there; the ones in flight at that moment may be lost with the rest.
         assert numbers == list(range(numbers[0], len(speaker.answers)))
         assert min(int(event_id) for event_id, _ in stored) > int(last.event_id)
-        facts = await talk.store.replay(last.event_id, Collected(), stream_id=speaker.stream)
-        assert (facts.miss, facts.delivered) == (Miss.UNKNOWN, 0)
-
-
-async def test_ends_after_it_was_forgotten(client: aioredis.Redis) -> None:
-    """A stream that Redis lost in the middle can be resumed from an event after that."""
-    store = RedisEventStore(client, ttl=600)
-    before = await store.append("1", note(0))
-    await client.flushall()
-    after = await store.append("1", note(1))
-    assert int(after.event_id) > int(before.event_id)
-    await store.append("1", answer())
-    facts = await store.replay(before.event_id, Collected(), stream_id="1")
-    assert facts.miss is Miss.UNKNOWN
-    facts = await store.replay(after.event_id, Collected(), stream_id="1")
-    assert (facts.gap, facts.completed, facts.delivered) == (False, True, 1)

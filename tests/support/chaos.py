@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from redis import asyncio as aioredis
 
@@ -62,7 +63,7 @@ async def is_stored(url: str, event_id: str) -> None:
 
         async def holds() -> bool:
             keys = [key async for key in redis.scan_iter(match=f"*:stream:*:{run}", count=1000)]
-            last = await redis.lindex(keys[0], -1) if keys else None
+            last: Any = await redis.lindex(keys[0], -1) if keys else None
             return last is not None and int(last.split(b" ", 1)[0]) >= int(number)
 
         await until(holds)

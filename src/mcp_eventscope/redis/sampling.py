@@ -26,7 +26,9 @@ HELD_INTERVALS = 3
 """Intervals after which a worker that no longer samples has lost its turn."""
 
 _GLOB = re.compile(r"([*?\[\]^\\])")
-_KINDS = frozenset({"counter", "event", "stream", "trimmed", "running", "session", "worker", "sampler"})
+_KINDS = frozenset(
+    {"commit", "counter", "event", "large", "requests", "sampler", "session", "stream", "trimmed", "worker"}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ COMMIT_RETRIES = Metric(
 DEGRADED = Metric(
     "eventscope_degraded",
     MetricType.GAUGE,
-    "1 while Redis is away or too slow: messages go out live without waiting for it, and are stored later.",
+    "1 while Redis is unreachable or too slow: messages keep their ids, and are stored later.",
     (STORE,),
     together="livemax",
 )
@@ -331,13 +331,13 @@ UNREACHABLE = LogEvent(
 STORE_FAILED = LogEvent(
     "event_store.store_failed",
     "error",
-    "An event was not stored. It was sent live, without an id.",
+    "A third-party store, or the root store, did not take an event. It was sent live, without an id.",
     ("store", "session", "stream_id", "error", "error_type", "suppressed"),
 )
 STORE_DEGRADED = LogEvent(
     "event_store.degraded",
     "warning",
-    "Redis is away or too slow. Messages go out live without waiting for it, and are stored when it is back.",
+    "Redis is unreachable or too slow. Messages keep their ids, and are stored when it has recovered.",
     ("store", "reason", "error"),
 )
 STORE_RECOVERED = LogEvent(

@@ -25,9 +25,15 @@ for _, key in ipairs(reply[2]) do
     end
     lasting[kind] = lasting[kind] + 1
   end
-  if kind == 'event' and weighed < most then
-    bytes = bytes + (redis.call('MEMORY', 'USAGE', key) or 0)
-    weighed = weighed + 1
+  if weighed < most then
+    if kind == 'event' then
+      bytes = bytes + (redis.call('MEMORY', 'USAGE', key) or 0)
+      weighed = weighed + 1
+    elseif kind == 'stream' and redis.call('TYPE', key).ok == 'list' then
+      -- Of a session: the list of a run, whose elements are its events.
+      bytes = bytes + math.floor((redis.call('MEMORY', 'USAGE', key) or 0) / redis.call('LLEN', key))
+      weighed = weighed + 1
+    end
   end
 end
 
