@@ -12,6 +12,7 @@ from mcp.types import JSONRPCMessage, JSONRPCNotification, RequestId
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
+from mcp_eventscope.sessions.wire import stream_name
 from mcp_eventscope.types import Appended, EventMessage, Replayed, StoreFact, StoreOutcome
 from support.messages import note
 from support.waiting import until
@@ -82,7 +83,7 @@ class Talker:
     def __init__(self, store: RedisEventStore, session: str = "s", request_id: RequestId = 1, size: int = 0) -> None:
         self.part = store.for_session(session)
         self.session = session
-        self.stream = str(request_id)
+        self.stream = stream_name(request_id)
         self.part.begin(self.stream, request_id)
         self.appended: list[Appended] = []
         self.seconds: list[float] = []
