@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from weakref import WeakValueDictionary
 
 import pydantic_core
@@ -87,6 +87,7 @@ class SessionWriter:
         """Events that are pending and whose run is ready."""
         self._due = False
         self._linger: asyncio.TimerHandle | None = None
+        self._flushing = False
         # The runs with pending events, the one whose event has been pending longest in front.
         self._pending: OrderedDict[Run, None] = OrderedDict()
         self._in_flight_bytes = 0
@@ -207,7 +208,7 @@ class SessionWriter:
     def _schedule(self, loop: asyncio.AbstractEventLoop, *, urgent: bool) -> None:
         if self._due:
             self._wake()
-        elif urgent or self._queued >= BATCH_EVENTS:
+        elif urgent or self._flushing or self._queued >= BATCH_EVENTS:
             self._linger_over()
         elif self._linger is None:
             self._linger = loop.call_later(LINGER_SECONDS, self._linger_over)
@@ -566,6 +567,19 @@ class SessionWriter:
             run.pending.extendleft(reversed(part.events))
             self._queued += len(part.events)
             self._ready.append(run)
+
+    @contextmanager
+    def flushing(self) -> Iterator[None]:
+        """Send what is pending, and what becomes ready until the block ends, without a linger.
+
+        Else the sender would be idle, and be taken for done, while the rest of a run is collected.
+        """
+        self._flushing = True
+        self.flush_now()
+        try:
+            yield
+        finally:
+            self._flushing = False
 
     def flush_now(self) -> None:
         """Send what is pending without a linger."""
