@@ -57,13 +57,18 @@ local function commit(k, a, larges, count)
   local list, requests, session = KEYS[k], KEYS[k + 1], KEYS[k + 2]
   local run, entry, first, marks = ARGV[a], ARGV[a + 1], tonumber(ARGV[a + 2]), ARGV[a + 3]
   local elements = a + 6
+  local tail, known, error
   if ended[session] == nil then
-    ended[session] = redis.call('HEXISTS', session, 'ended') == 1
+    known, error = attempt('HEXISTS', session, 'ended')
+    if error then
+      return '!' .. error
+    end
+    ended[session] = known == 1
   end
   if ended[session] then
     return 'e'
   end
-  local tail, error = attempt('LINDEX', list, -1)
+  tail, error = attempt('LINDEX', list, -1)
   if error then
     return '!' .. error
   end
@@ -71,7 +76,6 @@ local function commit(k, a, larges, count)
   if last < first - 1 then
     return 'b' .. string.format('%.0f', last)
   end
-  local known
   known, error = attempt('HGET', requests, run)
   if error then
     return '!' .. error
