@@ -72,7 +72,7 @@ local function commit(k, a, larges, count)
   if error then
     return '!' .. error
   end
-  local last = tail and number_of(tail) or 0
+  local last, over = tail and number_of(tail) or 0, tail and string.find(tail, '^%d+ %d+ f')
   if last < first - 1 then
     return 'b' .. string.format('%.0f', last)
   end
@@ -121,7 +121,7 @@ local function commit(k, a, larges, count)
       redis.call('HDEL', requests, run)
     end
     renewing = true
-  elseif not known and (from < count or count == 0) then -- Else a late copy, of a run that may have ended since.
+  elseif not known and not over and (from < count or count == 0) then -- Else a late copy.
     redis.call('HSET', requests, run, entry)
     renewing = true
   end
