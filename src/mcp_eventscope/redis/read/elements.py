@@ -1,5 +1,6 @@
 """Reads the lists of runs: one bounded chunk as rows, large payloads included."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -8,6 +9,8 @@ from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.scripts import Client, Script
 
 _read = Script("read_run.lua")
+_NUMBER = re.compile(rb"[0-9]+")
+"""How the scripts see an element's number."""
 
 Row: TypeAlias = tuple[int, int, int, str, bytes | None]
 """One element: its number; when it was accepted, in microseconds since 1970; the first number that it stands for; the
@@ -61,7 +64,7 @@ async def read_run(  # noqa: PLR0913 - the script's arguments, one by one
     large: list[int] = []
     size = 0
     for header, payload in zip(lines[::2], lines[1::2], strict=True):
-        row, large_size = _row(header, payload)
+        row, large_size = _row(header, payload, clock)
         if row is None:
             continue  # Not ours: its number is missing, and counted as such.
         size += len(payload) if large_size is None else large_size
@@ -78,19 +81,34 @@ async def read_run(  # noqa: PLR0913 - the script's arguments, one by one
     return chunk
 
 
-def _row(header: bytes, payload: bytes) -> tuple[Row | None, int | None]:
-    """The row of an element, None if it is none of ours; and the size of its payload, where that has its own key."""
-    number, *marks = header.split(b" ")
-    if not (number.isdigit() and marks and marks[0].isdigit()):
+def _row(header: bytes, payload: bytes, clock: int) -> tuple[Row | None, int | None]:
+    """The row of an element, and the size of its payload, where that has its own key.
+
+    An element with a number, and damage behind it, is a row that no message can be decoded from: a reader has to report
+    it, and to get past it. One without a number is none of ours.
+    """
+    found = _NUMBER.match(header)
+    if found is None:
         return None, None
-    seq = first = int(number)
+    seq = int(found[0])
+    try:
+        return _parsed(seq, header.split(b" "), payload)
+    except ValueError:
+        return (seq, clock, seq, "", b"damaged"), None
+
+
+def _parsed(seq: int, words: list[bytes], payload: bytes) -> tuple[Row, int | None]:
+    number, time, *marks = words
+    if int(number) != seq:
+        raise ValueError
+    first = seq
     traceparent = ""
     large_size = None
-    for mark in marks[1:]:
+    for mark in marks:
         if mark.startswith(b"l"):
-            first = int(mark[1:])
+            first = min(seq, int(mark[1:]))
         elif mark.startswith(b"g"):
             large_size = int(mark[1:])
         elif mark.startswith(b"t"):
             traceparent = mark[1:].decode("ascii", "replace")
-    return (seq, int(marks[0]), first, traceparent, payload), large_size
+    return (seq, int(time), first, traceparent, payload), large_size

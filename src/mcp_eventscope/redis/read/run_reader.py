@@ -82,7 +82,10 @@ class RunReader:
                     return chunk
             if chunk is not None and positions.get(run, 0) >= chunk.last:
                 return chunk
+            before = positions.get(run, 0)
             chunk = await self._from_redis(keys, delivery, run)
+            if positions.get(run, 0) == before:
+                return chunk
         return chunk
 
     async def _from_redis(self, keys: Keys, delivery: Delivery, run: str) -> Chunk:
