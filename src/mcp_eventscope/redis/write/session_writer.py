@@ -413,14 +413,14 @@ class SessionWriter:
         run.acknowledged = last
         again.extend(events)
         if missing > 0:
-            placeholder = self._placeholder(run, last + 1, last + missing)
-            again.appendleft(placeholder)
+            # Where the response is among them, an error takes its place.
+            response = run.closed and last + missing == run.last
+            if response:
+                error = self._error_for(request_id_of(run.entry), "the event store lost the response")
+                again.appendleft(self._error(run, run.last, self._clock.now(), error))
+            if missing > response:
+                again.appendleft(self._placeholder(run, last + 1, last + missing - response))
             self._observers.emit(EventsLost(reason=LossReason.ROLLBACK, events=missing, payload_bytes=0))
-            if placeholder.seq == run.last and run.closed:  # The response is among them.
-                placeholder.final, placeholder.message = True, JSONRPCError
-                placeholder.payload = self._error_for(request_id_of(run.entry), "the event store lost the response")
-                run.session.bytes += len(placeholder.payload)
-                self.bytes += len(placeholder.payload)
         self._queued += len(again)
         again.extend(run.pending)
         run.pending = again
@@ -438,6 +438,13 @@ class SessionWriter:
         now = asyncio.get_running_loop().time()
         event = PendingEvent(run, last, self._clock.now(), now, Lost, b"", "", final=False)
         event.first = first
+        self._count(event)
+        return event
+
+    def _error(self, run: Run, seq: int, time: int, payload: bytes) -> PendingEvent:
+        """The error that takes the place of a response."""
+        now = asyncio.get_running_loop().time()
+        event = PendingEvent(run, seq, time, now, JSONRPCError, payload, "", final=True)
         self._count(event)
         return event
 
@@ -523,10 +530,7 @@ class SessionWriter:
         first, last = events[0].first, events[-1]
         kept: list[PendingEvent] = []
         if last.final:
-            now = asyncio.get_running_loop().time()
-            error = self._error_for(request_id_of(run.entry), why)
-            kept.append(PendingEvent(run, last.seq, last.time, now, JSONRPCError, error, "", final=True))
-            self._count(kept[0])
+            kept.append(self._error(run, last.seq, last.time, self._error_for(request_id_of(run.entry), why)))
         end = last.seq - len(kept)
         if end >= first:
             kept.insert(0, self._placeholder(run, first, end))
