@@ -104,11 +104,12 @@ def _parsed(seq: int, words: list[bytes], payload: bytes) -> tuple[Row, int | No
     first = seq
     traceparent = ""
     large_size = None
+    content: bytes | None = payload
     for mark in marks:
         if mark.startswith(b"l"):
-            first = min(seq, int(mark[1:]))
+            first, content = min(seq, int(mark[1:])), None
         elif mark.startswith(b"g"):
             large_size = int(mark[1:])
         elif mark.startswith(b"t"):
             traceparent = mark[1:].decode("ascii", "replace")
-    return (seq, int(time), first, traceparent, payload), large_size
+    return (seq, int(time), first, traceparent, content), large_size

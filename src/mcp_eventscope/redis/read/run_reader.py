@@ -146,4 +146,7 @@ class RunReader:
 
 
 def _row(event: PendingEvent) -> Row:
-    return event.seq, event.time, event.first, event.traceparent, event.payload
+    if event.lost:
+        return event.seq, event.time, event.first, "", None
+    # Of an error in place of a lost response the earlier numbers are missing, too: its number says so.
+    return event.seq, event.time, event.seq, event.traceparent, event.payload

@@ -105,7 +105,7 @@ class PendingEvent:
     def element(self) -> bytes:
         """The element of the run's list."""
         payload = self.payload
-        if self.first == self.seq and not self.final and not self.traceparent and len(payload) <= LARGE_PAYLOAD:
+        if not (self.lost or self.final or self.traceparent or len(payload) > LARGE_PAYLOAD):
             return b"%d %d\n%b" % (self.seq, self.time, payload)
         marks = [b"%d %d" % (self.seq, self.time)]
         if self.final:
