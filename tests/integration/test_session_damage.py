@@ -58,7 +58,7 @@ async def test_damaged_element_is_counted(
 ) -> None:
     """It is skipped; the events before and after it are delivered."""
     ids, key = await stored(redis_client, key_prefix, leaks, final=True)
-    await redis_client.lset(key, 2, DAMAGED[damage])
+    await redis_client.lset(key, 2, DAMAGED[damage])  # type: ignore[arg-type]
     collected = Collected()
     facts = await replayed(reader, ids[0], collected)
     assert collected.ids == [ids[1], *ids[3:]]
@@ -72,7 +72,7 @@ async def test_damaged_last_element_ends_a_replay(
 ) -> None:
     """A replay does not read it again and again, and following ends at its limit."""
     ids, key = await stored(redis_client, key_prefix, leaks, final=False)
-    await redis_client.lset(key, 4, DAMAGED[damage].replace(b"3", b"5", 1))
+    await redis_client.lset(key, 4, DAMAGED[damage].replace(b"3", b"5", 1))  # type: ignore[arg-type]
     collected = Collected()
     facts = await replayed(reader, ids[0], collected)
     assert collected.ids == ids[1:4]
@@ -94,7 +94,7 @@ async def test_rubbish_in_a_list_ends_a_replay(  # noqa: PLR0913, PLR0917 - fixt
 ) -> None:
     """An element without a number is no event; the replay ends, and delivers no event twice."""
     ids, key = await stored(redis_client, key_prefix, leaks, final=True)
-    await redis_client.lset(key, place, rubbish)
+    await redis_client.lset(key, place, rubbish)  # type: ignore[arg-type]
     collected = Collected()
     await replayed(reader, ids[0], collected)
     assert len(set(collected.ids)) == len(collected.ids)
