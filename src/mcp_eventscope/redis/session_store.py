@@ -268,6 +268,9 @@ class RedisSessionStore:
     async def _replay_run(self, delivery: Delivery) -> Miss | None:
         cursor = delivery.cursor
         name, asked = cursor.run, cursor.number
+        local = self._shared.reader.local(self._keys, delivery.stream, name)
+        if local is not None and asked > local.last:
+            return Miss.UNKNOWN  # It was never given out.
         chunk = await self._advance(delivery, name)
         if delivery.completed or chunk is None:
             return None

@@ -241,8 +241,9 @@ class RedisEventStore(EventStore):
         Returns:
             The number of events that were lost.
         """
-        self._session_writer.drain()
-        for batch in await self._sender.drain(seconds):
+        with self._session_writer.flushing():
+            left = await self._sender.drain(seconds)
+        for batch in left:
             batch.abandon()
         lost = self._writer.clear() + self._session_writer.clear()
         self._breaker.reset()
