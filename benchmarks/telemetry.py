@@ -33,6 +33,9 @@ CASES = ("bare", "all off", "metrics", "call sampled out", "spans sampled out", 
 class _Instant(RedisEventStore):
     """Ours by its interface, whatever that has, and there at once: its client never connects."""
 
+    def _check_scoped(self) -> None:
+        """Do not warn: there are no sessions."""
+
     async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> Appended:
         """Store nothing."""
         return Appended("1234567890123456", BYTES)
@@ -61,14 +64,14 @@ class _Silence:
 def _decorated(case: str, provider: TracerProvider | None) -> EventStore:
     store = _Instant(aioredis.Redis(), ttl=TTL)
     if case == "bare":
-        return store.for_session("session")
+        return store
     on = case == "all on"
     return InstrumentedEventStore(
         store,
         registry=CollectorRegistry() if on or case == "metrics" else None,
         tracer_provider=provider or NoOpTracerProvider(),
         logger=None if on or case == "logs" else _Silence(),
-    ).for_session("session")
+    )
 
 
 async def measure(*, events: int, rounds: int) -> dict[str, Any]:

@@ -21,22 +21,13 @@ async def redis_client(request: pytest.FixtureRequest, valkey_server: Valkey) ->
 
 
 @pytest.fixture
-def session_id() -> str | None:
-    """The session whose part the store is; None for the root, unless a module says otherwise."""
-    return None
-
-
-@pytest.fixture
-async def store(
-    redis_client: aioredis.Redis, key_prefix: str, session_id: str | None, leaks: LeakChecker
-) -> RedisEventStore:
+async def store(redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker) -> RedisEventStore:
     """A store with a TTL; the test fails that leaves a key without."""
     assert await leaks.keys() == []
-    root = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=TTL)
-    return root if session_id is None else root.for_session(session_id)
+    return RedisEventStore(redis_client, key_prefix=key_prefix, ttl=TTL)
 
 
 @pytest.fixture
-def keys(key_prefix: str, session_id: str | None) -> Keys:
+def keys(key_prefix: str) -> Keys:
     """The keys of that store."""
-    return Keys(key_prefix) if session_id is None else Keys(key_prefix).for_session(session_id)
+    return Keys(key_prefix)

@@ -3,10 +3,12 @@ import time
 
 import anyio
 import pytest
+from mcp.types import JSONRPCMessage
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.root.batch_codec import COMMIT_SECONDS
 from mcp_eventscope.testing import Collected, on_the_wire
 from support.events import fields_of
 from support.leaks import LeakChecker
@@ -18,13 +20,6 @@ pytestmark = pytest.mark.anyio
 SECOND = 1_000_000
 LOOKED_AT = 64
 """Index entries that one append looks at, per stream, to find what has expired."""
-
-
-@pytest.fixture(params=[None, "session"], ids=["root", "session"])
-def session_id(request: pytest.FixtureRequest) -> str | None:
-    """Either form that an event has in Redis."""
-    named: str | None = request.param
-    return named
 
 
 async def index_of(client: aioredis.Redis, keys: Keys, stream: str = "1") -> list[int]:
@@ -109,45 +104,20 @@ async def test_fields_of_an_event(store: RedisEventStore, redis_client: aioredis
     assert (primed.payload_bytes, said.payload_bytes) == (0, len(payload.encode()))
 
 
-async def test_form_of_an_event_whose_stream_has_a_long_name(
+async def test_fields_of_an_event_with_a_producer(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
 ) -> None:
-    """It is no small event, for a text is read with its name."""
-    said = await store.append("s" * 5000, note(1))
-    assert _text(await redis_client.type(keys.event(said.event_id))) == "hash"
-
-
-async def test_form_of_an_event(
-    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys, session_id: str | None
-) -> None:
-    """A small event of a session is a text; a large one is a hash, as all are in the root, which others can read."""
+    """Small or large, an event is a hash, whose fields name its stream and its producer."""
     traceparent = f"00-{1:032x}-{2:016x}-01"
-    small, ended, large = [
-        await store.append("1\n2", message, traceparent) for message in (note(1), answer(), note(2, "x" * 5000))
-    ]
-    if session_id is None:
-        for each in (small, ended, large):
-            assert _text(await redis_client.type(keys.event(each.event_id))) == "hash"
-    else:
-        text = f"{on_the_wire(note(1))}\n{traceparent}\n1\n2"
-        assert _text(await redis_client.get(keys.event(small.event_id))) == text
-        text = f"{on_the_wire(answer())}\nfinal{traceparent}\n1\n2"
-        assert _text(await redis_client.get(keys.event(ended.event_id))) == text
-    fields = await fields_of(redis_client, keys.event(large.event_id))
-    assert fields == {
-        "stream_id": b"1\n2",
-        "payload": on_the_wire(note(2, "x" * 5000)).encode(),
-        "traceparent": traceparent.encode(),
-    }
-
-
-async def test_no_stream_shares_a_key_with_another(store: RedisEventStore, leaks: LeakChecker) -> None:
-    """A session's keys are under its own prefix, and nothing is written outside of it."""
-    await store.for_session("a").append("1", note(0))
-    prefix = store.for_session("a").key_prefix
-    keys = await leaks.keys()
-    assert {key.removeprefix(prefix).partition(":")[0] for key in keys} == {"counter", "event", "stream", "running"}
-    assert all(key.startswith(prefix) for key in keys)
+    messages: list[JSONRPCMessage] = [note(1), answer(), note(2, "x" * 50_000)]
+    for message in messages:
+        appended = await store.append("1\n2", message, traceparent)
+        assert await fields_of(redis_client, keys.event(appended.event_id)) == {
+            "stream_id": b"1\n2",
+            "payload": on_the_wire(message).encode(),
+            "traceparent": traceparent.encode(),
+            **({"final": b"1"} if message is messages[1] else {}),
+        }
 
 
 @pytest.mark.usefixtures("leaks")
@@ -172,9 +142,10 @@ async def test_every_key_has_a_ttl(store: RedisEventStore, redis_client: aioredi
     await store.append("1", answer())
     assert old not in await index_of(redis_client, Keys(store.key_prefix))
     names = {key.removeprefix(store.key_prefix).split(":")[0] for key in await leaks.keys()}
-    assert names == {"counter", "event", "stream", "trimmed", "running"}
+    assert names == {"counter", "event", "stream", "trimmed", "commit"}
     for key in await leaks.keys():
-        assert 0 < await redis_client.ttl(key) <= (store.ttl or 0), key
+        longest = COMMIT_SECONDS if ":commit:" in key else store.ttl or 0
+        assert 0 < await redis_client.ttl(key) <= longest, key
 
 
 async def test_ttl_is_renewed_by_writing(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
@@ -192,9 +163,8 @@ async def test_without_ttl_nothing_expires(redis_client: aioredis.Redis, key_pre
     leaks.exempt()
     keys = Keys(key_prefix)
     before = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60)
-    first = await before.append("1", note(0))
     await _expired_entry(redis_client, keys, age=60)
-    await before.append("1", note(1))
+    first = await before.append("1", note(0))
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=None)
     last = await store.append("1", note(2))
     assert await redis_client.exists(keys.prefix + "trimmed:1")
@@ -336,27 +306,3 @@ async def test_one_round_trip(store: RedisEventStore, redis_client: aioredis.Red
     for i in range(5):
         await store.append("1", note(i))
     assert await commands() - before == 5
-
-
-async def test_given_up_without_a_worker_is_kept_no_longer(
-    store: RedisEventStore, redis_client: aioredis.Redis
-) -> None:
-    """A request that nobody is known to run is given up for the TTL, like all that is kept."""
-    session = store.for_session("a")
-    await session.append("1", None)
-    running = f"{session.key_prefix}running"
-    await redis_client.delete(running)
-    assert await session.give_up("1", "")
-    assert 0 < await redis_client.ttl(running) <= (store.ttl or 0)
-
-
-async def test_claim(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """What is said again names who runs a request where nobody is named, and has its TTL."""
-    session = store.for_session("a")
-    running = f"{session.key_prefix}running"
-    await session.claim(["1", "2"])
-    assert 0 < await redis_client.ttl(running) <= (store.ttl or 0)
-    await store.for_session("a").append("1", answer())
-    await session.claim(["2"])
-    assert await redis_client.hexists(running, "2")
-    assert not await redis_client.hexists(running, "1")

@@ -73,8 +73,8 @@ class Kept:
         proxy.refuse()
         proxy.reset()
         # What is under way as it is found out is sent again, whatever else is given up.
-        doomed = self.store.for_session("the one that finds out")
-        await until(lambda: self.store.waiting.away or doomed.append("1", note(0)))
+        doomed = self.store
+        await until(lambda: self.store.waiting.away or doomed.append("the one that finds out", note(0)))
         yield
         await proxy.listen()
         await settled(self.store)
@@ -83,20 +83,19 @@ class Kept:
 async def resumed(speaker: Speaker, cursor: str) -> tuple[Replayed, Collected]:
     """What a client gets that comes back."""
     collected = Collected()
-    return await speaker.part.replay(cursor, collected, stream_id=speaker.stream), collected
+    return await speaker.root.replay(cursor, collected, stream_id=speaker.stream), collected
 
 
 async def test_gives_up_the_oldest_streams(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
     """Whole streams are lost, oldest first, counted, and told to whoever resumes them; the others have everything."""
     kept = Kept(client, key_prefix, backlog_events=30)
     speakers = [Speaker(kept.store, f"s{number % 3}", str(number)) for number in range(8)]
-    cursors = [(await speaker.part.append(speaker.stream, None)).event_id for speaker in speakers]
+    cursors = [(await speaker.root.append(speaker.stream, None)).event_id for speaker in speakers]
     async with kept.outage(proxy):
         for speaker in speakers:
             await speaker.say_all(9)
             assert kept.store.waiting.events <= 30
-    laters = [[said.later for said in speaker.answers if said is not None] for speaker in speakers]
-    gone = [all(later is not None and later.cancelled() for later in row) for row in laters]
+    gone = [not await speaker.stored(client) for speaker in speakers]
     assert gone == sorted(gone, reverse=True)
     assert 0 < sum(gone) < len(speakers)
     assert {fact.reason for fact in kept.lost} == {LossReason.OVERFLOW}
@@ -118,11 +117,11 @@ async def test_gives_up_the_oldest_streams(proxy: Proxy, client: aioredis.Redis,
 async def test_response_that_was_given_up(proxy: Proxy, client: aioredis.Redis, key_prefix: str, said: int) -> None:
     """An error stands in for it, so that whoever resumes gets an answer, and once."""
     kept = Kept(client, key_prefix, backlog_events=20)
-    victim = Speaker(kept.store, "a", "7")
-    cursor = (await victim.part.append("7", None)).event_id
+    victim = Speaker(kept.store, "a")
+    cursor = (await kept.store.append(victim.stream, None)).event_id
     async with kept.outage(proxy):
         await victim.say_all(said)
-        assert (await victim.part.append("7", answer(7))).deferred
+        assert (await kept.store.append(victim.stream, answer(7))).deferred
         await Speaker(kept.store, "b").say_all(19)
     for _ in range(2):
         messages: list[JSONRPCMessage] = []
@@ -130,7 +129,7 @@ async def test_response_that_was_given_up(proxy: Proxy, client: aioredis.Redis, 
         async def send(event: EventMessage, into: list[JSONRPCMessage] = messages) -> None:
             into.append(event.message)
 
-        facts = await victim.part.replay(cursor, send, stream_id="7")
+        facts = await kept.store.replay(cursor, send, stream_id=victim.stream)
         assert (facts.gap, facts.completed, facts.miss) == (True, True, None)
         (message,) = messages
         assert isinstance(message, JSONRPCError)
@@ -141,7 +140,7 @@ async def test_one_stream_that_is_too_much(proxy: Proxy, client: aioredis.Redis,
     """Of a stream that alone is too much, what was said last is kept, in order."""
     kept = Kept(client, key_prefix, backlog_events=20)
     speaker = Speaker(kept.store, "a")
-    cursor = (await speaker.part.append("1", None)).event_id
+    cursor = (await kept.store.append(speaker.stream, None)).event_id
     async with kept.outage(proxy):
         await speaker.say_all(205)
     facts, collected = await resumed(speaker, cursor)
@@ -162,8 +161,7 @@ async def test_bound_in_bytes(proxy: Proxy, client: aioredis.Redis, key_prefix: 
             assert kept.store.waiting.payload_bytes <= 100_000
         huge = await Speaker(kept.store, "huge", size=200_000).say()
         assert huge.deferred
-        assert huge.later is not None
-        assert huge.later.cancelled()
+        assert kept.lost[-1].payload_bytes > 200_000
         assert kept.store.waiting.payload_bytes <= 100_000
     assert not kept.store.waiting.events
 
@@ -174,12 +172,11 @@ async def test_memory_in_a_long_outage(proxy: Proxy, client: aioredis.Redis, key
     kept = Kept(client, key_prefix, backlog_bytes=bound)
     message = note(0, "x" * 500)
     async with kept.outage(proxy):
-        parts = [kept.store.for_session(f"s{number}") for number in range(200)]
 
         async def say(times: int) -> None:
             for number in range(times):
-                for part in parts:
-                    await part.append(str(number), message)
+                for name in range(200):
+                    await kept.store.append(f"{name}:{number}", message)
 
         tracemalloc.start()
         try:
@@ -220,7 +217,6 @@ async def test_flush_while_redis_is_away(proxy: Proxy, client: aioredis.Redis, k
         (lost,) = kept.lost
         assert (lost.reason, lost.events) == (LossReason.SHUTDOWN, waiting)
         assert kept.store.waiting.events == 0
-        assert all(said is None or not said.deferred or (said.later and said.later.done()) for said in speaker.answers)
         if way == proxy.refuse:
             await proxy.listen()
         proxy.clear()

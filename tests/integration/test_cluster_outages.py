@@ -45,7 +45,7 @@ class Talk:
     """Sessions that talk, and what the store tells meanwhile."""
 
     def __init__(self, cluster: aioredis.RedisCluster, prefix: str) -> None:
-        self.store = RedisEventStore(cluster, key_prefix=prefix, ttl=600)
+        self.store = RedisEventStore(cluster, key_prefix=f"{{{prefix}}}:", ttl=600)
         self.facts: list[object] = []
         self.store.observe(self.facts.append)
         self.speakers = [Speaker(self.store, f"s{n}", stream) for n in range(10) for stream in ("1", "2")]
@@ -116,7 +116,7 @@ async def test_key_of_somebody_else(server: OwnValkey, cluster: aioredis.RedisCl
     talk = Talk(cluster, key_prefix)
     victim = Speaker(talk.store, "s0", "taken")
     async with aioredis.Redis.from_url(server.url) as direct:
-        await direct.set(victim.keys.stream("taken"), "a string", ex=60)
+        await direct.set(victim.keys.stream(victim.stream), "a string", ex=60)
         with pytest.raises(StoreRejectedError, match="WRONGTYPE"):
             await victim.say()
         async with anyio.create_task_group() as tasks:

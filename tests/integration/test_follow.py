@@ -10,10 +10,10 @@ from redis.asyncio.client import PubSub
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.errors import StoreError
-from mcp_eventscope.redis import follow as follow_module
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.redis.keys import Keys
-from mcp_eventscope.redis.scripts import Chunk
+from mcp_eventscope.redis.root import follow as follow_module
+from mcp_eventscope.redis.root.scripts import Chunk
 from mcp_eventscope.testing import Collected
 from mcp_eventscope.types import GET_STREAM_KEY, EventMessage, Followed, FollowEnd
 from support.events import change
@@ -25,13 +25,6 @@ pytestmark = pytest.mark.anyio
 
 LONG = 30.0
 """Seconds: a limit, or a poll, that no test waits for."""
-
-
-@pytest.fixture(params=[None, "session"], ids=["root", "session"])
-def session_id(request: pytest.FixtureRequest) -> str | None:
-    """Either form that an event has in Redis."""
-    named: str | None = request.param
-    return named
 
 
 class Follower:
@@ -58,7 +51,7 @@ class Follower:
 @pytest.fixture
 def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Followers are woken or sleep: they do not look for themselves."""
-    monkeypatch.setattr(follow_module, "LOOK_SECONDS", LONG)
+    monkeypatch.setattr(follow_module, "POLL_SECONDS", LONG)
 
 
 @pytest.mark.usefixtures("no_polling")
@@ -82,21 +75,6 @@ async def test_wakes_at_once_in_the_same_process(store: RedisEventStore) -> None
         delivered=6,
         payload_bytes=sum(len(data.encode()) for data in follower.collected.data),
     )
-
-
-@pytest.mark.usefixtures("no_polling")
-async def test_parts_of_one_store_wake_each_other(store: RedisEventStore) -> None:
-    """A session's part that is made anew wakes those who follow through an earlier one; another session's does not."""
-    first = (await store.for_session("a").append("1", None)).event_id
-    follower = Follower(store.for_session("a"), first)
-    with anyio.fail_after(10):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(follower)
-            await store.for_session("a").append("1", note(0))
-            await follower.has(1)
-            await store.for_session("b").append("1", answer())
-            await store.for_session("a").append("1", answer())
-    assert len(follower.collected.ids) == 2
 
 
 async def test_finds_what_another_client_stores(store: RedisEventStore, valkey_url: str) -> None:
@@ -177,7 +155,7 @@ async def test_callback_that_raises(store: RedisEventStore) -> None:
 
     with pytest.raises(anyio.BrokenResourceError):
         await store.follow("1", first, broken, limit=LONG)
-    assert store._followers._watches == {}
+    assert len(store._followers) == 0
     assert (await store.follow("1", first, Collected(), limit=0)).delivered == 1
 
 
@@ -191,7 +169,7 @@ async def test_cancelled(store: RedisEventStore) -> None:
         await follower.has(1)
         tasks.cancel_scope.cancel()
     assert follower.facts is None
-    assert store._followers._watches == {}
+    assert len(store._followers) == 0
 
 
 async def test_cancellation_that_is_swallowed(
@@ -214,7 +192,7 @@ async def test_cancellation_that_is_swallowed(
     signals = store._followers._signals
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(Follower(store, (await store.append("1", note(0))).event_id))
-        await until(lambda: signals.confirmed(keys.stream("1")))
+        await until(lambda: signals.confirmed(keys.stored))
         tasks.cancel_scope.cancel()
     await until(lambda: signals._task is None, within=2)
     assert swallowed
@@ -224,7 +202,7 @@ async def test_corrupt_and_missing_are_counted_once(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However often a follower looks, a row that cannot be delivered is counted once."""
-    monkeypatch.setattr(follow_module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(follow_module, "POLL_SECONDS", 0.01)
     ids = [(await store.append("1", note(i))).event_id for i in range(4)]
     await change(redis_client, keys.event(ids[1]), payload="{not json")
     await redis_client.delete(keys.event(ids[2]))
@@ -279,7 +257,7 @@ async def test_survives_a_restart_of_redis(
     own_valkey: Valkey, key_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While Redis is away the follower waits, and when it is back the rest is delivered: nobody notices."""
-    monkeypatch.setattr(follow_module, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(follow_module, "POLL_SECONDS", 0.02)
     async with connect(own_valkey.url) as client:
         store = CountingStore(client, key_prefix=key_prefix, ttl=60)
         first = (await store.append("1", None)).event_id

@@ -8,7 +8,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.keys import Keys
-from mcp_eventscope.redis.reader import CHUNK_BYTES, CHUNK_EVENTS
+from mcp_eventscope.redis.root.chunk_reader import CHUNK_BYTES, CHUNK_EVENTS
 from mcp_eventscope.testing import Collected, on_the_wire
 from mcp_eventscope.types import GET_STREAM_KEY, EventMessage, Miss, Replayed
 from support.events import change
@@ -18,13 +18,6 @@ from support.waiting import until
 pytestmark = pytest.mark.anyio
 
 SECOND = 1_000_000
-
-
-@pytest.fixture(params=[None, "session"], ids=["root", "session"])
-def session_id(request: pytest.FixtureRequest) -> str | None:
-    """Either form that an event has in Redis."""
-    named: str | None = request.param
-    return named
 
 
 async def stored(store: RedisEventStore, count: int, stream: str = "1") -> list[str]:
@@ -321,10 +314,9 @@ async def test_missing_events_are_counted(store: RedisEventStore, redis_client: 
 
 
 @pytest.fixture
-def brief(redis_client: aioredis.Redis, key_prefix: str, session_id: str | None) -> RedisEventStore:
+def brief(redis_client: aioredis.Redis, key_prefix: str) -> RedisEventStore:
     """The same with a TTL of one second."""
-    root = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
-    return root if session_id is None else root.for_session(session_id)
+    return RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
 
 
 @pytest.mark.usefixtures("leaks")
@@ -475,18 +467,6 @@ async def test_id_of_another_stream(store: RedisEventStore) -> None:
     collected = Collected()
     assert (await store.replay(other[0], collected, stream_id="1")).miss is Miss.UNKNOWN
     assert (await store.replay(mine[0], collected, stream_id="2")).miss is Miss.UNKNOWN
-    assert collected.ids == []
-
-
-async def test_id_of_another_session(store: RedisEventStore) -> None:
-    """An id that another session was given reads nothing, of either session."""
-    parts = [store.for_session(name) for name in ("a", "b")]
-    ids = [await stored(part, 1) for part in parts]
-    collected = Collected()
-    for part, others in zip(parts, reversed(ids), strict=True):
-        for event_id in others:
-            for stream_id in (None, "1"):
-                assert (await part.replay(event_id, collected, stream_id=stream_id)).miss is Miss.UNKNOWN
     assert collected.ids == []
 
 

@@ -50,7 +50,7 @@ class World:
         return {fact.reason for fact in self.facts if isinstance(fact, Retried | WentAway)}
 
     def speakers(self, sessions: int = SESSIONS) -> list[Speaker]:
-        """All of some sessions, each with streams that talk at the same time."""
+        """Speakers that append concurrently."""
         return [Speaker(self.store, f"s{number}", stream) for number in range(sessions) for stream in STREAMS]
 
     async def check(self, speakers: list[Speaker]) -> None:
@@ -247,6 +247,7 @@ async def test_frozen_copies_of_a_batch(world: World) -> None:
 async def test_slow_is_not_away(world: World) -> None:
     """A Redis that answers late, and within the time that is allowed, is no trouble."""
     speakers = world.speakers(10)
+    await speakers[0].say()
     world.proxy.delay = STORE_TIMEOUT / 5
     began = time.monotonic()
     async with anyio.create_task_group() as tasks:

@@ -13,10 +13,9 @@ from redis.exceptions import ResponseError
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.connection import connect
-from mcp_eventscope.testing import Collected
 from mcp_eventscope.types import CameBack, LossReason, Lost, Retried, Trouble, WentAway
 from support.ledger import Speaker, check_all, settled
-from support.messages import answer, note
+from support.messages import note
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
 
@@ -190,7 +189,7 @@ async def test_key_of_somebody_else(client: aioredis.Redis) -> None:
     """An event whose key is another's is refused for good, alone; what shares its batch or session is stored."""
     talk = Talk(client)
     victim = Speaker(talk.store, "s0", "taken")
-    await client.set(victim.keys.stream("taken"), "a string", ex=60)
+    await client.set(victim.keys.stream(victim.stream), "a string", ex=60)
     async with talk.going_on():
         for _ in range(3):
             with pytest.raises(StoreRejectedError, match="WRONGTYPE"):
@@ -204,17 +203,15 @@ async def test_key_of_somebody_else_found_too_late(server: OwnValkey, client: ai
     """A deferred event that turns out to be refused is lost, and told; what waited behind it is stored."""
     talk = Talk(client)
     victim = Speaker(talk.store, "s0", "taken")
-    await client.set(victim.keys.stream("taken"), "a string", ex=60)
+    await client.set(victim.keys.stream(victim.stream), "a string", ex=60)
     async with talk.going_on():
         server.kill()
         await until(lambda: talk.store.waiting.away)
         appended = await victim.say()
         assert appended.deferred
-        assert appended.later is not None
         await talk.more()
         server.start()
         await settled(talk.store)
-        assert appended.later.cancelled()
     (lost,) = [fact for fact in talk.facts if isinstance(fact, Lost)]
     assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
     await check_all(talk.speakers, client)
@@ -225,11 +222,9 @@ async def test_event_that_redis_never_takes(server: OwnValkey, client: aioredis.
     server.set(proto_max_bulk_len=1 << 20)
     talk = Talk(client)
     async with talk.going_on():
-        too_large = await talk.store.for_session("s0").append("1", note(0, "x" * (2 << 20)))
+        too_large = await talk.store.append("s0:1", note(0, "x" * (2 << 20)))
         assert too_large.deferred
-        assert too_large.later is not None
         await settled(talk.store)
-        assert too_large.later.cancelled()
     (lost,) = [fact for fact in talk.facts if isinstance(fact, Lost)]
     assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
     await check_all(talk.speakers, client)
@@ -238,10 +233,8 @@ async def test_event_that_redis_never_takes(server: OwnValkey, client: aioredis.
 @pytest.mark.parametrize("server", [False], indirect=True, ids=["forgetful"])
 @pytest.mark.parametrize("how", ["flushall", "restart"])
 async def test_forgets_everything(how: str, server: OwnValkey, client: aioredis.Redis) -> None:
-    """Redis is empty: sessions go on, ids go on rising, and a resume from before is told of the gap."""
+    """Redis is empty: events are stored as before, and their ids go on increasing."""
     talk = Talk(client)
-    for speaker in talk.speakers:
-        await record(talk.store, speaker.session, again=False)
     async with talk.going_on():
         before = [await speaker.say() for speaker in talk.speakers]
         if how == "restart":
@@ -250,37 +243,10 @@ async def test_forgets_everything(how: str, server: OwnValkey, client: aioredis.
         else:
             await client.flushall()
         await settled(talk.store)
-        for speaker in talk.speakers:
-            await record(talk.store, speaker.session, again=True)
         await talk.more()
     for speaker, last in zip(talk.speakers, before, strict=True):
         stored = await speaker.stored(client)
         numbers = [number for _, number in stored]
-        # Whatever was said afterwards is there; what was being said at that moment may have gone with the rest.
+        # The later events are there; the ones in flight at that moment may be lost with the rest.
         assert numbers == list(range(numbers[0], len(speaker.answers)))
         assert min(int(event_id) for event_id, _ in stored) > int(last.event_id)
-        facts = await speaker.part.replay(last.event_id, Collected(), stream_id=speaker.stream)
-        assert (facts.miss, facts.gap, facts.delivered) == (None, True, len(numbers))
-
-
-async def record(store: RedisEventStore, session: str, *, again: bool) -> None:
-    """What a worker tells Redis of a session that it has, and tells it again when Redis has lost it."""
-    state = await store.workers.record(session, owner="", handshake="{}", ttl=600, again=again)
-    assert state == "live"
-
-
-async def test_ends_after_it_was_forgotten(client: aioredis.Redis) -> None:
-    """A stream that was forgotten in the middle can be resumed to its end, with a gap."""
-    store = RedisEventStore(client, ttl=600)
-    part = store.for_session("a")
-    await record(store, "a", again=False)
-    before = await part.append("1", note(0))
-    await client.flushall()
-    after = await part.append("1", note(1))
-    assert int(after.event_id) > int(before.event_id)
-    await record(store, "a", again=True)
-    await part.append("1", answer())
-    facts = await part.replay(before.event_id, Collected(), stream_id="1")
-    assert (facts.gap, facts.completed, facts.delivered) == (True, True, 2)
-    facts = await part.replay(after.event_id, Collected(), stream_id="1")
-    assert (facts.gap, facts.completed, facts.delivered) == (False, True, 1)

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore
 from mcp_eventscope.redis.backlog import Backlog, Item, Lane
 from mcp_eventscope.redis.keys import Keys
-from mcp_eventscope.redis.scripts import PRODUCERS
+from mcp_eventscope.redis.root.scripts import PRODUCERS
 from mcp_eventscope.sessions.view import SessionView
 from mcp_eventscope.telemetry import propagation
 from mcp_eventscope.types import EventMessage

@@ -11,7 +11,7 @@ EVENT_ID = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 
 
 class Keys:
-    """The keys under one prefix (DESIGN: the layout of mcp-persist 0.1.1, with `trimmed` added).
+    """The keys under one prefix (DESIGN: the layout of mcp-persist 0.1.1, with `trimmed` and `commit` added).
 
     ```
     {prefix}counter              STRING  the last event id given out
@@ -20,8 +20,8 @@ class Keys:
                                          traceparent, a newline, the stream id
     {prefix}stream:{stream_id}   ZSET    event ids, scored by id
     {prefix}trimmed:{stream_id}  STRING  the highest id removed from that index, once any was
-    {prefix}running              HASH    in a session: stream id → the worker that runs its request; everywhere:
-                                         "#" worker → what it has committed last
+    {prefix}commit:{worker}      STRING  in the root: the worker's last commit, so that a batch is committed once
+    {prefix}stored               channel in the root: the worker and the streams of each batch
     {prefix}session              HASH    in a session: what another worker needs to take it over
     {prefix}worker:{worker}      STRING  in the root: the worker lives, until this expires
     {prefix}sampler              STRING  in the root: which worker samples Redis, until this expires
@@ -37,7 +37,7 @@ class Keys:
         ValueError: `prefix` breaks a rule above.
     """
 
-    __slots__ = ("counter", "of_session", "prefix", "requests", "running", "sampler", "session", "workers")
+    __slots__ = ("counter", "of_session", "prefix", "requests", "running", "sampler", "session", "stored", "workers")
 
     def __init__(self, prefix: str) -> None:
         if not isinstance(prefix, str):
@@ -64,6 +64,7 @@ class Keys:
         self.session = f"{prefix}session"
         self.workers = f"{prefix}workers"
         self.sampler = f"{prefix}sampler"
+        self.stored = f"{prefix}stored"
 
     def event(self, event_id: str) -> str:
         """The key of an event."""
@@ -80,6 +81,10 @@ class Keys:
     def large(self, stream_id: str, run: str, number: int) -> str:
         """The key of a large payload."""
         return f"{self.prefix}large:{stream_id}:{run}:{number}"
+
+    def commit(self, worker: str) -> str:
+        """The key of a worker's last commit to the root store."""
+        return f"{self.prefix}commit:{worker}"
 
     def worker(self, worker: str) -> str:
         """The key of a worker's lease."""

@@ -27,7 +27,7 @@ HELD_INTERVALS = 3
 
 _GLOB = re.compile(r"([*?\[\]^\\])")
 _KINDS = frozenset(
-    {"counter", "event", "stream", "trimmed", "running", "session", "worker", "sampler", "large", "requests"}
+    {"commit", "counter", "event", "large", "requests", "sampler", "session", "stream", "trimmed", "worker"}
 )
 
 

@@ -1,13 +1,10 @@
 """The Lua scripts, one typed function each."""
 
 import hashlib
-import re
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from itertools import repeat
-from typing import Any, Protocol, TypeAlias
-from urllib.parse import unquote
+from typing import Any, Protocol
 
 from redis.exceptions import NoScriptError
 
@@ -48,151 +45,9 @@ class Script:
             return await client.execute_command("EVAL", self._text, *sent, NEVER_DECODE=True)
 
 
-_read = Script("read.lua")
-
-PRODUCERS = 32
-"""The most events of one chunk of which it is told who produced them."""
-
-_TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-_FINAL = b"final"
-
-Row: TypeAlias = tuple[str, str, bytes]
-"""One event of a chunk, as Redis has it: its id; what is wrong with it, "" for nothing, else `missing`, `corrupt` or
-`misplaced` (the index has it at a place that is not its id, so nobody can go on from there); its payload."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """What `read.lua` says: where the cursor stands, and the rows after it."""
-
-    named_stream: str | None
-    """The stream that the cursor's own event names; None when that event is gone."""
-    cursor_final: bool
-    cursor_held: bool
-    last_given: int
-    trimmed: int
-    oldest: str
-    clock: int
-    """Redis's own time in microseconds: ages must not depend on a worker's clock."""
-    restored: int
-    """When the session was recorded anew, for Redis had lost it, by the same clock; 0: never, or it does not matter."""
-    after: str
-    """The score to read the next chunk after; "" when nothing is left."""
-    rows: list[Row]
-    traceparents: dict[str, str]
-    """By event id, who produced it: of those that have it, the first of the chunk."""
-
-
-async def read(  # noqa: PLR0913 - the script's arguments, one by one
-    client: Client, keys: Keys, cursor: str, stream_id: str | None, *, max_events: int, max_bytes: int
-) -> Chunk:
-    """Read what was stored after a cursor: at most `max_events` events or about `max_bytes` payload bytes.
-
-    Args:
-        client: Where from.
-        keys: The prefix, as keys.
-        cursor: An event id, or `Chunk.after`.
-        stream_id: The stream, or None for the one that the cursor's event names.
-        max_events: The most events to look at.
-        max_bytes: Payload bytes after which no further event is taken; the first one always is.
-
-    Returns:
-        The chunk.
-    """
-    optional = [] if stream_id is None else [stream_id]
-    reply = await _read(
-        client,
-        [keys.counter, keys.event(cursor), keys.session],
-        [keys.prefix, cursor, max_events, max_bytes, "1" if keys.of_session else "", *optional],
-    )
-    named, numbers, oldest, told, events = reply
-    final, held, given, trimmed, clock, restored, after = numbers.decode("ascii").split(" ")
-    stream = named if stream_id is None else stream_id.encode()
-    rows, traceparents = _rows(told.decode("utf-8", "replace").split(), events, stream or b"")
-    return Chunk(
-        named_stream=None if named is None else named.decode("utf-8", "replace"),
-        cursor_final=final == "1",
-        cursor_held=held == "1",
-        last_given=int(given),
-        trimmed=int(trimmed),
-        oldest=oldest.decode("utf-8", "replace"),
-        clock=int(clock),
-        restored=int(restored),
-        after="" if after == "0" else after,
-        rows=rows,
-        traceparents=traceparents,
-    )
-
-
-def _rows(told: list[str], events: bytes, stream: bytes) -> tuple[list[Row], dict[str, str]]:
-    """The rows of a chunk, and who produced them, out of the two texts that `read.lua` returns."""
-    ids, sizes = told[::2], told[1::2]
-    if "".join(sizes).isdigit():
-        # What is mostly so: nothing is wrong with any row, and each is a text of three lines.
-        lines = events.split(b"\n")
-        if len(lines) == 3 * len(ids) and lines[2::3].count(stream) == len(ids):
-            return list(zip(ids, repeat(""), lines[::3])), _traceparents(ids, lines[::3], lines[1::3])
-    rows: list[Row] = []
-    marks: list[bytes] = []
-    start = 0
-    for event_id, size in zip(ids, sizes, strict=True):
-        length, _, producer = size.removeprefix("=").partition("@")
-        if not length.isdigit():
-            rows.append((unquote(event_id[1:]) if event_id.startswith("%") else event_id, size, b""))
-            marks.append(b"")
-            continue
-        event = events[start : start + int(length)]
-        start += len(event) + 1
-        if size.startswith("="):
-            rows.append((event_id, "", event))
-            marks.append(producer.encode())
-        else:
-            row, marked = _row(event_id, event, stream)
-            rows.append(row)
-            marks.append(marked)
-    return rows, _traceparents(ids, [payload for _, _, payload in rows], marks)
-
-
-def _row(event_id: str, text: bytes, stream: bytes) -> tuple[Row, bytes]:
-    """The row of a small event of a session, and its marks."""
-    lines = text.split(b"\n", 2)
-    if lines[2:] != [stream]:
-        return (event_id, "corrupt", b""), b""
-    return (event_id, "", lines[0]), lines[1]
-
-
-def _traceparents(ids: list[str], payloads: list[bytes], marks: list[bytes]) -> dict[str, str]:
-    """Who produced what is not empty, where that is known: the first ones."""
-    told: dict[str, str] = {}
-    if any(marks):
-        for event_id, payload, marked in zip(ids, payloads, marks, strict=True):
-            if payload and marked and (found := _TRACEPARENT.fullmatch(marked.removeprefix(_FINAL))):
-                told[event_id] = found[0].decode("ascii")
-                if len(told) == PRODUCERS:
-                    break
-    return told
-
-
-_peek = Script("peek.lua")
 _record = Script("record.lua")
 _touch = Script("touch.lua")
 _end = Script("end.lua")
-_claim = Script("claim.lua")
-
-
-async def peek(client: Client, streams: Sequence[tuple[Keys, str]]) -> list[tuple[str, str]]:
-    """How far streams have got, and who runs their requests.
-
-    Args:
-        client: Where from.
-        streams: Of each, the session's prefix, as keys, and the stream id. On a cluster: of one session only.
-
-    Returns:
-        Of each, the last event id, "" for none; and the worker, "" for none, "!" once the request was given up.
-    """
-    names = [key for keys, stream_id in streams for key in (keys.stream(stream_id), keys.running)]
-    told = [text.decode("ascii", "replace") for text in await _peek(client, names, [name for _, name in streams])]
-    return list(zip(told[::2], told[1::2], strict=True))
 
 
 async def record(  # noqa: PLR0913 - the script's arguments, one by one
@@ -290,16 +145,3 @@ async def survey(client: Client, cursor: str, prefix: str, pattern: str, *, keys
             kind.decode("ascii", "replace"): number for kind, number in zip(lasting[::2], lasting[1::2], strict=True)
         },
     )
-
-
-async def claim(client: Client, keys: Keys, ttl: int | None, worker: str, stream_ids: Iterable[str]) -> None:
-    """Say again who runs the requests of streams, where nobody is named.
-
-    Args:
-        client: Where to.
-        keys: The session's prefix, as keys.
-        ttl: Seconds until it expires; None: never.
-        worker: Who runs them.
-        stream_ids: The streams.
-    """
-    await _claim(client, [keys.running], [ttl or 0, worker, *stream_ids])

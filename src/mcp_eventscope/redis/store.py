@@ -2,12 +2,11 @@
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mcp_eventscope.answers import not_stored, orphaned
 from mcp_eventscope.errors import StoreError, UnscopedStoreWarning
 from mcp_eventscope.redis import codec
-from mcp_eventscope.redis.backlog import Backlog, Item
 from mcp_eventscope.redis.bounds import (
     BACKLOG_BYTES,
     BACKLOG_EVENTS,
@@ -19,21 +18,23 @@ from mcp_eventscope.redis.bounds import (
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.connection import AnyRedis, address_of, require_async, require_one_slot, told_as
-from mcp_eventscope.redis.follow import Followers
 from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.read.followers import RunFollowers
 from mcp_eventscope.redis.read.run_reader import RunReader
-from mcp_eventscope.redis.reader import Reader
-from mcp_eventscope.redis.reading import Reading, age_of, lost_after, miss_of
+from mcp_eventscope.redis.root.backlog import Backlog, PendingEvent
+from mcp_eventscope.redis.root.batch_codec import BatchCodec
+from mcp_eventscope.redis.root.chunk_reader import ChunkReader
+from mcp_eventscope.redis.root.follow import Followers
+from mcp_eventscope.redis.root.replay import ReplayCursor, age_of, lost_after, miss_of
+from mcp_eventscope.redis.root.writer import RootWriter
 from mcp_eventscope.redis.sampling import Sampler
 from mcp_eventscope.redis.session_store import RedisSessionStore, SessionResources
 from mcp_eventscope.redis.signals import Signals
 from mcp_eventscope.redis.workers import Workers
 from mcp_eventscope.redis.write.sender import Sender
 from mcp_eventscope.redis.write.session_writer import SessionWriter
-from mcp_eventscope.redis.writer import Writer
 from mcp_eventscope.types import (
     FINAL,
     GET_STREAM_KEY,
@@ -51,8 +52,6 @@ from mcp_eventscope.types import (
     StreamId,
     Waiting,
 )
-
-_ROLE_OF_STREAM = {GET_STREAM_KEY: "standalone"}
 
 
 class RedisEventStore(EventStore):
@@ -104,8 +103,15 @@ class RedisEventStore(EventStore):
         self._worker = Identity()
         self._observers = observers = Observers()
         self._breaker = breaker = CircuitBreaker(store_timeout, observers)
-        backlog = Backlog(backlog_bytes, backlog_events)
-        self._writer = Writer(redis, self._worker, ttl, breaker, backlog, observers, self._wake, self._stored)
+        self._writer = RootWriter(
+            redis,
+            breaker,
+            Backlog(backlog_bytes, backlog_events),
+            BatchCodec(self._keys, ttl, self._worker),
+            observers,
+            self._wake,
+            self._on_stored,
+        )
         clock = EventClock()
         self._session_writer = session_writer = SessionWriter(
             self._worker,
@@ -121,8 +127,8 @@ class RedisEventStore(EventStore):
         self._sender = Sender(redis, [session_writer, self._writer], breaker, observers, session_writer.verify)
         signals = Signals(redis)
         self._workers = Workers(redis, self._keys, self._worker, signals, breaker, observers)
-        self._followers = Followers(redis, self._worker, self._workers, signals)
-        self._reader = Reader(redis, breaker)
+        self._followers = Followers(redis, self._keys, self._worker, signals)
+        self._reader = ChunkReader(redis, breaker)
         self._workers.on_tick(session_writer.renew, session_writer.verify)
         reader = RunReader(redis, breaker, session_writer.find)
         self._sessions = SessionResources(
@@ -139,8 +145,6 @@ class RedisEventStore(EventStore):
             self.flush,
             lambda: self.waiting,
         )
-        self._lane = self._writer.lane(self._keys)
-        self._session: str | None = None
         self._warned = False
 
     @property
@@ -155,8 +159,8 @@ class RedisEventStore(EventStore):
 
     @property
     def session_id(self) -> str | None:
-        """The session whose part this is; None for the root store."""
-        return self._session
+        """None: this is the root store."""
+        return None
 
     @property
     def shared(self) -> bool:
@@ -294,7 +298,7 @@ class RedisEventStore(EventStore):
 
     def _check_scoped(self) -> None:
         """Say once, and loudly, that the SDK's interface does not tell a root store which session it serves."""
-        if self._session is None and not self._warned:
+        if not self._warned:
             self._warned = True
             warnings.warn(
                 "event_store.unscoped: a RedisEventStore handed straight to the SDK cannot tell sessions apart; "
@@ -312,32 +316,28 @@ class RedisEventStore(EventStore):
         Args:
             stream_id: The stream.
             message: The message, or None for a priming event.
-            traceparent: Who produced it, in W3C's notation, for `Replayed.producers`; "": it is not kept.
+            traceparent: The producer's W3C traceparent, for `Replayed.producers`; "" if there is none.
 
         Returns:
-            Its id and size. It is deferred when Redis does not acknowledge it in time. It is refused when the request
-            was given up before, and has its response: what its worker says afterwards is not stored.
+            Its id and size. It is deferred when Redis does not acknowledge it within `store_timeout`: it has no id yet,
+            and is stored later.
 
         Raises:
             StoreRejectedError: Redis refused this event for good.
             ValueError: The message has no JSON form.
         """
-        if self._session is None:
-            require_one_slot(self._redis, self.key_prefix)
+        require_one_slot(self._redis, self._keys.prefix)
         payload = codec.encode(message)
-        role = _ROLE_OF_STREAM.get(stream_id) or ("final" if type(message) in FINAL else "part")
-        item = Item(self._lane, stream_id, payload, f"{role}@{traceparent}" if traceparent else role)
-        acknowledged = self._writer.submit(item)
-        # Who is cancelled here has said it: it is stored all the same.
+        final = type(message) in FINAL and stream_id != GET_STREAM_KEY
+        acknowledged = self._writer.submit(PendingEvent(stream_id, payload, traceparent, final=final))
+        # Cancelling the caller does not cancel the write.
         event_id = None if acknowledged is None else await acknowledged
-        if event_id:
-            return Appended(event_id, len(payload))
         if event_id is None:
             return Appended("", len(payload), deferred=True)
-        return Appended("", len(payload), refused=True)
+        return Appended(event_id, len(payload))
 
-    def _stored(self, keys: Keys, stream_ids: set[StreamId]) -> None:
-        self._followers.notify(keys, stream_ids)
+    def _on_stored(self, events: Sequence[PendingEvent]) -> None:
+        self._followers.notify(event.stream_id for event in events)
 
     async def replay(
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
@@ -367,20 +367,20 @@ class RedisEventStore(EventStore):
         if stream is None:  # `miss_of` has said so already; mypy cannot know.
             return Replayed(miss=Miss.UNKNOWN)
         until_response = stream_id is not None
-        reading = Reading(stream, last_event_id, send, until_response=until_response)
+        replay = ReplayCursor(stream, last_event_id, send, until_response=until_response)
         if not (until_response and chunk.cursor_final):
-            await self._reader.deliver(self._keys, reading, chunk)
+            await self._reader.deliver(self._keys, replay, chunk)
         return Replayed(
             stream_id=stream,
-            last_event_id=reading.cursor,
-            delivered=reading.delivered,
-            payload_bytes=reading.payload_bytes,
-            missing=reading.missing,
-            corrupt=tuple(reading.corrupt),
-            gap=reading.missing > 0 or lost_after(chunk, cursor),
+            last_event_id=replay.cursor,
+            delivered=replay.delivered,
+            payload_bytes=replay.payload_bytes,
+            missing=replay.missing,
+            corrupt=tuple(replay.corrupt),
+            gap=replay.missing > 0 or lost_after(chunk, cursor),
             age=age,
-            completed=reading.completed or chunk.cursor_final,
-            producers=reading.producers,
+            completed=replay.completed or chunk.cursor_final,
+            producers=replay.producers,
         )
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> Followed:
@@ -398,26 +398,26 @@ class RedisEventStore(EventStore):
             What was delivered, and why it ended. A read that failed is counted, and tried again.
         """
         until = time.monotonic() + limit
-        reading = Reading(stream_id, after, send, until_response=True)
+        replay = ReplayCursor(stream_id, after, send, until_response=True)
         failures = 0
-        with self._followers.watching(self._keys, stream_id, after, tracked=False) as watch:
+        with self._followers.following(stream_id, after) as follower:
             while True:
                 try:
-                    chunk = await self._reader.read(self._keys, reading.cursor, stream_id)
-                    await self._reader.deliver(self._keys, reading, chunk)
+                    chunk = await self._reader.read(self._keys, replay.cursor, stream_id)
+                    await self._reader.deliver(self._keys, replay, chunk)
                 except StoreError:
-                    failures += 1  # Redis may be restarting; the client is still there.
-                watch.cursor = reading.cursor
+                    failures += 1  # Redis may be restarting.
+                follower.cursor = replay.cursor
                 remaining = until - time.monotonic()
-                if reading.completed or remaining <= 0:
+                if replay.completed or remaining <= 0:
                     break
-                await watch.wait(remaining)
+                await follower.wait(remaining)
         return Followed(
-            last_event_id=reading.cursor,
-            end=FollowEnd.COMPLETED if reading.completed else FollowEnd.LIMIT,
-            delivered=reading.delivered,
-            payload_bytes=reading.payload_bytes,
-            missing=reading.missing,
-            corrupt=tuple(reading.corrupt),
+            last_event_id=replay.cursor,
+            end=FollowEnd.COMPLETED if replay.completed else FollowEnd.LIMIT,
+            delivered=replay.delivered,
+            payload_bytes=replay.payload_bytes,
+            missing=replay.missing,
+            corrupt=tuple(replay.corrupt),
             failures=failures,
         )

@@ -1,18 +1,19 @@
-"""One pass over a stream: what is delivered of a chunk, and what a cursor that is not there means."""
+"""One pass over a stream of the root store, and the meaning of a cursor that is no longer stored."""
 
 from collections.abc import Sequence
 
 from mcp_eventscope.errors import CorruptEventError
-from mcp_eventscope.redis import codec, scripts
+from mcp_eventscope.redis import codec
+from mcp_eventscope.redis.root import scripts
 from mcp_eventscope.types import FINAL, GET_STREAM_KEY, EventCallback, EventId, EventMessage, Miss, StreamId
 
 _MICROSECONDS = 1_000_000
 _FIRST_CLOCK_ID = 10**15
-"""Ids below this (the year 2001, in microseconds) were counted, not read off a clock: they have no age."""
+"""Ids below this (the year 2001, in microseconds) are counters of another writer, and have no age."""
 
 
-class Reading:
-    """One pass over a stream: where it stands, and what it has delivered."""
+class ReplayCursor:
+    """One pass over a stream: its position, and the events that it has delivered."""
 
     __slots__ = (
         "_send",
@@ -31,34 +32,34 @@ class Reading:
         self.stream_id = stream_id
         self.cursor = cursor
         self.delivered = self.payload_bytes = self.missing = 0
-        self.corrupt: dict[EventId, None] = {}  # Each once: one that is no place to go on from is read again.
+        self.corrupt: dict[EventId, None] = {}  # Each once: a misplaced one is read again.
         self.completed = False
         self.traceparents: dict[EventId, str] = {}
-        """Who produced events, as far as Redis has said it; filled by whoever reads."""
+        """The known producers of events; the reader adds them."""
         self._send = send
         self._until_response = until_response
 
     @property
     def producers(self) -> tuple[str, ...]:
-        """Who produced what was delivered: each once, the first of them."""
+        """The producers of the delivered events, without repetitions: the first of them."""
         if not self.traceparents:
             return ()
         reached = int(self.cursor)
-        told = {
+        delivered = {
             traceparent: None
             for event_id, traceparent in self.traceparents.items()
             if int(event_id) <= reached and event_id not in self.corrupt
         }
-        return tuple(told)[: scripts.PRODUCERS]
+        return tuple(delivered)[: scripts.PRODUCERS]
 
     async def take(self, rows: Sequence[scripts.Row]) -> None:
-        """Deliver rows, or count why not, until the response. The cursor moves only past what was dealt with."""
+        """Deliver rows, or count them as missing or corrupt, until the response. The cursor follows."""
         send, ends = self._send, self._until_response and self.stream_id != GET_STREAM_KEY
         for event_id, wrong, payload in rows:
             if wrong:
                 self._miss(event_id, wrong)
                 continue
-            if payload:  # else a priming event: stored, so that its id is a cursor, and never sent again
+            if payload:  # else a priming event: stored so that its id is a cursor, and never sent again
                 try:
                     message = codec.decode(payload)
                 except CorruptEventError:
@@ -88,21 +89,19 @@ def age_of(chunk: scripts.Chunk, cursor: int) -> float | None:
 
 
 def miss_of(chunk: scripts.Chunk, cursor: int, stream_id: StreamId | None, ttl: int | None) -> Miss | None:
-    """Why there is nothing to resume from; None when there is."""
+    """Why nothing can be resumed from a cursor; None when something can."""
     if chunk.named_stream is not None:
         return Miss.UNKNOWN if stream_id not in (None, chunk.named_stream) else None
-    # Not before: a counter that was rolled back, or restarted by another writer, unmakes no event that is there.
+    # Checked last: the counter may have been rolled back, or restarted by another writer.
     if chunk.last_given and cursor > chunk.last_given and not chunk.cursor_held:
         return Miss.UNKNOWN
-    if stream_id is not None and cursor < chunk.restored:
-        return None  # Redis has lost all of the session that was stored by then, and with it the event, if it was.
     age = age_of(chunk, cursor)
     expired = ttl is not None and age is not None and age >= ttl
     if stream_id is not None and chunk.oldest and (chunk.cursor_held or chunk.trimmed >= cursor or expired):
-        return None  # The event itself is gone, and was there: what followed it can still be delivered.
+        return None  # Only the event itself is gone: its successors can still be delivered.
     return Miss.EXPIRED if expired else Miss.UNKNOWN
 
 
 def lost_after(chunk: scripts.Chunk, cursor: int) -> bool:
-    """Whether events after the cursor were removed: trimmed past it, or with the index that named it."""
-    return chunk.trimmed > cursor or cursor < chunk.restored or (not chunk.cursor_held and chunk.trimmed < cursor)
+    """Whether events after the cursor were removed: trimmed, or lost with the index."""
+    return chunk.trimmed > cursor or (not chunk.cursor_held and chunk.trimmed < cursor)

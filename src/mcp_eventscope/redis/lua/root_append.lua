@@ -1,0 +1,162 @@
+-- Commit a batch of the root store: events of any number of streams, in order, once however often it is sent.
+--
+-- KEYS[1]  {prefix}counter: the last event id given out
+-- KEYS[2]  {prefix}commit:{worker}: the last commit of this worker: the sequences of its first and last event, the
+--          reply
+-- ARGV[1]  the prefix; event, stream and trimmed keys are built from it, since the ids are made here
+-- ARGV[2]  ttl in whole seconds; 0 keeps the keys forever
+-- ARGV[3]  ttl of KEYS[2] in whole seconds
+-- ARGV[4]  the sequence of the first event: a worker numbers its events densely, and sends them in order
+-- ARGV[5]  an event id that was given out, or 0: ids increase even after Redis has lost the counter
+-- ARGV[6]  the message to publish to followers: the worker and the streams
+-- ARGV[7…] three for each event: stream id; payload ("" for a priming event); marks: "t" if the stream is to be
+--          trimmed, "f" for the response that ends the stream, "l" for an event that stands for lost ones (only a
+--          response is stored, and a later replay reports a gap), then the W3C traceparent of the producer, if any
+-- Returns  the id of the first event, whose successors are the ids of the others; and for some events ";" and the
+--          index from 0, then "=" and an error if it was not stored, or "+" if its stream has to be trimmed again.
+--          Of a batch that is already committed: the first sequence of that commit, ":", and its reply.
+--          "!late" for a copy that was overtaken by a later batch.
+--          An error that does not concern a single key (OOM, READONLY, …) is an error of the whole call, and nothing
+--          was written.
+--
+-- An id is the server's clock in microseconds, pushed past the last id given out. It fits a double exactly.
+
+local FIRST, PER_EVENT = 7, 3
+local CHECKED_PER_END = 32 -- Index entries.
+local MOST = 2 ^ 53 -- From here on, one more is the same number.
+
+local call, pcall, format = redis.call, redis.pcall, string.format
+local prefix, ttl, sequence = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4])
+
+local committed = call('GET', KEYS[2])
+if committed then
+  local first, last, reply = string.match(committed, '^(%d+)-(%d+):(.*)$')
+  if first and sequence <= tonumber(last) then
+    return sequence >= tonumber(first) and first .. ':' .. reply or '!late'
+  end
+end
+
+local now = call('TIME')
+local clock = now[1] * 1000000 + now[2]
+local given = tonumber(call('GET', KEYS[1]) or '') or 0
+if not (given >= 0 and given < MOST) then
+  given = 0 -- Damaged.
+end
+local last = math.max(clock - 1, given, tonumber(ARGV[5]))
+local stream_keys, event_keys, trimmed_keys = prefix .. 'stream:', prefix .. 'event:', prefix .. 'trimmed:'
+local reply = format('%.0f', last + 1)
+local renewed, id = {}, nil
+local wrote = false
+
+-- The error of a command on a single key, fit for the reply; and whether it concerns all of Redis instead.
+local function error_in(failed)
+  local code = string.match(failed.err, '^%-?(%u+)')
+  return string.gsub(failed.err, '[;\r\n]', ' '), code ~= 'WRONGTYPE' and code ~= 'ERR'
+end
+
+-- Remove the entries of an index whose events have expired. An entry is only removed when its event is gone, since a
+-- small id may be a living event of another writer of this layout, whose ids are no clocks. Both ends of the expired
+-- range are checked: living entries at one end would shield all others. The highest removed id is kept, so that a
+-- replay can tell a gap from a short stream. Returns whether the index had entries as old.
+local function trim(stream, index)
+  local horizon = clock - ttl * 1000000
+  local oldest = call('ZRANGE', index, 0, 0, 'WITHSCORES')[2]
+  if not oldest or tonumber(oldest) >= horizon then
+    return false
+  end
+  local before, highest = '(' .. format('%.0f', horizon), 0
+  for _, ids in ipairs({
+    call('ZRANGEBYSCORE', index, '-inf', before, 'LIMIT', 0, CHECKED_PER_END),
+    call('ZREVRANGEBYSCORE', index, before, '-inf', 'LIMIT', 0, CHECKED_PER_END),
+  }) do
+    for _, old in ipairs(ids) do
+      if call('EXISTS', event_keys .. old) == 0 then
+        call('ZREM', index, old)
+        highest = math.max(highest, tonumber(old) or 0)
+      end
+    end
+  end
+  if highest > 0 then
+    local trimmed = trimmed_keys .. stream
+    local known = tonumber(call('MGET', trimmed)[1] or '') or 0
+    call('SET', trimmed, format('%.0f', math.max(known, highest)), 'EX', ttl)
+  end
+  return true
+end
+
+for at = FIRST, #ARGV, PER_EVENT do
+  local stream, marks = ARGV[at], ARGV[at + 2]
+  last = last + 1
+  id = format('%.0f', last)
+  local index, event = stream_keys .. stream, event_keys .. id
+  local failed, lost, final, trims
+  local stores = true
+  if marks ~= '' then
+    local flags = string.match(marks, '^%l*')
+    trims, lost, final = string.find(flags, 't'), string.find(flags, 'l'), string.find(flags, 'f')
+    marks = string.sub(marks, #flags + 1)
+    if lost then
+      stores = final
+      local done = pcall('SET', trimmed_keys .. stream, id, unpack(ttl > 0 and { 'EX', ttl } or {}))
+      failed = done.err and done
+    end
+  end
+  if stores and not failed then
+    -- The index first: if its key is another application's, nothing of the event is left behind.
+    local done = pcall('ZADD', index, id, id)
+    if type(done) == 'table' then
+      failed = done
+    else
+      if marks == '' and not final then
+        done = pcall('HSET', event, 'stream_id', stream, 'payload', ARGV[at + 1])
+      else
+        local more = final and { 'final', '1' } or {}
+        if marks ~= '' then
+          more[#more + 1], more[#more + 2] = 'traceparent', marks
+        end
+        done = pcall('HSET', event, 'stream_id', stream, 'payload', ARGV[at + 1], unpack(more))
+      end
+      if type(done) == 'table' then
+        call('ZREM', index, id)
+        failed = done
+      elseif ttl > 0 then
+        call('EXPIRE', event, ttl)
+      end
+    end
+  end
+  if failed then
+    local message, everywhere = error_in(failed)
+    if everywhere then
+      return failed -- Met before anything is written.
+    end
+    reply = reply .. ';' .. (at - FIRST) / PER_EVENT .. '=' .. message
+  else
+    wrote = true
+    if not renewed[stream] then
+      renewed[stream] = true
+      -- With each batch, since the index may have been evicted, and be new.
+      if ttl > 0 then
+        call('EXPIRE', index, ttl)
+      else
+        call('PERSIST', index)
+        call('PERSIST', trimmed_keys .. stream)
+      end
+      if trims and stores and ttl > 0 and trim(stream, index) then
+        reply = reply .. ';' .. (at - FIRST) / PER_EVENT .. '+'
+      end
+    end
+  end
+end
+
+if wrote then -- else there is nothing to remember: a second time has the same result.
+  if ttl > 0 then
+    call('SET', KEYS[1], id, 'EX', ttl)
+  else
+    call('SET', KEYS[1], id)
+  end
+  local ends = sequence + (#ARGV - FIRST + 1) / PER_EVENT - 1
+  call('SET', KEYS[2], ARGV[4] .. '-' .. format('%.0f', ends) .. ':' .. reply, 'EX', ARGV[3])
+  -- The user may lack the right to publish: followers then find the events by polling.
+  pcall('PUBLISH', prefix .. 'stored', ARGV[6])
+end
+return reply

@@ -1,0 +1,133 @@
+"""Followers of the root store's streams: woken when an event is stored, by whichever worker."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import anyio
+
+from mcp_eventscope.errors import StoreError
+from mcp_eventscope.redis.connection import AnyRedis, told_as
+from mcp_eventscope.redis.identity import Identity
+from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.root import scripts
+from mcp_eventscope.redis.signals import Signals
+from mcp_eventscope.tasks import ending
+from mcp_eventscope.types import EventId, StreamId
+
+POLL_SECONDS = 0.5
+"""How often the followed streams are polled: a lost wake-up costs at most this, and so does a writer that publishes
+nothing, such as mcp-persist."""
+POLL_STREAMS = 256
+"""Streams polled in one round trip."""
+
+
+class Follower:
+    """One follower, and its position."""
+
+    __slots__ = ("_woken", "cursor")
+
+    def __init__(self, cursor: EventId) -> None:
+        self.cursor = cursor
+        self._woken = anyio.Event()
+
+    def wake(self) -> None:
+        """There may be something to read."""
+        self._woken.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Return when it was woken since the last wait, or after so many seconds."""
+        with anyio.move_on_after(seconds):
+            await self._woken.wait()
+        self._woken = anyio.Event()
+
+
+class Followers:
+    """The followers of one process. A wake-up only wakes: events are read from the stream.
+
+    Args:
+        redis: The client.
+        keys: The store's keys.
+        worker: This process.
+        signals: Its subscriptions.
+    """
+
+    def __init__(self, redis: AnyRedis, keys: Keys, worker: Identity, signals: Signals) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._worker = worker
+        self._signals = signals
+        self._followers: dict[StreamId, set[Follower]] = {}
+        self._polling: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self._followers.values()))
+
+    @contextmanager
+    def following(self, stream_id: StreamId, cursor: EventId) -> Iterator[Follower]:
+        """Wake for a stream until the block ends. Enter before reading, or a wake-up is missed.
+
+        Args:
+            stream_id: The stream.
+            cursor: The event up to which it has been read.
+        """
+        if not self._followers:
+            self._signals.listen(self._keys.stored, self._on_message)
+        follower = Follower(cursor)
+        self._followers.setdefault(stream_id, set()).add(follower)
+        if self._polling is None:
+            self._polling = asyncio.create_task(self._poll_loop(), name="eventscope-followers")
+        try:
+            yield follower
+        finally:
+            followers = self._followers[stream_id]
+            followers.discard(follower)
+            if not followers:
+                del self._followers[stream_id]
+            if not self._followers:
+                self._signals.ignore(self._keys.stored, self._on_message)
+
+    def notify(self, stream_ids: Iterable[StreamId]) -> None:
+        """Wake the followers of these streams."""
+        if self._followers:
+            for stream_id in stream_ids:
+                for follower in self._followers.get(stream_id, ()):
+                    follower.wake()
+
+    def _on_message(self, message: bytes | None) -> None:
+        """Another worker has stored events, or messages may have been lost (None)."""
+        worker, _, streams = (message or b"").partition(b"\n")
+        if worker == self._worker.name.encode():
+            return
+        try:
+            stream_ids = json.loads(streams)
+        except (ValueError, RecursionError):
+            stream_ids = None
+        if isinstance(stream_ids, list):
+            self.notify(stream_id for stream_id in stream_ids if isinstance(stream_id, str))
+        else:
+            self.notify(tuple(self._followers))
+
+    async def _poll_loop(self) -> None:
+        try:
+            while self._followers and not ending():
+                await asyncio.sleep(POLL_SECONDS)
+                with contextlib.suppress(StoreError, ValueError):
+                    await self._poll()
+        finally:
+            self._polling = None
+
+    async def _poll(self) -> None:
+        streams = list(self._followers)
+        for start in range(0, len(streams), POLL_STREAMS):
+            group = streams[start : start + POLL_STREAMS]
+            with told_as("read from", self._redis):
+                last = await scripts.peek(self._redis, self._keys, group)
+            for stream_id, event_id in zip(group, last, strict=True):
+                if not event_id.isdigit():
+                    continue
+                for follower in self._followers.get(stream_id, ()):
+                    if int(event_id) > int(follower.cursor):
+                        follower.wake()
