@@ -10,7 +10,6 @@ import pytest
 import mcp_eventscope.testing
 from mcp_eventscope.testing import EventStoreConformance, SharedStoreConformance
 
-FAULTY = Path(__file__).with_name("faulty_stores.py")
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 FOUND_BY = {
@@ -68,22 +67,71 @@ FOUND_BY = {
 """Which tests fail on which faulty store."""
 
 
+SESSION_FAULTS_FOUND_BY = {
+    "TestUnshared": [
+        "test_replay_is_what_followed_in_order",
+        "test_other_store_reads_a_part_of_it_before_it_is_settled",
+        "test_follow_of_the_standalone_stream_across_stores",
+        "test_every_accepted_event_has_one_outcome",
+    ],
+    "TestReusedNames": [
+        "test_ids_are_unique_over_sessions_and_streams",
+        "test_reused_request_ids_never_meet",
+        "test_any_conversation",
+    ],
+    "TestReversed": [
+        "test_replay_is_what_followed_in_order",
+        "test_concurrent_appends_keep_their_order",
+    ],
+    "TestSilent": [
+        "test_events_beyond_the_bounds_are_reported_lost",
+    ],
+    "TestOpenEnded": [
+        "test_nothing_is_accepted_after_the_response",
+    ],
+    "TestUntyped": [
+        "test_request_id_that_is_reused_while_it_runs",
+    ],
+    "TestUnfenced": [
+        "test_request_of_a_dead_worker_is_answered_once",
+    ],
+    "TestWithoutNulls": [
+        "test_message_is_kept[params null]",
+        "test_any_message_is_kept",
+    ],
+    "TestRepeating": [
+        "test_every_accepted_event_has_one_outcome",
+        "test_outage_is_not_noticed",
+    ],
+    "TestOneLargePayload": [
+        "test_payload_around_the_boundary_is_kept[4097]",
+    ],
+}
+"""The same for session stores."""
+
+
 @pytest.mark.slow
-def test_faults_are_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stores", "found_by"),
+    [("faulty_stores.py", FOUND_BY), ("faulty_session_stores.py", SESSION_FAULTS_FOUND_BY)],
+    ids=["stores", "session stores"],
+)
+def test_faults_are_found(tmp_path: Path, stores: str, found_by: dict[str, list[str]]) -> None:
     """A store with a fault fails the tests that are about it."""
-    tests = {f"{suite}::{test}" for suite, found_by in FOUND_BY.items() for test in found_by}
+    faulty = Path(__file__).with_name(stores)
+    tests = {f"{suite}::{test}" for suite, found in found_by.items() for test in found}
     run = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-c", PROJECT, "--rootdir", PROJECT.parent),
             *("-p", "no:cacheprovider", "--tb=no", "--no-header", "-q", "-rpEfs"),
-            *(f"{FAULTY}::{test}" for test in sorted(tests)),
+            *(f"{faulty}::{test}" for test in sorted(tests)),
         ],
         cwd=tmp_path,  # what Hypothesis remembers of these failures is nothing to try on other stores
         capture_output=True,
         text=True,
         check=False,
     )
-    failed = {line.split("faulty_stores.py::")[1].split(" - ")[0] for line in re.findall("FAILED .*", run.stdout)}
+    failed = {line.split(f"{stores}::")[1].split(" - ")[0] for line in re.findall("FAILED .*", run.stdout)}
     assert failed == tests, run.stdout + run.stderr
 
 

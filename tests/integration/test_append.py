@@ -306,3 +306,22 @@ async def test_one_round_trip(store: RedisEventStore, redis_client: aioredis.Red
     for i in range(5):
         await store.append("1", note(i))
     assert await commands() - before == 5
+
+
+async def test_counter_of_another_application_is_left_alone(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """Where the counter is another application's key, events are refused."""
+    await redis_client.hset(keys.counter, "a", "1")
+    await redis_client.expire(keys.counter, 60)
+    with pytest.raises(StoreRejectedError):
+        await store.append("1", note(0))
+    assert _text(await redis_client.hget(keys.counter, "a")) == "1"
+
+
+async def test_stream_that_cannot_be_encoded_fails_its_own_caller(store: RedisEventStore) -> None:
+    """A lone surrogate in a stream's name is an error of that call; the others are stored."""
+    results = await asyncio.gather(
+        *(store.append(stream, note(0)) for stream in ("1", "\ud800", "2")), return_exceptions=True
+    )
+    assert [isinstance(result, ValueError) for result in results] == [False, True, False]

@@ -5,11 +5,15 @@ from contextlib import asynccontextmanager
 
 from mcp.server.streamable_http import EventStore
 from prometheus_client import CollectorRegistry
+from redis import asyncio as aioredis
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore
 from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.testing import SessionRoot
 
 TTL = 600
+LEASE = 60.0
+"""Seconds that a worker counts as alive: longer than a test takes."""
 PATIENCE = 10.0
 """Seconds that a store waits for Redis: how long is not what the suite is about, and the machine may be busy."""
 
@@ -29,3 +33,23 @@ async def open_instrumented(url: str) -> AsyncIterator[EventStore]:
     """The same, decorated."""
     async with open_bare(url) as store:
         yield InstrumentedEventStore(store, registry=CollectorRegistry())
+
+
+@asynccontextmanager
+async def living_store(client: aioredis.Redis, key_prefix: str, *, instrumented: bool) -> AsyncIterator[SessionRoot]:
+    """A root store whose worker holds a lease, so that no other worker answers its requests."""
+
+    async def lost() -> None:
+        """Publish nothing: there are no sessions."""
+
+    store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL)
+    async with store.workers.alive(LEASE, lambda _: None, lost):
+        yield InstrumentedEventStore(store, registry=CollectorRegistry()) if instrumented else store
+        await store.flush()
+
+
+def store_of(root: SessionRoot) -> RedisEventStore:
+    """The store itself, where it is decorated."""
+    store = root.decorated if isinstance(root, InstrumentedEventStore) else root
+    assert isinstance(store, RedisEventStore)
+    return store

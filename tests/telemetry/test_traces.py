@@ -7,13 +7,12 @@ from collections.abc import Callable
 import pytest
 from fakeredis import FakeAsyncRedis
 from mcp.types import JSONRPCNotification, JSONRPCResponse
+from mcp_eventscope.redis.backlog import Backlog, Item, Lane
 from opentelemetry import context, trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore
-from mcp_eventscope.redis.backlog import Backlog, Item, Lane
-from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.root.scripts import PRODUCERS
 from mcp_eventscope.sessions.view import SessionView
 from mcp_eventscope.telemetry import propagation
@@ -122,19 +121,6 @@ async def test_nobody_is_linked_to(scope: Scope, session: InstrumentedEventStore
     await session.replay(first, ignore, stream_id="1")
     assert links(scope.spans()[-1]) == []
     assert scope.sample("telemetry_failures_total", sink="traces") == 0
-
-
-@pytest.mark.parametrize("role", ["part", "final"])
-def test_what_is_given_up_leaves_a_mark(role: str) -> None:
-    """A mark stands for the events of others: it says that the response was among them, and not who produced it."""
-    backlog = Backlog(10_000, 1)
-    lane = Lane(Keys("p:").for_session("s"))
-    items = [Item(lane, "1", b"x", "part"), Item(lane, "1", b"x", f"{role}@{PARENT}")]
-    for item in items:
-        backlog.put(item)
-        backlog.defer(item)
-    backlog.overflow()
-    assert items[0].role == f"lost:{role}"
 
 
 class Request:

@@ -1,9 +1,14 @@
+from collections.abc import Awaitable, Callable
+
 import pytest
 import redis.exceptions
 from redis import asyncio as aioredis
 
 from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailableError
-from mcp_eventscope.redis.connection import address_of, connect, told_as
+from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
+from mcp_eventscope.redis.connection import address_of, call, connect, failure_text, is_refusal, told_as
+from mcp_eventscope.redis.observers import Observers
+from mcp_eventscope.types import StoreFact, Trouble, WentAway
 
 pytestmark = pytest.mark.anyio
 
@@ -95,3 +100,125 @@ async def test_other_errors_pass() -> None:
     """What is no error of the client is none of ours to tell."""
     with pytest.raises(ZeroDivisionError), told_as("reach", aioredis.Redis()):
         raise ZeroDivisionError
+
+
+REFUSALS = [
+    (redis.exceptions.ResponseError("ERR max request size exceeded"), True),
+    (redis.exceptions.ResponseError("WRONGTYPE Operation against a key"), True),
+    (redis.exceptions.ResponseError("unknown command 'EVALSHA'"), True),
+    (redis.exceptions.ResponseError("BUSY Redis is busy running a script"), False),
+    (redis.exceptions.ResponseError("MISCONF Redis is configured to save"), False),
+    (redis.exceptions.ResponseError("NOREPLICAS Not enough good replicas"), False),
+    (redis.exceptions.ResponseError("UNKILLABLE Sorry"), False),
+    (redis.exceptions.BusyLoadingError("LOADING"), False),
+    (redis.exceptions.ReadOnlyError("READONLY"), False),
+    (redis.exceptions.OutOfMemoryError("OOM"), False),
+    (redis.exceptions.NoScriptError("NOSCRIPT"), False),
+    (redis.exceptions.NoPermissionError("NOPERM"), False),
+    (redis.exceptions.TryAgainError("TRYAGAIN"), False),
+    (redis.exceptions.ClusterDownError("CLUSTERDOWN"), False),
+    (redis.exceptions.ConnectionError("ERR no reply"), False),
+    (redis.exceptions.TimeoutError("ERR late"), False),
+    (OSError("ERR"), False),
+]
+
+
+@pytest.mark.parametrize(("error", "refused"), REFUSALS, ids=lambda value: str(value)[:30])
+def test_refusal_is_of_the_command_itself(error: Exception, *, refused: bool) -> None:
+    """An error that would meet the same command again; not one of the server's state or of the connection."""
+    assert is_refusal(error) is refused
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (redis.exceptions.TimeoutError("Timeout reading from db"), "no reply in time"),
+        (TimeoutError(), "no reply in time"),
+        (redis.exceptions.ResponseError("OOM command not allowed"), "replied OOM command not allowed"),
+        (
+            redis.exceptions.ResponseError("unknown command 'X', with args beginning with: 'secret'"),
+            "replied unknown command 'X'",
+        ),
+        (redis.exceptions.ConnectionError("Error 111 connecting to db:6379."), "Error 111 connecting to db:6379."),
+        (redis.exceptions.ConnectionError(), "the connection was closed"),
+        (ConnectionResetError(), "the connection was closed"),
+        (AttributeError("'NoneType' object has no attribute 'writelines'"), "the connection was closed"),
+    ],
+)
+def test_failure_in_words_names_the_place(error: Exception, text: str) -> None:
+    """It says what happened, where, and nothing of the command or of the client's insides."""
+    assert failure_text(error, aioredis.Redis(host="db", password=PASSWORD)) == f"Redis at db:6379: {text}"
+
+
+class TestCall:
+    """Calls that may be made twice."""
+
+    @pytest.fixture
+    def facts(self) -> list[StoreFact]:
+        """The reported facts."""
+        return []
+
+    @pytest.fixture
+    def breaker(self, facts: list[StoreFact]) -> CircuitBreaker:
+        """A closed circuit."""
+        observers = Observers()
+        observers.subscribe(facts.append)
+        return CircuitBreaker(0.25, observers)
+
+    async def test_stale_connection_is_not_an_outage(self, breaker: CircuitBreaker, facts: list[StoreFact]) -> None:
+        """After a restart of Redis each pooled connection breaks once: the call is made again on a new one."""
+        errors: list[Exception] = [redis.exceptions.ConnectionError("closed by server")]
+        assert await call("read from", aioredis.Redis(), breaker, failing(errors)) == "reply"
+        assert facts == []
+
+    async def test_second_failure_opens_the_circuit(self, breaker: CircuitBreaker, facts: list[StoreFact]) -> None:
+        """Once, with the reason and the place."""
+        errors: list[Exception] = [redis.exceptions.ConnectionError("refused") for _ in range(2)]
+        with pytest.raises(StoreUnavailableError, match="could not read from Redis at db:6379: refused"):
+            await call("read from", aioredis.Redis(host="db"), breaker, failing(errors))
+        assert facts == [WentAway(reason=Trouble.CONNECTION, error="Redis at db:6379: refused")]
+
+    async def test_open_circuit_is_not_tried_twice(self, breaker: CircuitBreaker, facts: list[StoreFact]) -> None:
+        """While Redis is known to be unreachable a broken connection is no surprise."""
+        breaker.record_failure(Trouble.TIMEOUT, "")
+        errors: list[Exception] = [redis.exceptions.ConnectionError("refused") for _ in range(2)]
+        with pytest.raises(StoreUnavailableError):
+            await call("read from", aioredis.Redis(), breaker, failing(errors))
+        assert len(errors) == 1
+        assert breaker.reason is Trouble.TIMEOUT
+        assert len(facts) == 1
+
+    @pytest.mark.parametrize(
+        ("error", "reason"),
+        [
+            (redis.exceptions.TimeoutError("late"), Trouble.TIMEOUT),
+            (redis.exceptions.BusyLoadingError("LOADING"), Trouble.LOADING),
+        ],
+    )
+    async def test_other_failures_are_not_tried_again(
+        self, breaker: CircuitBreaker, facts: list[StoreFact], error: Exception, reason: Trouble
+    ) -> None:
+        """The caller has waited already."""
+        errors = [error, error]
+        with pytest.raises(StoreUnavailableError):
+            await call("read from", aioredis.Redis(), breaker, failing(errors))
+        assert len(errors) == 1
+        assert breaker.reason is reason
+        assert len(facts) == 1
+
+    async def test_rejection_is_not_an_outage(self, breaker: CircuitBreaker, facts: list[StoreFact]) -> None:
+        """Redis has answered."""
+        with pytest.raises(StoreRejectedError):
+            await call("read from", aioredis.Redis(), breaker, failing([redis.exceptions.ResponseError("ERR no")]))
+        assert facts == []
+
+
+def failing(errors: list[Exception]) -> Callable[[], Awaitable[str]]:
+    """A call that raises these errors, one after the other, and then succeeds."""
+
+    async def function() -> str:
+        if errors:
+            raise errors.pop(0)
+        return "reply"
+
+    return function

@@ -1,4 +1,4 @@
-"""The Redis event store: append, replay and follow, each returning facts. It knows nothing of telemetry."""
+"""The Redis event store: append, replay and follow, each returning facts, without telemetry."""
 
 import time
 import warnings
@@ -57,12 +57,12 @@ from mcp_eventscope.types import (
 class RedisEventStore(EventStore):
     """An MCP event store on Redis or Valkey.
 
-    What is appended at the same time goes out together, on one connection; a replay reads bounded chunks. The keys are
-    those of `Keys`.
+    The root store itself acknowledges: `append` returns once Redis has stored the event, which every process then sees.
+    Concurrent appends share a batch on one connection; a replay reads bounded chunks. The keys are those of `Keys`.
 
-    While Redis is away or slow nobody waits for it: events are deferred, in a bounded backlog, and stored, once and in
-    order, when it is back. What a backlog that is full has to give up is told (`observe`), and a later resume of such a
-    stream says that it has a gap.
+    While Redis is unreachable or slow, `append` blocks for at most `store_timeout`. Its event is deferred in a bounded
+    backlog, and stored later, once and in order. A full backlog drops whole streams, oldest first, which `observe`
+    reports; a later resume of such a stream reports a gap.
 
     Handed straight to the SDK, a store cannot tell one session from another: clients number their requests from 0,
     so sessions would share streams. Use `http_app` or `ResumableSessionManager`, which give each session its own
@@ -214,17 +214,16 @@ class RedisEventStore(EventStore):
         await self.append(stream_id, orphaned(request_id))
 
     def observe(self, told: Callable[[StoreFact], None]) -> None:
-        """Have what arises in the middle of operations, and no caller is told, called back with.
+        """Call back with background events: commits, retries, outages, recoveries, losses.
 
         Args:
-            told: Called with each fact as it arises: batches that were stored, retries, Redis gone and back, events
-                lost. It must return soon; what it raises is dropped.
+            told: Called with each fact. It must return soon; its exceptions are dropped.
         """
         self._observers.subscribe(told)
 
     @property
     def waiting(self) -> Waiting:
-        """What is deferred in this process, of all sessions, and why."""
+        """The pending events of this process, sessions included, and why Redis is unreachable, if it is."""
         events, payload_bytes = self._writer.deferred
         sessions = self._session_writer
         return Waiting(
@@ -232,17 +231,17 @@ class RedisEventStore(EventStore):
         )
 
     async def flush(self, seconds: float = FLUSH_SECONDS) -> int:
-        """Store what waits, and give the connection back to the client: before the process ends, and Redis is closed.
+        """Store the pending events and release the connection, before the process ends and the client is closed.
 
         The store may be used again afterwards.
 
         Args:
-            seconds: How long it may take at most. What is not stored by then is lost, and told (`observe`).
+            seconds: The most time that it takes. Events that are not stored by then are lost, and reported (`observe`).
 
         Returns:
             The number of events that were lost.
         """
-        self._session_writer.flush_now()
+        self._session_writer.drain()
         for batch in await self._sender.drain(seconds):
             batch.abandon()
         lost = self._writer.clear() + self._session_writer.clear()
@@ -280,7 +279,7 @@ class RedisEventStore(EventStore):
         return (await self.append(stream_id, message)).event_id
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
-        """Send what is stored after an event (`EventStore.replay_events_after` of the SDK).
+        """Send the events after an event (`EventStore.replay_events_after` of the SDK).
 
         Args:
             last_event_id: The last event that the client has, in any shape: it comes from outside.
@@ -297,7 +296,7 @@ class RedisEventStore(EventStore):
         return facts.stream_id if facts.miss is None else None
 
     def _check_scoped(self) -> None:
-        """Say once, and loudly, that the SDK's interface does not tell a root store which session it serves."""
+        """Warn once that the SDK's interface does not tell a root store which session it serves."""
         if not self._warned:
             self._warned = True
             warnings.warn(
@@ -342,16 +341,16 @@ class RedisEventStore(EventStore):
     async def replay(
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
     ) -> Replayed:
-        """Deliver what is stored after an event, up to the response of the request or the end of what is stored.
+        """Deliver the events after an event, up to the response of the request or the last stored event.
 
         Args:
             last_event_id: The last event that the client has. Anything that is no id is a miss, not an error.
-            send: Awaited with each event, in order. What it raises ends the replay, and is passed on.
+            send: Awaited with each event, in order. Its exceptions end the replay and are passed on.
             stream_id: The stream, when it is known from elsewhere; the event must then belong to it. Without it, the
                 event must still be there to name it, and the replay goes on past a response.
 
         Returns:
-            What was delivered, and what could not be.
+            The delivered events, and the ones that are missing or corrupt.
 
         Raises:
             StoreError: Redis could not be read.
@@ -364,7 +363,7 @@ class RedisEventStore(EventStore):
         if miss := miss_of(chunk, cursor, stream_id, self._ttl):
             return Replayed(miss=miss, age=age if miss is Miss.EXPIRED else None)
         stream = chunk.named_stream if stream_id is None else stream_id
-        if stream is None:  # `miss_of` has said so already; mypy cannot know.
+        if stream is None:  # Excluded by `miss_of`, for mypy.
             return Replayed(miss=Miss.UNKNOWN)
         until_response = stream_id is not None
         replay = ReplayCursor(stream, last_event_id, send, until_response=until_response)
@@ -384,18 +383,18 @@ class RedisEventStore(EventStore):
         )
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> Followed:
-        """Deliver what is stored on a stream from now on, by whichever process, until its response or the limit.
+        """Deliver the events that any process stores on a stream from now on, until its response or the limit.
 
         There is no window between a replay and this: both read the index after an id.
 
         Args:
             stream_id: The stream.
             after: The event up to which it has been read: `Replayed.last_event_id`.
-            send: Awaited with each event, in order. What it raises ends the following, and is passed on.
+            send: Awaited with each event, in order. Its exceptions end the following and are passed on.
             limit: Seconds to follow at most.
 
         Returns:
-            What was delivered, and why it ended. A read that failed is counted, and tried again.
+            The delivered events, and why it ended. A failed read is counted and repeated.
         """
         until = time.monotonic() + limit
         replay = ReplayCursor(stream_id, after, send, until_response=True)

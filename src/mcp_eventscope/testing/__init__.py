@@ -54,19 +54,27 @@ import pytest
 # Before they are imported: a failing assertion then shows what it compared, as in a test file.
 pytest.register_assert_rewrite(
     "mcp_eventscope.testing.conformance",
+    "mcp_eventscope.testing.session_pair",
+    "mcp_eventscope.testing.session_store",
     "mcp_eventscope.testing.sessions",
     "mcp_eventscope.testing.shared",
 )
 
 from mcp_eventscope.testing.collected import Collected, on_the_wire, replay  # noqa: E402 - after the line above
 from mcp_eventscope.testing.conformance import EventStoreConformance  # noqa: E402
+from mcp_eventscope.testing.session_pair import OpenSessionStore, Pair, SessionRoot  # noqa: E402
+from mcp_eventscope.testing.session_store import SessionStoreConformance  # noqa: E402
 from mcp_eventscope.testing.shared import OpenStore, SharedStoreConformance  # noqa: E402
 from mcp_eventscope.testing.strategies import json_values, messages  # noqa: E402
 
 __all__ = [
     "Collected",
     "EventStoreConformance",
+    "OpenSessionStore",
     "OpenStore",
+    "Pair",
+    "SessionRoot",
+    "SessionStoreConformance",
     "SharedStoreConformance",
     "json_values",
     "messages",

@@ -9,10 +9,13 @@
 -- Numbers are dense, but an element may stand for a range of lost events: so an element is at its number's distance
 -- from the first, or left of it.
 
+local MOST_DIGITS = 16 -- Of our numbers; an element with more is another writer's.
+
 local list, run, cursor = KEYS[1], ARGV[1], tonumber(ARGV[2])
 
 local function number_at(index)
-  return tonumber(string.match(redis.call('LINDEX', list, index) or '', '^%d+') or '0')
+  local digits = string.match(redis.call('LINDEX', list, index) or '', '^%d+')
+  return digits and #digits <= MOST_DIGITS and tonumber(digits) or 0
 end
 
 local now = redis.call('TIME')

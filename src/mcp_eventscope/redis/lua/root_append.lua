@@ -8,7 +8,7 @@
 -- ARGV[3]  ttl of KEYS[2] in whole seconds
 -- ARGV[4]  the sequence of the first event: a worker numbers its events densely, and sends them in order
 -- ARGV[5]  an event id that was given out, or 0: ids increase even after Redis has lost the counter
--- ARGV[6]  the message to publish to followers: the worker and the streams
+-- ARGV[6]  the message to publish to followers: the worker, and the streams on lines of their own
 -- ARGV[7…] three for each event: stream id; payload ("" for a priming event); marks: "t" if the stream is to be
 --          trimmed, "f" for the response that ends the stream, "l" for an event that stands for lost ones (only a
 --          response is stored, and a later replay reports a gap), then the W3C traceparent of the producer, if any
@@ -28,7 +28,8 @@ local MOST = 2 ^ 53 -- From here on, one more is the same number.
 local call, pcall, format = redis.call, redis.pcall, string.format
 local prefix, ttl, sequence = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4])
 
-local committed = call('GET', KEYS[2])
+local known = call('MGET', KEYS[1], KEYS[2])
+local counter, committed = known[1], known[2]
 if committed then
   local first, last, reply = string.match(committed, '^(%d+)-(%d+):(.*)$')
   if first and sequence <= tonumber(last) then
@@ -38,7 +39,8 @@ end
 
 local now = call('TIME')
 local clock = now[1] * 1000000 + now[2]
-local given = tonumber(call('GET', KEYS[1]) or '') or 0
+-- MGET ignores a key of another type, which must not be overwritten.
+local given = tonumber(counter or call('GET', KEYS[1]) or '') or 0
 if not (given >= 0 and given < MOST) then
   given = 0 -- Damaged.
 end

@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  {prefix}counter: the last event id given out
 -- KEYS[2]  {prefix}event:{cursor}
--- ARGV[1]  the prefix; the other keys are built from it, since the index says which events there are
+-- ARGV[1]  the prefix; the other keys are built from it, since the index names the events
 -- ARGV[2]  the cursor, an event id
 -- ARGV[3]  the most events to return
 -- ARGV[4]  payload bytes after which no further event is returned (the first one always is)
@@ -12,7 +12,7 @@
 --            cursor, else "0"; the last id given out or "0"; the highest trimmed id or "0"; Redis's clock in
 --            microseconds; the cursor for the next chunk, or "0" after the last chunk;
 --            the oldest member of the index or "";
---            separated by spaces: ids and payload sizes, or what is wrong with the event ("missing" | "corrupt" |
+--            separated by spaces: ids and payload sizes, or the fault of the event ("missing" | "corrupt" |
 --            "misplaced": the id may be any text, and is sent as "%" and itself, percent-encoded); behind a size "@"
 --            and the W3C traceparent of the producer, where it is known;
 --            the payloads, separated by newlines }

@@ -1,5 +1,6 @@
 """Reads the lists of runs: one bounded chunk as rows, large payloads included."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -8,6 +9,9 @@ from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.scripts import Client, Script
 
 _read = Script("read_run.lua")
+_HEADER = re.compile(rb"(\d{1,16}) (\d{1,18})(?: f)?(?: l(\d{1,16}))?(?: g(\d{1,10}))?(?: t(\S*))?")
+"""As `PendingEvent.element` writes it."""
+_NUMBER = re.compile(rb"\d{1,16}(?!\d)")
 
 Row: TypeAlias = tuple[int, int, int, str, bytes | None]
 """One element: its number; when it was accepted, in microseconds since 1970; the first number that it stands for; the
@@ -63,7 +67,7 @@ async def read_run(  # noqa: PLR0913 - the script's arguments, one by one
     for header, payload in zip(lines[::2], lines[1::2], strict=True):
         row, large_size = _row(header, payload)
         if row is None:
-            continue  # Not ours: its number is missing, and counted as such.
+            continue
         size += len(payload) if large_size is None else large_size
         if large_size is not None:
             if size > max_bytes and chunk.rows:
@@ -79,18 +83,11 @@ async def read_run(  # noqa: PLR0913 - the script's arguments, one by one
 
 
 def _row(header: bytes, payload: bytes) -> tuple[Row | None, int | None]:
-    """The row of an element, None if it is none of ours; and the size of its payload, where that has its own key."""
-    number, *marks = header.split(b" ")
-    if not (number.isdigit() and marks and marks[0].isdigit()):
-        return None, None
-    seq = first = int(number)
-    traceparent = ""
-    large_size = None
-    for mark in marks[1:]:
-        if mark.startswith(b"l"):
-            first = int(mark[1:])
-        elif mark.startswith(b"g"):
-            large_size = int(mark[1:])
-        elif mark.startswith(b"t"):
-            traceparent = mark[1:].decode("ascii", "replace")
-    return (seq, int(marks[0]), first, traceparent, payload), large_size
+    """The row of an element, None if it has no number; and the size of its payload, where that has its own key."""
+    match = _HEADER.fullmatch(header)
+    if match is None:  # Not ours. Its number is a position, or a reader would never get past it.
+        found = _NUMBER.match(header)
+        return (None if found is None else (int(found[0]), 0, int(found[0]), "", None)), None
+    number, time, first, size, traceparent = match.groups()
+    row = int(number), int(time), int(first or number), (traceparent or b"").decode("ascii", "replace"), payload
+    return row, None if size is None else int(size)

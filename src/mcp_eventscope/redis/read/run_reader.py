@@ -80,9 +80,12 @@ class RunReader:
                     continue
                 if position >= local.last:
                     return chunk
-            if chunk is not None and positions.get(run, 0) >= chunk.last:
+            before = positions.get(run, 0)
+            if chunk is not None and before >= chunk.last:
                 return chunk
             chunk = await self._from_redis(keys, delivery, run)
+            if positions.get(run, 0) == before:
+                return chunk  # Nothing more, or nothing that is ours.
         return chunk
 
     async def _from_redis(self, keys: Keys, delivery: Delivery, run: str) -> Chunk:
@@ -143,4 +146,6 @@ class RunReader:
 
 
 def _row(event: PendingEvent) -> Row:
-    return event.seq, event.time, event.first, event.traceparent, event.payload
+    # As a reader of Redis finds it: an error in place of a lost response fills its own number, behind a gap.
+    first = event.first if event.lost else event.seq
+    return event.seq, event.time, first, event.traceparent, event.payload

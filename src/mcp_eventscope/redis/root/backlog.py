@@ -13,13 +13,23 @@ EVENT_BYTES = 512
 BATCH_EVENTS = 64
 """The most events of one batch: Redis executes it in about a millisecond."""
 LARGE_BATCH_EVENTS = 256
-"""The same, when Redis is far away: the round trip then takes longer than the execution."""
+"""The same, when Redis is distant: the round trip then takes longer than the execution."""
 SMALL_BATCH = 12
 """More events than these go in two batches at least: this process works on one while Redis executes the other."""
 
 
 class PendingEvent:
-    """One event that is not stored yet."""
+    """One event that is not stored yet.
+
+    Args:
+        stream_id: Its stream.
+        payload: The message as JSON; b"" for a priming event.
+        traceparent: The producer's W3C traceparent; "" if there is none.
+        final: Whether it is the response that ends its stream.
+
+    Raises:
+        ValueError: The stream's id cannot be encoded.
+    """
 
     __slots__ = (
         "deadline",
@@ -29,6 +39,7 @@ class PendingEvent:
         "in_flight",
         "payload",
         "placeholder",
+        "stream",
         "stream_id",
         "traceparent",
         "waiter",
@@ -36,10 +47,10 @@ class PendingEvent:
 
     def __init__(self, stream_id: StreamId, payload: bytes, traceparent: str, *, final: bool) -> None:
         self.stream_id = stream_id
+        self.stream = stream_id.encode()
         self.payload = payload
-        self.traceparent = traceparent
+        self.traceparent = traceparent.encode("ascii")
         self.final = final
-        """Whether it is the response that ends its stream."""
         self.waiter: asyncio.Future[EventId | None] | None = None
         """The caller's future of the id; its result is None once the event is deferred."""
         self.deadline = 0.0
@@ -85,7 +96,7 @@ class Backlog:
         """Events of the last batch, whose callers will soon append the next ones."""
         # By stream, the stream that was deferred first in front: it is dropped first.
         self._deferred: OrderedDict[StreamId, deque[PendingEvent]] = OrderedDict()
-        # What stands for dropped streams.
+        # One for each dropped stream.
         self._placeholders: OrderedDict[StreamId, PendingEvent] = OrderedDict()
 
     @property
@@ -107,7 +118,7 @@ class Backlog:
         """Take the next batch. Only call it when `ready`.
 
         Args:
-            distant: Prefer few round trips, since Redis is far away.
+            distant: Prefer few round trips, since Redis is distant.
 
         Returns:
             The sequence of the first event, and the events.
@@ -241,7 +252,7 @@ class Backlog:
                 self._forget(standing)
             if response is not None:
                 payload, final = _in_place_of(response), True
-            standing.payload, standing.final, standing.traceparent, standing.placeholder = payload, final, "", True
+            standing.payload, standing.final, standing.traceparent, standing.placeholder = payload, final, b"", True
             self.defer(standing)
         if self._dropped * 2 > len(self._queue):
             self._queue = deque(event for event in self._queue if not event.dropped)

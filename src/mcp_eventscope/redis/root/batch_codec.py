@@ -1,6 +1,5 @@
 """Encodes a batch of the root store as a command, and parses the reply (`root_append.lua`)."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ TRIM_CHECKS_PER_TTL = 64
 TRIM_STREAMS = 8192
 """The most streams whose last check is remembered."""
 NOTICE_BYTES = 16 * 1024
-"""The largest list of streams that is published; a longer one wakes all followers."""
+"""The longest list of streams that is published; instead of a longer one, all followers are woken."""
 
 _COPIED = 1 << 14
 """Payload bytes up to which one more copy costs less than one more piece."""
@@ -87,7 +86,7 @@ class BatchCodec:
         ]
         append = pieces.append
         for event in events:
-            stream, payload, marks = event.stream_id.encode(), event.payload, self._marks(event)
+            stream, payload, marks = event.stream, event.payload, self._marks(event)
             if len(payload) > _COPIED:
                 pieces += (_bulk(stream), b"$%d\r\n" % len(payload), payload, b"\r\n", _bulk(marks))
                 continue
@@ -112,7 +111,7 @@ class BatchCodec:
             self._notice(events),
         ]
         for event in events:
-            arguments += (event.stream_id.encode(), event.payload, self._marks(event))
+            arguments += (event.stream, event.payload, self._marks(event))
         return arguments
 
     def _head(self, *, as_eval: bool) -> bytes:
@@ -126,11 +125,11 @@ class BatchCodec:
         return head
 
     def _notice(self, events: Sequence[PendingEvent]) -> bytes:
-        """The message to other workers: this worker's name, and the streams in JSON, or `null` for any."""
-        streams = json.dumps(list(dict.fromkeys([event.stream_id for event in events])))
-        if len(streams) > NOTICE_BYTES:
-            streams = "null"
-        return f"{self._worker.name}\n{streams}".encode()
+        """The message to other workers: a line with this worker's name, and one for each stream, or none for any."""
+        worker = self._worker.name.encode()
+        streams = dict.fromkeys([event.stream for event in events])
+        notice = b"\n".join((worker, *streams))
+        return worker if len(notice) > NOTICE_BYTES or notice.count(b"\n") != len(streams) else notice
 
     def _marks(self, event: PendingEvent) -> bytes:
         marks = b""
@@ -141,7 +140,7 @@ class BatchCodec:
             marks += b"%b%b%b" % (
                 b"l" if event.placeholder else b"",
                 b"f" if event.final else b"",
-                event.traceparent.encode(),
+                event.traceparent,
             )
         return marks
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -98,17 +97,11 @@ class Followers:
 
     def _on_message(self, message: bytes | None) -> None:
         """Another worker has stored events, or messages may have been lost (None)."""
-        worker, _, streams = (message or b"").partition(b"\n")
+        worker, *streams = (message or b"").split(b"\n")
         if worker == self._worker.name.encode():
             return
-        try:
-            stream_ids = json.loads(streams)
-        except (ValueError, RecursionError):
-            stream_ids = None
-        if isinstance(stream_ids, list):
-            self.notify(stream_id for stream_id in stream_ids if isinstance(stream_id, str))
-        else:
-            self.notify(tuple(self._followers))
+        # A worker that lists no stream has stored events of any.
+        self.notify([stream.decode("utf-8", "replace") for stream in streams] or tuple(self._followers))
 
     async def _poll_loop(self) -> None:
         try:

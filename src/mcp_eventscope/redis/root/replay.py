@@ -98,7 +98,7 @@ def miss_of(chunk: scripts.Chunk, cursor: int, stream_id: StreamId | None, ttl: 
     age = age_of(chunk, cursor)
     expired = ttl is not None and age is not None and age >= ttl
     if stream_id is not None and chunk.oldest and (chunk.cursor_held or chunk.trimmed >= cursor or expired):
-        return None  # Only the event itself is gone: its successors can still be delivered.
+        return None  # Only the event itself is missing: its successors can still be delivered.
     return Miss.EXPIRED if expired else Miss.UNKNOWN
 
 

@@ -18,7 +18,7 @@ PRODUCERS = 32
 _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 Row: TypeAlias = tuple[str, str, bytes]
-"""One event of a chunk: its id; "" or what is wrong with it (`missing`, `corrupt`, or `misplaced`: its score in the
+"""One event of a chunk: its id; "" or its fault (`missing`, `corrupt`, or `misplaced`: its score in the
 index is not its id, so it cannot be a cursor); its payload."""
 
 
@@ -27,7 +27,7 @@ class Chunk:
     """The reply of `root_read.lua`: where the cursor stands, and the rows after it."""
 
     named_stream: str | None
-    """The stream that the cursor's own event names; None when that event is gone."""
+    """The stream that the cursor's own event names; None when that event is not stored."""
     cursor_final: bool
     cursor_held: bool
     last_given: int

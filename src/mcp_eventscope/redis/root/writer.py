@@ -15,7 +15,7 @@ from mcp_eventscope.redis.write.sender import LOOP_LATE
 from mcp_eventscope.types import Committed, EventId, LossReason, Lost, Retried, StoreFact, Trouble, WentAway
 
 DISTANT_SECONDS = 0.005
-"""The round trip of a batch from which on Redis is considered far away, and fewer, larger batches are sent."""
+"""The round trip of a batch from which on Redis is considered distant, and fewer, larger batches are sent."""
 
 
 class RootWriter:
@@ -165,7 +165,16 @@ class RootWriter:
         self._codec.expire_checks(asyncio.get_running_loop().time())
         return self._codec.arguments(batch.first, batch.pending, self._last_id, as_eval=as_eval)
 
-    def settle(self, events: list[PendingEvent], reply: Reply, seconds: float) -> None:
+    def acknowledge(self, batch: "RootBatch", reply: bytes, seconds: float) -> None:
+        """Redis has executed a batch."""
+        parsed = parse_reply(batch.first, batch.events, reply)
+        if parsed.errors:
+            address = address_of(self._redis)
+            errors = {index: f"Redis at {address}: replied {error}" for index, error in parsed.errors.items()}
+            parsed = parsed._replace(errors=errors)
+        self._settle(batch.pending, parsed, seconds)
+
+    def _settle(self, events: list[PendingEvent], reply: Reply, seconds: float) -> None:
         """The outcome of a batch is known."""
         rejected = [event for index, error in reply.errors.items() if self._reject(event := events[index], error)]
         acknowledged: list[tuple[asyncio.Future[EventId | None], EventId]] = []
@@ -200,15 +209,13 @@ class RootWriter:
         if waiter is None:
             return True
         if not waiter.done():
-            waiter.set_exception(
-                StoreRejectedError(f"could not append to Redis at {address_of(self._redis)}: it answered {error}")
-            )
+            waiter.set_exception(StoreRejectedError(f"could not append to {error}"))
         return False
 
     def refuse(self, batch: "RootBatch", error: str) -> None:
         """Isolate the event for which Redis refuses a batch: halve the batch until one event is left, and reject it."""
         if len(batch.pending) == 1:
-            self.settle(batch.pending, Reply(0, {0: error}), 0.0)
+            self._settle(batch.pending, Reply(0, {0: error}), 0.0)
             return
         self._observers.emit(Retried(reason=Trouble.OTHER, events=batch.events, error=error))
         self._backlog.split(batch.first, batch.pending)
@@ -242,7 +249,7 @@ class RootBatch(Batch):
 
     def acknowledge(self, reply: bytes, seconds: float) -> None:
         """Take Redis's reply."""
-        self._writer.settle(self.pending, parse_reply(self.first, self.events, reply), seconds)
+        self._writer.acknowledge(self, reply, seconds)
 
     def refuse(self, error: str) -> bool:
         """Isolate the event that Redis refuses."""

@@ -22,7 +22,19 @@ _RUN = re.compile(rf"[0-9a-f]{{{WORKER_DIGITS}}}[0-9a-f]{{1,16}}", re.ASCII)
 class PendingEvent:
     """One event that was accepted: until it is acknowledged, and a while longer."""
 
-    __slots__ = ("_callbacks", "accepted", "final", "first", "message", "payload", "run", "seq", "time", "traceparent")
+    __slots__ = (
+        "_callbacks",
+        "_outcome",
+        "accepted",
+        "final",
+        "first",
+        "message",
+        "payload",
+        "run",
+        "seq",
+        "time",
+        "traceparent",
+    )
 
     def __init__(  # noqa: PLR0913, PLR0917 - made in one place
         self,
@@ -50,6 +62,7 @@ class PendingEvent:
         self.traceparent = traceparent
         self.final = final
         self._callbacks: list[Callable[[StoreOutcome], None]] | None = None
+        self._outcome: StoreOutcome | None = None
 
     @property
     def size(self) -> int:
@@ -67,7 +80,10 @@ class PendingEvent:
         return self.message is Lost
 
     def add_done_callback(self, callback: Callable[[StoreOutcome], None]) -> None:
-        """Call back once it is known what became of the event."""
+        """Call back once it is known what became of the event: immediately, if it is known already."""
+        if self._outcome is not None:
+            callback(self._outcome)
+            return
         if self._callbacks is None:
             self._callbacks = []
         self._callbacks.append(callback)
@@ -80,6 +96,7 @@ class PendingEvent:
 
     def settle(self, outcome: StoreOutcome) -> None:
         """Report what became of the event; the first report counts."""
+        self._outcome = self._outcome or outcome
         callbacks, self._callbacks = self._callbacks, None
         for callback in callbacks or ():
             callback(outcome)
@@ -142,6 +159,7 @@ class Run:
     """One run, and those of its events that are in memory: acknowledged ones first, then in flight, then pending."""
 
     __slots__ = (
+        "__weakref__",
         "acknowledged",
         "closed",
         "dirty",

@@ -79,13 +79,16 @@ class SessionWriter:
         self.bytes = 0
         """What they take up."""
         self.runs: dict[str, Run] = {}
-        """The runs of this process that are open, or of which events are in memory."""
+        """The runs of requests of this process that are open, or of which events are in memory."""
+        # A standalone run never closes: it goes with the session's part, and its events in memory.
+        self._standalone: WeakValueDictionary[str, Run] = WeakValueDictionary()
         self._counter = 0
         self._sessions: WeakValueDictionary[str, SessionQueue] = WeakValueDictionary()
         self._ready: deque[Run] = deque()
         self._queued = 0
         """Events that are pending and whose run is ready."""
         self._due = False
+        self._draining = False
         self._linger: asyncio.TimerHandle | None = None
         # The runs with pending events, the one whose event has been pending longest in front.
         self._pending: OrderedDict[Run, None] = OrderedDict()
@@ -118,7 +121,10 @@ class SessionWriter:
         entry = b"s 0" if standalone else b"r %b %b" % (stream.encode(), pydantic_core.to_json(request_id))
         run = Run(session, stream, f"{self._worker.name}{self._counter:x}", entry, standalone=standalone)
         session.runs[stream] = run
-        self.runs[run.name] = run
+        if standalone:
+            self._standalone[run.name] = run
+        else:
+            self.runs[run.name] = run
         return run
 
     def accept(self, run: Run, message: type, payload: bytes, traceparent: str = "", *, final: bool) -> PendingEvent:
@@ -141,9 +147,7 @@ class SessionWriter:
         self.events += 1
         self.bytes += size
         if final:
-            run.closed = True
-            if session.runs.get(run.stream) is run:
-                del session.runs[run.stream]
+            self._close(run)
         if run.refused:
             self._forget(event, StoreOutcome.REFUSED)
             return event
@@ -167,7 +171,17 @@ class SessionWriter:
             horizon = self._clock.now() - self._ttl * _SECONDS
             while self._retained and self._retained[0].time < horizon:
                 self._release_oldest()
-        return self.runs.get(name)
+        return self.runs.get(name) or self._standalone.get(name)
+
+    def _known(self) -> list[Run]:
+        return [*self.runs.values(), *self._standalone.values()]
+
+    @staticmethod
+    def _close(run: Run) -> None:
+        """No number of the run is given out any more."""
+        run.closed = True
+        if run.session.runs.get(run.stream) is run:
+            del run.session.runs[run.stream]
 
     def full(self, session: SessionQueue) -> bool:
         """Whether a caller has to wait for room before it goes on."""
@@ -207,7 +221,7 @@ class SessionWriter:
     def _schedule(self, loop: asyncio.AbstractEventLoop, *, urgent: bool) -> None:
         if self._due:
             self._wake()
-        elif urgent or self._queued >= BATCH_EVENTS:
+        elif urgent or self._draining or self._queued >= BATCH_EVENTS:
             self._linger_over()
         elif self._linger is None:
             self._linger = loop.call_later(LINGER_SECONDS, self._linger_over)
@@ -378,7 +392,7 @@ class SessionWriter:
     def renew(self) -> None:
         """Keep the keys of open runs, which may be silent for longer than the TTL."""
         horizon = self._clock.now() - self._ttl * _SECONDS // 4
-        for run in self.runs.values():
+        for run in self._known():
             if self._ttl and not run.closed and run.acknowledged and run.renewed < horizon:
                 self._ask(run)
         self.flush_now()
@@ -395,7 +409,7 @@ class SessionWriter:
     def verify(self) -> None:
         """Ask Redis whether it still has what it acknowledged: it may have been restarted, or have failed over."""
         horizon = self._clock.now() - self._ttl * _SECONDS if self._ttl else 0
-        for run in self.runs.values():
+        for run in self._known():
             recent = run.retained and run.retained[-1].time > horizon
             if run.acknowledged and (recent or not run.closed):
                 self._ask(run)
@@ -446,6 +460,7 @@ class SessionWriter:
         """The run was answered in this worker's place, or its session has ended: nothing more of it is stored."""
         first = not run.refused
         run.refused = True
+        self._close(run)
         self._take_pending(run, events)
         for event in events:
             self._forget(event, StoreOutcome.REFUSED)
@@ -468,6 +483,7 @@ class SessionWriter:
     def _drop_run(self, run: Run, events: list[PendingEvent], reason: LossReason) -> None:
         """Redis will never take the run: a key of it has another type."""
         run.refused = True
+        self._close(run)
         self._take_pending(run, events)
         self._report_lost(events, reason)
         for event in events:
@@ -572,6 +588,11 @@ class SessionWriter:
         if self._ready:
             self._linger_over()
 
+    def drain(self) -> None:
+        """Send without lingers until `clear`: a sender that finds nothing ready takes the store for flushed."""
+        self._draining = True
+        self.flush_now()
+
     def clear(self) -> int:
         """Drop everything: the store is being closed.
 
@@ -579,7 +600,7 @@ class SessionWriter:
             The events that were not stored.
         """
         left: list[PendingEvent] = []
-        for run in list(self.runs.values()):
+        for run in self._known():
             events = [*run.in_flight, *run.pending]
             self._in_flight_events -= len(run.in_flight)
             self._in_flight_bytes -= sum(event.size for event in run.in_flight)
@@ -587,7 +608,9 @@ class SessionWriter:
             self._take_pending(run, [])
             run.retained.clear()
             run.queued = run.dirty = False
-            run.refused = run.refused or bool(events)  # Their numbers would be missing in front of later events.
+            if events:  # Their numbers would be missing in front of later events.
+                run.refused = True
+                self._close(run)
             left += events
             for event in events:
                 self._forget(event, StoreOutcome.LOST)
@@ -598,7 +621,7 @@ class SessionWriter:
         self._retained.clear()
         self._retained_bytes = 0
         self._queued = 0
-        self._due = False
+        self._due = self._draining = False
         if self._linger is not None:
             self._linger.cancel()
             self._linger = None

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Protocol
 
 from redis import asyncio as aioredis
@@ -16,6 +16,9 @@ from mcp_eventscope.tasks import end
 
 SLOWEST_TRANSFER = 1 << 20
 """Bytes a second that sending must reach, on top of the time for a reply."""
+BUFFERED = 32 * 1024
+"""Bytes that are certainly written without waiting for Redis: half of asyncio's limit."""
+_UNBOUND = nullcontext()
 
 
 class Transport(Protocol):
@@ -62,17 +65,23 @@ class PipelinedTransport:
         self._pool = redis.connection_pool
         self._connection = connection
         self._in_flight: deque[Batch] = deque()
+        self._sizes: deque[int] = deque()
+        """Of each batch in flight, the bytes of its command."""
 
     async def send(self, batch: Batch, *, as_eval: bool) -> None:
         """Send a batch."""
+        command = batch.packed(as_eval=as_eval)
         self._in_flight.append(batch)
+        self._sizes.append(sum(map(len, command)))
         if not self._connection.is_connected:
             # The client would connect again, and a reply to one batch would be taken for that to another.
             msg = "the connection was closed"
             raise RedisConnectionError(msg)
+        # Small writes fit the socket's buffer, and never wait: a timer would cost as much as the write.
+        waits = sum(self._sizes) > BUFFERED
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT + batch.payload_bytes / SLOWEST_TRANSFER):
-                await self._connection.send_packed_command(batch.packed(as_eval=as_eval), check_health=False)
+            async with asyncio.timeout(ANSWER_TIMEOUT + batch.payload_bytes / SLOWEST_TRANSFER) if waits else _UNBOUND:
+                await self._connection.send_packed_command(command, check_health=False)
         except AttributeError as error:  # redis-py, when the connection is closed while it sends
             msg = "the connection was closed"
             raise RedisConnectionError(msg) from error
@@ -80,11 +89,11 @@ class PipelinedTransport:
     async def receive(self) -> tuple[Batch, bytes | Exception]:
         """Wait for the next reply."""
         reply: bytes | Exception
+        size = sum(batch.payload_bytes for batch in self._in_flight)  # A large one may still be on its way.
         try:
-            size = sum(batch.payload_bytes for batch in self._in_flight)  # A large one may still be on its way.
-            async with asyncio.timeout(ANSWER_TIMEOUT + size / SLOWEST_TRANSFER):
-                # Without the client's own time limit, which would break the connection for one slow reply.
-                reply = await self._connection.read_response(disable_decoding=True, timeout=float("inf"))
+            # In place of the client's own time limit, which would break the connection for one slow reply.
+            limit = ANSWER_TIMEOUT + size / SLOWEST_TRANSFER
+            reply = await self._connection.read_response(disable_decoding=True, timeout=limit)
         except RedisError as error:
             if not self._connection.is_connected or isinstance(error, RedisConnectionError):
                 raise
@@ -92,6 +101,7 @@ class PipelinedTransport:
         except AttributeError as error:  # redis-py, when the connection is closed while it reads
             msg = "the connection was closed"
             raise RedisConnectionError(msg) from error
+        self._sizes.popleft()
         return self._in_flight.popleft(), reply
 
     async def close(self, *, in_doubt: bool) -> None:

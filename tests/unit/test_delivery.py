@@ -1,0 +1,141 @@
+"""One pass over a stream: what is delivered, what is missing, and where the next pass goes on."""
+
+import anyio
+import pytest
+
+from mcp_eventscope.redis.codec import encode
+from mcp_eventscope.redis.read.delivery import PRODUCERS, Delivery
+from mcp_eventscope.redis.read.elements import Row
+from mcp_eventscope.redis.read.event_ids import Cursor
+from mcp_eventscope.testing import Collected, on_the_wire
+from mcp_eventscope.types import EventMessage
+from support.messages import answer, failure, note
+
+pytestmark = pytest.mark.anyio
+
+RUN, OTHER = "0123456789ab1", "0123456789ab2"
+
+
+def row(number: int, payload: bytes | None = None, *, first: int = 0, producer: str = "") -> Row:
+    """An element; a note with its number, unless a payload is given."""
+    return number, number * 10, first or number, producer, encode(note(number)) if payload is None else payload
+
+
+def lost(first: int, last: int) -> Row:
+    """A placeholder of a range."""
+    return last, last * 10, first, "", b""
+
+
+def gone(number: int) -> Row:
+    """An element whose large payload is gone."""
+    return number, number * 10, number, "", None
+
+
+def delivery(after: int, collected: Collected, *, standalone: bool = False) -> Delivery:
+    """A pass from a number."""
+    return Delivery("1", Cursor(after * 10, RUN, {RUN: after}), collected, standalone=standalone)
+
+
+@pytest.mark.parametrize(
+    ("after", "rows", "numbers", "missing"),
+    [
+        (0, [row(1), row(2)], [1, 2], 0),
+        (1, [row(1), row(2)], [2], 0),
+        (2, [row(1), row(2)], [], 0),
+        (1, [row(4), row(5)], [4, 5], 2),
+        (1, [row(2), row(5)], [2, 5], 2),
+        (1, [lost(2, 4), row(5)], [5], 3),
+        (3, [lost(2, 4), row(5)], [5], 1),
+        (4, [lost(2, 4), row(5)], [5], 0),
+        (0, [lost(2, 4), row(5)], [5], 4),
+        (1, [lost(3, 3), row(4)], [4], 1),
+        (1, [gone(2), row(3)], [3], 1),
+        (1, [row(2, b""), row(3)], [3], 0),
+    ],
+)
+async def test_gap_is_exact(after: int, rows: list[Row], numbers: list[int], missing: int) -> None:
+    """Each number after the position is delivered, or counted as missing, or a priming event."""
+    collected = Collected()
+    one = delivery(after, collected)
+    await one.take(RUN, rows)
+    assert collected.events == [(f"{n * 10}-{n}-{RUN}", on_the_wire(note(n))) for n in numbers]
+    assert (one.missing, one.delivered, one.corrupt) == (missing, len(numbers), [])
+    assert one.payload_bytes == sum(len(encode(note(n))) for n in numbers)
+    assert one.cursor.positions == {RUN: max(after, rows[-1][0])}
+
+
+async def test_response_ends_the_pass() -> None:
+    """Elements behind it are not delivered, and the position is the response's."""
+    for message in (answer(), failure()):
+        collected = Collected()
+        one = delivery(0, collected)
+        await one.take(RUN, [row(1), row(2, encode(message)), row(3)])
+        assert collected.data == [on_the_wire(note(1)), on_the_wire(message)]
+        assert one.completed
+        assert one.cursor.event_id() == f"20-2-{RUN}"
+
+
+async def test_standalone_stream_has_no_end() -> None:
+    """A response on it is a message like any other."""
+    collected = Collected()
+    one = delivery(0, collected, standalone=True)
+    await one.take(RUN, [row(1, encode(answer())), row(2)])
+    assert len(collected.data) == 2
+    assert not one.completed
+
+
+async def test_corrupt_row_is_skipped_and_named() -> None:
+    """It is not missing; the next one is delivered."""
+    collected = Collected()
+    one = delivery(0, collected)
+    await one.take(RUN, [row(1, b"{no json"), row(2)])
+    assert collected.data == [on_the_wire(note(2))]
+    assert one.corrupt == [f"10-1-{RUN}"]
+    assert one.missing == 0
+
+
+async def test_callback_that_raises_keeps_the_position() -> None:
+    """The event is sent again by the next pass; those before it are not."""
+    collected = Collected()
+
+    async def break_off(event: EventMessage) -> None:
+        if len(collected.ids) == 1:
+            raise anyio.BrokenResourceError
+        await collected(event)
+
+    one = Delivery("1", Cursor(1, RUN, {RUN: 0}), break_off, standalone=False)
+    with pytest.raises(anyio.BrokenResourceError):
+        await one.take(RUN, [row(1), row(2), row(3)])
+    assert one.cursor.event_id() == f"10-1-{RUN}"
+    assert one.delivered == 1
+
+
+async def test_runs_have_positions_of_their_own() -> None:
+    """On a standalone stream; the ids of its events name all of them."""
+    collected = Collected()
+    one = delivery(1, collected, standalone=True)
+    await one.take(OTHER, [row(5), row(6)])
+    await one.take(RUN, [row(2)])
+    assert collected.ids == [
+        f"50-5-{OTHER}~1-{RUN}",
+        f"60-6-{OTHER}~1-{RUN}",
+        f"20-2-{RUN}~6-{OTHER}",
+    ]
+    assert one.missing == 0, "a run that the client did not know of begins where it begins"
+
+
+async def test_answer_in_place_of_a_response_has_no_id() -> None:
+    """The client keeps its position: behind it nothing can follow."""
+    collected = Collected()
+    one = delivery(3, collected)
+    await one.answer(encode(failure()))
+    assert collected.events == [(None, on_the_wire(failure()))]
+    assert one.completed
+    assert one.cursor.event_id() == f"30-3-{RUN}"
+
+
+async def test_producers_are_bounded() -> None:
+    """Each is named once."""
+    one = delivery(0, Collected())
+    await one.take(RUN, [row(n, producer=f"p{n // 2}") for n in range(1, 4 * PRODUCERS)])
+    assert list(one.producers) == [f"p{n}" for n in range(PRODUCERS)]

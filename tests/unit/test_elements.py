@@ -1,0 +1,98 @@
+"""Lists of runs as they are read: our elements, and elements that another writer has put there."""
+
+import pytest
+from redis import asyncio as aioredis
+
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis.codec import encode
+from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.read.elements import read_run
+from mcp_eventscope.testing import Collected
+from support.messages import answer, note
+
+pytestmark = pytest.mark.anyio
+
+RUN = "0123456789ab1"
+KEYS = Keys("mcp:").for_session("s")
+FOREIGN = [
+    b"",
+    b"\n",
+    b"x",
+    b"3",
+    b"3 ",
+    b"3 x\n{}",
+    b"3 1 f l\n{}",
+    b"3 1 labc\n{}",
+    b"3 1 gabc\n{}",
+    b"3 1 g1 f\n{}",
+    b"3 -1\n{}",
+    b"3 1 z\n{}",
+    b"3 " + b"9" * 5000 + b"\n{}",
+    b"9" * 5000 + b" 1\n{}",
+    b"\xff 1\n{}",
+    b"3 1\n{}\n{}\n",
+]
+
+
+async def write(client: aioredis.Redis, *elements: bytes) -> None:
+    """Make the list of the run."""
+    await client.rpush(KEYS.run("1", RUN), *elements)
+
+
+@pytest.mark.parametrize("foreign", FOREIGN, ids=lambda element: repr(element[:12]))
+async def test_element_of_another_writer_is_skipped_and_counted(fake_client: aioredis.Redis, foreign: bytes) -> None:
+    """Everything else of the run is delivered, and the replay ends."""
+    first, second, last = encode(note(1)), encode(note(2)), encode(answer())
+    await write(fake_client, b"1 1\n" + first, b"2 2\n" + second, foreign, b"4 4 f\n" + last)
+    collected = Collected()
+    part = RedisEventStore(fake_client).for_session("s")
+    facts = await part.replay(f"1-1-{RUN}", collected, stream_id="1")
+    assert [data.encode() for data in collected.data] == [second, last]
+    assert facts.completed
+    assert (facts.gap, facts.missing) == (True, 1) or facts.corrupt
+
+
+@pytest.mark.parametrize("foreign", FOREIGN, ids=lambda element: repr(element[:12]))
+async def test_element_of_another_writer_at_the_end(fake_client: aioredis.Redis, foreign: bytes) -> None:
+    """The replay ends, whatever number the element seems to have."""
+    second = encode(note(2))
+    await write(fake_client, b"1 1\n", b"2 2\n" + second, foreign)
+    collected = Collected()
+    part = RedisEventStore(fake_client).for_session("s")
+    await part.replay(f"1-1-{RUN}", collected, stream_id="1")
+    assert set(collected.data) <= {second.decode()}
+
+
+async def test_marks_of_an_element(fake_client: aioredis.Redis) -> None:
+    """A range, a large payload and its producer are read back; the payload comes from a key of its own."""
+    await write(fake_client, b"1 10\n", b"4 40 l2\n", b"5 50 g5 t00-a-b-01\n", b"6 60 f\n{}")
+    await fake_client.set(KEYS.large("1", RUN, 5), b"large")
+    chunk = await read_run(fake_client, KEYS, "1", RUN, 0, max_events=10, max_bytes=100)
+    assert (chunk.first, chunk.last, chunk.ended, chunk.entry) == (1, 6, True, None)
+    assert chunk.rows == [
+        (1, 10, 1, "", b""),
+        (4, 40, 2, "", b""),
+        (5, 50, 5, "00-a-b-01", b"large"),
+        (6, 60, 6, "", b"{}"),
+    ]
+
+
+@pytest.mark.parametrize("after", range(9))
+async def test_reading_finds_its_place_left_of_a_range(fake_client: aioredis.Redis, after: int) -> None:
+    """A placeholder makes a list shorter than its numbers: the element is found by bisection."""
+    await write(fake_client, *(b"%d 1\n" % number if number != 5 else b"5 1 l3\n" for number in (1, 2, 5, 6, 7, 8)))
+    chunk = await read_run(fake_client, KEYS, "1", RUN, after, max_events=10, max_bytes=100)
+    assert [row[0] for row in chunk.rows] == [number for number in (1, 2, 5, 6, 7, 8) if number > after]
+
+
+async def test_chunk_of_large_payloads_is_bounded(fake_client: aioredis.Redis) -> None:
+    """The first large payload comes whole; a further one that is too much is left for the next chunk."""
+    await write(fake_client, *(b"%d 1 g80\n" % number for number in (1, 2, 3)))
+    for number in (1, 2):
+        await fake_client.set(KEYS.large("1", RUN, number), b"x" * 80)
+    chunk = await read_run(fake_client, KEYS, "1", RUN, 0, max_events=10, max_bytes=100)
+    assert [row[0] for row in chunk.rows] == [1]
+    chunk = await read_run(fake_client, KEYS, "1", RUN, 1, max_events=1, max_bytes=10)
+    assert [row[4] for row in chunk.rows] == [b"x" * 80]
+    chunk = await read_run(fake_client, KEYS, "1", RUN, 2, max_events=10, max_bytes=100)
+    assert [row[4] for row in chunk.rows] == [None]

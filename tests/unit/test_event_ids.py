@@ -1,0 +1,91 @@
+"""Event ids of sessions: what is written is read back, and every other text is none."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcp_eventscope.redis.read.event_ids import Cursor, parse
+
+WORKERS = st.text("0123456789abcdef", min_size=12, max_size=12)
+RUNS = st.builds("{}{:x}".format, WORKERS, st.integers(0, 2**64 - 1))
+NUMBERS = st.integers(0, 10**16 - 1)
+TIMES = st.integers(1, 10**18 - 1)
+RUN, OTHER = "0123456789ab1", "ba98765432102"
+
+
+@st.composite
+def cursors(draw: st.DrawFn) -> Cursor:
+    """Any cursor."""
+    positions = draw(st.dictionaries(RUNS, NUMBERS, min_size=1, max_size=5))
+    return Cursor(draw(TIMES), draw(st.sampled_from(sorted(positions))), positions)
+
+
+@given(cursors())
+def test_parse_is_the_inverse_of_event_id(cursor: Cursor) -> None:
+    """A cursor is read back from its id, every position of it."""
+    text = cursor.event_id()
+    assert text.isascii()
+    assert text.isprintable()
+    assert parse(text) == cursor
+
+
+@given(cursors(), TIMES, NUMBERS, RUNS)
+def test_moved_names_the_new_position(cursor: Cursor, time: int, number: int, run: str) -> None:
+    """The id of an event moves one position, of this run or of another, and keeps the others."""
+    before = dict(cursor.positions)
+    assert parse(cursor.moved(run, number, time)) == Cursor(time, run, before | {run: number})
+    assert cursor.positions == before
+
+
+@given(st.text() | st.text("0123456789abcdef-~", max_size=60))
+def test_any_other_text_is_none(text: str) -> None:
+    """What is accepted is exactly what would be written."""
+    cursor = parse(text)
+    assert cursor is None or cursor.event_id() == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1",
+        "1-1",
+        "1-1-",
+        "1-1-0123456789ab",
+        f"1-1-{'0' * 29}",
+        f"1-1-{RUN.upper()}",
+        f"1-1-{RUN}g",
+        f"0-1-{RUN}",
+        f"01-1-{RUN}",
+        f"1-01-{RUN}",
+        f"+1-1-{RUN}",
+        f"1--1-{RUN}",
+        f"-1-1-{RUN}",
+        f"{'9' * 19}-1-{RUN}",
+        f"1-{'9' * 17}-{RUN}",
+        f"{'9' * 5000}-1-{RUN}",
+        f"1-1-{RUN}\n",
+        f" 1-1-{RUN}",
+        f"1-1-{RUN}~",
+        f"1-1-{RUN}~1",
+        f"1-1-{RUN}~1-",
+        f"1-1-{RUN}~1-{RUN}",
+        f"1-1-{RUN}~1-{OTHER}~2-{OTHER}",
+        f"1-1-{RUN}~01-{OTHER}",
+        f"1-1-{RUN}~~1-{OTHER}",
+        f"1-1-{RUN}~1-x",
+        f"\u0661-1-{RUN}",
+        f"1-1-{RUN}" + f"~1-{OTHER}" * 1000,
+    ],
+)
+def test_hostile_texts(text: str) -> None:
+    """An id has one spelling, and names each run once."""
+    assert parse(text) is None
+
+
+def test_number_is_that_of_the_event() -> None:
+    """The other positions are those of other writers of the stream."""
+    cursor = parse(f"5-7-{RUN}~3-{OTHER}")
+    assert cursor is not None
+    assert (cursor.number, cursor.run, cursor.time) == (7, RUN, 5)
+    assert cursor.positions == {RUN: 7, OTHER: 3}
