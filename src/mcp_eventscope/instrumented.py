@@ -142,6 +142,10 @@ class InstrumentedEventStore(EventStore):
         """Call back when something ended elsewhere; see the store."""
         self._store.bind(ended=ended, fenced=fenced)
 
+    def close(self) -> None:
+        """Keep nothing of the session in this process; see the store."""
+        self._store.close()
+
     async def open_standalone(self) -> EventId:
         """A cursor on the standalone stream; see the store."""
         return await self._store.open_standalone()

@@ -127,6 +127,10 @@ class RedisSessionStore:
         """
         self._queue.on_ended, self._queue.on_fenced = ended, fenced
 
+    def close(self) -> None:
+        """End this process's run of the standalone stream: the session is not served here any more."""
+        self._shared.writer.close(self._queue)
+
     def for_session(self, session_id: str) -> Self:
         """Refuse: this is a session's part already.
 

@@ -17,7 +17,7 @@ from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.write.batch import BATCH_BYTES
 from mcp_eventscope.redis.write.runs import EVENT_BYTES, Lost, PendingEvent, Run, SessionQueue
 from mcp_eventscope.redis.write.session_batch import RunPart, SessionBatch
-from mcp_eventscope.types import Committed, JSONRPCError, LossReason, StoreOutcome, StreamId
+from mcp_eventscope.types import GET_STREAM_KEY, Committed, JSONRPCError, LossReason, StoreOutcome, StreamId
 from mcp_eventscope.types import Lost as EventsLost
 
 BATCH_EVENTS = 64
@@ -127,6 +127,14 @@ class SessionWriter:
             self.runs[run.name] = run
         return run
 
+    def close(self, session: SessionQueue) -> None:
+        """Keep nothing of a session that is stored: nothing else would end its standalone run, and stop its renewal."""
+        session.on_ended = session.on_fenced = None
+        run = session.runs.pop(GET_STREAM_KEY, None)
+        if run is not None:
+            run.closed = True
+            self._forget_run(run)
+
     def accept(self, run: Run, message: type, payload: bytes, traceparent: str = "", *, final: bool) -> PendingEvent:
         """Number an event, and have it stored.
 
@@ -150,6 +158,7 @@ class SessionWriter:
             self._close(run)
         if run.refused:
             self._forget(event, StoreOutcome.REFUSED)
+            self._forget_run(run)
             return event
         if not run.pending:
             self._pending[run] = None
@@ -427,7 +436,7 @@ class SessionWriter:
         again.extend(events)
         if missing > 0:
             # Where the response is among them, an error takes its place.
-            response = run.closed and last + missing == run.last
+            response = run.closed and not run.standalone and last + missing == run.last
             if response:
                 error = self._error_for(request_id_of(run.entry), "the event store lost the response")
                 again.appendleft(self._error(run, run.last, self._clock.now(), error))
