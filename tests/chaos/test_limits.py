@@ -20,7 +20,7 @@ from support.processes import LEASE
 from support.raw import Connect, RawClient, events
 from support.serving import serving
 from support.tools import Steered
-from support.waiting import CEILING, promptly, slowness, until
+from support.waiting import CEILING, promptly, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -116,8 +116,7 @@ async def test_max_sessions_counts_adopted_ones(valkey_url: str, connect: Connec
 
 async def test_idle_sessions_end_where_they_are_idle(valkey_url: str, connect: Connect) -> None:
     """A worker forgets the session that it does not serve, and takes it over again; the one that serves it does not."""
-    idle = slowness()
-    async with two(valkey_url, session_idle_timeout=idle) as (a, b):
+    async with two(valkey_url, session_idle_timeout=LEASE) as (a, b):
         client = connect(a.url)
         await client.initialize()
         async with client.call(1, "steps", name="w") as response:
@@ -129,7 +128,7 @@ async def test_idle_sessions_end_where_they_are_idle(valkey_url: str, connect: C
                 await until(lambda: not b.sessions)
                 assert a.sessions == 1
             # It is served on one worker for longer than the others would have kept it.
-            await anyio.sleep(2 * idle)
+            await anyio.sleep(2 * LEASE)
             await works(at_url(client, b.url))
             a.steered.finish("w")
             assert says([event async for event in stream][-1]) == "0 steps"

@@ -19,7 +19,7 @@ from support.servers import HOST, free_port, text_of
 from support.waiting import CEILING, eventually, slowness
 from support.worker_app import CONTROL_VARIABLE, OPTIONS_VARIABLE, SPANS_VARIABLE, serve
 
-LEASE = max(1.0, slowness() / 2)
+LEASE = min(max(1.0, slowness() / 2), 4.0)
 """Seconds. Where processes get little CPU time they renew it late: a lease that lapses then is no fault."""
 RETRY_MILLISECONDS = 100
 _FORKSERVER = multiprocessing.get_context("forkserver")

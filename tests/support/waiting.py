@@ -3,6 +3,8 @@
 import hashlib
 import inspect
 import itertools
+import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,6 +72,20 @@ def slowness() -> float:
         marks.append(time.perf_counter())
     _fastest = min(_fastest, *(end - begin for begin, end in itertools.pairwise(marks)))
     return max(1.0, (marks[-1] - marks[0]) / _CHUNKS / _fastest)
+
+
+def pace(*, quiet: float = 2.0, most: float = 6.0) -> int:
+    """Return by how much a schedule has to be stretched now: 1 on a machine that is quiet, or runs another test.
+
+    Args:
+        quiet: Below that slowness nothing is stretched.
+        most: How far it is stretched at most.
+    """
+    seen = []
+    for _ in range(9):
+        seen.append(slowness())
+        time.sleep(0.05)
+    return math.ceil(min(max(1.0, statistics.median(seen) / quiet), most))
 
 
 @contextmanager
