@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 from fakeredis import FakeAsyncRedis
 from mcp.types import JSONRPCNotification, JSONRPCResponse
-from mcp_eventscope.redis.backlog import Backlog, Item, Lane
 from opentelemetry import context, trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
