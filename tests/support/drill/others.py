@@ -37,8 +37,10 @@ async def too_short(site: Site, new: NewCustomer) -> None:
                 tasks.start_soon(back, customer, made)
 
     async def back(customer: Customer, made: Call) -> None:
-        if _age(made) < TTL:
-            assert await customer.comes_back(site.short, made.last) == ["2", "2 steps"]
+        age = _age(made)
+        if age < TTL:
+            came = await customer.comes_back(site.short, made.last)
+            assert came == ["2", "2 steps"], (came, age, _age(made))
         else:
             assert await customer.misses(site.short, made.last, "expired") == [GONE]
 
