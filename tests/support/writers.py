@@ -13,6 +13,7 @@ from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.write.runs import PendingEvent, Run, SessionQueue
 from mcp_eventscope.redis.write.session_batch import SessionBatch
 from mcp_eventscope.redis.write.session_writer import SessionWriter
+from mcp_eventscope.sessions.wire import stream_name
 from mcp_eventscope.types import FINAL, JSONRPCMessage, StoreFact, StoreOutcome
 from support.waiting import until
 
@@ -63,7 +64,7 @@ class WriterRig:
 
     def begin(self, session: SessionQueue | None = None, request_id: int | str = 1) -> Run:
         """Open the run of a request."""
-        return self.writer.begin(session or self.session(), str(request_id), request_id)
+        return self.writer.begin(session or self.session(), stream_name(request_id), request_id)
 
     def accept(self, run: Run, message: JSONRPCMessage | None) -> PendingEvent:
         """Hand the writer an event, and record the outcome."""

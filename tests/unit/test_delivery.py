@@ -1,4 +1,4 @@
-"""One pass over a stream: what is delivered, what is missing, and where the next pass goes on."""
+"""One pass over a stream: deliveries, gaps, and the position of the next pass."""
 
 import anyio
 import pytest
@@ -27,7 +27,7 @@ def lost(first: int, last: int) -> Row:
 
 
 def gone(number: int) -> Row:
-    """An element whose large payload is gone."""
+    """An element whose large payload has expired."""
     return number, number * 10, number, "", None
 
 

@@ -1,4 +1,4 @@
-"""Event ids of sessions: what is written is read back, and every other text is none."""
+"""Event ids of sessions: each is read back, and no other text is one."""
 
 import pytest
 from hypothesis import given
@@ -39,7 +39,7 @@ def test_moved_names_the_new_position(cursor: Cursor, time: int, number: int, ru
 
 @given(st.text() | st.text("0123456789abcdef-~", max_size=60))
 def test_any_other_text_is_none(text: str) -> None:
-    """What is accepted is exactly what would be written."""
+    """A text that is accepted is exactly the one that would be written."""
     cursor = parse(text)
     assert cursor is None or cursor.event_id() == text
 

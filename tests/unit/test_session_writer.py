@@ -1,19 +1,32 @@
 """The writer of sessions, with the test in the place of the sender: which batches, and what becomes of each event."""
 
+import asyncio
 import gc
 
+import anyio
 import pytest
 from fakeredis import FakeAsyncRedis
+from mcp.types import JSONRPCError, JSONRPCNotification, JSONRPCResponse
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
+from mcp_eventscope.answers import EVENTS_GONE
+from mcp_eventscope.redis import codec
 from mcp_eventscope.redis.read.delivery import Delivery
 from mcp_eventscope.redis.read.event_ids import Cursor
 from mcp_eventscope.redis.read.run_reader import RunReader
+from mcp_eventscope.redis.write.batch import BATCH_BYTES
+from mcp_eventscope.redis.write.session_writer import (
+    BATCH_EVENTS,
+    PART_EVENTS,
+    RETAINED_BYTES,
+    SESSION_BYTES,
+    SESSION_EVENTS,
+)
 from mcp_eventscope.testing import Collected
-from mcp_eventscope.types import LossReason, Lost, StoreOutcome, Trouble
+from mcp_eventscope.types import Committed, LossReason, Lost, StoreOutcome, Trouble
 from support.messages import answer, note
-from support.writers import WriterRig
+from support.writers import CALL_TIMEOUT, WriterRig, turns
 
 pytestmark = pytest.mark.anyio
 
@@ -150,3 +163,453 @@ class TestMemory:
         gc.collect()
         assert rig.writer.find(name) is None
         assert not rig.writer._sessions
+
+
+class TestBatches:
+    """Which events go together."""
+
+    async def test_events_linger_unless_there_are_many(self) -> None:
+        """A batch is ready after a moment, or as soon as it is full."""
+        rig = WriterRig()
+        run = rig.begin()
+        rig.accept(run, note(0))
+        assert not rig.writer.ready
+        await rig.due()
+        rig.reply(rig.take())
+        for number in range(BATCH_EVENTS):
+            assert not rig.writer.ready
+            rig.accept(rig.begin(request_id=number), note(number))
+        assert rig.writer.ready
+
+    async def test_run_that_is_followed_elsewhere_does_not_linger(self) -> None:
+        """Redis has reported a subscriber of its channel."""
+        rig = WriterRig()
+        run = rig.begin()
+        rig.accept(run, note(1))
+        rig.reply(rig.take(), "k1w")
+        rig.accept(run, note(2))
+        assert rig.writer.ready
+
+    async def test_one_commit_of_a_run_is_in_flight(self) -> None:
+        """So its order is kept, and only that commit's reply bounds the list."""
+        rig = WriterRig()
+        busy, other = rig.begin(request_id=1), rig.begin(request_id=2)
+        for number in range(PART_EVENTS + 1):
+            rig.accept(busy, note(number))
+        first = rig.take()
+        assert [len(part.events) for part in first.parts] == [PART_EVENTS]
+        rig.accept(other, note(0))
+        second = rig.take()
+        assert [part.run for part in second.parts] == [other]
+        rig.writer.flush_now()
+        assert not rig.writer.ready
+        rig.reply(second)
+        rig.reply(first)
+        third = rig.take()
+        assert [(part.run, part.first, len(part.events)) for part in third.parts] == [(busy, PART_EVENTS + 1, 1)]
+
+    async def test_large_payloads_go_in_batches_of_their_own(self) -> None:
+        """Only the transfer of a large one delays the others; it is taken whole."""
+        rig = WriterRig(max_bytes=10 * BATCH_BYTES)
+        sizes = [BATCH_BYTES // 2, BATCH_BYTES // 2, BATCH_BYTES * 3, 10]
+        runs = [rig.begin(request_id=number) for number in range(4)]
+        for run, size in zip(runs, sizes, strict=True):
+            rig.accept(run, note(0, "x" * size))
+        taken = []
+        rig.writer.flush_now()
+        while rig.writer.ready:
+            taken.append([part.run for part in rig.take().parts])
+        assert taken == [[runs[0]], [runs[1]], [runs[2]], [runs[3]]]
+
+    async def test_batch_has_as_many_parts_as_the_transport_takes(self) -> None:
+        """On a cluster: one."""
+        rig = WriterRig()
+        for number in range(3):
+            rig.accept(rig.begin(request_id=number), note(number))
+        assert len(rig.take(1).parts) == 1
+        assert len(rig.take(16).parts) == 2
+
+    @pytest.mark.parametrize("reply", [b"", b"x", b"1", b"1\nk1\nk1", b"\xff\nk1"])
+    async def test_reply_to_something_else(self, reply: bytes) -> None:
+        """It is an error, and the batch can be sent again."""
+        rig = WriterRig()
+        run = rig.begin()
+        rig.accept(run, note(1))
+        batch = rig.take()
+        with pytest.raises(ValueError, match=r".+"):
+            batch.acknowledge(reply, 0)
+        rig.reply(batch)
+        assert run.acknowledged == 1
+
+    async def test_commit_is_reported_with_one_latency_an_event(self) -> None:
+        """And with the types of the messages; the clock of ids follows Redis's."""
+        rig = WriterRig()
+        run = rig.begin()
+        for message in (None, note(1), answer()):
+            rig.accept(run, message)
+        batch = rig.take()
+        batch.acknowledge(b"1000000\nk3", 0.5)
+        (fact,) = rig.facts
+        assert isinstance(fact, Committed)
+        assert (fact.events, fact.deferred, fact.seconds, len(fact.latencies)) == (3, 0, 0.5, 3)
+        assert list(fact.messages) == [type(None), JSONRPCNotification, JSONRPCResponse]
+        assert fact.payload_bytes == len(codec.encode(note(1))) + len(codec.encode(answer()))
+        assert 0 <= rig.clock.now() - 1_000_000 < 1_000_000
+
+
+class TestFlowControl:
+    """A caller waits only while too much is not acknowledged, once, and for a bounded time."""
+
+    async def test_session_with_too_many_events_waits_for_an_acknowledgement(self) -> None:
+        """Another session does not."""
+        rig = WriterRig()
+        session, other = rig.session("a"), rig.session("b")
+        run = rig.begin(session)
+        for number in range(SESSION_EVENTS + 1):
+            rig.accept(run, note(number))
+        assert rig.writer.full(session)
+        assert not rig.writer.full(other)
+        waiting = asyncio.create_task(rig.writer.wait_for_room(session))
+        await turns()
+        assert not waiting.done()
+        rig.reply(rig.take())
+        await waiting
+        assert not rig.writer.full(session)
+
+    async def test_session_with_too_many_bytes_is_full(self) -> None:
+        """As with too many events."""
+        rig = WriterRig(max_bytes=10 * SESSION_BYTES)
+        session = rig.session()
+        rig.accept(rig.begin(session), note(0, "x" * SESSION_BYTES))
+        assert rig.writer.full(session)
+
+    async def test_process_with_too_many_events_is_full(self) -> None:
+        """At half of the bound: the other half is for an outage."""
+        rig = WriterRig(max_events=10)
+        for number in range(6):
+            rig.accept(rig.begin(rig.session(str(number))), note(number))
+        assert rig.writer.full(rig.session("other"))
+
+    async def test_after_a_wait_in_vain_no_caller_waits(self) -> None:
+        """Until Redis has acknowledged a commit again."""
+        rig = WriterRig()
+        session = rig.session()
+        run = rig.begin(session)
+        for number in range(SESSION_EVENTS + 1):
+            rig.accept(run, note(number))
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await asyncio.gather(*(rig.writer.wait_for_room(session) for _ in range(5)))
+        assert loop.time() - began >= CALL_TIMEOUT * 0.9
+        assert not rig.writer.full(session)
+        while session.events > SESSION_EVENTS - PART_EVENTS:
+            rig.reply(rig.take())
+        for number in range(2 * PART_EVENTS):
+            rig.accept(run, note(number))
+        assert rig.writer.full(session)
+
+    async def test_in_an_outage_no_caller_waits(self) -> None:
+        """Redis is known to be unreachable."""
+        rig = WriterRig()
+        rig.breaker.record_failure(Trouble.CONNECTION, "")
+        session = rig.session()
+        run = rig.begin(session)
+        for number in range(SESSION_EVENTS + 1):
+            rig.accept(run, note(number))
+        with anyio.fail_after(CALL_TIMEOUT / 2):
+            await rig.writer.wait_for_room(session)
+
+
+class TestOverflow:
+    """Beyond the bounds, whole runs are dropped, oldest first."""
+
+    async def test_oldest_run_is_dropped_first(self) -> None:
+        """Its numbers are filled by one placeholder; the other runs are whole."""
+        rig = WriterRig(max_events=6)
+        rig.breaker.record_failure(Trouble.CONNECTION, "")
+        runs = [rig.begin(request_id=number) for number in range(3)]
+        for run in runs:
+            for number in range(2):
+                rig.accept(run, note(number))
+        rig.accept(runs[2], note(2))
+        assert [rig.outcomes.get((runs[0].name, seq)) for seq in (1, 2)] == [StoreOutcome.LOST] * 2
+        assert len(rig.outcomes) == 2
+        assert [fact for fact in rig.facts if isinstance(fact, Lost)] == [
+            Lost(reason=LossReason.OVERFLOW, events=2, payload_bytes=2 * len(codec.encode(note(0))))
+        ]
+        elements = rig.commit_all()
+        assert sorted(len(element) > 40 for element in elements) == [False] + [True] * 5
+        assert [run.acknowledged for run in runs] == [2, 2, 3]
+
+    async def test_response_of_a_dropped_run_is_replaced_by_an_error(self) -> None:
+        """Every stream has an end."""
+        rig = WriterRig(max_events=3)
+        rig.breaker.record_failure(Trouble.CONNECTION, "")
+        run = rig.begin(request_id="7")
+        for message in (note(1), note(2), answer("7")):
+            rig.accept(run, message)
+        rig.accept(rig.begin(request_id=2), note(1))
+        placeholder, error, _ = rig.commit_all()
+        assert placeholder.split(b"\n")[0].split(b" ")[::2] == [b"2", b"l1"]
+        header, _, payload = error.partition(b"\n")
+        assert header.split(b" ")[::2] == [b"3", b"f"]
+        decoded = codec.decode(payload)
+        assert isinstance(decoded, JSONRPCError)
+        assert (decoded.id, decoded.error.code) == ("7", EVENTS_GONE)
+        assert [rig.outcomes[run.name, seq] for seq in (1, 2, 3)] == [StoreOutcome.LOST] * 3
+
+    async def test_ranges_of_one_run_grow_together(self) -> None:
+        """However often it is dropped; each event is reported once."""
+        rig = WriterRig(max_events=2)
+        rig.breaker.record_failure(Trouble.CONNECTION, "")
+        run = rig.begin()
+        for number in range(50):
+            rig.accept(run, note(number))
+        lost = sum(fact.events for fact in rig.facts if isinstance(fact, Lost))
+        assert list(rig.outcomes.values()) == [StoreOutcome.LOST] * lost
+        assert len(run.pending) <= 2
+        rig.commit_all()
+        assert run.acknowledged == 50
+        assert len(rig.outcomes) == 50
+
+    async def test_batches_in_flight_are_not_dropped(self) -> None:
+        """Redis may have them: their numbers are taken."""
+        rig = WriterRig(max_events=2)
+        run = rig.begin()
+        rig.accept(run, note(1))
+        rig.accept(run, note(2))
+        batch = rig.take()
+        rig.breaker.record_failure(Trouble.CONNECTION, "")
+        for number in range(5):
+            rig.accept(run, note(number))
+        assert not {1, 2} & {seq for _, seq in rig.outcomes}
+        rig.reply(batch)
+        assert [rig.outcomes[run.name, seq] for seq in (1, 2)] == [StoreOutcome.STORED] * 2
+
+    async def test_retained_events_go_first(self) -> None:
+        """They are stored already."""
+        rig = WriterRig(max_bytes=4000)
+        run = rig.begin()
+        rig.accept(run, note(1, "x" * 1000))
+        rig.commit_all()
+        assert run.retained
+        rig.breaker.record_failure(Trouble.CONNECTION, "")
+        rig.accept(run, note(2, "x" * 2000))
+        assert not run.retained
+        assert not [fact for fact in rig.facts if isinstance(fact, Lost)]
+
+
+class TestRefusal:
+    """Redis refuses a batch, and would refuse it again: the one event is found, and the others are stored."""
+
+    @pytest.mark.parametrize("culprit", [0, 4, 9])
+    async def test_refused_event_is_isolated(self, culprit: int) -> None:
+        """A placeholder takes its number."""
+        rig = WriterRig()
+        others = [rig.begin(request_id=number) for number in range(2)]
+        run = rig.begin(request_id=2)
+        for each in others:
+            rig.accept(each, note(0))
+        for number in range(10):
+            rig.accept(run, note(number, "poison" if number == culprit else ""))
+        stored = self.refuse_poison(rig)
+        assert len(stored) == 12
+        outcomes = [rig.outcomes[run.name, seq] for seq in range(1, 11)]
+        assert outcomes == [StoreOutcome.LOST if number == culprit else StoreOutcome.STORED for number in range(10)]
+        assert run.acknowledged == 10
+        assert run.limit == 0
+        assert [(fact.reason, fact.events) for fact in rig.facts if isinstance(fact, Lost)] == [
+            (LossReason.REJECTED, 1)
+        ]
+        assert (rig.writer.events, rig.writer.bytes) == (0, 0)
+
+    async def test_refused_response_is_replaced_by_an_error(self) -> None:
+        """It is small, and carries the request's id."""
+        rig = WriterRig()
+        run = rig.begin(request_id="ü 1")
+        rig.accept(run, note(1))
+        rig.accept(run, JSONRPCResponse(jsonrpc="2.0", id="ü 1", result={"text": "poison"}))
+        error = codec.decode(self.refuse_poison(rig)[-1].partition(b"\n")[2])
+        assert isinstance(error, JSONRPCError)
+        assert (error.id, error.error.code) == ("ü 1", EVENTS_GONE)
+        assert rig.outcomes[run.name, 2] is StoreOutcome.LOST
+
+    async def test_redis_that_refuses_everything_is_tried_again_later(self) -> None:
+        """It is not the event: a placeholder is refused, too."""
+        rig = WriterRig()
+        run = rig.begin()
+        rig.accept(run, note(1))
+        assert rig.take().refuse("ERR no")
+        again = rig.take()
+        assert again.parts[0].events[0].lost
+        assert not again.refuse("ERR no")
+        rig.reply(again)
+        assert run.acknowledged == 1
+
+    @staticmethod
+    def refuse_poison(rig: WriterRig) -> list[bytes]:
+        """Refuse each batch with poison in it, and acknowledge the others. Returns the stored elements."""
+        stored: list[bytes] = []
+        for _ in range(30):
+            rig.writer.flush_now()
+            if not rig.writer.ready:
+                return stored
+            batch = rig.take()
+            elements = [event.element() for part in batch.parts for event in part.events]
+            if any(b"poison" in element for element in elements):
+                assert batch.refuse("ERR poison")
+            else:
+                rig.reply(batch)
+                stored += elements
+        raise AssertionError(stored)
+
+
+class TestFences:
+    """A commit finds that the request was answered elsewhere, or that the session has ended."""
+
+    async def test_answered_run_is_fenced(self) -> None:
+        """Its pending events are refused, and its session is called back once; other runs go on."""
+        rig = WriterRig()
+        session = rig.session()
+        fenced: list[str] = []
+        session.on_fenced = fenced.append
+        run, other = rig.begin(session, 1), rig.begin(session, 2)
+        rig.accept(run, note(1))
+        batch = rig.take()
+        rig.accept(run, note(2))
+        rig.accept(other, note(1))
+        rig.reply(batch, "x")
+        assert fenced == ["1"]
+        late = rig.accept(run, answer())
+        assert await late.acknowledged() is StoreOutcome.REFUSED
+        rig.commit_all()
+        assert rig.outcomes == {
+            **{(run.name, seq): StoreOutcome.REFUSED for seq in (1, 2, 3)},
+            (other.name, 1): StoreOutcome.STORED,
+        }
+        assert fenced == ["1"]
+
+    async def test_ended_session_is_called_back_once(self) -> None:
+        """All of its runs are refused."""
+        rig = WriterRig()
+        session = rig.session()
+        ended: list[int] = []
+        session.on_ended = lambda: ended.append(1)
+        for request_id in (1, 2):
+            rig.accept(rig.begin(session, request_id), note(1))
+        rig.reply(rig.take(), "e", "e")
+        assert ended == [1]
+        assert session.ended
+        assert set(rig.outcomes.values()) == {StoreOutcome.REFUSED}
+
+    async def test_key_of_another_type_concerns_its_run_only(self) -> None:
+        """Its events are reported as rejected."""
+        rig = WriterRig()
+        run, other = rig.begin(request_id=1), rig.begin(request_id=2)
+        rig.accept(run, note(1))
+        rig.accept(other, note(1))
+        rig.reply(rig.take(), "!WRONGTYPE", "k1")
+        assert [rig.outcomes[each.name, 1] for each in (run, other)] == [StoreOutcome.LOST, StoreOutcome.STORED]
+        assert [fact.reason for fact in rig.facts if isinstance(fact, Lost)] == [LossReason.REJECTED]
+
+
+class TestRetention:
+    """Acknowledged events are kept for a while."""
+
+    async def test_bound_releases_the_oldest(self) -> None:
+        """Of whichever run."""
+        rig = WriterRig(max_bytes=10 * RETAINED_BYTES)
+        runs = [rig.begin(request_id=number) for number in range(6)]
+        for run in runs:
+            rig.accept(run, note(0, "x" * (RETAINED_BYTES // 4)))
+            rig.commit_all()
+        assert [len(run.retained) for run in runs] == [0, 0, 0, 1, 1, 1]
+        assert rig.writer._retained_bytes <= RETAINED_BYTES
+
+    async def test_events_past_the_ttl_are_not_found(self) -> None:
+        """Redis does not have them either, and the same cursor is answered alike on each worker."""
+        rig = WriterRig(ttl=1)
+        run = rig.begin()
+        rig.accept(run, note(1))
+        rig.accept(run, answer())
+        rig.commit_all()
+        assert rig.writer.find(run.name) is run
+        rig.clock.synchronize(rig.clock.now() + 2_000_000)
+        assert rig.writer.find(run.name) is None
+
+    async def test_verification_asks_for_recent_runs_and_open_ones(self) -> None:
+        """Without an event: the reply has the last number of the list."""
+        rig = WriterRig()
+        finished, silent, fresh = (rig.begin(request_id=number) for number in range(3))
+        rig.accept(finished, answer())
+        rig.accept(silent, None)
+        rig.commit_all()
+        rig.writer.verify()
+        batch = rig.take()
+        assert [(part.run, part.first, part.events) for part in batch.parts] == [(finished, 2, []), (silent, 2, [])]
+        assert fresh.acknowledged == 0
+        rig.reply(batch)
+        assert not rig.writer.ready
+        assert len([fact for fact in rig.facts if isinstance(fact, Committed)]) == 1, "an empty commit is no commit"
+
+    async def test_keys_of_silent_runs_are_renewed(self) -> None:
+        """Long silence is not expiry; a finished run is left to expire."""
+        rig = WriterRig(ttl=4)
+        silent, finished = rig.begin(request_id=1), rig.begin(request_id=2)
+        rig.accept(silent, note(1))
+        rig.accept(finished, answer())
+        rig.commit_all()
+        rig.writer.renew()
+        assert not rig.writer.ready
+        rig.clock.synchronize(rig.clock.now() + 3_000_000)
+        rig.writer.renew()
+        (part,) = rig.take().parts
+        assert (part.run, part.events, part.renews) == (silent, [], True)
+
+
+class TestClear:
+    """The store is closed."""
+
+    async def test_pending_events_are_lost(self) -> None:
+        """Those of a batch that was not acknowledged, too; each is reported once."""
+        rig = WriterRig()
+        session = rig.session()
+        run = rig.begin(session)
+        rig.accept(run, note(1))
+        batch = rig.take()
+        rig.accept(run, note(2))
+        batch.abandon()
+        assert rig.writer.clear() == 2
+        assert rig.outcomes == {(run.name, seq): StoreOutcome.LOST for seq in (1, 2)}
+        assert [(fact.reason, fact.events) for fact in rig.facts if isinstance(fact, Lost)] == [
+            (LossReason.SHUTDOWN, 2)
+        ]
+        assert (rig.writer.events, rig.writer.bytes, session.events, session.bytes) == (0, 0, 0, 0)
+        assert rig.writer.find(run.name) is None
+        assert rig.writer.clear() == 0
+
+    async def test_run_without_pending_events_goes_on(self) -> None:
+        """The store may be used again."""
+        rig = WriterRig()
+        run = rig.begin()
+        rig.accept(run, note(1))
+        rig.commit_all()
+        assert rig.writer.clear() == 0
+        rig.accept(run, answer())
+        batch = rig.take()
+        assert batch.parts[0].first == 2
+        rig.reply(batch)
+        assert rig.outcomes[run.name, 2] is StoreOutcome.STORED
+
+    async def test_waiting_callers_are_released(self) -> None:
+        """Nothing will be acknowledged any more."""
+        rig = WriterRig()
+        session = rig.session()
+        run = rig.begin(session)
+        for number in range(SESSION_EVENTS + 1):
+            rig.accept(run, note(number))
+        waiting = asyncio.create_task(rig.writer.wait_for_room(session))
+        await turns()
+        rig.writer.clear()
+        with anyio.fail_after(CALL_TIMEOUT / 2):
+            await waiting
