@@ -97,7 +97,8 @@ class InstrumentedEventStore(EventStore):
         self._warn_unscoped = ours
         self._recorded: list[Recorded] = []
         """Of acknowledged events whose spans are recorded: for the exemplars of the commit that they are in."""
-        self._sinks.count(MetricsSink.configured, self.ttl)
+        decorated = self._store
+        self._sinks.count(MetricsSink.configured, self.ttl, lambda: decorated.waiting)
         self._store.observe(self._told)
         self._sinks.safely("logs", self._sinks.logs.configured, ttl_missing=ours and self.ttl is None)
 

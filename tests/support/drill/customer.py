@@ -87,6 +87,12 @@ class Customer:
         self.missed(reason)
         return said
 
+    async def fails(self, worker: WorkerProcess, event_id: str) -> None:
+        """Resume a stream that Redis refuses to read: nothing comes."""
+        self._asks(worker)
+        assert await at(self.client, worker).resume(event_id) == []
+        self.ledger.rejected += 1
+
     async def is_refused(self, worker: WorkerProcess, event_id: str) -> int:
         """Resume from what cannot be an id; returns the status."""
         self._asks(worker)

@@ -11,10 +11,13 @@ from support.drill.site import FOREVER, SHORT, Site
 from support.processes import revive
 from support.waiting import until
 
+MOST_FAILURES = LEAST_RESUMES - LEAST_RESUMES // 4 - 1
+"""Of so few resumes, those before included, no alert about resumes may fire."""
+
 
 def _age(call: Call) -> float:
     """Seconds since the last event that the client has: ids are clocks."""
-    return time.time() - int(call.last.partition(".")[0]) / 1e6
+    return time.time() - int(call.last.partition("-")[0]) / 1e6
 
 
 async def too_short(site: Site, new: NewCustomer) -> None:
@@ -70,7 +73,7 @@ async def for_ever(site: Site, new: NewCustomer) -> None:
         for _ in range(count):
             assert await customer.misses(site.forever, other.calls[0].last, "unknown") == [GONE]
 
-    await strangers(LEAST_RESUMES // 2)
+    await strangers(LEAST_RESUMES // 4)
     await site.shows(f'job_store:eventscope_resumes_failed:ratio_rate1h{{job="{FOREVER}"}} == 1')
     await _spoilt(site, other)
     await site.fires(FOREVER, "EventscopeTTLMissing")
@@ -83,20 +86,28 @@ async def for_ever(site: Site, new: NewCustomer) -> None:
 
 
 async def _spoilt(site: Site, customer: Customer) -> None:
-    """Somebody else writes to a key of a stream: what is said on it is refused, and sent all the same."""
+    """Another program writes to the key of a stream: its next event is lost, and Redis refuses to read it."""
     call = await customer.calls_and_is_cut(site.forever, "1")
-    key = Keys("mcp:").for_session(customer.client.session).stream(str(call.request_id))
+    name, run = call.last.rpartition(".")[2], call.last.partition(".")[0].split("-")[2]
+    key = Keys("mcp:").for_session(customer.client.session).run(name, run)
     with site.other_redis.client() as redis:
-        assert redis.delete(key)
-        redis.set(key, "not an index")
-    with anyio.fail_after(site.patience):
-        while "EventscopeStoreErrors" not in site.firing(FOREVER):
-            await call.steering.step("2")
-            customer.ledger.rejected += 1
-            await anyio.sleep(0.5 * site.interval)
+
+        def both_stored() -> bool:
+            return bool(redis.llen(key) == len(call.events))
+
+        await until(both_stored)
+        redis.set(key, "not a list")
+    await call.steering.step("2")
+    customer.ledger.lost["rejected"] += 1
+    await site.fires(FOREVER, "EventscopeEventsLost")
+    for _ in range(MOST_FAILURES):
+        if "EventscopeStoreErrors" in site.firing(FOREVER):
+            break
+        await customer.fails(site.forever, call.last)
+        await anyio.sleep(site.interval)
+    await site.fires(FOREVER, "EventscopeStoreErrors")
     await call.steering.finish()
     await call.steering.ended()
-    customer.ledger.rejected += 1
 
 
 async def full(site: Site) -> None:

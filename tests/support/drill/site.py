@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx2
+
 from support.drill.asking import ALL, View
 from support.drill.ledger import Ledger
 from support.drill.shrunk import shrink
@@ -74,6 +76,12 @@ class Site:
             return all((self.prometheus.value(query) or 0) > now for query in seen)
 
         await until(all_seen, every=0.1)
+
+    async def is_degraded(self, worker: WorkerProcess) -> bool:
+        """Whether a worker reports now that its Redis is unreachable or slow."""
+        async with httpx2.AsyncClient(trust_env=False) as http:
+            answer = await http.get(f"{worker.url}/metrics")
+        return 'eventscope_degraded{store="default"} 1.0' in answer.raise_for_status().text
 
     async def shows(self, expression: str) -> None:
         """Return when an expression has a value that is not 0."""
