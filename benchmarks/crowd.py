@@ -12,7 +12,8 @@ import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from dataclasses import replace
+from typing import Any, Self, TypeVar
 
 from redis import asyncio as aioredis
 
@@ -21,9 +22,7 @@ from benchmarks.latency import percentiles
 from benchmarks.processes import ROOT, BenchmarkError, resident, stop, until, valkey
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.connection import connect
-from mcp_eventscope.redis.keys import Keys
-from mcp_eventscope.redis.root.chunk_reader import ChunkReader
-from mcp_eventscope.redis.root.scripts import Chunk
+from mcp_eventscope.redis.read.run_reader import RunReader
 from mcp_eventscope.types import EventMessage, FollowEnd, JSONRPCMessage, JSONRPCNotification, JSONRPCResponse
 
 PREFIX = "bench:"
@@ -34,6 +33,10 @@ STREAM = "1"
 _GROUP = 500
 """Events that are written at once: whoever writes must not be what is measured."""
 _QUIET_SECONDS = 0.3
+_NO_EVENT = "1-1-0123456789ab1"
+"""A cursor of a worker that does not exist."""
+
+T = TypeVar("T")
 
 
 # -- the process that starts it, and stores --------------------------------------------------------------------------
@@ -77,23 +80,33 @@ async def _crowd(url: str, count: int, *, idle: float = 0, trace: bool = False) 
                 figures["idle_commands_per_second"] = per_second(before, await commands(client), idle)
                 ids = await _write(store, count, JSONRPCNotification(jsonrpc="2.0", method="note", params={"n": 1}))
                 figures["wake"] = await tell("wake")
-                figures["wake"]["writing_seconds"] = round((int(ids[-1]) - int(ids[0])) / 1e6, 3)
+                figures["wake"]["writing_seconds"] = round((_microseconds(ids[-1]) - _microseconds(ids[0])) / 1e6, 3)
                 await _write(store, count, JSONRPCResponse(jsonrpc="2.0", id=1, result={}))
                 figures |= await tell("end")
     return figures
 
 
 async def _write(store: RedisEventStore, count: int, message: JSONRPCMessage | None) -> list[str]:
-    """Store the message on all streams, as another worker; returns the ids."""
+    """Store the message on all streams, as the worker that runs their requests; returns the ids.
+
+    Args:
+        store: The store of that worker.
+        count: How many streams.
+        message: The message; None opens the streams, with a priming event.
+    """
+
+    async def write(place: int) -> str:
+        session = store.for_session(_session(place))
+        if message is None:
+            session.begin(STREAM, 1)
+        appended = await session.append(STREAM, message)
+        if appended.pending is not None:
+            await appended.pending.acknowledged()
+        return appended.event_id
+
     ids: list[str] = []
     for start in range(0, count, _GROUP):
-        places = range(start, min(start + _GROUP, count))
-        ids += [
-            appended.event_id
-            for appended in await asyncio.gather(
-                *(store.for_session(_session(place)).append(STREAM, message) for place in places)
-            )
-        ]
+        ids += await asyncio.gather(*map(write, range(start, min(start + _GROUP, count))))
     return ids
 
 
@@ -132,17 +145,17 @@ async def _child(order: dict[str, Any]) -> AsyncIterator[Callable[[str], Awaitab
 # -- the process that follows ----------------------------------------------------------------------------------------
 
 
-class _Counting(ChunkReader):
-    """A reader that knows how many reads are under way."""
+class _Counting(RunReader):
+    """A reader that counts its reads, and those in progress."""
 
     reading = 0
     reads = 0
 
-    async def read(self, keys: Keys, cursor: str, stream_id: str | None) -> Chunk:
+    async def call(self, function: Callable[[], Awaitable[T]]) -> T:
         """Read, and count."""
         _Counting.reading += 1
         try:
-            return await super().read(keys, cursor, stream_id)
+            return await super().call(function)
         finally:
             _Counting.reading -= 1
             _Counting.reads += 1
@@ -161,7 +174,7 @@ class _Deliveries:
 
     async def __call__(self, event: EventMessage) -> None:
         """Take one event."""
-        now, stored = time.time_ns(), int(event.event_id or 0) * 1000
+        now, stored = time.time_ns(), _microseconds(event.event_id or "") * 1000
         self.seconds.append((now - stored) / 1e9)
         self.first, self.last = min(self.first, stored), now
 
@@ -179,7 +192,7 @@ class _Crowd:
     async def follow(self, *, trace: bool) -> dict[str, Any]:
         """Start all of them; what they cost once they sleep."""
         # Connections, scripts and imports are there before anything is counted.
-        await self._store.for_session("warm").follow(STREAM, "1", self._deliveries, limit=0)
+        await self._store.for_session("warm").follow(STREAM, _NO_EVENT, self._deliveries, limit=0)
         self._deliveries.begin()
         gc.collect()
         if trace:
@@ -264,7 +277,8 @@ async def _main() -> None:
     order: dict[str, Any] = json.loads(await anext(orders))
     async with connect(f"{order['url']}?client_name={NAME}") as client, connect(order["url"]) as monitor:
         store = RedisEventStore(client, key_prefix=PREFIX, ttl=TTL)
-        store._reader = _Counting(client, store._breaker)
+        shared = store._sessions
+        store._sessions = replace(shared, reader=_Counting(client, shared.breaker, shared.writer.find))
         crowd = _Crowd(store, monitor, order["cursors"])
         _say(await crowd.follow(trace=order["trace"]))
         for step in ("idle", "wake", "end"):
@@ -280,6 +294,11 @@ async def _main() -> None:
 def _say(figures: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(figures) + "\n")
     sys.stdout.flush()
+
+
+def _microseconds(event_id: str) -> int:
+    """When an event was accepted: its id begins with the time."""
+    return int(event_id.partition("-")[0])
 
 
 def _session(place: int) -> str:

@@ -89,7 +89,7 @@ async def _round(  # noqa: PLR0913 - what a round is
         "heard": len(heard),
         "responses": sum(b'"done"' in stream.text for stream in streams),
         "said_to_wire_ms": percentiles([(event.heard - event.said) / 1e6 for event in heard]),
-        "stored_to_wire_ms": percentiles([(event.heard - event.stored) / 1e6 for event in heard]),
+        "accepted_to_wire_ms": percentiles([(event.heard - event.accepted) / 1e6 for event in heard]),
         "resident": size,
     }
 

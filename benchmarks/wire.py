@@ -12,16 +12,16 @@ from benchmarks.processes import HOST, BenchmarkError
 VERSION = "2025-11-25"
 _SESSION = re.compile(rb"(?im)^mcp-session-id: *(\S+)")
 _ID = re.compile(rb"(?m)^id: (\S+)")
-_PROGRESS = re.compile(rb'(?m)^id: (\d+)\.(?:(?!^id: )[\s\S])*?^data: .*"message":"(\d{16,})"')
+_PROGRESS = re.compile(rb'(?m)^id: (\d+)-[^.\s]+\.(?:(?!^id: )[\s\S])*?^data: .*"message":"(\d{16,})"')
 _SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Heard:
-    """One progress notification, in nanoseconds of the clock: said by the tool, stored by Redis, heard here."""
+    """One progress notification, in nanoseconds of the clock: said by the tool, accepted by the store, heard here."""
 
     said: int
-    stored: int
+    accepted: int
     heard: int
 
 

@@ -76,6 +76,9 @@ class ForeignEventStore:
     def bind(self, *, ended: Callable[[], None], fenced: Callable[[StreamId], None]) -> None:
         """Do nothing: no other process answers for this one."""
 
+    def close(self) -> None:
+        """Do nothing: the store has no part that is one session's."""
+
     async def open_standalone(self) -> EventId:
         """No cursor: a follower is not woken by other processes."""
         return ""

@@ -97,7 +97,8 @@ class InstrumentedEventStore(EventStore):
         self._warn_unscoped = ours
         self._recorded: list[Recorded] = []
         """Of acknowledged events whose spans are recorded: for the exemplars of the commit that they are in."""
-        self._sinks.count(MetricsSink.configured, self.ttl)
+        decorated = self._store
+        self._sinks.count(MetricsSink.configured, self.ttl, lambda: decorated.waiting)
         self._store.observe(self._told)
         self._sinks.safely("logs", self._sinks.logs.configured, ttl_missing=ours and self.ttl is None)
 
@@ -141,6 +142,10 @@ class InstrumentedEventStore(EventStore):
     def bind(self, *, ended: Callable[[], None], fenced: Callable[[StreamId], None]) -> None:
         """Call back when something ended elsewhere; see the store."""
         self._store.bind(ended=ended, fenced=fenced)
+
+    def close(self) -> None:
+        """Keep nothing of the session in this process; see the store."""
+        self._store.close()
 
     async def open_standalone(self) -> EventId:
         """A cursor on the standalone stream; see the store."""

@@ -360,6 +360,10 @@ class FactStore(Protocol):
         """Call back when the session was ended elsewhere, and when a request was answered in this process's place."""
         ...
 
+    def close(self) -> None:
+        """Keep nothing of the session in this process that is stored: the session is not served here any more."""
+        ...
+
     async def ping(self) -> None:
         """Return when the store answers."""
         ...

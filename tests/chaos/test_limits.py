@@ -16,10 +16,11 @@ from redis import asyncio as aioredis
 from mcp_eventscope import ResumableSessionManager, http_app
 from mcp_eventscope.answers import REQUEST_ORPHANED
 from support.chaos import at_url, says, works
+from support.processes import LEASE
 from support.raw import Connect, RawClient, events
 from support.serving import serving
 from support.tools import Steered
-from support.waiting import until
+from support.waiting import CEILING, promptly, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -61,7 +62,7 @@ async def two(url: str, *, auth: bool = False, **options: object) -> AsyncIterat
         found = []
         for _ in range(2):
             steered = Steered(**settings)
-            app = http_app(steered.mcp, redis_url=url, registry=CollectorRegistry(), lease=1, **options)  # type: ignore[arg-type]
+            app = http_app(steered.mcp, redis_url=url, registry=CollectorRegistry(), lease=LEASE, **options)  # type: ignore[arg-type]
             found.append(Worker(await stack.enter_async_context(serving(app)), steered))
         yield found[0], found[1]
 
@@ -115,7 +116,7 @@ async def test_max_sessions_counts_adopted_ones(valkey_url: str, connect: Connec
 
 async def test_idle_sessions_end_where_they_are_idle(valkey_url: str, connect: Connect) -> None:
     """A worker forgets the session that it does not serve, and takes it over again; the one that serves it does not."""
-    async with two(valkey_url, session_idle_timeout=1) as (a, b):
+    async with two(valkey_url, session_idle_timeout=LEASE) as (a, b):
         client = connect(a.url)
         await client.initialize()
         async with client.call(1, "steps", name="w") as response:
@@ -127,7 +128,7 @@ async def test_idle_sessions_end_where_they_are_idle(valkey_url: str, connect: C
                 await until(lambda: not b.sessions)
                 assert a.sessions == 1
             # It is served on one worker for longer than the others would have kept it.
-            await anyio.sleep(2)
+            await anyio.sleep(2 * LEASE)
             await works(at_url(client, b.url))
             a.steered.finish("w")
             assert says([event async for event in stream][-1]) == "0 steps"
@@ -229,7 +230,7 @@ async def test_open_streams_hold_up_no_adoption(valkey_url: str, connect: Connec
             await client.initialize()
             await stack.enter_async_context(at_url(client, b.url).get())
         another = connect(b.url)
-        with anyio.fail_after(5):
+        with anyio.fail_after(CEILING):
             await another.initialize()
         await works(another)
 
@@ -271,7 +272,7 @@ async def test_delete_ends_what_is_open(
                 if lost:
                     await redis_client.client_kill_filter(_type="pubsub")
                 assert await other.delete() == 200
-                with anyio.fail_after(5):
+                with anyio.fail_after(CEILING):
                     for stream in (live, events(resumed), events(standalone)):
                         assert {says(event) for event in [row async for row in stream] if event.data} <= ENDINGS
         await until(lambda: not a.sessions and not b.sessions)
@@ -288,7 +289,7 @@ async def test_without_wake_ups(mute_url: str, connect: Connect) -> None:
             stream = events(response)
             for number in range(3):
                 a.steered.step("w", str(number))
-                with anyio.fail_after(1):
+                with promptly(1):
                     assert says(await anext(stream)) == str(number)
             a.steered.finish("w")
             assert says(await anext(stream)) == "3 steps"

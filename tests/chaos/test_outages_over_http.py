@@ -12,7 +12,7 @@ from support.chaos import NewSteering, at, begun, says, works
 from support.processes import WorkerProcess, worker_processes
 from support.raw import Connect, RawClient, events
 from support.valkeys import OwnValkey, own_valkey
-from support.waiting import until
+from support.waiting import CEILING, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -61,7 +61,7 @@ async def test_standalone_stream_that_is_opened_meanwhile(world: World, connect:
         assert response.status_code == 200
         server.start()
         speaker = at(client, workers[there])
-        with anyio.fail_after(10):
+        with anyio.fail_after(CEILING):
             await until(lambda: _stores(speaker))
             async with speaker.call(5, "announce") as call:
                 assert says([event async for event in events(call)][-1]) == "said"

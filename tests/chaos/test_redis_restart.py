@@ -13,7 +13,7 @@ from support.processes import LEASE, Router, WorkerProcess, revive, worker_proce
 from support.raw import Connect, RawClient, events
 from support.steering import Watched
 from support.valkeys import OwnValkey, own_valkey
-from support.waiting import until
+from support.waiting import promptly, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -152,7 +152,7 @@ async def test_dead_while_redis_was(world: World, connect: Connect, steering: Ne
             a.kill()
             await anyio.sleep(OUTAGE)
         # For the length of a lease the others may only not have renewed theirs yet.
-        with anyio.fail_after(3 * LEASE):
+        with promptly(3 * LEASE):
             assert says(await anext(stream)) == str(REQUEST_ORPHANED)
     await works(at(client, b))
 
@@ -167,6 +167,6 @@ async def test_shutdown_without_redis(world: World, connect: Connect, steering: 
         async with client.get(received[0].id):
             with outage(server):
                 a.terminate()
-                with anyio.fail_after(10):
+                with promptly(10):
                     await anyio.to_thread.run_sync(a.wait)
                 assert not a.alive

@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from support.raw import Connect, RawClient
+from support.waiting import CEILING
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def registry() -> CollectorRegistry:
 @pytest.fixture
 async def connect() -> AsyncIterator[Connect]:
     """Makes clients, whose connections are closed at the end of the test."""
-    async with httpx2.AsyncClient(timeout=15) as http:
+    async with httpx2.AsyncClient(timeout=CEILING) as http:
 
         def make(base_url: str, **headers: str) -> RawClient:
             return RawClient(http, f"{base_url}/mcp", headers=headers)

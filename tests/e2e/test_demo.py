@@ -15,6 +15,7 @@ import pytest
 
 from examples.demo.figures import Figures
 from examples.demo.scenes import KILL_AFTER, STEPS
+from support.waiting import CEILING
 
 ROOT = Path(__file__).parents[2]
 MARK = "EVENTSCOPE_DEMO_TEST"
@@ -49,7 +50,7 @@ class Run:
 
     def finish(self) -> int:
         """Read the rest. Returns the exit status."""
-        self.output += self.process.communicate(timeout=30)[0]
+        self.output += self.process.communicate(timeout=CEILING)[0]
         return self.process.returncode
 
     def left_behind(self) -> list[str]:
@@ -145,7 +146,7 @@ def test_serve_answers_until_it_is_stopped(number: signal.Signals) -> None:
     with running("serve", "--port", "0") as run:
         url = run.read_until(r"http://127\.0\.0\.1:\d+(?=/healthz)").group()
         run.read_until("Ctrl-C ends it")
-        with httpx2.Client(trust_env=False, timeout=10) as http:
+        with httpx2.Client(trust_env=False, timeout=CEILING) as http:
             health = http.get(f"{url}/healthz")
             scrape = http.get(f"{url}/metrics")
         assert (health.status_code, health.json()["status"]) == (200, "ok")

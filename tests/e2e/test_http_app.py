@@ -24,6 +24,7 @@ from support.logs import Recorder
 from support.raw import Connect, events
 from support.serving import serving
 from support.tools import Steered
+from support.waiting import CEILING
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +38,7 @@ def log() -> Recorder:
 @pytest.fixture
 async def http() -> AsyncIterator[httpx2.AsyncClient]:
     """Plain HTTP."""
-    async with httpx2.AsyncClient(timeout=15) as client:
+    async with httpx2.AsyncClient(timeout=CEILING) as client:
         yield client
 
 

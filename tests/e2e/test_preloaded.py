@@ -41,7 +41,7 @@ async def test_workers_that_are_forked(valkey_url: str, connect: Connect) -> Non
                 return all([(await first.http.get(f"http://{HOST}:{port}/healthz")).is_success for port in ports])
             return False
 
-        await until(healthy, within=20)
+        await until(healthy)
         assert len(await leases(valkey_url) - others) == 2
         await first.initialize()
         second = replace(first, url=f"http://{HOST}:{ports[1]}/mcp")

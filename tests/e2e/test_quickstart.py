@@ -13,7 +13,7 @@ import pytest
 from mcp import Client
 from prometheus_client.parser import text_string_to_metric_families
 
-from support.waiting import until
+from support.waiting import CEILING, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -43,7 +43,7 @@ def server(port: int, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         )
     yield process
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) in {0, -signal.SIGTERM}
+    assert process.wait(CEILING) in {0, -signal.SIGTERM}
     assert b"event_store.embedded" in (tmp_path / "log").read_bytes()
 
 
@@ -70,7 +70,7 @@ async def test_quickstart(server: subprocess.Popen[bytes], port: int) -> None:
         except httpx2.TransportError:
             return False
 
-    await until(healthy, within=20)
+    await until(healthy)
     seen = Seen()
     async with Client(f"{url}/mcp", mode="legacy") as client:
         result = await client.call_tool("count", {"to": 1}, progress_callback=seen)

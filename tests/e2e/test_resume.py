@@ -13,7 +13,7 @@ from mcp_eventscope.answers import EVENTS_GONE
 from support.raw import Connect, Event, RawClient, events
 from support.serving import serving
 from support.tools import Steered
-from support.waiting import until
+from support.waiting import CEILING, until
 
 pytestmark = pytest.mark.anyio
 
@@ -104,7 +104,7 @@ async def test_response_as_cursor(client: RawClient) -> None:
     """A client that has the response is owed nothing: the stream ends at once."""
     async with client.call(1, "echo", text="x") as response:
         received = [event async for event in events(response)]
-    with anyio.fail_after(2):
+    with anyio.fail_after(CEILING):
         assert await client.resume(received[-1].id) == []
 
 
@@ -186,7 +186,7 @@ async def test_foreign_cursors(client: RawClient, caplog: pytest.LogCaptureFixtu
         async with client.get(cursor) as response:
             assert (cursor, response.status_code) == (cursor, 400)
     for cursor in [*UNKNOWN, first + "0", "0" + first, first + ".1", first.partition(".")[0] + ".2"]:
-        with anyio.fail_after(5):
+        with anyio.fail_after(CEILING):
             assert (cursor, codes(await client.resume(cursor))) == (cursor, [EVENTS_GONE])
     assert "result" in (await client.resume(first))[-1].message
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
@@ -198,7 +198,7 @@ async def test_empty_cursor_is_no_resume(client: RawClient) -> None:
         assert response.status_code == 200
         async with client.get() as second:
             assert second.status_code == 200
-            with anyio.fail_after(5):
+            with anyio.fail_after(CEILING):
                 assert [event.data async for event in events(response)] == [""], "its cursor, and nothing else"
 
 
@@ -208,7 +208,7 @@ async def test_delete_ends_what_is_followed(client: RawClient, steered: Steered)
         stream = events(response)
         await anext(stream)
         assert await client.delete() == 200
-        with anyio.fail_after(5):
+        with anyio.fail_after(CEILING):
             assert [event async for event in stream] == []
 
 

@@ -14,7 +14,7 @@ from support.binaries import complaints
 from support.raw import RawClient, events
 from support.servers import HOST, free_port
 from support.tree import Tree, tree
-from support.waiting import until
+from support.waiting import CEILING, until
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +49,7 @@ async def figures(url: str = SCRAPE) -> Figures:
 @asynccontextmanager
 async def client(server: Tree) -> AsyncIterator[RawClient]:
     """A session, on connections of its own."""
-    async with httpx2.AsyncClient(trust_env=False, timeout=15) as http:
+    async with httpx2.AsyncClient(trust_env=False, timeout=CEILING) as http:
         raw = RawClient(http, f"{server.url}/mcp")
         await raw.initialize()
         yield raw

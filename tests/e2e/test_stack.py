@@ -17,7 +17,7 @@ import yaml
 
 from support.prometheus import prometheus
 from support.servers import HOST, free_port
-from support.waiting import until
+from support.waiting import CEILING, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -52,7 +52,7 @@ def _served(redis_url: str, metrics: Path, metrics_port: int) -> Iterator[str]:
         yield f"http://{HOST}:{port}/mcp"
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(CEILING)
 
 
 async def test_what_runs_without_containers(valkey_url: str, tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ async def test_what_runs_without_containers(valkey_url: str, tmp_path: Path) -> 
     with _served(valkey_url, metrics, metrics_port) as url, prometheus(config / "prometheus.yml") as server:
         async with await anyio.open_process([sys.executable, str(STACK / "load.py"), url, "4"]) as load:
             resumed = 'sum(eventscope_replay_duration_seconds_count{outcome="resumed"})'
-            await until(lambda: (server.value(resumed) or 0) > 3, within=40)
-            await until(lambda: server.query("eventscope_redis_db_keys"), within=20)
+            await until(lambda: (server.value(resumed) or 0) > 3)
+            await until(lambda: server.query("eventscope_redis_db_keys"))
             load.terminate()
         groups = server.ask("rules")["groups"]
         rules = [rule for group in groups for rule in group["rules"]]

@@ -11,6 +11,7 @@ from mcp_eventscope.embedded import EmbeddedValkey
 from support.raw import Connect, events
 from support.serving import serving
 from support.tools import Steered
+from support.waiting import CEILING
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +40,7 @@ async def test_redis_dies_in_the_middle_of_a_call(
             doomed._server.terminate()
             steered.step("work", "a", "b")
             steered.finish("work")
-            with anyio.fail_after(10):
+            with anyio.fail_after(CEILING):
                 rest = [event async for event in stream]
         assert [bool(event.id) for event in rest] == [True] * 3
         assert rest[-1].message["result"]["structuredContent"] == {"result": "2 steps"}

@@ -14,11 +14,12 @@ from mcp_eventscope import http_app
 from mcp_eventscope.answers import EVENTS_GONE, REQUEST_ORPHANED
 from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.sessions.transport import ResumableTransport
+from support.processes import LEASE
 from support.raw import Connect, Event, RawClient, events
 from support.servers import valkey
 from support.serving import serving
 from support.tools import Steered
-from support.waiting import until
+from support.waiting import CEILING, until
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +39,7 @@ async def workers(valkey_url: str) -> AsyncIterator[list[Worker]]:
         found = []
         for _ in range(2):
             steered = Steered()
-            app = http_app(steered.mcp, redis_url=valkey_url, registry=CollectorRegistry(), lease=1)
+            app = http_app(steered.mcp, redis_url=valkey_url, registry=CollectorRegistry(), lease=LEASE)
             found.append(Worker(steered, await stack.enter_async_context(serving(app))))
         yield found
 
@@ -107,7 +108,7 @@ async def test_standalone_stream_on_another_worker(pair: tuple[RawClient, RawCli
         assert (await anext(stream)).data == "", "its cursor, from the start"
         async with on_a.call(1, "announce") as call:
             assert "result" in [event async for event in events(call)][-1].message
-        with anyio.fail_after(5):
+        with anyio.fail_after(CEILING):
             assert (await anext(stream)).message["method"] == "notifications/tools/list_changed"
 
 
@@ -133,7 +134,7 @@ async def test_answer_to_another_worker(pair: tuple[RawClient, RawClient]) -> No
             }
             async with answering.post(answer) as accepted:
                 assert accepted.status_code == 202
-            with anyio.fail_after(5):
+            with anyio.fail_after(CEILING):
                 assert (await anext(stream)).message["result"]["structuredContent"] == {"result": "Ada"}
 
 
@@ -154,7 +155,7 @@ async def test_cancellation_on_another_worker(pair: tuple[RawClient, RawClient])
         notice = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
         async with on_b.post(notice) as accepted:
             assert accepted.status_code == 202
-        with anyio.fail_after(5):
+        with anyio.fail_after(CEILING):
             assert (await anext(stream)).message["error"]["code"] == -32800
 
 
@@ -171,7 +172,7 @@ async def test_poll_twice(workers: list[Worker], pair: tuple[RawClient, RawClien
     for client, more in ((on_b, "b"), (on_a, "c")):
         async with client.get(received[-1].id) as response:
             steered.step("w", more, "close")
-            with anyio.fail_after(5):
+            with anyio.fail_after(CEILING):
                 received += [event async for event in events(response)]
     steered.finish("w")
     received += await on_b.resume(received[-1].id)
@@ -182,14 +183,18 @@ async def test_poll_twice(workers: list[Worker], pair: tuple[RawClient, RawClien
 async def test_worker_that_ends_answers_for_what_it_ran(valkey_url: str, connect: Connect) -> None:
     """A call that is running when its worker shuts down is answered at once, and the session goes on elsewhere."""
     first, second = Steered(), Steered()
-    async with serving(http_app(second.mcp, redis_url=valkey_url, registry=CollectorRegistry(), lease=30)) as other:
-        async with serving(http_app(first.mcp, redis_url=valkey_url, registry=CollectorRegistry(), lease=30)) as url:
+    async with serving(
+        http_app(second.mcp, redis_url=valkey_url, registry=CollectorRegistry(), lease=2 * CEILING)
+    ) as other:
+        async with serving(
+            http_app(first.mcp, redis_url=valkey_url, registry=CollectorRegistry(), lease=2 * CEILING)
+        ) as url:
             on_a = connect(url)
             await on_a.initialize()
             async with on_a.call(1, "steps", name="w") as response:
                 cursor = (await anext(events(response))).id
         on_b = replace(on_a, url=f"{other}/mcp")
-        with anyio.fail_after(5):
+        with anyio.fail_after(CEILING):
             (answer,) = await on_b.resume(cursor)
             assert await on_b.resume(cursor) == [answer]
         assert answer.message["error"]["code"] == REQUEST_ORPHANED
@@ -215,7 +220,7 @@ async def test_redis_dies_while_a_stream_is_followed(connect: Connect) -> None:
                 assert progress([await anext(stream)]) == ["a"]
                 valkey._server.terminate()
                 steered.step("w", "b")
-                with anyio.fail_after(10):
+                with anyio.fail_after(CEILING):
                     assert progress([await anext(stream)]) == ["b"]
                     steered.finish("w")
                     assert "result" in (await anext(stream)).message
@@ -233,7 +238,7 @@ async def test_standalone_stream_is_resumed(pair: tuple[RawClient, RawClient]) -
     assert "result" in (await call(on_a, 2, "announce")).message
     async with on_b.get(cursor) as response:
         stream = events(response)
-        with anyio.fail_after(5):
+        with anyio.fail_after(CEILING):
             received = [await anext(stream), await anext(stream)]
     assert [event.message["method"] for event in received] == ["notifications/tools/list_changed"] * 2
     assert len({event.id for event in received}) == 2
@@ -245,7 +250,7 @@ async def test_redis_comes_back_empty(connect: Connect) -> None:
     async with valkey.running(), AsyncExitStack() as stack:
         urls, steered = [], [Steered(), Steered()]
         for each in steered:
-            app = http_app(each.mcp, redis_url=valkey.url, registry=CollectorRegistry(), lease=1)
+            app = http_app(each.mcp, redis_url=valkey.url, registry=CollectorRegistry(), lease=LEASE)
             urls.append(await stack.enter_async_context(serving(app)))
         on_a = connect(urls[0])
         await on_a.initialize()
@@ -259,7 +264,9 @@ async def test_redis_comes_back_empty(connect: Connect) -> None:
             steered[0].step("w", "a")
             cursor = (await anext(stream)).id
         async with replace(on_a, url=f"{urls[1]}/mcp").get(cursor) as response:
-            await anyio.sleep(2.5)  # Longer than the lease, in which nobody may think that the call is orphaned.
+            await anyio.sleep(
+                2.5 * LEASE
+            )  # Longer than the lease, in which nobody may think that the call is orphaned.
             steered[0].finish("w")
             (event,) = [event async for event in events(response)]
         assert "result" in event.message
@@ -270,7 +277,7 @@ async def test_response_while_redis_is_away(connect: Connect, *, frozen: bool) -
     """A call that ends while Redis is away, and its client too, has its response, once, when both are back."""
     with valkey() as server:
         steered = Steered()
-        app = http_app(steered.mcp, redis_url=server.url, registry=CollectorRegistry(), lease=0.6)
+        app = http_app(steered.mcp, redis_url=server.url, registry=CollectorRegistry(), lease=LEASE)
         async with serving(app) as url:
             client = connect(url)
             await client.initialize()
@@ -322,7 +329,7 @@ async def test_events_have_expired(valkey_url: str, connect: Connect) -> None:
         async with on_a.get(aside) as response:
             stream = events(response)
             assert "result" in (await call(replace(on_a, url=f"{urls[1]}/mcp"), 2, "announce")).message
-            with anyio.fail_after(5):
+            with anyio.fail_after(CEILING):
                 assert (await anext(stream)).message["method"] == "notifications/tools/list_changed"
 
 
@@ -337,8 +344,8 @@ async def test_one_standalone_stream_at_a_time(pair: tuple[RawClient, RawClient]
     async with on_a.get() as old, on_b.get() as new:
         older, newer = events(old), events(new)
         await anext(newer)
-        with anyio.fail_after(5):
+        with anyio.fail_after(CEILING):
             assert [event.data async for event in older] == [""], "its cursor, and nothing else"
         assert "result" in (await call(on_a, 1, "announce")).message
-        with anyio.fail_after(5):
+        with anyio.fail_after(CEILING):
             assert (await anext(newer)).message["method"] == "notifications/tools/list_changed"

@@ -212,6 +212,14 @@ async def test_trimming_is_bounded(store: RedisEventStore, redis_client: aioredi
     assert left == [LOOKED_AT * 2, LOOKED_AT, 0, 0]
 
 
+async def test_batch_that_is_sent_again_trims(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
+    """A batch that Redis did not execute the first time, since it had lost the script, trims the second time."""
+    old = await _expired_entry(redis_client, keys, age=store.ttl or 0)
+    await redis_client.script_flush()
+    await store.append("1", note(0))
+    assert old not in await index_of(redis_client, keys)
+
+
 async def test_only_the_streams_written_to_are_trimmed(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
 ) -> None:

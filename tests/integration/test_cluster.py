@@ -15,6 +15,7 @@ from mcp_eventscope.testing import Collected
 from mcp_eventscope.types import FollowEnd
 from support.messages import answer, note
 from support.servers import free_port
+from support.waiting import CEILING
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -82,7 +83,7 @@ async def test_orphan_of_another_worker(cluster: aioredis.RedisCluster) -> None:
     await gone.flush(5)
     collected = Collected()
     async with follower.workers.alive(0.3, lambda _: None, nothing):
-        with anyio.fail_after(10):
+        with anyio.fail_after(CEILING):
             facts = await follower.for_session("orphan").follow("1", first.event_id, collected, limit=10)
     assert (facts.end, facts.orphaned, facts.delivered) == (FollowEnd.COMPLETED, True, 1)
 

@@ -14,7 +14,7 @@ from benchmarks.long_replay import SESSION, STREAM, TTL
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.types import EventMessage
 from support.messages import note
-from support.waiting import until
+from support.waiting import CEILING, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -103,7 +103,7 @@ async def test_cancelled_at_any_place(small_pool: aioredis.Redis, key_prefix: st
         with anyio.move_on_after(seconds):
             await part.replay(cursor, take, stream_id=STREAM)
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(CEILING):
         for count in (1, 2, 255, 256, 257, 511, 600, 3000):
             await cancelled_after(count)
         for number in range(40):

@@ -16,11 +16,11 @@ from mcp_eventscope.testing import Collected, on_the_wire
 from mcp_eventscope.types import GET_STREAM_KEY, Followed, FollowEnd
 from support import legacy
 from support.messages import answer, note
-from support.waiting import until
+from support.waiting import CEILING, until
 
 pytestmark = pytest.mark.anyio
 
-LONG = 30.0
+LONG = 2 * CEILING
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ async def test_more_followers_than_connections(valkey_url: str, key_prefix: str)
         async def follow() -> None:
             ended.append(await store.follow("1", first, Collected(), limit=LONG))
 
-        with anyio.fail_after(20):
+        with anyio.fail_after(CEILING):
             async with anyio.create_task_group() as tasks:
                 for _ in range(300):
                     tasks.start_soon(follow)
@@ -68,7 +68,7 @@ async def test_subscription_that_breaks(
             channels = await redis_client.pubsub_channels(f"{key_prefix}*")
             return len(channels) == 1
 
-        with anyio.fail_after(20):
+        with anyio.fail_after(CEILING):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(lambda: store.follow("1", first, collected, limit=LONG))
                 await until(subscribed)

@@ -106,9 +106,9 @@ async def check_all(speakers: Sequence[Speaker], client: aioredis.Redis) -> None
     assert len(events) == indexed, "there are events that no index names"
 
 
-async def settled(store: RedisEventStore, *, within: float = 10) -> None:
+async def settled(store: RedisEventStore) -> None:
     """Return when Redis is back, and nothing waits for it any longer."""
-    await until(lambda: store.waiting.away is None and not store.waiting.events, within=within)
+    await until(lambda: store.waiting.away is None and not store.waiting.events)
 
 
 def _number(payload: bytes | str) -> int | None:

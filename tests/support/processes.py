@@ -2,13 +2,12 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import IO
 
@@ -16,13 +15,18 @@ import httpx2
 
 from examples.demo.switch import Switch
 from mcp_eventscope.app import URL_VARIABLE
-from support.servers import HOST, free_port
-from support.worker_app import CONTROL_VARIABLE, OPTIONS_VARIABLE, SPANS_VARIABLE
+from support.servers import HOST, free_port, text_of
+from support.waiting import CEILING, eventually, slowness
+from support.worker_app import CONTROL_VARIABLE, OPTIONS_VARIABLE, SPANS_VARIABLE, serve
 
-START_SECONDS = 20.0
-LEASE = 1.0
+LEASE = min(max(1.0, slowness() / 2), 4.0)
+"""Seconds. Where processes get little CPU time they renew it late: a lease that lapses then is no fault."""
 RETRY_MILLISECONDS = 100
-_TESTS = Path(__file__).parents[1]
+_FORKSERVER = multiprocessing.get_context("forkserver")
+# To import the SDK takes a worker more than a second. The server of the forks does so once, and runs nothing.
+_FORKSERVER.set_forkserver_preload(
+    ["mcp.server.mcpserver", "uvicorn", "mcp_eventscope", "mcp_eventscope.app", "opentelemetry.instrumentation.redis"]
+)
 
 
 class WorkerProcess:
@@ -48,51 +52,42 @@ class WorkerProcess:
             OPTIONS_VARIABLE: json.dumps({"lease": LEASE, "retry_interval": RETRY_MILLISECONDS, **options}),
             **({} if spans is None else {SPANS_VARIABLE: str(spans)}),
         }
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ForkServerProcess | None = None
         self._log: IO[bytes] | None = None
 
     @property
     def alive(self) -> bool:
         """Whether the process runs; frozen counts."""
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self._process.is_alive()
 
     @property
     def log(self) -> str:
         """What it has written since it was started."""
-        if self._log is None:
-            return ""
-        self._log.seek(0)
-        return self._log.read().decode(errors="replace")
+        return "" if self._log is None else text_of(self._log)
 
     def start(self) -> None:
         """Start the process; it is not healthy yet."""
         assert not self.alive
         if self._log is not None:
             self._log.close()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed at the next start, or with us
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "uvicorn", "support.worker_app:app", "--factory", "--app-dir", str(_TESTS)),
-                *("--host", HOST, "--port", str(self.port), "--log-level", "warning", "--ws", "none"),
-                *("--timeout-graceful-shutdown", str(self._graceful)),
-            ],
-            env=os.environ | self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
+        self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115 - closed at the next start, or with us
+        # A daemon: it is ended with us, whatever becomes of the test.
+        self._process = _FORKSERVER.Process(
+            target=serve, args=(self._environment, self._log.name, self.port, self._graceful), daemon=True
         )
+        self._process.start()
 
     def wait_healthy(self) -> None:
         """Return once it serves."""
-        deadline = time.monotonic() + START_SECONDS
-        with httpx2.Client(trust_env=False, timeout=START_SECONDS) as http:
-            while True:
+        with httpx2.Client(trust_env=False, timeout=CEILING) as http:
+
+            def healthy() -> bool:
                 assert self.alive, self.log
-                assert time.monotonic() < deadline, f"not healthy in time: {self.log}"
                 with contextlib.suppress(httpx2.TransportError):
-                    if http.get(f"{self.url}/healthz").is_success:
-                        return
-                time.sleep(0.02)
+                    return http.get(f"{self.url}/healthz").is_success
+                return False
+
+            eventually(healthy, otherwise=lambda: self.log)
 
     def kill(self) -> None:
         """End it as a crash does."""
@@ -114,7 +109,10 @@ class WorkerProcess:
     def wait(self) -> int:
         """Wait until it has ended; returns its status."""
         assert self._process is not None
-        return self._process.wait(START_SECONDS)
+        self._process.join(CEILING)
+        status = self._process.exitcode
+        assert status is not None, f"it has not ended: {self.log}"
+        return status
 
     def jump(self, seconds: float) -> None:
         """Let its wall clock be wrong by so many seconds."""
@@ -131,7 +129,9 @@ class WorkerProcess:
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
-        self._process.send_signal(number)
+        assert self._process.pid is not None
+        if self.alive:
+            os.kill(self._process.pid, number)
 
 
 @contextlib.contextmanager

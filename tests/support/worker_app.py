@@ -6,9 +6,12 @@ The Redis that steers is another than the one that is tested where that one is t
 import asyncio
 import json
 import os
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+import uvicorn
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.types import ElicitResult
@@ -24,6 +27,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from mcp_eventscope import http_app, metrics_app
+from support.servers import HOST
 
 CONTROL_VARIABLE = "CHAOS_CONTROL_URL"
 OPTIONS_VARIABLE = "CHAOS_OPTIONS"
@@ -124,6 +128,30 @@ def _add_numbered_tools(mcp: MCPServer[object]) -> None:
         """Send a number on the standalone stream, under a name; return the name and 0, as `count` does."""
         await ctx.session.send_resource_updated(f"soak://{name}/{number}")
         return f"{name} 0"
+
+
+def serve(environment: Mapping[str, str], log: str, port: int, graceful: int) -> None:
+    """Serve until a signal ends it: the whole life of a worker process.
+
+    Args:
+        environment: Variables for this process.
+        log: The file that it writes its output to.
+        port: Where it listens.
+        graceful: Seconds that running requests get when it is asked to stop.
+    """
+    os.environ |= environment
+    with Path(log).open("ab") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    uvicorn.run(
+        "support.worker_app:app",
+        factory=True,
+        host=HOST,
+        port=port,
+        log_level="warning",
+        ws="none",
+        timeout_graceful_shutdown=graceful,
+    )
 
 
 def trace_to(file: Path) -> None:

@@ -20,6 +20,7 @@ from mcp_eventscope.types import EventStore
 from support.logs import Recorder
 from support.raw import RawClient
 from support.tools import Steered
+from support.waiting import CEILING
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Rig:
         served = (steered or Steered()).mcp
         app = http_app(served, instrumented, logger=self.scope.log, **options)  # type: ignore[arg-type]
         # Without sockets: nothing here is cut.
-        http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), timeout=15)
+        http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), timeout=CEILING)
         await self.stack.enter_async_context(http)
         await self.stack.enter_async_context(app.router.lifespan_context(app))
         return RawClient(http, "http://127.0.0.1:8000/mcp")

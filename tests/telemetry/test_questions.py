@@ -218,6 +218,27 @@ async def test_is_the_store_degraded_and_what_has_been_lost(scope: Scope) -> Non
         assert len(scope.log.named(f"event_store.{event}")) == 1
 
 
+async def test_pending_events_of_sessions_are_reported_during_the_outage(scope: Scope) -> None:
+    """A scrape in an outage reports the events that were accepted since, although no event has ended yet."""
+    server = fakeredis.FakeServer()
+    store = scope.instrument(RedisEventStore(FakeAsyncRedis(server=server), ttl=TTL))
+    session = store.for_session("session")
+    session.begin("1", 1)
+    await session.append("1", None)
+    await until(lambda: scope.sample("stored_events_total", kind="priming") == 1)
+    server.connected = False
+    await session.append("1", note(1))
+    await until(lambda: scope.sample("degraded") == 1)
+    for number in range(2, 6):
+        await session.append("1", note(number))
+    assert scope.sample("backlog_events") == 5
+    assert (scope.sample("backlog_bytes") or 0) > 5 * len(note(1).model_dump_json())
+    server.connected = True
+    await until(lambda: scope.sample("backlog_events") == 0)
+    assert scope.sample("events_accepted_total") == 6
+    assert scope.sample("stored_events_total", kind="notification") == 5
+
+
 async def test_is_the_store_slow(
     scope: Scope, session: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

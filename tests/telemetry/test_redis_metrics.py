@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.waiting import CEILING
+
 ROOT = Path(__file__).parents[2]
 # In a process of its own: what redis-py is told, it is told once, for all of the process.
 PROGRAM = """
@@ -52,7 +54,7 @@ def test_each_tells_its_own(valkey_url: str, key_prefix: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=CEILING,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

@@ -24,7 +24,7 @@ from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsPort
 from support.binaries import complaints
 from support.logs import Recorder
 from support.servers import free_port
-from support.waiting import until
+from support.waiting import CEILING, until
 from telemetry.conftest import Scope
 
 pytestmark = pytest.mark.anyio
@@ -42,7 +42,7 @@ def registry(scope: Scope, redis: FakeAsyncRedis) -> CollectorRegistry:
 @pytest.fixture
 async def http() -> AsyncIterator[httpx2.AsyncClient]:
     """Plain HTTP."""
-    async with httpx2.AsyncClient(trust_env=False, timeout=10) as client:
+    async with httpx2.AsyncClient(trust_env=False, timeout=CEILING) as client:
         yield client
 
 
@@ -231,7 +231,7 @@ async def test_port_while_the_loop_is_busy(registry: CollectorRegistry, scope: S
     """It answers from a thread, when the event loop does not get to it."""
     port = free_port()
     async with port_of(registry, port, scope.log).served():
-        with httpx2.Client(trust_env=False, timeout=5) as blocking:  # Nothing else runs here meanwhile.
+        with httpx2.Client(trust_env=False, timeout=CEILING) as blocking:  # Nothing else runs here meanwhile.
             assert blocking.get(f"http://{LOOPBACK}:{port}/metrics").status_code == 200
 
 

@@ -14,6 +14,7 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.telemetry import catalog, tally
 from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.prometheus import prometheus_sink
+from support.waiting import CEILING
 from telemetry.conftest import Scope
 
 
@@ -170,7 +171,7 @@ print([noted.seconds for noted in written])
 
 def test_a_fork() -> None:
     """What is noted is the parent's to write, and a lock that another thread held is not held for ever."""
-    told = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, check=True, text=True, timeout=30)
+    told = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, check=True, text=True, timeout=CEILING)
     assert told.stdout.splitlines() == ["[[2.0]]", "[[1.0]]"]
 
 

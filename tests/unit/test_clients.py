@@ -12,6 +12,7 @@ from mcp_eventscope import RedisEventStore, StoreUnavailableError
 from mcp_eventscope.redis import connection
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.types import EventMessage, FollowEnd
+from support.waiting import CEILING
 
 pytestmark = pytest.mark.anyio
 
@@ -48,7 +49,7 @@ async def test_client_that_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> No
     with socket.create_server(("127.0.0.1", 0)) as silent:
         client = aioredis.Redis(host="127.0.0.1", port=silent.getsockname()[1], socket_timeout=None)
         store = RedisEventStore(client, ttl=60).for_session("s")
-        with anyio.fail_after(2):
+        with anyio.fail_after(CEILING):
             with pytest.raises(StoreUnavailableError, match="no answer in time"):
                 await store.ping()
             store.begin("1", 1)

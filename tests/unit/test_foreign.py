@@ -11,6 +11,7 @@ from mcp_eventscope.testing import Collected, on_the_wire
 from mcp_eventscope.types import EventMessage, FactStore, FollowEnd, Miss, Replayed
 from support.memory_store import MemoryEventStore
 from support.messages import answer, note
+from support.waiting import CEILING
 
 pytestmark = pytest.mark.anyio
 
@@ -74,7 +75,7 @@ async def test_follows_by_asking_again(monkeypatch: pytest.MonkeyPatch) -> None:
             ids.append((await store.append("1", message)).event_id)
             await anyio.sleep(0.02)
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(CEILING):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(write)
             facts = await store.follow("1", last, collected, limit=30)

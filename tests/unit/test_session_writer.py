@@ -111,7 +111,8 @@ class TestRollback:
         assert await reader.advance(run.session.keys, delivery, run.name) is None
         assert delivery.completed
         assert delivery.missing == 1
-        (element,) = rig.commit_all()
+        placeholder, element = rig.commit_all()
+        assert placeholder.split(b" ")[::2] == [b"2", b"l2\n"]
         header, _, payload = element.partition(b"\n")
         assert header.split(b" ")[::2] == [b"3", b"f"]
         assert [data.encode() for data in collected.data] == [payload]

@@ -127,6 +127,10 @@ class RedisSessionStore:
         """
         self._queue.on_ended, self._queue.on_fenced = ended, fenced
 
+    def close(self) -> None:
+        """End this process's run of the standalone stream: the session is not served here any more."""
+        self._shared.writer.close(self._queue)
+
     def for_session(self, session_id: str) -> Self:
         """Refuse: this is a session's part already.
 
@@ -268,6 +272,9 @@ class RedisSessionStore:
     async def _replay_run(self, delivery: Delivery) -> Miss | None:
         cursor = delivery.cursor
         name, asked = cursor.run, cursor.number
+        local = self._shared.reader.local(self._keys, delivery.stream, name)
+        if local is not None and asked > local.last:
+            return Miss.UNKNOWN  # It was never given out.
         chunk = await self._advance(delivery, name)
         if delivery.completed or chunk is None:
             return None

@@ -205,6 +205,9 @@ class RedisEventStore(EventStore):
     def bind(self, *, ended: Callable[[], None], fenced: Callable[[StreamId], None]) -> None:
         """Do nothing: the root store knows neither sessions nor who runs a request."""
 
+    def close(self) -> None:
+        """Do nothing: the root store keeps nothing of a session."""
+
     async def open_standalone(self) -> EventId:
         """A cursor from which the standalone stream is read from now on."""
         return (await self.append(GET_STREAM_KEY, None)).event_id
@@ -241,8 +244,9 @@ class RedisEventStore(EventStore):
         Returns:
             The number of events that were lost.
         """
-        self._session_writer.drain()
-        for batch in await self._sender.drain(seconds):
+        with self._session_writer.flushing():
+            left = await self._sender.drain(seconds)
+        for batch in left:
             batch.abandon()
         lost = self._writer.clear() + self._session_writer.clear()
         self._breaker.reset()

@@ -341,9 +341,12 @@ class SessionView(EventStore):
                 resume.scope.cancel()
 
     async def give_up(self) -> None:
-        """Answer the requests that are running here, and will not end, with an error."""
-        for stream_id in tuple(self._open):
-            await self._give_up(stream_id)
+        """Answer the requests that are running here, and will not end, with an error; then let go of the session."""
+        try:
+            for stream_id in tuple(self._open):
+                await self._give_up(stream_id)
+        finally:
+            self._store.close()
 
     async def _give_up(self, stream_id: StreamId) -> None:
         name, request_id = self._open.pop(stream_id)

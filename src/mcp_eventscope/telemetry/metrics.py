@@ -74,9 +74,17 @@ class MetricsSink:
         self.accepted: Note = self._accept if self._accepted_tally is None else self._accepted_tally.note
         """An event was accepted, and is stored in the background; with the seconds that the caller waited."""
 
-    def configured(self, ttl: int | None) -> None:
-        """A store was decorated."""
+        self._pending: Callable[[], Waiting] | None = None
+
+    def configured(self, ttl: int | None, pending: Callable[[], Waiting]) -> None:
+        """A store was decorated.
+
+        Args:
+            ttl: Its TTL.
+            pending: Returns what is pending. In an outage the store accepts events, and reports nothing.
+        """
         self._ttl.set(ttl or 0)
+        self._pending = pending
 
     def flush(self) -> None:
         """Write what was noted."""
@@ -98,10 +106,16 @@ class MetricsSink:
     def _accept(self, seconds: float, message: type, payload_bytes: int, span: SpanIds | None = None) -> None:
         self._wait.observe(seconds)
         self._accepted_events.inc()
+        self._write_pending()
 
     def _write_accepted(self, noted: Noted) -> None:
         self._wait.observe_all(noted.seconds, noted.recorded)
         self._accepted_events.inc(len(noted.seconds))
+        self._write_pending()
+
+    def _write_pending(self) -> None:
+        if self._pending is not None:
+            self.waiting(self._pending())
 
     def appended(self, store: StoreMeasurement, span: SpanIds | None = None) -> None:
         """An event was deferred, refused, or not taken at all; or it was stored, in a span of its own."""

@@ -12,8 +12,6 @@ from support.prometheus import Prometheus
 
 ALL = ".+"
 """What a variable is when nothing is chosen."""
-RATE_INTERVAL = "4s"
-"""Of Grafana: four times the scrape interval at least."""
 CHOICES = ("job", "instance", "store", "redis_job", "redis_instance")
 
 Labels = frozenset[tuple[str, str]]
@@ -37,11 +35,13 @@ class Target:
 
 @dataclass(frozen=True)
 class View:
-    """What is looked at: how long until when, and of which job."""
+    """What is looked at: how long until when, scraped how often, and of which job."""
 
     prometheus: Prometheus
     seconds: float
     end: float
+    interval: int
+    """Seconds between two scrapes."""
     job: str = ALL
 
     @property
@@ -49,9 +49,14 @@ class View:
         """How long, as Prometheus writes it."""
         return f"{round(self.seconds * 1000)}ms"
 
+    @property
+    def rate_interval(self) -> str:
+        """Of Grafana: at least four times the scrape interval."""
+        return f"{4 * self.interval}s"
+
     def query(self, text: str) -> str:
         """A query with its variables substituted."""
-        values = {"__rate_interval": RATE_INTERVAL, "__range": self.range, "__interval": "1s"}
+        values = {"__rate_interval": self.rate_interval, "__range": self.range, "__interval": f"{self.interval}s"}
         values |= dict.fromkeys(CHOICES, ALL) | {"job": self.job}
         filled = re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda found: values[found[1] or found[2]], text)
         assert "$" not in filled, filled
@@ -66,9 +71,8 @@ class View:
                 series["values"] = [series["value"]]
         else:
             begin = self.end - self.seconds
-            found = self.prometheus.ask("query_range", query=query, start=f"{begin}", end=f"{self.end}", step="1")[
-                "result"
-            ]
+            times = {"start": f"{begin}", "end": f"{self.end}", "step": f"{self.interval}"}
+            found = self.prometheus.ask("query_range", query=query, **times)["result"]
         for series in found:
             series["points"] = [number for _, text in series["values"] if not math.isnan(number := float(text))]
         return [series for series in found if series["points"]]

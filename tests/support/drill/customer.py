@@ -84,18 +84,25 @@ class Customer:
     async def misses(self, worker: WorkerProcess, event_id: str, reason: str) -> list[str]:
         """Resume from what is not there, or not any more; returns what came."""
         said = await self.comes_back(worker, event_id)
-        self._missed(reason)
+        self.missed(reason)
         return said
+
+    async def fails(self, worker: WorkerProcess, event_id: str) -> None:
+        """Resume a stream that Redis refuses to read: nothing comes."""
+        self._asks(worker)
+        assert await at(self.client, worker).resume(event_id) == []
+        self.ledger.rejected += 1
 
     async def is_refused(self, worker: WorkerProcess, event_id: str) -> int:
         """Resume from what cannot be an id; returns the status."""
         self._asks(worker)
         async with at(self.client, worker).get(event_id) as response:
             await response.aread()
-            self._missed("malformed")
+            self.missed("malformed")
             return response.status_code
 
-    def _missed(self, reason: str) -> None:
+    def missed(self, reason: str) -> None:
+        """A resume was answered that nothing is stored any more."""
         self.ledger.resumes["missed"] += 1
         self.ledger.misses[reason] += 1
 

@@ -9,11 +9,13 @@ class Ledger:
     """Of one job."""
 
     resumes: Counter[str] = field(default_factory=Counter)
-    """By outcome; `error` is not here: which of those that come finds out that Redis is away is the server's affair."""
+    """By outcome, without `error`: see `waited` and `rejected`."""
     waited: int = 0
-    """Resumes that came while Redis was away; each ended well, and in `resumes`."""
+    """Resumes that needed Redis while it was unreachable; each ended well, and is in `resumes`."""
     rejected: int = 0
-    """Events that Redis refused."""
+    """Replays that Redis refused."""
+    lost: Counter[str] = field(default_factory=Counter)
+    """Events that will never be stored, by reason."""
     misses: Counter[str] = field(default_factory=Counter)
     stored: Counter[str] = field(default_factory=Counter)
     """Events by kind, but for the errors that answer orphaned requests: nobody sent those."""

@@ -8,19 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx2
+
 from support.drill.asking import ALL, View
 from support.drill.ledger import Ledger
 from support.drill.shrunk import shrink
 from support.processes import WorkerProcess, revive
 from support.prometheus import Prometheus, prometheus
 from support.valkeys import OwnValkey, own_valkey
-from support.waiting import until
+from support.waiting import CEILING, pace, until
 
 RULES = Path(__file__).parents[3] / "dashboards" / "prometheus"
 FLEET, SHORT, FOREVER = "mcp", "short", "forever"
 """The jobs: two workers; one that keeps events for too short a time; one that keeps them for ever."""
 TTL = 8
-"""Seconds that `short` keeps events."""
+"""Intervals for which `short` keeps events."""
 
 
 @dataclass
@@ -36,11 +38,23 @@ class Site:
     b: WorkerProcess
     short: WorkerProcess
     forever: WorkerProcess
+    interval: int
+    """Seconds between two scrapes. All durations are multiples of it: a busy machine does less in a second."""
     ledgers: dict[str, Ledger] = field(default_factory=lambda: {job: Ledger() for job in (FLEET, SHORT, FOREVER)})
     evicted: int = 0
     """Keys, of the other two."""
     began: float = 0.0
     ended: float = 0.0
+
+    @property
+    def ttl(self) -> int:
+        """Seconds for which `short` keeps events."""
+        return TTL * self.interval
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which an alert will not fire any more: the slowest takes an hour of the rules."""
+        return CEILING * self.interval
 
     async def begin(self) -> None:
         """Return when both workers have been seen, and that from now on what is shown is the drill.
@@ -61,22 +75,28 @@ class Site:
         def all_seen() -> bool:
             return all((self.prometheus.value(query) or 0) > now for query in seen)
 
-        await until(all_seen, within=15, every=0.1)
+        await until(all_seen, every=0.1)
 
-    async def shows(self, expression: str, *, within: float = 15) -> None:
+    async def is_degraded(self, worker: WorkerProcess) -> bool:
+        """Whether a worker reports now that its Redis is unreachable or slow."""
+        async with httpx2.AsyncClient(trust_env=False) as http:
+            answer = await http.get(f"{worker.url}/metrics")
+        return 'eventscope_degraded{store="default"} 1.0' in answer.raise_for_status().text
+
+    async def shows(self, expression: str) -> None:
         """Return when an expression has a value that is not 0."""
-        await until(lambda: self.prometheus.value(expression), within=within, every=0.1)
+        await until(lambda: self.prometheus.value(expression), within=self.patience, every=0.1)
 
-    async def fires(self, job: str, *names: str, within: float = 20) -> None:
+    async def fires(self, job: str, *names: str) -> None:
         """Return when all of these alerts fire for a job."""
         try:
-            await until(lambda: set(names) <= self.firing(job), within=within, every=0.1)
+            await until(lambda: set(names) <= self.firing(job), within=self.patience, every=0.1)
         except AssertionError:
             missing = set(names) - self.firing(job)
-            msg = f"{missing} should fire for {job}, and did not within {within} seconds"
+            msg = f"{missing} should fire for {job}, and did not within {self.patience} seconds"
             raise AssertionError(msg) from None
 
-    async def has_fired(self, job: str, *names: str, within: float) -> None:
+    async def has_fired(self, job: str, *names: str) -> None:
         """Return when all of these alerts have fired for a job; they may have ceased to."""
 
         def fired() -> bool:
@@ -84,9 +104,9 @@ class Site:
             return {(job, name) for name in names} <= self.fired()
 
         try:
-            await until(fired, within=within, every=0.5)
+            await until(fired, within=self.patience, every=0.5)
         except AssertionError:
-            msg = f"{set(names)} should have fired for {job} within {within} seconds, and of all have {self.fired()}"
+            msg = f"{set(names)} should have fired for {job} in {self.patience} seconds, and of all have {self.fired()}"
             raise AssertionError(msg) from None
 
     def firing(self, job: str | None = None) -> set[str]:
@@ -104,7 +124,7 @@ class Site:
     def view(self, job: str = ALL) -> View:
         """All of the drill, as it is seen at its end; of all jobs, or one."""
         # Not rounded: the scrape that all is counted from must not be left out, nor what was before the drill be in it.
-        return View(self.prometheus, self.ended - self.began, self.ended, job)
+        return View(self.prometheus, self.ended - self.began, self.ended, self.interval, job)
 
     def fired(self) -> set[tuple[str, str]]:
         """Every alert that has ever fired, with its job."""
@@ -134,12 +154,14 @@ def site(directory: Path, control_url: str) -> Iterator[Site]:
             return made
 
         a, b = worker(fleet_redis), worker(fleet_redis)
-        short, forever = worker(other_redis, ttl=TTL, sample_redis=0.5), worker(other_redis, ttl=None)
         revive([a, b])
-        shrink(RULES, directory / "rules")
+        interval = pace()
+        short = worker(other_redis, ttl=TTL * interval, sample_redis=interval / 2)
+        forever = worker(other_redis, ttl=None)
+        shrink(RULES, directory / "rules", interval)
         jobs = {FLEET: (a, b), SHORT: (short,), FOREVER: (forever,)}
         config = {
-            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+            "global": dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), f"{interval}s"),
             "rule_files": ["rules/*.yaml"],
             "scrape_configs": [
                 {"job_name": job, "static_configs": [{"targets": [address(worker) for worker in workers]}]}
@@ -148,4 +170,4 @@ def site(directory: Path, control_url: str) -> Iterator[Site]:
         }
         (directory / "prometheus.yml").write_text(json.dumps(config), "utf-8")
         server = stack.enter_context(prometheus(directory / "prometheus.yml"))
-        yield Site(server, fleet_redis, other_redis, a, b, short, forever)
+        yield Site(server, fleet_redis, other_redis, a, b, short, forever, interval)

@@ -57,21 +57,25 @@ local function commit(k, a, larges, count)
   local list, requests, session = KEYS[k], KEYS[k + 1], KEYS[k + 2]
   local run, entry, first, marks = ARGV[a], ARGV[a + 1], tonumber(ARGV[a + 2]), ARGV[a + 3]
   local elements = a + 6
+  local tail, known, error
   if ended[session] == nil then
-    ended[session] = redis.call('HEXISTS', session, 'ended') == 1
+    known, error = attempt('HEXISTS', session, 'ended')
+    if error then
+      return '!' .. error
+    end
+    ended[session] = known == 1
   end
   if ended[session] then
     return 'e'
   end
-  local tail, error = attempt('LINDEX', list, -1)
+  tail, error = attempt('LINDEX', list, -1)
   if error then
     return '!' .. error
   end
-  local last = tail and number_of(tail) or 0
+  local last, over = tail and number_of(tail) or 0, tail and string.find(tail, '^%d+ %d+ f')
   if last < first - 1 then
     return 'b' .. string.format('%.0f', last)
   end
-  local known
   known, error = attempt('HGET', requests, run)
   if error then
     return '!' .. error
@@ -117,7 +121,7 @@ local function commit(k, a, larges, count)
       redis.call('HDEL', requests, run)
     end
     renewing = true
-  elseif not known and (from < count or count == 0) then -- Else a late copy, of a run that may have ended since.
+  elseif not known and not over and (from < count or count == 0) then -- Else a late copy.
     redis.call('HSET', requests, run, entry)
     renewing = true
   end

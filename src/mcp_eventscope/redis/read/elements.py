@@ -9,9 +9,8 @@ from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.scripts import Client, Script
 
 _read = Script("read_run.lua")
-_HEADER = re.compile(rb"(\d{1,16}) (\d{1,18})(?: f)?(?: l(\d{1,16}))?(?: g(\d{1,10}))?(?: t(\S*))?")
-"""As `PendingEvent.element` writes it."""
-_NUMBER = re.compile(rb"\d{1,16}(?!\d)")
+_NUMBER = re.compile(rb"[0-9]{1,16}(?![0-9])")
+"""An element's number, as a script reads it; a longer one is none of ours."""
 
 Row: TypeAlias = tuple[int, int, int, str, bytes | None]
 """One element: its number; when it was accepted, in microseconds since 1970; the first number that it stands for; the
@@ -65,7 +64,7 @@ async def read_run(  # noqa: PLR0913 - the script's arguments, one by one
     large: list[int] = []
     size = 0
     for header, payload in zip(lines[::2], lines[1::2], strict=True):
-        row, large_size = _row(header, payload)
+        row, large_size = _row(header, payload, clock)
         if row is None:
             continue
         size += len(payload) if large_size is None else large_size
@@ -82,12 +81,35 @@ async def read_run(  # noqa: PLR0913 - the script's arguments, one by one
     return chunk
 
 
-def _row(header: bytes, payload: bytes) -> tuple[Row | None, int | None]:
-    """The row of an element, None if it has no number; and the size of its payload, where that has its own key."""
-    match = _HEADER.fullmatch(header)
-    if match is None:  # Not ours. Its number is a position, or a reader would never get past it.
-        found = _NUMBER.match(header)
-        return (None if found is None else (int(found[0]), 0, int(found[0]), "", None)), None
-    number, time, first, size, traceparent = match.groups()
-    row = int(number), int(time), int(first or number), (traceparent or b"").decode("ascii", "replace"), payload
-    return row, None if size is None else int(size)
+def _row(header: bytes, payload: bytes, clock: int) -> tuple[Row | None, int | None]:
+    """The row of an element, and the size of its payload, where that has its own key.
+
+    An element with a number, and damage behind it, is a row that no message can be decoded from: a reader has to report
+    it, and to get past it. One without a number is none of ours.
+    """
+    found = _NUMBER.match(header)
+    if found is None:
+        return None, None
+    seq = int(found[0])
+    try:
+        return _parsed(seq, header.split(b" "), payload)
+    except ValueError:
+        return (seq, clock, seq, "", b"damaged"), None
+
+
+def _parsed(seq: int, words: list[bytes], payload: bytes) -> tuple[Row, int | None]:
+    number, time, *marks = words
+    if int(number) != seq:
+        raise ValueError
+    first = seq
+    traceparent = ""
+    large_size = None
+    content: bytes | None = payload
+    for mark in marks:
+        if mark.startswith(b"l"):
+            first, content = min(seq, int(mark[1:])), None
+        elif mark.startswith(b"g"):
+            large_size = int(mark[1:])
+        elif mark.startswith(b"t"):
+            traceparent = mark[1:].decode("ascii", "replace")
+    return (seq, int(time), first, traceparent, content), large_size

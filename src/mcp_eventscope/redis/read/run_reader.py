@@ -146,6 +146,7 @@ class RunReader:
 
 
 def _row(event: PendingEvent) -> Row:
-    # As a reader of Redis finds it: an error in place of a lost response fills its own number, behind a gap.
-    first = event.first if event.lost else event.seq
-    return event.seq, event.time, first, event.traceparent, event.payload
+    if event.lost:
+        return event.seq, event.time, event.first, "", None
+    # Of an error in place of a lost response the earlier numbers are missing, too: its number says so.
+    return event.seq, event.time, event.seq, event.traceparent, event.payload

@@ -134,7 +134,6 @@ class BatchCodec:
     def _marks(self, event: PendingEvent) -> bytes:
         marks = b""
         if self._ttl is not None and event.stream_id not in self._checked:
-            self._checked.add(event.stream_id)
             marks = b"t"
         if event.final or event.placeholder or event.traceparent:
             marks += b"%b%b%b" % (
@@ -144,9 +143,16 @@ class BatchCodec:
             )
         return marks
 
-    def check_again(self, events: Sequence[PendingEvent]) -> None:
-        """Trim the streams of these events with the next batch: they may have more expired entries."""
-        self._checked.difference_update(event.stream_id for event in events)
+    def trimmed(self, events: Sequence[PendingEvent], untrimmed: Sequence[int]) -> None:
+        """Trim the streams of these events no more for a while: their batch is committed.
+
+        Args:
+            events: The events of the batch.
+            untrimmed: The places of those whose streams may have more expired entries.
+        """
+        if self._ttl is not None:
+            self._checked.update(event.stream_id for event in events)
+            self._checked.difference_update(events[place].stream_id for place in untrimmed)
 
 
 def parse_reply(first: int, count: int, reply: bytes) -> Reply:

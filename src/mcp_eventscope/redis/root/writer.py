@@ -197,7 +197,7 @@ class RootWriter:
             _acknowledge(acknowledged)
         if reply.first_id:
             self._last_id = max(self._last_id, reply.first_id + len(events) - 1)
-            self._codec.check_again([events[index] for index in reply.untrimmed])
+            self._codec.trimmed(events, reply.untrimmed)
             self._stored(events)
         if committed := len(events) - len(reply.errors):
             self._observers.emit(Committed(events=committed, payload_bytes=size, deferred=deferred, seconds=seconds))

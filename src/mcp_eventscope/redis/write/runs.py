@@ -80,8 +80,8 @@ class PendingEvent:
         return self.message is Lost
 
     def add_done_callback(self, callback: Callable[[StoreOutcome], None]) -> None:
-        """Call back once it is known what became of the event: immediately, if it is known already."""
-        if self._outcome is not None:
+        """Call back once it is known what became of the event; immediately, if it is known already."""
+        if self._outcome is not None:  # The caller has waited for room meanwhile.
             callback(self._outcome)
             return
         if self._callbacks is None:
@@ -96,7 +96,8 @@ class PendingEvent:
 
     def settle(self, outcome: StoreOutcome) -> None:
         """Report what became of the event; the first report counts."""
-        self._outcome = self._outcome or outcome
+        if self._outcome is None:
+            self._outcome = outcome
         callbacks, self._callbacks = self._callbacks, None
         for callback in callbacks or ():
             callback(outcome)
@@ -104,7 +105,7 @@ class PendingEvent:
     def element(self) -> bytes:
         """The element of the run's list."""
         payload = self.payload
-        if self.first == self.seq and not self.final and not self.traceparent and len(payload) <= LARGE_PAYLOAD:
+        if not (self.lost or self.final or self.traceparent or len(payload) > LARGE_PAYLOAD):
             return b"%d %d\n%b" % (self.seq, self.time, payload)
         marks = [b"%d %d" % (self.seq, self.time)]
         if self.final:

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from weakref import WeakValueDictionary
 
 import pydantic_core
@@ -17,7 +17,7 @@ from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.write.batch import BATCH_BYTES
 from mcp_eventscope.redis.write.runs import EVENT_BYTES, Lost, PendingEvent, Run, SessionQueue
 from mcp_eventscope.redis.write.session_batch import RunPart, SessionBatch
-from mcp_eventscope.types import Committed, JSONRPCError, LossReason, StoreOutcome, StreamId
+from mcp_eventscope.types import GET_STREAM_KEY, Committed, JSONRPCError, LossReason, StoreOutcome, StreamId
 from mcp_eventscope.types import Lost as EventsLost
 
 BATCH_EVENTS = 64
@@ -88,8 +88,8 @@ class SessionWriter:
         self._queued = 0
         """Events that are pending and whose run is ready."""
         self._due = False
-        self._draining = False
         self._linger: asyncio.TimerHandle | None = None
+        self._flushing = False
         # The runs with pending events, the one whose event has been pending longest in front.
         self._pending: OrderedDict[Run, None] = OrderedDict()
         self._in_flight_bytes = 0
@@ -127,6 +127,14 @@ class SessionWriter:
             self.runs[run.name] = run
         return run
 
+    def close(self, session: SessionQueue) -> None:
+        """Keep nothing of a session that is stored: nothing else would end its standalone run, and stop its renewal."""
+        session.on_ended = session.on_fenced = None
+        run = session.runs.pop(GET_STREAM_KEY, None)
+        if run is not None:
+            run.closed = True
+            self._forget_run(run)
+
     def accept(self, run: Run, message: type, payload: bytes, traceparent: str = "", *, final: bool) -> PendingEvent:
         """Number an event, and have it stored.
 
@@ -150,6 +158,7 @@ class SessionWriter:
             self._close(run)
         if run.refused:
             self._forget(event, StoreOutcome.REFUSED)
+            self._forget_run(run)
             return event
         if not run.pending:
             self._pending[run] = None
@@ -221,7 +230,7 @@ class SessionWriter:
     def _schedule(self, loop: asyncio.AbstractEventLoop, *, urgent: bool) -> None:
         if self._due:
             self._wake()
-        elif urgent or self._draining or self._queued >= BATCH_EVENTS:
+        elif urgent or self._flushing or self._queued >= BATCH_EVENTS:
             self._linger_over()
         elif self._linger is None:
             self._linger = loop.call_later(LINGER_SECONDS, self._linger_over)
@@ -426,14 +435,14 @@ class SessionWriter:
         run.acknowledged = last
         again.extend(events)
         if missing > 0:
-            placeholder = self._placeholder(run, last + 1, last + missing)
-            again.appendleft(placeholder)
+            # Where the response is among them, an error takes its place.
+            response = run.closed and not run.standalone and last + missing == run.last
+            if response:
+                error = self._error_for(request_id_of(run.entry), "the event store lost the response")
+                again.appendleft(self._error(run, run.last, self._clock.now(), error))
+            if missing > response:
+                again.appendleft(self._placeholder(run, last + 1, last + missing - response))
             self._observers.emit(EventsLost(reason=LossReason.ROLLBACK, events=missing, payload_bytes=0))
-            if placeholder.seq == run.last and run.closed:  # The response is among them.
-                placeholder.final, placeholder.message = True, JSONRPCError
-                placeholder.payload = self._error_for(request_id_of(run.entry), "the event store lost the response")
-                run.session.bytes += len(placeholder.payload)
-                self.bytes += len(placeholder.payload)
         self._queued += len(again)
         again.extend(run.pending)
         run.pending = again
@@ -451,6 +460,13 @@ class SessionWriter:
         now = asyncio.get_running_loop().time()
         event = PendingEvent(run, last, self._clock.now(), now, Lost, b"", "", final=False)
         event.first = first
+        self._count(event)
+        return event
+
+    def _error(self, run: Run, seq: int, time: int, payload: bytes) -> PendingEvent:
+        """The error that takes the place of a response."""
+        now = asyncio.get_running_loop().time()
+        event = PendingEvent(run, seq, time, now, JSONRPCError, payload, "", final=True)
         self._count(event)
         return event
 
@@ -538,10 +554,7 @@ class SessionWriter:
         first, last = events[0].first, events[-1]
         kept: list[PendingEvent] = []
         if last.final:
-            now = asyncio.get_running_loop().time()
-            error = self._error_for(request_id_of(run.entry), why)
-            kept.append(PendingEvent(run, last.seq, last.time, now, JSONRPCError, error, "", final=True))
-            self._count(kept[0])
+            kept.append(self._error(run, last.seq, last.time, self._error_for(request_id_of(run.entry), why)))
         end = last.seq - len(kept)
         if end >= first:
             kept.insert(0, self._placeholder(run, first, end))
@@ -583,15 +596,23 @@ class SessionWriter:
             self._queued += len(part.events)
             self._ready.append(run)
 
+    @contextmanager
+    def flushing(self) -> Iterator[None]:
+        """Send what is pending, and what becomes ready until the block ends, without a linger.
+
+        Else the sender would be idle, and be taken for done, while the rest of a run is collected.
+        """
+        self._flushing = True
+        self.flush_now()
+        try:
+            yield
+        finally:
+            self._flushing = False
+
     def flush_now(self) -> None:
         """Send what is pending without a linger."""
         if self._ready:
             self._linger_over()
-
-    def drain(self) -> None:
-        """Send without lingers until `clear`: a sender that finds nothing ready takes the store for flushed."""
-        self._draining = True
-        self.flush_now()
 
     def clear(self) -> int:
         """Drop everything: the store is being closed.
@@ -621,7 +642,7 @@ class SessionWriter:
         self._retained.clear()
         self._retained_bytes = 0
         self._queued = 0
-        self._due = self._draining = False
+        self._due = False
         if self._linger is not None:
             self._linger.cancel()
             self._linger = None

@@ -1,0 +1,349 @@
+"""A commit is carried out once, in order, whatever becomes of the command, its reply, its copies and its keys."""
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import anyio
+import pytest
+from redis import asyncio as aioredis
+
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.write.session_batch import COMMIT
+from mcp_eventscope.types import Committed, LossReason, Lost, Retried, StoreOutcome, Trouble, WentAway
+from support.leaks import LeakChecker
+from support.messages import answer, note
+from support.proxy import Proxy
+from support.servers import Valkey
+from support.talkers import Facts, Received, Talker, elements, observed, run_of, settled
+
+pytestmark = pytest.mark.anyio
+
+TTL = 60
+RUN = "0123456789ab1"
+ENTRY = b"r 1 1"
+
+
+# -- the script -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Commits:
+    """Calls `commit.lua` for one run of one session, as a writer does."""
+
+    client: aioredis.Redis
+    prefix: str
+
+    @property
+    def elements_key(self) -> str:
+        """The run's list."""
+        return f"{self.prefix}stream:1:{RUN}"
+
+    @property
+    def requests(self) -> str:
+        """The session's requests."""
+        return f"{self.prefix}requests"
+
+    @property
+    def session(self) -> str:
+        """The session's record."""
+        return f"{self.prefix}session"
+
+    async def __call__(self, first: int, *numbers: int, marks: str = "r", last: int | None = None) -> str:
+        """Commit elements with these numbers; returns the state.
+
+        Args:
+            first: The number that follows the last acknowledged one.
+            numbers: The elements' numbers.
+            marks: The marks of the part.
+            last: The number of the element that has the mark of a response.
+        """
+        now = time.time_ns() // 1000
+        found = [b"%d %d%b\np%d" % (number, now, b" f" if number == last else b"", number) for number in numbers]
+        arguments: list[str | bytes | int] = [TTL, RUN, ENTRY, first, marks, 0, len(found), *found]
+        reply = await COMMIT(self.client, [self.elements_key, self.requests, self.session], arguments)
+        clock, state = reply.decode().split("\n")
+        assert abs(int(clock) - now) < 10_000_000
+        return str(state)
+
+    async def numbers(self) -> list[int]:
+        """The numbers that the list has."""
+        return [each.number for each in await elements(self.client, self.elements_key)]
+
+    async def entry(self) -> str | None:
+        """The run's entry in `requests`."""
+        found = await self.client.hget(self.requests, RUN)
+        return found.decode() if isinstance(found, bytes) else found
+
+
+@pytest.fixture
+async def commit(redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker) -> Commits:
+    """Commits for one run; the test fails that leaves a key without TTL."""
+    assert await leaks.keys() == []
+    return Commits(redis_client, f"{key_prefix}{{s}}:")
+
+
+async def test_commit_that_is_repeated(commit: Commits) -> None:
+    """A copy of a commit, or of an older one, changes nothing, and says how far the list has got."""
+    assert await commit(1, 1, 2) == "k2"
+    assert await commit(1, 1, 2) == "k2"
+    assert await commit(3, 3, 4) == "k4"
+    assert await commit(1, 1, 2) == "k4"
+    assert await commit(3, 3, 4, 5) == "k5"
+    assert await commit.numbers() == [1, 2, 3, 4, 5]
+
+
+async def test_commit_after_the_end(commit: Commits) -> None:
+    """The response closes the request; late copies of what came before do not open it again."""
+    await commit(1, 1)
+    assert await commit.entry() == ENTRY.decode()
+    assert await commit(2, 2, 3, marks="fr", last=3) == "k3"
+    assert await commit.entry() is None
+    assert await commit(1, 1) == "k3"
+    assert await commit(2, marks="r") == "k3", "a question that was sent before the response"
+    assert await commit.entry() is None
+    assert await commit(2, 2, 3, marks="fr", last=3) == "k3"
+    assert await commit(4, marks="f") == "k3"
+    assert await commit.entry() is None
+    assert await commit.numbers() == [1, 2, 3]
+
+
+async def test_commit_beyond_the_list(commit: Commits, redis_client: aioredis.Redis) -> None:
+    """Where the list ends before the commit begins, nothing is written: Redis has lost events."""
+    assert await commit(3, 3) == "b0"
+    assert await redis_client.exists(commit.elements_key, commit.requests) == 0
+    await commit(1, 1, 2)
+    assert await commit(4, 4) == "b2"
+    assert await commit(4) == "b2"
+    assert await commit.numbers() == [1, 2]
+
+
+async def test_question_without_events(commit: Commits, redis_client: aioredis.Redis) -> None:
+    """A commit of nothing renews, and names an open run again that Redis has lost."""
+    await commit(1, 1)
+    await redis_client.delete(commit.requests)
+    await redis_client.expire(commit.elements_key, 5)
+    assert await commit(2) == "k1"
+    assert await commit.entry() == ENTRY.decode()
+    assert await redis_client.ttl(commit.elements_key) > 5
+
+
+async def test_commit_after_an_answer_in_its_place(commit: Commits) -> None:
+    """Nothing is committed after the answer that stands in place of the worker's."""
+    await commit(1, 1)
+    await commit.client.hset(commit.requests, RUN, "a 1 {}")
+    assert await commit(2, 2, marks="fr", last=2) == "x"
+    assert await commit(1, 1) == "x"
+    assert await commit(2) == "x"
+    assert await commit.numbers() == [1]
+    assert await commit.entry() == "a 1 {}"
+
+
+async def test_commit_to_a_session_that_has_ended(commit: Commits) -> None:
+    """Nothing is committed to a session that has ended."""
+    await commit(1, 1)
+    await commit.client.hset(commit.session, "ended", "1")
+    await commit.client.expire(commit.session, TTL)
+    assert await commit(2, 2) == "e"
+    assert await commit(1, 1) == "e"
+    assert await commit.numbers() == [1]
+
+
+async def test_placeholder_is_repeated_once(commit: Commits) -> None:
+    """An element that stands for a range of numbers is skipped by its last number."""
+    assert await commit(1, 5) == "k5"
+    assert await commit(1, 1, 2) == "k5"
+    assert await commit(1, 5, 6) == "k6"
+    assert await commit.numbers() == [5, 6]
+
+
+@pytest.mark.parametrize("key", ["elements_key", "requests", "session"])
+async def test_key_of_another_type(commit: Commits, key: str) -> None:
+    """A key that is another's is the part's error, and nothing is written."""
+    name = getattr(commit, key)
+    await commit.client.set(name, "another's", ex=TTL)
+    assert (await commit(1, 1)).startswith("!WRONGTYPE")
+    found = [
+        each.decode() if isinstance(each, bytes) else each for each in await commit.client.keys(f"{commit.prefix}*")
+    ]
+    assert found == [name]
+
+
+# -- the command and its reply ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Behind:
+    """A store behind a proxy, and one that goes round it."""
+
+    proxy: Proxy
+    store: RedisEventStore
+    reader: RedisEventStore
+    facts: Facts
+    direct: aioredis.Redis
+
+    @property
+    def token(self) -> str:
+        """Every command of the store contains it."""
+        return self.store.key_prefix
+
+
+@pytest.fixture
+async def behind(valkey_server: Valkey, key_prefix: str, leaks: LeakChecker) -> AsyncIterator[Behind]:
+    """A store behind a proxy; Redis knows its script."""
+    assert await leaks.keys() == []
+    async with (
+        Proxy(valkey_server.socket).running() as proxy,
+        connect(proxy.url) as client,
+        connect(valkey_server.url) as direct,
+    ):
+        store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL)
+        warm = Talker(store, session="warm")
+        await warm.say()
+        await settled(store)
+        yield Behind(proxy, store, RedisEventStore(direct, key_prefix=key_prefix, ttl=TTL), observed(store), direct)
+        proxy.clear()
+        await store.flush(2)
+
+
+async def through(behind: Behind, talkers: list[Talker]) -> None:
+    """All is stored once, and counted once."""
+    await settled(behind.store)
+    for talker in talkers:
+        await talker.check(behind.reader)
+        assert [each.number for each in await elements(behind.direct, talker.key)] == [
+            *range(1, len(talker.appended) + 1)
+        ]
+    assert sum(fact.events for fact in behind.facts.of(Committed)) == sum(len(each.appended) for each in talkers)
+    assert not behind.facts.of(Lost)
+
+
+@pytest.mark.parametrize("skip", [0, 1])
+async def test_reply_that_is_lost(behind: Behind, skip: int) -> None:
+    """The commit was carried out, and is sent again: it is not carried out twice."""
+    talkers = [Talker(behind.store, session=f"s{number}") for number in range(3)]
+    fault = behind.proxy.eat_reply(behind.token, skip=skip)
+    for _ in range(4):
+        for talker in talkers:
+            await talker.say(5)
+            await talker.outcomes()
+    assert fault.happened == 1
+    await through(behind, talkers)
+
+
+@pytest.mark.parametrize("after", [0, 40, 500])
+async def test_command_that_is_cut(behind: Behind, after: int) -> None:
+    """The commit was not carried out, and is sent again."""
+    talker = Talker(behind.store)
+    fault = behind.proxy.cut_request(behind.token, after=after)
+    for _ in range(4):
+        await talker.say(10)
+        await talker.outcomes()
+    assert fault.happened == 1
+    await through(behind, [talker])
+
+
+@pytest.mark.parametrize("later", [0, 1, 20])
+async def test_copy_that_comes_late(behind: Behind, later: int) -> None:
+    """A copy of a commit that arrives after later ones changes nothing."""
+    talker = Talker(behind.store)
+    await talker.say(3)
+    await talker.outcomes()
+    fault = behind.proxy.keep_request(behind.token)
+    await talker.say(2)
+    await talker.outcomes()
+    assert fault.happened
+    for _ in range(later):
+        await talker.say()
+        await talker.outcomes()
+    await behind.proxy.deliver(fault)
+    await talker.say()
+    await through(behind, [talker])
+
+
+async def test_late_copy_does_not_open_a_request_again(behind: Behind) -> None:
+    """After the response, a copy of an earlier commit leaves no entry of a running request."""
+    talker = Talker(behind.store)
+    await talker.say()
+    await talker.outcomes()
+    fault = behind.proxy.keep_request(behind.token)
+    await talker.say()
+    await talker.outcomes()
+    await talker.append(answer())
+    await talker.outcomes()
+    await behind.proxy.deliver(fault)
+    assert not await behind.direct.exists(f"{talker.part.key_prefix}requests")
+    facts, received = await talker.replayed(behind.reader)
+    assert (facts.completed, received.contents) == (True, [1, "JSONRPCResponse"])
+
+
+async def test_script_that_is_forgotten(behind: Behind) -> None:
+    """A script that Redis does not know any more is sent again; nothing is degraded."""
+    talkers = [Talker(behind.store, session=f"s{number}") for number in range(3)]
+    for _ in range(3):
+        await behind.direct.script_flush()
+        async with anyio.create_task_group() as tasks:
+            for talker in talkers:
+                tasks.start_soon(talker.say, 20)
+        for talker in talkers:
+            await talker.outcomes()
+    assert {fact.reason for fact in behind.facts.of(Retried)} == {Trouble.NOSCRIPT}
+    assert not behind.facts.of(WentAway)
+    await through(behind, talkers)
+
+
+async def test_script_that_is_forgotten_while_it_is_read(behind: Behind) -> None:
+    """A replay continues when Redis forgets its script between two chunks."""
+    talker = Talker(behind.store)
+    await talker.append(None)
+    for _ in range(6):
+        await talker.say(100)
+        await talker.outcomes()
+    received = Received()
+
+    async def flush(event: object) -> None:
+        if len(received.ids) % 100 == 0:
+            await behind.direct.script_flush()
+        await received(event)  # type: ignore[arg-type]
+
+    await behind.reader.for_session("s").replay(talker.ids[0], flush, stream_id="1")
+    assert received.ids == talker.ids[1:]
+
+
+# -- keys of others ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["list", "requests", "session"])
+async def test_key_that_is_anothers(behind: Behind, kind: str) -> None:
+    """Events whose key is another's are lost, and counted; the other sessions' are stored, and Redis is well."""
+    victim, others = Talker(behind.store, session="v"), [Talker(behind.store, session=f"s{n}") for n in range(3)]
+    run = f"{victim.part.key_prefix}stream:1:{victim.part._queue.runs['1'].name}"
+    key = {"list": run}.get(kind, f"{victim.part.key_prefix}{kind}")
+    await behind.direct.set(key, "another's", ex=TTL)
+    with anyio.fail_after(10):
+        for _ in range(3):
+            await victim.say(2)
+            for talker in others:
+                await talker.say(2)
+            await others[0].outcomes()
+        assert set(await victim.outcomes()) <= {StoreOutcome.LOST, StoreOutcome.REFUSED}
+        await settled(behind.store)
+    assert not behind.facts.of(WentAway)
+    assert {fact.reason for fact in behind.facts.of(Lost)} == {LossReason.REJECTED}
+    for talker in others:
+        await talker.check(behind.reader)
+    assert await behind.direct.get(key) == b"another's"
+
+
+async def test_large_payload_whose_key_is_anothers(behind: Behind) -> None:
+    """A key of another type where a large payload belongs is overwritten: `SET` takes any key."""
+    talker = Talker(behind.store)
+    await talker.append(None)
+    await talker.outcomes()
+    key = f"{talker.part.key_prefix}large:1:{run_of(talker.ids[0])}:2"
+    await behind.direct.rpush(key, "another's")
+    await talker.append(note(1, "x" * 5000))
+    await talker.outcomes()
+    await talker.check(behind.reader)
+    assert 0 < await behind.direct.ttl(key) <= TTL

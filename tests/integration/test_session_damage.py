@@ -1,0 +1,192 @@
+"""Elements of a list that the store has not written, or that were damaged: a replay counts them, and ends."""
+
+import anyio
+import pytest
+from redis import asyncio as aioredis
+
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis.session_store import RedisSessionStore
+from mcp_eventscope.testing import Collected
+from mcp_eventscope.types import Miss, Replayed
+from support.leaks import LeakChecker
+from support.messages import answer, note
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
+
+TTL = 60
+DAMAGED = {
+    "no JSON": b"3 1\n{",
+    "not UTF-8": b'3 1\n{"jsonrpc":"2.0","method":"\xff"}',
+    "no JSON-RPC": b'3 1\n{"hello":"world"}',
+    "no time": b"3\n",
+    "time that is no number": b"3 x\n",
+    "first number that is no number": b"3 1 lx\n",
+    "size that is no number": b"3 1 gx\n",
+    "mark without a number": b"3 1 l g\n",
+}
+
+
+@pytest.fixture
+def reader(redis_client: aioredis.Redis, key_prefix: str) -> RedisSessionStore:
+    """The session's part of another worker's store."""
+    return RedisEventStore(redis_client, key_prefix=key_prefix, ttl=TTL).for_session("s")
+
+
+async def stored(
+    redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, *, final: bool
+) -> tuple[list[str], str]:
+    """The ids of a run of five events, and the key of its list."""
+    store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=TTL)
+    part = store.for_session("s")
+    part.begin("1", 1)
+    messages = [None, note(2), note(3), note(4), answer() if final else note(5)]
+    ids = [(await part.append("1", message)).event_id for message in messages]
+    assert await store.flush(5) == 0
+    (key,) = [key for key in await leaks.keys() if ":stream:1:" in key]
+    return ids, key
+
+
+async def replayed(reader: RedisSessionStore, cursor: str, collected: Collected) -> Replayed:
+    """A replay, which must end."""
+    with anyio.fail_after(5):
+        return await reader.replay(cursor, collected, stream_id="1")
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+async def test_damaged_element_is_counted(
+    redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, reader: RedisSessionStore, damage: str
+) -> None:
+    """It is skipped; the events before and after it are delivered."""
+    ids, key = await stored(redis_client, key_prefix, leaks, final=True)
+    await redis_client.lset(key, 2, DAMAGED[damage])  # type: ignore[arg-type]
+    collected = Collected()
+    facts = await replayed(reader, ids[0], collected)
+    assert collected.ids == [ids[1], *ids[3:]]
+    assert facts.missing + len(facts.corrupt) == 1
+    assert (facts.miss, facts.completed) == (None, True)
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+async def test_damaged_last_element_ends_a_replay(
+    redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, reader: RedisSessionStore, damage: str
+) -> None:
+    """A replay does not read it again and again, and following ends at its limit."""
+    ids, key = await stored(redis_client, key_prefix, leaks, final=False)
+    await redis_client.lset(key, 4, DAMAGED[damage].replace(b"3", b"5", 1))  # type: ignore[arg-type]
+    collected = Collected()
+    facts = await replayed(reader, ids[0], collected)
+    assert collected.ids == ids[1:4]
+    assert facts.missing + len(facts.corrupt) == 1
+    with anyio.fail_after(5):
+        followed = await reader.follow("1", facts.last_event_id, collected, limit=0.1)
+    assert followed.delivered == 0
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"\n", b"rubbish", b"-1 1\n", b"\xff\xfe", b"99999999999999999999 1\n"])
+@pytest.mark.parametrize("place", [0, 2, 4])
+async def test_rubbish_in_a_list_ends_a_replay(  # noqa: PLR0913, PLR0917 - fixtures
+    redis_client: aioredis.Redis,
+    key_prefix: str,
+    leaks: LeakChecker,
+    reader: RedisSessionStore,
+    rubbish: bytes,
+    place: int,
+) -> None:
+    """An element without a number is no event; the replay ends, and delivers no event twice."""
+    ids, key = await stored(redis_client, key_prefix, leaks, final=True)
+    await redis_client.lset(key, place, rubbish)  # type: ignore[arg-type]
+    collected = Collected()
+    await replayed(reader, ids[0], collected)
+    assert len(set(collected.ids)) == len(collected.ids)
+    assert set(collected.ids) <= set(ids)
+
+
+async def test_more_rubbish_than_a_read_returns(
+    redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, reader: RedisSessionStore
+) -> None:
+    """A replay ends also when all elements of a read are rubbish, and more follow."""
+    ids, key = await stored(redis_client, key_prefix, leaks, final=False)
+    await redis_client.rpush(key, *[b"rubbish"] * 600, b"6 1\n{}")
+    await replayed(reader, ids[0], Collected())
+
+
+@pytest.mark.parametrize("size", [1, 4097])
+async def test_large_payload_that_is_gone_is_missing(
+    redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, reader: RedisSessionStore, size: int
+) -> None:
+    """It was evicted, or its key has another type: a gap of one event."""
+    store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=TTL)
+    part = store.for_session("s")
+    part.begin("1", 1)
+    messages = [None, note(1, "x" * 5000), note(2, "x" * 5000), note(3), answer()]
+    ids = [(await part.append("1", message)).event_id for message in messages]
+    assert await store.flush(5) == 0
+    first, second = sorted(key for key in await leaks.keys() if ":large:" in key)
+    await redis_client.delete(first, second)
+    await redis_client.hset(second, "x", "x" * size)
+    await redis_client.expire(second, TTL)
+    collected = Collected()
+    facts = await replayed(reader, ids[0], collected)
+    assert collected.ids == ids[3:]
+    assert (facts.missing, facts.gap, facts.completed) == (2, True, True)
+
+
+HOSTILE = [
+    "",
+    "0",
+    "1-1",
+    "1-1-",
+    "-1-1-0123456789ab1",
+    "1-0x1-0123456789ab1",
+    "01-1-0123456789ab1",
+    "1-01-0123456789ab1",
+    "1-1-0123456789AB1",
+    "1-1-0123456789ab1~",
+    "1-1-0123456789ab1~1-0123456789ab1",
+    "1-1-0123456789ab1~2-x",
+    "1-1-0123456789ab" + "1" * 17,
+    "9" * 19 + "-1-0123456789ab1",
+    "1-" + "9" * 17 + "-0123456789ab1",
+    "1-1-0123456789ab1\n",
+    "1-1-0123456789ab1 ",
+    "\u0661-1-0123456789ab1",
+    "*-*-*",
+    "x" * 100_000,
+]
+
+
+@pytest.mark.parametrize("stream_id", [None, "1", "2", "_GET_stream", "", "*", "1:0123456789ab1"])
+async def test_texts_that_are_no_cursor(
+    redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, reader: RedisSessionStore, stream_id: str | None
+) -> None:
+    """They are malformed, read nothing, and write nothing."""
+    await stored(redis_client, key_prefix, leaks, final=True)
+    before = await leaks.keys()
+    for text in HOSTILE:
+        collected = Collected()
+        assert (await reader.replay(text, collected, stream_id=stream_id)).miss is Miss.MALFORMED, text[:40]
+        followed = await reader.follow(stream_id or "1", text, collected, limit=0)
+        assert (followed.delivered, followed.failures, collected.ids) == (0, 0, [])
+    assert await leaks.keys() == before
+
+
+async def test_cursors_that_were_not_given_out(
+    redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, reader: RedisSessionStore
+) -> None:
+    """Neither another stream, nor another session, nor a number beyond the end is read; nothing is written."""
+    ids, _ = await stored(redis_client, key_prefix, leaks, final=True)
+    run = ids[0].split("-")[2]
+    other = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=TTL).for_session("t")
+    before = await leaks.keys()
+    collected = Collected()
+    for part, stream, cursor in (
+        (reader, "2", ids[0]),
+        (reader, "2", ids[-1]),
+        (other, "1", ids[0]),
+        (reader, "1", f"1-1-{'0' * 12}1"),
+        (reader, "1", f"1-{2**52}-{run}"),
+    ):
+        facts = await part.replay(cursor, collected, stream_id=stream)
+        assert facts.miss in {Miss.UNKNOWN, Miss.EXPIRED} or facts.delivered == 0
+        assert collected.ids == []
+    assert await leaks.keys() == before

@@ -1,0 +1,413 @@
+"""Sessions whose Redis fails: ids are given out immediately, and each event is stored once, in order."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import anyio
+import pytest
+import redis
+from redis import asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.answers import EVENTS_GONE
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.types import CameBack, Committed, JSONRPCError, LossReason, Lost, Retried, Trouble, WentAway
+from support.messages import answer, note
+from support.proxy import Proxy
+from support.servers import Valkey
+from support.talkers import Facts, Talker, elements, observed, settled, talking
+from support.valkeys import OwnValkey, own_valkey
+from support.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+STORE_TIMEOUT = 0.25
+SLACK = 0.3
+"""Seconds that a machine with other things to do may add."""
+TTL = 600
+
+
+@dataclass
+class World:
+    """A store behind a proxy."""
+
+    proxy: Proxy
+    store: RedisEventStore
+    reader: RedisEventStore
+    direct: aioredis.Redis
+    facts: Facts
+
+    @property
+    def token(self) -> str:
+        """Every command of the store contains it."""
+        return self.store.key_prefix
+
+    def talkers(self, sessions: int = 3) -> list[Talker]:
+        """Two streams of each session."""
+        return [Talker(self.store, f"s{number}", stream) for number in range(sessions) for stream in (1, 2)]
+
+    def reasons(self) -> set[Trouble]:
+        """The reported reasons."""
+        return {fact.reason for kind in (Retried, WentAway) for fact in self.facts.of(kind)}
+
+    async def check(self, talkers: list[Talker]) -> None:
+        """Every event has an id, is stored once and counted once, and no append took long."""
+        await settled(self.store)
+        for talker in talkers:
+            assert "" not in talker.ids
+            assert not any(appended.deferred or appended.refused for appended in talker.appended)
+            await talker.check(self.reader)
+            stored = [each.number for each in await elements(self.direct, talker.key)]
+            assert stored == list(range(1, len(talker.appended) + 1))
+        total = sum(len(talker.appended) for talker in talkers)
+        assert sum(fact.events for fact in self.facts.of(Committed)) == total
+        assert not self.facts.of(Lost)
+        assert max(seconds for talker in talkers for seconds in talker.seconds) < STORE_TIMEOUT + SLACK
+        # One outage is one, whatever its reason changes to.
+        kinds = [type(fact) for fact in self.facts.all if isinstance(fact, WentAway | CameBack)]
+        assert kinds == [WentAway, CameBack] * (len(kinds) // 2)
+
+
+MakeClient = Callable[[str], aioredis.Redis]
+
+
+def _default(url: str) -> aioredis.Redis:
+    """As most people make it: redis-py retries by itself."""
+    return aioredis.Redis.from_url(url)
+
+
+@pytest.fixture
+def make_client() -> MakeClient:
+    """Makes the store's client."""
+    return connect
+
+
+@pytest.fixture
+async def world(make_client: MakeClient, valkey_server: Valkey, key_prefix: str) -> AsyncIterator[World]:
+    """A store behind a proxy."""
+    async with (
+        Proxy(valkey_server.socket).running() as proxy,
+        make_client(proxy.url) as client,
+        connect(valkey_server.url) as direct,
+    ):
+        store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL, store_timeout=STORE_TIMEOUT)
+        reader = RedisEventStore(direct, key_prefix=key_prefix, ttl=TTL)
+        yield World(proxy, store, reader, direct, observed(store))
+        proxy.clear()
+        await store.flush(5)
+        await reader.flush()
+        if keys := [key async for key in direct.scan_iter(match=f"{key_prefix}*", count=1000)]:
+            await direct.delete(*keys)
+
+
+Break = Callable[[World], Awaitable[None]]
+
+
+async def _reset(world: World) -> None:
+    world.proxy.reset()
+
+
+async def _refused(world: World) -> None:
+    world.proxy.refuse()
+    world.proxy.reset()
+    await until(lambda: world.store.waiting.away)
+    await world.proxy.listen()
+
+
+def _for(seconds: float, way: str) -> Break:
+    async def do(world: World) -> None:
+        getattr(world.proxy, way)()
+        await anyio.sleep(seconds)
+        world.proxy.clear()
+
+    return do
+
+
+async def _slow(world: World) -> None:
+    world.proxy.delay = STORE_TIMEOUT * 2
+    await anyio.sleep(STORE_TIMEOUT * 4)
+    world.proxy.clear()
+
+
+def _eaten(times: int, skip: int = 0) -> Break:
+    async def do(world: World) -> None:
+        fault = world.proxy.eat_reply(world.token, times=times, skip=skip)
+        await until(lambda: fault.happened == times)
+
+    return do
+
+
+def _cut(after: int, skip: int = 0) -> Break:
+    async def do(world: World) -> None:
+        fault = world.proxy.cut_request(world.token, after=after, skip=skip)
+        await until(lambda: fault.happened)
+
+    return do
+
+
+def _answered(error: str, times: int = 3) -> Break:
+    async def do(world: World) -> None:
+        fault = world.proxy.answer(world.token, error, times=times)
+        await until(lambda: fault.happened == times)
+
+    return do
+
+
+FAULTS: dict[str, tuple[Break, set[Trouble]]] = {
+    "reset": (_reset, set()),  # It may have come between two batches.
+    "refused": (_refused, {Trouble.CONNECTION}),
+    "held": (_for(STORE_TIMEOUT * 3, "hold"), {Trouble.TIMEOUT}),
+    "muted": (_for(STORE_TIMEOUT * 3, "mute"), {Trouble.TIMEOUT}),
+    "swallowed": (_for(STORE_TIMEOUT * 3, "black_hole"), {Trouble.TIMEOUT}),
+    "slow": (_slow, {Trouble.TIMEOUT}),
+    "reply eaten": (_eaten(1), {Trouble.CONNECTION}),
+    "three replies eaten": (_eaten(3), {Trouble.CONNECTION}),
+    "cut in the middle": (_cut(100), {Trouble.CONNECTION}),
+    "cut in the second": (_cut(100, skip=1), {Trouble.CONNECTION}),
+    "busy": (_answered("BUSY Redis is busy running a script"), {Trouble.BUSY}),
+    "loading": (_answered("LOADING Redis is loading the dataset in memory"), {Trouble.LOADING}),
+    "full": (_answered("OOM command not allowed when used memory > 'maxmemory'."), {Trouble.OOM}),
+    "read only": (_answered("READONLY You can't write against a read only replica."), {Trouble.READONLY}),
+    "no script": (_answered("NOSCRIPT No matching script.", times=1), {Trouble.NOSCRIPT}),
+    "no password": (_answered("NOAUTH Authentication required."), {Trouble.AUTH}),
+    "no right": (_answered("NOPERM this user has no permissions to run the 'evalsha' command"), {Trouble.AUTH}),
+    "no replicas": (_answered("NOREPLICAS Not enough good replicas to write."), {Trouble.OTHER}),
+    "disk full": (_answered("MISCONF Errors writing to the AOF file: No space left on device"), {Trouble.OTHER}),
+    "no primary": (_answered("MASTERDOWN Link with MASTER is down."), set()),
+    "cluster down": (_answered("CLUSTERDOWN The cluster is down"), set()),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_survives(world: World, fault: str) -> None:
+    """Events are appended meanwhile: all have ids, none is lost or stored twice, and the reason is reported."""
+    happen, reported = FAULTS[fault]
+    talkers = world.talkers()
+    with anyio.fail_after(30):
+        async with talking(world.store, talkers):
+            await happen(world)
+    await world.check(talkers)
+    assert reported <= world.reasons()
+
+
+@pytest.mark.parametrize("make_client", [_default], ids=["default"])
+@pytest.mark.parametrize("fault", ["refused", "held", "reply eaten", "cut in the middle", "loading"])
+async def test_survives_with_a_client_that_retries(world: World, fault: str) -> None:
+    """A client that retries by itself stores nothing twice."""
+    await test_survives(world, fault)
+
+
+async def test_no_append_waits_in_an_outage(world: World) -> None:
+    """Once Redis is known to be unreachable, `append` returns immediately, with an id."""
+    for way in (world.proxy.hold, world.proxy.refuse):
+        talker = Talker(world.store, way.__name__)
+        await talker.say()
+        await talker.outcomes()
+        way()
+        world.proxy.reset()
+        while not world.store.waiting.away:
+            await talker.say()
+            await asyncio.sleep(0.01)
+        first = len(talker.appended)
+        began = time.monotonic()
+        await talker.say(500)
+        assert time.monotonic() - began < STORE_TIMEOUT + SLACK
+        assert sum(seconds > 0.05 for seconds in talker.seconds[first:]) <= 5
+        if way == world.proxy.refuse:
+            await world.proxy.listen()
+        world.proxy.clear()
+        await settled(world.store)
+        await talker.check(world.reader)
+    assert [type(fact) for fact in world.facts.all if isinstance(fact, WentAway | CameBack)] == [WentAway, CameBack] * 2
+
+
+async def test_slow_is_not_unreachable(world: World) -> None:
+    """A Redis that replies late, and within `store_timeout`, is no trouble, and delays no append."""
+    talkers = world.talkers(5)
+    world.proxy.delay = STORE_TIMEOUT / 5
+    began = time.monotonic()
+    for talker in talkers:
+        await talker.say(10)
+    assert time.monotonic() - began < STORE_TIMEOUT + SLACK
+    await world.check(talkers)
+    assert world.reasons() <= {Trouble.NOSCRIPT}
+
+
+async def test_callers_that_are_cancelled(world: World) -> None:
+    """A caller that is cancelled takes no number away: what was accepted is stored."""
+    dice = random.Random(7)  # noqa: S311 - not secrets
+    talker = Talker(world.store)
+    await talker.append(None)
+    world.proxy.delay = 0.02
+    for _ in range(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(talker.part.append, "1", note(0, "x" * 50_000))
+            for _ in range(dice.randrange(4)):
+                await asyncio.sleep(0)
+            tasks.cancel_scope.cancel()
+    last = await talker.part.append("1", answer())
+    await settled(world.store)
+    numbers = [each.number for each in await elements(world.direct, talker.key)]
+    assert numbers == list(range(1, int(last.event_id.split("-")[1]) + 1))
+
+
+# -- bounds -----------------------------------------------------------------------------------------------------------
+
+
+async def test_whole_runs_are_dropped_oldest_first(valkey_server: Valkey, key_prefix: str) -> None:
+    """Beyond the bound whole runs are dropped, oldest first: counted, a gap for their clients, and each with an end."""
+    async with (
+        Proxy(valkey_server.socket).running() as proxy,
+        connect(proxy.url) as client,
+        connect(valkey_server.url) as direct,
+    ):
+        store = RedisEventStore(client, key_prefix=key_prefix, ttl=60, backlog_events=60)
+        reader = RedisEventStore(direct, key_prefix=key_prefix, ttl=60)
+        facts = observed(store)
+        talkers = [Talker(store, f"s{number % 3}", number) for number in range(12)]
+        for talker in talkers:
+            await talker.append(None)
+            await talker.outcomes()
+        proxy.refuse()
+        proxy.reset()
+        finding_out = Talker(store, "finds out")
+        await finding_out.say()
+        await until(lambda: store.waiting.away)
+        for talker in talkers:
+            await talker.say(8)
+            await talker.append(answer(int(talker.stream)))
+            assert "" not in talker.ids
+            assert store.waiting.events <= 60 + len(talkers)
+        await proxy.listen()
+        await settled(store)
+        dropped = []
+        for talker in talkers:
+            resumed, received = await talker.replayed(reader)
+            assert (resumed.completed, resumed.miss) == (True, None)
+            dropped.append(resumed.gap)
+            if resumed.gap:
+                (message,) = received.messages
+                assert isinstance(message, JSONRPCError)
+                assert (message.id, message.error.code) == (int(talker.stream), EVENTS_GONE)
+                assert (resumed.missing, received.ids) == (8, talker.ids[-1:])
+            else:
+                assert received.ids == talker.ids[1:]
+        assert dropped == sorted(dropped, reverse=True)
+        assert 0 < sum(dropped) < len(talkers)
+        assert {fact.reason for fact in facts.of(Lost)} == {LossReason.OVERFLOW}
+        assert sum(fact.events for fact in facts.of(Lost)) == 9 * sum(dropped)
+        await store.flush()
+        await direct.delete(*[key async for key in direct.scan_iter(match=f"{key_prefix}*", count=1000)])
+
+
+async def test_flush_in_an_outage(world: World) -> None:
+    """A flush takes no longer than it may, and counts what is lost; the store can be used again."""
+    talker = Talker(world.store)
+    await talker.say()
+    await talker.outcomes()
+    world.proxy.refuse()
+    world.proxy.reset()
+    await talker.say(10)
+    began = time.monotonic()
+    assert await world.store.flush(0.3) == 10
+    assert time.monotonic() - began < 0.3 + 0.5
+    assert [(fact.reason, fact.events) for fact in world.facts.of(Lost)] == [(LossReason.SHUTDOWN, 10)]
+    assert not world.store.waiting.events
+    await world.proxy.listen()
+    other = Talker(world.store, "t")
+    await other.say(3)
+    await other.outcomes()
+    await other.check(world.reader)
+
+
+# -- real servers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["full", "loading", "replica", "password"])
+async def test_server_that_takes_no_writes(how: str) -> None:
+    """A Redis that is full, loads its data, has become a replica or wants a password: events are stored afterwards."""
+    reason = {"full": Trouble.OOM, "loading": Trouble.LOADING, "replica": Trouble.READONLY, "password": Trouble.AUTH}
+    with own_valkey(keeps=True) as server, own_valkey() as second:
+        async with connect(server.url) as client, connect(server.url) as direct:
+            store = RedisEventStore(client, ttl=TTL, store_timeout=STORE_TIMEOUT)
+            facts = observed(store)
+            talkers = [Talker(store, f"s{number}") for number in range(4)]
+
+            def reported() -> bool:
+                found = [*facts.of(Retried), *facts.of(WentAway)]
+                return any(fact.reason is reason[how] for fact in found)
+
+            with anyio.fail_after(40):
+                async with talking(store, talkers):
+                    await anyio.to_thread.run_sync(_refuse_writes, how, server, second)
+                    await until(reported)
+                    await anyio.to_thread.run_sync(_accept_writes, how, server)
+            reader = RedisEventStore(direct, ttl=TTL)
+            for talker in talkers:
+                assert "" not in talker.ids
+                await talker.check(reader)
+            assert not facts.of(Lost)
+            assert max(seconds for talker in talkers for seconds in talker.seconds) < STORE_TIMEOUT + SLACK
+            await store.flush()
+
+
+def _refuse_writes(how: str, server: OwnValkey, second: OwnValkey) -> None:
+    if how == "full":
+        server.set(maxmemory=1)
+    elif how == "loading":
+        server.restart_loading()
+    elif how == "replica":  # In step with its own former replica, so that nothing is lost.
+        server.set(min_replicas_to_write=2)
+        second.follow(server)
+        with server.client() as one, second.client() as two:
+            _until_same(one, two)
+        second.follow(None)
+        server.follow(second)
+    else:
+        with server.client() as client:
+            client.config_set("requirepass", "x")
+            client.client_kill_filter(_type="normal", skipme=True)
+
+
+def _until_same(one: redis.Redis, two: redis.Redis) -> None:
+    deadline = time.monotonic() + 10
+    while one.info("replication")["master_repl_offset"] != two.info("replication")["slave_repl_offset"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _accept_writes(how: str, server: OwnValkey) -> None:
+    if how == "full":
+        server.set(maxmemory=0)
+    elif how == "replica":
+        server.follow(None)
+        server.set(min_replicas_to_write=0)
+    elif how == "password":
+        with redis.Redis(unix_socket_path=str(server.socket), password="x") as client:
+            client.config_set("requirepass", "")
+
+
+@pytest.mark.parametrize("kind", [aioredis.ConnectionPool, aioredis.BlockingConnectionPool])
+async def test_pool_that_is_exhausted(world: World, valkey_server: Valkey, kind: type[aioredis.ConnectionPool]) -> None:
+    """The application holds all connections: events are stored when it gives one back."""
+    options = {"timeout": 0.1} if kind is aioredis.BlockingConnectionPool else {}
+    pool = kind.from_url(valkey_server.url, max_connections=2, retry=Retry(NoBackoff(), 0), **options)
+    held = [await pool.get_connection() for _ in range(2)]  # type: ignore[no-untyped-call]
+    async with aioredis.Redis.from_pool(pool) as small:
+        store = RedisEventStore(small, key_prefix=world.token, ttl=TTL, store_timeout=STORE_TIMEOUT)
+        facts = observed(store)
+        talkers = [Talker(store, f"s{number}") for number in range(4)]
+        for talker in talkers:
+            await talker.say(5)
+        await until(lambda: any(fact.reason is Trouble.POOL for fact in facts.of(WentAway)))
+        await pool.release(held.pop())
+        await settled(store)
+        for talker in talkers:
+            await talker.check(world.reader)
+        await pool.release(held.pop())
+        await store.flush()

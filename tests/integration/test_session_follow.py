@@ -1,0 +1,370 @@
+"""Followers of sessions: from memory, woken by other workers, by polling; and the answer for a dead worker."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+from redis import asyncio as aioredis
+
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.answers import REQUEST_ORPHANED
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.read import followers as followers_module
+from mcp_eventscope.types import Followed, FollowEnd, JSONRPCError, StoreOutcome
+from support.messages import answer, note
+from support.proxy import Proxy
+from support.servers import Valkey
+from support.talkers import Received, Talker, elements, observed, run_of, settled
+from support.valkeys import own_valkey
+from support.waiting import until
+
+pytestmark = pytest.mark.anyio
+
+TTL = 600
+LONG = 30.0
+
+
+async def nothing() -> None:
+    """Nothing is published."""
+
+
+class Follower:
+    """Follows a talker's stream in a task."""
+
+    def __init__(self, store: RedisEventStore, talker: Talker, *, after: int = 0, limit: float = LONG) -> None:
+        self.received = Received()
+        self.facts: Followed | None = None
+        self._store, self._talker, self._after, self._limit = store, talker, talker.ids[after], limit
+
+    async def __call__(self) -> None:
+        """Follow until it ends."""
+        part = self._store.for_session(self._talker.session)
+        self.facts = await part.follow(self._talker.stream, self._after, self.received, limit=self._limit)
+
+
+@pytest.fixture
+def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Followers are woken or sleep: the process does not poll for them."""
+    monkeypatch.setattr(followers_module, "POLL_SECONDS", LONG)
+
+
+@pytest.fixture
+async def other(redis_client: aioredis.Redis, store: RedisEventStore) -> AsyncIterator[RedisEventStore]:
+    """Another worker's store. The first one has a lease."""
+    other = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
+    async with store.workers.alive(LONG, lambda _: None, nothing):
+        yield other
+        await other.flush()
+        await store.flush()
+
+
+async def primed(store: RedisEventStore, **options: object) -> Talker:
+    """A stream with its priming event, stored."""
+    talker = Talker(store, **options)  # type: ignore[arg-type]
+    await talker.append(None)
+    await talker.outcomes()
+    return talker
+
+
+@pytest.mark.usefixtures("no_polling")
+@pytest.mark.parametrize("here", [True, False])
+async def test_woken(store: RedisEventStore, other: RedisEventStore, *, here: bool) -> None:
+    """An event reaches a follower without a poll, in the same process or another, and the response ends it."""
+    talker = await primed(store)
+    follower = Follower(store if here else other, talker)
+    with anyio.fail_after(15):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(follower)
+            for number in range(5):
+                await talker.say()
+                await follower.received.has(number + 1, within=3)
+            await talker.append(answer())
+    assert follower.received.ids == talker.ids[1:]
+    assert follower.facts == Followed(
+        last_event_id=talker.ids[-1],
+        end=FollowEnd.COMPLETED,
+        delivered=6,
+        payload_bytes=sum(each.payload_bytes for each in talker.appended),
+    )
+
+
+async def test_user_without_channels(valkey_server: Valkey, key_prefix: str, redis_client: aioredis.Redis) -> None:
+    """Where a user may neither publish nor subscribe, followers poll; nothing is an error."""
+    await redis_client.execute_command(  # type: ignore[no-untyped-call]
+        "ACL", "SETUSER", "mute", "reset", "on", "nopass", "~*", "+@all", "resetchannels"
+    )
+    try:
+        async with (
+            aioredis.Redis(unix_socket_path=str(valkey_server.socket), username="mute", password="x") as one,
+            aioredis.Redis(unix_socket_path=str(valkey_server.socket), username="mute", password="x") as two,
+        ):
+            store = RedisEventStore(one, key_prefix=key_prefix, ttl=60)
+            other = RedisEventStore(two, key_prefix=key_prefix, ttl=60)
+            facts = observed(store)
+            async with store.workers.alive(LONG, lambda _: None, nothing):
+                talker = await primed(store)
+                follower = Follower(other, talker)
+                with anyio.fail_after(15):
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(follower)
+                        await talker.say(2)
+                        await follower.received.has(2, within=3)
+                        await talker.append(answer())
+                assert follower.received.ids == talker.ids[1:]
+                assert {type(fact).__name__ for fact in facts.all} <= {"Committed", "Retried"}
+                await store.flush()
+            keys = [key async for key in redis_client.scan_iter(match=f"{key_prefix}*", count=1000)]
+            await redis_client.delete(*keys)
+    finally:
+        await redis_client.acl_deluser("mute")
+
+
+async def test_no_window_between_replay_and_follow(store: RedisEventStore, other: RedisEventStore) -> None:
+    """What is stored between the end of a replay and the beginning of following is delivered once."""
+    talker = await primed(store)
+    await talker.say()
+    await talker.outcomes()
+    for each in (store, other):
+        facts, received = await talker.replayed(each)
+        await talker.say()
+        await talker.outcomes()
+        followed = await each.for_session("s").follow("1", facts.last_event_id, received, limit=0)
+        assert followed.delivered == 1
+        assert received.ids == talker.ids[1:]
+
+
+async def test_limit(store: RedisEventStore, other: RedisEventStore) -> None:
+    """When nothing comes, following ends at its limit, where it stands."""
+    talker = await primed(store)
+    for each in (store, other):
+        for limit in (0, 0.1):
+            follower = Follower(each, talker, limit=limit)
+            with anyio.fail_after(3):
+                await follower()
+            assert follower.facts == Followed(last_event_id=talker.ids[0], end=FollowEnd.LIMIT)
+
+
+async def test_many_followers_of_one_stream(store: RedisEventStore, other: RedisEventStore) -> None:
+    """Each gets all of it, wherever it is."""
+    talker = await primed(store)
+    followers = [Follower(each, talker) for each in (store, other) for _ in range(10)]
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            for follower in followers:
+                tasks.start_soon(follower)
+            await talker.say(40)
+            await talker.append(answer())
+    assert [follower.received.ids for follower in followers] == [talker.ids[1:]] * 20
+
+
+@pytest.mark.parametrize("here", [True, False])
+async def test_callback_that_raises(store: RedisEventStore, other: RedisEventStore, *, here: bool) -> None:
+    """What the callback raises ends the following, and nothing is left of it."""
+    talker = await primed(store)
+    await talker.say()
+    await talker.outcomes()
+    each = store if here else other
+
+    async def broken(_: object) -> None:
+        raise anyio.BrokenResourceError
+
+    with pytest.raises(anyio.BrokenResourceError):
+        await each.for_session("s").follow("1", talker.ids[0], broken, limit=LONG)
+    assert not each._sessions.followers._watches
+    assert not store._session_writer.runs[run_of(talker.ids[0])].watchers
+
+
+@pytest.mark.parametrize("here", [True, False])
+async def test_follower_that_is_cancelled(store: RedisEventStore, other: RedisEventStore, *, here: bool) -> None:
+    """Nothing is left of it, and the stream can be followed again."""
+    talker = await primed(store)
+    each = store if here else other
+    follower = Follower(each, talker)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(follower)
+        await talker.say()
+        await follower.received.has(1)
+        tasks.cancel_scope.cancel()
+    assert not each._sessions.followers._watches
+    assert not store._session_writer.runs[run_of(talker.ids[0])].watchers
+    again = Follower(each, talker, limit=0)
+    await again()
+    assert again.received.contents == [1]
+    await until(lambda: not [task for task in asyncio.all_tasks() if task.get_name() == "eventscope-followers"])
+
+
+async def test_slow_client_of_a_run_that_goes_on(store: RedisEventStore, other: RedisEventStore) -> None:
+    """A2: a client that does not read meanwhile gets every event, from memory and from Redis."""
+    talker = await primed(store)
+    for each in (store, other):
+        received, resumed = Received(), anyio.Event()
+
+        async def slow(event: object, received: Received = received, resumed: anyio.Event = resumed) -> None:
+            await received(event)  # type: ignore[arg-type]
+            await resumed.wait()
+
+        position = len(talker.ids) - 1
+        async with anyio.create_task_group() as tasks:
+            part = each.for_session("s")
+            tasks.start_soon(lambda: part.follow("1", talker.ids[position], slow, limit=LONG))  # noqa: B023
+            await talker.say()
+            await received.has(1)
+            await talker.say(40)
+            await talker.outcomes()
+            resumed.set()
+            await received.has(41)
+            tasks.cancel_scope.cancel()
+        assert received.ids == talker.ids[position + 1 :]
+
+
+async def test_follower_here_needs_no_redis(valkey_server: Valkey, key_prefix: str) -> None:
+    """A client of the same worker is replayed and followed in an outage, up to the response."""
+    async with Proxy(valkey_server.socket).running() as proxy, connect(proxy.url) as client:
+        store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL)
+        talker = await primed(store)
+        await talker.say(2)
+        await talker.outcomes()
+        proxy.refuse()
+        proxy.reset()
+        await talker.say(2)
+        facts, received = await talker.replayed(store)
+        assert (facts.miss, facts.gap, received.ids) == (None, False, talker.ids[1:])
+        follower = Follower(store, talker)
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(follower)
+                await talker.say()
+                await follower.received.has(5)
+                await talker.append(answer())
+        assert follower.received.ids == talker.ids[1:]
+        assert follower.facts is not None
+        assert (follower.facts.end, follower.facts.failures) == (FollowEnd.COMPLETED, 0)
+        await proxy.listen()
+        await settled(store)
+        await store.flush()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["kill", "freeze"])
+async def test_follower_elsewhere_survives_an_outage(way: str) -> None:
+    """While Redis is down the follower stays; afterwards it gets the rest, each event once."""
+    with own_valkey(keeps=True) as server:
+        async with connect(server.url) as one, connect(server.url) as two:
+            store, other = RedisEventStore(one, ttl=TTL), RedisEventStore(two, ttl=TTL)
+            async with store.workers.alive(LONG, lambda _: None, nothing):
+                talker = await primed(store)
+                follower = Follower(other, talker)
+                with anyio.fail_after(40):
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(follower)
+                        await talker.say(2)
+                        await follower.received.has(2)
+                        getattr(server, way)()
+                        await talker.say(2)
+                        await until(lambda: store.waiting.away)
+                        await talker.say(2)
+                        await anyio.to_thread.run_sync(server.revive)
+                        await talker.say()
+                        await talker.append(answer())
+                assert follower.received.ids == talker.ids[1:]
+                assert follower.facts is not None
+                assert follower.facts.end is FollowEnd.COMPLETED
+                await store.flush()
+                await other.flush()
+
+
+# -- dead workers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("request_id", [1, "1", "é" * 20, "x" * 130])
+async def test_dead_worker_is_answered_once(
+    store: RedisEventStore, redis_client: aioredis.Redis, request_id: int | str
+) -> None:
+    """Of several followers on several workers one stores the answer; each delivers it, last and without an id."""
+    dead = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
+    third = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
+    talker = await primed(dead, request_id=request_id)
+    await talker.say(2)
+    await talker.outcomes()
+    followers = [Follower(each, talker) for each in (store, third, store, third, store)]
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            for follower in followers:
+                tasks.start_soon(follower)
+    for follower in followers:
+        assert follower.received.ids == [*talker.ids[1:], None]
+        message = follower.received.messages[-1]
+        assert isinstance(message, JSONRPCError)
+        assert (message.id, message.error.code) == (request_id, REQUEST_ORPHANED)
+        assert follower.facts is not None
+        assert (follower.facts.end, follower.facts.last_event_id) == (FollowEnd.COMPLETED, talker.ids[-1])
+    assert sum(bool(follower.facts and follower.facts.orphaned) for follower in followers) == 1
+    # A later resume gets the same answer, from each position.
+    for after in range(3):
+        facts, received = await talker.replayed(store, after=after)
+        assert (facts.completed, facts.miss) == (True, None)
+        assert received.ids == [*talker.ids[after + 1 :], None]
+        assert received.messages[-1] == message
+
+
+async def test_late_worker_is_fenced(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """A worker that was taken for dead stores nothing more of that request, and is told; its other requests go on."""
+    late = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
+    talker, same, elsewhere = [
+        await primed(late, **options) for options in ({}, {"request_id": 2}, {"session": "t", "request_id": 1})
+    ]
+    fenced: list[str] = []
+    talker.part.bind(ended=lambda: None, fenced=fenced.append)
+    follower = Follower(store, talker)
+    with anyio.fail_after(20):
+        await follower()
+    assert follower.facts is not None
+    assert follower.facts.orphaned
+    before = await elements(redis_client, talker.key)
+    own = Follower(late, talker)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(own)
+        await talker.say(2)
+        assert (await talker.outcomes())[1:] == [StoreOutcome.REFUSED] * 2
+        assert (await talker.append(answer())).refused
+    # Its own client may have read events before Redis refused them; it gets the answer that all others got.
+    assert own.received.ids[-1] is None
+    assert own.received.messages[-1] == follower.received.messages[-1]
+    assert fenced == ["1"]
+    assert await elements(redis_client, talker.key) == before
+    assert (await talker.append(note(9))).refused
+    for each in (same, elsewhere):
+        await each.append(answer())
+        assert set(await each.outcomes()) == {StoreOutcome.STORED}
+        await each.check(store)
+
+
+async def test_response_of_a_worker_that_is_dead(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """A worker that died after its response has answered: nothing is put in its place."""
+    dead = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
+    talker = await primed(dead)
+    await talker.append(answer())
+    await talker.outcomes()
+    for after in (0, 1):
+        follower = Follower(store, talker, after=after)
+        with anyio.fail_after(5):
+            await follower()
+        assert follower.facts is not None
+        assert (follower.facts.end, follower.facts.orphaned) == (FollowEnd.COMPLETED, False)
+        assert follower.received.ids == talker.ids[after + 1 :]
+
+
+async def test_request_of_a_dead_worker_that_redis_has_lost(
+    store: RedisEventStore, redis_client: aioredis.Redis
+) -> None:
+    """Where nothing is stored of a dead worker's request, following ends, and nothing is stored in its place."""
+    dead = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
+    talker = await primed(dead)
+    await redis_client.delete(talker.key, f"{talker.part.key_prefix}requests")
+    follower = Follower(store, talker)
+    with anyio.fail_after(20):
+        await follower()
+    assert follower.facts is not None
+    assert (follower.facts.end, follower.facts.orphaned, follower.received.ids) == (FollowEnd.GONE, False, [])
+    assert not await redis_client.exists(f"{talker.part.key_prefix}requests")

@@ -1,0 +1,276 @@
+"""Redis loses events that it had acknowledged: they are stored again from memory, or are a gap that is counted."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+import pytest
+from redis import asyncio as aioredis
+
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.answers import EVENTS_GONE
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.write import session_writer
+from mcp_eventscope.types import GET_STREAM_KEY, CameBack, JSONRPCError, LossReason, Lost, StoreOutcome, WentAway
+from support.messages import answer, note
+from support.talkers import Facts, Received, Talker, observed, run_of, settled, talking
+from support.valkeys import OwnValkey, own_valkey
+from support.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+TTL = 600
+LEASE = 0.6
+
+
+async def nothing() -> None:
+    """Nothing is published."""
+
+
+@pytest.fixture
+def server() -> Iterator[OwnValkey]:
+    """A Valkey of this test's own, which forgets what it has not saved."""
+    with own_valkey() as server:
+        yield server
+
+
+@dataclass
+class World:
+    """A worker with a lease, and a store that has nothing of it in memory."""
+
+    store: RedisEventStore
+    reader: RedisEventStore
+    facts: Facts
+    client: aioredis.Redis
+
+    def talkers(self, count: int = 4) -> list[Talker]:
+        """Streams of as many sessions."""
+        return [Talker(self.store, session=f"s{number}") for number in range(count)]
+
+    async def check(self, talkers: list[Talker]) -> None:
+        """Every event is there, and no loss was reported."""
+        for talker in talkers:
+            await talker.check(self.reader)
+        assert not self.facts.of(Lost)
+
+
+@asynccontextmanager
+async def worker(url: str, lease: float = 30) -> AsyncIterator[World]:
+    """A worker on a server."""
+    async with connect(url) as client, connect(url) as direct:
+        store = RedisEventStore(client, ttl=TTL)
+        async with store.workers.alive(lease, lambda _: None, nothing):
+            yield World(store, RedisEventStore(direct, ttl=TTL), observed(store), direct)
+        await store.flush(1)
+
+
+@pytest.fixture
+async def world(server: OwnValkey) -> AsyncIterator[World]:
+    """A worker on the server."""
+    async with worker(server.url) as world:
+        yield world
+
+
+@pytest.fixture
+def nothing_retained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No acknowledged event stays in memory."""
+    monkeypatch.setattr(session_writer, "RETAINED_BYTES", 0)
+
+
+def restart(server: OwnValkey) -> None:
+    """Kill Redis and start it: it has what was saved last, if anything."""
+    server.kill()
+    server.start()
+
+
+async def primed(talkers: list[Talker], count: int = 3) -> None:
+    """Some events of each, acknowledged."""
+    for talker in talkers:
+        await talker.append(None)
+        await talker.say(count)
+    for talker in talkers:
+        await talker.outcomes()
+
+
+async def test_restart_empty(server: OwnValkey, world: World) -> None:
+    """What was acknowledged before is stored again, finished requests included."""
+    talkers, finished = world.talkers(), Talker(world.store, session="f")
+    await primed([*talkers, finished])
+    await finished.append(answer())
+    await finished.outcomes()
+    async with talking(world.store, talkers):
+        await anyio.to_thread.run_sync(restart, server)
+    await world.check([*talkers, finished])
+    facts, _ = await finished.replayed(world.reader)
+    assert facts.completed
+    assert await world.client.hlen(f"{finished.part.key_prefix}requests") == 0
+    assert (len(world.facts.of(WentAway)), len(world.facts.of(CameBack))) in {(0, 0), (1, 1)}
+
+
+async def test_restart_from_an_older_snapshot(server: OwnValkey, world: World) -> None:
+    """A6: cursors from before and from after the snapshot are served; nothing is missing."""
+    talker = Talker(world.store)
+    await primed([talker], 6)
+    await anyio.to_thread.run_sync(server.save)
+    await talker.say(3)
+    await talker.outcomes()
+    await anyio.to_thread.run_sync(restart, server)
+    await talker.say(2)
+    await talker.append(answer())
+    assert set(await talker.outcomes()) == {StoreOutcome.STORED}
+    await settled(world.store)
+    for after in (0, 5, 6, 7, 9, 11):
+        facts, received = await talker.replayed(world.reader, after=after)
+        assert (facts.gap, facts.miss, facts.completed) == (False, None, True)
+        assert received.ids == talker.ids[after + 1 :]
+    assert not world.facts.of(Lost)
+
+
+@pytest.mark.usefixtures("nothing_retained")
+@pytest.mark.parametrize("saved", [False, True], ids=["empty", "snapshot"])
+async def test_what_is_no_longer_in_memory_is_a_counted_gap(server: OwnValkey, world: World, *, saved: bool) -> None:
+    """A lost range keeps its numbers: the client learns of it exactly, the loss is counted, later events follow."""
+    talker = Talker(world.store)
+    await primed([talker], 3)
+    if saved:
+        await anyio.to_thread.run_sync(server.save)
+    await talker.say(4)
+    await talker.outcomes()
+    await anyio.to_thread.run_sync(restart, server)
+    await until(world.client.ping)
+    await talker.say(2)
+    await settled(world.store)
+    lost = 4 if saved else 8
+    assert [(fact.reason, fact.events) for fact in world.facts.of(Lost)] == [(LossReason.ROLLBACK, lost)]
+    facts, received = await talker.replayed(world.reader)
+    assert (facts.gap, facts.missing) == (True, 4 if saved else 7)
+    assert received.ids == [*(talker.ids[1:4] if saved else []), *talker.ids[8:]]
+    for after in (5, 7):  # In the lost range, and behind it.
+        facts, received = await talker.replayed(world.reader, after=after)
+        assert (facts.missing, facts.miss, received.ids) == (7 - after, None, talker.ids[8:])
+
+
+async def test_response_that_is_no_longer_in_memory(world: World) -> None:
+    """A finished request whose events are lost is answered with an error, since its client would ask for ever."""
+    talker, finished = Talker(world.store), Talker(world.store, session="f", request_id="7")
+    await primed([talker, finished], 3)
+    await finished.append(answer("7"))
+    await finished.outcomes()
+    run = world.store._session_writer.runs[run_of(finished.ids[0])]
+    await world.client.flushall()
+    world.store._session_writer.verify()
+    while run.retained:  # Released while the question is on its way, as when the bounds are reached.
+        world.store._session_writer._release_oldest()
+    await until(lambda: world.facts.of(Lost))
+    await settled(world.store)
+    for after in (0, 2, 3):
+        facts, received = await finished.replayed(world.reader, after=after)
+        (message,) = received.messages
+        assert isinstance(message, JSONRPCError)
+        assert (message.id, message.error.code) == ("7", EVENTS_GONE)
+        assert (facts.completed, facts.missing) == (True, 3 - after)
+    assert {fact.reason for fact in world.facts.of(Lost)} == {LossReason.ROLLBACK}
+
+
+@pytest.mark.parametrize("how", ["flushall", "snapshot"])
+async def test_silent_rollback(server: OwnValkey, how: str) -> None:
+    """Redis loses data without a broken connection: the worker finds its lease changed, and stores again."""
+    async with worker(server.url, LEASE) as world:
+        talkers = world.talkers(2)
+        await primed(talkers)
+        if how == "flushall":
+            await world.client.flushall()
+        else:  # As after a failover behind a proxy: an older value of the lease, and no events.
+            lease = f"mcp:worker:{world.store._worker.name}"
+            await world.client.flushall()
+            await world.client.set(lease, "0", px=int(LEASE * 1000))
+
+        async def whole() -> bool:
+            found = [await talker.replayed(world.reader) for talker in talkers]
+            return all(received.ids == talker.ids[1:] for talker, (_, received) in zip(talkers, found, strict=True))
+
+        await until(whole, within=5, every=0.05)
+        await world.check(talkers)
+
+
+async def test_rollback_of_a_standalone_stream(server: OwnValkey, world: World) -> None:
+    """The standalone stream is stored again, too."""
+    part = world.store.for_session("s")
+    appended = [await part.append(GET_STREAM_KEY, note(number)) for number in range(5)]
+    await settled(world.store)
+    await anyio.to_thread.run_sync(restart, server)
+    appended.append(await part.append(GET_STREAM_KEY, note(5)))
+    await settled(world.store)
+    received = Received()
+    await world.reader.for_session("s").replay(appended[0].event_id, received, stream_id=GET_STREAM_KEY)
+    assert received.contents == [1, 2, 3, 4, 5]
+
+
+async def test_rollback_during_a_replay_elsewhere(server: OwnValkey, world: World) -> None:
+    """A follower on another worker gets each event once, across the restart."""
+    talker, received = Talker(world.store), Received()
+    await primed([talker])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: world.reader.for_session("s").follow("1", talker.ids[0], received, limit=30))
+        await received.has(3)
+        await anyio.to_thread.run_sync(server.kill)
+        await talker.say(3)
+        await anyio.to_thread.run_sync(server.start)
+        await talker.say(2)
+        await received.has(8)
+        await talker.append(answer())
+    assert received.ids == talker.ids[1:]
+
+
+# -- failover ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("retained", [True, False], ids=["in memory", "not in memory"])
+async def test_replica_that_is_promoted_without_the_tail(
+    server: OwnValkey, monkeypatch: pytest.MonkeyPatch, *, retained: bool
+) -> None:
+    """Acknowledged events that were not replicated are stored again, or are a gap that is counted."""
+    if not retained:
+        monkeypatch.setattr(session_writer, "RETAINED_BYTES", 0)
+    with own_valkey() as replica:
+        await anyio.to_thread.run_sync(replica.follow, server)
+        async with worker(server.url) as world:
+            talkers = world.talkers()
+            await primed(talkers)
+            await until(lambda: in_step(server, replica))
+            replica.follow(None)  # Promoted, unknown to the primary's clients.
+            for talker in talkers:
+                await talker.say(4)
+            for talker in talkers:
+                await talker.outcomes()
+            await anyio.to_thread.run_sync(take_over, server, replica)
+            assert {await world.client.llen(talker.key) for talker in talkers} == {4}
+            for talker in talkers:
+                await talker.say(2)
+                await talker.outcomes()
+            await settled(world.store)
+            assert len(world.facts.of(WentAway)) <= 1
+            if retained:
+                await world.check(talkers)
+                return
+            assert sum(fact.events for fact in world.facts.of(Lost)) == 4 * len(talkers)
+            assert {fact.reason for fact in world.facts.of(Lost)} == {LossReason.ROLLBACK}
+            for talker in talkers:
+                facts, received = await talker.replayed(world.reader)
+                assert (facts.missing, facts.gap) == (4, True)
+                assert received.ids == [*talker.ids[1:4], *talker.ids[8:]]
+
+
+def in_step(primary: OwnValkey, replica: OwnValkey) -> bool:
+    """Whether the replica has all that the primary has."""
+    with primary.client() as one, replica.client() as two:
+        return bool(one.info("replication")["master_repl_offset"] == two.info("replication")["slave_repl_offset"])
+
+
+def take_over(old: OwnValkey, new: OwnValkey) -> None:
+    """Clients of the old primary are disconnected, and find the data of the new one at its address."""
+    old.follow(new)  # It drops what the new one does not have, and is read-only.
+    old.follow(None)
+    with old.client() as client:
+        client.client_kill_filter(_type="normal", skipme=True)

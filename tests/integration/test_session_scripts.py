@@ -1,0 +1,242 @@
+"""Each script touches only keys that its caller declared, on Valkey and on Redis 7, and on a cluster."""
+
+import gc
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+
+import anyio
+import pytest
+from redis import asyncio as aioredis
+from redis.exceptions import ResponseError
+
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.scripts import Script
+from mcp_eventscope.redis.workers import NewRecord
+from mcp_eventscope.types import GET_STREAM_KEY, FollowEnd, LossReason, Lost, StoreOutcome
+from support.messages import answer, note
+from support.servers import free_port
+from support.talkers import Received, Talker, observed, settled
+from support.valkeys import OwnValkey, own_valkey
+from support.waiting import until
+
+pytestmark = pytest.mark.anyio
+
+GUARD = """
+local declared = {}
+for _, key in ipairs(KEYS) do
+  declared[key] = true
+end
+local without_keys = { TIME = true, PUBLISH = true }
+local function guarded(real)
+  return function(command, ...)
+    if not without_keys[command] and not declared[select(1, ...)] then
+      error('undeclared key: ' .. command .. ' ' .. tostring(select(1, ...)))
+    end
+    return real(command, ...)
+  end
+end
+local redis = setmetatable({ call = guarded(redis.call), pcall = guarded(redis.pcall) }, { __index = redis })
+"""
+"""In front of a script: a call with a key that is not among KEYS is an error."""
+
+
+@pytest.fixture
+def guarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every script refuses a key that was not declared."""
+    scripts = [each for each in gc.get_objects() if isinstance(each, Script)]
+    assert len(scripts) > 5
+    for script in scripts:
+        text = GUARD + script._text
+        monkeypatch.setattr(script, "_text", text)
+        monkeypatch.setattr(script, "_sha", hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+@pytest.fixture(params=["valkey_url", pytest.param("redis_url", marks=pytest.mark.slow)])
+async def client(request: pytest.FixtureRequest, key_prefix: str) -> AsyncIterator[aioredis.Redis]:
+    """A client of Valkey, and of Redis 7."""
+    async with connect(request.getfixturevalue(request.param)) as client:
+        yield client
+        keys = [key async for key in client.scan_iter(match=f"{key_prefix}*", count=1000)]
+        lasting = [key for key in keys if await client.ttl(key) < 0]
+        if keys:
+            await client.delete(*keys)
+        assert not lasting
+
+
+async def nothing() -> None:
+    """Nothing is published."""
+
+
+@pytest.mark.usefixtures("guarded")
+async def test_guard(client: aioredis.Redis, key_prefix: str) -> None:
+    """The guard refuses what it is there for."""
+    text = GUARD + "return redis.call('GET', KEYS[1])"
+    assert await client.eval(text, 1, key_prefix) is None
+    with pytest.raises(ResponseError, match="undeclared key"):
+        await client.eval(GUARD + "return redis.call('GET', KEYS[1] .. 'x')", 1, key_prefix)
+    with pytest.raises(ResponseError, match="undeclared key"):
+        await client.eval(GUARD + "return redis.pcall('GET', 'x')", 1, key_prefix)
+
+
+async def life(  # noqa: PLR0915 - one life, from its beginning to its end
+    one: aioredis.Redis | aioredis.RedisCluster, two: aioredis.Redis | aioredis.RedisCluster, prefix: str
+) -> None:
+    """Everything that is done to a session: stored, trimmed, read, followed, answered, lost, stored again, ended."""
+    store, other = (RedisEventStore(client, key_prefix=prefix, ttl=2) for client in (one, two))
+    facts = observed(store)
+    async with store.workers.alive(20, lambda _: None, nothing), other.workers.alive(20, lambda _: None, nothing):
+        for name in ("a", "b{x}", "c:{}"):
+            record = NewRecord(name, "o", "{}")
+            assert await store.workers.record(record, ttl=60) == "live"
+            talker = Talker(store, name)
+            await talker.append(None)
+            await talker.say(3)
+            await talker.append(note(4, "x" * 10_000))
+            await talker.outcomes()
+            await talker.check(other)
+            cursor = await talker.part.open_standalone()
+            for part in (talker.part, other.for_session(name)):
+                await part.append(GET_STREAM_KEY, note(0))
+            await settled(store)
+            await settled(other)
+            received = Received()
+            await other.for_session(name).replay(cursor, received, stream_id=GET_STREAM_KEY)
+            assert received.contents == [0, 0]
+            received = Received()
+            async with anyio.create_task_group() as tasks:
+                part = other.for_session(name)
+                tasks.start_soon(lambda: part.follow("1", talker.ids[-1], received, limit=20))  # noqa: B023
+                await talker.say(2)
+                await received.has(2)
+                await talker.append(answer())
+            assert received.contents == [5, 6, "JSONRPCResponse"]
+        dead = RedisEventStore(one, key_prefix=prefix, ttl=2)
+        orphan = Talker(dead, "a", 2)
+        await orphan.append(None)
+        await orphan.outcomes()
+        followed = await other.for_session("a").follow("2", orphan.ids[0], Received(), limit=20)
+        assert (followed.end, followed.orphaned) == (FollowEnd.COMPLETED, True)
+        await orphan.say()
+        assert (await orphan.outcomes())[-1] is StoreOutcome.REFUSED
+        old = Talker(store, "b{x}", 3)
+        await old.say(3)
+        await old.outcomes()
+        await one.execute_command("EXPIRE", old.key, 60)
+        await anyio.sleep(2.1)
+        await old.say()
+        await old.outcomes()
+        assert await one.execute_command("LLEN", old.key) == 2
+        await one.execute_command("DEL", old.key)
+        await old.say()
+        await old.outcomes()
+        assert not [fact for fact in facts.of(Lost) if fact.reason is not LossReason.ROLLBACK]
+        await store.workers.end("a", ttl=60)
+        ended = Talker(store, "a", 4)
+        await ended.say()
+        assert await ended.outcomes() == [StoreOutcome.REFUSED]
+    for each in (store, other, dead):
+        await each.flush()
+
+
+@pytest.mark.usefixtures("guarded")
+async def test_life_of_sessions(client: aioredis.Redis, key_prefix: str) -> None:
+    """No script of a session's life touches a key that was not declared."""
+    await life(client, client, key_prefix)
+
+
+# -- a cluster --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[tuple[OwnValkey, OwnValkey]]:
+    """A cluster of two nodes, each with half of the slots."""
+    options = {"cluster_enabled": "yes", "cluster_node_timeout": 1000}
+    with (
+        own_valkey(keeps=True, cluster_port=free_port(), **options) as one,
+        own_valkey(keeps=True, cluster_port=(bus := free_port()), **options) as two,
+    ):
+        with one.client() as first, two.client() as second:
+            first.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
+            second.execute_command("CLUSTER", "ADDSLOTSRANGE", 8192, 16383)
+            first.execute_command("CLUSTER", "MEET", "127.0.0.1", two.port, bus)
+        _whole(one)
+        _whole(two)
+        yield one, two
+
+
+def _whole(node: OwnValkey) -> None:
+    """Return when a node knows that the cluster is complete."""
+    with node.client() as client:
+        while b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO", NEVER_DECODE=True):
+            pass
+        while b"cluster_known_nodes:2" not in client.execute_command("CLUSTER", "INFO", NEVER_DECODE=True):
+            pass
+
+
+@pytest.fixture
+async def cluster(nodes: tuple[OwnValkey, OwnValkey]) -> AsyncIterator[aioredis.RedisCluster]:
+    """A client of the cluster."""
+    client = aioredis.RedisCluster(host="127.0.0.1", port=nodes[0].port, socket_timeout=1)
+    yield client
+    await client.aclose()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("guarded")
+async def test_life_of_sessions_on_a_cluster(cluster: aioredis.RedisCluster, key_prefix: str) -> None:
+    """Sessions of different slots live on a cluster, and no script crosses slots."""
+    await life(cluster, cluster, key_prefix)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["kill", "freeze"])
+async def test_node_that_fails(
+    nodes: tuple[OwnValkey, OwnValkey], cluster: aioredis.RedisCluster, key_prefix: str, way: str
+) -> None:
+    """A node fails: all events keep their ids, and are stored afterwards, once and in order."""
+    store = RedisEventStore(cluster, key_prefix=key_prefix, ttl=600)
+    reader = RedisEventStore(cluster, key_prefix=key_prefix, ttl=600)
+    facts = observed(store)
+    talkers = [Talker(store, f"s{number}") for number in range(8)]
+    with anyio.fail_after(50):
+        for talker in talkers:
+            await talker.append(None)
+        await settled(store)
+        await anyio.to_thread.run_sync(getattr(nodes[1], way))
+        try:
+            for _ in range(5):
+                for talker in talkers:
+                    await talker.say(2)
+                await anyio.sleep(0.02)
+            await until(lambda: store.waiting.away)
+        finally:
+            await anyio.to_thread.run_sync(nodes[1].revive)
+            await anyio.to_thread.run_sync(_whole, nodes[0])
+            await anyio.to_thread.run_sync(_whole, nodes[1])
+        await settled(store, within=20)
+        for talker in talkers:
+            assert "" not in talker.ids
+            await talker.check(reader)
+    assert not facts.of(Lost)
+    assert max(seconds for talker in talkers for seconds in talker.seconds) < 0.25 + 0.3
+    await store.flush()
+
+
+@pytest.mark.slow
+async def test_script_that_a_node_forgets(
+    nodes: tuple[OwnValkey, OwnValkey], cluster: aioredis.RedisCluster, key_prefix: str
+) -> None:
+    """A script that one node does not know is sent again to that node."""
+    store = RedisEventStore(cluster, key_prefix=key_prefix, ttl=600)
+    talkers = [Talker(store, f"s{number}") for number in range(8)]
+    for _ in range(3):
+        with nodes[0].client() as node:
+            node.script_flush()
+        for talker in talkers:
+            await talker.say(3)
+        for talker in talkers:
+            assert set(await talker.outcomes()) == {StoreOutcome.STORED}
+    for talker in talkers:
+        await talker.check(RedisEventStore(cluster, key_prefix=key_prefix, ttl=600))
+    await store.flush()

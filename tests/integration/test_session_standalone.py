@@ -1,0 +1,267 @@
+"""A session's standalone stream: a run of each worker, merged for its readers, and resumed by a position in each."""
+
+import gc
+import weakref
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+from redis import asyncio as aioredis
+
+from mcp_eventscope import InstrumentedEventStore, RedisEventStore
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.session_store import RedisSessionStore
+from mcp_eventscope.redis.write import session_writer
+from mcp_eventscope.sessions.view import SessionView
+from mcp_eventscope.types import GET_STREAM_KEY, FollowEnd, Miss
+from support.messages import answer, note
+from support.proxy import Proxy
+from support.servers import Valkey
+from support.talkers import Received, run_of, settled
+from support.waiting import until
+
+pytestmark = pytest.mark.anyio
+
+TTL = 600
+
+
+@pytest.fixture
+async def other(redis_client: aioredis.Redis, store: RedisEventStore) -> AsyncIterator[RedisEventStore]:
+    """Another worker's store."""
+    other = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
+    yield other
+    await other.flush()
+    await store.flush()
+
+
+async def say(part: RedisSessionStore, *numbers: int) -> list[str]:
+    """Append numbers to the standalone stream, and return their ids once they are stored."""
+    appended = [await part.append(GET_STREAM_KEY, note(number)) for number in numbers]
+    for each in appended:
+        assert each.pending is not None
+        await each.pending.acknowledged()
+    return [each.event_id for each in appended]
+
+
+async def replayed(part: RedisSessionStore, cursor: str) -> Received:
+    """What a replay delivers; each id that it gives is a cursor for the rest."""
+    received = Received()
+    facts = await part.replay(cursor, received, stream_id=GET_STREAM_KEY)
+    assert (facts.miss, facts.gap, facts.completed) == (None, False, False)
+    return received
+
+
+async def test_first_reader_reads_from_the_start(store: RedisEventStore, other: RedisEventStore) -> None:
+    """The first client that opens the stream gets what was sent since the session began; a later one, from now on."""
+    part, others = store.for_session("s"), other.for_session("s")
+    await say(part, 1, 2)
+    await say(others, 3)
+    first = await others.open_standalone()
+    for later in (await part.open_standalone(), await others.open_standalone()):
+        assert sorted((await replayed(part, first)).contents) == [1, 2, 3]
+        assert (await replayed(part, later)).contents == []
+    await say(part, 4)
+    assert (await replayed(others, later)).contents == [4]
+
+
+async def test_each_message_once_from_every_position(store: RedisEventStore, other: RedisEventStore) -> None:
+    """Messages of two workers are delivered once, each worker's in order, and every id resumes behind its event."""
+    parts = store.for_session("s"), other.for_session("s")
+    cursor = await parts[0].open_standalone()
+    for number in range(8):
+        await say(parts[number % 2], number)
+    for part in parts:
+        received = await replayed(part, cursor)
+        assert sorted(received.contents) == list(range(8))
+        for worker in (0, 1):
+            assert [n for n in received.contents if n % 2 == worker] == list(range(worker, 8, 2))
+        for place, event_id in enumerate(received.ids):
+            assert event_id is not None
+            for each in parts:
+                rest = (await replayed(each, event_id)).contents  # The workers' messages may be interleaved otherwise.
+                assert sorted(rest) == sorted(received.contents[place + 1 :])
+
+
+async def test_follower_gets_both_workers_messages(store: RedisEventStore, other: RedisEventStore) -> None:
+    """A follower gets the messages of both workers while they are sent, once, and no message ends it."""
+    parts = store.for_session("s"), other.for_session("s")
+    cursor, received = await parts[0].open_standalone(), Received()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: parts[0].follow(GET_STREAM_KEY, cursor, received, limit=60))
+        for number in range(6):
+            await say(parts[number % 2], number)
+            await received.has(number + 1, within=3)
+        await parts[0].append(GET_STREAM_KEY, answer())
+        await received.has(7)
+        await say(parts[1], 7)
+        await received.has(8)
+        tasks.cancel_scope.cancel()
+    assert received.contents == [0, 1, 2, 3, 4, 5, "JSONRPCResponse", 7]
+
+
+async def test_resume_without_events_of_a_run(store: RedisEventStore, other: RedisEventStore) -> None:
+    """A cursor from before another worker's first message gets that worker's messages from the first one on."""
+    part, others = store.for_session("s"), other.for_session("s")
+    (cursor,) = await say(part, 0)
+    await say(others, 1, 2)
+    await say(part, 3)
+    assert sorted((await replayed(others, cursor)).contents) == [1, 2, 3]
+
+
+async def test_positions_that_were_never_given_out(store: RedisEventStore, other: RedisEventStore) -> None:
+    """Positions ahead of a run, and runs that were invented, neither raise nor hide other runs' messages."""
+    part, others = store.for_session("s"), other.for_session("s")
+    (first,) = await say(part, 0)
+    (second,) = await say(others, 1)
+    time = first.split("-")[0]
+    invented = "~".join(f"{number}-{number:012x}ff" for number in range(50))
+    for cursor in (
+        f"{time}-999999999999999-{run_of(first)}",
+        f"{time}-1-{run_of(first)}~{invented}",
+        f"{time}-0-{run_of(first)}~999999999999999-{run_of(second)}",
+    ):
+        received = Received()
+        with anyio.fail_after(5):
+            for each in (part, others):
+                facts = await each.replay(cursor, received, stream_id=GET_STREAM_KEY)
+                assert facts.miss is None
+                followed = await each.follow(GET_STREAM_KEY, cursor, received, limit=0.05)
+                assert followed.end is FollowEnd.LIMIT
+        assert set(received.contents) <= {0, 1}
+
+
+async def test_run_of_a_dead_worker_that_redis_does_not_know(store: RedisEventStore) -> None:
+    """A cursor of which nothing is known is a miss, and the stream goes on from now."""
+    part = store.for_session("s")
+    (first,) = await say(part, 0)
+    forged = f"{first.split('-')[0]}-3-0123456789ab1"
+    facts = await part.replay(forged, Received(), stream_id=GET_STREAM_KEY)
+    assert facts.miss is Miss.UNKNOWN
+    await say(part, 1)
+    assert (await replayed(part, facts.last_event_id)).contents == [1]
+
+
+async def test_dead_workers_messages_stay(store: RedisEventStore, other: RedisEventStore) -> None:
+    """A worker's messages are read after its end, since `requests` names its run."""
+    part, others = store.for_session("s"), other.for_session("s")
+    cursor = await part.open_standalone()
+    await say(others, 0, 1)
+    await other.flush()
+    assert (await replayed(part, cursor)).contents == [0, 1]
+
+
+async def test_outage(valkey_server: Valkey, store: RedisEventStore, other: RedisEventStore) -> None:
+    """In an outage a follower gets this worker's messages from memory, and the other worker's after it."""
+    others = other.for_session("s")
+    async with Proxy(valkey_server.socket).running() as proxy, connect(proxy.url) as client:
+        local = RedisEventStore(client, key_prefix=store.key_prefix, ttl=TTL)
+        part = local.for_session("s")
+        cursor, received = await part.open_standalone(), Received()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: part.follow(GET_STREAM_KEY, cursor, received, limit=60))
+            await say(part, 0)
+            await received.has(1)
+            proxy.refuse()
+            proxy.reset()
+            for number in (1, 2, 3):
+                await part.append(GET_STREAM_KEY, note(number))
+                await received.has(number + 1, within=3)
+            await say(others, 10)
+            await proxy.listen()
+            await settled(local)
+            await received.has(5)
+            tasks.cancel_scope.cancel()
+        assert received.contents == [0, 1, 2, 3, 10]
+        await local.flush()
+
+
+async def test_open_in_an_outage(valkey_server: Valkey, key_prefix: str) -> None:
+    """A client that opens the stream while Redis is unreachable gets what this worker sends."""
+    async with Proxy(valkey_server.socket).running() as proxy, connect(proxy.url) as client:
+        store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL)
+        part = store.for_session("s")
+        await say(part, 0)
+        proxy.refuse()
+        proxy.reset()
+        with anyio.fail_after(2):
+            cursor = await part.open_standalone()
+        received = Received()
+        with anyio.fail_after(3):
+            await part.append(GET_STREAM_KEY, note(1))
+            await part.follow(GET_STREAM_KEY, cursor, received, limit=0.5)
+        assert received.contents == [0, 1]
+        await proxy.listen()
+        await settled(store)
+        await store.flush()
+
+
+# -- sessions that end ------------------------------------------------------------------------------------------------
+
+
+async def test_session_that_is_not_served_any_more_is_released(
+    redis_client: aioredis.Redis, key_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it stays in memory, and its keys are renewed no longer."""
+
+    async def nothing() -> None:
+        """Nothing is published."""
+
+    monkeypatch.setattr(session_writer, "RETAINED_BYTES", 0)
+    root = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
+    store = InstrumentedEventStore(root, registry=None)
+    async with root.workers.alive(0.3, lambda _: None, nothing):
+        views = []
+        for number in range(20):
+            view = SessionView(store.for_session(f"s{number}"), follow_limit=5)
+            await view.open_standalone()
+            await view.store_event(GET_STREAM_KEY, note(number))
+            await settled(root)
+            view.close()
+            await view.give_up()
+            views.append(weakref.ref(view))
+            del view
+        gc.collect()
+        assert [view() for view in views if view() is not None] == []
+        assert not root._session_writer.runs
+
+        async def expired() -> bool:
+            keys = [key async for key in redis_client.scan_iter(match=f"{key_prefix}{{*", count=1000)]
+            return not keys
+
+        await until(expired, within=5)
+    await root.flush()
+
+
+@pytest.mark.usefixtures("leaks")
+async def test_refused_run_is_released(store: RedisEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request of an ended session leaves nothing in memory after its response."""
+    monkeypatch.setattr(session_writer, "RETAINED_BYTES", 0)
+    part = store.for_session("s")
+    part.begin("1", 1)
+    await store.workers.end("s", ttl=TTL)
+    appended = await part.append("1", note(0))
+    assert appended.pending is not None
+    await appended.pending.acknowledged()
+    assert (await part.append("1", answer())).refused
+    assert not store._session_writer.runs
+
+
+async def test_rollback_after_the_session_was_released(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """The run of a released session is stored again after a rollback, while it is in memory, and asks for no answer."""
+    part = store.for_session("s")
+    await say(part, 0, 1)
+    part.close()
+    run = next(iter(store._session_writer.runs.values()))
+    await redis_client.delete(run.key, f"{part.key_prefix}requests")
+    store._session_writer.verify()
+    store._session_writer._release_oldest()
+
+    async def stored() -> bool:
+        return bool(await redis_client.llen(run.key) == 2)
+
+    await until(stored)
+    reader = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL).for_session("s")
+    received = Received()
+    facts = await reader.replay(f"1795850405606317-0-{run.name}", received, stream_id=GET_STREAM_KEY)
+    assert (facts.missing, received.contents) == (1, [1])
+    await store.flush()
