@@ -30,7 +30,7 @@ async def nothing() -> None:
 
 @pytest.fixture
 def server() -> Iterator[OwnValkey]:
-    """A Valkey of this test's own, which forgets what it has not saved."""
+    """A Valkey of this test's own, which forgets all writes since its last snapshot."""
     with own_valkey() as server:
         yield server
 
@@ -79,7 +79,7 @@ def nothing_retained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def restart(server: OwnValkey) -> None:
-    """Kill Redis and start it: it has what was saved last, if anything."""
+    """Kill Redis and start it: it loads the last snapshot, if there is one."""
     server.kill()
     server.start()
 
@@ -94,7 +94,7 @@ async def primed(talkers: list[Talker], count: int = 3) -> None:
 
 
 async def test_restart_empty(server: OwnValkey, world: World) -> None:
-    """What was acknowledged before is stored again, finished requests included."""
+    """Events that were acknowledged before are stored again, finished requests included."""
     talkers, finished = world.talkers(), Talker(world.store, session="f")
     await primed([*talkers, finished])
     await finished.append(answer())
@@ -129,7 +129,9 @@ async def test_restart_from_an_older_snapshot(server: OwnValkey, world: World) -
 
 @pytest.mark.usefixtures("nothing_retained")
 @pytest.mark.parametrize("saved", [False, True], ids=["empty", "snapshot"])
-async def test_what_is_no_longer_in_memory_is_a_counted_gap(server: OwnValkey, world: World, *, saved: bool) -> None:
+async def test_events_that_are_no_longer_in_memory_are_a_counted_gap(
+    server: OwnValkey, world: World, *, saved: bool
+) -> None:
     """A lost range keeps its numbers: the client learns of it exactly, the loss is counted, later events follow."""
     talker = Talker(world.store)
     await primed([talker], 3)
@@ -151,7 +153,7 @@ async def test_what_is_no_longer_in_memory_is_a_counted_gap(server: OwnValkey, w
         assert (facts.missing, facts.miss, received.ids) == (7 - after, None, talker.ids[8:])
 
 
-async def test_response_that_is_no_longer_in_memory(server: OwnValkey, world: World) -> None:
+async def test_response_that_is_no_longer_in_memory(world: World) -> None:
     """A finished request whose events are lost is answered with an error, since its client would ask for ever."""
     talker, finished = Talker(world.store), Talker(world.store, session="f", request_id="7")
     await primed([talker, finished], 3)
@@ -270,7 +272,7 @@ def in_step(primary: OwnValkey, replica: OwnValkey) -> bool:
 
 def take_over(old: OwnValkey, new: OwnValkey) -> None:
     """Clients of the old primary are disconnected, and find the data of the new one at its address."""
-    old.follow(new)  # It drops what the new one does not have, and is read-only.
+    old.follow(new)  # It drops events that the new one does not have, and is read-only.
     old.follow(None)
     with old.client() as client:
         client.client_kill_filter(_type="normal", skipme=True)

@@ -70,7 +70,7 @@ async def nothing() -> None:
 
 @pytest.mark.usefixtures("guarded")
 async def test_guard(client: aioredis.Redis, key_prefix: str) -> None:
-    """The guard refuses what it is there for."""
+    """The guard refuses undeclared keys, and no others."""
     text = GUARD + "return redis.call('GET', KEYS[1])"
     assert await client.eval(text, 1, key_prefix) is None
     with pytest.raises(ResponseError, match="undeclared key"):
@@ -79,7 +79,7 @@ async def test_guard(client: aioredis.Redis, key_prefix: str) -> None:
         await client.eval(GUARD + "return redis.pcall('GET', 'x')", 1, key_prefix)
 
 
-async def life(
+async def life(  # noqa: PLR0915 - one life, from beginning to end
     one: aioredis.Redis | aioredis.RedisCluster, two: aioredis.Redis | aioredis.RedisCluster, prefix: str
 ) -> None:
     """Everything that is done to a session: stored, trimmed, read, followed, answered, lost, stored again, ended."""

@@ -44,7 +44,7 @@ async def say(part: RedisSessionStore, *numbers: int) -> list[str]:
 
 
 async def replayed(part: RedisSessionStore, cursor: str) -> Received:
-    """What a replay delivers; each id that it gives is a cursor for the rest."""
+    """The events that a replay delivers; each id is a cursor for the rest."""
     received = Received()
     facts = await part.replay(cursor, received, stream_id=GET_STREAM_KEY)
     assert (facts.miss, facts.gap, facts.completed) == (None, False, False)
@@ -52,7 +52,7 @@ async def replayed(part: RedisSessionStore, cursor: str) -> Received:
 
 
 async def test_first_reader_reads_from_the_start(store: RedisEventStore, other: RedisEventStore) -> None:
-    """The first client that opens the stream gets what was sent since the session began; a later one, from now on."""
+    """The first client that opens the stream reads from the session's start; a later one from now on."""
     part, others = store.for_session("s"), other.for_session("s")
     await say(part, 1, 2)
     await say(others, 3)
@@ -175,7 +175,8 @@ async def test_outage(valkey_server: Valkey, store: RedisEventStore, other: Redi
         await local.flush()
 
 
-async def test_open_in_an_outage(valkey_server: Valkey, key_prefix: str, other: RedisEventStore) -> None:
+@pytest.mark.usefixtures("leaks")
+async def test_open_in_an_outage(valkey_server: Valkey, key_prefix: str) -> None:
     """A client that opens the stream while Redis is unreachable gets what this worker sends."""
     async with Proxy(valkey_server.socket).running() as proxy, connect(proxy.url) as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL)
@@ -233,9 +234,7 @@ async def test_session_that_is_not_served_any_more_is_released(
 
 
 @pytest.mark.usefixtures("leaks")
-async def test_refused_run_is_released(
-    store: RedisEventStore, redis_client: aioredis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_refused_run_is_released(store: RedisEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request of an ended session leaves nothing in memory after its response."""
     monkeypatch.setattr(session_writer, "RETAINED_BYTES", 0)
     part = store.for_session("s")
