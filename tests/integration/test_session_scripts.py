@@ -13,7 +13,7 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.workers import NewRecord
-from mcp_eventscope.types import GET_STREAM_KEY, FollowEnd, LossReason, Lost, StoreOutcome
+from mcp_eventscope.types import GET_STREAM_KEY, FollowEnd, LossReason, Lost, StoreOutcome, Trouble
 from support.messages import answer, note
 from support.servers import free_port
 from support.talkers import Received, Talker, observed, settled
@@ -239,4 +239,14 @@ async def test_script_that_a_node_forgets(
             assert set(await talker.outcomes()) == {StoreOutcome.STORED}
     for talker in talkers:
         await talker.check(RedisEventStore(cluster, key_prefix=key_prefix, ttl=600))
+    await store.flush()
+
+
+@pytest.mark.slow
+async def test_probe_of_a_cluster(cluster: aioredis.RedisCluster, key_prefix: str) -> None:
+    """A store that has nothing to send finds out that the cluster has recovered."""
+    store = RedisEventStore(cluster, key_prefix=key_prefix, ttl=600)
+    store._breaker.record_failure(Trouble.TIMEOUT, "no reply in time")
+    assert store.waiting.away
+    await settled(store, within=5)
     await store.flush()
