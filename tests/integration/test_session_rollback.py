@@ -12,7 +12,16 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.answers import EVENTS_GONE
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.redis.write import session_writer
-from mcp_eventscope.types import GET_STREAM_KEY, CameBack, JSONRPCError, LossReason, Lost, StoreOutcome, WentAway
+from mcp_eventscope.types import (
+    GET_STREAM_KEY,
+    CameBack,
+    Committed,
+    JSONRPCError,
+    LossReason,
+    Lost,
+    StoreOutcome,
+    WentAway,
+)
 from support.messages import answer, note
 from support.talkers import Facts, Received, Talker, observed, run_of, settled, talking
 from support.valkeys import OwnValkey, own_valkey
@@ -53,6 +62,7 @@ class World:
         for talker in talkers:
             await talker.check(self.reader)
         assert not self.facts.of(Lost)
+        assert sum(fact.events for fact in self.facts.of(Committed)) == sum(len(each.appended) for each in talkers)
 
 
 @asynccontextmanager
