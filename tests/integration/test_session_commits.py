@@ -160,7 +160,7 @@ async def test_placeholder_is_repeated_once(commit: Commits) -> None:
 
 @pytest.mark.parametrize("key", ["elements_key", "requests", "session"])
 async def test_key_of_another_type(commit: Commits, key: str) -> None:
-    """A key that is another's is the part's error, and nothing is written."""
+    """A key of another type is the part's error, and nothing is written."""
     name = getattr(commit, key)
     await commit.client.set(name, "another's", ex=TTL)
     assert (await commit(1, 1)).startswith("!WRONGTYPE")
@@ -316,7 +316,7 @@ async def test_script_that_is_forgotten_while_it_is_read(behind: Behind) -> None
 
 @pytest.mark.parametrize("kind", ["list", "requests", "session"])
 async def test_key_that_is_anothers(behind: Behind, kind: str) -> None:
-    """Events whose key is another's are lost, and counted; the other sessions' are stored, and Redis is well."""
+    """Events whose key has another type are lost, and counted; those of other sessions are stored."""
     victim, others = Talker(behind.store, session="v"), [Talker(behind.store, session=f"s{n}") for n in range(3)]
     run = f"{victim.part.key_prefix}stream:1:{victim.part._queue.runs['1'].name}"
     key = {"list": run}.get(kind, f"{victim.part.key_prefix}{kind}")

@@ -1,4 +1,4 @@
-"""Sessions whose Redis fails: ids are given out immediately, and each event is stored once, in order."""
+"""Faults between sessions and Redis: ids are given out immediately, and each event is stored once, in order."""
 
 import asyncio
 import random
@@ -239,7 +239,7 @@ async def test_slow_is_not_unreachable(world: World) -> None:
 
 
 async def test_callers_that_are_cancelled(world: World) -> None:
-    """A caller that is cancelled takes no number away: what was accepted is stored."""
+    """A caller that is cancelled leaves no hole in the numbers: every accepted event is stored."""
     dice = random.Random(7)  # noqa: S311 - not secrets
     talker = Talker(world.store)
     await talker.append(None)
@@ -306,7 +306,7 @@ async def test_whole_runs_are_dropped_oldest_first(valkey_server: Valkey, key_pr
 
 
 async def test_flush_in_an_outage(world: World) -> None:
-    """A flush takes no longer than it may, and counts what is lost; the store can be used again."""
+    """A flush takes no longer than it may, and counts lost events; the store can be used again."""
     talker = Talker(world.store)
     await talker.say()
     await talker.outcomes()

@@ -121,7 +121,7 @@ async def test_user_without_channels(valkey_server: Valkey, key_prefix: str, red
 
 
 async def test_no_window_between_replay_and_follow(store: RedisEventStore, other: RedisEventStore) -> None:
-    """What is stored between the end of a replay and the beginning of following is delivered once."""
+    """An event stored between the end of a replay and the beginning of following is delivered once."""
     talker = await primed(store)
     await talker.say()
     await talker.outcomes()
@@ -160,7 +160,7 @@ async def test_many_followers_of_one_stream(store: RedisEventStore, other: Redis
 
 @pytest.mark.parametrize("here", [True, False])
 async def test_callback_that_raises(store: RedisEventStore, other: RedisEventStore, *, here: bool) -> None:
-    """What the callback raises ends the following, and nothing is left of it."""
+    """An exception of the callback ends the following, and nothing is left of it."""
     talker = await primed(store)
     await talker.say()
     await talker.outcomes()
@@ -281,7 +281,7 @@ async def test_follower_elsewhere_survives_an_outage(way: str) -> None:
 async def test_dead_worker_is_answered_once(
     store: RedisEventStore, redis_client: aioredis.Redis, request_id: int | str
 ) -> None:
-    """Of several followers on several workers one stores the answer; each delivers it, last and without an id."""
+    """Of several followers one stores the answer; each delivers it, behind the events and without an id."""
     dead = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
     third = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
     talker = await primed(dead, request_id=request_id)
@@ -309,7 +309,7 @@ async def test_dead_worker_is_answered_once(
 
 
 async def test_late_worker_is_fenced(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """A worker that was taken for dead stores nothing more of that request, and is told; its other requests go on."""
+    """A worker that was declared dead stores nothing more of that request; its other requests are stored."""
     late = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
     talker, same, elsewhere = [
         await primed(late, **options) for options in ({}, {"request_id": 2}, {"session": "t", "request_id": 1})

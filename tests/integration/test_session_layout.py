@@ -1,4 +1,4 @@
-"""What a session's events are in Redis: lists, large payloads, `requests`; each with a TTL."""
+"""The keys of a session in Redis: lists, large payloads, `requests`; each with a TTL."""
 
 import json
 from itertools import pairwise
@@ -195,7 +195,7 @@ async def test_every_key_has_a_ttl(store: RedisEventStore, redis_client: aioredi
 
 
 async def test_answer_keeps_the_ttl(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """The answer in place of a dead worker has the TTL of what it belongs to."""
+    """The answer in place of a dead worker has the TTL of the request."""
     dead = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
     talker = Talker(dead)
     await talker.append(None)
@@ -296,7 +296,7 @@ async def test_without_ttl_nothing_expires(redis_client: aioredis.Redis, key_pre
 
 @pytest.mark.usefixtures("leaks")
 async def test_expired_elements_are_trimmed_from_the_head(redis_client: aioredis.Redis, key_prefix: str) -> None:
-    """A write drops what is older than the TTL; a client that has not read it is told of the exact gap."""
+    """A write drops elements older than the TTL; a client that has not read them gets the exact gap."""
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
     talker = Talker(store)
     await talker.append(None)

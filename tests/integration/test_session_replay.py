@@ -1,4 +1,4 @@
-"""A replay delivers what Redis or this process has after a cursor, counts what it cannot, and survives any cursor."""
+"""A replay delivers the events after a cursor, counts missing and damaged ones, and survives any cursor."""
 
 from collections.abc import AsyncIterator
 
@@ -47,7 +47,7 @@ async def talked(store: RedisEventStore, count: int, **options: object) -> Talke
 
 
 async def test_facts_of_a_replay(store: RedisEventStore, reader: RedisEventStore) -> None:
-    """A replay returns what it delivered, its size, the position, and the age of the cursor: memory or Redis alike."""
+    """A replay returns counts, sizes, the position and the age of the cursor, whether it reads memory or Redis."""
     talker = await talked(store, 2)
     size = sum(len(on_the_wire(note(number)).encode()) for number in (1, 2))
     for each in (store, reader):
@@ -82,7 +82,7 @@ async def test_response_completes(store: RedisEventStore, reader: RedisEventStor
 
 
 async def test_producers(store: RedisEventStore, reader: RedisEventStore) -> None:
-    """A replay names the producers of what it delivered, each once."""
+    """A replay names the producers of the events that it delivered, each once."""
     talker = await talked(store, 0)
     spans = [f"00-{1:032x}-{span:016x}-01" for span in (1, 2)]
     for number, span in enumerate([spans[0], spans[0], "", spans[1]]):
@@ -174,7 +174,7 @@ HEADERS = {
 async def test_corrupt_header(
     store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis, header: bytes, place: int
 ) -> None:
-    """An element without a header is reported once; the others are delivered, and no reader loops."""
+    """An element with a damaged header is reported once; the others are delivered, and no reader loops."""
     talker = await talked(store, 4)
     await redis_client.lset(talker.key, place, header % (place + 1))  # type: ignore[arg-type]
     with anyio.fail_after(5):
@@ -223,7 +223,7 @@ async def test_key_of_another_type(
         await talker.replayed(reader)
 
 
-# -- events that are gone ---------------------------------------------------------------------------------------------
+# -- events that are lost ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", [1, 2, 3])
@@ -255,8 +255,8 @@ async def test_large_payload_of_another_type(
     assert (facts.missing, received.ids) == (1, talker.ids[2:])
 
 
-async def test_list_that_is_gone(store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """While the worker's lease lives, a cursor of a list that is gone is no miss: the worker stores it again."""
+async def test_list_that_is_lost(store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """While the worker's lease lives, a cursor of a lost list is no miss: the worker stores it again."""
     talker = await talked(store, 3)
     await redis_client.delete(talker.key)
     facts, _ = await talker.replayed(reader)
@@ -276,8 +276,7 @@ async def test_list_that_is_gone(store: RedisEventStore, reader: RedisEventStore
     ["", "x", "1", "1-1", "1-1-", "1-1-xyz", "0-1-0123456789ab1", "1-01-0123456789ab1", "1--1-0123456789ab1",
      "1-1-0123456789ab", "1-1-0123456789AB1", "1-1-0123456789ab1~", "1-1-0123456789ab1~1", "1-1-0123456789ab1~1-x",
      "1-1-0123456789ab1~2-0123456789ab1", "1-1-0123456789ab" + "1" * 17, "1-" + "9" * 17 + "-0123456789ab1",
-     "9" * 19 + "-1-0123456789ab1", "1-1-0123456789ab1\n",
-     "\u0661-1-0123456789ab1", "\ud800", "1-1-0123456789ab1." + "x" * 9],
+     "9" * 19 + "-1-0123456789ab1", "1-1-0123456789ab1\n", "\u0661-1-0123456789ab1", "\ud800", "1-1-0123456789ab1.x"],
 )  # fmt: skip
 @pytest.mark.parametrize("stream", ["1", GET_STREAM_KEY])
 async def test_text_that_is_no_cursor(
@@ -291,7 +290,7 @@ async def test_text_that_is_no_cursor(
 
 
 async def test_number_that_was_never_given_out(store: RedisEventStore, reader: RedisEventStore) -> None:
-    """A number beyond the last one of a run here is unknown; elsewhere, once the run is over or its worker dead."""
+    """A number beyond the last one is unknown where the run is; elsewhere it may not have been stored yet."""
     talker = await talked(store, 2)
     for number in (4, 999_999_999_999_999):
         forged = f"{talker.ids[0].split('-')[0]}-{number}-{run_of(talker.ids[0])}"
@@ -319,7 +318,7 @@ async def test_run_that_never_was(store: RedisEventStore, reader: RedisEventStor
 
 
 async def test_run_of_a_living_worker_that_never_was(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """A run that was invented in the name of a living worker is given up after a lease; nothing is stored for it."""
+    """A run invented in the name of a living worker is given up after a lease, and nothing is stored for it."""
     other = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
     talker = await talked(store, 2)
     forged = f"{talker.ids[0].split('-')[0]}-5-{store._worker.name}ffff"
@@ -356,7 +355,7 @@ async def test_cursor_of_another_session_or_stream(
 
 
 async def test_cursor_that_has_expired(redis_client: aioredis.Redis, key_prefix: str) -> None:
-    """A cursor older than the TTL, of a run that is gone, has expired, and its age is known."""
+    """A cursor older than the TTL, of a run that has expired, is an expired miss with an age."""
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
     reader = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
     talker = await talked(store, 1)

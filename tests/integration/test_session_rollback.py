@@ -12,7 +12,16 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.answers import EVENTS_GONE
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.redis.write import session_writer
-from mcp_eventscope.types import GET_STREAM_KEY, CameBack, JSONRPCError, LossReason, Lost, StoreOutcome, WentAway
+from mcp_eventscope.types import (
+    GET_STREAM_KEY,
+    CameBack,
+    Committed,
+    JSONRPCError,
+    LossReason,
+    Lost,
+    StoreOutcome,
+    WentAway,
+)
 from support.messages import answer, note
 from support.talkers import Facts, Received, Talker, observed, run_of, settled, talking
 from support.valkeys import OwnValkey, own_valkey
@@ -30,7 +39,7 @@ async def nothing() -> None:
 
 @pytest.fixture
 def server() -> Iterator[OwnValkey]:
-    """A Valkey of this test's own, which forgets what it has not saved."""
+    """A Valkey of this test's own, which forgets all writes since its last snapshot."""
     with own_valkey() as server:
         yield server
 
@@ -53,6 +62,7 @@ class World:
         for talker in talkers:
             await talker.check(self.reader)
         assert not self.facts.of(Lost)
+        assert sum(fact.events for fact in self.facts.of(Committed)) == sum(len(each.appended) for each in talkers)
 
 
 @asynccontextmanager
@@ -79,7 +89,7 @@ def nothing_retained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def restart(server: OwnValkey) -> None:
-    """Kill Redis and start it: it has what was saved last, if anything."""
+    """Kill Redis and start it: it loads the last snapshot, if there is one."""
     server.kill()
     server.start()
 
@@ -94,7 +104,7 @@ async def primed(talkers: list[Talker], count: int = 3) -> None:
 
 
 async def test_restart_empty(server: OwnValkey, world: World) -> None:
-    """What was acknowledged before is stored again, finished requests included."""
+    """Events that were acknowledged before are stored again, finished requests included."""
     talkers, finished = world.talkers(), Talker(world.store, session="f")
     await primed([*talkers, finished])
     await finished.append(answer())
@@ -129,7 +139,9 @@ async def test_restart_from_an_older_snapshot(server: OwnValkey, world: World) -
 
 @pytest.mark.usefixtures("nothing_retained")
 @pytest.mark.parametrize("saved", [False, True], ids=["empty", "snapshot"])
-async def test_what_is_no_longer_in_memory_is_a_counted_gap(server: OwnValkey, world: World, *, saved: bool) -> None:
+async def test_events_that_are_no_longer_in_memory_are_a_counted_gap(
+    server: OwnValkey, world: World, *, saved: bool
+) -> None:
     """A lost range keeps its numbers: the client learns of it exactly, the loss is counted, later events follow."""
     talker = Talker(world.store)
     await primed([talker], 3)
@@ -270,7 +282,7 @@ def in_step(primary: OwnValkey, replica: OwnValkey) -> bool:
 
 def take_over(old: OwnValkey, new: OwnValkey) -> None:
     """Clients of the old primary are disconnected, and find the data of the new one at its address."""
-    old.follow(new)  # It drops what the new one does not have, and is read-only.
+    old.follow(new)  # It drops events that the new one does not have, and is read-only.
     old.follow(None)
     with old.client() as client:
         client.client_kill_filter(_type="normal", skipme=True)

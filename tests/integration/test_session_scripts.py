@@ -13,7 +13,7 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.workers import NewRecord
-from mcp_eventscope.types import GET_STREAM_KEY, FollowEnd, LossReason, Lost, StoreOutcome
+from mcp_eventscope.types import GET_STREAM_KEY, FollowEnd, LossReason, Lost, StoreOutcome, Trouble
 from support.messages import answer, note
 from support.servers import free_port
 from support.talkers import Received, Talker, observed, settled
@@ -70,7 +70,7 @@ async def nothing() -> None:
 
 @pytest.mark.usefixtures("guarded")
 async def test_guard(client: aioredis.Redis, key_prefix: str) -> None:
-    """The guard refuses what it is there for."""
+    """The guard refuses undeclared keys, and no others."""
     text = GUARD + "return redis.call('GET', KEYS[1])"
     assert await client.eval(text, 1, key_prefix) is None
     with pytest.raises(ResponseError, match="undeclared key"):
@@ -79,7 +79,7 @@ async def test_guard(client: aioredis.Redis, key_prefix: str) -> None:
         await client.eval(GUARD + "return redis.pcall('GET', 'x')", 1, key_prefix)
 
 
-async def life(  # noqa: PLR0915 - one life, from its beginning to its end
+async def life(  # noqa: PLR0915 - one life, from beginning to end
     one: aioredis.Redis | aioredis.RedisCluster, two: aioredis.Redis | aioredis.RedisCluster, prefix: str
 ) -> None:
     """Everything that is done to a session: stored, trimmed, read, followed, answered, lost, stored again, ended."""
@@ -239,4 +239,14 @@ async def test_script_that_a_node_forgets(
             assert set(await talker.outcomes()) == {StoreOutcome.STORED}
     for talker in talkers:
         await talker.check(RedisEventStore(cluster, key_prefix=key_prefix, ttl=600))
+    await store.flush()
+
+
+@pytest.mark.slow
+async def test_probe_of_a_cluster(cluster: aioredis.RedisCluster, key_prefix: str) -> None:
+    """A store that has nothing to send finds out that the cluster has recovered."""
+    store = RedisEventStore(cluster, key_prefix=key_prefix, ttl=600)
+    store._breaker.record_failure(Trouble.TIMEOUT, "no reply in time")
+    assert store.waiting.away
+    await settled(store, within=5)
     await store.flush()

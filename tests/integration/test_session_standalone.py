@@ -44,7 +44,7 @@ async def say(part: RedisSessionStore, *numbers: int) -> list[str]:
 
 
 async def replayed(part: RedisSessionStore, cursor: str) -> Received:
-    """What a replay delivers; each id that it gives is a cursor for the rest."""
+    """The events that a replay delivers; each id is a cursor for the rest."""
     received = Received()
     facts = await part.replay(cursor, received, stream_id=GET_STREAM_KEY)
     assert (facts.miss, facts.gap, facts.completed) == (None, False, False)
@@ -52,7 +52,7 @@ async def replayed(part: RedisSessionStore, cursor: str) -> Received:
 
 
 async def test_first_reader_reads_from_the_start(store: RedisEventStore, other: RedisEventStore) -> None:
-    """The first client that opens the stream gets what was sent since the session began; a later one, from now on."""
+    """The first client that opens the stream reads from the session's start; a later one from now on."""
     part, others = store.for_session("s"), other.for_session("s")
     await say(part, 1, 2)
     await say(others, 3)
@@ -175,6 +175,7 @@ async def test_outage(valkey_server: Valkey, store: RedisEventStore, other: Redi
         await local.flush()
 
 
+@pytest.mark.usefixtures("leaks")
 async def test_open_in_an_outage(valkey_server: Valkey, key_prefix: str) -> None:
     """A client that opens the stream while Redis is unreachable gets what this worker sends."""
     async with Proxy(valkey_server.socket).running() as proxy, connect(proxy.url) as client:
@@ -251,7 +252,7 @@ async def test_rollback_after_the_session_was_released(store: RedisEventStore, r
     part = store.for_session("s")
     await say(part, 0, 1)
     part.close()
-    (run,) = store._session_writer._known()
+    run = next(iter(store._session_writer.runs.values()))
     await redis_client.delete(run.key, f"{part.key_prefix}requests")
     store._session_writer.verify()
     store._session_writer._release_oldest()

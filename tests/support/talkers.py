@@ -121,11 +121,11 @@ class Talker:
             await asyncio.sleep(pause)
 
     async def outcomes(self) -> list[StoreOutcome]:
-        """What became of the events that are not acknowledged yet."""
+        """The outcome of each event that was accepted."""
         return [await each.pending.acknowledged() for each in self.appended if each.pending is not None]
 
     async def replayed(self, reader: RedisEventStore, after: int = 0) -> tuple[Replayed, Received]:
-        """What a replay through a store delivers after one of the events."""
+        """Replay through a store after one of the events."""
         received = Received()
         part = reader.for_session(self.session)
         return await part.replay(self.ids[after], received, stream_id=self.stream), received

@@ -79,6 +79,11 @@ class PendingEvent:
         """Whether it stands for events that were lost."""
         return self.message is Lost
 
+    @property
+    def settled(self) -> bool:
+        """Whether it is known what became of the event."""
+        return self._outcome is not None
+
     def add_done_callback(self, callback: Callable[[StoreOutcome], None]) -> None:
         """Call back once it is known what became of the event; immediately, if it is known already."""
         if self._outcome is not None:  # The caller has waited for room meanwhile.

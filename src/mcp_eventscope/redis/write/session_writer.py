@@ -320,7 +320,7 @@ class SessionWriter:
                 run.limit = 0
                 run.followed = state.endswith("w")
                 for event in events:
-                    if not event.lost:
+                    if not (event.lost or event.settled):  # Else it was counted before Redis lost it.
                         latencies.append(now - event.accepted)
                         messages.append(event.message)
                         payload_bytes += len(event.payload)

@@ -7,11 +7,12 @@ from typing import Protocol
 
 from redis import asyncio as aioredis
 from redis.asyncio.connection import Connection
+from redis.client import NEVER_DECODE
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from mcp_eventscope.redis.connection import ANSWER_TIMEOUT, AnyRedis
-from mcp_eventscope.redis.write.batch import Batch
+from mcp_eventscope.redis.write.batch import Batch, Probe
 from mcp_eventscope.tasks import end
 
 SLOWEST_TRANSFER = 1 << 20
@@ -134,9 +135,13 @@ class ClusterTransport:
 
     async def _execute(self, batch: Batch, *, as_eval: bool) -> None:
         reply: bytes | Exception
+        # With several nodes, the client merges replies to `PING` by a function that takes no option.
+        options = (
+            {"target_nodes": aioredis.RedisCluster.PRIMARIES} if isinstance(batch, Probe) else {NEVER_DECODE: True}
+        )
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT + batch.payload_bytes / SLOWEST_TRANSFER):
-                reply = await self._redis.execute_command(*batch.arguments(as_eval=as_eval), NEVER_DECODE=True)
+                reply = await self._redis.execute_command(*batch.arguments(as_eval=as_eval), **options)
         except Exception as error:  # noqa: BLE001 - raised or handled by the receiver
             reply = error
         self._replies.put_nowait((batch, reply))
