@@ -13,7 +13,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.connection import connect
-from mcp_eventscope.types import CameBack, Committed, Lost, WentAway
+from mcp_eventscope.types import CameBack, Committed, Lost, Trouble, WentAway
 from support.ledger import Speaker, check_all, settled
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
@@ -130,7 +130,8 @@ async def test_killed(world: World) -> None:
     check_waits(world, speakers, when)
     await check_all(speakers, world.client)
     assert not [fact for fact in world.facts if isinstance(fact, Lost)]
-    (came_back,) = [fact for fact in world.facts if isinstance(fact, CameBack)]
+    # A busy machine may be too slow before or after the outage.
+    (came_back,) = [f for f in world.facts if isinstance(f, CameBack) and f.reason is not Trouble.TIMEOUT]
     assert KILLED_SECONDS - 0.1 < came_back.seconds < KILLED_SECONDS + 2
 
 
