@@ -9,6 +9,7 @@ from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.root.batch_codec import COMMIT_SECONDS
 from mcp_eventscope.testing import Collected, on_the_wire
+from mcp_eventscope.types import JSONRPCMessage
 from support.events import fields_of
 from support.leaks import LeakChecker
 from support.messages import answer, note
@@ -108,7 +109,7 @@ async def test_fields_of_an_event_with_a_producer(
 ) -> None:
     """Small or large, an event is a hash, whose fields name its stream and its producer."""
     traceparent = f"00-{1:032x}-{2:016x}-01"
-    messages = [note(1), answer(), note(2, "x" * 50_000)]
+    messages: list[JSONRPCMessage] = [note(1), answer(), note(2, "x" * 50_000)]
     for message in messages:
         appended = await store.append("1\n2", message, traceparent)
         assert await fields_of(redis_client, keys.event(appended.event_id)) == {
