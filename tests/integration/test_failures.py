@@ -115,8 +115,8 @@ async def test_redis_that_comes_back(own_valkey: Valkey, key_prefix: str) -> Non
         own_valkey.start()  # It has lost its data.
         await until(lambda: not store.waiting.events)
         after = await store.append("1", note(2))
-        before = int((await client.zrange(f"{key_prefix}stream:1", 0, 0))[0])
-        assert int(after.event_id) > before
+        first: list[bytes] = await client.zrange(f"{key_prefix}stream:1", 0, 0)
+        assert int(after.event_id) > int(first[0])
         await store.flush()
 
 
