@@ -13,7 +13,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.connection import connect
-from mcp_eventscope.types import CameBack, Committed, Lost, WentAway
+from mcp_eventscope.types import CameBack, Committed, Lost, Trouble, WentAway
 from support.ledger import Speaker, check_all, settled
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
@@ -130,7 +130,8 @@ async def test_killed(world: World) -> None:
     check_waits(world, speakers, when)
     await check_all(speakers, world.client)
     assert not [fact for fact in world.facts if isinstance(fact, Lost)]
-    (came_back,) = [fact for fact in world.facts if isinstance(fact, CameBack)]
+    # A busy machine may be too slow before or after the outage.
+    (came_back,) = [f for f in world.facts if isinstance(f, CameBack) and f.reason is not Trouble.TIMEOUT]
     assert KILLED_SECONDS - 0.1 < came_back.seconds < KILLED_SECONDS + 2
 
 
@@ -169,7 +170,7 @@ async def test_killed_again_and_again(world: World) -> None:
 
 
 async def test_catches_up(world: World) -> None:
-    """What was said in an outage is stored soon after it, in bulk, while those who talk now are served as well."""
+    """The events of an outage are stored soon after it, in bulk, and later ones behind them."""
     server = world.server
     speakers = [Speaker(world.store, f"s{number}") for number in range(SESSIONS)]
     for speaker in speakers:
@@ -183,10 +184,13 @@ async def test_catches_up(world: World) -> None:
     began = time.monotonic()
     newcomer = Speaker(world.store, "newcomer")
     await until(lambda: world.store.waiting.away is None)
-    assert (await newcomer.say()).event_id
+    deferred = (await newcomer.say()).deferred
     left = world.store.waiting.events
     await settled(world.store)
+    newcomer_id = (await newcomer.say()).event_id
     # Written to disk batch by batch, on a machine with other things to do.
     assert time.monotonic() - began < 8
     assert left > 0
+    assert deferred
+    assert newcomer_id
     await check_all([*speakers, newcomer], world.client)

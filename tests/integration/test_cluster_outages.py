@@ -107,6 +107,7 @@ async def test_script_flush(server: OwnValkey, cluster: aioredis.RedisCluster, k
             async with anyio.create_task_group() as tasks:
                 for speaker in talk.speakers:
                     tasks.start_soon(speaker.say_all, 5)
+        await settled(talk.store)
         await check_all(talk.speakers, direct)
     assert {fact.reason for fact in talk.facts if isinstance(fact, Retried)} == {Trouble.NOSCRIPT}
 
