@@ -1,4 +1,4 @@
-"""Whatever happens between sessions and Redis: ids are given out immediately, and each event is stored once, in order."""
+"""Sessions whose Redis fails: ids are given out immediately, and each event is stored once, in order."""
 
 import asyncio
 import random

@@ -91,7 +91,7 @@ async def test_woken(store: RedisEventStore, other: RedisEventStore, *, here: bo
 
 async def test_user_without_channels(valkey_server: Valkey, key_prefix: str, redis_client: aioredis.Redis) -> None:
     """Where a user may neither publish nor subscribe, followers poll; nothing is an error."""
-    await redis_client.execute_command(
+    await redis_client.execute_command(  # type: ignore[no-untyped-call]
         "ACL", "SETUSER", "mute", "reset", "on", "nopass", "~*", "+@all", "resetchannels"
     )
     try:
@@ -281,7 +281,7 @@ async def test_follower_elsewhere_survives_an_outage(way: str) -> None:
 async def test_dead_worker_is_answered_once(
     store: RedisEventStore, redis_client: aioredis.Redis, request_id: int | str
 ) -> None:
-    """Of several followers on several workers one stores the answer; each delivers it, behind the events, without id."""
+    """Of several followers on several workers one stores the answer; each delivers it, last and without an id."""
     dead = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
     third = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
     talker = await primed(dead, request_id=request_id)

@@ -79,7 +79,7 @@ async def test_guard(client: aioredis.Redis, key_prefix: str) -> None:
         await client.eval(GUARD + "return redis.pcall('GET', 'x')", 1, key_prefix)
 
 
-async def life(
+async def life(  # noqa: PLR0915 - one life, from its beginning to its end
     one: aioredis.Redis | aioredis.RedisCluster, two: aioredis.Redis | aioredis.RedisCluster, prefix: str
 ) -> None:
     """Everything that is done to a session: stored, trimmed, read, followed, answered, lost, stored again, ended."""

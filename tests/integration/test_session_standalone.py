@@ -175,7 +175,7 @@ async def test_outage(valkey_server: Valkey, store: RedisEventStore, other: Redi
         await local.flush()
 
 
-async def test_open_in_an_outage(valkey_server: Valkey, key_prefix: str, other: RedisEventStore) -> None:
+async def test_open_in_an_outage(valkey_server: Valkey, key_prefix: str) -> None:
     """A client that opens the stream while Redis is unreachable gets what this worker sends."""
     async with Proxy(valkey_server.socket).running() as proxy, connect(proxy.url) as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL)
@@ -233,9 +233,7 @@ async def test_session_that_is_not_served_any_more_is_released(
 
 
 @pytest.mark.usefixtures("leaks")
-async def test_refused_run_is_released(
-    store: RedisEventStore, redis_client: aioredis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_refused_run_is_released(store: RedisEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request of an ended session leaves nothing in memory after its response."""
     monkeypatch.setattr(session_writer, "RETAINED_BYTES", 0)
     part = store.for_session("s")

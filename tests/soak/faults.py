@@ -9,12 +9,12 @@ import httpx2
 
 from soak.history import Recorder, What
 from soak.schedule import LEAST_GAP, Fault, Incident
-from support.processes import START_SECONDS, WorkerProcess
+from support.processes import WorkerProcess
 from support.proxy import Proxy
 from support.valkeys import OwnValkey
 from support.waiting import until
 
-_START_SECONDS = 2 * START_SECONDS
+_START_SECONDS = 40.0
 _LOOK_SECONDS = 0.5
 
 

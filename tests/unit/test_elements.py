@@ -71,7 +71,7 @@ async def test_marks_of_an_element(fake_client: aioredis.Redis) -> None:
     assert (chunk.first, chunk.last, chunk.ended, chunk.entry) == (1, 6, True, None)
     assert chunk.rows == [
         (1, 10, 1, "", b""),
-        (4, 40, 2, "", b""),
+        (4, 40, 2, "", None),
         (5, 50, 5, "00-a-b-01", b"large"),
         (6, 60, 6, "", b"{}"),
     ]

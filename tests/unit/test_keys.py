@@ -6,6 +6,7 @@ from redis.crc import key_slot
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
 
 SESSIONS = st.text(min_size=1, max_size=30)
+RUN = "0123456789ab1"
 
 
 @pytest.mark.parametrize("prefix", ["mcp:", "a", "{tag}:", "app:{tag}:mcp:", "{a}{b}", "émile:", "a%b:"])
@@ -56,8 +57,19 @@ def test_sessions_share_no_key(sessions: list[str]) -> None:
 def test_session_lives_in_one_slot(session: str, stream: str) -> None:
     """All keys of a session are in one slot of a Redis Cluster, so that one script may touch them."""
     keys = Keys("mcp:").for_session(session)
-    slots = {key_slot(key.encode()) for key in (keys.counter, keys.event("1"), keys.stream(stream))}
-    assert len(slots) == 1
+    names = [keys.run(stream, RUN), keys.large(stream, RUN, 1), keys.requests, keys.session, keys.stream(stream)]
+    assert len({key_slot(name.encode()) for name in names}) == 1
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_runs_share_no_key(stream: str, other: str) -> None:
+    """Neither with another run, nor with another stream, whatever it is called, nor with a large payload."""
+    keys = Keys("mcp:").for_session("s")
+    names = [keys.run(each, run) for each in {stream, other} for run in (RUN, f"{RUN}0")]
+    names += [keys.large(each, RUN, number) for each in {stream, other} for number in (1, 11)]
+    assert len(set(names)) == len(names)
+    # The channel that wakes the followers of a stream is what is left of the key without the run.
+    assert keys.run(stream, RUN) == f"{keys.stream(stream)}:{RUN}"
 
 
 def test_session_without_id() -> None:

@@ -46,6 +46,10 @@ A store that differs on purpose overrides the test in question, and says why:
     def test_one_mebibyte_is_kept(self) -> None: ...
 ```
 
+A store that hands out parts of sessions (`for_session`), returns ids immediately and stores in the background is held
+to `SessionStoreConformance`, which opens two stores on the same data: override its fixture `open_store`, and the hooks
+`outage` and `declare_dead` where the store can be tested for them.
+
 `messages()` and `json_values()` are the Hypothesis strategies behind it, for tests of one's own.
 """
 

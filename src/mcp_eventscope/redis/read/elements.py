@@ -9,8 +9,8 @@ from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.scripts import Client, Script
 
 _read = Script("read_run.lua")
-_NUMBER = re.compile(rb"[0-9]+")
-"""How the scripts see an element's number."""
+_NUMBER = re.compile(rb"[0-9]{1,16}(?![0-9])")
+"""An element's number, as a script reads it; a longer one is none of ours."""
 
 Row: TypeAlias = tuple[int, int, int, str, bytes | None]
 """One element: its number; when it was accepted, in microseconds since 1970; the first number that it stands for; the
