@@ -116,11 +116,12 @@ STORE = (
         31,
         "Stores, by how they ended",
         says(
-            "Events, a second. Deferred: sent live while Redis is away, and stored later. Refused: the request had "
-            "been answered already. Error: sent live, and cannot be resumed.",
-            normal="ok only.",
-            otherwise="deferred: 'Redis away, by worker', below. Error: 'Errors', beside, and the log "
-            "event_store.store_failed. Refused: a worker was taken for dead and went on.",
+            "Events, a second; those of sessions when Redis has acknowledged them. Refused: the request had been "
+            "answered already. Of a third-party or root store, error: sent without an id, and cannot be resumed; "
+            "deferred: likewise, and stored later.",
+            normal="ok only; none while Redis is unreachable.",
+            otherwise="fewer than 'Events accepted': 'Redis away, by worker', below. Error: 'Errors', beside, and the "
+            "log event_store.store_failed. Refused: a worker was declared dead and went on.",
         ),
         Target(promql.rate(catalog.STORE_DURATION, "count", ("outcome",)), "{{outcome}}"),
         custom=STACKED,
@@ -148,7 +149,7 @@ STORE = (
             "Operations on the store that failed, a second. Unavailable: Redis did not answer. Rejected: it refused.",
             normal="none.",
             otherwise="unavailable: 'Redis away'. Rejected: read the log, which has what Redis said (READONLY, OOM, "
-            "NOPERM). A replay that finds out that Redis is away counts, and waits.",
+            "NOPERM). A replay that needs Redis while it is unreachable counts, and waits.",
         ),
         "operation",
         "error_type",

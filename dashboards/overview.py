@@ -88,8 +88,8 @@ _TRUTH = (
         3,
         "Redis",
         says(
-            "Whether any of the workers shown finds Redis away, or too slow, now. Messages go out live meanwhile, and "
-            "wait in memory to be stored; resumes wait.",
+            "Whether Redis is unreachable or too slow for any of the workers shown, now. Messages are sent meanwhile, "
+            "and stay in memory until they are stored; a client that returns to another worker waits.",
             normal="up.",
             otherwise="is it one worker or all of them? Why, says the reason, on the Redis dashboard. It becomes "
             "urgent when events are lost, beside.",
@@ -105,11 +105,12 @@ _TRUTH = (
         4,
         "Events lost",
         says(
-            "Events that were sent live and will never be stored, in the time shown: a resume of their streams cannot "
-            "deliver them.",
+            "Events that will never be stored, or that Redis has lost, in the time shown: a resume of their streams "
+            "cannot deliver them.",
             normal="0. An outage alone loses none, as long as the backlog has room.",
             otherwise="the reason is on 'Events lost, by reason', below: overflow is an outage that was too long for "
-            "the backlog, rejected is a key that somebody else wrote, shutdown a worker that ended in an outage.",
+            "the backlog, rejected an event that Redis refused, shutdown a worker that ended in an outage, rollback a "
+            "Redis that came back without its latest data.",
         ),
         _times(catalog.LOST_EVENTS),
         *_NONE_OR_BAD,

@@ -182,6 +182,7 @@ OUTCOMES = coloured(
         "ok": "green",
         "gap": "yellow",
         "missed": "orange",
+        "gone": "orange",
         "deferred": "yellow",
         "limit": "super-light-green",
         "refused": "purple",

@@ -234,9 +234,10 @@ _REASONS = (
         "Streams, by how they ended",
         says(
             "Followed streams that ended, a second. Completed: the response was delivered. Limit: five minutes have "
-            "passed, and the client comes back by itself.",
+            "passed, and the client comes back by itself. Gone: the worker is dead, and Redis has nothing of the call.",
             normal="completed, limit, and clients that left.",
-            otherwise="error: beside. Many client_gone and few completed: something between cuts connections.",
+            otherwise="error: beside. Gone: workers are killed, or clients invent cursors. Many client_gone and few "
+            "completed: something between cuts connections.",
         ),
         Target(promql.rate(catalog.FOLLOW_DURATION, "count", ("outcome",)), "{{outcome}}"),
         custom=STACKED,

@@ -138,8 +138,8 @@ def alerts() -> Iterator[Alert]:
         f"{_max(catalog.DEGRADED)} == 1",
         "1m",
         f"Redis is away or too slow: {_WHO}",
-        "At least one worker has not reached Redis for a minute. Messages go out live, and wait in memory to be "
-        "stored; resumes wait.",
+        "At least one worker has not reached Redis for a minute. Messages are sent, and stay in memory until they are "
+        "stored; a client that returns to another worker waits.",
         links.REDIS,
     )
     yield Alert(
@@ -159,7 +159,7 @@ def alerts() -> Iterator[Alert]:
         "5m",
         f"Operations on the event store fail: {_WHO}",
         f"{_NUMBER} a second of the operation {{{{ $labels.operation }}}} fail, {{{{ $labels.error_type }}}}. "
-        "A message whose store fails is sent live and cannot be resumed.",
+        "A replay that fails delivers nothing; a message whose store fails cannot be resumed.",
         of=(*OF, "operation", "error_type"),
     )
     yield Alert(
@@ -168,8 +168,8 @@ def alerts() -> Iterator[Alert]:
         f"{_all(catalog.LOST_EVENTS, '15m', by=(*OF, 'reason'))} > 0",
         "0m",
         f"Events are lost: {_WHO}",
-        f"{_NUMBER} events within 15 minutes were sent live and will never be stored, {{{{ $labels.reason }}}}: no "
-        "resume can deliver them.",
+        f"{_NUMBER} events within 15 minutes are not stored and will never be, {{{{ $labels.reason }}}}: no resume can "
+        "deliver them.",
         of=(*OF, "reason"),
     )
     yield Alert(
@@ -178,7 +178,7 @@ def alerts() -> Iterator[Alert]:
         f"{BACKLOG} > 1000\nand deriv({BACKLOG}[5m]) > 0",
         "1m",
         f"More and more events wait for Redis: {_WHO}",
-        f"{_NUMBER} events wait in the memory of workers. When it is full, events are lost.",
+        f"{_NUMBER} events are pending in the memory of workers. When it is full, events are lost.",
     )
     yield Alert(
         "EventscopeTTLHeadroomLow",

@@ -48,8 +48,9 @@ DURABILITY = (
         "Events that wait for Redis",
         catalog.BACKLOG_EVENTS,
         says(
-            "Events in the memory of workers, that were sent live and are stored when Redis is back.",
-            normal="0; a peak in an outage, that is gone seconds after it.",
+            "Events that were sent, and that Redis has not acknowledged: they are in the memory of workers.",
+            normal="near 0, since events are stored some milliseconds after they are sent; a peak in an outage, which "
+            "ends seconds after it.",
             otherwise="growing: bring Redis back before the backlog is full (100,000 events or 16 MiB of a worker, "
             "unless it was built with others), for then events are lost. Not falling after it: Redis refuses them.",
         ),
@@ -62,10 +63,11 @@ DURABILITY = (
         "Events lost, by reason",
         catalog.LOST_EVENTS,
         says(
-            "Sent live, and never to be stored, a second.",
+            "Sent, and never to be stored, or lost by Redis, a second.",
             normal="none.",
-            otherwise="overflow: the outage was too long for the backlog. Rejected: a key under the prefix is "
-            "somebody else's. Shutdown: a worker ended before Redis was back; wait with deployments.",
+            otherwise="overflow: the outage was too long for the backlog. Rejected: Redis refused an event, mostly for "
+            "its size. Shutdown: a worker ended before Redis had recovered; wait with deployments. Rollback: Redis "
+            "came back without events that it had acknowledged.",
         ),
         "reason",
         colour=TROUBLE,

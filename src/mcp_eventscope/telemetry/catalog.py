@@ -114,7 +114,7 @@ BACKLOG_BYTES = Metric(
 LOST_EVENTS = Metric(
     "eventscope_lost_events_total",
     MetricType.COUNTER,
-    "Events that were sent live and will never be stored, by the reason: a resume cannot deliver them.",
+    "Events that will never be stored, or that Redis has lost, by the reason: a resume cannot deliver them.",
     (STORE, LOSS_REASON),
 )
 REPLAY_DURATION = Metric(
@@ -349,7 +349,7 @@ STORE_RECOVERED = LogEvent(
 EVENTS_LOST = LogEvent(
     "event_store.events_lost",
     "error",
-    "Events were sent live and will never be stored. A resume of their streams tells of a gap.",
+    "Events will never be stored, or Redis has lost them. A resume of their streams has a gap, or ends with an error.",
     ("store", "reason", "events", "payload_bytes", "fix", "suppressed"),
 )
 REPLAY_FAILED = LogEvent(

@@ -22,10 +22,13 @@ _KINDS = ("reason", "sink", "operation")
 _IDS_SHOWN = 5
 
 _FIXES = {
-    LossReason.OVERFLOW: "Redis was away for longer than the backlog lasts: see why, or raise backlog_bytes= and "
-    "backlog_events= of RedisEventStore",
-    LossReason.REJECTED: "the key of the event is of another type: give this store a key_prefix= that nobody else uses",
-    LossReason.SHUTDOWN: "the process ended while Redis was away",
+    LossReason.OVERFLOW: "Redis was unreachable for longer than the backlog lasts: see why, or raise backlog_bytes= "
+    "and backlog_events= of RedisEventStore",
+    LossReason.REJECTED: "Redis refused the event: it is too large for Redis or a proxy, or its key has another type; "
+    "use a separate key_prefix= for this store",
+    LossReason.ROLLBACK: "Redis lost events that it had acknowledged: use appendonly yes, and a failover that keeps "
+    "acknowledged writes",
+    LossReason.SHUTDOWN: "the process ended while Redis was unreachable",
 }
 
 
