@@ -3,7 +3,6 @@ import time
 
 import anyio
 import pytest
-from mcp.types import JSONRPCMessage
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
