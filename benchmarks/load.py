@@ -51,22 +51,24 @@ async def write_stream(part: Any, stream: str, messages: Iterable[JSONRPCMessage
         appended = await part.append(stream, message)
         ids.append(appended.event_id)
         if len(ids) % _UNACKNOWLEDGED == 0:
-            await acknowledged(part, appended)
-    await acknowledged(part, appended)
+            await acknowledged(appended)
+    await acknowledged(appended)
     return ids
 
 
-async def acknowledged(part: Any, appended: Any) -> None:
+async def acknowledged(appended: Any) -> None:
     """Return once Redis has acknowledged an event of a session's part, and all that precede it on its stream.
 
     Raises:
         BenchmarkError: Redis does not acknowledge it in time.
     """
-    if (future := getattr(appended, "acknowledged", None)) is not None:
+    try:
         async with asyncio.timeout(_ACKNOWLEDGED_SECONDS):
-            await future
-    elif await part.flush(_ACKNOWLEDGED_SECONDS):
-        msg = f"events were not acknowledged in {_ACKNOWLEDGED_SECONDS:g} seconds"
+            outcome = await appended.pending.acknowledged()
+    except TimeoutError:
+        outcome = None
+    if outcome != "stored":
+        msg = f"an event was not acknowledged in {_ACKNOWLEDGED_SECONDS:g} seconds: {outcome}"
         raise BenchmarkError(msg)
 
 
@@ -132,7 +134,7 @@ class Load:
                         part.begin(stream, int(stream))
                     stamps.append(time.perf_counter())
                     appended = await part.append(stream, message)
-                await acknowledged(part, appended)
+                await acknowledged(appended)
                 now = time.perf_counter()
                 left -= CALL
                 each[place] += CALL

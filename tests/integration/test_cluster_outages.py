@@ -115,6 +115,8 @@ async def test_script_flush(server: OwnValkey, cluster: aioredis.RedisCluster, k
 async def test_key_of_somebody_else(server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str) -> None:
     """An event that is refused for good concerns nobody else."""
     talk = Talk(cluster, key_prefix)
+    await talk.speakers[0].say()  # The client has found its nodes: that takes longer than a caller waits.
+    await settled(talk.store)
     victim = Speaker(talk.store, "s0", "taken")
     async with aioredis.Redis.from_url(server.url) as direct:
         await direct.set(victim.keys.stream(victim.stream), "a string", ex=60)

@@ -252,7 +252,7 @@ async def test_rollback_after_the_session_was_released(store: RedisEventStore, r
     part = store.for_session("s")
     await say(part, 0, 1)
     part.close()
-    run = next(iter(store._session_writer.runs.values()))
+    (run,) = store._session_writer._known()
     await redis_client.delete(run.key, f"{part.key_prefix}requests")
     store._session_writer.verify()
     store._session_writer._release_oldest()
