@@ -21,7 +21,7 @@ from benchmarks.competitors import COMPETITORS, TTL, Competitor, Opened, opened,
 from benchmarks.latency import percentiles
 from benchmarks.load import NOTIFICATION, RESPONSE, Load, write_stream
 from benchmarks.processes import ROOT, BenchmarkError, stop
-from mcp_eventscope.types import EventMessage, EventStore
+from mcp_eventscope.types import EventMessage
 
 Ask = Callable[..., Awaitable[dict[str, Any]]]
 _PATIENCE = 600
@@ -214,7 +214,7 @@ class _Replay:
 
     def __init__(self, store: Any, cursor: str, events: int) -> None:
         self._store = store
-        self._of_session = hasattr(store, "begin") and not isinstance(store, EventStore)
+        self._names_stream = hasattr(store, "begin")
         self._cursor = cursor
         self._events = events
 
@@ -226,7 +226,7 @@ class _Replay:
             got.append(event)
 
         before = time.perf_counter()
-        if self._of_session:
+        if self._names_stream:
             await self._store.replay(self._cursor, send, stream_id="1")
         else:
             await self._store.replay_events_after(self._cursor, send)
