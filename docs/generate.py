@@ -36,7 +36,7 @@ Each is asked, and answered, by a test: `tests/telemetry/test_questions.py`, `te
 | Our store, or a slow client? | `eventscope_replay_send_seconds` is the client's part of `eventscope_replay_duration_seconds` |
 | Is a stream followed, and where? | `eventscope_followers` by `instance` |
 | Which worker does the work? | `eventscope_stored_events_total`, `eventscope_sessions` by `instance`; a scrape of several processes as one does not tell them apart |
-| Is the store slow, failing, degraded? | `eventscope_commit_duration_seconds`, `eventscope_errors_total`, `eventscope_degraded`, `eventscope_backlog_bytes` |
+| Is the store slow, failing, degraded? | `eventscope_commit_duration_seconds`, `eventscope_store_wait_seconds`, `eventscope_errors_total`, `eventscope_degraded`, `eventscope_backlog_bytes` |
 | What has been lost? | `eventscope_lost_events_total` by `reason`; `event_store.events_lost` |
 | Is the TTL missing, or too short? | `eventscope_ttl_seconds` is 0; `eventscope_redis_keys_without_ttl`; `event_store.ttl_missing`, `event_store.ttl_missing_keys`, `event_store.ttl_short` |
 | Are clients refused, and why? | `eventscope_sessions_refused_total` by `reason`; `event_store.session_refused` |
