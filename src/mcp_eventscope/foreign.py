@@ -79,6 +79,11 @@ class ForeignEventStore:
     def close(self) -> None:
         """Do nothing: the store has no part that is one session's."""
 
+    def readable(self, stream_id: StreamId, after: EventId) -> bool:
+        """Always: whether the store is reachable cannot be seen from here."""
+        del stream_id, after
+        return True
+
     async def open_standalone(self) -> EventId:
         """No cursor: a follower is not woken by other processes."""
         return ""

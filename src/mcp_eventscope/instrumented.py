@@ -147,6 +147,10 @@ class InstrumentedEventStore(EventStore):
         """Keep nothing of the session in this process; see the store."""
         self._store.close()
 
+    def readable(self, stream_id: StreamId, after: EventId) -> bool:
+        """Whether a replay is worth a try; see the store."""
+        return self._store.readable(stream_id, after)
+
     async def open_standalone(self) -> EventId:
         """A cursor on the standalone stream; see the store."""
         return await self._store.open_standalone()

@@ -335,6 +335,10 @@ class FactStore(Protocol):
         """Deliver what is stored after an event."""
         ...
 
+    def readable(self, stream_id: StreamId, after: EventId) -> bool:
+        """Whether a replay is worth a try: the store is not known to be unreachable, or the next event is in memory."""
+        ...
+
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> Followed:
         """Deliver what is stored from now on, until the response or the limit."""
         ...

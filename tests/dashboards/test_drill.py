@@ -67,8 +67,6 @@ WRONG = {
     FOREVER: {"lost_events_total", "replay_misses_total"},
 }
 """Of which counters the list of what is wrong is to show something."""
-INCIDENTAL = {"replay_duration_seconds_count", "errors_total", "degradations_total"}
-"""Counters that may rise with the load of the machine."""
 
 
 async def drill(where: Site, control_url: str) -> None:
@@ -249,10 +247,8 @@ def test_what_is_wrong(after: Site, job: str) -> None:
         count = sum(view.counted(selector).values())
         assert count <= shown[target.legend] <= count * (1 + 2 * view.interval / view.seconds) + 0.5, target
         moved |= {selector.partition("{")[0]} if count else set()
-    expected = {f"eventscope_{name}" for name in WRONG[job]}
-    assert expected <= moved
-    # A replay may meet a Redis that does not answer, and a busy machine makes one too slow.
-    assert moved - expected <= {f"eventscope_{name}" for name in INCIDENTAL}
+    # Whether there are errors of replays is the server's affair.
+    assert moved - {"eventscope_replay_duration_seconds_count"} == {f"eventscope_{name}" for name in WRONG[job]}
 
 
 def _panel(board: str, panel: int) -> list[Target]:

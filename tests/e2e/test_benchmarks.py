@@ -63,18 +63,20 @@ def test_end_to_end_without_faults(tmp_path: Path) -> None:
 
 
 def test_end_to_end_under_fault_and_load(tmp_path: Path) -> None:
-    """Every call that is due is counted; a store that does not need Redis loses nothing in an outage of Redis."""
+    """Every call that is due is counted; in an outage of Redis every cut call resumes, with each message once."""
     figures = _end_to_end(tmp_path, "outage", "open_loop")
     assert figures["open_loop"]["50"].keys() == SERVERS
     for run in figures["open_loop"]["50"].values():
         assert run["due"] == run["answered"]
         assert 0 < run["ms"]["p50"] <= run["ms"]["p99.9"]
+    (ours,) = figures["outage"]["ours"]
+    assert ours["calls"] > 0
+    assert (ours["cut"], ours["without_id"], ours["twice"]) == (ours["resumed"], 0, 0)
+    assert (ours["missing"], ours["missing_uncut"], ours["refused"]) == (0, 0, 0)
+    # The SDK's own resume may miss the response: what is stored between its replay and its going live.
     (memory,) = figures["outage"]["memory"]
-    assert memory["calls"] > 0
-    # A call that is cut as the run ends has no time to resume.
-    assert 0 < memory["resumed"] <= memory["cut"]
-    assert (memory["without_id"], memory["twice"]) == (0, 0)
-    assert (memory["missing"], memory["missing_uncut"], memory["refused"]) == (0, 0, 0)
+    assert memory["resumed"] > 0
+    assert (memory["without_id"], memory["twice"], memory["refused"]) == (0, 0, 0)
 
 
 def test_follow(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ async def test_many_records_are_written_in_few_round_trips(workers: Workers) -> 
     """All of them are there afterwards, those of other owners and ended ones as they were."""
     await workers.record(NewRecord("s1", "bob", "{}"), ttl=60)
     await workers.end("s2", ttl=60)
-    await workers.record_all([NewRecord(f"s{number}", "alice", "{}", again=True) for number in range(600)], ttl=60)
+    await workers.record_all([NewRecord(f"s{number}", "alice", "{}") for number in range(600)], ttl=60)
     states = [(await workers.touch(f"s{number}", owner="alice", ttl=60)).state for number in range(600)]
     assert states[:4] == ["live", "other", "ended", "live"]
     assert set(states[3:]) == {"live"}

@@ -15,6 +15,7 @@ from redis.exceptions import OutOfMemoryError
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.sessions.view import SessionView
 from mcp_eventscope.telemetry import catalog_sessions
 from mcp_eventscope.types import Appended, EventMessage, JSONRPCMessage, Replayed
 from support.events import change
@@ -237,6 +238,33 @@ async def test_pending_events_of_sessions_are_reported_during_the_outage(scope: 
     await until(lambda: scope.sample("backlog_events") == 0)
     assert scope.sample("events_accepted_total") == 6
     assert scope.sample("stored_events_total", kind="notification") == 5
+
+
+async def test_resumes_that_wait_for_redis_are_no_errors(scope: Scope) -> None:
+    """Clients that come to another worker while Redis is known to be unreachable wait, and count once, as resumed."""
+    server = fakeredis.FakeServer()
+    running = SessionView(RedisEventStore(FakeAsyncRedis(server=server), ttl=TTL).for_session("s"), follow_limit=30)
+    store = scope.instrument(RedisEventStore(FakeAsyncRedis(server=server), ttl=TTL))
+    running.begin(1)
+    cursor = await running.store_event("1", None)
+    await until(lambda: FakeAsyncRedis(server=server).exists("mcp:{s}:requests"))
+    server.connected = False
+    other = store.for_session("other")
+    other.begin("1", 1)
+    await other.append("1", note(1))
+    await until(lambda: scope.sample("degraded") == 1)
+    view = SessionView(store.for_session("s"), follow_limit=30)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(view.replay_events_after, cursor, take)
+        await anyio.wait_all_tasks_blocked()
+        server.connected = True
+        await running.store_event("1", answer())
+    assert scope.sample("replay_duration_seconds_count", outcome="error") == 0
+    assert scope.sample("errors_total", operation="replay", error_type="unavailable") == 0
+    assert scope.sample("errors_total", operation="follow", error_type="unavailable") == 0
+    succeeded = [scope.sample("replay_duration_seconds_count", outcome=each) for each in ("resumed", "caught_up")]
+    assert sum(count or 0 for count in succeeded) == 3
 
 
 async def test_is_the_store_slow(

@@ -195,3 +195,27 @@ async def test_admitted_request_that_never_ran_is_answered(store: RedisSessionSt
     (error,) = sent.messages
     assert isinstance(error, JSONRPCError)
     assert error.id == "7"
+
+
+async def test_response_that_is_damaged_is_replaced_by_an_error(
+    store: RedisSessionStore, client: FakeAsyncRedis
+) -> None:
+    """The stream has an end, and a client that had the response already is sent nothing."""
+    running = SessionView(store, follow_limit=5)
+    running.begin(1)
+    cursor = await running.store_event("1", None)
+    last = await running.store_event("1", RESPONSE)
+    await store.flush(1)
+    (key,) = await client.keys("mcp:{s}:stream:*")
+    await client.lset(key, 1, "2 1 f\n{")
+    other = RedisEventStore(client, ttl=60)
+    view = SessionView(other.for_session("s"), follow_limit=5)
+    sent = Sent()
+    await view.replay_events_after(cursor, sent)
+    (error,) = sent.messages
+    assert isinstance(error, JSONRPCError)
+    assert error.id == 1
+    sent = Sent()
+    await view.replay_events_after(last, sent)
+    assert sent.messages == []
+    await other.flush()

@@ -14,12 +14,13 @@ class Keys:
     """The keys under one prefix (DESIGN: the layout of mcp-persist 0.1.1, with `trimmed` and `commit` added).
 
     ```
-    {prefix}counter              STRING  the last event id given out
-    {prefix}event:{event_id}     HASH    stream_id, payload; final on a response; traceparent, where it is known
-                                 STRING  in a session, up to 4 KiB: the payload, a newline, "final" and the
-                                         traceparent, a newline, the stream id
-    {prefix}stream:{stream_id}   ZSET    event ids, scored by id
-    {prefix}trimmed:{stream_id}  STRING  the highest id removed from that index, once any was
+    {prefix}counter              STRING  in the root: the last event id given out
+    {prefix}event:{event_id}     HASH    in the root: stream_id, payload; final on a response; traceparent, if known
+    {prefix}stream:{stream_id}   ZSET    in the root: event ids, scored by id; in a session a channel
+    {prefix}trimmed:{stream_id}  STRING  in the root: the highest id removed from that index, once any was
+    {prefix}stream:{stream}:{run}       LIST    in a session: the events of a run
+    {prefix}large:{stream}:{run}:{n}    STRING  in a session: a payload above 4 KiB
+    {prefix}requests             HASH    in a session: the runs that are open, or were answered elsewhere
     {prefix}commit:{worker}      STRING  in the root: the worker's last commit, so that a batch is committed once
     {prefix}stored               channel in the root: the worker and the streams of each batch
     {prefix}session              HASH    in a session: what another worker needs to take it over
@@ -37,7 +38,7 @@ class Keys:
         ValueError: `prefix` breaks a rule above.
     """
 
-    __slots__ = ("counter", "of_session", "prefix", "requests", "running", "sampler", "session", "stored", "workers")
+    __slots__ = ("counter", "prefix", "requests", "sampler", "session", "stored", "workers")
 
     def __init__(self, prefix: str) -> None:
         if not isinstance(prefix, str):
@@ -56,10 +57,7 @@ class Keys:
             )
             raise ValueError(msg)
         self.prefix = prefix
-        self.of_session = False
-        """Whether these are a session's: only there is it known who runs the requests, and are small events texts."""
         self.counter = f"{prefix}counter"
-        self.running = f"{prefix}running"
         self.requests = f"{prefix}requests"
         self.session = f"{prefix}session"
         self.workers = f"{prefix}workers"
@@ -99,6 +97,4 @@ class Keys:
         if not session_id:
             msg = "a session's part of the store needs the session's id, and this one is empty"
             raise ValueError(msg)
-        keys = Keys(f"{self.prefix}{{{quote(session_id, safe='')}}}:")
-        keys.of_session = True
-        return keys
+        return Keys(f"{self.prefix}{{{quote(session_id, safe='')}}}:")

@@ -50,9 +50,7 @@ _touch = Script("touch.lua")
 _end = Script("end.lua")
 
 
-async def record(  # noqa: PLR0913 - the script's arguments, one by one
-    client: Client, keys: Keys, ttl: int, owner: str, handshake: str, *, again: bool
-) -> str:
+async def record(client: Client, keys: Keys, ttl: int, owner: str, handshake: str) -> str:
     """Record a session, unless it is another's or has ended.
 
     Args:
@@ -61,21 +59,18 @@ async def record(  # noqa: PLR0913 - the script's arguments, one by one
         ttl: Seconds until the record expires.
         owner: Whose session it is.
         handshake: What another worker needs to serve it.
-        again: It was recorded before: if it is not there, Redis has lost it, and that is noted.
 
     Returns:
         `live`; or `other` or `ended`, and nothing was changed.
     """
-    state: bytes = await _record(client, [keys.session], [ttl, owner, handshake, "1" if again else ""])
+    state: bytes = await _record(client, [keys.session], [ttl, owner, handshake])
     return state.decode("ascii")
 
 
-def queue_record(  # noqa: PLR0913 - the script's arguments, one by one
-    pipeline: Client, keys: Keys, ttl: int, owner: str, handshake: str, *, again: bool
-) -> None:
+def queue_record(pipeline: Client, keys: Keys, ttl: int, owner: str, handshake: str) -> None:
     """Queue a `record` on a pipeline. Redis must know the script; arguments as in `record`."""
     _, sha = _record.call(whole=False)
-    arguments = [1, keys.session.encode(), ttl, owner.encode(), handshake.encode(), b"1" if again else b""]
+    arguments = [1, keys.session.encode(), ttl, owner.encode(), handshake.encode()]
     pipeline.execute_command("EVALSHA", sha, *arguments)
 
 

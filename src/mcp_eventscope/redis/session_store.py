@@ -219,6 +219,20 @@ class RedisSessionStore:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
+    def readable(self, stream_id: StreamId, after: EventId) -> bool:
+        """Whether a replay is worth a try: Redis is not known to be unreachable, or this process has what follows.
+
+        Args:
+            stream_id: The stream.
+            after: The event after which is read.
+        """
+        if not self._shared.breaker.unreachable or (cursor := parse(after)) is None:
+            return True
+        local = self._shared.reader.local(self._keys, stream_id, cursor.run)
+        if local is None or local.refused:
+            return False
+        return local.standalone or cursor.number >= local.last or local.next_is_here(cursor.number)
+
     async def replay(
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
     ) -> Replayed:
@@ -410,7 +424,9 @@ class RedisSessionStore:
                 return
         with shared.followers.watching(watch, delivery.stream):
             while True:
-                read = await self._tried(self._advance_or_answer(delivery, watch, name, following), following)
+                read = not shared.breaker.unreachable and await self._tried(
+                    self._advance_or_answer(delivery, watch, name, following), following
+                )
                 if delivery.completed or following.over or following.gone:
                     return
                 await watch.wait(following.remaining if read else min(following.remaining, POLL_SECONDS))

@@ -208,6 +208,11 @@ class RedisEventStore(EventStore):
     def close(self) -> None:
         """Do nothing: the root store keeps nothing of a session."""
 
+    def readable(self, stream_id: StreamId, after: EventId) -> bool:
+        """Whether Redis is not known to be unreachable."""
+        del stream_id, after
+        return not self._breaker.unreachable
+
     async def open_standalone(self) -> EventId:
         """A cursor from which the standalone stream is read from now on."""
         return (await self.append(GET_STREAM_KEY, None)).event_id

@@ -52,8 +52,6 @@ class NewRecord:
     """A digest of its principal; "" for none."""
     handshake: str
     """The parameters of its `initialize`, as JSON."""
-    again: bool = False
-    """Whether it was recorded before: if it is not there, Redis has lost it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +210,7 @@ class Workers:
         keys = self._keys.for_session(record.session_id)
         return await self._call(
             "write to",
-            lambda: scripts.record(self._redis, keys, ttl, record.owner, record.handshake, again=record.again),
+            lambda: scripts.record(self._redis, keys, ttl, record.owner, record.handshake),
         )
 
     async def record_all(self, records: Sequence[NewRecord], *, ttl: int) -> None:
@@ -227,7 +225,7 @@ class Workers:
             pipeline = self._redis.pipeline(transaction=False)
             for each in others:
                 keys = self._keys.for_session(each.session_id)
-                scripts.queue_record(pipeline, keys, ttl, each.owner, each.handshake, again=each.again)
+                scripts.queue_record(pipeline, keys, ttl, each.owner, each.handshake)
             await self._call("write to", pipeline.execute)
 
     async def touch(self, session_id: str, *, owner: str, ttl: int) -> SessionRecord:

@@ -31,7 +31,6 @@ class Records:
         self.ttl = ttl
         self.handshakes: dict[str, str] = {}
         """By session: what another worker needs to serve it."""
-        self._recorded: set[str] = set()
         self._ended: set[str] = set()
         self._renewed: dict[str, float] = {}
         self._writing: set[asyncio.Task[None]] = set()
@@ -49,13 +48,11 @@ class Records:
             await asyncio.shield(writing)
 
     async def _write(self, session_id: str, owner: str, handshake: str) -> None:
-        record = NewRecord(session_id, owner, handshake, session_id in self._recorded)
+        record = NewRecord(session_id, owner, handshake)
         try:
             await self._workers.record(record, ttl=self.ttl)
         except StoreError:
             self._workers.republish()
-        else:
-            self._recorded.add(session_id)
 
     async def make_all(self, owners: Mapping[str, str]) -> None:
         """Record sessions again, since Redis may have lost them.
@@ -67,12 +64,11 @@ class Records:
             StoreError: Redis did not take all of them.
         """
         records = [
-            NewRecord(session_id, owner, self.handshakes[session_id], session_id in self._recorded)
+            NewRecord(session_id, owner, self.handshakes[session_id])
             for session_id, owner in owners.items()
             if session_id in self.handshakes
         ]
         await self._workers.record_all(records, ttl=self.ttl)
-        self._recorded.update(record.session_id for record in records)
 
     def due(self, session_id: str) -> bool:
         """Whether the record is to be renewed, now; the caller does it."""
@@ -86,8 +82,6 @@ class Records:
         """Renew the record of a session, for its owner, and read it; `UNREAD` when Redis does not say."""
         with self._workers.unhurt():
             record = await self._workers.touch(session_id, owner=owner, ttl=self.ttl)
-            if record.state == "live" and session_id in self.handshakes:
-                self._recorded.add(session_id)
             if record.state != "absent" or session_id in self.handshakes or not self._workers.uncertain:
                 return record
         return SessionRecord(UNREAD)
@@ -112,5 +106,4 @@ class Records:
     def forget(self, session_id: str) -> None:
         """The session is no longer here."""
         self.handshakes.pop(session_id, None)
-        self._recorded.discard(session_id)
         self._renewed.pop(session_id, None)

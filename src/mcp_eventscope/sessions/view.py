@@ -62,9 +62,11 @@ class Priming:
 class _Resume:
     """One stream that is being resumed: how to send on it, and how to end it."""
 
-    def __init__(self, name: str, send: EventCallback) -> None:
+    def __init__(self, name: str, event_id: EventId, send: EventCallback) -> None:
         self.scope = anyio.CancelScope()
-        self.cursor: EventId = ""
+        self.began = self.cursor = event_id
+        self.answered = False
+        """Whether the response, or an error in its place, has been sent."""
         self._name = name
         self._send = send
 
@@ -72,9 +74,10 @@ class _Resume:
         """Send an event that was read from the store."""
         if event.event_id is None:  # An answer in place of a worker's: the client keeps its position.
             await self._send(event)
-            return
-        await self._send(EventMessage(event.message, wire.join(event.event_id, self._name)))
-        self.cursor = event.event_id
+        else:
+            await self._send(EventMessage(event.message, wire.join(event.event_id, self._name)))
+            self.cursor = event.event_id
+        self.answered = self.answered or is_final(self._name, event.message)
 
     async def send_live(self, message: JSONRPCMessage) -> None:
         """Send a message that the store did not take, without an id."""
@@ -229,8 +232,7 @@ class SessionView(EventStore):
         self._opened.discard(last_event_id)
         # A client without a cursor, which a priming event would have given it, cannot come back for the rest.
         limit = inf if opened and not primes else self._follow_limit
-        resume = _Resume(name, send_callback)
-        resume.cursor = event_id
+        resume = _Resume(name, event_id, send_callback)
         with resume.scope:
             if self._closed:
                 return
@@ -256,27 +258,37 @@ class SessionView(EventStore):
                     await resume.send_live(events_gone(_request_id(name)))
                 return
             after = after or (await self._store.append(name, None)).event_id
-        if after and not facts.completed:
+        if facts.completed:
+            await self._end(resume, name, after)
+        elif after:
             await self._follow(resume, name, after, limit)
 
     async def _follow(self, resume: _Resume, name: str, after: EventId, limit: float) -> None:
         facts = await self._store.follow(name, after, resume.send, limit=limit)
         if facts.end is FollowEnd.GONE:
             await resume.send_live(orphaned(_request_id(name)))
+        elif facts.end is FollowEnd.COMPLETED:
+            await self._end(resume, name, facts.last_event_id)
+
+    @staticmethod
+    async def _end(resume: _Resume, name: str, last: EventId) -> None:
+        """Send an error if the response was passed over: its row is damaged, or its payload is gone."""
+        if not resume.answered and last != resume.began:
+            await resume.send_live(events_gone(_request_id(name)))
 
     async def _replayed(self, resume: _Resume, name: str, until: float) -> Replayed:
         """Replay; while the store is unreachable, wait for it: a client that is sent an empty stream twice gives up."""
         while True:
+            while (  # noqa: ASYNC110 - many may wait; the store's circuit breaker does not know of them
+                not self._store.readable(name, resume.cursor) and anyio.current_time() < until
+            ):
+                await anyio.sleep(_POLL_SECONDS)
             try:
                 return await self._store.replay(resume.cursor, resume.send, stream_id=name)
             except StoreUnavailableError:
                 if anyio.current_time() >= until:
                     raise
             await anyio.sleep(_RETRY_SECONDS)
-            while (  # noqa: ASYNC110 - many may wait; the store's circuit breaker does not know of them
-                (away := self._store.waiting.away) and away.unreachable and anyio.current_time() < until
-            ):
-                await anyio.sleep(_POLL_SECONDS)
 
     async def open_standalone(self) -> EventId:
         """A cursor from which the standalone stream is read.

@@ -3,8 +3,6 @@
 -- KEYS[1]  {prefix}session
 -- ARGV[1]  ttl in whole seconds
 -- ARGV[2]  the owner; ARGV[3] the handshake
--- ARGV[4]  "1" if it was recorded before: where it is not there, Redis has lost it, and the session's events with
---          it; when that was noticed is kept as "restored", by Redis's clock in microseconds
 -- Returns  "live"; or "ended", or "other" for a session of another owner, and then nothing was changed
 
 if redis.call('HEXISTS', KEYS[1], 'ended') == 1 then
@@ -13,10 +11,6 @@ end
 local owner = redis.call('HGET', KEYS[1], 'owner')
 if owner and owner ~= ARGV[2] then
   return 'other'
-end
-if not owner and ARGV[4] == '1' then
-  local now = redis.call('TIME')
-  redis.call('HSET', KEYS[1], 'restored', string.format('%.0f', now[1] * 1000000 + now[2]))
 end
 redis.call('HSET', KEYS[1], 'owner', ARGV[2], 'handshake', ARGV[3])
 redis.call('EXPIRE', KEYS[1], ARGV[1])

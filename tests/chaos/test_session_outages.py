@@ -1,0 +1,91 @@
+"""Redis is killed or frozen while fifty sessions append: every event keeps its id, and is stored once, in order."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import anyio
+import pytest
+
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.types import CameBack, Lost, WentAway
+from support.talkers import Facts, Talker, observed, talking
+from support.valkeys import OwnValkey, own_valkey
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+SESSIONS = 50
+OUTAGE_SECONDS = 2.0
+
+
+@dataclass
+class World:
+    """A Redis that may be killed, a store on it, one that has nothing in memory, and the first one's reports."""
+
+    server: OwnValkey
+    store: RedisEventStore
+    reader: RedisEventStore
+    facts: Facts
+
+    async def outlives(self, outage: Callable[[], Awaitable[None]]) -> None:
+        """Fifty sessions append before, in and after an outage, and nothing is missing afterwards."""
+        talkers = [Talker(self.store, f"s{number}") for number in range(SESSIONS)]
+        async with talking(self.store, talkers):
+            before = [len(talker.appended) for talker in talkers]
+            await outage()
+            during = [len(talker.appended) for talker in talkers]
+        assert all(more > less for more, less in zip(during, before, strict=True)), "a session stood still"
+        assert all(all(talker.ids) for talker in talkers), "an event has no id"
+        for talker in talkers:
+            await talker.check(self.reader)
+        assert self.facts.of(Lost) == []
+        assert len(self.facts.of(CameBack)) == len(self.facts.of(WentAway)) >= 1
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    """A Redis that keeps its data, and both stores."""
+    with own_valkey(keeps=True) as server:
+        async with connect(server.url) as client, connect(server.url) as other:
+            store, reader = RedisEventStore(client, ttl=600), RedisEventStore(other, ttl=600)
+            yield World(server, store, reader, observed(store))
+            await store.flush()
+
+
+async def test_killed(world: World) -> None:
+    """Redis is killed, and restarted with its data."""
+
+    async def outage() -> None:
+        world.server.kill()
+        await anyio.sleep(OUTAGE_SECONDS)
+        await anyio.to_thread.run_sync(world.server.start)
+
+    await world.outlives(outage)
+
+
+async def test_frozen(world: World) -> None:
+    """Redis is frozen: commits that it received before are carried out when it is thawed, and not twice."""
+
+    async def outage() -> None:
+        world.server.freeze()
+        await anyio.sleep(OUTAGE_SECONDS)
+        world.server.thaw()
+
+    await world.outlives(outage)
+
+
+async def test_killed_again_and_again(world: World) -> None:
+    """Redis is killed and frozen at any moment of its recovery."""
+
+    async def outage() -> None:
+        for number in range(6):
+            if number % 2:
+                world.server.freeze()
+                await anyio.sleep(0.05 * number)
+                world.server.thaw()
+            world.server.kill()
+            await anyio.sleep(0.1)
+            await anyio.to_thread.run_sync(world.server.start)
+            await anyio.sleep(0.04 * number)
+
+    await world.outlives(outage)
