@@ -8,7 +8,7 @@ _BOOTTIME = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 def boot_microseconds() -> int:
-    """Microseconds since an arbitrary instant; it never jumps, and includes suspend where the system can tell."""
+    """Microseconds since an arbitrary instant; it never jumps, and includes suspend where the system supports it."""
     nanoseconds = time.monotonic_ns() if _BOOTTIME is None else time.clock_gettime_ns(_BOOTTIME)
     return nanoseconds // _NANOSECONDS_PER_MICROSECOND
 

@@ -51,7 +51,7 @@ _open_standalone = Script("open_standalone.lua")
 
 @dataclass(frozen=True, slots=True)
 class SessionResources:
-    """What the sessions of one store share."""
+    """The objects that the sessions of one store share."""
 
     redis: AnyRedis
     ttl: int | None
@@ -141,7 +141,7 @@ class RedisSessionStore:
         raise ValueError(msg)
 
     async def flush(self, seconds: float) -> int:
-        """Store what is pending, of all sessions; see `RedisEventStore.flush`."""
+        """Store the pending events of all sessions; see `RedisEventStore.flush`."""
         return await self._shared.flush(seconds)
 
     async def ping(self) -> None:
@@ -220,7 +220,7 @@ class RedisSessionStore:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def readable(self, stream_id: StreamId, after: EventId) -> bool:
-        """Whether a replay is worth a try: Redis is not known to be unreachable, or this process has what follows.
+        """Whether a replay is worth a try: Redis is not known to be unreachable, or this process has the next event.
 
         Args:
             stream_id: The stream.
@@ -236,9 +236,9 @@ class RedisSessionStore:
     async def replay(
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
     ) -> Replayed:
-        """Deliver what follows an event, up to the response of the request or the end of what there is.
+        """Deliver the events after an event, up to the response or the last one so far.
 
-        What this process has in memory is delivered without Redis.
+        Events in the memory of this process are delivered without Redis.
 
         Args:
             last_event_id: The last event that the client has. A text that is no id is a miss, not an error.
@@ -325,7 +325,7 @@ class RedisSessionStore:
         return None
 
     async def _advance(self, delivery: Delivery, run: str) -> Chunk | None:
-        """Deliver what a request's run has; the response may have been delivered before, or stand in `requests`."""
+        """Deliver the events of a request's run; the response may have been delivered, or stand in `requests`."""
         chunk = await self._shared.reader.advance(self._keys, delivery, run)
         position = delivery.cursor.positions[run]
         if delivery.completed:
@@ -340,7 +340,7 @@ class RedisSessionStore:
         return chunk
 
     async def _advance_standalone(self, delivery: Delivery, found: dict[str, int] | None = None) -> None:
-        """Deliver what the runs of the standalone stream have: those that Redis names, or was just asked for."""
+        """Deliver the events of the standalone stream's runs: those that Redis names, or that are given."""
         shared, keys = self._shared, self._keys
         own = self._queue.runs.get(GET_STREAM_KEY)
         if own is not None and own.next_is_here(delivery.cursor.positions.get(own.name, 0)):
@@ -354,8 +354,8 @@ class RedisSessionStore:
     async def open_standalone(self) -> EventId:
         """A cursor for a client that opens the standalone stream without one.
 
-        The session's first one reads from the session's start: what was sent since then had no reader. A later one
-        reads from now. While Redis is unreachable, this process knows of what it has opened itself.
+        The session's first one reads from the session's start: earlier messages had no reader. A later one
+        reads from now. While Redis is unreachable, this process knows only the openings that it served.
         """
         shared, queue = self._shared, self._queue
         own = queue.runs.get(GET_STREAM_KEY)
@@ -377,7 +377,7 @@ class RedisSessionStore:
         return Cursor(shared.clock.now(), own.name, positions).event_id()
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> Followed:
-        """Deliver what is stored on a stream from now on, by whichever process, until its response or the limit.
+        """Deliver the events that any process stores on a stream from now on, until its response or the limit.
 
         Args:
             stream_id: The stream.
@@ -477,7 +477,7 @@ class RedisSessionStore:
         shared, keys = self._shared, self._keys
         entry = await shared.reader.call(lambda: self._entry(name))
         if entry is None:
-            following.gone = True  # Nothing is stored for it: whoever asks may have invented the run.
+            following.gone = True  # Nothing is stored for it: the cursor may be invented.
             return
         if entry.startswith(b"r "):
             error = codec.encode(orphaned(request_id_of(entry)))
@@ -500,7 +500,7 @@ class RedisSessionStore:
 
 
 class _Following:
-    """How far following has got, beside what it delivers."""
+    """The state of following one stream, beside its delivery."""
 
     def __init__(self, limit: float) -> None:
         self._until = time.monotonic() + limit

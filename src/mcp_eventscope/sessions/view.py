@@ -1,4 +1,4 @@
-"""One session's view of the event store, for its transport: ids for the wire, and streams that are followed."""
+"""One session's view of the event store, as its transport uses it: ids for the wire, and streams that are followed."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -211,8 +211,8 @@ class SessionView(EventStore):
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> None:
         """Deliver the events that the client missed, then those that follow, until the response of the request.
 
-        The SDK's own way, to replay here and then go live, loses what is stored between the two, and never ends a
-        stream that is complete; so this returns only when nothing more is owed, and the stream is then closed.
+        The SDK replays here and then goes live: that loses events which are stored between the two, and never ends a
+        stream that is complete. So this returns only when nothing more is owed, and the stream is then closed.
 
         Where there is nothing to resume from, a request is answered with an error, and the standalone stream goes on
         from now: a client that is sent an empty stream asks again for ever.

@@ -1,4 +1,4 @@
-"""One pass over a stream: its position, and what was delivered."""
+"""One pass over a stream: its position, and the counts of its deliveries."""
 
 from collections.abc import Iterable
 
@@ -47,7 +47,7 @@ class Delivery:
         self._standalone = standalone
 
     async def take(self, run: str, rows: Iterable[Row]) -> None:
-        """Deliver rows of one run, up to the response. The position advances with what was sent, or cannot be."""
+        """Deliver rows of one run, up to the response. The position passes each row that was sent or cannot be."""
         cursor = self.cursor
         positions = cursor.positions
         for number, time, first, producer, payload in rows:

@@ -37,7 +37,7 @@ class Chunk:
 async def read_run(  # noqa: PLR0913 - the script's arguments, one by one
     client: Client, keys: Keys, stream: str, run: str, after: int, *, max_events: int, max_bytes: int
 ) -> Chunk:
-    """Read what a run has after a number: at most `max_events` elements or about `max_bytes` payload bytes.
+    """Read the elements of a run after a number: at most `max_events` elements or about `max_bytes` payload bytes.
 
     Args:
         client: The client.

@@ -55,7 +55,7 @@ class RunReader:
         return found if found is not None and found.key == keys.run(stream, run) else None
 
     async def advance(self, keys: Keys, delivery: Delivery, run: str) -> Chunk | None:
-        """Deliver what a run has after the delivery's position.
+        """Deliver the events of a run after the delivery's position.
 
         Args:
             keys: The session's keys.

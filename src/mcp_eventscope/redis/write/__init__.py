@@ -1,1 +1,1 @@
-"""The write path: what is accepted, batched, sent and acknowledged."""
+"""The write path: accepting, batching, sending and acknowledging events."""

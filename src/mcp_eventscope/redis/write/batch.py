@@ -37,7 +37,7 @@ class Batch(ABC):
         """Take Redis's reply.
 
         Args:
-            reply: What the script returned.
+            reply: The return value of the script.
             seconds: Time between sending and the reply.
 
         Raises:

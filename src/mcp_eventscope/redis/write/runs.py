@@ -10,7 +10,7 @@ from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.types import EventId, StoreOutcome, StreamId
 
 EVENT_BYTES = 512
-"""What an event takes up in memory beside its payload, for the bounds."""
+"""Bytes of memory that an event counts for beside its payload, in the bounds."""
 LARGE_PAYLOAD = 4096
 """Payload bytes above which a payload has a key of its own: every element that a script reads is small."""
 WORKER_DIGITS = 12
@@ -81,11 +81,11 @@ class PendingEvent:
 
     @property
     def settled(self) -> bool:
-        """Whether it is known what became of the event."""
+        """Whether the outcome of the event is known."""
         return self._outcome is not None
 
     def add_done_callback(self, callback: Callable[[StoreOutcome], None]) -> None:
-        """Call back once it is known what became of the event; immediately, if it is known already."""
+        """Call back with the outcome of the event, immediately if it is known already."""
         if self._outcome is not None:  # The caller has waited for room meanwhile.
             callback(self._outcome)
             return
@@ -94,13 +94,13 @@ class PendingEvent:
         self._callbacks.append(callback)
 
     def acknowledged(self) -> "asyncio.Future[StoreOutcome]":
-        """A future of what becomes of the event."""
+        """A future of the outcome of the event."""
         future: asyncio.Future[StoreOutcome] = asyncio.get_running_loop().create_future()
         self.add_done_callback(lambda outcome: None if future.done() else future.set_result(outcome))
         return future
 
     def settle(self, outcome: StoreOutcome) -> None:
-        """Report what became of the event; the first report counts."""
+        """Report the outcome of the event; the first report counts."""
         if self._outcome is None:
             self._outcome = outcome
         callbacks, self._callbacks = self._callbacks, None
@@ -135,7 +135,7 @@ class Lost:
 
 
 class SessionQueue:
-    """What a session has in this process: its open runs, and how much of them is not acknowledged.
+    """A session in this process: its open runs, and its unacknowledged events.
 
     Args:
         keys: The session's keys.
@@ -150,7 +150,7 @@ class SessionQueue:
         self.events = 0
         """Events that are not acknowledged."""
         self.bytes = 0
-        """What they take up."""
+        """The bytes that they take up."""
         self.ended = False
         """Whether the session was ended, here or elsewhere."""
         self.opened = False

@@ -1,4 +1,4 @@
-"""Sends batches, takes the replies, and sends again what was not acknowledged."""
+"""Sends batches, reads the replies, and resends unacknowledged batches."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ LINGER_SECONDS = 1.0
 SPARE_CONNECTIONS = 4
 """A pool that has fewer than these needs the connection for something else."""
 LOOP_LATE = 0.05
-"""Seconds by which a timer may be late before the loop, and not Redis, is taken for what was slow."""
+"""Seconds by which a timer may be late before the loop, and not Redis, is considered slow."""
 FIRST_RETRY, LAST_RETRY = 0.05, 0.25
 """Seconds before Redis is tried again, the first time and after many."""
 
@@ -35,7 +35,7 @@ class _InterruptedError(Exception):
 class Sender:
     """One process's way of sending: several batches in flight, on one connection, by one task while there is work.
 
-    A batch whose reply is lost is sent again as it is: its numbers tell Redis whether it was committed.
+    A batch whose reply is lost is sent again as it is: Redis finds by its numbers whether it was committed.
 
     Args:
         redis: The client.
@@ -78,7 +78,7 @@ class Sender:
         return not (self._in_flight or self._retry_queue or any(source.ready for source in self._sources))
 
     def wake(self) -> None:
-        """Send what is ready."""
+        """Send the batches that are ready."""
         if self._task is None:
             if self._lingering is not None:
                 self._lingering.cancel()
@@ -90,7 +90,7 @@ class Sender:
             self._ring()
 
     async def drain(self, seconds: float) -> list[Batch]:
-        """Send what is ready, for at most so long; then stop, and release the connection.
+        """Send the batches that are ready, for at most so long; then stop, and release the connection.
 
         Returns:
             The batches that were not acknowledged.
@@ -138,7 +138,7 @@ class Sender:
             self._lingering = loop.call_later(linger, self._linger_no_longer, loop)
 
     async def _exchange(self, open_transport: Transport) -> None:
-        """Send what is ready and take the replies, until nothing is left of either."""
+        """Send ready batches and read the replies, until nothing is left of either."""
         loop = asyncio.get_running_loop()
         reading: asyncio.Task[None] | None = None
         try:
@@ -254,7 +254,7 @@ class Sender:
             await asyncio.sleep(delay * random.uniform(0.7, 1.0))  # noqa: S311 - so that workers do not come together
 
     def _requeue(self, trouble: Trouble | None, error: str) -> None:
-        """What is in flight may have been committed or not: it has to be sent again."""
+        """Resend the batches in flight, which may have been committed or not."""
         in_flight, self._in_flight = self._in_flight, deque()
         for batch in in_flight:
             if trouble is not None and batch.events:

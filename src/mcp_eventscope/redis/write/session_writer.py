@@ -30,7 +30,7 @@ that is followed elsewhere is committed immediately."""
 SESSION_EVENTS, SESSION_BYTES = 256, 1 << 20
 """Events of one session, and their bytes, that are not acknowledged, beyond which its caller waits for room."""
 RETAINED_BYTES = 4 << 20
-"""What a process keeps of acknowledged events, in case Redis loses them."""
+"""Bytes of acknowledged events that a process retains, in case Redis loses them."""
 RENEWALS_PER_TTL = 64
 _SECONDS = 1_000_000
 
@@ -77,7 +77,7 @@ class SessionWriter:
         self.events = 0
         """Events that are not acknowledged."""
         self.bytes = 0
-        """What they take up."""
+        """The bytes that they take up."""
         self.runs: dict[str, Run] = {}
         """The runs of requests of this process that are open, or of which events are in memory."""
         # A standalone run never closes: it goes with the session's part, and its events in memory.
@@ -102,7 +102,7 @@ class SessionWriter:
     # -- accepting ----------------------------------------------------------------------------------------------------
 
     def session(self, keys: Keys) -> SessionQueue:
-        """What a session has in this process."""
+        """The queue of a session in this process."""
         queue = self._sessions.get(keys.prefix)
         if queue is None:
             queue = self._sessions[keys.prefix] = SessionQueue(keys)
@@ -416,7 +416,7 @@ class SessionWriter:
     # -- rollback -----------------------------------------------------------------------------------------------------
 
     def verify(self) -> None:
-        """Ask Redis whether it still has what it acknowledged: it may have been restarted, or have failed over."""
+        """Ask Redis whether it still has the acknowledged events: it may have been restarted, or have failed over."""
         horizon = self._clock.now() - self._ttl * _SECONDS if self._ttl else 0
         for run in self._known():
             recent = run.retained and run.retained[-1].time > horizon
@@ -490,7 +490,7 @@ class SessionWriter:
             session.on_fenced(run.stream)
 
     def _take_pending(self, run: Run, events: list[PendingEvent]) -> None:
-        """Move what is pending of a run behind these events."""
+        """Move the pending events of a run behind these events."""
         events.extend(run.pending)
         self._queued -= len(run.pending)
         run.pending.clear()
@@ -598,7 +598,7 @@ class SessionWriter:
 
     @contextmanager
     def flushing(self) -> Iterator[None]:
-        """Send what is pending, and what becomes ready until the block ends, without a linger.
+        """Send all pending events without a linger until the block ends.
 
         Else the sender would be idle, and be taken for done, while the rest of a run is collected.
         """
@@ -610,7 +610,7 @@ class SessionWriter:
             self._flushing = False
 
     def flush_now(self) -> None:
-        """Send what is pending without a linger."""
+        """Send the pending events without a linger."""
         if self._ready:
             self._linger_over()
 
