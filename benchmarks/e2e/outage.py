@@ -188,7 +188,9 @@ class _Caller:
     async def _resume(self, session: Session, cursor: str, number: int) -> list[Event]:
         """Resume with the last id again and again, until the response has arrived."""
         events: list[Event] = []
-        while not _answered(events, number) and time.monotonic() < self._patience:
+        # The tool of a call that was cut as the run ended still has to end.
+        patience = max(self._patience, time.monotonic() + MESSAGES * EVERY + _LATE)
+        while not _answered(events, number) and time.monotonic() < patience:
             await asyncio.sleep(_RECONNECT)
             with contextlib.suppress(BenchmarkError, OSError, TimeoutError):
                 async with asyncio.timeout(_LATE):
