@@ -247,7 +247,9 @@ def test_what_is_wrong(after: Site, job: str) -> None:
         assert count <= shown[target.legend] <= count * (1 + 2 * view.interval / view.seconds) + 0.5, target
         moved |= {selector.partition("{")[0]} if count else set()
     # Whether there are errors of replays is the server's affair.
-    assert moved - {"eventscope_replay_duration_seconds_count"} == {f"eventscope_{name}" for name in WRONG[job]}
+    causes = moved - {"eventscope_replay_duration_seconds_count"}
+    reasons = view.told("eventscope_degradations_total", "reason")
+    assert causes == {f"eventscope_{name}" for name in WRONG[job]}, reasons
 
 
 def _panel(board: str, panel: int) -> list[Target]:
