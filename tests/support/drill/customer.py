@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from mcp_eventscope.redis.keys import Keys
 from support.chaos import NewSteering, at, begun, says
 from support.drill.ledger import Ledger
 from support.processes import WorkerProcess
@@ -66,6 +67,11 @@ class Customer:
         await call.steering.finish()
         await call.steering.ended()
         self.ledger.stored.update(notification=len(said), response=1)
+
+    def list_of(self, call: Call) -> str:
+        """The key of the list that a call's events are stored in."""
+        _, _, run = call.first.partition(".")[0].split("-")
+        return Keys("mcp:").for_session(self.client.session).run(call.first.rpartition(".")[2], run)
 
     async def comes_back(self, worker: WorkerProcess, event_id: str, *, owed: bool = True) -> list[str]:
         """Resume, and read to the end of the stream; returns what came.

@@ -3,12 +3,13 @@
 import itertools
 import time
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 
 from support.chaos import says
 from support.drill.customer import GONE, ORPHANED, Customer
-from support.drill.site import FLEET, Site
+from support.drill.site import FLEET, Site, has_stored
 from support.processes import revive
 from support.raw import Event, events
 from support.steering import Steering
@@ -70,6 +71,8 @@ async def calm(site: Site, new: NewCustomer) -> None:
         for _ in range(2):
             call = await customer.calls_and_is_cut(here, "1")
             await customer.ends(call, "2", "3")
+            # Messages do not wait for Redis, and the other worker only has what is stored.
+            await until(partial(has_stored, site.fleet_redis, customer.list_of(call), 5))
             assert await customer.comes_back(there, call.last) == ["2", "3", "3 steps"]
         if number == 0:
             await customer.leaves(there)

@@ -1,13 +1,13 @@
 """What is done to a worker whose TTL is too short, to one that has none, and to the Redis that they share."""
 
 import time
+from functools import partial
 
 import anyio
 
-from mcp_eventscope.redis.keys import Keys
 from support.drill.customer import GONE, Call, Customer
 from support.drill.fleet import LEAST_RESUMES, NewCustomer
-from support.drill.site import FOREVER, SHORT, Site
+from support.drill.site import FOREVER, SHORT, Site, has_stored
 from support.processes import revive
 from support.waiting import until
 
@@ -88,14 +88,9 @@ async def for_ever(site: Site, new: NewCustomer) -> None:
 async def _spoilt(site: Site, customer: Customer) -> None:
     """Another program writes to the key of a stream: its next event is lost, and Redis refuses to read it."""
     call = await customer.calls_and_is_cut(site.forever, "1")
-    name, run = call.last.rpartition(".")[2], call.last.partition(".")[0].split("-")[2]
-    key = Keys("mcp:").for_session(customer.client.session).run(name, run)
+    key = customer.list_of(call)
+    await until(partial(has_stored, site.other_redis, key, len(call.events)))
     with site.other_redis.client() as redis:
-
-        def both_stored() -> bool:
-            return bool(redis.llen(key) == len(call.events))
-
-        await until(both_stored)
         redis.set(key, "not a list")
     await call.steering.step("2")
     customer.ledger.lost["rejected"] += 1

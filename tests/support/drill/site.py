@@ -25,6 +25,12 @@ TTL = 8
 """Intervals for which `short` keeps events."""
 
 
+def has_stored(redis: OwnValkey, key: str, events: int) -> bool:
+    """Whether a list has this many events: messages do not wait until theirs are stored."""
+    with redis.client() as client:
+        return bool(client.llen(key) == events)
+
+
 @dataclass
 class Site:
     """All of it. Each worker is a target of its own, so that `instance` means one."""
