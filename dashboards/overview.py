@@ -105,12 +105,12 @@ _TRUTH = (
         4,
         "Events lost",
         says(
-            "Events that will never be stored, or that Redis has lost, in the time shown: a resume of their streams "
-            "cannot deliver them.",
+            "Events that will never be stored, that Redis has lost, or that were evicted, in the time shown: a resume "
+            "of their streams cannot deliver them.",
             normal="0. An outage alone loses none, as long as the backlog has room.",
             otherwise="the reason is on 'Events lost, by reason', below: overflow is an outage that was too long for "
             "the backlog, rejected an event that Redis refused, shutdown a worker that ended in an outage, rollback a "
-            "Redis that came back without its latest data.",
+            "Redis that came back without its latest data, session_limit a session that exceeded max_session_bytes.",
         ),
         _times(catalog.LOST_EVENTS),
         *_NONE_OR_BAD,

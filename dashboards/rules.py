@@ -52,6 +52,7 @@ def _p99(metric: Metric, window: str, **labels: Values) -> str:
 
 
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
+_LOST = tuple(reason for reason in catalog.LOSS_REASON.values or () if reason != "session_limit")
 _COUNTED = (*SUCCEEDED, *FAILED)
 FOLLOWERS = "job_store:eventscope_followers:sum"
 SESSIONS = "job_store:eventscope_sessions:sum"
@@ -165,7 +166,8 @@ def alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeEventsLost",
         "critical",
-        f"{_all(catalog.LOST_EVENTS, '15m', by=(*OF, 'reason'))} > 0",
+        # A session that exceeds its limit loses what its client most probably has: panels show it.
+        f"{_all(catalog.LOST_EVENTS, '15m', by=(*OF, 'reason'), reason=_LOST)} > 0",
         "0m",
         f"Events are lost: {_WHO}",
         f"{_NUMBER} events within 15 minutes are not stored and will never be, {{{{ $labels.reason }}}}: no resume can "

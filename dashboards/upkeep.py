@@ -63,11 +63,11 @@ DURABILITY = (
         "Events lost, by reason",
         catalog.LOST_EVENTS,
         says(
-            "Sent, and never to be stored, or lost by Redis, a second.",
+            "Sent, and never to be stored, lost by Redis, or evicted, a second.",
             normal="none.",
             otherwise="overflow: the outage was too long for the backlog. Rejected: Redis refused an event, mostly for "
             "its size. Shutdown: a worker ended before Redis had recovered; wait with deployments. Rollback: Redis "
-            "came back without events that it had acknowledged.",
+            "came back without events that it had acknowledged. Session limit: a session exceeded max_session_bytes.",
         ),
         "reason",
         colour=TROUBLE,

@@ -243,6 +243,8 @@ class LossReason(StrEnum):
     """Redis refused it for good: its key is another's."""
     ROLLBACK = "rollback"
     """Redis has lost it after it had acknowledged it, and it was no longer in memory."""
+    SESSION_LIMIT = "session_limit"
+    """It was stored, and evicted since its session exceeded `max_session_bytes`."""
     SHUTDOWN = "shutdown"
     """The process ended before the store was back."""
 

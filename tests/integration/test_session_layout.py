@@ -256,7 +256,7 @@ async def test_silent_request_outlives_the_ttl(
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
     talker = Talker(store)
     await talker.append(None)
-    await talker.say()
+    await talker.append(note(1, "x" * 5000))
     await talker.outcomes()
     other = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
     async with store.workers.alive(0.3, lambda _: None, nothing):

@@ -1,6 +1,7 @@
 """A writer of sessions without Redis: a test takes its batches, and answers them."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mcp_eventscope.answers import not_stored
@@ -36,6 +37,8 @@ class WriterRig:
     facts: list[StoreFact] = field(default_factory=list)
     outcomes: dict[tuple[str, int], StoreOutcome] = field(default_factory=dict)
     """By the run's name and the number."""
+    accounts: list[tuple[str, int, int, int, list[int]]] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
     wakes: int = 0
 
     def __post_init__(self) -> None:
@@ -50,6 +53,7 @@ class WriterRig:
             self.breaker,
             observers,
             self._wake,
+            self,
             lambda request_id, reason: codec.encode(not_stored(request_id, reason)),
             self.max_bytes,
             self.max_events,
@@ -57,6 +61,14 @@ class WriterRig:
 
     def _wake(self) -> None:
         self.wakes += 1
+
+    def stored(self, run: Run, last: int, size: int, response: int, larges: Sequence[int]) -> None:
+        """Record what the writer accounts for."""
+        self.accounts.append((run.name, last, size, response, list(larges)))
+
+    def account(self, session: SessionQueue) -> None:
+        """Record that a session is not served here any more."""
+        self.closed.append(session.keys.prefix)
 
     def session(self, name: str = "s") -> SessionQueue:
         """A session's queue."""

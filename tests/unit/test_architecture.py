@@ -159,9 +159,11 @@ def test_the_wheel_is_tested() -> None:
     assert "site-packages" in PACKAGE.parts
     assert (PACKAGE / "py.typed").is_file()
     assert {path.name for path in (PACKAGE / "redis" / "lua").iterdir()} == {
+        "account.lua",
         "answer.lua",
         "commit.lua",
         "end.lua",
+        "evict.lua",
         "open_standalone.lua",
         "peek_runs.lua",
         "read_run.lua",

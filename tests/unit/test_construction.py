@@ -62,6 +62,13 @@ def test_what_is_no_client(other: object) -> None:
         RedisEventStore(other)  # type: ignore[arg-type]  # what is tested
 
 
+@pytest.mark.parametrize(("limit", "error"), [(0, ValueError), ((1 << 20) - 1, ValueError), (2e6, TypeError)])
+def test_session_limit_out_of_range(limit: int, error: type[Exception]) -> None:
+    """A session may take up 1 MiB at least: its pending events alone may be as many."""
+    with pytest.raises(error, match="max_session_bytes must be"):
+        RedisEventStore(client(), max_session_bytes=limit)
+
+
 def test_options_are_kept() -> None:
     """What was given can be read back, from the root and from a session's part."""
     store = RedisEventStore(client(), key_prefix="app:", ttl=60)

@@ -35,7 +35,18 @@ def test_public_names() -> None:
 @pytest.mark.parametrize(
     ("called", "parameters"),
     [
-        (RedisEventStore, ["redis", "*key_prefix", "*ttl", "*store_timeout", "*backlog_bytes", "*backlog_events"]),
+        (
+            RedisEventStore,
+            [
+                "redis",
+                "*key_prefix",
+                "*ttl",
+                "*store_timeout",
+                "*backlog_bytes",
+                "*backlog_events",
+                "*max_session_bytes",
+            ],
+        ),
         (InstrumentedEventStore, ["store", "*name", "*registry", "*tracer_provider", "*meter_provider", "*logger"]),
         (metrics_app, ["registry", "*token"]),
         (

@@ -8,6 +8,10 @@ BACKLOG_BYTES = 16 << 20
 """What a process keeps of events until Redis is back, in bytes."""
 BACKLOG_EVENTS = 100_000
 """The same, in events."""
+MAX_SESSION_BYTES = 64 << 20
+"""The most bytes that a session's events take up in Redis."""
+LEAST_SESSION_BYTES = 1 << 20
+"""The least value of that: a session's pending events alone may be as many."""
 FLUSH_SECONDS = 2.0
 """How long a process that ends waits at most for what is not stored yet."""
 MAX_TTL = 10 * 365 * 24 * 3600
@@ -45,4 +49,19 @@ def check_ttl(ttl: int | None) -> None:
         raise TypeError(msg)
     if not 0 < ttl <= MAX_TTL:
         msg = f"ttl must be between 1 and {MAX_TTL} seconds, or None to keep events for ever; not {ttl}"
+        raise ValueError(msg)
+
+
+def check_session_bytes(limit: int) -> None:
+    """Refuse a limit of a session that is none.
+
+    Raises:
+        TypeError: It is no int.
+        ValueError: It is below `LEAST_SESSION_BYTES`.
+    """
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        msg = f"max_session_bytes must be a whole number of bytes, got {limit!r}"
+        raise TypeError(msg)
+    if limit < LEAST_SESSION_BYTES:
+        msg = f"max_session_bytes must be at least {LEAST_SESSION_BYTES} (1 MiB), got {limit}"
         raise ValueError(msg)

@@ -21,6 +21,7 @@ class Keys:
     {prefix}stream:{stream}:{run}       LIST    in a session: the events of a run
     {prefix}large:{stream}:{run}:{n}    STRING  in a session: a payload above 4 KiB
     {prefix}requests             HASH    in a session: the runs that are open, or were answered elsewhere
+    {prefix}sizes                HASH    in a session: the bytes of its runs (`SessionLimit`)
     {prefix}commit:{worker}      STRING  in the root: the worker's last commit, so that a batch is committed once
     {prefix}stored               channel in the root: the worker and the streams of each batch
     {prefix}session              HASH    in a session: what another worker needs to take it over
@@ -38,7 +39,7 @@ class Keys:
         ValueError: `prefix` breaks a rule above.
     """
 
-    __slots__ = ("counter", "prefix", "requests", "sampler", "session", "stored", "workers")
+    __slots__ = ("counter", "prefix", "requests", "sampler", "session", "sizes", "stored", "workers")
 
     def __init__(self, prefix: str) -> None:
         if not isinstance(prefix, str):
@@ -60,6 +61,7 @@ class Keys:
         self.counter = f"{prefix}counter"
         self.requests = f"{prefix}requests"
         self.session = f"{prefix}session"
+        self.sizes = f"{prefix}sizes"
         self.workers = f"{prefix}workers"
         self.sampler = f"{prefix}sampler"
         self.stored = f"{prefix}stored"

@@ -11,8 +11,10 @@ from mcp_eventscope.redis.bounds import (
     BACKLOG_BYTES,
     BACKLOG_EVENTS,
     FLUSH_SECONDS,
+    MAX_SESSION_BYTES,
     STORE_TIMEOUT,
     check_bounds,
+    check_session_bytes,
     check_ttl,
 )
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
@@ -34,6 +36,7 @@ from mcp_eventscope.redis.session_store import RedisSessionStore, SessionResourc
 from mcp_eventscope.redis.signals import Signals
 from mcp_eventscope.redis.workers import Workers
 from mcp_eventscope.redis.write.sender import Sender
+from mcp_eventscope.redis.write.session_limit import SessionLimit
 from mcp_eventscope.redis.write.session_writer import SessionWriter
 from mcp_eventscope.types import (
     FINAL,
@@ -77,11 +80,13 @@ class RedisEventStore(EventStore):
         store_timeout: Seconds that an append waits for Redis, before its event is deferred.
         backlog_bytes: The most bytes that deferred events of this process may take up.
         backlog_events: The most deferred events of this process.
+        max_session_bytes: The most bytes that the events of a session take up in Redis. Beyond it the oldest events are
+            evicted: of finished requests first, responses last. A resume that misses them reports a gap.
 
     Raises:
         TypeError: `redis` is no asyncio client; `key_prefix` is no string; `ttl` is no int.
         ValueError: `key_prefix` is empty or has braces in the wrong place; `ttl` is not between 1 and ten years;
-            `store_timeout` is not positive; a bound of the backlog is below 1.
+            `store_timeout` is not positive; a bound of the backlog is below 1; `max_session_bytes` is below 1 MiB.
     """
 
     def __init__(  # noqa: PLR0913 - what an operator chooses, once
@@ -93,10 +98,12 @@ class RedisEventStore(EventStore):
         store_timeout: float = STORE_TIMEOUT,
         backlog_bytes: int = BACKLOG_BYTES,
         backlog_events: int = BACKLOG_EVENTS,
+        max_session_bytes: int = MAX_SESSION_BYTES,
     ) -> None:
         require_async(redis)
         check_ttl(ttl)
         check_bounds(store_timeout=store_timeout, backlog_bytes=backlog_bytes, backlog_events=backlog_events)
+        check_session_bytes(max_session_bytes)
         self._redis = redis
         self._keys = Keys(key_prefix)
         self._ttl = ttl
@@ -113,6 +120,7 @@ class RedisEventStore(EventStore):
             self._on_stored,
         )
         clock = EventClock()
+        self._limit = SessionLimit(redis, self._worker, clock, ttl, breaker, observers, max_session_bytes)
         self._session_writer = session_writer = SessionWriter(
             self._worker,
             clock,
@@ -120,6 +128,7 @@ class RedisEventStore(EventStore):
             breaker,
             observers,
             self._wake,
+            self._limit,
             lambda request_id, reason: codec.encode(not_stored(request_id, reason)),
             backlog_bytes,
             backlog_events,
@@ -251,6 +260,7 @@ class RedisEventStore(EventStore):
         """
         with self._session_writer.flushing():
             left = await self._sender.drain(seconds)
+        await self._limit.close()
         for batch in left:
             batch.abandon()
         lost = self._writer.clear() + self._session_writer.clear()

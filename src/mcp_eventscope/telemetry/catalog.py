@@ -18,7 +18,7 @@ TROUBLE = Label(
     "reason",
     ("timeout", "connection", "pool", "loading", "busy", "readonly", "oom", "noscript", "auth", "other"),
 )
-LOSS_REASON = Label("reason", ("overflow", "rejected", "rollback", "shutdown"))
+LOSS_REASON = Label("reason", ("overflow", "rejected", "rollback", "session_limit", "shutdown"))
 SINK = Label("sink", ("metrics", "otel_metrics", "traces", "logs"))
 SAMPLE_OUTCOME = Label("outcome", ("ok", "elsewhere", "error", "cancelled"))
 
@@ -114,7 +114,8 @@ BACKLOG_BYTES = Metric(
 LOST_EVENTS = Metric(
     "eventscope_lost_events_total",
     MetricType.COUNTER,
-    "Events that will never be stored, or that Redis has lost, by the reason: a resume cannot deliver them.",
+    "Events that will never be stored, that Redis has lost, or that were evicted, by the reason: a resume cannot "
+    "deliver them.",
     (STORE, LOSS_REASON),
 )
 REPLAY_DURATION = Metric(
@@ -349,7 +350,8 @@ STORE_RECOVERED = LogEvent(
 EVENTS_LOST = LogEvent(
     "event_store.events_lost",
     "error",
-    "Events will never be stored, or Redis has lost them. A resume of their streams has a gap, or ends with an error.",
+    "Events will never be stored, Redis has lost them, or they were evicted. A resume of their streams has a gap, or "
+    "ends with an error.",
     ("store", "reason", "events", "payload_bytes", "fix", "suppressed"),
 )
 REPLAY_FAILED = LogEvent(

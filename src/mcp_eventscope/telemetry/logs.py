@@ -28,6 +28,7 @@ _FIXES = {
     "use a separate key_prefix= for this store",
     LossReason.ROLLBACK: "Redis lost events that it had acknowledged: use appendonly yes, and a failover that keeps "
     "acknowledged writes",
+    LossReason.SESSION_LIMIT: "a session exceeded max_session_bytes=: raise it, lower ttl=, or send smaller messages",
     LossReason.SHUTDOWN: "the process ended while Redis was unreachable",
 }
 

@@ -1,10 +1,10 @@
 -- Commit events of any number of runs: each event once, in the order of its run's numbers.
 --
 -- KEYS     for each part: the run's list; the session's `requests`; the session's record; then one key for each
---          large payload of the part
+--          large payload: of the part, or, where the part has no elements, of the run, to renew its TTL
 -- ARGV[1]  ttl in whole seconds; 0 keeps the keys without expiry
 -- ARGV[2…] for each part: the run; its entry in `requests`; the number of its first event; its marks; how many
---          large payloads it has; how many elements; the elements; and the large payloads
+--          keys of large payloads it has; how many elements; the elements; and the large payloads of the part
 --          Marks: "f" the last element ends the run, "s" the run belongs to a standalone stream, "r" renew the TTLs
 --          and trim.
 -- Returns  lines: Redis's clock in microseconds; then one for each part:
@@ -128,6 +128,9 @@ local function commit(k, a, larges, count)
   if renewing and ttl > 0 then
     redis.call('EXPIRE', list, ttl)
     redis.call('EXPIRE', requests, ttl)
+    for i = 1, count == 0 and larges or 0 do
+      redis.call('EXPIRE', KEYS[k + 2 + i], ttl)
+    end
   end
   return 'k' .. string.format('%.0f', last) .. (type(wakes) == 'number' and wakes > 0 and 'w' or '')
 end
@@ -140,6 +143,6 @@ while a <= #ARGV do
     return redis.error_reply(broken)
   end
   k = k + 3 + larges
-  a = a + 6 + count + larges
+  a = a + 6 + count + (count > 0 and larges or 0)
 end
 return table.concat(replies, '\n')

@@ -141,7 +141,19 @@ class SessionQueue:
         keys: The session's keys.
     """
 
-    __slots__ = ("__weakref__", "bytes", "ended", "events", "keys", "on_ended", "on_fenced", "opened", "runs")
+    __slots__ = (
+        "__weakref__",
+        "bytes",
+        "ended",
+        "events",
+        "keys",
+        "on_ended",
+        "on_fenced",
+        "opened",
+        "pieces",
+        "runs",
+        "unaccounted",
+    )
 
     def __init__(self, keys: Keys) -> None:
         self.keys = keys
@@ -159,6 +171,10 @@ class SessionQueue:
         """Called when a commit finds that the session was ended elsewhere."""
         self.on_fenced: Callable[[StreamId], None] | None = None
         """Called with a stream whose request was answered in this worker's place."""
+        self.pieces: list[bytes] = []
+        """What was stored of its runs, and is not accounted for (`SessionLimit`)."""
+        self.unaccounted = 0
+        """The bytes of that."""
 
 
 class Run:
@@ -173,6 +189,8 @@ class Run:
         "followed",
         "in_flight",
         "key",
+        "larges",
+        "larges_accounted",
         "last",
         "limit",
         "name",
@@ -184,6 +202,7 @@ class Run:
         "session",
         "standalone",
         "stream",
+        "unaccounted",
         "watchers",
     )
 
@@ -217,6 +236,12 @@ class Run:
         """The most events of its next commit, while the one is looked for that Redis refuses; 0: no such search."""
         self.renewed = 0
         """When its keys were last renewed, in microseconds."""
+        self.larges: list[int] = []
+        """The numbers of the acknowledged events whose payload has a key of its own."""
+        self.larges_accounted = 0
+        """How many of them are accounted for (`SessionLimit`)."""
+        self.unaccounted = 0
+        """Bytes of acknowledged events that are not."""
         self.watchers: set[Callable[[], None]] = set()
         """Followers in this process, called when an event was accepted."""
 

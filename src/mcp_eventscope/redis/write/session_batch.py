@@ -69,14 +69,16 @@ class SessionBatch(Batch):
         for part in self.parts:
             run, names = part.run, part.run.session.keys
             larges = [event for event in part.events if event.large]
+            # A run that is silent keeps its large payloads, too.
+            numbers = run.larges if part.renews and not part.events else [event.seq for event in larges]
             keys += (run.key.encode(), names.requests.encode(), names.session.encode())
-            keys += (names.large(run.stream, run.name, event.seq).encode() for event in larges)
+            keys += (names.large(run.stream, run.name, number).encode() for number in numbers)
             arguments += (
                 run.name.encode(),
                 run.entry,
                 b"%d" % part.first,
                 part.marks,
-                b"%d" % len(larges),
+                b"%d" % len(numbers),
                 b"%d" % len(part.events),
             )
             arguments += [event.element() for event in part.events]

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import pydantic_core
@@ -15,8 +16,9 @@ from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.write.batch import BATCH_BYTES
-from mcp_eventscope.redis.write.runs import EVENT_BYTES, Lost, PendingEvent, Run, SessionQueue
+from mcp_eventscope.redis.write.runs import EVENT_BYTES, LARGE_PAYLOAD, Lost, PendingEvent, Run, SessionQueue
 from mcp_eventscope.redis.write.session_batch import RunPart, SessionBatch
+from mcp_eventscope.redis.write.session_limit import ELEMENT_BYTES
 from mcp_eventscope.types import GET_STREAM_KEY, Committed, JSONRPCError, LossReason, StoreOutcome, StreamId
 from mcp_eventscope.types import Lost as EventsLost
 
@@ -35,6 +37,18 @@ RENEWALS_PER_TTL = 64
 _SECONDS = 1_000_000
 
 
+class Account(Protocol):
+    """Accounts for what is stored (`SessionLimit`)."""
+
+    def stored(self, run: Run, last: int, size: int, response: int, larges: Sequence[int]) -> None:
+        """Redis has acknowledged events of a run."""
+        ...
+
+    def account(self, session: SessionQueue) -> None:
+        """Account for the rest: the session is not served here any more."""
+        ...
+
+
 class SessionWriter:
     """Accepts the events of all sessions of a process, and commits them in batches.
 
@@ -48,6 +62,7 @@ class SessionWriter:
         breaker: Whether Redis can be called.
         observers: Called with what is committed and lost.
         wake: Called when there is something to send.
+        account: Accounts for what is stored.
         error_for: Makes the error that is stored in place of a response; given the request's id as JSON.
         max_bytes: The most bytes that events in memory may take up.
         max_events: The most events in memory.
@@ -61,6 +76,7 @@ class SessionWriter:
         breaker: CircuitBreaker,
         observers: Observers,
         wake: Callable[[], None],
+        account: Account,
         error_for: Callable[[RequestId, str], bytes],
         max_bytes: int,
         max_events: int,
@@ -71,6 +87,7 @@ class SessionWriter:
         self._breaker = breaker
         self._observers = observers
         self._wake = wake
+        self._account = account
         self._error_for = error_for
         self._max_bytes = max_bytes
         self._max_events = max_events
@@ -130,6 +147,7 @@ class SessionWriter:
     def close(self, session: SessionQueue) -> None:
         """Keep nothing of a session that is stored: nothing else would end its standalone run, and stop its renewal."""
         session.on_ended = session.on_fenced = None
+        self._account.account(session)
         run = session.runs.pop(GET_STREAM_KEY, None)
         if run is not None:
             run.closed = True
@@ -319,12 +337,16 @@ class SessionWriter:
             if kind == "k":
                 run.limit = 0
                 run.followed = state.endswith("w")
+                size = 0
                 for event in events:
                     if not (event.lost or event.settled):  # Else it was counted before Redis lost it.
                         latencies.append(now - event.accepted)
                         messages.append(event.message)
-                        payload_bytes += len(event.payload)
+                        size += len(event.payload)
                     self._acknowledge(run, event)
+                payload_bytes += size
+                if size:
+                    self._report_stored(run, events, size)
             elif kind == "b":
                 self._rolled_back(run, events, int(state[1:]))
             elif kind == "!":
@@ -344,6 +366,13 @@ class SessionWriter:
                     messages=messages,
                 )
             )
+
+    def _report_stored(self, run: Run, events: list[PendingEvent], size: int) -> None:
+        """Account for events that Redis has acknowledged; their payloads have so many bytes."""
+        final = events[-1]
+        response = len(final.payload) if final.final else 0
+        larges = [event.seq for event in events if event.large] if size > LARGE_PAYLOAD else ()
+        self._account.stored(run, final.seq, size - response + ELEMENT_BYTES * len(events), response, larges)
 
     def _land(self, part: RunPart) -> None:
         """A part is not in flight any more."""

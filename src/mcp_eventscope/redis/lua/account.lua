@@ -1,0 +1,13 @@
+-- Account for what a session has stored: once for each entry, so a call may be repeated.
+--
+-- KEYS     the session's `sizes`
+-- ARGV     ttl in whole seconds, 0 for no expiry; the entry's name; its bytes; its value
+-- Returns  the bytes of all entries
+
+if redis.call('HSETNX', KEYS[1], ARGV[2], ARGV[4]) == 1 then
+  redis.call('HINCRBY', KEYS[1], 'total', ARGV[3])
+end
+if tonumber(ARGV[1]) > 0 then
+  redis.call('EXPIRE', KEYS[1], ARGV[1])
+end
+return tonumber(redis.call('HGET', KEYS[1], 'total'))

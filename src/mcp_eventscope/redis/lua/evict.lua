@@ -1,0 +1,80 @@
+-- Evict the oldest events of some runs of a session, and change the entries that account for them.
+--
+-- KEYS     the session's `sizes`; then for each run: its list, and the keys of the large payloads to delete
+-- ARGV[1…] how many entries; for each: its name; the value that it had; the value to set, "" to delete it
+-- ARGV     behind them, for each run: the number up to which to evict; what becomes of the list: "t" its last element
+--          is kept, "f" that one is replaced by a mark of its loss, "d" the list is deleted; how many large payloads
+-- Returns  { the bytes of all entries that are left, the events that were evicted }
+--
+-- A value begins with its bytes. An entry that has another value by now was changed by another worker, and is left.
+
+local sizes = KEYS[1]
+
+local function number_at(list, index)
+  return tonumber(string.match(redis.call('LINDEX', list, index) or '', '^%d+') or '0')
+end
+
+local function bytes_of(value)
+  return tonumber(string.match(value, '^%d+') or '0')
+end
+
+-- Elements up to a number: numbers are dense, but an element may stand for a range of lost events.
+local function count_up_to(list, number)
+  local low, high = 0, redis.call('LLEN', list)
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if number_at(list, middle) > number then
+      high = middle
+    else
+      low = middle + 1
+    end
+  end
+  return low
+end
+
+local function evict(list, number, fate)
+  local length = redis.pcall('LLEN', list)
+  if type(length) ~= 'number' or length == 0 then -- Expired, or another program's key.
+    return 0
+  end
+  local count = count_up_to(list, number)
+  if fate == 'd' and count == length then
+    redis.call('UNLINK', list)
+    return 0 -- What is left of a run then was counted before.
+  end
+  local trimmed = math.min(count, length - 1)
+  redis.call('LTRIM', list, trimmed, -1)
+  if fate == 'f' and count == length then
+    local seq, time, marks = string.match(redis.call('LINDEX', list, -1), '^(%d+) (%d+)([^\n]*)\n')
+    if seq and string.find(marks, ' f', 1, true) == 1 and not string.find(marks, ' l', 1, true) then
+      redis.call('LSET', list, -1, seq .. ' ' .. time .. ' f l' .. seq .. '\n')
+      trimmed = trimmed + 1
+    end
+  end
+  return trimmed
+end
+
+local a, change, evicted = 2, 0, 0
+for _ = 1, tonumber(ARGV[1]) do
+  local name, old, new = ARGV[a], ARGV[a + 1], ARGV[a + 2]
+  if redis.call('HGET', sizes, name) == old then
+    change = change + bytes_of(new) - bytes_of(old)
+    if new == '' then
+      redis.call('HDEL', sizes, name)
+    else
+      redis.call('HSET', sizes, name, new)
+    end
+  end
+  a = a + 3
+end
+local k = 2
+while a <= #ARGV do
+  local larges = tonumber(ARGV[a + 2])
+  evicted = evicted + evict(KEYS[k], tonumber(ARGV[a]), ARGV[a + 1])
+  for i = 1, larges do
+    redis.call('UNLINK', KEYS[k + i])
+  end
+  k = k + 1 + larges
+  a = a + 3
+end
+return { redis.call('HINCRBY', sizes, 'total', change), evicted }

@@ -1,0 +1,289 @@
+"""Bounds the bytes that a session takes up in Redis: accounts for its runs, and evicts their oldest events."""
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import astuple, dataclass, replace
+from enum import IntEnum
+from functools import partial
+from itertools import count
+from typing import TypeVar
+
+import pydantic_core
+
+from mcp_eventscope.errors import StoreError, StoreRejectedError
+from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
+from mcp_eventscope.redis.clock import EventClock
+from mcp_eventscope.redis.connection import AnyRedis, call
+from mcp_eventscope.redis.identity import Identity
+from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.observers import Observers
+from mcp_eventscope.redis.scripts import Script
+from mcp_eventscope.redis.write.runs import Run, SessionQueue
+from mcp_eventscope.tasks import end
+from mcp_eventscope.types import LossReason, Lost
+
+ELEMENT_BYTES, RUN_BYTES = 24, 160
+"""Bytes that an element takes up beside its payload, and a run beside its elements."""
+ENTRY_RUNS = 32
+"""Runs after which a process accounts for them. Until then only its memory knows of them."""
+ENTRY_BYTES = 1 << 20
+"""Bytes after which it does, unless a 64th of the limit is less."""
+_PAGE = 4
+"""Entries that are read and changed at a time: Redis is busy with them for about a millisecond."""
+_MICROSECONDS = 1_000_000
+
+T = TypeVar("T")
+_account = Script("account.lua")
+_evict = Script("evict.lua")
+
+
+class SessionLimit:
+    """Accounts for what sessions store, in the background, and evicts what is too much.
+
+    A process accounts for the runs of a session several at a time, when they have ended or grown. So a session takes up
+    at most the limit, and of each worker one 64th of it more. An eviction leaves seven eighths of the limit.
+
+    Args:
+        redis: The client.
+        worker: This process.
+        clock: The clock of event ids.
+        ttl: Seconds that keys are kept; None: without expiry.
+        breaker: Whether Redis can be called.
+        observers: Called with what is evicted.
+        max_bytes: The most bytes of a session.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - made in one place
+        self,
+        redis: AnyRedis,
+        worker: Identity,
+        clock: EventClock,
+        ttl: int | None,
+        breaker: CircuitBreaker,
+        observers: Observers,
+        max_bytes: int,
+    ) -> None:
+        self._redis = redis
+        self._worker = worker
+        self._clock = clock
+        self._ttl = ttl
+        self._breaker = breaker
+        self._observers = observers
+        self._max_bytes = max_bytes
+        self._entry_bytes = min(ENTRY_BYTES, max_bytes // 64)
+        self._names = count()
+        self._entries: deque[tuple[Keys, str, int, bytes]] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    def stored(self, run: Run, last: int, size: int, response: int, larges: Sequence[int]) -> None:
+        """Redis has acknowledged events of a run.
+
+        Args:
+            run: The run.
+            last: The number of the last one.
+            size: Their bytes, the response excepted.
+            response: The bytes of the response, if it is among them; else 0.
+            larges: The numbers of those whose payload has a key of its own.
+        """
+        run.unaccounted += size
+        run.larges += larges
+        if not response and run.unaccounted < self._entry_bytes:
+            return
+        response = response and response + RUN_BYTES
+        larges = run.larges[run.larges_accounted :]
+        session = run.session
+        session.pieces.append(pydantic_core.to_json((run.stream, run.name, last, run.unaccounted, response, larges)))
+        session.unaccounted += run.unaccounted + response
+        run.unaccounted, run.larges_accounted = 0, len(run.larges)
+        if len(session.pieces) >= ENTRY_RUNS or session.unaccounted >= self._entry_bytes:
+            self.account(session)
+
+    def account(self, session: SessionQueue) -> None:
+        """Account in Redis for what a session has stored here, in the background."""
+        if not session.pieces:
+            return
+        name = f"{self._clock.now():016d}-{self._worker.name}-{next(self._names)}"
+        value = b"%d [%b]" % (session.unaccounted, b",".join(session.pieces))
+        self._entries.append((session.keys, name, session.unaccounted, value))
+        session.pieces, session.unaccounted = [], 0
+        if self._task is None:
+            loop = asyncio.get_running_loop()
+            self._task = loop.create_task(self._run(), name="eventscope-limit", context=contextvars.Context())
+
+    async def close(self) -> None:
+        """End the background task. What is not accounted for then expires by the TTL alone."""
+        self._entries.clear()
+        if self._task is not None:
+            await end(self._task)
+
+    async def _run(self) -> None:
+        try:
+            while self._entries:
+                keys, name, size, value = self._entries[0]
+                try:
+                    total: int = await self._script(_account, [keys.sizes], [self._ttl or 0, name, size, value])
+                    if total > self._max_bytes:
+                        await self._shrink(keys, total)
+                except StoreRejectedError:
+                    pass  # The key is another program's, or the user lacks a right: this entry cannot be kept.
+                except StoreError:
+                    return  # Nothing is stored meanwhile: the next entry begins again.
+                if self._entries:
+                    self._entries.popleft()
+        finally:
+            self._task = None
+
+    async def _shrink(self, keys: Keys, total: int) -> None:
+        """Evict until seven eighths of the limit are left.
+
+        Args:
+            keys: The session's keys.
+            total: Its bytes, as its account says. Entries that have expired are among them.
+        """
+        names: list[bytes] = await self._command("HKEYS", keys.sizes)
+        entries = sorted(name for name in names if name != b"total")
+        horizon = f"{self._clock.now() - self._ttl * _MICROSECONDS:016d}".encode() if self._ttl else b""
+        pages = [entries[start : start + _PAGE] for start in range(0, len(entries), _PAGE)]
+        for step in _Step:
+            for page in pages:
+                excess = total - (self._max_bytes - self._max_bytes // 8)
+                if excess <= 0:
+                    return
+                eviction = _Eviction(keys, step, excess)
+                await self._plan(eviction, page, horizon)
+                evicted: int
+                total, evicted = await self._script(_evict, eviction.script_keys, eviction.script_arguments)
+                if evicted:
+                    self._observers.emit(
+                        Lost(reason=LossReason.SESSION_LIMIT, events=evicted, payload_bytes=eviction.freed)
+                    )
+
+    async def _plan(self, eviction: "_Eviction", names: list[bytes], horizon: bytes) -> None:
+        """Choose what is evicted of the runs of some entries."""
+        values: list[bytes | None] = await self._command("HMGET", eviction.keys.sizes, *names)
+        entries = [(name, value, _pieces(value)) for name, value in zip(names, values, strict=True) if value]
+        open_runs: set[str] = set()
+        if eviction.step is _Step.FINISHED:
+            runs = list({piece.run for _, _, pieces in entries for piece in pieces})
+            found: list[bytes | None] = await self._command("HMGET", eviction.keys.requests, *runs) if runs else []
+            open_runs = {run for run, entry in zip(runs, found, strict=True) if entry and not entry.startswith(b"a ")}
+        for name, value, pieces in entries:
+            if name < horizon:
+                eviction.change(name, value, [])
+            else:
+                eviction.change(name, value, [eviction.take(piece, open_runs) for piece in pieces])
+
+    async def _script(self, script: Script, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> T:
+        function: Callable[[], Awaitable[T]] = partial(script, self._redis, keys, arguments)
+        return await call("write to", self._redis, self._breaker, function)
+
+    async def _command(self, command: str, key: str, *fields: str | bytes) -> T:
+        arguments = [key.encode(), *(name.encode() if isinstance(name, str) else name for name in fields)]
+        function: Callable[[], Awaitable[T]] = partial(
+            self._redis.execute_command, command, *arguments, NEVER_DECODE=True
+        )
+        return await call("read from", self._redis, self._breaker, function)
+
+
+class _Step(IntEnum):
+    """What is evicted, in this order, until the session is small enough."""
+
+    FINISHED = 1
+    """The events of finished runs, except responses."""
+    OPEN = 2
+    """The events of open runs."""
+    RESPONSES = 3
+    REMAINDERS = 4
+    """What marks a run of which nothing else is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What a process stored of a run at a stretch, as its entry in `sizes` has it."""
+
+    stream: str
+    run: str
+    last: int
+    """The number of its last event."""
+    bytes: int
+    """Bytes of its events, the response excepted."""
+    response: int
+    """Bytes of the response and of the run itself; 0 when it does not end the run."""
+    larges: tuple[int, ...]
+    """The numbers of the events whose payload has a key of its own."""
+
+
+class _Eviction:
+    """What one call of `evict.lua` evicts.
+
+    Args:
+        keys: The session's keys.
+        step: What may be evicted.
+        excess: Bytes that are to be freed.
+    """
+
+    def __init__(self, keys: Keys, step: _Step, excess: int) -> None:
+        self.keys = keys
+        self.step = step
+        self.freed = 0
+        """Bytes that it frees."""
+        self._excess = excess
+        self._changes: list[bytes] = []
+        self._keys: list[str] = [keys.sizes]
+        self._runs: list[str | bytes | int] = []
+
+    @property
+    def script_keys(self) -> list[str]:
+        """The keys of the script."""
+        return self._keys
+
+    @property
+    def script_arguments(self) -> list[str | bytes | int]:
+        """The arguments of the script."""
+        return [len(self._changes) // 3, *self._changes, *self._runs]
+
+    def take(self, piece: _Piece, open_runs: set[str]) -> _Piece | None:
+        """Evict of a piece what this step evicts; returns what is left of it."""
+        if self.freed >= self._excess:
+            return piece
+        last, fate, left = piece.last, "t", None
+        if self.step is _Step.FINISHED or self.step is _Step.OPEN:
+            if not piece.bytes or piece.run in open_runs:
+                return piece
+            if piece.response:
+                last -= 1
+                left = replace(piece, bytes=0, larges=tuple(number for number in piece.larges if number > last))
+        elif self.step is _Step.RESPONSES:
+            if piece.response <= RUN_BYTES:
+                return piece
+            fate, left = "f", replace(piece, response=RUN_BYTES, larges=())
+        else:
+            fate = "d"
+        keys, larges = self.keys, [number for number in piece.larges if number <= last]
+        self._keys.append(keys.run(piece.stream, piece.run))
+        self._keys += [keys.large(piece.stream, piece.run, number) for number in larges]
+        self._runs += [last, fate, len(larges)]
+        self.freed += piece.bytes + piece.response - (left.bytes + left.response if left else 0)
+        return left
+
+    def change(self, name: bytes, value: bytes, pieces: Sequence[_Piece | None]) -> None:
+        """Change an entry to the pieces that are left."""
+        left = [piece for piece in pieces if piece is not None]
+        size = sum(piece.bytes + piece.response for piece in left)
+        changed = b"%d %b" % (size, pydantic_core.to_json([astuple(piece) for piece in left])) if left else b""
+        if changed != value:
+            self._changes += (name, value, changed)
+
+
+def _pieces(value: bytes) -> list[_Piece]:
+    """The pieces of an entry's value; none where another program has written it."""
+    try:
+        rows = pydantic_core.from_json(value.partition(b" ")[2])
+        return [
+            _Piece(stream, run, last, size, response, tuple(larges))
+            for stream, run, last, size, response, larges in rows
+        ]
+    except (ValueError, TypeError):
+        return []

@@ -1,0 +1,186 @@
+"""A session takes up at most `max_session_bytes` in Redis: its oldest events are evicted, in a fixed order."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from redis import asyncio as aioredis
+
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis.session_store import RedisSessionStore
+from mcp_eventscope.testing import Collected
+from mcp_eventscope.types import GET_STREAM_KEY, JSONRPCMessage, LossReason, Lost, Replayed, StoreFact
+from support.leaks import LeakChecker
+from support.messages import answer, note
+from support.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
+
+TTL = 600
+LIMIT = 1 << 20
+SLACK = LIMIT // 4
+"""What a worker has not accounted for yet, and what Redis needs for keys."""
+TEXT = "x" * 1000
+
+
+class Worker:
+    """A worker's store, and what it has lost."""
+
+    def __init__(self, client: aioredis.Redis, key_prefix: str) -> None:
+        self.store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL, max_session_bytes=LIMIT)
+        self.part = self.store.for_session("s")
+        self.evicted = 0
+        self.store.observe(self._note)
+
+    def _note(self, fact: StoreFact) -> None:
+        if isinstance(fact, Lost) and fact.reason is LossReason.SESSION_LIMIT:
+            self.evicted += fact.events
+
+    async def call(self, number: int, *messages: JSONRPCMessage | None) -> list[str]:
+        """Run a request that sends messages; returns their ids."""
+        stream = str(number)
+        self.part.begin(stream, number)
+        return [(await self.part.append(stream, message)).event_id for message in messages]
+
+
+@pytest.fixture
+def worker(redis_client: aioredis.Redis, key_prefix: str) -> Worker:
+    """The worker that stores."""
+    return Worker(redis_client, key_prefix)
+
+
+@pytest.fixture
+def reader(redis_client: aioredis.Redis, key_prefix: str) -> RedisSessionStore:
+    """The session's part of another worker's store."""
+    return RedisEventStore(redis_client, key_prefix=key_prefix, ttl=TTL).for_session("s")
+
+
+async def small_enough(client: aioredis.Redis, leaks: LeakChecker) -> None:
+    """Return when the session's keys take up no more than they may."""
+
+    async def small() -> bool:
+        sizes = [await client.memory_usage(key) or 0 for key in await leaks.keys()]
+        return sum(sizes) <= LIMIT + SLACK
+
+    await until(small)
+
+
+async def replay(reader: RedisSessionStore, number: int, cursor: str) -> tuple[Replayed, Sequence[str | None]]:
+    """A replay on the other worker, and the ids that it delivers."""
+    collected = Collected()
+    return await reader.replay(cursor, collected, stream_id=str(number)), collected.ids
+
+
+async def test_small_session_has_no_account(worker: Worker, leaks: LeakChecker) -> None:
+    """A session of a few calls writes no account: it costs nothing."""
+    for number in range(1, 6):
+        await worker.call(number, None, note(1), answer(number))
+    await worker.store.flush(5)
+    assert not [key for key in await leaks.keys() if key.endswith("sizes")]
+
+
+async def test_finished_requests_are_evicted_first(
+    worker: Worker, reader: RedisSessionStore, redis_client: aioredis.Redis, leaks: LeakChecker
+) -> None:
+    """The session stays below its limit; responses and open requests stay whole, the newest call too."""
+    kept = await worker.call(0, None, *[note(n, TEXT) for n in range(50)])
+    calls = {}
+    for number in range(1, 200):
+        calls[number] = await worker.call(number, None, *[note(n, TEXT) for n in range(20)], answer(number))
+    await until(lambda: worker.store.waiting.events == 0)
+    await until(lambda: worker.evicted > 0)
+
+    await small_enough(redis_client, leaks)
+    facts, ids = await replay(reader, 0, kept[0])
+    assert (facts.missing, list(ids)) == (0, kept[1:])
+    facts, ids = await replay(reader, 199, calls[199][0])
+    assert (facts.missing, list(ids), facts.completed) == (0, calls[199][1:], True)
+    facts, ids = await replay(reader, 1, calls[1][0])
+    assert (facts.missing, list(ids), facts.completed, facts.gap) == (20, calls[1][-1:], True, True)
+    await worker.store.flush(5)
+
+
+async def test_every_event_is_stored_or_counted(
+    worker: Worker, reader: RedisSessionStore, redis_client: aioredis.Redis
+) -> None:
+    """Of what clients cannot get any more, no event is missing in the count, and none is in it twice."""
+    calls = {n: await worker.call(n, None, *[note(i, TEXT) for i in range(30)], answer(n)) for n in range(1, 101)}
+    await worker.store.flush(5)
+    missing = sum([(await replay(reader, number, ids[0]))[0].missing for number, ids in calls.items()])
+    trimmed_priming = 0
+    for number, ids in calls.items():
+        run = ids[0].split("-")[2]
+        first: Any = await redis_client.lindex(f"{reader.key_prefix}stream:{number}:{run}", 0)
+        text = first if isinstance(first, str) else (first or b"").decode()
+        trimmed_priming += not text.startswith("1 ")
+    assert missing > 0
+    assert worker.evicted == missing + trimmed_priming
+
+
+async def test_open_requests_are_evicted_next(
+    worker: Worker, reader: RedisSessionStore, redis_client: aioredis.Redis, leaks: LeakChecker
+) -> None:
+    """One request that never ends is bounded, too; so is the standalone stream. A client gets the newest events."""
+    ids = await worker.call(1, None, *[note(n, TEXT) for n in range(3000)])
+    for number in range(1000):
+        await worker.part.append(GET_STREAM_KEY, note(number, TEXT))
+    await until(lambda: worker.store.waiting.events == 0)
+    await small_enough(redis_client, leaks)
+    facts, received = await replay(reader, 1, ids[0])
+    assert list(received) == ids[len(ids) - len(received) :]
+    assert facts.missing == len(ids) - 1 - len(received)
+    assert worker.evicted > 2000
+    await worker.store.flush(5)
+
+
+@pytest.mark.parametrize("size", [3000, 200_000], ids=["in the list", "of its own key"])
+async def test_responses_are_evicted_last(
+    worker: Worker, reader: RedisSessionStore, redis_client: aioredis.Redis, leaks: LeakChecker, size: int
+) -> None:
+    """Where responses alone exceed the limit, the oldest go: a resume completes, and reports that one is missing."""
+    calls = {}
+    count = 4 * LIMIT // size
+    for number in range(1, count):
+        response = answer(number).model_copy(update={"result": {"text": "x" * size}})
+        calls[number] = await worker.call(number, None, response)
+    await until(lambda: worker.store.waiting.events == 0)
+    await small_enough(redis_client, leaks)
+    facts, ids = await replay(reader, 1, calls[1][0])
+    assert (facts.missing, list(ids), facts.completed) == (1, [], True)
+    facts, ids = await replay(reader, count - 1, calls[count - 1][0])
+    assert (facts.missing, list(ids), facts.completed) == (0, calls[count - 1][1:], True)
+    await worker.store.flush(5)
+
+
+async def test_calls_without_end_leave_no_more(
+    worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker
+) -> None:
+    """Thousands of small calls are bounded, too: in the end even the marks of the oldest ones go."""
+    for number in range(8000):
+        await worker.call(number, answer(number))
+    await until(lambda: worker.store.waiting.events == 0)
+    await small_enough(redis_client, leaks)
+    assert len(await leaks.keys()) < 7000
+    await worker.store.flush(5)
+
+
+async def test_two_workers_of_one_session(
+    worker: Worker, redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker
+) -> None:
+    """Both account in the same place, and may evict at the same time."""
+    workers = worker, Worker(redis_client, key_prefix)
+    for number in range(200):
+        await workers[number % 2].call(number, None, *[note(n, TEXT) for n in range(20)], answer(number))
+    for each in workers:
+        await until(lambda each=each: each.store.waiting.events == 0)  # type: ignore[misc]
+    await small_enough(redis_client, leaks)
+    for each in workers:
+        await each.store.flush(5)
+    sizes = await redis_client.hgetall(f"{key_prefix}{{s}}:sizes")
+    values = {
+        (name if isinstance(name, str) else name.decode()): int(
+            (value if isinstance(value, str) else value.decode()).partition(" ")[0]
+        )
+        for name, value in sizes.items()
+    }
+    assert values.pop("total") == sum(values.values())
