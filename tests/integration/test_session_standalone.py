@@ -250,7 +250,8 @@ async def test_refused_run_is_released(store: RedisEventStore, monkeypatch: pyte
 async def test_rollback_after_the_session_was_released(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
     """The run of a released session is stored again after a rollback, while it is in memory, and asks for no answer."""
     part = store.for_session("s")
-    await say(part, 0, 1)
+    for number in (0, 1):
+        await say(part, number)
     part.close()
     (run,) = store._session_writer._known()
     await redis_client.delete(run.key, f"{part.key_prefix}requests")

@@ -258,9 +258,10 @@ class RedisEventStore(EventStore):
         Returns:
             The number of events that were lost.
         """
+        until = time.monotonic() + seconds
         with self._session_writer.flushing():
             left = await self._sender.drain(seconds)
-        await self._limit.close()
+        await self._limit.drain(max(0.0, until - time.monotonic()))
         for batch in left:
             batch.abandon()
         lost = self._writer.clear() + self._session_writer.clear()

@@ -24,14 +24,15 @@ class PendingEvent:
 
     __slots__ = (
         "_callbacks",
-        "_outcome",
         "accepted",
         "final",
         "first",
         "message",
+        "outcome",
         "payload",
         "run",
         "seq",
+        "size",
         "time",
         "traceparent",
     )
@@ -59,15 +60,13 @@ class PendingEvent:
         self.message = message
         """The type of the message."""
         self.payload = payload
+        self.size = len(payload) + EVENT_BYTES
+        """Bytes of memory that it counts for."""
         self.traceparent = traceparent
         self.final = final
         self._callbacks: list[Callable[[StoreOutcome], None]] | None = None
-        self._outcome: StoreOutcome | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes of memory that it counts for."""
-        return len(self.payload) + EVENT_BYTES
+        self.outcome: StoreOutcome | None = None
+        """What became of it; None as long as that is not known."""
 
     @property
     def event_id(self) -> EventId:
@@ -79,15 +78,10 @@ class PendingEvent:
         """Whether it stands for events that were lost."""
         return self.message is Lost
 
-    @property
-    def settled(self) -> bool:
-        """Whether the outcome of the event is known."""
-        return self._outcome is not None
-
     def add_done_callback(self, callback: Callable[[StoreOutcome], None]) -> None:
         """Call back with the outcome of the event, immediately if it is known already."""
-        if self._outcome is not None:  # The caller has waited for room meanwhile.
-            callback(self._outcome)
+        if self.outcome is not None:  # The caller has waited for room meanwhile.
+            callback(self.outcome)
             return
         if self._callbacks is None:
             self._callbacks = []
@@ -101,16 +95,17 @@ class PendingEvent:
 
     def settle(self, outcome: StoreOutcome) -> None:
         """Report the outcome of the event; the first report counts."""
-        if self._outcome is None:
-            self._outcome = outcome
-        callbacks, self._callbacks = self._callbacks, None
-        for callback in callbacks or ():
-            callback(outcome)
+        if self.outcome is None:
+            self.outcome = outcome
+        if self._callbacks is not None:
+            callbacks, self._callbacks = self._callbacks, None
+            for callback in callbacks:
+                callback(outcome)
 
     def element(self) -> bytes:
         """The element of the run's list."""
         payload = self.payload
-        if not (self.lost or self.final or self.traceparent or len(payload) > LARGE_PAYLOAD):
+        if not (self.final or self.traceparent or len(payload) > LARGE_PAYLOAD or self.message is Lost):
             return b"%d %d\n%b" % (self.seq, self.time, payload)
         marks = [b"%d %d" % (self.seq, self.time)]
         if self.final:

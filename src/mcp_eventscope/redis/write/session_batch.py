@@ -5,7 +5,7 @@ from typing import Protocol
 
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.write.batch import Batch
-from mcp_eventscope.redis.write.runs import PendingEvent, Run
+from mcp_eventscope.redis.write.runs import EVENT_BYTES, PendingEvent, Run
 
 COMMIT = Script("commit.lua")
 
@@ -23,8 +23,17 @@ class RunPart:
     first: int
     """The number that follows the last acknowledged one."""
     events: list[PendingEvent]
+    size: int
+    """Bytes of memory that they count for."""
+    larges: list[PendingEvent]
+    """Those whose payload has a key of its own."""
     renews: bool
     """Whether the keys' TTLs are renewed."""
+
+    @property
+    def payload_bytes(self) -> int:
+        """The bytes of their payloads."""
+        return self.size - EVENT_BYTES * len(self.events)
 
     @property
     def marks(self) -> bytes:
@@ -60,7 +69,7 @@ class SessionBatch(Batch):
         self._ttl = ttl
         self.parts = parts
         self.events = sum(len(part.events) for part in parts)
-        self.payload_bytes = sum(len(event.payload) for part in parts for event in part.events)
+        self.payload_bytes = sum(part.payload_bytes for part in parts)
 
     def _command(self, *, as_eval: bool) -> tuple[list[bytes], list[bytes]]:
         """The keys, and the arguments behind them."""
@@ -68,7 +77,7 @@ class SessionBatch(Batch):
         arguments: list[bytes] = [b"%d" % self._ttl]
         for part in self.parts:
             run, names = part.run, part.run.session.keys
-            larges = [event for event in part.events if event.large]
+            larges = part.larges
             # A run that is silent keeps its large payloads, too.
             numbers = run.larges if part.renews and not part.events else [event.seq for event in larges]
             keys += (run.key.encode(), names.requests.encode(), names.session.encode())

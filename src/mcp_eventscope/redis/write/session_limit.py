@@ -112,8 +112,10 @@ class SessionLimit:
             loop = asyncio.get_running_loop()
             self._task = loop.create_task(self._run(), name="eventscope-limit", context=contextvars.Context())
 
-    async def close(self) -> None:
-        """End the background task. What is not accounted for then expires by the TTL alone."""
+    async def drain(self, seconds: float) -> None:
+        """Finish what is accounted for and evicted, and end the background task; at most so many seconds."""
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=seconds)
         self._entries.clear()
         if self._task is not None:
             await end(self._task)

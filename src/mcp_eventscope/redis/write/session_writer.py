@@ -111,7 +111,8 @@ class SessionWriter:
         self._pending: OrderedDict[Run, None] = OrderedDict()
         self._in_flight_bytes = 0
         self._in_flight_events = 0
-        self._retained: deque[PendingEvent] = deque()
+        # Each part that was acknowledged, with its last event.
+        self._retained: deque[tuple[Run, PendingEvent]] = deque()
         self._retained_bytes = 0
         self._patient = True
         self._room: deque[asyncio.Future[None]] = deque()
@@ -166,12 +167,7 @@ class SessionWriter:
         loop = asyncio.get_running_loop()
         run.last = seq = run.last + 1
         event = PendingEvent(run, seq, self._clock.now(), loop.time(), message, payload, traceparent, final=final)
-        size = len(payload) + EVENT_BYTES
-        session = run.session
-        session.events += 1
-        session.bytes += size
-        self.events += 1
-        self.bytes += size
+        self._count(event)
         if final:
             self._close(run)
         if run.refused:
@@ -196,7 +192,7 @@ class SessionWriter:
         """The run of this name, if it is open here, or some of its events are in memory; none that is past the TTL."""
         if self._ttl:
             horizon = self._clock.now() - self._ttl * _SECONDS
-            while self._retained and self._retained[0].time < horizon:
+            while self._retained and self._retained[0][1].time < horizon:
                 self._release_oldest()
         return self.runs.get(name) or self._standalone.get(name)
 
@@ -247,8 +243,8 @@ class SessionWriter:
 
     def _schedule(self, loop: asyncio.AbstractEventLoop, *, urgent: bool) -> None:
         if self._due:
-            self._wake()
-        elif urgent or self._flushing or self._queued >= BATCH_EVENTS:
+            return  # The sender was woken, and takes what is ready before it rests.
+        if urgent or self._flushing or self._queued >= BATCH_EVENTS:
             self._linger_over()
         elif self._linger is None:
             self._linger = loop.call_later(LINGER_SECONDS, self._linger_over)
@@ -282,7 +278,7 @@ class SessionWriter:
             self._ready.popleft()
             taken.append(part)
             events += len(part.events)
-            payload_bytes += sum(len(event.payload) for event in part.events)
+            payload_bytes += part.payload_bytes
             if run.limit:
                 break
         if not self._ready:
@@ -292,11 +288,16 @@ class SessionWriter:
     def _part(self, run: Run, now: int, room: int | None) -> RunPart | None:
         """What of a run goes into a batch with so much room; None when its first event is too large for it."""
         events: list[PendingEvent] = []
+        larges: list[PendingEvent] = []
         pending, most, size = run.pending, run.limit or PART_EVENTS, 0
         while pending and len(events) < most:
-            size += len(pending[0].payload)
-            if size > (BATCH_BYTES if room is None else room) and (events or room is not None):
+            event = pending[0]
+            payload_bytes = len(event.payload)
+            if size + payload_bytes > (BATCH_BYTES if room is None else room) and (events or room is not None):
                 break
+            size += payload_bytes
+            if payload_bytes > LARGE_PAYLOAD:
+                larges.append(event)
             events.append(pending.popleft())
         if not events and pending:
             return None
@@ -304,14 +305,15 @@ class SessionWriter:
         if not pending:
             self._pending.pop(run, None)
         run.in_flight = events
+        memory = size + EVENT_BYTES * len(events)
         self._in_flight_events += len(events)
-        self._in_flight_bytes += sum(event.size for event in events)
+        self._in_flight_bytes += memory
         run.dirty = False
         # By the ids' clock, which includes suspend: the TTL goes on in Redis meanwhile.
         renews = now - run.renewed > self._ttl * _SECONDS // RENEWALS_PER_TTL or bool(events and events[-1].final)
         if renews:
             run.renewed = now
-        return RunPart(run, run.acknowledged + 1, events, renews)
+        return RunPart(run, run.acknowledged + 1, events, memory, larges, renews)
 
     # -- what became of it --------------------------------------------------------------------------------------------
 
@@ -337,16 +339,15 @@ class SessionWriter:
             if kind == "k":
                 run.limit = 0
                 run.followed = state.endswith("w")
-                size = 0
-                for event in events:
-                    if not (event.lost or event.settled):  # Else it was counted before Redis lost it.
-                        latencies.append(now - event.accepted)
-                        messages.append(event.message)
-                        size += len(event.payload)
-                    self._acknowledge(run, event)
-                payload_bytes += size
-                if size:
-                    self._report_stored(run, events, size)
+                if events:
+                    stored = self._stored(part)
+                    latencies += [now - event.accepted for event in stored]
+                    messages += [event.message for event in stored]
+                    size = sum([len(event.payload) for event in stored])
+                    payload_bytes += size
+                    if size:
+                        self._report_stored(part, size)
+                    self._acknowledge(part)
             elif kind == "b":
                 self._rolled_back(run, events, int(state[1:]))
             elif kind == "!":
@@ -367,36 +368,47 @@ class SessionWriter:
                 )
             )
 
-    def _report_stored(self, run: Run, events: list[PendingEvent], size: int) -> None:
-        """Account for events that Redis has acknowledged; their payloads have so many bytes."""
-        final = events[-1]
+    @staticmethod
+    def _stored(part: RunPart) -> list[PendingEvent]:
+        """The events of a part that are stored for the first time: others were counted before Redis lost them."""
+        return [event for event in part.events if event.outcome is None and not event.lost]
+
+    def _report_stored(self, part: RunPart, size: int) -> None:
+        """Account for a part that Redis has acknowledged; of its payloads so many bytes are new."""
+        events, final = part.events, part.events[-1]
         response = len(final.payload) if final.final else 0
-        larges = [event.seq for event in events if event.large] if size > LARGE_PAYLOAD else ()
-        self._account.stored(run, final.seq, size - response + ELEMENT_BYTES * len(events), response, larges)
+        larges = [event.seq for event in part.larges]
+        self._account.stored(
+            part.run, final.seq, max(0, size - response) + ELEMENT_BYTES * len(events), response, larges
+        )
 
     def _land(self, part: RunPart) -> None:
         """A part is not in flight any more."""
         part.run.in_flight = []
         self._in_flight_events -= len(part.events)
-        self._in_flight_bytes -= sum(event.size for event in part.events)
+        self._in_flight_bytes -= part.size
 
-    def _acknowledge(self, run: Run, event: PendingEvent) -> None:
-        run.acknowledged = event.seq
-        self._uncount(event)
-        event.settle(StoreOutcome.LOST if event.lost else StoreOutcome.STORED)
-        run.retained.append(event)
-        self._retained.append(event)
-        self._retained_bytes += event.size
+    def _acknowledge(self, part: RunPart) -> None:
+        """Redis has the events of a part: retain them for a while, in case it loses them."""
+        run, events = part.run, part.events
+        run.acknowledged = events[-1].seq
+        self._uncount(run.session, len(events), part.size)
+        for event in events:
+            event.settle(StoreOutcome.LOST if event.message is Lost else StoreOutcome.STORED)
+        run.retained += events
+        self._retained.append((run, events[-1]))
+        self._retained_bytes += part.size
         while self._retained_bytes > RETAINED_BYTES:
             self._release_oldest()
 
     def _release_oldest(self) -> None:
-        """Keep the oldest acknowledged event no longer."""
-        event = self._retained.popleft()
-        run = event.run
-        if run.retained and run.retained[0] is event:
-            run.retained.popleft()
-            self._retained_bytes -= event.size
+        """Keep the part that was acknowledged first no longer."""
+        run, last = self._retained.popleft()
+        retained, size = run.retained, 0
+        while retained and retained[0].seq <= last.seq:
+            size += retained.popleft().size
+        if size:
+            self._retained_bytes -= size
             self._forget_run(run)
 
     def _settle(self, run: Run) -> None:
@@ -415,16 +427,23 @@ class SessionWriter:
         if run.closed and not (run.retained or run.in_flight or run.pending or run.queued):
             self.runs.pop(run.name, None)
 
-    def _uncount(self, event: PendingEvent) -> None:
-        """An event is not unacknowledged any more."""
+    def _count(self, event: PendingEvent) -> None:
+        """An event is unacknowledged."""
         session, size = event.run.session, event.size
-        session.events -= 1
+        session.events += 1
+        session.bytes += size
+        self.events += 1
+        self.bytes += size
+
+    def _uncount(self, session: SessionQueue, events: int, size: int) -> None:
+        """Events of so many bytes are not unacknowledged any more."""
+        session.events -= events
         session.bytes -= size
-        self.events -= 1
+        self.events -= events
         self.bytes -= size
 
     def _forget(self, event: PendingEvent, outcome: StoreOutcome) -> None:
-        self._uncount(event)
+        self._uncount(event.run.session, 1, event.size)
         event.settle(outcome)
 
     def renew(self) -> None:
@@ -476,13 +495,6 @@ class SessionWriter:
         again.extend(run.pending)
         run.pending = again
         self._pending[run] = None
-
-    def _count(self, event: PendingEvent) -> None:
-        session, size = event.run.session, event.size
-        session.events += 1
-        session.bytes += size
-        self.events += 1
-        self.bytes += size
 
     def _placeholder(self, run: Run, first: int, last: int) -> PendingEvent:
         """What stands for a range of numbers whose events are lost."""
