@@ -5,6 +5,7 @@ EventscopeError
 ├── StoreError                 an operation on the store failed
 │   ├── StoreUnavailableError  … because Redis could not be reached, or did not answer in time
 │   └── StoreRejectedError     … because Redis answered with an error
+│       └── WrongTypeError     … because a key has another type
 ├── CorruptEventError          a stored event could not be read; it is skipped and counted
 ├── IncompatibleSDKError       the installed MCP SDK does not have the parts that sessions are scoped by
 └── EmbeddedUnavailableError   no embedded Valkey could be started
@@ -31,6 +32,10 @@ class StoreUnavailableError(StoreError):
 
 class StoreRejectedError(StoreError):
     """Redis answered, with an error (READONLY, OOM, CROSSSLOT, NOAUTH, …)."""
+
+
+class WrongTypeError(StoreRejectedError):
+    """A key has another type: another program writes under the prefix. The same operation would fail again."""
 
 
 class CorruptEventError(EventscopeError):

@@ -8,6 +8,7 @@ from fakeredis import FakeAsyncRedis
 from mcp.types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCResponse
 
 from mcp_eventscope import RedisEventStore, StoreUnavailableError
+from mcp_eventscope.answers import EVENTS_GONE
 from mcp_eventscope.redis.session_store import RedisSessionStore
 from mcp_eventscope.sessions.view import Priming, SessionView, understands_priming
 from mcp_eventscope.types import Appended, EventCallback, EventId, EventMessage, Replayed, StreamId
@@ -107,6 +108,23 @@ async def test_failing_store(store: RedisSessionStore, monkeypatch: pytest.Monke
     monkeypatch.setattr(store, "replay", unavailable)
     assert await view.store_event("1", note("a")) == ""
     await view.replay_events_after(cursor, Sent())
+
+
+async def test_stream_of_another_type(store: RedisSessionStore, client: FakeAsyncRedis) -> None:
+    """A resume of a stream that Redis will never read ends with an error: a client would resume for ever."""
+    view = SessionView(store, follow_limit=5)
+    cursor = await view.store_event("1", None)
+    await view.store_event("1", note("a"))
+    await store.flush(5)
+    (key,) = [key async for key in client.scan_iter(match="*:stream:*")]
+    await client.set(key, "not a list", ex=60)
+    elsewhere = SessionView(RedisEventStore(client, ttl=60).for_session("s"), follow_limit=5)
+    sent = Sent()
+    with anyio.fail_after(2):
+        await elsewhere.replay_events_after(cursor, sent)
+    (error,) = sent.messages
+    assert isinstance(error, JSONRPCError)
+    assert (error.id, error.error.code) == ("1", EVENTS_GONE)
 
 
 async def test_closed_callback_is_passed_on(store: RedisSessionStore) -> None:

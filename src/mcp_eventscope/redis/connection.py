@@ -27,7 +27,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailableError
+from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailableError, WrongTypeError
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.types import Trouble
 
@@ -239,7 +239,8 @@ def _told(error: RedisError | RedisClusterException | OSError, failed: str) -> S
         return StoreRejectedError(f"{failed}: it refused the user name or password")
     if isinstance(error, ResponseError):
         # An unknown command is answered with the arguments that it was called with, the payload among them.
-        return StoreRejectedError(f"{failed}: it answered {str(error).partition(', with args')[0]}")
+        kind = WrongTypeError if str(error).startswith("WRONGTYPE") else StoreRejectedError
+        return kind(f"{failed}: it answered {str(error).partition(', with args')[0]}")
     if isinstance(error, RedisConnectionError | OSError):
         return StoreUnavailableError(f"{failed}: {error}")
     # A cluster that is not there, among others.

@@ -8,8 +8,8 @@ from math import inf
 
 import anyio
 
-from mcp_eventscope.answers import events_gone, orphaned
-from mcp_eventscope.errors import StoreError, StoreUnavailableError
+from mcp_eventscope.answers import events_gone, not_stored, orphaned
+from mcp_eventscope.errors import StoreError, StoreUnavailableError, WrongTypeError
 from mcp_eventscope.sessions import wire
 from mcp_eventscope.telemetry.propagation import Calls
 from mcp_eventscope.types import (
@@ -242,6 +242,9 @@ class SessionView(EventStore):
                     await self._follow(resume, name, event_id, limit)
                 else:
                     await self._resume(resume, name, limit)
+            except WrongTypeError:  # Reported by the store. The client would ask again for ever.
+                if name != GET_STREAM_KEY:
+                    await resume.send_live(not_stored(_request_id(name), "the event store cannot read this stream"))
             except StoreError:
                 return  # Reported by the store. The stream ends, and the client asks again.
             finally:

@@ -94,9 +94,10 @@ class Customer:
         return said
 
     async def fails(self, worker: WorkerProcess, event_id: str) -> None:
-        """Resume a stream that Redis refuses to read: nothing comes."""
+        """Resume a stream that Redis refuses to read: an error comes in place of the response."""
         self._asks(worker)
-        assert await at(self.client, worker).resume(event_id) == []
+        received = await at(self.client, worker).resume(event_id)
+        assert [says(event) for event in received if event.data] == [GONE]
         self.ledger.rejected += 1
 
     async def is_refused(self, worker: WorkerProcess, event_id: str) -> int:
