@@ -8,53 +8,50 @@
 -- ARGV[3]  ttl of KEYS[2] in whole seconds
 -- ARGV[4]  the sequence of the first event: a worker numbers its events densely, and sends them in order
 -- ARGV[5]  an event id that was given out, or 0: ids increase even after Redis has lost the counter
--- ARGV[6]  the message to publish to followers: the worker, and the streams on lines of their own
--- ARGV[7…] three for each event: stream id; payload ("" for a priming event); marks: "t" if the stream is to be
+-- ARGV[6…] three for each event: stream id; payload ("" for a priming event); marks: "t" if the stream is to be
 --          trimmed, "f" for the response that ends the stream, "l" for an event that stands for lost ones (only a
 --          response is stored, and a later replay reports a gap), then the W3C traceparent of the producer, if any
 -- Returns  the id of the first event, whose successors are the ids of the others; and for some events ";" and the
 --          index from 0, then "=" and an error if it was not stored, or "+" if its stream has to be trimmed again.
 --          Of a batch that is already committed: the first sequence of that commit, ":", and its reply.
 --          "!late" for a copy that was overtaken by a later batch.
+--          It is a status reply, which clients parse in one step where a bulk string takes two.
 --          An error that does not concern a single key (OOM, READONLY, …) is an error of the whole call, and nothing
 --          was written.
 --
 -- An id is the server's clock in microseconds, pushed past the last id given out. It fits a double exactly.
+-- Published on {prefix}stored: the worker, and the streams on lines of their own, or none for any stream.
 
-local FIRST, PER_EVENT = 7, 3
+local FIRST, PER_EVENT = 6, 3
 local CHECKED_PER_END = 32 -- Index entries.
 local MOST = 2 ^ 53 -- From here on, one more is the same number.
+local NOTICE_BYTES = 16384 -- Instead of a longer notice, all followers are woken.
 
-local call, pcall, format = redis.call, redis.pcall, string.format
-local prefix, ttl, sequence = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4])
+local call, pcall, format, find, match = redis.call, redis.pcall, string.format, string.find, string.match
+local prefix, ttl, sequence = ARGV[1], ARGV[2], tonumber(ARGV[4])
+local expires = ttl ~= '0'
 
 local known = call('MGET', KEYS[1], KEYS[2])
 local counter, committed = known[1], known[2]
-if committed then
-  local first, last, reply = string.match(committed, '^(%d+)-(%d+):(.*)$')
-  if first and sequence <= tonumber(last) then
-    return sequence >= tonumber(first) and first .. ':' .. reply or '!late'
-  end
+local ended = committed and tonumber(match(committed, '^%d+%-(%d+):') or '')
+if ended and sequence <= ended then
+  local first, reply = match(committed, '^(%d+)-%d+:(.*)$')
+  return { ok = sequence >= tonumber(first) and first .. ':' .. reply or '!late' }
 end
 
 local now = call('TIME')
 local clock = now[1] * 1000000 + now[2]
 -- MGET ignores a key of another type, which must not be overwritten.
-local given = tonumber(counter or call('GET', KEYS[1]) or '') or 0
-if not (given >= 0 and given < MOST) then
-  given = 0 -- Damaged.
+local last = tonumber(counter or call('GET', KEYS[1]) or '') or 0
+if not (last >= 0 and last < MOST) then
+  last = 0 -- Damaged.
 end
-local last = math.max(clock - 1, given, tonumber(ARGV[5]))
-local stream_keys, event_keys, trimmed_keys = prefix .. 'stream:', prefix .. 'event:', prefix .. 'trimmed:'
-local reply = format('%.0f', last + 1)
-local renewed, id = {}, nil
+last = math.max(clock - 1, last, tonumber(ARGV[5]))
+local stream_keys, event_keys = prefix .. 'stream:', prefix .. 'event:'
+local id = format('%.0f', last + 1)
+local reply = id
+local streams, listed = {}, true -- Those written to; whether a notice can list them.
 local wrote = false
-
--- The error of a command on a single key, fit for the reply; and whether it concerns all of Redis instead.
-local function error_in(failed)
-  local code = string.match(failed.err, '^%-?(%u+)')
-  return string.gsub(failed.err, '[;\r\n]', ' '), code ~= 'WRONGTYPE' and code ~= 'ERR'
-end
 
 -- Remove the entries of an index whose events have expired. An entry is only removed when its event is gone, since a
 -- small id may be a living event of another writer of this layout, whose ids are no clocks. Both ends of the expired
@@ -79,9 +76,9 @@ local function trim(stream, index)
     end
   end
   if highest > 0 then
-    local trimmed = trimmed_keys .. stream
-    local known = tonumber(call('MGET', trimmed)[1] or '') or 0
-    call('SET', trimmed, format('%.0f', math.max(known, highest)), 'EX', ttl)
+    local trimmed = prefix .. 'trimmed:' .. stream
+    local earlier = tonumber(call('MGET', trimmed)[1] or '') or 0
+    call('SET', trimmed, format('%.0f', math.max(earlier, highest)), 'EX', ttl)
   end
   return true
 end
@@ -89,17 +86,17 @@ end
 for at = FIRST, #ARGV, PER_EVENT do
   local stream, marks = ARGV[at], ARGV[at + 2]
   last = last + 1
-  id = format('%.0f', last)
+  id = at == FIRST and id or format('%.0f', last)
   local index, event = stream_keys .. stream, event_keys .. id
-  local failed, lost, final, trims
+  local failed, final, trims
   local stores = true
   if marks ~= '' then
-    local flags = string.match(marks, '^%l*')
-    trims, lost, final = string.find(flags, 't'), string.find(flags, 'l'), string.find(flags, 'f')
+    local flags = match(marks, '^%l*')
+    trims, final = find(flags, 't'), find(flags, 'f')
     marks = string.sub(marks, #flags + 1)
-    if lost then
+    if find(flags, 'l') then
       stores = final
-      local done = pcall('SET', trimmed_keys .. stream, id, unpack(ttl > 0 and { 'EX', ttl } or {}))
+      local done = pcall('SET', prefix .. 'trimmed:' .. stream, id, unpack(expires and { 'EX', ttl } or {}))
       failed = done.err and done
     end
   end
@@ -121,44 +118,49 @@ for at = FIRST, #ARGV, PER_EVENT do
       if type(done) == 'table' then
         call('ZREM', index, id)
         failed = done
-      elseif ttl > 0 then
+      elseif expires then
         call('EXPIRE', event, ttl)
       end
     end
   end
   if failed then
-    local message, everywhere = error_in(failed)
-    if everywhere then
-      return failed -- Met before anything is written.
+    local code = match(failed.err, '^%-?(%u+)')
+    if code ~= 'WRONGTYPE' and code ~= 'ERR' then
+      return failed -- Of all of Redis, not of a key: met before anything is written.
     end
-    reply = reply .. ';' .. (at - FIRST) / PER_EVENT .. '=' .. message
+    reply = reply .. ';' .. (at - FIRST) / PER_EVENT .. '=' .. string.gsub(failed.err, '[;\r\n]', ' ')
   else
     wrote = true
-    if not renewed[stream] then
-      renewed[stream] = true
+    if not streams[stream] then
+      streams[stream] = true
+      streams[#streams + 1] = stream
+      listed = listed and not find(stream, '\n', 1, true)
       -- With each batch, since the index may have been evicted, and be new.
-      if ttl > 0 then
+      if expires then
         call('EXPIRE', index, ttl)
+        if trims and stores and trim(stream, index) then
+          reply = reply .. ';' .. (at - FIRST) / PER_EVENT .. '+'
+        end
       else
         call('PERSIST', index)
-        call('PERSIST', trimmed_keys .. stream)
-      end
-      if trims and stores and ttl > 0 and trim(stream, index) then
-        reply = reply .. ';' .. (at - FIRST) / PER_EVENT .. '+'
+        call('PERSIST', prefix .. 'trimmed:' .. stream)
       end
     end
   end
 end
 
 if wrote then -- else there is nothing to remember: a second time has the same result.
-  if ttl > 0 then
+  if expires then
     call('SET', KEYS[1], id, 'EX', ttl)
   else
     call('SET', KEYS[1], id)
   end
-  local ends = sequence + (#ARGV - FIRST + 1) / PER_EVENT - 1
-  call('SET', KEYS[2], ARGV[4] .. '-' .. format('%.0f', ends) .. ':' .. reply, 'EX', ARGV[3])
+  local events = (#ARGV - FIRST + 1) / PER_EVENT
+  local ends = events == 1 and ARGV[4] or format('%.0f', sequence + events - 1)
+  call('SET', KEYS[2], ARGV[4] .. '-' .. ends .. ':' .. reply, 'EX', ARGV[3])
+  local worker = string.sub(KEYS[2], #prefix + #'commit:' + 1)
+  local list = listed and table.concat(streams, '\n')
   -- The user may lack the right to publish: followers then find the events by polling.
-  pcall('PUBLISH', prefix .. 'stored', ARGV[6])
+  pcall('PUBLISH', prefix .. 'stored', list and #list <= NOTICE_BYTES and worker .. '\n' .. list or worker)
 end
-return reply
+return { ok = reply }

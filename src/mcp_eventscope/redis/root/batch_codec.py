@@ -16,12 +16,9 @@ TRIM_CHECKS_PER_TTL = 64
 """How often the index of a stream is checked for expired entries while it is written to."""
 TRIM_STREAMS = 8192
 """The most streams whose last check is remembered."""
-NOTICE_BYTES = 16 * 1024
-"""The longest list of streams that is published; instead of a longer one, all followers are woken."""
-
 _COPIED = 1 << 14
 """Payload bytes up to which one more copy costs less than one more piece."""
-_FIXED_ARGUMENTS = 11
+_FIXED_ARGUMENTS = 10
 _ARGUMENTS_OF_EVENT = 3
 _NONE: Mapping[int, str] = {}
 
@@ -77,12 +74,17 @@ class BatchCodec:
             floor: The last id that this process was given, or 0.
             as_eval: Send the script's text, since Redis does not know its digest.
         """
+        numbers = b"%d" % first, b"%d" % floor
         pieces = [
-            b"*%d\r\n" % (_FIXED_ARGUMENTS + _ARGUMENTS_OF_EVENT * len(events)),
-            self._head(as_eval=as_eval),
-            _bulk(b"%d" % first),
-            _bulk(b"%d" % floor),
-            _bulk(self._notice(events)),
+            b"*%d\r\n%b$%d\r\n%b\r\n$%d\r\n%b\r\n"
+            % (
+                _FIXED_ARGUMENTS + _ARGUMENTS_OF_EVENT * len(events),
+                self._head(as_eval=as_eval),
+                len(numbers[0]),
+                numbers[0],
+                len(numbers[1]),
+                numbers[1],
+            )
         ]
         append = pieces.append
         for event in events:
@@ -108,7 +110,6 @@ class BatchCodec:
             *self._settings,
             b"%d" % first,
             b"%d" % floor,
-            self._notice(events),
         ]
         for event in events:
             arguments += (event.stream, event.payload, self._marks(event))
@@ -123,13 +124,6 @@ class BatchCodec:
             head = b"".join(map(_bulk, (*APPEND.call(whole=as_eval), *keys, *self._settings)))
             self._heads[worker, as_eval] = head
         return head
-
-    def _notice(self, events: Sequence[PendingEvent]) -> bytes:
-        """The message to other workers: a line with this worker's name, and one for each stream, or none for any."""
-        worker = self._worker.name.encode()
-        streams = dict.fromkeys([event.stream for event in events])
-        notice = b"\n".join((worker, *streams))
-        return worker if len(notice) > NOTICE_BYTES or notice.count(b"\n") != len(streams) else notice
 
     def _marks(self, event: PendingEvent) -> bytes:
         marks = b""
@@ -151,8 +145,10 @@ class BatchCodec:
             untrimmed: The places of those whose streams may have more expired entries.
         """
         if self._ttl is not None:
-            self._checked.update(event.stream_id for event in events)
-            self._checked.difference_update(events[place].stream_id for place in untrimmed)
+            for event in events:
+                self._checked.add(event.stream_id)
+            for place in untrimmed:
+                self._checked.discard(events[place].stream_id)
 
 
 def parse_reply(first: int, count: int, reply: bytes) -> Reply:

@@ -157,12 +157,12 @@ class RootWriter:
 
     def encode(self, batch: "RootBatch", *, as_eval: bool) -> list[bytes]:
         """The command of a batch as bytes."""
-        self._codec.expire_checks(asyncio.get_running_loop().time())
+        self._codec.expire_checks(batch.sent)
         return self._codec.encode(batch.first, batch.pending, self._last_id, as_eval=as_eval)
 
     def arguments(self, batch: "RootBatch", *, as_eval: bool) -> list[str | bytes]:
         """The command of a batch as arguments."""
-        self._codec.expire_checks(asyncio.get_running_loop().time())
+        self._codec.expire_checks(batch.sent)
         return self._codec.arguments(batch.first, batch.pending, self._last_id, as_eval=as_eval)
 
     def acknowledge(self, batch: "RootBatch", reply: bytes, seconds: float) -> None:
@@ -176,7 +176,11 @@ class RootWriter:
 
     def _settle(self, events: list[PendingEvent], reply: Reply, seconds: float) -> None:
         """The outcome of a batch is known."""
-        rejected = [event for index, error in reply.errors.items() if self._reject(event := events[index], error)]
+        rejected: list[PendingEvent] = []
+        for index, error in reply.errors.items():
+            event = events[index]
+            if self._reject(event, error):
+                rejected.append(event)
         acknowledged: list[tuple[asyncio.Future[EventId | None], EventId]] = []
         size = deferred = 0
         for event_id, event in enumerate(events, reply.first_id):
@@ -201,7 +205,8 @@ class RootWriter:
             self._stored(events)
         if committed := len(events) - len(reply.errors):
             self._observers.emit(Committed(events=committed, payload_bytes=size, deferred=deferred, seconds=seconds))
-        self._lose(rejected, LossReason.REJECTED)
+        if rejected:
+            self._lose(rejected, LossReason.REJECTED)
 
     def _reject(self, event: PendingEvent, error: str) -> bool:
         """Fail the caller of an event that Redis will not store. Returns whether there is none: the event is lost."""
