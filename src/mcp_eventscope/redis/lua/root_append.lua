@@ -7,7 +7,7 @@
 -- ARGV[2]  ttl in whole seconds; 0 keeps the keys forever
 -- ARGV[3]  ttl of KEYS[2] in whole seconds
 -- ARGV[4]  the sequence of the first event: a worker numbers its events densely, and sends them in order
--- ARGV[5]  an event id that was given out, or 0: ids increase even after Redis has lost the counter
+-- ARGV[5]  the last event id that this worker was given, or 0: ids increase even after Redis has lost the counter
 -- ARGV[6…] three for each event: stream id; payload ("" for a priming event); marks: "t" if the stream is to be
 --          trimmed, "f" for the response that ends the stream, "l" for an event that stands for lost ones (only a
 --          response is stored, and a later replay reports a gap), then the W3C traceparent of the producer, if any
@@ -31,18 +31,19 @@ local call, pcall, format, find, match = redis.call, redis.pcall, string.format,
 local prefix, ttl, sequence = ARGV[1], ARGV[2], tonumber(ARGV[4])
 local expires = ttl ~= '0'
 
-local known = call('MGET', KEYS[1], KEYS[2])
-local counter, committed = known[1], known[2]
-local ended = committed and tonumber(match(committed, '^%d+%-(%d+):') or '')
-if ended and sequence <= ended then
-  local first, reply = match(committed, '^(%d+)-%d+:(.*)$')
-  return { ok = sequence >= tonumber(first) and first .. ':' .. reply or '!late' }
+local counter = call('GET', KEYS[1])
+-- If no event was stored since this worker's last batch, this batch was not committed either. MGET ignores another type.
+local committed = counter ~= ARGV[5] and call('MGET', KEYS[2])[1]
+if committed then
+  local first, ended, reply = match(committed, '^(%d+)-(%d+):(.*)$')
+  if first and sequence <= tonumber(ended) then
+    return { ok = sequence >= tonumber(first) and first .. ':' .. reply or '!late' }
+  end
 end
 
 local now = call('TIME')
 local clock = now[1] * 1000000 + now[2]
--- MGET ignores a key of another type, which must not be overwritten.
-local last = tonumber(counter or call('GET', KEYS[1]) or '') or 0
+local last = tonumber(counter or '') or 0
 if not (last >= 0 and last < MOST) then
   last = 0 -- Damaged.
 end

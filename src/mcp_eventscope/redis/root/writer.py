@@ -12,7 +12,7 @@ from mcp_eventscope.redis.root.backlog import Backlog, PendingEvent
 from mcp_eventscope.redis.root.batch_codec import BatchCodec, Reply, parse_reply
 from mcp_eventscope.redis.write.batch import Batch
 from mcp_eventscope.redis.write.sender import LOOP_LATE
-from mcp_eventscope.types import Committed, EventId, LossReason, Lost, Retried, StoreFact, Trouble, WentAway
+from mcp_eventscope.types import Committed, EventId, LossReason, Lost, Retried, Trouble
 
 DISTANT_SECONDS = 0.005
 """The round trip of a batch from which on Redis is considered distant, and fewer, larger batches are sent."""
@@ -57,7 +57,7 @@ class RootWriter:
         """Seconds between sending the last batch and its acknowledgement."""
         self._waiting: deque[PendingEvent] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        observers.subscribe(self._on_fact)
+        breaker.on_open(self._defer_waiting)
 
     @property
     def deferred(self) -> tuple[int, int]:
@@ -132,13 +132,12 @@ class RootWriter:
             deadline = now + LOOP_LATE  # The reply may be there, and the process had no time to read it.
         self._timer = loop.call_at(deadline, self._check_deadlines, loop, deadline)
 
-    def _on_fact(self, fact: StoreFact) -> None:
-        """Defer all events when the circuit opens."""
-        if isinstance(fact, WentAway):
-            waiting, self._waiting = self._waiting, deque()
-            for event in waiting:
-                if event.waiter is not None:
-                    self._defer(event)
+    def _defer_waiting(self) -> None:
+        """Defer all events, since the circuit is open."""
+        waiting, self._waiting = self._waiting, deque()
+        for event in waiting:
+            if event.waiter is not None:
+                self._defer(event)
 
     def _defer(self, event: PendingEvent) -> None:
         _resolve(event, None)
