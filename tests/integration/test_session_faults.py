@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.answers import EVENTS_GONE
 from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.write import transport
 from mcp_eventscope.types import CameBack, Committed, JSONRPCError, LossReason, Lost, Retried, Trouble, WentAway
 from support.messages import answer, note
 from support.proxy import Proxy
@@ -411,3 +412,18 @@ async def test_pool_that_is_exhausted(world: World, valkey_server: Valkey, kind:
             await talker.check(world.reader)
         await pool.release(held.pop())
         await store.flush()
+
+
+async def test_silence_is_a_timeout(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection without replies is replaced after the time limit, and a time-out is reported."""
+    monkeypatch.setattr(transport, "ANSWER_TIMEOUT", 0.4)
+    talker = world.talkers(1)[0]
+    await talker.say()
+    await talker.outcomes()
+    world.proxy.mute()
+    await talker.say()
+    await until(lambda: world.facts.of(Retried))
+    world.proxy.clear()
+    await talker.outcomes()
+    assert world.reasons() - {Trouble.NOSCRIPT} == {Trouble.TIMEOUT}
+    await world.check([talker])

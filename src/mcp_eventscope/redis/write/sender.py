@@ -62,6 +62,8 @@ class Sender:
         self._lingering: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._wakeup: asyncio.Future[None] | None = None
+        self._expected: asyncio.Future[None] | None = None
+        """Wakes the reader, which is kept while batches follow each other: a task for each costs as much as a write."""
         self._watchdog: asyncio.TimerHandle | None = None
         self._in_flight: deque[Batch] = deque()
         # Each with whether the script's text has to be sent.
@@ -140,7 +142,9 @@ class Sender:
     async def _exchange(self, open_transport: Transport) -> None:
         """Send ready batches and read the replies, until nothing is left of either."""
         loop = asyncio.get_running_loop()
-        reading: asyncio.Task[None] | None = None
+        self._expected = loop.create_future()
+        reading = asyncio.create_task(self._read(open_transport, self._expected), name="eventscope-writer-read")
+        reading.add_done_callback(self._ring)
         try:
             while True:
                 while (following := self._following(open_transport)) is not None:
@@ -149,26 +153,26 @@ class Sender:
                     self._in_flight.append(batch)
                     self._watch(loop)
                     await open_transport.send(batch, as_eval=as_eval)
-                    if reading is None or reading.done():
-                        _raise_from(reading)
-                        reading = asyncio.create_task(self._read(open_transport), name="eventscope-writer-read")
-                        reading.add_done_callback(self._ring)
-                if reading is not None and reading.done():
-                    _raise_from(reading)
-                    reading = None
+                    if self._in_flight:  # Else the reader has read the reply meanwhile, and would end.
+                        self._expect()
+                if reading.done():
+                    reading.result()
                 if self._in_flight:
                     self._wakeup = loop.create_future()
                     await self._wakeup
                 elif self._interrupted is not None:
                     raise _InterruptedError
                 elif self.idle:
+                    self._expect()
+                    await reading  # It ends, since no reply is to come.
                     return
         finally:
             self._wakeup = None
-            if reading is not None:
+            if not reading.done():
                 await end(reading)
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    reading.result()
+            self._expected = None
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                reading.result()
 
     def _following(self, open_transport: Transport) -> tuple[Batch, bool] | None:
         """The batch to send next, and whether with the script's text; None when there is none, or not yet."""
@@ -208,21 +212,31 @@ class Sender:
         if self._wakeup is not None and not self._wakeup.done():
             self._wakeup.set_result(None)
 
-    async def _read(self, open_transport: Transport) -> None:
-        """Take replies while any are to come."""
+    def _expect(self) -> None:
+        """Let the reader read replies, or end when none are to come."""
+        if self._expected is not None and not self._expected.done():
+            self._expected.set_result(None)
+
+    async def _read(self, open_transport: Transport, expected: asyncio.Future[None]) -> None:
+        """Read replies each time that some are expected; end when none are."""
         loop = asyncio.get_running_loop()
-        while self._in_flight:
-            batch, reply = await open_transport.receive()
-            if isinstance(reply, Exception):
-                self._in_flight.remove(batch)
-                self._replied_error(batch, reply)
-            else:
-                seconds = loop.time() - batch.sent
-                batch.acknowledge(reply, seconds)
-                self._in_flight.remove(batch)
-                self._failures = 0
-                self._breaker.record_success(seconds)
-            self._ring()
+        while True:
+            await expected
+            if not self._in_flight:
+                return
+            while self._in_flight:
+                batch, reply = await open_transport.receive()
+                if isinstance(reply, Exception):
+                    self._in_flight.remove(batch)
+                    self._replied_error(batch, reply)
+                else:
+                    seconds = loop.time() - batch.sent
+                    batch.acknowledge(reply, seconds)
+                    self._in_flight.remove(batch)
+                    self._failures = 0
+                    self._breaker.record_success(seconds)
+                self._ring()
+            self._expected = expected = loop.create_future()
 
     def _replied_error(self, batch: Batch, error: Exception) -> None:
         """Redis replied with an error, or, on a cluster, one node was not reached."""
@@ -285,8 +299,3 @@ class Sender:
         open_transport, self._transport = self._transport, None
         if open_transport is not None:
             await open_transport.close(in_doubt=in_doubt)
-
-
-def _raise_from(reading: asyncio.Task[None] | None) -> None:
-    if reading is not None:
-        reading.result()

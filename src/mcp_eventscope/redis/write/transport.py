@@ -65,6 +65,9 @@ class PipelinedTransport:
     def __init__(self, redis: aioredis.Redis, connection: Connection) -> None:
         self._pool = redis.connection_pool
         self._connection = connection
+        # While it is held: on Python 3.11 the client starts a task for each write that it limits in time. Writes and
+        # replies have limits of their own below.
+        self._socket_timeout, connection.socket_timeout = connection.socket_timeout, None
         self._in_flight: deque[Batch] = deque()
         self._sizes: deque[int] = deque()
         """Of each batch in flight, the bytes of its command."""
@@ -95,6 +98,8 @@ class PipelinedTransport:
             # In place of the client's own time limit, which would break the connection for one slow reply.
             limit = ANSWER_TIMEOUT + size / SLOWEST_TRANSFER
             reply = await self._connection.read_response(disable_decoding=True, timeout=limit)
+            if reply is None:  # The client's way to say that the time is over. No script replies nil.
+                raise TimeoutError
         except RedisError as error:
             if not self._connection.is_connected or isinstance(error, RedisConnectionError):
                 raise
@@ -111,7 +116,10 @@ class PipelinedTransport:
             with suppress(RedisError, OSError, RuntimeError):
                 if in_doubt or self._in_flight:  # Its replies would be taken for another caller's.
                     await self._connection.disconnect(nowait=True)
-        finally:  # Also when the closing task is cancelled: a pool does not recover a connection by itself.
+        finally:
+            if self._connection.socket_timeout is None:
+                self._connection.socket_timeout = self._socket_timeout
+            # Also when the closing task is cancelled: a pool does not recover a connection by itself.
             with suppress(RedisError, OSError, RuntimeError, KeyError):
                 await self._pool.release(self._connection)
 
