@@ -25,6 +25,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from mcp_eventscope.sessions import wire
+from mcp_eventscope.sessions.handoff import replace_outbound_streams
 from mcp_eventscope.sessions.sse_writer import Response, SSEWriter
 from mcp_eventscope.sessions.view import Priming, SessionView, WireId, understands_priming
 from mcp_eventscope.telemetry import propagation
@@ -70,6 +71,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
     ) -> AsyncGenerator[tuple[ReadStream[SessionMessage | Exception], WriteStream[SessionMessage]], None]:
         """Connect as the SDK does, and look through what the client sends for what is another worker's."""
         async with super().connect() as streams:
+            replace_outbound_streams(self)
             self._inbox = self._read_stream_writer
             self._read_stream_writer = _Sorted(self._read_stream_writer, self._sort)  # type: ignore[assignment]
             yield streams
