@@ -21,11 +21,13 @@ from mcp_eventscope.types import EventMessage
 class Response:
     """The ASGI `send` of one response, with its progress."""
 
-    __slots__ = ("_send", "_started", "streaming")
+    __slots__ = ("_begin", "_begun", "_send", "streaming")
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._started = anyio.Event()
+        self._begun = False
+        """Whether the head was sent."""
+        self._begin: asyncio.Future[None] | None = None
         self.streaming = False
         """Whether it has begun, and is not complete."""
 
@@ -35,12 +37,14 @@ class Response:
         self.streaming = starts or (self.streaming and message.get("more_body", False))
         await self._send(message)
         if starts:
-            self._started.set()
+            self._begun = True
+            _ring(self._begin)
 
     async def write(self, body: bytes) -> None:
         """Send a piece of the body once the head was sent, unless the response has ended."""
-        if not self._started.is_set():
-            await self._started.wait()
+        if not self._begun:
+            self._begin = asyncio.get_running_loop().create_future()
+            await self._begin
         if self.streaming:
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
 

@@ -14,7 +14,6 @@ from opentelemetry.trace import (
     INVALID_SPAN,
     NoOpTracer,
     ProxyTracer,
-    ProxyTracerProvider,
     Span,
     SpanContext,
     SpanKind,
@@ -57,7 +56,10 @@ class Tracing:
     @property
     def off(self) -> bool:
         """Whether there is no span: the application has set no provider, or one that makes none."""
-        return self._never or (self._global and isinstance(trace.get_tracer_provider(), ProxyTracerProvider))
+        if self._global:
+            # The API's own way to the provider looks into the environment each time.
+            return isinstance(getattr(self._tracer, "_tracer", None), NoOpTracer)
+        return self._never
 
     def unsampled(self) -> bool:
         """Whether this is within a call that is not sampled, where no span is asked for, with `start`.
