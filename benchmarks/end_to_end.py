@@ -27,14 +27,14 @@ MEASURES = {"latency": latency, "cpu": cpu, "outage": outage, "open_loop": open_
 PACKAGES = ("mcp-persist", "h11", "pydantic", "prometheus-client", "opentelemetry-api")
 _FULL: dict[str, Any] = {
     "latency": {"distances": [0, 2, 5], "messages": 20, "calls": 30},
-    "cpu": {"sessions": 10, "messages": 20, "calls": 10, "blocks": 4},
+    "cpu": {"sessions": 10, "messages": 20, "calls": 4, "blocks": 10},
     "outage": {"sessions": 10, "seconds": 10.0},
     "open_loop": {"sessions": 20, "messages": 2, "rates": [50, 100, 200], "seconds": 4.0},
     "rounds": 5,
 }
 _SMALL: dict[str, Any] = {
     "latency": {"distances": [0, 2], "messages": 20, "calls": 4},
-    "cpu": {"sessions": 10, "messages": 20, "calls": 2, "blocks": 1},
+    "cpu": {"sessions": 10, "messages": 20, "calls": 2, "blocks": 4},
     "outage": {"sessions": 3, "seconds": 1.0},
     "open_loop": {"sessions": 5, "messages": 2, "rates": [50], "seconds": 1.0},
     "rounds": 1,

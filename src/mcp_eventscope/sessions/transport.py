@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pydantic_core
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.server.streamable_http import (
     GET_STREAM_KEY,
     LAST_EVENT_ID_HEADER,
@@ -21,9 +22,11 @@ from mcp.shared.message import SessionMessage
 from mcp.types import DEFAULT_NEGOTIATED_VERSION, JSONRPCMessage, RequestId
 from mcp_types.version import is_version_at_least
 from starlette.requests import Request
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from mcp_eventscope.sessions import wire
+from mcp_eventscope.sessions.handoff import replace_outbound_streams
+from mcp_eventscope.sessions.sse_writer import Response, SSEWriter
 from mcp_eventscope.sessions.view import Priming, SessionView, WireId, understands_priming
 from mcp_eventscope.telemetry import propagation
 from mcp_eventscope.types import EventMessage
@@ -68,6 +71,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
     ) -> AsyncGenerator[tuple[ReadStream[SessionMessage | Exception], WriteStream[SessionMessage]], None]:
         """Connect as the SDK does, and look through what the client sends for what is another worker's."""
         async with super().connect() as streams:
+            replace_outbound_streams(self)
             self._inbox = self._read_stream_writer
             self._read_stream_writer = _Sorted(self._read_stream_writer, self._sort)  # type: ignore[assignment]
             yield streams
@@ -93,7 +97,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
         body = b""
         with suppress(Exception):  # The SDK reads it again, and reports what is wrong.
             body = await request.body()
-        admission = _Admission(body)
+        admission = _Admission(body, send if isinstance(send, Response) else None)
         token = _admitting.set(admission)
         try:
             with propagation.continued(body):
@@ -124,6 +128,27 @@ class ResumableTransport(StreamableHTTPServerTransport):
             return priming if self._retry_interval is None else {**priming, "retry": self._retry_interval}
         return super()._create_event_data(event_message)
 
+    async def _run_sse_writer(
+        self,
+        request_id: RequestId,
+        sse_stream_writer: MemoryObjectSendStream[Any],
+        request_stream_reader: MemoryObjectReceiveStream[EventMessage],
+        priming_event: Any,
+    ) -> None:
+        """Write the events of a request as the SDK does, directly to the server."""
+        admission, streams = _admitting.get(None), self._request_streams.get(request_id)
+        response = None if admission is None else admission.response
+        if response is None or streams is None or streams[1] is not request_stream_reader:
+            await super()._run_sse_writer(request_id, sse_stream_writer, request_stream_reader, priming_event)
+            return
+        # Both have the methods of the SDK's streams that the SDK calls.
+        writer: Any = SSEWriter(response, sse_stream_writer)
+        writer.events.take_over(request_stream_reader)
+        self._request_streams[request_id] = (writer.events, writer.events)
+        streams[0].close()
+        await super()._run_sse_writer(request_id, writer, writer.events, priming_event)
+        writer.raise_failure()
+
     def close_sse_stream(self, request_id: RequestId) -> None:
         """Close the stream of a request, whether it is the first one or was resumed, here or on another worker."""
         name = self.view.name_of(str(request_id))
@@ -148,17 +173,11 @@ class ResumableTransport(StreamableHTTPServerTransport):
 
         A client takes a broken stream for a failure: the SDK's gives its standalone stream up after two.
         """
-        streaming = False
-
-        async def watched(message: Message) -> None:
-            nonlocal streaming
-            streaming = message["type"] == "http.response.start" or (streaming and message.get("more_body", False))
-            await send(message)
-
+        response = Response(send)
         try:
-            await super().handle_request(scope, receive, watched)
+            await super().handle_request(scope, receive, response)
         finally:
-            if streaming:
+            if response.streaming:
                 with anyio.CancelScope(shield=True), anyio.move_on_after(_LAST_WORD_SECONDS), suppress(Exception):
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -200,10 +219,11 @@ async def _to_nobody(_: EventMessage) -> None:
 class _Admission:
     """A POST, from its arrival until the server has its request."""
 
-    __slots__ = ("_body", "begun", "dispatched")
+    __slots__ = ("_body", "begun", "dispatched", "response")
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, response: Response | None) -> None:
         self._body = body
+        self.response = response
         self.begun: RequestId | None = None
         """The request whose stream was opened."""
         self.dispatched = False

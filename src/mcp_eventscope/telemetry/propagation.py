@@ -23,6 +23,9 @@ class Calls:
 
     def __init__(self) -> None:
         self._known: dict[str, Context] = {}
+        self._last = _NOWHERE
+        """The context in which the last message was sent: mostly that of the next one, too."""
+        self._last_names_a_span = False
 
     def began(self, stream: str) -> None:
         """The request of a stream is being served, in the current context."""
@@ -48,7 +51,9 @@ class Calls:
         found = self._known.get(stream)
         if sender is not None:
             said_in = _context_of(sender)
-            if _names_a_span(said_in):
+            if said_in is not self._last:
+                self._last, self._last_names_a_span = said_in, _names_a_span(said_in)
+            if self._last_names_a_span:
                 found = said_in
                 if not lasting:
                     # The response is sent outside of the span of the call, which may be the first that there is.

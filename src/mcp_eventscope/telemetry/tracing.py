@@ -13,6 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import (
     INVALID_SPAN,
     NoOpTracer,
+    ProxyTracer,
     Span,
     SpanContext,
     SpanKind,
@@ -47,10 +48,18 @@ class Tracing:
     def __init__(self, store: str, provider: TracerProvider | None) -> None:
         self._store = store
         self._tracer = trace.get_tracer("mcp_eventscope", version("mcp-eventscope"), tracer_provider=provider)
-
-        self.off = isinstance(self._tracer, NoOpTracer)
-        """Whether there never will be a span."""
+        self._never = isinstance(self._tracer, NoOpTracer)
+        self._global = isinstance(self._tracer, ProxyTracer)
+        """Whether the tracer is the global provider's, which the application may set at any time."""
         self._unsampled: dict[int, ref[Context]] = {}
+
+    @property
+    def off(self) -> bool:
+        """Whether there is no span: the application has set no provider, or one that makes none."""
+        if self._global:
+            # The API's own way to the provider looks into the environment each time.
+            return isinstance(getattr(self._tracer, "_tracer", None), NoOpTracer)
+        return self._never
 
     def unsampled(self) -> bool:
         """Whether this is within a call that is not sampled, where no span is asked for, with `start`.

@@ -1,0 +1,149 @@
+"""An unbuffered stream between tasks, as anyio's, without a turn of the loop for each call."""
+
+import asyncio
+from collections import deque
+from typing import Any
+
+import anyio
+from mcp.server.streamable_http import StreamableHTTPServerTransport
+
+
+class _Handoff:
+    """Hands items from any number of senders to one receiver, in order. A sender waits until its item was taken."""
+
+    __slots__ = ("read_closed", "receiver", "senders", "write_closed")
+
+    def __init__(self) -> None:
+        self.senders: deque[tuple[asyncio.Future[bool], Any]] = deque()
+        """The waiting senders: each with a future of whether its item was taken, and the item."""
+        self.receiver: asyncio.Future[Any] | None = None
+        self.read_closed = self.write_closed = False
+
+    def end(self) -> None:
+        """End the waits at both ends, since one of them was closed."""
+        while self.senders:
+            taken, _ = self.senders.popleft()
+            if not taken.done():
+                taken.set_result(False)
+        if self.receiver is not None and not self.receiver.done():
+            self.receiver.set_result(_NOTHING)
+
+
+_NOTHING = object()
+
+
+class WriteEnd:
+    """The senders' end."""
+
+    __slots__ = ("_handoff",)
+
+    def __init__(self, handoff: _Handoff) -> None:
+        self._handoff = handoff
+
+    async def send(self, item: Any) -> None:
+        """Hand an item over.
+
+        Raises:
+            ClosedResourceError: This end was closed.
+            BrokenResourceError: The other end was closed.
+        """
+        handoff = self._handoff
+        self._check()
+        receiver = handoff.receiver
+        if receiver is not None and not receiver.done():
+            receiver.set_result(item)
+            return
+        taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        entry = taken, item
+        handoff.senders.append(entry)
+        try:
+            was_taken = await taken
+        except asyncio.CancelledError:
+            if entry in handoff.senders:
+                handoff.senders.remove(entry)
+            raise
+        if not was_taken:
+            self._check()
+
+    def _check(self) -> None:
+        if self._handoff.write_closed:
+            raise anyio.ClosedResourceError
+        if self._handoff.read_closed:
+            raise anyio.BrokenResourceError
+
+    def close(self) -> None:
+        """Close the stream; the receiver is at its end."""
+        self._handoff.write_closed = True
+        self._handoff.end()
+
+    async def aclose(self) -> None:
+        """Close the stream."""
+        self.close()
+
+
+class ReadEnd:
+    """The receiver's end."""
+
+    __slots__ = ("_handoff",)
+
+    def __init__(self, handoff: _Handoff) -> None:
+        self._handoff = handoff
+
+    async def receive(self) -> Any:
+        """Take the next item.
+
+        Raises:
+            ClosedResourceError: This end was closed.
+            EndOfStream: The other end was closed.
+        """
+        handoff = self._handoff
+        self._check()
+        while handoff.senders:
+            taken, item = handoff.senders.popleft()
+            if not taken.done():  # Else its sender was cancelled.
+                taken.set_result(True)
+                return item
+        if handoff.write_closed:
+            raise anyio.EndOfStream
+        handoff.receiver = asyncio.get_running_loop().create_future()
+        try:
+            item = await handoff.receiver
+        finally:
+            handoff.receiver = None
+        if item is _NOTHING:
+            self._check()
+            raise anyio.EndOfStream
+        return item
+
+    def _check(self) -> None:
+        if self._handoff.read_closed:
+            raise anyio.ClosedResourceError
+
+    def close(self) -> None:
+        """Close the stream; nothing can be sent any more."""
+        self._handoff.read_closed = True
+        self._handoff.end()
+
+    async def aclose(self) -> None:
+        """Close the stream."""
+        self.close()
+
+
+def handoff() -> tuple[WriteEnd, ReadEnd]:
+    """The two ends of a new stream."""
+    shared = _Handoff()
+    return WriteEnd(shared), ReadEnd(shared)
+
+
+def replace_outbound_streams(transport: StreamableHTTPServerTransport) -> None:
+    """Have the server's messages pass to the transport's router without anyio's cost, where the SDK's parts allow it.
+
+    Args:
+        transport: Just connected: no message has been sent, and its router has not run.
+    """
+    writer: Any = transport._write_stream
+    reader: Any = transport._write_stream_reader
+    if hasattr(writer, "_inner") and hasattr(reader, "_inner"):
+        writer._inner.close()
+        reader._inner.close()
+        writer._inner, reader._inner = handoff()

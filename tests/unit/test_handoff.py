@@ -1,0 +1,125 @@
+"""The stream between the server and a transport's router: in order, unbuffered, and closed at either end."""
+
+import asyncio
+
+import anyio
+import pytest
+from mcp.server.streamable_http import StreamableHTTPServerTransport
+from mcp.shared.message import SessionMessage
+from mcp.types import JSONRPCNotification
+
+from mcp_eventscope.sessions.handoff import handoff, replace_outbound_streams
+
+pytestmark = pytest.mark.anyio
+
+
+async def turns(count: int = 3) -> None:
+    """Let other tasks run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_waiting_receiver() -> None:
+    """A receiver that waits is handed the item immediately."""
+    writer, reader = handoff()
+    receiving = asyncio.create_task(reader.receive())
+    await turns()
+    await writer.send("a")
+    assert await receiving == "a"
+
+
+async def test_senders_wait_in_order() -> None:
+    """A sender waits until its item was taken; items are taken in the order in which they were sent."""
+    writer, reader = handoff()
+    sending = [asyncio.create_task(writer.send(number)) for number in range(3)]
+    await turns()
+    assert not any(task.done() for task in sending)
+    assert [await reader.receive() for _ in range(3)] == [0, 1, 2]
+    await asyncio.gather(*sending)
+
+
+async def test_one_item_at_a_time() -> None:
+    """A second sender waits for the receiver that has just been handed an item."""
+    writer, reader = handoff()
+    receiving = asyncio.create_task(reader.receive())
+    await turns()
+    await writer.send("a")
+    second = asyncio.create_task(writer.send("b"))
+    assert await receiving == "a"
+    assert not second.done()
+    assert await reader.receive() == "b"
+    await second
+
+
+async def test_cancelled_sender() -> None:
+    """The item of a sender that was cancelled is not delivered."""
+    writer, reader = handoff()
+    first, second = asyncio.create_task(writer.send("a")), asyncio.create_task(writer.send("b"))
+    await turns()
+    first.cancel()
+    assert await reader.receive() == "b"
+    await second
+    assert first.cancelled()
+
+
+async def test_cancelled_receiver() -> None:
+    """An item is not handed to a receiver that was cancelled."""
+    writer, reader = handoff()
+    receiving = asyncio.create_task(reader.receive())
+    await turns()
+    receiving.cancel()
+    sending = asyncio.create_task(writer.send("a"))
+    await turns()
+    assert await reader.receive() == "a"
+    await sending
+
+
+async def test_write_end_closed() -> None:
+    """The receiver is at the end of the stream, and a sender that waits, or comes later, is refused."""
+    writer, reader = handoff()
+    receiving = asyncio.create_task(reader.receive())
+    await turns()
+    await writer.aclose()
+    with pytest.raises(anyio.EndOfStream):
+        await receiving
+    with pytest.raises(anyio.EndOfStream):
+        await reader.receive()
+    with pytest.raises(anyio.ClosedResourceError):
+        await writer.send("a")
+
+
+async def test_read_end_closed() -> None:
+    """Senders that wait, or come later, are refused, and so is the receiver."""
+    writer, reader = handoff()
+    sending = asyncio.create_task(writer.send("a"))
+    await turns()
+    await reader.aclose()
+    with pytest.raises(anyio.BrokenResourceError):
+        await sending
+    with pytest.raises(anyio.BrokenResourceError):
+        await writer.send("b")
+    with pytest.raises(anyio.ClosedResourceError):
+        await reader.receive()
+
+
+async def test_read_end_closed_while_receiving() -> None:
+    """A receiver that waits is refused when its own end is closed."""
+    _, reader = handoff()
+    receiving = asyncio.create_task(reader.receive())
+    await turns()
+    reader.close()
+    with pytest.raises(anyio.ClosedResourceError):
+        await receiving
+
+
+async def test_transport() -> None:
+    """The SDK's transport passes messages through it, with the context of the sender."""
+    transport = StreamableHTTPServerTransport("s")
+    message = SessionMessage(JSONRPCNotification(jsonrpc="2.0", method="n"))
+    async with transport.connect() as (_, writer):
+        replace_outbound_streams(transport)
+        inner = getattr(writer, "_inner", None)
+        await writer.send(message)
+        await turns()
+    assert type(inner) is type(handoff()[0])
+    assert getattr(transport._write_stream_reader, "last_context", None) is not None

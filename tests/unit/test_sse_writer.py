@@ -1,0 +1,212 @@
+"""The way of a request's events to its client: in order, bounded, together where they are pending, and to an end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+from mcp.server.streamable_http import REQUEST_STREAM_BUFFER_SIZE
+from mcp.types import JSONRPCNotification
+from starlette.types import Message
+
+from mcp_eventscope.sessions.sse_writer import Response, SSEWriter
+from mcp_eventscope.types import EventMessage
+
+pytestmark = pytest.mark.anyio
+
+START: Message = {"type": "http.response.start", "status": 200, "headers": []}
+END: Message = {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+def event(number: int) -> EventMessage:
+    """An event."""
+    return EventMessage(JSONRPCNotification(jsonrpc="2.0", method=str(number)))
+
+
+class Server:
+    """An ASGI server's `send`, which may be slow, or fail."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.ready = asyncio.Event()
+        self.ready.set()
+        self.failure: Exception | None = None
+
+    async def __call__(self, message: Message) -> None:
+        """Send."""
+        await self.ready.wait()
+        if self.failure is not None:
+            raise self.failure
+        if message["type"] == "http.response.body":
+            self.bodies.append(message["body"])
+
+
+class Writing:
+    """A writer at work, as the SDK runs it."""
+
+    def __init__(self) -> None:
+        self.server = Server()
+        self.response = Response(self.server)
+        stream, self.rest = anyio.create_memory_object_stream[object](0)
+        self.writer = SSEWriter(self.response, stream)
+        self.task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        async with self.writer as writer, writer.events as events:
+            async for each in events:
+                assert isinstance(each.message, JSONRPCNotification)
+                await writer.send(b"%b;" % each.message.method.encode())
+
+    async def turns(self) -> None:
+        """Let the writer run."""
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def writing() -> AsyncIterator[Writing]:
+    """A writer whose response has begun."""
+    begun = Writing()
+    await begun.response(START)
+    yield begun
+    begun.writer.events.close()
+    await asyncio.wait({begun.task})
+    begun.rest.close()
+
+
+async def test_pending_events_go_together(writing: Writing) -> None:
+    """Events that are pending are sent in one piece, in order; a single one is not delayed."""
+    for number in range(3):
+        await writing.writer.events.send(event(number))
+    await writing.turns()
+    await writing.writer.events.send(event(3))
+    await writing.turns()
+    assert writing.server.bodies == [b"0;1;2;", b"3;"]
+
+
+async def test_nothing_before_the_head() -> None:
+    """An event that comes before the response has begun waits for the head."""
+    early = Writing()
+    await early.writer.events.send(event(0))
+    await early.turns()
+    assert not early.server.bodies
+    await early.response(START)
+    await early.turns()
+    assert early.server.bodies == [b"0;"]
+    early.writer.events.close()
+    await early.task
+    early.rest.close()
+
+
+async def test_slow_client(writing: Writing) -> None:
+    """As many events are pending as in the SDK; then the sender waits for the client."""
+    writing.server.ready.clear()
+    await writing.writer.events.send(event(0))
+    await writing.turns()
+    for number in range(1, REQUEST_STREAM_BUFFER_SIZE + 1):
+        await writing.writer.events.send(event(number))
+    blocked = asyncio.create_task(writing.writer.events.send(event(99)))
+    await writing.turns()
+    assert not blocked.done()
+    writing.server.ready.set()
+    await blocked
+    await writing.turns()
+    assert b"".join(writing.server.bodies).count(b";") == REQUEST_STREAM_BUFFER_SIZE + 2
+    assert writing.server.bodies[-1].endswith(b"99;")
+
+
+async def test_cancelled_sender(writing: Writing) -> None:
+    """A sender that waits for room and is cancelled leaves the others alone."""
+    writing.server.ready.clear()
+    await writing.writer.events.send(event(0))
+    await writing.turns()
+    for number in range(1, REQUEST_STREAM_BUFFER_SIZE + 1):
+        await writing.writer.events.send(event(number))
+    first, second = (asyncio.create_task(writing.writer.events.send(event(number))) for number in (98, 99))
+    await writing.turns()
+    first.cancel()
+    writing.server.ready.set()
+    await second
+    await writing.turns()
+    assert b"98;" not in b"".join(writing.server.bodies)
+    assert writing.server.bodies[-1].endswith(b"99;")
+
+
+async def test_closed(writing: Writing) -> None:
+    """A stream that is closed drops its pending events, refuses others, and ends the response."""
+    writing.server.ready.clear()
+    await writing.writer.events.send(event(0))
+    await writing.turns()
+    await writing.writer.events.send(event(1))
+    writing.writer.events.close()
+    with pytest.raises(anyio.ClosedResourceError):
+        await writing.writer.events.send(event(2))
+    writing.server.ready.set()
+    await writing.task
+    assert writing.server.bodies == [b"0;"]
+    with pytest.raises(anyio.EndOfStream):
+        await writing.rest.receive()
+
+
+async def test_closed_while_a_sender_waits(writing: Writing) -> None:
+    """A sender that waits for room is refused when the stream is closed."""
+    writing.server.ready.clear()
+    await writing.writer.events.send(event(0))
+    await writing.turns()
+    for number in range(1, REQUEST_STREAM_BUFFER_SIZE + 1):
+        await writing.writer.events.send(event(number))
+    blocked = asyncio.create_task(writing.writer.events.send(event(99)))
+    await writing.turns()
+    writing.writer.events.close()
+    with pytest.raises(anyio.ClosedResourceError):
+        await blocked
+    writing.server.ready.set()
+
+
+async def test_nothing_after_the_end(writing: Writing) -> None:
+    """Once the response has ended, nothing more is sent: the server would refuse it."""
+    await writing.response(END)
+    await writing.writer.events.send(event(0))
+    await writing.turns()
+    assert writing.server.bodies == [b""]
+
+
+async def test_failing_server(writing: Writing) -> None:
+    """The error of the server's `send` is kept for the response."""
+    writing.server.failure = OSError("closed")
+    await writing.writer.events.send(event(0))
+    with pytest.raises(OSError, match="closed"):
+        await writing.task
+    with pytest.raises(OSError, match="closed"):
+        writing.writer.raise_failure()
+
+
+async def test_take_over() -> None:
+    """Events that are in the SDK's stream already come first, and its sender is refused from then on."""
+    send, receive = anyio.create_memory_object_stream[EventMessage](2)
+    await send.send(event(0))
+    await send.send(event(1))
+    begun = Writing()
+    begun.writer.events.take_over(receive)
+    await begun.writer.events.send(event(2))
+    await begun.response(START)
+    await begun.turns()
+    assert begun.server.bodies == [b"0;1;2;"]
+    with pytest.raises(anyio.BrokenResourceError):
+        await send.send(event(3))
+    begun.writer.events.close()
+    await begun.task
+    send.close()
+    begun.rest.close()
+
+
+async def test_take_over_of_a_closed_stream() -> None:
+    """A stream that was closed is not taken over."""
+    send, receive = anyio.create_memory_object_stream[EventMessage](2)
+    send.close()
+    receive.close()
+    stream, rest = anyio.create_memory_object_stream[object](0)
+    with pytest.raises(anyio.ClosedResourceError):
+        SSEWriter(Response(Server()), stream).events.take_over(receive)
+    stream.close()
+    rest.close()
