@@ -15,7 +15,7 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.sessions.wire import stream_name
 from mcp_eventscope.types import Appended, EventMessage, Replayed, StoreFact, StoreOutcome
 from support.messages import note
-from support.waiting import until
+from support.waiting import CEILING, until
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Received:
         numbered = isinstance(message, JSONRPCNotification) and message.params is not None
         self.contents.append(message.params["n"] if numbered else type(message).__name__)  # type: ignore[index,union-attr]
 
-    async def has(self, count: int, *, within: float = 10) -> None:
+    async def has(self, count: int, *, within: float = CEILING) -> None:
         """Return when so many events were received."""
         await until(lambda: len(self.contents) >= count, within=within)
 
@@ -155,7 +155,7 @@ def observed(store: RedisEventStore) -> Facts:
     return facts
 
 
-async def settled(store: RedisEventStore, *, within: float = 10) -> None:
+async def settled(store: RedisEventStore, *, within: float = CEILING) -> None:
     """Return when Redis has recovered, and every event is acknowledged or lost."""
     await until(lambda: store.waiting.away is None and not store.waiting.events, within=within)
 
