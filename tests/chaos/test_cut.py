@@ -12,7 +12,7 @@ from support.chaos import NewSteering, Pair, at, begun, says, works
 from support.processes import Router
 from support.raw import Connect, events
 from support.steering import Watched
-from support.waiting import promptly, until
+from support.waiting import in_time, promptly, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -120,14 +120,14 @@ async def test_resume_ends_older_connections(pair: Pair, connect: Connect, steer
         cursor = received[-1].id
         async with at(client, b).get(cursor) as second:
             on_b = events(second)
-            with anyio.fail_after(5):
+            with in_time(5):
                 assert [event async for event in original] == []
             await steered.step("b")
             assert says(await anext(on_b)) == "b"
             async with client.get(cursor) as third:
                 on_a = events(third)
                 assert says(await anext(on_a)) == "b"
-                with anyio.fail_after(5):
+                with in_time(5):
                     assert [event async for event in on_b] == []
                 await steered.finish()
                 assert [says(event) async for event in on_a] == ["2 steps"]

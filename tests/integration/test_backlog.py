@@ -30,7 +30,7 @@ from support.ledger import Speaker, check_all, settled
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
-from support.waiting import until
+from support.waiting import in_time, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -242,7 +242,7 @@ async def test_flush_as_redis_comes_back(proxy: Proxy, client: aioredis.Redis, k
 async def test_flush_with_nothing_to_do(client: aioredis.Redis, key_prefix: str) -> None:
     """It returns at once, also before anything was said, and twice."""
     kept = Kept(client, key_prefix)
-    with anyio.fail_after(1):
+    with in_time(1):
         assert await kept.store.flush(30) == 0
         await Speaker(kept.store, "a").say()
         assert await kept.store.flush(30) == 0
@@ -301,7 +301,7 @@ async def test_callers_that_leave(proxy: Proxy, client: aioredis.Redis, key_pref
         await speaker.say()
     cancelled: list[Speaker] = []
     try:
-        with anyio.fail_after(30):
+        with in_time(30):
             async with anyio.create_task_group() as tasks:
                 for speaker in speakers:
                     tasks.start_soon(sometimes_cancelled, speaker, dice, cancelled)

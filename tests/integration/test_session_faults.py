@@ -22,7 +22,7 @@ from support.proxy import Proxy
 from support.servers import Valkey
 from support.talkers import Facts, Talker, elements, observed, settled, talking
 from support.valkeys import OwnValkey, own_valkey
-from support.waiting import until
+from support.waiting import in_time, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -188,7 +188,7 @@ async def test_survives(world: World, fault: str) -> None:
     """Events are appended meanwhile: all have ids, none is lost or stored twice, and the reason is reported."""
     happen, reported = FAULTS[fault]
     talkers = world.talkers()
-    with anyio.fail_after(30):
+    with in_time(30):
         async with talking(world.store, talkers):
             await happen(world)
     await world.check(talkers)
@@ -342,7 +342,7 @@ async def test_server_that_takes_no_writes(how: str) -> None:
                 found = [*facts.of(Retried), *facts.of(WentAway)]
                 return any(fact.reason is reason[how] for fact in found)
 
-            with anyio.fail_after(40):
+            with in_time(40):
                 async with talking(store, talkers):
                     await anyio.to_thread.run_sync(_refuse_writes, how, server, second)
                     await until(reported)

@@ -16,7 +16,7 @@ from mcp_eventscope.types import CameBack, Committed, Lost, Retried, Trouble, We
 from support.ledger import Speaker, check_all, settled
 from support.proxy import Fault, Proxy
 from support.servers import Valkey
-from support.waiting import until
+from support.waiting import in_time, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -190,7 +190,7 @@ async def test_survives(world: World, fault: str) -> None:
     """Sessions talk while it happens, and after it: nothing is lost, nothing comes twice, and the reason is told."""
     happen, told = FAULTS[fault]
     speakers, over = world.speakers(), asyncio.Event()
-    with anyio.fail_after(30):
+    with in_time(30):
         async with anyio.create_task_group() as tasks:
             for speaker in speakers:
                 tasks.start_soon(speaker.say_until, over)
@@ -341,7 +341,7 @@ async def test_one_fault_after_the_other(world: World) -> None:
     speakers, over = world.speakers(8), asyncio.Event()
     mischief = Mischief(world.proxy, world.token, seed)
     try:
-        with anyio.fail_after(40):
+        with in_time(40):
             async with anyio.create_task_group() as tasks:
                 for speaker in speakers:
                     tasks.start_soon(speaker.say_until, over)
