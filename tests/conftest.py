@@ -11,6 +11,7 @@ from redis import asyncio as aioredis
 from mcp_eventscope.redis.connection import connect
 from support.leaks import LeakChecker
 from support.servers import Valkey, redis_server, redis_server_binary, valkey
+from support.waiting import CEILING
 
 LONGEST = (
     "test_end_to_end_benchmark.py",
@@ -80,8 +81,8 @@ def key_prefix() -> str:
 
 @pytest.fixture
 async def redis_client(valkey_url: str) -> AsyncIterator[aioredis.Redis]:
-    """A client of the real Valkey."""
-    async with connect(valkey_url) as client:
+    """A client of the real Valkey, which waits for it however busy the machine is."""
+    async with connect(f"{valkey_url}?socket_timeout={CEILING}") as client:
         yield client
 
 
@@ -102,6 +103,7 @@ async def leaks(redis_client: aioredis.Redis, key_prefix: str) -> AsyncIterator[
     assert not leaked, f"keys were left without TTL: {leaked}"
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Two for each core: the tests take less than half of the time that they last."""
     return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

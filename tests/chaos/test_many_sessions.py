@@ -38,6 +38,7 @@ HICCUPS, HICCUP_SECONDS = 10, 1.0
 RECOVERY_SECONDS = 0.5
 """Between two hiccups, on a quiet machine: enough for the lease, and not for all records."""
 LEASE = 4.0
+"""Seconds on a quiet machine."""
 TTL = 3600
 HANDSHAKE = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "idle", "version": "0"}}
 WRITTEN = re.compile(rb'"HSET" "[^"{]*\{(\w+)\}:(requests|session)"')
@@ -195,6 +196,8 @@ class World:
     calls: list[Call]
     registered: float
     """Seconds of CPU time that it takes to record the idle sessions."""
+    pace: int
+    """By how much the schedule is stretched."""
 
     @property
     def lease(self) -> str:
@@ -233,16 +236,18 @@ async def world(connect: Connect, *, moved: bool) -> AsyncIterator[World]:
         moved: Whether every other client follows its call through a second worker.
     """
     async with AsyncExitStack() as stack:
+        slower = await anyio.to_thread.run_sync(pace)
+        lease = LEASE * slower
         server = stack.enter_context(own_valkey())
         way = await stack.enter_async_context(distant(server))
         store = RedisEventStore(await stack.enter_async_context(connect_redis(way.url)), ttl=TTL)
         steered = Steered()
-        app = http_app(steered.mcp, store, registry=CollectorRegistry(), lease=LEASE, max_sessions=None)
+        app = http_app(steered.mcp, store, registry=CollectorRegistry(), lease=lease, max_sessions=None)
         manager = steered.mcp.session_manager
         assert isinstance(manager, ResumableSessionManager)
         idle = {uuid.uuid4().hex for _ in range(SESSIONS)}
         registered = await register(manager, idle)
-        other = http_app(Steered().mcp, redis_url=server.url, ttl=TTL, registry=CollectorRegistry(), lease=LEASE)
+        other = http_app(Steered().mcp, redis_url=server.url, ttl=TTL, registry=CollectorRegistry(), lease=lease)
         near, far = [await stack.enter_async_context(serving(each)) for each in (app, other)]
         stack.callback(lambda: [manager._server_instances.pop(session, None) for session in idle])
         calls = [Call(f"call {number}", connect(near)) for number in range(CALLS)]
@@ -250,7 +255,7 @@ async def world(connect: Connect, *, moved: bool) -> AsyncIterator[World]:
         for number, call in enumerate(calls):
             await call.client.initialize()
             tasks.create_task(call.move(far) if moved and number % 2 else call.stay())
-        found = World(server, way, store, steered, idle, calls, registered)
+        found = World(server, way, store, steered, idle, calls, registered, slower)
         found.say("begun", calls)
         await found.heard("begun", calls)
         yield found
@@ -277,7 +282,6 @@ async def test_hiccups_cost_no_lease(connect: Connect) -> None:
     """Redis, or the way to it, is frozen again and again: the lease is kept, and no call and no session is lost."""
     async with world(connect, moved=True) as found:
         near = found.calls[::2]
-        pause = RECOVERY_SECONDS * await anyio.to_thread.run_sync(pace)
         async with longest_turn() as longest:
             with lease_read(found.server, found.lease) as left:
                 for number in range(HICCUPS):
@@ -289,7 +293,7 @@ async def test_hiccups_cost_no_lease(connect: Connect) -> None:
                     await anyio.sleep_until(thawed)
                     frozen.thaw()
                     await found.heard(f"in hiccup {number}", found.calls)
-                    await anyio.sleep(pause)
+                    await anyio.sleep(RECOVERY_SECONDS * found.pace)
             blocked = longest()
         assert min(left) > 0, "the lease expired, although Redis could be reached"
         assert blocked < found.registered / 4

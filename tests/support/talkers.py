@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.sessions.wire import stream_name
 from mcp_eventscope.types import Appended, EventMessage, Replayed, StoreFact, StoreOutcome
 from support.messages import note
-from support.waiting import CEILING, until
+from support.waiting import CEILING, own_time, until
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Talker:
         self.part.begin(self.stream, request_id)
         self.appended: list[Appended] = []
         self.seconds: list[float] = []
-        """How long each `append` took."""
+        """How long each `append` took, by `own_time`."""
         self._size = size
 
     @property
@@ -102,9 +101,9 @@ class Talker:
 
     async def append(self, message: JSONRPCMessage | None) -> Appended:
         """Append one message."""
-        began = time.monotonic()
+        began = own_time()
         appended = await self.part.append(self.stream, message)
-        self.seconds.append(time.monotonic() - began)
+        self.seconds.append(own_time() - began)
         self.appended.append(appended)
         return appended
 
