@@ -14,10 +14,10 @@ from support.servers import Valkey, redis_server, redis_server_binary, valkey
 from support.waiting import CEILING
 
 LONGEST = (
-    "test_end_to_end_benchmark.py",
-    "test_redis_store.py",
-    "test_benchmarks.py",
     "test_drill.py",
+    "test_end_to_end_benchmark.py",
+    "test_benchmarks.py",
+    "test_redis_store.py",
     "test_cases_a.py",
     "test_session_store.py",
     "test_demo.py",
@@ -27,6 +27,7 @@ LONGEST = (
     "test_outages_over_http.py",
     "test_cut.py",
     "test_suite.py",
+    "test_session_limit.py",
     "test_multiprocess.py",
     "test_rules.py",
     "test_session_outages.py",

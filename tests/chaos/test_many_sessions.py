@@ -317,9 +317,11 @@ async def test_emptied_redis_has_running_requests_first(connect: Connect) -> Non
                 found.way.thaw()
                 with found.server.client() as client:
                     await until(lambda: client.exists(found.lease))
-                with lease_read(found.server, found.lease) as left:
-                    await until(lambda: found.recorded() == SESSIONS, every=0.1)
+                    with lease_read(found.server, found.lease) as left:
+                        # Of each call the record, the list and the claim, and of each worker the lease.
+                        await until(lambda: client.dbsize() >= SESSIONS + 3 * CALLS + 2)
                 blocked = longest()
+            await until(lambda: found.recorded() == SESSIONS)
         assert min(left) > 0, "the lease expired while sessions were recorded"
         assert blocked < found.registered / 4
         await found.finish()

@@ -1,13 +1,12 @@
-"""The conformance suite on the Redis store: bare and decorated on a fake and on Valkey, bare on Redis 7."""
+"""The conformance suite on the Redis store: on a fake, on Valkey, decorated there, and on Redis 7."""
 
 from collections.abc import AsyncIterator
 
 import pytest
 from mcp.server.streamable_http import EventStore
-from prometheus_client import CollectorRegistry
 from redis import asyncio as aioredis
 
-from mcp_eventscope import InstrumentedEventStore, RedisEventStore
+from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.testing import EventStoreConformance, SharedStoreConformance
 from support.stores import PATIENCE, TTL, open_bare, open_instrumented
@@ -31,17 +30,6 @@ class TestBareOnFake(EventStoreConformance):
         """The store under test."""
         store = RedisEventStore(fake_client, key_prefix=key_prefix, ttl=TTL, store_timeout=PATIENCE)
         yield store
-        await store.flush()
-
-
-class TestInstrumentedOnFake(TestBareOnFake):
-    """The same, decorated."""
-
-    @pytest.fixture
-    async def store(self, fake_client: aioredis.Redis, key_prefix: str) -> AsyncIterator[EventStore]:
-        """The store under test."""
-        store = RedisEventStore(fake_client, key_prefix=key_prefix, ttl=TTL, store_timeout=PATIENCE)
-        yield InstrumentedEventStore(store, registry=CollectorRegistry())
         await store.flush()
 
 

@@ -21,6 +21,8 @@ LIMIT = 1 << 20
 SLACK = LIMIT // 4
 """What a worker has not accounted for yet, and what Redis needs for keys."""
 TEXT = "x" * 1000
+BYTES = pytest.mark.parametrize("redis_client", [False], indirect=True, ids=["bytes"])
+"""Long, and about nothing that a client decodes: the other tests run with one that does."""
 
 
 class Worker:
@@ -138,6 +140,7 @@ async def test_open_requests_are_evicted_next(
     await worker.store.flush(5)
 
 
+@BYTES
 @pytest.mark.parametrize("size", [3000, 200_000], ids=["in the list", "of its own key"])
 async def test_responses_are_evicted_last(
     worker: Worker, reader: RedisSessionStore, redis_client: aioredis.Redis, leaks: LeakChecker, size: int
@@ -157,6 +160,7 @@ async def test_responses_are_evicted_last(
     await worker.store.flush(5)
 
 
+@BYTES
 async def test_calls_without_end_leave_no_more(
     worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker
 ) -> None:
