@@ -1,4 +1,4 @@
-"""Fixtures that every test may ask for."""
+"""Fixtures that every test may ask for, and how the tests are spread over processes."""
 
 import os
 import uuid
@@ -11,6 +11,35 @@ from redis import asyncio as aioredis
 from mcp_eventscope.redis.connection import connect
 from support.leaks import LeakChecker
 from support.servers import Valkey, redis_server, redis_server_binary, valkey
+from support.waiting import CEILING
+
+LONGEST = (
+    "test_drill.py",
+    "test_end_to_end_benchmark.py",
+    "test_benchmarks.py",
+    "test_redis_store.py",
+    "test_cases_a.py",
+    "test_session_store.py",
+    "test_demo.py",
+    "test_workers_end.py",
+    "test_redis_restart.py",
+    "test_many_sessions.py",
+    "test_outages_over_http.py",
+    "test_cut.py",
+    "test_suite.py",
+    "test_session_limit.py",
+    "test_multiprocess.py",
+    "test_rules.py",
+    "test_session_outages.py",
+    "test_outages.py",
+    "test_limits.py",
+    "test_session_faults.py",
+    "test_writer_faults.py",
+    "test_workers.py",
+    "test_scrape_workers.py",
+    "test_stack.py",
+)
+"""The files that take longest, in this order: the last to begin is the last to end, and should be short."""
 
 
 @pytest.fixture
@@ -53,8 +82,8 @@ def key_prefix() -> str:
 
 @pytest.fixture
 async def redis_client(valkey_url: str) -> AsyncIterator[aioredis.Redis]:
-    """A client of the real Valkey."""
-    async with connect(valkey_url) as client:
+    """A client of the real Valkey, which waits for it however busy the machine is."""
+    async with connect(f"{valkey_url}?socket_timeout={CEILING}") as client:
         yield client
 
 
@@ -75,8 +104,21 @@ async def leaks(redis_client: aioredis.Redis, key_prefix: str) -> AsyncIterator[
     assert not leaked, f"keys were left without TTL: {leaked}"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Two for each core: the tests take less than half of the time that they last."""
+    return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have files begin in the order of collection, not those with the most tests first."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What serves over sockets, or starts processes, is slow: left out of `make test-fast`."""
+    """Begin with the longest files. Mark tests that serve over sockets, or start processes, as slow."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
     for item in items:
         if {"e2e", "chaos"} & set(item.path.parts) or "OnRedis" in item.nodeid or "OnValkey" in item.nodeid:
             item.add_marker(pytest.mark.slow)

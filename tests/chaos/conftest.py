@@ -45,7 +45,7 @@ async def router(pair: tuple[WorkerProcess, WorkerProcess]) -> AsyncIterator[Rou
 @pytest.fixture
 async def control(valkey_url: str) -> AsyncIterator[aioredis.Redis]:
     """A client of the Redis that steers."""
-    async with connect_redis(valkey_url) as client:
+    async with connect_redis(f"{valkey_url}?socket_timeout={CEILING}") as client:
         yield client
 
 

@@ -19,7 +19,7 @@ from mcp_eventscope.types import JSONRPCMessage, StoreOutcome
 settings.register_profile("any example will do", phases=[Phase.generate])
 settings.load_profile("any example will do")
 
-from mcp_eventscope.testing import OpenSessionStore, SessionRoot  # noqa: E402 - after the lines above
+from mcp_eventscope.testing import OpenSessionStore, SessionRoot, session_store  # noqa: E402 - after the lines above
 from support.session_suite import OnFake  # noqa: E402
 from support.stores import living_store  # noqa: E402
 
@@ -42,6 +42,11 @@ class Faulty(OnFake):
 
 class TestUnshared(OnFake):
     """Each store keeps its events for itself, and replays them well."""
+
+    @pytest.fixture(autouse=True)
+    def brief(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Wait in vain for a short time."""
+        monkeypatch.setattr(session_store, "PATIENCE", 2.0)
 
     @pytest.fixture
     def open_store(self, connected: Connected, key_prefix: str) -> OpenSessionStore:

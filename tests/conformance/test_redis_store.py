@@ -1,14 +1,12 @@
-"""The conformance suite on the Redis store: bare and decorated, on a fake, on Valkey, and on Redis 7."""
+"""The conformance suite on the Redis store: on a fake, on Valkey, decorated there, and on Redis 7."""
 
 from collections.abc import AsyncIterator
 
-import fakeredis
 import pytest
 from mcp.server.streamable_http import EventStore
-from prometheus_client import CollectorRegistry
 from redis import asyncio as aioredis
 
-from mcp_eventscope import InstrumentedEventStore, RedisEventStore
+from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.testing import EventStoreConformance, SharedStoreConformance
 from support.stores import PATIENCE, TTL, open_bare, open_instrumented
@@ -33,28 +31,6 @@ class TestBareOnFake(EventStoreConformance):
         store = RedisEventStore(fake_client, key_prefix=key_prefix, ttl=TTL, store_timeout=PATIENCE)
         yield store
         await store.flush()
-
-
-class TestInstrumentedOnFake(TestBareOnFake):
-    """The same, decorated."""
-
-    @pytest.fixture
-    async def store(self, fake_client: aioredis.Redis, key_prefix: str) -> AsyncIterator[EventStore]:
-        """The store under test."""
-        store = RedisEventStore(fake_client, key_prefix=key_prefix, ttl=TTL, store_timeout=PATIENCE)
-        yield InstrumentedEventStore(store, registry=CollectorRegistry())
-        await store.flush()
-
-
-@pytest.mark.slow
-class TestDecodingOnFake(TestBareOnFake):
-    """A client that decodes responses, on fakeredis."""
-
-    @pytest.fixture
-    async def fake_client(self) -> AsyncIterator[aioredis.Redis]:
-        """A fake that decodes responses."""
-        async with fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer(), decode_responses=True) as client:
-            yield client
 
 
 class TestBareOnValkey(SharedStoreConformance):
@@ -103,9 +79,3 @@ class TestBareOnRedis(SharedStoreConformance):
     def url(self, redis_url: str, key_prefix: str) -> str:
         """Where the store is, with the prefix of its keys."""
         return f"{redis_url}#{key_prefix}"
-
-
-class TestInstrumentedOnRedis(TestBareOnRedis):
-    """The same, decorated."""
-
-    open_store = staticmethod(open_instrumented)

@@ -5,78 +5,20 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from support.waiting import CEILING
 
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
-
-SERVERS = {"none", "memory", "ours"}
-"""The contestants of the end-to-end benchmark that need no peer."""
 
 # Some peers are installed for other tests, not all, and not for benchmarks: here there are none.
 STORE = (
     "import runpy, sys; sys.modules.update(dict.fromkeys(('mcp_persist', 'fastmcp', 'key_value')));"
     "runpy.run_module('benchmarks.store', run_name='__main__', alter_sys=True)"
 )
-
-
-def _end_to_end(directory: Path, *measures: str) -> dict[str, Any]:
-    """The figures of a small run without the peer, which must report every target."""
-    output = directory / "new" / "end_to_end.json"
-    ran = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "benchmarks.end_to_end",
-            "--small",
-            "--output",
-            str(output),
-            "--only",
-            *SERVERS,
-            *measures,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    figures: dict[str, Any] = json.loads(output.read_text("utf-8"))
-    for result in figures["results"]:
-        assert math.isfinite(result["median"]), result
-        assert result["target"] is None or result["name"] in ran.stdout
-    return figures
-
-
-def test_end_to_end_without_faults(tmp_path: Path) -> None:
-    """Latency and processor time are measured for every contestant, with Redis at the distance that is asked for."""
-    figures = _end_to_end(tmp_path, "latency", "cpu")
-    near, distant = (figures["latency"][distance] for distance in ("0", "2"))
-    assert distant["round_trip_ms"] >= 2
-    assert near["round_trip_ms"] < distant["round_trip_ms"]
-    for by in (near["by"], distant["by"], figures["cpu"]):
-        assert by.keys() == SERVERS
-
-
-def test_end_to_end_under_fault_and_load(tmp_path: Path) -> None:
-    """Every call that is due is counted; in an outage of Redis every cut call resumes, with each message once."""
-    figures = _end_to_end(tmp_path, "outage", "open_loop")
-    assert figures["open_loop"]["50"].keys() == SERVERS
-    for run in figures["open_loop"]["50"].values():
-        assert run["due"] == run["answered"]
-        assert 0 < run["ms"]["p50"] <= run["ms"]["p99.9"]
-    (ours,) = figures["outage"]["ours"]
-    assert ours["calls"] > 0
-    assert (ours["cut"], ours["without_id"], ours["twice"]) == (ours["resumed"], 0, 0)
-    assert (ours["missing"], ours["missing_uncut"], ours["refused"]) == (0, 0, 0)
-    # The SDK's own resume may miss the response: what is stored between its replay and its going live.
-    (memory,) = figures["outage"]["memory"]
-    assert memory["resumed"] > 0
-    assert (memory["without_id"], memory["twice"], memory["refused"]) == (0, 0, 0)
 
 
 def test_follow(tmp_path: Path) -> None:
@@ -87,7 +29,7 @@ def test_follow(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=3 * CEILING,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
@@ -120,7 +62,7 @@ def test_store(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=3 * CEILING,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
@@ -157,7 +99,7 @@ def test_store_in_full_needs_the_peers(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=3 * CEILING,
         check=False,
     )
     assert ran.returncode == 1

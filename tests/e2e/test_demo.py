@@ -80,6 +80,8 @@ def running(*arguments: str) -> Iterator[Run]:
         if run.process.poll() is None:
             run.process.terminate()
             run.finish()
+        if run.process.stdout is not None:
+            run.process.stdout.close()
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from support.fault_plan import Cut, Error, FaultPlan, Freeze, Place, Reach, Repl
 from support.proxy import Proxy
 from support.servers import Valkey
 from support.store_driver import STORE_TIMEOUT, OpenDriver, StoreDriver, session_driver
-from support.waiting import until
+from support.waiting import in_time, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -72,7 +72,7 @@ class Bench:
         problems: list[str] = []
         run = partial(self._run, sessions=sessions, later=later)
         pending = enumerate(cases)
-        with anyio.fail_after(45):
+        with in_time(45):
             async with anyio.create_task_group() as tasks:
                 for _ in range(CONCURRENT):
                     tasks.start_soon(self._work, pending, run, problems)

@@ -19,7 +19,7 @@ from mcp_eventscope.types import GET_STREAM_KEY, EventMessage, Followed, FollowE
 from support.events import change
 from support.messages import answer, note
 from support.servers import Valkey, valkey
-from support.waiting import until
+from support.waiting import in_time, until
 
 pytestmark = pytest.mark.anyio
 
@@ -60,7 +60,7 @@ async def test_wakes_at_once_in_the_same_process(store: RedisEventStore) -> None
     first = (await store.append("1", None)).event_id
     follower = Follower(store, first)
     ids = []
-    with anyio.fail_after(10):
+    with in_time(10):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(follower)
             for i in range(5):
@@ -84,7 +84,7 @@ async def test_finds_what_another_client_stores(store: RedisEventStore, valkey_u
     async with connect(valkey_url) as client:
         other = RedisEventStore(client, key_prefix=store.key_prefix, ttl=60)
         await store.append("1", note(0))
-        with anyio.fail_after(10):
+        with in_time(10):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(follower)
                 await follower.has(1)
@@ -136,7 +136,7 @@ async def test_many_follow_one_stream(store: RedisEventStore) -> None:
     """Each connection that follows a stream gets all of it."""
     first = (await store.append("1", None)).event_id
     followers = [Follower(store, first) for _ in range(10)]
-    with anyio.fail_after(10):
+    with in_time(10):
         async with anyio.create_task_group() as tasks:
             for follower in followers:
                 tasks.start_soon(follower)
@@ -264,7 +264,7 @@ async def test_survives_a_restart_of_redis(
         await store.append("1", note(0))
         follower = Follower(store, first)
 
-        with anyio.fail_after(20):
+        with in_time(20):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(follower)
                 await follower.has(1)

@@ -13,7 +13,7 @@ from mcp_eventscope.testing import Collected, on_the_wire
 from mcp_eventscope.types import GET_STREAM_KEY, EventMessage, Miss, Replayed
 from support.events import change
 from support.messages import answer, failure, note
-from support.waiting import until
+from support.waiting import in_time, until
 
 pytestmark = pytest.mark.anyio
 
@@ -286,7 +286,7 @@ async def test_chunk_of_rubbish(store: RedisEventStore, redis_client: aioredis.R
     await redis_client.set(keys.counter, int(ids[-1]) + 10**6, ex=60)
     ids.append((await store.append("1", note(2))).event_id)
     collected = Collected()
-    with anyio.fail_after(10):
+    with in_time(10):
         facts = await store.replay(ids[0], collected, stream_id="1")
     assert collected.ids == ids[1:]
     assert set(facts.corrupt) == set(rubbish)

@@ -17,6 +17,7 @@ from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
 from support.talkers import Facts, Received, Talker, elements, observed, run_of, settled
+from support.waiting import in_time
 
 pytestmark = pytest.mark.anyio
 
@@ -321,7 +322,7 @@ async def test_key_that_is_anothers(behind: Behind, kind: str) -> None:
     run = f"{victim.part.key_prefix}stream:1:{victim.part._queue.runs['1'].name}"
     key = {"list": run}.get(kind, f"{victim.part.key_prefix}{kind}")
     await behind.direct.set(key, "another's", ex=TTL)
-    with anyio.fail_after(10):
+    with in_time(10):
         for _ in range(3):
             await victim.say(2)
             for talker in others:

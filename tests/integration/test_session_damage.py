@@ -1,6 +1,5 @@
 """Elements of a list that the store has not written, or that were damaged: a replay counts them, and ends."""
 
-import anyio
 import pytest
 from redis import asyncio as aioredis
 
@@ -10,6 +9,7 @@ from mcp_eventscope.testing import Collected
 from mcp_eventscope.types import Miss, Replayed
 from support.leaks import LeakChecker
 from support.messages import answer, note
+from support.waiting import in_time
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -48,7 +48,7 @@ async def stored(
 
 async def replayed(reader: RedisSessionStore, cursor: str, collected: Collected) -> Replayed:
     """A replay, which must end."""
-    with anyio.fail_after(5):
+    with in_time(5):
         return await reader.replay(cursor, collected, stream_id="1")
 
 
@@ -77,7 +77,7 @@ async def test_damaged_last_element_ends_a_replay(
     facts = await replayed(reader, ids[0], collected)
     assert collected.ids == ids[1:4]
     assert facts.missing + len(facts.corrupt) == 1
-    with anyio.fail_after(5):
+    with in_time(5):
         followed = await reader.follow("1", facts.last_event_id, collected, limit=0.1)
     assert followed.delivered == 0
 

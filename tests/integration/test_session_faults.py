@@ -23,7 +23,7 @@ from support.proxy import Proxy
 from support.servers import Valkey
 from support.talkers import Facts, Talker, elements, observed, settled, talking
 from support.valkeys import OwnValkey, own_valkey
-from support.waiting import until
+from support.waiting import in_time, own_time, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -189,7 +189,7 @@ async def test_survives(world: World, fault: str) -> None:
     """Events are appended meanwhile: all have ids, none is lost or stored twice, and the reason is reported."""
     happen, reported = FAULTS[fault]
     talkers = world.talkers()
-    with anyio.fail_after(30):
+    with in_time(30):
         async with talking(world.store, talkers):
             await happen(world)
     await world.check(talkers)
@@ -215,9 +215,9 @@ async def test_no_append_waits_in_an_outage(world: World) -> None:
             await talker.say()
             await asyncio.sleep(0.01)
         first = len(talker.appended)
-        began = time.monotonic()
+        began = own_time()
         await talker.say(500)
-        assert time.monotonic() - began < STORE_TIMEOUT + SLACK
+        assert own_time() - began < STORE_TIMEOUT + SLACK
         assert sum(seconds > 0.05 for seconds in talker.seconds[first:]) <= 5
         if way == world.proxy.refuse:
             await world.proxy.listen()
@@ -231,10 +231,10 @@ async def test_slow_is_not_unreachable(world: World) -> None:
     """A Redis that replies late, and within `store_timeout`, is no trouble, and delays no append."""
     talkers = world.talkers(5)
     world.proxy.delay = STORE_TIMEOUT / 5
-    began = time.monotonic()
+    began = own_time()
     for talker in talkers:
         await talker.say(10)
-    assert time.monotonic() - began < STORE_TIMEOUT + SLACK
+    assert own_time() - began < STORE_TIMEOUT + SLACK
     await world.check(talkers)
     assert world.reasons() <= {Trouble.NOSCRIPT}
 
@@ -314,9 +314,9 @@ async def test_flush_in_an_outage(world: World) -> None:
     world.proxy.refuse()
     world.proxy.reset()
     await talker.say(10)
-    began = time.monotonic()
+    began = own_time()
     assert await world.store.flush(0.3) == 10
-    assert time.monotonic() - began < 0.3 + 0.5
+    assert own_time() - began < 0.3 + 0.5
     assert [(fact.reason, fact.events) for fact in world.facts.of(Lost)] == [(LossReason.SHUTDOWN, 10)]
     assert not world.store.waiting.events
     await world.proxy.listen()
@@ -343,7 +343,7 @@ async def test_server_that_takes_no_writes(how: str) -> None:
                 found = [*facts.of(Retried), *facts.of(WentAway)]
                 return any(fact.reason is reason[how] for fact in found)
 
-            with anyio.fail_after(40):
+            with in_time(40):
                 async with talking(store, talkers):
                     await anyio.to_thread.run_sync(_refuse_writes, how, server, second)
                     await until(reported)

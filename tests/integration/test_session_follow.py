@@ -17,7 +17,7 @@ from support.proxy import Proxy
 from support.servers import Valkey
 from support.talkers import Received, Talker, elements, observed, run_of, settled
 from support.valkeys import own_valkey
-from support.waiting import until
+from support.waiting import in_time, until
 
 pytestmark = pytest.mark.anyio
 
@@ -73,7 +73,7 @@ async def test_woken(store: RedisEventStore, other: RedisEventStore, *, here: bo
     """An event reaches a follower without a poll, in the same process or another, and the response ends it."""
     talker = await primed(store)
     follower = Follower(store if here else other, talker)
-    with anyio.fail_after(15):
+    with in_time(15):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(follower)
             for number in range(5):
@@ -105,7 +105,7 @@ async def test_user_without_channels(valkey_server: Valkey, key_prefix: str, red
             async with store.workers.alive(LONG, lambda _: None, nothing):
                 talker = await primed(store)
                 follower = Follower(other, talker)
-                with anyio.fail_after(15):
+                with in_time(15):
                     async with anyio.create_task_group() as tasks:
                         tasks.start_soon(follower)
                         await talker.say(2)
@@ -140,7 +140,7 @@ async def test_limit(store: RedisEventStore, other: RedisEventStore) -> None:
     for each in (store, other):
         for limit in (0, 0.1):
             follower = Follower(each, talker, limit=limit)
-            with anyio.fail_after(3):
+            with in_time(3):
                 await follower()
             assert follower.facts == Followed(last_event_id=talker.ids[0], end=FollowEnd.LIMIT)
 
@@ -149,7 +149,7 @@ async def test_many_followers_of_one_stream(store: RedisEventStore, other: Redis
     """Each gets all of it, wherever it is."""
     talker = await primed(store)
     followers = [Follower(each, talker) for each in (store, other) for _ in range(10)]
-    with anyio.fail_after(20):
+    with in_time(20):
         async with anyio.create_task_group() as tasks:
             for follower in followers:
                 tasks.start_soon(follower)
@@ -231,7 +231,7 @@ async def test_follower_here_needs_no_redis(valkey_server: Valkey, key_prefix: s
         facts, received = await talker.replayed(store)
         assert (facts.miss, facts.gap, received.ids) == (None, False, talker.ids[1:])
         follower = Follower(store, talker)
-        with anyio.fail_after(5):
+        with in_time(5):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(follower)
                 await talker.say()
@@ -255,7 +255,7 @@ async def test_follower_elsewhere_survives_an_outage(way: str) -> None:
             async with store.workers.alive(LONG, lambda _: None, nothing):
                 talker = await primed(store)
                 follower = Follower(other, talker)
-                with anyio.fail_after(40):
+                with in_time(40):
                     async with anyio.create_task_group() as tasks:
                         tasks.start_soon(follower)
                         await talker.say(2)
@@ -288,7 +288,7 @@ async def test_dead_worker_is_answered_once(
     await talker.say(2)
     await talker.outcomes()
     followers = [Follower(each, talker) for each in (store, third, store, third, store)]
-    with anyio.fail_after(20):
+    with in_time(20):
         async with anyio.create_task_group() as tasks:
             for follower in followers:
                 tasks.start_soon(follower)
@@ -317,7 +317,7 @@ async def test_late_worker_is_fenced(store: RedisEventStore, redis_client: aiore
     fenced: list[str] = []
     talker.part.bind(ended=lambda: None, fenced=fenced.append)
     follower = Follower(store, talker)
-    with anyio.fail_after(20):
+    with in_time(20):
         await follower()
     assert follower.facts is not None
     assert follower.facts.orphaned
@@ -348,7 +348,7 @@ async def test_response_of_a_worker_that_is_dead(store: RedisEventStore, redis_c
     await talker.outcomes()
     for after in (0, 1):
         follower = Follower(store, talker, after=after)
-        with anyio.fail_after(5):
+        with in_time(5):
             await follower()
         assert follower.facts is not None
         assert (follower.facts.end, follower.facts.orphaned) == (FollowEnd.COMPLETED, False)
@@ -363,7 +363,7 @@ async def test_request_of_a_dead_worker_that_redis_has_lost(
     talker = await primed(dead)
     await redis_client.delete(talker.key, f"{talker.part.key_prefix}requests")
     follower = Follower(store, talker)
-    with anyio.fail_after(20):
+    with in_time(20):
         await follower()
     assert follower.facts is not None
     assert (follower.facts.end, follower.facts.orphaned, follower.received.ids) == (FollowEnd.GONE, False, [])

@@ -12,7 +12,7 @@ from mcp_eventscope.testing import on_the_wire
 from mcp_eventscope.types import GET_STREAM_KEY, FollowEnd, Miss, Replayed
 from support.messages import answer, failure, note
 from support.talkers import Received, Talker, elements, run_of
-from support.waiting import until
+from support.waiting import in_time, until
 
 pytestmark = pytest.mark.anyio
 
@@ -152,7 +152,7 @@ async def test_corrupt_payload(
     talker = await talked(store, 4)
     found = (await elements(redis_client, talker.key))[place]
     await redis_client.lset(talker.key, place, b"%d %d\n%b" % (found.number, found.time, payload))  # type: ignore[arg-type]
-    with anyio.fail_after(5):
+    with in_time(5):
         facts, received = await talker.replayed(reader)
     assert received.ids == [each for each in talker.ids[1:] if each != talker.ids[place]]
     assert (facts.corrupt, facts.missing, facts.miss) == ((talker.ids[place],), 0, None)
@@ -177,11 +177,11 @@ async def test_corrupt_header(
     """An element with a damaged header is reported once; the others are delivered, and no reader loops."""
     talker = await talked(store, 4)
     await redis_client.lset(talker.key, place, header % (place + 1))  # type: ignore[arg-type]
-    with anyio.fail_after(5):
+    with in_time(5):
         facts, received = await talker.replayed(reader)
     assert received.ids == [each for each in talker.ids[1:] if each != talker.ids[place]]
     assert len(facts.corrupt) + facts.missing == 1
-    with anyio.fail_after(5):
+    with in_time(5):
         followed = await reader.for_session("s").follow("1", facts.last_event_id, received, limit=0.1)
     assert (followed.delivered, followed.end) == (0, FollowEnd.LIMIT)
 
@@ -193,7 +193,7 @@ async def test_element_without_a_number(
     """An element without a number is a missing event; the others are delivered."""
     talker = await talked(store, 4)
     await redis_client.lset(talker.key, 2, rubbish)  # type: ignore[arg-type]
-    with anyio.fail_after(5):
+    with in_time(5):
         facts, received = await talker.replayed(reader)
     assert received.ids == [talker.ids[1], *talker.ids[3:]]
     assert (facts.missing, facts.gap, facts.corrupt) == (1, True, ())
@@ -295,7 +295,7 @@ async def test_number_that_was_never_given_out(store: RedisEventStore, reader: R
     for number in (4, 999_999_999_999_999):
         forged = f"{talker.ids[0].split('-')[0]}-{number}-{run_of(talker.ids[0])}"
         received = Received()
-        with anyio.fail_after(5):
+        with in_time(5):
             assert (await store.for_session("s").replay(forged, received, stream_id="1")).miss is Miss.UNKNOWN
             facts = await reader.for_session("s").replay(forged, received, stream_id="1")
             assert (facts.miss, facts.delivered) == (None, 0)
@@ -349,7 +349,7 @@ async def test_cursor_of_another_session_or_stream(
         received = Received()
         part = each.for_session(session)
         await part.replay(talker.ids[0], received, stream_id=stream)
-        with anyio.fail_after(5):
+        with in_time(5):
             await part.follow(stream, talker.ids[0], received, limit=0.05)
         assert received.contents == [], (session, stream)
 

@@ -185,13 +185,16 @@ async def test_response_that_is_no_longer_in_memory(world: World) -> None:
     assert {fact.reason for fact in world.facts.of(Lost)} == {LossReason.ROLLBACK}
 
 
-@pytest.mark.parametrize("how", ["flushall", "snapshot"])
+@pytest.mark.parametrize("how", ["restart", "flushall", "snapshot"])
 async def test_silent_rollback(server: OwnValkey, how: str) -> None:
-    """Redis loses data without a broken connection: the worker finds its lease changed, and stores again."""
+    """Redis loses data, and no request sends anything: the worker finds its lease changed, and stores again."""
     async with worker(server.url, LEASE) as world:
         talkers = world.talkers(2)
         await primed(talkers)
-        if how == "flushall":
+        if how == "restart":
+            await anyio.to_thread.run_sync(restart, server)
+            await until(world.client.ping)
+        elif how == "flushall":
             await world.client.flushall()
         else:  # As after a failover behind a proxy: an older value of the lease, and no events.
             lease = f"mcp:worker:{world.store._worker.name}"

@@ -18,7 +18,7 @@ from support.messages import answer, note
 from support.servers import free_port
 from support.talkers import Received, Talker, observed, settled
 from support.valkeys import OwnValkey, own_valkey
-from support.waiting import until
+from support.waiting import in_time, until
 
 pytestmark = pytest.mark.anyio
 
@@ -199,7 +199,7 @@ async def test_node_that_fails(
     reader = RedisEventStore(cluster, key_prefix=key_prefix, ttl=600)
     facts = observed(store)
     talkers = [Talker(store, f"s{number}") for number in range(8)]
-    with anyio.fail_after(50):
+    with in_time(50):
         for talker in talkers:
             await talker.append(None)
         await settled(store)

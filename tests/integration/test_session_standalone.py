@@ -18,7 +18,7 @@ from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
 from support.talkers import Received, run_of, settled
-from support.waiting import until
+from support.waiting import in_time, until
 
 pytestmark = pytest.mark.anyio
 
@@ -121,7 +121,7 @@ async def test_positions_that_were_never_given_out(store: RedisEventStore, other
         f"{time}-0-{run_of(first)}~999999999999999-{run_of(second)}",
     ):
         received = Received()
-        with anyio.fail_after(5):
+        with in_time(5):
             for each in (part, others):
                 facts = await each.replay(cursor, received, stream_id=GET_STREAM_KEY)
                 assert facts.miss is None
@@ -184,10 +184,10 @@ async def test_open_in_an_outage(valkey_server: Valkey, key_prefix: str) -> None
         await say(part, 0)
         proxy.refuse()
         proxy.reset()
-        with anyio.fail_after(2):
+        with in_time(2):
             cursor = await part.open_standalone()
         received = Received()
-        with anyio.fail_after(3):
+        with in_time(3):
             await part.append(GET_STREAM_KEY, note(1))
             await part.follow(GET_STREAM_KEY, cursor, received, limit=0.5)
         assert received.contents == [0, 1]

@@ -18,7 +18,7 @@ from mcp_eventscope.types import GET_STREAM_KEY, FollowEnd, LossReason, Lost, Mi
 from support.leaks import LeakChecker
 from support.messages import answer, note
 from support.valkeys import own_valkey
-from support.waiting import until
+from support.waiting import in_time, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -350,7 +350,7 @@ async def test_dead_worker_is_answered_once_and_fenced(
 
     async with stores[1].workers.alive(0.3, lambda _: None, nothing):
         collected = Collected()
-        with anyio.fail_after(20):
+        with in_time(20):
             followed = await other.follow(STREAM, first, collected, limit=30)
     assert (followed.end, followed.orphaned) == (FollowEnd.COMPLETED, True)
     assert collected.ids == [last, None]
@@ -378,7 +378,7 @@ async def test_follower_on_the_same_worker_needs_no_redis(key_prefix: str) -> No
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(lambda: part.follow(STREAM, first, collected, limit=30))
                 ids = await append_all(part, *(note(n) for n in range(20)), answer())
-                with anyio.fail_after(5):
+                with in_time(5):
                     await until(lambda: len(collected.ids) == 21)
             assert collected.ids == ids
             await anyio.to_thread.run_sync(server.start)

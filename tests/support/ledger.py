@@ -13,7 +13,7 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.types import Appended
 from support.messages import note
-from support.waiting import until
+from support.waiting import own_time, until
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Call:
     began: float
     """By the monotonic clock."""
     seconds: float
+    """By `own_time`."""
     deferred: bool
 
 
@@ -53,9 +54,9 @@ class Speaker:
         """Say the next number."""
         number = len(self.answers)
         self.answers.append(None)
-        began = time.monotonic()
+        began, own = time.monotonic(), own_time()
         appended = await self.root.append(self.stream, note(number, "x" * self.size))
-        self.calls.append(Call(began, time.monotonic() - began, appended.deferred))
+        self.calls.append(Call(began, own_time() - own, appended.deferred))
         self.answers[number] = appended
         return appended
 

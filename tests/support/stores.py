@@ -10,6 +10,7 @@ from redis import asyncio as aioredis
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.testing import SessionRoot
+from support.waiting import until
 
 TTL = 600
 LEASE = 60.0
@@ -44,6 +45,8 @@ async def living_store(client: aioredis.Redis, key_prefix: str, *, instrumented:
 
     store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL)
     async with store.workers.alive(LEASE, lambda _: None, lost):
+        # Redis may have been too slow for the first renewal: the next one follows after a third of the lease.
+        await until(lambda: store.workers._leased)
         yield InstrumentedEventStore(store, registry=CollectorRegistry()) if instrumented else store
         await store.flush()
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.sessions.wire import stream_name
 from mcp_eventscope.types import Appended, EventMessage, Replayed, StoreFact, StoreOutcome
 from support.messages import note
-from support.waiting import until
+from support.waiting import CEILING, own_time, until
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Received:
         numbered = isinstance(message, JSONRPCNotification) and message.params is not None
         self.contents.append(message.params["n"] if numbered else type(message).__name__)  # type: ignore[index,union-attr]
 
-    async def has(self, count: int, *, within: float = 10) -> None:
+    async def has(self, count: int, *, within: float = CEILING) -> None:
         """Return when so many events were received."""
         await until(lambda: len(self.contents) >= count, within=within)
 
@@ -87,7 +86,7 @@ class Talker:
         self.part.begin(self.stream, request_id)
         self.appended: list[Appended] = []
         self.seconds: list[float] = []
-        """How long each `append` took."""
+        """How long each `append` took, by `own_time`."""
         self._size = size
 
     @property
@@ -102,9 +101,9 @@ class Talker:
 
     async def append(self, message: JSONRPCMessage | None) -> Appended:
         """Append one message."""
-        began = time.monotonic()
+        began = own_time()
         appended = await self.part.append(self.stream, message)
-        self.seconds.append(time.monotonic() - began)
+        self.seconds.append(own_time() - began)
         self.appended.append(appended)
         return appended
 
@@ -155,7 +154,7 @@ def observed(store: RedisEventStore) -> Facts:
     return facts
 
 
-async def settled(store: RedisEventStore, *, within: float = 10) -> None:
+async def settled(store: RedisEventStore, *, within: float = CEILING) -> None:
     """Return when Redis has recovered, and every event is acknowledged or lost."""
     await until(lambda: store.waiting.away is None and not store.waiting.events, within=within)
 
@@ -175,7 +174,8 @@ async def talking(store: RedisEventStore, talkers: Sequence[Talker]) -> AsyncIte
         try:
             await more()
             yield
-            await settled(store)
+            # That nothing is pending may be true at no instant while all append on a busy machine.
+            await until(lambda: store.waiting.away is None)
             await more()
         finally:
             over.set()

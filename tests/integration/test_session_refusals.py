@@ -1,0 +1,53 @@
+"""Redis, or a service in front of it, refuses a large event: an error or a gap stands in its place."""
+
+import pytest
+
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.types import JSONRPCError, JSONRPCResponse, LossReason, Lost
+from support.messages import answer, note
+from support.proxy import Proxy
+from support.talkers import Talker, observed, settled
+from support.valkeys import own_valkey
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+TTL = 600
+TWO_MEBIBYTES = 2 << 20
+
+
+@pytest.mark.parametrize("response", [True, False], ids=["response", "notification"])
+@pytest.mark.parametrize("limit", ["proto-max-bulk-len", "service"])
+async def test_event_above_a_limit(limit: str, *, response: bool) -> None:
+    """An error, or a gap, stands in its place; earlier and later events are stored, and other requests go on."""
+    with own_valkey() as server:
+        proxy = Proxy(server.socket)
+        if limit == "service":
+            proxy.largest = 1 << 20
+        else:
+            server.set(proto_max_bulk_len=1 << 20)
+        async with proxy.running(), connect(proxy.url) as client, connect(server.url) as direct:
+            store, reader = RedisEventStore(client, ttl=TTL), RedisEventStore(direct, ttl=TTL)
+            facts = observed(store)
+            talker, other = Talker(store), Talker(store, request_id=2)
+            for each in (talker, other):
+                await each.append(None)
+            await talker.say(2)
+            if response:
+                await talker.append(JSONRPCResponse(jsonrpc="2.0", id=1, result={"text": "x" * TWO_MEBIBYTES}))
+            else:
+                await talker.append(note(3, "x" * TWO_MEBIBYTES))
+                await talker.say(2)
+                await talker.append(answer())
+            await other.say()
+            await other.append(answer(2))
+            await settled(store)
+            (lost,) = facts.of(Lost)
+            assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
+            replayed, received = await talker.replayed(reader)
+            assert (replayed.miss, replayed.completed, replayed.missing) == (None, True, 0 if response else 1)
+            assert received.ids == [each for each in talker.ids[1:] if response or each != talker.ids[3]]
+            assert isinstance(received.messages[-1], JSONRPCError) is response
+            assert (await other.replayed(reader))[0].completed
+            await other.check(reader)
+            await store.flush()
