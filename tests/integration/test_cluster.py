@@ -15,7 +15,7 @@ from mcp_eventscope.testing import Collected
 from mcp_eventscope.types import FollowEnd
 from support.messages import answer, note
 from support.servers import free_port
-from support.waiting import CEILING
+from support.waiting import CEILING, eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -27,8 +27,7 @@ def cluster_port() -> Iterator[int]:
     with ValkeyServer(port=free_port(), config=config) as server:
         with redis.Redis(port=server.port) as node:
             node.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            while b"cluster_state:ok" not in node.execute_command("CLUSTER", "INFO", NEVER_DECODE=True):
-                pass
+            eventually(lambda: b"cluster_state:ok" in node.execute_command("CLUSTER", "INFO", NEVER_DECODE=True))
         yield server.port
 
 

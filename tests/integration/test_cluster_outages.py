@@ -11,7 +11,7 @@ from mcp_eventscope.types import Lost, Retried, Trouble, WentAway
 from support.ledger import Speaker, check_all, settled
 from support.servers import free_port
 from support.valkeys import OwnValkey, own_valkey
-from support.waiting import until
+from support.waiting import eventually, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -19,8 +19,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 def _whole(server: OwnValkey) -> None:
     """Return when the cluster of this one node is complete."""
     with server.client() as node:
-        while b"cluster_state:ok" not in node.execute_command("CLUSTER", "INFO", NEVER_DECODE=True):
-            pass
+        eventually(lambda: b"cluster_state:ok" in node.execute_command("CLUSTER", "INFO", NEVER_DECODE=True))
 
 
 @pytest.fixture(scope="module")

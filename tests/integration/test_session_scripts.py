@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import anyio
 import pytest
+import redis
 from redis import asyncio as aioredis
 from redis.exceptions import ResponseError
 
@@ -18,7 +19,7 @@ from support.messages import answer, note
 from support.servers import free_port
 from support.talkers import Received, Talker, observed, settled
 from support.valkeys import OwnValkey, own_valkey
-from support.waiting import in_time, until
+from support.waiting import eventually, in_time, until
 
 pytestmark = pytest.mark.anyio
 
@@ -159,19 +160,26 @@ def nodes() -> Iterator[tuple[OwnValkey, OwnValkey]]:
         with one.client() as first, two.client() as second:
             first.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
             second.execute_command("CLUSTER", "ADDSLOTSRANGE", 8192, 16383)
-            first.execute_command("CLUSTER", "MEET", "127.0.0.1", two.port, bus)
-        _whole(one)
-        _whole(two)
+
+            def met() -> bool:
+                # Again and again: nodes that do not answer within a node time-out forget that they were to meet.
+                first.execute_command("CLUSTER", "MEET", "127.0.0.1", two.port, bus)
+                return _knows_all(first) and _knows_all(second)
+
+            eventually(met)
         yield one, two
+
+
+def _knows_all(node: redis.Redis) -> bool:
+    """Whether a node knows that the cluster is complete."""
+    said: bytes = node.execute_command("CLUSTER", "INFO", NEVER_DECODE=True)
+    return b"cluster_state:ok" in said and b"cluster_known_nodes:2" in said
 
 
 def _whole(node: OwnValkey) -> None:
     """Return when a node knows that the cluster is complete."""
     with node.client() as client:
-        while b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO", NEVER_DECODE=True):
-            pass
-        while b"cluster_known_nodes:2" not in client.execute_command("CLUSTER", "INFO", NEVER_DECODE=True):
-            pass
+        eventually(lambda: _knows_all(client))
 
 
 @pytest.fixture
