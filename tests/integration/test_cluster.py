@@ -15,6 +15,7 @@ from mcp_eventscope.testing import Collected
 from mcp_eventscope.types import FollowEnd
 from support.messages import answer, note
 from support.servers import free_port
+from support.stores import PATIENCE
 from support.waiting import CEILING, eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -103,5 +104,5 @@ async def test_root_store_without_a_hash_tag(cluster: aioredis.RedisCluster) -> 
     """A root store needs a hash tag in its prefix on a cluster; without one it is refused, and says by whom."""
     with pytest.raises(StoreRejectedError, match="slot"):
         await RedisEventStore(cluster, ttl=60).append("1", None)
-    tagged = RedisEventStore(cluster, key_prefix="{mcp}:", ttl=60)
+    tagged = RedisEventStore(cluster, key_prefix="{mcp}:", ttl=60, store_timeout=PATIENCE)
     assert (await tagged.append("1", None)).event_id

@@ -11,7 +11,7 @@ from redis import asyncio as aioredis
 from mcp_eventscope import StoreError
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.testing import OpenSessionStore, Pair, SessionRoot, SessionStoreConformance
-from support.stores import living_store, store_of
+from support.stores import PATIENCE, living_store, store_of
 
 
 class OnRedis(SessionStoreConformance):
@@ -21,8 +21,8 @@ class OnRedis(SessionStoreConformance):
 
     @pytest.fixture
     def connected(self, url: str) -> Callable[[], AbstractAsyncContextManager[aioredis.Redis]]:
-        """Makes a client."""
-        return lambda: connect(url)
+        """Makes a client, which waits for Redis however busy the machine is."""
+        return lambda: connect(f"{url}{'&' if '?' in url else '?'}socket_timeout={PATIENCE}")
 
     @pytest.fixture
     def open_store(

@@ -49,8 +49,15 @@ async def test_opened_and_deleted(rig: Rig, store: EventStore | None) -> None:
     assert await client.delete() == 200
     await until(lambda: rig.live() == 0)
     assert rig.ended() == {"deleted": 1}
+
+    async def answered() -> bool:
+        return await status(client) != 503  # On a busy machine Redis may be late.
+
+    await until(answered)
     assert await status(client) == 404
-    assert rig.refused() == {"unknown": 1}
+    refused = rig.refused()
+    refused.pop("unavailable", None)
+    assert refused == {"unknown": 2}
     assert rig.scope.log.named("event_store.session_refused") == [], "ids that have ended are every day's"
 
 
