@@ -6,6 +6,7 @@ import pytest
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis.workers import DEFAULT_LEASE, Workers
+from support.waiting import in_time, until
 
 pytestmark = pytest.mark.anyio
 
@@ -80,3 +81,26 @@ async def test_nobody_is_gone_just_after_a_stall(
     monkeypatch.setattr(workers._redis, "exists", ask)
     clock.now += DEFAULT_LEASE + 1
     assert await workers.gone({"other"}) == {"other"}
+
+
+async def test_nobody_is_gone_when_redis_has_lost_all_leases(server: fakeredis.FakeServer) -> None:
+    """A Redis that restarts empty, and too fast to be missed, has lost the lease of the one that asks, too."""
+    one, other = worker(server), worker(server)
+    async with one.alive(DEFAULT_LEASE, lambda _: None, nothing), other.alive(DEFAULT_LEASE, lambda _: None, nothing):
+        assert await one.gone({other._worker.name}) == set()
+        await fakeredis.FakeAsyncRedis(server=server).flushall()
+        assert await one.gone({other._worker.name}) == set()
+
+
+async def test_lease_that_could_not_be_taken_at_the_start_is_taken_soon(server: fakeredis.FakeServer) -> None:
+    """Others take a worker without a lease for dead: it does not wait for a third of the lease."""
+    one = worker(server)
+    server.connected = False
+    async with one.alive(30 * DEFAULT_LEASE, lambda _: None, nothing):
+        server.connected = True
+        with in_time(5):
+            await until(lambda: one._leased)
+
+
+async def nothing() -> None:
+    """Publish nothing."""

@@ -127,6 +127,29 @@ async def test_stream_of_another_type(store: RedisSessionStore, client: FakeAsyn
     assert (error.id, error.error.code) == ("1", EVENTS_GONE)
 
 
+async def test_late_stop_leaves_newer_resumes(store: RedisSessionStore) -> None:
+    """What ended the older connections of a stream, and is heard late, ends no newer one."""
+    view = SessionView(store, follow_limit=60)
+    cursor = await view.store_event("1", None)
+    ended: list[str] = []
+
+    async def resume(name: str) -> None:
+        await view.replay_events_after(cursor, Sent())
+        ended.append(name)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(resume, "older")
+        await anyio.wait_all_tasks_blocked()
+        stopped = anyio.current_time()
+        await anyio.sleep(0.01)
+        group.start_soon(resume, "newer")
+        await anyio.wait_all_tasks_blocked()
+        view.stop("~1", anyio.current_time() - stopped)
+        await anyio.wait_all_tasks_blocked()
+        assert ended == ["older"]
+        view.stop("~1")
+
+
 async def test_closed_callback_is_passed_on(store: RedisSessionStore) -> None:
     """What the transport raises when its client is gone reaches the transport, which expects it."""
     view = SessionView(store, follow_limit=5)

@@ -5,12 +5,17 @@ from collections.abc import Callable
 from functools import partial
 
 _NANOSECONDS_PER_MICROSECOND = 1_000
-_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", None)
-"""Counts while the machine is suspended. Linux only; elsewhere the monotonic clock has to do."""
+_LATE = 1_000_000
+"""Microseconds by which a reply may be read late; a time that is earlier by more is a step of Redis's clock."""
 
-boot_nanoseconds: Callable[[], int] = (
-    time.monotonic_ns if _BOOTTIME is None else partial(time.clock_gettime_ns, _BOOTTIME)
-)
+
+def _boot_clock() -> Callable[[], int]:
+    """The clock that counts while the machine is suspended: on Linux; elsewhere the monotonic clock has to do."""
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic_ns if boottime is None else partial(time.clock_gettime_ns, boottime)
+
+
+boot_nanoseconds = _boot_clock()
 """Nanoseconds since an arbitrary instant; it never jumps, and includes suspend where the system supports it."""
 
 
@@ -22,15 +27,24 @@ def boot_microseconds() -> int:
 class EventClock:
     """Redis's time as this process estimates it, in microseconds since 1970."""
 
-    __slots__ = ("_offset",)
+    __slots__ = ("_offset", "_synchronized")
 
     def __init__(self) -> None:
         self._offset = time.time_ns() // _NANOSECONDS_PER_MICROSECOND - boot_microseconds()
+        self._synchronized = False
 
     def now(self) -> int:
         """Microseconds since 1970, by Redis's clock once `synchronize` was called."""
         return boot_nanoseconds() // _NANOSECONDS_PER_MICROSECOND + self._offset
 
     def synchronize(self, redis_microseconds: int) -> None:
-        """Set the clock to Redis's `TIME`, as a reply that has just been read gives it."""
-        self._offset = redis_microseconds - boot_microseconds()
+        """Set the clock to Redis's `TIME`, as a reply that has just been read gives it.
+
+        A reply is read late, never early: of several replies the one that is read soonest tells the time best.
+        """
+        offset = redis_microseconds - boot_microseconds()
+        if self._synchronized and 0 < self._offset - offset < _LATE:
+            self._offset -= 1  # In case Redis's clock is the slower one.
+        else:
+            self._offset = offset
+            self._synchronized = True

@@ -135,7 +135,7 @@ class RedisEventStore(EventStore):
         )
         self._sender = Sender(redis, [session_writer, self._writer], breaker, observers, session_writer.verify)
         signals = Signals(redis)
-        self._workers = Workers(redis, self._keys, self._worker, signals, breaker, observers)
+        self._workers = Workers(redis, self._keys, self._worker, clock, signals, breaker, observers)
         self._followers = Followers(redis, self._keys, self._worker, signals)
         self._reader = ChunkReader(redis, breaker)
         self._workers.on_tick(session_writer.renew, session_writer.verify)

@@ -16,7 +16,7 @@ from redis import asyncio as aioredis
 from mcp_eventscope.errors import StoreError, StoreUnavailableError
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.clock import boot_microseconds
+from mcp_eventscope.redis.clock import EventClock, boot_microseconds
 from mcp_eventscope.redis.connection import AnyRedis, address_of, call, failure_text, told_as, trouble_of
 from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import Keys
@@ -69,6 +69,7 @@ class Workers:
         redis: Where they meet.
         keys: The root's.
         worker: This process.
+        clock: The clock of event ids.
         signals: Its subscriptions.
         breaker: Whether Redis can be called.
         observers: Call back when it can be called again.
@@ -79,6 +80,7 @@ class Workers:
         redis: AnyRedis,
         keys: Keys,
         worker: Identity,
+        clock: EventClock,
         signals: Signals,
         breaker: CircuitBreaker,
         observers: Observers,
@@ -88,6 +90,8 @@ class Workers:
         self._redis = redis
         self._keys = keys
         self._worker = worker
+        self.clock = clock
+        """Nearly the same on all workers: Redis's."""
         self._signals = signals
         self.lease = DEFAULT_LEASE
         """Seconds after which a worker that does not renew counts as gone."""
@@ -285,7 +289,12 @@ class Workers:
         except StoreError:
             self._blind_until = time.monotonic() + self.lease
             raise
-        if time.monotonic() - began > self.lease / 3:
+        missing = not all(alive.values())
+        own = self._keys.worker(self._worker.name)
+        lost = missing and self._leased and not await self._call("read from", lambda: self._redis.exists(own))
+        if lost:  # Redis has lost all leases: the living renew theirs within a lease.
+            self._sooner.set()
+        if lost or time.monotonic() - began > self.lease / 3:
             self._blind_until = time.monotonic() + self.lease
         return set() if time.monotonic() < self._blind_until else {name for name in alive if not alive[name]}
 
@@ -305,7 +314,7 @@ class Workers:
 
     async def _lease_loop(self) -> None:
         """Renew in time for one renewal to fail. Nothing else is awaited here, however much has to be published."""
-        well = True
+        well = self._leased
         while True:
             with anyio.move_on_after(self.lease / 3 if well else min(self.lease / 3, _RETRY_SECONDS)):
                 await self._sooner.wait()

@@ -38,6 +38,8 @@ from mcp_eventscope.telemetry.facts import Origin, Refusal, SessionEnd
 from mcp_eventscope.telemetry.logs import Log, Logger
 from mcp_eventscope.types import EventStore
 
+MOST_LATE = 10.0
+"""Seconds by which a notice may be late; more, or less than none, says that the clocks of two workers differ."""
 DEFAULT_FOLLOW_LIMIT = 300.0
 """Seconds that a resumed stream is followed at most."""
 
@@ -387,7 +389,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         if not isinstance(transport, ResumableTransport) or self._task_group is None:
             return
         if "stop" in notice:
-            transport.stop(str(notice["stop"]))
+            transport.stop(str(notice["stop"]), self._age_of(notice))
         elif "deliver" in notice:
             with contextlib.suppress(ValueError):
                 message = jsonrpc_message_adapter.validate_python(notice["deliver"], by_name=False)
@@ -395,11 +397,20 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         elif "ended" in notice:
             self._ended_elsewhere(session_id)
 
+    def _age_of(self, notice: Notice) -> float:
+        """Seconds since another worker has sent a notice; 0.0 when the clocks do not agree."""
+        sent = notice.get("sent")
+        if self._records is None or not isinstance(sent, int):
+            return 0.0
+        age = (self._records.now - sent) / 1e6
+        return age if 0 <= age <= MOST_LATE else 0.0
+
     def _tell(self, **notice: object) -> None:
         """Tell the other workers, without waiting for it."""
         records = self._records
         if self._task_group is not None and records is not None:
-            self._task_group.start_soon(lambda: records.tell(**notice))
+            sent = records.now
+            self._task_group.start_soon(lambda: records.tell(sent=sent, **notice))
 
 
 async def _flush(store: InstrumentedEventStore) -> None:

@@ -98,6 +98,11 @@ class Records:
         for session_id in tuple(self._ended):
             await self.end(session_id)
 
+    @property
+    def now(self) -> int:
+        """Microseconds since 1970, by a clock that workers share."""
+        return self._workers.clock.now()
+
     async def tell(self, **notice: object) -> None:
         """Tell the other workers."""
         with self._workers.unhurt():

@@ -157,13 +157,14 @@ class ResumableTransport(StreamableHTTPServerTransport):
             self.view.stop(name)
             self._stopped(name)
 
-    def stop(self, name: str) -> None:
+    def stop(self, name: str, age: float = 0.0) -> None:
         """End the connections of a stream here: a newer one was made, or the server closes it.
 
         Args:
             name: The stream's name.
+            age: Seconds since it was to end; resumes that began later go on.
         """
-        self.view.stop(name)
+        self.view.stop(name, age)
         stream_id = self.view.stream_of(name)
         if stream_id is not None:
             super().close_sse_stream(stream_id)

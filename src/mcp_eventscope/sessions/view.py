@@ -64,6 +64,7 @@ class _Resume:
 
     def __init__(self, name: str, event_id: EventId, send: EventCallback) -> None:
         self.scope = anyio.CancelScope()
+        self.began_at = anyio.current_time()
         self.began = self.cursor = event_id
         self.answered = False
         """Whether the response, or an error in its place, has been sent."""
@@ -339,14 +340,17 @@ class SessionView(EventStore):
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
-    def stop(self, name: str) -> None:
+    def stop(self, name: str, age: float = 0.0) -> None:
         """End the resumes of one stream; the client comes back for the rest.
 
         Args:
             name: The stream's name.
+            age: Seconds since they were to end; those that began later go on.
         """
+        stopped = anyio.current_time() - age
         for resume in tuple(self._resuming.get(name, ())):
-            resume.scope.cancel()
+            if resume.began_at <= stopped:
+                resume.scope.cancel()
 
     def close(self) -> None:
         """End all resumes: the session is over here."""
