@@ -155,7 +155,8 @@ def site(directory: Path, control_url: str) -> Iterator[Site]:
         fleet_redis, other_redis = (stack.enter_context(own_valkey(keeps=keeps)) for keeps in (True, False))
 
         def worker(redis: OwnValkey, **options: object) -> WorkerProcess:
-            made = WorkerProcess(redis.url, control_url, **options)  # type: ignore[arg-type]
+            # A busy machine may take longer than the default for a reply, and no fault of the drill is a slow Redis.
+            made = WorkerProcess(redis.url, control_url, store_timeout=CEILING, **options)  # type: ignore[arg-type]
             stack.callback(made.close)
             return made
 
