@@ -49,7 +49,7 @@ class Delivery:
     async def take(self, run: str, rows: Iterable[Row]) -> None:
         """Deliver rows of one run, up to the response. The position passes each row that was sent or cannot be."""
         cursor = self.cursor
-        positions = cursor.positions
+        positions, send, standalone = cursor.positions, self._send, self._standalone
         for number, time, first, producer, payload in rows:
             before = positions.get(run)
             if before is not None:
@@ -65,12 +65,12 @@ class Delivery:
                 except CorruptEventError:
                     self.corrupt.append(event_id)
                 else:
-                    await self._send(EventMessage(message, event_id))
+                    await send(EventMessage(message, event_id))
                     self.delivered += 1
                     self.payload_bytes += len(payload)
                     if producer and len(self.producers) < PRODUCERS:
                         self.producers[producer] = None
-                    self.completed = not self._standalone and type(message) in FINAL
+                    self.completed = not standalone and type(message) in FINAL
             positions[run] = number
             cursor.run, cursor.time = run, time
             if self.completed:

@@ -9,6 +9,8 @@ from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.scripts import Client, Script
 
 _read = Script("read_run.lua")
+_PLAIN = re.compile(rb"([0-9]{1,16}) ([0-9]{1,18})")
+"""The header of an element without marks."""
 _NUMBER = re.compile(rb"[0-9]{1,16}(?![0-9])")
 """An element's number, as a script reads it; a longer one is none of ours."""
 
@@ -87,6 +89,10 @@ def _row(header: bytes, payload: bytes, clock: int) -> tuple[Row | None, int | N
     An element with a number, and damage behind it, is a row that no message can be decoded from: a reader has to report
     it, and to get past it. One without a number is none of ours.
     """
+    plain = _PLAIN.fullmatch(header)
+    if plain is not None:  # As most are.
+        seq = int(plain[1])
+        return (seq, int(plain[2]), seq, "", payload), None
     found = _NUMBER.match(header)
     if found is None:
         return None, None

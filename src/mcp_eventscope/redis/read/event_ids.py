@@ -39,6 +39,8 @@ class Cursor:
             number: The number of the event.
             time: When it was accepted.
         """
+        if len(self.positions) == 1 and run in self.positions:
+            return f"{time}-{number}-{run}"
         others = "".join(f"~{position}-{other}" for other, position in self.positions.items() if other != run)
         return f"{time}-{number}-{run}{others}"
 
