@@ -13,13 +13,16 @@ from prometheus_client import CollectorRegistry
 from pydantic import AnyHttpUrl
 from redis import asyncio as aioredis
 
+from benchmarks.e2e.delay_proxy import distant
 from mcp_eventscope import ResumableSessionManager, http_app
 from mcp_eventscope.answers import REQUEST_ORPHANED
 from support.chaos import at_url, says, works
 from support.processes import LEASE
-from support.raw import Connect, RawClient, events
+from support.raw import VERSION, Connect, RawClient, events
+from support.servers import HOST
 from support.serving import serving
 from support.tools import Steered
+from support.valkeys import own_valkey
 from support.waiting import CEILING, promptly, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -293,3 +296,15 @@ async def test_without_wake_ups(mute_url: str, connect: Connect) -> None:
                     assert says(await anext(stream)) == str(number)
             a.steered.finish("w")
             assert says(await anext(stream)) == "3 steps"
+
+
+async def test_session_opened_while_redis_is_slow(connect: Connect) -> None:
+    """A client has its session once other workers can find it, also where Redis is too slow for messages to wait."""
+    with own_valkey() as server:
+        near = f"redis://{HOST}:{server.port}"
+        async with distant(near, 0.3) as far, two(far) as (slow, _), two(near) as (other, _):
+            client = connect(slow.url)
+            params = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "x", "version": "0"}}
+            async with client.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}) as response:
+                client.session = response.headers["mcp-session-id"]
+                assert (await answer_of(at_url(client, other.url)))[0] == 200

@@ -32,6 +32,9 @@ DEFAULT_LEASE = 10.0
 """Seconds after which a worker that does not say that it lives counts as gone."""
 _RETRY_SECONDS = 0.25
 """How soon a renewal that failed is tried again."""
+_OUTWAITED_SECONDS = 2.0
+_LOOK_SECONDS = 0.05
+"""How often a caller that waits for Redis looks whether it is unreachable."""
 _MICROSECONDS = 1_000_000
 PARTING_SECONDS = 1.0
 """How long a worker that ends takes to say so, at most; its lease says it otherwise."""
@@ -135,6 +138,18 @@ class Workers:
                 self._breaker.record_failure(trouble_of(cause), failure_text(cause, self._redis))
         except StoreError:
             pass
+
+    async def outwait(self, task: "asyncio.Task[None]") -> None:
+        """Wait for a call on which requests to other workers depend, also while Redis is slow.
+
+        Args:
+            task: The call. It goes on when this returns: after two seconds, or when Redis is unreachable.
+        """
+        until = time.monotonic() + _OUTWAITED_SECONDS
+        while not task.done() and time.monotonic() < until:
+            if self._breaker.unreachable and self._breaker.reason is not Trouble.TIMEOUT:
+                return
+            await asyncio.wait({task}, timeout=_LOOK_SECONDS)
 
     async def _call(self, operation: str, function: Callable[[], Awaitable[T]]) -> T:
         """Call Redis, unless it is known to be unreachable.

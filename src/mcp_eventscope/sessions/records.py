@@ -38,14 +38,14 @@ class Records:
     async def make(self, session_id: str, *, owner: str, handshake: str) -> None:
         """Record a session, and remember how, for when Redis has lost it.
 
-        It waits for Redis as long as `unhurt` allows; the record is written all the same, as soon as Redis takes it.
+        It waits for a slow Redis: until the record is there, other workers answer 404. While Redis is unreachable it
+        does not wait; the record is written once Redis has recovered.
         """
         self.handshakes[session_id] = handshake
         writing = asyncio.create_task(self._write(session_id, owner, handshake), name="eventscope-record")
         self._writing.add(writing)
         writing.add_done_callback(self._writing.discard)
-        with self._workers.unhurt():
-            await asyncio.shield(writing)
+        await self._workers.outwait(writing)
 
     async def _write(self, session_id: str, owner: str, handshake: str) -> None:
         record = NewRecord(session_id, owner, handshake)
