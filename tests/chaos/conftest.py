@@ -10,7 +10,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope.redis.connection import connect as connect_redis
 from support.processes import Router, WorkerProcess, revive, worker_processes
-from support.raw import Connect, RawClient
+from support.raw import LIMITS, Connect, RawClient
 from support.steering import Steering
 from support.waiting import CEILING
 
@@ -58,7 +58,7 @@ def steering(control: aioredis.Redis) -> Callable[[], Steering]:
 @pytest.fixture
 async def connect() -> AsyncIterator[Connect]:
     """Makes clients that are nothing but HTTP."""
-    async with httpx2.AsyncClient(timeout=CEILING, trust_env=False) as http:
+    async with httpx2.AsyncClient(limits=LIMITS, timeout=CEILING, trust_env=False) as http:
 
         def make(base_url: str, **headers: str) -> RawClient:
             return RawClient(http, f"{base_url}/mcp", headers=headers)

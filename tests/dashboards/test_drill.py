@@ -20,7 +20,7 @@ from support.drill import fleet, others
 from support.drill.asking import Labels, Target, targets
 from support.drill.customer import Customer
 from support.drill.site import FLEET, FOREVER, SHORT, Site, address, site
-from support.raw import VERSION, RawClient
+from support.raw import LIMITS, VERSION, RawClient
 from support.steering import Steering
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -71,7 +71,10 @@ WRONG = {
 
 async def drill(where: Site, control_url: str) -> None:
     """All of it: first nothing wrong, then one fault after another in each deployment, the deployments side by side."""
-    async with connect(control_url) as control, httpx2.AsyncClient(timeout=1200, trust_env=False) as http:
+    async with (
+        connect(control_url) as control,
+        httpx2.AsyncClient(limits=LIMITS, timeout=1200, trust_env=False) as http,
+    ):
 
         def new(job: str) -> Customer:
             return Customer(RawClient(http, ""), where.ledgers[job], lambda: Steering(control, uuid.uuid4().hex))

@@ -11,6 +11,8 @@ import httpx2
 
 from support.waiting import CEILING
 
+LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
+"""uvicorn closes a connection that was idle for 5 s: a request on it at that moment would get no response."""
 VERSION = "2025-11-25"
 """The last protocol revision in which streams can be resumed."""
 
