@@ -1,5 +1,6 @@
 """The session view: no window between replay and live, bounded following, no store failure for the SDK."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import anyio
@@ -260,3 +261,22 @@ async def test_response_that_is_damaged_is_replaced_by_an_error(
     await view.replay_events_after(last, sent)
     assert sent.messages == []
     await other.flush()
+
+
+async def test_given_up_concurrently(store: RedisSessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `DELETE` and the end of the session's task both give up what runs: each request is answered once."""
+    answered: list[StreamId] = []
+
+    async def slow(stream_id: StreamId, request_id: int | str) -> None:
+        del request_id
+        answered.append(stream_id)
+        await asyncio.sleep(0)
+
+    view = SessionView(store, follow_limit=1)
+    for number in range(3):
+        await view.store_event(str(number), None)
+    monkeypatch.setattr(store, "give_up", slow)
+    async with anyio.create_task_group() as group:
+        group.start_soon(view.give_up)
+        group.start_soon(view.give_up)
+    assert len(answered) == len(set(answered)) == 3

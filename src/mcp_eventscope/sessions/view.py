@@ -368,7 +368,10 @@ class SessionView(EventStore):
             self._store.close()
 
     async def _give_up(self, stream_id: StreamId) -> None:
-        name, request_id = self._open.pop(stream_id)
+        found = self._open.pop(stream_id, None)
+        if found is None:
+            return  # Answered meanwhile: a `DELETE` and the end of the session's task give up concurrently.
+        name, request_id = found
         with suppress(Exception):  # Reported by the store; the lease of this worker answers, a little later.
             await self._store.give_up(name, request_id)
 
