@@ -77,4 +77,7 @@ while a <= #ARGV do
   k = k + 1 + larges
   a = a + 3
 end
-return { redis.call('HINCRBY', sizes, 'total', change), evicted }
+if change ~= 0 then -- Else the key may be gone, and would be made without TTL.
+  redis.call('HINCRBY', sizes, 'total', change)
+end
+return { tonumber(redis.call('HGET', sizes, 'total') or '0') or 0, evicted }
