@@ -1,5 +1,7 @@
 """A session takes up at most `max_session_bytes` in Redis: its oldest events are evicted, in a fixed order."""
 
+import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,11 +9,16 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.session_store import RedisSessionStore
 from mcp_eventscope.testing import Collected
 from mcp_eventscope.types import GET_STREAM_KEY, JSONRPCMessage, LossReason, Lost, Replayed, StoreFact
 from support.leaks import LeakChecker
 from support.messages import answer, note
+from support.proxy import Proxy
+from support.servers import Valkey
 from support.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -193,3 +200,67 @@ async def test_two_workers_of_one_session(
         for name, value in sizes.items()
     }
     assert values.pop("total") == sum(values.values())
+
+
+async def test_many_open_requests(worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
+    """Requests that run at the same time are bounded together, however little each has sent."""
+    for number in range(300):
+        await worker.call(number, None, *[note(n, TEXT) for n in range(10)])
+    await until(lambda: worker.store.waiting.events == 0)
+    await small_enough(redis_client, leaks)
+    await worker.store.flush(5)
+
+
+@pytest.mark.parametrize(
+    "damage", [b'[["1","r",1,9,0,["x"]]]', b'[["1","r","x",9,0,[]]]', b"[[1,2,3,4,5,[]]]", b"[[", b"{}", b"7"]
+)
+async def test_damaged_entry(worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker, damage: bytes) -> None:
+    """An entry that another program has damaged is dropped; the session is bounded as before."""
+    name = f"{time.time_ns() // 1000:016d}-x-0"
+    await redis_client.hset(f"{worker.part.key_prefix}sizes", name, b"9 " + damage)
+    for number in range(200):
+        await worker.call(number, None, *[note(n, TEXT) for n in range(20)], answer(number))
+    await until(lambda: worker.store.waiting.events == 0)
+    await small_enough(redis_client, leaks)
+    await worker.store.flush(5)
+
+
+async def test_eviction_of_an_account_that_is_gone(redis_client: aioredis.Redis, key_prefix: str) -> None:
+    """An eviction that finds the account expired, or flushed, does not make it again: it would have no TTL."""
+    keys = Keys(key_prefix).for_session("s")
+    run = keys.run("1", "0123456789ab1")
+    assert await Script("evict.lua")(redis_client, [keys.sizes, run], [1, "name", "9 []", "", 7, "t", 0]) == [0, 0]
+    assert not await redis_client.exists(keys.sizes)
+
+
+@pytest.mark.parametrize("error", ["OOM no memory", "READONLY replica", "LOADING a snapshot", "MISCONF no disk"])
+@pytest.mark.slow
+async def test_account_is_refused_for_a_while(
+    valkey_server: Valkey, redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, error: str
+) -> None:
+    """What Redis refuses to account for is accounted for later; none of it is lost, and none counts twice."""
+    async with Proxy(valkey_server.socket).running() as proxy, connect(proxy.url) as client:
+        worker = Worker(client, key_prefix)
+        proxy.answer(f"{worker.part.key_prefix}sizes", error, times=3)
+        lost = proxy.eat_reply(f"{worker.part.key_prefix}sizes", times=2, skip=6)
+        for number in range(200):
+            await worker.call(number, None, *[note(n, TEXT) for n in range(20)], answer(number))
+            await asyncio.sleep(0)
+        await until(lambda: worker.store.waiting.events == 0)
+        await worker.store.flush(5)
+        await small_enough(redis_client, leaks)
+        assert lost.happened == 2
+        await account_is_exact(redis_client, worker.part.key_prefix)
+
+
+async def account_is_exact(client: aioredis.Redis, prefix: str) -> None:
+    """The account's total is the sum of its entries, and about what the session's payloads take up."""
+    total = 0
+    sizes = await client.hgetall(f"{prefix}sizes")
+    values = {name if isinstance(name, str) else name.decode(): int(value.split()[0]) for name, value in sizes.items()}
+    total = values.pop("total")
+    assert total == sum(values.values())
+    stored = 0
+    async for key in client.scan_iter(match=f"{prefix}stream:*"):
+        stored += await client.memory_usage(key) or 0
+    assert stored * 0.7 < total < stored * 1.3

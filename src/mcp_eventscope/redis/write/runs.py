@@ -148,6 +148,7 @@ class SessionQueue:
         "pieces",
         "runs",
         "unaccounted",
+        "unrecorded",
     )
 
     def __init__(self, keys: Keys) -> None:
@@ -166,10 +167,12 @@ class SessionQueue:
         """Called when a commit finds that the session was ended elsewhere."""
         self.on_fenced: Callable[[StreamId], None] | None = None
         """Called with a stream whose request was answered in this worker's place."""
-        self.pieces: list[bytes] = []
-        """What was stored of its runs, and is not accounted for (`SessionLimit`)."""
+        self.pieces: list[tuple[int, bytes]] = []
+        """What was stored of its runs, and is not accounted for, with its bytes (`SessionLimit`)."""
+        self.unrecorded: dict[Run, int] = {}
+        """The runs of which more was stored than `pieces` has, each with the last number."""
         self.unaccounted = 0
-        """The bytes of that."""
+        """The bytes of both."""
 
 
 class Run:

@@ -4,25 +4,27 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from enum import IntEnum
 from functools import partial
 from itertools import count
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import pydantic_core
+from pydantic import Field, TypeAdapter
 
-from mcp_eventscope.errors import StoreError, StoreRejectedError
+from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.clock import EventClock
-from mcp_eventscope.redis.connection import AnyRedis, call
+from mcp_eventscope.redis.connection import AnyRedis, call, is_refusal, trouble_of
 from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.write.runs import Run, SessionQueue
 from mcp_eventscope.tasks import end
-from mcp_eventscope.types import LossReason, Lost
+from mcp_eventscope.types import LossReason, Lost, Trouble
 
 ELEMENT_BYTES, RUN_BYTES = 24, 160
 """Bytes that an element takes up beside its payload, and a run beside its elements."""
@@ -33,6 +35,11 @@ ENTRY_BYTES = 1 << 20
 _PAGE = 4
 """Entries that are read and changed at a time: Redis is busy with them for about a millisecond."""
 _MICROSECONDS = 1_000_000
+
+_Number = Annotated[int, Field(ge=0, lt=1 << 53)]
+"""A number that scripts calculate with."""
+_ROWS = TypeAdapter(list[tuple[str, str, _Number, _Number, _Number, tuple[_Number, ...]]])
+"""The rows of an entry: the fields of `_Piece`."""
 
 T = TypeVar("T")
 _account = Script("account.lua")
@@ -87,33 +94,47 @@ class SessionLimit:
             response: The bytes of the response, if it is among them; else 0.
             larges: The numbers of those whose payload has a key of its own.
         """
+        session = run.session
         run.unaccounted += size
         run.larges += larges
-        if not response and run.unaccounted < self._entry_bytes:
-            return
-        response = response and response + RUN_BYTES
-        larges = run.larges[run.larges_accounted :]
-        session = run.session
-        session.pieces.append(pydantic_core.to_json((run.stream, run.name, last, run.unaccounted, response, larges)))
-        session.unaccounted += run.unaccounted + response
-        run.unaccounted, run.larges_accounted = 0, len(run.larges)
+        session.unaccounted += size
+        session.unrecorded[run] = last
+        if response:
+            session.unaccounted += response + RUN_BYTES
+            self._add_piece(run, response + RUN_BYTES)
         if len(session.pieces) >= ENTRY_RUNS or session.unaccounted >= self._entry_bytes:
             self.account(session)
 
+    @staticmethod
+    def _add_piece(run: Run, response: int) -> None:
+        """Record what was stored of a run since this was last done."""
+        session = run.session
+        last, larges = session.unrecorded.pop(run), run.larges[run.larges_accounted :]
+        row = pydantic_core.to_json((run.stream, run.name, last, run.unaccounted, response, larges))
+        session.pieces.append((run.unaccounted + response, row))
+        run.unaccounted, run.larges_accounted = 0, len(run.larges)
+
     def account(self, session: SessionQueue) -> None:
         """Account in Redis for what a session has stored here, in the background."""
-        if not session.pieces:
-            return
-        name = f"{self._clock.now():016d}-{self._worker.name}-{next(self._names)}"
-        value = b"%d [%b]" % (session.unaccounted, b",".join(session.pieces))
-        self._entries.append((session.keys, name, session.unaccounted, value))
+        for run in tuple(session.unrecorded):
+            self._add_piece(run, 0)
+        pieces = session.pieces
         session.pieces, session.unaccounted = [], 0
-        if self._task is None:
+        for start in range(0, len(pieces), ENTRY_RUNS):
+            some = pieces[start : start + ENTRY_RUNS]
+            name = f"{self._clock.now():016d}-{self._worker.name}-{next(self._names)}"
+            size = sum(size for size, _ in some)
+            self._entries.append((session.keys, name, size, b"%d [%b]" % (size, b",".join(row for _, row in some))))
+        self._start()
+
+    def _start(self) -> None:
+        if self._entries and self._task is None:
             loop = asyncio.get_running_loop()
             self._task = loop.create_task(self._run(), name="eventscope-limit", context=contextvars.Context())
 
     async def drain(self, seconds: float) -> None:
         """Finish what is accounted for and evicted, and end the background task; at most so many seconds."""
+        self._start()
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=seconds)
         self._entries.clear()
@@ -123,17 +144,20 @@ class SessionLimit:
     async def _run(self) -> None:
         try:
             while self._entries:
-                keys, name, size, value = self._entries[0]
+                entry = self._entries.popleft()
+                keys, name, size, value = entry
                 try:
                     total: int = await self._script(_account, [keys.sizes], [self._ttl or 0, name, size, value])
-                    if total > self._max_bytes:
+                except StoreError as error:
+                    if _is_permanent(error):
+                        continue  # The key is another program's, or the user lacks a right.
+                    # Behind the others, which may be on another node of a cluster: the next entry begins again.
+                    self._entries.append(entry)
+                    return
+                if total > self._max_bytes:
+                    # Where it fails, the session's next entry begins again.
+                    with suppress(StoreError):
                         await self._shrink(keys, total)
-                except StoreRejectedError:
-                    pass  # The key is another program's, or the user lacks a right: this entry cannot be kept.
-                except StoreError:
-                    return  # Nothing is stored meanwhile: the next entry begins again.
-                if self._entries:
-                    self._entries.popleft()
         finally:
             self._task = None
 
@@ -282,10 +306,13 @@ class _Eviction:
 def _pieces(value: bytes) -> list[_Piece]:
     """The pieces of an entry's value; none where another program has written it."""
     try:
-        rows = pydantic_core.from_json(value.partition(b" ")[2])
-        return [
-            _Piece(stream, run, last, size, response, tuple(larges))
-            for stream, run, last, size, response, larges in rows
-        ]
-    except (ValueError, TypeError):
+        rows = _ROWS.validate_json(value.partition(b" ")[2], strict=True)
+    except ValueError:
         return []
+    return [_Piece(*row) for row in rows]
+
+
+def _is_permanent(error: StoreError) -> bool:
+    """Whether Redis would refuse the same call again."""
+    cause = error.__cause__
+    return cause is not None and (is_refusal(cause) or trouble_of(cause) is Trouble.AUTH)
