@@ -25,6 +25,7 @@ from mcp_eventscope.redis.write.session_writer import (
 from mcp_eventscope.testing import Collected
 from mcp_eventscope.types import Committed, LossReason, Lost, StoreOutcome, Trouble
 from support.messages import answer, note
+from support.waiting import until
 from support.writers import CALL_TIMEOUT, WriterRig, turns
 
 pytestmark = pytest.mark.anyio
@@ -614,3 +615,20 @@ class TestClear:
         rig.writer.clear()
         await turns(5)
         assert waiting.done()
+
+
+@pytest.mark.parametrize("state", ["x", "e", "!ERR no"])
+async def test_pending_events_vanish_while_a_batch_is_due(state: str) -> None:
+    """Where the pending events were due, and their run ends elsewhere meanwhile, the next event wakes the sender."""
+    rig = WriterRig()
+    run = rig.begin()
+    rig.accept(run, None)
+    batch = rig.take()
+    rig.accept(run, note(1))
+    woken = rig.wakes
+    await until(lambda: rig.wakes > woken)
+    rig.reply(batch, state)
+    assert not rig.writer.ready
+    woken = rig.wakes
+    rig.accept(rig.begin(rig.session("other")), None)
+    await until(lambda: rig.wakes > woken and rig.writer.ready, within=1)

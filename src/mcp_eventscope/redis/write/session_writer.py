@@ -103,7 +103,7 @@ class SessionWriter:
         self._sessions: WeakValueDictionary[str, SessionQueue] = WeakValueDictionary()
         self._ready: deque[Run] = deque()
         self._queued = 0
-        """Events that are pending and whose run is ready."""
+        """Events that are pending."""
         self._due = False
         self._linger: asyncio.TimerHandle | None = None
         self._flushing = False
@@ -243,7 +243,9 @@ class SessionWriter:
 
     def _schedule(self, loop: asyncio.AbstractEventLoop, *, urgent: bool) -> None:
         if self._due:
-            return  # The sender was woken, and takes what is ready before it rests.
+            if len(self._ready) == 1:  # Nothing may have been ready when the sender was woken: then it rests.
+                self._wake()
+            return  # Else it takes what is ready before it rests.
         if urgent or self._flushing or self._queued >= BATCH_EVENTS:
             self._linger_over()
         elif self._linger is None:
