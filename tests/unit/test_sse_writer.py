@@ -5,11 +5,15 @@ from collections.abc import AsyncIterator
 
 import anyio
 import pytest
+from fakeredis import FakeAsyncRedis
 from mcp.server.streamable_http import REQUEST_STREAM_BUFFER_SIZE
 from mcp.types import JSONRPCNotification
 from starlette.types import Message
 
+from mcp_eventscope import RedisEventStore
 from mcp_eventscope.sessions.sse_writer import Response, SSEWriter
+from mcp_eventscope.sessions.transport import ResumableTransport, _Admission, _admitting
+from mcp_eventscope.sessions.view import SessionView
 from mcp_eventscope.types import EventMessage
 
 pytestmark = pytest.mark.anyio
@@ -210,3 +214,23 @@ async def test_take_over_of_a_closed_stream() -> None:
         SSEWriter(Response(Server()), stream).events.take_over(receive)
     stream.close()
     rest.close()
+
+
+async def test_session_that_ends_as_the_writer_starts() -> None:
+    """A writer that finds its request's stream closed by a `DELETE` ends the response, and raises nothing."""
+    view = SessionView(RedisEventStore(FakeAsyncRedis(), ttl=60).for_session("s"), follow_limit=1)
+    transport = ResumableTransport(view, stopped=lambda _: None, elsewhere=lambda _: None, mcp_session_id="s")
+    transport._request_streams["1"] = anyio.create_memory_object_stream[EventMessage](2)
+    reader = transport._request_streams["1"][1]
+    for end in transport._request_streams["1"]:
+        end.close()
+    stream, rest = anyio.create_memory_object_stream[object](0)
+    token = _admitting.set(_Admission(b"", Response(Server())))
+    try:
+        await transport._run_sse_writer("1", stream, reader, None)
+    finally:
+        _admitting.reset(token)
+    with pytest.raises(anyio.EndOfStream):
+        await rest.receive()
+    rest.close()
+    assert not transport._request_streams

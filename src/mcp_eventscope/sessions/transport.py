@@ -143,7 +143,11 @@ class ResumableTransport(StreamableHTTPServerTransport):
             return
         # Both have the methods of the SDK's streams that the SDK calls.
         writer: Any = SSEWriter(response, sse_stream_writer)
-        writer.events.take_over(request_stream_reader)
+        try:
+            writer.events.take_over(request_stream_reader)
+        except anyio.ClosedResourceError:  # The session is being ended. The SDK ends the response in order.
+            await super()._run_sse_writer(request_id, sse_stream_writer, request_stream_reader, priming_event)
+            return
         self._request_streams[request_id] = (writer.events, writer.events)
         streams[0].close()
         await super()._run_sse_writer(request_id, writer, writer.events, priming_event)
