@@ -226,6 +226,20 @@ async def test_damaged_entry(worker: Worker, redis_client: aioredis.Redis, leaks
     await worker.store.flush(5)
 
 
+async def test_flush_without_time(worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
+    """What a flush has no time to account for is accounted for when the store is used again."""
+    for turn in range(4):
+        for number in range(60):
+            await worker.call(turn * 100 + number, None, *[note(n, TEXT) for n in range(20)], answer(number))
+        await until(lambda: worker.store.waiting.events == 0)
+        await worker.store.flush(0)
+    for number in range(60):
+        await worker.call(1000 + number, None, *[note(n, TEXT) for n in range(20)], answer(number))
+    await until(lambda: worker.store.waiting.events == 0)
+    await small_enough(redis_client, leaks)
+    await worker.store.flush(5)
+
+
 async def test_eviction_of_an_account_that_is_gone(redis_client: aioredis.Redis, key_prefix: str) -> None:
     """An eviction that finds the account expired, or flushed, does not make it again: it would have no TTL."""
     keys = Keys(key_prefix).for_session("s")

@@ -133,11 +133,13 @@ class SessionLimit:
             self._task = loop.create_task(self._run(), name="eventscope-limit", context=contextvars.Context())
 
     async def drain(self, seconds: float) -> None:
-        """Finish what is accounted for and evicted, and end the background task; at most so many seconds."""
+        """Finish what is accounted for and evicted, and end the background task; at most so many seconds.
+
+        What is not finished by then is, if the store is used again.
+        """
         self._start()
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=seconds)
-        self._entries.clear()
         if self._task is not None:
             await end(self._task)
 
@@ -154,6 +156,9 @@ class SessionLimit:
                     # Behind the others, which may be on another node of a cluster: the next entry begins again.
                     self._entries.append(entry)
                     return
+                except asyncio.CancelledError:
+                    self._entries.append(entry)
+                    raise
                 if total > self._max_bytes:
                     # Where it fails, the session's next entry begins again.
                     with suppress(StoreError):
