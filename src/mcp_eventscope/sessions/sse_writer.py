@@ -159,7 +159,8 @@ class SSEWriter:
             await self._response.write(piece)
         except Exception as error:
             self._failure = error
-            raise
+            # Logged with the response: of a writer the SDK logs every error but this.
+            raise anyio.ClosedResourceError from error
 
     def raise_failure(self) -> None:
         """Raise the error of the server's `send`: it ends the response, while the SDK only logs errors of a writer."""
