@@ -226,6 +226,18 @@ async def test_damaged_entry(worker: Worker, redis_client: aioredis.Redis, leaks
     await worker.store.flush(5)
 
 
+async def test_large_payloads_of_one_request(worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
+    """Of a request that sends large events without end, no more are renewed than the limit leaves in Redis."""
+    await worker.call(1, None, *[note(n, "x" * 5000) for n in range(1500)])
+    await until(lambda: worker.store.waiting.events == 0)
+    await small_enough(redis_client, leaks)
+    (run,) = worker.part._queue.runs.values()
+    stored = {key.rpartition(":")[2] for key in await leaks.keys() if ":large:" in key}
+    assert stored <= set(map(str, run.larges))
+    assert len(run.larges) <= 2 * LIMIT // 4096
+    await worker.store.flush(5)
+
+
 async def test_flush_without_time(worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
     """What a flush has no time to account for is accounted for when the store is used again."""
     for turn in range(4):

@@ -22,7 +22,7 @@ from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.scripts import Script
-from mcp_eventscope.redis.write.runs import Run, SessionQueue
+from mcp_eventscope.redis.write.runs import LARGE_PAYLOAD, Run, SessionQueue
 from mcp_eventscope.tasks import end
 from mcp_eventscope.types import LossReason, Lost, Trouble
 
@@ -80,6 +80,8 @@ class SessionLimit:
         self._observers = observers
         self._max_bytes = max_bytes
         self._entry_bytes = min(ENTRY_BYTES, max_bytes // 64)
+        self._most_larges = max_bytes // LARGE_PAYLOAD
+        """The most large payloads of a run that can be in Redis: the limit evicts older ones."""
         self._names = count()
         self._entries: deque[tuple[Keys, str, int, bytes]] = deque()
         self._task: asyncio.Task[None] | None = None
@@ -97,6 +99,10 @@ class SessionLimit:
         session = run.session
         run.unaccounted += size
         run.larges += larges
+        if len(run.larges) > 2 * self._most_larges:  # Not one by one, since it takes as long as there are many.
+            evicted = min(len(run.larges) - self._most_larges, run.larges_accounted)
+            del run.larges[:evicted]
+            run.larges_accounted -= evicted
         session.unaccounted += size
         session.unrecorded[run] = last
         if response:
