@@ -20,7 +20,7 @@ from support.leaks import LeakChecker
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
-from support.waiting import until
+from support.waiting import CEILING, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -275,8 +275,9 @@ async def test_account_is_refused_for_a_while(
             await asyncio.sleep(0)
         await until(lambda: worker.store.waiting.events == 0)
         worker.part.close()
-        await worker.store.flush(5)
         await small_enough(redis_client, leaks)
+        await until(lambda: not worker.store._limit._entries)
+        await worker.store.flush(CEILING)
         assert lost.happened == 2
         await account_is_exact(redis_client, worker.part.key_prefix)
 

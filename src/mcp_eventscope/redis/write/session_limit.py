@@ -4,7 +4,6 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from enum import IntEnum
 from functools import partial
@@ -32,6 +31,8 @@ ENTRY_RUNS = 32
 """Runs after which a process accounts for them. Until then only its memory knows of them."""
 ENTRY_BYTES = 1 << 20
 """Bytes after which it does, unless a 64th of the limit is less."""
+RETRY_SECONDS = 1.0
+"""How soon a process tries again after Redis has failed."""
 _PAGE = 4
 """Entries that are read and changed at a time: Redis is busy with them for about a millisecond."""
 _MICROSECONDS = 1_000_000
@@ -85,6 +86,7 @@ class SessionLimit:
         self._names = count()
         self._entries: deque[tuple[Keys, str, int, bytes]] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._retry: asyncio.TimerHandle | None = None
 
     def stored(self, run: Run, last: int, size: int, response: int, larges: Sequence[int]) -> None:
         """Redis has acknowledged events of a run.
@@ -134,9 +136,15 @@ class SessionLimit:
         self._start()
 
     def _start(self) -> None:
+        self._cancel_retry()
         if self._entries and self._task is None:
             loop = asyncio.get_running_loop()
             self._task = loop.create_task(self._run(), name="eventscope-limit", context=contextvars.Context())
+
+    def _cancel_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
 
     async def drain(self, seconds: float) -> None:
         """Finish what is accounted for and evicted, and end the background task; at most so many seconds.
@@ -148,29 +156,34 @@ class SessionLimit:
             await asyncio.wait({self._task}, timeout=seconds)
         if self._task is not None:
             await end(self._task)
+        self._cancel_retry()
 
     async def _run(self) -> None:
         try:
             while self._entries:
                 entry = self._entries.popleft()
-                keys, name, size, value = entry
                 try:
-                    total: int = await self._script(_account, [keys.sizes], [self._ttl or 0, name, size, value])
+                    await self._take(*entry)
                 except StoreError as error:
                     if _is_permanent(error):
                         continue  # The key is another program's, or the user lacks a right.
-                    # Behind the others, which may be on another node of a cluster: the next entry begins again.
-                    self._entries.append(entry)
+                    self._entries.append(entry)  # Behind the others, which may be on another node of a cluster.
+                    self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._start)
                     return
                 except asyncio.CancelledError:
                     self._entries.append(entry)
                     raise
-                if total > self._max_bytes:
-                    # Where it fails, the session's next entry begins again.
-                    with suppress(StoreError):
-                        await self._shrink(keys, total)
         finally:
             self._task = None
+
+    async def _take(self, keys: Keys, name: str, size: int, value: bytes) -> None:
+        """Account for an entry, and evict what is too much. It may be repeated.
+
+        An entry that was evicted meanwhile is made again, and goes with the next eviction: what it names is no more.
+        """
+        total: int = await self._script(_account, [keys.sizes], [self._ttl or 0, name, size, value])
+        if total > self._max_bytes:
+            await self._shrink(keys, total)
 
     async def _shrink(self, keys: Keys, total: int) -> None:
         """Evict until seven eighths of the limit are left.
