@@ -42,6 +42,7 @@ class Condition(StrEnum):
     RUNNER_KILLED_BEFORE_COMMIT = "the runner was killed before it could store"
     RUNNER_FROZEN = "the runner was frozen past its lease since the call began"
     PEER_DOWN = "the worker of the connection was killed, and is not back"
+    PEER_FROZEN = "the worker of the connection was frozen a moment ago"
     REDIS_LOST_DATA = "Redis lost data since the call began"
     REDIS_IMPAIRED = "Redis was unreachable or slow a moment ago, or the rig was, in which the proxy runs"
 
@@ -151,6 +152,13 @@ DEFAULT_RULES = Rules(
             frozenset({503}),
             frozenset({Operation.DELETE}),
         ),
+        Allowance(
+            "DELETE refused: 503, its worker was frozen",
+            Class.REFUSED,
+            frozenset({Condition.PEER_FROZEN}),
+            frozenset({503}),
+            frozenset({Operation.DELETE}),
+        ),
         Allowance("worker killed before it responded", Class.UNANSWERED, frozenset({Condition.PEER_DOWN})),
         Allowance("worker killed before the first event", Class.NO_CURSOR, frozenset({Condition.PEER_DOWN})),
         Allowance("worker killed during a stream", Class.BROKEN, frozenset({Condition.PEER_DOWN})),
@@ -218,7 +226,7 @@ class Timeline:
                 return allowance
         return None
 
-    def holds(self, condition: Condition, suspicion: Suspicion) -> bool:
+    def holds(self, condition: Condition, suspicion: Suspicion) -> bool:  # noqa: PLR0911 - one for each
         """Return whether a condition holds of a suspicion."""
         since, at, runner = suspicion.since, suspicion.at, suspicion.runner
         match condition:
@@ -233,6 +241,9 @@ class Timeline:
             case Condition.PEER_DOWN:
                 spans = [span for span in self._down if span.worker == suspicion.peer]
                 return any(span.meets(at - self._rules.restart_margin, at) for span in spans)
+            case Condition.PEER_FROZEN:
+                spans = [span for span in self._frozen if span.worker == suspicion.peer]
+                return any(span.meets(at - self._rules.redis_grace, at) for span in spans)
             case Condition.REDIS_LOST_DATA:
                 return any(since <= moment <= at for moment in self._lost)
             case Condition.REDIS_IMPAIRED:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Any, TypeAlias, TypeVar
 
 import anyio
@@ -100,6 +101,8 @@ class Workers:
         """Seconds after which a worker that does not renew counts as gone."""
         self._blind_until = 0.0
         self._leased = False
+        self._began = -inf
+        """When this worker began, by the monotonic clock."""
         self._written = self._attempted = 0
         """The value of the lease: as Redis has acknowledged it last, and as it was last sent."""
         self._renewed_at = 0
@@ -179,6 +182,7 @@ class Workers:
             lost: Called when Redis is back after it was away, or has lost what it was told, for it to be told again.
         """
         self.lease = lease
+        self._began = time.monotonic()
 
         def listen(content: bytes | None) -> None:
             if content is None:
@@ -265,6 +269,11 @@ class Workers:
     def uncertain(self) -> bool:
         """Whether Redis was unreachable, or has lost data, so recently that workers may not have published again."""
         return self._breaker.reason is not None or time.monotonic() < self._blind_until
+
+    @property
+    def young(self) -> bool:
+        """Whether this worker began within a lease: it does not know of an outage before."""
+        return time.monotonic() - self._began < self.lease
 
     def republish(self) -> None:
         """Publish again what this worker knows: something could not be published."""

@@ -49,6 +49,8 @@ _SOON = 0.1
 """Of a record's time to live: how long a request may last before its end renews the record."""
 _PATIENT_SECONDS = 20.0
 """How long a request for a stream waits until Redis can be asked for its session."""
+_LATE_SECONDS = 1.0
+"""How long a request waits for a record that its session's worker may be about to write."""
 _ASK_AGAIN_SECONDS = 0.25
 """How often it asks meanwhile."""
 _REFUSED = 400
@@ -276,8 +278,11 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             self._telling.check(self, session_id, requestor)
             return None
         record = await self._renew(session_id, owner_of(requestor))
-        until = anyio.current_time() + (_PATIENT_SECONDS if patient else 0)
-        while record.state == UNREAD and session_id not in self._server_instances and anyio.current_time() < until:
+        began = anyio.current_time()
+        patience = {UNREAD: _PATIENT_SECONDS if patient else 0, "absent": _LATE_SECONDS if self._records_late else 0}
+        while session_id not in self._server_instances:
+            if anyio.current_time() - began >= patience.get(record.state, 0):
+                break
             await anyio.sleep(_ASK_AGAIN_SECONDS)
             record = await self._renew(session_id, owner_of(requestor))
         if session_id not in self._server_instances:
@@ -289,6 +294,10 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                 return sdk.unavailable("Too many open sessions")
         self._telling.check(self, session_id, requestor, others=record.state == "other")
         return None
+
+    @property
+    def _records_late(self) -> bool:
+        return self._records is not None and self._records.late
 
     def _renew_soon(self, session_id: str, owner: str) -> None:
         """Renew the record of a session that is served here in the background, unless that has just been done."""

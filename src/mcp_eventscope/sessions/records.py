@@ -86,6 +86,11 @@ class Records:
                 return record
         return SessionRecord(UNREAD)
 
+    @property
+    def late(self) -> bool:
+        """Whether a record that is absent may be about to be written, after an outage that this worker did not see."""
+        return self._workers.young
+
     async def end(self, session_id: str) -> None:
         """End a session for all workers; when Redis is away, once it is back (`say_again`)."""
         self._ended.add(session_id)
