@@ -326,7 +326,7 @@ EMBEDDED = LogEvent(
 UNREACHABLE = LogEvent(
     "event_store.unreachable",
     "warning",
-    "The store does not answer at start. The server serves; what is said meanwhile cannot be resumed.",
+    "The store does not answer at start. The server serves; events are stored when the store is reachable.",
     ("address", "error", "fix"),
 )
 STORE_FAILED = LogEvent(

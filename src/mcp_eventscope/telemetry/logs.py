@@ -29,7 +29,7 @@ _FIXES = {
     LossReason.ROLLBACK: "Redis lost events that it had acknowledged: use appendonly yes, and a failover that keeps "
     "acknowledged writes",
     LossReason.SESSION_LIMIT: "a session exceeded max_session_bytes=: raise it, lower ttl=, or send smaller messages",
-    LossReason.SHUTDOWN: "the process ended while Redis was unreachable",
+    LossReason.SHUTDOWN: "stop processes while Redis is reachable: this one ended with events in memory",
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 from enum import IntEnum
 from functools import partial
-from itertools import count
+from itertools import count, product
 from typing import Annotated, TypeVar
 
 import pydantic_core
@@ -196,19 +196,21 @@ class SessionLimit:
         entries = sorted(name for name in names if name != b"total")
         horizon = f"{self._clock.now() - self._ttl * _MICROSECONDS:016d}".encode() if self._ttl else b""
         pages = [entries[start : start + _PAGE] for start in range(0, len(entries), _PAGE)]
-        for step in _Step:
-            for page in pages:
+        events = freed = 0
+        try:
+            for step, page in product(_Step, pages):
                 excess = total - (self._max_bytes - self._max_bytes // 8)
                 if excess <= 0:
-                    return
+                    break
                 eviction = _Eviction(keys, step, excess)
                 await self._plan(eviction, page, horizon)
                 evicted: int
                 total, evicted = await self._script(_evict, eviction.script_keys, eviction.script_arguments)
-                if evicted:
-                    self._observers.emit(
-                        Lost(reason=LossReason.SESSION_LIMIT, events=evicted, payload_bytes=eviction.freed)
-                    )
+                events += evicted
+                freed += eviction.freed
+        finally:  # Once, since a log event of the same reason is written every few seconds at most.
+            if events:
+                self._observers.emit(Lost(reason=LossReason.SESSION_LIMIT, events=events, payload_bytes=freed))
 
     async def _plan(self, eviction: "_Eviction", names: list[bytes], horizon: bytes) -> None:
         """Choose what is evicted of the runs of some entries."""
