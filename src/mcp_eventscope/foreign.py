@@ -76,6 +76,9 @@ class ForeignEventStore:
     def bind(self, *, ended: Callable[[], None], fenced: Callable[[StreamId], None]) -> None:
         """Do nothing: no other process answers for this one."""
 
+    def followed(self, stream_id: StreamId) -> None:
+        """Do nothing: events are stored as they come."""
+
     def close(self) -> None:
         """Do nothing: the store has no part that is one session's."""
 

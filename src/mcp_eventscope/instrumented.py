@@ -143,6 +143,10 @@ class InstrumentedEventStore(EventStore):
         """Call back when something ended elsewhere; see the store."""
         self._store.bind(ended=ended, fenced=fenced)
 
+    def followed(self, stream_id: StreamId) -> None:
+        """Store the events of a request without a pause; see the store."""
+        self._store.followed(stream_id)
+
     def close(self) -> None:
         """Keep nothing of the session in this process; see the store."""
         self._store.close()

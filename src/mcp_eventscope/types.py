@@ -366,6 +366,10 @@ class FactStore(Protocol):
         """Call back when the session was ended elsewhere, and when a request was answered in this process's place."""
         ...
 
+    def followed(self, stream_id: StreamId) -> None:
+        """Store the events of a request without a pause: a client follows it through another process."""
+        ...
+
     def close(self) -> None:
         """Keep nothing of the session in this process that is stored: the session is not served here any more."""
         ...

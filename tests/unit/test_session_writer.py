@@ -182,6 +182,20 @@ class TestBatches:
             rig.accept(rig.begin(request_id=number), note(number))
         assert rig.writer.ready
 
+    async def test_run_that_a_client_resumes_elsewhere_does_not_linger(self) -> None:
+        """Neither its pending events nor the next ones, before a commit has reported the follower."""
+        rig = WriterRig()
+        run = rig.begin()
+        rig.accept(run, note(1))
+        assert not rig.writer.ready
+        rig.writer.followed(run)
+        assert rig.writer.ready
+        rig.commit_all()
+        run.followed = False
+        rig.writer.followed(run)
+        rig.accept(run, note(2))
+        assert rig.writer.ready
+
     async def test_run_that_is_followed_elsewhere_does_not_linger(self) -> None:
         """Redis has reported a subscriber of its channel."""
         rig = WriterRig()

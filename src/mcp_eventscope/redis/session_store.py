@@ -127,6 +127,16 @@ class RedisSessionStore:
         """
         self._queue.on_ended, self._queue.on_fenced = ended, fenced
 
+    def followed(self, stream_id: StreamId) -> None:
+        """Commit the events of a request without the pause in which others are collected.
+
+        Args:
+            stream_id: The stream, which a client follows through another process.
+        """
+        run = self._queue.runs.get(stream_id)
+        if run is not None:
+            self._shared.writer.followed(run)
+
     def close(self) -> None:
         """End this process's run of the standalone stream: the session is not served here any more."""
         self._shared.writer.close(self._queue)

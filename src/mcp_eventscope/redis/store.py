@@ -214,6 +214,9 @@ class RedisEventStore(EventStore):
     def bind(self, *, ended: Callable[[], None], fenced: Callable[[StreamId], None]) -> None:
         """Do nothing: the root store knows neither sessions nor who runs a request."""
 
+    def followed(self, stream_id: StreamId) -> None:
+        """Do nothing: the root store stores without a pause."""
+
     def close(self) -> None:
         """Do nothing: the root store keeps nothing of a session."""
 

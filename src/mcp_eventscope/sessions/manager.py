@@ -399,6 +399,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             return
         if "stop" in notice:
             transport.stop(str(notice["stop"]), self._age_of(notice))
+            transport.view.followed(str(notice["stop"]))  # It was resumed there.
         elif "deliver" in notice:
             with contextlib.suppress(ValueError):
                 message = jsonrpc_message_adapter.validate_python(notice["deliver"], by_name=False)

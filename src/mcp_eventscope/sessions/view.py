@@ -307,6 +307,14 @@ class SessionView(EventStore):
         self._opened.add(cursor)
         return cursor
 
+    def followed(self, name: str) -> None:
+        """A client follows a stream through another worker.
+
+        Args:
+            name: The stream's name.
+        """
+        self._store.followed(name)
+
     def name_of(self, stream_id: StreamId) -> str:
         """The name of a stream, as other workers know it; "" for a request that does not run here."""
         return GET_STREAM_KEY if stream_id == GET_STREAM_KEY else self._open.get(stream_id, ("", None))[0]

@@ -188,6 +188,12 @@ class SessionWriter:
             self._overflow()  # Else the caller waits for room first.
         return event
 
+    def followed(self, run: Run) -> None:
+        """Another process follows a run: until a commit says otherwise, its events are committed immediately."""
+        run.followed = True
+        if run.pending:
+            self.flush_now()
+
     def find(self, name: str) -> Run | None:
         """The run of this name, if it is open here, or some of its events are in memory; none that is past the TTL."""
         if self._ttl:
