@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 _ARGUMENT = re.compile(rb'"((?:[^"\\]|\\.)*)"')
+_END = b"end-of-the-monitored-block"
+_PATIENCE = 60.0
 _ESCAPE = re.compile(rb"\\(x[0-9a-f]{2}|.)")
 _NAMED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"a": b"\a", b"b": b"\b"}
 
@@ -15,6 +17,7 @@ _NAMED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"a": b"\a", b"b": b"\b"}
 async def monitored(url: str) -> AsyncIterator[list[list[bytes]]]:
     """The scripts that clients call while the block runs, as commands with their arguments."""
     told: list[list[bytes]] = []
+    ended = asyncio.Event()
     place = urlsplit(url)
     # No client of redis-py's: its monitor loses where one argument ends and the next begins.
     reader, writer = await asyncio.open_connection(place.hostname, place.port, limit=1 << 24)
@@ -28,12 +31,21 @@ async def monitored(url: str) -> AsyncIterator[list[list[bytes]]]:
                 command = [_ESCAPE.sub(_plain, argument) for argument in _ARGUMENT.findall(rest)]
                 if command and command[0].upper() in {b"EVALSHA", b"FCALL"}:
                     told.append(command)
+                elif command == [b"ECHO", _END]:
+                    ended.set()
+
+    async def mark() -> None:
+        """Return once the monitor has reported a command that is sent now, and so every one before it."""
+        _, asking = await asyncio.open_connection(place.hostname, place.port)
+        asking.write(b"ECHO " + _END + b"\r\n")
+        await ended.wait()
+        asking.close()
 
     task = asyncio.create_task(listen())
     try:
         yield told
-        # What was said before the block ended has been sent by then.
-        await asyncio.sleep(0.1)
+        async with asyncio.timeout(_PATIENCE):
+            await mark()
     finally:
         task.cancel()
         writer.close()

@@ -235,7 +235,7 @@ _UNREACHABLE = frozenset({Trouble.TIMEOUT, Trouble.CONNECTION, Trouble.POOL, Tro
 
 
 class LossReason(StrEnum):
-    """Why an event that was taken will never be stored."""
+    """Why Redis does not have an event that was accepted."""
 
     OVERFLOW = "overflow"
     """The backlog was full, and its stream was given up."""
@@ -296,7 +296,7 @@ class CameBack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """Events that will never be stored. They were sent live."""
+    """Events that Redis does not have, or will not have. They were sent live."""
 
     reason: LossReason
     events: int

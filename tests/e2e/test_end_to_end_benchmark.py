@@ -1,17 +1,11 @@
 """The end-to-end benchmark runs, and its figures make sense. Whether they are good is not for a test to say."""
 
-import json
-import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.waiting import CEILING
-
-ROOT = Path(__file__).parents[2]
+from support.benchmarks import run_small
 
 pytestmark = pytest.mark.slow
 
@@ -22,30 +16,10 @@ SERVERS = {"none", "memory", "ours"}
 def _end_to_end(directory: Path, *measures: str) -> dict[str, Any]:
     """The figures of a small run without the peer, which must report every target."""
     output = directory / "new" / "end_to_end.json"
-    ran = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "benchmarks.end_to_end",
-            "--small",
-            "--output",
-            str(output),
-            "--only",
-            *SERVERS,
-            *measures,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=3 * CEILING,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    figures: dict[str, Any] = json.loads(output.read_text("utf-8"))
-    for result in figures["results"]:
-        assert math.isfinite(result["median"]), result
+    ran = run_small(output, "-m", "benchmarks.end_to_end", "--only", *SERVERS, *measures)
+    for result in ran.figures["results"]:
         assert result["target"] is None or result["name"] in ran.stdout
-    return figures
+    return ran.figures
 
 
 def test_end_to_end_without_faults(tmp_path: Path) -> None:

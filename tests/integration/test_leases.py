@@ -100,6 +100,7 @@ async def test_lease_that_could_not_be_taken_at_the_start_is_taken_soon(server: 
         server.connected = True
         with in_time(5):
             await until(lambda: one._leased)
+        assert await one._redis.exists(one._keys.worker(one._worker.name))
 
 
 async def nothing() -> None:

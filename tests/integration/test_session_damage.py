@@ -107,7 +107,9 @@ async def test_more_rubbish_than_a_read_returns(
     """A replay ends also when all elements of a read are rubbish, and more follow."""
     ids, key = await stored(redis_client, key_prefix, leaks, final=False)
     await redis_client.rpush(key, *[b"rubbish"] * 600, b"6 1\n{}")
-    await replayed(reader, ids[0], Collected())
+    collected = Collected()
+    await replayed(reader, ids[0], collected)
+    assert collected.ids == ids[1:]
 
 
 @pytest.mark.parametrize("size", [1, 4097])

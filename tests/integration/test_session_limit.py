@@ -27,14 +27,14 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 TTL = 600
 LIMIT = 1 << 20
 SLACK = LIMIT // 4
-"""What a worker has not accounted for yet, and what Redis needs for keys."""
+"""Bytes that a worker has not accounted for yet, and that Redis needs for keys."""
 TEXT = "x" * 1000
 BYTES = pytest.mark.parametrize("redis_client", [False], indirect=True, ids=["bytes"])
 """Long, and about nothing that a client decodes: the other tests run with one that does."""
 
 
 class Worker:
-    """A worker's store, and what it has lost."""
+    """A worker's store, and the number of events that it has evicted."""
 
     def __init__(self, client: aioredis.Redis, key_prefix: str) -> None:
         self.store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL, max_session_bytes=LIMIT)
@@ -99,7 +99,6 @@ async def test_finished_requests_are_evicted_first(
         calls[number] = await worker.call(number, None, *[note(n, TEXT) for n in range(20)], answer(number))
     await until(lambda: worker.store.waiting.events == 0)
     await until(lambda: worker.evicted > 0)
-
     await small_enough(redis_client, leaks)
     facts, ids = await replay(reader, 0, kept[0])
     assert (facts.missing, list(ids)) == (0, kept[1:])
@@ -210,6 +209,7 @@ async def test_many_open_requests(worker: Worker, redis_client: aioredis.Redis, 
     await until(lambda: worker.store.waiting.events == 0)
     await small_enough(redis_client, leaks)
     await worker.store.flush(5)
+    assert worker.evicted > 1500
 
 
 @pytest.mark.parametrize(
@@ -224,6 +224,7 @@ async def test_damaged_entry(worker: Worker, redis_client: aioredis.Redis, leaks
     await until(lambda: worker.store.waiting.events == 0)
     await small_enough(redis_client, leaks)
     await worker.store.flush(5)
+    assert not await redis_client.hexists(f"{worker.part.key_prefix}sizes", name)
 
 
 async def test_large_payloads_of_one_request(worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
@@ -239,7 +240,7 @@ async def test_large_payloads_of_one_request(worker: Worker, redis_client: aiore
 
 
 async def test_flush_without_time(worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
-    """What a flush has no time to account for is accounted for when the store is used again."""
+    """Events that a flush has no time to account for are accounted for when the store is used again."""
     for turn in range(4):
         for number in range(60):
             await worker.call(turn * 100 + number, None, *[note(n, TEXT) for n in range(20)], answer(number))
@@ -250,6 +251,7 @@ async def test_flush_without_time(worker: Worker, redis_client: aioredis.Redis, 
     await until(lambda: worker.store.waiting.events == 0)
     await small_enough(redis_client, leaks)
     await worker.store.flush(5)
+    assert worker.evicted > 0
 
 
 async def test_eviction_of_an_account_that_is_gone(redis_client: aioredis.Redis, key_prefix: str) -> None:
@@ -265,7 +267,7 @@ async def test_eviction_of_an_account_that_is_gone(redis_client: aioredis.Redis,
 async def test_account_is_refused_for_a_while(
     valkey_server: Valkey, redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, error: str
 ) -> None:
-    """What Redis refuses to account for is accounted for later; none of it is lost, and none counts twice."""
+    """An entry that Redis refuses is written later; none is lost, and none counts twice."""
     async with Proxy(valkey_server.socket).running() as proxy, connect(proxy.url) as client:
         worker = Worker(client, key_prefix)
         proxy.answer(f"{worker.part.key_prefix}sizes", error, times=3)

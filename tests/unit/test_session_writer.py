@@ -15,6 +15,7 @@ from mcp_eventscope.redis.read.delivery import Delivery
 from mcp_eventscope.redis.read.event_ids import Cursor
 from mcp_eventscope.redis.read.run_reader import RunReader
 from mcp_eventscope.redis.write.batch import BATCH_BYTES
+from mcp_eventscope.redis.write.session_limit import ELEMENT_BYTES
 from mcp_eventscope.redis.write.session_writer import (
     BATCH_EVENTS,
     PART_EVENTS,
@@ -23,7 +24,7 @@ from mcp_eventscope.redis.write.session_writer import (
     SESSION_EVENTS,
 )
 from mcp_eventscope.testing import Collected
-from mcp_eventscope.types import Committed, LossReason, Lost, StoreOutcome, Trouble
+from mcp_eventscope.types import Committed, JSONRPCMessage, LossReason, Lost, StoreOutcome, Trouble
 from support.messages import answer, note
 from support.waiting import until
 from support.writers import CALL_TIMEOUT, WriterRig, turns
@@ -181,6 +182,19 @@ class TestBatches:
             assert not rig.writer.ready
             rig.accept(rig.begin(request_id=number), note(number))
         assert rig.writer.ready
+
+    async def test_stored_events_are_accounted_for(self) -> None:
+        """Each part once: its bytes without those of the response, and the numbers of its large events."""
+        rig = WriterRig()
+        run = rig.begin()
+        messages: list[JSONRPCMessage] = [note(1), note(2, "x" * 5000), answer()]
+        for message in messages:
+            rig.accept(run, message)
+        rig.commit_all()
+        *notes, response = (len(codec.encode(message)) for message in messages)
+        assert rig.accounts == [(run.name, 3, sum(notes) + 3 * ELEMENT_BYTES, response, [2])]
+        rig.writer.close(run.session)
+        assert rig.closed == [run.session.keys.prefix]
 
     async def test_run_that_a_client_resumes_elsewhere_does_not_linger(self) -> None:
         """Neither its pending events nor the next ones, before a commit has reported the follower."""

@@ -61,6 +61,14 @@ class Writing:
                 assert isinstance(each.message, JSONRPCNotification)
                 await writer.send(b"%b;" % each.message.method.encode())
 
+    async def fill(self) -> None:
+        """Have the server block, and add as many events as may be pending."""
+        self.server.ready.clear()
+        await self.writer.events.send(event(0))
+        await self.turns()
+        for number in range(1, REQUEST_STREAM_BUFFER_SIZE + 1):
+            await self.writer.events.send(event(number))
+
     async def turns(self) -> None:
         """Let the writer run."""
         for _ in range(5):
@@ -104,11 +112,7 @@ async def test_nothing_before_the_head() -> None:
 
 async def test_slow_client(writing: Writing) -> None:
     """As many events are pending as in the SDK; then the sender waits for the client."""
-    writing.server.ready.clear()
-    await writing.writer.events.send(event(0))
-    await writing.turns()
-    for number in range(1, REQUEST_STREAM_BUFFER_SIZE + 1):
-        await writing.writer.events.send(event(number))
+    await writing.fill()
     blocked = asyncio.create_task(writing.writer.events.send(event(99)))
     await writing.turns()
     assert not blocked.done()
@@ -121,11 +125,7 @@ async def test_slow_client(writing: Writing) -> None:
 
 async def test_cancelled_sender(writing: Writing) -> None:
     """A sender that waits for room and is cancelled leaves the others alone."""
-    writing.server.ready.clear()
-    await writing.writer.events.send(event(0))
-    await writing.turns()
-    for number in range(1, REQUEST_STREAM_BUFFER_SIZE + 1):
-        await writing.writer.events.send(event(number))
+    await writing.fill()
     first, second = (asyncio.create_task(writing.writer.events.send(event(number))) for number in (98, 99))
     await writing.turns()
     first.cancel()
@@ -154,11 +154,7 @@ async def test_closed(writing: Writing) -> None:
 
 async def test_closed_while_a_sender_waits(writing: Writing) -> None:
     """A sender that waits for room is refused when the stream is closed."""
-    writing.server.ready.clear()
-    await writing.writer.events.send(event(0))
-    await writing.turns()
-    for number in range(1, REQUEST_STREAM_BUFFER_SIZE + 1):
-        await writing.writer.events.send(event(number))
+    await writing.fill()
     blocked = asyncio.create_task(writing.writer.events.send(event(99)))
     await writing.turns()
     writing.writer.events.close()

@@ -60,8 +60,8 @@ def check_session_bytes(limit: int) -> None:
         ValueError: It is below `LEAST_SESSION_BYTES`.
     """
     if isinstance(limit, bool) or not isinstance(limit, int):
-        msg = f"max_session_bytes must be a whole number of bytes, got {limit!r}"
+        msg = f"max_session_bytes must be a whole number of bytes, got {limit!r}; leave it out for 64 MiB"
         raise TypeError(msg)
     if limit < LEAST_SESSION_BYTES:
-        msg = f"max_session_bytes must be at least {LEAST_SESSION_BYTES} (1 MiB), got {limit}"
+        msg = f"max_session_bytes must be at least {LEAST_SESSION_BYTES} (1 MiB), got {limit}; leave it out for 64 MiB"
         raise ValueError(msg)

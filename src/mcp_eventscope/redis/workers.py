@@ -33,9 +33,10 @@ DEFAULT_LEASE = 10.0
 """Seconds after which a worker that does not say that it lives counts as gone."""
 _RETRY_SECONDS = 0.25
 """How soon a renewal that failed is tried again."""
-_OUTWAITED_SECONDS = 2.0
+_RECORD_SECONDS = 2.0
+"""How long `initialize` waits for a slow Redis."""
 _LOOK_SECONDS = 0.05
-"""How often a caller that waits for Redis looks whether it is unreachable."""
+"""How often it looks meanwhile whether Redis is unreachable."""
 _MICROSECONDS = 1_000_000
 PARTING_SECONDS = 1.0
 """How long a worker that ends takes to say so, at most; its lease says it otherwise."""
@@ -142,13 +143,14 @@ class Workers:
         except StoreError:
             pass
 
-    async def outwait(self, task: "asyncio.Task[None]") -> None:
-        """Wait for a call on which requests to other workers depend, also while Redis is slow.
+    async def wait_for_record(self, task: "asyncio.Task[None]") -> None:
+        """Wait until a session is recorded, also while Redis is slow: requests to other workers depend on it.
 
         Args:
-            task: The call. It goes on when this returns: after two seconds, or when Redis is unreachable.
+            task: Records the session. It goes on when this returns early: after two seconds, or when Redis is
+                unreachable.
         """
-        until = time.monotonic() + _OUTWAITED_SECONDS
+        until = time.monotonic() + _RECORD_SECONDS
         while not task.done() and time.monotonic() < until:
             if self._breaker.unreachable and self._breaker.reason is not Trouble.TIMEOUT:
                 return

@@ -38,7 +38,7 @@ from mcp_eventscope.telemetry.facts import Origin, Refusal, SessionEnd
 from mcp_eventscope.telemetry.logs import Log, Logger
 from mcp_eventscope.types import EventStore
 
-MOST_LATE = 10.0
+_MOST_LATE = 10.0
 """Seconds by which a notice may be late; more, or less than none, says that the clocks of two workers differ."""
 DEFAULT_FOLLOW_LIMIT = 300.0
 """Seconds that a resumed stream is followed at most."""
@@ -279,7 +279,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             return None
         record = await self._renew(session_id, owner_of(requestor))
         began = anyio.current_time()
-        patience = {UNREAD: _PATIENT_SECONDS if patient else 0, "absent": _LATE_SECONDS if self._records_late else 0}
+        late = self._records is not None and self._records.late
+        patience = {UNREAD: _PATIENT_SECONDS if patient else 0, "absent": _LATE_SECONDS if late else 0}
         while session_id not in self._server_instances:
             if anyio.current_time() - began >= patience.get(record.state, 0):
                 break
@@ -294,10 +295,6 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                 return sdk.unavailable("Too many open sessions")
         self._telling.check(self, session_id, requestor, others=record.state == "other")
         return None
-
-    @property
-    def _records_late(self) -> bool:
-        return self._records is not None and self._records.late
 
     def _renew_soon(self, session_id: str, owner: str) -> None:
         """Renew the record of a session that is served here in the background, unless that has just been done."""
@@ -413,7 +410,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         if self._records is None or not isinstance(sent, int):
             return 0.0
         age = (self._records.now - sent) / 1e6
-        return age if 0 <= age <= MOST_LATE else 0.0
+        return age if 0 <= age <= _MOST_LATE else 0.0
 
     def _tell(self, **notice: object) -> None:
         """Tell the other workers, without waiting for it."""

@@ -45,7 +45,7 @@ class Records:
         writing = asyncio.create_task(self._write(session_id, owner, handshake), name="eventscope-record")
         self._writing.add(writing)
         writing.add_done_callback(self._writing.discard)
-        await self._workers.outwait(writing)
+        await self._workers.wait_for_record(writing)
 
     async def _write(self, session_id: str, owner: str, handshake: str) -> None:
         record = NewRecord(session_id, owner, handshake)

@@ -10,4 +10,4 @@ end
 if tonumber(ARGV[1]) > 0 then
   redis.call('EXPIRE', KEYS[1], ARGV[1])
 end
-return tonumber(redis.call('HGET', KEYS[1], 'total'))
+return tonumber(redis.call('HGET', KEYS[1], 'total') or '0') or 0

@@ -48,7 +48,7 @@ _evict = Script("evict.lua")
 
 
 class SessionLimit:
-    """Accounts for what sessions store, in the background, and evicts what is too much.
+    """Accounts for the bytes of sessions in the background, and evicts events of a session that has too many.
 
     A process accounts for the runs of a session several at a time, when they have ended or grown. So a session takes up
     at most the limit, and of each worker one 64th of it more. An eviction leaves seven eighths of the limit.
@@ -59,7 +59,7 @@ class SessionLimit:
         clock: The clock of event ids.
         ttl: Seconds that keys are kept; None: without expiry.
         breaker: Whether Redis can be called.
-        observers: Called with what is evicted.
+        observers: Called with each eviction.
         max_bytes: The most bytes of a session.
     """
 
@@ -115,7 +115,7 @@ class SessionLimit:
 
     @staticmethod
     def _add_piece(run: Run, response: int) -> None:
-        """Record what was stored of a run since this was last done."""
+        """Record the events of a run that were stored since its last piece."""
         session = run.session
         last, larges = session.unrecorded.pop(run), run.larges[run.larges_accounted :]
         row = pydantic_core.to_json((run.stream, run.name, last, run.unaccounted, response, larges))
@@ -123,7 +123,7 @@ class SessionLimit:
         run.unaccounted, run.larges_accounted = 0, len(run.larges)
 
     def account(self, session: SessionQueue) -> None:
-        """Account in Redis for what a session has stored here, in the background."""
+        """Account in Redis for the events that a session has stored here, in the background."""
         for run in tuple(session.unrecorded):
             self._add_piece(run, 0)
         pieces = session.pieces
@@ -147,9 +147,9 @@ class SessionLimit:
             self._retry = None
 
     async def drain(self, seconds: float) -> None:
-        """Finish what is accounted for and evicted, and end the background task; at most so many seconds.
+        """Finish pending entries, and end the background task; at most so many seconds.
 
-        What is not finished by then is, if the store is used again.
+        Entries that are pending then are finished if the store is used again.
         """
         self._start()
         if self._task is not None:
@@ -177,9 +177,9 @@ class SessionLimit:
             self._task = None
 
     async def _take(self, keys: Keys, name: str, size: int, value: bytes) -> None:
-        """Account for an entry, and evict what is too much. It may be repeated.
+        """Account for an entry, and evict events if the session has too many bytes. It may be repeated.
 
-        An entry that was evicted meanwhile is made again, and goes with the next eviction: what it names is no more.
+        An entry that was evicted meanwhile is made again, and goes with the next eviction: its events are gone already.
         """
         total: int = await self._script(_account, [keys.sizes], [self._ttl or 0, name, size, value])
         if total > self._max_bytes:
@@ -213,7 +213,7 @@ class SessionLimit:
                 self._observers.emit(Lost(reason=LossReason.SESSION_LIMIT, events=events, payload_bytes=freed))
 
     async def _plan(self, eviction: "_Eviction", names: list[bytes], horizon: bytes) -> None:
-        """Choose what is evicted of the runs of some entries."""
+        """Choose the events to evict from the runs of some entries."""
         values: list[bytes | None] = await self._command("HMGET", eviction.keys.sizes, *names)
         entries = [(name, value, _pieces(value)) for name, value in zip(names, values, strict=True) if value]
         open_runs: set[str] = set()
@@ -240,7 +240,7 @@ class SessionLimit:
 
 
 class _Step(IntEnum):
-    """What is evicted, in this order, until the session is small enough."""
+    """The steps of an eviction, taken in this order until the session is small enough."""
 
     FINISHED = 1
     """The events of finished runs, except responses."""
@@ -248,12 +248,12 @@ class _Step(IntEnum):
     """The events of open runs."""
     RESPONSES = 3
     REMAINDERS = 4
-    """What marks a run of which nothing else is left."""
+    """The marks of runs of which nothing else is left."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """What a process stored of a run at a stretch, as its entry in `sizes` has it."""
+    """The events of a run that a process stored at a stretch, as an entry of `sizes` has them."""
 
     stream: str
     run: str
@@ -268,11 +268,11 @@ class _Piece:
 
 
 class _Eviction:
-    """What one call of `evict.lua` evicts.
+    """The evictions of one call of `evict.lua`.
 
     Args:
         keys: The session's keys.
-        step: What may be evicted.
+        step: Which events may be evicted.
         excess: Bytes that are to be freed.
     """
 
@@ -282,14 +282,10 @@ class _Eviction:
         self.freed = 0
         """Bytes that it frees."""
         self._excess = excess
-        self._changes: list[bytes] = []
-        self._keys: list[str] = [keys.sizes]
-        self._runs: list[str | bytes | int] = []
-
-    @property
-    def script_keys(self) -> list[str]:
+        self.script_keys: list[str] = [keys.sizes]
         """The keys of the script."""
-        return self._keys
+        self._changes: list[bytes] = []
+        self._runs: list[str | bytes | int] = []
 
     @property
     def script_arguments(self) -> list[str | bytes | int]:
@@ -297,7 +293,7 @@ class _Eviction:
         return [len(self._changes) // 3, *self._changes, *self._runs]
 
     def take(self, piece: _Piece, open_runs: set[str]) -> _Piece | None:
-        """Evict of a piece what this step evicts; returns what is left of it."""
+        """Evict the events of a piece that this step evicts; returns the rest of the piece."""
         if self.freed >= self._excess:
             return piece
         last, fate, left = piece.last, "t", None
@@ -314,8 +310,8 @@ class _Eviction:
         else:
             fate = "d"
         keys, larges = self.keys, [number for number in piece.larges if number <= last]
-        self._keys.append(keys.run(piece.stream, piece.run))
-        self._keys += [keys.large(piece.stream, piece.run, number) for number in larges]
+        self.script_keys.append(keys.run(piece.stream, piece.run))
+        self.script_keys += [keys.large(piece.stream, piece.run, number) for number in larges]
         self._runs += [last, fate, len(larges)]
         self.freed += piece.bytes + piece.response - (left.bytes + left.response if left else 0)
         return left
