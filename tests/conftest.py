@@ -8,10 +8,9 @@ import fakeredis
 import pytest
 from redis import asyncio as aioredis
 
-from mcp_eventscope.redis.connection import connect
 from support.leaks import LeakChecker
 from support.servers import Valkey, redis_server, redis_server_binary, valkey
-from support.waiting import CEILING
+from support.stores import patient_client
 
 LONGEST = (
     "test_drill.py",
@@ -83,7 +82,7 @@ def key_prefix() -> str:
 @pytest.fixture
 async def redis_client(valkey_url: str) -> AsyncIterator[aioredis.Redis]:
     """A client of the real Valkey, which waits for it however busy the machine is."""
-    async with connect(f"{valkey_url}?socket_timeout={CEILING}") as client:
+    async with patient_client(valkey_url) as client:
         yield client
 
 

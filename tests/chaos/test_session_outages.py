@@ -9,8 +9,10 @@ import pytest
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.types import CameBack, Lost, WentAway
+from support.stores import patient_client
 from support.talkers import Facts, Talker, observed, talking
 from support.valkeys import OwnValkey, own_valkey
+from support.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -46,7 +48,7 @@ class World:
 async def world() -> AsyncIterator[World]:
     """A Redis that keeps its data, and both stores."""
     with own_valkey(keeps=True) as server:
-        async with connect(server.url) as client, connect(server.url) as other:
+        async with connect(server.url) as client, patient_client(server.url) as other:
             store, reader = RedisEventStore(client, ttl=600), RedisEventStore(other, ttl=600)
             yield World(server, store, reader, observed(store))
             await store.flush()
@@ -58,6 +60,7 @@ async def test_killed(world: World) -> None:
     async def outage() -> None:
         world.server.kill()
         await anyio.sleep(OUTAGE_SECONDS)
+        await until(lambda: world.facts.of(WentAway))
         await anyio.to_thread.run_sync(world.server.start)
 
     await world.outlives(outage)
@@ -69,6 +72,7 @@ async def test_frozen(world: World) -> None:
     async def outage() -> None:
         world.server.freeze()
         await anyio.sleep(OUTAGE_SECONDS)
+        await until(lambda: world.facts.of(WentAway))  # A busy loop is late to look.
         world.server.thaw()
 
     await world.outlives(outage)

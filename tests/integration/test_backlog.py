@@ -29,6 +29,7 @@ from support.ledger import Speaker, check_all, settled
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
+from support.stores import patient_client
 from support.waiting import in_time, own_time, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -48,7 +49,7 @@ async def client(proxy: Proxy, key_prefix: str, valkey_url: str) -> AsyncIterato
     """The store's client. What it writes is deleted at the end."""
     async with connect(proxy.url) as client:
         yield client
-        async with connect(valkey_url) as direct:
+        async with patient_client(valkey_url) as direct:
             if keys := [key async for key in direct.scan_iter(match=f"{key_prefix}*", count=1000)]:
                 await direct.delete(*keys)
 

@@ -13,11 +13,11 @@ from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from mcp_eventscope.redis.connection import connect
 from support import resp
 from support.fault_plan import Cut, Error, FaultPlan, Freeze, Place, Reach, ReplyFault
 from support.proxy import Proxy
 from support.servers import HOST, Valkey
+from support.stores import patient_client
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import CEILING, promptly, slowness, until
 
@@ -34,7 +34,7 @@ async def proxy(valkey_server: Valkey) -> AsyncIterator[Proxy]:
 @pytest.fixture
 async def redis_client(valkey_url: str) -> AsyncIterator[aioredis.Redis]:
     """A client that does not go through the proxy."""
-    async with connect(valkey_url) as client:
+    async with patient_client(valkey_url) as client:
         yield client
 
 

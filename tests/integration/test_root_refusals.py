@@ -14,6 +14,7 @@ from support.ledger import Speaker, check_all, settled
 from support.messages import note
 from support.proxy import Proxy
 from support.servers import Valkey
+from support.stores import patient_client
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -25,7 +26,7 @@ REFUSED = "ERR this command is refused"
 @pytest.fixture
 async def redis_client(valkey_url: str) -> AsyncIterator[aioredis.Redis]:
     """A client that does not use the proxy."""
-    async with connect(valkey_url) as client:
+    async with patient_client(valkey_url) as client:
         yield client
 
 

@@ -16,6 +16,7 @@ from support.leaks import LeakChecker
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
+from support.stores import patient_client
 from support.talkers import Facts, Received, Talker, elements, observed, run_of, settled
 from support.waiting import in_time
 
@@ -197,7 +198,7 @@ async def behind(valkey_server: Valkey, key_prefix: str, leaks: LeakChecker) -> 
     async with (
         Proxy(valkey_server.socket).running() as proxy,
         connect(proxy.url) as client,
-        connect(valkey_server.url) as direct,
+        patient_client(valkey_server.url) as direct,
     ):
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL)
         warm = Talker(store, session="warm")

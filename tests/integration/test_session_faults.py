@@ -21,6 +21,7 @@ from mcp_eventscope.types import CameBack, Committed, JSONRPCError, LossReason, 
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
+from support.stores import patient_client
 from support.talkers import Facts, Talker, elements, observed, settled, talking
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import in_time, own_time, until
@@ -94,7 +95,7 @@ async def world(make_client: MakeClient, valkey_server: Valkey, key_prefix: str)
     async with (
         Proxy(valkey_server.socket).running() as proxy,
         make_client(proxy.url) as client,
-        connect(valkey_server.url) as direct,
+        patient_client(valkey_server.url) as direct,
     ):
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL, store_timeout=STORE_TIMEOUT)
         reader = RedisEventStore(direct, key_prefix=key_prefix, ttl=TTL)
@@ -124,6 +125,7 @@ def _for(seconds: float, way: str) -> Break:
     async def do(world: World) -> None:
         getattr(world.proxy, way)()
         await anyio.sleep(seconds)
+        await until(lambda: Trouble.TIMEOUT in world.reasons())  # A busy loop is late to look.
         world.proxy.clear()
 
     return do
@@ -132,6 +134,7 @@ def _for(seconds: float, way: str) -> Break:
 async def _slow(world: World) -> None:
     world.proxy.delay = STORE_TIMEOUT * 2
     await anyio.sleep(STORE_TIMEOUT * 4)
+    await until(lambda: Trouble.TIMEOUT in world.reasons())
     world.proxy.clear()
 
 
@@ -265,7 +268,7 @@ async def test_whole_runs_are_dropped_oldest_first(valkey_server: Valkey, key_pr
     async with (
         Proxy(valkey_server.socket).running() as proxy,
         connect(proxy.url) as client,
-        connect(valkey_server.url) as direct,
+        patient_client(valkey_server.url) as direct,
     ):
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60, backlog_events=60)
         reader = RedisEventStore(direct, key_prefix=key_prefix, ttl=60)
@@ -334,7 +337,7 @@ async def test_server_that_takes_no_writes(how: str) -> None:
     """A Redis that is full, loads its data, has become a replica or wants a password: events are stored afterwards."""
     reason = {"full": Trouble.OOM, "loading": Trouble.LOADING, "replica": Trouble.READONLY, "password": Trouble.AUTH}
     with own_valkey(keeps=True) as server, own_valkey() as second:
-        async with connect(server.url) as client, connect(server.url) as direct:
+        async with connect(server.url) as client, patient_client(server.url) as direct:
             store = RedisEventStore(client, ttl=TTL, store_timeout=STORE_TIMEOUT)
             facts = observed(store)
             talkers = [Talker(store, f"s{number}") for number in range(4)]

@@ -23,6 +23,7 @@ from mcp_eventscope.types import (
     WentAway,
 )
 from support.messages import answer, note
+from support.stores import patient_client
 from support.talkers import Facts, Received, Talker, observed, run_of, settled, talking
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
@@ -68,7 +69,7 @@ class World:
 @asynccontextmanager
 async def worker(url: str, lease: float = 30) -> AsyncIterator[World]:
     """A worker on a server."""
-    async with connect(url) as client, connect(url) as direct:
+    async with connect(url) as client, patient_client(url) as direct:
         store = RedisEventStore(client, ttl=TTL)
         async with store.workers.alive(lease, lambda _: None, nothing):
             yield World(store, RedisEventStore(direct, ttl=TTL), observed(store), direct)

@@ -16,6 +16,7 @@ from mcp_eventscope.types import CameBack, Committed, Lost, Retried, Trouble, We
 from support.ledger import Speaker, check_all, settled
 from support.proxy import Fault, Proxy
 from support.servers import Valkey
+from support.stores import patient_client
 from support.waiting import in_time, own_time, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -98,7 +99,7 @@ async def world(
 @pytest.fixture
 async def redis_client(valkey_url: str) -> AsyncIterator[aioredis.Redis]:
     """A client that goes round the proxy."""
-    async with connect(valkey_url) as client:
+    async with patient_client(valkey_url) as client:
         yield client
 
 

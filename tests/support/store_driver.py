@@ -14,6 +14,7 @@ from mcp_eventscope.redis.session_store import RedisSessionStore
 from mcp_eventscope.types import Committed, Lost, StoreFact, StoreOutcome
 from support.acknowledgements import Acknowledgements
 from support.messages import note
+from support.stores import patient_client
 from support.waiting import until
 
 STORE_TIMEOUT = 0.1
@@ -124,7 +125,7 @@ class SessionDriver:
 @asynccontextmanager
 async def session_driver(peer_url: str, redis_url: str, key_prefix: str) -> AsyncIterator[SessionDriver]:
     """A driver of the parts of sessions."""
-    async with connect(peer_url) as client, connect(redis_url) as direct:
+    async with connect(peer_url) as client, patient_client(redis_url) as direct:
         driver = SessionDriver(
             RedisEventStore(client, key_prefix=key_prefix, ttl=60, store_timeout=STORE_TIMEOUT),
             RedisEventStore(direct, key_prefix=key_prefix, ttl=60),

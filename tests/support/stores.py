@@ -10,13 +10,18 @@ from redis import asyncio as aioredis
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.testing import SessionRoot
-from support.waiting import until
+from support.waiting import CEILING, until
 
 TTL = 600
 LEASE = 60.0
 """Seconds that a worker counts as alive: longer than a test takes."""
 PATIENCE = 10.0
 """Seconds that a store waits for Redis: how long is not what the suite is about, and the machine may be busy."""
+
+
+def patient_client(url: str) -> aioredis.Redis:
+    """A client that looks at what a store has done: however busy the machine is, it waits for Redis."""
+    return connect(f"{url}?socket_timeout={CEILING}&socket_connect_timeout={CEILING}")
 
 
 @asynccontextmanager

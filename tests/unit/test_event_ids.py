@@ -30,10 +30,10 @@ def test_parse_is_the_inverse_of_event_id(cursor: Cursor) -> None:
 
 
 @given(cursors(), TIMES, NUMBERS, RUNS)
-def test_moved_names_the_new_position(cursor: Cursor, time: int, number: int, run: str) -> None:
-    """The id of an event moves one position, of this run or of another, and keeps the others."""
+def test_suffix_keeps_the_other_positions(cursor: Cursor, time: int, number: int, run: str) -> None:
+    """The id of an event names the new position of its run, known or not, and the positions of the others."""
     before = dict(cursor.positions)
-    assert parse(cursor.moved(run, number, time)) == Cursor(time, run, before | {run: number})
+    assert parse(f"{time}-{number}{cursor.suffix(run)}") == Cursor(time, run, before | {run: number})
     assert cursor.positions == before
 
 

@@ -128,6 +128,21 @@ async def test_stream_of_another_type(store: RedisSessionStore, client: FakeAsyn
     assert (error.id, error.error.code) == ("1", EVENTS_GONE)
 
 
+async def test_stop_before_the_first_read_ends_the_resume(store: RedisSessionStore) -> None:
+    """A stop that arrives between a client's request and the first read of its stream is not missed."""
+    view = SessionView(store, follow_limit=60)
+    cursor = await view.store_event("1", None)
+    sent = Sent()
+    with view.connecting(cursor):
+        view.stop(cursor.rpartition(".")[2])
+        with anyio.fail_after(2):
+            await view.replay_events_after(cursor, sent)
+    assert sent.messages == []
+    await view.store_event("1", RESPONSE)
+    await view.replay_events_after(cursor, sent)
+    assert sent.messages == [RESPONSE]
+
+
 async def test_late_stop_leaves_newer_resumes(store: RedisSessionStore) -> None:
     """What ended the older connections of a stream, and is heard late, ends no newer one."""
     view = SessionView(store, follow_limit=60)

@@ -214,7 +214,8 @@ class ResumableTransport(StreamableHTTPServerTransport):
         # One connection at a time gets each message: the newest, since the older one may be half-open.
         self.stop(name)
         self._stopped(name)
-        await super()._handle_get_request(request, send)
+        with self.view.connecting(cursor):
+            await super()._handle_get_request(request, send)
 
 
 async def _to_nobody(_: EventMessage) -> None:

@@ -1,8 +1,8 @@
 """One session's view of the event store, as its transport uses it: ids for the wire, and streams that are followed."""
 
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar
 from math import inf
 
@@ -39,6 +39,8 @@ _POLL_SECONDS = 0.1
 _RETRY_SECONDS = 0.5
 """How soon it reads again from a store that fails, and is not known to be unreachable."""
 
+_connecting: ContextVar["_Resume | None"] = ContextVar("connecting", default=None)
+"""The resume of the current request, from its arrival."""
 understands_priming: ContextVar[bool] = ContextVar("understands_priming", default=False)
 """Whether the client of the current request understands an event without data (revisions from 2025-11-25)."""
 
@@ -62,23 +64,28 @@ class Priming:
 class _Resume:
     """One stream that is being resumed: how to send on it, and how to end it."""
 
-    def __init__(self, name: str, event_id: EventId, send: EventCallback) -> None:
+    def __init__(self, cursor: str) -> None:
         self.scope = anyio.CancelScope()
         self.began_at = anyio.current_time()
+        event_id, self.name = wire.split(cursor) or ("", "")
         self.began = self.cursor = event_id
         self.answered = False
         """Whether the response, or an error in its place, has been sent."""
-        self._name = name
-        self._send = send
+        self.callback: EventCallback | None = None
+        """Awaited with each event; None until the response has begun."""
+
+    async def _send(self, event: EventMessage) -> None:
+        if self.callback is not None:
+            await self.callback(event)
 
     async def send(self, event: EventMessage) -> None:
         """Send an event that was read from the store."""
         if event.event_id is None:  # An answer in place of a worker's: the client keeps its position.
             await self._send(event)
         else:
-            await self._send(EventMessage(event.message, wire.join(event.event_id, self._name)))
+            await self._send(EventMessage(event.message, wire.join(event.event_id, self.name)))
             self.cursor = event.event_id
-        self.answered = self.answered or is_final(self._name, event.message)
+        self.answered = self.answered or is_final(self.name, event.message)
 
     async def send_live(self, message: JSONRPCMessage) -> None:
         """Send a message that the store did not take, without an id."""
@@ -225,7 +232,32 @@ class SessionView(EventStore):
         Returns:
             None: the stream is to be closed.
         """
-        event_id, name = wire.split(last_event_id) or ("", "")
+        resume = _connecting.get()
+        if resume is None:
+            with self.connecting(last_event_id) as resume:
+                return await self._deliver(resume, last_event_id, send_callback)
+        return await self._deliver(resume, last_event_id, send_callback)
+
+    @contextmanager
+    def connecting(self, last_event_id: EventId) -> Iterator[_Resume]:
+        """Let `stop` and `close` end the resume that the current request is, before it reads its first event.
+
+        Args:
+            last_event_id: The `Last-Event-ID`.
+        """
+        resume = _Resume(last_event_id)
+        self._resuming[resume.name].add(resume)
+        token = _connecting.set(resume)
+        try:
+            yield resume
+        finally:
+            _connecting.reset(token)
+            self._resuming[resume.name].discard(resume)
+            if not self._resuming[resume.name]:
+                del self._resuming[resume.name]
+
+    async def _deliver(self, resume: _Resume, last_event_id: EventId, send_callback: EventCallback) -> None:
+        name = resume.name
         primes = understands_priming.get()
         if primes and name:
             await send_callback(EventMessage(Priming(), last_event_id))  # type: ignore[arg-type]
@@ -233,14 +265,13 @@ class SessionView(EventStore):
         self._opened.discard(last_event_id)
         # A client without a cursor, which a priming event would have given it, cannot come back for the rest.
         limit = inf if opened and not primes else self._follow_limit
-        resume = _Resume(name, event_id, send_callback)
         with resume.scope:
             if self._closed:
                 return
-            self._resuming[name].add(resume)
+            resume.callback = send_callback
             try:
                 if opened:  # Nothing was missed: it is no resume, and not to be counted as one.
-                    await self._follow(resume, name, event_id, limit)
+                    await self._follow(resume, name, resume.cursor, limit)
                 else:
                     await self._resume(resume, name, limit)
             except WrongTypeError:  # Reported by the store. The client would ask again for ever.
@@ -249,9 +280,7 @@ class SessionView(EventStore):
             except StoreError:
                 return  # Reported by the store. The stream ends, and the client asks again.
             finally:
-                self._resuming[name].discard(resume)
-                if not self._resuming[name]:
-                    del self._resuming[name]
+                resume.callback = None
 
     async def _resume(self, resume: _Resume, name: str, limit: float) -> None:
         facts = await self._replayed(resume, name, anyio.current_time() + limit)

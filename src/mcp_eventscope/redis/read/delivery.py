@@ -1,6 +1,6 @@
 """One pass over a stream: its position, and the counts of its deliveries."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from mcp_eventscope.errors import CorruptEventError
 from mcp_eventscope.redis import codec
@@ -46,22 +46,24 @@ class Delivery:
         self._send = send
         self._standalone = standalone
 
-    async def take(self, run: str, rows: Iterable[Row]) -> None:
+    async def take(self, run: str, rows: Sequence[Row]) -> None:
         """Deliver rows of one run, up to the response. The position passes each row that was sent or cannot be."""
         cursor = self.cursor
-        positions, send, standalone = cursor.positions, self._send, self._standalone
+        positions, send, decode, standalone = cursor.positions, self._send, codec.decode, self._standalone
+        # Of a run that the cursor does not know nothing is missing before its first row.
+        before = positions.get(run, rows[0][2] - 1 if rows else 0)
+        suffix = cursor.suffix(run)
         for number, time, first, producer, payload in rows:
-            before = positions.get(run)
-            if before is not None:
-                if number <= before:
-                    continue
-                self.missing += max(0, first - before - 1)  # Trimmed.
+            if number <= before:
+                continue
+            if first > before + 1:
+                self.missing += first - before - 1  # Trimmed.
             if first < number or payload is None:  # Lost; a client may have a position within the range.
-                self.missing += number - max(first, (before or 0) + 1) + 1
+                self.missing += number - max(first, before + 1) + 1
             elif payload:  # Else a priming event: a position, without a message.
-                event_id = cursor.moved(run, number, time)
+                event_id = f"{time}-{number}{suffix}"
                 try:
-                    message = codec.decode(payload)
+                    message = decode(payload)
                 except CorruptEventError:
                     self.corrupt.append(event_id)
                 else:
@@ -71,7 +73,7 @@ class Delivery:
                     if producer and len(self.producers) < PRODUCERS:
                         self.producers[producer] = None
                     self.completed = not standalone and type(message) in FINAL
-            positions[run] = number
+            positions[run] = before = number
             cursor.run, cursor.time = run, time
             if self.completed:
                 return

@@ -9,8 +9,8 @@ from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.scripts import Client, Script
 
 _read = Script("read_run.lua")
-_PLAIN = re.compile(rb"([0-9]{1,16}) ([0-9]{1,18})")
-"""The header of an element without marks."""
+_PLAIN = re.compile(rb"^([0-9]{1,16}) ([0-9]{1,18})(?: f)?\n(.*)$", re.MULTILINE)
+"""An element whose payload is a message or a priming event, without a key of its own or a `traceparent`."""
 _NUMBER = re.compile(rb"[0-9]{1,16}(?![0-9])")
 """An element's number, as a script reads it; a longer one is none of ours."""
 
@@ -59,6 +59,11 @@ async def read_run(  # noqa: PLR0913 - the script's arguments, one by one
     chunk = Chunk(clock, first, last, ended == 1, entry)
     if not count:
         return chunk
+    # Each match takes two lines: as many matches as elements, in twice as many lines, are the elements.
+    plain = _PLAIN.findall(text) if text.count(b"\n") == 2 * count - 1 else []
+    if len(plain) == count:  # As in most chunks.
+        chunk.rows = [(seq := int(number), int(time), seq, "", payload) for number, time, payload in plain]
+        return chunk
     lines: Sequence[bytes] = text.split(b"\n")
     if len(lines) != 2 * count:  # Another writer's doing: ours writes no newline into a payload.
         _, _, elements = await _read(client, [key, keys.requests], [run, after, max_events, 1])
@@ -89,10 +94,6 @@ def _row(header: bytes, payload: bytes, clock: int) -> tuple[Row | None, int | N
     An element with a number, and damage behind it, is a row that no message can be decoded from: a reader has to report
     it, and to get past it. One without a number is none of ours.
     """
-    plain = _PLAIN.fullmatch(header)
-    if plain is not None:  # As most are.
-        seq = int(plain[1])
-        return (seq, int(plain[2]), seq, "", payload), None
     found = _NUMBER.match(header)
     if found is None:
         return None, None

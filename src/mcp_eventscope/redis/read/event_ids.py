@@ -29,20 +29,12 @@ class Cursor:
 
     def event_id(self) -> EventId:
         """The event id."""
-        return self.moved(self.run, self.number, self.time)
+        return f"{self.time}-{self.number}{self.suffix(self.run)}"
 
-    def moved(self, run: str, number: int, time: int) -> EventId:
-        """The event id of an event that moves one position.
-
-        Args:
-            run: Whose position.
-            number: The number of the event.
-            time: When it was accepted.
-        """
-        if len(self.positions) == 1 and run in self.positions:
-            return f"{time}-{number}-{run}"
-        others = "".join(f"~{position}-{other}" for other, position in self.positions.items() if other != run)
-        return f"{time}-{number}-{run}{others}"
+    def suffix(self, run: str) -> str:
+        """The part of an event id behind the number, for an event that moves the position of a run."""
+        others = "".join([f"~{position}-{other}" for other, position in self.positions.items() if other != run])
+        return f"-{run}{others}"
 
 
 def parse(event_id: EventId) -> Cursor | None:

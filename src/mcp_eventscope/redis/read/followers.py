@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 
-import anyio
 from redis import asyncio as aioredis
 
 from mcp_eventscope.errors import StoreError
@@ -39,7 +38,7 @@ _peek = Script("peek_runs.lua")
 class Watch:
     """One follower, and what wakes it."""
 
-    __slots__ = ("_woken", "delivery", "keys", "orphaned", "run", "unclaimed_since")
+    __slots__ = ("_waiter", "_woken", "delivery", "keys", "orphaned", "run", "unclaimed_since")
 
     def __init__(self, keys: Keys, delivery: Delivery, run: str | None) -> None:
         self.keys = keys
@@ -50,17 +49,33 @@ class Watch:
         """Whether the worker that ran the request is dead."""
         self.unclaimed_since: float | None = None
         """Since when Redis names no such run although its worker is alive, by the monotonic clock."""
-        self._woken = anyio.Event()
+        self._woken = False
+        self._waiter: asyncio.Future[None] | None = None
 
-    def wake(self) -> None:
-        """There may be something to deliver."""
-        self._woken.set()
+    def wake(self, _: object = None) -> None:
+        """There may be something to deliver. Takes, and ignores, a published message."""
+        self._woken = True
+        self._release()
 
     async def wait(self, seconds: float) -> None:
         """Return when it was woken since the last wait, or after so many seconds."""
-        with anyio.move_on_after(seconds):
-            await self._woken.wait()
-        self._woken = anyio.Event()
+        if self._woken:
+            await asyncio.sleep(0)
+        else:
+            # A future and a timer: an event and a timeout take up four times the memory, and thousands wait.
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(seconds, self._release)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+                self._waiter = None
+        self._woken = False
+
+    def _release(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class RunFollowers:
@@ -90,18 +105,14 @@ class RunFollowers:
     def watching(self, watch: Watch, stream: StreamId) -> Iterator[None]:
         """Wake a follower until the block ends. To be entered before reading, or a wake-up is missed."""
         channel = watch.keys.stream(stream)
-
-        def published(_: bytes | None) -> None:
-            watch.wake()
-
         self._watches.add(watch)
-        self._signals.listen(channel, published)
+        self._signals.listen(channel, watch.wake)
         if self._polling is None:
             self._polling = asyncio.create_task(self._poll_loop(), name="eventscope-followers")
         try:
             yield
         finally:
-            self._signals.ignore(channel, published)
+            self._signals.ignore(channel, watch.wake)
             self._watches.discard(watch)
 
     async def _poll_loop(self) -> None:

@@ -18,11 +18,11 @@ from mcp_eventscope.redis.write.runs import PendingEvent, Run
 from mcp_eventscope.tasks import end
 from mcp_eventscope.types import StreamId
 
-CHUNK_EVENTS = 256
+CHUNK_EVENTS = 512
 """The most events that one read returns: Redis is blocked for one."""
 CHUNK_BYTES = 1 << 20
 """Payload bytes after which a read stops early; a single larger event still comes whole."""
-TURN_EVENTS = 32
+TURN_EVENTS = 64
 """The most events that are sent before other tasks run, by a callback that never waits."""
 CONCURRENT_READS = 8
 """The most reads of a process at a time, each on a connection of the client's pool: when thousands of clients resume at

@@ -22,8 +22,8 @@ from mcp_eventscope.redis.write.session_limit import ELEMENT_BYTES
 from mcp_eventscope.types import GET_STREAM_KEY, Committed, JSONRPCError, LossReason, StoreOutcome, StreamId
 from mcp_eventscope.types import Lost as EventsLost
 
-BATCH_EVENTS = 64
-"""Events after which a batch is closed: Redis is busy with it for less than a millisecond."""
+BATCH_EVENTS = 256
+"""Events after which a batch is closed: Redis is busy with it for about a millisecond."""
 PART_EVENTS = 32
 """The most events of one run in a batch, so that one busy run leaves room for the others."""
 LINGER_SECONDS = 0.005
@@ -348,10 +348,11 @@ class SessionWriter:
                 run.limit = 0
                 run.followed = state.endswith("w")
                 if events:
-                    stored = self._stored(part)
+                    # Those stored for the first time: others were counted before Redis lost them.
+                    stored = [event for event in events if event.outcome is None and event.message is not Lost]
                     latencies += [now - event.accepted for event in stored]
                     messages += [event.message for event in stored]
-                    size = sum([len(event.payload) for event in stored])
+                    size = sum([event.size for event in stored]) - EVENT_BYTES * len(stored)
                     payload_bytes += size
                     if size:
                         self._report_stored(part, size)
@@ -376,11 +377,6 @@ class SessionWriter:
                 )
             )
 
-    @staticmethod
-    def _stored(part: RunPart) -> list[PendingEvent]:
-        """The events of a part that are stored for the first time: others were counted before Redis lost them."""
-        return [event for event in part.events if event.outcome is None and not event.lost]
-
     def _report_stored(self, part: RunPart, size: int) -> None:
         """Account for a part that Redis has acknowledged; of its payloads so many bytes are new."""
         events, final = part.events, part.events[-1]
@@ -401,8 +397,9 @@ class SessionWriter:
         run, events = part.run, part.events
         run.acknowledged = events[-1].seq
         self._uncount(run.session, len(events), part.size)
+        stored, lost = StoreOutcome.STORED, StoreOutcome.LOST
         for event in events:
-            event.settle(StoreOutcome.LOST if event.message is Lost else StoreOutcome.STORED)
+            event.settle(lost if event.message is Lost else stored)
         run.retained += events
         self._retained.append((run, events[-1]))
         self._retained_bytes += part.size
