@@ -194,7 +194,7 @@ SESSIONS_ROW = (
         "Requests left by their worker",
         says(
             "Requests that were answered with an error since the worker that ran them is gone, or was ending.",
-            normal="none; a few with each deployment, unless it drains (drain=).",
+            normal="none; a few with each deployment, unless it drains (shutdown_timeout=).",
             otherwise="without a deployment: workers crash or freeze. The blue lines are starts; look for the OOM "
             "killer, and for tools that block the event loop for longer than the lease.",
         ),

@@ -58,4 +58,4 @@ async def sha256(text: str) -> str:
 
 def app() -> Starlette:
     """The application, for `uvicorn --factory`: /mcp, /metrics and /healthz, on the Redis of EVENTSCOPE_REDIS_URL."""
-    return http_app(mcp, retry_interval=RETRY_MILLISECONDS, lease=LEASE_SECONDS)
+    return http_app(mcp, retry_interval=RETRY_MILLISECONDS, worker_lease=LEASE_SECONDS)

@@ -24,8 +24,8 @@ from mcp_eventscope.errors import EventscopeError, IncompatibleSDKError
 from mcp_eventscope.instrumented import InstrumentedEventStore, instrument
 from mcp_eventscope.redis.connection import connect
 from mcp_eventscope.redis.store import RedisEventStore
-from mcp_eventscope.redis.workers import DEFAULT_LEASE
-from mcp_eventscope.sessions.manager import DEFAULT_FOLLOW_LIMIT, ResumableSessionManager
+from mcp_eventscope.redis.workers import DEFAULT_WORKER_LEASE
+from mcp_eventscope.sessions.manager import DEFAULT_FOLLOW_TIMEOUT, ResumableSessionManager
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.exposition import Exposition
 from mcp_eventscope.telemetry.logs import Log, Logger
@@ -65,9 +65,9 @@ class StreamableHTTPOptions(TypedDict, total=False):
 class _Ours(TypedDict):
     """What our session manager has beyond the SDK's."""
 
-    follow_limit: float
-    lease: float
-    drain: float
+    follow_timeout: float
+    worker_lease: float
+    shutdown_timeout: float
     logger: Logger | None
 
 
@@ -77,9 +77,9 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
     *,
     redis_url: str | None = None,
     ttl: int | None = DEFAULT_TTL,
-    follow_limit: float = DEFAULT_FOLLOW_LIMIT,
-    lease: float = DEFAULT_LEASE,
-    drain: float = 0.0,
+    follow_timeout: float = DEFAULT_FOLLOW_TIMEOUT,
+    worker_lease: float = DEFAULT_WORKER_LEASE,
+    shutdown_timeout: float = 0.0,
     metrics_port: int | None = None,
     metrics_host: str | None = None,
     metrics_token: str | None = None,
@@ -108,9 +108,9 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
         redis_url: Instead of a store: where Redis is. The client is made, and closed, here.
             Without both: the environment variable `EVENTSCOPE_REDIS_URL`, else an embedded Valkey, with a warning.
         ttl: Seconds that events are kept, for a store made here; None keeps them for ever.
-        follow_limit: As in `ResumableSessionManager`, in seconds.
-        lease: As in `ResumableSessionManager`, in seconds.
-        drain: As in `ResumableSessionManager`, in seconds.
+        follow_timeout: As in `ResumableSessionManager`, in seconds.
+        worker_lease: As in `ResumableSessionManager`, in seconds.
+        shutdown_timeout: As in `ResumableSessionManager`, in seconds.
         metrics_port: A port of its own for `/metrics`, which is then not served with the rest. Of several workers the
             first that gets it serves for all, and another takes over when that one ends.
         metrics_host: The address that the port is opened on; None: 127.0.0.1, so that nothing is published unasked.
@@ -156,7 +156,12 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
         event_store, registry=registry, tracer_provider=tracer_provider, meter_provider=meter_provider, logger=logger
     )
     log.report_failures(store.log_failed)
-    ours: _Ours = {"follow_limit": follow_limit, "lease": lease, "drain": drain, "logger": logger}
+    ours: _Ours = {
+        "follow_timeout": follow_timeout,
+        "worker_lease": worker_lease,
+        "shutdown_timeout": shutdown_timeout,
+        "logger": logger,
+    }
     manager = _replace_manager(app, mcp.session_manager, store, **ours)
     exposition = Exposition(registry, metrics_token)
     port = _metrics_port(exposition, metrics_port, metrics_host, log)

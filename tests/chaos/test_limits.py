@@ -65,7 +65,7 @@ async def two(url: str, *, auth: bool = False, **options: object) -> AsyncIterat
         found = []
         for _ in range(2):
             steered = Steered(**settings)
-            app = http_app(steered.mcp, redis_url=url, registry=CollectorRegistry(), lease=LEASE, **options)  # type: ignore[arg-type]
+            app = http_app(steered.mcp, redis_url=url, registry=CollectorRegistry(), worker_lease=LEASE, **options)  # type: ignore[arg-type]
             found.append(Worker(await stack.enter_async_context(serving(app)), steered))
         yield found[0], found[1]
 

@@ -237,12 +237,12 @@ async def world(connect: Connect) -> AsyncIterator[World]:
         way = await stack.enter_async_context(distant(server))
         store = RedisEventStore(await stack.enter_async_context(connect_redis(way.url)), ttl=TTL)
         steered = Steered()
-        app = http_app(steered.mcp, store, registry=CollectorRegistry(), lease=lease, max_sessions=None)
+        app = http_app(steered.mcp, store, registry=CollectorRegistry(), worker_lease=lease, max_sessions=None)
         manager = steered.mcp.session_manager
         assert isinstance(manager, ResumableSessionManager)
         idle = {uuid.uuid4().hex for _ in range(SESSIONS)}
         registered = await register(manager, idle)
-        other = http_app(Steered().mcp, redis_url=server.url, ttl=TTL, registry=CollectorRegistry(), lease=lease)
+        other = http_app(Steered().mcp, redis_url=server.url, ttl=TTL, registry=CollectorRegistry(), worker_lease=lease)
         near, far = [await stack.enter_async_context(serving(each)) for each in (app, other)]
         stack.callback(lambda: [manager._server_instances.pop(session, None) for session in idle])
         calls = [Call(f"call {number}", connect(near)) for number in range(CALLS)]

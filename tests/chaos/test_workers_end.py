@@ -203,7 +203,7 @@ async def test_restart_with_time_to_finish(
     valkey_url: str, pair: Pair, router: Router, connect: Connect, steering: NewSteering
 ) -> None:
     """A worker that is given the time ends the call, and the client gets its result."""
-    with worker_processes(1, valkey_url, valkey_url, graceful=int(CEILING), drain=CEILING) as (patient,):
+    with worker_processes(1, valkey_url, valkey_url, graceful=int(CEILING), shutdown_timeout=CEILING) as (patient,):
         client, steered = connect(router.url), steering()
         router.to(patient)
         await client.initialize()

@@ -39,7 +39,7 @@ async def workers(valkey_url: str) -> AsyncIterator[list[Worker]]:
         found = []
         for _ in range(2):
             steered = Steered()
-            app = http_app(steered.mcp, redis_url=valkey_url, registry=CollectorRegistry(), lease=LEASE)
+            app = http_app(steered.mcp, redis_url=valkey_url, registry=CollectorRegistry(), worker_lease=LEASE)
             found.append(Worker(steered, await stack.enter_async_context(serving(app))))
         yield found
 
@@ -184,10 +184,10 @@ async def test_worker_that_ends_answers_for_what_it_ran(valkey_url: str, connect
     """A call that is running when its worker shuts down is answered at once, and the session goes on elsewhere."""
     first, second = Steered(), Steered()
     async with serving(
-        http_app(second.mcp, redis_url=valkey_url, registry=CollectorRegistry(), lease=2 * CEILING)
+        http_app(second.mcp, redis_url=valkey_url, registry=CollectorRegistry(), worker_lease=2 * CEILING)
     ) as other:
         async with serving(
-            http_app(first.mcp, redis_url=valkey_url, registry=CollectorRegistry(), lease=2 * CEILING)
+            http_app(first.mcp, redis_url=valkey_url, registry=CollectorRegistry(), worker_lease=2 * CEILING)
         ) as url:
             on_a = connect(url)
             await on_a.initialize()
@@ -250,7 +250,7 @@ async def test_redis_comes_back_empty(connect: Connect) -> None:
     async with valkey.running(), AsyncExitStack() as stack:
         urls, steered = [], [Steered(), Steered()]
         for each in steered:
-            app = http_app(each.mcp, redis_url=valkey.url, registry=CollectorRegistry(), lease=LEASE)
+            app = http_app(each.mcp, redis_url=valkey.url, registry=CollectorRegistry(), worker_lease=LEASE)
             urls.append(await stack.enter_async_context(serving(app)))
         on_a = connect(urls[0])
         await on_a.initialize()
@@ -277,7 +277,7 @@ async def test_response_while_redis_is_away(connect: Connect, *, frozen: bool) -
     """A call that ends while Redis is away, and its client too, has its response, once, when both are back."""
     with valkey() as server:
         steered = Steered()
-        app = http_app(steered.mcp, redis_url=server.url, registry=CollectorRegistry(), lease=LEASE)
+        app = http_app(steered.mcp, redis_url=server.url, registry=CollectorRegistry(), worker_lease=LEASE)
         async with serving(app) as url:
             client = connect(url)
             await client.initialize()

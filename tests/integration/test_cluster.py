@@ -91,7 +91,7 @@ async def test_orphan_of_another_worker(cluster: aioredis.RedisCluster) -> None:
 async def test_view_on_a_cluster(cluster: aioredis.RedisCluster) -> None:
     """A session's view stores and resumes, its ids short and its streams apart."""
     store = InstrumentedEventStore(RedisEventStore(cluster, ttl=60), registry=None)
-    view = SessionView(store.for_session("view"), follow_limit=5)
+    view = SessionView(store.for_session("view"), follow_timeout=5)
     cursor = await view.store_event("1", None)
     await view.store_event("2", note(2))
     await view.store_event("1", answer())

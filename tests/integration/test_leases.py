@@ -5,7 +5,7 @@ import pytest
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.errors import StoreError
-from mcp_eventscope.redis.workers import DEFAULT_LEASE, Workers
+from mcp_eventscope.redis.workers import DEFAULT_WORKER_LEASE, Workers
 from support.waiting import in_time, until
 
 pytestmark = pytest.mark.anyio
@@ -59,7 +59,7 @@ async def test_nobody_is_gone_just_after_an_outage(server: fakeredis.FakeServer,
         await workers.gone({"other"})
     server.connected = True
     assert await workers.gone({"other"}) == set()
-    clock.now += DEFAULT_LEASE - 1
+    clock.now += DEFAULT_WORKER_LEASE - 1
     assert await workers.gone({"other"}) == set()
     clock.now += 2
     assert await workers.gone({"other"}) == {"other"}
@@ -73,20 +73,23 @@ async def test_nobody_is_gone_just_after_a_stall(
     ask = workers._redis.exists
 
     async def slow(*names: str) -> object:
-        clock.now += DEFAULT_LEASE / 2
+        clock.now += DEFAULT_WORKER_LEASE / 2
         return await ask(*names)
 
     monkeypatch.setattr(workers._redis, "exists", slow)
     assert await workers.gone({"other"}) == set()
     monkeypatch.setattr(workers._redis, "exists", ask)
-    clock.now += DEFAULT_LEASE + 1
+    clock.now += DEFAULT_WORKER_LEASE + 1
     assert await workers.gone({"other"}) == {"other"}
 
 
 async def test_nobody_is_gone_when_redis_has_lost_all_leases(server: fakeredis.FakeServer) -> None:
     """A Redis that restarts empty, and too fast to be missed, has lost the lease of the one that asks, too."""
     one, other = worker(server), worker(server)
-    async with one.alive(DEFAULT_LEASE, lambda _: None, nothing), other.alive(DEFAULT_LEASE, lambda _: None, nothing):
+    async with (
+        one.alive(DEFAULT_WORKER_LEASE, lambda _: None, nothing),
+        other.alive(DEFAULT_WORKER_LEASE, lambda _: None, nothing),
+    ):
         assert await one.gone({other._worker.name}) == set()
         await fakeredis.FakeAsyncRedis(server=server).flushall()
         assert await one.gone({other._worker.name}) == set()
@@ -96,7 +99,7 @@ async def test_lease_that_could_not_be_taken_at_the_start_is_taken_soon(server: 
     """Others take a worker without a lease for dead: it does not wait for a third of the lease."""
     one = worker(server)
     server.connected = False
-    async with one.alive(30 * DEFAULT_LEASE, lambda _: None, nothing):
+    async with one.alive(30 * DEFAULT_WORKER_LEASE, lambda _: None, nothing):
         server.connected = True
         with in_time(5):
             await until(lambda: one._leased)

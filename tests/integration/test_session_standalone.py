@@ -213,7 +213,7 @@ async def test_session_that_is_not_served_any_more_is_released(
     async with root.workers.alive(0.3, lambda _: None, nothing):
         views = []
         for number in range(20):
-            view = SessionView(store.for_session(f"s{number}"), follow_limit=5)
+            view = SessionView(store.for_session(f"s{number}"), follow_timeout=5)
             await view.open_standalone()
             await view.store_event(GET_STREAM_KEY, note(number))
             await settled(root)

@@ -17,7 +17,7 @@ from support.processes import worker_processes
 from support.proxy import proxy_in_thread
 from support.valkeys import own_valkey
 
-WORKER_OPTIONS: dict[str, Any] = {"lease": LEASE}
+WORKER_OPTIONS: dict[str, Any] = {"worker_lease": LEASE}
 """The options of `http_app` in the workers."""
 _LISTENS = 5
 """Of so many clients one has a standalone stream."""

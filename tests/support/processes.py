@@ -49,7 +49,7 @@ class WorkerProcess:
         self._environment = {
             URL_VARIABLE: redis_url,
             CONTROL_VARIABLE: control_url,
-            OPTIONS_VARIABLE: json.dumps({"lease": LEASE, "retry_interval": RETRY_MILLISECONDS, **options}),
+            OPTIONS_VARIABLE: json.dumps({"worker_lease": LEASE, "retry_interval": RETRY_MILLISECONDS, **options}),
             **({} if spans is None else {SPANS_VARIABLE: str(spans)}),
         }
         self._process: ForkServerProcess | None = None

@@ -48,7 +48,7 @@ FACTS: tuple[ServingFact, ...] = (
     SessionRefused(Refusal.LIMIT, "s"),
     Requested("other"),
     Inert("stateless", "serve with sessions"),
-    TTLShort(1, "follow_limit", 2, "set ttl=3"),
+    TTLShort(1, "follow_timeout", 2, "set ttl=3"),
 )
 
 

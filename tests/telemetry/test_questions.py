@@ -243,7 +243,7 @@ async def test_pending_events_of_sessions_are_reported_during_the_outage(scope: 
 async def test_resumes_that_wait_for_redis_are_no_errors(scope: Scope) -> None:
     """Clients that come to another worker while Redis is known to be unreachable wait, and count once, as resumed."""
     server = fakeredis.FakeServer()
-    running = SessionView(RedisEventStore(FakeAsyncRedis(server=server), ttl=TTL).for_session("s"), follow_limit=30)
+    running = SessionView(RedisEventStore(FakeAsyncRedis(server=server), ttl=TTL).for_session("s"), follow_timeout=30)
     store = scope.instrument(RedisEventStore(FakeAsyncRedis(server=server), ttl=TTL))
     running.begin(1)
     cursor = await running.store_event("1", None)
@@ -253,7 +253,7 @@ async def test_resumes_that_wait_for_redis_are_no_errors(scope: Scope) -> None:
     other.begin("1", 1)
     await other.append("1", note(1))
     await until(lambda: scope.sample("degraded") == 1)
-    view = SessionView(store.for_session("s"), follow_limit=30)
+    view = SessionView(store.for_session("s"), follow_timeout=30)
     async with anyio.create_task_group() as tasks:
         for _ in range(3):
             tasks.start_soon(view.replay_events_after, cursor, take)

@@ -154,7 +154,7 @@ class Request:
 
 async def test_calls_at_the_same_time(scope: Scope, session: InstrumentedEventStore) -> None:
     """One task stores for all calls, in the context of `initialize`; each event is in the trace of its own call."""
-    view = SessionView(session, follow_limit=1)
+    view = SessionView(session, follow_timeout=1)
     with scope.provider.get_tracer("client").start_as_current_span("initialize") as initialize:
         one, two = Request(scope, view, "1"), Request(scope, view, "2")
         for request in (one, two):
@@ -174,7 +174,7 @@ async def test_a_response_is_sent_outside_of_the_span_of_the_call(
     scope: Scope, session: InstrumentedEventStore
 ) -> None:
     """Where only the SDK traces, its span is over when the response is sent: what the call said before tells."""
-    view = SessionView(session, follow_limit=1)
+    view = SessionView(session, follow_timeout=1)
     with scope.provider.get_tracer("client").start_as_current_span("initialize"):
         request = Request(scope, view, "1", traced=False)
         await request.begins()
@@ -192,7 +192,7 @@ async def test_a_response_is_sent_outside_of_the_span_of_the_call(
 
 async def test_nobody_says_who_sends(scope: Scope, session: InstrumentedEventStore) -> None:
     """With an SDK that does not tell, a call is known by its priming event."""
-    view = SessionView(session, follow_limit=1)
+    view = SessionView(session, follow_timeout=1)
     with scope.provider.get_tracer("client").start_as_current_span("call") as call:
         await view.store_event("1", None)
     with scope.provider.get_tracer("client").start_as_current_span("initialize"):

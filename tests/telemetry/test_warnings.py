@@ -50,14 +50,14 @@ def test_shorter_than_twice_the_idle_timeout(warn: Warn, scope: Scope) -> None:
 @pytest.mark.parametrize(("limit", "told"), [(300.0, "300"), (float("inf"), "inf")])
 def test_shorter_than_the_follow_limit(warn: Warn, limit: float, told: str) -> None:
     """A stream is followed for longer than its events are kept: the client has nothing to come back to."""
-    (entry,) = warn(200, session_idle_timeout=None, follow_limit=limit)
-    assert (entry["limit"], entry["seconds"]) == ("follow_limit", limit)
-    assert entry["fix"] == f"set ttl= to more than {told}, or follow_limit=200 or less"
+    (entry,) = warn(200, session_idle_timeout=None, follow_timeout=limit)
+    assert (entry["limit"], entry["seconds"]) == ("follow_timeout", limit)
+    assert entry["fix"] == f"set ttl= to more than {told}, or follow_timeout=200 or less"
 
 
 def test_both(warn: Warn) -> None:
     """Each has its own event."""
-    assert [entry["limit"] for entry in warn(60)] == ["session_idle_timeout", "follow_limit"]
+    assert [entry["limit"] for entry in warn(60)] == ["session_idle_timeout", "follow_timeout"]
 
 
 def test_nothing_to_be_short(warn: Warn, scope: Scope) -> None:

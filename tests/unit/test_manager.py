@@ -157,8 +157,8 @@ def test_without_a_store_it_is_the_sdks() -> None:
 @pytest.mark.parametrize("limit", [0, -1, float("nan")])
 def test_follow_limit_is_positive(limit: float) -> None:
     """A limit that ends every resume at once is refused."""
-    with pytest.raises(ValueError, match="follow_limit"):
-        manager(follow_limit=limit)
+    with pytest.raises(ValueError, match="follow_timeout"):
+        manager(follow_timeout=limit)
 
 
 @pytest.mark.anyio

@@ -56,7 +56,7 @@ def test_public_names() -> None:
                 "event_store",
                 "*redis_url",
                 "*ttl",
-                "*follow_limit",
+                "*follow_timeout",
                 "*lease",
                 "*drain",
                 "*metrics_port",

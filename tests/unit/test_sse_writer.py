@@ -214,7 +214,7 @@ async def test_take_over_of_a_closed_stream() -> None:
 
 async def test_session_that_ends_as_the_writer_starts() -> None:
     """A writer that finds its request's stream closed by a `DELETE` ends the response, and raises nothing."""
-    view = SessionView(RedisEventStore(FakeAsyncRedis(), ttl=60).for_session("s"), follow_limit=1)
+    view = SessionView(RedisEventStore(FakeAsyncRedis(), ttl=60).for_session("s"), follow_timeout=1)
     transport = ResumableTransport(view, stopped=lambda _: None, elsewhere=lambda _: None, mcp_session_id="s")
     transport._request_streams["1"] = anyio.create_memory_object_stream[EventMessage](2)
     reader = transport._request_streams["1"][1]

@@ -65,7 +65,7 @@ async def test_event_in_the_window(store: RedisSessionStore, monkeypatch: pytest
         return facts
 
     monkeypatch.setattr(store, "replay", replay_then_append)
-    view = SessionView(store, follow_limit=5)
+    view = SessionView(store, follow_timeout=5)
     cursor = await view.store_event("1", None)
     await view.store_event("1", note("before"))
     sent = Sent()
@@ -75,7 +75,7 @@ async def test_event_in_the_window(store: RedisSessionStore, monkeypatch: pytest
 
 async def test_follow_limit(store: RedisSessionStore) -> None:
     """A stream on which nothing more is said is closed after the limit."""
-    view = SessionView(store, follow_limit=0.05)
+    view = SessionView(store, follow_timeout=0.05)
     cursor = await view.store_event("1", None)
     sent = Sent()
     with anyio.fail_after(2):
@@ -85,7 +85,7 @@ async def test_follow_limit(store: RedisSessionStore) -> None:
 
 async def test_standalone_stream_never_ends_by_itself(store: RedisSessionStore) -> None:
     """A response-shaped message on the standalone stream does not end it; what comes later is delivered."""
-    view = SessionView(store, follow_limit=0.3)
+    view = SessionView(store, follow_timeout=0.3)
     cursor = await view.store_event("_GET_stream", None)
     await view.store_event("_GET_stream", note("a"))
     sent = Sent()
@@ -103,7 +103,7 @@ async def test_failing_store(store: RedisSessionStore, monkeypatch: pytest.Monke
         msg = "no Redis"
         raise StoreUnavailableError(msg)
 
-    view = SessionView(store, follow_limit=0.2)
+    view = SessionView(store, follow_timeout=0.2)
     cursor = await view.store_event("1", None)
     monkeypatch.setattr(store, "append", unavailable)
     monkeypatch.setattr(store, "replay", unavailable)
@@ -113,13 +113,13 @@ async def test_failing_store(store: RedisSessionStore, monkeypatch: pytest.Monke
 
 async def test_stream_of_another_type(store: RedisSessionStore, client: FakeAsyncRedis) -> None:
     """A resume of a stream that Redis will never read ends with an error: a client would resume for ever."""
-    view = SessionView(store, follow_limit=5)
+    view = SessionView(store, follow_timeout=5)
     cursor = await view.store_event("1", None)
     await view.store_event("1", note("a"))
     await store.flush(5)
     (key,) = [key async for key in client.scan_iter(match="*:stream:*")]
     await client.set(key, "not a list", ex=60)
-    elsewhere = SessionView(RedisEventStore(client, ttl=60).for_session("s"), follow_limit=5)
+    elsewhere = SessionView(RedisEventStore(client, ttl=60).for_session("s"), follow_timeout=5)
     sent = Sent()
     with anyio.fail_after(2):
         await elsewhere.replay_events_after(cursor, sent)
@@ -130,7 +130,7 @@ async def test_stream_of_another_type(store: RedisSessionStore, client: FakeAsyn
 
 async def test_stop_before_the_first_read_ends_the_resume(store: RedisSessionStore) -> None:
     """A stop that arrives between a client's request and the first read of its stream is not missed."""
-    view = SessionView(store, follow_limit=60)
+    view = SessionView(store, follow_timeout=60)
     cursor = await view.store_event("1", None)
     sent = Sent()
     with view.connecting(cursor):
@@ -145,7 +145,7 @@ async def test_stop_before_the_first_read_ends_the_resume(store: RedisSessionSto
 
 async def test_late_stop_leaves_newer_resumes(store: RedisSessionStore) -> None:
     """What ended the older connections of a stream, and is heard late, ends no newer one."""
-    view = SessionView(store, follow_limit=60)
+    view = SessionView(store, follow_timeout=60)
     cursor = await view.store_event("1", None)
     ended: list[str] = []
 
@@ -168,7 +168,7 @@ async def test_late_stop_leaves_newer_resumes(store: RedisSessionStore) -> None:
 
 async def test_closed_callback_is_passed_on(store: RedisSessionStore) -> None:
     """What the transport raises when its client is gone reaches the transport, which expects it."""
-    view = SessionView(store, follow_limit=5)
+    view = SessionView(store, follow_timeout=5)
     cursor = await view.store_event("1", None)
     await view.store_event("1", note("a"))
 
@@ -181,7 +181,7 @@ async def test_closed_callback_is_passed_on(store: RedisSessionStore) -> None:
 
 async def test_closed_view_follows_nothing(store: RedisSessionStore) -> None:
     """A session that is over has nothing to resume."""
-    view = SessionView(store, follow_limit=60)
+    view = SessionView(store, follow_timeout=60)
     cursor = await view.store_event("1", None)
     async with anyio.create_task_group() as group:
         group.start_soon(view.replay_events_after, cursor, Sent())
@@ -197,7 +197,7 @@ async def test_closed_view_follows_nothing(store: RedisSessionStore) -> None:
 @pytest.mark.parametrize("stream", ["", "1", "a.b", "ü/{}:%", "x" * 10_000, "\x00\n", "!", "1.2.3"])
 async def test_hostile_request_ids(store: RedisSessionStore, client: FakeAsyncRedis, stream: str) -> None:
     """Whatever a client calls its request, ids are short, visible ASCII, and resume that stream only."""
-    view = SessionView(store, follow_limit=5)
+    view = SessionView(store, follow_timeout=5)
     cursor = await view.store_event(stream, None)
     await view.store_event("other", None)
     await view.store_event("other", note("other"))
@@ -217,7 +217,7 @@ async def test_hostile_request_ids(store: RedisSessionStore, client: FakeAsyncRe
 
 async def test_stream_of_a_request_is_resumed_with_a_priming_event(store: RedisSessionStore) -> None:
     """A client that understands it is sent its cursor again, without data; another client is not."""
-    view = SessionView(store, follow_limit=5)
+    view = SessionView(store, follow_timeout=5)
     cursor = await view.store_event("1", None)
     await view.store_event("1", RESPONSE)
     for understands in (True, False):
@@ -231,7 +231,7 @@ async def test_stream_of_a_request_is_resumed_with_a_priming_event(store: RedisS
 
 async def test_message_without_an_open_request_is_not_stored(store: RedisSessionStore) -> None:
     """Neither before a request was admitted nor after its response."""
-    view = SessionView(store, follow_limit=5)
+    view = SessionView(store, follow_timeout=5)
     assert await view.store_event("1", note("before")) == ""
     view.begin(1)
     assert await view.store_event("1", RESPONSE)
@@ -241,7 +241,7 @@ async def test_message_without_an_open_request_is_not_stored(store: RedisSession
 
 async def test_admitted_request_that_never_ran_is_answered(store: RedisSessionStore) -> None:
     """Its stream has an end, with the request's id and its JSON type."""
-    view = SessionView(store, follow_limit=5)
+    view = SessionView(store, follow_timeout=5)
     view.begin("7")
     cursor = await view.store_event("7", None)
     await view.abandon(7)
@@ -258,7 +258,7 @@ async def test_response_that_is_damaged_is_replaced_by_an_error(
     store: RedisSessionStore, client: FakeAsyncRedis
 ) -> None:
     """The stream has an end, and a client that had the response already is sent nothing."""
-    running = SessionView(store, follow_limit=5)
+    running = SessionView(store, follow_timeout=5)
     running.begin(1)
     cursor = await running.store_event("1", None)
     last = await running.store_event("1", RESPONSE)
@@ -266,7 +266,7 @@ async def test_response_that_is_damaged_is_replaced_by_an_error(
     (key,) = await client.keys("mcp:{s}:stream:*")
     await client.lset(key, 1, "2 1 f\n{")
     other = RedisEventStore(client, ttl=60)
-    view = SessionView(other.for_session("s"), follow_limit=5)
+    view = SessionView(other.for_session("s"), follow_timeout=5)
     sent = Sent()
     await view.replay_events_after(cursor, sent)
     (error,) = sent.messages
@@ -287,7 +287,7 @@ async def test_given_up_concurrently(store: RedisSessionStore, monkeypatch: pyte
         answered.append(stream_id)
         await asyncio.sleep(0)
 
-    view = SessionView(store, follow_limit=1)
+    view = SessionView(store, follow_timeout=1)
     for number in range(3):
         await view.store_event(str(number), None)
     monkeypatch.setattr(store, "give_up", slow)

@@ -29,7 +29,7 @@ from mcp_eventscope.types import CameBack, StoreFact, Trouble
 Notice: TypeAlias = dict[str, Any]
 """What one worker tells the others: JSON members."""
 
-DEFAULT_LEASE = 10.0
+DEFAULT_WORKER_LEASE = 10.0
 """Seconds after which a worker that does not say that it lives counts as gone."""
 _RETRY_SECONDS = 0.25
 """How soon a renewal that failed is tried again."""
@@ -98,7 +98,7 @@ class Workers:
         self.clock = clock
         """Nearly the same on all workers: Redis's."""
         self._signals = signals
-        self.lease = DEFAULT_LEASE
+        self.lease = DEFAULT_WORKER_LEASE
         """Seconds after which a worker that does not renew counts as gone."""
         self._blind_until = 0.0
         self._leased = False

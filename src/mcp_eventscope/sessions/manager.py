@@ -26,7 +26,7 @@ from starlette.types import Message, Receive, Scope, Send
 from mcp_eventscope.instrumented import InstrumentedEventStore, instrument
 from mcp_eventscope.redis.bounds import FLUSH_SECONDS
 from mcp_eventscope.redis.store import RedisEventStore
-from mcp_eventscope.redis.workers import DEFAULT_LEASE, PARTING_SECONDS, Notice, SessionRecord, Workers
+from mcp_eventscope.redis.workers import DEFAULT_WORKER_LEASE, PARTING_SECONDS, Notice, SessionRecord, Workers
 from mcp_eventscope.sessions import sdk
 from mcp_eventscope.sessions.adoption import handshake_of, owner_of, params_of, requestor_of, serve_adopted
 from mcp_eventscope.sessions.records import UNREAD, Records
@@ -40,7 +40,7 @@ from mcp_eventscope.types import EventStore
 
 _MOST_LATE = 10.0
 """Seconds by which a notice may be late; more, or less than none, says that the clocks of two workers differ."""
-DEFAULT_FOLLOW_LIMIT = 300.0
+DEFAULT_FOLLOW_TIMEOUT = 300.0
 """Seconds that a resumed stream is followed at most."""
 
 _RECORD_TTL = 24 * 3600
@@ -73,10 +73,11 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         session_idle_timeout: As in the SDK, in seconds.
         max_request_body_size: As in the SDK, in bytes.
         max_sessions: As in the SDK.
-        follow_limit: Seconds that a resumed stream is followed at most; the client then comes back by itself.
-        lease: Seconds after which a worker that does not say that it lives counts as gone, and what it ran is answered.
-        drain: Seconds that calls which are running have to end when the server is stopped; then they are answered with
-            an error. Whoever stops the server must give it that time, and a little more.
+        follow_timeout: Seconds that a resumed stream is followed at most; the client then comes back by itself.
+        worker_lease: Seconds after which a worker that does not renew its lease is declared dead, and its requests are
+            answered with an error.
+        shutdown_timeout: Seconds that running calls have to end when the server is stopped; then they are answered with
+            an error. The process supervisor must allow a little more.
         logger: Where the log events of the manager go; None: as in `InstrumentedEventStore`.
 
     Raises:
@@ -97,12 +98,12 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         max_request_body_size: int = DEFAULT_MAX_REQUEST_BODY_SIZE,
         max_sessions: int | None = DEFAULT_MAX_SESSIONS,
         *,
-        follow_limit: float = DEFAULT_FOLLOW_LIMIT,
-        lease: float = DEFAULT_LEASE,
-        drain: float = 0.0,
+        follow_timeout: float = DEFAULT_FOLLOW_TIMEOUT,
+        worker_lease: float = DEFAULT_WORKER_LEASE,
+        shutdown_timeout: float = 0.0,
         logger: Logger | None = None,
     ) -> None:
-        check_settings(app, follow_limit=follow_limit, lease=lease, drain=drain)
+        check_settings(app, follow_timeout=follow_timeout, worker_lease=worker_lease, shutdown_timeout=shutdown_timeout)
         super().__init__(
             app,
             event_store=None if event_store is None else sdk.Guard(),
@@ -114,9 +115,9 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             max_request_body_size=max_request_body_size,
             max_sessions=max_sessions,
         )
-        self._follow_limit = follow_limit
-        self._lease = lease
-        self._drain = drain
+        self._follow_timeout = follow_timeout
+        self._worker_lease = worker_lease
+        self._shutdown_timeout = shutdown_timeout
         self._store: InstrumentedEventStore | None = None
         self._workers: Workers | None = None
         self._records: Records | None = None
@@ -133,7 +134,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             stateless=stateless,
             json_response=json_response,
             idle_timeout=session_idle_timeout,
-            follow_limit=follow_limit,
+            follow_timeout=follow_timeout,
         )
 
     @property
@@ -147,7 +148,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         async with AsyncExitStack() as stack:
             if self._workers is not None:
                 # Its lease is given up last: other workers would answer for events that are about to be acknowledged.
-                await stack.enter_async_context(self._workers.alive(self._lease, self._heard, self._say_again))
+                await stack.enter_async_context(self._workers.alive(self._worker_lease, self._heard, self._say_again))
             if self._store is not None:
                 stack.push_async_callback(_flush, self._store)
             await stack.enter_async_context(super().run())
@@ -160,7 +161,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     async def _finish_running(self) -> None:
         """Let the calls that are running end, for as long as was asked for: no new ones come."""
-        with anyio.move_on_after(self._drain):
+        with anyio.move_on_after(self._shutdown_timeout):
             while any(each.view.busy for each in self._served()):  # noqa: ASYNC110 - the calls do not know of this
                 await anyio.sleep(0.05)
 
@@ -190,7 +191,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     def _transport_of(self, store: InstrumentedEventStore, session_id: str) -> ResumableTransport:
         """Make the transport of a session."""
-        view = SessionView(store.for_session(session_id), follow_limit=self._follow_limit)
+        view = SessionView(store.for_session(session_id), follow_timeout=self._follow_timeout)
         view.ended = lambda: self._ended_elsewhere(session_id)
         return ResumableTransport(
             view,

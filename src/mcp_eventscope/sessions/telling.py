@@ -46,7 +46,7 @@ class Telling:
         self._told_revision = False
 
     def configured(
-        self, *, stateless: bool, json_response: bool, idle_timeout: float | None, follow_limit: float
+        self, *, stateless: bool, json_response: bool, idle_timeout: float | None, follow_timeout: float
     ) -> None:
         """Warn of settings with which nothing, or less than it seems, can be resumed.
 
@@ -54,7 +54,7 @@ class Telling:
             stateless: Whether there are no sessions.
             json_response: Whether responses are no streams.
             idle_timeout: Seconds after which a session that nobody asks for ends; None: never.
-            follow_limit: Seconds for which a resumed stream is followed at most.
+            follow_timeout: Seconds for which a resumed stream is followed at most.
         """
         for mode, on in (("stateless", stateless), ("json_response", json_response)):
             if on:
@@ -67,9 +67,9 @@ class Telling:
             # Once: a client may be away for that long. Twice: what it comes back for may have been said well before.
             fix = f"set ttl={ceil(2 * idle_timeout)} or more, or session_idle_timeout={ttl / 2:g} or less"
             self._tell(TTLShort(ttl, "session_idle_timeout", idle_timeout, fix))
-        if ttl < follow_limit:
-            fix = f"set ttl= to more than {follow_limit:g}, or follow_limit={ttl} or less"
-            self._tell(TTLShort(ttl, "follow_limit", follow_limit, fix))
+        if ttl < follow_timeout:
+            fix = f"set ttl= to more than {follow_timeout:g}, or follow_timeout={ttl} or less"
+            self._tell(TTLShort(ttl, "follow_timeout", follow_timeout, fix))
 
     def requested(self, scope: Scope) -> None:
         """A request came. The first of a revision that never asks an event store is logged, too."""

@@ -97,12 +97,12 @@ class SessionView(EventStore):
 
     Args:
         store: The session's part of the store. It is expected to report its own failures (`InstrumentedEventStore`).
-        follow_limit: Seconds that a resumed stream is followed at most; the client then comes back by itself.
+        follow_timeout: Seconds that a resumed stream is followed at most; the client then comes back by itself.
     """
 
-    def __init__(self, store: FactStore, *, follow_limit: float) -> None:
+    def __init__(self, store: FactStore, *, follow_timeout: float) -> None:
         self._store = store
-        self._follow_limit = follow_limit
+        self._follow_timeout = follow_timeout
         self._resuming: defaultdict[str, set[_Resume]] = defaultdict(set)
         self._open: dict[StreamId, tuple[str, RequestId]] = {}
         """The requests that run here: by the transport's stream id, the stream's name and the request's id."""
@@ -264,7 +264,7 @@ class SessionView(EventStore):
         opened = last_event_id in self._opened
         self._opened.discard(last_event_id)
         # A client without a cursor, which a priming event would have given it, cannot come back for the rest.
-        limit = inf if opened and not primes else self._follow_limit
+        limit = inf if opened and not primes else self._follow_timeout
         with resume.scope:
             if self._closed:
                 return

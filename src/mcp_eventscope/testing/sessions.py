@@ -138,7 +138,7 @@ class SessionConformance:
 def view_of(store: EventStore, session_id: str) -> SessionView:
     """A session's view of a store, as the session manager makes it."""
     decorated = store if isinstance(store, InstrumentedEventStore) else InstrumentedEventStore(store, registry=None)
-    return SessionView(decorated.for_session(session_id), follow_limit=FOLLOW_LIMIT)
+    return SessionView(decorated.for_session(session_id), follow_timeout=FOLLOW_LIMIT)
 
 
 def stored(collected: Collected) -> list[str]:
