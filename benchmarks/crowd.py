@@ -21,9 +21,9 @@ from benchmarks.idle import commands, per_second
 from benchmarks.latency import percentiles
 from benchmarks.processes import ROOT, BenchmarkError, resident, stop, until, valkey
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.read.run_reader import RunReader
-from mcp_eventscope.types import EventMessage, FollowEnd, JSONRPCMessage, JSONRPCNotification, JSONRPCResponse
+from mcp_eventscope.store.types import EventMessage, FollowEnd, JSONRPCMessage, JSONRPCNotification, JSONRPCResponse
 
 PREFIX = "bench:"
 NAME = "crowd"
@@ -65,7 +65,7 @@ async def _crowd(url: str, count: int, *, idle: float = 0, trace: bool = False) 
     async with connect(url) as client:
         store = RedisEventStore(client, key_prefix=PREFIX, ttl=TTL)
         # The one that runs the requests: it holds its lease, or they would be given up.
-        async with store.workers.alive(30, lambda _: None, lambda: asyncio.sleep(0)):
+        async with store.workers.hold_lease(30, lambda _: None, lambda: asyncio.sleep(0)):
             cursors = await _write(store, count, None)
             order = {"url": url, "cursors": cursors, "idle": idle, "trace": trace}
             async with _child(order) as tell:

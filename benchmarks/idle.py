@@ -8,7 +8,7 @@ from redis import asyncio as aioredis
 
 from benchmarks.latency import open_sessions
 from benchmarks.processes import Worker, cpu_seconds, valkey, worker
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 
 RENEWAL = "set"
 """The command that renews a worker's lease."""

@@ -16,9 +16,9 @@ from redis import asyncio as aioredis
 
 from benchmarks.processes import resident, valkey
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.keys import Keys
-from mcp_eventscope.types import EventMessage
+from mcp_eventscope.store.types import EventMessage
 
 SESSION, STREAM, TTL = "long", "1", 600
 SLOW_MICROSECONDS = 5000

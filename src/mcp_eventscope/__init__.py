@@ -11,7 +11,7 @@ from mcp_eventscope.errors import (
     StoreUnavailableError,
     UnscopedStoreWarning,
 )
-from mcp_eventscope.instrumented import InstrumentedEventStore
+from mcp_eventscope.instrumentation import InstrumentedEventStore
 from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.sessions.manager import ResumableSessionManager
 from mcp_eventscope.telemetry.scrape import metrics_app

@@ -21,11 +21,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.errors import EventscopeError, IncompatibleSDKError
-from mcp_eventscope.instrumented import InstrumentedEventStore, instrument
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.instrumentation import InstrumentedEventStore, instrument
+from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.redis.workers import DEFAULT_WORKER_LEASE
 from mcp_eventscope.sessions.manager import DEFAULT_FOLLOW_TIMEOUT, ResumableSessionManager
+from mcp_eventscope.store.types import EventStore
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.exposition import Exposition
 from mcp_eventscope.telemetry.logs import Log, Logger
@@ -33,7 +34,6 @@ from mcp_eventscope.telemetry.otel_metrics import MeterProvider
 from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
 from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsApp, MetricsPort
 from mcp_eventscope.telemetry.tracing import TracerProvider
-from mcp_eventscope.types import EventStore
 
 URL_VARIABLE = "EVENTSCOPE_REDIS_URL"
 """The environment variable that names Redis where neither a store nor a URL is given."""

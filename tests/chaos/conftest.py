@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from redis import asyncio as aioredis
 
-from mcp_eventscope.redis.connection import connect as connect_redis
+from mcp_eventscope.redis.client import connect as connect_redis
 from support.processes import Router, WorkerProcess, revive, worker_processes
 from support.raw import LIMITS, Connect, RawClient
 from support.steering import Steering

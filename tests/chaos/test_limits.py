@@ -15,7 +15,7 @@ from redis import asyncio as aioredis
 
 from benchmarks.e2e.delay_proxy import distant
 from mcp_eventscope import ResumableSessionManager, http_app
-from mcp_eventscope.answers import REQUEST_ORPHANED
+from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
 from support.chaos import at_url, says, works
 from support.processes import LEASE
 from support.raw import VERSION, Connect, RawClient, events

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from benchmarks.processes import ROOT
 from mcp_eventscope import RedisEventStore, ResumableSessionManager, http_app
-from mcp_eventscope.redis.connection import connect as connect_redis
+from mcp_eventscope.redis.client import connect as connect_redis
 from support.chaos import at_url, says
 from support.raw import Connect, Event, RawClient, events
 from support.servers import HOST
@@ -258,7 +258,7 @@ async def world(connect: Connect) -> AsyncIterator[World]:
 
 async def register(manager: ResumableSessionManager, idle: set[str]) -> float:
     """Let a worker have sessions whose clients are connected, and ask nothing. Returns what `World.registered` is."""
-    store, records = manager._store, manager._records
+    store, records = manager._store, manager._registry
     assert store is not None
     assert records is not None
     records.handshakes.update(dict.fromkeys(idle, json.dumps(HANDSHAKE)))

@@ -12,8 +12,8 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis.connection import connect
-from mcp_eventscope.types import CameBack, Committed, Lost, Trouble, WentAway
+from mcp_eventscope.redis.client import connect
+from mcp_eventscope.store.types import BatchCommitted, EventsLost, FailureReason, StoreDegraded, StoreRecovered
 from support.ledger import Speaker, check_all, settled
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
@@ -80,7 +80,7 @@ async def talk_through(world: World, outage: Callable[[], Awaitable[None]]) -> t
     def watch(fact: object) -> None:
         nonlocal known
         # On a busy machine Redis may have been too slow before.
-        if isinstance(fact, WentAway) and began and not known:
+        if isinstance(fact, StoreDegraded) and began and not known:
             known = time.monotonic()
 
     world.store.observe(watch)
@@ -114,7 +114,7 @@ def check_waits(world: World, speakers: list[Speaker], outage: Outage) -> None:
             call for call in speaker.calls if call.began < outage.back and call.began + call.seconds > outage.began
         ]
         waited = [call for call in within if call.deferred and call.seconds > STORE_TIMEOUT * 0.8]
-        told = [fact for fact in world.facts if not isinstance(fact, Committed)]
+        told = [fact for fact in world.facts if not isinstance(fact, BatchCommitted)]
         assert len(waited) <= 1, (outage, waited, told)
 
 
@@ -129,9 +129,9 @@ async def test_killed(world: World) -> None:
     speakers, when = await talk_through(world, outage)
     check_waits(world, speakers, when)
     await check_all(speakers, world.client)
-    assert not [fact for fact in world.facts if isinstance(fact, Lost)]
+    assert not [fact for fact in world.facts if isinstance(fact, EventsLost)]
     # A busy machine may be too slow before or after the outage.
-    (came_back,) = [f for f in world.facts if isinstance(f, CameBack) and f.reason is not Trouble.TIMEOUT]
+    (came_back,) = [f for f in world.facts if isinstance(f, StoreRecovered) and f.reason is not FailureReason.TIMEOUT]
     assert KILLED_SECONDS - 0.1 < came_back.seconds < KILLED_SECONDS + 2
 
 
@@ -146,8 +146,8 @@ async def test_frozen(world: World) -> None:
     speakers, when = await talk_through(world, outage)
     check_waits(world, speakers, when)
     await check_all(speakers, world.client)
-    assert not [fact for fact in world.facts if isinstance(fact, Lost)]
-    assert [fact for fact in world.facts if isinstance(fact, CameBack)]
+    assert not [fact for fact in world.facts if isinstance(fact, EventsLost)]
+    assert [fact for fact in world.facts if isinstance(fact, StoreRecovered)]
 
 
 async def test_killed_again_and_again(world: World) -> None:
@@ -166,7 +166,7 @@ async def test_killed_again_and_again(world: World) -> None:
 
     speakers, _ = await talk_through(world, outage)
     await check_all(speakers, world.client)
-    assert not [fact for fact in world.facts if isinstance(fact, Lost)]
+    assert not [fact for fact in world.facts if isinstance(fact, EventsLost)]
 
 
 async def test_catches_up(world: World) -> None:
@@ -176,16 +176,16 @@ async def test_catches_up(world: World) -> None:
     for speaker in speakers:
         await speaker.say()
     server.kill()
-    await until(lambda: world.store.waiting.away or speakers[0].say())
+    await until(lambda: world.store.backlog.failure or speakers[0].say())
     for speaker in speakers:
         await speaker.say_all(400)
-    assert world.store.waiting.events >= 400 * SESSIONS
+    assert world.store.backlog.events >= 400 * SESSIONS
     server.start()
     began = time.monotonic()
     newcomer = Speaker(world.store, "newcomer")
-    await until(lambda: world.store.waiting.away is None)
+    await until(lambda: world.store.backlog.failure is None)
     deferred = (await newcomer.say()).deferred
-    left = world.store.waiting.events
+    left = world.store.backlog.events
     await settled(world.store)
     newcomer_id = (await newcomer.say()).event_id
     # Written to disk batch by batch, on a machine with other things to do.

@@ -7,7 +7,7 @@ import anyio
 import pytest
 from mcp.client import Client
 
-from mcp_eventscope.answers import REQUEST_ORPHANED
+from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
 from support.chaos import NewSteering, at, begun, says, works
 from support.processes import LEASE, Router, WorkerProcess, revive, worker_processes
 from support.raw import Connect, RawClient, events

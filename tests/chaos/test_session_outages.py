@@ -7,8 +7,8 @@ import anyio
 import pytest
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis.connection import connect
-from mcp_eventscope.types import CameBack, Lost, WentAway
+from mcp_eventscope.redis.client import connect
+from mcp_eventscope.store.types import EventsLost, StoreDegraded, StoreRecovered
 from support.stores import patient_client
 from support.talkers import Facts, Talker, observed, talking
 from support.valkeys import OwnValkey, own_valkey
@@ -40,8 +40,8 @@ class World:
         assert all(all(talker.ids) for talker in talkers), "an event has no id"
         for talker in talkers:
             await talker.check(self.reader)
-        assert self.facts.of(Lost) == []
-        assert len(self.facts.of(CameBack)) == len(self.facts.of(WentAway)) >= 1
+        assert self.facts.of(EventsLost) == []
+        assert len(self.facts.of(StoreRecovered)) == len(self.facts.of(StoreDegraded)) >= 1
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ async def test_killed(world: World) -> None:
     async def outage() -> None:
         world.server.kill()
         await anyio.sleep(OUTAGE_SECONDS)
-        await until(lambda: world.facts.of(WentAway))
+        await until(lambda: world.facts.of(StoreDegraded))
         await anyio.to_thread.run_sync(world.server.start)
 
     await world.outlives(outage)
@@ -72,7 +72,7 @@ async def test_frozen(world: World) -> None:
     async def outage() -> None:
         world.server.freeze()
         await anyio.sleep(OUTAGE_SECONDS)
-        await until(lambda: world.facts.of(WentAway))  # A busy loop is late to look.
+        await until(lambda: world.facts.of(StoreDegraded))  # A busy loop is late to look.
         world.server.thaw()
 
     await world.outlives(outage)

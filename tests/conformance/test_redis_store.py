@@ -7,7 +7,7 @@ from mcp.server.streamable_http import EventStore
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from mcp_eventscope.testing import EventStoreConformance, SharedStoreConformance
 from support.stores import PATIENCE, TTL, open_bare, open_instrumented
 

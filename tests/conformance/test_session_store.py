@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 from redis import asyncio as aioredis
 
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from mcp_eventscope.testing import Pair
 from support.proxy import Proxy
 from support.servers import Valkey

@@ -14,7 +14,7 @@ from dashboards.external import REDIS_EXPORTER
 from dashboards.links import OVERVIEW, REDIS, RESUME
 from dashboards.rules import alerts
 from mcp_eventscope.app import DEFAULT_TTL
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from support.boards import BOARDS
 from support.drill import fleet, others
 from support.drill.asking import Labels, Target, targets

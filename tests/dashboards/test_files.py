@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dashboards.__main__ import files
-from mcp_eventscope import cli
+from mcp_eventscope.cli.main import main
 from support.boards import FOLDER, GRAFANA, PROMETHEUS
 
 COMMITTED = {path.relative_to(FOLDER).as_posix(): path for folder in (GRAFANA, PROMETHEUS) for path in folder.iterdir()}
@@ -22,7 +22,7 @@ def test_committed_files_are_current() -> None:
 def test_export_writes_what_is_committed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Out of the wheel, into a directory that is made; each file is named on a line."""
     target = tmp_path / "new" / "folder"
-    assert cli.main(["dashboards", "export", str(target)]) == 0
+    assert main(["dashboards", "export", str(target)]) == 0
     for name, path in COMMITTED.items():
         assert (target / name).read_text("utf-8") == path.read_text("utf-8")
     assert capsys.readouterr().out.split() == [str(target / name) for name in sorted(COMMITTED)]
@@ -31,7 +31,7 @@ def test_export_writes_what_is_committed(tmp_path: Path, capsys: pytest.CaptureF
 def test_export_again_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is there already, and is the same, is no reason to stop."""
     for _ in range(2):
-        assert cli.main(["dashboards", "export", str(tmp_path)]) == 0
+        assert main(["dashboards", "export", str(tmp_path)]) == 0
     assert not capsys.readouterr().err
 
 
@@ -40,18 +40,18 @@ def test_export_replaces_only_when_told(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "grafana").mkdir()
     changed = tmp_path / "grafana" / "eventscope-overview.json"
     changed.write_text("{}", encoding="utf-8")
-    assert cli.main(["dashboards", "export", str(tmp_path)]) == 1
+    assert main(["dashboards", "export", str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert str(changed) in said
     assert "--force" in said
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [changed]
-    assert cli.main(["dashboards", "export", str(tmp_path), "--force"]) == 0
+    assert main(["dashboards", "export", str(tmp_path), "--force"]) == 0
     assert changed.read_text("utf-8") == COMMITTED["grafana/eventscope-overview.json"].read_text("utf-8")
 
 
 def test_export_leads_alerts_to_a_grafana(tmp_path: Path) -> None:
     """With its address each link of each alert is whole; the dashboards, which are in it, stay as they are."""
-    assert cli.main(["dashboards", "export", str(tmp_path), "--grafana-url", "https://grafana.example.com/sub/"]) == 0
+    assert main(["dashboards", "export", str(tmp_path), "--grafana-url", "https://grafana.example.com/sub/"]) == 0
     for name, path in COMMITTED.items():
         written = (tmp_path / name).read_text("utf-8")
         if name.endswith("alerts.yaml"):
@@ -64,7 +64,7 @@ def test_export_leads_alerts_to_a_grafana(tmp_path: Path) -> None:
 def test_export_refuses_what_is_no_address(tmp_path: Path, address: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Before anything is written."""
     with pytest.raises(SystemExit) as ended:
-        cli.main(["dashboards", "export", str(tmp_path / "new"), "--grafana-url", address])
+        main(["dashboards", "export", str(tmp_path / "new"), "--grafana-url", address])
     assert ended.value.code == 2
     assert "https://grafana.example.com" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
@@ -73,7 +73,7 @@ def test_export_refuses_what_is_no_address(tmp_path: Path, address: str, capsys:
 def test_export_says_why_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A line for people, no traceback."""
     (tmp_path / "file").write_text("", encoding="utf-8")
-    assert cli.main(["dashboards", "export", str(tmp_path / "file")]) == 1
+    assert main(["dashboards", "export", str(tmp_path / "file")]) == 1
     assert capsys.readouterr().err.startswith(f"mcp-eventscope: cannot write to {tmp_path / 'file'}: ")
 
 
@@ -81,7 +81,7 @@ def test_export_says_why_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_wrong_command_lines(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Status 2, and how it is used."""
     with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
+        main(arguments)
     assert ended.value.code == 2
     assert "usage: mcp-eventscope" in capsys.readouterr().err
 
@@ -89,4 +89,4 @@ def test_wrong_command_lines(arguments: list[str], capsys: pytest.CaptureFixture
 def test_console_script() -> None:
     """`mcp-eventscope` is this."""
     (script,) = entry_points(group="console_scripts", name="mcp-eventscope")
-    assert script.load() is cli.main
+    assert script.load() is main

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mcp_eventscope.cli import main
-from mcp_eventscope.pushing import FOLDER_UID
+from mcp_eventscope.cli.grafana import FOLDER_UID
+from mcp_eventscope.cli.main import main
 from support.servers import HOST, free_port
 
 TOKEN = "glsa_hunter2"

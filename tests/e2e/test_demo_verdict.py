@@ -10,7 +10,7 @@ from examples.demo.figures import Figures
 from examples.demo.record import Kind, Moment
 from examples.demo.scenes import CUT_AFTER, KILL_AFTER, STEPS
 from examples.demo.verdict import GRACE_SECONDS, of_cut, of_kill
-from mcp_eventscope.answers import EVENTS_GONE, REQUEST_ORPHANED
+from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE, REQUEST_ORPHANED
 from mcp_eventscope.telemetry import catalog
 
 LEASE, WORDS = 2.0, 7

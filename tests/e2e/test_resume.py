@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from mcp_eventscope import http_app
-from mcp_eventscope.answers import EVENTS_GONE
+from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
 from support.raw import Connect, Event, RawClient, events
 from support.serving import serving
 from support.tools import Steered

@@ -11,9 +11,9 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from mcp_eventscope import http_app
-from mcp_eventscope.answers import EVENTS_GONE, REQUEST_ORPHANED
 from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.sessions.transport import ResumableTransport
+from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE, REQUEST_ORPHANED
 from support.processes import LEASE
 from support.raw import Connect, Event, RawClient, events
 from support.servers import valkey
@@ -292,12 +292,12 @@ async def test_response_while_redis_is_away(connect: Connect, *, frozen: bool) -
             steered.finish("w")
             transport = steered.mcp.session_manager._server_instances[client.session]
             assert isinstance(transport, ResumableTransport)
-            await until(lambda: transport.view._store.waiting.events)
+            await until(lambda: transport.view._store.backlog.events)
             if frozen:
                 process.send_signal(signal.SIGCONT)
             else:
                 server.start()
-            await until(lambda: not transport.view._store.waiting.events)
+            await until(lambda: not transport.view._store.backlog.events)
             answers = [(await client.resume(cursor))[-1].message for _ in range(2)]
             async with Redis.from_url(server.url) as redis:
                 (key,) = await redis.keys(f"mcp:{{{client.session}}}:stream:1:*")

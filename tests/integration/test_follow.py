@@ -10,12 +10,12 @@ from redis.asyncio.client import PubSub
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.errors import StoreError
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.root import follow as follow_module
 from mcp_eventscope.redis.root.scripts import Chunk
+from mcp_eventscope.store.types import GET_STREAM_KEY, EventMessage, FollowEnd, FollowResult
 from mcp_eventscope.testing import Collected
-from mcp_eventscope.types import GET_STREAM_KEY, EventMessage, Followed, FollowEnd
 from support.events import change
 from support.messages import answer, note
 from support.servers import Valkey, valkey
@@ -32,7 +32,7 @@ class Follower:
 
     def __init__(self, store: RedisEventStore, after: str, *, stream: str = "1", limit: float = LONG) -> None:
         self.collected = Collected()
-        self.facts: Followed | None = None
+        self.facts: FollowResult | None = None
         self._store, self._after, self._stream, self._limit = store, after, stream, limit
 
     async def __call__(self) -> None:
@@ -69,7 +69,7 @@ async def test_wakes_at_once_in_the_same_process(store: RedisEventStore) -> None
             ids.append((await store.append("1", answer())).event_id)
     assert follower.collected.ids == ids
     assert follower.facts is not None
-    assert follower.facts == Followed(
+    assert follower.facts == FollowResult(
         last_event_id=ids[-1],
         end=FollowEnd.COMPLETED,
         delivered=6,
@@ -113,7 +113,7 @@ async def test_ends_at_the_limit(store: RedisEventStore) -> None:
     last = (await store.append("1", note(0))).event_id
     started = time.monotonic()
     facts = await store.follow("1", last, Collected(), limit=0.1)
-    assert facts == Followed(last_event_id=last, end=FollowEnd.LIMIT)
+    assert facts == FollowResult(last_event_id=last, end=FollowEnd.LIMIT)
     assert 0.1 <= time.monotonic() - started < 5
 
 
@@ -189,7 +189,7 @@ async def test_cancellation_that_is_swallowed(
             return await get_message(pubsub, **options)
 
     monkeypatch.setattr(PubSub, "get_message", deaf)
-    signals = store._followers._signals
+    signals = store._followers._subscriptions
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(Follower(store, (await store.append("1", note(0))).event_id))
         await until(lambda: signals.confirmed(keys.stored))

@@ -45,24 +45,24 @@ async def test_whose_lease_has_run_out_is_gone(server: fakeredis.FakeServer) -> 
     """Whoever has a lease lives; all others are gone."""
     one, other = worker(server), worker(server)
     await other._renew()
-    assert await one.gone({other._worker.name, "third"}) == {"third"}
+    assert await one.expired({other._worker.name, "third"}) == {"third"}
     await other._leave()
-    assert await one.gone({other._worker.name, "third"}) == {other._worker.name, "third"}
+    assert await one.expired({other._worker.name, "third"}) == {other._worker.name, "third"}
 
 
 async def test_nobody_is_gone_just_after_an_outage(server: fakeredis.FakeServer, clock: Clock) -> None:
     """Leases run out while Redis is away: the others get the time to renew theirs."""
     workers = worker(server)
-    assert await workers.gone({"other"}) == {"other"}
+    assert await workers.expired({"other"}) == {"other"}
     server.connected = False
     with pytest.raises(StoreError):
-        await workers.gone({"other"})
+        await workers.expired({"other"})
     server.connected = True
-    assert await workers.gone({"other"}) == set()
+    assert await workers.expired({"other"}) == set()
     clock.now += DEFAULT_WORKER_LEASE - 1
-    assert await workers.gone({"other"}) == set()
+    assert await workers.expired({"other"}) == set()
     clock.now += 2
-    assert await workers.gone({"other"}) == {"other"}
+    assert await workers.expired({"other"}) == {"other"}
 
 
 async def test_nobody_is_gone_just_after_a_stall(
@@ -77,29 +77,29 @@ async def test_nobody_is_gone_just_after_a_stall(
         return await ask(*names)
 
     monkeypatch.setattr(workers._redis, "exists", slow)
-    assert await workers.gone({"other"}) == set()
+    assert await workers.expired({"other"}) == set()
     monkeypatch.setattr(workers._redis, "exists", ask)
     clock.now += DEFAULT_WORKER_LEASE + 1
-    assert await workers.gone({"other"}) == {"other"}
+    assert await workers.expired({"other"}) == {"other"}
 
 
 async def test_nobody_is_gone_when_redis_has_lost_all_leases(server: fakeredis.FakeServer) -> None:
     """A Redis that restarts empty, and too fast to be missed, has lost the lease of the one that asks, too."""
     one, other = worker(server), worker(server)
     async with (
-        one.alive(DEFAULT_WORKER_LEASE, lambda _: None, nothing),
-        other.alive(DEFAULT_WORKER_LEASE, lambda _: None, nothing),
+        one.hold_lease(DEFAULT_WORKER_LEASE, lambda _: None, nothing),
+        other.hold_lease(DEFAULT_WORKER_LEASE, lambda _: None, nothing),
     ):
-        assert await one.gone({other._worker.name}) == set()
+        assert await one.expired({other._worker.name}) == set()
         await fakeredis.FakeAsyncRedis(server=server).flushall()
-        assert await one.gone({other._worker.name}) == set()
+        assert await one.expired({other._worker.name}) == set()
 
 
 async def test_lease_that_could_not_be_taken_at_the_start_is_taken_soon(server: fakeredis.FakeServer) -> None:
     """Others take a worker without a lease for dead: it does not wait for a third of the lease."""
     one = worker(server)
     server.connected = False
-    async with one.alive(30 * DEFAULT_WORKER_LEASE, lambda _: None, nothing):
+    async with one.hold_lease(30 * DEFAULT_WORKER_LEASE, lambda _: None, nothing):
         server.connected = True
         with in_time(5):
             await until(lambda: one._leased)

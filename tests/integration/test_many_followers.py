@@ -12,8 +12,8 @@ from redis.backoff import NoBackoff
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.root import chunk_reader
 from mcp_eventscope.redis.root import follow as follow_module
+from mcp_eventscope.store.types import GET_STREAM_KEY, FollowEnd, FollowResult
 from mcp_eventscope.testing import Collected, on_the_wire
-from mcp_eventscope.types import GET_STREAM_KEY, Followed, FollowEnd
 from support import legacy
 from support.messages import answer, note
 from support.waiting import CEILING, until
@@ -37,7 +37,7 @@ async def test_more_followers_than_connections(valkey_url: str, key_prefix: str)
     async with aioredis.Redis.from_url(url) as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
         first = (await store.append("1", None)).event_id
-        ended: list[Followed] = []
+        ended: list[FollowResult] = []
 
         async def follow() -> None:
             ended.append(await store.follow("1", first, Collected(), limit=LONG))
@@ -125,7 +125,7 @@ async def test_wakes_the_followers_of_another_process(
     collected = Collected()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: store.follow(stream, first, collected, limit=LONG))
-        await until(lambda: store._followers._signals.confirmed(f"{key_prefix}stored"))
+        await until(lambda: store._followers._subscriptions.confirmed(f"{key_prefix}stored"))
         for forged in ("", "x\n" + "[" * 100_000, 'x\n{"a": 1}', "x\n[1, null]", "\x00"):
             await redis_client.publish(f"{key_prefix}stored", forged)
         for number in range(2):

@@ -9,8 +9,8 @@ from redis import asyncio as aioredis
 from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.root.chunk_reader import CHUNK_BYTES, CHUNK_EVENTS
+from mcp_eventscope.store.types import GET_STREAM_KEY, EventMessage, Miss, ReplayResult
 from mcp_eventscope.testing import Collected, on_the_wire
-from mcp_eventscope.types import GET_STREAM_KEY, EventMessage, Miss, Replayed
 from support.events import change
 from support.messages import answer, failure, note
 from support.waiting import in_time, until
@@ -41,14 +41,14 @@ async def test_facts_of_a_replay(store: RedisEventStore) -> None:
     facts = await store.replay(ids[0], Collected(), stream_id="1")
     assert facts.age is not None
     assert 0 <= facts.age < 10
-    assert facts == Replayed(stream_id="1", last_event_id=ids[-1], delivered=2, payload_bytes=size, age=facts.age)
+    assert facts == ReplayResult(stream_id="1", last_event_id=ids[-1], delivered=2, payload_bytes=size, age=facts.age)
 
 
 async def test_caught_up(store: RedisEventStore) -> None:
     """A client that has missed nothing is told so: no miss, no gap, nothing delivered."""
     ids = await stored(store, 1)
     facts = await store.replay(ids[-1], Collected(), stream_id="1")
-    assert facts == Replayed(stream_id="1", last_event_id=ids[-1], age=facts.age)
+    assert facts == ReplayResult(stream_id="1", last_event_id=ids[-1], age=facts.age)
 
 
 async def test_replay_of_a_known_stream_ends_at_the_response(store: RedisEventStore) -> None:
@@ -351,7 +351,7 @@ async def test_expired_stream(brief: RedisEventStore, redis_client: aioredis.Red
     await until(gone)
     facts = await store.replay(ids[0], Collected(), stream_id="1")
     assert facts.age is not None
-    assert facts == Replayed(miss=Miss.EXPIRED, age=facts.age)
+    assert facts == ReplayResult(miss=Miss.EXPIRED, age=facts.age)
     assert facts.age >= 1
 
 
@@ -445,7 +445,7 @@ async def test_texts_that_are_no_id(store: RedisEventStore, stream_id: str | Non
     await stored(store, 1)
     collected = Collected()
     for text in HOSTILE:
-        assert await store.replay(text, collected, stream_id=stream_id) == Replayed(miss=Miss.MALFORMED), text[:20]
+        assert await store.replay(text, collected, stream_id=stream_id) == ReplayResult(miss=Miss.MALFORMED), text[:20]
     assert collected.ids == []
 
 
@@ -457,7 +457,7 @@ async def test_ids_that_were_not_given_out(store: RedisEventStore, stream_id: st
     for number in (1, int(ids[0]) - 1, int(ids[0]) + 1, int(ids[-1]) + 1, int(ids[-1]) + 3600 * SECOND, 10**18 - 1):
         if str(number) not in ids:
             facts = await store.replay(str(number), collected, stream_id=stream_id)
-            assert facts == Replayed(miss=Miss.UNKNOWN), number
+            assert facts == ReplayResult(miss=Miss.UNKNOWN), number
     assert collected.ids == []
 
 

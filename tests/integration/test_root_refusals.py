@@ -7,8 +7,18 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
-from mcp_eventscope.redis.connection import connect
-from mcp_eventscope.types import Appended, CameBack, Committed, LossReason, Lost, Retried, StoreFact, Trouble, WentAway
+from mcp_eventscope.redis.client import connect
+from mcp_eventscope.store.types import (
+    AppendResult,
+    BatchCommitted,
+    BatchRetried,
+    EventsLost,
+    FailureReason,
+    LossReason,
+    StoreDegraded,
+    StoreEvent,
+    StoreRecovered,
+)
 from support.fault_plan import Error, FaultPlan
 from support.ledger import Speaker, check_all, settled
 from support.messages import note
@@ -49,15 +59,15 @@ async def store(proxy: Proxy, key_prefix: str, redis_client: aioredis.Redis) -> 
         await redis_client.delete(*keys)
 
 
-async def append_all(store: RedisEventStore, texts: list[str]) -> list[Appended | BaseException]:
+async def append_all(store: RedisEventStore, texts: list[str]) -> list[AppendResult | BaseException]:
     """Append a note with each text concurrently to one of three streams."""
     appends = (store.append(str(number % 3), note(number, text)) for number, text in enumerate(texts))
     return await asyncio.gather(*appends, return_exceptions=True)
 
 
-def ids_of(results: list[Appended | BaseException]) -> list[int]:
+def ids_of(results: list[AppendResult | BaseException]) -> list[int]:
     """The ids of the stored events, in the order of the appends."""
-    return [int(result.event_id) for result in results if isinstance(result, Appended)]
+    return [int(result.event_id) for result in results if isinstance(result, AppendResult)]
 
 
 @pytest.mark.parametrize("place", [0, 1, EVENTS // 2, EVENTS - 1])
@@ -65,7 +75,7 @@ async def test_one_event_that_is_refused_fails_its_own_caller(
     store: RedisEventStore, proxy: Proxy, redis_client: aioredis.Redis, place: int
 ) -> None:
     """Wherever it is in the batch, the other events are stored, once and in order."""
-    facts: list[StoreFact] = []
+    facts: list[StoreEvent] = []
     store.observe(facts.append)
     proxy.answer(POISON, REFUSED, times=1000)
     results = await append_all(store, [POISON if number == place else "" for number in range(EVENTS)])
@@ -78,9 +88,9 @@ async def test_one_event_that_is_refused_fails_its_own_caller(
     assert ids == sorted(set(ids))
     stored = [await redis_client.zcard(f"{store.key_prefix}stream:{stream}") for stream in range(3)]
     assert sum(stored) == EVENTS - 1
-    assert sum(fact.events for fact in facts if isinstance(fact, Committed)) == EVENTS - 1
-    assert {fact.reason for fact in facts if isinstance(fact, Retried)} == {Trouble.OTHER}
-    assert not [fact for fact in facts if isinstance(fact, WentAway | CameBack | Lost)]
+    assert sum(fact.events for fact in facts if isinstance(fact, BatchCommitted)) == EVENTS - 1
+    assert {fact.reason for fact in facts if isinstance(fact, BatchRetried)} == {FailureReason.OTHER}
+    assert not [fact for fact in facts if isinstance(fact, StoreDegraded | StoreRecovered | EventsLost)]
     assert (await store.append("1", note(0))).event_id
 
 
@@ -97,7 +107,7 @@ async def test_events_that_are_too_large_together_are_stored(store: RedisEventSt
     """A limit on commands below the size of a batch, and above that of an event: smaller batches are sent."""
     proxy.largest = 4096
     results = await append_all(store, ["x" * 1000] * EVENTS)
-    assert all(isinstance(result, Appended) and result.event_id for result in results)
+    assert all(isinstance(result, AppendResult) and result.event_id for result in results)
     assert ids_of(results) == sorted(set(ids_of(results)))
 
 
@@ -135,16 +145,16 @@ async def test_deferred_event_that_is_refused_is_lost(
     store: RedisEventStore, proxy: Proxy, redis_client: aioredis.Redis
 ) -> None:
     """Without a caller it is reported as lost; the others, deferred before and after it, are stored."""
-    facts: list[StoreFact] = []
+    facts: list[StoreEvent] = []
     store.observe(facts.append)
     proxy.answer(POISON, REFUSED, times=1000)
     proxy.refuse()
     proxy.reset()
     results = await append_all(store, [POISON if number == 20 else "" for number in range(EVENTS)])
-    assert all(isinstance(result, Appended) and result.deferred for result in results)
+    assert all(isinstance(result, AppendResult) and result.deferred for result in results)
     await proxy.listen()
     await settled(store)
-    (lost,) = [fact for fact in facts if isinstance(fact, Lost)]
+    (lost,) = [fact for fact in facts if isinstance(fact, EventsLost)]
     assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
     payloads = [await redis_client.zcard(f"{store.key_prefix}stream:{stream}") for stream in range(3)]
     assert sum(payloads) == EVENTS - 1
@@ -159,6 +169,6 @@ async def test_flush_in_the_middle_of_an_isolation_loses_nothing_twice(store: Re
     lost = await store.flush(0.05)
     results = await appends
     assert sum(result.deferred for result in results) == lost > 0
-    assert store.waiting.events == 0
+    assert store.backlog.events == 0
     proxy.delay = 0
     assert (await store.append("1", note(0))).event_id

@@ -7,7 +7,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.redis import sampling
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.sampling import Sampler
 from support.leaks import LeakChecker
 from support.messages import note

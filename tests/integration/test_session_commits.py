@@ -9,9 +9,17 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.write.session_batch import COMMIT
-from mcp_eventscope.types import Committed, LossReason, Lost, Retried, StoreOutcome, Trouble, WentAway
+from mcp_eventscope.store.types import (
+    BatchCommitted,
+    BatchRetried,
+    EventsLost,
+    FailureReason,
+    LossReason,
+    StoreDegraded,
+    StoreOutcome,
+)
 from support.leaks import LeakChecker
 from support.messages import answer, note
 from support.proxy import Proxy
@@ -217,8 +225,8 @@ async def through(behind: Behind, talkers: list[Talker]) -> None:
         assert [each.number for each in await elements(behind.direct, talker.key)] == [
             *range(1, len(talker.appended) + 1)
         ]
-    assert sum(fact.events for fact in behind.facts.of(Committed)) == sum(len(each.appended) for each in talkers)
-    assert not behind.facts.of(Lost)
+    assert sum(fact.events for fact in behind.facts.of(BatchCommitted)) == sum(len(each.appended) for each in talkers)
+    assert not behind.facts.of(EventsLost)
 
 
 @pytest.mark.parametrize("skip", [0, 1])
@@ -290,8 +298,8 @@ async def test_script_that_is_forgotten(behind: Behind) -> None:
                 tasks.start_soon(talker.say, 20)
         for talker in talkers:
             await talker.outcomes()
-    assert {fact.reason for fact in behind.facts.of(Retried)} == {Trouble.NOSCRIPT}
-    assert not behind.facts.of(WentAway)
+    assert {fact.reason for fact in behind.facts.of(BatchRetried)} == {FailureReason.NOSCRIPT}
+    assert not behind.facts.of(StoreDegraded)
     await through(behind, talkers)
 
 
@@ -331,8 +339,8 @@ async def test_key_that_is_anothers(behind: Behind, kind: str) -> None:
             await others[0].outcomes()
         assert set(await victim.outcomes()) <= {StoreOutcome.LOST, StoreOutcome.REFUSED}
         await settled(behind.store)
-    assert not behind.facts.of(WentAway)
-    assert {fact.reason for fact in behind.facts.of(Lost)} == {LossReason.REJECTED}
+    assert not behind.facts.of(StoreDegraded)
+    assert {fact.reason for fact in behind.facts.of(EventsLost)} == {LossReason.REJECTED}
     for talker in others:
         await talker.check(behind.reader)
     assert await behind.direct.get(key) == b"another's"

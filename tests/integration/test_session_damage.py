@@ -5,8 +5,8 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.session_store import RedisSessionStore
+from mcp_eventscope.store.types import Miss, ReplayResult
 from mcp_eventscope.testing import Collected
-from mcp_eventscope.types import Miss, Replayed
 from support.leaks import LeakChecker
 from support.messages import answer, note
 from support.waiting import in_time
@@ -46,7 +46,7 @@ async def stored(
     return ids, key
 
 
-async def replayed(reader: RedisSessionStore, cursor: str, collected: Collected) -> Replayed:
+async def replayed(reader: RedisSessionStore, cursor: str, collected: Collected) -> ReplayResult:
     """A replay, which must end."""
     with in_time(5):
         return await reader.replay(cursor, collected, stream_id="1")

@@ -14,10 +14,19 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.answers import EVENTS_GONE
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.write import transport
-from mcp_eventscope.types import CameBack, Committed, JSONRPCError, LossReason, Lost, Retried, Trouble, WentAway
+from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
+from mcp_eventscope.store.types import (
+    BatchCommitted,
+    BatchRetried,
+    EventsLost,
+    FailureReason,
+    JSONRPCError,
+    LossReason,
+    StoreDegraded,
+    StoreRecovered,
+)
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
@@ -53,9 +62,9 @@ class World:
         """Two streams of each session."""
         return [Talker(self.store, f"s{number}", stream) for number in range(sessions) for stream in (1, 2)]
 
-    def reasons(self) -> set[Trouble]:
+    def reasons(self) -> set[FailureReason]:
         """The reported reasons."""
-        return {fact.reason for kind in (Retried, WentAway) for fact in self.facts.of(kind)}
+        return {fact.reason for kind in (BatchRetried, StoreDegraded) for fact in self.facts.of(kind)}
 
     async def check(self, talkers: list[Talker]) -> None:
         """Every event has an id, is stored once and counted once, and no append took long."""
@@ -67,12 +76,12 @@ class World:
             stored = [each.number for each in await elements(self.direct, talker.key)]
             assert stored == list(range(1, len(talker.appended) + 1))
         total = sum(len(talker.appended) for talker in talkers)
-        assert sum(fact.events for fact in self.facts.of(Committed)) == total
-        assert not self.facts.of(Lost)
+        assert sum(fact.events for fact in self.facts.of(BatchCommitted)) == total
+        assert not self.facts.of(EventsLost)
         assert max(seconds for talker in talkers for seconds in talker.seconds) < STORE_TIMEOUT + SLACK
         # One outage is one, whatever its reason changes to.
-        kinds = [type(fact) for fact in self.facts.all if isinstance(fact, WentAway | CameBack)]
-        assert kinds == [WentAway, CameBack] * (len(kinds) // 2)
+        kinds = [type(fact) for fact in self.facts.all if isinstance(fact, StoreDegraded | StoreRecovered)]
+        assert kinds == [StoreDegraded, StoreRecovered] * (len(kinds) // 2)
 
 
 MakeClient = Callable[[str], aioredis.Redis]
@@ -117,7 +126,7 @@ async def _reset(world: World) -> None:
 async def _refused(world: World) -> None:
     world.proxy.refuse()
     world.proxy.reset()
-    await until(lambda: world.store.waiting.away)
+    await until(lambda: world.store.backlog.failure)
     await world.proxy.listen()
 
 
@@ -125,7 +134,7 @@ def _for(seconds: float, way: str) -> Break:
     async def do(world: World) -> None:
         getattr(world.proxy, way)()
         await anyio.sleep(seconds)
-        await until(lambda: Trouble.TIMEOUT in world.reasons())  # A busy loop is late to look.
+        await until(lambda: FailureReason.TIMEOUT in world.reasons())  # A busy loop is late to look.
         world.proxy.clear()
 
     return do
@@ -134,7 +143,7 @@ def _for(seconds: float, way: str) -> Break:
 async def _slow(world: World) -> None:
     world.proxy.delay = STORE_TIMEOUT * 2
     await anyio.sleep(STORE_TIMEOUT * 4)
-    await until(lambda: Trouble.TIMEOUT in world.reasons())
+    await until(lambda: FailureReason.TIMEOUT in world.reasons())
     world.proxy.clear()
 
 
@@ -162,26 +171,26 @@ def _answered(error: str, times: int = 3) -> Break:
     return do
 
 
-FAULTS: dict[str, tuple[Break, set[Trouble]]] = {
+FAULTS: dict[str, tuple[Break, set[FailureReason]]] = {
     "reset": (_reset, set()),  # It may have come between two batches.
-    "refused": (_refused, {Trouble.CONNECTION}),
-    "held": (_for(STORE_TIMEOUT * 3, "hold"), {Trouble.TIMEOUT}),
-    "muted": (_for(STORE_TIMEOUT * 3, "mute"), {Trouble.TIMEOUT}),
-    "swallowed": (_for(STORE_TIMEOUT * 3, "black_hole"), {Trouble.TIMEOUT}),
-    "slow": (_slow, {Trouble.TIMEOUT}),
-    "reply eaten": (_eaten(1), {Trouble.CONNECTION}),
-    "three replies eaten": (_eaten(3), {Trouble.CONNECTION}),
-    "cut in the middle": (_cut(100), {Trouble.CONNECTION}),
-    "cut in the second": (_cut(100, skip=1), {Trouble.CONNECTION}),
-    "busy": (_answered("BUSY Redis is busy running a script"), {Trouble.BUSY}),
-    "loading": (_answered("LOADING Redis is loading the dataset in memory"), {Trouble.LOADING}),
-    "full": (_answered("OOM command not allowed when used memory > 'maxmemory'."), {Trouble.OOM}),
-    "read only": (_answered("READONLY You can't write against a read only replica."), {Trouble.READONLY}),
-    "no script": (_answered("NOSCRIPT No matching script.", times=1), {Trouble.NOSCRIPT}),
-    "no password": (_answered("NOAUTH Authentication required."), {Trouble.AUTH}),
-    "no right": (_answered("NOPERM this user has no permissions to run the 'evalsha' command"), {Trouble.AUTH}),
-    "no replicas": (_answered("NOREPLICAS Not enough good replicas to write."), {Trouble.OTHER}),
-    "disk full": (_answered("MISCONF Errors writing to the AOF file: No space left on device"), {Trouble.OTHER}),
+    "refused": (_refused, {FailureReason.CONNECTION}),
+    "held": (_for(STORE_TIMEOUT * 3, "hold"), {FailureReason.TIMEOUT}),
+    "muted": (_for(STORE_TIMEOUT * 3, "mute"), {FailureReason.TIMEOUT}),
+    "swallowed": (_for(STORE_TIMEOUT * 3, "black_hole"), {FailureReason.TIMEOUT}),
+    "slow": (_slow, {FailureReason.TIMEOUT}),
+    "reply eaten": (_eaten(1), {FailureReason.CONNECTION}),
+    "three replies eaten": (_eaten(3), {FailureReason.CONNECTION}),
+    "cut in the middle": (_cut(100), {FailureReason.CONNECTION}),
+    "cut in the second": (_cut(100, skip=1), {FailureReason.CONNECTION}),
+    "busy": (_answered("BUSY Redis is busy running a script"), {FailureReason.BUSY}),
+    "loading": (_answered("LOADING Redis is loading the dataset in memory"), {FailureReason.LOADING}),
+    "full": (_answered("OOM command not allowed when used memory > 'maxmemory'."), {FailureReason.OOM}),
+    "read only": (_answered("READONLY You can't write against a read only replica."), {FailureReason.READONLY}),
+    "no script": (_answered("NOSCRIPT No matching script.", times=1), {FailureReason.NOSCRIPT}),
+    "no password": (_answered("NOAUTH Authentication required."), {FailureReason.AUTH}),
+    "no right": (_answered("NOPERM this user has no permissions to run the 'evalsha' command"), {FailureReason.AUTH}),
+    "no replicas": (_answered("NOREPLICAS Not enough good replicas to write."), {FailureReason.OTHER}),
+    "disk full": (_answered("MISCONF Errors writing to the AOF file: No space left on device"), {FailureReason.OTHER}),
     "no primary": (_answered("MASTERDOWN Link with MASTER is down."), set()),
     "cluster down": (_answered("CLUSTERDOWN The cluster is down"), set()),
 }
@@ -214,7 +223,7 @@ async def test_no_append_waits_in_an_outage(world: World) -> None:
         await talker.outcomes()
         way()
         world.proxy.reset()
-        while not world.store.waiting.away:
+        while not world.store.backlog.failure:
             await talker.say()
             await asyncio.sleep(0.01)
         first = len(talker.appended)
@@ -227,7 +236,10 @@ async def test_no_append_waits_in_an_outage(world: World) -> None:
         world.proxy.clear()
         await settled(world.store)
         await talker.check(world.reader)
-    assert [type(fact) for fact in world.facts.all if isinstance(fact, WentAway | CameBack)] == [WentAway, CameBack] * 2
+    assert [type(fact) for fact in world.facts.all if isinstance(fact, StoreDegraded | StoreRecovered)] == [
+        StoreDegraded,
+        StoreRecovered,
+    ] * 2
 
 
 async def test_slow_is_not_unreachable(world: World) -> None:
@@ -239,7 +251,7 @@ async def test_slow_is_not_unreachable(world: World) -> None:
         await talker.say(10)
     assert own_time() - began < STORE_TIMEOUT + SLACK
     await world.check(talkers)
-    assert world.reasons() <= {Trouble.NOSCRIPT}
+    assert world.reasons() <= {FailureReason.NOSCRIPT}
 
 
 async def test_callers_that_are_cancelled(world: World) -> None:
@@ -281,12 +293,12 @@ async def test_whole_runs_are_dropped_oldest_first(valkey_server: Valkey, key_pr
         proxy.reset()
         finding_out = Talker(store, "finds out")
         await finding_out.say()
-        await until(lambda: store.waiting.away)
+        await until(lambda: store.backlog.failure)
         for talker in talkers:
             await talker.say(8)
             await talker.append(answer(int(talker.stream)))
             assert "" not in talker.ids
-            assert store.waiting.events <= 60 + len(talkers)
+            assert store.backlog.events <= 60 + len(talkers)
         await proxy.listen()
         await settled(store)
         dropped = []
@@ -303,8 +315,8 @@ async def test_whole_runs_are_dropped_oldest_first(valkey_server: Valkey, key_pr
                 assert received.ids == talker.ids[1:]
         assert dropped == sorted(dropped, reverse=True)
         assert 0 < sum(dropped) < len(talkers)
-        assert {fact.reason for fact in facts.of(Lost)} == {LossReason.OVERFLOW}
-        assert sum(fact.events for fact in facts.of(Lost)) == 9 * sum(dropped)
+        assert {fact.reason for fact in facts.of(EventsLost)} == {LossReason.OVERFLOW}
+        assert sum(fact.events for fact in facts.of(EventsLost)) == 9 * sum(dropped)
         await store.flush()
         await direct.delete(*[key async for key in direct.scan_iter(match=f"{key_prefix}*", count=1000)])
 
@@ -320,8 +332,8 @@ async def test_flush_in_an_outage(world: World) -> None:
     began = own_time()
     assert await world.store.flush(0.3) == 10
     assert own_time() - began < 0.3 + 0.5
-    assert [(fact.reason, fact.events) for fact in world.facts.of(Lost)] == [(LossReason.SHUTDOWN, 10)]
-    assert not world.store.waiting.events
+    assert [(fact.reason, fact.events) for fact in world.facts.of(EventsLost)] == [(LossReason.SHUTDOWN, 10)]
+    assert not world.store.backlog.events
     await world.proxy.listen()
     other = Talker(world.store, "t")
     await other.say(3)
@@ -335,7 +347,12 @@ async def test_flush_in_an_outage(world: World) -> None:
 @pytest.mark.parametrize("how", ["full", "loading", "replica", "password"])
 async def test_server_that_takes_no_writes(how: str) -> None:
     """A Redis that is full, loads its data, has become a replica or wants a password: events are stored afterwards."""
-    reason = {"full": Trouble.OOM, "loading": Trouble.LOADING, "replica": Trouble.READONLY, "password": Trouble.AUTH}
+    reason = {
+        "full": FailureReason.OOM,
+        "loading": FailureReason.LOADING,
+        "replica": FailureReason.READONLY,
+        "password": FailureReason.AUTH,
+    }
     with own_valkey(keeps=True) as server, own_valkey() as second:
         async with connect(server.url) as client, patient_client(server.url) as direct:
             store = RedisEventStore(client, ttl=TTL, store_timeout=STORE_TIMEOUT)
@@ -343,7 +360,7 @@ async def test_server_that_takes_no_writes(how: str) -> None:
             talkers = [Talker(store, f"s{number}") for number in range(4)]
 
             def reported() -> bool:
-                found = [*facts.of(Retried), *facts.of(WentAway)]
+                found = [*facts.of(BatchRetried), *facts.of(StoreDegraded)]
                 return any(fact.reason is reason[how] for fact in found)
 
             with in_time(40):
@@ -355,7 +372,7 @@ async def test_server_that_takes_no_writes(how: str) -> None:
             for talker in talkers:
                 assert "" not in talker.ids
                 await talker.check(reader)
-            assert not facts.of(Lost)
+            assert not facts.of(EventsLost)
             assert max(seconds for talker in talkers for seconds in talker.seconds) < STORE_TIMEOUT + SLACK
             await store.flush()
 
@@ -408,7 +425,7 @@ async def test_pool_that_is_exhausted(world: World, valkey_server: Valkey, kind:
         talkers = [Talker(store, f"s{number}") for number in range(4)]
         for talker in talkers:
             await talker.say(5)
-        await until(lambda: any(fact.reason is Trouble.POOL for fact in facts.of(WentAway)))
+        await until(lambda: any(fact.reason is FailureReason.POOL for fact in facts.of(StoreDegraded)))
         await pool.release(held.pop())
         await settled(store)
         for talker in talkers:
@@ -425,8 +442,8 @@ async def test_silence_is_a_timeout(world: World, monkeypatch: pytest.MonkeyPatc
     await talker.outcomes()
     world.proxy.mute()
     await talker.say()
-    await until(lambda: {fact.reason for fact in world.facts.of(Retried)} - {Trouble.NOSCRIPT})
+    await until(lambda: {fact.reason for fact in world.facts.of(BatchRetried)} - {FailureReason.NOSCRIPT})
     world.proxy.clear()
     await talker.outcomes()
-    assert world.reasons() - {Trouble.NOSCRIPT} == {Trouble.TIMEOUT}
+    assert world.reasons() - {FailureReason.NOSCRIPT} == {FailureReason.TIMEOUT}
     await world.check([talker])

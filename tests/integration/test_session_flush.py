@@ -4,8 +4,8 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
+from mcp_eventscope.store.types import GET_STREAM_KEY, EventsLost, StoreEvent
 from mcp_eventscope.testing import Collected
-from mcp_eventscope.types import GET_STREAM_KEY, Lost, StoreFact
 from support.messages import answer, note
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 async def test_flush_loses_nothing_of_a_long_run(redis_client: aioredis.Redis, key_prefix: str, count: int) -> None:
     """A run takes several commits, one after the other: `flush` returns after the last one."""
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60)
-    facts: list[StoreFact] = []
+    facts: list[StoreEvent] = []
     store.observe(facts.append)
     part = store.for_session("s")
     part.begin("1", 1)
@@ -23,8 +23,8 @@ async def test_flush_loses_nothing_of_a_long_run(redis_client: aioredis.Redis, k
     ids = [(await part.append("1", note(number))).event_id for number in range(count)]
     ids.append((await part.append("1", answer())).event_id)
     assert await store.flush(5) == 0
-    assert not store.waiting.events
-    assert not [fact for fact in facts if isinstance(fact, Lost)]
+    assert not store.backlog.events
+    assert not [fact for fact in facts if isinstance(fact, EventsLost)]
     stored = Collected()
     reader = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60).for_session("s")
     assert (await reader.replay(first, stored, stream_id="1")).completed

@@ -8,10 +8,10 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.answers import REQUEST_ORPHANED
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.read import followers as followers_module
-from mcp_eventscope.types import Followed, FollowEnd, JSONRPCError, StoreOutcome
+from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
+from mcp_eventscope.store.types import FollowEnd, FollowResult, JSONRPCError, StoreOutcome
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
@@ -34,7 +34,7 @@ class Follower:
 
     def __init__(self, store: RedisEventStore, talker: Talker, *, after: int = 0, limit: float = LONG) -> None:
         self.received = Received()
-        self.facts: Followed | None = None
+        self.facts: FollowResult | None = None
         self._store, self._talker, self._after, self._limit = store, talker, talker.ids[after], limit
 
     async def __call__(self) -> None:
@@ -53,7 +53,7 @@ def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
 async def other(redis_client: aioredis.Redis, store: RedisEventStore) -> AsyncIterator[RedisEventStore]:
     """Another worker's store. The first one has a lease."""
     other = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
-    async with store.workers.alive(LONG, lambda _: None, nothing):
+    async with store.workers.hold_lease(LONG, lambda _: None, nothing):
         yield other
         await other.flush()
         await store.flush()
@@ -81,7 +81,7 @@ async def test_woken(store: RedisEventStore, other: RedisEventStore, *, here: bo
                 await follower.received.has(number + 1, within=3)
             await talker.append(answer())
     assert follower.received.ids == talker.ids[1:]
-    assert follower.facts == Followed(
+    assert follower.facts == FollowResult(
         last_event_id=talker.ids[-1],
         end=FollowEnd.COMPLETED,
         delivered=6,
@@ -102,7 +102,7 @@ async def test_user_without_channels(valkey_server: Valkey, key_prefix: str, red
             store = RedisEventStore(one, key_prefix=key_prefix, ttl=60)
             other = RedisEventStore(two, key_prefix=key_prefix, ttl=60)
             facts = observed(store)
-            async with store.workers.alive(LONG, lambda _: None, nothing):
+            async with store.workers.hold_lease(LONG, lambda _: None, nothing):
                 talker = await primed(store)
                 follower = Follower(other, talker)
                 with in_time(15):
@@ -112,7 +112,7 @@ async def test_user_without_channels(valkey_server: Valkey, key_prefix: str, red
                         await follower.received.has(2, within=3)
                         await talker.append(answer())
                 assert follower.received.ids == talker.ids[1:]
-                assert {type(fact).__name__ for fact in facts.all} <= {"Committed", "Retried"}
+                assert {type(fact).__name__ for fact in facts.all} <= {"BatchCommitted", "BatchRetried"}
                 await store.flush()
             keys = [key async for key in redis_client.scan_iter(match=f"{key_prefix}*", count=1000)]
             await redis_client.delete(*keys)
@@ -142,7 +142,7 @@ async def test_limit(store: RedisEventStore, other: RedisEventStore) -> None:
             follower = Follower(each, talker, limit=limit)
             with in_time(3):
                 await follower()
-            assert follower.facts == Followed(last_event_id=talker.ids[0], end=FollowEnd.LIMIT)
+            assert follower.facts == FollowResult(last_event_id=talker.ids[0], end=FollowEnd.LIMIT)
 
 
 async def test_many_followers_of_one_stream(store: RedisEventStore, other: RedisEventStore) -> None:
@@ -252,7 +252,7 @@ async def test_follower_elsewhere_survives_an_outage(way: str) -> None:
     with own_valkey(keeps=True) as server:
         async with connect(server.url) as one, connect(server.url) as two:
             store, other = RedisEventStore(one, ttl=TTL), RedisEventStore(two, ttl=TTL)
-            async with store.workers.alive(LONG, lambda _: None, nothing):
+            async with store.workers.hold_lease(LONG, lambda _: None, nothing):
                 talker = await primed(store)
                 follower = Follower(other, talker)
                 with in_time(40):
@@ -262,7 +262,7 @@ async def test_follower_elsewhere_survives_an_outage(way: str) -> None:
                         await follower.received.has(2)
                         getattr(server, way)()
                         await talker.say(2)
-                        await until(lambda: store.waiting.away)
+                        await until(lambda: store.backlog.failure)
                         await talker.say(2)
                         await anyio.to_thread.run_sync(server.revive)
                         await talker.say()

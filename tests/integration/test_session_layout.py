@@ -8,8 +8,8 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
+from mcp_eventscope.store.types import GET_STREAM_KEY, StoreOutcome
 from mcp_eventscope.testing import on_the_wire
-from mcp_eventscope.types import GET_STREAM_KEY, StoreOutcome
 from support.leaks import LeakChecker
 from support.messages import answer, failure, note
 from support.talkers import Received, Talker, elements, list_key, run_of
@@ -186,7 +186,7 @@ async def test_every_key_has_a_ttl(store: RedisEventStore, redis_client: aioredi
     async def nothing() -> None:
         """Nothing is published."""
 
-    async with store.workers.alive(5, lambda _: None, nothing):
+    async with store.workers.hold_lease(5, lambda _: None, nothing):
         kinds = set()
         for key in await leaks.keys():
             kinds.add(key.removeprefix(store.key_prefix).split("}:")[-1].partition(":")[0])
@@ -259,7 +259,7 @@ async def test_silent_request_outlives_the_ttl(
     await talker.append(note(1, "x" * 5000))
     await talker.outcomes()
     other = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
-    async with store.workers.alive(0.3, lambda _: None, nothing):
+    async with store.workers.hold_lease(0.3, lambda _: None, nothing):
         await anyio.sleep(2)
         facts, received = await talker.replayed(other)
         assert (facts.miss, facts.gap, received.contents) == (None, False, [1])

@@ -10,12 +10,12 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.session_store import RedisSessionStore
+from mcp_eventscope.store.types import GET_STREAM_KEY, EventsLost, JSONRPCMessage, LossReason, ReplayResult, StoreEvent
 from mcp_eventscope.testing import Collected
-from mcp_eventscope.types import GET_STREAM_KEY, JSONRPCMessage, LossReason, Lost, Replayed, StoreFact
 from support.leaks import LeakChecker
 from support.messages import answer, note
 from support.proxy import Proxy
@@ -42,8 +42,8 @@ class Worker:
         self.evicted = 0
         self.store.observe(self._note)
 
-    def _note(self, fact: StoreFact) -> None:
-        if isinstance(fact, Lost) and fact.reason is LossReason.SESSION_LIMIT:
+    def _note(self, fact: StoreEvent) -> None:
+        if isinstance(fact, EventsLost) and fact.reason is LossReason.SESSION_LIMIT:
             self.evicted += fact.events
 
     async def call(self, number: int, *messages: JSONRPCMessage | None) -> list[str]:
@@ -75,7 +75,7 @@ async def small_enough(client: aioredis.Redis, leaks: LeakChecker) -> None:
     await until(small)
 
 
-async def replay(reader: RedisSessionStore, number: int, cursor: str) -> tuple[Replayed, Sequence[str | None]]:
+async def replay(reader: RedisSessionStore, number: int, cursor: str) -> tuple[ReplayResult, Sequence[str | None]]:
     """A replay on the other worker, and the ids that it delivers."""
     collected = Collected()
     return await reader.replay(cursor, collected, stream_id=str(number)), collected.ids
@@ -97,7 +97,7 @@ async def test_finished_requests_are_evicted_first(
     calls = {}
     for number in range(1, 200):
         calls[number] = await worker.call(number, None, *[note(n, TEXT) for n in range(20)], answer(number))
-    await until(lambda: worker.store.waiting.events == 0)
+    await until(lambda: worker.store.backlog.events == 0)
     await until(lambda: worker.evicted > 0)
     await small_enough(redis_client, leaks)
     facts, ids = await replay(reader, 0, kept[0])
@@ -125,7 +125,7 @@ async def test_every_event_is_stored_or_counted(
             trimmed_priming += not text.startswith("1 ")
         return missing > 0 and worker.evicted == missing + trimmed_priming
 
-    await until(lambda: worker.store.waiting.events == 0)
+    await until(lambda: worker.store.backlog.events == 0)
     await small_enough(redis_client, leaks)
     await until(counted)  # The last eviction may be under way.
     await worker.store.flush(5)
@@ -138,7 +138,7 @@ async def test_open_requests_are_evicted_next(
     ids = await worker.call(1, None, *[note(n, TEXT) for n in range(3000)])
     for number in range(1000):
         await worker.part.append(GET_STREAM_KEY, note(number, TEXT))
-    await until(lambda: worker.store.waiting.events == 0)
+    await until(lambda: worker.store.backlog.events == 0)
     await small_enough(redis_client, leaks)
     facts, received = await replay(reader, 1, ids[0])
     assert list(received) == ids[len(ids) - len(received) :]
@@ -158,7 +158,7 @@ async def test_responses_are_evicted_last(
     for number in range(1, count):
         response = answer(number).model_copy(update={"result": {"text": "x" * size}})
         calls[number] = await worker.call(number, None, response)
-    await until(lambda: worker.store.waiting.events == 0)
+    await until(lambda: worker.store.backlog.events == 0)
     await small_enough(redis_client, leaks)
     facts, ids = await replay(reader, 1, calls[1][0])
     assert (facts.missing, list(ids), facts.completed) == (1, [], True)
@@ -174,7 +174,7 @@ async def test_calls_without_end_leave_no_more(
     """Thousands of small calls are bounded, too: in the end even the marks of the oldest ones go."""
     for number in range(8000):
         await worker.call(number, answer(number))
-    await until(lambda: worker.store.waiting.events == 0)
+    await until(lambda: worker.store.backlog.events == 0)
     await small_enough(redis_client, leaks)
     assert len(await leaks.keys()) < 7000
     await worker.store.flush(5)
@@ -188,7 +188,7 @@ async def test_two_workers_of_one_session(
     for number in range(200):
         await workers[number % 2].call(number, None, *[note(n, TEXT) for n in range(20)], answer(number))
     for each in workers:
-        await until(lambda each=each: each.store.waiting.events == 0)  # type: ignore[misc]
+        await until(lambda each=each: each.store.backlog.events == 0)  # type: ignore[misc]
     await small_enough(redis_client, leaks)
     for each in workers:
         await each.store.flush(5)
@@ -206,7 +206,7 @@ async def test_many_open_requests(worker: Worker, redis_client: aioredis.Redis, 
     """Requests that run at the same time are bounded together, however little each has sent."""
     for number in range(300):
         await worker.call(number, None, *[note(n, TEXT) for n in range(10)])
-    await until(lambda: worker.store.waiting.events == 0)
+    await until(lambda: worker.store.backlog.events == 0)
     await small_enough(redis_client, leaks)
     await worker.store.flush(5)
     assert worker.evicted > 1500
@@ -221,7 +221,7 @@ async def test_damaged_entry(worker: Worker, redis_client: aioredis.Redis, leaks
     await redis_client.hset(f"{worker.part.key_prefix}sizes", name, b"9 " + damage)
     for number in range(200):
         await worker.call(number, None, *[note(n, TEXT) for n in range(20)], answer(number))
-    await until(lambda: worker.store.waiting.events == 0)
+    await until(lambda: worker.store.backlog.events == 0)
     await small_enough(redis_client, leaks)
     await worker.store.flush(5)
     assert not await redis_client.hexists(f"{worker.part.key_prefix}sizes", name)
@@ -230,7 +230,7 @@ async def test_damaged_entry(worker: Worker, redis_client: aioredis.Redis, leaks
 async def test_large_payloads_of_one_request(worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
     """Of a request that sends large events without end, no more are renewed than the limit leaves in Redis."""
     await worker.call(1, None, *[note(n, "x" * 5000) for n in range(1500)])
-    await until(lambda: worker.store.waiting.events == 0)
+    await until(lambda: worker.store.backlog.events == 0)
     await small_enough(redis_client, leaks)
     (run,) = worker.part._queue.runs.values()
     stored = {key.rpartition(":")[2] for key in await leaks.keys() if ":large:" in key}
@@ -244,11 +244,11 @@ async def test_flush_without_time(worker: Worker, redis_client: aioredis.Redis, 
     for turn in range(4):
         for number in range(60):
             await worker.call(turn * 100 + number, None, *[note(n, TEXT) for n in range(20)], answer(number))
-        await until(lambda: worker.store.waiting.events == 0)
+        await until(lambda: worker.store.backlog.events == 0)
         await worker.store.flush(0)
     for number in range(60):
         await worker.call(1000 + number, None, *[note(n, TEXT) for n in range(20)], answer(number))
-    await until(lambda: worker.store.waiting.events == 0)
+    await until(lambda: worker.store.backlog.events == 0)
     await small_enough(redis_client, leaks)
     await worker.store.flush(5)
     assert worker.evicted > 0
@@ -275,7 +275,7 @@ async def test_account_is_refused_for_a_while(
         for number in range(200):
             await worker.call(number, None, *[note(n, TEXT) for n in range(20)], answer(number))
             await asyncio.sleep(0)
-        await until(lambda: worker.store.waiting.events == 0)
+        await until(lambda: worker.store.backlog.events == 0)
         worker.part.close()
         await small_enough(redis_client, leaks)
         await until(lambda: not worker.store._limit._entries)

@@ -3,8 +3,8 @@
 import pytest
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis.connection import connect
-from mcp_eventscope.types import JSONRPCError, JSONRPCResponse, LossReason, Lost
+from mcp_eventscope.redis.client import connect
+from mcp_eventscope.store.types import EventsLost, JSONRPCError, JSONRPCResponse, LossReason
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.talkers import Talker, observed, settled
@@ -42,7 +42,7 @@ async def test_event_above_a_limit(limit: str, *, response: bool) -> None:
             await other.say()
             await other.append(answer(2))
             await settled(store)
-            (lost,) = facts.of(Lost)
+            (lost,) = facts.of(EventsLost)
             assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
             replayed, received = await talker.replayed(reader)
             assert (replayed.miss, replayed.completed, replayed.missing) == (None, True, 0 if response else 1)

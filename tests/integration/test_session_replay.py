@@ -8,8 +8,8 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.read.run_reader import CHUNK_BYTES, CHUNK_EVENTS
+from mcp_eventscope.store.types import GET_STREAM_KEY, FollowEnd, Miss, ReplayResult
 from mcp_eventscope.testing import on_the_wire
-from mcp_eventscope.types import GET_STREAM_KEY, FollowEnd, Miss, Replayed
 from support.messages import answer, failure, note
 from support.talkers import Received, Talker, elements, run_of
 from support.waiting import in_time, until
@@ -28,7 +28,7 @@ async def nothing() -> None:
 async def reader(redis_client: aioredis.Redis, store: RedisEventStore) -> AsyncIterator[RedisEventStore]:
     """Another worker's store: it has nothing of the first one's in memory. The first one has a lease."""
     other = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
-    async with store.workers.alive(30, lambda _: None, nothing):
+    async with store.workers.hold_lease(30, lambda _: None, nothing):
         yield other
         await store.flush()
 
@@ -54,7 +54,7 @@ async def test_facts_of_a_replay(store: RedisEventStore, reader: RedisEventStore
         facts, received = await talker.replayed(each)
         assert facts.age is not None
         assert 0 <= facts.age < 10
-        assert facts == Replayed(
+        assert facts == ReplayResult(
             stream_id="1", last_event_id=talker.ids[-1], delivered=2, payload_bytes=size, age=facts.age
         )
         assert received.ids == talker.ids[1:]
@@ -65,7 +65,7 @@ async def test_caught_up(store: RedisEventStore, reader: RedisEventStore) -> Non
     talker = await talked(store, 1)
     for each in (store, reader):
         facts, _ = await talker.replayed(each, after=-1)
-        assert facts == Replayed(stream_id="1", last_event_id=talker.ids[-1], age=facts.age)
+        assert facts == ReplayResult(stream_id="1", last_event_id=talker.ids[-1], age=facts.age)
 
 
 @pytest.mark.parametrize("message", [answer(), failure(), failure(None)])
@@ -286,7 +286,7 @@ async def test_text_that_is_no_cursor(
     await talked(store, 1)
     for each in (store, reader):
         facts = await each.for_session("s").replay(cursor, Received(), stream_id=stream)
-        assert facts == Replayed(miss=Miss.MALFORMED)
+        assert facts == ReplayResult(miss=Miss.MALFORMED)
 
 
 async def test_number_that_was_never_given_out(store: RedisEventStore, reader: RedisEventStore) -> None:
@@ -323,8 +323,8 @@ async def test_run_of_a_living_worker_that_never_was(store: RedisEventStore, red
     talker = await talked(store, 2)
     forged = f"{talker.ids[0].split('-')[0]}-5-{store._worker.name}ffff"
     async with (
-        store.workers.alive(LEASE, lambda _: None, nothing),
-        other.workers.alive(LEASE, lambda _: None, nothing),
+        store.workers.hold_lease(LEASE, lambda _: None, nothing),
+        other.workers.hold_lease(LEASE, lambda _: None, nothing),
     ):
         facts = await other.for_session("s").replay(forged, Received(), stream_id="1")
         assert facts.miss is None

@@ -9,18 +9,18 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.answers import EVENTS_GONE
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.write import session_writer
-from mcp_eventscope.types import (
+from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
+from mcp_eventscope.store.types import (
     GET_STREAM_KEY,
-    CameBack,
-    Committed,
+    BatchCommitted,
+    EventsLost,
     JSONRPCError,
     LossReason,
-    Lost,
+    StoreDegraded,
     StoreOutcome,
-    WentAway,
+    StoreRecovered,
 )
 from support.messages import answer, note
 from support.stores import patient_client
@@ -62,8 +62,8 @@ class World:
         """Every event is there, and no loss was reported."""
         for talker in talkers:
             await talker.check(self.reader)
-        assert not self.facts.of(Lost)
-        assert sum(fact.events for fact in self.facts.of(Committed)) == sum(len(each.appended) for each in talkers)
+        assert not self.facts.of(EventsLost)
+        assert sum(fact.events for fact in self.facts.of(BatchCommitted)) == sum(len(each.appended) for each in talkers)
 
 
 @asynccontextmanager
@@ -71,7 +71,7 @@ async def worker(url: str, lease: float = 30) -> AsyncIterator[World]:
     """A worker on a server."""
     async with connect(url) as client, patient_client(url) as direct:
         store = RedisEventStore(client, ttl=TTL)
-        async with store.workers.alive(lease, lambda _: None, nothing):
+        async with store.workers.hold_lease(lease, lambda _: None, nothing):
             yield World(store, RedisEventStore(direct, ttl=TTL), observed(store), direct)
         await store.flush(1)
 
@@ -116,7 +116,7 @@ async def test_restart_empty(server: OwnValkey, world: World) -> None:
     facts, _ = await finished.replayed(world.reader)
     assert facts.completed
     assert await world.client.hlen(f"{finished.part.key_prefix}requests") == 0
-    assert (len(world.facts.of(WentAway)), len(world.facts.of(CameBack))) in {(0, 0), (1, 1)}
+    assert (len(world.facts.of(StoreDegraded)), len(world.facts.of(StoreRecovered))) in {(0, 0), (1, 1)}
 
 
 async def test_restart_from_an_older_snapshot(server: OwnValkey, world: World) -> None:
@@ -135,7 +135,7 @@ async def test_restart_from_an_older_snapshot(server: OwnValkey, world: World) -
         facts, received = await talker.replayed(world.reader, after=after)
         assert (facts.gap, facts.miss, facts.completed) == (False, None, True)
         assert received.ids == talker.ids[after + 1 :]
-    assert not world.facts.of(Lost)
+    assert not world.facts.of(EventsLost)
 
 
 @pytest.mark.usefixtures("nothing_retained")
@@ -155,7 +155,7 @@ async def test_events_that_are_no_longer_in_memory_are_a_counted_gap(
     await talker.say(2)
     await settled(world.store)
     lost = 4 if saved else 8
-    assert [(fact.reason, fact.events) for fact in world.facts.of(Lost)] == [(LossReason.ROLLBACK, lost)]
+    assert [(fact.reason, fact.events) for fact in world.facts.of(EventsLost)] == [(LossReason.ROLLBACK, lost)]
     facts, received = await talker.replayed(world.reader)
     assert (facts.gap, facts.missing) == (True, 4 if saved else 7)
     assert received.ids == [*(talker.ids[1:4] if saved else []), *talker.ids[8:]]
@@ -175,7 +175,7 @@ async def test_response_that_is_no_longer_in_memory(world: World) -> None:
     world.store._session_writer.verify()
     while run.retained:  # Released while the question is on its way, as when the bounds are reached.
         world.store._session_writer._release_oldest()
-    await until(lambda: world.facts.of(Lost))
+    await until(lambda: world.facts.of(EventsLost))
     await settled(world.store)
     for after in (0, 2, 3):
         facts, received = await finished.replayed(world.reader, after=after)
@@ -183,7 +183,7 @@ async def test_response_that_is_no_longer_in_memory(world: World) -> None:
         assert isinstance(message, JSONRPCError)
         assert (message.id, message.error.code) == ("7", EVENTS_GONE)
         assert (facts.completed, facts.missing) == (True, 3 - after)
-    assert {fact.reason for fact in world.facts.of(Lost)} == {LossReason.ROLLBACK}
+    assert {fact.reason for fact in world.facts.of(EventsLost)} == {LossReason.ROLLBACK}
 
 
 @pytest.mark.parametrize("how", ["restart", "flushall", "snapshot"])
@@ -266,12 +266,12 @@ async def test_replica_that_is_promoted_without_the_tail(
                 await talker.say(2)
                 await talker.outcomes()
             await settled(world.store)
-            assert len(world.facts.of(WentAway)) <= 1
+            assert len(world.facts.of(StoreDegraded)) <= 1
             if retained:
                 await world.check(talkers)
                 return
-            assert sum(fact.events for fact in world.facts.of(Lost)) == 4 * len(talkers)
-            assert {fact.reason for fact in world.facts.of(Lost)} == {LossReason.ROLLBACK}
+            assert sum(fact.events for fact in world.facts.of(EventsLost)) == 4 * len(talkers)
+            assert {fact.reason for fact in world.facts.of(EventsLost)} == {LossReason.ROLLBACK}
             for talker in talkers:
                 facts, received = await talker.replayed(world.reader)
                 assert (facts.missing, facts.gap) == (4, True)

@@ -11,10 +11,10 @@ from redis import asyncio as aioredis
 from redis.exceptions import ResponseError
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.workers import NewRecord
-from mcp_eventscope.types import GET_STREAM_KEY, FollowEnd, LossReason, Lost, StoreOutcome, Trouble
+from mcp_eventscope.store.types import GET_STREAM_KEY, EventsLost, FailureReason, FollowEnd, LossReason, StoreOutcome
 from support.messages import answer, note
 from support.servers import free_port
 from support.talkers import Received, Talker, observed, settled
@@ -86,7 +86,10 @@ async def life(  # noqa: PLR0915 - one life, from beginning to end
     """Everything that is done to a session: stored, trimmed, read, followed, answered, lost, stored again, ended."""
     store, other = (RedisEventStore(client, key_prefix=prefix, ttl=2) for client in (one, two))
     facts = observed(store)
-    async with store.workers.alive(20, lambda _: None, nothing), other.workers.alive(20, lambda _: None, nothing):
+    async with (
+        store.workers.hold_lease(20, lambda _: None, nothing),
+        other.workers.hold_lease(20, lambda _: None, nothing),
+    ):
         for name in ("a", "b{x}", "c:{}"):
             record = NewRecord(name, "o", "{}")
             assert await store.workers.record(record, ttl=60) == "live"
@@ -131,7 +134,7 @@ async def life(  # noqa: PLR0915 - one life, from beginning to end
         await one.execute_command("DEL", old.key)
         await old.say()
         await old.outcomes()
-        assert not [fact for fact in facts.of(Lost) if fact.reason is not LossReason.ROLLBACK]
+        assert not [fact for fact in facts.of(EventsLost) if fact.reason is not LossReason.ROLLBACK]
         await store.workers.end("a", ttl=60)
         ended = Talker(store, "a", 4)
         await ended.say()
@@ -217,7 +220,7 @@ async def test_node_that_fails(
                 for talker in talkers:
                     await talker.say(2)
                 await anyio.sleep(0.02)
-            await until(lambda: store.waiting.away)
+            await until(lambda: store.backlog.failure)
         finally:
             await anyio.to_thread.run_sync(nodes[1].revive)
             await anyio.to_thread.run_sync(_whole, nodes[0])
@@ -226,7 +229,7 @@ async def test_node_that_fails(
         for talker in talkers:
             assert "" not in talker.ids
             await talker.check(reader)
-    assert not facts.of(Lost)
+    assert not facts.of(EventsLost)
     assert max(seconds for talker in talkers for seconds in talker.seconds) < 0.25 + 0.3
     await store.flush()
 
@@ -254,7 +257,7 @@ async def test_script_that_a_node_forgets(
 async def test_probe_of_a_cluster(cluster: aioredis.RedisCluster, key_prefix: str) -> None:
     """A store that has nothing to send finds out that the cluster has recovered."""
     store = RedisEventStore(cluster, key_prefix=key_prefix, ttl=600)
-    store._breaker.record_failure(Trouble.TIMEOUT, "no reply in time")
-    assert store.waiting.away
+    store._breaker.record_failure(FailureReason.TIMEOUT, "no reply in time")
+    assert store.backlog.failure
     await settled(store, within=5)
     await store.flush()

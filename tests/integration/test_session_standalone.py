@@ -9,11 +9,11 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.session_store import RedisSessionStore
 from mcp_eventscope.redis.write import session_writer
 from mcp_eventscope.sessions.view import SessionView
-from mcp_eventscope.types import GET_STREAM_KEY, FollowEnd, Miss
+from mcp_eventscope.store.types import GET_STREAM_KEY, FollowEnd, Miss
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
@@ -210,7 +210,7 @@ async def test_session_that_is_not_served_any_more_is_released(
     monkeypatch.setattr(session_writer, "RETAINED_BYTES", 0)
     root = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
     store = InstrumentedEventStore(root, registry=None)
-    async with root.workers.alive(0.3, lambda _: None, nothing):
+    async with root.workers.hold_lease(0.3, lambda _: None, nothing):
         views = []
         for number in range(20):
             view = SessionView(store.for_session(f"s{number}"), follow_timeout=5)

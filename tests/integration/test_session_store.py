@@ -8,13 +8,13 @@ from mcp.types import JSONRPCMessage
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.session_store import RedisSessionStore
 from mcp_eventscope.redis.write import session_writer
 from mcp_eventscope.redis.write.runs import LARGE_PAYLOAD
+from mcp_eventscope.store.types import GET_STREAM_KEY, EventsLost, FollowEnd, LossReason, Miss, StoreEvent, StoreOutcome
 from mcp_eventscope.testing import Collected, on_the_wire
-from mcp_eventscope.types import GET_STREAM_KEY, FollowEnd, LossReason, Lost, Miss, StoreFact, StoreOutcome
 from support.leaks import LeakChecker
 from support.messages import answer, note
 from support.valkeys import own_valkey
@@ -39,9 +39,9 @@ async def stores(
 
 
 @pytest.fixture
-def facts(stores: tuple[RedisEventStore, RedisEventStore]) -> list[StoreFact]:
+def facts(stores: tuple[RedisEventStore, RedisEventStore]) -> list[StoreEvent]:
     """The background events of the first store."""
-    observed: list[StoreFact] = []
+    observed: list[StoreEvent] = []
     stores[0].observe(observed.append)
     return observed
 
@@ -187,7 +187,7 @@ async def test_lost_data_is_committed_again_from_memory(  # noqa: PLR0913, PLR09
     part: RedisSessionStore,
     other: RedisSessionStore,
     redis_client: aioredis.Redis,
-    facts: list[StoreFact],
+    facts: list[StoreEvent],
     leaks: LeakChecker,
     keys: Keys,
 ) -> None:
@@ -195,12 +195,12 @@ async def test_lost_data_is_committed_again_from_memory(  # noqa: PLR0913, PLR09
     part.begin("2", 2)
     running = await append_all(part, None, note(1))
     finished = await append_all(part, None, answer(), stream="2")
-    await until(lambda: not stores[0].waiting.events)
+    await until(lambda: not stores[0].backlog.events)
     await redis_client.delete(*await leaks.keys())
     stores[0]._session_writer.verify()
 
     async def is_back() -> bool:
-        return len(await redis_client.keys(keys.prefix + "stream:*")) == 2 and not stores[0].waiting.events
+        return len(await redis_client.keys(keys.prefix + "stream:*")) == 2 and not stores[0].backlog.events
 
     await until(is_back)
     for stream, ids in ((STREAM, running), ("2", finished)):
@@ -208,7 +208,7 @@ async def test_lost_data_is_committed_again_from_memory(  # noqa: PLR0913, PLR09
         replayed = await other.replay(ids[0], collected, stream_id=stream)
         assert (collected.ids, replayed.gap, replayed.miss) == (ids[1:], False, None)
         assert replayed.completed is (stream == "2")
-    assert not [fact for fact in facts if isinstance(fact, Lost)]
+    assert not [fact for fact in facts if isinstance(fact, EventsLost)]
 
 
 async def test_lost_data_that_is_not_in_memory_is_a_gap(  # noqa: PLR0913, PLR0917 - fixtures
@@ -216,18 +216,18 @@ async def test_lost_data_that_is_not_in_memory_is_a_gap(  # noqa: PLR0913, PLR09
     part: RedisSessionStore,
     other: RedisSessionStore,
     redis_client: aioredis.Redis,
-    facts: list[StoreFact],
+    facts: list[StoreEvent],
     keys: Keys,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A placeholder stands for it: the numbers stay dense, the loss is reported, and a replay has a gap."""
     monkeypatch.setattr(session_writer, "RETAINED_BYTES", 0)
     first, _, _ = await append_all(part, None, note(1), note(2))
-    await until(lambda: not stores[0].waiting.events)
+    await until(lambda: not stores[0].backlog.events)
     await redis_client.delete(await only_list(redis_client, keys))
     last = await append_all(part, note(3), answer())
-    await until(lambda: not stores[0].waiting.events)
-    (lost,) = [fact for fact in facts if isinstance(fact, Lost)]
+    await until(lambda: not stores[0].backlog.events)
+    (lost,) = [fact for fact in facts if isinstance(fact, EventsLost)]
     assert (lost.reason, lost.events) == (LossReason.ROLLBACK, 3)
     collected = Collected()
     replayed = await other.replay(first, collected, stream_id=STREAM)
@@ -240,13 +240,13 @@ async def test_key_of_another_type_loses_that_run_only(  # noqa: PLR0913, PLR091
     part: RedisSessionStore,
     other: RedisSessionStore,
     redis_client: aioredis.Redis,
-    facts: list[StoreFact],
+    facts: list[StoreEvent],
     keys: Keys,
 ) -> None:
     """Redis refuses one list for good: its events are reported as lost, and those of other requests are stored."""
     part.begin("2", 2)
     await append_all(part, None)
-    await until(lambda: not stores[0].waiting.events)
+    await until(lambda: not stores[0].backlog.events)
     key = await only_list(redis_client, keys)
     await redis_client.delete(key)
     await redis_client.set(key, "x", ex=TTL)
@@ -255,7 +255,7 @@ async def test_key_of_another_type_loses_that_run_only(  # noqa: PLR0913, PLR091
     assert refused.pending is not None
     assert await refused.pending.acknowledged() is StoreOutcome.LOST
     await stores[0].flush()
-    assert [fact.reason for fact in facts if isinstance(fact, Lost)] == [LossReason.REJECTED]
+    assert [fact.reason for fact in facts if isinstance(fact, EventsLost)] == [LossReason.REJECTED]
     collected = Collected()
     await other.replay(first, collected, stream_id="2")
     assert collected.ids == [last]
@@ -270,13 +270,13 @@ async def test_expired_elements_are_trimmed_but_never_the_last(
     part = store.for_session(SESSION)
     part.begin(STREAM, 1)
     first, _ = await append_all(part, None, note(1))
-    await until(lambda: not store.waiting.events)
+    await until(lambda: not store.backlog.events)
     key = await only_list(redis_client, keys)
     await redis_client.persist(key)  # As a renewal would keep it.
     await anyio.sleep(1.1)
     assert await redis_client.llen(key) == 2
     (last,) = await append_all(part, note(2))
-    await until(lambda: not store.waiting.events)
+    await until(lambda: not store.backlog.events)
     assert await redis_client.llen(key) == 2, "the last element before the commit stays"
     collected = Collected()
     replayed = await part.replay(first, collected, stream_id=STREAM)
@@ -343,12 +343,12 @@ async def test_dead_worker_is_answered_once_and_fenced(
     fenced: list[str] = []
     part.bind(ended=lambda: None, fenced=fenced.append)
     first, last = await append_all(part, None, note(1))
-    await until(lambda: not stores[0].waiting.events)
+    await until(lambda: not stores[0].backlog.events)
 
     async def nothing() -> None:
         """Nothing to publish again."""
 
-    async with stores[1].workers.alive(0.3, lambda _: None, nothing):
+    async with stores[1].workers.hold_lease(0.3, lambda _: None, nothing):
         collected = Collected()
         with in_time(20):
             followed = await other.follow(STREAM, first, collected, limit=30)
@@ -372,7 +372,7 @@ async def test_follower_on_the_same_worker_needs_no_redis(key_prefix: str) -> No
             part = store.for_session(SESSION)
             part.begin(STREAM, 1)
             (first,) = await append_all(part, None)
-            await until(lambda: not store.waiting.events)
+            await until(lambda: not store.backlog.events)
             server.kill()
             collected = Collected()
             async with anyio.create_task_group() as tasks:
@@ -382,7 +382,7 @@ async def test_follower_on_the_same_worker_needs_no_redis(key_prefix: str) -> No
                     await until(lambda: len(collected.ids) == 21)
             assert collected.ids == ids
             await anyio.to_thread.run_sync(server.start)
-            await until(lambda: not store.waiting.events and store.waiting.away is None)
+            await until(lambda: not store.backlog.events and store.backlog.failure is None)
             reader = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL).for_session(SESSION)
             stored = Collected()
             assert (await reader.replay(first, stored, stream_id=STREAM)).completed
@@ -395,22 +395,22 @@ async def test_dropped_events_are_a_gap_with_an_end(key_prefix: str) -> None:
     with own_valkey() as server:
         async with connect(server.url) as client:
             store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL, backlog_bytes=40_000)
-            observed: list[StoreFact] = []
+            observed: list[StoreEvent] = []
             store.observe(observed.append)
             part = store.for_session(SESSION)
             cursors = {}
             for name in ("1", "2"):
                 part.begin(name, int(name))
                 (cursors[name],) = await append_all(part, None, stream=name)
-            await until(lambda: not store.waiting.events)
+            await until(lambda: not store.backlog.events)
             server.kill()
-            await until(lambda: store.waiting.away is not None or part.append(GET_STREAM_KEY, note(0)))
+            await until(lambda: store.backlog.failure is not None or part.append(GET_STREAM_KEY, note(0)))
             for name in ("1", "2"):
                 await append_all(part, *(note(n, "x" * 1000) for n in range(20)), answer(), stream=name)
-            lost = sum(fact.events for fact in observed if isinstance(fact, Lost))
+            lost = sum(fact.events for fact in observed if isinstance(fact, EventsLost))
             assert lost > 0
             await anyio.to_thread.run_sync(server.start)
-            await until(lambda: not store.waiting.events and store.waiting.away is None)
+            await until(lambda: not store.backlog.events and store.backlog.failure is None)
             reader = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL).for_session(SESSION)
             dropped, kept = Collected(), Collected()
             gap = await reader.replay(cursors["1"], dropped, stream_id="1")

@@ -11,8 +11,15 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis.connection import connect
-from mcp_eventscope.types import CameBack, Committed, Lost, Retried, Trouble, WentAway
+from mcp_eventscope.redis.client import connect
+from mcp_eventscope.store.types import (
+    BatchCommitted,
+    BatchRetried,
+    EventsLost,
+    FailureReason,
+    StoreDegraded,
+    StoreRecovered,
+)
 from support.ledger import Speaker, check_all, settled
 from support.proxy import Fault, Proxy
 from support.servers import Valkey
@@ -44,11 +51,11 @@ class World:
 
     def forget(self) -> None:
         """What was told before, of a script that is not known yet say, is not what a test is about."""
-        self.facts[:] = [fact for fact in self.facts if isinstance(fact, Committed)]
+        self.facts[:] = [fact for fact in self.facts if isinstance(fact, BatchCommitted)]
 
-    def troubles(self) -> set[Trouble]:
+    def troubles(self) -> set[FailureReason]:
         """The reasons that were told."""
-        return {fact.reason for fact in self.facts if isinstance(fact, Retried | WentAway)}
+        return {fact.reason for fact in self.facts if isinstance(fact, BatchRetried | StoreDegraded)}
 
     def speakers(self, sessions: int = SESSIONS) -> list[Speaker]:
         """Speakers that append concurrently."""
@@ -58,10 +65,10 @@ class World:
         """Everything that was said is in Redis, once and in order, and was counted; nobody waited for too long."""
         await settled(self.store)
         await check_all(speakers, self.direct)
-        committed = [fact for fact in self.facts if isinstance(fact, Committed)]
+        committed = [fact for fact in self.facts if isinstance(fact, BatchCommitted)]
         stored = sum([len(await speaker.stored(self.direct)) for speaker in speakers])
         assert sum(fact.events for fact in committed) == stored
-        assert not [fact for fact in self.facts if isinstance(fact, Lost)]
+        assert not [fact for fact in self.facts if isinstance(fact, EventsLost)]
         slowest = max(call.seconds for speaker in speakers for call in speaker.calls)
         assert slowest < STORE_TIMEOUT + SLACK
 
@@ -113,7 +120,7 @@ async def _reset(world: World) -> None:
 async def _refused(world: World) -> None:
     world.proxy.refuse()
     world.proxy.reset()
-    await until(lambda: WentAway in map(type, world.facts))
+    await until(lambda: StoreDegraded in map(type, world.facts))
     await world.proxy.listen()
 
 
@@ -156,28 +163,28 @@ def _answered(error: str, times: int = 3) -> Break:
     return do
 
 
-FAULTS: dict[str, tuple[Break, set[Trouble]]] = {
+FAULTS: dict[str, tuple[Break, set[FailureReason]]] = {
     "reset": (_reset, set()),  # It may have come between two batches, where nothing is to be tried again.
-    "refused": (_refused, {Trouble.CONNECTION}),
-    "held": (_for(STORE_TIMEOUT * 3, "hold"), {Trouble.TIMEOUT}),
-    "muted": (_for(STORE_TIMEOUT * 3, "mute"), {Trouble.TIMEOUT}),
-    "swallowed": (_for(STORE_TIMEOUT * 3, "black_hole"), {Trouble.TIMEOUT}),
-    "slow": (_slow, {Trouble.TIMEOUT}),
-    "reply eaten": (_eaten(1), {Trouble.CONNECTION}),
-    "second reply eaten": (_eaten(1, skip=1), {Trouble.CONNECTION}),
-    "three replies eaten": (_eaten(3), {Trouble.CONNECTION}),
-    "cut at once": (_cut(0), {Trouble.CONNECTION}),
-    "cut in the middle": (_cut(100), {Trouble.CONNECTION}),
-    "cut in the second": (_cut(100, skip=1), {Trouble.CONNECTION}),
-    "busy": (_answered("BUSY Redis is busy running a script"), {Trouble.BUSY}),
-    "loading": (_answered("LOADING Redis is loading the dataset in memory"), {Trouble.LOADING}),
-    "full": (_answered("OOM command not allowed when used memory > 'maxmemory'."), {Trouble.OOM}),
-    "read only": (_answered("READONLY You can't write against a read only replica."), {Trouble.READONLY}),
-    "no script": (_answered("NOSCRIPT No matching script.", times=1), {Trouble.NOSCRIPT}),
-    "no password": (_answered("NOAUTH Authentication required."), {Trouble.AUTH}),
-    "no right": (_answered("NOPERM this user has no permissions to run the 'evalsha' command"), {Trouble.AUTH}),
-    "no replicas": (_answered("NOREPLICAS Not enough good replicas to write."), {Trouble.OTHER}),
-    "disk full": (_answered("MISCONF Errors writing to the AOF file: No space left on device"), {Trouble.OTHER}),
+    "refused": (_refused, {FailureReason.CONNECTION}),
+    "held": (_for(STORE_TIMEOUT * 3, "hold"), {FailureReason.TIMEOUT}),
+    "muted": (_for(STORE_TIMEOUT * 3, "mute"), {FailureReason.TIMEOUT}),
+    "swallowed": (_for(STORE_TIMEOUT * 3, "black_hole"), {FailureReason.TIMEOUT}),
+    "slow": (_slow, {FailureReason.TIMEOUT}),
+    "reply eaten": (_eaten(1), {FailureReason.CONNECTION}),
+    "second reply eaten": (_eaten(1, skip=1), {FailureReason.CONNECTION}),
+    "three replies eaten": (_eaten(3), {FailureReason.CONNECTION}),
+    "cut at once": (_cut(0), {FailureReason.CONNECTION}),
+    "cut in the middle": (_cut(100), {FailureReason.CONNECTION}),
+    "cut in the second": (_cut(100, skip=1), {FailureReason.CONNECTION}),
+    "busy": (_answered("BUSY Redis is busy running a script"), {FailureReason.BUSY}),
+    "loading": (_answered("LOADING Redis is loading the dataset in memory"), {FailureReason.LOADING}),
+    "full": (_answered("OOM command not allowed when used memory > 'maxmemory'."), {FailureReason.OOM}),
+    "read only": (_answered("READONLY You can't write against a read only replica."), {FailureReason.READONLY}),
+    "no script": (_answered("NOSCRIPT No matching script.", times=1), {FailureReason.NOSCRIPT}),
+    "no password": (_answered("NOAUTH Authentication required."), {FailureReason.AUTH}),
+    "no right": (_answered("NOPERM this user has no permissions to run the 'evalsha' command"), {FailureReason.AUTH}),
+    "no replicas": (_answered("NOREPLICAS Not enough good replicas to write."), {FailureReason.OTHER}),
+    "disk full": (_answered("MISCONF Errors writing to the AOF file: No space left on device"), {FailureReason.OTHER}),
     "no primary": (
         _answered("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'."),
         set(),
@@ -257,7 +264,7 @@ async def test_slow_is_not_away(world: World) -> None:
     # Twenty streams share each round trip: one after the other this were ten seconds.
     assert own_time() - began < 3
     await world.check(speakers)
-    assert world.troubles() <= {Trouble.NOSCRIPT}
+    assert world.troubles() <= {FailureReason.NOSCRIPT}
     assert not any(call.deferred for speaker in speakers for call in speaker.calls)
 
 
@@ -271,7 +278,7 @@ async def test_at_once_while_away(world: World) -> None:
         world.proxy.reset()
         while not speaker.answers[-1].deferred:  # type: ignore[union-attr]
             await speaker.say()
-        await until(lambda: WentAway in map(type, world.facts))
+        await until(lambda: StoreDegraded in map(type, world.facts))
         first = len(speaker.calls)
         began = time.monotonic()
         while time.monotonic() - began < 2 * STORE_TIMEOUT:
@@ -280,12 +287,12 @@ async def test_at_once_while_away(world: World) -> None:
         slow = [call.seconds for call in speaker.calls[first:] if call.seconds > 0.02]
         assert len(slow) <= len(speaker.calls[first:]) // 50 + 1, slow
         assert all(call.deferred for call in speaker.calls[first:])
-        assert CameBack not in map(type, world.facts)
+        assert StoreRecovered not in map(type, world.facts)
         if breaks == world.proxy.refuse:
             await world.proxy.listen()
         world.proxy.clear()
         await settled(world.store)
-        (back,) = [fact for fact in world.facts if isinstance(fact, CameBack)]
+        (back,) = [fact for fact in world.facts if isinstance(fact, StoreRecovered)]
         assert back.seconds >= 2 * STORE_TIMEOUT
         await speaker.check(world.direct)
 

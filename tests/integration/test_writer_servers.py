@@ -12,8 +12,15 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
-from mcp_eventscope.redis.connection import connect
-from mcp_eventscope.types import CameBack, LossReason, Lost, Retried, Trouble, WentAway
+from mcp_eventscope.redis.client import connect
+from mcp_eventscope.store.types import (
+    BatchRetried,
+    EventsLost,
+    FailureReason,
+    LossReason,
+    StoreDegraded,
+    StoreRecovered,
+)
 from support.ledger import Speaker, check_all, settled
 from support.messages import note
 from support.valkeys import OwnValkey, own_valkey
@@ -47,9 +54,9 @@ class Talk:
         self.store.observe(self.facts.append)
         self.speakers = [Speaker(self.store, f"s{n}", stream) for n in range(4) for stream in ("1", "2")]
 
-    def told(self, reason: Trouble) -> bool:
+    def told(self, reason: FailureReason) -> bool:
         """Whether a reason was told, of a batch or of Redis."""
-        return any(isinstance(fact, Retried | WentAway) and fact.reason is reason for fact in self.facts)
+        return any(isinstance(fact, BatchRetried | StoreDegraded) and fact.reason is reason for fact in self.facts)
 
     @asynccontextmanager
     async def going_on(self) -> AsyncIterator[None]:
@@ -76,7 +83,7 @@ async def test_full(server: OwnValkey, client: aioredis.Redis) -> None:
     talk = Talk(client)
     async with talk.going_on():
         server.set(maxmemory=1)
-        await until(lambda: talk.told(Trouble.OOM))
+        await until(lambda: talk.told(FailureReason.OOM))
         await talk.more()
         server.set(maxmemory=0)
     await check_all(talk.speakers, client)
@@ -87,7 +94,7 @@ async def test_loading(server: OwnValkey, client: aioredis.Redis) -> None:
     talk = Talk(client)
     async with talk.going_on():
         await anyio.to_thread.run_sync(server.restart_loading)
-        await until(lambda: talk.told(Trouble.LOADING))
+        await until(lambda: talk.told(FailureReason.LOADING))
         await talk.more()
     await check_all(talk.speakers, client)
 
@@ -99,11 +106,11 @@ async def test_failover(server: OwnValkey, client: aioredis.Redis) -> None:
         async with talk.going_on():
             await anyio.to_thread.run_sync(other.follow, server)
             server.set(min_replicas_to_write=2)  # Nothing is taken from now on that only one of the two has.
-            await until(lambda: talk.told(Trouble.OTHER))
+            await until(lambda: talk.told(FailureReason.OTHER))
             await settled_down(server, other)
             other.follow(None)
             await anyio.to_thread.run_sync(server.follow, other)
-            await until(lambda: talk.told(Trouble.READONLY))
+            await until(lambda: talk.told(FailureReason.READONLY))
             await talk.more()
             server.set(min_replicas_to_write=0)
             server.follow(None)
@@ -127,8 +134,8 @@ async def test_script_flush(client: aioredis.Redis) -> None:
         for _ in range(5):
             await client.script_flush()
             await talk.more()
-        assert talk.told(Trouble.NOSCRIPT)
-        assert not any(isinstance(fact, WentAway) for fact in talk.facts)
+        assert talk.told(FailureReason.NOSCRIPT)
+        assert not any(isinstance(fact, StoreDegraded) for fact in talk.facts)
     await check_all(talk.speakers, client)
     assert not any(call.deferred for speaker in talk.speakers for call in speaker.calls)
 
@@ -144,7 +151,7 @@ async def test_busy(server: OwnValkey, client: aioredis.Redis) -> None:
                 await other.eval("while true do end", 0)
 
         tasks.start_soon(hog)
-        await until(lambda: talk.told(Trouble.BUSY))
+        await until(lambda: talk.told(FailureReason.BUSY))
         await talk.more()
         await client.script_kill()
     await check_all(talk.speakers, client)
@@ -158,7 +165,7 @@ async def test_password_that_was_changed(server: OwnValkey, client: aioredis.Red
         async with talk.going_on():
             await administrator.config_set("requirepass", "x")
             await administrator.client_kill_filter(skipme=True, _type="normal")
-            await until(lambda: talk.told(Trouble.AUTH))
+            await until(lambda: talk.told(FailureReason.AUTH))
             await talk.more()
             await administrator.config_set("requirepass", "")
     await check_all(talk.speakers, client)
@@ -177,7 +184,7 @@ async def test_pool_that_is_exhausted(
         async with anyio.create_task_group() as tasks:
             for speaker in talk.speakers:
                 tasks.start_soon(speaker.say_all, 5)
-            await until(lambda: talk.told(Trouble.POOL))
+            await until(lambda: talk.told(FailureReason.POOL))
         assert all(call.seconds < STORE_TIMEOUT + 0.3 for speaker in talk.speakers for call in speaker.calls)
         await pool.release(held.pop())
         await settled(talk.store)
@@ -195,7 +202,7 @@ async def test_key_of_somebody_else(client: aioredis.Redis) -> None:
             with pytest.raises(StoreRejectedError, match="WRONGTYPE"):
                 await victim.say()
             await talk.more()
-        assert not any(isinstance(fact, WentAway | CameBack) for fact in talk.facts)
+        assert not any(isinstance(fact, StoreDegraded | StoreRecovered) for fact in talk.facts)
     await check_all(talk.speakers, client)
 
 
@@ -206,13 +213,13 @@ async def test_key_of_somebody_else_found_too_late(server: OwnValkey, client: ai
     await client.set(victim.keys.stream(victim.stream), "a string", ex=60)
     async with talk.going_on():
         server.kill()
-        await until(lambda: talk.store.waiting.away)
+        await until(lambda: talk.store.backlog.failure)
         appended = await victim.say()
         assert appended.deferred
         await talk.more()
         server.start()
         await settled(talk.store)
-    (lost,) = [fact for fact in talk.facts if isinstance(fact, Lost)]
+    (lost,) = [fact for fact in talk.facts if isinstance(fact, EventsLost)]
     assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
     await check_all(talk.speakers, client)
 
@@ -225,7 +232,7 @@ async def test_event_that_redis_never_takes(server: OwnValkey, client: aioredis.
         too_large = await talk.store.append("s0:1", note(0, "x" * (2 << 20)))
         assert too_large.deferred
         await settled(talk.store)
-    (lost,) = [fact for fact in talk.facts if isinstance(fact, Lost)]
+    (lost,) = [fact for fact in talk.facts if isinstance(fact, EventsLost)]
     assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
     await check_all(talk.speakers, client)
 

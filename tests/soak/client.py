@@ -76,7 +76,7 @@ class SoakClient:
         self._sessions = 0
         self._calls = 0
         self._published: set[int] = set()
-        self._heard: set[int] = set()
+        self._on_message: set[int] = set()
         self._retry = _DEFAULT_RETRY
         self._listener: asyncio.Task[None] | None = None
         self._leaving = False
@@ -108,7 +108,7 @@ class SoakClient:
         self._sessions += 1
         self._raw.session = ""
         self._published.clear()
-        self._heard.clear()
+        self._on_message.clear()
         params = {
             "protocolVersion": VERSION,
             "capabilities": {},
@@ -173,7 +173,7 @@ class SoakClient:
     async def _heard_all(self) -> None:
         """Wait until the standalone stream has delivered all that was published, or is late."""
         with suppress(AssertionError):
-            await until(lambda: self._published <= self._heard, within=_CATCH_UP_SECONDS, every=0.05)
+            await until(lambda: self._published <= self._on_message, within=_CATCH_UP_SECONDS, every=0.05)
 
     async def _call(self, plan: CallPlan, *, worker: int | None = None) -> None:
         """Call a tool, and see it through."""
@@ -373,7 +373,7 @@ class SoakClient:
     def _note(self, what: What, stream: _Stream, **values: Any) -> None:
         self._recorder.note(what, client=self.number, session=stream.session, stream=stream.name, **values)
         if what is What.EVENT and stream.name == STANDALONE:
-            self._heard.add(values["number"])
+            self._on_message.add(values["number"])
 
 
 _LAST = CallPlan(publishes=False, times=1, pause=0.0, padding=0, text_id=False, new_session=False, rest=0.0)

@@ -11,7 +11,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.keys import Keys
-from mcp_eventscope.types import Appended
+from mcp_eventscope.store.types import AppendResult
 from support.messages import note
 from support.waiting import own_time, until
 
@@ -43,14 +43,14 @@ class Speaker:
     suffix: str = "1"
     size: int = 0
     calls: list[Call] = field(default_factory=list)
-    answers: list[Appended | None] = field(default_factory=list)
+    answers: list[AppendResult | None] = field(default_factory=list)
     """For each number the result of `append`; None for a cancelled one."""
 
     def __post_init__(self) -> None:
         self.stream = f"{self.name}:{self.suffix}"
         self.keys = Keys(self.root.key_prefix)
 
-    async def say(self) -> Appended:
+    async def say(self) -> AppendResult:
         """Say the next number."""
         number = len(self.answers)
         self.answers.append(None)
@@ -109,7 +109,7 @@ async def check_all(speakers: Sequence[Speaker], client: aioredis.Redis) -> None
 
 async def settled(store: RedisEventStore) -> None:
     """Return when Redis is back, and nothing waits for it any longer."""
-    await until(lambda: store.waiting.away is None and not store.waiting.events)
+    await until(lambda: store.backlog.failure is None and not store.backlog.events)
 
 
 def _number(payload: bytes | str) -> int | None:

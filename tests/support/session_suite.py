@@ -9,7 +9,7 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import StoreError
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from mcp_eventscope.testing import OpenSessionStore, Pair, SessionRoot, SessionStoreConformance
 from support.stores import PATIENCE, living_store, store_of
 
@@ -51,7 +51,7 @@ class OnRedis(SessionStoreConformance):
         for root in (pair.writer, pair.reader):
             with contextlib.suppress(StoreError):
                 await root.for_session("any").ping()
-            assert store_of(root).waiting.away
+            assert store_of(root).backlog.failure
 
 
 class OnFake(OnRedis):

@@ -9,9 +9,9 @@ from mcp.server.streamable_http import EventMessage
 from mcp.types import JSONRPCNotification
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.session_store import RedisSessionStore
-from mcp_eventscope.types import Committed, Lost, StoreFact, StoreOutcome
+from mcp_eventscope.store.types import BatchCommitted, EventsLost, StoreEvent, StoreOutcome
 from support.acknowledgements import Acknowledgements
 from support.messages import note
 from support.stores import patient_client
@@ -77,7 +77,7 @@ class SessionDriver:
         """Return when it is known of every event what became of it."""
         while self._tasks:
             await asyncio.wait(self._tasks)
-        await until(lambda: self._store.waiting.away is None and not self._store.waiting.events)
+        await until(lambda: self._store.backlog.failure is None and not self._store.backlog.events)
 
     async def stored(self, session: str) -> list[tuple[str, int]]:
         """The priming event and the later events of a session."""
@@ -108,10 +108,10 @@ class SessionDriver:
         if not task.cancelled():
             task.result()
 
-    def _observe(self, fact: StoreFact) -> None:
-        if isinstance(fact, Lost):
+    def _observe(self, fact: StoreEvent) -> None:
+        if isinstance(fact, EventsLost):
             self.ledger.lost += fact.events
-        elif isinstance(fact, Committed):
+        elif isinstance(fact, BatchCommitted):
             assert self.ledger.committed is not None
             self.ledger.committed += fact.events
 

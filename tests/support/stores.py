@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from redis import asyncio as aioredis
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from mcp_eventscope.testing import SessionRoot
 from support.waiting import CEILING, until
 
@@ -49,7 +49,7 @@ async def living_store(client: aioredis.Redis, key_prefix: str, *, instrumented:
         """Publish nothing: there are no sessions."""
 
     store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL)
-    async with store.workers.alive(LEASE, lambda _: None, lost):
+    async with store.workers.hold_lease(LEASE, lambda _: None, lost):
         # Redis may have been too slow for the first renewal: the next one follows after a third of the lease.
         await until(lambda: store.workers._leased)
         yield InstrumentedEventStore(store, registry=CollectorRegistry()) if instrumented else store

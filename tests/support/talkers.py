@@ -11,8 +11,8 @@ from mcp.types import JSONRPCMessage, JSONRPCNotification, RequestId
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.sessions.wire import stream_name
-from mcp_eventscope.types import Appended, EventMessage, Replayed, StoreFact, StoreOutcome
+from mcp_eventscope.sessions.event_ids import stream_name
+from mcp_eventscope.store.types import AppendResult, EventMessage, ReplayResult, StoreEvent, StoreOutcome
 from support.messages import note
 from support.waiting import CEILING, own_time, until
 
@@ -84,7 +84,7 @@ class Talker:
         self.session = session
         self.stream = stream_name(request_id)
         self.part.begin(self.stream, request_id)
-        self.appended: list[Appended] = []
+        self.appended: list[AppendResult] = []
         self.seconds: list[float] = []
         """How long each `append` took, by `own_time`."""
         self._size = size
@@ -99,7 +99,7 @@ class Talker:
         """The key of the list."""
         return list_key(self.part, self.stream, self.ids[0])
 
-    async def append(self, message: JSONRPCMessage | None) -> Appended:
+    async def append(self, message: JSONRPCMessage | None) -> AppendResult:
         """Append one message."""
         began = own_time()
         appended = await self.part.append(self.stream, message)
@@ -107,7 +107,7 @@ class Talker:
         self.appended.append(appended)
         return appended
 
-    async def say(self, count: int = 1) -> Appended:
+    async def say(self, count: int = 1) -> AppendResult:
         """Append the next numbers; a number is the place of its event in `appended`."""
         for _ in range(count):
             appended = await self.append(note(len(self.appended), "x" * self._size))
@@ -123,7 +123,7 @@ class Talker:
         """The outcome of each event that was accepted."""
         return [await each.pending.acknowledged() for each in self.appended if each.pending is not None]
 
-    async def replayed(self, reader: RedisEventStore, after: int = 0) -> tuple[Replayed, Received]:
+    async def replayed(self, reader: RedisEventStore, after: int = 0) -> tuple[ReplayResult, Received]:
         """Replay through a store after one of the events."""
         received = Received()
         part = reader.for_session(self.session)
@@ -140,7 +140,7 @@ class Talker:
 class Facts:
     """The background events of a store."""
 
-    all: list[StoreFact]
+    all: list[StoreEvent]
 
     def of(self, kind: type) -> list[Any]:
         """Those of one type."""
@@ -156,7 +156,7 @@ def observed(store: RedisEventStore) -> Facts:
 
 async def settled(store: RedisEventStore, *, within: float = CEILING) -> None:
     """Return when Redis has recovered, and every event is acknowledged or lost."""
-    await until(lambda: store.waiting.away is None and not store.waiting.events, within=within)
+    await until(lambda: store.backlog.failure is None and not store.backlog.events, within=within)
 
 
 @asynccontextmanager
@@ -175,7 +175,7 @@ async def talking(store: RedisEventStore, talkers: Sequence[Talker]) -> AsyncIte
             await more()
             yield
             # That nothing is pending may be true at no instant while all append on a busy machine.
-            await until(lambda: store.waiting.away is None)
+            await until(lambda: store.backlog.failure is None)
             await more()
         finally:
             over.set()

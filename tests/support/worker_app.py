@@ -28,7 +28,7 @@ from starlette.routing import Route
 
 from mcp_eventscope import RedisEventStore, http_app, metrics_app
 from mcp_eventscope.app import DEFAULT_TTL, URL_VARIABLE
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from support.servers import HOST
 
 CONTROL_VARIABLE = "CHAOS_CONTROL_URL"

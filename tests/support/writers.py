@@ -4,18 +4,18 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mcp_eventscope.answers import not_stored
-from mcp_eventscope.redis import codec
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.clock import EventClock
-from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
+from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.write.runs import PendingEvent, Run, SessionQueue
 from mcp_eventscope.redis.write.session_batch import SessionBatch
 from mcp_eventscope.redis.write.session_writer import SessionWriter
-from mcp_eventscope.sessions.wire import stream_name
-from mcp_eventscope.types import FINAL, JSONRPCMessage, StoreFact, StoreOutcome
+from mcp_eventscope.sessions.event_ids import stream_name
+from mcp_eventscope.store import codec
+from mcp_eventscope.store.jsonrpc_errors import not_stored
+from mcp_eventscope.store.types import FINAL, JSONRPCMessage, StoreEvent, StoreOutcome
 from support.waiting import until
 
 CALL_TIMEOUT = 0.05
@@ -34,7 +34,7 @@ class WriterRig:
     max_bytes: int = 1 << 20
     max_events: int = 1000
     ttl: int | None = 60
-    facts: list[StoreFact] = field(default_factory=list)
+    facts: list[StoreEvent] = field(default_factory=list)
     outcomes: dict[tuple[str, int], StoreOutcome] = field(default_factory=dict)
     """By the run's name and the number."""
     accounts: list[tuple[str, int, int, int, list[int]]] = field(default_factory=list)
@@ -47,7 +47,7 @@ class WriterRig:
         self.breaker = CircuitBreaker(CALL_TIMEOUT, observers)
         self.clock = EventClock()
         self.writer = SessionWriter(
-            Identity(),
+            WorkerId(),
             self.clock,
             self.ttl,
             self.breaker,

@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, http_app
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
+from mcp_eventscope.store.types import EventStore
 from mcp_eventscope.telemetry import catalog_sessions
-from mcp_eventscope.types import EventStore
 from support.logs import Recorder
 from support.raw import RawClient
 from support.tools import Steered

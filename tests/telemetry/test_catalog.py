@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
 from mcp_eventscope import RedisEventStore
+from mcp_eventscope.store.types import FollowEnd, MessageKind, Miss
 from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, declarations, facts
-from mcp_eventscope.types import FollowEnd, MessageKind, Miss
 from support.binaries import complaints
 from telemetry.conftest import Scope
 

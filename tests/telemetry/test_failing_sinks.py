@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreUnavailableError, http_app
 from mcp_eventscope.redis.sampling import Sampler
+from mcp_eventscope.store.types import EventMessage
 from mcp_eventscope.telemetry.facts import (
     Inert,
     Origin,
@@ -32,7 +33,6 @@ from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.serving import ServingMetrics
 from mcp_eventscope.telemetry.tally import Tally
 from mcp_eventscope.telemetry.tracing import Tracing
-from mcp_eventscope.types import EventMessage
 from support.logs import Recorder
 from support.memory_store import MemoryEventStore
 from support.raw import events
@@ -228,7 +228,7 @@ async def test_what_the_manager_tells(scope: Scope, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(ServingMetrics, "told", fail)
     store = scope.instrument(MemoryEventStore())
-    store.tell(fact, Log(RaisingLogger()))
+    store.record(fact, Log(RaisingLogger()))
     logged = not isinstance(fact, SessionBegan | SessionEnded | Requested)
     assert scope.sample("telemetry_failures_total", sink="metrics") == 1
     assert scope.sample("telemetry_failures_total", sink="logs") == int(logged)

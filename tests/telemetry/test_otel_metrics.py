@@ -21,19 +21,19 @@ from prometheus_client.utils import floatToGoString
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreUnavailableError, http_app
 from mcp_eventscope.redis.sampling import Sample
+from mcp_eventscope.store.types import (
+    AppendResult,
+    BatchCommitted,
+    BatchRetried,
+    EventMessage,
+    EventsLost,
+    FailureReason,
+    LossReason,
+    StoreDegraded,
+    StoreRecovered,
+)
 from mcp_eventscope.telemetry import catalog, declarations
 from mcp_eventscope.telemetry.measurements import SampleMeasurement
-from mcp_eventscope.types import (
-    Appended,
-    CameBack,
-    Committed,
-    EventMessage,
-    LossReason,
-    Lost,
-    Retried,
-    Trouble,
-    WentAway,
-)
 from support.logs import Recorder
 from telemetry.conftest import Scope
 
@@ -96,12 +96,12 @@ async def story(store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) 
     await session.append("1", RESPONSE)
     await session.follow("1", facts.last_event_id, ignore, limit=5)
     await session.replay("malformed", ignore, stream_id="1")
-    store._told(Committed(events=3, payload_bytes=9, deferred=1, seconds=0.002))
-    store._told(Retried(reason=Trouble.CONNECTION, events=1))
-    store._told(WentAway(reason=Trouble.TIMEOUT))
-    store._told(CameBack(reason=Trouble.TIMEOUT, seconds=1.5))
-    store._told(WentAway(reason=Trouble.OOM))
-    store._told(Lost(reason=LossReason.OVERFLOW, events=2, payload_bytes=20))
+    store._on_event(BatchCommitted(events=3, payload_bytes=9, deferred=1, seconds=0.002))
+    store._on_event(BatchRetried(reason=FailureReason.CONNECTION, events=1))
+    store._on_event(StoreDegraded(reason=FailureReason.TIMEOUT))
+    store._on_event(StoreRecovered(reason=FailureReason.TIMEOUT, seconds=1.5))
+    store._on_event(StoreDegraded(reason=FailureReason.OOM))
+    store._on_event(EventsLost(reason=LossReason.OVERFLOW, events=2, payload_bytes=20))
     store._sampled(
         SampleMeasurement(
             0.01,
@@ -122,11 +122,11 @@ async def story(store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) 
     )
     store._sinks.failed("logs", ValueError())
     with monkeypatch.context() as patch:
-        outcomes: Iterator[Appended | Exception] = iter(
-            [Appended("", 5, deferred=True), Appended("", 5, refused=True), StoreUnavailableError("down")]
+        outcomes: Iterator[AppendResult | Exception] = iter(
+            [AppendResult("", 5, deferred=True), AppendResult("", 5, refused=True), StoreUnavailableError("down")]
         )
 
-        async def otherwise(*_: object) -> Appended:
+        async def otherwise(*_: object) -> AppendResult:
             outcome = next(outcomes)
             if isinstance(outcome, Exception):
                 raise outcome

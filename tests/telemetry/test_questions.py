@@ -14,10 +14,10 @@ from fakeredis import FakeAsyncRedis
 from redis.exceptions import OutOfMemoryError
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 from mcp_eventscope.sessions.view import SessionView
+from mcp_eventscope.store.types import AppendResult, EventMessage, JSONRPCMessage, ReplayResult
 from mcp_eventscope.telemetry import catalog_sessions
-from mcp_eventscope.types import Appended, EventMessage, JSONRPCMessage, Replayed
 from support.events import change
 from support.messages import answer, note
 from support.raw import events
@@ -137,7 +137,7 @@ async def test_our_store_or_a_slow_client(
     """A replay takes long: the time that sending took is the client's, the rest is the store's."""
     read = RedisEventStore.replay
 
-    async def read_slowly(self: RedisEventStore, *args: object, **options: object) -> Replayed:
+    async def read_slowly(self: RedisEventStore, *args: object, **options: object) -> ReplayResult:
         await anyio.sleep(0.2)
         return await read(self, *args, **options)  # type: ignore[arg-type]
 
@@ -273,7 +273,7 @@ async def test_is_the_store_slow(
     """It is, and how slow, beside what was fast."""
     append = RedisEventStore.append
 
-    async def slowly(self: RedisEventStore, *args: object) -> Appended:
+    async def slowly(self: RedisEventStore, *args: object) -> AppendResult:
         await anyio.sleep(0.06)
         return await append(self, *args)  # type: ignore[arg-type]
 

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from redis.observability import OTelConfig, get_observability_instance
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore
-from mcp_eventscope.redis.connection import connect
+from mcp_eventscope.redis.client import connect
 
 reader, registry = InMemoryMetricReader(), CollectorRegistry()
 metrics.set_meter_provider(MeterProvider(metric_readers=[reader], shutdown_on_exit=False))

@@ -10,12 +10,12 @@ from mcp.server.streamable_http import StreamableHTTPServerTransport
 from pydantic import AnyHttpUrl
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis.connection import connect as connect_redis
-from mcp_eventscope.sessions.telling import Telling
+from mcp_eventscope.redis.client import connect as connect_redis
+from mcp_eventscope.sessions.telemetry import SessionTelemetry
+from mcp_eventscope.store.types import EventStore
 from mcp_eventscope.telemetry import catalog_sessions
 from mcp_eventscope.telemetry.facts import Origin
 from mcp_eventscope.telemetry.logs import Log
-from mcp_eventscope.types import EventStore
 from support.memory_store import MemoryEventStore
 from support.raw import VERSION, RawClient
 from support.tools import Steered
@@ -95,7 +95,7 @@ async def test_shutdown(rig: Rig) -> None:
 
 def test_crashed(scope: Scope) -> None:
     """A session that ends for no reason that is known; told once."""
-    telling = Telling(scope.instrument(MemoryEventStore()), Log(scope.log))
+    telling = SessionTelemetry(scope.instrument(MemoryEventStore()), Log(scope.log))
     transport = StreamableHTTPServerTransport("s")
     telling.began("s", Origin.OPENED)
     for _ in range(2):

@@ -6,8 +6,8 @@ import pytest
 
 from examples.third_party import STORES
 from mcp_eventscope import InstrumentedEventStore
+from mcp_eventscope.store.types import EventStore, JSONRPCMessage, Miss
 from mcp_eventscope.testing import Collected, on_the_wire
-from mcp_eventscope.types import EventStore, JSONRPCMessage, Miss
 from support.messages import answer, failure, note
 from support.raw import events
 from telemetry.conftest import Rig, Scope

@@ -16,18 +16,18 @@ MODULES = {
 }
 
 LAYERS = [
-    ("errors", "types", "tasks", "telemetry.declarations", "telemetry.facts"),
+    ("errors", "cancellation", "telemetry.declarations", "telemetry.facts"),
     ("telemetry.catalog_resumes", "telemetry.catalog_sessions"),
     ("telemetry.catalog",),
-    ("answers",),
-    ("redis", "foreign"),
+    ("store",),
+    ("redis",),
     ("telemetry",),
-    ("instrumented",),
+    ("instrumentation",),
     ("sessions",),
-    ("embedded", "cli"),
+    ("embedded",),
     ("app",),
     ("testing",),
-    ("pushing", "cli"),
+    ("cli",),
 ]
 """From the bottom up: a module imports from its own layer and those below it, never from one above."""
 
@@ -131,10 +131,10 @@ def test_sessions_know_no_instruments() -> None:
 
 def test_command_line_is_light() -> None:
     """It starts without the SDK, Redis and telemetry: it needs the errors only, and what pushes dashboards."""
-    used = {name for module in ("cli", "pushing") for name in imports(f"mcp_eventscope.{module}")}
+    used = {name for module in ("cli.main", "cli.grafana") for name in imports(f"mcp_eventscope.{module}")}
     assert {name for name in used if name.startswith("mcp_eventscope")} == {
         "mcp_eventscope.errors",
-        "mcp_eventscope.pushing",
+        "mcp_eventscope.cli.grafana",
     }
 
 

@@ -10,8 +10,8 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreUnavailableError
 from mcp_eventscope.redis import connection
-from mcp_eventscope.redis.connection import connect
-from mcp_eventscope.types import EventMessage, FollowEnd
+from mcp_eventscope.redis.client import connect
+from mcp_eventscope.store.types import EventMessage, FollowEnd
 from support.waiting import CEILING
 
 pytestmark = pytest.mark.anyio

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from mcp.types import JSONRPCMessage, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
 
 from mcp_eventscope.errors import CorruptEventError
-from mcp_eventscope.redis import codec
+from mcp_eventscope.store import codec
 from mcp_eventscope.testing import messages, on_the_wire
 
 CORRUPT = {

@@ -6,8 +6,8 @@ import redis
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis.bounds import MAX_TTL
-from mcp_eventscope.types import FactStore
+from mcp_eventscope.redis.limits import MAX_TTL
+from mcp_eventscope.store.types import ObservableEventStore
 
 
 def client() -> aioredis.Redis:
@@ -75,4 +75,4 @@ def test_options_are_kept() -> None:
     part = store.for_session("a/b")
     assert (store.key_prefix, store.ttl, store.session_id) == ("app:", 60, None)
     assert (part.key_prefix, part.ttl, part.session_id) == ("app:{a%2Fb}:", 60, "a/b")
-    assert isinstance(part, FactStore)
+    assert isinstance(part, ObservableEventStore)

@@ -3,12 +3,12 @@
 import anyio
 import pytest
 
-from mcp_eventscope.redis.codec import encode
+from mcp_eventscope.redis.read.cursor import Cursor
 from mcp_eventscope.redis.read.delivery import PRODUCERS, Delivery
 from mcp_eventscope.redis.read.elements import Row
-from mcp_eventscope.redis.read.event_ids import Cursor
+from mcp_eventscope.store.codec import encode
+from mcp_eventscope.store.types import EventMessage
 from mcp_eventscope.testing import Collected, on_the_wire
-from mcp_eventscope.types import EventMessage
 from support.messages import answer, failure, note
 
 pytestmark = pytest.mark.anyio

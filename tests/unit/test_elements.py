@@ -4,9 +4,9 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis.codec import encode
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.read.elements import read_run
+from mcp_eventscope.store.codec import encode
 from mcp_eventscope.testing import Collected
 from support.messages import answer, note
 

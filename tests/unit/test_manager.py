@@ -19,10 +19,10 @@ from mcp_eventscope import (
 )
 from mcp_eventscope.redis.workers import SessionRecord
 from mcp_eventscope.sessions.adoption import handshake_of
-from mcp_eventscope.sessions.records import Records
+from mcp_eventscope.sessions.registry import SessionRegistry
 from mcp_eventscope.sessions.transport import ResumableTransport
 from mcp_eventscope.sessions.view import SessionView
-from mcp_eventscope.types import EventMessage
+from mcp_eventscope.store.types import EventMessage
 
 
 def manager(**settings: object) -> ResumableSessionManager:
@@ -174,7 +174,7 @@ async def test_requests_at_the_same_instant_adopt_once(monkeypatch: pytest.Monke
     async def live(*_: object, **__: object) -> SessionRecord:
         return SessionRecord("live", handshake)
 
-    monkeypatch.setattr(Records, "renew", live)
+    monkeypatch.setattr(SessionRegistry, "renew", live)
     seen: list[ResumableTransport] = []
 
     async def ask(after: int) -> None:

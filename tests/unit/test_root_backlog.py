@@ -1,10 +1,10 @@
 import pytest
 
-from mcp_eventscope.answers import EVENTS_GONE
-from mcp_eventscope.redis import codec
 from mcp_eventscope.redis.root.backlog import BATCH_EVENTS, LARGE_BATCH_EVENTS, Backlog, PendingEvent
 from mcp_eventscope.redis.root.batch_codec import Reply, parse_reply
-from mcp_eventscope.types import JSONRPCError
+from mcp_eventscope.store import codec
+from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
+from mcp_eventscope.store.types import JSONRPCError
 from support.messages import answer
 
 PARENT = f"00-{1:032x}-{2:016x}-01"

@@ -9,10 +9,8 @@ from mcp.types import JSONRPCError, JSONRPCNotification, JSONRPCResponse
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.answers import EVENTS_GONE
-from mcp_eventscope.redis import codec
+from mcp_eventscope.redis.read.cursor import Cursor
 from mcp_eventscope.redis.read.delivery import Delivery
-from mcp_eventscope.redis.read.event_ids import Cursor
 from mcp_eventscope.redis.read.run_reader import RunReader
 from mcp_eventscope.redis.write.batch import BATCH_BYTES
 from mcp_eventscope.redis.write.session_limit import ELEMENT_BYTES
@@ -23,8 +21,17 @@ from mcp_eventscope.redis.write.session_writer import (
     SESSION_BYTES,
     SESSION_EVENTS,
 )
+from mcp_eventscope.store import codec
+from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
+from mcp_eventscope.store.types import (
+    BatchCommitted,
+    EventsLost,
+    FailureReason,
+    JSONRPCMessage,
+    LossReason,
+    StoreOutcome,
+)
 from mcp_eventscope.testing import Collected
-from mcp_eventscope.types import Committed, JSONRPCMessage, LossReason, Lost, StoreOutcome, Trouble
 from support.messages import answer, note
 from support.waiting import until
 from support.writers import CALL_TIMEOUT, WriterRig, turns
@@ -35,7 +42,7 @@ pytestmark = pytest.mark.anyio
 async def test_event_that_overflow_drops_as_it_is_accepted_is_reported_lost() -> None:
     """A caller that asks afterwards is answered, too."""
     rig = WriterRig(max_events=1)
-    rig.breaker.record_failure(Trouble.CONNECTION, "refused")
+    rig.breaker.record_failure(FailureReason.CONNECTION, "refused")
     run = rig.begin()
     rig.accept(run, note(1))
     event = rig.accept(run, note(2))
@@ -75,7 +82,7 @@ class TestRollback:
         rig.reply(again)
         assert not rig.writer.ready
         assert (rig.writer.events, rig.writer.bytes) == (0, 0)
-        assert not [fact for fact in rig.facts if isinstance(fact, Lost)]
+        assert not [fact for fact in rig.facts if isinstance(fact, EventsLost)]
 
     async def test_released_events_are_a_counted_gap(self) -> None:
         """A placeholder fills the numbers of events that are no longer in memory."""
@@ -91,8 +98,8 @@ class TestRollback:
         elements = [element.partition(b"\n") for element in rig.commit_all()]
         assert [header.split(b" ")[0] for header, _, _ in elements] == [b"3", b"4"]
         assert elements[0][0].endswith(b" l2")
-        assert [fact for fact in rig.facts if isinstance(fact, Lost)] == [
-            Lost(reason=LossReason.ROLLBACK, events=2, payload_bytes=0)
+        assert [fact for fact in rig.facts if isinstance(fact, EventsLost)] == [
+            EventsLost(reason=LossReason.ROLLBACK, events=2, payload_bytes=0)
         ]
 
     async def test_lost_response_is_replaced_by_an_error(self) -> None:
@@ -279,7 +286,7 @@ class TestBatches:
         batch = rig.take()
         batch.acknowledge(b"1000000\nk3", 0.5)
         (fact,) = rig.facts
-        assert isinstance(fact, Committed)
+        assert isinstance(fact, BatchCommitted)
         assert (fact.events, fact.deferred, fact.seconds, len(fact.latencies)) == (3, 0, 0.5, 3)
         assert list(fact.messages) == [type(None), JSONRPCNotification, JSONRPCResponse]
         assert fact.payload_bytes == len(codec.encode(note(1))) + len(codec.encode(answer()))
@@ -340,7 +347,7 @@ class TestFlowControl:
     async def test_in_an_outage_no_caller_waits(self) -> None:
         """Redis is known to be unreachable."""
         rig = WriterRig()
-        rig.breaker.record_failure(Trouble.CONNECTION, "")
+        rig.breaker.record_failure(FailureReason.CONNECTION, "")
         session = rig.session()
         run = rig.begin(session)
         for number in range(SESSION_EVENTS + 1):
@@ -356,7 +363,7 @@ class TestOverflow:
     async def test_oldest_run_is_dropped_first(self) -> None:
         """Its numbers are filled by one placeholder; the other runs are whole."""
         rig = WriterRig(max_events=6)
-        rig.breaker.record_failure(Trouble.CONNECTION, "")
+        rig.breaker.record_failure(FailureReason.CONNECTION, "")
         runs = [rig.begin(request_id=number) for number in range(3)]
         for run in runs:
             for number in range(2):
@@ -364,8 +371,8 @@ class TestOverflow:
         rig.accept(runs[2], note(2))
         assert [rig.outcomes.get((runs[0].name, seq)) for seq in (1, 2)] == [StoreOutcome.LOST] * 2
         assert len(rig.outcomes) == 2
-        assert [fact for fact in rig.facts if isinstance(fact, Lost)] == [
-            Lost(reason=LossReason.OVERFLOW, events=2, payload_bytes=2 * len(codec.encode(note(0))))
+        assert [fact for fact in rig.facts if isinstance(fact, EventsLost)] == [
+            EventsLost(reason=LossReason.OVERFLOW, events=2, payload_bytes=2 * len(codec.encode(note(0))))
         ]
         elements = rig.commit_all()
         assert sorted(len(element) > 40 for element in elements) == [False] + [True] * 5
@@ -374,7 +381,7 @@ class TestOverflow:
     async def test_response_of_a_dropped_run_is_replaced_by_an_error(self) -> None:
         """Every stream has an end."""
         rig = WriterRig(max_events=3)
-        rig.breaker.record_failure(Trouble.CONNECTION, "")
+        rig.breaker.record_failure(FailureReason.CONNECTION, "")
         run = rig.begin(request_id="7")
         for message in (note(1), note(2), answer("7")):
             rig.accept(run, message)
@@ -391,11 +398,11 @@ class TestOverflow:
     async def test_ranges_of_one_run_grow_together(self) -> None:
         """However often it is dropped; each event is reported once."""
         rig = WriterRig(max_events=2)
-        rig.breaker.record_failure(Trouble.CONNECTION, "")
+        rig.breaker.record_failure(FailureReason.CONNECTION, "")
         run = rig.begin()
         for number in range(50):
             rig.accept(run, note(number))
-        lost = sum(fact.events for fact in rig.facts if isinstance(fact, Lost))
+        lost = sum(fact.events for fact in rig.facts if isinstance(fact, EventsLost))
         assert list(rig.outcomes.values()) == [StoreOutcome.LOST] * lost
         assert len(run.pending) <= 2
         rig.commit_all()
@@ -409,7 +416,7 @@ class TestOverflow:
         rig.accept(run, note(1))
         rig.accept(run, note(2))
         batch = rig.take()
-        rig.breaker.record_failure(Trouble.CONNECTION, "")
+        rig.breaker.record_failure(FailureReason.CONNECTION, "")
         for number in range(5):
             rig.accept(run, note(number))
         assert not {1, 2} & {seq for _, seq in rig.outcomes}
@@ -423,10 +430,10 @@ class TestOverflow:
         rig.accept(run, note(1, "x" * 1000))
         rig.commit_all()
         assert run.retained
-        rig.breaker.record_failure(Trouble.CONNECTION, "")
+        rig.breaker.record_failure(FailureReason.CONNECTION, "")
         rig.accept(run, note(2, "x" * 2000))
         assert not run.retained
-        assert not [fact for fact in rig.facts if isinstance(fact, Lost)]
+        assert not [fact for fact in rig.facts if isinstance(fact, EventsLost)]
 
 
 class TestRefusal:
@@ -448,7 +455,7 @@ class TestRefusal:
         assert outcomes == [StoreOutcome.LOST if number == culprit else StoreOutcome.STORED for number in range(10)]
         assert run.acknowledged == 10
         assert run.limit == 0
-        assert [(fact.reason, fact.events) for fact in rig.facts if isinstance(fact, Lost)] == [
+        assert [(fact.reason, fact.events) for fact in rig.facts if isinstance(fact, EventsLost)] == [
             (LossReason.REJECTED, 1)
         ]
         assert (rig.writer.events, rig.writer.bytes) == (0, 0)
@@ -540,7 +547,7 @@ class TestFences:
         rig.accept(other, note(1))
         rig.reply(rig.take(), "!WRONGTYPE", "k1")
         assert [rig.outcomes[each.name, 1] for each in (run, other)] == [StoreOutcome.LOST, StoreOutcome.STORED]
-        assert [fact.reason for fact in rig.facts if isinstance(fact, Lost)] == [LossReason.REJECTED]
+        assert [fact.reason for fact in rig.facts if isinstance(fact, EventsLost)] == [LossReason.REJECTED]
 
 
 class TestRetention:
@@ -580,7 +587,9 @@ class TestRetention:
         assert fresh.acknowledged == 0
         rig.reply(batch)
         assert not rig.writer.ready
-        assert len([fact for fact in rig.facts if isinstance(fact, Committed)]) == 1, "an empty commit is no commit"
+        assert len([fact for fact in rig.facts if isinstance(fact, BatchCommitted)]) == 1, (
+            "an empty commit is no commit"
+        )
 
     async def test_keys_of_silent_runs_are_renewed(self) -> None:
         """Long silence is not expiry; a finished run is left to expire."""
@@ -611,7 +620,7 @@ class TestClear:
         batch.abandon()
         assert rig.writer.clear() == 2
         assert rig.outcomes == {(run.name, seq): StoreOutcome.LOST for seq in (1, 2)}
-        assert [(fact.reason, fact.events) for fact in rig.facts if isinstance(fact, Lost)] == [
+        assert [(fact.reason, fact.events) for fact in rig.facts if isinstance(fact, EventsLost)] == [
             (LossReason.SHUTDOWN, 2)
         ]
         assert (rig.writer.events, rig.writer.bytes, session.events, session.bytes) == (0, 0, 0, 0)

@@ -9,10 +9,10 @@ from fakeredis import FakeAsyncRedis
 from mcp.types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCResponse
 
 from mcp_eventscope import RedisEventStore, StoreUnavailableError
-from mcp_eventscope.answers import EVENTS_GONE
 from mcp_eventscope.redis.session_store import RedisSessionStore
 from mcp_eventscope.sessions.view import Priming, SessionView, understands_priming
-from mcp_eventscope.types import Appended, EventCallback, EventId, EventMessage, Replayed, StreamId
+from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
+from mcp_eventscope.store.types import AppendResult, EventCallback, EventId, EventMessage, ReplayResult, StreamId
 
 pytestmark = pytest.mark.anyio
 
@@ -58,7 +58,7 @@ async def test_event_in_the_window(store: RedisSessionStore, monkeypatch: pytest
 
     async def replay_then_append(
         last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
-    ) -> Replayed:
+    ) -> ReplayResult:
         facts = await replay(last_event_id, send, stream_id=stream_id)
         await view.store_event("1", note("in the window"))
         await view.store_event("1", RESPONSE)
@@ -99,7 +99,7 @@ async def test_standalone_stream_never_ends_by_itself(store: RedisSessionStore) 
 async def test_failing_store(store: RedisSessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """An event that cannot be stored has no id; a replay that cannot be read ends; nothing is raised."""
 
-    async def unavailable(*_: object, **__: object) -> Appended:
+    async def unavailable(*_: object, **__: object) -> AppendResult:
         msg = "no Redis"
         raise StoreUnavailableError(msg)
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from mcp_eventscope.redis.observers import Observers
-from mcp_eventscope.types import CameBack, Trouble, WentAway
+from mcp_eventscope.store.types import FailureReason, StoreDegraded, StoreRecovered
 
 
 class CircuitBreaker:
@@ -15,16 +15,16 @@ class CircuitBreaker:
     Args:
         call_timeout: Seconds that a caller waits for Redis at most while a message or a request depends on it; a reply
             that takes longer does not close the circuit.
-        observers: Called with `WentAway` when the circuit opens, and with `CameBack` when it closes.
+        observers: Called with `StoreDegraded` when the circuit opens, and with `StoreRecovered` when it closes.
     """
 
     def __init__(self, call_timeout: float, observers: Observers) -> None:
         self.call_timeout = call_timeout
         self._observers = observers
-        self.reason: Trouble | None = None
+        self.reason: FailureReason | None = None
         """Why the circuit is open; None while it is closed."""
         self._opened_at = 0.0
-        self._first_reason: Trouble | None = None
+        self._first_reason: FailureReason | None = None
         self._probes: list[Callable[[], None]] = []
 
     @property
@@ -36,7 +36,7 @@ class CircuitBreaker:
         """Call back on each failure: something has to try Redis until it answers."""
         self._probes.append(probe)
 
-    def record_failure(self, reason: Trouble, error: str) -> None:
+    def record_failure(self, reason: FailureReason, error: str) -> None:
         """Open the circuit.
 
         Args:
@@ -48,7 +48,7 @@ class CircuitBreaker:
         if opened:
             self._opened_at = asyncio.get_running_loop().time()
             self._first_reason = reason
-            self._observers.emit(WentAway(reason=reason, error=error))
+            self._observers.emit(StoreDegraded(reason=reason, error=error))
         for probe in self._probes:
             probe()
 
@@ -61,7 +61,7 @@ class CircuitBreaker:
         if self.reason is None or seconds >= self.call_timeout:
             return
         first, self.reason, self._first_reason = self._first_reason or self.reason, None, None
-        self._observers.emit(CameBack(reason=first, seconds=asyncio.get_running_loop().time() - self._opened_at))
+        self._observers.emit(StoreRecovered(reason=first, seconds=asyncio.get_running_loop().time() - self._opened_at))
 
     def reset(self) -> None:
         """Close the circuit without a report: the store is being closed."""

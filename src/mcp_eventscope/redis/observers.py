@@ -3,23 +3,23 @@
 import contextlib
 from collections.abc import Callable
 
-from mcp_eventscope.types import StoreFact
+from mcp_eventscope.store.types import StoreEvent
 
 
 class Observers:
     """Calls back with outages, retries, commits and losses, in the order of subscription."""
 
     def __init__(self) -> None:
-        self._callbacks: list[Callable[[StoreFact], None]] = []
+        self._callbacks: list[Callable[[StoreEvent], None]] = []
 
     def __bool__(self) -> bool:
         return bool(self._callbacks)
 
-    def subscribe(self, callback: Callable[[StoreFact], None]) -> None:
+    def subscribe(self, callback: Callable[[StoreEvent], None]) -> None:
         """Call back with each fact. The callback must not block; an exception that it raises is dropped."""
         self._callbacks.append(callback)
 
-    def emit(self, fact: StoreFact) -> None:
+    def emit(self, fact: StoreEvent) -> None:
         """Call all of them."""
         for callback in self._callbacks:
             # A failing observer must not keep events from being stored.

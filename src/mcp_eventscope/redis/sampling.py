@@ -10,9 +10,9 @@ from typing import Any
 from redis import asyncio as aioredis
 
 from mcp_eventscope.redis import scripts
-from mcp_eventscope.redis.connection import AnyRedis, told_as
-from mcp_eventscope.redis.identity import Identity
+from mcp_eventscope.redis.client import AnyRedis, map_redis_errors
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.worker_id import WorkerId
 
 LOOKED_AT_ONCE = 250
 """Keys that one script looks at, about: Redis does nothing else meanwhile, for half a millisecond."""
@@ -75,7 +75,7 @@ class Sampler:
         ValueError: `redis` is a cluster, of which each node would have to be asked.
     """
 
-    def __init__(self, redis: AnyRedis, keys: Keys, worker: Identity) -> None:
+    def __init__(self, redis: AnyRedis, keys: Keys, worker: WorkerId) -> None:
         if isinstance(redis, aioredis.RedisCluster):
             msg = (
                 "a Redis Cluster is not sampled: what is asked here is what one server knows. "
@@ -102,7 +102,7 @@ class Sampler:
         Raises:
             StoreError: Redis could not be read.
         """
-        with told_as("sample", self._redis):
+        with map_redis_errors("sample", self._redis):
             if not await self._my_turn(round(every * HELD_INTERVALS * 1000)):
                 # Whoever has it from here on starts afresh, as this one will.
                 self._walk, self._walked, self._evicted = _Walk(), None, None
@@ -132,7 +132,7 @@ class Sampler:
         Raises:
             StoreError: Redis did not take it.
         """
-        with told_as("write to", self._redis):
+        with map_redis_errors("write to", self._redis):
             if await self._whose_turn() == self._worker.name:
                 await self._redis.delete(self._turn)
 

@@ -10,38 +10,38 @@ from typing import Self
 import anyio
 from mcp.types import RequestId
 
-from mcp_eventscope.answers import not_stored, orphaned, superseded
 from mcp_eventscope.errors import StoreError, StoreUnavailableError
-from mcp_eventscope.redis import codec
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
+from mcp_eventscope.redis.client import AnyRedis, address_of, call
 from mcp_eventscope.redis.clock import EventClock
-from mcp_eventscope.redis.connection import AnyRedis, address_of, call
-from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
+from mcp_eventscope.redis.read.cursor import Cursor, parse
 from mcp_eventscope.redis.read.delivery import Delivery
 from mcp_eventscope.redis.read.elements import Chunk
-from mcp_eventscope.redis.read.event_ids import Cursor, parse
 from mcp_eventscope.redis.read.followers import POLL_SECONDS, RunFollowers, Watch
 from mcp_eventscope.redis.read.run_reader import RunReader
 from mcp_eventscope.redis.scripts import Script
+from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.workers import Workers
 from mcp_eventscope.redis.write.runs import Run, SessionQueue, worker_of
 from mcp_eventscope.redis.write.session_writer import SessionWriter, request_id_of
-from mcp_eventscope.types import (
+from mcp_eventscope.store import codec
+from mcp_eventscope.store.jsonrpc_errors import not_stored, orphaned, superseded
+from mcp_eventscope.store.types import (
     FINAL,
     GET_STREAM_KEY,
-    Appended,
+    AppendResult,
+    BacklogStatus,
     EventCallback,
     EventId,
-    Followed,
     FollowEnd,
+    FollowResult,
     JSONRPCMessage,
     Miss,
-    Replayed,
-    StoreFact,
+    ReplayResult,
+    StoreEvent,
     StreamId,
-    Waiting,
 )
 
 _MICROSECONDS = 1_000_000
@@ -55,7 +55,7 @@ class SessionResources:
 
     redis: AnyRedis
     ttl: int | None
-    worker: Identity
+    worker: WorkerId
     workers: Workers
     clock: EventClock
     breaker: CircuitBreaker
@@ -64,7 +64,7 @@ class SessionResources:
     reader: RunReader
     followers: RunFollowers
     flush: Callable[[float], Awaitable[int]]
-    waiting: Callable[[], Waiting]
+    backlog: Callable[[], BacklogStatus]
 
 
 class RedisSessionStore:
@@ -109,13 +109,13 @@ class RedisSessionStore:
         return address_of(self._shared.redis)
 
     @property
-    def waiting(self) -> Waiting:
+    def backlog(self) -> BacklogStatus:
         """The events of this process that are not acknowledged, and why Redis is unreachable, if it is."""
-        return self._shared.waiting()
+        return self._shared.backlog()
 
-    def observe(self, told: Callable[[StoreFact], None]) -> None:
+    def observe(self, callback: Callable[[StoreEvent], None]) -> None:
         """Call back with background events; see `RedisEventStore.observe`."""
-        self._shared.observers.subscribe(told)
+        self._shared.observers.subscribe(callback)
 
     def bind(self, *, ended: Callable[[], None], fenced: Callable[[StreamId], None]) -> None:
         """Call back when a commit finds that something has ended here.
@@ -190,7 +190,7 @@ class RedisSessionStore:
         """
         await self.append(stream_id, orphaned(request_id))
 
-    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> Appended:
+    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> AppendResult:
         """Accept one event, and have it stored in the background.
 
         It waits only while too much of this session or process is not acknowledged: at most the store's time limit.
@@ -198,7 +198,7 @@ class RedisSessionStore:
         Args:
             stream_id: The stream: of an open request, or the standalone one.
             message: The message, or None for a priming event.
-            traceparent: The span that produced it, in W3C notation, for `Replayed.producers`; "": it is not kept.
+            traceparent: The span that produced it, in W3C notation, for `ReplayResult.producers`; "": it is not kept.
 
         Returns:
             Its id and size. `refused` when the stream has no open request.
@@ -207,7 +207,7 @@ class RedisSessionStore:
         run = queue.runs.get(stream_id)
         if run is None:
             if stream_id != GET_STREAM_KEY or queue.ended:
-                return Appended("", 0, refused=True)
+                return AppendResult("", 0, refused=True)
             run = writer.begin(queue, stream_id, None)
         kind, final = type(message), not run.standalone and type(message) in FINAL
         try:
@@ -225,7 +225,7 @@ class RedisSessionStore:
             # This process was suspended: another worker may have answered, and the commit decides.
             with anyio.move_on_after(self._shared.breaker.call_timeout):
                 await event.acknowledged()
-        return Appended(event.event_id, len(payload), refused=run.refused, pending=event)
+        return AppendResult(event.event_id, len(payload), refused=run.refused, pending=event)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -245,7 +245,7 @@ class RedisSessionStore:
 
     async def replay(
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
-    ) -> Replayed:
+    ) -> ReplayResult:
         """Deliver the events after an event, up to the response or the last one so far.
 
         Events in the memory of this process are delivered without Redis.
@@ -263,11 +263,11 @@ class RedisSessionStore:
         """
         cursor = parse(last_event_id)
         if cursor is None:
-            return Replayed(miss=Miss.MALFORMED)
+            return ReplayResult(miss=Miss.MALFORMED)
         if stream_id is None:
             run = self._shared.writer.find(cursor.run)
             if run is None or run.session is not self._queue:
-                return Replayed(miss=Miss.UNKNOWN)
+                return ReplayResult(miss=Miss.UNKNOWN)
             stream_id = run.stream
         standalone = stream_id == GET_STREAM_KEY
         delivery = Delivery(stream_id, cursor, send, standalone=standalone)
@@ -279,8 +279,8 @@ class RedisSessionStore:
             expired = self.ttl is not None and age >= self.ttl
             miss = Miss.EXPIRED if expired else miss
             after = delivery.cursor.event_id() if standalone else ""
-            return Replayed(miss=miss, last_event_id=after, age=age if expired else None)
-        return Replayed(
+            return ReplayResult(miss=miss, last_event_id=after, age=age if expired else None)
+        return ReplayResult(
             stream_id=stream_id,
             last_event_id=delivery.cursor.event_id(),
             delivered=delivery.delivered,
@@ -309,7 +309,7 @@ class RedisSessionStore:
             worker, ttl = worker_of(name), self.ttl
             if not chunk.last and ttl is not None and chunk.clock - cursor.time > ttl * _MICROSECONDS:
                 return Miss.EXPIRED  # What an open request has in Redis is renewed.
-            if worker == self._shared.worker.name or await self._shared.workers.gone({worker}):
+            if worker == self._shared.worker.name or await self._shared.workers.expired({worker}):
                 return Miss.UNKNOWN
         return None
 
@@ -326,7 +326,7 @@ class RedisSessionStore:
             return None
         if cursor.number and name not in found and not local:
             worker = worker_of(name)
-            if worker == shared.worker.name or await shared.workers.gone({worker}):
+            if worker == shared.worker.name or await shared.workers.expired({worker}):
                 # Nothing is known of this cursor: the stream goes on from now.
                 own = self._queue.runs.get(GET_STREAM_KEY) or shared.writer.begin(self._queue, GET_STREAM_KEY, None)
                 delivery.cursor = Cursor(shared.clock.now(), own.name, found | {own.name: own.last})
@@ -386,12 +386,12 @@ class RedisSessionStore:
             positions = {own.name: 0}
         return Cursor(shared.clock.now(), own.name, positions).event_id()
 
-    async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> Followed:
+    async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> FollowResult:
         """Deliver the events that any process stores on a stream from now on, until its response or the limit.
 
         Args:
             stream_id: The stream.
-            after: The event up to which it has been read: `Replayed.last_event_id`.
+            after: The event up to which it has been read: `ReplayResult.last_event_id`.
             send: Awaited with each event, in order. What it raises ends the following, and is passed on.
             limit: Seconds to follow at most.
 
@@ -400,7 +400,7 @@ class RedisSessionStore:
         """
         cursor = parse(after)
         if cursor is None:
-            return Followed(last_event_id=after, end=FollowEnd.LIMIT)
+            return FollowResult(last_event_id=after, end=FollowEnd.LIMIT)
         standalone = stream_id == GET_STREAM_KEY
         delivery = Delivery(stream_id, cursor, send, standalone=standalone)
         following = _Following(limit)
@@ -408,7 +408,7 @@ class RedisSessionStore:
             await self._follow_standalone(delivery, following)
         else:
             await self._follow_run(delivery, following)
-        return Followed(
+        return FollowResult(
             last_event_id=cursor.event_id(),
             end=following.end(completed=delivery.completed),
             delivered=delivery.delivered,

@@ -4,25 +4,23 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 
-from mcp_eventscope.answers import not_stored, orphaned
 from mcp_eventscope.errors import StoreError, UnscopedStoreWarning
-from mcp_eventscope.redis import codec
-from mcp_eventscope.redis.bounds import (
+from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
+from mcp_eventscope.redis.client import AnyRedis, address_of, map_redis_errors, require_async, require_one_slot
+from mcp_eventscope.redis.clock import EventClock
+from mcp_eventscope.redis.keys import EVENT_ID, Keys
+from mcp_eventscope.redis.limits import (
     BACKLOG_BYTES,
     BACKLOG_EVENTS,
     FLUSH_SECONDS,
     MAX_SESSION_BYTES,
     STORE_TIMEOUT,
-    check_bounds,
+    check_limits,
     check_session_bytes,
     check_ttl,
 )
-from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.clock import EventClock
-from mcp_eventscope.redis.connection import AnyRedis, address_of, require_async, require_one_slot, told_as
-from mcp_eventscope.redis.identity import Identity
-from mcp_eventscope.redis.keys import EVENT_ID, Keys
 from mcp_eventscope.redis.observers import Observers
+from mcp_eventscope.redis.pubsub import Subscriptions
 from mcp_eventscope.redis.read.followers import RunFollowers
 from mcp_eventscope.redis.read.run_reader import RunReader
 from mcp_eventscope.redis.root.backlog import Backlog, PendingEvent
@@ -33,27 +31,29 @@ from mcp_eventscope.redis.root.replay import ReplayCursor, age_of, lost_after, m
 from mcp_eventscope.redis.root.writer import RootWriter
 from mcp_eventscope.redis.sampling import Sampler
 from mcp_eventscope.redis.session_store import RedisSessionStore, SessionResources
-from mcp_eventscope.redis.signals import Signals
+from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.workers import Workers
 from mcp_eventscope.redis.write.sender import Sender
 from mcp_eventscope.redis.write.session_limit import SessionLimit
 from mcp_eventscope.redis.write.session_writer import SessionWriter
-from mcp_eventscope.types import (
+from mcp_eventscope.store import codec
+from mcp_eventscope.store.jsonrpc_errors import not_stored, orphaned
+from mcp_eventscope.store.types import (
     FINAL,
     GET_STREAM_KEY,
-    Appended,
+    AppendResult,
+    BacklogStatus,
     EventCallback,
     EventId,
     EventStore,
-    Followed,
     FollowEnd,
+    FollowResult,
     JSONRPCMessage,
     Miss,
-    Replayed,
+    ReplayResult,
     RequestId,
-    StoreFact,
+    StoreEvent,
     StreamId,
-    Waiting,
 )
 
 
@@ -102,12 +102,12 @@ class RedisEventStore(EventStore):
     ) -> None:
         require_async(redis)
         check_ttl(ttl)
-        check_bounds(store_timeout=store_timeout, backlog_bytes=backlog_bytes, backlog_events=backlog_events)
+        check_limits(store_timeout=store_timeout, backlog_bytes=backlog_bytes, backlog_events=backlog_events)
         check_session_bytes(max_session_bytes)
         self._redis = redis
         self._keys = Keys(key_prefix)
         self._ttl = ttl
-        self._worker = Identity()
+        self._worker = WorkerId()
         self._observers = observers = Observers()
         self._breaker = breaker = CircuitBreaker(store_timeout, observers)
         self._writer = RootWriter(
@@ -134,9 +134,9 @@ class RedisEventStore(EventStore):
             backlog_events,
         )
         self._sender = Sender(redis, [session_writer, self._writer], breaker, observers, session_writer.verify)
-        signals = Signals(redis)
-        self._workers = Workers(redis, self._keys, self._worker, clock, signals, breaker, observers)
-        self._followers = Followers(redis, self._keys, self._worker, signals)
+        subscriptions = Subscriptions(redis)
+        self._workers = Workers(redis, self._keys, self._worker, clock, subscriptions, breaker, observers)
+        self._followers = Followers(redis, self._keys, self._worker, subscriptions)
         self._reader = ChunkReader(redis, breaker)
         self._workers.on_tick(session_writer.renew, session_writer.verify)
         reader = RunReader(redis, breaker, session_writer.find)
@@ -150,9 +150,9 @@ class RedisEventStore(EventStore):
             observers,
             session_writer,
             reader,
-            RunFollowers(redis, breaker, self._worker, self._workers, signals),
+            RunFollowers(redis, breaker, self._worker, self._workers, subscriptions),
             self.flush,
-            lambda: self.waiting,
+            lambda: self.backlog,
         )
         self._warned = False
 
@@ -233,21 +233,21 @@ class RedisEventStore(EventStore):
         """Store an error as the response of a request."""
         await self.append(stream_id, orphaned(request_id))
 
-    def observe(self, told: Callable[[StoreFact], None]) -> None:
+    def observe(self, callback: Callable[[StoreEvent], None]) -> None:
         """Call back with background events: commits, retries, outages, recoveries, losses.
 
         Args:
-            told: Called with each fact. It must return soon; its exceptions are dropped.
+            callback: Called with each fact. It must return soon; its exceptions are dropped.
         """
-        self._observers.subscribe(told)
+        self._observers.subscribe(callback)
 
     @property
-    def waiting(self) -> Waiting:
+    def backlog(self) -> BacklogStatus:
         """The pending events of this process, sessions included, and why Redis is unreachable, if it is."""
         events, payload_bytes = self._writer.deferred
         sessions = self._session_writer
-        return Waiting(
-            events=events + sessions.events, payload_bytes=payload_bytes + sessions.bytes, away=self._breaker.reason
+        return BacklogStatus(
+            events=events + sessions.events, payload_bytes=payload_bytes + sessions.bytes, failure=self._breaker.reason
         )
 
     async def flush(self, seconds: float = FLUSH_SECONDS) -> int:
@@ -280,7 +280,7 @@ class RedisEventStore(EventStore):
         Raises:
             StoreError: It does not.
         """
-        with told_as("reach", self._redis):
+        with map_redis_errors("reach", self._redis):
             await self._redis.ping()
 
     # -- the SDK's interface ------------------------------------------------------------------------------------------
@@ -332,13 +332,13 @@ class RedisEventStore(EventStore):
 
     # -- the same, as facts -------------------------------------------------------------------------------------------
 
-    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> Appended:
+    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> AppendResult:
         """Store one event.
 
         Args:
             stream_id: The stream.
             message: The message, or None for a priming event.
-            traceparent: The producer's W3C traceparent, for `Replayed.producers`; "" if there is none.
+            traceparent: The producer's W3C traceparent, for `ReplayResult.producers`; "" if there is none.
 
         Returns:
             Its id and size. It is deferred when Redis does not acknowledge it within `store_timeout`: it has no id yet,
@@ -355,15 +355,15 @@ class RedisEventStore(EventStore):
         # Cancelling the caller does not cancel the write.
         event_id = None if acknowledged is None else await acknowledged
         if event_id is None:
-            return Appended("", len(payload), deferred=True)
-        return Appended(event_id, len(payload))
+            return AppendResult("", len(payload), deferred=True)
+        return AppendResult(event_id, len(payload))
 
     def _on_stored(self, events: Sequence[PendingEvent]) -> None:
         self._followers.notify(event.stream_id for event in events)
 
     async def replay(
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
-    ) -> Replayed:
+    ) -> ReplayResult:
         """Deliver the events after an event, up to the response of the request or the last stored event.
 
         Args:
@@ -379,20 +379,20 @@ class RedisEventStore(EventStore):
             StoreError: Redis could not be read.
         """
         if not EVENT_ID.fullmatch(last_event_id):
-            return Replayed(miss=Miss.MALFORMED)
+            return ReplayResult(miss=Miss.MALFORMED)
         cursor = int(last_event_id)
         chunk = await self._reader.read(self._keys, last_event_id, stream_id)
         age = age_of(chunk, cursor)
         if miss := miss_of(chunk, cursor, stream_id, self._ttl):
-            return Replayed(miss=miss, age=age if miss is Miss.EXPIRED else None)
+            return ReplayResult(miss=miss, age=age if miss is Miss.EXPIRED else None)
         stream = chunk.named_stream if stream_id is None else stream_id
         if stream is None:  # Excluded by `miss_of`, for mypy.
-            return Replayed(miss=Miss.UNKNOWN)
+            return ReplayResult(miss=Miss.UNKNOWN)
         until_response = stream_id is not None
         replay = ReplayCursor(stream, last_event_id, send, until_response=until_response)
         if not (until_response and chunk.cursor_final):
             await self._reader.deliver(self._keys, replay, chunk)
-        return Replayed(
+        return ReplayResult(
             stream_id=stream,
             last_event_id=replay.cursor,
             delivered=replay.delivered,
@@ -405,14 +405,14 @@ class RedisEventStore(EventStore):
             producers=replay.producers,
         )
 
-    async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> Followed:
+    async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> FollowResult:
         """Deliver the events that any process stores on a stream from now on, until its response or the limit.
 
         There is no window between a replay and this: both read the index after an id.
 
         Args:
             stream_id: The stream.
-            after: The event up to which it has been read: `Replayed.last_event_id`.
+            after: The event up to which it has been read: `ReplayResult.last_event_id`.
             send: Awaited with each event, in order. Its exceptions end the following and are passed on.
             limit: Seconds to follow at most.
 
@@ -434,7 +434,7 @@ class RedisEventStore(EventStore):
                 if replay.completed or remaining <= 0:
                     break
                 await follower.wait(remaining)
-        return Followed(
+        return FollowResult(
             last_event_id=replay.cursor,
             end=FollowEnd.COMPLETED if replay.completed else FollowEnd.LIMIT,
             delivered=replay.delivered,

@@ -14,17 +14,17 @@ from typing import Any, TypeAlias, TypeVar
 import anyio
 from redis import asyncio as aioredis
 
+from mcp_eventscope.cancellation import cancel_task
 from mcp_eventscope.errors import StoreError, StoreUnavailableError
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
+from mcp_eventscope.redis.client import AnyRedis, address_of, call, failure_reason, failure_text, map_redis_errors
 from mcp_eventscope.redis.clock import EventClock, boot_microseconds
-from mcp_eventscope.redis.connection import AnyRedis, address_of, call, failure_text, told_as, trouble_of
-from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
-from mcp_eventscope.redis.signals import Signals
-from mcp_eventscope.tasks import end
-from mcp_eventscope.types import CameBack, StoreFact, Trouble
+from mcp_eventscope.redis.pubsub import Subscriptions
+from mcp_eventscope.redis.worker_id import WorkerId
+from mcp_eventscope.store.types import FailureReason, StoreEvent, StoreRecovered
 
 Notice: TypeAlias = dict[str, Any]
 """What one worker tells the others: JSON members."""
@@ -75,7 +75,7 @@ class Workers:
         keys: The root's.
         worker: This process.
         clock: The clock of event ids.
-        signals: Its subscriptions.
+        subscriptions: Its subscriptions.
         breaker: Whether Redis can be called.
         observers: Call back when it can be called again.
     """
@@ -84,9 +84,9 @@ class Workers:
         self,
         redis: AnyRedis,
         keys: Keys,
-        worker: Identity,
+        worker: WorkerId,
         clock: EventClock,
-        signals: Signals,
+        subscriptions: Subscriptions,
         breaker: CircuitBreaker,
         observers: Observers,
     ) -> None:
@@ -97,7 +97,7 @@ class Workers:
         self._worker = worker
         self.clock = clock
         """Nearly the same on all workers: Redis's."""
-        self._signals = signals
+        self._subscriptions = subscriptions
         self.lease = DEFAULT_WORKER_LEASE
         """Seconds after which a worker that does not renew counts as gone."""
         self._blind_until = 0.0
@@ -129,17 +129,17 @@ class Workers:
         return self._leased and boot_microseconds() - self._renewed_at > self.lease * _MICROSECONDS
 
     @contextmanager
-    def unhurt(self) -> Iterator[None]:
+    def best_effort(self) -> Iterator[None]:
         """Let nobody wait for Redis for long, nor at all while it is known to be away, or be hurt by it."""
         try:
             with anyio.move_on_after(self._breaker.call_timeout) as scope:
                 yield
             if scope.cancelled_caught:
-                self._breaker.record_failure(Trouble.TIMEOUT, failure_text(TimeoutError(), self._redis))
+                self._breaker.record_failure(FailureReason.TIMEOUT, failure_text(TimeoutError(), self._redis))
         except StoreUnavailableError as error:
             if not self._breaker.unreachable:
                 cause = error.__cause__ or error
-                self._breaker.record_failure(trouble_of(cause), failure_text(cause, self._redis))
+                self._breaker.record_failure(failure_reason(cause), failure_text(cause, self._redis))
         except StoreError:
             pass
 
@@ -152,7 +152,7 @@ class Workers:
         """
         until = time.monotonic() + _RECORD_SECONDS
         while not task.done() and time.monotonic() < until:
-            if self._breaker.unreachable and self._breaker.reason is not Trouble.TIMEOUT:
+            if self._breaker.unreachable and self._breaker.reason is not FailureReason.TIMEOUT:
                 return
             await asyncio.wait({task}, timeout=_LOOK_SECONDS)
 
@@ -167,50 +167,50 @@ class Workers:
             raise StoreUnavailableError(msg)
         return await call(operation, self._redis, self._breaker, function)
 
-    def _observed(self, fact: StoreFact) -> None:
-        if isinstance(fact, CameBack):
+    def _observed(self, fact: StoreEvent) -> None:
+        if isinstance(fact, StoreRecovered):
             self._recovered = True
             self._sooner.set()
 
     @asynccontextmanager
-    async def alive(
-        self, lease: float, heard: Callable[[Notice], None], lost: Callable[[], Awaitable[None]]
+    async def hold_lease(
+        self, lease: float, on_message: Callable[[Notice], None], republish: Callable[[], Awaitable[None]]
     ) -> AsyncIterator[None]:
         """Hold a lease, and hear what others tell, until the block ends.
 
         Args:
             lease: Seconds after which this worker counts as gone when it does not renew.
-            heard: Called with each notice of another worker; with `lost` after some may have been lost.
-            lost: Called when Redis is back after it was away, or has lost what it was told, for it to be told again.
+            on_message: Called with each notice of another worker; with `lost` after some may have been lost.
+            republish: Called when Redis has recovered or lost data, to publish again the state that it may lack.
         """
         self.lease = lease
         self._began = time.monotonic()
 
-        def listen(content: bytes | None) -> None:
+        def on_published(content: bytes | None) -> None:
             if content is None:
-                heard({"lost": True})
+                on_message({"lost": True})
                 return
             with contextlib.suppress(ValueError):
                 notice = json.loads(content)
                 if isinstance(notice, dict) and notice.get("worker") != self._worker.name:
-                    heard(notice)
+                    on_message(notice)
 
-        self._signals.listen(self._keys.workers, listen)
+        self._subscriptions.subscribe(self._keys.workers, on_published)
         with contextlib.suppress(StoreError):
             await self._renew()
             self._leased = True
         renewing = asyncio.create_task(self._lease_loop(), name="eventscope-lease")
-        republishing = asyncio.create_task(self._republish_loop(lost), name="eventscope-republish")
+        republishing = asyncio.create_task(self._republish_loop(republish), name="eventscope-republish")
         try:
             yield
         finally:
-            await end(republishing)
-            await end(renewing)
-            self._signals.ignore(self._keys.workers, listen)
+            await cancel_task(republishing)
+            await cancel_task(renewing)
+            self._subscriptions.unsubscribe(self._keys.workers, on_published)
             with anyio.CancelScope(shield=True), anyio.move_on_after(PARTING_SECONDS), contextlib.suppress(StoreError):
                 await self._leave()
 
-    async def tell(self, **notice: object) -> None:
+    async def publish(self, **notice: object) -> None:
         """Tell the other workers. Who is not listening does not hear it.
 
         Raises:
@@ -289,13 +289,13 @@ class Workers:
         """
         keys = self._keys.for_session(session_id)
         await self._call("write to", lambda: scripts.end(self._redis, keys, ttl))
-        await self.tell(session=session_id, ended=True)
+        await self.publish(session=session_id, ended=True)
 
     async def _leave(self) -> None:
-        with told_as("write to", self._redis):
+        with map_redis_errors("write to", self._redis):
             await self._redis.delete(self._keys.worker(self._worker.name))
 
-    async def gone(self, workers: set[str]) -> set[str]:
+    async def expired(self, workers: set[str]) -> set[str]:
         """Those of the workers whose lease has run out.
 
         Nobody, for as long as a lease after Redis was away or took long to answer: the living have not been able to
@@ -329,7 +329,7 @@ class Workers:
         key, milliseconds = self._keys.worker(self._worker.name), round(self.lease * 1000)
         self._attempted = value = self._attempted + 1
         began = boot_microseconds()
-        with told_as("write to", self._redis):
+        with map_redis_errors("write to", self._redis):
             held = await self._redis.execute_command(
                 "SET", key, str(value), "PX", milliseconds, "GET", get=True, NEVER_DECODE=True
             )
@@ -362,13 +362,13 @@ class Workers:
             self._leased = well = True
             self._tick()
 
-    async def _republish_loop(self, lost: Callable[[], Awaitable[None]]) -> None:
+    async def _republish_loop(self, republish: Callable[[], Awaitable[None]]) -> None:
         """Publish again what Redis may have lost, until it is done."""
         while True:
             await self._republish.wait()
             self._republish.clear()
             try:
-                await lost()
+                await republish()
             except Exception:  # noqa: BLE001 - whatever it is: it is tried again after the next renewal
                 self._republish.set()
                 await asyncio.sleep(_RETRY_SECONDS)

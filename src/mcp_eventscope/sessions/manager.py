@@ -23,20 +23,20 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from mcp_eventscope.instrumented import InstrumentedEventStore, instrument
-from mcp_eventscope.redis.bounds import FLUSH_SECONDS
+from mcp_eventscope.instrumentation import InstrumentedEventStore, instrument
+from mcp_eventscope.redis.limits import FLUSH_SECONDS
 from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.redis.workers import DEFAULT_WORKER_LEASE, PARTING_SECONDS, Notice, SessionRecord, Workers
-from mcp_eventscope.sessions import sdk
+from mcp_eventscope.sessions import _sdk_compat
 from mcp_eventscope.sessions.adoption import handshake_of, owner_of, params_of, requestor_of, serve_adopted
-from mcp_eventscope.sessions.records import UNREAD, Records
+from mcp_eventscope.sessions.registry import UNREAD, SessionRegistry
 from mcp_eventscope.sessions.settings import check_settings
-from mcp_eventscope.sessions.telling import Telling
+from mcp_eventscope.sessions.telemetry import SessionTelemetry
 from mcp_eventscope.sessions.transport import ResumableTransport
 from mcp_eventscope.sessions.view import SessionView
+from mcp_eventscope.store.types import EventStore
 from mcp_eventscope.telemetry.facts import Origin, Refusal, SessionEnd
 from mcp_eventscope.telemetry.logs import Log, Logger
-from mcp_eventscope.types import EventStore
 
 _MOST_LATE = 10.0
 """Seconds by which a notice may be late; more, or less than none, says that the clocks of two workers differ."""
@@ -106,7 +106,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         check_settings(app, follow_timeout=follow_timeout, worker_lease=worker_lease, shutdown_timeout=shutdown_timeout)
         super().__init__(
             app,
-            event_store=None if event_store is None else sdk.Guard(),
+            event_store=None if event_store is None else _sdk_compat.Guard(),
             json_response=json_response,
             stateless=stateless,
             security_settings=security_settings,
@@ -120,17 +120,19 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._shutdown_timeout = shutdown_timeout
         self._store: InstrumentedEventStore | None = None
         self._workers: Workers | None = None
-        self._records: Records | None = None
+        self._registry: SessionRegistry | None = None
         if event_store is not None:
             self._store = instrument(event_store, logger=logger)
-        self._telling = Telling(self._store, Log(logger))
+        self._telemetry = SessionTelemetry(self._store, Log(logger))
         if self._store is None:
             return
         if isinstance(self._store.decorated, RedisEventStore) and not stateless:
             self._workers = self._store.decorated.workers
-            self._records = Records(self._workers, ceil(session_idle_timeout or max(self._store.ttl or 0, _RECORD_TTL)))
-        sdk.check_manager(self)
-        self._telling.configured(
+            self._registry = SessionRegistry(
+                self._workers, ceil(session_idle_timeout or max(self._store.ttl or 0, _RECORD_TTL))
+            )
+        _sdk_compat.check_manager(self)
+        self._telemetry.configured(
             stateless=stateless,
             json_response=json_response,
             idle_timeout=session_idle_timeout,
@@ -148,12 +150,14 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         async with AsyncExitStack() as stack:
             if self._workers is not None:
                 # Its lease is given up last: other workers would answer for events that are about to be acknowledged.
-                await stack.enter_async_context(self._workers.alive(self._worker_lease, self._heard, self._say_again))
+                await stack.enter_async_context(
+                    self._workers.hold_lease(self._worker_lease, self._on_message, self._republish)
+                )
             if self._store is not None:
                 stack.push_async_callback(_flush, self._store)
             await stack.enter_async_context(super().run())
-            if self._task_group is not None and self._records is not None:
-                self._task_group.start_soon(self._keep_records, self._records.ttl)
+            if self._task_group is not None and self._registry is not None:
+                self._task_group.start_soon(self._keep_records, self._registry.ttl)
             try:
                 yield
             finally:
@@ -171,7 +175,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     async def _handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve as the SDK does."""
-        self._telling.requested(scope)
+        self._telemetry.requested(scope)
         await super()._handle_request(scope, receive, send)
 
     # -- sessions that begin here -------------------------------------------------------------------------------------
@@ -180,12 +184,12 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         """Register a session as the SDK does, with a transport and a view of its own."""
         transport = super()._admit_session(requestor)
         if transport is None:
-            self._telling.refused(Refusal.LIMIT)
+            self._telemetry.refused(Refusal.LIMIT)
         if transport is None or self._store is None:
             return transport
         session_id = transport.mcp_session_id
-        if session_id is None or not isinstance(transport._event_store, sdk.Guard):
-            sdk.incompatible("a session's transport has no id, or does not keep its store in `_event_store`")
+        if session_id is None or not isinstance(transport._event_store, _sdk_compat.Guard):
+            _sdk_compat.incompatible("a session's transport has no id, or does not keep its store in `_event_store`")
         self._server_instances[session_id] = own = self._transport_of(self._store, session_id)
         return own
 
@@ -195,8 +199,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         view.ended = lambda: self._ended_elsewhere(session_id)
         return ResumableTransport(
             view,
-            stopped=lambda name: self._tell(session=session_id, stop=name),
-            elsewhere=lambda message: self._tell(
+            stopped=lambda name: self._publish(session=session_id, stop=name),
+            elsewhere=lambda message: self._publish(
                 session=session_id, deliver=message.model_dump(mode="json", by_alias=True, exclude_unset=True)
             ),
             mcp_session_id=session_id,
@@ -210,7 +214,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         """The session was ended on another worker: forget it here."""
         transport = self._server_instances.get(session_id)
         if transport is not None and not transport.is_terminated and self._task_group is not None:
-            self._telling.ends(session_id, SessionEnd.ELSEWHERE)
+            self._telemetry.ends(session_id, SessionEnd.ELSEWHERE)
             self._task_group.start_soon(self._discard_session, session_id, transport)
 
     async def _serve_opening_request(
@@ -227,17 +231,17 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         async def record_first(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] < _REFUSED:
                 await self._record(http_transport.mcp_session_id, handshake_of(bytes(body)))
-                self._telling.began(http_transport.mcp_session_id, Origin.OPENED)
+                self._telemetry.began(http_transport.mcp_session_id, Origin.OPENED)
             elif message["type"] == "http.response.start":
-                self._telling.refused(Refusal.INVALID)
+                self._telemetry.refused(Refusal.INVALID)
             await send(message)
 
         await super()._serve_opening_request(http_transport, scope, keep, record_first)
 
     async def _record(self, session_id: str | None, handshake: str | None) -> None:
-        if session_id is not None and handshake is not None and self._records is not None:
+        if session_id is not None and handshake is not None and self._registry is not None:
             owner = owner_of(self._session_owners.get(session_id))
-            await self._records.make(session_id, owner=owner, handshake=handshake)
+            await self._registry.make(session_id, owner=owner, handshake=handshake)
 
     # -- sessions that others began -----------------------------------------------------------------------------------
 
@@ -246,9 +250,9 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         headers = Headers(scope=scope)
         session_id = headers.get(MCP_SESSION_ID_HEADER)
         requestor = requestor_of(scope)
-        if session_id is None or self._records is None or not SESSION_ID_PATTERN.fullmatch(session_id):
+        if session_id is None or self._registry is None or not SESSION_ID_PATTERN.fullmatch(session_id):
             if session_id is not None:
-                self._telling.check(self, session_id, requestor)
+                self._telemetry.check(self, session_id, requestor)
             await super()._handle_stateful_request(scope, receive, send)
             return
         if refusal := await self._prepare(session_id, requestor, patient=scope["method"] == "GET"):
@@ -258,13 +262,13 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
         async def end_first(message: Message) -> None:
             if ending and message["type"] == "http.response.start" and message["status"] < _REFUSED:
-                await records.end(session_id)
+                await registry.end(session_id)
             await send(message)
 
-        records = self._records
+        registry = self._registry
         began = anyio.current_time()
         await super()._handle_stateful_request(scope, receive, end_first)
-        if anyio.current_time() - began > records.ttl * _SOON:  # Else it counts as renewed when it began.
+        if anyio.current_time() - began > registry.ttl * _SOON:  # Else it counts as renewed when it began.
             self._renew_soon(session_id, owner_of(requestor))
 
     async def _prepare(
@@ -276,11 +280,11 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         """
         if session_id in self._server_instances:
             self._renew_soon(session_id, owner_of(requestor))
-            self._telling.check(self, session_id, requestor)
+            self._telemetry.check(self, session_id, requestor)
             return None
         record = await self._renew(session_id, owner_of(requestor))
         began = anyio.current_time()
-        late = self._records is not None and self._records.late
+        late = self._registry is not None and self._registry.late
         patience = {UNREAD: _PATIENT_SECONDS if patient else 0, "absent": _LATE_SECONDS if late else 0}
         while session_id not in self._server_instances:
             if anyio.current_time() - began >= patience.get(record.state, 0):
@@ -289,30 +293,30 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             record = await self._renew(session_id, owner_of(requestor))
         if session_id not in self._server_instances:
             if record.state == UNREAD:
-                self._telling.refused(Refusal.UNAVAILABLE, session_id)
-                return sdk.unavailable("Whether there is such a session is not known just now", retry_after=1)
+                self._telemetry.refused(Refusal.UNAVAILABLE, session_id)
+                return _sdk_compat.unavailable("Whether there is such a session is not known just now", retry_after=1)
             if record.state == "live" and not await self._adopt(session_id, requestor, record):
-                self._telling.refused(Refusal.LIMIT, session_id)
-                return sdk.unavailable("Too many open sessions")
-        self._telling.check(self, session_id, requestor, others=record.state == "other")
+                self._telemetry.refused(Refusal.LIMIT, session_id)
+                return _sdk_compat.unavailable("Too many open sessions")
+        self._telemetry.check(self, session_id, requestor, others=record.state == "other")
         return None
 
     def _renew_soon(self, session_id: str, owner: str) -> None:
         """Renew the record of a session that is served here in the background, unless that has just been done."""
-        if self._records is not None and self._task_group is not None and self._records.due(session_id):
+        if self._registry is not None and self._task_group is not None and self._registry.due(session_id):
             self._task_group.start_soon(self._renew, session_id, owner)
 
     async def _renew(self, session_id: str, owner: str) -> SessionRecord:
         """Renew the record of a session. One that was ended elsewhere ends here, one that Redis has lost is made."""
-        if self._records is None:
+        if self._registry is None:
             return SessionRecord(UNREAD)
-        record = await self._records.renew(session_id, owner=owner)
+        record = await self._registry.renew(session_id, owner=owner)
         transport = self._server_instances.get(session_id)
         if transport is not None and record.state == "ended" and not transport.is_terminated:
-            self._telling.ends(session_id, SessionEnd.ELSEWHERE)
+            self._telemetry.ends(session_id, SessionEnd.ELSEWHERE)
             await self._discard_session(session_id, transport)
         elif transport is not None and record.state == "absent":
-            await self._record(session_id, self._records.handshakes.get(session_id))
+            await self._record(session_id, self._registry.handshakes.get(session_id))
         return record
 
     async def _keep_records(self, ttl: int) -> None:
@@ -341,13 +345,13 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             transport = self._transport_of(self._store, session_id)
             if requestor is not None:
                 self._session_owners[session_id] = requestor
-            if self._records is not None:
-                self._records.handshakes[session_id] = record.handshake
+            if self._registry is not None:
+                self._registry.handshakes[session_id] = record.handshake
             await self._task_group.start(self._serve_adopted, session_id, transport, params)
             # Not before it is connected: another request of the session would be served by a transport without streams.
             if not transport.is_terminated:
                 self._server_instances[session_id] = transport
-                self._telling.began(session_id, Origin.ADOPTED)
+                self._telemetry.began(session_id, Origin.ADOPTED)
         return True
 
     async def _serve_adopted(
@@ -361,7 +365,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         try:
             await serve_adopted(self.app, transport, params, self._lifespan_state, task_status=task_status)
         except Exception:  # noqa: BLE001 - as the SDK does: one session's crash is no other's
-            sdk.log.exception("Session %s crashed", session_id[:64])
+            _sdk_compat.log.exception("Session %s crashed", session_id[:64])
         finally:
             await self._discard_session(session_id, transport)
 
@@ -369,9 +373,9 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     async def _discard_session(self, session_id: str, transport: StreamableHTTPServerTransport) -> None:
         """Forget the session here, and answer what ran in it here. Other workers may go on with it."""
-        self._telling.ended(session_id, transport, stopping=self._task_group is None)
-        if self._records is not None:
-            self._records.forget(session_id)
+        self._telemetry.ended(session_id, transport, stopping=self._task_group is None)
+        if self._registry is not None:
+            self._registry.forget(session_id)
         if isinstance(transport, ResumableTransport):
             transport.view.close()
         await super()._discard_session(session_id, transport)
@@ -379,15 +383,15 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             with anyio.CancelScope(shield=True), anyio.move_on_after(PARTING_SECONDS):
                 await transport.view.give_up()
 
-    async def _say_again(self) -> None:
+    async def _republish(self) -> None:
         """Redis has lost the records of sessions, or was not there to take them."""
-        if self._records is not None:
-            await self._records.say_again()
+        if self._registry is not None:
+            await self._registry.republish()
             served = sorted(self._served(), key=lambda transport: not transport.view.busy)  # Running requests first.
             sessions = [transport.mcp_session_id or "" for transport in served]
-            await self._records.make_all({each: owner_of(self._session_owners.get(each)) for each in sessions})
+            await self._registry.make_all({each: owner_of(self._session_owners.get(each)) for each in sessions})
 
-    def _heard(self, notice: Notice) -> None:
+    def _on_message(self, notice: Notice) -> None:
         """Another worker has told something, or perhaps has and was not heard."""
         if "lost" in notice and self._task_group is not None:
             self._task_group.start_soon(self._renew_busy)
@@ -408,17 +412,17 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     def _age_of(self, notice: Notice) -> float:
         """Seconds since another worker has sent a notice; 0.0 when the clocks do not agree."""
         sent = notice.get("sent")
-        if self._records is None or not isinstance(sent, int):
+        if self._registry is None or not isinstance(sent, int):
             return 0.0
-        age = (self._records.now - sent) / 1e6
+        age = (self._registry.now - sent) / 1e6
         return age if 0 <= age <= _MOST_LATE else 0.0
 
-    def _tell(self, **notice: object) -> None:
+    def _publish(self, **notice: object) -> None:
         """Tell the other workers, without waiting for it."""
-        records = self._records
-        if self._task_group is not None and records is not None:
-            sent = records.now
-            self._task_group.start_soon(lambda: records.tell(sent=sent, **notice))
+        registry = self._registry
+        if self._task_group is not None and registry is not None:
+            sent = registry.now
+            self._task_group.start_soon(lambda: registry.publish(sent=sent, **notice))
 
 
 async def _flush(store: InstrumentedEventStore) -> None:

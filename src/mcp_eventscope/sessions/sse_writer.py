@@ -15,7 +15,7 @@ from mcp.server.streamable_http import REQUEST_STREAM_BUFFER_SIZE
 from sse_starlette.event import ServerSentEvent, ensure_bytes
 from starlette.types import Message, Send
 
-from mcp_eventscope.types import EventMessage
+from mcp_eventscope.store.types import EventMessage
 
 
 class Response:
@@ -38,7 +38,7 @@ class Response:
         await self._send(message)
         if starts:
             self._begun = True
-            _ring(self._begin)
+            _wake(self._begin)
 
     async def write(self, body: bytes) -> None:
         """Send a piece of the body once the head was sent, unless the response has ended."""
@@ -90,14 +90,14 @@ class EventQueue:
         if self._closed:
             raise anyio.ClosedResourceError
         self._events.append(event)
-        _ring(self._arrival)
+        _wake(self._arrival)
 
     def close(self) -> None:
         """End the stream, and drop the events that are not sent: a client receives them when it resumes."""
         self._closed = True
         self._events.clear()
-        _ring(self._arrival)
-        _ring(self._room)
+        _wake(self._arrival)
+        _wake(self._room)
 
     async def aclose(self) -> None:
         """Close the stream."""
@@ -117,7 +117,7 @@ class EventQueue:
                 await self._arrival
             finally:
                 self._arrival = None
-        _ring(self._room)
+        _wake(self._room)
         self._room = None
         return self._events.popleft()
 
@@ -177,6 +177,6 @@ class SSEWriter:
             self._stream.close()
 
 
-def _ring(bell: "asyncio.Future[None] | None") -> None:
-    if bell is not None and not bell.done():
-        bell.set_result(None)
+def _wake(waiter: "asyncio.Future[None] | None") -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)

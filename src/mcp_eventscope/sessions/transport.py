@@ -24,12 +24,12 @@ from mcp_types.version import is_version_at_least
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from mcp_eventscope.sessions import wire
+from mcp_eventscope.sessions import event_ids
 from mcp_eventscope.sessions.handoff import replace_outbound_streams
 from mcp_eventscope.sessions.sse_writer import Response, SSEWriter
 from mcp_eventscope.sessions.view import Priming, SessionView, WireId, understands_priming
+from mcp_eventscope.store.types import EventMessage
 from mcp_eventscope.telemetry import propagation
-from mcp_eventscope.types import EventMessage
 
 _PRIMED_SINCE = "2025-11-25"
 """The first revision whose clients understand an event without data (as in the SDK)."""
@@ -192,7 +192,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
         understands_priming.set(is_version_at_least(version, _PRIMED_SINCE))
         cursor = request.headers.get(LAST_EVENT_ID_HEADER)
         if cursor:
-            parts = wire.split(cursor)
+            parts = event_ids.split(cursor)
             if parts is None:
                 # An empty stream would make the client ask again for ever; a refusal it understands. It is a miss all
                 # the same, and counted as every other: nothing is sent for it.

@@ -8,29 +8,29 @@ from math import inf
 
 import anyio
 
-from mcp_eventscope.answers import events_gone, not_stored, orphaned
 from mcp_eventscope.errors import StoreError, StoreUnavailableError, WrongTypeError
-from mcp_eventscope.sessions import wire
-from mcp_eventscope.telemetry.propagation import Calls
-from mcp_eventscope.types import (
+from mcp_eventscope.sessions import event_ids
+from mcp_eventscope.store.jsonrpc_errors import events_gone, not_stored, orphaned
+from mcp_eventscope.store.types import (
     GET_STREAM_KEY,
-    Appended,
+    AppendResult,
     EventCallback,
     EventId,
     EventMessage,
     EventStore,
-    FactStore,
     FollowEnd,
     JSONRPCError,
     JSONRPCMessage,
     JSONRPCNotification,
     JSONRPCRequest,
     JSONRPCResponse,
-    Replayed,
+    ObservableEventStore,
+    ReplayResult,
     RequestId,
     StreamId,
     is_final,
 )
+from mcp_eventscope.telemetry.propagation import Calls
 
 _LIVE_SECONDS = 1.0
 """How long an event that could not be stored waits for a slow client, before the session goes on."""
@@ -67,7 +67,7 @@ class _Resume:
     def __init__(self, cursor: str) -> None:
         self.scope = anyio.CancelScope()
         self.began_at = anyio.current_time()
-        event_id, self.name = wire.split(cursor) or ("", "")
+        event_id, self.name = event_ids.split(cursor) or ("", "")
         self.began = self.cursor = event_id
         self.answered = False
         """Whether the response, or an error in its place, has been sent."""
@@ -83,7 +83,7 @@ class _Resume:
         if event.event_id is None:  # An answer in place of a worker's: the client keeps its position.
             await self._send(event)
         else:
-            await self._send(EventMessage(event.message, wire.join(event.event_id, self.name)))
+            await self._send(EventMessage(event.message, event_ids.join(event.event_id, self.name)))
             self.cursor = event.event_id
         self.answered = self.answered or is_final(self.name, event.message)
 
@@ -100,7 +100,7 @@ class SessionView(EventStore):
         follow_timeout: Seconds that a resumed stream is followed at most; the client then comes back by itself.
     """
 
-    def __init__(self, store: FactStore, *, follow_timeout: float) -> None:
+    def __init__(self, store: ObservableEventStore, *, follow_timeout: float) -> None:
         self._store = store
         self._follow_timeout = follow_timeout
         self._resuming: defaultdict[str, set[_Resume]] = defaultdict(set)
@@ -143,7 +143,7 @@ class SessionView(EventStore):
         Args:
             request_id: The request's id, with its JSON type.
         """
-        name = wire.stream_name(request_id)
+        name = event_ids.stream_name(request_id)
         self._open[str(request_id)] = name, request_id
         self._store.begin(name, request_id)
 
@@ -170,7 +170,9 @@ class SessionView(EventStore):
         else:
             if message is None and stream_id not in self._open:
                 self.begin(stream_id)
-            name = self.name_of(stream_id) or wire.stream_name(stream_id)  # The store refuses one that is not open.
+            name = self.name_of(stream_id) or event_ids.stream_name(
+                stream_id
+            )  # The store refuses one that is not open.
         final = stream_id != GET_STREAM_KEY and is_final(stream_id, message)
         try:
             appended = await self._append(name, message, final=final)
@@ -183,14 +185,14 @@ class SessionView(EventStore):
                 self._open.pop(stream_id, None)
         if not appended.event_id or appended.refused:
             return ""
-        joined = wire.join(appended.event_id, name)
+        joined = event_ids.join(appended.event_id, name)
         if appended.pending is None:
             return joined
         wire_id = WireId(joined)
         wire_id.payload = appended.pending.payload
         return wire_id
 
-    async def _append(self, name: str, message: JSONRPCMessage | None, *, final: bool) -> Appended:
+    async def _append(self, name: str, message: JSONRPCMessage | None, *, final: bool) -> AppendResult:
         """Store one event, in the trace of the call that it belongs to."""
         standalone = name == GET_STREAM_KEY
         if message is None:
@@ -309,7 +311,7 @@ class SessionView(EventStore):
         if not resume.answered and last != resume.began:
             await resume.send_live(events_gone(_request_id(name)))
 
-    async def _replayed(self, resume: _Resume, name: str, until: float) -> Replayed:
+    async def _replayed(self, resume: _Resume, name: str, until: float) -> ReplayResult:
         """Replay; while the store is unreachable, wait for it: a client that is sent an empty stream twice gives up."""
         while True:
             while (  # noqa: ASYNC110 - many may wait; the store's circuit breaker does not know of them
@@ -332,7 +334,7 @@ class SessionView(EventStore):
         event_id = await self._store.open_standalone()
         if not event_id:
             return ""
-        cursor = wire.join(event_id, GET_STREAM_KEY)
+        cursor = event_ids.join(event_id, GET_STREAM_KEY)
         self._opened.add(cursor)
         return cursor
 
@@ -414,5 +416,5 @@ class SessionView(EventStore):
 
 
 def _request_id(name: str) -> RequestId:
-    request_id = wire.request_id_of(name)
+    request_id = event_ids.request_id_of(name)
     return name if request_id is None else request_id

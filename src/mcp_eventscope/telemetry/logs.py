@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 import structlog
 
+from mcp_eventscope.store.types import BacklogStatus, EventsLost, LossReason, StoreDegraded, StoreEvent, StoreRecovered
 from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, declarations
 from mcp_eventscope.telemetry.facts import Inert, Refusal, ServingFact, SessionRefused, TTLShort
 from mcp_eventscope.telemetry.measurements import Measurement, ReplayMeasurement, SampleMeasurement
 from mcp_eventscope.telemetry.tracing import trace_ids
-from mcp_eventscope.types import CameBack, LossReason, Lost, StoreFact, Waiting, WentAway
 
 REPEAT_SECONDS = 10.0
 """The same event of the same store is logged at most this often; the next one tells how many were left out."""
@@ -146,12 +146,12 @@ class LogSink:
         if measured.outcome == "error":
             self._log.write_seldom(catalog.STORE_FAILED, **self._failure(measured, session))
 
-    def told(self, fact: StoreFact, waiting: Waiting) -> None:
+    def told(self, fact: StoreEvent, waiting: BacklogStatus) -> None:
         """The store has told something that no caller is told."""
         match fact:
-            case WentAway():
+            case StoreDegraded():
                 self._log.write(catalog.STORE_DEGRADED, store=self._store, reason=fact.reason.value, error=fact.error)
-            case CameBack():
+            case StoreRecovered():
                 self._log.write(
                     catalog.STORE_RECOVERED,
                     store=self._store,
@@ -159,7 +159,7 @@ class LogSink:
                     seconds=round(fact.seconds, 3),
                     backlog_events=waiting.events,
                 )
-            case Lost():
+            case EventsLost():
                 self._log.write_seldom(
                     catalog.EVENTS_LOST,
                     store=self._store,

@@ -9,7 +9,14 @@ import anyio
 
 from mcp_eventscope.errors import StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.redis.sampling import Sample
-from mcp_eventscope.types import Appended, EventCallback, EventMessage, Followed, MessageKind, Replayed
+from mcp_eventscope.store.types import (
+    AppendResult,
+    EventCallback,
+    EventMessage,
+    FollowResult,
+    MessageKind,
+    ReplayResult,
+)
 
 _CLIENT_GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 """What the SDK's callback raises when the connection it writes to is closed."""
@@ -39,7 +46,7 @@ class StoreMeasurement(Measurement):
     """One event was stored, or not."""
 
     kind: MessageKind
-    appended: Appended | None
+    appended: AppendResult | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,7 @@ class ReplayMeasurement(Measurement):
     """One replay ended. `delivered` counts also when it ended by raising, and there are no facts."""
 
     delivered: int
-    facts: Replayed | None
+    facts: ReplayResult | None
     ttl: int | None = None
     """Seconds that an event is kept; None: for ever, or unknown."""
     first_event: float | None = None
@@ -68,7 +75,7 @@ class FollowMeasurement(Measurement):
     """A stream is no longer followed. `delivered` as in a replay."""
 
     delivered: int
-    facts: Followed | None
+    facts: FollowResult | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +85,14 @@ class SampleMeasurement(Measurement):
     facts: Sample | None
 
 
-def store_outcome(appended: Appended) -> str:
+def store_outcome(appended: AppendResult) -> str:
     """How a store ended that raised nothing."""
     if appended.deferred:
         return "deferred"
     return "refused" if appended.refused else "ok"
 
 
-def replay_outcome(facts: Replayed) -> str:
+def replay_outcome(facts: ReplayResult) -> str:
     """How a replay ended that raised nothing."""
     if facts.miss is not None:
         return "missed"

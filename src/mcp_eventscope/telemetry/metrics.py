@@ -3,6 +3,16 @@
 import collections
 from collections.abc import Callable
 
+from mcp_eventscope.store.types import (
+    BacklogStatus,
+    BatchCommitted,
+    BatchRetried,
+    EventsLost,
+    StoreDegraded,
+    StoreEvent,
+    StoreRecovered,
+    kind_of_type,
+)
 from mcp_eventscope.telemetry import catalog, declarations
 from mcp_eventscope.telemetry.facts import ServingFact
 from mcp_eventscope.telemetry.instruments import Instruments, exemplar_of
@@ -14,7 +24,6 @@ from mcp_eventscope.telemetry.measurements import (
 )
 from mcp_eventscope.telemetry.serving import ServingMetrics
 from mcp_eventscope.telemetry.tally import Note, Noted, Recorded, SpanIds
-from mcp_eventscope.types import CameBack, Committed, Lost, Retried, StoreFact, Waiting, WentAway, kind_of_type
 
 _TAKEN = frozenset({"ok", "deferred"})
 
@@ -74,9 +83,9 @@ class MetricsSink:
         self.accepted: Note = self._accept if self._accepted_tally is None else self._accepted_tally.note
         """An event was accepted, and is stored in the background; with the seconds that the caller waited."""
 
-        self._pending: Callable[[], Waiting] | None = None
+        self._pending: Callable[[], BacklogStatus] | None = None
 
-    def configured(self, ttl: int | None, pending: Callable[[], Waiting]) -> None:
+    def configured(self, ttl: int | None, pending: Callable[[], BacklogStatus]) -> None:
         """A store was decorated.
 
         Args:
@@ -126,7 +135,7 @@ class MetricsSink:
         if store.error_type is not None:
             self._errors["store", store.error_type].inc()
 
-    def committed(self, fact: Committed, recorded: list[Recorded]) -> None:
+    def committed(self, fact: BatchCommitted, recorded: list[Recorded]) -> None:
         """A batch was stored, in the background or for callers that waited."""
         self._commit_seconds.observe(fact.seconds)
         self._commit_events.observe(fact.events)
@@ -136,23 +145,23 @@ class MetricsSink:
             for message, count in collections.Counter(fact.messages).items():
                 self._stored[kind_of_type(message)].inc(count)
 
-    def told(self, fact: StoreFact) -> None:
+    def told(self, fact: StoreEvent) -> None:
         """The store has told something that no caller is told."""
         match fact:
-            case Committed():
+            case BatchCommitted():
                 self.committed(fact, [])
-            case Retried():
+            case BatchRetried():
                 self._retries[fact.reason].inc()
-            case WentAway():
+            case StoreDegraded():
                 self._degraded.set(1)
                 self._degradations[fact.reason].inc()
-            case CameBack():
+            case StoreRecovered():
                 self._degraded.set(0)
                 self._degraded_seconds[fact.reason].inc(fact.seconds)
-            case Lost():
+            case EventsLost():
                 self._lost[fact.reason].inc(fact.events)
 
-    def waiting(self, waiting: Waiting) -> None:
+    def waiting(self, waiting: BacklogStatus) -> None:
         """So much waits for Redis now."""
         self._backlog_events.set(waiting.events)
         self._backlog_bytes.set(waiting.payload_bytes)

@@ -9,18 +9,18 @@ from contextlib import asynccontextmanager
 
 import anyio
 
+from mcp_eventscope.cancellation import cancel_task
 from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis.sampling import Sample, Sampler
 from mcp_eventscope.redis.store import RedisEventStore
-from mcp_eventscope.tasks import end
+from mcp_eventscope.store.types import ObservableEventStore
 from mcp_eventscope.telemetry.measurements import SampleMeasurement
-from mcp_eventscope.types import FactStore
 
 PARTING_SECONDS = 0.25
 """How long it may take to give the turn to another worker, at the end."""
 
 
-def sampler_of(store: FactStore, every: object) -> Sampler:
+def sampler_of(store: ObservableEventStore, every: object) -> Sampler:
     """What samples a store's Redis.
 
     Args:
@@ -57,7 +57,7 @@ async def sampling(sampler: Sampler, every: float, tell: Callable[[SampleMeasure
         yield
     finally:
         with anyio.CancelScope(shield=True):
-            await end(task)
+            await cancel_task(task)
             with anyio.move_on_after(PARTING_SECONDS), contextlib.suppress(StoreError):
                 await sampler.leave()
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Concatenate, ParamSpec
 
+from mcp_eventscope.store.types import AppendResult, JSONRPCMessage, StreamId, kind_of
 from mcp_eventscope.telemetry import catalog, declarations
 from mcp_eventscope.telemetry.logs import Log, Logger, LogSink
 from mcp_eventscope.telemetry.measurements import Measurement
@@ -13,7 +14,6 @@ from mcp_eventscope.telemetry.otel_metrics import MeterProvider, otel_sink
 from mcp_eventscope.telemetry.prometheus import Registry, prometheus_sink
 from mcp_eventscope.telemetry.tally import SpanIds
 from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, Tracing
-from mcp_eventscope.types import Appended, JSONRPCMessage, StreamId, kind_of
 
 P = ParamSpec("P")
 _NO_SPAN = (None, "")
@@ -51,7 +51,12 @@ class Sinks:
             return None, ""
 
     def stored(
-        self, span: Span, session: str | None, stream_id: StreamId, message: JSONRPCMessage | None, appended: Appended
+        self,
+        span: Span,
+        session: str | None,
+        stream_id: StreamId,
+        message: JSONRPCMessage | None,
+        appended: AppendResult,
     ) -> SpanIds | None:
         """End the span of an event that was stored. Returns its ids, for exemplars."""
         ids = self._ids(span)

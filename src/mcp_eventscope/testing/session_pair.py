@@ -9,20 +9,28 @@ from typing import Protocol, TypeAlias
 from mcp.server.streamable_http import EventMessage
 from mcp.types import JSONRPCMessage, JSONRPCNotification, JSONRPCResponse, RequestId
 
-from mcp_eventscope.sessions.wire import stream_name
+from mcp_eventscope.sessions.event_ids import stream_name
+from mcp_eventscope.store.types import (
+    AppendResult,
+    EventsLost,
+    ObservableEventStore,
+    ReplayResult,
+    StoreEvent,
+    StoreOutcome,
+    StreamId,
+)
 from mcp_eventscope.testing.collected import Collected, on_the_wire
 from mcp_eventscope.testing.conformance import note
-from mcp_eventscope.types import Appended, FactStore, Lost, Replayed, StoreFact, StoreOutcome, StreamId
 
 
 class SessionRoot(Protocol):
     """The store of one process: it hands out the parts of sessions."""
 
-    def for_session(self, session_id: str) -> FactStore:
+    def for_session(self, session_id: str) -> ObservableEventStore:
         """The part of the store that is one session's."""
         ...
 
-    def observe(self, told: Callable[[StoreFact], None]) -> None:
+    def observe(self, told: Callable[[StoreEvent], None]) -> None:
         """Call back with background events, the events that are lost among them."""
         ...
 
@@ -39,7 +47,7 @@ OpenSessionStore: TypeAlias = Callable[[], AbstractAsyncContextManager[SessionRo
 class Accepted:
     """One event that a store has accepted."""
 
-    appended: Appended
+    appended: AppendResult
     message: JSONRPCMessage | None
     outcomes: list[StoreOutcome] = field(default_factory=list)
     """The outcomes that were reported: one, in the end."""
@@ -56,21 +64,21 @@ class Pair:
 
     writer: SessionRoot
     reader: SessionRoot
-    lost: list[Lost] = field(default_factory=list)
-    _parts: dict[tuple[str, bool], FactStore] = field(default_factory=dict)
+    lost: list[EventsLost] = field(default_factory=list)
+    _parts: dict[tuple[str, bool], ObservableEventStore] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.writer.observe(lambda fact: self.lost.append(fact) if isinstance(fact, Lost) else None)
+        self.writer.observe(lambda fact: self.lost.append(fact) if isinstance(fact, EventsLost) else None)
 
-    def part(self, session: str) -> FactStore:
+    def part(self, session: str) -> ObservableEventStore:
         """A session's part of the store that writes."""
         return self._part(session, reads=False)
 
-    def reading(self, session: str) -> FactStore:
+    def reading(self, session: str) -> ObservableEventStore:
         """The same session's part of the store that reads."""
         return self._part(session, reads=True)
 
-    def _part(self, session: str, *, reads: bool) -> FactStore:
+    def _part(self, session: str, *, reads: bool) -> ObservableEventStore:
         if (session, reads) not in self._parts:
             self._parts[session, reads] = (self.reader if reads else self.writer).for_session(session)
         return self._parts[session, reads]
@@ -106,7 +114,7 @@ class Stream:
         """Hand the store that many notes."""
         return [await self.append(note(number)) for number in range(count)]
 
-    async def replay(self, after: str, *, reads: bool = True) -> tuple[Collected, Replayed]:
+    async def replay(self, after: str, *, reads: bool = True) -> tuple[Collected, ReplayResult]:
         """Replay after an event, through the other store or through the one that writes."""
         part = self.pair.reading(self.session) if reads else self.pair.part(self.session)
         collected = Collected()

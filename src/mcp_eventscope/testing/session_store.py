@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from mcp.server.streamable_http import EventMessage
 from mcp.types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCResponse, RequestId
 
-from mcp_eventscope.answers import REQUEST_ORPHANED
-from mcp_eventscope.sessions.wire import stream_name
+from mcp_eventscope.sessions.event_ids import stream_name
+from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
+from mcp_eventscope.store.types import FINAL, GET_STREAM_KEY, FollowEnd, FollowResult, StoreOutcome, StreamId
 from mcp_eventscope.testing.collected import Collected, on_the_wire
 from mcp_eventscope.testing.conformance import EXTREMES, MEBIBYTE, SENT, few_examples, more_examples, note
 from mcp_eventscope.testing.session_pair import (
@@ -29,7 +30,6 @@ from mcp_eventscope.testing.session_pair import (
 )
 from mcp_eventscope.testing.sessions import HOSTILE
 from mcp_eventscope.testing.strategies import foreign_event_ids, messages, session_ids
-from mcp_eventscope.types import FINAL, GET_STREAM_KEY, Followed, FollowEnd, StoreOutcome, StreamId
 
 PATIENCE = 20.0
 """The time limit of a test, in seconds."""
@@ -338,7 +338,7 @@ class SessionStoreConformance:
         if reads:
             await self.settle(pair)
         part = pair.reading(stream.session) if reads else pair.part(stream.session)
-        collected, followed = Collected(), list[Followed]()
+        collected, followed = Collected(), list[FollowResult]()
         accepted = []
 
         async def follow() -> None:

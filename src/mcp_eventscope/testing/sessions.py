@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mcp.server.streamable_http import EventStore
 from mcp.types import JSONRPCResponse
 
-from mcp_eventscope.instrumented import InstrumentedEventStore
+from mcp_eventscope.instrumentation import InstrumentedEventStore
 from mcp_eventscope.sessions.view import SessionView
 from mcp_eventscope.testing.collected import Collected, on_the_wire, replay
 from mcp_eventscope.testing.strategies import session_ids, stream_ids

@@ -10,18 +10,18 @@ from itertools import islice
 
 from redis import asyncio as aioredis
 
+from mcp_eventscope.cancellation import is_cancelling
 from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.connection import AnyRedis, call
-from mcp_eventscope.redis.identity import Identity
+from mcp_eventscope.redis.client import AnyRedis, call
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.pubsub import Subscriptions
 from mcp_eventscope.redis.read.delivery import Delivery
 from mcp_eventscope.redis.scripts import Script
-from mcp_eventscope.redis.signals import Signals
+from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.workers import Workers
 from mcp_eventscope.redis.write.runs import worker_of
-from mcp_eventscope.tasks import ending
-from mcp_eventscope.types import StreamId
+from mcp_eventscope.store.types import StreamId
 
 POLL_SECONDS = 0.5
 """How often a process looks for what its followers have not been woken for: a lost wake-up costs at most this, and a
@@ -86,17 +86,17 @@ class RunFollowers:
         breaker: Whether Redis can be called.
         worker: This process.
         workers: Knows which workers are alive.
-        signals: The subscriptions.
+        subscriptions: The subscriptions.
     """
 
     def __init__(
-        self, redis: AnyRedis, breaker: CircuitBreaker, worker: Identity, workers: Workers, signals: Signals
+        self, redis: AnyRedis, breaker: CircuitBreaker, worker: WorkerId, workers: Workers, subscriptions: Subscriptions
     ) -> None:
         self._redis = redis
         self._breaker = breaker
         self._worker = worker
         self._workers = workers
-        self._signals = signals
+        self._subscriptions = subscriptions
         self._watches: set[Watch] = set()
         self._polling: asyncio.Task[None] | None = None
         self._polls = 0
@@ -106,18 +106,18 @@ class RunFollowers:
         """Wake a follower until the block ends. To be entered before reading, or a wake-up is missed."""
         channel = watch.keys.stream(stream)
         self._watches.add(watch)
-        self._signals.listen(channel, watch.wake)
+        self._subscriptions.subscribe(channel, watch.wake)
         if self._polling is None:
             self._polling = asyncio.create_task(self._poll_loop(), name="eventscope-followers")
         try:
             yield
         finally:
-            self._signals.ignore(channel, watch.wake)
+            self._subscriptions.unsubscribe(channel, watch.wake)
             self._watches.discard(watch)
 
     async def _poll_loop(self) -> None:
         try:
-            while self._watches and not ending():
+            while self._watches and not is_cancelling():
                 await asyncio.sleep(POLL_SECONDS)
                 with contextlib.suppress(StoreError, ValueError):
                     await self._poll()
@@ -126,14 +126,14 @@ class RunFollowers:
 
     async def _poll(self) -> None:
         self._polls += 1
-        heard = self._signals.probe() and self._polls % STANDALONE_POLLS != 0
+        heard = self._subscriptions.probe() and self._polls % STANDALONE_POLLS != 0
         if self._breaker.unreachable:
             return
         requests: list[tuple[Watch, str]] = []
         for watch in self._watches:
             if watch.run is not None:
                 requests.append((watch, watch.run))
-            elif not (heard and self._signals.confirmed(watch.keys.stream(watch.delivery.stream))):
+            elif not (heard and self._subscriptions.confirmed(watch.keys.stream(watch.delivery.stream))):
                 watch.wake()  # It reads what its runs have.
         watches = iter(requests)
         # On a cluster a script sees one slot, so one session, at a time.
@@ -144,7 +144,7 @@ class RunFollowers:
             ]
             runs = [run for _, run in group]
             states = await call("read from", self._redis, self._breaker, partial(_peek, self._redis, keys, runs))
-            expired = await self._workers.gone({worker_of(run) for run in runs} - {self._worker.name})
+            expired = await self._workers.expired({worker_of(run) for run in runs} - {self._worker.name})
             expired.add(self._worker.name)  # Its runs are followed in memory: this one it does not run any more.
             for (watch, run), last, entry in zip(group, states[::2], states[1::2], strict=True):
                 self._check(watch, run, int(last), entry, expired)

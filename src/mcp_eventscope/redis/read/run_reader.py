@@ -8,15 +8,15 @@ from typing import TypeVar
 
 from redis.exceptions import MaxConnectionsError
 
+from mcp_eventscope.cancellation import cancel_task
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.connection import AnyRedis, call
+from mcp_eventscope.redis.client import AnyRedis, call
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.read.delivery import Delivery
 from mcp_eventscope.redis.read.elements import Chunk, Row, read_run
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.write.runs import PendingEvent, Run
-from mcp_eventscope.tasks import end
-from mcp_eventscope.types import StreamId
+from mcp_eventscope.store.types import StreamId
 
 CHUNK_EVENTS = 512
 """The most events that one read returns: Redis is blocked for one."""
@@ -107,7 +107,7 @@ class RunReader:
                 chunk, ahead = await ahead, None
         finally:
             if ahead is not None:
-                await end(ahead)
+                await cancel_task(ahead)
                 with suppress(asyncio.CancelledError, Exception):
                     ahead.result()
         return chunk

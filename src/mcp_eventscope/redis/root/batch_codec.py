@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.root.backlog import PendingEvent
 from mcp_eventscope.redis.scripts import Script
+from mcp_eventscope.redis.worker_id import WorkerId
 
 APPEND = Script("root_append.lua")
 
@@ -45,7 +45,7 @@ class BatchCodec:
         worker: This process.
     """
 
-    def __init__(self, keys: Keys, ttl: int | None, worker: Identity) -> None:
+    def __init__(self, keys: Keys, ttl: int | None, worker: WorkerId) -> None:
         self._keys = keys
         self._ttl = ttl
         self._worker = worker

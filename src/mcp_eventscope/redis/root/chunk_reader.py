@@ -4,14 +4,14 @@ import asyncio
 
 from redis.exceptions import MaxConnectionsError
 
+from mcp_eventscope.cancellation import cancel_task
 from mcp_eventscope.errors import StoreUnavailableError
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.connection import AnyRedis, failure_text, told_as, trouble_of
+from mcp_eventscope.redis.client import AnyRedis, failure_reason, failure_text, map_redis_errors
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.root import scripts
 from mcp_eventscope.redis.root.replay import ReplayCursor
-from mcp_eventscope.tasks import end
-from mcp_eventscope.types import EventId, StreamId
+from mcp_eventscope.store.types import EventId, StreamId
 
 CHUNK_EVENTS = 256
 """The most events of one read, which blocks Redis."""
@@ -47,11 +47,11 @@ class ChunkReader:
         """
         try:
             async with self._reads:
-                with told_as("read from", self._redis):
+                with map_redis_errors("read from", self._redis):
                     return await self._read(keys, cursor, stream_id)
         except StoreUnavailableError as error:
             cause = error.__cause__ or error
-            self._breaker.record_failure(trouble_of(cause), failure_text(cause, self._redis))
+            self._breaker.record_failure(failure_reason(cause), failure_text(cause, self._redis))
             raise
 
     async def _read(self, keys: Keys, cursor: EventId, stream_id: StreamId | None) -> scripts.Chunk:
@@ -95,7 +95,7 @@ class ChunkReader:
                 chunk = following
         finally:
             if ahead_task is not None:
-                await end(ahead_task)
+                await cancel_task(ahead_task)
 
     async def _read_ahead(
         self, keys: Keys, cursor: EventId, stream_id: StreamId, ahead: "asyncio.Queue[scripts.Chunk | Exception]"

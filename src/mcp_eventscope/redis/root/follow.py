@@ -7,14 +7,14 @@ from contextlib import contextmanager
 
 import anyio
 
+from mcp_eventscope.cancellation import is_cancelling
 from mcp_eventscope.errors import StoreError
-from mcp_eventscope.redis.connection import AnyRedis, told_as
-from mcp_eventscope.redis.identity import Identity
+from mcp_eventscope.redis.client import AnyRedis, map_redis_errors
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.pubsub import Subscriptions
 from mcp_eventscope.redis.root import scripts
-from mcp_eventscope.redis.signals import Signals
-from mcp_eventscope.tasks import ending
-from mcp_eventscope.types import EventId, StreamId
+from mcp_eventscope.redis.worker_id import WorkerId
+from mcp_eventscope.store.types import EventId, StreamId
 
 POLL_SECONDS = 0.5
 """How often the followed streams are polled: a lost wake-up costs at most this, and so does a writer that publishes
@@ -50,14 +50,14 @@ class Followers:
         redis: The client.
         keys: The store's keys.
         worker: This process.
-        signals: Its subscriptions.
+        subscriptions: Its subscriptions.
     """
 
-    def __init__(self, redis: AnyRedis, keys: Keys, worker: Identity, signals: Signals) -> None:
+    def __init__(self, redis: AnyRedis, keys: Keys, worker: WorkerId, subscriptions: Subscriptions) -> None:
         self._redis = redis
         self._keys = keys
         self._worker = worker
-        self._signals = signals
+        self._subscriptions = subscriptions
         self._followers: dict[StreamId, set[Follower]] = {}
         self._polling: asyncio.Task[None] | None = None
 
@@ -73,7 +73,7 @@ class Followers:
             cursor: The event up to which it has been read.
         """
         if not self._followers:
-            self._signals.listen(self._keys.stored, self._on_message)
+            self._subscriptions.subscribe(self._keys.stored, self._on_message)
         follower = Follower(cursor)
         self._followers.setdefault(stream_id, set()).add(follower)
         if self._polling is None:
@@ -86,7 +86,7 @@ class Followers:
             if not followers:
                 del self._followers[stream_id]
             if not self._followers:
-                self._signals.ignore(self._keys.stored, self._on_message)
+                self._subscriptions.unsubscribe(self._keys.stored, self._on_message)
 
     def notify(self, stream_ids: Iterable[StreamId]) -> None:
         """Wake the followers of these streams."""
@@ -105,7 +105,7 @@ class Followers:
 
     async def _poll_loop(self) -> None:
         try:
-            while self._followers and not ending():
+            while self._followers and not is_cancelling():
                 await asyncio.sleep(POLL_SECONDS)
                 with contextlib.suppress(StoreError, ValueError):
                     await self._poll()
@@ -116,7 +116,7 @@ class Followers:
         streams = list(self._followers)
         for start in range(0, len(streams), POLL_STREAMS):
             group = streams[start : start + POLL_STREAMS]
-            with told_as("read from", self._redis):
+            with map_redis_errors("read from", self._redis):
                 last = await scripts.peek(self._redis, self._keys, group)
             for stream_id, event_id in zip(group, last, strict=True):
                 if not event_id.isdigit():

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 from mcp_eventscope.errors import StoreRejectedError
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.connection import AnyRedis, address_of
+from mcp_eventscope.redis.client import AnyRedis, address_of
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.root.backlog import Backlog, PendingEvent
 from mcp_eventscope.redis.root.batch_codec import BatchCodec, Reply, parse_reply
 from mcp_eventscope.redis.write.batch import Batch
 from mcp_eventscope.redis.write.sender import LOOP_LATE
-from mcp_eventscope.types import Committed, EventId, LossReason, Lost, Retried, Trouble
+from mcp_eventscope.store.types import BatchCommitted, BatchRetried, EventId, EventsLost, FailureReason, LossReason
 
 DISTANT_SECONDS = 0.005
 """The round trip of a batch from which on Redis is considered distant, and fewer, larger batches are sent."""
@@ -127,7 +127,7 @@ class RootWriter:
         if deadline <= now:
             if now - due < LOOP_LATE:
                 text = f"Redis at {address_of(self._redis)}: no reply within {self._breaker.call_timeout} seconds"
-                self._breaker.record_failure(Trouble.TIMEOUT, text)
+                self._breaker.record_failure(FailureReason.TIMEOUT, text)
                 return
             deadline = now + LOOP_LATE  # The reply may be there, and the process had no time to read it.
         self._timer = loop.call_at(deadline, self._check_deadlines, loop, deadline)
@@ -149,7 +149,7 @@ class RootWriter:
         lost = [event for event in events if not event.placeholder]
         if lost:
             size = sum(len(event.payload) for event in lost)
-            self._observers.emit(Lost(reason=reason, events=len(lost), payload_bytes=size))
+            self._observers.emit(EventsLost(reason=reason, events=len(lost), payload_bytes=size))
         return len(lost)
 
     # -- batches ------------------------------------------------------------------------------------------------------
@@ -203,7 +203,9 @@ class RootWriter:
             self._codec.trimmed(events, reply.untrimmed)
             self._stored(events)
         if committed := len(events) - len(reply.errors):
-            self._observers.emit(Committed(events=committed, payload_bytes=size, deferred=deferred, seconds=seconds))
+            self._observers.emit(
+                BatchCommitted(events=committed, payload_bytes=size, deferred=deferred, seconds=seconds)
+            )
         if rejected:
             self._lose(rejected, LossReason.REJECTED)
 
@@ -221,7 +223,7 @@ class RootWriter:
         if len(batch.pending) == 1:
             self._settle(batch.pending, Reply(0, {0: error}), 0.0)
             return
-        self._observers.emit(Retried(reason=Trouble.OTHER, events=batch.events, error=error))
+        self._observers.emit(BatchRetried(reason=FailureReason.OTHER, events=batch.events, error=error))
         self._backlog.split(batch.first, batch.pending)
 
     def put_back(self, events: list[PendingEvent]) -> None:

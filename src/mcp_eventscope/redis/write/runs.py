@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 
 from mcp_eventscope.redis.keys import Keys
-from mcp_eventscope.types import EventId, StoreOutcome, StreamId
+from mcp_eventscope.store.types import EventId, StoreOutcome, StreamId
 
 EVENT_BYTES = 512
 """Bytes of memory that an event counts for beside its payload, in the bounds."""
@@ -76,7 +76,7 @@ class PendingEvent:
     @property
     def lost(self) -> bool:
         """Whether it stands for events that were lost."""
-        return self.message is Lost
+        return self.message is LostRange
 
     def add_done_callback(self, callback: Callable[[StoreOutcome], None]) -> None:
         """Call back with the outcome of the event, immediately if it is known already."""
@@ -105,7 +105,7 @@ class PendingEvent:
     def element(self) -> bytes:
         """The element of the run's list."""
         payload = self.payload
-        if not (self.final or self.traceparent or len(payload) > LARGE_PAYLOAD or self.message is Lost):
+        if not (self.final or self.traceparent or len(payload) > LARGE_PAYLOAD or self.message is LostRange):
             return b"%d %d\n%b" % (self.seq, self.time, payload)
         marks = [b"%d %d" % (self.seq, self.time)]
         if self.final:
@@ -125,7 +125,7 @@ class PendingEvent:
         return len(self.payload) > LARGE_PAYLOAD
 
 
-class Lost:
+class LostRange:
     """Stands for the type of a message where numbers stand for lost events."""
 
 

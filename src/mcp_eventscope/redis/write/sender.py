@@ -7,14 +7,14 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from mcp_eventscope.cancellation import cancel_task
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.connection import AnyRedis, failure_text, is_refusal, trouble_of
+from mcp_eventscope.redis.client import AnyRedis, failure_reason, failure_text, is_refusal
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.write import transport
 from mcp_eventscope.redis.write.batch import BATCH_BYTES, Batch, BatchSource, Probe
 from mcp_eventscope.redis.write.transport import Transport
-from mcp_eventscope.tasks import end
-from mcp_eventscope.types import Retried, Trouble
+from mcp_eventscope.store.types import BatchRetried, FailureReason
 
 MOST_BROKEN = 3
 """How often a connection may break while a large batch is alone in flight, before its event is taken for the cause."""
@@ -41,7 +41,7 @@ class Sender:
         redis: The client.
         sources: Where batches come from, in turn.
         breaker: Records failures and replies; while it is open, the sender probes Redis until it answers.
-        observers: Called with each `Retried`.
+        observers: Called with each `BatchRetried`.
         reconnected: Called when a connection is open after another one broke.
     """
 
@@ -89,7 +89,7 @@ class Sender:
             loop = asyncio.get_running_loop()
             self._task = loop.create_task(self._run(), name="eventscope-writer", context=contextvars.Context())
         else:
-            self._ring()
+            self._wake_exchange()
 
     async def drain(self, seconds: float) -> list[Batch]:
         """Send the batches that are ready, for at most so long; then stop, and release the connection.
@@ -100,7 +100,7 @@ class Sender:
         if self._task is not None and not self.idle:
             await asyncio.wait({self._task}, timeout=seconds)
         if self._task is not None:
-            await end(self._task)
+            await cancel_task(self._task)
         if self._lingering is not None:
             self._lingering.cancel()
             self._lingering = None
@@ -144,7 +144,7 @@ class Sender:
         loop = asyncio.get_running_loop()
         self._expected = loop.create_future()
         reading = asyncio.create_task(self._read(open_transport, self._expected), name="eventscope-writer-read")
-        reading.add_done_callback(self._ring)
+        reading.add_done_callback(self._wake_exchange)
         try:
             while True:
                 while (following := self._following(open_transport)) is not None:
@@ -169,7 +169,7 @@ class Sender:
         finally:
             self._wakeup = None
             if not reading.done():
-                await end(reading)
+                await cancel_task(reading)
             self._expected = None
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 reading.result()
@@ -194,21 +194,21 @@ class Sender:
         """Open the circuit when a batch is not acknowledged in time."""
         if self._watchdog is None and self._in_flight:
             due = self._in_flight[0].sent + self._breaker.call_timeout
-            self._watchdog = loop.call_at(due, self._look, loop, due)
+            self._watchdog = loop.call_at(due, self._check_timeout, loop, due)
 
-    def _look(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+    def _check_timeout(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
         self._watchdog = None
         now = loop.time()
         if now - due > LOOP_LATE:  # The reply may be there, and this process had no time to read it.
-            self._watchdog = loop.call_at(now + LOOP_LATE, self._look, loop, now + LOOP_LATE)
+            self._watchdog = loop.call_at(now + LOOP_LATE, self._check_timeout, loop, now + LOOP_LATE)
             return
         if self._in_flight and self._in_flight[0].sent + self._breaker.call_timeout <= now:
             if self._breaker.reason is None:
-                self._breaker.record_failure(Trouble.TIMEOUT, failure_text(TimeoutError(), self._redis))
+                self._breaker.record_failure(FailureReason.TIMEOUT, failure_text(TimeoutError(), self._redis))
             return  # The next batch that is sent is watched again.
         self._watch(loop)
 
-    def _ring(self, _: object = None) -> None:
+    def _wake_exchange(self, _: object = None) -> None:
         if self._wakeup is not None and not self._wakeup.done():
             self._wakeup.set_result(None)
 
@@ -235,17 +235,17 @@ class Sender:
                     self._in_flight.remove(batch)
                     self._failures = 0
                     self._breaker.record_success(seconds)
-                self._ring()
+                self._wake_exchange()
             self._expected = expected = loop.create_future()
 
     def _replied_error(self, batch: Batch, error: Exception) -> None:
         """Redis replied with an error, or, on a cluster, one node was not reached."""
-        trouble, text = trouble_of(error), failure_text(error, self._redis)
+        reason, text = failure_reason(error), failure_text(error, self._redis)
         if is_refusal(error) and batch.refuse(text):
             return
         if batch.events:
-            self._observers.emit(Retried(reason=trouble, events=batch.events, error=text))
-        forgotten = trouble is Trouble.NOSCRIPT
+            self._observers.emit(BatchRetried(reason=reason, events=batch.events, error=text))
+        forgotten = reason is FailureReason.NOSCRIPT
         self._retry_queue.append((batch, forgotten))
         if not forgotten:
             self._interrupted = error
@@ -256,29 +256,29 @@ class Sender:
         # By what ended the exchange: a connection may break after an error reply, too, and its replies are lost then.
         broken = not isinstance(error, _InterruptedError)
         cause = error if broken or interrupted is None else interrupted
-        trouble, text = trouble_of(cause), failure_text(cause, self._redis)
-        if broken or trouble is Trouble.READONLY:  # Another server may be the primary now.
-            self._requeue(trouble, text)
+        reason, text = failure_reason(cause), failure_text(cause, self._redis)
+        if broken or reason is FailureReason.READONLY:  # Another server may be the primary now.
+            self._requeue(reason, text)
             self._broken = True
             await self._disconnect(in_doubt=True)
         self._failures += 1
         if self._failures > 1 or interrupted is not None:
-            self._breaker.record_failure(trouble, text)
+            self._breaker.record_failure(reason, text)
             delay = min(FIRST_RETRY * 2.0 ** min(self._failures - 1, 10), LAST_RETRY)
             await asyncio.sleep(delay * random.uniform(0.7, 1.0))  # noqa: S311 - so that workers do not come together
 
-    def _requeue(self, trouble: Trouble | None, error: str) -> None:
+    def _requeue(self, reason: FailureReason | None, error: str) -> None:
         """Resend the batches in flight, which may have been committed or not."""
         in_flight, self._in_flight = self._in_flight, deque()
         for batch in in_flight:
-            if trouble is not None and batch.events:
-                self._observers.emit(Retried(reason=trouble, events=batch.events, error=error))
+            if reason is not None and batch.events:
+                self._observers.emit(BatchRetried(reason=reason, events=batch.events, error=error))
         large = [batch for batch in in_flight if batch.payload_bytes > BATCH_BYTES]
         for batch in large:
             # Only a broken connection is the event's doing: Redis may be loading, or frozen.
-            batch.broken += 1 if trouble is Trouble.CONNECTION else 0
+            batch.broken += 1 if reason is FailureReason.CONNECTION else 0
             if (
-                trouble is Trouble.CONNECTION
+                reason is FailureReason.CONNECTION
                 and len(in_flight) == 1
                 and batch.broken >= MOST_BROKEN
                 and batch.refuse(error)

@@ -13,17 +13,17 @@ from typing import Annotated, TypeVar
 import pydantic_core
 from pydantic import Field, TypeAdapter
 
+from mcp_eventscope.cancellation import cancel_task
 from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
+from mcp_eventscope.redis.client import AnyRedis, call, failure_reason, is_refusal
 from mcp_eventscope.redis.clock import EventClock
-from mcp_eventscope.redis.connection import AnyRedis, call, is_refusal, trouble_of
-from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.scripts import Script
+from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.write.runs import LARGE_PAYLOAD, Run, SessionQueue
-from mcp_eventscope.tasks import end
-from mcp_eventscope.types import LossReason, Lost, Trouble
+from mcp_eventscope.store.types import EventsLost, FailureReason, LossReason
 
 ELEMENT_BYTES, RUN_BYTES = 24, 160
 """Bytes that an element takes up beside its payload, and a run beside its elements."""
@@ -66,7 +66,7 @@ class SessionLimit:
     def __init__(  # noqa: PLR0913, PLR0917 - made in one place
         self,
         redis: AnyRedis,
-        worker: Identity,
+        worker: WorkerId,
         clock: EventClock,
         ttl: int | None,
         breaker: CircuitBreaker,
@@ -155,7 +155,7 @@ class SessionLimit:
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=seconds)
         if self._task is not None:
-            await end(self._task)
+            await cancel_task(self._task)
         self._cancel_retry()
 
     async def _run(self) -> None:
@@ -210,7 +210,7 @@ class SessionLimit:
                 freed += eviction.freed
         finally:  # Once, since a log event of the same reason is written every few seconds at most.
             if events:
-                self._observers.emit(Lost(reason=LossReason.SESSION_LIMIT, events=events, payload_bytes=freed))
+                self._observers.emit(EventsLost(reason=LossReason.SESSION_LIMIT, events=events, payload_bytes=freed))
 
     async def _plan(self, eviction: "_Eviction", names: list[bytes], horizon: bytes) -> None:
         """Choose the events to evict from the runs of some entries."""
@@ -337,4 +337,4 @@ def _pieces(value: bytes) -> list[_Piece]:
 def _is_permanent(error: StoreError) -> bool:
     """Whether Redis would refuse the same call again."""
     cause = error.__cause__
-    return cause is not None and (is_refusal(cause) or trouble_of(cause) is Trouble.AUTH)
+    return cause is not None and (is_refusal(cause) or failure_reason(cause) is FailureReason.AUTH)

@@ -12,15 +12,22 @@ from mcp.types import RequestId
 
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.clock import EventClock
-from mcp_eventscope.redis.identity import Identity
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
+from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.write.batch import BATCH_BYTES
-from mcp_eventscope.redis.write.runs import EVENT_BYTES, LARGE_PAYLOAD, Lost, PendingEvent, Run, SessionQueue
+from mcp_eventscope.redis.write.runs import EVENT_BYTES, LARGE_PAYLOAD, LostRange, PendingEvent, Run, SessionQueue
 from mcp_eventscope.redis.write.session_batch import RunPart, SessionBatch
 from mcp_eventscope.redis.write.session_limit import ELEMENT_BYTES
-from mcp_eventscope.types import GET_STREAM_KEY, Committed, JSONRPCError, LossReason, StoreOutcome, StreamId
-from mcp_eventscope.types import Lost as EventsLost
+from mcp_eventscope.store.types import (
+    GET_STREAM_KEY,
+    BatchCommitted,
+    EventsLost,
+    JSONRPCError,
+    LossReason,
+    StoreOutcome,
+    StreamId,
+)
 
 BATCH_EVENTS = 256
 """Events after which a batch is closed: Redis is busy with it for about a millisecond."""
@@ -70,7 +77,7 @@ class SessionWriter:
 
     def __init__(  # noqa: PLR0913, PLR0917 - made in one place
         self,
-        worker: Identity,
+        worker: WorkerId,
         clock: EventClock,
         ttl: int | None,
         breaker: CircuitBreaker,
@@ -349,7 +356,7 @@ class SessionWriter:
                 run.followed = state.endswith("w")
                 if events:
                     # Those stored for the first time: others were counted before Redis lost them.
-                    stored = [event for event in events if event.outcome is None and event.message is not Lost]
+                    stored = [event for event in events if event.outcome is None and event.message is not LostRange]
                     latencies += [now - event.accepted for event in stored]
                     messages += [event.message for event in stored]
                     size = sum([event.size for event in stored]) - EVENT_BYTES * len(stored)
@@ -367,7 +374,7 @@ class SessionWriter:
         self._release_room()
         if batch.events:
             self._observers.emit(
-                Committed(
+                BatchCommitted(
                     events=len(latencies),
                     payload_bytes=payload_bytes,
                     deferred=0,
@@ -399,7 +406,7 @@ class SessionWriter:
         self._uncount(run.session, len(events), part.size)
         stored, lost = StoreOutcome.STORED, StoreOutcome.LOST
         for event in events:
-            event.settle(lost if event.message is Lost else stored)
+            event.settle(lost if event.message is LostRange else stored)
         run.retained += events
         self._retained.append((run, events[-1]))
         self._retained_bytes += part.size
@@ -504,7 +511,7 @@ class SessionWriter:
     def _placeholder(self, run: Run, first: int, last: int) -> PendingEvent:
         """What stands for a range of numbers whose events are lost."""
         now = asyncio.get_running_loop().time()
-        event = PendingEvent(run, last, self._clock.now(), now, Lost, b"", "", final=False)
+        event = PendingEvent(run, last, self._clock.now(), now, LostRange, b"", "", final=False)
         event.first = first
         self._count(event)
         return event

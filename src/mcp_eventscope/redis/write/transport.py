@@ -11,9 +11,9 @@ from redis.client import NEVER_DECODE
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from mcp_eventscope.redis.connection import ANSWER_TIMEOUT, AnyRedis
+from mcp_eventscope.cancellation import cancel_task
+from mcp_eventscope.redis.client import ANSWER_TIMEOUT, AnyRedis
 from mcp_eventscope.redis.write.batch import Batch, Probe
-from mcp_eventscope.tasks import end
 
 SLOWEST_TRANSFER = 1 << 20
 """Bytes a second that sending must reach, on top of the time for a reply."""
@@ -161,4 +161,4 @@ class ClusterTransport:
     async def close(self, *, in_doubt: bool) -> None:
         """End the calls that are in flight."""
         for task in tuple(self._tasks):
-            await end(task)
+            await cancel_task(task)

@@ -10,7 +10,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from mcp_eventscope.instrumented import InstrumentedEventStore
+from mcp_eventscope.instrumentation import InstrumentedEventStore
 from mcp_eventscope.telemetry import catalog_sessions
 from mcp_eventscope.telemetry.facts import (
     Inert,
@@ -30,7 +30,7 @@ from mcp_eventscope.telemetry.tracing import session_hash
 _REVISIONS = frozenset(catalog_sessions.REVISION.values or ())
 
 
-class Telling:
+class SessionTelemetry:
     """Tells a store's telemetry of the sessions that a manager serves. It never raises.
 
     Args:
@@ -59,36 +59,36 @@ class Telling:
         for mode, on in (("stateless", stateless), ("json_response", json_response)):
             if on:
                 fix = f"serve without {mode} to let clients resume, or without an event store"
-                self._tell(Inert(mode, fix))
+                self._record(Inert(mode, fix))
         ttl = None if self._store is None or stateless else self._store.ttl
         if ttl is None:
             return
         if idle_timeout is not None and ttl < 2 * idle_timeout:
             # Once: a client may be away for that long. Twice: what it comes back for may have been said well before.
             fix = f"set ttl={ceil(2 * idle_timeout)} or more, or session_idle_timeout={ttl / 2:g} or less"
-            self._tell(TTLShort(ttl, "session_idle_timeout", idle_timeout, fix))
+            self._record(TTLShort(ttl, "session_idle_timeout", idle_timeout, fix))
         if ttl < follow_timeout:
             fix = f"set ttl= to more than {follow_timeout:g}, or follow_timeout={ttl} or less"
-            self._tell(TTLShort(ttl, "follow_timeout", follow_timeout, fix))
+            self._record(TTLShort(ttl, "follow_timeout", follow_timeout, fix))
 
     def requested(self, scope: Scope) -> None:
         """A request came. The first of a revision that never asks an event store is logged, too."""
         named = Headers(scope=scope).get(MCP_PROTOCOL_VERSION_HEADER)
         revision = "none" if named is None else named if named in _REVISIONS else "other"
-        self._tell(Requested("other" if named == "none" else revision))
+        self._record(Requested("other" if named == "none" else revision))
         if named in MODERN_PROTOCOL_VERSIONS and not self._told_revision:
             self._told_revision = True
             fix = (
                 "nothing, where clients do not need to resume; else have them speak 2025-11-25: "
                 'the SDK\'s client does with mode="legacy"'
             )
-            self._tell(Inert(f"protocol revision {named}", fix))
+            self._record(Inert(f"protocol revision {named}", fix))
 
     def began(self, session_id: str | None, origin: Origin) -> None:
         """A session is served here from now on."""
         if session_id is not None and session_id not in self._here:
             self._here[session_id] = None
-            self._tell(SessionBegan(origin))
+            self._record(SessionBegan(origin))
 
     def ends(self, session_id: str, reason: SessionEnd) -> None:
         """A session is about to end here."""
@@ -114,11 +114,11 @@ class Telling:
                 reason = SessionEnd.IDLE
             else:
                 reason = SessionEnd.DELETED if transport.is_terminated else SessionEnd.FAILED
-        self._tell(SessionEnded(reason))
+        self._record(SessionEnded(reason))
 
     def refused(self, reason: Refusal, session_id: str | None = None) -> None:
         """A request got no session."""
-        self._tell(SessionRefused(reason, session_hash(session_id)))
+        self._record(SessionRefused(reason, session_hash(session_id)))
 
     def check(
         self,
@@ -141,6 +141,6 @@ class Telling:
         elif manager._session_owners.get(session_id) != requestor:
             self.refused(Refusal.OWNER, session_id)
 
-    def _tell(self, fact: ServingFact) -> None:
+    def _record(self, fact: ServingFact) -> None:
         if self._store is not None:
-            self._store.tell(fact, self._log)
+            self._store.record(fact, self._log)

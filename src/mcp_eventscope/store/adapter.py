@@ -12,24 +12,24 @@ from typing import Self
 
 import anyio
 
-from mcp_eventscope.answers import orphaned
 from mcp_eventscope.errors import StoreUnavailableError
-from mcp_eventscope.redis import codec
-from mcp_eventscope.types import (
-    Appended,
+from mcp_eventscope.store import codec
+from mcp_eventscope.store.jsonrpc_errors import orphaned
+from mcp_eventscope.store.types import (
+    AppendResult,
+    BacklogStatus,
     EventCallback,
     EventId,
     EventMessage,
     EventStore,
-    Followed,
     FollowEnd,
+    FollowResult,
     JSONRPCMessage,
     Miss,
-    Replayed,
+    ReplayResult,
     RequestId,
-    StoreFact,
+    StoreEvent,
     StreamId,
-    Waiting,
     is_final,
 )
 
@@ -39,7 +39,7 @@ POLL_SECONDS = 0.5
 """How often a followed stream is asked for anew. Each time may cost the store a whole scan, so not more often."""
 
 
-class ForeignEventStore:
+class EventStoreAdapter:
     """Any SDK `EventStore`, returning facts.
 
     A session's part (`for_session`) has the session id, and its length, in front of every stream id: no two sessions
@@ -95,13 +95,13 @@ class ForeignEventStore:
         """Store an error as the response; whether there is one already cannot be seen from here."""
         await self.append(stream_id, orphaned(request_id))
 
-    def observe(self, told: Callable[[StoreFact], None]) -> None:
+    def observe(self, callback: Callable[[StoreEvent], None]) -> None:
         """Do nothing: the interface tells nothing in between."""
 
     @property
-    def waiting(self) -> Waiting:
+    def backlog(self) -> BacklogStatus:
         """Nothing: what such a store defers, it does not say."""
-        return Waiting()
+        return BacklogStatus()
 
     async def flush(self, seconds: float) -> int:
         """Return at once: nothing waits here."""
@@ -110,18 +110,18 @@ class ForeignEventStore:
     async def ping(self) -> None:
         """Return at once: the interface has nothing to ask."""
 
-    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> Appended:
+    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> AppendResult:
         """Store one event; the interface has no place for who produced it.
 
         Raises what the store raises, and `StoreUnavailableError` when it does not answer.
         """
         with self._bounded("store on"):
             event_id = await self._store.store_event(self._scope + stream_id, message)
-        return Appended(event_id, _size(message))
+        return AppendResult(event_id, _size(message))
 
     async def replay(
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
-    ) -> Replayed:
+    ) -> ReplayResult:
         """Deliver what the store replays after an event, up to the response when the stream is given.
 
         Args:
@@ -133,15 +133,15 @@ class ForeignEventStore:
             What was delivered.
         """
         if not last_event_id:
-            return Replayed(miss=Miss.MALFORMED)
+            return ReplayResult(miss=Miss.MALFORMED)
         if not self._scope and stream_id is None:
             return await self._pass_through(last_event_id, send)
         found, held = await self._fetch(last_event_id)
         if found is None or stream_id not in (None, found):
-            return Replayed(miss=Miss.UNKNOWN)
+            return ReplayResult(miss=Miss.UNKNOWN)
         return await self._deliver(found, held, last_event_id, send, until_response=stream_id is not None)
 
-    async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> Followed:
+    async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> FollowResult:
         """Deliver what is stored from now on, by asking again and again. Arguments and result as in `RedisEventStore`.
 
         A store that fails or has forgotten the event is asked again until the limit.
@@ -169,7 +169,7 @@ class ForeignEventStore:
             if remaining <= 0:
                 break
             await asyncio.sleep(min(POLL_SECONDS, remaining))
-        return Followed(last_event_id=last, end=end, delivered=sent, payload_bytes=payload_bytes, failures=failures)
+        return FollowResult(last_event_id=last, end=end, delivered=sent, payload_bytes=payload_bytes, failures=failures)
 
     @contextmanager
     def _bounded(self, operation: str) -> Iterator[None]:
@@ -202,7 +202,7 @@ class ForeignEventStore:
         send: EventCallback,
         *,
         until_response: bool,
-    ) -> Replayed:
+    ) -> ReplayResult:
         delivered = _Delivered(stream_id, cursor, send)
         for event in held:
             await delivered.take(event)
@@ -210,12 +210,12 @@ class ForeignEventStore:
                 break
         return delivered.as_replayed()
 
-    async def _pass_through(self, last_event_id: EventId, send: EventCallback) -> Replayed:
+    async def _pass_through(self, last_event_id: EventId, send: EventCallback) -> ReplayResult:
         """A replay as the SDK asks for it: each event goes out as the store hands it over."""
         delivered = _Delivered("", last_event_id, send)
         named = await self._store.replay_events_after(last_event_id, delivered.take)
         if named is None and not delivered.count:
-            return Replayed(miss=Miss.UNKNOWN)
+            return ReplayResult(miss=Miss.UNKNOWN)
         delivered.stream_id = named
         return delivered.as_replayed()
 
@@ -238,9 +238,9 @@ class _Delivered:
         self._last = event.event_id or self._last
         self.completed = is_final(self.stream_id or "", event.message)
 
-    def as_replayed(self) -> Replayed:
+    def as_replayed(self) -> ReplayResult:
         """The facts."""
-        return Replayed(
+        return ReplayResult(
             stream_id=self.stream_id,
             last_event_id=self._last,
             delivered=self.count,

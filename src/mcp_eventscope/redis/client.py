@@ -29,7 +29,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailableError, WrongTypeError
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.types import Trouble
+from mcp_eventscope.store.types import FailureReason
 
 AnyRedis: TypeAlias = aioredis.Redis | aioredis.RedisCluster
 """The clients that a store accepts, with `decode_responses` either way."""
@@ -133,7 +133,7 @@ async def call(operation: str, client: AnyRedis, breaker: CircuitBreaker, functi
     """Call Redis, a second time if the connection was a stale one of the pool: for what may be done twice.
 
     Args:
-        operation: As in `told_as`.
+        operation: As in `map_redis_errors`.
         client: The client.
         breaker: Records the failure, if there is one in the end.
         function: Makes the call.
@@ -145,22 +145,22 @@ async def call(operation: str, client: AnyRedis, breaker: CircuitBreaker, functi
     stale = breaker.reason is None
     while True:
         try:
-            with told_as(operation, client):
+            with map_redis_errors(operation, client):
                 return await function()
         except StoreUnavailableError as error:
             cause = error.__cause__ or error
-            trouble = trouble_of(cause)
-            if stale and trouble is Trouble.CONNECTION and isinstance(client, aioredis.Redis):
+            reason = failure_reason(cause)
+            if stale and reason is FailureReason.CONNECTION and isinstance(client, aioredis.Redis):
                 stale = False
                 await client.connection_pool.disconnect(inuse_connections=False)
                 continue
             if not breaker.unreachable:
-                breaker.record_failure(trouble, failure_text(cause, client))
+                breaker.record_failure(reason, failure_text(cause, client))
             raise
 
 
 @contextmanager
-def told_as(operation: str, client: AnyRedis) -> Iterator[None]:
+def map_redis_errors(operation: str, client: AnyRedis) -> Iterator[None]:
     """Bound an operation in time, and turn the client's errors into ours: with the place, without what was sent.
 
     Args:
@@ -175,7 +175,7 @@ def told_as(operation: str, client: AnyRedis) -> Iterator[None]:
         with anyio.fail_after(ANSWER_TIMEOUT):
             yield
     except (RedisError, RedisClusterException, OSError) as error:
-        raise _told(error, f"could not {operation} Redis at {address_of(client)}") from error
+        raise _store_error(error, f"could not {operation} Redis at {address_of(client)}") from error
 
 
 TRANSIENT_CODES = frozenset({"BUSY", "MISCONF", "NOREPLICAS", "UNKILLABLE"})
@@ -202,34 +202,34 @@ def failure_text(error: BaseException, client: AnyRedis) -> str:
     return f"Redis at {address_of(client)}: {text}"
 
 
-def trouble_of(error: BaseException) -> Trouble:
+def failure_reason(error: BaseException) -> FailureReason:
     """What an error of the client's, or of Redis, means for those who wait to write."""
     if isinstance(error, RedisConnectionError) and isinstance(error.__cause__, RedisError):
         error = error.__cause__
-    for kinds, trouble in _TROUBLES:
+    for kinds, reason in _FAILURE_REASONS:
         if isinstance(error, kinds):
-            return trouble
+            return reason
     if isinstance(error, RedisConnectionError):
         # What a blocking pool says that is exhausted.
-        return Trouble.POOL if str(error).startswith("No connection available") else Trouble.CONNECTION
+        return FailureReason.POOL if str(error).startswith("No connection available") else FailureReason.CONNECTION
     if isinstance(error, ResponseError):
         code = str(error).partition(" ")[0]
-        return Trouble.BUSY if code == "BUSY" else Trouble.OTHER
-    return Trouble.CONNECTION if isinstance(error, OSError) else Trouble.OTHER
+        return FailureReason.BUSY if code == "BUSY" else FailureReason.OTHER
+    return FailureReason.CONNECTION if isinstance(error, OSError) else FailureReason.OTHER
 
 
-_TROUBLES: tuple[tuple[tuple[type[BaseException], ...], Trouble], ...] = (
-    ((RedisTimeoutError, TimeoutError), Trouble.TIMEOUT),
-    ((MaxConnectionsError,), Trouble.POOL),
-    ((BusyLoadingError,), Trouble.LOADING),
-    ((ReadOnlyError,), Trouble.READONLY),
-    ((OutOfMemoryError,), Trouble.OOM),
-    ((NoScriptError,), Trouble.NOSCRIPT),
-    ((AuthenticationError, AuthorizationError, NoPermissionError), Trouble.AUTH),
+_FAILURE_REASONS: tuple[tuple[tuple[type[BaseException], ...], FailureReason], ...] = (
+    ((RedisTimeoutError, TimeoutError), FailureReason.TIMEOUT),
+    ((MaxConnectionsError,), FailureReason.POOL),
+    ((BusyLoadingError,), FailureReason.LOADING),
+    ((ReadOnlyError,), FailureReason.READONLY),
+    ((OutOfMemoryError,), FailureReason.OOM),
+    ((NoScriptError,), FailureReason.NOSCRIPT),
+    ((AuthenticationError, AuthorizationError, NoPermissionError), FailureReason.AUTH),
 )
 
 
-def _told(error: RedisError | RedisClusterException | OSError, failed: str) -> StoreError:
+def _store_error(error: RedisError | RedisClusterException | OSError, failed: str) -> StoreError:
     """Our error for one of the client's."""
     if isinstance(error, RedisConnectionError) and isinstance(error.__cause__, AuthenticationError | ResponseError):
         error = error.__cause__  # What Redis answers while the client connects comes wrapped.

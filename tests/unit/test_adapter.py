@@ -6,9 +6,9 @@ from mcp.server.streamable_http import EventCallback, EventId, StreamId
 from mcp.types import JSONRPCMessage
 
 from mcp_eventscope import StoreUnavailableError, foreign
-from mcp_eventscope.foreign import ForeignEventStore
+from mcp_eventscope.store.adapter import EventStoreAdapter
+from mcp_eventscope.store.types import EventMessage, FollowEnd, Miss, ObservableEventStore, ReplayResult
 from mcp_eventscope.testing import Collected, on_the_wire
-from mcp_eventscope.types import EventMessage, FactStore, FollowEnd, Miss, Replayed
 from support.memory_store import MemoryEventStore
 from support.messages import answer, note
 from support.waiting import CEILING
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.anyio
 
 async def test_facts_of_a_replay() -> None:
     """A foreign store's replay is counted as it is delivered."""
-    store = ForeignEventStore(MemoryEventStore()).for_session("a")
+    store = EventStoreAdapter(MemoryEventStore()).for_session("a")
     first = await store.append("1", None)
     said = await store.append("1", note(0))
     ended = await store.append("1", answer())
     collected = Collected()
     facts = await store.replay(first.event_id, collected, stream_id="1")
     assert collected.ids == [said.event_id, ended.event_id]
-    assert facts == Replayed(
+    assert facts == ReplayResult(
         stream_id="1",
         last_event_id=ended.event_id,
         delivered=2,
@@ -38,23 +38,23 @@ async def test_facts_of_a_replay() -> None:
 
 async def test_nothing_to_resume_from() -> None:
     """An empty id is malformed; an id of nobody's, of another stream or of another session is unknown."""
-    root = ForeignEventStore(MemoryEventStore())
+    root = EventStoreAdapter(MemoryEventStore())
     mine, other = root.for_session("a"), root.for_session("b")
     event_id = (await other.append("1", None)).event_id
     await other.append("1", note(0))
     collected = Collected()
-    assert await mine.replay("", collected) == Replayed(miss=Miss.MALFORMED)
-    assert await mine.replay("x", collected) == Replayed(miss=Miss.UNKNOWN)
-    assert await mine.replay(event_id, collected, stream_id="1") == Replayed(miss=Miss.UNKNOWN)
-    assert await mine.replay(event_id, collected) == Replayed(miss=Miss.UNKNOWN)
-    assert await other.replay(event_id, collected, stream_id="2") == Replayed(miss=Miss.UNKNOWN)
-    assert await root.replay("x", collected) == Replayed(miss=Miss.UNKNOWN)
+    assert await mine.replay("", collected) == ReplayResult(miss=Miss.MALFORMED)
+    assert await mine.replay("x", collected) == ReplayResult(miss=Miss.UNKNOWN)
+    assert await mine.replay(event_id, collected, stream_id="1") == ReplayResult(miss=Miss.UNKNOWN)
+    assert await mine.replay(event_id, collected) == ReplayResult(miss=Miss.UNKNOWN)
+    assert await other.replay(event_id, collected, stream_id="2") == ReplayResult(miss=Miss.UNKNOWN)
+    assert await root.replay("x", collected) == ReplayResult(miss=Miss.UNKNOWN)
     assert collected.ids == []
 
 
 async def test_replay_ends_at_the_response() -> None:
     """What a store has after the response of a request is not sent on that request's stream."""
-    store = ForeignEventStore(MemoryEventStore()).for_session("a")
+    store = EventStoreAdapter(MemoryEventStore()).for_session("a")
     first = await store.append("1", None)
     for message in (answer(), note(1)):
         await store.append("1", message)
@@ -65,7 +65,7 @@ async def test_replay_ends_at_the_response() -> None:
 async def test_follows_by_asking_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is stored later is delivered once each, until the response."""
     monkeypatch.setattr(foreign, "POLL_SECONDS", 0.01)
-    store = ForeignEventStore(MemoryEventStore()).for_session("a")
+    store = EventStoreAdapter(MemoryEventStore()).for_session("a")
     last = (await store.append("1", None)).event_id
     collected = Collected()
     ids = []
@@ -101,7 +101,7 @@ async def test_following_outlives_failures(monkeypatch: pytest.MonkeyPatch) -> N
     """A read that fails is counted, and tried again until the limit."""
     monkeypatch.setattr(foreign, "POLL_SECONDS", 0.01)
     failing = Failing()
-    store = ForeignEventStore(failing)
+    store = EventStoreAdapter(failing)
     first = (await store.append("1", None)).event_id
     await store.append("1", answer())
     failing.failures = 3
@@ -115,7 +115,7 @@ async def test_following_outlives_failures(monkeypatch: pytest.MonkeyPatch) -> N
 
 async def test_callback_that_raises_while_following() -> None:
     """What the callback raises is no failure of the store: it ends the following."""
-    store = ForeignEventStore(MemoryEventStore())
+    store = EventStoreAdapter(MemoryEventStore())
     first = (await store.append("1", None)).event_id
     await store.append("1", note(0))
 
@@ -141,7 +141,7 @@ class Anonymous(MemoryEventStore):
 async def test_events_without_ids_are_not_followed_in_circles(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that does not say where it stands is not asked again for what was delivered."""
     monkeypatch.setattr(foreign, "POLL_SECONDS", 0.01)
-    store = ForeignEventStore(Anonymous())
+    store = EventStoreAdapter(Anonymous())
     first = (await store.append("1", None)).event_id
     await store.append("1", note(0))
     facts = await store.follow("1", first, Collected(), limit=0.1)
@@ -164,11 +164,11 @@ class Counting(MemoryEventStore):
 async def test_names_of_streams() -> None:
     """A session's streams carry its id and the length of it; the root's keep their names."""
     counting = Counting()
-    store = ForeignEventStore(counting)
+    store = EventStoreAdapter(counting)
     await store.append("1", None)
     await store.for_session("a:b").append("1", None)
     assert counting.streams == ["1", "3:a:b:1"]
-    assert isinstance(store, FactStore)
+    assert isinstance(store, ObservableEventStore)
     assert (store.address, store.ttl) == ("Counting", None)
 
 
@@ -176,7 +176,7 @@ async def test_names_of_streams() -> None:
 def test_what_is_no_event_store(other: object) -> None:
     """Anything but an SDK store is a `TypeError` that names what was given."""
     with pytest.raises(TypeError, match=type(other).__name__):
-        ForeignEventStore(other)  # type: ignore[arg-type]  # what is tested
+        EventStoreAdapter(other)  # type: ignore[arg-type]  # what is tested
 
 
 class HangingStore(MemoryEventStore):
@@ -196,7 +196,7 @@ class HangingStore(MemoryEventStore):
 async def test_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is given up on, and told: the session that waits for it would hang too."""
     monkeypatch.setattr(foreign, "ANSWER_TIMEOUT", 0.02)
-    store = ForeignEventStore(HangingStore()).for_session("s")
+    store = EventStoreAdapter(HangingStore()).for_session("s")
     with pytest.raises(StoreUnavailableError, match="store on HangingStore: no answer"):
         await store.append("1", None)
     with pytest.raises(StoreUnavailableError, match="replay from HangingStore: no answer"):

@@ -9,8 +9,8 @@ from redis import asyncio as aioredis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
-from mcp_eventscope.redis.connection import AnyRedis
-from mcp_eventscope.tasks import end, ending
+from mcp_eventscope.cancellation import cancel_task, is_cancelling
+from mcp_eventscope.redis.client import AnyRedis
 
 Listener: TypeAlias = Callable[[bytes | None], None]
 """Called with what was published, or with None after messages may have been lost."""
@@ -20,7 +20,7 @@ CHANNELS_AT_ONCE = 1000
 """Channels in one command: after a restart of Redis all of them are subscribed to again."""
 
 
-class Signals:
+class Subscriptions:
     """Subscriptions of a process, on one connection, which is opened with the first and closed with the last.
 
     A message may be lost, with the connection; every listener is told so when it is back. On Redis Cluster nothing is
@@ -32,7 +32,7 @@ class Signals:
         self._listeners: dict[str, set[Listener]] = {}
         self._subscribed: dict[str, bool] = {}
         """What was subscribed to, and whether Redis has confirmed it."""
-        self._heard = False
+        self._on_message = False
         """Whether anything has come since the last probe."""
         self._probing = False
         self._touched: set[str] = set()
@@ -40,14 +40,14 @@ class Signals:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    def listen(self, channel: str, listener: Listener) -> None:
+    def subscribe(self, channel: str, listener: Listener) -> None:
         """Call the listener for each message of the channel, soon."""
         self._listeners.setdefault(channel, set()).add(listener)
         self._touch(channel)
         if self._task is None and isinstance(self._redis, aioredis.Redis):
-            self._task = asyncio.create_task(self._run(self._redis), name="eventscope-signals")
+            self._task = asyncio.create_task(self._run(self._redis), name="eventscope-subscriptions")
 
-    def ignore(self, channel: str, listener: Listener) -> None:
+    def unsubscribe(self, channel: str, listener: Listener) -> None:
         """Do not call the listener again."""
         listeners = self._listeners.get(channel, set())
         listeners.discard(listener)
@@ -60,7 +60,7 @@ class Signals:
 
         A connection whose other end is gone says nothing, and does not break for a long time.
         """
-        heard, self._heard = self._heard, False
+        heard, self._on_message = self._on_message, False
         self._probing = True
         self._changed.set()
         return heard
@@ -75,7 +75,7 @@ class Signals:
 
     async def _run(self, redis: aioredis.Redis) -> None:
         try:
-            while self._listeners and not ending():
+            while self._listeners and not is_cancelling():
                 pubsub = redis.pubsub()
                 self._subscribed.clear()
                 self._touched = set(self._listeners)
@@ -99,10 +99,10 @@ class Signals:
                 if self._probing and self._subscribed:
                     self._probing = False
                     await pubsub.ping()
-                if ending():
+                if is_cancelling():
                     return
                 if reading is None:
-                    reading = asyncio.create_task(self._read(pubsub), name="eventscope-signals-read")
+                    reading = asyncio.create_task(self._read(pubsub), name="eventscope-subscriptions-read")
                 changed = asyncio.create_task(self._changed.wait())
                 try:
                     await asyncio.wait({reading, changed}, return_when=asyncio.FIRST_COMPLETED)
@@ -113,7 +113,7 @@ class Signals:
                     return
         finally:
             if reading is not None:
-                await end(reading)
+                await cancel_task(reading)
 
     async def _adjust(self, pubsub: PubSub) -> None:
         """Subscribe to what is listened to, and to nothing else. Only what was touched is looked at: there are many."""
@@ -132,7 +132,7 @@ class Signals:
     async def _read(self, pubsub: PubSub) -> None:
         while True:
             message = await pubsub.get_message(timeout=None)
-            self._heard = True
+            self._on_message = True
             if message is None or message["type"] not in {"message", "subscribe"}:
                 continue
             channel, data = message["channel"], message["data"]

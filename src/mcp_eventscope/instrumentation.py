@@ -7,8 +7,26 @@ from functools import partial
 from time import perf_counter, time
 from typing import Self
 
-from mcp_eventscope.foreign import ForeignEventStore
 from mcp_eventscope.redis.store import RedisEventStore
+from mcp_eventscope.store.adapter import EventStoreAdapter
+from mcp_eventscope.store.types import (
+    AppendResult,
+    BacklogStatus,
+    BatchCommitted,
+    BatchRetried,
+    EventCallback,
+    EventId,
+    EventStore,
+    FollowResult,
+    JSONRPCMessage,
+    ObservableEventStore,
+    ReplayResult,
+    RequestId,
+    StoreEvent,
+    StoreOutcome,
+    StreamId,
+    kind_of,
+)
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.facts import ServingFact
 from mcp_eventscope.telemetry.logs import Log, Logger
@@ -30,24 +48,6 @@ from mcp_eventscope.telemetry.sampling import sampler_of, sampling
 from mcp_eventscope.telemetry.sinks import Sinks
 from mcp_eventscope.telemetry.tally import Recorded
 from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, session_hash
-from mcp_eventscope.types import (
-    Appended,
-    Committed,
-    EventCallback,
-    EventId,
-    EventStore,
-    FactStore,
-    Followed,
-    JSONRPCMessage,
-    Replayed,
-    RequestId,
-    Retried,
-    StoreFact,
-    StoreOutcome,
-    StreamId,
-    Waiting,
-    kind_of,
-)
 
 
 class InstrumentedEventStore(EventStore):
@@ -86,20 +86,22 @@ class InstrumentedEventStore(EventStore):
         if isinstance(store, InstrumentedEventStore):
             msg = "this store is instrumented already; a second InstrumentedEventStore would count everything twice"
             raise ValueError(msg)  # noqa: TRY004 - the type is right, its state is not
-        self._store: FactStore = store if isinstance(store, FactStore) else ForeignEventStore(store)
+        self._store: ObservableEventStore = (
+            store if isinstance(store, ObservableEventStore) else EventStoreAdapter(store)
+        )
         self._sinks = Sinks(name, registry, tracer_provider, meter_provider, logger)
         # Ours does its I/O elsewhere, for many callers at once: a span of one has no children, and need not be current.
         self._current = not isinstance(store, RedisEventStore)
         self._registry = registry
         self._session: str | None = None
         # A store of others may be scoped, and may expire its events, in ways that cannot be seen from here.
-        ours = isinstance(store, FactStore)
+        ours = isinstance(store, ObservableEventStore)
         self._warn_unscoped = ours
         self._recorded: list[Recorded] = []
         """Of acknowledged events whose spans are recorded: for the exemplars of the commit that they are in."""
         decorated = self._store
-        self._sinks.count(MetricsSink.configured, self.ttl, lambda: decorated.waiting)
-        self._store.observe(self._told)
+        self._sinks.count(MetricsSink.configured, self.ttl, lambda: decorated.backlog)
+        self._store.observe(self._on_event)
         self._sinks.safely("logs", self._sinks.logs.configured, ttl_missing=ours and self.ttl is None)
 
     @property
@@ -118,7 +120,7 @@ class InstrumentedEventStore(EventStore):
         return self._store.shared
 
     @property
-    def decorated(self) -> FactStore:
+    def decorated(self) -> ObservableEventStore:
         """The store that is decorated."""
         return self._store
 
@@ -164,14 +166,14 @@ class InstrumentedEventStore(EventStore):
         await self._store.give_up(stream_id, request_id)
         self._sinks.count(MetricsSink.orphaned)
 
-    def observe(self, told: Callable[[StoreFact], None]) -> None:
+    def observe(self, callback: Callable[[StoreEvent], None]) -> None:
         """Have what no caller is told called back with; see the store."""
-        self._store.observe(told)
+        self._store.observe(callback)
 
     @property
-    def waiting(self) -> Waiting:
+    def backlog(self) -> BacklogStatus:
         """What is deferred now; see the store."""
-        return self._store.waiting
+        return self._store.backlog
 
     async def flush(self, seconds: float) -> int:
         """Store what waits; see the store."""
@@ -200,7 +202,7 @@ class InstrumentedEventStore(EventStore):
         """
         return sampling(sampler_of(self._store, every), every, self._sampled)
 
-    def tell(self, fact: ServingFact, log: Log | None = None) -> None:
+    def record(self, fact: ServingFact, log: Log | None = None) -> None:
         """Count and log what arises in serving the store. It never raises.
 
         Args:
@@ -234,7 +236,7 @@ class InstrumentedEventStore(EventStore):
 
     # -- the same, as facts -------------------------------------------------------------------------------------------
 
-    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> Appended:
+    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> AppendResult:
         """Store one event, in a span, and measure it. Arguments, result and errors are the store's.
 
         Where the span is recorded it is kept with the event, in place of `traceparent`: a replay links to it.
@@ -273,10 +275,10 @@ class InstrumentedEventStore(EventStore):
         seconds: float,
         stream_id: StreamId,
         message: JSONRPCMessage | None,
-        appended: Appended,
+        appended: AppendResult,
         span: Span | None,
     ) -> None:
-        """Measure an event that is stored in the background: how long the caller waited. `Committed` has the rest."""
+        """Measure the wait for an event that is stored in the background; `BatchCommitted` has the rest."""
         if span is not None and appended.pending is not None:
             began = perf_counter()
             appended.pending.add_done_callback(
@@ -294,7 +296,7 @@ class InstrumentedEventStore(EventStore):
         seconds: float,
         stream_id: StreamId,
         message: JSONRPCMessage | None,
-        appended: Appended,
+        appended: AppendResult,
         span: Span,
     ) -> None:
         """End the span of an event that was stored in the background: it lasts until the acknowledgement."""
@@ -311,7 +313,7 @@ class InstrumentedEventStore(EventStore):
         seconds: float,
         stream_id: StreamId,
         message: JSONRPCMessage | None,
-        appended: Appended | None,
+        appended: AppendResult | None,
         error: BaseException | None,
         span: Span | None,
         opened: Opened | None,
@@ -328,15 +330,15 @@ class InstrumentedEventStore(EventStore):
         ids = self._sinks.end(opened, measured, self._session) or self._sinks.finish(span, measured, self._session)
         self._sinks.count(MetricsSink.appended, measured, ids)
         if measured.outcome == "deferred":
-            self._sinks.count(MetricsSink.waiting, self._store.waiting)
+            self._sinks.count(MetricsSink.waiting, self._store.backlog)
         self._sinks.safely("logs", self._sinks.logs.stored, measured, self._session)
 
     async def replay(
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
-    ) -> Replayed:
+    ) -> ReplayResult:
         """Deliver what is stored after an event, in a span, and measure it. Arguments and errors are the store's."""
         opened = self._sinks.begin(catalog.REPLAY_SPAN)
-        facts: Replayed | None = None
+        facts: ReplayResult | None = None
         error: BaseException | None = None
         timed = Timed(send)
         started = perf_counter()
@@ -362,9 +364,9 @@ class InstrumentedEventStore(EventStore):
             self._sinks.count(MetricsSink.replayed, measured, self._sinks.end(opened, measured, self._session))
         return facts
 
-    async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> Followed:
+    async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> FollowResult:
         """Deliver what is stored from now on, and measure it. Arguments, result and errors are the store's."""
-        facts: Followed | None = None
+        facts: FollowResult | None = None
         error: BaseException | None = None
         counted = Counted(send, partial(self._sinks.count, MetricsSink.followed_event))
         started = perf_counter()
@@ -387,18 +389,18 @@ class InstrumentedEventStore(EventStore):
             self._sinks.safely("logs", self._sinks.logs.read, "follow", measured, self._session)
         return facts
 
-    def _told(self, fact: StoreFact) -> None:
+    def _on_event(self, fact: StoreEvent) -> None:
         """What arises in the middle of operations."""
-        if isinstance(fact, Committed):
+        if isinstance(fact, BatchCommitted):
             recorded = self._recorded[:]
             self._recorded.clear()
             self._sinks.count(MetricsSink.committed, fact, recorded)
         else:
             self._sinks.count(MetricsSink.told, fact)
-        if not isinstance(fact, Committed) or fact.deferred or fact.latencies:
-            self._sinks.count(MetricsSink.waiting, self._store.waiting)
-        if not isinstance(fact, Committed | Retried):
-            self._sinks.safely("logs", self._sinks.logs.told, fact, self._store.waiting)
+        if not isinstance(fact, BatchCommitted) or fact.deferred or fact.latencies:
+            self._sinks.count(MetricsSink.waiting, self._store.backlog)
+        if not isinstance(fact, BatchCommitted | BatchRetried):
+            self._sinks.safely("logs", self._sinks.logs.told, fact, self._store.backlog)
 
     def _check_scoped(self) -> None:
         if self._warn_unscoped:

@@ -9,8 +9,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from mcp_eventscope.cli.grafana import FOLDER_TITLE, PushError, push
 from mcp_eventscope.errors import EventscopeError
-from mcp_eventscope.pushing import FOLDER_TITLE, PushError, push
 
 TOKEN_VARIABLE = "GRAFANA_TOKEN"  # noqa: S105 - where it is, not what it is
 _CARRIED = "dashboards"

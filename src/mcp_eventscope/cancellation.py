@@ -7,7 +7,7 @@ import anyio
 _INSIST_SECONDS = 0.05
 
 
-async def end(task: "asyncio.Task[object]") -> None:
+async def cancel_task(task: "asyncio.Task[object]") -> None:
     """Cancel a task, and return when it has ended, however.
 
     Again and again: on Python 3.11 `asyncio.wait_for`, by which redis-py sends, swallows a cancellation that comes when
@@ -21,7 +21,7 @@ async def end(task: "asyncio.Task[object]") -> None:
         task.exception()  # Looked at, or asyncio would complain.
 
 
-def ending() -> bool:
+def is_cancelling() -> bool:
     """Whether the current task was cancelled, though that may have been swallowed, as above."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -18,7 +18,7 @@ _RENEWED_PART, _RENEWED_SECONDS = 0.1, 1.0
 elsewhere is found to be so in this time, should the notice be lost."""
 
 
-class Records:
+class SessionRegistry:
     """The records of sessions in Redis, as far as this worker has them.
 
     Args:
@@ -80,7 +80,7 @@ class Records:
 
     async def renew(self, session_id: str, *, owner: str) -> SessionRecord:
         """Renew the record of a session, for its owner, and read it; `UNREAD` when Redis does not say."""
-        with self._workers.unhurt():
+        with self._workers.best_effort():
             record = await self._workers.touch(session_id, owner=owner, ttl=self.ttl)
             if record.state != "absent" or session_id in self.handshakes or not self._workers.uncertain:
                 return record
@@ -92,13 +92,13 @@ class Records:
         return self._workers.young
 
     async def end(self, session_id: str) -> None:
-        """End a session for all workers; when Redis is away, once it is back (`say_again`)."""
+        """End a session for all workers; when Redis is away, once it is back (`republish`)."""
         self._ended.add(session_id)
-        with self._workers.unhurt():
+        with self._workers.best_effort():
             await self._workers.end(session_id, ttl=self.ttl)
             self._ended.discard(session_id)
 
-    async def say_again(self) -> None:
+    async def republish(self) -> None:
         """End the sessions that could not be ended before."""
         for session_id in tuple(self._ended):
             await self.end(session_id)
@@ -108,10 +108,10 @@ class Records:
         """Microseconds since 1970, by a clock that workers share."""
         return self._workers.clock.now()
 
-    async def tell(self, **notice: object) -> None:
+    async def publish(self, **notice: object) -> None:
         """Tell the other workers."""
-        with self._workers.unhurt():
-            await self._workers.tell(**notice)
+        with self._workers.best_effort():
+            await self._workers.publish(**notice)
 
     def forget(self, session_id: str) -> None:
         """The session is no longer here."""

@@ -1,7 +1,7 @@
 """What a store says of an operation, as facts, and the interface of a store that says it.
 
 The SDK's `EventStore` returns an id, or a stream id or None: through it nobody sees a gap, a corrupt row or a size.
-A `FactStore` returns records; the decorator times and names them, the session view acts on them.
+A `ObservableEventStore` returns records; the decorator times and names them, the session view acts on them.
 """
 
 import asyncio
@@ -17,34 +17,34 @@ __all__ = [
     "FINAL",
     "GET_STREAM_KEY",
     "Acknowledgement",
-    "Appended",
-    "CameBack",
-    "Committed",
+    "AppendResult",
+    "BacklogStatus",
+    "BatchCommitted",
+    "BatchRetried",
     "EventCallback",
     "EventId",
     "EventMessage",
     "EventStore",
-    "FactStore",
+    "EventsLost",
+    "FailureReason",
     "FollowEnd",
-    "Followed",
+    "FollowResult",
     "JSONRPCError",
     "JSONRPCMessage",
     "JSONRPCNotification",
     "JSONRPCRequest",
     "JSONRPCResponse",
     "LossReason",
-    "Lost",
     "MessageKind",
     "Miss",
-    "Replayed",
+    "ObservableEventStore",
+    "ReplayResult",
     "RequestId",
-    "Retried",
-    "StoreFact",
+    "StoreDegraded",
+    "StoreEvent",
     "StoreOutcome",
+    "StoreRecovered",
     "StreamId",
-    "Trouble",
-    "Waiting",
-    "WentAway",
     "is_final",
     "kind_of",
     "kind_of_type",
@@ -142,7 +142,7 @@ class Acknowledgement(Protocol):
         ...
 
 
-class Appended(NamedTuple):
+class AppendResult(NamedTuple):
     """One event was taken: stored, or to be stored. One is made for each event, and a tuple costs least."""
 
     event_id: EventId
@@ -158,7 +158,7 @@ class Appended(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Replayed:
+class ReplayResult:
     """What became of one replay."""
 
     stream_id: StreamId | None = None
@@ -186,7 +186,7 @@ class Replayed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Followed:
+class FollowResult:
     """What became of following one stream."""
 
     last_event_id: EventId
@@ -201,7 +201,7 @@ class Followed:
     """Whether the request's worker was gone, and the request was answered by this follower."""
 
 
-class Trouble(StrEnum):
+class FailureReason(StrEnum):
     """Why the store could not be written to."""
 
     TIMEOUT = "timeout"
@@ -231,7 +231,9 @@ class Trouble(StrEnum):
         return self in _UNREACHABLE
 
 
-_UNREACHABLE = frozenset({Trouble.TIMEOUT, Trouble.CONNECTION, Trouble.POOL, Trouble.LOADING, Trouble.BUSY})
+_UNREACHABLE = frozenset(
+    {FailureReason.TIMEOUT, FailureReason.CONNECTION, FailureReason.POOL, FailureReason.LOADING, FailureReason.BUSY}
+)
 
 
 class LossReason(StrEnum):
@@ -250,7 +252,7 @@ class LossReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Committed:
+class BatchCommitted:
     """A batch was stored."""
 
     events: int
@@ -266,36 +268,36 @@ class Committed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Retried:
+class BatchRetried:
     """A batch was not acknowledged, and is sent again: it is stored once all the same."""
 
-    reason: Trouble
+    reason: FailureReason
     events: int
     error: str = ""
     """What was answered, for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WentAway:
+class StoreDegraded:
     """The store is away, or too slow: from now on nobody waits for it, and events are deferred."""
 
-    reason: Trouble
+    reason: FailureReason
     error: str = ""
     """What was answered, for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CameBack:
+class StoreRecovered:
     """The store answers again, in time."""
 
-    reason: Trouble
+    reason: FailureReason
     """Why it was away."""
     seconds: float
     """For how long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lost:
+class EventsLost:
     """Events that Redis does not have, or will not have. They were sent live."""
 
     reason: LossReason
@@ -303,23 +305,23 @@ class Lost:
     payload_bytes: int
 
 
-StoreFact: TypeAlias = Committed | Retried | WentAway | CameBack | Lost
+StoreEvent: TypeAlias = BatchCommitted | BatchRetried | StoreDegraded | StoreRecovered | EventsLost
 """What arises in the middle of operations, and no caller is told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
+class BacklogStatus:
     """What is deferred, and waits for the store."""
 
     events: int = 0
     payload_bytes: int = 0
     """What they take up, with what is kept of each beside its payload."""
-    away: Trouble | None = None
+    failure: FailureReason | None = None
     """Why the store is away; None when it is not."""
 
 
 @runtime_checkable
-class FactStore(Protocol):
+class ObservableEventStore(Protocol):
     """An event store that returns facts. `RedisEventStore` and `InstrumentedEventStore` are; others are adapted."""
 
     @property
@@ -327,13 +329,13 @@ class FactStore(Protocol):
         """Seconds that an event is kept; None: for ever, or unknown."""
         ...
 
-    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> Appended:
+    async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> AppendResult:
         """Store one event, and with it who produced it, in W3C's notation; "": nobody says."""
         ...
 
     async def replay(
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
-    ) -> Replayed:
+    ) -> ReplayResult:
         """Deliver what is stored after an event."""
         ...
 
@@ -341,7 +343,7 @@ class FactStore(Protocol):
         """Whether a replay is worth a try: the store is not known to be unreachable, or the next event is in memory."""
         ...
 
-    async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> Followed:
+    async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> FollowResult:
         """Deliver what is stored from now on, until the response or the limit."""
         ...
 
@@ -378,12 +380,12 @@ class FactStore(Protocol):
         """Return when the store answers."""
         ...
 
-    def observe(self, told: Callable[[StoreFact], None]) -> None:
+    def observe(self, callback: Callable[[StoreEvent], None]) -> None:
         """Have every fact that no caller is told called back with, as it arises. It must not raise."""
         ...
 
     @property
-    def waiting(self) -> Waiting:
+    def backlog(self) -> BacklogStatus:
         """What is deferred now."""
         ...
 
@@ -396,6 +398,6 @@ class FactStore(Protocol):
         """Where the store is, for people: never with a credential."""
         ...
 
-    def for_session(self, session_id: str) -> "FactStore":
+    def for_session(self, session_id: str) -> "ObservableEventStore":
         """The part of the store that is one session's."""
         ...

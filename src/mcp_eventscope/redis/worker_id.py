@@ -4,10 +4,10 @@ import os
 import uuid
 from weakref import WeakSet
 
-_all: WeakSet["Identity"] = WeakSet()
+_all: WeakSet["WorkerId"] = WeakSet()
 
 
-class Identity:
+class WorkerId:
     """A name that no other process has, and that is not the parent's in a process that is forked.
 
     A server may be made before its workers are forked, as with `gunicorn --preload`. Two of one name would take each

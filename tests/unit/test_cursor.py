@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_eventscope.redis.read.event_ids import Cursor, parse
+from mcp_eventscope.redis.read.cursor import Cursor, parse
 
 WORKERS = st.text("0123456789abcdef", min_size=12, max_size=12)
 RUNS = st.builds("{}{:x}".format, WORKERS, st.integers(0, 2**64 - 1))

@@ -18,7 +18,7 @@ MAX_TTL = 10 * 365 * 24 * 3600
 """The longest TTL in seconds, ten years: Redis refuses far larger ones in the middle of a write."""
 
 
-def check_bounds(**bounds: float) -> None:
+def check_limits(**bounds: float) -> None:
     """Refuse a bound that is none.
 
     Raises:

@@ -6,9 +6,9 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.connection import address_of, call, connect, failure_text, is_refusal, told_as
+from mcp_eventscope.redis.client import address_of, call, connect, failure_text, is_refusal, map_redis_errors
 from mcp_eventscope.redis.observers import Observers
-from mcp_eventscope.types import StoreFact, Trouble, WentAway
+from mcp_eventscope.store.types import FailureReason, StoreDegraded, StoreEvent
 
 pytestmark = pytest.mark.anyio
 
@@ -79,7 +79,7 @@ def test_address_of_a_client_made_by_hand() -> None:
 async def test_errors_are_told(raised: Exception, told: type[StoreError]) -> None:
     """Each error of the client is one of two of ours, with the operation and the place, and no credential."""
     client = aioredis.Redis(host="db", password=PASSWORD)
-    with pytest.raises(told, match="could not reach Redis at db:6379") as caught, told_as("reach", client):
+    with pytest.raises(told, match="could not reach Redis at db:6379") as caught, map_redis_errors("reach", client):
         raise raised
     assert caught.value.__cause__ is raised
     assert PASSWORD not in str(caught.value)
@@ -90,7 +90,7 @@ async def test_unknown_command_does_not_repeat_the_payload() -> None:
     answer = "unknown command 'EVALSHA', with args beginning with: 'f3a' '1' 'mcp:counter' '{\"secret\":1}'"
     with (
         pytest.raises(StoreRejectedError, match="it answered unknown command 'EVALSHA'") as caught,
-        told_as("append to", aioredis.Redis()),
+        map_redis_errors("append to", aioredis.Redis()),
     ):
         raise redis.exceptions.ResponseError(answer)
     assert "secret" not in str(caught.value)
@@ -98,7 +98,7 @@ async def test_unknown_command_does_not_repeat_the_payload() -> None:
 
 async def test_other_errors_pass() -> None:
     """What is no error of the client is none of ours to tell."""
-    with pytest.raises(ZeroDivisionError), told_as("reach", aioredis.Redis()):
+    with pytest.raises(ZeroDivisionError), map_redis_errors("reach", aioredis.Redis()):
         raise ZeroDivisionError
 
 
@@ -154,49 +154,49 @@ class TestCall:
     """Calls that may be made twice."""
 
     @pytest.fixture
-    def facts(self) -> list[StoreFact]:
+    def facts(self) -> list[StoreEvent]:
         """The reported facts."""
         return []
 
     @pytest.fixture
-    def breaker(self, facts: list[StoreFact]) -> CircuitBreaker:
+    def breaker(self, facts: list[StoreEvent]) -> CircuitBreaker:
         """A closed circuit."""
         observers = Observers()
         observers.subscribe(facts.append)
         return CircuitBreaker(0.25, observers)
 
-    async def test_stale_connection_is_not_an_outage(self, breaker: CircuitBreaker, facts: list[StoreFact]) -> None:
+    async def test_stale_connection_is_not_an_outage(self, breaker: CircuitBreaker, facts: list[StoreEvent]) -> None:
         """After a restart of Redis each pooled connection breaks once: the call is made again on a new one."""
         errors: list[Exception] = [redis.exceptions.ConnectionError("closed by server")]
         assert await call("read from", aioredis.Redis(), breaker, failing(errors)) == "reply"
         assert facts == []
 
-    async def test_second_failure_opens_the_circuit(self, breaker: CircuitBreaker, facts: list[StoreFact]) -> None:
+    async def test_second_failure_opens_the_circuit(self, breaker: CircuitBreaker, facts: list[StoreEvent]) -> None:
         """Once, with the reason and the place."""
         errors: list[Exception] = [redis.exceptions.ConnectionError("refused") for _ in range(2)]
         with pytest.raises(StoreUnavailableError, match="could not read from Redis at db:6379: refused"):
             await call("read from", aioredis.Redis(host="db"), breaker, failing(errors))
-        assert facts == [WentAway(reason=Trouble.CONNECTION, error="Redis at db:6379: refused")]
+        assert facts == [StoreDegraded(reason=FailureReason.CONNECTION, error="Redis at db:6379: refused")]
 
-    async def test_open_circuit_is_not_tried_twice(self, breaker: CircuitBreaker, facts: list[StoreFact]) -> None:
+    async def test_open_circuit_is_not_tried_twice(self, breaker: CircuitBreaker, facts: list[StoreEvent]) -> None:
         """While Redis is known to be unreachable a broken connection is no surprise."""
-        breaker.record_failure(Trouble.TIMEOUT, "")
+        breaker.record_failure(FailureReason.TIMEOUT, "")
         errors: list[Exception] = [redis.exceptions.ConnectionError("refused") for _ in range(2)]
         with pytest.raises(StoreUnavailableError):
             await call("read from", aioredis.Redis(), breaker, failing(errors))
         assert len(errors) == 1
-        assert breaker.reason is Trouble.TIMEOUT
+        assert breaker.reason is FailureReason.TIMEOUT
         assert len(facts) == 1
 
     @pytest.mark.parametrize(
         ("error", "reason"),
         [
-            (redis.exceptions.TimeoutError("late"), Trouble.TIMEOUT),
-            (redis.exceptions.BusyLoadingError("LOADING"), Trouble.LOADING),
+            (redis.exceptions.TimeoutError("late"), FailureReason.TIMEOUT),
+            (redis.exceptions.BusyLoadingError("LOADING"), FailureReason.LOADING),
         ],
     )
     async def test_other_failures_are_not_tried_again(
-        self, breaker: CircuitBreaker, facts: list[StoreFact], error: Exception, reason: Trouble
+        self, breaker: CircuitBreaker, facts: list[StoreEvent], error: Exception, reason: FailureReason
     ) -> None:
         """The caller has waited already."""
         errors = [error, error]
@@ -206,7 +206,7 @@ class TestCall:
         assert breaker.reason is reason
         assert len(facts) == 1
 
-    async def test_rejection_is_not_an_outage(self, breaker: CircuitBreaker, facts: list[StoreFact]) -> None:
+    async def test_rejection_is_not_an_outage(self, breaker: CircuitBreaker, facts: list[StoreEvent]) -> None:
         """Redis has answered."""
         with pytest.raises(StoreRejectedError):
             await call("read from", aioredis.Redis(), breaker, failing([redis.exceptions.ResponseError("ERR no")]))
