@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from redis import asyncio as aioredis
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, UnscopedStoreWarning
-from mcp_eventscope.store.types import EventCallback, EventId, EventStore, JSONRPCMessage, StreamId
+from mcp_eventscope.store.messages import EventCallback, EventId, EventStore, JSONRPCMessage, StreamId
 
 PREFIX = "mcp:"
 """The default of ours and of mcp-persist; longer keys would cost either more."""

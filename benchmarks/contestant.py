@@ -21,7 +21,7 @@ from benchmarks.competitors import COMPETITORS, TTL, Competitor, Opened, opened,
 from benchmarks.latency import percentiles
 from benchmarks.load import NOTIFICATION, RESPONSE, Load, write_stream
 from benchmarks.processes import ROOT, BenchmarkError, stop
-from mcp_eventscope.store.types import EventMessage
+from mcp_eventscope.store.messages import EventMessage
 
 Ask = Callable[..., Awaitable[dict[str, Any]]]
 _PATIENCE = 600

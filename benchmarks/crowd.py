@@ -23,7 +23,8 @@ from benchmarks.processes import ROOT, BenchmarkError, resident, stop, until, va
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.read.run_reader import RunReader
-from mcp_eventscope.store.types import EventMessage, FollowEnd, JSONRPCMessage, JSONRPCNotification, JSONRPCResponse
+from mcp_eventscope.store.messages import EventMessage, JSONRPCMessage, JSONRPCNotification, JSONRPCResponse
+from mcp_eventscope.store.results import FollowEnd
 
 PREFIX = "bench:"
 NAME = "crowd"
@@ -65,7 +66,7 @@ async def _crowd(url: str, count: int, *, idle: float = 0, trace: bool = False) 
     async with connect(url) as client:
         store = RedisEventStore(client, key_prefix=PREFIX, ttl=TTL)
         # The one that runs the requests: it holds its lease, or they would be given up.
-        async with store.workers.hold_lease(30, lambda _: None, lambda: asyncio.sleep(0)):
+        async with store.coordinator.hold_lease(30, lambda _: None, lambda: asyncio.sleep(0)):
             cursors = await _write(store, count, None)
             order = {"url": url, "cursors": cursors, "idle": idle, "trace": trace}
             async with _child(order) as tell:

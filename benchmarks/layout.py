@@ -9,7 +9,7 @@ from benchmarks import memory
 from benchmarks.competitors import PREFIX, TTL, session_id
 from benchmarks.contestant import Ask
 from benchmarks.load import NOTIFICATION, RESPONSE
-from mcp_eventscope.store.types import JSONRPCMessage
+from mcp_eventscope.store.messages import JSONRPCMessage
 
 BASELINE_COMMIT = "85fd5d3"
 BASELINE_BYTES = {"2": 408, "22": 463, "200": 527}

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.competitors import Opened
 from benchmarks.latency import percentiles
 from benchmarks.processes import BenchmarkError
-from mcp_eventscope.store.types import EventStore, JSONRPCMessage, JSONRPCNotification, JSONRPCResponse
+from mcp_eventscope.store.messages import EventStore, JSONRPCMessage, JSONRPCNotification, JSONRPCResponse
 
 BYTES = 300
 CALL = 20

@@ -18,7 +18,7 @@ from benchmarks.processes import resident, valkey
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.keys import Keys
-from mcp_eventscope.store.types import EventMessage
+from mcp_eventscope.store.messages import EventMessage
 
 SESSION, STREAM, TTL = "long", "1", 600
 SLOW_MICROSECONDS = 5000

@@ -22,15 +22,8 @@ from redis import asyncio as aioredis
 from benchmarks.competitors import TTL, in_a_call, tracer_provider
 from benchmarks.load import BYTES, NOTIFICATION
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore
-from mcp_eventscope.store.types import (
-    AppendResult,
-    EventCallback,
-    EventMessage,
-    EventStore,
-    JSONRPCMessage,
-    ReplayResult,
-    StreamId,
-)
+from mcp_eventscope.store.messages import EventCallback, EventMessage, EventStore, JSONRPCMessage, StreamId
+from mcp_eventscope.store.results import AppendResult, ReplayResult
 
 REPLAYED = 1000
 """Events of a replay."""

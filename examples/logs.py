@@ -19,7 +19,7 @@ from structlog.typing import EventDict, WrappedLogger
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore
 from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.redis.client import connect
-from mcp_eventscope.store.types import EventMessage
+from mcp_eventscope.store.messages import EventMessage
 
 NOTE = JSONRPCNotification(jsonrpc="2.0", method="notifications/message")
 

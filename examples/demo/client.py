@@ -12,7 +12,7 @@ from mcp.shared.dispatcher import ProgressFnT
 from mcp_types import CallToolResult
 
 from examples.demo.record import Kind, Record
-from mcp_eventscope.store.types import GET_STREAM_KEY
+from mcp_eventscope.store.messages import GET_STREAM_KEY
 
 
 async def in_session(

@@ -24,9 +24,9 @@ from mcp_eventscope.errors import EventscopeError, IncompatibleSDKError
 from mcp_eventscope.instrumentation import InstrumentedEventStore, instrument
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.store import RedisEventStore
-from mcp_eventscope.redis.workers import DEFAULT_WORKER_LEASE
 from mcp_eventscope.sessions.manager import DEFAULT_FOLLOW_TIMEOUT, ResumableSessionManager
-from mcp_eventscope.store.types import EventStore
+from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE
+from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.exposition import Exposition
 from mcp_eventscope.telemetry.logs import Log, Logger

@@ -7,26 +7,20 @@ from functools import partial
 from time import perf_counter, time
 from typing import Self
 
-from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.store.adapter import EventStoreAdapter
-from mcp_eventscope.store.types import (
-    AppendResult,
-    BacklogStatus,
-    BatchCommitted,
-    BatchRetried,
+from mcp_eventscope.store.coordination import Coordinator
+from mcp_eventscope.store.events import BatchCommitted, BatchRetried, StoreEvent
+from mcp_eventscope.store.messages import (
     EventCallback,
     EventId,
     EventStore,
-    FollowResult,
     JSONRPCMessage,
-    ObservableEventStore,
-    ReplayResult,
     RequestId,
-    StoreEvent,
-    StoreOutcome,
     StreamId,
     kind_of,
 )
+from mcp_eventscope.store.protocol import ObservableEventStore
+from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowResult, ReplayResult, StoreOutcome
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.facts import ServingFact
 from mcp_eventscope.telemetry.logs import Log, Logger
@@ -90,13 +84,13 @@ class InstrumentedEventStore(EventStore):
             store if isinstance(store, ObservableEventStore) else EventStoreAdapter(store)
         )
         self._sinks = Sinks(name, registry, tracer_provider, meter_provider, logger)
-        # Ours does its I/O elsewhere, for many callers at once: a span of one has no children, and need not be current.
-        self._current = not isinstance(store, RedisEventStore)
         self._registry = registry
         self._session: str | None = None
-        # A store of others may be scoped, and may expire its events, in ways that cannot be seen from here.
+        # A third-party store may be scoped, and may expire its events, in ways that cannot be seen from here.
         ours = isinstance(store, ObservableEventStore)
         self._warn_unscoped = ours
+        # Ours does its I/O in a task for many callers: the span of one has no children, and need not be current.
+        self._current = not ours
         self._recorded: list[Recorded] = []
         """Of acknowledged events whose spans are recorded: for the exemplars of the commit that they are in."""
         decorated = self._store
@@ -120,9 +114,9 @@ class InstrumentedEventStore(EventStore):
         return self._store.shared
 
     @property
-    def decorated(self) -> ObservableEventStore:
-        """The store that is decorated."""
-        return self._store
+    def coordinator(self) -> Coordinator | None:
+        """Leases, session records and messages between workers; see the store."""
+        return self._store.coordinator
 
     @property
     def address(self) -> str:

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from benchmarks.processes import ROOT
 from mcp_eventscope import RedisEventStore, ResumableSessionManager, http_app
 from mcp_eventscope.redis.client import connect as connect_redis
+from mcp_eventscope.sessions.registry import SessionRegistry
 from support.chaos import at_url, says
 from support.raw import Connect, Event, RawClient, events
 from support.servers import HOST
@@ -259,11 +260,11 @@ async def world(connect: Connect) -> AsyncIterator[World]:
 async def register(manager: ResumableSessionManager, idle: set[str]) -> float:
     """Let a worker have sessions whose clients are connected, and ask nothing. Returns what `World.registered` is."""
     store, records = manager._store, manager._registry
+    assert isinstance(records, SessionRegistry)
     assert store is not None
-    assert records is not None
     records.handshakes.update(dict.fromkeys(idle, json.dumps(HANDSHAKE)))
     began, cpu = time.monotonic(), time.thread_time()
-    await records.make_all(dict.fromkeys(idle, ""))
+    await records.republish(dict.fromkeys(idle, ""))
     registered = time.thread_time() - cpu
     assert time.monotonic() - began < SESSIONS * ROUND_TRIP, "a round trip for each session: they are not pipelined"
     for session in idle:

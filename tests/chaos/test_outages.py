@@ -13,7 +13,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
-from mcp_eventscope.store.types import BatchCommitted, EventsLost, FailureReason, StoreDegraded, StoreRecovered
+from mcp_eventscope.store.events import BatchCommitted, EventsLost, FailureReason, StoreDegraded, StoreRecovered
 from support.ledger import Speaker, check_all, settled
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until

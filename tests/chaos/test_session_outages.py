@@ -8,7 +8,7 @@ import pytest
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
-from mcp_eventscope.store.types import EventsLost, StoreDegraded, StoreRecovered
+from mcp_eventscope.store.events import EventsLost, StoreDegraded, StoreRecovered
 from support.stores import patient_client
 from support.talkers import Facts, Talker, observed, talking
 from support.valkeys import OwnValkey, own_valkey

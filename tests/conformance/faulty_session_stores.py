@@ -13,7 +13,8 @@ from mcp_eventscope.redis.write.runs import PendingEvent, Run
 from mcp_eventscope.redis.write.session_batch import SessionBatch
 from mcp_eventscope.redis.write.session_writer import SessionWriter
 from mcp_eventscope.store import codec
-from mcp_eventscope.store.types import JSONRPCMessage, StoreOutcome
+from mcp_eventscope.store.messages import JSONRPCMessage
+from mcp_eventscope.store.results import StoreOutcome
 
 # Before the suite is imported: the smallest example of an intended fault is of no use.
 settings.register_profile("any example will do", phases=[Phase.generate])

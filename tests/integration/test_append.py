@@ -8,7 +8,7 @@ from redis import asyncio as aioredis
 from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.root.batch_codec import COMMIT_SECONDS
-from mcp_eventscope.store.types import JSONRPCMessage
+from mcp_eventscope.store.messages import JSONRPCMessage
 from mcp_eventscope.testing import Collected, on_the_wire
 from support.events import fields_of
 from support.leaks import LeakChecker

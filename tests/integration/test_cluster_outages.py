@@ -7,7 +7,7 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
-from mcp_eventscope.store.types import BatchRetried, EventsLost, FailureReason, StoreDegraded
+from mcp_eventscope.store.events import BatchRetried, EventsLost, FailureReason, StoreDegraded
 from support.ledger import Speaker, check_all, settled
 from support.servers import free_port
 from support.valkeys import OwnValkey, own_valkey

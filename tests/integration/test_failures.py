@@ -10,7 +10,9 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError, StoreUnavailableError, UnscopedStoreWarning
 from mcp_eventscope.redis.client import connect
-from mcp_eventscope.store.types import BacklogStatus, EventMessage, FailureReason, StoreDegraded, StoreEvent
+from mcp_eventscope.store.events import FailureReason, StoreDegraded, StoreEvent
+from mcp_eventscope.store.messages import EventMessage
+from mcp_eventscope.store.results import BacklogStatus
 from mcp_eventscope.testing import Collected, on_the_wire
 from support.messages import note
 from support.servers import Valkey, valkey

@@ -14,7 +14,8 @@ from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.root import follow as follow_module
 from mcp_eventscope.redis.root.scripts import Chunk
-from mcp_eventscope.store.types import GET_STREAM_KEY, EventMessage, FollowEnd, FollowResult
+from mcp_eventscope.store.messages import GET_STREAM_KEY, EventMessage
+from mcp_eventscope.store.results import FollowEnd, FollowResult
 from mcp_eventscope.testing import Collected
 from support.events import change
 from support.messages import answer, note

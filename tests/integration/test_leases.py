@@ -5,7 +5,8 @@ import pytest
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.errors import StoreError
-from mcp_eventscope.redis.workers import DEFAULT_WORKER_LEASE, Workers
+from mcp_eventscope.redis.workers import Workers
+from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE
 from support.waiting import in_time, until
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +39,7 @@ def server() -> fakeredis.FakeServer:
 
 def worker(server: fakeredis.FakeServer) -> Workers:
     """One more worker."""
-    return RedisEventStore(fakeredis.FakeAsyncRedis(server=server), ttl=60).workers
+    return RedisEventStore(fakeredis.FakeAsyncRedis(server=server), ttl=60).coordinator
 
 
 async def test_whose_lease_has_run_out_is_gone(server: fakeredis.FakeServer) -> None:

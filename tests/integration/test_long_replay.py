@@ -12,7 +12,7 @@ from redis.backoff import NoBackoff
 from benchmarks import long_replay
 from benchmarks.long_replay import SESSION, STREAM, TTL
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.store.types import EventMessage
+from mcp_eventscope.store.messages import EventMessage
 from support.messages import note
 from support.waiting import CEILING, until
 

@@ -12,7 +12,8 @@ from redis.backoff import NoBackoff
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.root import chunk_reader
 from mcp_eventscope.redis.root import follow as follow_module
-from mcp_eventscope.store.types import GET_STREAM_KEY, FollowEnd, FollowResult
+from mcp_eventscope.store.messages import GET_STREAM_KEY
+from mcp_eventscope.store.results import FollowEnd, FollowResult
 from mcp_eventscope.testing import Collected, on_the_wire
 from support import legacy
 from support.messages import answer, note

@@ -9,7 +9,8 @@ from redis import asyncio as aioredis
 from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.root.chunk_reader import CHUNK_BYTES, CHUNK_EVENTS
-from mcp_eventscope.store.types import GET_STREAM_KEY, EventMessage, Miss, ReplayResult
+from mcp_eventscope.store.messages import GET_STREAM_KEY, EventMessage
+from mcp_eventscope.store.results import Miss, ReplayResult
 from mcp_eventscope.testing import Collected, on_the_wire
 from support.events import change
 from support.messages import answer, failure, note

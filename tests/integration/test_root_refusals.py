@@ -8,8 +8,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.client import connect
-from mcp_eventscope.store.types import (
-    AppendResult,
+from mcp_eventscope.store.events import (
     BatchCommitted,
     BatchRetried,
     EventsLost,
@@ -19,6 +18,7 @@ from mcp_eventscope.store.types import (
     StoreEvent,
     StoreRecovered,
 )
+from mcp_eventscope.store.results import AppendResult
 from support.fault_plan import Error, FaultPlan
 from support.ledger import Speaker, check_all, settled
 from support.messages import note

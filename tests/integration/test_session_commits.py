@@ -11,15 +11,15 @@ from redis import asyncio as aioredis
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.write.session_batch import COMMIT
-from mcp_eventscope.store.types import (
+from mcp_eventscope.store.events import (
     BatchCommitted,
     BatchRetried,
     EventsLost,
     FailureReason,
     LossReason,
     StoreDegraded,
-    StoreOutcome,
 )
+from mcp_eventscope.store.results import StoreOutcome
 from support.leaks import LeakChecker
 from support.messages import answer, note
 from support.proxy import Proxy

@@ -5,7 +5,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.session_store import RedisSessionStore
-from mcp_eventscope.store.types import Miss, ReplayResult
+from mcp_eventscope.store.results import Miss, ReplayResult
 from mcp_eventscope.testing import Collected
 from support.leaks import LeakChecker
 from support.messages import answer, note

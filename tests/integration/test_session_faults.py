@@ -16,17 +16,17 @@ from redis.backoff import NoBackoff
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.write import transport
-from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
-from mcp_eventscope.store.types import (
+from mcp_eventscope.store.events import (
     BatchCommitted,
     BatchRetried,
     EventsLost,
     FailureReason,
-    JSONRPCError,
     LossReason,
     StoreDegraded,
     StoreRecovered,
 )
+from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
+from mcp_eventscope.store.messages import JSONRPCError
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey

@@ -4,7 +4,8 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.store.types import GET_STREAM_KEY, EventsLost, StoreEvent
+from mcp_eventscope.store.events import EventsLost, StoreEvent
+from mcp_eventscope.store.messages import GET_STREAM_KEY
 from mcp_eventscope.testing import Collected
 from support.messages import answer, note
 

@@ -11,7 +11,8 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.read import followers as followers_module
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
-from mcp_eventscope.store.types import FollowEnd, FollowResult, JSONRPCError, StoreOutcome
+from mcp_eventscope.store.messages import JSONRPCError
+from mcp_eventscope.store.results import FollowEnd, FollowResult, StoreOutcome
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
@@ -53,7 +54,7 @@ def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
 async def other(redis_client: aioredis.Redis, store: RedisEventStore) -> AsyncIterator[RedisEventStore]:
     """Another worker's store. The first one has a lease."""
     other = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
-    async with store.workers.hold_lease(LONG, lambda _: None, nothing):
+    async with store.coordinator.hold_lease(LONG, lambda _: None, nothing):
         yield other
         await other.flush()
         await store.flush()
@@ -102,7 +103,7 @@ async def test_user_without_channels(valkey_server: Valkey, key_prefix: str, red
             store = RedisEventStore(one, key_prefix=key_prefix, ttl=60)
             other = RedisEventStore(two, key_prefix=key_prefix, ttl=60)
             facts = observed(store)
-            async with store.workers.hold_lease(LONG, lambda _: None, nothing):
+            async with store.coordinator.hold_lease(LONG, lambda _: None, nothing):
                 talker = await primed(store)
                 follower = Follower(other, talker)
                 with in_time(15):
@@ -252,7 +253,7 @@ async def test_follower_elsewhere_survives_an_outage(way: str) -> None:
     with own_valkey(keeps=True) as server:
         async with connect(server.url) as one, connect(server.url) as two:
             store, other = RedisEventStore(one, ttl=TTL), RedisEventStore(two, ttl=TTL)
-            async with store.workers.hold_lease(LONG, lambda _: None, nothing):
+            async with store.coordinator.hold_lease(LONG, lambda _: None, nothing):
                 talker = await primed(store)
                 follower = Follower(other, talker)
                 with in_time(40):

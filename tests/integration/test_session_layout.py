@@ -8,7 +8,8 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.store.types import GET_STREAM_KEY, StoreOutcome
+from mcp_eventscope.store.messages import GET_STREAM_KEY
+from mcp_eventscope.store.results import StoreOutcome
 from mcp_eventscope.testing import on_the_wire
 from support.leaks import LeakChecker
 from support.messages import answer, failure, note
@@ -186,7 +187,7 @@ async def test_every_key_has_a_ttl(store: RedisEventStore, redis_client: aioredi
     async def nothing() -> None:
         """Nothing is published."""
 
-    async with store.workers.hold_lease(5, lambda _: None, nothing):
+    async with store.coordinator.hold_lease(5, lambda _: None, nothing):
         kinds = set()
         for key in await leaks.keys():
             kinds.add(key.removeprefix(store.key_prefix).split("}:")[-1].partition(":")[0])
@@ -259,7 +260,7 @@ async def test_silent_request_outlives_the_ttl(
     await talker.append(note(1, "x" * 5000))
     await talker.outcomes()
     other = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
-    async with store.workers.hold_lease(0.3, lambda _: None, nothing):
+    async with store.coordinator.hold_lease(0.3, lambda _: None, nothing):
         await anyio.sleep(2)
         facts, received = await talker.replayed(other)
         assert (facts.miss, facts.gap, received.contents) == (None, False, [1])

@@ -14,7 +14,9 @@ from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.session_store import RedisSessionStore
-from mcp_eventscope.store.types import GET_STREAM_KEY, EventsLost, JSONRPCMessage, LossReason, ReplayResult, StoreEvent
+from mcp_eventscope.store.events import EventsLost, LossReason, StoreEvent
+from mcp_eventscope.store.messages import GET_STREAM_KEY, JSONRPCMessage
+from mcp_eventscope.store.results import ReplayResult
 from mcp_eventscope.testing import Collected
 from support.leaks import LeakChecker
 from support.messages import answer, note

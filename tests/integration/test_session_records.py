@@ -2,7 +2,8 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis.workers import NewRecord, SessionRecord, Workers
+from mcp_eventscope.redis.workers import Workers
+from mcp_eventscope.store.coordination import NewRecord, SessionRecord
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -12,7 +13,7 @@ SESSION = "s"
 @pytest.fixture
 def workers(redis_client: aioredis.Redis, key_prefix: str) -> Workers:
     """A worker."""
-    return RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60).workers
+    return RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60).coordinator
 
 
 async def test_record_is_the_owners(workers: Workers) -> None:

@@ -4,7 +4,8 @@ import pytest
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
-from mcp_eventscope.store.types import EventsLost, JSONRPCError, JSONRPCResponse, LossReason
+from mcp_eventscope.store.events import EventsLost, LossReason
+from mcp_eventscope.store.messages import JSONRPCError, JSONRPCResponse
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.talkers import Talker, observed, settled

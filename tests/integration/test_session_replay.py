@@ -8,7 +8,8 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.read.run_reader import CHUNK_BYTES, CHUNK_EVENTS
-from mcp_eventscope.store.types import GET_STREAM_KEY, FollowEnd, Miss, ReplayResult
+from mcp_eventscope.store.messages import GET_STREAM_KEY
+from mcp_eventscope.store.results import FollowEnd, Miss, ReplayResult
 from mcp_eventscope.testing import on_the_wire
 from support.messages import answer, failure, note
 from support.talkers import Received, Talker, elements, run_of
@@ -28,7 +29,7 @@ async def nothing() -> None:
 async def reader(redis_client: aioredis.Redis, store: RedisEventStore) -> AsyncIterator[RedisEventStore]:
     """Another worker's store: it has nothing of the first one's in memory. The first one has a lease."""
     other = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
-    async with store.workers.hold_lease(30, lambda _: None, nothing):
+    async with store.coordinator.hold_lease(30, lambda _: None, nothing):
         yield other
         await store.flush()
 
@@ -323,8 +324,8 @@ async def test_run_of_a_living_worker_that_never_was(store: RedisEventStore, red
     talker = await talked(store, 2)
     forged = f"{talker.ids[0].split('-')[0]}-5-{store._worker.name}ffff"
     async with (
-        store.workers.hold_lease(LEASE, lambda _: None, nothing),
-        other.workers.hold_lease(LEASE, lambda _: None, nothing),
+        store.coordinator.hold_lease(LEASE, lambda _: None, nothing),
+        other.coordinator.hold_lease(LEASE, lambda _: None, nothing),
     ):
         facts = await other.for_session("s").replay(forged, Received(), stream_id="1")
         assert facts.miss is None

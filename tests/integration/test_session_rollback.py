@@ -11,17 +11,10 @@ from redis import asyncio as aioredis
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.write import session_writer
+from mcp_eventscope.store.events import BatchCommitted, EventsLost, LossReason, StoreDegraded, StoreRecovered
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
-from mcp_eventscope.store.types import (
-    GET_STREAM_KEY,
-    BatchCommitted,
-    EventsLost,
-    JSONRPCError,
-    LossReason,
-    StoreDegraded,
-    StoreOutcome,
-    StoreRecovered,
-)
+from mcp_eventscope.store.messages import GET_STREAM_KEY, JSONRPCError
+from mcp_eventscope.store.results import StoreOutcome
 from support.messages import answer, note
 from support.stores import patient_client
 from support.talkers import Facts, Received, Talker, observed, run_of, settled, talking
@@ -71,7 +64,7 @@ async def worker(url: str, lease: float = 30) -> AsyncIterator[World]:
     """A worker on a server."""
     async with connect(url) as client, patient_client(url) as direct:
         store = RedisEventStore(client, ttl=TTL)
-        async with store.workers.hold_lease(lease, lambda _: None, nothing):
+        async with store.coordinator.hold_lease(lease, lambda _: None, nothing):
             yield World(store, RedisEventStore(direct, ttl=TTL), observed(store), direct)
         await store.flush(1)
 

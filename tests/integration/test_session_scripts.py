@@ -13,8 +13,10 @@ from redis.exceptions import ResponseError
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.scripts import Script
-from mcp_eventscope.redis.workers import NewRecord
-from mcp_eventscope.store.types import GET_STREAM_KEY, EventsLost, FailureReason, FollowEnd, LossReason, StoreOutcome
+from mcp_eventscope.store.coordination import NewRecord
+from mcp_eventscope.store.events import EventsLost, FailureReason, LossReason
+from mcp_eventscope.store.messages import GET_STREAM_KEY
+from mcp_eventscope.store.results import FollowEnd, StoreOutcome
 from support.messages import answer, note
 from support.servers import free_port
 from support.talkers import Received, Talker, observed, settled
@@ -87,12 +89,12 @@ async def life(  # noqa: PLR0915 - one life, from beginning to end
     store, other = (RedisEventStore(client, key_prefix=prefix, ttl=2) for client in (one, two))
     facts = observed(store)
     async with (
-        store.workers.hold_lease(20, lambda _: None, nothing),
-        other.workers.hold_lease(20, lambda _: None, nothing),
+        store.coordinator.hold_lease(20, lambda _: None, nothing),
+        other.coordinator.hold_lease(20, lambda _: None, nothing),
     ):
         for name in ("a", "b{x}", "c:{}"):
             record = NewRecord(name, "o", "{}")
-            assert await store.workers.record(record, ttl=60) == "live"
+            assert await store.coordinator.record(record, ttl=60) == "live"
             talker = Talker(store, name)
             await talker.append(None)
             await talker.say(3)
@@ -135,7 +137,7 @@ async def life(  # noqa: PLR0915 - one life, from beginning to end
         await old.say()
         await old.outcomes()
         assert not [fact for fact in facts.of(EventsLost) if fact.reason is not LossReason.ROLLBACK]
-        await store.workers.end("a", ttl=60)
+        await store.coordinator.end("a", ttl=60)
         ended = Talker(store, "a", 4)
         await ended.say()
         assert await ended.outcomes() == [StoreOutcome.REFUSED]

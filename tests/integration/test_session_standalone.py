@@ -13,7 +13,8 @@ from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.session_store import RedisSessionStore
 from mcp_eventscope.redis.write import session_writer
 from mcp_eventscope.sessions.view import SessionView
-from mcp_eventscope.store.types import GET_STREAM_KEY, FollowEnd, Miss
+from mcp_eventscope.store.messages import GET_STREAM_KEY
+from mcp_eventscope.store.results import FollowEnd, Miss
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
@@ -210,7 +211,7 @@ async def test_session_that_is_not_served_any_more_is_released(
     monkeypatch.setattr(session_writer, "RETAINED_BYTES", 0)
     root = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
     store = InstrumentedEventStore(root, registry=None)
-    async with root.workers.hold_lease(0.3, lambda _: None, nothing):
+    async with root.coordinator.hold_lease(0.3, lambda _: None, nothing):
         views = []
         for number in range(20):
             view = SessionView(store.for_session(f"s{number}"), follow_timeout=5)
@@ -239,7 +240,7 @@ async def test_refused_run_is_released(store: RedisEventStore, monkeypatch: pyte
     monkeypatch.setattr(session_writer, "RETAINED_BYTES", 0)
     part = store.for_session("s")
     part.begin("1", 1)
-    await store.workers.end("s", ttl=TTL)
+    await store.coordinator.end("s", ttl=TTL)
     appended = await part.append("1", note(0))
     assert appended.pending is not None
     await appended.pending.acknowledged()

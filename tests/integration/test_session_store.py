@@ -13,7 +13,9 @@ from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.session_store import RedisSessionStore
 from mcp_eventscope.redis.write import session_writer
 from mcp_eventscope.redis.write.runs import LARGE_PAYLOAD
-from mcp_eventscope.store.types import GET_STREAM_KEY, EventsLost, FollowEnd, LossReason, Miss, StoreEvent, StoreOutcome
+from mcp_eventscope.store.events import EventsLost, LossReason, StoreEvent
+from mcp_eventscope.store.messages import GET_STREAM_KEY
+from mcp_eventscope.store.results import FollowEnd, Miss, StoreOutcome
 from mcp_eventscope.testing import Collected, on_the_wire
 from support.leaks import LeakChecker
 from support.messages import answer, note
@@ -348,7 +350,7 @@ async def test_dead_worker_is_answered_once_and_fenced(
     async def nothing() -> None:
         """Nothing to publish again."""
 
-    async with stores[1].workers.hold_lease(0.3, lambda _: None, nothing):
+    async with stores[1].coordinator.hold_lease(0.3, lambda _: None, nothing):
         collected = Collected()
         with in_time(20):
             followed = await other.follow(STREAM, first, collected, limit=30)

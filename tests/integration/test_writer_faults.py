@@ -12,7 +12,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
-from mcp_eventscope.store.types import (
+from mcp_eventscope.store.events import (
     BatchCommitted,
     BatchRetried,
     EventsLost,

@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.client import connect
-from mcp_eventscope.store.types import (
+from mcp_eventscope.store.events import (
     BatchRetried,
     EventsLost,
     FailureReason,

@@ -11,7 +11,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.keys import Keys
-from mcp_eventscope.store.types import AppendResult
+from mcp_eventscope.store.results import AppendResult
 from support.messages import note
 from support.waiting import own_time, until
 

@@ -11,7 +11,8 @@ from mcp.types import JSONRPCNotification
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.session_store import RedisSessionStore
-from mcp_eventscope.store.types import BatchCommitted, EventsLost, StoreEvent, StoreOutcome
+from mcp_eventscope.store.events import BatchCommitted, EventsLost, StoreEvent
+from mcp_eventscope.store.results import StoreOutcome
 from support.acknowledgements import Acknowledgements
 from support.messages import note
 from support.stores import patient_client

@@ -49,15 +49,15 @@ async def living_store(client: aioredis.Redis, key_prefix: str, *, instrumented:
         """Publish nothing: there are no sessions."""
 
     store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL)
-    async with store.workers.hold_lease(LEASE, lambda _: None, lost):
+    async with store.coordinator.hold_lease(LEASE, lambda _: None, lost):
         # Redis may have been too slow for the first renewal: the next one follows after a third of the lease.
-        await until(lambda: store.workers._leased)
+        await until(lambda: store.coordinator._leased)
         yield InstrumentedEventStore(store, registry=CollectorRegistry()) if instrumented else store
         await store.flush()
 
 
 def store_of(root: SessionRoot) -> RedisEventStore:
     """The store itself, where it is decorated."""
-    store = root.decorated if isinstance(root, InstrumentedEventStore) else root
+    store = root._store if isinstance(root, InstrumentedEventStore) else root
     assert isinstance(store, RedisEventStore)
     return store

@@ -12,7 +12,9 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.sessions.event_ids import stream_name
-from mcp_eventscope.store.types import AppendResult, EventMessage, ReplayResult, StoreEvent, StoreOutcome
+from mcp_eventscope.store.events import StoreEvent
+from mcp_eventscope.store.messages import EventMessage
+from mcp_eventscope.store.results import AppendResult, ReplayResult, StoreOutcome
 from support.messages import note
 from support.waiting import CEILING, own_time, until
 

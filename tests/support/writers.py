@@ -14,8 +14,10 @@ from mcp_eventscope.redis.write.session_batch import SessionBatch
 from mcp_eventscope.redis.write.session_writer import SessionWriter
 from mcp_eventscope.sessions.event_ids import stream_name
 from mcp_eventscope.store import codec
+from mcp_eventscope.store.events import StoreEvent
 from mcp_eventscope.store.jsonrpc_errors import not_stored
-from mcp_eventscope.store.types import FINAL, JSONRPCMessage, StoreEvent, StoreOutcome
+from mcp_eventscope.store.messages import FINAL, JSONRPCMessage
+from mcp_eventscope.store.results import StoreOutcome
 from support.waiting import until
 
 CALL_TIMEOUT = 0.05

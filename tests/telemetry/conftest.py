@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, http_app
 from mcp_eventscope.redis.client import connect
-from mcp_eventscope.store.types import EventStore
+from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry import catalog_sessions
 from support.logs import Recorder
 from support.raw import RawClient

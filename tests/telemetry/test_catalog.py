@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.store.types import FollowEnd, MessageKind, Miss
+from mcp_eventscope.store.messages import MessageKind
+from mcp_eventscope.store.results import FollowEnd, Miss
 from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, declarations, facts
 from support.binaries import complaints
 from telemetry.conftest import Scope

@@ -9,7 +9,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.samples import Exemplar
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreUnavailableError
-from mcp_eventscope.store.types import EventMessage
+from mcp_eventscope.store.messages import EventMessage
 from support.memory_store import MemoryEventStore
 from telemetry.conftest import Scope
 

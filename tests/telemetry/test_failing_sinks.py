@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreUnavailableError, http_app
 from mcp_eventscope.redis.sampling import Sampler
-from mcp_eventscope.store.types import EventMessage
+from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.telemetry.facts import (
     Inert,
     Origin,

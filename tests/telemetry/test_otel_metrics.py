@@ -21,17 +21,17 @@ from prometheus_client.utils import floatToGoString
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreUnavailableError, http_app
 from mcp_eventscope.redis.sampling import Sample
-from mcp_eventscope.store.types import (
-    AppendResult,
+from mcp_eventscope.store.events import (
     BatchCommitted,
     BatchRetried,
-    EventMessage,
     EventsLost,
     FailureReason,
     LossReason,
     StoreDegraded,
     StoreRecovered,
 )
+from mcp_eventscope.store.messages import EventMessage
+from mcp_eventscope.store.results import AppendResult
 from mcp_eventscope.telemetry import catalog, declarations
 from mcp_eventscope.telemetry.measurements import SampleMeasurement
 from support.logs import Recorder

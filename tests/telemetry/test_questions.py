@@ -16,7 +16,8 @@ from redis.exceptions import OutOfMemoryError
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.sessions.view import SessionView
-from mcp_eventscope.store.types import AppendResult, EventMessage, JSONRPCMessage, ReplayResult
+from mcp_eventscope.store.messages import EventMessage, JSONRPCMessage
+from mcp_eventscope.store.results import AppendResult, ReplayResult
 from mcp_eventscope.telemetry import catalog_sessions
 from support.events import change
 from support.messages import answer, note

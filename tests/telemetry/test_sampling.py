@@ -178,8 +178,8 @@ async def test_without_metrics(scope: Scope, redis: FakeAsyncRedis, monkeypatch:
 
 async def test_real_sampler_is_the_stores(store: InstrumentedEventStore) -> None:
     """Unless a test says otherwise."""
-    assert isinstance(store.decorated, RedisEventStore)
-    assert isinstance(store.decorated.sampler(), Sampler)
+    assert isinstance(store._store, RedisEventStore)
+    assert isinstance(store._store.sampler(), Sampler)
 
 
 async def test_refused_arguments(scope: Scope, redis: FakeAsyncRedis) -> None:

@@ -12,7 +12,7 @@ from pydantic import AnyHttpUrl
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect as connect_redis
 from mcp_eventscope.sessions.telemetry import SessionTelemetry
-from mcp_eventscope.store.types import EventStore
+from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry import catalog_sessions
 from mcp_eventscope.telemetry.facts import Origin
 from mcp_eventscope.telemetry.logs import Log

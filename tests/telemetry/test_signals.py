@@ -15,7 +15,7 @@ from opentelemetry.trace import StatusCode
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.redis.write.session_writer import LINGER_SECONDS
-from mcp_eventscope.store.types import EventMessage
+from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.telemetry.logs import REPEAT_SECONDS
 from support.events import change
 from support.memory_store import MemoryEventStore

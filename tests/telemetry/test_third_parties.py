@@ -6,7 +6,8 @@ import pytest
 
 from examples.third_party import STORES
 from mcp_eventscope import InstrumentedEventStore
-from mcp_eventscope.store.types import EventStore, JSONRPCMessage, Miss
+from mcp_eventscope.store.messages import EventStore, JSONRPCMessage
+from mcp_eventscope.store.results import Miss
 from mcp_eventscope.testing import Collected, on_the_wire
 from support.messages import answer, failure, note
 from support.raw import events

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore
 from mcp_eventscope.redis.root.scripts import PRODUCERS
 from mcp_eventscope.sessions.view import SessionView
-from mcp_eventscope.store.types import EventMessage
+from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.telemetry import propagation
 from support.events import change, fields_of
 from telemetry.conftest import Scope

@@ -5,9 +5,12 @@ import pytest
 from mcp.server.streamable_http import EventCallback, EventId, StreamId
 from mcp.types import JSONRPCMessage
 
-from mcp_eventscope import StoreUnavailableError, foreign
+from mcp_eventscope import StoreUnavailableError
+from mcp_eventscope.store import adapter
 from mcp_eventscope.store.adapter import EventStoreAdapter
-from mcp_eventscope.store.types import EventMessage, FollowEnd, Miss, ObservableEventStore, ReplayResult
+from mcp_eventscope.store.messages import EventMessage
+from mcp_eventscope.store.protocol import ObservableEventStore
+from mcp_eventscope.store.results import FollowEnd, Miss, ReplayResult
 from mcp_eventscope.testing import Collected, on_the_wire
 from support.memory_store import MemoryEventStore
 from support.messages import answer, note
@@ -64,7 +67,7 @@ async def test_replay_ends_at_the_response() -> None:
 
 async def test_follows_by_asking_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is stored later is delivered once each, until the response."""
-    monkeypatch.setattr(foreign, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(adapter, "POLL_SECONDS", 0.01)
     store = EventStoreAdapter(MemoryEventStore()).for_session("a")
     last = (await store.append("1", None)).event_id
     collected = Collected()
@@ -99,7 +102,7 @@ class Failing(MemoryEventStore):
 
 async def test_following_outlives_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     """A read that fails is counted, and tried again until the limit."""
-    monkeypatch.setattr(foreign, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(adapter, "POLL_SECONDS", 0.01)
     failing = Failing()
     store = EventStoreAdapter(failing)
     first = (await store.append("1", None)).event_id
@@ -140,7 +143,7 @@ class Anonymous(MemoryEventStore):
 
 async def test_events_without_ids_are_not_followed_in_circles(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that does not say where it stands is not asked again for what was delivered."""
-    monkeypatch.setattr(foreign, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(adapter, "POLL_SECONDS", 0.01)
     store = EventStoreAdapter(Anonymous())
     first = (await store.append("1", None)).event_id
     await store.append("1", note(0))
@@ -195,7 +198,7 @@ class HangingStore(MemoryEventStore):
 
 async def test_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is given up on, and told: the session that waits for it would hang too."""
-    monkeypatch.setattr(foreign, "ANSWER_TIMEOUT", 0.02)
+    monkeypatch.setattr(adapter, "ANSWER_TIMEOUT", 0.02)
     store = EventStoreAdapter(HangingStore()).for_session("s")
     with pytest.raises(StoreUnavailableError, match="store on HangingStore: no answer"):
         await store.append("1", None)

@@ -4,7 +4,7 @@ import pytest
 
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.observers import Observers
-from mcp_eventscope.store.types import FailureReason, StoreDegraded, StoreEvent, StoreRecovered
+from mcp_eventscope.store.events import FailureReason, StoreDegraded, StoreEvent, StoreRecovered
 
 pytestmark = pytest.mark.anyio
 

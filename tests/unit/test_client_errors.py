@@ -8,7 +8,7 @@ from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailab
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.client import address_of, call, connect, failure_text, is_refusal, map_redis_errors
 from mcp_eventscope.redis.observers import Observers
-from mcp_eventscope.store.types import FailureReason, StoreDegraded, StoreEvent
+from mcp_eventscope.store.events import FailureReason, StoreDegraded, StoreEvent
 
 pytestmark = pytest.mark.anyio
 

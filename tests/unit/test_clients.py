@@ -9,9 +9,10 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreUnavailableError
-from mcp_eventscope.redis import connection
+from mcp_eventscope.redis import client as client_module
 from mcp_eventscope.redis.client import connect
-from mcp_eventscope.store.types import EventMessage, FollowEnd
+from mcp_eventscope.store.messages import EventMessage
+from mcp_eventscope.store.results import FollowEnd
 from support.waiting import CEILING
 
 pytestmark = pytest.mark.anyio
@@ -45,7 +46,7 @@ async def test_cluster_that_is_not_there(no_cluster: aioredis.RedisCluster) -> N
 
 async def test_client_that_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Redis that takes a connection and says nothing is given up on, however patient the client is."""
-    monkeypatch.setattr(connection, "ANSWER_TIMEOUT", 0.05)
+    monkeypatch.setattr(client_module, "ANSWER_TIMEOUT", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         client = aioredis.Redis(host="127.0.0.1", port=silent.getsockname()[1], socket_timeout=None)
         store = RedisEventStore(client, ttl=60).for_session("s")

@@ -7,7 +7,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.limits import MAX_TTL
-from mcp_eventscope.store.types import ObservableEventStore
+from mcp_eventscope.store.protocol import ObservableEventStore
 
 
 def client() -> aioredis.Redis:

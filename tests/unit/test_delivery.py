@@ -7,7 +7,7 @@ from mcp_eventscope.redis.read.cursor import Cursor
 from mcp_eventscope.redis.read.delivery import PRODUCERS, Delivery
 from mcp_eventscope.redis.read.elements import Row
 from mcp_eventscope.store.codec import encode
-from mcp_eventscope.store.types import EventMessage
+from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.testing import Collected, on_the_wire
 from support.messages import answer, failure, note
 

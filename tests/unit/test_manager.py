@@ -17,12 +17,12 @@ from mcp_eventscope import (
     RedisEventStore,
     ResumableSessionManager,
 )
-from mcp_eventscope.redis.workers import SessionRecord
 from mcp_eventscope.sessions.adoption import handshake_of
 from mcp_eventscope.sessions.registry import SessionRegistry
 from mcp_eventscope.sessions.transport import ResumableTransport
 from mcp_eventscope.sessions.view import SessionView
-from mcp_eventscope.store.types import EventMessage
+from mcp_eventscope.store.coordination import SessionRecord
+from mcp_eventscope.store.messages import EventMessage
 
 
 def manager(**settings: object) -> ResumableSessionManager:

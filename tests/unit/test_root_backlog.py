@@ -4,7 +4,7 @@ from mcp_eventscope.redis.root.backlog import BATCH_EVENTS, LARGE_BATCH_EVENTS, 
 from mcp_eventscope.redis.root.batch_codec import Reply, parse_reply
 from mcp_eventscope.store import codec
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
-from mcp_eventscope.store.types import JSONRPCError
+from mcp_eventscope.store.messages import JSONRPCError
 from support.messages import answer
 
 PARENT = f"00-{1:032x}-{2:016x}-01"

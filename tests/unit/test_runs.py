@@ -8,7 +8,7 @@ from mcp_eventscope.redis.write.runs import LARGE_PAYLOAD, is_run, worker_of
 from mcp_eventscope.redis.write.session_writer import request_id_of
 from mcp_eventscope.sessions.event_ids import stream_name
 from mcp_eventscope.store.codec import encode
-from mcp_eventscope.store.types import StoreOutcome
+from mcp_eventscope.store.results import StoreOutcome
 from support.messages import answer, note
 from support.writers import WriterRig
 

@@ -22,15 +22,10 @@ from mcp_eventscope.redis.write.session_writer import (
     SESSION_EVENTS,
 )
 from mcp_eventscope.store import codec
+from mcp_eventscope.store.events import BatchCommitted, EventsLost, FailureReason, LossReason
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
-from mcp_eventscope.store.types import (
-    BatchCommitted,
-    EventsLost,
-    FailureReason,
-    JSONRPCMessage,
-    LossReason,
-    StoreOutcome,
-)
+from mcp_eventscope.store.messages import JSONRPCMessage
+from mcp_eventscope.store.results import StoreOutcome
 from mcp_eventscope.testing import Collected
 from support.messages import answer, note
 from support.waiting import until

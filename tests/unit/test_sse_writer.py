@@ -14,7 +14,7 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.sessions.sse_writer import Response, SSEWriter
 from mcp_eventscope.sessions.transport import ResumableTransport, _Admission, _admitting
 from mcp_eventscope.sessions.view import SessionView
-from mcp_eventscope.store.types import EventMessage
+from mcp_eventscope.store.messages import EventMessage
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,8 @@ from mcp_eventscope import RedisEventStore, StoreUnavailableError
 from mcp_eventscope.redis.session_store import RedisSessionStore
 from mcp_eventscope.sessions.view import Priming, SessionView, understands_priming
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
-from mcp_eventscope.store.types import AppendResult, EventCallback, EventId, EventMessage, ReplayResult, StreamId
+from mcp_eventscope.store.messages import EventCallback, EventId, EventMessage, StreamId
+from mcp_eventscope.store.results import AppendResult, ReplayResult
 
 pytestmark = pytest.mark.anyio
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcp_eventscope.sessions import event_ids
-from mcp_eventscope.store.types import GET_STREAM_KEY
+from mcp_eventscope.store.messages import GET_STREAM_KEY
 
 EVENT_IDS = st.text(min_size=1, max_size=30)
 REQUEST_IDS = st.text(max_size=300) | st.integers() | st.just(GET_STREAM_KEY)

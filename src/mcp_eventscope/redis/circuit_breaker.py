@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from mcp_eventscope.redis.observers import Observers
-from mcp_eventscope.store.types import FailureReason, StoreDegraded, StoreRecovered
+from mcp_eventscope.store.events import FailureReason, StoreDegraded, StoreRecovered
 
 
 class CircuitBreaker:

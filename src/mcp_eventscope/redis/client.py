@@ -29,7 +29,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailableError, WrongTypeError
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.store.types import FailureReason
+from mcp_eventscope.store.events import FailureReason
 
 AnyRedis: TypeAlias = aioredis.Redis | aioredis.RedisCluster
 """The clients that a store accepts, with `decode_responses` either way."""

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 
-from mcp_eventscope.store.types import StoreEvent
+from mcp_eventscope.store.events import StoreEvent
 
 
 class Observers:

@@ -27,22 +27,10 @@ from mcp_eventscope.redis.workers import Workers
 from mcp_eventscope.redis.write.runs import Run, SessionQueue, worker_of
 from mcp_eventscope.redis.write.session_writer import SessionWriter, request_id_of
 from mcp_eventscope.store import codec
+from mcp_eventscope.store.events import StoreEvent
 from mcp_eventscope.store.jsonrpc_errors import not_stored, orphaned, superseded
-from mcp_eventscope.store.types import (
-    FINAL,
-    GET_STREAM_KEY,
-    AppendResult,
-    BacklogStatus,
-    EventCallback,
-    EventId,
-    FollowEnd,
-    FollowResult,
-    JSONRPCMessage,
-    Miss,
-    ReplayResult,
-    StoreEvent,
-    StreamId,
-)
+from mcp_eventscope.store.messages import FINAL, GET_STREAM_KEY, EventCallback, EventId, JSONRPCMessage, StreamId
+from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowEnd, FollowResult, Miss, ReplayResult
 
 _MICROSECONDS = 1_000_000
 _answer = Script("answer.lua")
@@ -102,6 +90,11 @@ class RedisSessionStore:
     def session_id(self) -> str:
         """The session."""
         return self._session_id
+
+    @property
+    def coordinator(self) -> Workers:
+        """This worker, among the others that use the store."""
+        return self._shared.workers
 
     @property
     def address(self) -> str:

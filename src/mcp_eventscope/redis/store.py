@@ -37,24 +37,19 @@ from mcp_eventscope.redis.write.sender import Sender
 from mcp_eventscope.redis.write.session_limit import SessionLimit
 from mcp_eventscope.redis.write.session_writer import SessionWriter
 from mcp_eventscope.store import codec
+from mcp_eventscope.store.events import StoreEvent
 from mcp_eventscope.store.jsonrpc_errors import not_stored, orphaned
-from mcp_eventscope.store.types import (
+from mcp_eventscope.store.messages import (
     FINAL,
     GET_STREAM_KEY,
-    AppendResult,
-    BacklogStatus,
     EventCallback,
     EventId,
     EventStore,
-    FollowEnd,
-    FollowResult,
     JSONRPCMessage,
-    Miss,
-    ReplayResult,
     RequestId,
-    StoreEvent,
     StreamId,
 )
+from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowEnd, FollowResult, Miss, ReplayResult
 
 
 class RedisEventStore(EventStore):
@@ -177,8 +172,8 @@ class RedisEventStore(EventStore):
         return True
 
     @property
-    def workers(self) -> Workers:
-        """This process, among the others that use the store: leases, sessions, notices."""
+    def coordinator(self) -> Workers:
+        """This worker, among the others that use the store."""
         return self._workers
 
     def sampler(self) -> Sampler:

@@ -6,10 +6,9 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from math import inf
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeVar
 
 import anyio
 from redis import asyncio as aioredis
@@ -24,13 +23,9 @@ from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.pubsub import Subscriptions
 from mcp_eventscope.redis.worker_id import WorkerId
-from mcp_eventscope.store.types import FailureReason, StoreEvent, StoreRecovered
+from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE, LEAVE_SECONDS, NewRecord, Notice, SessionRecord
+from mcp_eventscope.store.events import FailureReason, StoreEvent, StoreRecovered
 
-Notice: TypeAlias = dict[str, Any]
-"""What one worker tells the others: JSON members."""
-
-DEFAULT_WORKER_LEASE = 10.0
-"""Seconds after which a worker that does not say that it lives counts as gone."""
 _RETRY_SECONDS = 0.25
 """How soon a renewal that failed is tried again."""
 _RECORD_SECONDS = 2.0
@@ -38,33 +33,10 @@ _RECORD_SECONDS = 2.0
 _LOOK_SECONDS = 0.05
 """How often it looks meanwhile whether Redis is unreachable."""
 _MICROSECONDS = 1_000_000
-PARTING_SECONDS = 1.0
-"""How long a worker that ends takes to say so, at most; its lease says it otherwise."""
-
-
 _RECORDS_AT_ONCE = 256
 """Records that are written in one round trip."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class NewRecord:
-    """A session to be recorded."""
-
-    session_id: str
-    owner: str
-    """A digest of its principal; "" for none."""
-    handshake: str
-    """The parameters of its `initialize`, as JSON."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionRecord:
-    """What Redis knows of a session, for its owner. `state` is `live`, `ended`, `other` or `absent`."""
-
-    state: str
-    handshake: str = ""
 
 
 class Workers:
@@ -122,6 +94,11 @@ class Workers:
             state_lost: Called when the lease is gone, or holds a value that this worker did not write last.
         """
         self._tick, self._state_lost = tick, state_lost
+
+    @property
+    def now(self) -> int:
+        """Microseconds since 1970, by Redis's clock."""
+        return self.clock.now()
 
     @property
     def lapsed(self) -> bool:
@@ -207,7 +184,7 @@ class Workers:
             await cancel_task(republishing)
             await cancel_task(renewing)
             self._subscriptions.unsubscribe(self._keys.workers, on_published)
-            with anyio.CancelScope(shield=True), anyio.move_on_after(PARTING_SECONDS), contextlib.suppress(StoreError):
+            with anyio.CancelScope(shield=True), anyio.move_on_after(LEAVE_SECONDS), contextlib.suppress(StoreError):
                 await self._leave()
 
     async def publish(self, **notice: object) -> None:

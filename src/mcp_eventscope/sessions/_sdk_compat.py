@@ -11,7 +11,7 @@ from mcp.types import INTERNAL_ERROR, ErrorData, JSONRPCError
 from starlette.responses import Response
 
 from mcp_eventscope.errors import IncompatibleSDKError
-from mcp_eventscope.store.types import EventCallback, EventId, EventStore, JSONRPCMessage, StreamId
+from mcp_eventscope.store.messages import EventCallback, EventId, EventStore, JSONRPCMessage, StreamId
 
 log = logging.getLogger(StreamableHTTPSessionManager.__module__)
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from math import ceil, inf
 from typing import Any
 
@@ -25,16 +26,15 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mcp_eventscope.instrumentation import InstrumentedEventStore, instrument
 from mcp_eventscope.redis.limits import FLUSH_SECONDS
-from mcp_eventscope.redis.store import RedisEventStore
-from mcp_eventscope.redis.workers import DEFAULT_WORKER_LEASE, PARTING_SECONDS, Notice, SessionRecord, Workers
 from mcp_eventscope.sessions import _sdk_compat
 from mcp_eventscope.sessions.adoption import handshake_of, owner_of, params_of, requestor_of, serve_adopted
-from mcp_eventscope.sessions.registry import UNREAD, SessionRegistry
+from mcp_eventscope.sessions.registry import UNREAD, LocalRegistry, SessionRegistry
 from mcp_eventscope.sessions.settings import check_settings
 from mcp_eventscope.sessions.telemetry import SessionTelemetry
 from mcp_eventscope.sessions.transport import ResumableTransport
 from mcp_eventscope.sessions.view import SessionView
-from mcp_eventscope.store.types import EventStore
+from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE, LEAVE_SECONDS, Notice, SessionRecord
+from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry.facts import Origin, Refusal, SessionEnd
 from mcp_eventscope.telemetry.logs import Log, Logger
 
@@ -119,18 +119,15 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._worker_lease = worker_lease
         self._shutdown_timeout = shutdown_timeout
         self._store: InstrumentedEventStore | None = None
-        self._workers: Workers | None = None
-        self._registry: SessionRegistry | None = None
+        self._registry: SessionRegistry | LocalRegistry = LocalRegistry()
         if event_store is not None:
             self._store = instrument(event_store, logger=logger)
         self._telemetry = SessionTelemetry(self._store, Log(logger))
         if self._store is None:
             return
-        if isinstance(self._store.decorated, RedisEventStore) and not stateless:
-            self._workers = self._store.decorated.workers
-            self._registry = SessionRegistry(
-                self._workers, ceil(session_idle_timeout or max(self._store.ttl or 0, _RECORD_TTL))
-            )
+        if self._store.coordinator is not None and not stateless:
+            ttl = ceil(session_idle_timeout or max(self._store.ttl or 0, _RECORD_TTL))
+            self._registry = SessionRegistry(self._store.coordinator, ttl)
         _sdk_compat.check_manager(self)
         self._telemetry.configured(
             stateless=stateless,
@@ -148,15 +145,14 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     async def run(self) -> AsyncIterator[None]:
         """Run as the SDK's manager does; where the store knows other workers, as one of them."""
         async with AsyncExitStack() as stack:
-            if self._workers is not None:
-                # Its lease is given up last: other workers would answer for events that are about to be acknowledged.
-                await stack.enter_async_context(
-                    self._workers.hold_lease(self._worker_lease, self._on_message, self._republish)
-                )
+            # The lease is given up last: other workers would answer for events that are about to be acknowledged.
+            await stack.enter_async_context(
+                self._registry.hold_lease(self._worker_lease, self._on_message, self._republish)
+            )
             if self._store is not None:
                 stack.push_async_callback(_flush, self._store)
             await stack.enter_async_context(super().run())
-            if self._task_group is not None and self._registry is not None:
+            if self._task_group is not None and self._registry.shared:
                 self._task_group.start_soon(self._keep_records, self._registry.ttl)
             try:
                 yield
@@ -239,9 +235,9 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         await super()._serve_opening_request(http_transport, scope, keep, record_first)
 
     async def _record(self, session_id: str | None, handshake: str | None) -> None:
-        if session_id is not None and handshake is not None and self._registry is not None:
+        if session_id is not None and handshake is not None:
             owner = owner_of(self._session_owners.get(session_id))
-            await self._registry.make(session_id, owner=owner, handshake=handshake)
+            await self._registry.add(session_id, owner=owner, handshake=handshake)
 
     # -- sessions that others began -----------------------------------------------------------------------------------
 
@@ -250,7 +246,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         headers = Headers(scope=scope)
         session_id = headers.get(MCP_SESSION_ID_HEADER)
         requestor = requestor_of(scope)
-        if session_id is None or self._registry is None or not SESSION_ID_PATTERN.fullmatch(session_id):
+        if session_id is None or not self._registry.shared or not SESSION_ID_PATTERN.fullmatch(session_id):
             if session_id is not None:
                 self._telemetry.check(self, session_id, requestor)
             await super()._handle_stateful_request(scope, receive, send)
@@ -284,8 +280,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             return None
         record = await self._renew(session_id, owner_of(requestor))
         began = anyio.current_time()
-        late = self._registry is not None and self._registry.late
-        patience = {UNREAD: _PATIENT_SECONDS if patient else 0, "absent": _LATE_SECONDS if late else 0}
+        patience = {UNREAD: _PATIENT_SECONDS if patient else 0, "absent": _LATE_SECONDS if self._registry.late else 0}
         while session_id not in self._server_instances:
             if anyio.current_time() - began >= patience.get(record.state, 0):
                 break
@@ -303,20 +298,18 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     def _renew_soon(self, session_id: str, owner: str) -> None:
         """Renew the record of a session that is served here in the background, unless that has just been done."""
-        if self._registry is not None and self._task_group is not None and self._registry.due(session_id):
+        if self._task_group is not None and self._registry.due(session_id):
             self._task_group.start_soon(self._renew, session_id, owner)
 
     async def _renew(self, session_id: str, owner: str) -> SessionRecord:
         """Renew the record of a session. One that was ended elsewhere ends here, one that Redis has lost is made."""
-        if self._registry is None:
-            return SessionRecord(UNREAD)
         record = await self._registry.renew(session_id, owner=owner)
         transport = self._server_instances.get(session_id)
         if transport is not None and record.state == "ended" and not transport.is_terminated:
             self._telemetry.ends(session_id, SessionEnd.ELSEWHERE)
             await self._discard_session(session_id, transport)
         elif transport is not None and record.state == "absent":
-            await self._record(session_id, self._registry.handshakes.get(session_id))
+            await self._record(session_id, self._registry.handshake(session_id))
         return record
 
     async def _keep_records(self, ttl: int) -> None:
@@ -345,8 +338,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             transport = self._transport_of(self._store, session_id)
             if requestor is not None:
                 self._session_owners[session_id] = requestor
-            if self._registry is not None:
-                self._registry.handshakes[session_id] = record.handshake
+            self._registry.remember(session_id, record.handshake)
             await self._task_group.start(self._serve_adopted, session_id, transport, params)
             # Not before it is connected: another request of the session would be served by a transport without streams.
             if not transport.is_terminated:
@@ -374,22 +366,19 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     async def _discard_session(self, session_id: str, transport: StreamableHTTPServerTransport) -> None:
         """Forget the session here, and answer what ran in it here. Other workers may go on with it."""
         self._telemetry.ended(session_id, transport, stopping=self._task_group is None)
-        if self._registry is not None:
-            self._registry.forget(session_id)
+        self._registry.remove(session_id)
         if isinstance(transport, ResumableTransport):
             transport.view.close()
         await super()._discard_session(session_id, transport)
         if isinstance(transport, ResumableTransport):
-            with anyio.CancelScope(shield=True), anyio.move_on_after(PARTING_SECONDS):
+            with anyio.CancelScope(shield=True), anyio.move_on_after(LEAVE_SECONDS):
                 await transport.view.give_up()
 
     async def _republish(self) -> None:
-        """Redis has lost the records of sessions, or was not there to take them."""
-        if self._registry is not None:
-            await self._registry.republish()
-            served = sorted(self._served(), key=lambda transport: not transport.view.busy)  # Running requests first.
-            sessions = [transport.mcp_session_id or "" for transport in served]
-            await self._registry.make_all({each: owner_of(self._session_owners.get(each)) for each in sessions})
+        """Write the records again: Redis has lost them, or was unreachable."""
+        served = sorted(self._served(), key=lambda transport: not transport.view.busy)  # Running requests first.
+        sessions = [transport.mcp_session_id or "" for transport in served]
+        await self._registry.republish({each: owner_of(self._session_owners.get(each)) for each in sessions})
 
     def _on_message(self, notice: Notice) -> None:
         """Another worker has told something, or perhaps has and was not heard."""
@@ -412,17 +401,15 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     def _age_of(self, notice: Notice) -> float:
         """Seconds since another worker has sent a notice; 0.0 when the clocks do not agree."""
         sent = notice.get("sent")
-        if self._registry is None or not isinstance(sent, int):
+        if not isinstance(sent, int):
             return 0.0
         age = (self._registry.now - sent) / 1e6
         return age if 0 <= age <= _MOST_LATE else 0.0
 
     def _publish(self, **notice: object) -> None:
         """Tell the other workers, without waiting for it."""
-        registry = self._registry
-        if self._task_group is not None and registry is not None:
-            sent = registry.now
-            self._task_group.start_soon(lambda: registry.publish(sent=sent, **notice))
+        if self._task_group is not None:
+            self._task_group.start_soon(partial(self._registry.publish, sent=self._registry.now, **notice))
 
 
 async def _flush(store: InstrumentedEventStore) -> None:

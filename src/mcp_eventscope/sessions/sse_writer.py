@@ -15,7 +15,7 @@ from mcp.server.streamable_http import REQUEST_STREAM_BUFFER_SIZE
 from sse_starlette.event import ServerSentEvent, ensure_bytes
 from starlette.types import Message, Send
 
-from mcp_eventscope.store.types import EventMessage
+from mcp_eventscope.store.messages import EventMessage
 
 
 class Response:

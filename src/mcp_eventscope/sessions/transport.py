@@ -28,7 +28,7 @@ from mcp_eventscope.sessions import event_ids
 from mcp_eventscope.sessions.handoff import replace_outbound_streams
 from mcp_eventscope.sessions.sse_writer import Response, SSEWriter
 from mcp_eventscope.sessions.view import Priming, SessionView, WireId, understands_priming
-from mcp_eventscope.store.types import EventMessage
+from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.telemetry import propagation
 
 _PRIMED_SINCE = "2025-11-25"

@@ -11,25 +11,23 @@ import anyio
 from mcp_eventscope.errors import StoreError, StoreUnavailableError, WrongTypeError
 from mcp_eventscope.sessions import event_ids
 from mcp_eventscope.store.jsonrpc_errors import events_gone, not_stored, orphaned
-from mcp_eventscope.store.types import (
+from mcp_eventscope.store.messages import (
     GET_STREAM_KEY,
-    AppendResult,
     EventCallback,
     EventId,
     EventMessage,
     EventStore,
-    FollowEnd,
     JSONRPCError,
     JSONRPCMessage,
     JSONRPCNotification,
     JSONRPCRequest,
     JSONRPCResponse,
-    ObservableEventStore,
-    ReplayResult,
     RequestId,
     StreamId,
     is_final,
 )
+from mcp_eventscope.store.protocol import ObservableEventStore
+from mcp_eventscope.store.results import AppendResult, FollowEnd, ReplayResult
 from mcp_eventscope.telemetry.propagation import Calls
 
 _LIVE_SECONDS = 1.0

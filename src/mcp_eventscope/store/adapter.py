@@ -14,24 +14,19 @@ import anyio
 
 from mcp_eventscope.errors import StoreUnavailableError
 from mcp_eventscope.store import codec
+from mcp_eventscope.store.events import StoreEvent
 from mcp_eventscope.store.jsonrpc_errors import orphaned
-from mcp_eventscope.store.types import (
-    AppendResult,
-    BacklogStatus,
+from mcp_eventscope.store.messages import (
     EventCallback,
     EventId,
     EventMessage,
     EventStore,
-    FollowEnd,
-    FollowResult,
     JSONRPCMessage,
-    Miss,
-    ReplayResult,
     RequestId,
-    StoreEvent,
     StreamId,
     is_final,
 )
+from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowEnd, FollowResult, Miss, ReplayResult
 
 ANSWER_TIMEOUT = 5.0
 """Seconds that a store has for one operation."""
@@ -52,6 +47,7 @@ class EventStoreAdapter:
     """
 
     ttl: int | None = None
+    coordinator = None
     shared = False
 
     def __init__(self, store: EventStore, *, scope: str = "") -> None:

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 import structlog
 
-from mcp_eventscope.store.types import BacklogStatus, EventsLost, LossReason, StoreDegraded, StoreEvent, StoreRecovered
+from mcp_eventscope.store.events import EventsLost, LossReason, StoreDegraded, StoreEvent, StoreRecovered
+from mcp_eventscope.store.results import BacklogStatus
 from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, declarations
 from mcp_eventscope.telemetry.facts import Inert, Refusal, ServingFact, SessionRefused, TTLShort
 from mcp_eventscope.telemetry.measurements import Measurement, ReplayMeasurement, SampleMeasurement

@@ -9,14 +9,8 @@ import anyio
 
 from mcp_eventscope.errors import StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.redis.sampling import Sample
-from mcp_eventscope.store.types import (
-    AppendResult,
-    EventCallback,
-    EventMessage,
-    FollowResult,
-    MessageKind,
-    ReplayResult,
-)
+from mcp_eventscope.store.messages import EventCallback, EventMessage, MessageKind
+from mcp_eventscope.store.results import AppendResult, FollowResult, ReplayResult
 
 _CLIENT_GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 """What the SDK's callback raises when the connection it writes to is closed."""

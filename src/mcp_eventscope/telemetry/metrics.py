@@ -3,16 +3,16 @@
 import collections
 from collections.abc import Callable
 
-from mcp_eventscope.store.types import (
-    BacklogStatus,
+from mcp_eventscope.store.events import (
     BatchCommitted,
     BatchRetried,
     EventsLost,
     StoreDegraded,
     StoreEvent,
     StoreRecovered,
-    kind_of_type,
 )
+from mcp_eventscope.store.messages import kind_of_type
+from mcp_eventscope.store.results import BacklogStatus
 from mcp_eventscope.telemetry import catalog, declarations
 from mcp_eventscope.telemetry.facts import ServingFact
 from mcp_eventscope.telemetry.instruments import Instruments, exemplar_of

@@ -13,7 +13,7 @@ from mcp_eventscope.cancellation import cancel_task
 from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis.sampling import Sample, Sampler
 from mcp_eventscope.redis.store import RedisEventStore
-from mcp_eventscope.store.types import ObservableEventStore
+from mcp_eventscope.store.protocol import ObservableEventStore
 from mcp_eventscope.telemetry.measurements import SampleMeasurement
 
 PARTING_SECONDS = 0.25

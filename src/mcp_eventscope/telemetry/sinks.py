@@ -5,7 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Concatenate, ParamSpec
 
-from mcp_eventscope.store.types import AppendResult, JSONRPCMessage, StreamId, kind_of
+from mcp_eventscope.store.messages import JSONRPCMessage, StreamId, kind_of
+from mcp_eventscope.store.results import AppendResult
 from mcp_eventscope.telemetry import catalog, declarations
 from mcp_eventscope.telemetry.logs import Log, Logger, LogSink
 from mcp_eventscope.telemetry.measurements import Measurement

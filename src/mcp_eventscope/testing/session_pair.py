@@ -10,15 +10,10 @@ from mcp.server.streamable_http import EventMessage
 from mcp.types import JSONRPCMessage, JSONRPCNotification, JSONRPCResponse, RequestId
 
 from mcp_eventscope.sessions.event_ids import stream_name
-from mcp_eventscope.store.types import (
-    AppendResult,
-    EventsLost,
-    ObservableEventStore,
-    ReplayResult,
-    StoreEvent,
-    StoreOutcome,
-    StreamId,
-)
+from mcp_eventscope.store.events import EventsLost, StoreEvent
+from mcp_eventscope.store.messages import StreamId
+from mcp_eventscope.store.protocol import ObservableEventStore
+from mcp_eventscope.store.results import AppendResult, ReplayResult, StoreOutcome
 from mcp_eventscope.testing.collected import Collected, on_the_wire
 from mcp_eventscope.testing.conformance import note
 

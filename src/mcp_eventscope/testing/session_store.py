@@ -15,7 +15,8 @@ from mcp.types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPC
 
 from mcp_eventscope.sessions.event_ids import stream_name
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
-from mcp_eventscope.store.types import FINAL, GET_STREAM_KEY, FollowEnd, FollowResult, StoreOutcome, StreamId
+from mcp_eventscope.store.messages import FINAL, GET_STREAM_KEY, StreamId
+from mcp_eventscope.store.results import FollowEnd, FollowResult, StoreOutcome
 from mcp_eventscope.testing.collected import Collected, on_the_wire
 from mcp_eventscope.testing.conformance import EXTREMES, MEBIBYTE, SENT, few_examples, more_examples, note
 from mcp_eventscope.testing.session_pair import (

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from mcp_eventscope.redis.write.runs import is_run
-from mcp_eventscope.store.types import EventId
+from mcp_eventscope.store.messages import EventId
 
 _ID = re.compile(
     r"([1-9][0-9]{0,17})-(0|[1-9][0-9]{0,15})-([0-9a-f]+)((?:~(?:0|[1-9][0-9]{0,15})-[0-9a-f]+)*)", re.ASCII

@@ -6,7 +6,7 @@ from mcp_eventscope.errors import CorruptEventError
 from mcp_eventscope.redis.read.cursor import Cursor
 from mcp_eventscope.redis.read.elements import Row
 from mcp_eventscope.store import codec
-from mcp_eventscope.store.types import FINAL, EventCallback, EventId, EventMessage, StreamId
+from mcp_eventscope.store.messages import FINAL, EventCallback, EventId, EventMessage, StreamId
 
 PRODUCERS = 32
 """The most producers of which a replay reports who they were."""

@@ -21,7 +21,7 @@ from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.workers import Workers
 from mcp_eventscope.redis.write.runs import worker_of
-from mcp_eventscope.store.types import StreamId
+from mcp_eventscope.store.messages import StreamId
 
 POLL_SECONDS = 0.5
 """How often a process looks for what its followers have not been woken for: a lost wake-up costs at most this, and a

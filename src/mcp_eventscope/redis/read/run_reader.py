@@ -16,7 +16,7 @@ from mcp_eventscope.redis.read.delivery import Delivery
 from mcp_eventscope.redis.read.elements import Chunk, Row, read_run
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.write.runs import PendingEvent, Run
-from mcp_eventscope.store.types import StreamId
+from mcp_eventscope.store.messages import StreamId
 
 CHUNK_EVENTS = 512
 """The most events that one read returns: Redis is blocked for one."""

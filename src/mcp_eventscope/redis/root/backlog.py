@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from mcp_eventscope.redis.write.batch import BATCH_BYTES
 from mcp_eventscope.store import codec
 from mcp_eventscope.store.jsonrpc_errors import not_stored
-from mcp_eventscope.store.types import EventId, JSONRPCError, JSONRPCResponse, StreamId
+from mcp_eventscope.store.messages import EventId, JSONRPCError, JSONRPCResponse, StreamId
 
 EVENT_BYTES = 512
 """The memory that a pending event takes up beside its payload."""

@@ -11,7 +11,7 @@ from mcp_eventscope.redis.client import AnyRedis, failure_reason, failure_text, 
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.root import scripts
 from mcp_eventscope.redis.root.replay import ReplayCursor
-from mcp_eventscope.store.types import EventId, StreamId
+from mcp_eventscope.store.messages import EventId, StreamId
 
 CHUNK_EVENTS = 256
 """The most events of one read, which blocks Redis."""

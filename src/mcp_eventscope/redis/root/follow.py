@@ -14,7 +14,7 @@ from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.pubsub import Subscriptions
 from mcp_eventscope.redis.root import scripts
 from mcp_eventscope.redis.worker_id import WorkerId
-from mcp_eventscope.store.types import EventId, StreamId
+from mcp_eventscope.store.messages import EventId, StreamId
 
 POLL_SECONDS = 0.5
 """How often the followed streams are polled: a lost wake-up costs at most this, and so does a writer that publishes

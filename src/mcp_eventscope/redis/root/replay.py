@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from mcp_eventscope.errors import CorruptEventError
 from mcp_eventscope.redis.root import scripts
 from mcp_eventscope.store import codec
-from mcp_eventscope.store.types import FINAL, GET_STREAM_KEY, EventCallback, EventId, EventMessage, Miss, StreamId
+from mcp_eventscope.store.messages import FINAL, GET_STREAM_KEY, EventCallback, EventId, EventMessage, StreamId
+from mcp_eventscope.store.results import Miss
 
 _MICROSECONDS = 1_000_000
 _FIRST_CLOCK_ID = 10**15

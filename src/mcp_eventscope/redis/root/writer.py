@@ -12,7 +12,8 @@ from mcp_eventscope.redis.root.backlog import Backlog, PendingEvent
 from mcp_eventscope.redis.root.batch_codec import BatchCodec, Reply, parse_reply
 from mcp_eventscope.redis.write.batch import Batch
 from mcp_eventscope.redis.write.sender import LOOP_LATE
-from mcp_eventscope.store.types import BatchCommitted, BatchRetried, EventId, EventsLost, FailureReason, LossReason
+from mcp_eventscope.store.events import BatchCommitted, BatchRetried, EventsLost, FailureReason, LossReason
+from mcp_eventscope.store.messages import EventId
 
 DISTANT_SECONDS = 0.005
 """The round trip of a batch from which on Redis is considered distant, and fewer, larger batches are sent."""

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 
 from mcp_eventscope.redis.keys import Keys
-from mcp_eventscope.store.types import EventId, StoreOutcome, StreamId
+from mcp_eventscope.store.messages import EventId, StreamId
+from mcp_eventscope.store.results import StoreOutcome
 
 EVENT_BYTES = 512
 """Bytes of memory that an event counts for beside its payload, in the bounds."""

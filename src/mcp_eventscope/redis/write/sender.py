@@ -14,7 +14,7 @@ from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.write import transport
 from mcp_eventscope.redis.write.batch import BATCH_BYTES, Batch, BatchSource, Probe
 from mcp_eventscope.redis.write.transport import Transport
-from mcp_eventscope.store.types import BatchRetried, FailureReason
+from mcp_eventscope.store.events import BatchRetried, FailureReason
 
 MOST_BROKEN = 3
 """How often a connection may break while a large batch is alone in flight, before its event is taken for the cause."""

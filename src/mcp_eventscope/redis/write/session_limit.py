@@ -23,7 +23,7 @@ from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.write.runs import LARGE_PAYLOAD, Run, SessionQueue
-from mcp_eventscope.store.types import EventsLost, FailureReason, LossReason
+from mcp_eventscope.store.events import EventsLost, FailureReason, LossReason
 
 ELEMENT_BYTES, RUN_BYTES = 24, 160
 """Bytes that an element takes up beside its payload, and a run beside its elements."""

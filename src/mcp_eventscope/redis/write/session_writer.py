@@ -19,15 +19,9 @@ from mcp_eventscope.redis.write.batch import BATCH_BYTES
 from mcp_eventscope.redis.write.runs import EVENT_BYTES, LARGE_PAYLOAD, LostRange, PendingEvent, Run, SessionQueue
 from mcp_eventscope.redis.write.session_batch import RunPart, SessionBatch
 from mcp_eventscope.redis.write.session_limit import ELEMENT_BYTES
-from mcp_eventscope.store.types import (
-    GET_STREAM_KEY,
-    BatchCommitted,
-    EventsLost,
-    JSONRPCError,
-    LossReason,
-    StoreOutcome,
-    StreamId,
-)
+from mcp_eventscope.store.events import BatchCommitted, EventsLost, LossReason
+from mcp_eventscope.store.messages import GET_STREAM_KEY, JSONRPCError, StreamId
+from mcp_eventscope.store.results import StoreOutcome
 
 BATCH_EVENTS = 256
 """Events after which a batch is closed: Redis is busy with it for about a millisecond."""
