@@ -1,20 +1,24 @@
-"""mcp-eventscope: the event store that MCP servers can be operated on."""
+"""Resumable SSE for MCP servers: a Redis event store with metrics, traces and logs."""
 
-from mcp_eventscope.app import http_app
-from mcp_eventscope.errors import (
-    CorruptEventError,
-    EmbeddedUnavailableError,
-    EventscopeError,
-    IncompatibleSDKError,
-    StoreError,
-    StoreRejectedError,
-    StoreUnavailableError,
-    UnscopedStoreWarning,
-)
-from mcp_eventscope.instrumentation import InstrumentedEventStore
-from mcp_eventscope.redis.store import RedisEventStore
-from mcp_eventscope.sessions.manager import ResumableSessionManager
-from mcp_eventscope.telemetry.scrape import metrics_app
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mcp_eventscope.app import http_app
+    from mcp_eventscope.errors import (
+        CorruptEventError,
+        EmbeddedUnavailableError,
+        EventscopeError,
+        IncompatibleSDKError,
+        StoreError,
+        StoreRejectedError,
+        StoreUnavailableError,
+        UnscopedStoreWarning,
+    )
+    from mcp_eventscope.instrumentation import InstrumentedEventStore
+    from mcp_eventscope.redis.store import RedisEventStore
+    from mcp_eventscope.sessions.manager import ResumableSessionManager
+    from mcp_eventscope.telemetry.scrape import metrics_app
 
 __all__ = [
     "CorruptEventError",
@@ -31,3 +35,26 @@ __all__ = [
     "http_app",
     "metrics_app",
 ]
+
+_MODULES = {
+    "http_app": "app",
+    "InstrumentedEventStore": "instrumentation",
+    "RedisEventStore": "redis.store",
+    "ResumableSessionManager": "sessions.manager",
+    "metrics_app": "telemetry.scrape",
+}
+"""The modules of the public names; the exceptions are all in `errors`."""
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used: the bare store needs neither the session manager nor telemetry."""
+    if name not in __all__:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    value: object = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,6 +1,8 @@
 """The public names and their signatures: what a change of which is a change for users."""
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 from mcp.server import MCPServer
@@ -30,6 +32,22 @@ def test_public_names() -> None:
         "metrics_app",
     ]
     assert all(hasattr(mcp_eventscope, name) for name in mcp_eventscope.__all__)
+
+
+def test_bare_store_imports_neither_sessions_nor_telemetry() -> None:
+    """The package imports a public name when it is first used."""
+    code = "import sys; from mcp_eventscope import RedisEventStore; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "mcp_eventscope.redis.store" in loaded
+    above = ("mcp_eventscope.sessions", "mcp_eventscope.telemetry", "prometheus_client", "structlog")
+    assert [name for name in loaded if name.startswith(above)] == []
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    """A name that is not public is refused as by any module."""
+    with pytest.raises(AttributeError, match="no attribute 'Unknown'"):
+        _ = mcp_eventscope.Unknown
+    assert set(mcp_eventscope.__all__) <= set(dir(mcp_eventscope))
 
 
 @pytest.mark.parametrize(
