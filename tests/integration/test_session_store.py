@@ -9,10 +9,10 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
+from mcp_eventscope.redis.element import LARGE_PAYLOAD
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.session_store import RedisSessionStore
 from mcp_eventscope.redis.write import session_writer
-from mcp_eventscope.redis.write.runs import LARGE_PAYLOAD
 from mcp_eventscope.store.events import EventsLost, LossReason, StoreEvent
 from mcp_eventscope.store.messages import GET_STREAM_KEY
 from mcp_eventscope.store.results import FollowEnd, Miss, StoreOutcome

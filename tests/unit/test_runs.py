@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_eventscope.redis.write.runs import LARGE_PAYLOAD, is_run, worker_of
-from mcp_eventscope.redis.write.session_writer import request_id_of
+from mcp_eventscope.redis.element import LARGE_PAYLOAD
+from mcp_eventscope.redis.run_entry import request_id_of
+from mcp_eventscope.redis.write.runs import is_run, worker_of
 from mcp_eventscope.sessions.event_ids import stream_name
 from mcp_eventscope.store.codec import encode
 from mcp_eventscope.store.results import StoreOutcome

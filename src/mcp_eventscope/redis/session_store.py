@@ -11,6 +11,7 @@ import anyio
 from mcp.types import RequestId
 
 from mcp_eventscope.errors import StoreError, StoreUnavailableError
+from mcp_eventscope.redis import run_entry
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.client import AnyRedis, address_of, call
 from mcp_eventscope.redis.clock import EventClock
@@ -21,11 +22,12 @@ from mcp_eventscope.redis.read.delivery import Delivery
 from mcp_eventscope.redis.read.elements import Chunk
 from mcp_eventscope.redis.read.followers import POLL_SECONDS, RunFollowers, Watch
 from mcp_eventscope.redis.read.run_reader import RunReader
+from mcp_eventscope.redis.run_entry import request_id_of
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.workers import Workers
 from mcp_eventscope.redis.write.runs import Run, SessionQueue, worker_of
-from mcp_eventscope.redis.write.session_writer import SessionWriter, request_id_of
+from mcp_eventscope.redis.write.session_writer import SessionWriter
 from mcp_eventscope.store import codec
 from mcp_eventscope.store.events import StoreEvent
 from mcp_eventscope.store.jsonrpc_errors import not_stored, orphaned, superseded
@@ -338,8 +340,8 @@ class RedisSessionStore:
             delivery.completed = local is not None and local.closed and position == local.last
         elif chunk.ended and position == chunk.last:
             delivery.completed = True
-        elif chunk.entry is not None and chunk.entry.startswith(b"a "):
-            await delivery.answer(chunk.entry.split(b" ", 2)[2])
+        elif (answer := run_entry.answer_of(chunk.entry)) is not None:
+            await delivery.answer(answer)
         return chunk
 
     async def _advance_standalone(self, delivery: Delivery, found: dict[str, int] | None = None) -> None:
@@ -482,9 +484,9 @@ class RedisSessionStore:
         if entry is None:
             following.gone = True  # Nothing is stored for it: the cursor may be invented.
             return
-        if entry.startswith(b"r "):
+        if run_entry.is_open(entry):
             error = codec.encode(orphaned(request_id_of(entry)))
-            answered = b"a %d %b" % (shared.clock.now(), error)
+            answered = run_entry.answer(shared.clock.now(), error)
             arguments: list[str | bytes | int] = [name, entry, answered, shared.ttl or 0]
             stored = await call(
                 "write to",

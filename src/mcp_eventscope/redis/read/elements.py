@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from mcp_eventscope.redis.element import parse_marks
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.scripts import Client, Script
 
@@ -108,15 +109,7 @@ def _parsed(seq: int, words: list[bytes], payload: bytes) -> tuple[Row, int | No
     number, time, *marks = words
     if int(number) != seq:
         raise ValueError
-    first = seq
-    traceparent = ""
-    large_size = None
-    content: bytes | None = payload
-    for mark in marks:
-        if mark.startswith(b"l"):
-            first, content = min(seq, int(mark[1:])), None
-        elif mark.startswith(b"g"):
-            large_size = int(mark[1:])
-        elif mark.startswith(b"t"):
-            traceparent = mark[1:].decode("ascii", "replace")
-    return (seq, int(time), first, traceparent, content), large_size
+    first, large_size, traceparent = parse_marks(seq, marks)
+    if first is not None:
+        return (seq, int(time), first, traceparent, None), large_size
+    return (seq, int(time), seq, traceparent, payload), large_size

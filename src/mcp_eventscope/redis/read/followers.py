@@ -17,6 +17,7 @@ from mcp_eventscope.redis.client import AnyRedis, call
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.pubsub import Subscriptions
 from mcp_eventscope.redis.read.delivery import Delivery
+from mcp_eventscope.redis.run_entry import ANSWERED
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.workers import Workers
@@ -151,7 +152,7 @@ class RunFollowers:
 
     def _check(self, watch: Watch, run: str, last: int, entry: bytes, expired: set[str]) -> None:
         """Wake a follower if there is something to deliver, or if nothing will ever be."""
-        if last > watch.delivery.cursor.positions.get(run, 0) or entry == b"a":
+        if last > watch.delivery.cursor.positions.get(run, 0) or entry == ANSWERED:
             watch.wake()
         elif worker_of(run) in expired:
             watch.orphaned = True

@@ -6,14 +6,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain
 
+from mcp_eventscope.redis import element
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.store.messages import EventId, StreamId
 from mcp_eventscope.store.results import StoreOutcome
 
 EVENT_BYTES = 512
 """Bytes of memory that an event counts for beside its payload, in the bounds."""
-LARGE_PAYLOAD = 4096
-"""Payload bytes above which a payload has a key of its own: every element that a script reads is small."""
 WORKER_DIGITS = 12
 """Hexadecimal digits of a worker's name, with which the names of its runs begin."""
 
@@ -105,25 +104,21 @@ class PendingEvent:
 
     def element(self) -> bytes:
         """The element of the run's list."""
-        payload = self.payload
-        if not (self.final or self.traceparent or len(payload) > LARGE_PAYLOAD or self.message is LostRange):
-            return b"%d %d\n%b" % (self.seq, self.time, payload)
-        marks = [b"%d %d" % (self.seq, self.time)]
-        if self.final:
-            marks.append(b"f")
-        if self.lost:
-            marks.append(b"l%d" % self.first)
-        if self.large:
-            marks.append(b"g%d" % len(payload))
-            payload = b""
-        if self.traceparent:
-            marks.append(b"t" + self.traceparent.encode())
-        return b"%b\n%b" % (b" ".join(marks), payload)
+        if not (self.final or self.traceparent or self.large or self.message is LostRange):  # As most are.
+            return element.PLAIN % (self.seq, self.time, self.payload)
+        return element.encode(
+            self.seq,
+            self.time,
+            self.payload,
+            final=self.final,
+            first=self.first if self.message is LostRange else None,
+            traceparent=self.traceparent,
+        )
 
     @property
     def large(self) -> bool:
         """Whether the payload has a key of its own."""
-        return len(self.payload) > LARGE_PAYLOAD
+        return len(self.payload) > element.LARGE_PAYLOAD
 
 
 class LostRange:

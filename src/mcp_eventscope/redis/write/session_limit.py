@@ -18,11 +18,12 @@ from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.client import AnyRedis, call, failure_reason, is_refusal
 from mcp_eventscope.redis.clock import EventClock
+from mcp_eventscope.redis.element import LARGE_PAYLOAD
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.worker_id import WorkerId
-from mcp_eventscope.redis.write.runs import LARGE_PAYLOAD, Run, SessionQueue
+from mcp_eventscope.redis.write.runs import Run, SessionQueue
 from mcp_eventscope.store.events import EventsLost, FailureReason, LossReason
 
 ELEMENT_BYTES, RUN_BYTES = 24, 160

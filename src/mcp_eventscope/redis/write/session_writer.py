@@ -7,16 +7,18 @@ from contextlib import contextmanager, suppress
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-import pydantic_core
 from mcp.types import RequestId
 
+from mcp_eventscope.redis import run_entry
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.clock import EventClock
+from mcp_eventscope.redis.element import LARGE_PAYLOAD
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
+from mcp_eventscope.redis.run_entry import request_id_of
 from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.write.batch import BATCH_BYTES
-from mcp_eventscope.redis.write.runs import EVENT_BYTES, LARGE_PAYLOAD, LostRange, PendingEvent, Run, SessionQueue
+from mcp_eventscope.redis.write.runs import EVENT_BYTES, LostRange, PendingEvent, Run, SessionQueue
 from mcp_eventscope.redis.write.session_batch import RunPart, SessionBatch
 from mcp_eventscope.redis.write.session_limit import ELEMENT_BYTES
 from mcp_eventscope.store.events import BatchCommitted, EventsLost, LossReason
@@ -137,7 +139,7 @@ class SessionWriter:
         """
         self._counter += 1
         standalone = request_id is None
-        entry = b"s 0" if standalone else b"r %b %b" % (stream.encode(), pydantic_core.to_json(request_id))
+        entry = run_entry.STANDALONE if request_id is None else run_entry.open_request(stream, request_id)
         run = Run(session, stream, f"{self._worker.name}{self._counter:x}", entry, standalone=standalone)
         session.runs[stream] = run
         if standalone:
@@ -696,9 +698,3 @@ class SessionWriter:
         self._patient = True
         self._release_room()
         return len(lost)
-
-
-def request_id_of(entry: bytes) -> RequestId:
-    """The request id, with its JSON type, of a run's entry in `requests`."""
-    request_id: RequestId = pydantic_core.from_json(entry.split(b" ", 2)[2])
-    return request_id

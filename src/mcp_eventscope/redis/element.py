@@ -1,0 +1,59 @@
+"""One element of a run's list: its header of number, time and marks, and its payload.
+
+`commit.lua`, `read_run.lua` and `evict.lua` read the number, the time, and whether the first mark is "f".
+"""
+
+LARGE_PAYLOAD = 4096
+"""Payload bytes above which a payload has a key of its own: every element that a script reads is small."""
+PLAIN = b"%d %d\n%b"
+"""An element without marks: number, time in microseconds since 1970, payload."""
+_FINAL, _LOST, _LARGE, _TRACEPARENT = b"f", b"l", b"g", b"t"
+
+
+def encode(  # noqa: PLR0913 - the parts of an element, one by one
+    seq: int, time: int, payload: bytes, *, final: bool = False, first: int | None = None, traceparent: str = ""
+) -> bytes:
+    """An element with whatever marks it needs.
+
+    Args:
+        seq: The number of the event.
+        time: When it was accepted, in microseconds since 1970.
+        payload: The message as JSON; b"" for a priming event. Above `LARGE_PAYLOAD` only its size is in the element.
+        final: Whether it ends the run.
+        first: The first number that a placeholder of lost events stands for; None: it is an event.
+        traceparent: The span that produced it, in W3C notation; "": it is not kept.
+    """
+    header = [b"%d %d" % (seq, time)]
+    if final:
+        header.append(_FINAL)
+    if first is not None:
+        header.append(b"%b%d" % (_LOST, first))
+    if len(payload) > LARGE_PAYLOAD:
+        header.append(b"%b%d" % (_LARGE, len(payload)))
+        payload = b""
+    if traceparent:
+        header.append(_TRACEPARENT + traceparent.encode())
+    return b"%b\n%b" % (b" ".join(header), payload)
+
+
+def parse_marks(seq: int, marks: list[bytes]) -> tuple[int | None, int | None, str]:
+    """The first lost number, the size of a large payload, and the `traceparent`, of the marks of an element.
+
+    Args:
+        seq: The number of the element.
+        marks: What follows the number and the time in its header.
+
+    Raises:
+        ValueError: A mark is damaged.
+    """
+    first = size = None
+    traceparent = ""
+    for mark in marks:
+        letter, value = mark[:1], mark[1:]
+        if letter == _LOST:
+            first = min(seq, int(value))
+        elif letter == _LARGE:
+            size = int(value)
+        elif letter == _TRACEPARENT:
+            traceparent = value.decode("ascii", "replace")
+    return first, size, traceparent

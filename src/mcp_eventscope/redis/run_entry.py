@@ -1,0 +1,47 @@
+"""The entries of a session's `requests`: an open request, a standalone run, or an answer in place of a dead worker.
+
+The scripts read the first letter of an entry: `answer.lua`, `commit.lua`, `peek_runs.lua` and `standalone.lua`.
+"""
+
+import pydantic_core
+from mcp.types import RequestId
+
+from mcp_eventscope.store.messages import StreamId
+
+ANSWERED = b"a"
+"""The first letter of an answer, which `peek_runs.lua` returns alone."""
+STANDALONE = b"s 0"
+"""The entry of a standalone run; `commit.lua` writes the last number into it."""
+
+
+def open_request(stream: StreamId, request_id: RequestId) -> bytes:
+    """The entry of an open request, whose id keeps its JSON type."""
+    return b"r %b %b" % (stream.encode(), pydantic_core.to_json(request_id))
+
+
+def answer(time: int, payload: bytes) -> bytes:
+    """The entry of a request that was answered in place of its worker.
+
+    Args:
+        time: When, in microseconds since 1970.
+        payload: The error as JSON.
+    """
+    return b"%b %d %b" % (ANSWERED, time, payload)
+
+
+def is_open(entry: bytes) -> bool:
+    """Whether an entry is that of an open request."""
+    return entry.startswith(b"r ")
+
+
+def answer_of(entry: bytes | None) -> bytes | None:
+    """The error that an entry holds, as JSON; None where it is no answer."""
+    if entry is None or not entry.startswith(ANSWERED + b" "):
+        return None
+    return entry.split(b" ", 2)[2]
+
+
+def request_id_of(entry: bytes) -> RequestId:
+    """The request id of the entry of an open request, with its JSON type."""
+    request_id: RequestId = pydantic_core.from_json(entry.split(b" ", 2)[2])
+    return request_id
