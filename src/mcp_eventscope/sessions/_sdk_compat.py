@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import NoReturn
 
+from mcp.server.streamable_http import StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
 from mcp.types import INTERNAL_ERROR, ErrorData, JSONRPCError
 from starlette.responses import Response
 
@@ -23,6 +25,33 @@ CALLS = (
     ("_serve_opening_request", "_discard_session"),
 )
 """Which method of the SDK's manager calls which: the called ones are overridden, and would never be asked."""
+
+
+MANAGER_ATTRIBUTES = (
+    "_lifespan_state",
+    "_server_instances",
+    "_session_creation_lock",
+    "_session_owners",
+    "_task_group",
+)
+TRANSPORT_ATTRIBUTES = (
+    "_event_store",
+    "_read_stream_writer",
+    "_request_streams",
+    "_retry_interval",
+    "_write_stream",
+    "_write_stream_reader",
+)
+TRANSPORT_METHODS = (
+    "_create_error_response",
+    "_create_event_data",
+    "_handle_get_request",
+    "_handle_post_request",
+    "_mint_priming_event",
+    "_run_sse_writer",
+)
+DISPATCHER_ATTRIBUTES = ("_next_id",)
+"""The private names of the SDK that this package uses beside `CALLS`. A test compares them with the source."""
 
 
 class Guard(EventStore):
@@ -103,9 +132,23 @@ def check_manager(manager: StreamableHTTPSessionManager) -> None:
             transport = manager._admit_session(None)
     except (AttributeError, TypeError) as error:
         incompatible(f"a session cannot be admitted: {error}")
-    for name in ("_session_owners", "_session_creation_lock", "_task_group", "_lifespan_state"):
-        if not hasattr(manager, name):
-            incompatible(f"StreamableHTTPSessionManager has no `{name}`")
-    if transport is None or transport.mcp_session_id not in manager._server_instances:
+    if transport is None:
+        incompatible("a session is not admitted")
+    for owner, names in (
+        (manager, MANAGER_ATTRIBUTES),
+        (transport, TRANSPORT_ATTRIBUTES),
+        (StreamableHTTPServerTransport, TRANSPORT_METHODS),
+    ):
+        for name in names:
+            if not hasattr(owner, name):
+                incompatible(f"{_class_of(owner)} has no `{name}`")
+    for name in DISPATCHER_ATTRIBUTES:
+        if name not in JSONRPCDispatcher.__init__.__code__.co_names:
+            incompatible(f"JSONRPCDispatcher has no `{name}`")
+    if transport.mcp_session_id not in manager._server_instances:
         incompatible("StreamableHTTPSessionManager does not keep its sessions in `_server_instances`")
     manager._server_instances.clear()
+
+
+def _class_of(owner: object) -> str:
+    return owner.__name__ if isinstance(owner, type) else type(owner).__mro__[-2].__name__
