@@ -5,9 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import redis
-
 from support.waiting import CEILING
 
 ROOT = Path(__file__).parents[2]
@@ -50,9 +47,6 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.skipif(
-    tuple(map(int, redis.__version__.split(".")[:2])) < (7, 4), reason="redis-py before 7.4 has no public OTelConfig"
-)
 def test_each_tells_its_own(valkey_url: str, key_prefix: str) -> None:
     """Ours are as they are without it; redis-py's have other names, and are there."""
     ran = subprocess.run(
