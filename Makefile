@@ -1,65 +1,77 @@
-# Every target makes its own environment: nothing is needed but Python 3.11+, make, and a package index.
+# `make` alone lists the targets. Each target builds its own environment from Python 3.11+ and a package index.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
 BENCH := $(VENV)-bench
 BENCH_STAMP := $(BENCH)/.installed
-SOURCES := pyproject.toml $(shell find src dashboards -type f -not -name '*.py' -o -path 'src/*.py')
+SOURCES := pyproject.toml hatch_build.py $(shell find src dashboards -type f -not -name '*.py' -o -path 'src/*.py')
 
-# How long the clients of `make soak` call.
+# Duration of `make soak`.
 SECONDS ?= 120
 
-# Most tests wait for others; a file's stay together, for they share servers.
-AT_ONCE := -n auto --maxprocesses 4 --dist loadfile
+# Most tests wait for servers. The tests of a file share servers, so they stay in one process.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo serve test test-fast bench drill soak check format docs dashboards pictures clean
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test test-fast drill soak bench check format hooks matrix docs dashboards pictures clean
 
-demo: $(STAMP)  ## Cut a stream, kill a worker, and watch two workers get over it
+help:  ## List the targets
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+demo: $(STAMP)  ## Cut a stream and kill a worker, and check that two workers recover
 	$(BIN)/python -m examples.demo
 
-serve: $(STAMP)  ## The same server, left running, with /metrics and /healthz
+serve: $(STAMP)  ## Run one worker of the demo, with /metrics and /healthz
 	$(BIN)/python -m examples.demo serve
 
-test: $(STAMP)  ## Everything that can run without root
-	$(BIN)/python -m pytest $(AT_ONCE)
+test: $(STAMP)  ## Run all tests; needs no root
+	$(BIN)/python -m pytest $(PARALLEL)
 
-test-fast: $(STAMP)  ## Without the tests that start servers, for the one who edits
-	$(BIN)/python -m pytest -m "not slow" $(AT_ONCE)
+test-fast: $(STAMP)  ## Run the tests that start no servers
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
-bench: $(STAMP) $(BENCH_STAMP)  ## End to end, following, and storing, side by side with the peers: half an hour
+drill: $(STAMP)  ## Inject faults and check every panel and alert with a real Prometheus; a minute
+	$(BIN)/python -m pytest tests/dashboards/test_drill.py -o log_cli=true -o log_cli_level=INFO
+
+soak: $(STAMP)  ## Inject random faults and check the history: make soak SEED=7 SECONDS=120
+	PYTHONPATH=tests:. $(BIN)/python -m soak $(if $(SEED),--seed $(SEED)) --seconds $(SECONDS)
+
+bench: $(STAMP) $(BENCH_STAMP)  ## Measure end to end, followers and stores beside other libraries; half an hour
 	$(BENCH)/bin/python -m benchmarks.end_to_end
 	$(BIN)/python -m benchmarks.follow
 	$(BENCH)/bin/python -m benchmarks.store
 
-drill: $(STAMP)  ## Real faults, a real Prometheus, every panel and alert: a minute, and it tells what it does
-	$(BIN)/python -m pytest tests/dashboards/test_drill.py -o log_cli=true -o log_cli_level=INFO
-
-soak: $(STAMP)  ## Faults and client cuts from a seed, the history checked: make soak SEED=7 SECONDS=120
-	PYTHONPATH=tests:. $(BIN)/python -m soak $(if $(SEED),--seed $(SEED)) --seconds $(SECONDS)
-
-check: $(STAMP)  ## Lint, format and types
+check: $(STAMP)  ## Run the linter, the format check and both type checkers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-format: $(STAMP)
+format: $(STAMP)  ## Fix what the linter can fix, and format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: $(STAMP)  ## Write what is generated of the documentation
-	$(BIN)/python docs/generate.py
+hooks: $(TOOLS)  ## Install the git hooks of .pre-commit-config.yaml
+	$(BIN)/pre-commit install --install-hooks
 
-pictures: $(STAMP)  ## Draw them, with Grafana's own components: make pictures RENDERER="COMMAND"
-	$(BIN)/python -m dashboards.pictures "$(RENDERER)"
+matrix: $(TOOLS)  ## Test on each installed Python from 3.11 to 3.14, with the newest and the oldest dependencies
+	$(BIN)/nox
+
+docs: $(STAMP)  ## Write the generated documentation
+	$(BIN)/python docs/generate.py
 
 dashboards: $(STAMP)  ## Write the Grafana dashboards and the Prometheus rules
 	$(BIN)/python -m dashboards
 
-clean:
-	rm -rf $(VENV) $(BENCH)
+pictures: $(STAMP)  ## Draw the dashboards with Grafana's components: make pictures RENDERER="COMMAND"
+	$(BIN)/python -m dashboards.pictures "$(RENDERER)"
 
-# The wheel is installed, not the source tree: the tests import what users get.
+clean:  ## Remove the environments
+	rm -rf $(VENV) $(BENCH) .nox
+
+# Installs the wheel, not the source tree: tests import the package that users install.
 $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# Dependency groups need pip 25.1.
@@ -67,7 +79,11 @@ $(STAMP): $(SOURCES)
 	$(BIN)/python -m pip install --quiet --group dev ".[embedded,grafana,testing]"
 	@touch $@
 
-# The peers, and what redis-py and asyncio use by being importable.
+$(TOOLS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --group tools
+	@touch $@
+
+# Separate, since hiredis and uvloop change redis-py and asyncio wherever they are importable.
 $(BENCH_STAMP): $(SOURCES)
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
