@@ -4,23 +4,22 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
-from importlib.metadata import version
-from typing import Any, TypedDict, Unpack
+from typing import Any, Protocol, TypedDict, Unpack
 
 import anyio
 from mcp.server import MCPServer
 from mcp.server.auth.provider import OAuthAuthorizationServerProvider, TokenVerifier
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.lowlevel.server import Server
-from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mcp_eventscope.embedded import EmbeddedValkey
-from mcp_eventscope.errors import EventscopeError, IncompatibleSDKError
+from mcp_eventscope.errors import EventscopeError
+from mcp_eventscope.frameworks import build
 from mcp_eventscope.instrumentation import InstrumentedEventStore, instrument
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.store import RedisEventStore
@@ -43,8 +42,17 @@ HEALTH_TIMEOUT = 2.0
 """Seconds that `/healthz` waits for Redis."""
 
 
+class FastMCPServer(Protocol):
+    """A `FastMCP` server of the package fastmcp, which is not imported."""
+
+    @property
+    def http_app(self) -> Callable[..., Starlette]:
+        """Builds its HTTP application."""
+        ...
+
+
 class StreamableHTTPOptions(TypedDict, total=False):
-    """The keywords of the SDK's `streamable_http_app()`; the last five are those of the low-level `Server` only."""
+    """The keywords of the SDK's `streamable_http_app()` and of FastMCP's `http_app()`; each server knows its own."""
 
     streamable_http_path: str
     json_response: bool
@@ -60,19 +68,16 @@ class StreamableHTTPOptions(TypedDict, total=False):
     auth_server_provider: OAuthAuthorizationServerProvider[Any, Any, Any] | None
     custom_starlette_routes: list[Route] | None
     debug: bool
-
-
-class _Ours(TypedDict):
-    """What our session manager has beyond the SDK's."""
-
-    follow_timeout: float
-    worker_lease: float
-    shutdown_timeout: float
-    logger: Logger | None
+    path: str | None
+    middleware: list[Any] | None
+    transport: str
+    host_origin_protection: bool | str | None
+    allowed_hosts: list[str] | None
+    allowed_origins: list[str] | None
 
 
 def http_app(  # noqa: PLR0913 - what an application chooses, once
-    mcp: MCPServer[Any] | Server[Any],
+    mcp: MCPServer[Any] | Server[Any] | FastMCPServer,
     event_store: EventStore | None = None,
     *,
     redis_url: str | None = None,
@@ -92,8 +97,8 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
 ) -> Starlette:
     """An ASGI application that serves an MCP server, lets its clients resume, and shows that they do.
 
-    It is the SDK's own `streamable_http_app()`, with its routes, authentication and middleware, in which each session
-    has its own view of the event store, and beside it:
+    It is the framework's own application (the SDK's `streamable_http_app()`, FastMCP's `http_app()`), with its routes,
+    authentication and middleware. Each session has its own view of the event store, and there are two more routes:
 
     * `/metrics`: the registry, for Prometheus, unless it has a port of its own; with several workers that share
       `PROMETHEUS_MULTIPROC_DIR`, what all of them say;
@@ -103,7 +108,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
     To run `mcp.session_manager` alone, as with the SDK's, would start no embedded Valkey and close no client.
 
     Args:
-        mcp: The server.
+        mcp: The server: an `MCPServer` or low-level `Server` of the SDK, or a `FastMCP`.
         event_store: The store; instrumented here, unless it is already. It stays the caller's to close.
         redis_url: Instead of a store: where Redis is. The client is made, and closed, here.
             Without both: the environment variable `EVENTSCOPE_REDIS_URL`, else an embedded Valkey, with a warning.
@@ -121,7 +126,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
         tracer_provider: As in `InstrumentedEventStore`; for a store that is not instrumented already.
         meter_provider: As in `InstrumentedEventStore`; for a store that is not instrumented already.
         logger: As in `InstrumentedEventStore`; of a store that is instrumented already, for what the application says.
-        **options: The keywords of `streamable_http_app()` of that kind of server; they mean the same.
+        **options: The keywords of the framework's own function for that kind of server; they mean the same.
 
     Returns:
         The application. `mcp.session_manager` is its session manager, as with the SDK's.
@@ -134,8 +139,8 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
         IncompatibleSDKError: The installed SDK has changed in what sessions are scoped by.
         EmbeddedUnavailableError: No Redis is named, and there is no embedded Valkey.
     """
-    build: Callable[..., Starlette] = mcp.streamable_http_app
-    app = build(**options)
+    application = build(mcp, options)
+    app = application.app
     log = Log(logger)
     resources: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
     if event_store is None:
@@ -156,13 +161,16 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
         event_store, registry=registry, tracer_provider=tracer_provider, meter_provider=meter_provider, logger=logger
     )
     log.report_failures(store.log_failed)
-    ours: _Ours = {
-        "follow_timeout": follow_timeout,
-        "worker_lease": worker_lease,
-        "shutdown_timeout": shutdown_timeout,
-        "logger": logger,
-    }
-    manager = _replace_manager(app, mcp.session_manager, store, **ours)
+    manager = ResumableSessionManager(
+        application.server,
+        store,
+        **application.manager_options,
+        follow_timeout=follow_timeout,
+        worker_lease=worker_lease,
+        shutdown_timeout=shutdown_timeout,
+        logger=logger,
+    )
+    application.install(manager)
     exposition = Exposition(registry, metrics_token)
     port = _metrics_port(exposition, metrics_port, metrics_host, log)
     if port is None:
@@ -218,46 +226,6 @@ def _own_store(
             fix=f"pass redis_url=, or set {URL_VARIABLE}",
         )
     return store, resources
-
-
-def _replace_manager(
-    app: Starlette, built: StreamableHTTPSessionManager, store: InstrumentedEventStore, **ours: Unpack[_Ours]
-) -> ResumableSessionManager:
-    """Put our manager, with the settings of the one that the SDK built, into the application that the SDK built.
-
-    Raises:
-        IncompatibleSDKError: The SDK's manager is not where it was.
-    """
-    manager = ResumableSessionManager(
-        app=built.app,
-        event_store=store,
-        json_response=built.json_response,
-        stateless=built.stateless,
-        security_settings=built.security_settings,
-        retry_interval=built.retry_interval,
-        session_idle_timeout=built.session_idle_timeout,
-        max_request_body_size=built.max_request_body_size,
-        max_sessions=built.max_sessions,
-        **ours,
-    )
-    endpoints = [endpoint for endpoint in map(_innermost, app.routes) if isinstance(endpoint, StreamableHTTPASGIApp)]
-    if len(endpoints) != 1 or endpoints[0].session_manager is not built or built.app._session_manager is not built:
-        msg = (
-            f"mcp {version('mcp')} builds its HTTP application in another way: its session manager was not found, "
-            "and nothing is served without ours. Install a version of mcp that this version of mcp-eventscope names"
-        )
-        raise IncompatibleSDKError(msg)
-    endpoints[0].session_manager = manager
-    built.app._session_manager = manager  # what `mcp.session_manager` returns
-    return manager
-
-
-def _innermost(route: BaseRoute) -> object:
-    """The endpoint of a route, out of the middleware that wraps it (`RequireAuthMiddleware`)."""
-    endpoint = getattr(route, "endpoint", None)
-    while endpoint is not None and not isinstance(endpoint, StreamableHTTPASGIApp):
-        endpoint = getattr(endpoint, "app", None)
-    return endpoint
 
 
 def _add_route(app: Starlette, path: str, endpoint: ASGIApp) -> None:

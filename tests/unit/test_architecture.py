@@ -23,7 +23,7 @@ LAYERS = [
     ("redis",),
     ("telemetry",),
     ("instrumentation",),
-    ("sessions",),
+    ("sessions", "frameworks"),
     ("embedded",),
     ("app",),
     ("testing",),

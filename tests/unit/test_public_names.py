@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from fastmcp import FastMCP
 from mcp.server import MCPServer
 from mcp.server.lowlevel.server import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -104,9 +105,9 @@ def test_manager_is_a_drop_in() -> None:
     assert {p.kind for p in ours[len(theirs) :]} == {inspect.Parameter.KEYWORD_ONLY}
 
 
-def test_http_app_takes_every_option_of_the_sdk() -> None:
-    """No keyword of `streamable_http_app()` is left out, of either kind of server."""
+def test_http_app_takes_every_option_of_the_frameworks() -> None:
+    """No keyword of the frameworks' own functions is left out."""
     theirs: set[str] = set()
-    for server in (MCPServer, Server):
-        theirs |= set(inspect.signature(server.streamable_http_app).parameters) - {"self"}
+    for function in (MCPServer.streamable_http_app, Server.streamable_http_app, FastMCP.http_app):
+        theirs |= set(inspect.signature(function).parameters) - {"self"}
     assert set(StreamableHTTPOptions.__annotations__) | {"event_store"} == theirs

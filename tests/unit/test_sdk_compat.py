@@ -24,8 +24,8 @@ DECLARED = {
     *_sdk_compat.DISPATCHER_ATTRIBUTES,
     *(called for _, called in _sdk_compat.CALLS),
 }
-CHECKED_WHERE_USED = {"_inner", "_session_manager"}
-"""The first has a fallback; the second is checked where the application is built."""
+CHECKED_WHERE_USED = {"_inner", "_mcp_server", "_session_manager"}
+"""The first has a fallback; the others are checked where the application is built."""
 
 
 def trees(*folders: str) -> Iterator[ast.AST]:
@@ -50,7 +50,7 @@ def test_every_private_name_of_the_sdk_is_declared() -> None:
     """A private attribute that the package does not define is the SDK's, and is checked at start."""
     used = {
         node.attr
-        for node in trees("sessions", "app.py")
+        for node in trees("sessions", "frameworks", "app.py")
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
     }
     assert used - own_names() - DECLARED == CHECKED_WHERE_USED

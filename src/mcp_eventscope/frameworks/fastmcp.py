@@ -1,0 +1,83 @@
+"""The applications of FastMCP, which is not imported: only a program that uses it has a server of it."""
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.server.transport_security import TransportSecuritySettings
+from starlette.applications import Starlette
+
+from mcp_eventscope.errors import IncompatibleSDKError
+from mcp_eventscope.frameworks.application import Application, innermost
+
+_TRANSPORTS = ("http", "streamable-http")
+_SETTINGS = ("json_response", "stateless_http", "http_session_idle_timeout")
+
+
+def is_server(server: object) -> bool:
+    """Whether a server is FastMCP's: a `FastMCP`, or the low-level server inside of one."""
+    return any(
+        each.__module__.partition(".")[0] == "fastmcp" and each.__name__ in {"FastMCP", "LowLevelServer"}
+        for each in type(server).__mro__
+    )
+
+
+def build(server: Any, options: Mapping[str, Any]) -> Application:
+    """Build the application as `FastMCP.http_app()` does. Arguments and errors as in `frameworks.build`.
+
+    Its authentication, routes and middleware are kept. FastMCP makes its session manager when the application starts;
+    the installed one takes its place, and enters the server's lifespan as that one would.
+    """
+    if any(each.__name__ == "LowLevelServer" for each in type(server).__mro__):
+        msg = (
+            "mcp must be a FastMCP server, got the low-level server inside of one, which has none of its "
+            "authentication, routes and middleware; pass the FastMCP server itself"
+        )
+        raise TypeError(msg)
+    transport = options.get("transport", "http")
+    if transport not in _TRANSPORTS:
+        msg = f'transport must be "http", got {transport!r}; only streamable HTTP can be resumed'
+        raise ValueError(msg)
+    make: Callable[..., Starlette] = server.http_app
+    app = make(**options)
+    module: Any = sys.modules.get("fastmcp")
+    endpoint_type = getattr(sys.modules.get("fastmcp.server.http"), "StreamableHTTPASGIApp", None)
+    settings = getattr(module, "settings", None)
+    if endpoint_type is None or not all(hasattr(settings, name) for name in _SETTINGS):
+        _incompatible("its endpoint or its settings were not found")
+    endpoints = [found for route in app.routes if (found := innermost(route, endpoint_type)) is not None]
+    endpoint: Any = endpoints[0] if len(endpoints) == 1 else None
+    if endpoint is None or not hasattr(endpoint, "session_manager"):
+        _incompatible("the place of its session manager was not found")
+    if not hasattr(getattr(server, "_mcp_server", None), "lifespan"):
+        _incompatible("its low-level server was not found")
+
+    def chosen(option: str, setting: str) -> Any:
+        value = options.get(option)
+        return getattr(settings, setting) if value is None else value
+
+    manager_options = {
+        "json_response": chosen("json_response", "json_response"),
+        "stateless": chosen("stateless_http", "stateless_http"),
+        "retry_interval": options.get("retry_interval"),
+        # FastMCP protects against DNS rebinding by a middleware of its own.
+        "security_settings": TransportSecuritySettings(enable_dns_rebinding_protection=False),
+    }
+    idle_timeout = chosen("session_idle_timeout", "http_session_idle_timeout")
+    if idle_timeout != "auto":  # Which is the SDK's default.
+        manager_options["session_idle_timeout"] = idle_timeout
+
+    def install(manager: StreamableHTTPSessionManager) -> None:
+        endpoint.session_manager = manager
+
+    return Application(app, server._mcp_server, manager_options, install)
+
+
+def _incompatible(reason: str) -> NoReturn:
+    msg = (
+        f"fastmcp {version('fastmcp')} builds its HTTP application in another way: {reason}. "
+        "Install a version of fastmcp that this version of mcp-eventscope was tested with (4.1 or later 4.x)"
+    )
+    raise IncompatibleSDKError(msg)

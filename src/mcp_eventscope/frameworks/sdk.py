@@ -1,0 +1,44 @@
+"""The applications of the MCP SDK: `MCPServer` and the low-level `Server`."""
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+from mcp.server import MCPServer
+from mcp.server.lowlevel.server import Server
+from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
+from starlette.applications import Starlette
+
+from mcp_eventscope.errors import IncompatibleSDKError
+from mcp_eventscope.frameworks.application import Application, innermost
+
+
+def build(server: object, options: Mapping[str, Any]) -> Application:
+    """Build the application as `streamable_http_app()` does. Arguments and errors as in `frameworks.build`."""
+    if not isinstance(server, MCPServer | Server):
+        msg = (
+            f"mcp must be an MCPServer, a low-level Server or a FastMCP, got {type(server).__name__}; "
+            "pass the MCP server, not the application around it"
+        )
+        raise TypeError(msg)
+    make: Callable[..., Starlette] = server.streamable_http_app
+    app = make(**options)
+    built = server.session_manager
+    endpoints = [found for route in app.routes if (found := innermost(route, StreamableHTTPASGIApp)) is not None]
+    endpoint: Any = endpoints[0] if len(endpoints) == 1 else None
+    if endpoint is None or endpoint.session_manager is not built or built.app._session_manager is not built:
+        msg = (
+            f"mcp {version('mcp')} builds its HTTP application in another way: its session manager was not found. "
+            "Install a version of mcp that this version of mcp-eventscope names"
+        )
+        raise IncompatibleSDKError(msg)
+
+    def install(manager: StreamableHTTPSessionManager) -> None:
+        endpoint.session_manager = manager
+        built.app._session_manager = manager  # What `mcp.session_manager` returns.
+
+    names = (
+        *("json_response", "stateless", "security_settings", "retry_interval", "session_idle_timeout"),
+        *("max_request_body_size", "max_sessions"),
+    )
+    return Application(app, built.app, {name: getattr(built, name) for name in names}, install)
