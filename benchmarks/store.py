@@ -103,7 +103,7 @@ class _Run:
         return result
 
     def _turns(self, what: str, asks: dict[str, Ask]) -> Iterator[tuple[str, Ask]]:
-        """Everybody, round after round, each round beginning with another one."""
+        """AllProcessesCollector, round after round, each round beginning with another one."""
         names = list(asks)
         for number in range(self._sizes["rounds"] if names else 0):
             _say(f"{what}, round {number + 1} of {self._sizes['rounds']}")

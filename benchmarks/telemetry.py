@@ -1,8 +1,8 @@
-"""What telemetry costs per event: the decorator with each sink off and on, around a store that does nothing.
+"""The cost of telemetry per event: the decorator with each sink off and on, around a no-op store.
 
     python -m benchmarks.telemetry [--rounds N] [--events N]
 
-There is no Redis in it: its latency would blur what is a few microseconds. Figures are processor time.
+Without Redis, whose latency would hide a few microseconds. Figures are CPU time.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from mcp_eventscope.store.results import AppendResult, ReplayResult
 REPLAYED = 1000
 """Events of a replay."""
 CASES = ("bare", "all off", "metrics", "call sampled out", "spans sampled out", "spans recorded", "logs", "all on")
-"""In a call that is sampled out no span is asked for; spans that are sampled out are asked for, one by one."""
+"""In a call that is sampled out no span is started; spans that are sampled out are started one by one."""
 
 
 class _Instant(RedisEventStore):
-    """Ours by its interface, whatever that has, and there at once: its client never connects."""
+    """A store with our interface that returns immediately; its client never connects."""
 
-    def _check_scoped(self) -> None:
+    def _check_isolated(self) -> None:
         """Do not warn: there are no sessions."""
 
     async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> AppendResult:
@@ -55,13 +55,13 @@ _EVENT = EventMessage(NOTIFICATION, "1234567890123456")
 
 class _Silence:
     def info(self, event: str, **fields: Any) -> None:
-        """Say nothing."""
+        """Discard the event."""
 
     def warning(self, event: str, **fields: Any) -> None:
-        """Say nothing."""
+        """Discard the event."""
 
     def error(self, event: str, **fields: Any) -> None:
-        """Say nothing."""
+        """Discard the event."""
 
 
 def _decorated(case: str, provider: TracerProvider | None) -> EventStore:
@@ -94,15 +94,15 @@ async def measure(*, events: int, rounds: int) -> dict[str, Any]:
         "all on": tracer_provider(recorded=True),
     }
     stores = {case: _decorated(case, providers.get(case)) for case in CASES}
-    told: dict[str, dict[str, list[float]]] = {case: {"append": [], "replayed": []} for case in CASES}
+    measured: dict[str, dict[str, list[float]]] = {case: {"append": [], "replayed": []} for case in CASES}
     for number in range(rounds + 1):
         for case, store in stores.items():
             gc.collect()
             with in_a_call(providers[case]) if case == "call sampled out" else nullcontext():
                 append, replayed = await _append(store, events), await _replay(store, max(1, events // REPLAYED))
-            if number:  # The first is to warm up.
-                told[case]["append"].append(append)
-                told[case]["replayed"].append(replayed)
+            if number:  # The first round warms up.
+                measured[case]["append"].append(append)
+                measured[case]["replayed"].append(replayed)
     for provider in providers.values():
         await asyncio.to_thread(provider.shutdown)
     return {
@@ -111,13 +111,13 @@ async def measure(*, events: int, rounds: int) -> dict[str, Any]:
             "replayed_us": round(statistics.median(values["replayed"]), 3),
             "rounds": values,
         }
-        for case, values in told.items()
+        for case, values in measured.items()
     }
 
 
 async def _append(store: EventStore, count: int) -> float:
-    # Of this thread: what the exporter's own thread does meanwhile waits for the same interpreter, and is told by
-    # the stores per second.
+    # CPU time of this thread. The thread of the exporter competes for the interpreter lock, which shows in the stores
+    # per second.
     began = time.thread_time()
     for _ in range(count):
         await store.store_event("1", NOTIFICATION)

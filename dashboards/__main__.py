@@ -1,4 +1,4 @@
-"""`python -m dashboards`: write the files that are committed, and that the wheel carries."""
+"""`python -m dashboards`: write the committed files, which the wheel contains."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ PROMETHEUS = HERE / "prometheus"
 
 
 def files() -> dict[Path, str]:
-    """What is in which file."""
+    """The files and their contents."""
     dashboards = (OVERVIEW.json(), RESUME.json(), REDIS.json(), runbook())
     return {
         GRAFANA / f"{dashboard['uid']}.json": json.dumps(dashboard, indent=1, ensure_ascii=False) + "\n"
@@ -27,7 +27,7 @@ def files() -> dict[Path, str]:
 
 
 def main() -> None:
-    """Write them."""
+    """Write the files."""
     for path, text in files().items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A dashboard as Grafana's classic JSON: places, ids, variables, annotations and links are the same on all of them."""
+"""Dashboards as Grafana's classic JSON, with the variables, annotations and links that all of them share."""
 
 import itertools
 import string
@@ -6,19 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dashboards import external, promql
-from dashboards.panels import SHORT_LEGEND, SOURCE, Json, Link, Panel, Row
-from mcp_eventscope.telemetry import catalog
+from dashboards.links import CHOICE
+from dashboards.panels import LEGEND, SOURCE, Json, Link, Panel, Row, steps_of
+from mcp_eventscope.telemetry import catalog, catalog_sessions
 
 COLUMNS = 24
 SCHEMA = 39
 TAG = "eventscope"
-CHOICE = "${__url_time_range}&${datasource:queryparam}&${job:queryparam}&${instance:queryparam}&${store:queryparam}"
-"""What a link takes along: the time, and what was chosen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dashboard:
-    """One dashboard. With `redis_exporter` it has variables to choose one."""
+    """One dashboard. With `redis_exporter` it has variables that select one."""
 
     uid: str
     title: str
@@ -27,7 +26,7 @@ class Dashboard:
     redis_exporter: bool = False
 
     def json(self) -> Json:
-        """What Grafana imports."""
+        """The JSON that Grafana imports."""
         return _head(self.uid, self.title, self.description) | {
             "annotations": {"list": list(_annotations())},
             "templating": {"list": list(_variables(redis_exporter=self.redis_exporter))},
@@ -40,17 +39,18 @@ class Dashboard:
             head = _row(row, top)
             places = _places(row.panels, top + 1)
             inside = [_panel(panel, x, y) for panel, (x, y) in zip(row.panels, places, strict=True)]
-            top = max((y + panel.height for panel, (_, y) in zip(row.panels, places, strict=True)), default=top + 1)
             if row.collapsed:
                 head["panels"] = inside
                 yield head
+                top += 1  # Grafana moves the rows below when a row is expanded.
             else:
                 yield head
                 yield from inside
+                top = max((y + panel.height for panel, (_, y) in zip(row.panels, places, strict=True)), default=top + 1)
 
 
 def page(uid: str, title: str, description: str, texts: list[tuple[int, str, str, int]]) -> Json:
-    """A dashboard of nothing but text: ids, titles, Markdown and heights. It has no data, and no variables."""
+    """A dashboard of text panels, by ids, titles, Markdown and heights. It has no data and no variables."""
     tops = itertools.accumulate((height for *_, height in texts), initial=0)
     return _head(uid, title, description) | {
         "annotations": {"list": []},
@@ -69,7 +69,7 @@ def page(uid: str, title: str, description: str, texts: list[tuple[int, str, str
 
 
 def _head(uid: str, title: str, description: str) -> Json:
-    """What is the same on all. `id` is null: the uid is what a dashboard is known by."""
+    """The part that all dashboards share. `id` is null: the uid identifies a dashboard."""
     return {
         "id": None,
         "uid": uid,
@@ -91,7 +91,7 @@ def _head(uid: str, title: str, description: str) -> Json:
 
 
 def _places(panels: tuple[Panel, ...], top: int) -> list[tuple[int, int]]:
-    """Where panels go: each as high as there is room, and then as far left, but not above the one before it."""
+    """Positions of panels: each in the topmost free place, then the leftmost, but not above its predecessor."""
     places: list[tuple[int, int]] = []
     taken: set[tuple[int, int]] = set()
     y = top
@@ -126,7 +126,7 @@ def _panel(panel: Panel, x: int, y: int) -> Json:
     defaults: Json = {
         "unit": panel.unit,
         "color": _COLOURS[panel.type],
-        "thresholds": {"mode": "absolute", "steps": [{"value": at, "color": colour} for at, colour in panel.steps]},
+        "thresholds": steps_of(*panel.steps),
         "mappings": [],
         **panel.defaults,
     }
@@ -140,7 +140,7 @@ def _panel(panel: Panel, x: int, y: int) -> Json:
         "description": panel.description,
         "datasource": SOURCE,
         "gridPos": {"x": x, "y": y, "w": panel.width, "h": panel.height},
-        "fieldConfig": {"defaults": defaults, "overrides": [*panel.overrides, *_led(panel)]},
+        "fieldConfig": {"defaults": defaults, "overrides": list(panel.overrides)},
         "options": _OPTIONS[panel.type] | axis | panel.options,
         "targets": [
             {
@@ -161,14 +161,6 @@ def _panel(panel: Panel, x: int, y: int) -> Json:
     }
 
 
-def _led(panel: Panel) -> Iterator[Json]:
-    """What leads from a single value to what explains it."""
-    for target in panel.targets:
-        if target.link is not None:
-            matcher = {"id": "byName", "options": target.legend}
-            yield {"matcher": matcher, "properties": [{"id": "links", "value": [_link(target.link)]}]}
-
-
 def _link(link: Link) -> Json:
     view = "" if link.panel is None else f"&viewPanel={link.panel}"
     return {"title": link.title, "url": f"/d/{link.uid}?{CHOICE}{view}", "targetBlank": False}
@@ -176,7 +168,7 @@ def _link(link: Link) -> Json:
 
 _ONE_NUMBER = {"calcs": ["lastNotNull"], "fields": "", "values": False}
 _OPTIONS: dict[str, Json] = {
-    "timeseries": {"legend": SHORT_LEGEND, "tooltip": {"mode": "multi", "sort": "desc"}},
+    "timeseries": {"legend": LEGEND, "tooltip": {"mode": "multi", "sort": "desc"}},
     "stat": {
         "reduceOptions": _ONE_NUMBER,
         "colorMode": "value",
@@ -186,19 +178,6 @@ _OPTIONS: dict[str, Json] = {
         "orientation": "auto",
         "showPercentChange": False,
         "wideLayout": True,
-    },
-    "bargauge": {
-        "text": {"valueSize": 16},
-        "reduceOptions": _ONE_NUMBER,
-        "displayMode": "basic",
-        "orientation": "horizontal",
-        "valueMode": "color",
-        "namePlacement": "left",
-        "showUnfilled": False,
-        "sizing": "auto",
-        "minVizWidth": 8,
-        "minVizHeight": 12,
-        "maxVizHeight": 300,
     },
     "heatmap": {
         "calculate": False,
@@ -219,7 +198,6 @@ _OPTIONS: dict[str, Json] = {
 _COLOURS: dict[str, Json] = {
     "timeseries": {"mode": "palette-classic"},
     "stat": {"mode": "thresholds"},
-    "bargauge": {"mode": "thresholds"},
     "heatmap": {"mode": "thresholds"},
     "table": {"mode": "thresholds"},
 }
@@ -245,14 +223,14 @@ _CUSTOM: dict[str, Json] = {
     "heatmap": {"hideFrom": {"tooltip": False, "viz": False, "legend": False}, "scaleDistribution": {"type": "linear"}},
 }
 STACKED: Json = {"stacking": {"mode": "normal", "group": "A"}, "fillOpacity": 60, "lineWidth": 0}
-"""For what adds up to something."""
+"""For series with a meaningful sum."""
 
 
 _LINK: Json = {
     "type": "link",
     "tags": [],
     "asDropdown": False,
-    "includeVars": False,  # What is taken along is in the address.
+    "includeVars": False,  # The address has them.
     "keepTime": False,
     "targetBlank": False,
     "icon": "external link",
@@ -273,10 +251,12 @@ def _others() -> Json:
 
 def _annotations() -> Iterator[Json]:
     scope = ", ".join(promql.CHOSEN[:2])
-    restarts = f"{external.PROCESS_START}{{{scope}}} and on (job, instance) {promql.series(catalog.TTL)}"
-    yield _annotation("Restarts", f"({restarts}) * 1000", "blue", "{{instance}} was started", by_value=True)
+    restarts = (
+        f"{external.PROCESS_START}{{{scope}}} and on (job, instance) {promql.series(catalog_sessions.BUILD_INFO)}"
+    )
+    yield _annotation("Restarts", f"({restarts}) * 1000", "blue", "{{instance}} started", by_value=True)
     degraded = f"max by (instance, store) ({promql.series(catalog.DEGRADED)}) == 1"
-    yield _annotation("Redis away", degraded, "red", "{{instance}}: Redis is away, {{store}} is degraded")
+    yield _annotation("Redis unavailable", degraded, "red", "{{instance}}: Redis is unavailable, {{store}} is degraded")
 
 
 def _annotation(name: str, expr: str, colour: str, text: str, *, by_value: bool = False) -> Json:
@@ -310,7 +290,7 @@ def _variables(*, redis_exporter: bool) -> Iterator[Json]:
         "current": {},
         "skipUrlSync": False,
     }
-    name = catalog.TTL.name
+    name = catalog_sessions.BUILD_INFO.name
     yield _variable("job", "Job", f"label_values({name}, job)")
     yield _variable("instance", "Instance", f'label_values({name}{{job=~"$job"}}, instance)')
     yield _variable("store", "Store", f'label_values({name}{{job=~"$job", instance=~"$instance"}}, store)')

@@ -1,16 +1,16 @@
-"""The rows of the overview that tell why: resumes, and the store, each by rate, errors and duration."""
+"""Panels of the overview about resumes and the store: rate, errors, duration."""
 
 from dashboards import links, promql
 from dashboards.board import STACKED
 from dashboards.links import REDIS, RESUME, runbook, to
-from dashboards.objective import HEADROOM, OBJECTIVE
+from dashboards.objective import HEADROOM, OBJECTIVE, REPLAY_SECONDS
 from dashboards.panels import (
     ASIDE,
     BAD,
     CALM,
-    HALVES,
+    DASHED,
     OUTCOMES,
-    TROUBLE,
+    QUANTILES,
     WARN,
     Target,
     coloured,
@@ -21,202 +21,206 @@ from dashboards.panels import (
     says,
 )
 from mcp_eventscope.telemetry import catalog
-from mcp_eventscope.telemetry.catalog_resumes import TTL_RATIO
+from mcp_eventscope.telemetry.catalog_resumes import RESUME_TTL_RATIO
+
+RESUME_LATENCY = quantiles(
+    22,
+    "Resume latency",
+    catalog.REPLAY_DURATION,
+    says(
+        "Latency of a replay, reading and sending; without clients that disconnected. The line is the limit of the "
+        "alert.",
+        normal="p50 below 10 ms, p99 below 1 s.",
+        otherwise="large replays ('Events per replay', drill-down), a slow Redis ('Store latency') or slow clients "
+        "('Send duration')? Exemplars lead to traces.",
+    ),
+    labels={"outcome": ("resumed", "caught_up", "gap")},
+    steps=((None, CALM), (REPLAY_SECONDS, BAD)),
+    custom=DASHED,
+    links=(to("Resume latency distribution", RESUME, 31), runbook("EventscopeReplaySlow")),
+)
+
+STORE_LATENCY = quantiles(
+    32,
+    "Store latency",
+    catalog.STORE_DURATION,
+    says(
+        "From accepting an event to the acknowledgement by Redis. Messages do not wait for it: see 'Store wait'.",
+        normal="p50 below 10 ms within one data centre: events are collected for 5 ms; p99 below 25 ms.",
+        otherwise="compare with 'Redis write latency' (Redis dashboard): if that is low, the worker is busy; if it is "
+        "as high, Redis or the network is.",
+    ),
+    labels={"outcome": "ok"},
+    links=(to("Redis write latency", REDIS, 11), runbook("EventscopeStoreErrors")),
+)
 
 RESUMES = (
     lines(
         21,
-        "Share of resumes that failed",
+        "Resume error ratio",
         says(
-            "Gaps, misses and errors, of all resumes that are counted.",
-            normal=f"below the line, the budget of {1 - OBJECTIVE:.0%}. Single peaks with few resumes mean little.",
-            otherwise="compare with the panel above: which colour grew? Follow it on the drill-down.",
+            "Gaps, misses and errors, as a share of all resumes, and of those to which events were due.",
+            normal=f"below the line, the error budget of {1 - OBJECTIVE:.0%}. Single peaks with few resumes are noise.",
+            otherwise="see 'Resume rate by outcome': which outcome grew? Follow it on the drill-down.",
         ),
-        Target(promql.failing(), "failed"),
-        Target(promql.failing(promql.OWED), "of those owed events"),
+        Target(promql.failing(), "all resumes"),
+        Target(promql.failing(promql.OWED), "resumes with events due"),
         unit="percentunit",
         most=0.05,
         steps=((None, CALM), (round(1 - OBJECTIVE, 4), BAD)),
-        custom={"thresholdsStyle": {"mode": "dashed"}},
-        overrides=coloured({"failed": "orange", "of those owed events": "yellow"}),
+        custom=DASHED,
+        overrides=coloured({"all resumes": "orange", "resumes with events due": "yellow"}),
         links=(to("Resume drill-down", RESUME), runbook("EventscopeResumesFailing")),
-    ),
-    quantiles(
-        22,
-        "Seconds of a replay",
-        catalog.REPLAY_DURATION,
-        says(
-            "How long a replay took, reading and sending; a client that left is not in it.",
-            normal="half below 10 ms, 99 % below a second.",
-            otherwise="large replays (drill-down, 'Events of a replay') or a slow Redis ('Seconds to store an event')? "
-            "If neither: clients that take what is sent to them slowly. Its exemplars lead to traces.",
-        ),
-        labels={"outcome": ("resumed", "caught_up", "gap")},
-        links=(to("Seconds of a replay", RESUME, 31), runbook("EventscopeReplaySlow")),
     ),
     lines(
         23,
-        "How much of the TTL clients were away for",
+        "TTL used at resume",
         says(
-            "The time between the last event that a client had and its return, as a share of the TTL: beyond 100 % "
-            "what it missed is gone. Read off buckets, so it says at most. Empty where nothing expires.",
-            normal=f"near 0; always below the line, where {HEADROOM:.0%} are left.",
-            otherwise="set a longer TTL, if Redis has the memory (Redis dashboard); a longer session_idle_timeout too, "
-            "for a session that has ended cannot be resumed at all.",
+            "Age of the last event that the client had, divided by the TTL. Above 100 % its events have expired. Upper "
+            "bounds, from buckets. Empty without a TTL.",
+            normal=f"near 0; always below the line, where {HEADROOM:.0%} of the TTL are left.",
+            otherwise="raise the TTL if Redis has the memory (Redis dashboard), and session_idle_timeout with it: an "
+            "ended session cannot be resumed.",
         ),
-        Target(promql.quantile(0.99, TTL_RATIO), "99 %", exemplar=True),
-        Target(promql.quantile(0.5, TTL_RATIO), "half", exemplar=True),
-        overrides=HALVES,
+        Target(promql.quantile(0.99, RESUME_TTL_RATIO), "p99", exemplar=True),
+        Target(promql.quantile(0.5, RESUME_TTL_RATIO), "p50", exemplar=True),
+        overrides=QUANTILES,
         unit="percentunit",
         steps=((None, CALM), (1 - HEADROOM, BAD)),
-        custom={"thresholdsStyle": {"mode": "dashed"}},
-        links=(to("How long clients had been away", RESUME, 32), runbook("EventscopeTTLHeadroomLow")),
+        custom=DASHED,
+        links=(to("Resume age distribution", RESUME, 32), runbook("EventscopeTTLHeadroomLow")),
     ),
     gauge(
         24,
-        "Streams that are followed",
-        catalog.FOLLOWERS,
+        "Followed streams",
+        catalog.STREAMS_FOLLOWED,
         says(
-            "Resumed streams that are open now and wait for what is stored next.",
-            normal="about as many as clients are connected: each has its standalone stream, and what it resumed.",
-            otherwise="growing without more clients: connections that a proxy keeps open after its client has gone, or "
-            "requests that never end. 'Streams, by how they ended' says which.",
+            "Resumed streams that are open and receive new events.",
+            normal="about the number of clients: each has its standalone stream, and any call it resumed.",
+            otherwise="growing without more clients: a proxy keeps connections of departed clients open, or calls "
+            "never end. See 'Follow rate by outcome'.",
         ),
-        links=(to("Streams, by how they ended", RESUME, 34), runbook("EventscopeFollowersGrowing")),
+        links=(to("Follow rate by outcome", RESUME, 34), runbook("EventscopeFollowersGrowing")),
     ),
     counter(
         25,
-        "Events to followed streams",
-        catalog.FOLLOWED_EVENTS,
+        "Follow delivery rate",
+        catalog.EVENTS_FOLLOWED,
         says(
-            "Events delivered to resumed streams as they were stored, a second.",
-            normal="as busy as the tools are.",
-            otherwise="none, while events are stored and streams are followed: look at errors of 'follow' in 'Errors'.",
+            "Events delivered to followed streams as they were stored.",
+            normal="proportional to the load of the tools.",
+            otherwise="0 while events are stored and streams are followed: see 'Error rate' for the operation follow.",
         ),
-        links=(to("Streams that are followed, by worker", RESUME, 16),),
+        links=(to("Followed streams by worker", RESUME, 16),),
     ),
     lines(
         26,
-        "Events that were owed and gone",
+        "Undeliverable events",
         says(
-            "Missing: the index named them, and they had expired or been evicted. Corrupt: they could not be read.",
-            normal="none.",
-            otherwise="missing: is Redis evicting ('Keys evicted', Redis dashboard), or the TTL too short? Corrupt: "
-            "something else writes under this prefix; the log event_store.replay_incomplete names the ids.",
+            "Missing: expired or evicted before the resume. Corrupt: could not be decoded.",
+            normal="0.",
+            otherwise="missing: Redis evicts ('Key eviction rate', Redis dashboard), or the TTL is too short. Corrupt: "
+            "another application writes under this prefix; the log event_store.replay_incomplete has the ids.",
         ),
-        Target(promql.rate(catalog.MISSING_EVENTS), "missing"),
-        Target(promql.rate(catalog.CORRUPT_EVENTS), "corrupt"),
+        Target(promql.rate(catalog.EVENTS_MISSING), "missing"),
+        Target(promql.rate(catalog.EVENTS_CORRUPT), "corrupt"),
         overrides=coloured({"missing": WARN, "corrupt": BAD}),
-        links=(to("Redis, as workers see it", REDIS), runbook("EventscopeResumesFailing")),
+        links=(to("Redis dashboard", REDIS), runbook("EventscopeResumesFailing")),
     ),
 )
 
 STORE = (
     lines(
         31,
-        "Stores, by how they ended",
+        "Store rate by outcome",
         says(
-            "Events, a second; those of sessions when Redis has acknowledged them. Refused: the request had been "
-            "answered already. Of a third-party or root store, error: sent without an id, and cannot be resumed; "
-            "deferred: likewise, and stored later.",
-            normal="ok only; none while Redis is unreachable.",
-            otherwise="fewer than 'Events accepted': 'Redis away, by worker', below. Error: 'Errors', beside, and the "
-            "log event_store.store_failed. Refused: a worker was declared dead and went on.",
+            "Events of sessions count when Redis acknowledges them. Refused: the request had been answered already. "
+            "Third-party and root stores only: error, sent without an id; deferred, stored later.",
+            normal="ok only. 0 while Redis is unavailable.",
+            otherwise="below 'Accept rate': see 'Redis state by worker'. Error: see 'Error rate', and the log "
+            "event_store.store_failed. Refused: a worker was declared dead and continued.",
         ),
         Target(promql.rate(catalog.STORE_DURATION, "count", ("outcome",)), "{{outcome}}"),
         custom=STACKED,
         overrides=OUTCOMES,
         links=(runbook("EventscopeStoreErrors"),),
     ),
-    quantiles(
-        32,
-        "Seconds to store an event",
-        catalog.STORE_DURATION,
-        says(
-            "From accepting an event to Redis's acknowledgement. No message waits for it: see 'Wait for the store'.",
-            normal="p50 below 10 ms in one data centre: events are collected for 5 ms; p99 below 25 ms.",
-            otherwise="compare with 'Seconds of a batch' on the Redis dashboard: when that is short the worker itself "
-            "is busy, when it is as long Redis or the network is.",
-        ),
-        labels={"outcome": "ok"},
-        links=(to("Seconds of a batch", REDIS, 11), runbook("EventscopeStoreErrors")),
-    ),
     counter(
         33,
-        "Errors",
+        "Error rate",
         catalog.ERRORS,
         says(
-            "Operations on the store that failed, a second. Unavailable: Redis did not answer. Rejected: it refused.",
-            normal="none.",
-            otherwise="unavailable: 'Redis away'. Rejected: read the log, which has what Redis said (READONLY, OOM, "
-            "NOPERM). A replay that needs Redis while it is unreachable counts, and waits.",
+            "Failed store operations. Unavailable: Redis did not answer. Rejected: Redis refused.",
+            normal="0.",
+            otherwise="unavailable: see 'Redis state by worker'. Rejected: the log has the reply of Redis (READONLY, "
+            "OOM, NOPERM). A replay that finds Redis unavailable counts once, then waits.",
         ),
         "operation",
         "error_type",
-        colour=TROUBLE,
-        links=(to("Times that Redis went away, by reason", REDIS, 14), runbook("EventscopeStoreErrors")),
+        links=(to("Degradation rate by reason", REDIS, 14), runbook("EventscopeStoreErrors")),
     ),
     quantiles(
         37,
-        "Wait for the store",
+        "Store wait",
         catalog.STORE_WAIT,
         says(
-            "Seconds that the sender of a message waited for the store, which stores in the background.",
-            normal="below 1 ms. A sender waits only while too much is not acknowledged, and at most 250 ms.",
-            otherwise="Redis is slow ('Seconds of a batch'), or one session sends more than Redis takes.",
+            "Time for which storing an event blocked the sender of the message. Events are stored in the background.",
+            normal="below 1 ms. Senders block only while too many events are pending, and for at most 250 ms.",
+            otherwise="Redis is slow ('Redis write latency'), or one session produces more than Redis can store.",
         ),
         labels={},
-        links=(to("Seconds of a batch", REDIS, 11), runbook("EventscopeStoreErrors")),
+        links=(to("Redis write latency", REDIS, 11), runbook("EventscopeStoreErrors")),
     ),
     counter(
         38,
-        "Events accepted",
-        catalog.ACCEPTED_EVENTS,
+        "Accept rate",
+        catalog.EVENTS_ACCEPTED,
         says(
-            "Events of sessions, a second, that were given an id.",
-            normal="as many as are stored, some milliseconds later.",
-            otherwise="more than are stored: Redis is unreachable, and they are pending in memory.",
+            "Events of sessions that received an id.",
+            normal="equal to 'Store rate by message type', which lags by milliseconds.",
+            otherwise="higher than that: Redis is unavailable, and events are pending in memory.",
         ),
         links=(to("Memory", REDIS, 21),),
     ),
     counter(
         34,
-        "Events stored, by kind",
-        catalog.STORED_EVENTS,
+        "Store rate by message type",
+        catalog.EVENTS_STORED,
         says(
-            "What is stored, a second. A call has one priming event and one response (or error); what a tool says in "
-            "between are notifications.",
-            normal="responses keep up with priming events.",
-            otherwise="priming events without responses: calls that hang, or whose worker was killed ('Requests left "
-            "by their worker'). Many errors: the tools fail, not the store.",
+            "A call has one priming event and one response (or error); messages of the tool in between are "
+            "notifications.",
+            normal="as many responses as priming events.",
+            otherwise="fewer responses: calls hang, or their worker was killed ('Orphaned request rate'). Many errors: "
+            "the tools fail, not the store.",
         ),
-        "kind",
+        "message_type",
         overrides=coloured({"error": WARN, "response": "green", "notification": "blue", "priming": ASIDE}),
-        links=(to("Requests left by their worker", links.OVERVIEW, 52),),
+        links=(to("Orphaned request rate", links.OVERVIEW, 52),),
     ),
     counter(
         35,
-        "Bytes stored",
-        catalog.STORED_BYTES,
+        "Stored payload",
+        catalog.PAYLOAD_STORED_BYTES,
         says(
-            "Payload, a second. Times the TTL, it is what Redis holds, and some 175 bytes more for each event.",
-            normal="as busy as the tools are.",
-            otherwise="a tool has begun to say much more: is there memory for it (Redis dashboard)?",
+            "Payload bytes per second. Multiplied by the TTL, plus about 175 bytes per event, this is the memory that "
+            "Redis needs.",
+            normal="proportional to the load of the tools.",
+            otherwise="a tool sends much larger messages: has Redis enough memory ('Memory', Redis dashboard)?",
         ),
         unit="Bps",
         links=(to("Memory", REDIS, 21),),
     ),
     counter(
         36,
-        "Events stored, by worker",
-        catalog.STORED_EVENTS,
+        "Store rate by worker",
+        catalog.EVENTS_STORED,
         says(
-            "How the load is spread.",
-            normal="the workers are about equally busy.",
-            otherwise="one has much more: sessions stay with the worker that began them, so this is few, busy clients "
-            "or a balancer that prefers one. One has none: it is new, or is sent nothing.",
+            "Distribution of the load.",
+            normal="workers are about equally busy.",
+            otherwise="one worker much busier: sessions stay with the worker that opened them, so a few busy clients "
+            "or the load balancer are the cause. One idle: it is new, or receives no traffic.",
         ),
         "instance",
-        links=(to("Each worker, in the time shown", RESUME, 11),),
+        links=(to("Workers", RESUME, 11),),
     ),
 )

@@ -1,7 +1,7 @@
-"""The metrics of others that are named here, with the labels that are used: a test holds the dashboards to these."""
+"""Third-party metrics that the dashboards use, with the labels; a test checks the dashboards against this."""
 
 PROCESS_START = "process_start_time_seconds"
-"""Of any Prometheus client; not there where several workers answer as one."""
+"""Exposed by every Prometheus client, but not in multiprocess mode."""
 
 REDIS_EXPORTER: dict[str, frozenset[str]] = {
     "redis_up": frozenset(),
@@ -18,7 +18,7 @@ REDIS_EXPORTER: dict[str, frozenset[str]] = {
     "redis_aof_last_write_status": frozenset(),
     "redis_master_link_up": frozenset(),
 }
-"""Of oliver006/redis_exporter, each looked up in its source."""
+"""Metrics of oliver006/redis_exporter, each verified in its source."""
 
 ALL: dict[str, frozenset[str]] = {PROCESS_START: frozenset(), **REDIS_EXPORTER}
 SCRAPED = frozenset({"job", "instance"})

@@ -1,6 +1,6 @@
-"""Where links lead: the dashboards' uids, and the sections of the runbook, which have the names of the alerts."""
+"""Link targets: the uids of the dashboards, and the sections of the runbook, named after the alerts."""
 
-from dashboards.panels import Link
+from dashboards.panels import Json, Link
 
 OVERVIEW = "eventscope-overview"
 RESUME = "eventscope-resume"
@@ -26,25 +26,36 @@ SECTIONS = (
     "EventscopeRedisMemoryNearLimit",
     "EventscopeMetricsAbsent",
     "EventscopeTelemetryFailing",
-    "EventscopeRedisUnsampled",
+    "EventscopeRedisStatsStale",
+    "EventscopeSessionsRefused",
 )
-"""An alert each. The place of a section is the id of its panel, so what is new goes last."""
+"""One per alert. The position of a section is the id of its panel, so new sections go last."""
 
 
 def section(name: str) -> int:
     """The panel of a section of the runbook.
 
     Raises:
-        ValueError: There is none.
+        ValueError: The runbook has no such section.
     """
     return SECTIONS.index(name) + 1
 
 
 def runbook(name: str) -> Link:
-    """To a section of the runbook."""
+    """A link to a section of the runbook."""
     return Link(f"Runbook: {name}", RUNBOOK, section(name))
 
 
 def to(title: str, uid: str, panel: int | None = None) -> Link:
-    """To a dashboard, or to one panel of it."""
+    """A link to a dashboard, or to one of its panels."""
     return Link(title, uid, panel)
+
+
+CHOICE = "${__url_time_range}&${datasource:queryparam}&${job:queryparam}&${instance:queryparam}&${store:queryparam}"
+"""The part of a link that keeps the time range and the variables."""
+
+
+def per_row(title: str, uid: str, column: str) -> Json:
+    """A link of a table that leads each row to the panel whose id is in a column."""
+    url = f"/d/{uid}?{CHOICE}&viewPanel=${{__data.fields.{column}}}"
+    return {"title": title, "url": url, "targetBlank": False}

@@ -1,15 +1,19 @@
-"""The objective of the product, once: dashboards and rules mean the same by it."""
+"""The service level objective and the limits, once: dashboards and rules share them."""
 
 OBJECTIVE = 0.99
-"""The share of resumes that are to deliver all that was owed."""
+"""The share of resumes that should deliver all events due."""
 BUDGET = 1 - OBJECTIVE
 LEAST_RESUMES = 20
-"""Of fewer resumes no share is taken: one laptop that slept for a night would be an emergency."""
+"""Ratios of fewer resumes raise no alert: one laptop that slept overnight is no emergency."""
 HEADROOM = 0.1
-"""The share of the TTL that is to be left when clients come back: one less a bound of the histogram's."""
+"""The share of the TTL that should be left when clients resume: 1 minus a bucket bound."""
 LATE = 0.01
-"""The share of clients that may come back when less is left."""
+"""The share of clients that may resume with less headroom."""
 STREAMS = 4
-"""Followed streams of a session, on average, that are too many."""
+"""Followed streams per session, on average, from which an alert fires."""
 REPLAY_SECONDS = 2.5
-"""What 99 of 100 replays should take at most."""
+"""The p99 latency of a resume from which an alert fires."""
+BACKLOG = 1000
+"""Pending events from which a growing backlog fires an alert."""
+MEMORY = 0.9
+"""The share of maxmemory from which an alert fires."""

@@ -1,9 +1,11 @@
-"""The overview: whether resumes work, what is wrong when they do not, and the rows in the order of diagnosis."""
+"""The overview: one screen that answers whether all is well; below it, collapsed rows for the diagnosis."""
+
+from dataclasses import replace
 
 from dashboards import diagnosis, links, promql, upkeep
 from dashboards.board import STACKED, Dashboard
 from dashboards.links import REDIS, RESUME, runbook, to
-from dashboards.objective import OBJECTIVE
+from dashboards.objective import BACKLOG, OBJECTIVE
 from dashboards.panels import (
     BAD,
     CALM,
@@ -11,54 +13,70 @@ from dashboards.panels import (
     OUTCOMES,
     WARN,
     Json,
-    Link,
     Panel,
     Row,
     Target,
+    column,
     lines,
+    redis_state,
     says,
     stat,
+    steps_of,
 )
 from mcp_eventscope.telemetry import catalog
-from mcp_eventscope.telemetry.catalog_sessions import (
-    SESSIONS_REFUSED,
-)
+from mcp_eventscope.telemetry.catalog_sessions import SESSIONS_ACTIVE, SESSIONS_REFUSED
 from mcp_eventscope.telemetry.declarations import Metric
-
-_NONE_OR_SOME = ((None, CALM), (1, WARN))
-_NONE_OR_BAD = ((None, CALM), (1, BAD))
-_AWAY: Json = {
-    "mappings": [
-        {
-            "type": "value",
-            "options": {"0": {"text": "up", "index": 0}, "1": {"text": "away", "index": 1}},
-        }
-    ]
-}
 
 
 def _times(metric: Metric, part: str = "", **labels: promql.Values) -> str:
-    """How many in the time that is shown; whole, for `increase` extrapolates."""
+    """The count within the time range; whole, since `increase` extrapolates."""
     return f"round({promql.count(metric, part, (), **labels)})"
 
 
-def _cause(name: str, expr: str, link: Link) -> Target:
-    return Target(expr, name, instant=True, link=link)
+def _problem(name: str, expr: str, alert: str) -> str:
+    """A row of the table: a number, with the problem and the section of the runbook as labels."""
+    section = links.section(alert)
+    return f'label_replace(label_replace({expr}, "problem", "{name}", "", ""), "section", "{section}", "", "")'
 
 
-_FAILING = runbook("EventscopeResumesFailing")
-_TTL = runbook("EventscopeTTLHeadroomLow")
+def _on_screen(panel: Panel) -> Panel:
+    """A panel in the size of the first screen."""
+    return replace(panel, width=8, height=6)
 
-_TRUTH = (
+
+_PROBLEMS = (
+    _problem("Redis became unavailable", _times(catalog.DEGRADATIONS), "EventscopeStoreDegraded"),
+    _problem("Keys evicted by Redis", _times(catalog.REDIS_KEYS_EVICTED), "EventscopeRedisEvicting"),
+    _problem("Store errors", _times(catalog.ERRORS, operation="store"), "EventscopeStoreErrors"),
+    _problem("Events lost", _times(catalog.EVENTS_LOST_TOTAL), "EventscopeEventsLost"),
+    _problem("Requests orphaned", _times(catalog.REQUESTS_ORPHANED), "EventscopeRequestsOrphaned"),
+    _problem(
+        "Requests refused", _times(SESSIONS_REFUSED, reason=("limit", "unavailable")), "EventscopeSessionsRefused"
+    ),
+    _problem("Resumes after expiry", _times(catalog.REPLAY_MISSES, reason="expired"), "EventscopeTTLHeadroomLow"),
+    _problem(
+        "Resumes with unknown id",
+        _times(catalog.REPLAY_MISSES, reason=("unknown", "malformed")),
+        "EventscopeResumesFailing",
+    ),
+    _problem("Replays with a gap", _times(catalog.REPLAY_DURATION, "count", outcome="gap"), "EventscopeResumesFailing"),
+    _problem("Replay errors", _times(catalog.REPLAY_DURATION, "count", outcome="error"), "EventscopeResumesFailing"),
+    _problem("Signals not recorded", _times(catalog.TELEMETRY_FAILURES), "EventscopeTelemetryFailing"),
+)
+
+_HIDDEN: Json = {"custom.hidden": True, "custom.hideFrom": {"legend": True, "tooltip": True, "viz": True}}
+"""Hides a column of a table, in older versions of Grafana and in newer ones."""
+
+_SCREEN = (
     stat(
         1,
-        "Succeeded",
+        "Resume success ratio",
         says(
-            "Of the clients that came back with a Last-Event-ID in the time shown: the share that got all that was "
-            "owed to it. One that had missed nothing counts as a success, one that left by itself does not count.",
-            normal=f"green, at or above the objective of {OBJECTIVE:.0%}. No resumes: nobody has come back.",
-            otherwise="look at the list beside: each cause that is not 0 leads to what to do about it. Who finds "
-            "out that Redis is away counts as a failure, and gets all of it later: an outage looks a little too bad.",
+            "The share of resumes in the time range that delivered all events due to the client. A client that had "
+            "missed nothing counts as a success; a client that disconnected does not count.",
+            normal=f"green, at or above the objective of {OBJECTIVE:.0%}. 'no resumes': no client has reconnected.",
+            otherwise="see 'Problems': each row links to the runbook. A resume that finds Redis unavailable counts as "
+            "a failure although it succeeds later, so that the ratio is a little too low in an outage.",
         ),
         promql.success_shown(),
         (None, BAD),
@@ -69,117 +87,150 @@ _TRUTH = (
     ),
     stat(
         2,
-        "When owed",
+        "Success ratio, events due",
         says(
-            "The same without the clients that had missed nothing. Idle streams come back every few minutes and always "
-            "succeed; where there are many, the share beside says little, and this one says it.",
-            normal="as the share beside, or a little lower. Nothing owed: no client has missed anything.",
-            otherwise="as beside. When this is low and the other is not, it is the few clients that really needed "
-            "the store whom it fails.",
+            "The same ratio without clients that had missed nothing. Idle streams reconnect every few minutes and "
+            "always succeed; with many of them, 'Resume success ratio' hides failures that this one shows.",
+            normal="like 'Resume success ratio', or slightly lower. 'nothing due': no client has missed an event.",
+            otherwise="as for 'Resume success ratio'.",
         ),
         promql.owed_shown(),
         (None, BAD),
         (0.5, CALM),
         unit="percentunit",
-        defaults={"noValue": "nothing owed", "decimals": 1, "max": 1},
+        defaults={"noValue": "nothing due", "decimals": 1, "max": 1},
         links=(to("Resume drill-down", RESUME), runbook("EventscopeOwedEventsUndelivered")),
     ),
     stat(
         3,
         "Redis",
         says(
-            "Whether Redis is unreachable or too slow for any of the workers shown, now. Messages are sent meanwhile, "
-            "and stay in memory until they are stored; a client that returns to another worker waits.",
-            normal="up.",
-            otherwise="is it one worker or all of them? Why, says the reason, on the Redis dashboard. It becomes "
-            "urgent when events are lost, beside.",
+            "Whether Redis is unreachable or too slow for any worker right now. Messages are still sent, and pending "
+            "events are kept in memory; a client that resumes on another worker waits.",
+            normal="available.",
+            otherwise="see 'Redis state by worker': one worker or all? The Redis dashboard shows the reason. It is "
+            "urgent once 'Events lost' rises.",
         ),
         promql.highest(promql.series(catalog.DEGRADED)),
         (None, CALM),
         (1, BAD),
         unit="short",
-        defaults=_AWAY,
-        links=(to("Redis, as workers see it", REDIS), runbook("EventscopeStoreDegraded")),
+        defaults={"mappings": redis_state(coloured_text=False)},
+        links=(to("Redis dashboard", REDIS), runbook("EventscopeStoreDegraded")),
+    ),
+    stat(
+        7,
+        "Pending events",
+        says(
+            "Events that are sent but not yet acknowledged by Redis, in the memory of the workers: the lag of the "
+            "store.",
+            normal=f"near 0; below {BACKLOG:,}.",
+            otherwise="Redis is unavailable or too slow: see 'Redis state by worker' and 'Store latency'.",
+        ),
+        promql.total(promql.series(catalog.BACKLOG_LENGTH)),
+        (None, CALM),
+        (BACKLOG, WARN),
+        unit="short",
+        links=(to("Pending events by worker", links.OVERVIEW, 42), runbook("EventscopeBacklogGrowing")),
     ),
     stat(
         4,
         "Events lost",
         says(
-            "Events that will never be stored, that Redis has lost, or that were evicted, in the time shown: a resume "
-            "of their streams cannot deliver them.",
-            normal="0. An outage alone loses none, as long as the backlog has room.",
-            otherwise="the reason is on 'Events lost, by reason', below: overflow is an outage that was too long for "
-            "the backlog, rejected an event that Redis refused, shutdown a worker that ended in an outage, rollback a "
-            "Redis that came back without its latest data, session_limit a session that exceeded max_session_bytes.",
+            "Events in the time range that will never be stored, that Redis lost, or that were evicted: no resume can "
+            "deliver them.",
+            normal="0. An outage alone loses none while the backlog has room.",
+            otherwise="see 'Events lost by reason', below.",
         ),
-        _times(catalog.LOST_EVENTS),
-        *_NONE_OR_BAD,
+        _times(catalog.EVENTS_LOST_TOTAL),
+        (None, CALM),
+        (1, BAD),
         unit="short",
-        links=(to("Events lost, by reason", links.OVERVIEW, 43), runbook("EventscopeEventsLost")),
+        links=(to("Events lost by reason", links.OVERVIEW, 43), runbook("EventscopeEventsLost")),
     ),
-    Panel(
-        5,
-        "What is wrong",
-        "bargauge",
+    stat(
+        8,
+        "Active sessions",
         says(
-            "Everything that keeps a client from what is owed to it, as often as it happened in the time shown.",
-            normal="all 0.",
-            otherwise="begin with the topmost that is not 0: the causes stand above their effects. Click it for what "
-            "it means, how to confirm it, and what to do.",
+            "Sessions that the workers serve. A session that several workers serve counts once per worker.",
+            normal="about the number of connected clients.",
+            otherwise="see 'Sessions ended by reason', below.",
         ),
-        (
-            _cause("Redis went away", _times(catalog.DEGRADATIONS), runbook("EventscopeStoreDegraded")),
-            _cause("Redis evicted", _times(catalog.REDIS_EVICTED), runbook("EventscopeRedisEvicting")),
-            _cause("store failed", _times(catalog.ERRORS, operation="store"), runbook("EventscopeStoreErrors")),
-            _cause("event lost", _times(catalog.LOST_EVENTS), runbook("EventscopeEventsLost")),
-            _cause("worker left", _times(catalog.ORPHANED), runbook("EventscopeRequestsOrphaned")),
-            _cause(
-                "session refused",
-                _times(SESSIONS_REFUSED, reason=("limit", "unavailable")),
-                to("Requests without a session, by reason", links.OVERVIEW, 56),
-            ),
-            _cause("after the TTL", _times(catalog.REPLAY_MISSES, reason="expired"), _TTL),
-            _cause("unknown id", _times(catalog.REPLAY_MISSES, reason=("unknown", "malformed")), _FAILING),
-            _cause("gap in a replay", _times(catalog.REPLAY_DURATION, "count", outcome="gap"), _FAILING),
-            _cause("replay failed", _times(catalog.REPLAY_DURATION, "count", outcome="error"), _FAILING),
-            _cause("signal lost", _times(catalog.TELEMETRY_FAILURES), runbook("EventscopeTelemetryFailing")),
-        ),
-        "short",
-        width=8,
-        height=12,
-        defaults={"min": 0, "max": 1000000000000},
-        steps=_NONE_OR_SOME,
-        links=(to("Resume drill-down", RESUME), to("Redis, as workers see it", REDIS)),
+        promql.total(promql.series(SESSIONS_ACTIVE)),
+        unit="short",
+        links=(to("Active sessions by worker", links.OVERVIEW, 51),),
     ),
     lines(
         6,
-        "Resumes, by how they ended",
+        "Resume rate by outcome",
         says(
-            "Clients that came back, a second. Green: all that was owed was delivered, or nothing was. Yellow, orange "
-            "and red: not all, nothing, or an error. Grey: the client left by itself.",
+            "Green: all events due were delivered, or none were due. Yellow, orange and red: some, none, or an error. "
+            "Grey: the client disconnected.",
             normal="green, with a little grey.",
-            otherwise="when did it begin, and was a worker started (blue line) or Redis away (red area) just then? "
-            "The drill-down tells which workers, which reason, and how long the clients had been away.",
+            otherwise="did a worker start (blue line) or was Redis unavailable (red area) when it began? The "
+            "drill-down breaks failures down by worker, reason and age.",
         ),
         Target(promql.rate(catalog.REPLAY_DURATION, "count", ("outcome",)), "{{outcome}}"),
-        width=16,
         height=6,
         custom=STACKED,
         overrides=OUTCOMES,
         links=(to("Resume drill-down", RESUME), runbook("EventscopeResumesFailing")),
     ),
+    _on_screen(diagnosis.RESUME_LATENCY),
+    Panel(
+        5,
+        "Problems",
+        "table",
+        says(
+            "How often each problem occurred in the time range, most frequent first.",
+            normal="0 in every row.",
+            otherwise="click a problem for its section of the runbook.",
+        ),
+        (Target("\nor\n".join(_PROBLEMS), "{{problem}}", instant=True, format="table"),),
+        "short",
+        width=8,
+        height=18,
+        overrides=(
+            column("problem", "Problem", "string", links=[links.per_row("Runbook", links.RUNBOOK, "section")]),
+            column("section", "Section", "string", **_HIDDEN),
+            column(
+                "Value",
+                "Count",
+                "short",
+                decimals=0,
+                thresholds=steps_of((None, CALM), (1, WARN)),
+                **{"custom.cellOptions": {"type": "color-text"}},
+            ),
+        ),
+        transformations=(
+            {
+                "id": "organize",
+                "options": {
+                    "excludeByName": {"Time": True},
+                    "indexByName": {"problem": 0, "Value": 1, "section": 2},
+                    "renameByName": {},
+                },
+            },
+            {"id": "sortBy", "options": {"fields": {}, "sort": [{"field": "Value", "desc": True}]}},
+        ),
+        links=(to("Resume drill-down", RESUME), to("Redis dashboard", REDIS)),
+    ),
+    _on_screen(diagnosis.STORE_LATENCY),
+    _on_screen(upkeep.PENDING_EVENTS),
+    _on_screen(upkeep.REDIS_STATE),
+    _on_screen(upkeep.ACTIVE_SESSIONS),
 )
 
 OVERVIEW = Dashboard(
     links.OVERVIEW,
     "MCP resumability: overview",
-    "Do clients that were cut off get what they missed? If not, why not: from the top down. Of mcp-eventscope.",
+    "Do clients that reconnect receive the events they missed? If not, why not? Of mcp-eventscope.",
     (
-        Row(10, "Do resumes work?", _TRUTH),
-        Row(20, "Resumes: rate, errors, duration", diagnosis.RESUMES),
-        Row(30, "Store: rate, errors, duration", diagnosis.STORE),
-        Row(40, "Durability: Redis away, what waits, what is lost, how long it is kept", upkeep.DURABILITY),
-        Row(50, "Sessions and requests", upkeep.SESSIONS_ROW),
-        Row(60, "Health of the telemetry itself", upkeep.HEALTH),
+        Row(10, "Service health", _SCREEN),
+        Row(20, "Resumes: errors, TTL headroom, followed streams", diagnosis.RESUMES, collapsed=True),
+        Row(30, "Store: rate, errors, duration", diagnosis.STORE, collapsed=True),
+        Row(40, "Durability: events lost, backlog memory, TTL", upkeep.DURABILITY, collapsed=True),
+        Row(50, "Sessions and requests", upkeep.SESSIONS_ROW, collapsed=True),
+        Row(60, "Telemetry health", upkeep.HEALTH, collapsed=True),
     ),
 )

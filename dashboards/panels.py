@@ -1,4 +1,4 @@
-"""What stands on a dashboard: one dataclass a panel, and short ways to make the usual ones."""
+"""The panels of a dashboard: one dataclass, and shorthands for the usual kinds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,14 +13,14 @@ Step: TypeAlias = tuple[float | None, str]
 """From this value on, this colour. The first has None."""
 
 CALM = "text"
-"""The colour of what needs nobody: that of the text, in either theme."""
+"""The colour of values that need no action: the text colour of the theme."""
 GOOD, WARN, BAD, ASIDE = "green", "orange", "red", "#8e8e8e"
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """From a panel to what explains it: another panel, by its dashboard's uid and id, or a section of the runbook."""
+    """From a panel to its explanation: a dashboard, one of its panels, or a section of the runbook."""
 
     title: str
     uid: str
@@ -36,16 +36,15 @@ class Target:
     instant: bool = False
     exemplar: bool = False
     format: Literal["time_series", "heatmap", "table"] = "time_series"
-    link: Link | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One panel. `id` is for ever: links name it."""
+    """One panel. Its `id` never changes: links name it."""
 
     id: int
     title: str
-    type: Literal["timeseries", "stat", "heatmap", "table", "bargauge"]
+    type: Literal["timeseries", "stat", "heatmap", "table"]
     description: str
     targets: tuple[Target, ...]
     unit: str
@@ -62,7 +61,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row, and what is in it."""
+    """A row and its panels."""
 
     id: int
     title: str
@@ -70,20 +69,25 @@ class Row:
     collapsed: bool = False
 
 
-SHORT_LEGEND: Json = {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []}
-LOAD: Json = {"mode": "shades", "fixedColor": "blue"}
-TROUBLE: Json = {"mode": "shades", "fixedColor": "orange"}
-"""What is one of several is a shade of one colour: green, yellow and red mean something here."""
+LEGEND: Json = {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": ["lastNotNull", "max"]}
+ONE: Json = {"mode": "shades", "fixedColor": "blue"}
+"""For a single series."""
+SEVERAL: Json = {"mode": "palette-classic"}
+"""For several series without fixed colours, such as workers."""
+PROBLEM: Json = {"mode": "shades", "fixedColor": "orange"}
+"""For a single series that should be 0."""
 PER_SECOND = "suffix:/s"
 AT_REST: Json = {
     "matcher": {"id": "byValue", "options": {"reducer": "allIsZero", "op": "gte", "value": 0}},
     "properties": [{"id": "custom.hideFrom", "value": {"legend": True, "tooltip": False, "viz": False}}],
 }
-"""What is 0 all the time is on its line, and not in the legend: there is what happened, and nothing else."""
+"""Hides series that are 0 throughout from the legend, which then lists what happened."""
+DASHED: Json = {"thresholdsStyle": {"mode": "dashed"}}
+"""Draws thresholds as lines."""
 
 
 def says(what: str, *, normal: str, otherwise: str) -> str:
-    """A description: what it shows, what is normal, and what to do when it is not."""
+    """A description: what the panel shows, what is normal, and what to do otherwise."""
     return f"{what}\n\n**Normal:** {normal}\n\n**If not:** {otherwise}"
 
 
@@ -93,11 +97,11 @@ def lines(  # noqa: PLR0913 - a panel has as many properties
     description: str,
     *targets: Target,
     unit: str = PER_SECOND,
-    colour: Json = LOAD,
+    colour: Json | None = None,
     most: float | None = 1,
     **rest: Any,
 ) -> Panel:
-    """Lines over time, from zero. `most`: what the axis shows at least, so that nothing looks like nothing."""
+    """Lines over time, from zero. `most` is the least upper bound of the axis, so that noise looks like noise."""
     panel = Panel(number, title, "timeseries", description, targets, unit)
     named = len(targets) > 1 or "{{" in targets[0].legend
     return replace(
@@ -105,10 +109,10 @@ def lines(  # noqa: PLR0913 - a panel has as many properties
         **(
             rest
             | {
-                "defaults": {"min": 0, "color": colour} | rest.get("defaults", {}),
+                "defaults": {"min": 0, "color": colour or (SEVERAL if named else ONE)} | rest.get("defaults", {}),
                 "custom": ({} if most is None else {"axisSoftMax": most}) | rest.get("custom", {}),
                 "overrides": (*rest.get("overrides", ()), AT_REST),
-                "options": {"legend": SHORT_LEGEND | {"showLegend": named}} | rest.get("options", {}),
+                "options": {"legend": LEGEND} | rest.get("options", {}),
             }
         ),
     )
@@ -117,16 +121,18 @@ def lines(  # noqa: PLR0913 - a panel has as many properties
 def counter(
     number: int, title: str, metric: Metric, description: str, *by: str, unit: str = PER_SECOND, **rest: Any
 ) -> Panel:
-    """A counter of the catalog as lines: so many a second, by labels."""
+    """The rate of a counter of the catalog as lines, by labels."""
     legend = " ".join(f"{{{{{label}}}}}" for label in by) or title.lower()
-    return lines(number, title, description, Target(promql.rate(metric, "", by), legend), unit=unit, **rest)
+    fixed = REASONS if set(by) & {"reason", "sink"} else ()
+    target = Target(promql.rate(metric, "", by), legend)
+    return lines(number, title, description, target, unit=unit, **({"overrides": fixed} | rest))
 
 
 def gauge(
     number: int, title: str, metric: Metric, description: str, *by: str, unit: str = "short", **rest: Any
 ) -> Panel:
-    """A gauge of the catalog as lines: the sum of workers, or the greatest of them where that is what it means."""
-    fold = promql.total if metric.together == "livesum" else promql.highest
+    """A gauge of the catalog as lines: the sum of the workers, or their maximum, as its multiprocess mode says."""
+    fold = promql.total if metric.multiprocess_mode == "livesum" else promql.highest
     legend = " ".join(f"{{{{{label}}}}}" for label in by) or title.lower()
     return lines(number, title, description, Target(fold(promql.series(metric), by), legend), unit=unit, **rest)
 
@@ -141,24 +147,24 @@ def quantiles(  # noqa: PLR0913 - as above
     labels: Mapping[str, Values],
     **rest: Any,
 ) -> Panel:
-    """A histogram of the catalog as lines: what half of them, and 99 of 100, stay below."""
+    """The p50 and p99 of a histogram of the catalog as lines."""
     targets = (
-        Target(promql.quantile(0.99, metric, **labels), "99 %", exemplar=True),
-        Target(promql.quantile(0.5, metric, **labels), "half", exemplar=True),
+        Target(promql.quantile(0.99, metric, **labels), "p99", exemplar=True),
+        Target(promql.quantile(0.5, metric, **labels), "p50", exemplar=True),
     )
-    return lines(number, title, description, *targets, unit=unit, **({"most": None, "overrides": HALVES} | rest))
+    return lines(number, title, description, *targets, unit=unit, **({"most": None, "overrides": QUANTILES} | rest))
 
 
 def heatmap(number: int, title: str, metric: Metric, description: str, *, unit: str, **rest: Any) -> Panel:
-    """A histogram of the catalog as it is: how many of them in which bucket, at what time."""
+    """A histogram of the catalog as a heat map of its buckets over time."""
     target = Target(promql.buckets(metric), "{{le}}", exemplar=True, format="heatmap")
     return replace(Panel(number, title, "heatmap", description, (target,), unit), **rest)
 
 
 def stat(number: int, title: str, description: str, expr: str, *steps: Step, unit: str, **rest: Any) -> Panel:
-    """One number, coloured only where it asks for somebody."""
+    """One number, coloured only where it needs action."""
     panel = Panel(number, title, "stat", description, (Target(expr, title, instant=True),), unit)
-    usual: Json = {"steps": steps or ((None, CALM),), "width": 4, "height": 6, "options": {"text": {"valueSize": 38}}}
+    usual: Json = {"steps": steps or ((None, CALM),), "width": 4, "height": 4, "options": {"text": {"valueSize": 34}}}
     return replace(panel, **(usual | rest))
 
 
@@ -173,7 +179,29 @@ def coloured(colours: Mapping[str, str]) -> tuple[Json, ...]:
     )
 
 
-HALVES = coloured({"99 %": "blue", "half": "super-light-blue"})
+def column(name: str, title: str, unit: str, **more: Any) -> Json:
+    """The override of a table's column: its title, its unit, and other properties."""
+    properties: list[Json] = [{"id": "displayName", "value": title}, {"id": "unit", "value": unit}]
+    properties += [{"id": key, "value": value} for key, value in more.items()]
+    return {"matcher": {"id": "byName", "options": name}, "properties": properties}
+
+
+def steps_of(*steps: Step) -> Json:
+    """Thresholds, as Grafana writes them."""
+    return {"mode": "absolute", "steps": [{"value": at, "color": colour} for at, colour in steps]}
+
+
+def redis_state(*, coloured_text: bool) -> list[Json]:
+    """The words for the values of `eventscope_degraded`, the same on all panels."""
+    words = {"0": ("available", CALM), "1": ("unavailable", BAD)}
+    options = {
+        value: {"text": text, "index": int(value)} | ({"color": colour} if coloured_text else {})
+        for value, (text, colour) in words.items()
+    }
+    return [{"type": "value", "options": options}]
+
+
+QUANTILES = coloured({"p99": "blue", "p50": "super-light-blue"})
 OUTCOMES = coloured(
     {
         "resumed": "green",
@@ -182,14 +210,52 @@ OUTCOMES = coloured(
         "ok": "green",
         "gap": "yellow",
         "missed": "orange",
-        "gone": "orange",
+        "worker_lost": "orange",
         "deferred": "yellow",
-        "limit": "super-light-green",
+        "timeout": "super-light-green",
         "refused": "purple",
         "error": "red",
-        "elsewhere": ASIDE,
-        "client_gone": ASIDE,
+        "other_worker": ASIDE,
+        "client_disconnected": ASIDE,
         "cancelled": "#5f5f5f",
     }
 )
-"""An outcome has the same colour wherever it is."""
+"""An outcome has the same colour on all panels."""
+REASONS = coloured(
+    {
+        # of failures
+        "connection": "red",
+        "timeout": "orange",
+        "loading": "yellow",
+        "pool": "purple",
+        "busy": "super-light-purple",
+        "readonly": "blue",
+        "oom": "dark-red",
+        "auth": "dark-purple",
+        "noscript": ASIDE,
+        "other": "#5f5f5f",
+        # of losses
+        "overflow": "red",
+        "rejected": "orange",
+        "rollback": "purple",
+        "session_limit": "blue",
+        "shutdown": "yellow",
+        # of the ends of sessions
+        "deleted": "blue",
+        "other_worker": "super-light-blue",
+        "idle": ASIDE,
+        "failed": "red",
+        # of refusals
+        "unavailable": "red",
+        "limit": "orange",
+        "not_owner": "purple",
+        "invalid": "yellow",
+        "unknown": ASIDE,
+        # of sinks
+        "metrics": "blue",
+        "otel_metrics": "super-light-blue",
+        "traces": "purple",
+        "logs": "orange",
+    }
+)
+"""A reason and a sink have the same colour on all panels."""

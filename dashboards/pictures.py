@@ -1,11 +1,11 @@
-"""Pictures of the dashboards: a server, its clients and a Prometheus for two minutes, and what then is to be seen.
+"""Pictures of the dashboards, from a server, its clients and a Prometheus that run for two minutes.
 
     python -m dashboards.pictures RENDERER [--output DIR]
 
 RENDERER is the command of a program that draws a dashboard with Grafana's own components, called with `--dashboard`,
 `--prometheus`, `--png`, `--json`, `--from`, `--now`, `--theme`, `--width` and `--scrape-interval`. The servers listen
-on the loopback interface. For two minutes nothing goes wrong but connections that drop; then Redis is killed for ten
-seconds, and after that a worker.
+on the loopback interface. For two minutes only connections drop; then Redis is killed for ten seconds, and after that
+a worker.
 """
 
 import argparse
@@ -29,9 +29,9 @@ STACK = ROOT / "examples" / "stack"
 BOARDS = ROOT / "dashboards" / "grafana"
 HOST = "127.0.0.1"
 CALM, AWAY, AFTER, LAST = 100.0, 10.0, 12.0, 15.0
-"""Seconds: without a fault, without Redis, until a worker is killed, and until the end."""
+"""Seconds: without failures, without Redis, until a worker is killed, and until the end."""
 SEEN = "100s"
-"""How much of it a picture shows."""
+"""The time range of a picture."""
 PICTURES = (
     ("overview", "calm", "light", 1600),
     ("overview", "outage", "light", 1600),
@@ -72,17 +72,17 @@ def _wait_for(url: str) -> None:
                 if http.get(url).is_success:
                     return
             time.sleep(0.1)
-    msg = f"nobody answers at {url}"
+    msg = f"no answer from {url}"
     raise SystemExit(msg)
 
 
 def _record(stack: ExitStack, directory: Path) -> dict[str, float]:
-    """Let it all happen. Returns the end of each part, as a Unix time."""
+    """Run the scenario. Returns the end of each part, as a Unix time."""
     shutil.copytree(BOARDS.parent / "prometheus", directory / "rules")
     config = (STACK / "prometheus.yml").read_text("utf-8").replace("_interval: 15s", "_interval: 1s")
     (directory / "prometheus.yml").write_text(config, "utf-8")
     (directory / "targets.yaml").write_text(f'- targets: ["{HOST}:9500", "{HOST}:9501"]\n', "utf-8")
-    keeping = {"appendonly": "yes", "appendfsync": "always"}  # It comes back with what it had.
+    keeping = {"appendonly": "yes", "appendfsync": "always"}  # It restarts with its data.
     socket = directory / "v.sock"
     valkey = ValkeyServer(port=0, unix_socket_path=socket, data_dir=directory, config=keeping, persist=True)
     valkey.start()
@@ -110,7 +110,7 @@ def _record(stack: ExitStack, directory: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Record, and draw."""
+    """Run the scenario, and draw the pictures."""
     parser = argparse.ArgumentParser(prog="python -m dashboards.pictures", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("renderer", help="the command that draws one dashboard")
     parser.add_argument("--output", type=Path, default=BOARDS.parent / "pictures")
@@ -132,7 +132,7 @@ def main() -> None:
                 "--scrape-interval": "1s",
             }
             given = [str(part) for option in options.items() for part in option]
-            # 1: a panel has no data, which those beside redis_exporter's metrics have not.
+            # 1: panels without data, as those of redis_exporter are here.
             status = subprocess.run([*shlex.split(parsed.renderer), *given], stdout=sys.stderr, check=False).returncode
             print(picture, "drawn" if status == 0 else "with panels that have no data" if status == 1 else "FAILED")
 

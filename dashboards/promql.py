@@ -1,4 +1,4 @@
-"""PromQL, made of the catalog's metrics: a name or a label that is not declared cannot be written."""
+"""PromQL built from the catalog: undeclared metrics and labels raise an error."""
 
 from collections.abc import Mapping
 from typing import TypeAlias
@@ -7,36 +7,36 @@ from mcp_eventscope.telemetry.catalog import REPLAY_DURATION
 from mcp_eventscope.telemetry.declarations import Metric, MetricType
 
 Values: TypeAlias = str | tuple[str, ...]
-"""What a label has to be: one value, or one of several."""
+"""The value that a label must have, or the alternatives."""
 
 CHOSEN = ('job=~"$job"', 'instance=~"$instance"', 'store=~"$store"')
-"""What every selector of a dashboard says first: the variables at its top."""
+"""The matchers of every selector of a dashboard: its variables."""
 RATE = "$__rate_interval"
 SHOWN = "$__range"
-"""The whole time that is shown, for a number that says how many or which share of it."""
+"""The time range of the dashboard, for single numbers."""
 COMES_WITH_A_SCRAPE = frozenset({"job", "instance", "store", "le"})
 
 SUCCEEDED = ("resumed", "caught_up")
 FAILED = ("gap", "missed", "error")
-"""The objective's two sides. What the client itself ended, `client_gone` and `cancelled`, is on neither."""
+"""Outcomes that the objective counts. Not counted: `client_disconnected` and `cancelled`, which clients cause."""
 OWED = ("resumed", *FAILED)
-"""Without `caught_up`: idle streams, which come back every few minutes for nothing, would hide the others."""
+"""Outcomes with events due. `caught_up` is left out: idle streams reconnect every few minutes."""
 
 
 def series(metric: Metric, part: str = "", scope: tuple[str, ...] = CHOSEN, /, **labels: Values) -> str:
     """A selector.
 
     Args:
-        metric: Of the catalog.
-        part: Of a histogram: "count", "sum" or "bucket".
-        scope: What it says beside the labels; () in rules.
-        labels: What the metric's own labels have to be.
+        metric: A metric of the catalog.
+        part: "count", "sum" or "bucket" of a histogram.
+        scope: Matchers beside the labels; () in rules.
+        labels: Values of the metric's own labels.
 
     Raises:
-        ValueError: The metric has no such part, no such label, or the label never has that value.
+        ValueError: The metric has no such part or label, or the label no such value.
     """
     if (metric.type is MetricType.HISTOGRAM) != bool(part):
-        msg = f"{metric.name} is a {metric.type}: it has no part {part!r}"
+        msg = f"{metric.name} is a {metric.type}: part must be one of a histogram, got {part!r}"
         raise ValueError(msg)
     matchers = [*scope, *(_matcher(metric, label, values) for label, values in labels.items())]
     name = f"{metric.name}_{part}" if part else metric.name
@@ -49,70 +49,70 @@ def _matcher(metric: Metric, label: str, values: Values) -> str:
     wanted = (values,) if isinstance(values, str) else values
     unknown = set(wanted) - set(declared.get(label) or ())
     if unknown:
-        msg = f"{metric.name} has no label {label!r} that is {sorted(unknown)}"
+        msg = f"{metric.name} has no label {label!r} with the value {sorted(unknown)}"
         raise ValueError(msg)
     return f'{label}="{values}"' if isinstance(values, str) else f'{label}=~"{"|".join(values)}"'
 
 
 def total(expr: str, by: tuple[str, ...] = ()) -> str:
-    """The sum, of all or by labels."""
+    """The sum, in total or by labels."""
     return f"sum{_by(by)}({expr})"
 
 
 def highest(expr: str, by: tuple[str, ...] = ()) -> str:
-    """The maximum, of all or by labels."""
+    """The maximum, in total or by labels."""
     return f"max{_by(by)}({expr})"
 
 
 def rate(metric: Metric, part: str = "", by: tuple[str, ...] = (), /, **labels: Values) -> str:
-    """How many a second, as a line."""
+    """The rate per second, over time."""
     _check_by(metric, by)
     return total(f"rate({series(metric, part, **labels)}[{RATE}])", by)
 
 
 def counted(metric: Metric, by: tuple[str, ...] = ()) -> str:
-    """How many of late, as a line: for what is counted rarely, and much at once."""
+    """The increase within the rate interval, over time: for rare, large increments."""
     _check_by(metric, by)
     return total(f"increase({series(metric)}[{RATE}])", by)
 
 
 def count(metric: Metric, part: str = "", by: tuple[str, ...] = (), /, **labels: Values) -> str:
-    """How many in the time that is shown, as a number."""
+    """The increase within the time range, as a number."""
     _check_by(metric, by)
     return total(f"increase({series(metric, part, **labels)}[{SHOWN}])", by)
 
 
 def quantile(share: float, metric: Metric, by: tuple[str, ...] = (), /, **labels: Values) -> str:
-    """A quantile of a histogram, as a line. Nothing, and not NaN, while nothing happens."""
+    """A quantile of a histogram, over time. Empty, not NaN, without observations."""
     return f"histogram_quantile({share:g}, {buckets(metric, by, **labels)}) >= 0"
 
 
 def buckets(metric: Metric, by: tuple[str, ...] = (), /, **labels: Values) -> str:
-    """The buckets of a histogram, added up."""
+    """The summed bucket rates of a histogram."""
     _check_by(metric, by)
     return total(f"rate({series(metric, 'bucket', **labels)}[{RATE}])", ("le", *by))
 
 
 def success_shown() -> str:
-    """The objective, of the time that is shown. Nothing where nobody resumed."""
+    """The resume success ratio within the time range. Empty without resumes."""
     good = count(REPLAY_DURATION, "count", outcome=SUCCEEDED)
     return f"{good} / ({count(REPLAY_DURATION, 'count', outcome=(*SUCCEEDED, *FAILED))} > 0)"
 
 
 def owed_shown() -> str:
-    """Of the resumes to which events were owed, or that failed: the share that was delivered."""
+    """The success ratio of the resumes with events due within the time range."""
     good = count(REPLAY_DURATION, "count", outcome="resumed")
     return f"{good} / ({count(REPLAY_DURATION, 'count', outcome=OWED)} > 0)"
 
 
 def failing(counted: tuple[str, ...] = (*SUCCEEDED, *FAILED)) -> str:
-    """The share of resumes that failed, as a line. Nothing while nobody resumes."""
+    """The resume error ratio, over time. Empty without resumes."""
     bad = rate(REPLAY_DURATION, "count", outcome=FAILED)
     return f"{bad} / ({rate(REPLAY_DURATION, 'count', outcome=counted)} > 0)"
 
 
 def foreign(name: str, labels: Mapping[str, str] | None = None) -> str:
-    """A selector of redis_exporter's, by the variables that choose it."""
+    """A selector of a redis_exporter metric, with the variables that select the exporter."""
     matchers = ['job=~"$redis_job"', 'instance=~"$redis_instance"']
     matchers += [f'{label}="{value}"' for label, value in (labels or {}).items()]
     return f"{name}{{{', '.join(matchers)}}}"

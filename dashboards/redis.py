@@ -1,15 +1,17 @@
-"""Redis: what the workers see of it, what the sampler sees in it, and what redis_exporter adds where there is one."""
+"""The Redis dashboard: as workers measure it, its statistics, and redis_exporter's view where there is one."""
 
 from dashboards import links, promql
 from dashboards.board import STACKED, Dashboard
 from dashboards.links import OVERVIEW, runbook, to
+from dashboards.objective import MEMORY
 from dashboards.panels import (
     ASIDE,
     BAD,
-    HALVES,
     OUTCOMES,
     PER_SECOND,
-    TROUBLE,
+    PROBLEM,
+    QUANTILES,
+    REASONS,
     Panel,
     Row,
     Target,
@@ -23,12 +25,11 @@ from dashboards.panels import (
 )
 from mcp_eventscope.telemetry import catalog
 
-_BACK = to("Do resumes work?", OVERVIEW)
-_SAMPLED = "Known where Redis is sampled (sample_redis=), else empty."
+_POLLED = "Needs Redis statistics (sample_redis=)."
 
 
 def _exporter(name: str, legend: str, fold: str = "max", **labels: str) -> Target:
-    """The same seen by redis_exporter; nothing where there is none."""
+    """The same measured by redis_exporter; empty without one."""
     return Target(f"{fold}({promql.foreign(name, labels)})", f"{legend} (redis_exporter)")
 
 
@@ -36,206 +37,201 @@ def _exported(number: int, title: str, description: str, unit: str, *targets: Ta
     return lines(number, title, description, *targets, unit=unit, width=width, most=None)
 
 
-_SEEN = (
+_WORKERS = (
     quantiles(
         11,
-        "Seconds of a batch",
+        "Redis write latency",
         catalog.COMMIT_DURATION,
         says(
-            "Between sending a batch of events to Redis and its acknowledgement, as the workers see it: the network, "
-            "and what Redis is busy with.",
-            normal="half below 1 ms in one data centre, 99 % below 10 ms.",
-            otherwise="Redis is busy (commands a second, below; a long script or KEYS of somebody else; SLOWLOG) or "
-            "the network is. Is the machine of Redis swapping?",
+            "From sending a batch of events to its acknowledgement, measured by the workers: network and Redis.",
+            normal="p50 below 1 ms within one data centre, p99 below 10 ms.",
+            otherwise="Redis is busy ('Command rate', below; long scripts or KEYS of other applications; SLOWLOG) or "
+            "the network is slow. Does the host of Redis swap?",
         ),
         labels={},
-        links=(to("Seconds to store an event", OVERVIEW, 32), runbook("EventscopeStoreErrors")),
+        links=(to("Store latency", OVERVIEW, 32), runbook("EventscopeStoreErrors")),
     ),
     lines(
         12,
-        "Events of a batch",
+        "Batch size",
         says(
-            "How many are stored together: half of the batches, and 99 of 100, have at most so many.",
-            normal="few, when little is said; towards 64 under load, which is what makes it fast.",
-            otherwise="always 63 or more: the workers send all that one connection takes. Start more of them.",
+            "Events per batch.",
+            normal="few at low load; towards 64 under load, which raises the throughput.",
+            otherwise="p50 constantly at 63 or more: the connection of a worker is saturated. Add workers.",
         ),
-        Target(promql.quantile(0.99, catalog.COMMIT_EVENTS), "99 %"),
-        Target(promql.quantile(0.5, catalog.COMMIT_EVENTS), "half"),
-        overrides=HALVES,
+        Target(promql.quantile(0.99, catalog.COMMIT_BATCH_SIZE), "p99"),
+        Target(promql.quantile(0.5, catalog.COMMIT_BATCH_SIZE), "p50"),
+        overrides=QUANTILES,
         unit="short",
     ),
     counter(
         13,
-        "Batches that were sent again, by reason",
+        "Retry rate by reason",
         catalog.COMMIT_RETRIES,
         says(
-            "Not acknowledged, and sent again, a second. Each event is stored once all the same.",
-            normal="none; one of noscript after Redis was restarted.",
-            otherwise="the reason is what is wrong: see 'Times that Redis went away'.",
+            "Batches that were not acknowledged and sent again. A retry never stores an event twice.",
+            normal="0; a noscript after Redis restarted.",
+            otherwise="the reason names the cause: see 'Degradation rate by reason'.",
         ),
         "reason",
-        colour=TROUBLE,
         links=(runbook("EventscopeStoreDegraded"),),
     ),
     counter(
         14,
-        "Times that Redis went away, by reason",
+        "Degradation rate by reason",
         catalog.DEGRADATIONS,
         says(
-            "How often a worker found it away or too slow, a second.",
-            normal="none.",
-            otherwise="connection: it is down, or the network. Timeout: too slow. Loading: it was restarted. Readonly: "
-            "a replica, after a failover. Oom: full. Pool: max_connections. Auth: its ACL. Busy: somebody's script.",
+            "How often workers found Redis unreachable or too slow.",
+            normal="0.",
+            otherwise="connection: Redis is down, or the network. Timeout: too slow. Loading: it restarted. Readonly: "
+            "a replica, after a failover. Oom: full. Pool: max_connections. Auth: its ACL. Busy: a long script.",
         ),
         "reason",
-        colour=TROUBLE,
-        links=(to("Redis away, by worker", OVERVIEW, 41), runbook("EventscopeStoreDegraded")),
+        links=(to("Redis state by worker", OVERVIEW, 41), runbook("EventscopeStoreDegraded")),
     ),
     lines(
         15,
-        "Seconds that it was away, by reason",
+        "Time unavailable by reason",
         says(
-            "Added up over workers, and counted when Redis is back: a peak at the end of an outage, as high as that "
-            "was long.",
-            normal="none.",
-            otherwise="the panel beside says what each reason means. An outage that goes on is not in it yet: 'Redis "
-            "away, by worker' shows that.",
+            "Summed over workers and added at recovery: a peak at the end of an outage, as high as the outage was "
+            "long.",
+            normal="0.",
+            otherwise="see 'Degradation rate by reason'. An outage in progress is not included: 'Redis state by "
+            "worker' shows it.",
         ),
-        Target(promql.counted(catalog.DEGRADED_SECONDS, ("reason",)), "{{reason}}"),
+        Target(promql.counted(catalog.DEGRADATION_DURATION, ("reason",)), "{{reason}}"),
         unit="s",
-        colour=TROUBLE,
+        overrides=REASONS,
         links=(runbook("EventscopeStoreDegraded"),),
     ),
     gauge(
         16,
-        "Events that wait for it",
-        catalog.BACKLOG_EVENTS,
+        "Pending events by store",
+        catalog.BACKLOG_LENGTH,
         says(
-            "In the memory of workers, until Redis is back.",
-            normal="0.",
-            otherwise="Redis is away, or refuses: the panels before say why.",
+            "Events in the memory of the workers that Redis has not acknowledged.",
+            normal="near 0.",
+            otherwise="Redis is unavailable or rejects events: the panels above show the reason.",
         ),
-        "instance",
-        colour=TROUBLE,
-        links=(runbook("EventscopeBacklogGrowing"),),
+        "store",
+        links=(to("Pending events by worker", OVERVIEW, 42), runbook("EventscopeBacklogGrowing")),
     ),
 )
 
-_INSIDE = (
+_STATISTICS = (
     lines(
         21,
         "Memory",
         says(
-            f"What Redis uses, for everything, and may use. {_SAMPLED}",
-            normal="used below 90 % of the limit; no line for the limit where there is none.",
-            otherwise="near the limit it evicts, or refuses: give it more, set a shorter TTL, or find out who else is "
-            "in it ('Keys').",
+            f"Memory that Redis uses in total, and its limit. {_POLLED}",
+            normal=f"below {MEMORY:.0%} of the limit. No limit line: Redis has none.",
+            otherwise="near the limit Redis evicts keys or refuses writes: add memory, shorten the TTL, or find the "
+            "other application ('Keys').",
         ),
         Target(promql.highest(promql.series(catalog.REDIS_MEMORY)), "used"),
         Target(f"{promql.highest(promql.series(catalog.REDIS_MEMORY_LIMIT))} > 0", "limit"),
         _exporter("redis_memory_used_bytes", "used"),
         unit="bytes",
-        overrides=coloured({"limit": BAD, "used (redis_exporter)": "super-light-blue"}),
+        overrides=coloured({"used": "blue", "limit": BAD, "used (redis_exporter)": "super-light-blue"}),
         links=(runbook("EventscopeRedisMemoryNearLimit"),),
     ),
     lines(
         22,
         "Keys",
         says(
-            f"Ours: under the prefix, when all had last been looked at. All: in the database, whoever's. {_SAMPLED}",
-            normal="level: as many expire as are stored.",
-            otherwise="ours grow without end: keys without TTL (beside). All grow and ours do not: somebody else's.",
+            f"Keys under the prefix, as of the last full scan, and keys of the whole database. {_POLLED}",
+            normal="constant: as many expire as are stored.",
+            otherwise="keys under the prefix grow without bound: see 'Keys without TTL'. Only the whole database "
+            "grows: another application.",
         ),
-        Target(promql.highest(promql.series(catalog.REDIS_KEYS), ("store",)), "ours, {{store}}"),
-        Target(promql.highest(promql.series(catalog.REDIS_DB_KEYS)), "all"),
-        _exporter("redis_db_keys", "all", "sum"),
+        Target(promql.highest(promql.series(catalog.REDIS_KEYS), ("store",)), "prefix, {{store}}"),
+        Target(promql.highest(promql.series(catalog.REDIS_DB_KEYS)), "database"),
+        _exporter("redis_db_keys", "database", "sum"),
         unit="short",
-        overrides=coloured({"all": ASIDE, "all (redis_exporter)": "purple"}),
+        overrides=coloured({"database": ASIDE, "database (redis_exporter)": "purple"}),
     ),
     lines(
         23,
-        "Keys evicted",
+        "Key eviction rate",
         says(
-            f"Keys that Redis threw away for want of memory, a second: a gap in a replay, each. {_SAMPLED}",
-            normal="none. maxmemory-policy should be noeviction: a refused write is only an event that cannot be "
-            "resumed.",
-            otherwise="memory, or the policy. Whose keys they were Redis does not say.",
+            f"Keys that Redis evicted for lack of memory. An evicted event is a gap in a resume. {_POLLED}",
+            normal="0. maxmemory-policy should be noeviction: events whose write is refused stay pending.",
+            otherwise="add memory, or change the policy. Redis does not report whose keys it evicted.",
         ),
-        Target(promql.rate(catalog.REDIS_EVICTED), "evicted"),
+        Target(promql.rate(catalog.REDIS_KEYS_EVICTED), "evicted"),
         Target(f"sum(rate({promql.foreign('redis_evicted_keys_total')}[{promql.RATE}]))", "evicted (redis_exporter)"),
-        colour=TROUBLE,
         links=(runbook("EventscopeRedisEvicting"),),
     ),
     gauge(
         24,
-        "Keys that will never expire",
+        "Keys without TTL by store",
         catalog.REDIS_KEYS_WITHOUT_TTL,
         says(
-            f"Under the prefix, without a TTL. {_SAMPLED}",
+            f"Keys under the prefix that never expire. {_POLLED}",
             normal="0 where a TTL is set.",
-            otherwise="another writer with this prefix, or of a time without TTL: they stay until they are deleted.",
+            otherwise="another application writes under this prefix, or they predate the TTL: they stay until deleted.",
         ),
         "store",
-        colour=TROUBLE,
+        colour=PROBLEM,
         links=(runbook("EventscopeKeysWithoutTTL"),),
     ),
     gauge(
         25,
-        "Bytes of an event",
-        catalog.REDIS_EVENT_BYTES,
+        "Memory per event",
+        catalog.REDIS_EVENT_SIZE,
         says(
-            f"Memory that one event needs, on average of some that were weighed. {_SAMPLED}",
-            normal="a few hundred bytes, steady.",
-            otherwise="growing: tools say more at once. Times 'Events stored, by kind', times the TTL, it is what "
-            "Redis has to hold.",
+            f"Memory that one event takes up in Redis, averaged over a sample of events. {_POLLED}",
+            normal="a few hundred bytes, constant.",
+            otherwise="growing: tools send larger messages. Multiplied by 'Store rate by message type' and the TTL, it "
+            "is the memory that Redis needs.",
         ),
         "store",
         unit="bytes",
-        links=(to("Events stored, by kind", OVERVIEW, 34),),
+        links=(to("Store rate by message type", OVERVIEW, 34),),
     ),
     lines(
         26,
-        "Memory that the load needs",
+        "Projected memory",
         says(
-            f"Events a second, times the TTL, times the bytes of an event: where memory is going to. {_SAMPLED}",
-            normal="below what Redis may use, with room.",
-            otherwise="more memory, a shorter TTL, or fewer events; it takes one TTL from a change of the load until "
-            "memory is there.",
+            f"Store rate, times TTL, times memory per event: where memory usage converges. {_POLLED}",
+            normal="well below the limit of 'Memory'.",
+            otherwise="add memory, shorten the TTL, or store fewer events. Usage follows a change of load within one "
+            "TTL.",
         ),
         Target(
-            f"{promql.rate(catalog.STORED_EVENTS, '', ('store',))}"
+            f"{promql.rate(catalog.EVENTS_STORED, '', ('store',))}"
             f" * on (store) {promql.highest(promql.series(catalog.TTL), ('store',))}"
-            f" * on (store) {promql.highest(promql.series(catalog.REDIS_EVENT_BYTES), ('store',))}",
+            f" * on (store) {promql.highest(promql.series(catalog.REDIS_EVENT_SIZE), ('store',))}",
             "{{store}}",
         ),
         unit="bytes",
     ),
     heatmap(
         27,
-        "Seconds of a sample",
-        catalog.SAMPLE_DURATION,
+        "Poll duration",
+        catalog.REDIS_STATS_DURATION,
         says(
-            "What looking at Redis costs. One worker looks, the others ask whether it does.",
-            normal="tens of milliseconds, and single ones.",
-            otherwise="a quarter of a second: so many keys that one look sees a part of them; that is meant.",
+            "Duration of a poll of Redis statistics. One worker polls, the others check whether it does.",
+            normal="tens of milliseconds, and single ones for the check.",
+            otherwise="0.25 s: a poll is limited to that, and scans a part of the keys.",
         ),
         unit="s",
         width=12,
     ),
     lines(
         28,
-        "Samples, by how they ended",
+        "Poll rate by outcome",
         says(
-            "Looks at Redis, a second.",
-            normal="ok and elsewhere.",
-            otherwise="error: the panels of this row are as old as the last ok. The user needs INFO, DBSIZE, SCAN, "
-            "PTTL and MEMORY USAGE.",
+            "Polls of Redis statistics.",
+            normal="ok and other_worker.",
+            otherwise="error: the panels of this row are as old as the last ok. The Redis user needs INFO, DBSIZE, "
+            "SCAN, PTTL and MEMORY USAGE.",
         ),
-        Target(promql.rate(catalog.SAMPLE_DURATION, "count", ("outcome",)), "{{outcome}}"),
+        Target(promql.rate(catalog.REDIS_STATS_DURATION, "count", ("outcome",)), "{{outcome}}"),
         width=12,
         custom=STACKED,
         overrides=OUTCOMES,
-        links=(runbook("EventscopeRedisUnsampled"),),
+        links=(runbook("EventscopeRedisStatsStale"),),
     ),
 )
 
@@ -247,11 +243,11 @@ def _rate_of(name: str, by: str) -> str:
 _EXPORTED = (
     _exported(
         31,
-        "Seconds of a command, as Redis sees it",
+        "Command latency",
         says(
-            "Mean of the five commands that take most of its time; without the network.",
-            normal="tens of microseconds; a script of ours below 1 ms.",
-            otherwise="long here and in 'Seconds of a batch': Redis is busy. Long there only: the network is.",
+            "Mean execution time of the five most expensive commands, measured by Redis: without the network.",
+            normal="tens of microseconds; scripts of this library below 1 ms.",
+            otherwise="high, and 'Redis write latency' too: Redis is busy. Only the latter is high: the network.",
         ),
         "s",
         Target(
@@ -262,51 +258,51 @@ _EXPORTED = (
     ),
     _exported(
         32,
-        "Commands",
+        "Command rate",
         says(
-            "The five that are most frequent, a second.",
-            normal="evalsha and eval are ours.",
-            otherwise="something else leads: another application's load slows ours down.",
+            "The five most frequent commands.",
+            normal="evalsha and eval, which this library uses.",
+            otherwise="other commands dominate: another application slows Redis down.",
         ),
         PER_SECOND,
         Target(f"topk(5, {_rate_of('redis_commands_total', 'cmd')})", "{{cmd}}"),
     ),
     _exported(
         33,
-        "Clients",
+        "Connections",
         says(
-            "Connected, waiting in a blocking command, and refused a second.",
-            normal="a few for each worker; nobody refused.",
-            otherwise="refused: maxclients. Many more than workers: another application, or a leak.",
+            "Connected clients, clients blocked in a command, and connections refused per second.",
+            normal="a few per worker; 0 refused.",
+            otherwise="refused: maxclients is reached. Many more than workers: another application, or a leak.",
         ),
         "short",
         Target(f"sum({promql.foreign('redis_connected_clients')})", "connected"),
         Target(f"sum({promql.foreign('redis_blocked_clients')})", "blocked"),
-        Target(f"sum(rate({promql.foreign('redis_rejected_connections_total')}[{promql.RATE}]))", "refused a second"),
+        Target(f"sum(rate({promql.foreign('redis_rejected_connections_total')}[{promql.RATE}]))", "refused per second"),
     ),
     _exported(
         34,
-        "Is it well?",
+        "Redis health",
         says(
-            "1: it is. Up: it answers. Snapshot, append-only file: the last one was written. Link: the replica has its "
-            "primary.",
-            normal="1 everywhere.",
-            otherwise="up 0: it is down. Snapshot or file 0: the disk; after a restart, events would be gone.",
+            "1 is healthy. Up: Redis answers. Snapshot, append-only file: the last write succeeded. Primary link: the "
+            "replica is connected.",
+            normal="1 throughout.",
+            otherwise="up 0: Redis is down. Snapshot or append-only file 0: the disk; a restart would lose events.",
         ),
         "short",
         Target(f"min({promql.foreign('redis_up')})", "up"),
         Target(f"min({promql.foreign('redis_rdb_last_bgsave_status')})", "snapshot"),
         Target(f"min({promql.foreign('redis_aof_last_write_status')})", "append-only file"),
-        Target(f"min({promql.foreign('redis_master_link_up')})", "link to the primary"),
+        Target(f"min({promql.foreign('redis_master_link_up')})", "primary link"),
         width=12,
     ),
     _exported(
         35,
-        "Memory, fragmented",
+        "Memory fragmentation ratio",
         says(
-            "What the operating system gives, over what Redis uses.",
+            "Resident memory divided by the memory that Redis uses.",
             normal="1 to 1.5.",
-            otherwise="below 1: it is swapped, and slow. Far above: activedefrag, or a restart.",
+            otherwise="below 1: Redis is swapped out, and slow. Far above: activedefrag, or a restart.",
         ),
         "short",
         Target(f"max({promql.foreign('redis_mem_fragmentation_ratio')})", "ratio"),
@@ -317,11 +313,12 @@ _EXPORTED = (
 REDIS = Dashboard(
     links.REDIS,
     "MCP resumability: Redis",
-    "Redis as the workers see it, what the sampler sees in it, and redis_exporter's view beside it where there is one.",
+    "Redis as measured by the workers, its statistics, and redis_exporter's view where there is one. Of "
+    "mcp-eventscope.",
     (
-        Row(10, "As the workers see it", _SEEN),
-        Row(20, "What is in it (sample_redis=)", _INSIDE),
-        Row(30, "As it sees itself (redis_exporter, where there is one)", _EXPORTED, collapsed=True),
+        Row(10, "Measured by the workers", _WORKERS),
+        Row(20, "Redis statistics (sample_redis=)", _STATISTICS),
+        Row(30, "redis_exporter, where there is one", _EXPORTED, collapsed=True),
     ),
     redis_exporter=True,
 )

@@ -1,55 +1,50 @@
 """The drill-down: which resumes fail or are slow, by worker, reason, age and size, down to their traces."""
 
-from typing import Any
-
 from dashboards import links, promql
 from dashboards.board import STACKED, Dashboard
 from dashboards.links import OVERVIEW, REDIS, runbook, to
+from dashboards.objective import BUDGET
 from dashboards.panels import (
+    ASIDE,
     BAD,
     CALM,
     OUTCOMES,
-    TROUBLE,
     WARN,
-    Json,
     Panel,
     Row,
     Target,
     coloured,
+    column,
     counter,
     gauge,
     heatmap,
     lines,
     quantiles,
+    redis_state,
     says,
+    steps_of,
 )
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.catalog import REPLAY_DURATION
-from mcp_eventscope.telemetry.catalog_resumes import FIRST_EVENT, SEND
+from mcp_eventscope.telemetry.catalog_resumes import REPLAY_SEND_DURATION, REPLAY_TIME_TO_FIRST_EVENT
 
 _WORKER = ("instance",)
 _TRACES = (
-    "The dots are exemplars: each leads to its trace, where Prometheus stores them (--enable-feature=exemplar-storage) "
-    "and the data source names where traces are."
+    "Dots are exemplars: each links to its trace, where Prometheus stores them (--enable-feature=exemplar-storage) and "
+    "the data source is linked to a tracing backend."
 )
-_BACK = to("Do resumes work?", OVERVIEW)
-
-
-def _column(name: str, title: str, unit: str, **more: Any) -> Json:
-    properties: list[Json] = [{"id": "displayName", "value": title}, {"id": "unit", "value": unit}]
-    properties += [{"id": key, "value": value} for key, value in more.items()]
-    return {"matcher": {"id": "byName", "options": name}, "properties": properties}
-
+_BACK = to("Overview", OVERVIEW)
+_COLOURED_TEXT = {"custom.cellOptions": {"type": "color-text"}}
 
 _EACH = Panel(
     11,
-    "Each worker, in the time shown",
+    "Workers",
     "table",
     says(
-        "A line for each target that is scraped. Several workers that share a directory are one of them.",
-        normal="about the same in each line; no failed share above the objective's 1 %.",
-        otherwise="one line stands out: look at that worker's log, and at its way to Redis. All do: it is Redis, the "
-        "TTL or the clients, which the next row tells apart.",
+        "One row per scraped target. Workers that share a directory are one target.",
+        normal="similar numbers in each row; no error ratio above the budget of 1 %.",
+        otherwise="one row differs: see that worker's log, and its connection to Redis. All differ: Redis, the TTL or "
+        "the clients; the next row of panels tells them apart.",
     ),
     (
         Target(
@@ -68,8 +63,8 @@ _EACH = Panel(
             instant=True,
             format="table",
         ),
-        Target(promql.total(promql.series(catalog.FOLLOWERS), _WORKER), instant=True, format="table"),
-        Target(promql.count(catalog.MISSING_EVENTS, "", _WORKER), instant=True, format="table"),
+        Target(promql.total(promql.series(catalog.STREAMS_FOLLOWED), _WORKER), instant=True, format="table"),
+        Target(promql.count(catalog.EVENTS_MISSING, "", _WORKER), instant=True, format="table"),
         Target(promql.highest(promql.series(catalog.DEGRADED), _WORKER), instant=True, format="table"),
     ),
     "short",
@@ -87,41 +82,27 @@ _EACH = Panel(
         },
     ),
     overrides=(
-        _column("instance", "Worker", "string"),
-        _column("Value #A", "Resumes", "short", decimals=0),
-        _column(
+        column("instance", "Worker", "string"),
+        column("Value #A", "Resumes", "short", decimals=0),
+        column(
             "Value #B",
-            "Failed",
+            "Error ratio",
             "percentunit",
             decimals=1,
-            thresholds={"mode": "absolute", "steps": [{"value": None, "color": CALM}, {"value": 0.01, "color": BAD}]},
-            **{"custom.cellOptions": {"type": "color-text"}},
+            thresholds=steps_of((None, CALM), (round(BUDGET, 4), BAD)),
+            **_COLOURED_TEXT,
         ),
-        _column("Value #C", "99 % within", "s", decimals=3),
-        _column("Value #D", "Followed streams", "short", decimals=0),
-        _column(
+        column("Value #C", "Latency p99", "s", decimals=3),
+        column("Value #D", "Followed streams", "short", decimals=0),
+        column(
             "Value #E",
             "Events missing",
             "short",
             decimals=0,
-            thresholds={"mode": "absolute", "steps": [{"value": None, "color": CALM}, {"value": 0.5, "color": WARN}]},
-            **{"custom.cellOptions": {"type": "color-text"}},
+            thresholds=steps_of((None, CALM), (0.5, WARN)),
+            **_COLOURED_TEXT,
         ),
-        _column(
-            "Value #F",
-            "Redis",
-            "short",
-            mappings=[
-                {
-                    "type": "value",
-                    "options": {
-                        "0": {"text": "up", "color": CALM, "index": 0},
-                        "1": {"text": "away", "color": BAD, "index": 1},
-                    },
-                }
-            ],
-            **{"custom.cellOptions": {"type": "color-text"}},
-        ),
+        column("Value #F", "Redis", "short", mappings=redis_state(coloured_text=True), **_COLOURED_TEXT),
     ),
     links=(_BACK,),
 )
@@ -130,39 +111,38 @@ _WORKERS = (
     _EACH,
     lines(
         12,
-        "Resumes, by worker",
+        "Resume rate by worker",
         says(
-            "Clients that came back, a second, by the worker that they came to.",
-            normal="evenly spread: it does not matter which worker a client reaches.",
-            otherwise="one has many more: a balancer that sticks, or clients that are cut by one worker again and "
-            "again. A step: all clients of a worker that ended came back at once.",
+            "Resumes by the worker that the client reached.",
+            normal="evenly distributed: any worker can serve any client.",
+            otherwise="one worker has many more: the load balancer is sticky, or that worker cuts its clients again "
+            "and again. A step: all clients of a worker that ended reconnected.",
         ),
         Target(promql.rate(REPLAY_DURATION, "count", _WORKER), "{{instance}}"),
-        links=(to("Events stored, by worker", OVERVIEW, 36),),
+        links=(to("Store rate by worker", OVERVIEW, 36),),
     ),
     lines(
         13,
-        "Failed resumes, by worker",
+        "Resume errors by worker",
         says(
-            "Gaps, misses and errors, a second.",
-            normal="none.",
-            otherwise="on one worker: its way to Redis ('Redis away, by worker'). On all: the next row.",
+            "Gaps, misses and errors.",
+            normal="0.",
+            otherwise="on one worker: its connection to Redis ('Redis state by worker'). On all: the next row.",
         ),
         Target(
             promql.rate(REPLAY_DURATION, "count", ("instance", "outcome"), outcome=promql.FAILED),
             "{{instance}} {{outcome}}",
         ),
-        colour=TROUBLE,
-        links=(to("Redis away, by worker", OVERVIEW, 41), runbook("EventscopeResumesFailing")),
+        links=(to("Redis state by worker", OVERVIEW, 41), runbook("EventscopeResumesFailing")),
     ),
     gauge(
         16,
-        "Streams that are followed, by worker",
-        catalog.FOLLOWERS,
+        "Followed streams by worker",
+        catalog.STREAMS_FOLLOWED,
         says(
-            "Resumed streams that are open now.",
-            normal="evenly spread, and steady.",
-            otherwise="growing on one: what it cannot deliver, or connections whose client is gone.",
+            "Resumed streams that are open.",
+            normal="evenly distributed and constant.",
+            otherwise="growing on one worker: it cannot deliver, or its connections outlive their clients.",
         ),
         "instance",
         links=(runbook("EventscopeFollowersGrowing"),),
@@ -172,12 +152,13 @@ _WORKERS = (
 _REASONS = (
     lines(
         21,
-        "Resumes, by how they ended",
+        "Resumes by outcome",
         says(
-            "As on the overview. Gap: some of what was owed was gone. Missed: there was nothing to resume from. "
-            "Error: the replay broke off; the one that finds out that Redis is away is kept waiting.",
+            "As on the overview. Gap: some events due were lost. Missed: nothing to resume from. Error: the replay "
+            "broke off; the first one that finds Redis unavailable counts, and waits.",
             normal="green, with a little grey.",
-            otherwise="gap or missed: the two panels beside. Error: 'Errors of replays'.",
+            otherwise="gap or missed: see 'Miss rate by reason' and 'Undeliverable events by worker'. Error: see 'Read "
+            "error rate'.",
         ),
         Target(promql.rate(REPLAY_DURATION, "count", ("outcome",)), "{{outcome}}"),
         custom=STACKED,
@@ -186,58 +167,58 @@ _REASONS = (
     ),
     counter(
         22,
-        "Missed, by reason",
+        "Miss rate by reason",
         catalog.REPLAY_MISSES,
         says(
-            "Why there was nothing to resume from, a second. Expired: the client was away for longer than the TTL. "
-            "Unknown: no such event is there. Malformed: the id is none of ours.",
-            normal="none, or a little expired where clients are laptops.",
-            otherwise="expired: a longer TTL. Unknown: Redis has lost its data (restarted without persistence, or "
-            "flushed, or a failover), or the workers have different prefixes. Malformed: a client's fault.",
+            "Resumes that found nothing to resume from. Expired: the client was disconnected for longer than the TTL. "
+            "Unknown: no such event. Malformed: not an event id of this store.",
+            normal="0, or a few expired where clients are laptops.",
+            otherwise="expired: raise the TTL. Unknown: Redis lost its data (restart without persistence, flush, "
+            "failover), or workers use different prefixes. Malformed: a faulty client.",
         ),
         "reason",
-        overrides=coloured({"expired": WARN, "unknown": BAD, "malformed": "#8e8e8e"}),
-        links=(to("How long clients had been away", links.RESUME, 32), runbook("EventscopeResumesFailing")),
+        overrides=coloured({"expired": WARN, "unknown": BAD, "malformed": ASIDE}),
+        links=(to("Resume age distribution", links.RESUME, 32), runbook("EventscopeResumesFailing")),
     ),
     lines(
         23,
-        "Events that were owed and gone, by worker",
+        "Undeliverable events by worker",
         says(
-            "Missing: expired or evicted under a stream that still is. Corrupt: there, and not to be read.",
-            normal="none.",
-            otherwise="missing: evictions ('Keys evicted', Redis dashboard), or streams that live for longer than the "
-            "TTL. Corrupt: a second writer; the log event_store.replay_incomplete has the ids.",
+            "Missing: expired or evicted before the resume. Corrupt: could not be decoded.",
+            normal="0.",
+            otherwise="missing: evictions ('Key eviction rate', Redis dashboard), or streams that outlive the TTL. "
+            "Corrupt: a second writer; the log event_store.replay_incomplete has the ids.",
         ),
-        Target(promql.rate(catalog.MISSING_EVENTS, "", _WORKER), "missing, {{instance}}"),
-        Target(promql.rate(catalog.CORRUPT_EVENTS, "", _WORKER), "corrupt, {{instance}}"),
-        colour=TROUBLE,
-        links=(to("Keys evicted", REDIS, 23), runbook("EventscopeRedisEvicting")),
+        Target(promql.rate(catalog.EVENTS_MISSING, "", _WORKER), "missing, {{instance}}"),
+        Target(promql.rate(catalog.EVENTS_CORRUPT, "", _WORKER), "corrupt, {{instance}}"),
+        links=(to("Key eviction rate", REDIS, 23), runbook("EventscopeRedisEvicting")),
     ),
     lines(
         24,
-        "Errors of replays and followers",
+        "Read error rate",
         says(
-            "Unavailable: Redis did not answer, and the client waits. Rejected: Redis refused, and the stream ended.",
-            normal="none.",
-            otherwise="unavailable: is Redis away (overview), or slow? Rejected: the log event_store.replay_failed has "
-            "what Redis said. Other: a fault of ours; please report it with that log.",
+            "Errors of replays and of followed streams. Unavailable: Redis did not answer, and the client waits. "
+            "Rejected: Redis refused, and the stream ended.",
+            normal="0.",
+            otherwise="unavailable: is Redis available and fast (overview)? Rejected: the log "
+            "event_store.replay_failed has the reply of Redis. Other: a bug of this library; please report it with "
+            "that log.",
         ),
         Target(
             promql.rate(catalog.ERRORS, "", ("operation", "error_type"), operation=("replay", "follow")),
             "{{operation}} {{error_type}}",
         ),
-        colour=TROUBLE,
-        links=(to("Times that Redis went away, by reason", REDIS, 14), runbook("EventscopeStoreErrors")),
+        links=(to("Degradation rate by reason", REDIS, 14), runbook("EventscopeStoreErrors")),
     ),
     lines(
         34,
-        "Streams, by how they ended",
+        "Follow rate by outcome",
         says(
-            "Followed streams that ended, a second. Completed: the response was delivered. Limit: five minutes have "
-            "passed, and the client comes back by itself. Gone: the worker is dead, and Redis has nothing of the call.",
-            normal="completed, limit, and clients that left.",
-            otherwise="error: beside. Gone: workers are killed, or clients invent cursors. Many client_gone and few "
-            "completed: something between cuts connections.",
+            "Followed streams that ended. Completed: the response was delivered. Timeout: the client reconnects by "
+            "itself. Worker_lost: the worker is dead, and Redis has nothing of the request.",
+            normal="completed, timeout, and client_disconnected.",
+            otherwise="error: see 'Read error rate'. Worker_lost: workers are killed, or clients invent cursors. "
+            "Mostly client_disconnected: a proxy cuts connections.",
         ),
         Target(promql.rate(catalog.FOLLOW_DURATION, "count", ("outcome",)), "{{outcome}}"),
         custom=STACKED,
@@ -245,13 +226,12 @@ _REASONS = (
     ),
     quantiles(
         36,
-        "Seconds for which streams are followed",
+        "Follow duration",
         catalog.FOLLOW_DURATION,
         says(
             "From the end of the replay to the end of the stream.",
-            normal="as long as tools take, and five minutes for the streams that nothing is said on.",
-            otherwise="very short: clients are cut again at once; look at the timeouts of proxies, which should be "
-            "longer than a minute.",
+            normal="as long as tools run, and five minutes for idle streams.",
+            otherwise="very short: clients are cut again and again. Set the timeouts of proxies to more than a minute.",
         ),
         labels={},
     ),
@@ -260,25 +240,25 @@ _REASONS = (
 _SHAPES = (
     quantiles(
         37,
-        "Seconds to the first event",
-        FIRST_EVENT,
+        "Time to first event",
+        REPLAY_TIME_TO_FIRST_EVENT,
         says(
-            "From the start of a replay until its first event was delivered: what a client waits.",
-            normal="milliseconds: a round trip to Redis, and the way to the client.",
-            otherwise="long: compare with the panel beside. Redis is slow ('Seconds of a batch'), or the client is.",
+            "From the start of a replay to the delivery of its first event: the latency that a client perceives.",
+            normal="milliseconds: a round trip to Redis and one to the client.",
+            otherwise="compare with 'Send duration': Redis is slow ('Redis write latency'), or the client is.",
         ),
         labels={},
         width=12,
-        links=(to("Seconds of a batch", REDIS, 11), runbook("EventscopeReplaySlow")),
+        links=(to("Redis write latency", REDIS, 11), runbook("EventscopeReplaySlow")),
     ),
     quantiles(
         38,
-        "Seconds of a replay that were spent sending",
-        SEND,
+        "Send duration",
+        REPLAY_SEND_DURATION,
         says(
-            "What of a replay was the client's and the network's. The rest of it is the store's.",
+            "The part of a replay that is spent sending to the client. The rest is spent in the store.",
             normal="milliseconds.",
-            otherwise="as long as 'Seconds of a replay': clients, or a proxy, take what is sent slowly; Redis is well.",
+            otherwise="as high as 'Resume latency distribution': clients or a proxy read slowly, and Redis is fine.",
         ),
         labels={},
         width=12,
@@ -286,13 +266,13 @@ _SHAPES = (
     ),
     heatmap(
         31,
-        "Seconds of a replay",
+        "Resume latency distribution",
         REPLAY_DURATION,
         says(
-            f"How many replays took how long. {_TRACES}",
+            f"Replays by latency. {_TRACES}",
             normal="dark at the bottom: milliseconds.",
-            otherwise="a second band above: is it the large replays ('Events of a replay' has a band too) or the "
-            "clients that are slow? The trace tells the two apart.",
+            otherwise="a second band above: large replays ('Events per replay' has a band too) or slow clients? The "
+            "trace tells them apart.",
         ),
         unit="s",
         width=12,
@@ -300,12 +280,12 @@ _SHAPES = (
     ),
     heatmap(
         32,
-        "How long clients had been away",
+        "Resume age distribution",
         catalog.RESUME_AGE,
         says(
-            f"How many came back after how long. {_TRACES}",
-            normal="seconds, for cut connections; minutes, for idle streams; well below the TTL.",
-            otherwise="a band that reaches the TTL: those above it are lost. Set a longer one.",
+            f"Resumes by the age of the last event that the client had. {_TRACES}",
+            normal="seconds for cut connections; minutes for idle streams; well below the TTL.",
+            otherwise="a band at the TTL: clients above it lose events. Raise the TTL.",
         ),
         unit="s",
         width=12,
@@ -313,26 +293,25 @@ _SHAPES = (
     ),
     heatmap(
         33,
-        "Events of a replay",
+        "Events per replay",
         catalog.REPLAY_EVENTS,
         says(
-            f"How many events one replay delivered. {_TRACES}",
-            normal="few: what was said while the client was away.",
-            otherwise="thousands: a tool that reports progress very often. A replay reads in chunks, so this costs "
-            "time and not memory.",
+            f"Replays by the number of events that they delivered. {_TRACES}",
+            normal="few: the messages that the client missed.",
+            otherwise="thousands: a tool reports progress very often. Replays read in chunks, so this costs time, not "
+            "memory.",
         ),
         unit="short",
         width=12,
     ),
     heatmap(
         35,
-        "Bytes of a replay",
-        catalog.REPLAY_BYTES,
+        "Bytes per replay",
+        catalog.REPLAY_SIZE,
         says(
-            f"How many bytes one replay delivered. {_TRACES}",
+            f"Replays by the payload bytes that they delivered. {_TRACES}",
             normal="kilobytes.",
-            otherwise="megabytes: large results are sent again to clients that come back; are they cut because of "
-            "their size?",
+            otherwise="megabytes: large results are sent again. Are the clients cut because of their size?",
         ),
         unit="bytes",
         width=12,
@@ -342,10 +321,10 @@ _SHAPES = (
 RESUME = Dashboard(
     links.RESUME,
     "MCP resumability: resumes in detail",
-    "Which resumes fail or are slow: by worker, by reason, by age and size, down to their traces. Of mcp-eventscope.",
+    "Which resumes fail or are slow: by worker, reason, age and size, down to their traces. Of mcp-eventscope.",
     (
-        Row(10, "Is it one worker?", _WORKERS),
-        Row(20, "For which reason?", _REASONS),
-        Row(30, "Which ones? Duration, age and size", _SHAPES),
+        Row(10, "By worker", _WORKERS),
+        Row(20, "By reason", _REASONS),
+        Row(30, "Latency, age and size", _SHAPES),
     ),
 )

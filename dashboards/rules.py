@@ -1,18 +1,27 @@
-"""Recording rules and alerts: of the objective first, then of what endangers it."""
+"""Recording rules and alerts: those of the objective first, then those of its causes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from dashboards import links, yaml
-from dashboards.objective import BUDGET, HEADROOM, LATE, LEAST_RESUMES, OBJECTIVE, REPLAY_SECONDS, STREAMS
+from dashboards.objective import (
+    BACKLOG,
+    BUDGET,
+    HEADROOM,
+    LATE,
+    LEAST_RESUMES,
+    MEMORY,
+    REPLAY_SECONDS,
+    STREAMS,
+)
 from dashboards.promql import FAILED, OWED, SUCCEEDED, Values, series
 from mcp_eventscope.telemetry import catalog, catalog_sessions
-from mcp_eventscope.telemetry.catalog_resumes import TTL_RATIO
+from mcp_eventscope.telemetry.catalog_resumes import RESUME_TTL_RATIO
 from mcp_eventscope.telemetry.declarations import Metric
 
 OF = ("job", "store")
-"""What rules keep apart: a deployment, and a store of it. Its workers are one."""
+"""The labels that rules keep: deployment and store. Workers are aggregated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +34,7 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One alert. Its name is a section of the runbook. `dashboard` is where to look first."""
+    """One alert. Its name is a section of the runbook; `dashboard` is the place to look first."""
 
     name: str
     severity: Literal["critical", "warning"]
@@ -53,10 +62,11 @@ def _p99(metric: Metric, window: str, **labels: Values) -> str:
 
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 _LOST = tuple(reason for reason in catalog.LOSS_REASON.values or () if reason != "session_limit")
+_REFUSED = ("limit", "unavailable")
 _COUNTED = (*SUCCEEDED, *FAILED)
-FOLLOWERS = "job_store:eventscope_followers:sum"
-SESSIONS = "job_store:eventscope_sessions:sum"
-BACKLOG = "job_store:eventscope_backlog_events:sum"
+FOLLOWERS = "job_store:eventscope_streams_followed:sum"
+SESSIONS = "job_store:eventscope_sessions_active:sum"
+PENDING = "job_store:eventscope_backlog_length:sum"
 OWED_RATIO = "job_store:eventscope_owed_failed:ratio_rate1h"
 OWED_NUMBER = "job_store:eventscope_owed:increase1h"
 
@@ -75,19 +85,19 @@ def _share(window: str, counted: tuple[str, ...]) -> str:
 
 
 def recordings() -> Iterator[Recording]:
-    """What alerts compare, and what is worth keeping for longer than the metrics themselves."""
+    """Inputs of alerts, and series worth keeping for longer than the metrics themselves."""
     for window in WINDOWS:
         yield Recording(_number(window), _all(catalog.REPLAY_DURATION, window, part="count", outcome=_COUNTED))
         yield Recording(_ratio(window), _share(window, _COUNTED))
     yield Recording(OWED_NUMBER, _all(catalog.REPLAY_DURATION, "1h", part="count", outcome=OWED))
     yield Recording(OWED_RATIO, _share("1h", OWED))
-    yield Recording(FOLLOWERS, f"sum by (job, store) ({series(catalog.FOLLOWERS, '', ())})")
-    yield Recording(SESSIONS, f"sum by (job, store) ({series(catalog_sessions.SESSIONS, '', ())})")
-    yield Recording(BACKLOG, f"sum by (job, store) ({series(catalog.BACKLOG_EVENTS, '', ())})")
+    yield Recording(FOLLOWERS, f"sum by (job, store) ({series(catalog.STREAMS_FOLLOWED, '', ())})")
+    yield Recording(SESSIONS, f"sum by (job, store) ({series(catalog_sessions.SESSIONS_ACTIVE, '', ())})")
+    yield Recording(PENDING, f"sum by (job, store) ({series(catalog.BACKLOG_LENGTH, '', ())})")
 
 
 def _burning(*pairs: tuple[float, str, str]) -> str:
-    """Faster than so many times the budget, over the long window and still over the short one, and of enough."""
+    """Burn rate above a factor over the long and the short window, with enough resumes in the long one."""
     return "\nor\n".join(
         f"(\n  {_ratio(long)} > {factor:g} * {BUDGET:g}\n"
         f"  and {_ratio(short)} > {factor:g} * {BUDGET:g}\n"
@@ -98,11 +108,36 @@ def _burning(*pairs: tuple[float, str, str]) -> str:
 
 _SHARE = "{{ $value | humanizePercentage }}"
 _NUMBER = "{{ $value | humanize }}"
-_UNDELIVERED = (
-    f"{_SHARE} of the clients that came back did not get what was owed to them; "
-    f"the objective is that {OBJECTIVE:.0%} do."
-)
+_AS_RATE = 'printf "%.3g"'
+"""`humanize` would write 0.01 as 10m."""
+_RATE = f"{{{{ $value | {_AS_RATE} }}}}"
+_UNDELIVERED = f"{_SHARE} of resumes did not deliver all events due (objective: {BUDGET:.0%} at most)."
 _WHO = "{{ $labels.job }}, store {{ $labels.store }}"
+
+
+def _error_ratio(window: str) -> str:
+    """Errors by operation and type, as a share of the operations, which are errors and successes."""
+    failed = (*OF, "operation", "error_type")
+    errors = _all(catalog.ERRORS, window, "rate", by=failed)
+    successes = "\n  or ".join(
+        f'label_replace({_all(metric, window, "rate", part, **labels)}, "operation", "{operation}", "", "")'
+        for operation, metric, part, labels in (
+            ("store", catalog.STORE_DURATION, "count", {"outcome": ("ok", "deferred", "refused")}),
+            ("replay", catalog.REPLAY_DURATION, "count", {"outcome": tuple(sorted({*_COUNTED} - {"error"}))}),
+            ("follow", catalog.EVENTS_FOLLOWED, "", {}),
+        )
+    )
+    on = ", ".join((*OF, "operation"))
+    total = f"(\n  {_all(catalog.ERRORS, window, 'rate', by=(*OF, 'operation'))}\n  + on ({on}) (\n  {successes})\n)"
+    return f"{errors}\n/ on ({on}) group_left ()\n{total}"
+
+
+def _rate_now(metric: Metric, window: str, *labels: str) -> str:
+    """The rate of an alert's series, as a template: a second number beside the ratio."""
+    matchers = ", ".join(f"{label}=%q" for label in labels)
+    arguments = " ".join(f"$labels.{label}" for label in labels)
+    query = f"sum(rate({metric.name}{{{matchers}}}[{window}]))"
+    return f"{{{{ with printf `{query}` {arguments} | query }}}}{{{{ . | first | value | {_AS_RATE} }}}}{{{{ end }}}}"
 
 
 def alerts() -> Iterator[Alert]:
@@ -113,14 +148,14 @@ def alerts() -> Iterator[Alert]:
         _burning((14.4, "1h", "5m"), (6, "6h", "30m")),
         "2m",
         f"Resumes fail: {_WHO}",
-        f"{_UNDELIVERED} At this speed the budget of 30 days is used up within five.",
+        f"{_UNDELIVERED} At this rate the error budget of 30 days is spent within five days.",
     )
     yield Alert(
         "EventscopeResumesFailingSlowly",
         "warning",
         _burning((3, "1d", "2h"), (1, "3d", "6h")),
         "1h",
-        f"More resumes fail than should: {_WHO}",
+        f"Resume error ratio above budget: {_WHO}",
         _UNDELIVERED,
     )
     yield Alert(
@@ -128,9 +163,9 @@ def alerts() -> Iterator[Alert]:
         "warning",
         f"{OWED_RATIO} > 0.5\nand {OWED_NUMBER} >= {LEAST_RESUMES}",
         "5m",
-        f"Most clients that were owed events did not get them: {_WHO}",
-        f"Of the clients that had missed something within an hour {_SHARE} did not get all of it. Idle clients, which "
-        "always succeed, may hide this in the objective.",
+        f"Most resumes with events due fail: {_WHO}",
+        f"{_SHARE} of the resumes with events due failed within an hour. Idle clients, which always succeed, can hide "
+        "this in the success ratio.",
         links.RESUME,
     )
     yield Alert(
@@ -138,86 +173,87 @@ def alerts() -> Iterator[Alert]:
         "critical",
         f"{_max(catalog.DEGRADED)} == 1",
         "1m",
-        f"Redis is away or too slow: {_WHO}",
-        "At least one worker has not reached Redis for a minute. Messages are sent, and stay in memory until they are "
-        "stored; a client that returns to another worker waits.",
+        f"Redis is unavailable: {_WHO}",
+        "At least one worker has found Redis unreachable or too slow for a minute. Messages are sent, and pending "
+        "events stay in memory; clients that resume on another worker wait.",
         links.REDIS,
     )
     yield Alert(
         "EventscopeStoreFlapping",
         "warning",
-        # Rounded: `increase` extrapolates, and makes a little more than three of three.
+        # Rounded: `increase` extrapolates, and makes slightly more than three of three.
         f"max by (job, store) (\n  round({_all(catalog.DEGRADATIONS, '15m', by=('job', 'store', 'instance'))})\n) > 3",
         "0m",
-        f"Redis goes away again and again: {_WHO}",
-        f"A worker found Redis away or too slow {_NUMBER} times within 15 minutes.",
+        f"Redis is intermittently unavailable: {_WHO}",
+        f"One worker found Redis unreachable or too slow {_NUMBER} times within 15 minutes. No events are lost; "
+        "resumes on other workers are delayed.",
         links.REDIS,
     )
     yield Alert(
         "EventscopeStoreErrors",
         "warning",
-        f"{_all(catalog.ERRORS, '5m', 'rate', by=(*OF, 'operation', 'error_type'))} > 0",
+        f"{_error_ratio('5m')} > 0",
         "5m",
-        f"Operations on the event store fail: {_WHO}",
-        f"{_NUMBER} a second of the operation {{{{ $labels.operation }}}} fail, {{{{ $labels.error_type }}}}. "
-        "A replay that fails delivers nothing; a message whose store fails cannot be resumed.",
+        f"{{{{ $labels.operation }}}} operations fail: {_WHO}",
+        f"{_SHARE} of {{{{ $labels.operation }}}} operations fail "
+        f"({_rate_now(catalog.ERRORS, '5m', *OF, 'operation', 'error_type')}/s, {{{{ $labels.error_type }}}}). "
+        "A failed replay delivers nothing; a message that was not stored cannot be resumed.",
         of=(*OF, "operation", "error_type"),
     )
     yield Alert(
         "EventscopeEventsLost",
         "critical",
-        # A session that exceeds its limit loses what its client most probably has: panels show it.
-        f"{_all(catalog.LOST_EVENTS, '15m', by=(*OF, 'reason'), reason=_LOST)} > 0",
+        # A session that exceeds its limit loses events that its client most probably has: panels show it.
+        f"{_all(catalog.EVENTS_LOST_TOTAL, '15m', by=(*OF, 'reason'), reason=_LOST)} > 0",
         "0m",
-        f"Events are lost: {_WHO}",
-        f"{_NUMBER} events within 15 minutes are not stored and will never be, {{{{ $labels.reason }}}}: no resume can "
-        "deliver them.",
+        f"Events lost: {_WHO}",
+        f"{_NUMBER} events were lost within 15 minutes ({{{{ $labels.reason }}}}). No resume can deliver them.",
         of=(*OF, "reason"),
     )
     yield Alert(
         "EventscopeBacklogGrowing",
         "warning",
-        f"{BACKLOG} > 1000\nand deriv({BACKLOG}[5m]) > 0",
+        f"{PENDING} > {BACKLOG}\nand deriv({PENDING}[5m]) > 0",
         "1m",
-        f"More and more events wait for Redis: {_WHO}",
-        f"{_NUMBER} events are pending in the memory of workers. When it is full, events are lost.",
+        f"Backlog growing: {_WHO}",
+        f"{_NUMBER} events are pending in memory, and the backlog grows. Once it is full, events are lost.",
     )
     yield Alert(
         "EventscopeTTLHeadroomLow",
         "warning",
-        f"1 - {_all(TTL_RATIO, '1h', part='bucket', le=f'{1 - HEADROOM:g}')}\n"
-        f"/ ({_all(TTL_RATIO, '1h', part='count')} > 0) > {LATE:g}\n"
-        f"and {_all(TTL_RATIO, '1h', part='count')} >= {LEAST_RESUMES}",
+        f"1 - {_all(RESUME_TTL_RATIO, '1h', part='bucket', le=f'{1 - HEADROOM:g}')}\n"
+        f"/ ({_all(RESUME_TTL_RATIO, '1h', part='count')} > 0) > {LATE:g}\n"
+        f"and {_all(RESUME_TTL_RATIO, '1h', part='count')} >= {LEAST_RESUMES}",
         "15m",
-        f"Clients come back when their events are about to be gone: {_WHO}",
-        f"{_SHARE} of the clients that came back within an hour had less than {HEADROOM:.0%} of the TTL left, or none.",
+        f"Clients resume close to the TTL: {_WHO}",
+        f"{_SHARE} of the resumes within an hour had less than {HEADROOM:.0%} of the TTL left. Clients that stay "
+        "disconnected slightly longer lose events.",
         links.RESUME,
     )
     yield Alert(
         "EventscopeTTLMissing",
         "warning",
-        f"{_max(catalog.TTL)} == 0",
+        f"{_max(catalog.DEGRADED)} unless {_max(catalog.TTL)}",
         "10m",
         f"Events never expire: {_WHO}",
-        "The store has no TTL, or does not say: Redis fills up until it evicts or refuses writes.",
+        "The store reports no TTL. Redis fills up until it evicts keys or refuses writes.",
     )
     yield Alert(
         "EventscopeKeysWithoutTTL",
         "warning",
-        f"{_max(catalog.REDIS_KEYS_WITHOUT_TTL)} > 0\nand {_max(catalog.TTL)} > 0",
+        f"{_max(catalog.REDIS_KEYS_WITHOUT_TTL)} > 0\nand {_max(catalog.TTL)}",
         "30m",
-        f"Keys that will never expire: {_WHO}",
-        f"A TTL is set, and {_NUMBER} keys under the prefix have none.",
+        f"Keys without TTL: {_WHO}",
+        f"{_NUMBER} keys under the prefix never expire although a TTL is set. Their memory is never freed.",
         links.REDIS,
     )
     yield Alert(
         "EventscopeRequestsOrphaned",
         "warning",
-        f"{_all(catalog.ORPHANED, '15m')} > 0",
+        f"{_all(catalog.REQUESTS_ORPHANED, '15m')} > 0",
         "0m",
-        f"Requests were left by their worker: {_WHO}",
-        f"{_NUMBER} requests within 15 minutes were answered with an error, since the worker that ran them is gone or "
-        "was ending.",
+        f"Requests orphaned: {_WHO}",
+        f"{_NUMBER} requests within 15 minutes were answered with an error, since their worker died or was stopping.",
     )
     yield Alert(
         "EventscopeReplaySlow",
@@ -225,8 +261,10 @@ def alerts() -> Iterator[Alert]:
         f"{_p99(catalog.REPLAY_DURATION, '10m', outcome=('resumed', 'gap'))} > {REPLAY_SECONDS}\n"
         f"and {_all(catalog.REPLAY_DURATION, '10m', part='count', outcome=('resumed', 'gap'))} >= {LEAST_RESUMES}",
         "10m",
-        f"Replays are slow: {_WHO}",
-        "One of a hundred replays takes {{ $value | humanizeDuration }} or longer.",
+        f"Resume latency high: {_WHO}",
+        f"The p99 latency of resumes is {{{{ $value | humanizeDuration }}}} (limit: {REPLAY_SECONDS} s). Clients "
+        f"wait that "
+        "long for missed events.",
         links.RESUME,
     )
     yield Alert(
@@ -235,35 +273,35 @@ def alerts() -> Iterator[Alert]:
         f"{FOLLOWERS} > 100\nand {FOLLOWERS} > {STREAMS} * {SESSIONS}",
         "30m",
         f"Followed streams pile up: {_WHO}",
-        f"{_NUMBER} streams are followed, more than {STREAMS} for each session.",
+        f"{_NUMBER} streams are followed, more than {STREAMS} per session. Each uses memory and polls Redis.",
         links.RESUME,
     )
     yield Alert(
         "EventscopeRedisEvicting",
         "warning",
-        f"{_all(catalog.REDIS_EVICTED, '15m')} > 0",
+        f"{_all(catalog.REDIS_KEYS_EVICTED, '15m')} > 0",
         "0m",
         f"Redis evicts keys: {_WHO}",
-        f"{_NUMBER} keys within 15 minutes, whoever's they were. An event that was evicted is a gap in a replay.",
+        f"Redis evicted {_NUMBER} keys within 15 minutes, of any application. An evicted event is a gap in a resume.",
         links.REDIS,
     )
     yield Alert(
         "EventscopeRedisMemoryNearLimit",
         "warning",
-        f"{_max(catalog.REDIS_MEMORY)}\n/ ({_max(catalog.REDIS_MEMORY_LIMIT)} > 0) > 0.9",
+        f"{_max(catalog.REDIS_MEMORY)}\n/ ({_max(catalog.REDIS_MEMORY_LIMIT)} > 0) > {MEMORY:g}",
         "10m",
-        f"Redis is nearly full: {_WHO}",
-        f"{_SHARE} of maxmemory is used. Beyond it Redis evicts, or refuses to store.",
+        f"Redis memory near its limit: {_WHO}",
+        f"{_SHARE} of maxmemory is used. At the limit Redis evicts keys or refuses writes.",
         links.REDIS,
     )
-    ttl = series(catalog.TTL, "", ())
+    present = series(catalog_sessions.BUILD_INFO, "", ())
     yield Alert(
         "EventscopeMetricsAbsent",
         "critical",
-        f"(group by (job) ({ttl} offset 1h) unless group by (job) ({ttl}))\nor absent({ttl})",
+        f"(group by (job) ({present} offset 1h) unless group by (job) ({present}))\nor absent({present})",
         "5m",
         "No metrics of mcp-eventscope{{ with $labels.job }}: {{ . }}{{ end }}",
-        "They were there an hour ago, or there are none at all: whether resumes work is not known.",
+        "No target exposes them, although one did an hour ago, or none ever did. The state of resumption is unknown.",
         of=("job",),
     )
     yield Alert(
@@ -272,29 +310,38 @@ def alerts() -> Iterator[Alert]:
         f"{_all(catalog.TELEMETRY_FAILURES, '5m', 'rate', by=(*OF, 'sink'))} > 0",
         "5m",
         f"Telemetry fails: {_WHO}",
-        f"{_NUMBER} signals a second could not be recorded, {{{{ $labels.sink }}}}: the dashboards show too little.",
+        f"{_RATE} signals per second are not recorded ({{{{ $labels.sink }}}}). Dashboards show too little.",
         of=(*OF, "sink"),
     )
     yield Alert(
-        "EventscopeRedisUnsampled",
+        "EventscopeRedisStatsStale",
         "warning",
-        f"{_all(catalog.SAMPLE_DURATION, '15m', part='count', outcome='error')} > 0\n"
-        f"unless {_all(catalog.SAMPLE_DURATION, '15m', part='count', outcome='ok')} > 0",
+        f"{_all(catalog.REDIS_STATS_DURATION, '15m', part='count', outcome='error')} > 0\n"
+        f"unless {_all(catalog.REDIS_STATS_DURATION, '15m', part='count', outcome='ok')} > 0",
         "5m",
-        f"Redis cannot be sampled: {_WHO}",
-        "No sample has succeeded for 15 minutes: what the dashboards show of keys and memory is old.",
+        f"Redis statistics are stale: {_WHO}",
+        "No poll has succeeded for 15 minutes. Panels and alerts about keys, memory and evictions show old values.",
         links.REDIS,
+    )
+    yield Alert(
+        "EventscopeSessionsRefused",
+        "warning",
+        f"{_all(catalog_sessions.SESSIONS_REFUSED, '5m', 'rate', by=(*OF, 'reason'), reason=_REFUSED)} > 0",
+        "5m",
+        f"Requests refused for want of a session: {_WHO}",
+        f"{_RATE} requests per second are answered 503 ({{{{ $labels.reason }}}}). Clients have to retry.",
+        of=(*OF, "reason"),
     )
 
 
 def dashboard_url(alert: Alert) -> str:
-    """Where to look, below the address of Grafana, with what the alert is about chosen."""
+    """The dashboard, relative to Grafana's address, with job and store selected."""
     chosen = [f"var-{label}={{{{ $labels.{label} }}}}" for label in ("job", "store") if label in alert.of]
     return f"/d/{alert.dashboard}?{'&'.join(chosen)}"
 
 
 def runbook_url(alert: Alert) -> str:
-    """What to do, below the address of Grafana."""
+    """The section of the runbook, relative to Grafana's address."""
     return f"/d/{links.RUNBOOK}?viewPanel={links.section(alert.name)}"
 
 

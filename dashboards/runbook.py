@@ -1,4 +1,4 @@
-"""The runbook as a dashboard: alerts and panels lead to it wherever Grafana is, with no site of ours behind it."""
+"""The runbook as a dashboard, so that alerts and panels link to it within any Grafana."""
 
 import re
 from pathlib import Path
@@ -9,14 +9,14 @@ from dashboards.panels import Json
 
 SOURCE = Path(__file__).parents[1] / "docs" / "runbook.md"
 LINE_CHARACTERS = 150
-"""What fits into a line of a panel that is as wide as the page, about."""
+"""Characters per line of a panel as wide as the page, approximately."""
 
 
 def sections() -> dict[str, str]:
-    """The sections of the page, by their titles; what stands before the first is under "".
+    """The sections of the page, by title; the text before the first is under "".
 
     Raises:
-        ValueError: They are not the sections that links lead to.
+        ValueError: They differ from the sections that links name.
     """
     head, *parts = re.split(r"^## (.+)\n", SOURCE.read_text("utf-8"), flags=re.MULTILINE)
     found = dict(zip(parts[::2], parts[1::2], strict=True))
@@ -32,16 +32,16 @@ def runbook() -> Json:
     return page(
         links.RUNBOOK,
         "MCP resumability: runbook",
-        "What each alert means, how to confirm it, and what to do. Of mcp-eventscope.",
+        "Meaning, diagnosis and mitigation of each alert. Of mcp-eventscope.",
         [
-            (links.section(name) if name else 100, name or "Before anything else", text, _height(text))
+            (links.section(name) if name else 100, name or "Introduction", text, _height(text))
             for name, text in texts.items()
         ],
     )
 
 
 def _height(text: str) -> int:
-    """Rows of the grid, of 38 pixels, for lines of 21."""
+    """The height in grid rows of 38 pixels, for text lines of 21."""
     paragraphs: list[str] = [" ".join(part.split("\n")) for part in re.split(r"\n\n|\n(?=\* )", text)]
     code: int = sum(block.count("\n") for block in re.findall(r"```.*?```", text, re.DOTALL))
     count = sum(len(part) // LINE_CHARACTERS + 1 for part in paragraphs) + code

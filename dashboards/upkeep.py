@@ -1,101 +1,120 @@
-"""The rows of the overview below: what waits, is lost, or is kept too long; sessions; the telemetry itself."""
+"""Panels of the overview about durability, sessions and requests, and the telemetry itself."""
 
 from dashboards import links, promql
 from dashboards.links import REDIS, RESUME, runbook, to
+from dashboards.objective import BACKLOG
 from dashboards.panels import (
     ASIDE,
-    BAD,
+    CALM,
+    DASHED,
     OUTCOMES,
-    TROUBLE,
+    PROBLEM,
+    WARN,
     Panel,
     Target,
     coloured,
+    column,
     counter,
     gauge,
     lines,
+    redis_state,
     says,
 )
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.catalog_sessions import (
     BUILD_INFO,
-    REQUESTS,
-    SESSIONS,
-    SESSIONS_BEGUN,
+    REQUESTS_RECEIVED,
+    SESSIONS_ACTIVE,
     SESSIONS_ENDED,
     SESSIONS_REFUSED,
+    SESSIONS_STARTED,
 )
 
 _VERSIONS = {"eventscope": "mcp-eventscope", "mcp": "MCP SDK", "redis": "redis-py", "python": "Python"}
 
+REDIS_STATE = gauge(
+    41,
+    "Redis state by worker",
+    catalog.DEGRADED,
+    says(
+        "Whether a worker finds Redis unreachable or too slow.",
+        normal="available on all workers.",
+        otherwise="unavailable on all workers: Redis itself. On one: its network, or its connection pool. The Redis "
+        "dashboard shows the reason.",
+    ),
+    "instance",
+    defaults={"max": 1, "decimals": 0, "mappings": redis_state(coloured_text=False)},
+    custom={"lineInterpolation": "stepAfter", "fillOpacity": 20},
+    links=(to("Degradation rate by reason", REDIS, 14), runbook("EventscopeStoreDegraded")),
+)
+
+PENDING_EVENTS = gauge(
+    42,
+    "Pending events by worker",
+    catalog.BACKLOG_LENGTH,
+    says(
+        "The lag of the store: events that are sent but not yet acknowledged by Redis, in the memory of the workers.",
+        normal="near 0, since events are stored within milliseconds; a peak in an outage, which ends seconds after it.",
+        otherwise="growing: restore Redis before the backlog is full (100,000 events or 16 MiB per worker by default); "
+        "beyond that events are lost. Not falling after an outage: Redis rejects the events.",
+    ),
+    "instance",
+    steps=((None, CALM), (BACKLOG, WARN)),
+    custom=DASHED,
+    links=(runbook("EventscopeBacklogGrowing"),),
+)
+
+ACTIVE_SESSIONS = gauge(
+    51,
+    "Active sessions by worker",
+    SESSIONS_ACTIVE,
+    says(
+        "Sessions that a worker serves. A session that several workers serve counts once per worker.",
+        normal="about the number of connected clients, evenly distributed.",
+        otherwise="growing without more clients: clients do not end their sessions, which end after "
+        "session_idle_timeout. A sudden drop to 0: the worker ended, and others adopt its sessions.",
+    ),
+    "instance",
+    links=(to("Sessions ended by reason", links.OVERVIEW, 55),),
+)
+
 DURABILITY = (
-    gauge(
-        41,
-        "Redis away, by worker",
-        catalog.DEGRADED,
-        says(
-            "1 while a worker finds Redis away or too slow.",
-            normal="0 everywhere.",
-            otherwise="all workers: Redis itself; one: its network, or its pool. The reason is on the Redis dashboard.",
-        ),
-        "instance",
-        defaults={"max": 1, "decimals": 0},
-        custom={"lineInterpolation": "stepAfter", "fillOpacity": 20},
-        colour={"mode": "fixed", "fixedColor": BAD},
-        links=(to("Times that Redis went away, by reason", REDIS, 14), runbook("EventscopeStoreDegraded")),
-    ),
-    gauge(
-        42,
-        "Events that wait for Redis",
-        catalog.BACKLOG_EVENTS,
-        says(
-            "Events that were sent, and that Redis has not acknowledged: they are in the memory of workers.",
-            normal="near 0, since events are stored some milliseconds after they are sent; a peak in an outage, which "
-            "ends seconds after it.",
-            otherwise="growing: bring Redis back before the backlog is full (100,000 events or 16 MiB of a worker, "
-            "unless it was built with others), for then events are lost. Not falling after it: Redis refuses them.",
-        ),
-        "instance",
-        colour=TROUBLE,
-        links=(runbook("EventscopeBacklogGrowing"),),
-    ),
     counter(
         43,
-        "Events lost, by reason",
-        catalog.LOST_EVENTS,
+        "Events lost by reason",
+        catalog.EVENTS_LOST_TOTAL,
         says(
-            "Sent, and never to be stored, lost by Redis, or evicted, a second.",
-            normal="none.",
-            otherwise="overflow: the outage was too long for the backlog. Rejected: Redis refused an event, mostly for "
-            "its size. Shutdown: a worker ended before Redis had recovered; wait with deployments. Rollback: Redis "
-            "came back without events that it had acknowledged. Session limit: a session exceeded max_session_bytes.",
+            "Events that were sent, but will never be stored, were lost by Redis, or were evicted.",
+            normal="0.",
+            otherwise="overflow: the outage outlasted the backlog. Rejected: Redis refused an event, usually for its "
+            "size. Shutdown: a worker ended before Redis recovered; postpone deployments. Rollback: Redis restarted "
+            "without acknowledged events. Session limit: a session exceeded max_session_bytes.",
         ),
         "reason",
-        colour=TROUBLE,
         links=(runbook("EventscopeEventsLost"),),
     ),
     gauge(
         44,
-        "Memory of what waits",
-        catalog.BACKLOG_BYTES,
+        "Backlog memory by worker",
+        catalog.BACKLOG_SIZE,
         says(
-            "What the events that wait take up in workers.",
-            normal="0.",
-            otherwise="as 'Events that wait for Redis'. It is bounded; a worker does not run out of memory of it.",
+            "Memory that pending events take up.",
+            normal="near 0.",
+            otherwise="as for 'Pending events by worker'. It is bounded, so a worker does not run out of memory.",
         ),
         "instance",
         unit="bytes",
-        colour=TROUBLE,
         links=(runbook("EventscopeBacklogGrowing"),),
     ),
     gauge(
         45,
-        "TTL",
+        "TTL by worker",
         catalog.TTL,
         says(
-            "Seconds that events are kept. 0: they never expire, or the store, which is somebody else's, does not say.",
-            normal="the same on all workers, and longer than clients are away.",
-            otherwise="0: pass ttl= to the store, or Redis fills up until it evicts or refuses. Two values: workers of "
-            "two configurations; the shorter one is what a client can rely on.",
+            "TTL of events. A worker without a TTL, or with a third-party store, has no line.",
+            normal="the same on all workers, and longer than clients stay disconnected.",
+            otherwise="a line is absent: pass ttl= to the store, or Redis fills up until it evicts or refuses writes. "
+            "Two values: workers differ in configuration; clients can rely on the shorter one.",
         ),
         "instance",
         unit="s",
@@ -103,103 +122,89 @@ DURABILITY = (
     ),
     gauge(
         46,
-        "Keys that will never expire",
+        "Keys without TTL",
         catalog.REDIS_KEYS_WITHOUT_TTL,
         says(
-            "Keys under the prefix without a TTL. It is known where Redis is sampled (sample_redis=), else empty.",
+            "Keys under the prefix that never expire. Needs Redis statistics (sample_redis=).",
             normal="0 where a TTL is set.",
-            otherwise="the log event_store.ttl_missing_keys says of which kind. They are of another writer with the "
-            "same prefix, or were stored before a TTL was set: they stay until somebody deletes them.",
+            otherwise="the log event_store.keys_without_ttl has their types. Another application writes under the "
+            "prefix, or they were stored before a TTL was set: they stay until they are deleted.",
         ),
-        colour=TROUBLE,
+        colour=PROBLEM,
         links=(to("Keys", REDIS, 22), runbook("EventscopeKeysWithoutTTL")),
     ),
 )
 
 SESSIONS_ROW = (
-    gauge(
-        51,
-        "Sessions, by worker",
-        SESSIONS,
-        says(
-            "Sessions that are served now. One that several workers serve counts for each of them.",
-            normal="about as many as clients are connected, evenly spread.",
-            otherwise="growing without more clients: clients that do not end theirs; they end after "
-            "session_idle_timeout. All gone at once: a worker ended, and others adopt them as clients come back.",
-        ),
-        "instance",
-        links=(to("Sessions that ended, by reason", links.OVERVIEW, 55),),
-    ),
     counter(
         54,
-        "Sessions that began",
-        SESSIONS_BEGUN,
+        "Sessions started by origin",
+        SESSIONS_STARTED,
         says(
-            "Opened by a client here, or adopted from another worker.",
-            normal="opened as clients come; adopted where several workers share the load without being sticky.",
-            otherwise="many opened and few calls: clients that begin anew instead of resuming. Many adopted at once: "
-            "a worker ended.",
+            "Opened by a client, or adopted from another worker.",
+            normal="opened as clients connect; adopted where requests are not sticky.",
+            otherwise="many opened and few calls: clients open new sessions instead of resuming. Many adopted in a "
+            "short time: a worker ended.",
         ),
         "origin",
         overrides=coloured({"opened": "blue", "adopted": "super-light-blue"}),
-        links=(to("Sessions, by worker", links.OVERVIEW, 51),),
+        links=(to("Active sessions by worker", links.OVERVIEW, 51),),
     ),
     counter(
         55,
-        "Sessions that ended, by reason",
+        "Sessions ended by reason",
         SESSIONS_ENDED,
         says(
-            "No longer served here. Deleted: by the client. Elsewhere: on another worker. Idle: for too long. "
-            "Shutdown: this worker ended, and others go on with them.",
-            normal="deleted, elsewhere, idle; shutdown with deployments.",
-            otherwise="failed: the session broke; the application's log has the error. Mostly idle: clients do not end "
-            "their sessions, or session_idle_timeout is shorter than they are away.",
+            "Sessions that a worker no longer serves. Deleted: by the client. Other_worker: by the client, on another "
+            "worker. Idle: for too long. Shutdown: the worker ended, and others can adopt them.",
+            normal="deleted, other_worker, idle; shutdown during deployments.",
+            otherwise="failed: the session crashed; the log of the application has the error. Mostly idle: clients do "
+            "not end their sessions, or session_idle_timeout is shorter than their pauses.",
         ),
         "reason",
-        overrides=coloured({"failed": BAD}),
         links=(to("Resume drill-down", RESUME),),
     ),
     counter(
         56,
-        "Requests without a session, by reason",
+        "Requests refused by reason",
         SESSIONS_REFUSED,
         says(
-            "Limit: too many are open (503). Unknown: there is none of that id (404). Owner: it is another principal's "
-            "(404). Unavailable: Redis could not be asked (503). Invalid: it should have opened one, and could not.",
-            normal="a few unknown: clients of sessions that have ended; they begin anew.",
-            otherwise="limit: more workers, or a higher limit. Unavailable: 'Redis away, by worker'. Unknown, many: "
-            "Redis lost its data. Owner: somebody tries ids that are not his; the log is event_store.session_refused.",
+            "Requests without a session. Limit: too many sessions (503). Unknown: no such session (404). Not_owner: "
+            "the session of another principal (404). Unavailable: Redis unavailable (503). Invalid: not a valid "
+            "request to open one.",
+            normal="a few unknown: clients whose session has ended open a new one.",
+            otherwise="limit: more workers, or a higher limit. Unavailable: see 'Redis state by worker'. Many unknown: "
+            "Redis lost its data. Not_owner: a client tries session ids of others; the log is "
+            "event_store.session_refused.",
         ),
         "reason",
-        colour=TROUBLE,
-        links=(to("Redis away, by worker", links.OVERVIEW, 41), runbook("EventscopeStoreDegraded")),
+        links=(to("Redis state by worker", links.OVERVIEW, 41), runbook("EventscopeSessionsRefused")),
     ),
     counter(
         57,
-        "Requests, by protocol revision",
-        REQUESTS,
+        "Request rate by protocol version",
+        REQUESTS_RECEIVED,
         says(
-            "HTTP requests by the revision that they name. Resuming belongs to those up to 2025-11-25; 2026-07-28 has "
-            "removed it. None: initialize, and old clients that name none.",
-            normal="mostly one revision; older ones fade over months.",
-            otherwise="2026-07-28 leads: fewer clients need this store each month. Other: clients of revisions that "
-            "the server refuses.",
+            "HTTP requests by the protocol version in their header. Versions up to 2025-11-25 can resume; 2026-07-28 "
+            "cannot. None: initialize, and old clients without the header.",
+            normal="mostly one version; older ones fade over months.",
+            otherwise="2026-07-28 dominates: fewer clients need resumption. Other: versions that the server refuses.",
         ),
-        "revision",
+        "protocol_version",
         overrides=coloured({"2025-11-25": "blue", "none": ASIDE, "2026-07-28": "purple"}),
-        links=(to("Do resumes work?", links.OVERVIEW),),
+        links=(to("Resume rate by outcome", links.OVERVIEW, 6),),
     ),
     lines(
         52,
-        "Requests left by their worker",
+        "Orphaned request rate",
         says(
-            "Requests that were answered with an error since the worker that ran them is gone, or was ending.",
-            normal="none; a few with each deployment, unless it drains (shutdown_timeout=).",
-            otherwise="without a deployment: workers crash or freeze. The blue lines are starts; look for the OOM "
-            "killer, and for tools that block the event loop for longer than the lease.",
+            "Requests answered with an error since the worker that ran them died or was stopping, by the worker that "
+            "answered.",
+            normal="0; a few per deployment, unless workers drain (shutdown_timeout=).",
+            otherwise="without a deployment: workers crash or freeze. Blue lines mark starts; look for the OOM killer, "
+            "and for tools that block the event loop for longer than the lease.",
         ),
-        Target(promql.rate(catalog.ORPHANED, "", ("instance",)), "answered by {{instance}}"),
-        colour=TROUBLE,
+        Target(promql.rate(catalog.REQUESTS_ORPHANED, "", ("instance",)), "{{instance}}"),
         links=(runbook("EventscopeRequestsOrphaned"),),
     ),
 )
@@ -207,53 +212,51 @@ SESSIONS_ROW = (
 HEALTH = (
     counter(
         61,
-        "Signals that were not recorded",
+        "Telemetry failure rate",
         catalog.TELEMETRY_FAILURES,
         says(
             "Metrics, spans and log events that could not be recorded, by sink. The operations were not affected.",
-            normal="none.",
-            otherwise="what is on this page is too low. The log event_store.telemetry_failed has the error: an "
-            "exporter, a registry or a logger of the application raises.",
+            normal="0.",
+            otherwise="other panels show too little. The log event_store.telemetry_failed has the error: an exporter, "
+            "a registry or a logger of the application raises.",
         ),
         "sink",
-        colour=TROUBLE,
         links=(runbook("EventscopeTelemetryFailing"),),
     ),
     lines(
         62,
-        "Workers that are scraped",
+        "Scraped targets",
         says(
-            "Targets that show this library's metrics. Several workers that share a directory are one.",
-            normal="as many as there should be.",
+            "Targets that expose the metrics of this library. Workers that share a directory are one target.",
+            normal="the configured number.",
             otherwise="fewer: is the target up, does /metrics need a token, was PROMETHEUS_MULTIPROC_DIR emptied?",
         ),
-        Target(f"count(group by (job, instance) ({promql.series(catalog.TTL)}))", "targets"),
+        Target(f"count(group by (job, instance) ({promql.series(BUILD_INFO)}))", "targets"),
         unit="short",
         defaults={"min": 0, "decimals": 0},
         links=(runbook("EventscopeMetricsAbsent"),),
     ),
     lines(
         63,
-        "Samples of Redis",
+        "Redis statistics polls by outcome",
         says(
-            "Looks at Redis, a second. One worker looks, the others find that it does (elsewhere). Empty where "
-            "nothing is sampled.",
-            normal="ok and elsewhere.",
-            otherwise="error: the gauges on the Redis dashboard are old. The user needs INFO, DBSIZE, SCAN, PTTL and "
-            "MEMORY USAGE; the log is event_store.sample_failed.",
+            "One worker polls, the others skip (other_worker). Empty where Redis statistics are off.",
+            normal="ok and other_worker.",
+            otherwise="error: the gauges on the Redis dashboard are stale. The Redis user needs INFO, DBSIZE, SCAN, "
+            "PTTL and MEMORY USAGE; the log is event_store.redis_stats_failed.",
         ),
-        Target(promql.rate(catalog.SAMPLE_DURATION, "count", ("outcome",)), "{{outcome}}"),
+        Target(promql.rate(catalog.REDIS_STATS_DURATION, "count", ("outcome",)), "{{outcome}}"),
         overrides=OUTCOMES,
-        links=(to("Seconds of a sample", REDIS, 27), runbook("EventscopeRedisUnsampled")),
+        links=(to("Poll duration", REDIS, 27), runbook("EventscopeRedisStatsStale")),
     ),
     Panel(
         64,
-        "Versions that run",
+        "Versions",
         "table",
         says(
-            "Of this library, the MCP SDK, redis-py and Python, and in how many targets.",
-            normal="one line; two during a deployment.",
-            otherwise="two for longer: a deployment that did not end. Workers of two versions share one Redis well.",
+            "Versions of this library, the MCP SDK, redis-py and Python, and the number of targets that run them.",
+            normal="one row; two during a deployment.",
+            otherwise="two rows for longer: a deployment is incomplete. Two versions can share one Redis.",
         ),
         (
             Target(
@@ -265,13 +268,14 @@ HEALTH = (
         "short",
         width=24,
         height=4,
+        overrides=tuple(column(name, title, "string") for name, title in (_VERSIONS | {"Value": "Targets"}).items()),
         transformations=(
             {
                 "id": "organize",
                 "options": {
                     "excludeByName": {"Time": True},
                     "indexByName": {name: place for place, name in enumerate((*_VERSIONS, "Value"))},
-                    "renameByName": _VERSIONS | {"Value": "Targets"},
+                    "renameByName": {},
                 },
             },
         ),

@@ -1,4 +1,4 @@
-"""Write docs/telemetry.md from the catalog: `python docs/generate.py`. A test holds the file to it."""
+"""Write docs/telemetry.md from the catalog: `python docs/generate.py`. A test checks that it is current."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,46 +7,51 @@ from mcp_eventscope.telemetry import catalog, declarations
 
 TARGET = Path(__file__).with_name("telemetry.md")
 
-_WORKERS: dict[declarations.Together, str] = {
+_WORKERS: dict[declarations.MultiprocessMode, str] = {
     "livesum": "sum of workers",
     "livemax": "maximum of workers",
-    "livemostrecent": "with `sample_redis`; the newest of workers",
+    "livemostrecent": "latest poll of all workers, with `sample_redis=`",
 }
 
-HEAD = """# What is measured
+HEAD = """# Metrics, spans and log events
 
 <!-- Written by docs/generate.py from the catalog (mcp_eventscope/telemetry/catalog.py). Do not edit. -->
 
-Labels are closed sets. Ids of sessions, streams and events are in spans and logs only, and a session id, which is a
-credential on a server without authentication, only as a short hash. The label `store` is the name that
-`InstrumentedEventStore(store, name=…)` was given, `default` unless it was.
+Labels are closed sets. Ids of sessions, streams and events are in spans and logs only; a session id, which is a
+credential on a server without authentication, only as a short hash. The label `store` is the name in
+`InstrumentedEventStore(store, name=…)`, by default `default`.
+
+A dimension has one name in all signals: a label and a log field `outcome`, a span attribute `eventscope.outcome`. The
+exception is `error.type`, a name of the semantic conventions: the label and the log field are `error_type`, with the
+same values.
 """
 
-QUESTIONS = """## Where the answer is
+QUESTIONS = """## Questions and answers
 
-Each is asked, and answered, by a test: `tests/telemetry/test_questions.py`, `tests/e2e/test_questions.py`.
+Each row is checked by a test: `tests/telemetry/test_questions.py`, `tests/e2e/test_questions.py`.
 
 | question | answer |
 |---|---|
 | Do resumes work? | `eventscope_replay_duration_seconds_count` by `outcome`: `resumed` and `caught_up` are successes |
-| If not, why not? | `eventscope_replay_misses_total` by `reason`, `eventscope_replay_missing_events_total`, `eventscope_replay_corrupt_events_total`; `event_store.replay_incomplete` |
-| How near is the TTL, before anything is lost? | `eventscope_resume_ttl_ratio` above 0.9; `event_store.resume_late`; how long clients were away: `eventscope_resume_age_seconds` |
-| How big are replays? | `eventscope_replay_events`, `eventscope_replay_bytes` |
-| How long until the first event? | `eventscope_replay_first_event_seconds` |
-| Our store, or a slow client? | `eventscope_replay_send_seconds` is the client's part of `eventscope_replay_duration_seconds` |
-| Is a stream followed, and where? | `eventscope_followers` by `instance` |
-| Which worker does the work? | `eventscope_stored_events_total`, `eventscope_sessions` by `instance`; a scrape of several processes as one does not tell them apart |
-| Is the store slow, failing, degraded? | `eventscope_commit_duration_seconds`, `eventscope_store_wait_seconds`, `eventscope_errors_total`, `eventscope_degraded`, `eventscope_backlog_bytes` |
-| What has been lost? | `eventscope_lost_events_total` by `reason`; `event_store.events_lost` |
-| Is the TTL missing, or too short? | `eventscope_ttl_seconds` is 0; `eventscope_redis_keys_without_ttl`; `event_store.ttl_missing`, `event_store.ttl_missing_keys`, `event_store.ttl_short` |
+| Why do resumes fail? | `eventscope_replay_misses_total` by `reason`, `eventscope_events_missing_total`, `eventscope_events_corrupt_total`; `event_store.replay_incomplete` |
+| How close do resumes come to the TTL? | `eventscope_resume_ttl_ratio` above 0.9; `event_store.resume_late`; in seconds: `eventscope_resume_age_seconds` |
+| How large are replays? | `eventscope_replay_events`, `eventscope_replay_size_bytes` |
+| What latency does a client perceive? | `eventscope_replay_time_to_first_event_seconds` |
+| Is the store slow, or the client? | `eventscope_replay_send_duration_seconds` is the client's part of `eventscope_replay_duration_seconds` |
+| Which streams are followed, and where? | `eventscope_streams_followed` by `instance` |
+| How is the load distributed? | `eventscope_events_stored_total`, `eventscope_sessions_active` by `instance`; not in multiprocess mode |
+| Is the store slow, failing or degraded? | `eventscope_commit_duration_seconds`, `eventscope_store_wait_seconds`, `eventscope_errors_total`, `eventscope_degraded`, `eventscope_backlog_size_bytes` |
+| Were events lost? | `eventscope_events_lost_total` by `reason`; `event_store.events_lost` |
+| Is the TTL missing or too short? | no series `eventscope_ttl_seconds`; `eventscope_redis_keys_without_ttl`; `event_store.ttl_missing`, `event_store.keys_without_ttl`, `event_store.ttl_short` |
 | Are clients refused, and why? | `eventscope_sessions_refused_total` by `reason`; `event_store.session_refused` |
-| How many requests cannot resume? | `eventscope_requests_total` of `revision` 2026-07-28 and other; `event_store.inert` |
+| How many requests cannot resume? | `eventscope_requests_received_total` with `protocol_version` 2026-07-28 and other; `event_store.resumption_disabled` |
 | Does the telemetry fail? | `eventscope_telemetry_failures_total` by `sink`; `event_store.telemetry_failed` |
 """  # noqa: E501 - rows
 
 
-_OTEL = """With `meter_provider=` they are OpenTelemetry's, too, under the name and unit of the second column, with the
-labels as attributes and the same buckets. A gauge that is the sum of workers is an up-down counter there."""
+_OTEL = """With `meter_provider=` the metrics go to OpenTelemetry too, with the name and unit in the second column, the
+labels as attributes (`error_type` as `error.type`), and the same buckets. A gauge that is summed over workers is an
+up-down counter. After the OTLP-to-Prometheus translator they have the names in the first column again."""
 
 
 def telemetry() -> str:
@@ -60,7 +65,7 @@ def _metrics() -> Iterator[str]:
         labels = "<br>".join(
             f"`{label.name}`" + (f": {', '.join(label.values)}" if label.values else "") for label in metric.labels
         )
-        type_ = f"{metric.type}<br>{_WORKERS[metric.together]}" if metric.together else metric.type
+        type_ = f"{metric.type}<br>{_WORKERS[metric.multiprocess_mode]}" if metric.multiprocess_mode else metric.type
         yield f"| `{metric.name}` | `{metric.otel_name}`<br>{metric.unit} | {type_} | {labels} | {metric.help} |"
 
 
@@ -72,7 +77,7 @@ def _spans() -> Iterator[str]:
 
 
 def _logs() -> Iterator[str]:
-    yield from ("## Log events", "", "Each has `trace_id` and `span_id` when it is written within a trace.", "")
+    yield from ("## Log events", "", "Within a trace, each has `trace_id` and `span_id`.", "")
     yield from ("| event | level | fields | |", "|---|---|---|---|")
     for event in catalog.LOG_EVENTS:
         yield f"| `{event.name}` | {event.level} | {', '.join(f'`{name}`' for name in event.fields)} | {event.help} |"

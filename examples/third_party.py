@@ -98,7 +98,7 @@ async def main(names: list[str]) -> None:
     registry = CollectorRegistry()
     for name in names:
         await show(name, registry)
-    for metric in ("eventscope_stored_events_total", "eventscope_replay_duration_seconds_count"):
+    for metric in ("eventscope_events_stored_total", "eventscope_replay_duration_seconds_count"):
         for sample in (sample for family in registry.collect() for sample in family.samples):
             if sample.name == metric and sample.value:
                 print(sample.name, dict(sample.labels), int(sample.value))

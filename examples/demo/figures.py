@@ -6,14 +6,14 @@ from typing import Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
-STORED_EVENTS = "eventscope_stored_events_total"
+EVENTS_STORED = "eventscope_events_stored_total"
 STORE_SECONDS = "eventscope_store_duration_seconds"
 REPLAY_SECONDS = "eventscope_replay_duration_seconds"
 REPLAYED_EVENTS = "eventscope_replay_events"
-FOLLOWED_EVENTS = "eventscope_followed_events_total"
+EVENTS_FOLLOWED = "eventscope_events_followed_total"
 RESUME_AGE = "eventscope_resume_age_seconds"
-MISSING_EVENTS = "eventscope_replay_missing_events_total"
-CORRUPT_EVENTS = "eventscope_replay_corrupt_events_total"
+EVENTS_MISSING = "eventscope_events_missing_total"
+EVENTS_CORRUPT = "eventscope_events_corrupt_total"
 ORPHANED = "eventscope_requests_orphaned_total"
 ERRORS = "eventscope_errors_total"
 
@@ -76,7 +76,7 @@ class Figures:
     @property
     def followed(self) -> int:
         """Events that were stored later, and were sent on a resumed stream."""
-        return int(self.total(FOLLOWED_EVENTS))
+        return int(self.total(EVENTS_FOLLOWED))
 
     @property
     def delivered(self) -> int:

@@ -146,7 +146,7 @@ class Timeline:
         for name, said in lost.items():
             self._gap()
             stored = (
-                f"{said.total(names.STORED_EVENTS):.0f} events stored, {said.delivered} delivered on resumed streams"
+                f"{said.total(names.EVENTS_STORED):.0f} events stored, {said.delivered} delivered on resumed streams"
             )
             self._say(f"Worker {name} took its counters with it; when last asked, before scene 2: {stored}.", "dim")
 
@@ -198,10 +198,10 @@ class Timeline:
 
 
 def _rows(figures: Figures) -> list[tuple[str, str, str]]:
-    rows = [("events stored", f"{figures.total(names.STORED_EVENTS):.0f}", names.STORED_EVENTS)]
+    rows = [("events stored", f"{figures.total(names.EVENTS_STORED):.0f}", names.EVENTS_STORED)]
     rows += [
-        (f"  {kind}", f"{count:.0f}", f'{{kind="{kind}"}}')
-        for kind, count in figures.by(names.STORED_EVENTS, "kind").items()
+        (f"  {kind}", f"{count:.0f}", f'{{message_type="{kind}"}}')
+        for kind, count in figures.by(names.EVENTS_STORED, "message_type").items()
     ]
     if (seconds := figures.mean(names.STORE_SECONDS)) is not None:
         rows.append(("mean time to store one", f"{seconds * 1000:.2f} ms", names.STORE_SECONDS))
@@ -210,10 +210,10 @@ def _rows(figures: Figures) -> list[tuple[str, str, str]]:
         for outcome, count in figures.by(f"{names.REPLAY_SECONDS}_count", "outcome").items()
     ]
     rows.append(("events replayed", f"{figures.total(f'{names.REPLAYED_EVENTS}_sum'):.0f}", names.REPLAYED_EVENTS))
-    rows.append(("events followed live", f"{figures.total(names.FOLLOWED_EVENTS):.0f}", names.FOLLOWED_EVENTS))
+    rows.append(("events followed live", f"{figures.total(names.EVENTS_FOLLOWED):.0f}", names.EVENTS_FOLLOWED))
     if (age := figures.mean(names.RESUME_AGE)) is not None:
         rows.append(("age of the last event", f"{age:.2f} s", names.RESUME_AGE))
     rows.append(("requests orphaned", f"{figures.total(names.ORPHANED):.0f}", names.ORPHANED))
-    rows.append(("events missing", f"{figures.total(names.MISSING_EVENTS):.0f}", names.MISSING_EVENTS))
+    rows.append(("events missing", f"{figures.total(names.EVENTS_MISSING):.0f}", names.EVENTS_MISSING))
     rows.append(("errors", f"{figures.total(names.ERRORS):.0f}", names.ERRORS))
     return rows

@@ -145,8 +145,8 @@ def _of_figures(moments: Sequence[Moment], figures: Mapping[str, Figures], orpha
         found += [
             f"/metrics of {worker} reports {total:g} {what}"
             for name, what in (
-                (names.MISSING_EVENTS, "events that were owed and gone"),
-                (names.CORRUPT_EVENTS, "events that could not be read"),
+                (names.EVENTS_MISSING, "events that were owed and gone"),
+                (names.EVENTS_CORRUPT, "events that could not be read"),
                 (names.ERRORS, "failed operations"),
             )
             if (total := counts.total(name))

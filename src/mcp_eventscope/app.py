@@ -176,7 +176,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
     if port is None:
         _add_route(app, "/metrics", MetricsApp(exposition))
     _add_route(app, "/healthz", _Health(store, manager))
-    sampling = nullcontext() if sample_redis is None else store.sampling(sample_redis)
+    sampling = nullcontext() if sample_redis is None else store.poll_redis_stats(sample_redis)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

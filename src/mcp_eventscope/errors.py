@@ -51,4 +51,4 @@ class EmbeddedUnavailableError(EventscopeError):
 
 
 class UnscopedStoreWarning(UserWarning):
-    """`event_store.unscoped`: a bare root store was handed to the SDK, whose sessions then share streams."""
+    """`event_store.sessions_not_isolated`: the SDK uses a bare root store, so its sessions share streams."""

@@ -27,8 +27,8 @@ from mcp_eventscope.telemetry.logs import Log, Logger
 from mcp_eventscope.telemetry.measurements import (
     Counted,
     FollowMeasurement,
+    RedisStatsMeasurement,
     ReplayMeasurement,
-    SampleMeasurement,
     StoreMeasurement,
     Timed,
     outcome_of,
@@ -36,11 +36,11 @@ from mcp_eventscope.telemetry.measurements import (
     store_outcome,
 )
 from mcp_eventscope.telemetry.metrics import MetricsSink
+from mcp_eventscope.telemetry.observations import SampledObservation
 from mcp_eventscope.telemetry.otel_metrics import MeterProvider
 from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
-from mcp_eventscope.telemetry.sampling import sampler_of, sampling
+from mcp_eventscope.telemetry.redis_stats import poll_redis_stats, poller_of
 from mcp_eventscope.telemetry.sinks import Sinks
-from mcp_eventscope.telemetry.tally import Recorded
 from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, session_hash
 
 
@@ -88,10 +88,10 @@ class InstrumentedEventStore(EventStore):
         self._session: str | None = None
         # A third-party store may be scoped, and may expire its events, in ways that cannot be seen from here.
         ours = isinstance(store, ObservableEventStore)
-        self._warn_unscoped = ours
+        self._warn_not_isolated = ours
         # Ours does its I/O in a task for many callers: the span of one has no children, and need not be current.
         self._current = not ours
-        self._recorded: list[Recorded] = []
+        self._recorded: list[SampledObservation] = []
         """Of acknowledged events whose spans are recorded: for the exemplars of the commit that they are in."""
         decorated = self._store
         self._sinks.count(MetricsSink.configured, self.ttl, lambda: decorated.backlog)
@@ -128,7 +128,7 @@ class InstrumentedEventStore(EventStore):
         part = copy.copy(self)
         part._store = self._store.for_session(session_id)
         part._session = session_hash(session_id)
-        part._warn_unscoped = False
+        part._warn_not_isolated = False
         return part
 
     def begin(self, stream_id: StreamId, request_id: RequestId) -> None:
@@ -179,13 +179,13 @@ class InstrumentedEventStore(EventStore):
         """Return when the store answers. Raises what the store raises; it is not measured."""
         await self._store.ping()
 
-    def sampling(self, every: float) -> AbstractAsyncContextManager[None]:
-        """Sample the store's Redis in the background: its keys, its memory, keys without TTL.
+    def poll_redis_stats(self, every: float) -> AbstractAsyncContextManager[None]:
+        """Poll statistics of the store's Redis in the background: keys, memory, keys without TTL.
 
-        A sample is bounded, and measured; of the processes that share a prefix one does it for all.
+        A poll is bounded and measured. One of the processes that share a prefix polls for all.
 
         Args:
-            every: Seconds between samples.
+            every: Seconds between polls.
 
         Returns:
             What is entered to begin, and left to end.
@@ -194,7 +194,7 @@ class InstrumentedEventStore(EventStore):
             TypeError: `every` is no number.
             ValueError: `every` is not positive; or the store is no `RedisEventStore`, or on a cluster.
         """
-        return sampling(sampler_of(self._store, every), every, self._sampled)
+        return poll_redis_stats(poller_of(self._store, every), every, self._polled)
 
     def record(self, fact: ServingFact, log: Log | None = None) -> None:
         """Count and log what arises in serving the store. It never raises.
@@ -210,21 +210,21 @@ class InstrumentedEventStore(EventStore):
         """Count that a log event could not be written elsewhere, where nothing is counted."""
         self._sinks.failed("logs", error)
 
-    def _sampled(self, measured: SampleMeasurement) -> None:
-        self._sinks.count(MetricsSink.sampled, measured)
-        self._sinks.safely("logs", self._sinks.logs.sampled, measured, self.ttl)
+    def _polled(self, measured: RedisStatsMeasurement) -> None:
+        self._sinks.count(MetricsSink.polled, measured)
+        self._sinks.safely("logs", self._sinks.logs.polled, measured, self.ttl)
 
     # -- the SDK's interface ------------------------------------------------------------------------------------------
 
     async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
-        """Store one event; see the store. On a root store this says `event_store.unscoped`, once."""
-        if self._warn_unscoped:
-            self._check_scoped()
+        """Store one event; see the store. On a root store this says `event_store.sessions_not_isolated`, once."""
+        if self._warn_not_isolated:
+            self._check_isolated()
         return (await self.append(stream_id, message)).event_id
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
         """Send what is stored after an event; see the store. On a root store as in `store_event`."""
-        self._check_scoped()
+        self._check_isolated()
         facts = await self.replay(last_event_id, send_callback)
         return facts.stream_id if facts.miss is None else None
 
@@ -239,9 +239,9 @@ class InstrumentedEventStore(EventStore):
         sinks = self._sinks
         span, opened = None, None
         if self._current:
-            opened = sinks.begin(catalog.STORE_SPAN)
+            opened = sinks.start_current_span(catalog.STORE_SPAN)
         elif not sinks.tracing.off:
-            span, own = sinks.started()
+            span, own = sinks.start_span()
             traceparent = own or traceparent
         started = perf_counter()
         try:
@@ -256,7 +256,7 @@ class InstrumentedEventStore(EventStore):
         if opened is not None or not appended.event_id:
             self._appended(seconds, stream_id, message, appended, None, span, opened)
             return appended
-        ids = None if span is None else sinks.stored(span, self._session, stream_id, message, appended)
+        ids = None if span is None else sinks.end_stored_span(span, self._session, stream_id, message, appended)
         for meter in sinks.meters:
             try:
                 meter.stored(seconds, type(message), appended.payload_bytes, ids)
@@ -295,12 +295,12 @@ class InstrumentedEventStore(EventStore):
     ) -> None:
         """End the span of an event that was stored in the background: it lasts until the acknowledgement."""
         if outcome is StoreOutcome.STORED:
-            ids = self._sinks.stored(span, self._session, stream_id, message, appended)
+            ids = self._sinks.end_stored_span(span, self._session, stream_id, message, appended)
             if ids is not None:
                 self._recorded.append((seconds, ids, time()))
             return
         measured = StoreMeasurement(seconds, outcome.value, stream_id, None, kind_of(message), appended)
-        self._sinks.finish(span, measured, self._session)
+        self._sinks.end_span(span, measured, self._session)
 
     def _appended(  # noqa: PLR0913, PLR0917 - what is known of it, one by one
         self,
@@ -321,7 +321,9 @@ class InstrumentedEventStore(EventStore):
             kind_of(message),
             appended,
         )
-        ids = self._sinks.end(opened, measured, self._session) or self._sinks.finish(span, measured, self._session)
+        ids = self._sinks.end_current_span(opened, measured, self._session) or self._sinks.end_span(
+            span, measured, self._session
+        )
         self._sinks.count(MetricsSink.appended, measured, ids)
         if measured.outcome == "deferred":
             self._sinks.count(MetricsSink.waiting, self._store.backlog)
@@ -331,7 +333,7 @@ class InstrumentedEventStore(EventStore):
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
     ) -> ReplayResult:
         """Deliver what is stored after an event, in a span, and measure it. Arguments and errors are the store's."""
-        opened = self._sinks.begin(catalog.REPLAY_SPAN)
+        opened = self._sinks.start_current_span(catalog.REPLAY_SPAN)
         facts: ReplayResult | None = None
         error: BaseException | None = None
         timed = Timed(send)
@@ -355,7 +357,9 @@ class InstrumentedEventStore(EventStore):
             )
             # Within the span, which it names.
             self._sinks.safely("logs", self._sinks.logs.read, "replay", measured, self._session)
-            self._sinks.count(MetricsSink.replayed, measured, self._sinks.end(opened, measured, self._session))
+            self._sinks.count(
+                MetricsSink.replayed, measured, self._sinks.end_current_span(opened, measured, self._session)
+            )
         return facts
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> FollowResult:
@@ -390,16 +394,16 @@ class InstrumentedEventStore(EventStore):
             self._recorded.clear()
             self._sinks.count(MetricsSink.committed, fact, recorded)
         else:
-            self._sinks.count(MetricsSink.told, fact)
+            self._sinks.count(MetricsSink.record, fact)
         if not isinstance(fact, BatchCommitted) or fact.deferred or fact.latencies:
             self._sinks.count(MetricsSink.waiting, self._store.backlog)
         if not isinstance(fact, BatchCommitted | BatchRetried):
-            self._sinks.safely("logs", self._sinks.logs.told, fact, self._store.backlog)
+            self._sinks.safely("logs", self._sinks.logs.record, fact, self._store.backlog)
 
-    def _check_scoped(self) -> None:
-        if self._warn_unscoped:
-            self._warn_unscoped = False
-            self._sinks.safely("logs", self._sinks.logs.unscoped)
+    def _check_isolated(self) -> None:
+        if self._warn_not_isolated:
+            self._warn_not_isolated = False
+            self._sinks.safely("logs", self._sinks.logs.sessions_not_isolated)
 
 
 def instrument(

@@ -99,9 +99,9 @@ async def test_one_story(
     stores = [
         span
         for span in named(spans_in(first), "event_store.store")
-        if span["attributes"]["eventscope.stream.id"] == "1"
+        if span["attributes"]["eventscope.stream_id"] == "1"
     ]
-    assert [span["attributes"]["eventscope.message.kind"] for span in stores] == [
+    assert [span["attributes"]["eventscope.message_type"] for span in stores] == [
         "priming",
         *["notification"] * 3,
         "response",
@@ -110,7 +110,7 @@ async def test_one_story(
     (call,) = [span for span in spans_in(first) if span["name"] == "tools/call steps"]
     assert trace_of(call) == "c" * 32
     by_id = {id_of(span["context"]): span for span in stores}
-    notes = [span for span in stores if span["attributes"]["eventscope.message.kind"] == "notification"]
+    notes = [span for span in stores if span["attributes"]["eventscope.message_type"] == "notification"]
     assert {span["parent_id"].removeprefix("0x") for span in notes} == {id_of(call["context"])}, "within the tool"
 
     replays = named(spans_in(second), "event_store.replay")
@@ -118,9 +118,9 @@ async def test_one_story(
     assert trace_of(replays[0]) == "d" * 32
     linked = [link["context"] for link in replays[0]["links"]]
     assert {str(context["trace_id"]).removeprefix("0x") for context in linked} == {"c" * 32}
-    delivered = [by_id[id_of(context)]["attributes"]["eventscope.event.id"] for context in linked]
+    delivered = [by_id[id_of(context)]["attributes"]["eventscope.event_id"] for context in linked]
     assert delivered == [event.id.partition(".")[0] for event in received][: len(delivered)]
-    assert len(delivered) == replays[0]["attributes"]["eventscope.replay.events"] > 0
+    assert len(delivered) == replays[0]["attributes"]["eventscope.events"] > 0
 
     # The writer's commands are of many callers, and in nobody's trace; what a replay reads is its child.
     replay = id_of(replays[0]["context"])

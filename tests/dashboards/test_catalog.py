@@ -1,4 +1,4 @@
-"""The dashboards and the rules name what the catalog has, and nothing that it has is left out."""
+"""Dashboards and rules use only metrics of the catalog, and every metric is used."""
 
 import pytest
 
@@ -15,12 +15,12 @@ UNSEEN: dict[str, str] = {}
 EXPOSED = promql.exposed()
 RECORDED = {rule.record: {"job", "store"} for rule in recordings()}
 BOARD, RULES = board_queries(), rule_queries()
-# Chosen by the variables of the dashboards, or by who scrapes; redis_exporter's have the same two.
+# Target labels, which the variables select; those of redis_exporter are the same.
 OTHERS = {name: set(labels | external.SCRAPED) for name, labels in external.ALL.items()}
 
 
 def check(query: Query, known: dict[str, set[str]]) -> None:
-    """Every metric, every label, and every value of a label is one that there is."""
+    """Check that every metric, label and label value exists."""
     for selector in query.selectors():
         assert selector.name in known, f"nobody exposes {selector.name}"
         assert set(selector.matchers) <= known[selector.name], f"{selector.name} has not all of these labels"
@@ -35,38 +35,38 @@ def check(query: Query, known: dict[str, set[str]]) -> None:
 
 @pytest.mark.parametrize("name", BOARD)
 def test_dashboards_name_what_is_exposed(name: str) -> None:
-    """No panel and no annotation names a metric or a label that is not in the catalog, or another's that is listed."""
+    """Panels and annotations use only metrics and labels of the catalog, and listed third-party ones."""
     check(BOARD[name], EXPOSED | OTHERS)
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_rules_name_what_is_exposed(name: str) -> None:
-    """No rule does; others' metrics are in none."""
+    """Rules use only metrics and labels of the catalog."""
     check(RULES[name], EXPOSED | RECORDED)
 
 
 @pytest.mark.parametrize("metric", [metric.name for metric in catalog.METRICS])
 def test_every_metric_is_on_a_panel(metric: str) -> None:
-    """What is exposed is seen somewhere, or there is a reason why not."""
+    """Every metric is on a panel, or has a reason why not."""
     series = {metric, *(f"{metric}_{part}" for part in ("count", "sum", "bucket"))}
     seen = any(selector.name in series for _, target in targets() for selector in Query(target["expr"]).selectors())
     assert seen != (metric in UNSEEN)
 
 
 def test_every_exception_is_one() -> None:
-    """What is listed exists, and has a reason."""
+    """Listed exceptions exist and have a reason."""
     assert set(UNSEEN) <= {metric.name for metric in catalog.METRICS}
     assert all(UNSEEN.values())
 
 
 def test_others_are_used() -> None:
-    """The list of others' metrics is no longer than needed; that Redis is up chooses it, too."""
+    """Every listed third-party metric is used."""
     used = {selector.name for query in BOARD.values() for selector in query.selectors()}
     assert set(external.ALL) <= used
 
 
 def test_recorded_is_used() -> None:
-    """What is recorded is used by an alert."""
+    """Every recording rule is used by an alert."""
     used = {selector.name for query in RULES.values() for selector in query.selectors()}
     unused = set(RECORDED) - used
     # Each window's number comes with its ratio; an alert needs those of its long windows.

@@ -1,4 +1,4 @@
-"""The files: they are what the catalog makes, and what the wheel carries, and the command line writes them."""
+"""Generated files: current, contained in the wheel, and exported by the command line."""
 
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -13,14 +13,14 @@ COMMITTED = {path.relative_to(FOLDER).as_posix(): path for folder in (GRAFANA, P
 
 
 def test_committed_files_are_current() -> None:
-    """What is committed is what is built now, and nothing else; `make dashboards` writes it."""
+    """The committed files are the generated ones; `make dashboards` writes them."""
     built = {path.relative_to(FOLDER).as_posix(): text for path, text in files().items()}
     assert set(built) == set(COMMITTED)
     assert [name for name, text in built.items() if COMMITTED[name].read_text("utf-8") != text] == []
 
 
 def test_export_writes_what_is_committed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Out of the wheel, into a directory that is made; each file is named on a line."""
+    """Export copies the files of the wheel into a new directory, and lists them."""
     target = tmp_path / "new" / "folder"
     assert main(["dashboards", "export", str(target)]) == 0
     for name, path in COMMITTED.items():
@@ -29,14 +29,14 @@ def test_export_writes_what_is_committed(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_export_again_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is there already, and is the same, is no reason to stop."""
+    """Identical existing files are no error."""
     for _ in range(2):
         assert main(["dashboards", "export", str(tmp_path)]) == 0
     assert not capsys.readouterr().err
 
 
 def test_export_replaces_only_when_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file that somebody has changed stays, and nothing else is written, unless --force says so."""
+    """A changed file is kept, and nothing is written, without --force."""
     (tmp_path / "grafana").mkdir()
     changed = tmp_path / "grafana" / "eventscope-overview.json"
     changed.write_text("{}", encoding="utf-8")
@@ -50,7 +50,7 @@ def test_export_replaces_only_when_told(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_export_leads_alerts_to_a_grafana(tmp_path: Path) -> None:
-    """With its address each link of each alert is whole; the dashboards, which are in it, stay as they are."""
+    """With an address the links of alerts are absolute; dashboards are unchanged."""
     assert main(["dashboards", "export", str(tmp_path), "--grafana-url", "https://grafana.example.com/sub/"]) == 0
     for name, path in COMMITTED.items():
         written = (tmp_path / name).read_text("utf-8")
@@ -62,7 +62,7 @@ def test_export_leads_alerts_to_a_grafana(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", ["grafana.example.com", "ftp://grafana", "https://", "https://g/?orgId=1"])
 def test_export_refuses_what_is_no_address(tmp_path: Path, address: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Before anything is written."""
+    """An invalid address is refused before any file is written."""
     with pytest.raises(SystemExit) as ended:
         main(["dashboards", "export", str(tmp_path / "new"), "--grafana-url", address])
     assert ended.value.code == 2
@@ -71,7 +71,7 @@ def test_export_refuses_what_is_no_address(tmp_path: Path, address: str, capsys:
 
 
 def test_export_says_why_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A line for people, no traceback."""
+    """A write error is one line, without a traceback."""
     (tmp_path / "file").write_text("", encoding="utf-8")
     assert main(["dashboards", "export", str(tmp_path / "file")]) == 1
     assert capsys.readouterr().err.startswith(f"mcp-eventscope: cannot write to {tmp_path / 'file'}: ")
@@ -79,7 +79,7 @@ def test_export_says_why_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("arguments", [[], ["dashboards"], ["dashboards", "export"], ["serve"]])
 def test_wrong_command_lines(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Status 2, and how it is used."""
+    """Status 2, and the usage."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
@@ -87,6 +87,6 @@ def test_wrong_command_lines(arguments: list[str], capsys: pytest.CaptureFixture
 
 
 def test_console_script() -> None:
-    """`mcp-eventscope` is this."""
+    """`mcp-eventscope` is an entry point."""
     (script,) = entry_points(group="console_scripts", name="mcp-eventscope")
     assert script.load() is main

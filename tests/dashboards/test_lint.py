@@ -1,4 +1,4 @@
-"""What Grafana's dashboard-linter asks for, and what makes a dashboard of use to somebody who has not read our docs."""
+"""Grafana's dashboard-linter rules, and our own for usable dashboards."""
 
 import re
 from datetime import timedelta
@@ -22,7 +22,7 @@ def _variable(uid: str, name: str) -> JSON:
 
 
 def _links(value: Any) -> list[str]:
-    """Every address below a value."""
+    """All addresses within a value."""
     if isinstance(value, dict):
         own = [value["url"]] if value.get("url") else []
         return own + [address for inner in value.values() for address in _links(inner)]
@@ -31,7 +31,7 @@ def _links(value: Any) -> list[str]:
 
 @pytest.mark.parametrize("uid", BOARDS)
 def test_can_be_provisioned(uid: str) -> None:
-    """Classic JSON, that a file provider takes as it is: no inputs to fill in, no number of another Grafana."""
+    """Classic JSON for file providers: no inputs, no numeric id."""
     board = BOARDS[uid]
     assert board["uid"] == uid
     assert len(uid) <= 40
@@ -48,7 +48,7 @@ def test_can_be_provisioned(uid: str) -> None:
 
 @pytest.mark.parametrize("uid", WATCHING)
 def test_variables(uid: str) -> None:
-    """The data source, and what is looked at, can be chosen; everything is, unless somebody does."""
+    """Data source, job and instance can be selected; all by default."""
     source = _variable(uid, "datasource")
     assert (source["type"], source["label"], source["query"]) == ("datasource", "Data source", "prometheus")
     for name in ("job", "instance"):
@@ -65,33 +65,42 @@ def test_variables(uid: str) -> None:
 
 @pytest.mark.parametrize("uid", WATCHING)
 def test_annotations(uid: str) -> None:
-    """Restarts and outages are seen on every panel."""
+    """Restarts and outages are on every panel."""
     annotations = BOARDS[uid]["annotations"]["list"]
-    assert [annotation["name"] for annotation in annotations] == ["Restarts", "Redis away"]
+    assert [annotation["name"] for annotation in annotations] == ["Restarts", "Redis unavailable"]
     assert all(annotation["datasource"]["uid"] == "${datasource}" for annotation in annotations)
 
 
 @pytest.mark.parametrize("uid", BOARDS)
 def test_panels_do_not_overlap(uid: str) -> None:
-    """Each has a place of its own, within the 24 columns."""
-    taken: set[tuple[int, int]] = set()
-    for panel in panels(uid):
-        place = panel["gridPos"]
-        cells = {
-            (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
-        }
-        assert not taken & cells, panel["title"]
-        assert place["x"] + place["w"] <= 24
-        taken |= cells
+    """Panels have disjoint places within the 24 columns; so have those of each collapsed row."""
+    shown: list[JSON] = BOARDS[uid]["panels"]
+    for group in (shown, *(panel["panels"] for panel in shown if panel.get("collapsed"))):
+        taken: set[tuple[int, int]] = set()
+        for panel in group:
+            place = panel["gridPos"]
+            cells = {
+                (x, y)
+                for x in range(place["x"], place["x"] + place["w"])
+                for y in range(place["y"], place["y"] + place["h"])
+            }
+            assert not taken & cells, panel["title"]
+            assert place["x"] + place["w"] <= 24
+            taken |= cells
+
+
+def test_overview_fits_one_screen() -> None:
+    """Without expanding a row, all panels of the overview fit into 1080 lines: 38 per row, below 100 of Grafana."""
+    rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in BOARDS[links.OVERVIEW]["panels"][:14])
+    assert all(panel["collapsed"] for panel in BOARDS[links.OVERVIEW]["panels"][14:])
+    assert 100 + 38 * rows <= 1080
 
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_panel_is_whole(name: str) -> None:
-    """A panel has a title, a data source that is chosen, a unit, and queries with names of their own."""
+    """A panel has a title, a templated data source, a unit, and queries with reference ids."""
     _, panel = DRAWN[name]
-    assert panel["type"] in {"timeseries", "stat", "heatmap", "table", "bargauge"}
+    assert panel["type"] in {"timeseries", "stat", "heatmap", "table"}
     assert panel["title"]
     assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
     assert panel["fieldConfig"]["defaults"]["unit"]
@@ -104,7 +113,7 @@ def test_panel_is_whole(name: str) -> None:
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_panel_says_what_is_normal(name: str) -> None:
-    """It says what it shows, what is normal, and what to do when it is not; and what it names as a panel is one."""
+    """A description states content, normal values and the remedy, and names existing panels."""
     _, panel = DRAWN[name]
     what, normal, otherwise = panel["description"].split("\n\n")
     assert len(what) > 15
@@ -117,7 +126,7 @@ def test_panel_says_what_is_normal(name: str) -> None:
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_links_lead_to_panels(name: str) -> None:
-    """A link leads to a dashboard of ours, takes along what was chosen, and what it shows is there."""
+    """A link leads to an existing panel, and keeps time range and variables."""
     _, panel = DRAWN[name]
     for address in _links(panel):
         found = re.fullmatch(r"/d/([\w-]+)\?(.*)", address)
@@ -125,19 +134,28 @@ def test_links_lead_to_panels(name: str) -> None:
         uid, query = found.groups()
         assert "${__url_time_range}" in query
         assert "${job:queryparam}" in query
-        view = re.search(r"&viewPanel=(\d+)", query)
-        assert view is None or int(view[1]) in {other["id"] for other in panels(uid)}, address
+        if query.endswith("&viewPanel=${__data.fields.section}"):
+            views = [int(section) for section in _sections(panel)]
+            assert len(views) == sum(target["expr"].count("\nor\n") + 1 for target in panel["targets"])
+        else:
+            views = [int(view) for view in re.findall(r"&viewPanel=(\d+)", query)]
+        assert set(views) <= {other["id"] for other in panels(uid)}, address
+
+
+def _sections(panel: JSON) -> list[str]:
+    """The sections of the runbook to which the rows of a table lead."""
+    return re.findall(r'"section", "(\d+)"', " ".join(target["expr"] for target in panel["targets"]))
 
 
 def test_panels_lead_to_the_runbook() -> None:
-    """Where something can be wrong, what to do about it is one click away."""
+    """Every section of the runbook is linked from a panel."""
     led = {uid: "".join(_links([panel for on, panel in drawn() if on == uid])) for uid in WATCHING}
     for number, section in enumerate(links.SECTIONS, 1):
         assert any(f"/d/{RUNBOOK}?" in text and f"viewPanel={number}" in text for text in led.values()), section
 
 
 def test_links_name_what_they_lead_to() -> None:
-    """A link to a panel is called as the panel is."""
+    """A link to a panel has its title."""
     titles = {(uid, panel["id"]): panel["title"] for uid in BOARDS for panel in panels(uid)}
     for _, panel in drawn():
         for link in panel["links"]:
@@ -149,7 +167,7 @@ def test_links_name_what_they_lead_to() -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_query_keeps_to_what_was_chosen(name: str) -> None:
-    """Every selector is of the jobs and instances that were chosen; redis_exporter's, of that one's."""
+    """Every selector uses the variables."""
     for selector in Query(TARGETS[name]["expr"]).selectors():
         prefix = "redis_" if selector.name.startswith("redis_") else ""
         assert selector.matchers["job"] == f"${prefix}job"
@@ -160,7 +178,7 @@ def test_query_keeps_to_what_was_chosen(name: str) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_query_counts_over_a_fitting_time(name: str) -> None:
-    """Lines use $__rate_interval. A single number is of all the time that is shown, which no line may be."""
+    """Lines use $__rate_interval, single numbers $__range."""
     target = TARGETS[name]
     wanted: timedelta = SHOWN if target["instant"] else RATE
     assert set(Query(target["expr"]).ranges(*COUNTING)) <= {wanted}
@@ -168,7 +186,7 @@ def test_query_counts_over_a_fitting_time(name: str) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_counters_are_counted(name: str) -> None:
-    """A counter is never shown as it is: it says nothing but how long a process has lived."""
+    """Counters appear only within rate or increase."""
     query = Query(TARGETS[name]["expr"])
     counters = {s.name for s in query.selectors() if re.search(r"_(total|count|sum|bucket)$", s.name)}
     assert counters <= query.counted(*COUNTING)
@@ -176,14 +194,14 @@ def test_counters_are_counted(name: str) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_histograms_have_exemplars(name: str) -> None:
-    """From a quantile or a bucket of a resume to a trace."""
+    """Histogram queries request exemplars."""
     target = TARGETS[name]
     if "_bucket{" in target["expr"] and not target["instant"]:
-        assert target["exemplar"] or "commit_events" in target["expr"]
+        assert target["exemplar"] or "commit_batch_size" in target["expr"]
 
 
 def test_an_outcome_has_one_colour() -> None:
-    """Whatever is coloured by its name has the same colour on all panels."""
+    """An outcome has the same colour on all panels."""
     colours: dict[str, set[str]] = {}
     for _, panel in drawn():
         for override in panel["fieldConfig"]["overrides"]:

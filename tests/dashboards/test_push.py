@@ -1,4 +1,4 @@
-"""`mcp-eventscope dashboards push`, against a stub that speaks the part of Grafana's HTTP API that is documented."""
+"""`mcp-eventscope dashboards push`, against a stub of Grafana's HTTP API."""
 
 import json
 import threading
@@ -16,7 +16,7 @@ TOKEN = "glsa_hunter2"
 
 
 class Grafana(ThreadingHTTPServer):
-    """Folders and dashboards, as Grafana answers for them: `POST /api/dashboards/db` and `/api/folders`."""
+    """Folders and dashboards behind `POST /api/dashboards/db` and `/api/folders`."""
 
     def __init__(self) -> None:
         super().__init__((HOST, 0), _Handler)
@@ -27,7 +27,7 @@ class Grafana(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Its address, with the path that it is served below."""
+        """The address, with a path."""
         return f"http://{HOST}:{self.server_address[1]}{self.path}"
 
 
@@ -35,7 +35,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: Grafana
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def _answer(self, status: int, body: dict[str, Any]) -> None:
         content = json.dumps(body).encode()
@@ -55,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def do_GET(self) -> None:
-        """Look a folder up."""
+        """Look up a folder."""
         uid = self.path.removeprefix(f"{self.server.path}/api/folders/")
         if self._refused():
             return
@@ -65,7 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, {"message": "folder not found"})
 
     def do_POST(self) -> None:
-        """Make a folder, or a dashboard."""
+        """Create a folder or a dashboard."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self._refused():
             return
@@ -86,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def grafana() -> Iterator[Grafana]:
-    """One that is empty."""
+    """An empty Grafana."""
     with Grafana() as server:
         serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         serving.start()
@@ -97,7 +97,7 @@ def grafana() -> Iterator[Grafana]:
 
 @pytest.mark.parametrize("path", ["", "/grafana"])
 def test_push(grafana: Grafana, capsys: pytest.CaptureFixture[str], path: str) -> None:
-    """All dashboards are imported into a folder of their own, whatever path Grafana has; twice replaces them."""
+    """All dashboards are imported into a folder, below any path; a second push replaces them."""
     grafana.path = path
     for _ in range(2):
         assert main(["dashboards", "push", "--grafana", grafana.url, "--token", TOKEN]) == 0
@@ -115,7 +115,7 @@ def test_push(grafana: Grafana, capsys: pytest.CaptureFixture[str], path: str) -
 def test_token_of_the_environment(
     grafana: Grafana, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A token need not be on the command line; without one nothing is tried."""
+    """The token can come from the environment; without one nothing is sent."""
     monkeypatch.delenv("GRAFANA_TOKEN", raising=False)
     assert main(["dashboards", "push", "--grafana", grafana.url]) == 1
     assert "GRAFANA_TOKEN" in capsys.readouterr().err
@@ -125,7 +125,7 @@ def test_token_of_the_environment(
 
 
 def test_refusals(grafana: Grafana, capsys: pytest.CaptureFixture[str]) -> None:
-    """A wrong token, a role that may not write, and no Grafana at all: each says what to do, and not the token."""
+    """A wrong token, a missing role, and an unreachable Grafana: each error has a remedy, and no token."""
     assert main(["dashboards", "push", "--grafana", grafana.url, "--token", "glsa_wrong"]) == 1
     wrong = capsys.readouterr().err
     assert "does not know this token" in wrong

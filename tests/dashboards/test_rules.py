@@ -1,4 +1,4 @@
-"""The rules: Prometheus takes them, and each alert fires when it should, and does not when it should not."""
+"""Rules: accepted by Prometheus; each alert fires when it should, and only then."""
 
 import re
 import subprocess
@@ -18,12 +18,12 @@ REPLAYS = "eventscope_replay_duration_seconds_count"
 
 
 def resumes(**outcomes: str) -> dict[str, str]:
-    """Counters of resumes, by how they ended."""
+    """Counters of resumes by outcome."""
     return {f'{REPLAYS}{{outcome="{outcome}"}}': values for outcome, values in outcomes.items()}
 
 
 def histogram(name: str, buckets: dict[str, str], **labels: str) -> dict[str, str]:
-    """A histogram, by its buckets; the last is all of them."""
+    """A histogram by its buckets; the last one contains all."""
     own = "".join(f', {label}="{value}"' for label, value in labels.items())
     series = {f'{name}_bucket{{le="{le}"{own}}}': values for le, values in buckets.items()}
     return series | {f"{name}_count{{{own.removeprefix(', ')}}}": list(buckets.values())[-1]}
@@ -63,7 +63,7 @@ CASES = [
     Case(
         "EventscopeResumesFailing",
         "clients leave in the middle of replays: their own doing",
-        resumes(resumed="0+4x70", client_gone="0+4x70", cancelled="0+4x70"),
+        resumes(resumed="0+4x70", client_disconnected="0+4x70", cancelled="0+4x70"),
         "65m",
     ),
     Case(
@@ -151,46 +151,78 @@ CASES = [
     ),
     Case(
         "EventscopeStoreErrors",
-        "one a second is refused",
-        {'eventscope_errors_total{operation="store", error_type="rejected"}': "0+60x20"},
+        "one event per second is refused, of four",
+        {
+            'eventscope_errors_total{operation="store", error_type="rejected"}': "0+60x20",
+            'eventscope_store_duration_seconds_count{outcome="ok"}': "0+180x20",
+        },
         "12m",
         [{"operation": "store", "error_type": "rejected"}],
-        "1",
+        "25%",
+        rate="1",
     ),
     Case(
         "EventscopeStoreErrors",
-        "one, once",
-        {'eventscope_errors_total{operation="store", error_type="rejected"}': "0x3 1x20"},
+        "one replay in a hundred fails",
+        {
+            'eventscope_errors_total{operation="replay", error_type="unavailable"}': "0+6x20",
+            'eventscope_replay_duration_seconds_count{outcome="resumed"}': "0+500x20",
+            'eventscope_replay_duration_seconds_count{outcome="caught_up"}': "0+94x20",
+        },
+        "12m",
+        [{"operation": "replay", "error_type": "unavailable"}],
+        "1%",
+        rate="0.1",
+    ),
+    Case(
+        "EventscopeStoreErrors",
+        "reads of followed streams fail, and nothing is delivered",
+        {
+            'eventscope_errors_total{operation="follow", error_type="unavailable"}': "0+60x20",
+            "eventscope_events_followed_total{}": "0x20",
+        },
+        "12m",
+        [{"operation": "follow", "error_type": "unavailable"}],
+        "100%",
+        rate="1",
+    ),
+    Case(
+        "EventscopeStoreErrors",
+        "one error, once",
+        {
+            'eventscope_errors_total{operation="store", error_type="rejected"}': "0x3 1x20",
+            'eventscope_store_duration_seconds_count{outcome="ok"}': "0+60x20",
+        },
         "9m",
     ),
     Case(
         "EventscopeEventsLost",
         "the backlog was full",
-        {'eventscope_lost_events_total{reason="overflow"}': "0x5 100x20"},
+        {'eventscope_events_lost_total{reason="overflow"}': "0x5 100x20"},
         "10m",
         [{"reason": "overflow"}],
         "100",
     ),
-    Case("EventscopeEventsLost", "none", {'eventscope_lost_events_total{reason="overflow"}': "0x30"}, "25m"),
+    Case("EventscopeEventsLost", "none", {'eventscope_events_lost_total{reason="overflow"}': "0x30"}, "25m"),
     Case(
         "EventscopeEventsLost",
         "half an hour ago",
-        {'eventscope_lost_events_total{reason="overflow"}': "0x5 100x40"},
+        {'eventscope_events_lost_total{reason="overflow"}': "0x5 100x40"},
         "35m",
     ),
     Case(
         "EventscopeBacklogGrowing",
         "by two hundred a minute, in two workers",
         {
-            'eventscope_backlog_events{instance="a"}': "0+200x15",
-            'eventscope_backlog_events{instance="b"}': "0+200x15",
+            'eventscope_backlog_length{instance="a"}': "0+200x15",
+            'eventscope_backlog_length{instance="b"}': "0+200x15",
         },
         "10m",
         [{}],
         "4k",
     ),
-    Case("EventscopeBacklogGrowing", "it is being stored", {"eventscope_backlog_events{}": "9000-500x15"}, "10m"),
-    Case("EventscopeBacklogGrowing", "a little", {"eventscope_backlog_events{}": "0+20x15"}, "10m"),
+    Case("EventscopeBacklogGrowing", "it is being stored", {"eventscope_backlog_length{}": "9000-500x15"}, "10m"),
+    Case("EventscopeBacklogGrowing", "a little", {"eventscope_backlog_length{}": "0+20x15"}, "10m"),
     # -- how long events are kept -------------------------------------------------------------------------------------
     Case(
         "EventscopeTTLHeadroomLow",
@@ -218,8 +250,13 @@ CASES = [
         histogram("eventscope_resume_ttl_ratio", {"0.9": "0x100", "+Inf": "0x100"}),
         "90m",
     ),
-    Case("EventscopeTTLMissing", "no TTL", {"eventscope_ttl_seconds{}": "0x30"}, "15m", [{}]),
-    Case("EventscopeTTLMissing", "a worker starts, and says 0", {"eventscope_ttl_seconds{}": "0 0 3600x30"}, "15m"),
+    Case("EventscopeTTLMissing", "no TTL", {"eventscope_degraded{}": "0x30"}, "15m", [{}]),
+    Case(
+        "EventscopeTTLMissing",
+        "a TTL",
+        {"eventscope_degraded{}": "0x30", "eventscope_ttl_seconds{}": "3600x30"},
+        "15m",
+    ),
     Case(
         "EventscopeKeysWithoutTTL",
         "somebody else's keys",
@@ -231,7 +268,7 @@ CASES = [
     Case(
         "EventscopeKeysWithoutTTL",
         "there is no TTL: another alert says so",
-        {"eventscope_ttl_seconds{}": "0x60", "eventscope_redis_keys_without_ttl{}": "3x60"},
+        {"eventscope_redis_keys_without_ttl{}": "3x60"},
         "40m",
     ),
     Case(
@@ -270,7 +307,7 @@ CASES = [
     Case(
         "EventscopeFollowersGrowing",
         "five for each session",
-        {"eventscope_followers{}": "500x60", "eventscope_sessions{}": "100x60"},
+        {"eventscope_streams_followed{}": "500x60", "eventscope_sessions_active{}": "100x60"},
         "40m",
         [{}],
         "500",
@@ -278,18 +315,18 @@ CASES = [
     Case(
         "EventscopeFollowersGrowing",
         "more clients: as many sessions",
-        {"eventscope_followers{}": "100+10x60", "eventscope_sessions{}": "90+10x60"},
+        {"eventscope_streams_followed{}": "100+10x60", "eventscope_sessions_active{}": "90+10x60"},
         "50m",
     ),
     Case(
         "EventscopeFollowersGrowing",
         "few",
-        {"eventscope_followers{}": "90x60", "eventscope_sessions{}": "1x60"},
+        {"eventscope_streams_followed{}": "90x60", "eventscope_sessions_active{}": "1x60"},
         "40m",
     ),
     # -- Redis --------------------------------------------------------------------------------------------------------
-    Case("EventscopeRedisEvicting", "ten", {"eventscope_redis_evicted_keys_total{}": "0x5 10x20"}, "10m", [{}], "10"),
-    Case("EventscopeRedisEvicting", "none", {"eventscope_redis_evicted_keys_total{}": "5x20"}, "10m"),
+    Case("EventscopeRedisEvicting", "ten", {"eventscope_redis_keys_evicted_total{}": "0x5 10x20"}, "10m", [{}], "10"),
+    Case("EventscopeRedisEvicting", "none", {"eventscope_redis_keys_evicted_total{}": "5x20"}, "10m"),
     Case(
         "EventscopeRedisMemoryNearLimit",
         "95 of 100",
@@ -316,20 +353,20 @@ CASES = [
         "EventscopeMetricsAbsent",
         "one job of two has gone",
         {
-            'eventscope_ttl_seconds{job="one", store="default"}': "3600x100",
-            'eventscope_ttl_seconds{job="two", store="default"}': "3600x20 stale",
+            'eventscope_build_info{job="one", store="default"}': "1x100",
+            'eventscope_build_info{job="two", store="default"}': "1x20 stale",
         },
         "70m",
         [{"job": "two"}],
         who={},
     ),
-    Case("EventscopeMetricsAbsent", "all is well", {"eventscope_ttl_seconds{}": "3600x100"}, "90m"),
+    Case("EventscopeMetricsAbsent", "all is well", {"eventscope_build_info{}": "1x100"}, "90m"),
     Case(
         "EventscopeMetricsAbsent",
         "a worker is replaced by another",
         {
-            'eventscope_ttl_seconds{instance="a"}': "3600x20 stale",
-            'eventscope_ttl_seconds{instance="b"}': "_x20 3600x60",
+            'eventscope_build_info{instance="a"}': "1x20 stale",
+            'eventscope_build_info{instance="b"}': "_x20 1x60",
         },
         "60m",
     ),
@@ -348,21 +385,35 @@ CASES = [
         "9m",
     ),
     Case(
-        "EventscopeRedisUnsampled",
+        "EventscopeSessionsRefused",
+        "two requests per second hit the limit",
+        {'eventscope_sessions_refused_total{reason="limit"}': "0+120x20"},
+        "12m",
+        [{"reason": "limit"}],
+        "2",
+    ),
+    Case(
+        "EventscopeSessionsRefused",
+        "clients of ended sessions",
+        {'eventscope_sessions_refused_total{reason="unknown"}': "0+120x20"},
+        "12m",
+    ),
+    Case(
+        "EventscopeRedisStatsStale",
         "every sample fails",
         {
-            'eventscope_redis_sample_duration_seconds_count{outcome="error"}': "0+2x40",
-            'eventscope_redis_sample_duration_seconds_count{outcome="ok"}': "7x40",
+            'eventscope_redis_stats_duration_seconds_count{outcome="error"}': "0+2x40",
+            'eventscope_redis_stats_duration_seconds_count{outcome="ok"}': "7x40",
         },
         "30m",
         [{}],
     ),
     Case(
-        "EventscopeRedisUnsampled",
+        "EventscopeRedisStatsStale",
         "one did",
         {
-            'eventscope_redis_sample_duration_seconds_count{outcome="error"}': "0x5 1x40",
-            'eventscope_redis_sample_duration_seconds_count{outcome="ok"}': "0+2x40",
+            'eventscope_redis_stats_duration_seconds_count{outcome="error"}': "0x5 1x40",
+            'eventscope_redis_stats_duration_seconds_count{outcome="ok"}': "0+2x40",
         },
         "15m",
     ),
@@ -370,7 +421,7 @@ CASES = [
 
 
 def test_prometheus_takes_them() -> None:
-    """`promtool check rules`, and whatever it only warns of."""
+    """`promtool check rules` passes, without warnings."""
     promtool = program("promtool", "prometheus")
     files = sorted(str(path) for path in PROMETHEUS.glob("*.yaml"))
     command = [promtool, "check", "rules", "--lint=all", "--lint-fatal", *files]
@@ -379,12 +430,12 @@ def test_prometheus_takes_them() -> None:
 
 
 def test_alerts_fire_and_do_not(tmp_path: Path) -> None:
-    """In each situation, what is told is what should be, to the letter."""
+    """In each case exactly the expected alerts and annotations."""
     assert not said_by_promtool(CASES, tmp_path)
 
 
 def test_a_wrong_case_is_found(tmp_path: Path) -> None:
-    """An alert that fires and is not expected, and one that is and does not, are told: the test can fail."""
+    """A wrong expectation fails: the test can fail."""
     for case in (CASES[0], CASES[2]):
         other = replace(case, fires=[] if case.fires else [{}])
         assert case.alert in said_by_promtool([other], tmp_path)
@@ -392,23 +443,23 @@ def test_a_wrong_case_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ALERTS)
 def test_every_alert_has_both(name: str) -> None:
-    """A case in which it fires, and one in which it does not."""
+    """Every alert has a case in which it fires, and one in which it does not."""
     assert {bool(case.fires) for case in CASES if case.alert == name} == {True, False}
 
 
 @pytest.mark.parametrize("name", ALERTS)
 def test_every_alert_leads_on(name: str) -> None:
-    """It has a section in the runbook with the three things that it should say, and leads to it and to a dashboard."""
+    """Every alert has a section of the runbook with three parts, and links to it and to a dashboard."""
     assert name in links.SECTIONS
     section = RUNBOOK.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
-    for part in ("**What it means.**", "**How to confirm.**", "**What to do"):
+    for part in ("**Meaning.**", "**Diagnosis.**", "**Mitigation"):
         assert section.count(part) == 1, part
     assert ALERTS[name].dashboard in {links.OVERVIEW, links.RESUME, links.REDIS}
     assert ALERTS[name].severity in {"critical", "warning"}
 
 
 def test_alerts_and_sections_are_the_same() -> None:
-    """No section without an alert, and all in the same order: of the alerts, of the page, of the links."""
+    """Alerts and sections correspond, in the same order."""
     names = [alert.name for alert in alerts()]
     assert names == re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE)
     assert set(names) == set(links.SECTIONS)

@@ -31,7 +31,7 @@ def counted(*, outcome: str = "resumed", replayed: int = 2, followed: int = 9, m
     return Figures.of(
         f'{names.REPLAY_SECONDS}_count{{outcome="{outcome}"}} 1\n'
         f"{names.REPLAYED_EVENTS}_sum {replayed}\n"
-        f"# TYPE {names.FOLLOWED_EVENTS} counter\n{names.FOLLOWED_EVENTS} {followed}\n{more}"
+        f"# TYPE {names.EVENTS_FOLLOWED} counter\n{names.EVENTS_FOLLOWED} {followed}\n{more}"
     )
 
 
@@ -103,9 +103,9 @@ def test_the_verdict_finds_what_the_client_saw(moments: list[Moment], fault: str
         ({"b": counted(followed=10)}, "11 messages came on the resumed stream, but /metrics of B counts 12"),
         ({"a": counted(), "b": NOTHING}, "11 messages came on the resumed stream, but /metrics of B counts 0"),
         ({"a": counted(replayed=0, followed=1)}, "/metrics of A counts 1 messages on resumed streams, and served none"),
-        ({"b": counted(more=f"{names.MISSING_EVENTS} 1\n")}, "/metrics of B reports 1 events that were owed and gone"),
+        ({"b": counted(more=f"{names.EVENTS_MISSING} 1\n")}, "/metrics of B reports 1 events that were owed and gone"),
         ({"a": Figures.of(orphans(1))}, "0 requests lost their worker, but /metrics counts 1"),
-        ({"a": Figures.of(f"{names.CORRUPT_EVENTS} 2\n")}, "/metrics of A reports 2 events that could not be read"),
+        ({"a": Figures.of(f"{names.EVENTS_CORRUPT} 2\n")}, "/metrics of A reports 2 events that could not be read"),
         ({"a": Figures.of(f'{names.ERRORS}{{operation="store"}} 3\n')}, "/metrics of A reports 3 failed operations"),
     ],
 )

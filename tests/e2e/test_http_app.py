@@ -160,9 +160,14 @@ async def test_store_is_instrumented_once(valkey_url: str, registry: CollectorRe
         await client.initialize()
     await redis.aclose()
     names = {metric.name for metric in registry.collect()}
-    assert "eventscope_stored_events" in names
-    assert registry.get_sample_value("eventscope_stored_events_total", {"store": "mine", "kind": "response"}) == 1
-    assert registry.get_sample_value("eventscope_stored_events_total", {"store": "default", "kind": "response"}) is None
+    assert "eventscope_events_stored" in names
+    assert (
+        registry.get_sample_value("eventscope_events_stored_total", {"store": "mine", "message_type": "response"}) == 1
+    )
+    assert (
+        registry.get_sample_value("eventscope_events_stored_total", {"store": "default", "message_type": "response"})
+        is None
+    )
 
 
 async def test_options_reach_the_sdk(valkey_url: str, registry: CollectorRegistry, connect: Connect) -> None:
@@ -273,7 +278,7 @@ async def test_inert_modes(valkey_url: str, registry: CollectorRegistry, log: Re
     """A mode in which nothing can be resumed is said."""
     options: dict[str, bool] = {mode: True}
     http_app(MCPServer("s"), redis_url=valkey_url, registry=registry, logger=log, **options)  # type: ignore[arg-type]
-    (inert,) = log.named("event_store.inert")
+    (inert,) = log.named("event_store.resumption_disabled")
     assert str(inert["mode"]) in mode
 
 
@@ -284,7 +289,7 @@ async def test_revision_that_cannot_resume(valkey_url: str, registry: CollectorR
         for _ in range(2):
             async with Client(f"{url}/mcp") as client:
                 assert (await client.call_tool("echo", {"text": "x"})).structured_content == {"result": "x"}
-    (inert,) = log.named("event_store.inert")
+    (inert,) = log.named("event_store.resumption_disabled")
     assert inert["mode"] == "protocol revision 2026-07-28"
     assert "legacy" in inert["fix"]
 

@@ -16,11 +16,11 @@ from support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
-SESSIONS = "eventscope_sessions"
-BEGUN = "eventscope_sessions_begun_total"
-STORED = "eventscope_stored_events_total"
-FOLLOWERS = "eventscope_followers"
-FOLLOWED = "eventscope_followed_events_total"
+SESSIONS = "eventscope_sessions_active"
+BEGUN = "eventscope_sessions_started_total"
+STORED = "eventscope_events_stored_total"
+FOLLOWERS = "eventscope_streams_followed"
+FOLLOWED = "eventscope_events_followed_total"
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ async def test_quickstart(server: subprocess.Popen[bytes], port: int) -> None:
     assert seen.numbers == [1]
     assert result.structured_content == {"result": "counted to 1"}
     metrics = text_string_to_metric_families(httpx2.get(f"{url}/metrics").text)
-    (stored,) = (metric for metric in metrics if metric.name == "eventscope_stored_events")
-    kinds = {sample.labels["kind"]: sample.value for sample in stored.samples if sample.name.endswith("_total")}
+    (stored,) = (metric for metric in metrics if metric.name == "eventscope_events_stored")
+    kinds = {sample.labels["message_type"]: sample.value for sample in stored.samples if sample.name.endswith("_total")}
     assert kinds["notification"] == 1, "the progress"
     assert kinds["response"] >= 2, "to initialize, and to the call"

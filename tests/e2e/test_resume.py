@@ -220,19 +220,19 @@ async def test_figures(client: RawClient, steered: Steered, registry: CollectorR
 
     async with cut_after(client, steered, "a") as before:
         steered.step("work", "b", "c")
-        await until(lambda: sample("stored_events_total", kind="notification") == 3)
+        await until(lambda: sample("events_stored_total", message_type="notification") == 3)
         async with client.get(before[-1].id) as response:
             stream = events(response)
             for _ in "bc":
                 await anext(stream)
-            await until(lambda: sample("followers") == 1)
+            await until(lambda: sample("streams_followed") == 1)
             steered.finish("work")
             await anext(stream)
-    await until(lambda: sample("followers") == 0)
+    await until(lambda: sample("streams_followed") == 0)
     assert sample("replay_duration_seconds_count", outcome="resumed") == 1
     assert sample("replay_events_sum") == 2
     assert sample("resume_age_seconds_count") == 1
-    assert sample("followed_events_total") == 1
+    assert sample("events_followed_total") == 1
     assert sample("follow_duration_seconds_count", outcome="completed") == 1
     assert sample("errors_total", operation="replay", error_type="unavailable") == 0
 
@@ -248,4 +248,4 @@ async def test_shutdown_with_a_follower(
             response = client.get(before[0].id)
             await response.__aenter__()
     await response.__aexit__(None, None, None)
-    assert registry.get_sample_value("eventscope_followers", {"store": "default"}) == 0
+    assert registry.get_sample_value("eventscope_streams_followed", {"store": "default"}) == 0

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.anyio
 
 TOKEN = "s3cret"
 BEARER = {"authorization": f"Bearer {TOKEN}"}
-FOLLOWERS = "eventscope_followers"
-STORED = "eventscope_stored_events_total"
-SAMPLES = "eventscope_redis_sample_duration_seconds_count"
+FOLLOWERS = "eventscope_streams_followed"
+STORED = "eventscope_events_stored_total"
+SAMPLES = "eventscope_redis_stats_duration_seconds_count"
 PORT = free_port()
 SCRAPE = f"http://{HOST}:{PORT}/metrics"
 
@@ -68,7 +68,7 @@ async def test_sums(workers: Tree) -> None:
             tasks.start_soon(call)
     for url in (SCRAPE, *[f"{workers.url}/scraped"] * 8):
         after = await figures(url)
-        assert after.since(before).total(STORED, kind="response") == 24
+        assert after.since(before).total(STORED, message_type="response") == 24
         assert after.total("eventscope_ttl_seconds", store="default") == 3600
     counted = [file for file in workers.metrics.glob("counter_*.db") if file.stat().st_size]
     assert len(counted) >= 4
@@ -96,7 +96,7 @@ async def test_sampled_by_one() -> None:
     async def sampled() -> bool:
         seen = await figures()
         by = seen.by(SAMPLES, "outcome")
-        return by.get("ok", 0) > 1 and by.get("elsewhere", 0) > 1 and seen.total("eventscope_redis_keys") > 0
+        return by.get("ok", 0) > 1 and by.get("other_worker", 0) > 1 and seen.total("eventscope_redis_keys") > 0
 
     await until(sampled)
     seen = await figures()

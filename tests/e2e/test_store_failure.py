@@ -51,9 +51,11 @@ async def test_redis_dies_in_the_middle_of_a_call(
     assert value("eventscope_degradations_total", {"store": "default", "reason": "connection"}) == 1
     assert value("eventscope_degraded", {"store": "default"}) == 1
     # Lost with the process, since Redis did not come back: both calls' events, from the first that was not stored.
-    lost = value("eventscope_lost_events_total", {"store": "default", "reason": "shutdown"})
+    lost = value("eventscope_events_lost_total", {"store": "default", "reason": "shutdown"})
     accepted = value("eventscope_events_accepted_total", {"store": "default"})
-    stored = sum(value("eventscope_stored_events_total", {"store": "default", "kind": kind}) or 0 for kind in KINDS)
+    stored = sum(
+        value("eventscope_events_stored_total", {"store": "default", "message_type": kind}) or 0 for kind in KINDS
+    )
     assert lost is not None
     assert lost >= 5
     assert accepted == stored + lost

@@ -114,7 +114,7 @@ async def test_ends_at_the_limit(store: RedisEventStore) -> None:
     last = (await store.append("1", note(0))).event_id
     started = time.monotonic()
     facts = await store.follow("1", last, Collected(), limit=0.1)
-    assert facts == FollowResult(last_event_id=last, end=FollowEnd.LIMIT)
+    assert facts == FollowResult(last_event_id=last, end=FollowEnd.TIMEOUT)
     assert 0.1 <= time.monotonic() - started < 5
 
 
@@ -130,7 +130,7 @@ async def test_standalone_stream_goes_on(store: RedisEventStore) -> None:
     first = (await store.append(GET_STREAM_KEY, None)).event_id
     await store.append(GET_STREAM_KEY, answer())
     facts = await store.follow(GET_STREAM_KEY, first, Collected(), limit=0.05)
-    assert (facts.end, facts.delivered) == (FollowEnd.LIMIT, 1)
+    assert (facts.end, facts.delivered) == (FollowEnd.TIMEOUT, 1)
 
 
 async def test_many_follow_one_stream(store: RedisEventStore) -> None:

@@ -143,7 +143,7 @@ async def test_limit(store: RedisEventStore, other: RedisEventStore) -> None:
             follower = Follower(each, talker, limit=limit)
             with in_time(3):
                 await follower()
-            assert follower.facts == FollowResult(last_event_id=talker.ids[0], end=FollowEnd.LIMIT)
+            assert follower.facts == FollowResult(last_event_id=talker.ids[0], end=FollowEnd.TIMEOUT)
 
 
 async def test_many_followers_of_one_stream(store: RedisEventStore, other: RedisEventStore) -> None:
@@ -367,5 +367,5 @@ async def test_request_of_a_dead_worker_that_redis_has_lost(
     with in_time(20):
         await follower()
     assert follower.facts is not None
-    assert (follower.facts.end, follower.facts.orphaned, follower.received.ids) == (FollowEnd.GONE, False, [])
+    assert (follower.facts.end, follower.facts.orphaned, follower.received.ids) == (FollowEnd.WORKER_LOST, False, [])
     assert not await redis_client.exists(f"{talker.part.key_prefix}requests")

@@ -184,7 +184,7 @@ async def test_corrupt_header(
     assert len(facts.corrupt) + facts.missing == 1
     with in_time(5):
         followed = await reader.for_session("s").follow("1", facts.last_event_id, received, limit=0.1)
-    assert (followed.delivered, followed.end) == (0, FollowEnd.LIMIT)
+    assert (followed.delivered, followed.end) == (0, FollowEnd.TIMEOUT)
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"rubbish", b"\n", b"-1 1\n{}", b"\xff"])
@@ -301,7 +301,7 @@ async def test_number_that_was_never_given_out(store: RedisEventStore, reader: R
             facts = await reader.for_session("s").replay(forged, received, stream_id="1")
             assert (facts.miss, facts.delivered) == (None, 0)
             followed = await reader.for_session("s").follow("1", forged, received, limit=0.05)
-        assert (followed.end, followed.last_event_id, received.ids) == (FollowEnd.LIMIT, forged, [])
+        assert (followed.end, followed.last_event_id, received.ids) == (FollowEnd.TIMEOUT, forged, [])
 
 
 @pytest.mark.parametrize("worker", ["0123456789ab", "own"])
@@ -330,7 +330,7 @@ async def test_run_of_a_living_worker_that_never_was(store: RedisEventStore, red
         facts = await other.for_session("s").replay(forged, Received(), stream_id="1")
         assert facts.miss is None
         followed = await other.for_session("s").follow("1", forged, Received(), limit=20)
-    assert (followed.end, followed.delivered) == (FollowEnd.GONE, 0)
+    assert (followed.end, followed.delivered) == (FollowEnd.WORKER_LOST, 0)
     entries = await redis_client.hkeys(f"{talker.part.key_prefix}requests")
     assert [each.decode() if isinstance(each, bytes) else each for each in entries] == [run_of(talker.ids[0])]
 

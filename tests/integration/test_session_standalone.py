@@ -127,7 +127,7 @@ async def test_positions_that_were_never_given_out(store: RedisEventStore, other
                 facts = await each.replay(cursor, received, stream_id=GET_STREAM_KEY)
                 assert facts.miss is None
                 followed = await each.follow(GET_STREAM_KEY, cursor, received, limit=0.05)
-                assert followed.end is FollowEnd.LIMIT
+                assert followed.end is FollowEnd.TIMEOUT
         assert set(received.contents) <= {0, 1}
 
 

@@ -24,7 +24,8 @@ class Case:
     """One alert, in one situation.
 
     `series` are values in promtool's notation, by selector without `job` and `store`. `fires` are the labels of what is
-    told beside these two; none: nothing is. `value` is how the annotations say it. `when`, `every`: durations.
+    told beside these two; none: nothing is. `value` and `rate` are the numbers in
+    its annotations. `when`, `every`: durations.
     """
 
     alert: str
@@ -33,6 +34,7 @@ class Case:
     when: str
     fires: Sequence[Mapping[str, str]] = ()
     value: str = ""
+    rate: str = ""
     every: str = "1m"
     who: Mapping[str, str] = field(default_factory=lambda: dict(WHO))
 
@@ -78,6 +80,7 @@ class Case:
             lambda found: found[2] + known[found[1]] if found[1] in known else "",
             template,
         )
+        text = re.sub(r"\{\{ with printf .*?\{\{ end \}\}", self.rate, text)
         text = re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda found: known.get(found[1], ""), text)
         return re.sub(r"\{\{ \$value[^}]*\}\}", self.value, text)
 

@@ -46,10 +46,10 @@ class Query:
         for node in _nodes(self.expression):
             below = [_selector(n) for n in _nodes(node) if isinstance(n, promql_parser.VectorSelector)]
             if isinstance(node, promql_parser.AggregateExpr) and node.modifier is not None:
-                yield set(node.modifier.labels), below
+                yield set(node.modifier.labels) - _added(node), below
             elif isinstance(node, promql_parser.BinaryExpr) and node.modifier is not None:
                 matching = node.modifier.matching
-                yield set(matching.labels if matching is not None else ()), below
+                yield set(matching.labels if matching is not None else ()) - _added(node), below
 
     def ranges(self, *functions: str) -> list[timedelta]:
         """The ranges that these functions are applied to."""
@@ -97,6 +97,14 @@ def _nodes(root: promql_parser.Expr) -> list[promql_parser.Expr]:
     nodes: list[promql_parser.Expr] = []
     promql_parser.walk(root, nodes.append)
     return nodes
+
+
+def _added(root: promql_parser.Expr) -> set[str]:
+    """The labels that `label_replace` adds below a node."""
+    calls = (
+        node for node in _nodes(root) if isinstance(node, promql_parser.Call) and node.func.name == "label_replace"
+    )
+    return {str(call.args[1].val) for call in calls if call.func.name == "label_replace"}
 
 
 def _selector(node: promql_parser.VectorSelector) -> Selector:

@@ -1,4 +1,4 @@
-"""Real telemetry: a registry, an exporter that keeps spans, a logger that remembers."""
+"""Real telemetry: a registry, an in-memory span exporter, a recording logger."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -25,7 +25,7 @@ from support.waiting import CEILING
 
 @dataclass
 class Scope:
-    """Everything that a store tells."""
+    """All signals of a store."""
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     exporter: InMemorySpanExporter = field(default_factory=InMemorySpanExporter)
@@ -36,7 +36,7 @@ class Scope:
         self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
 
     def instrument(self, store: EventStore, name: str = "default") -> InstrumentedEventStore:
-        """The store, decorated."""
+        """Decorate a store."""
         return InstrumentedEventStore(
             store, name=name, registry=self.registry, tracer_provider=self.provider, logger=self.log
         )
@@ -46,25 +46,25 @@ class Scope:
         return self.registry.get_sample_value(f"eventscope_{name}", {"store": "default", **labels})
 
     def spans(self) -> list[ReadableSpan]:
-        """The spans that have ended, in that order."""
+        """Ended spans, in order."""
         return list(self.exporter.get_finished_spans())
 
 
 @pytest.fixture
 def scope() -> Scope:
-    """Telemetry of this test's own."""
+    """Telemetry for one test."""
     return Scope()
 
 
 @pytest.fixture
 def redis() -> FakeAsyncRedis:
-    """A Redis of this test's own."""
+    """A Redis for one test."""
     return FakeAsyncRedis()
 
 
 @dataclass
 class Rig:
-    """Workers of one Redis, in this process, and what they tell: the store of each has a name."""
+    """Workers on one Redis, in this process, with their signals. The store of each worker has a name."""
 
     scope: Scope
     redis: Redis
@@ -74,7 +74,7 @@ class Rig:
     async def serve(
         self, name: str = "default", store: EventStore | None = None, steered: Steered | None = None, **options: object
     ) -> RawClient:
-        """Serve a worker; returns a client of it that has no session yet."""
+        """Serve a worker; returns a client of it without a session."""
         bare = store or RedisEventStore(self.redis, key_prefix=self.prefix, ttl=3600)
         instrumented = self.scope.instrument(bare, name)
         served = (steered or Steered()).mcp
@@ -86,23 +86,23 @@ class Rig:
         return RawClient(http, "http://127.0.0.1:8000/mcp")
 
     def live(self, name: str = "default") -> float | None:
-        """The sessions that a worker serves."""
-        return self._value("eventscope_sessions", store=name)
+        """Active sessions of a worker."""
+        return self._value("eventscope_sessions_active", store=name)
 
     def begun(self, origin: str, name: str = "default") -> float | None:
-        """How many began there so."""
-        return self._value("eventscope_sessions_begun_total", store=name, origin=origin)
+        """Sessions that a worker started to serve, by origin."""
+        return self._value("eventscope_sessions_started_total", store=name, origin=origin)
 
     def ended(self, name: str = "default") -> dict[str, float]:
-        """How many ended there, by the reason."""
+        """Sessions that a worker ended, by reason."""
         return self._by_reason("ended", name)
 
     def refused(self, name: str = "default") -> dict[str, float]:
-        """How many requests got no session there, by the reason."""
+        """Requests that a worker refused, by reason."""
         return self._by_reason("refused", name)
 
     def _by_reason(self, what: str, name: str) -> dict[str, float]:
-        label = catalog_sessions.END if what == "ended" else catalog_sessions.REFUSAL
+        label = catalog_sessions.SESSION_END_REASON if what == "ended" else catalog_sessions.REFUSAL_REASON
         found = {
             reason: self._value(f"eventscope_sessions_{what}_total", store=name, reason=reason) or 0
             for reason in label.values or ()

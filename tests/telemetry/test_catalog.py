@@ -1,4 +1,4 @@
-"""The catalog, the sinks and the documentation say the same."""
+"""Catalog, sinks and documentation agree."""
 
 import inspect
 import re
@@ -19,12 +19,12 @@ from telemetry.conftest import Scope
 
 
 def exposed(registry: CollectorRegistry) -> dict[str, Metric]:
-    """What a scrape shows, by exposed name."""
+    """The exposed metrics, by name."""
     return {metric.name + ("_total" if metric.type == "counter" else ""): metric for metric in registry.collect()}
 
 
 def test_exposed_is_declared(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """Every declared metric is exposed from the start, as declared, and no other."""
+    """Exactly the declared metrics are exposed from the start, as declared."""
     scope.instrument(RedisEventStore(redis, ttl=60))
     shown = exposed(scope.registry)
     assert set(shown) == {metric.name for metric in catalog.METRICS}
@@ -34,11 +34,11 @@ def test_exposed_is_declared(scope: Scope, redis: FakeAsyncRedis) -> None:
 
 
 def test_every_child_is_there_before_anything_happens(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """A counter that appears with its first increase is one that no alert can see rise; what is unknown is not 0."""
+    """Every child is exposed at 0, so that alerts see the first increase; unknown values are absent, not 0."""
     scope.instrument(RedisEventStore(redis, ttl=60))
     shown = exposed(scope.registry)
     for metric in catalog.METRICS:
-        expected = 0 if metric.sampled else 1
+        expected = 0 if metric.polled else 1
         for label in metric.labels:
             expected *= len(label.values or ("default",))
         suffix = "_count" if metric.type is declarations.MetricType.HISTOGRAM else ""
@@ -49,7 +49,7 @@ def test_every_child_is_there_before_anything_happens(scope: Scope, redis: FakeA
 
 
 def test_names_keep_the_conventions() -> None:
-    """Base units and suffixes, as the Prometheus naming guide has them; help on each; labels are closed sets."""
+    """Names follow the Prometheus naming guide; each metric has help; labels are closed sets."""
     for metric in catalog.METRICS:
         assert metric.name.startswith("eventscope_")
         assert (metric.type is declarations.MetricType.COUNTER) == metric.name.endswith("_total")
@@ -59,7 +59,7 @@ def test_names_keep_the_conventions() -> None:
         assert all(label.values for label in metric.labels[1:]) or metric is catalog_sessions.BUILD_INFO
         assert list(metric.buckets) == sorted(set(metric.buckets))
         assert bool(metric.buckets) == (metric.type is declarations.MetricType.HISTOGRAM)
-        assert bool(metric.together) == (metric.type is declarations.MetricType.GAUGE), (
+        assert bool(metric.multiprocess_mode) == (metric.type is declarations.MetricType.GAUGE), (
             f"{metric.name}: what of workers?"
         )
     names = [declared.name for declared in (*catalog.METRICS, *catalog.SPANS, *catalog.LOG_EVENTS)]
@@ -69,16 +69,16 @@ def test_names_keep_the_conventions() -> None:
 @pytest.mark.parametrize(
     ("label", "enum"),
     [
-        (catalog.KIND, MessageKind),
+        (catalog.MESSAGE_TYPE, MessageKind),
         (catalog.MISS_REASON, Miss),
         (catalog_sessions.ORIGIN, facts.Origin),
-        (catalog_sessions.END, facts.SessionEnd),
-        (catalog_sessions.REFUSAL, facts.Refusal),
+        (catalog_sessions.SESSION_END_REASON, facts.SessionEnd),
+        (catalog_sessions.REFUSAL_REASON, facts.Refusal),
     ],
-    ids=["kind", "reason", "origin", "end", "refusal"],
+    ids=["message_type", "reason", "origin", "end", "refusal"],
 )
 def test_labels_are_the_facts(label: declarations.Label, enum: type[StrEnum]) -> None:
-    """What a store can say is what a label can be."""
+    """The values of a label are those of the store's enum."""
     assert set(label.values or ()) == {member.value for member in enum}
 
 
@@ -88,19 +88,29 @@ def test_ends_are_outcomes() -> None:
 
 
 def test_revisions_are_those_of_the_sdk() -> None:
-    """Every revision that the SDK knows has a label of its own, and those that cannot resume are named."""
-    revisions = set(catalog_sessions.REVISION.values or ())
+    """Every protocol version of the SDK has a label value, and those that cannot resume are listed."""
+    revisions = set(catalog_sessions.PROTOCOL_VERSION.values or ())
     assert revisions == {*KNOWN_PROTOCOL_VERSIONS, "none", "other"}
     assert set(catalog_sessions.NEVER_RESUMES) == {*MODERN_PROTOCOL_VERSIONS, "other"}
 
 
+def test_dimension_in_all_signals_has_one_name() -> None:
+    """A span attribute is `eventscope.` and the name of a label or a log field; `error.type` is conventional."""
+    labels = {label.name for metric in catalog.METRICS for label in metric.labels}
+    fields = {field for event in catalog.LOG_EVENTS for field in event.fields} | {"event_id"}
+    for span in catalog.SPANS:
+        namespaced = {name for name in span.attributes if name.startswith("eventscope.")}
+        assert set(span.attributes) - namespaced == {catalog.ERROR_TYPE.attribute}
+        assert {name.removeprefix("eventscope.") for name in namespaced} <= labels | fields
+
+
 def test_near_the_ttl_is_a_bucket() -> None:
-    """What is logged as near the TTL can be counted in the histogram."""
+    """The threshold of late resumes is a bucket bound of the histogram."""
     assert catalog_resumes.NEAR_TTL in catalog_resumes.RATIOS
 
 
 def test_every_log_event_is_written_somewhere() -> None:
-    """No event is declared that nobody writes."""
+    """Every declared log event is written by some module."""
     import mcp_eventscope.app  # noqa: PLC0415 - read, not used
     import mcp_eventscope.telemetry.logs  # noqa: PLC0415
     import mcp_eventscope.telemetry.scrape  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""From a bucket of a histogram to a trace that fell into it."""
+"""Exemplars lead from a bucket of a histogram to a trace."""
 
 import pytest
 from fakeredis import FakeAsyncRedis
@@ -19,11 +19,11 @@ NOTE = JSONRPCNotification(jsonrpc="2.0", method="note")
 
 
 async def ignore(_: EventMessage) -> None:
-    """A client that takes everything."""
+    """A client that accepts everything."""
 
 
 def exemplars(scope: Scope, name: str) -> list[Exemplar]:
-    """Those of a histogram, in the order of its buckets."""
+    """The exemplars of a histogram, in bucket order."""
     return [
         sample.exemplar
         for metric in scope.registry.collect()
@@ -33,14 +33,14 @@ def exemplars(scope: Scope, name: str) -> list[Exemplar]:
 
 
 def ids(scope: Scope, number: int) -> dict[str, str]:
-    """What an exemplar says of a span that was recorded."""
+    """The exemplar labels of a recorded span."""
     context = scope.spans()[number].context
     return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
 
 @pytest.mark.parametrize("ours", [True, False])
 async def test_stored_and_replayed(scope: Scope, redis: FakeAsyncRedis, *, ours: bool) -> None:
-    """The latency histograms name the last span of each bucket, and nothing but its ids; in OpenMetrics only."""
+    """Latency histograms have the last span of each bucket as exemplar, with its ids only, and in OpenMetrics only."""
     session = scope.instrument(RedisEventStore(redis, ttl=60) if ours else MemoryEventStore())
     first = (await session.append("1", None)).event_id
     (stored,) = exemplars(scope, "store_duration_seconds")
@@ -56,7 +56,7 @@ async def test_stored_and_replayed(scope: Scope, redis: FakeAsyncRedis, *, ours:
 
 
 async def test_the_last_of_each_bucket(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """Of a batch each bucket that rises has its own exemplar."""
+    """Each bucket that a batch increases gets its own exemplar."""
     session = scope.instrument(RedisEventStore(redis, ttl=60))
     (meter,) = session._sinks.meters
     for seconds, span in ((0.0001, 1), (0.0001, 2), (0.002, 3), (0.25, 4), (99.0, 5)):
@@ -73,7 +73,7 @@ async def test_the_last_of_each_bucket(scope: Scope, redis: FakeAsyncRedis) -> N
 
 
 async def test_a_failure(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What failed is what is looked for."""
+    """A failed operation is an exemplar, too."""
 
     async def fail(*_: object, **__: object) -> None:
         msg = "down"

@@ -1,4 +1,4 @@
-"""Telemetry that fails changes nothing for the caller, and is counted."""
+"""Failing telemetry does not affect the caller, and is counted."""
 
 import logging
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from opentelemetry.sdk.trace.sampling import SamplingResult
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreUnavailableError, http_app
-from mcp_eventscope.redis.sampling import Sampler
+from mcp_eventscope.redis.redis_stats import RedisStatsPoller
 from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.telemetry.facts import (
-    Inert,
     Origin,
     Refusal,
     Requested,
+    ResumptionDisabled,
     ServingFact,
     SessionBegan,
     SessionEnd,
@@ -30,8 +30,8 @@ from mcp_eventscope.telemetry.facts import (
 )
 from mcp_eventscope.telemetry.logs import Log
 from mcp_eventscope.telemetry.metrics import MetricsSink
-from mcp_eventscope.telemetry.serving import ServingMetrics
-from mcp_eventscope.telemetry.tally import Tally
+from mcp_eventscope.telemetry.observations import ObservationBuffer
+from mcp_eventscope.telemetry.session_metrics import SessionMetrics
 from mcp_eventscope.telemetry.tracing import Tracing
 from support.logs import Recorder
 from support.memory_store import MemoryEventStore
@@ -47,13 +47,13 @@ FACTS: tuple[ServingFact, ...] = (
     SessionEnded(SessionEnd.IDLE),
     SessionRefused(Refusal.LIMIT, "s"),
     Requested("other"),
-    Inert("stateless", "serve with sessions"),
+    ResumptionDisabled("stateless", "serve with sessions"),
     TTLShort(1, "follow_timeout", 2, "set ttl=3"),
 )
 
 
 async def exercise(store: InstrumentedEventStore) -> None:
-    """Store, replay and follow, and see that each does what it does."""
+    """Store, replay and follow, and check each result."""
     session = store
     first = await session.append("1", None)
     await session.append("1", NOTE)
@@ -78,12 +78,12 @@ class RaisingSampler(SpanSampler):
         raise RuntimeError(msg)
 
     def get_description(self) -> str:
-        """Its name."""
+        """Its description."""
         return "raising"
 
 
 class RaisingProcessor(SpanProcessor):
-    """A processor that raises when a span ends."""
+    """A span processor that raises when a span ends."""
 
     def on_end(self, span: ReadableSpan) -> None:
         """Raise."""
@@ -104,7 +104,7 @@ class RaisingLogger(Recorder):
 
 @pytest.mark.parametrize("broken", ["sampler", "processor"])
 async def test_tracing_raises(scope: Scope, redis: FakeAsyncRedis, broken: str) -> None:
-    """A sampler or a span processor of the application's that raises."""
+    """A failing sampler or span processor of the application is counted."""
     provider = TracerProvider(sampler=RaisingSampler()) if broken == "sampler" else TracerProvider()
     if broken == "processor":
         provider.add_span_processor(RaisingProcessor())
@@ -115,11 +115,11 @@ async def test_tracing_raises(scope: Scope, redis: FakeAsyncRedis, broken: str) 
     assert scope.sample("telemetry_failures_total", sink="traces") == 4
     (entry,) = scope.log.named("event_store.telemetry_failed")
     assert (entry["sink"], entry["error"]) == ("traces", "RuntimeError")
-    assert scope.sample("stored_events_total", kind="notification") == 1
+    assert scope.sample("events_stored_total", message_type="notification") == 1
 
 
 async def test_logger_raises(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """A logger that raises, at construction too."""
+    """A failing logger is counted, also at construction."""
     store = InstrumentedEventStore(RedisEventStore(redis), registry=scope.registry, logger=RaisingLogger())
     await exercise(store)
     await store.store_event("1", NOTE)
@@ -127,7 +127,7 @@ async def test_logger_raises(scope: Scope, redis: FakeAsyncRedis) -> None:
 
 
 async def test_logger_raises_while_an_application_starts(scope: Scope) -> None:
-    """A logger that raises prevents no application: not a server with warnings to give, not one without its Redis."""
+    """A failing logger does not prevent an application from starting, with warnings or without its Redis."""
     app = http_app(
         MCPServer("s"),
         redis_url="redis://127.0.0.1:1",
@@ -143,22 +143,22 @@ async def test_logger_raises_while_an_application_starts(scope: Scope) -> None:
 
 @pytest.mark.parametrize("logger", [logging.getLogger("x"), logging.LoggerAdapter(logging.getLogger("x"), {})])
 async def test_logger_without_fields(redis: FakeAsyncRedis, logger: object) -> None:
-    """A logger of the standard library, which would raise on every event, is refused at once."""
+    """A logger of the standard library, which would raise on every event, is refused immediately."""
     store = RedisEventStore(redis, ttl=60)
-    with pytest.raises(TypeError, match="must take fields"):
+    with pytest.raises(TypeError, match="must accept fields"):
         InstrumentedEventStore(store, registry=None, logger=logger)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="must take fields"):
+    with pytest.raises(TypeError, match="must accept fields"):
         http_app(MCPServer("s"), store, registry=CollectorRegistry(), logger=logger)  # type: ignore[arg-type]
 
 
 async def test_metrics_raise(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Metrics that raise."""
+    """Failing metrics are counted."""
 
     def fail(*_: object) -> None:
         msg = "metrics"
         raise RuntimeError(msg)
 
-    monkeypatch.setattr(Tally, "note", fail)
+    monkeypatch.setattr(ObservationBuffer, "add", fail)
     for verb in ("configured", "replayed", "following", "followed"):
         monkeypatch.setattr(MetricsSink, verb, fail)
     store = scope.instrument(RedisEventStore(redis, ttl=60))
@@ -168,7 +168,7 @@ async def test_metrics_raise(scope: Scope, redis: FakeAsyncRedis, monkeypatch: p
 
 
 async def test_spans_without_ids(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spans that raise when they are asked who they are, for an exemplar: they end all the same."""
+    """Spans whose context raises are still ended."""
 
     def fail(*_: object) -> None:
         msg = "ids"
@@ -182,7 +182,7 @@ async def test_spans_without_ids(scope: Scope, redis: FakeAsyncRedis, monkeypatc
 
 
 async def test_instruments_raise(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Instruments that raise: of a registry whose files cannot be written, say."""
+    """Failing instruments, such as those of a registry with read-only files, are counted."""
 
     def fail(*_: object) -> None:
         msg = "disk full"
@@ -207,7 +207,7 @@ class RaisingExporter(SpanExporter):
 
 
 async def test_exporter_raises(scope: Scope, redis: FakeAsyncRedis, caplog: pytest.LogCaptureFixture) -> None:
-    """OpenTelemetry keeps what an exporter raises to itself, and logs it; nothing is left for us to count."""
+    """OpenTelemetry catches and logs errors of an exporter: none is counted here."""
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(RaisingExporter()))
     store = InstrumentedEventStore(
@@ -220,13 +220,13 @@ async def test_exporter_raises(scope: Scope, redis: FakeAsyncRedis, caplog: pyte
 
 @pytest.mark.parametrize("fact", FACTS, ids=lambda fact: type(fact).__name__)
 async def test_what_the_manager_tells(scope: Scope, monkeypatch: pytest.MonkeyPatch, fact: ServingFact) -> None:
-    """Every fact about serving, told to metrics and to a logger that raise: each is counted, and nothing is raised."""
+    """Each fact about sessions that metrics and logger fail to record is counted, and nothing is raised."""
 
     def fail(*_: object) -> None:
         msg = "metrics"
         raise RuntimeError(msg)
 
-    monkeypatch.setattr(ServingMetrics, "told", fail)
+    monkeypatch.setattr(SessionMetrics, "record", fail)
     store = scope.instrument(MemoryEventStore())
     store.record(fact, Log(RaisingLogger()))
     logged = not isinstance(fact, SessionBegan | SessionEnded | Requested)
@@ -238,41 +238,41 @@ async def test_what_the_manager_tells(scope: Scope, monkeypatch: pytest.MonkeyPa
 
 
 async def test_what_is_told_of_a_replay(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is counted beside its outcome."""
+    """Metrics beside the outcome of a replay that fail are counted."""
 
     def fail(*_: object) -> None:
         msg = "metrics"
         raise RuntimeError(msg)
 
-    monkeypatch.setattr(ServingMetrics, "replayed", fail)
+    monkeypatch.setattr(SessionMetrics, "replayed", fail)
     await exercise(scope.instrument(RedisEventStore(redis, ttl=60)))
     assert scope.sample("telemetry_failures_total", sink="metrics") == 2
     assert scope.sample("replay_duration_seconds_count", outcome="resumed") == 1
 
 
 async def test_sampler_of_redis_raises(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is counted as a sample that failed, and told; events go on to be stored."""
+    """A failed poll is counted and logged; events are still stored."""
 
     async def fail(*_: object) -> None:
         msg = "sampler"
         raise RuntimeError(msg)
 
-    monkeypatch.setattr(Sampler, "sample", fail)
+    monkeypatch.setattr(RedisStatsPoller, "poll", fail)
     store = scope.instrument(RedisEventStore(redis, ttl=60))
-    async with store.sampling(0.01):
-        await until(lambda: (scope.sample("redis_sample_duration_seconds_count", outcome="error") or 0) > 1)
+    async with store.poll_redis_stats(0.01):
+        await until(lambda: (scope.sample("redis_stats_duration_seconds_count", outcome="error") or 0) > 1)
         await exercise(store)
-    assert len(scope.log.named("event_store.sample_failed")) == 1
+    assert len(scope.log.named("event_store.redis_stats_failed")) == 1
 
 
 async def test_sessions_are_served_while_everything_raises(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opened, used, refused, of a revision that is told of, and ended: as if nobody watched."""
+    """Sessions are opened, used, refused and ended as without telemetry."""
 
     def fail(*_: object) -> None:
         msg = "metrics"
         raise RuntimeError(msg)
 
-    monkeypatch.setattr(ServingMetrics, "told", fail)
+    monkeypatch.setattr(SessionMetrics, "record", fail)
     monkeypatch.setattr(rig.scope, "log", RaisingLogger())
     client = await rig.serve(max_sessions=1)
     await client.initialize()
@@ -288,13 +288,13 @@ async def test_sessions_are_served_while_everything_raises(rig: Rig, monkeypatch
 
 
 async def test_everything_raises(redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is left to tell, and the store works; an error of the store is still the store's."""
+    """With all sinks failing the store works, and its own errors are unchanged."""
 
     def fail(*_: object) -> None:
         msg = "metrics"
         raise RuntimeError(msg)
 
-    monkeypatch.setattr(Tally, "note", fail)
+    monkeypatch.setattr(ObservationBuffer, "add", fail)
     for verb in ("configured", "replayed", "following", "followed", "failed"):
         monkeypatch.setattr(MetricsSink, verb, fail)
     store = InstrumentedEventStore(
@@ -315,17 +315,17 @@ async def test_everything_raises(redis: FakeAsyncRedis, monkeypatch: pytest.Monk
 
 
 async def test_registry_that_holds_our_names_already(redis: FakeAsyncRedis) -> None:
-    """Somebody else's metric of the same name is an error at construction, as prometheus_client says it."""
+    """A metric of the same name in the registry is an error at construction."""
     registry = CollectorRegistry()
     taken: Sequence[str] = ["eventscope_ttl_seconds"]
 
     class Other:
         def collect(self) -> list[object]:
-            """Nothing."""
+            """Collect nothing."""
             return []
 
         def describe(self) -> list[object]:
-            """The names."""
+            """The metrics of the same names."""
             from prometheus_client import Metric  # noqa: PLC0415 - only here
 
             return [Metric(name, "", "gauge") for name in taken]

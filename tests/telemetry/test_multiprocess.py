@@ -1,6 +1,6 @@
-"""The files of several processes: what is taken from them, whose gauges go, and what cannot work.
+"""Multiprocess mode: merged files of several processes, gauges of dead ones, misconfiguration.
 
-prometheus_client decides for this mode when it is imported, so what is tested here runs in processes of its own.
+prometheus_client selects the mode when it is imported, so these tests run in separate processes.
 """
 
 import os
@@ -38,7 +38,7 @@ def shows(line):
 
 
 def run(directory: Path | str, program: str) -> None:
-    """Run a program in that mode; it fails by an assertion."""
+    """Run a program in multiprocess mode; an assertion fails it."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", BEGINNING + program],
         env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(directory)},
@@ -50,7 +50,7 @@ def run(directory: Path | str, program: str) -> None:
 
 
 def test_registries_share_what_is_counted(tmp_path: Path) -> None:
-    """Two registries of a process write one file: nothing is lost, and each scrape is all of it."""
+    """Two registries of a process share one file: no count is lost, and each scrape is complete."""
     run(
         tmp_path,
         """
@@ -68,7 +68,7 @@ assert "eventscope_redis_keys{" not in scrape()
 
 
 def test_gauges_of_the_gone(tmp_path: Path) -> None:
-    """A process that was forked is one of its own; killed, it takes its gauges with it, and no other's, and no sums."""
+    """A forked process counts separately; killed, its gauges disappear, those of others and all sums remain."""
     run(
         tmp_path,
         """
@@ -85,12 +85,12 @@ if child == 0:
     time.sleep(60)
 os.read(ready, 1)
 assert Path(WHERE, f"eventscope-{child}.alive").exists()
-assert shows('eventscope_followers{store="default"} 4.0'), scrape()
+assert shows('eventscope_streams_followed{store="default"} 4.0'), scrape()
 assert f'others{{pid="{child}"}} 2.0' in scrape()
 os.kill(child, signal.SIGKILL)
 os.waitpid(child, 0)
 # Pid 1 holds no lock: it is not ours to judge.
-assert shows('eventscope_followers{store="default"} 2.0'), scrape()
+assert shows('eventscope_streams_followed{store="default"} 2.0'), scrape()
 assert shows('eventscope_requests_orphaned_total{store="default"} 2.0')
 assert f'others{{pid="{child}"}}' not in scrape()
 assert f'others{{pid="{os.getpid()}"}} 1.0' in scrape()
@@ -100,27 +100,27 @@ assert not Path(WHERE, f"eventscope-{child}.alive").exists()
 
 
 def test_sessions_and_versions(tmp_path: Path) -> None:
-    """Sessions of all processes are added up, those of one that was killed go; what is installed is 1, once."""
+    """Sessions are summed over live processes; build info is 1, once."""
     run(
         tmp_path,
         """
 from mcp_eventscope.telemetry.facts import Origin, SessionBegan
 sink = instrument()
 began = SessionBegan(Origin.OPENED)
-sink.serving.told(began)
+sink.serving.record(began)
 ready, told = os.pipe()
 child = os.fork()
 if child == 0:
-    sink.serving.told(began); sink.serving.told(began)
+    sink.serving.record(began); sink.serving.record(began)
     instrument(CollectorRegistry(), "other")
     os.write(told, b"x")
     time.sleep(60)
 os.read(ready, 1)
-assert shows('eventscope_sessions{store="default"} 3.0'), scrape()
+assert shows('eventscope_sessions_active{store="default"} 3.0'), scrape()
 os.kill(child, signal.SIGKILL)
 os.waitpid(child, 0)
-assert shows('eventscope_sessions{store="default"} 1.0'), scrape()
-assert shows('eventscope_sessions_begun_total{origin="opened",store="default"} 3.0'), scrape()
+assert shows('eventscope_sessions_active{store="default"} 1.0'), scrape()
+assert shows('eventscope_sessions_started_total{origin="opened",store="default"} 3.0'), scrape()
 (info,) = [line for line in scrape().splitlines() if line.startswith("eventscope_build_info{")]
 assert info.endswith(" 1.0") and 'redis="' in info, info
 """,
@@ -128,14 +128,14 @@ assert info.endswith(" 1.0") and 'redis="' in info, info
 
 
 def test_what_a_process_of_the_same_pid_left(tmp_path: Path) -> None:
-    """Gauges begin at 0, whatever is in the file; counters go on."""
+    """With a reused pid, gauges start at 0, and counters continue."""
     run(
         tmp_path,
         """
 def left(kind, count):
     from prometheus_client.mmap_dict import MmapedDict, mmap_key
     suffix = "" if kind == "gauge_livesum" else "_total"
-    name = "eventscope_requests_orphaned" if suffix else "eventscope_followers"
+    name = "eventscope_requests_orphaned" if suffix else "eventscope_streams_followed"
     help = next(m.help for m in multiprocess_catalog.METRICS if m.name == name + suffix)
     file = MmapedDict(str(WHERE / f"{kind}_{os.getpid()}.db"))
     file.write_value(mmap_key(name, name + suffix, ["store"], ["default"], help), count, 0.0)
@@ -145,17 +145,17 @@ from mcp_eventscope.telemetry import catalog as multiprocess_catalog
 left("gauge_livesum", 5.0); left("counter", 7.0)
 Path(WHERE, f"eventscope-{os.getpid()}.alive").touch()
 sink = instrument()
-assert shows('eventscope_followers{store="default"} 0.0'), scrape()
+assert shows('eventscope_streams_followed{store="default"} 0.0'), scrape()
 sink.following(); sink.orphaned()
 assert shows('eventscope_requests_orphaned_total{store="default"} 8.0'), scrape()
 instrument(CollectorRegistry())
-assert shows('eventscope_followers{store="default"} 1.0'), scrape()
+assert shows('eventscope_streams_followed{store="default"} 1.0'), scrape()
 """,
     )
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    """One that was only just made, and one that is damaged, hide no others."""
+    """A new, empty file and a damaged file hide no others."""
     (tmp_path / "counter_2.db").write_bytes(b"")
     (tmp_path / "counter_3.db").write_bytes(b"\xff" * 4096)
     (tmp_path / "histogram_4.db").write_bytes(b"\x40\0\0\0" + b"\x10\0\0\0" * 1024)
@@ -164,7 +164,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("directory", ["missing", "file"])
 def test_no_directory(tmp_path: Path, directory: str) -> None:
-    """A directory that is none is refused, with what to do."""
+    """A missing directory is refused, with the remedy."""
     (tmp_path / "file").touch()
     run(
         tmp_path / directory,
@@ -173,7 +173,7 @@ for attempt in (instrument, lambda: Exposition(registry)):
     try:
         attempt()
     except ValueError as error:
-        assert "PROMETHEUS_MULTIPROC_DIR must name a directory" in str(error), error
+        assert "PROMETHEUS_MULTIPROC_DIR must name an existing, writable directory" in str(error), error
     else:
         raise AssertionError
 """,
@@ -181,14 +181,14 @@ for attempt in (instrument, lambda: Exposition(registry)):
 
 
 def test_set_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable that prometheus_client has not seen would show one worker as if it were all."""
+    """A variable that is set after the import is refused: a scrape would show one worker only."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    with pytest.raises(ValueError, match="too late"):
+    with pytest.raises(ValueError, match="before prometheus_client is imported"):
         metrics_app(CollectorRegistry())
 
 
 def test_what_is_counted_by_the_batch(tmp_path: Path) -> None:
-    """Who reads the files cannot ask for what is not there yet: it is, after a turn of the loop, and at the end."""
+    """Buffered observations reach the files within one iteration of the event loop, and at the end."""
     run(
         tmp_path,
         """
@@ -198,7 +198,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 def written():
     reading = CollectorRegistry()
     MultiProcessCollector(reading, str(WHERE))
-    return reading.get_sample_value("eventscope_stored_bytes_total", {"store": "default"})
+    return reading.get_sample_value("eventscope_payload_stored_bytes_total", {"store": "default"})
 
 async def main():
     sink = instrument()
@@ -208,7 +208,7 @@ async def main():
     await asyncio.sleep(0)
     assert written() == 15
     sink.stored(0.001, type(None), 5)
-    assert shows('eventscope_stored_bytes_total{store="default"} 20.0')
+    assert shows('eventscope_payload_stored_bytes_total{store="default"} 20.0')
     sink.stored(0.001, type(None), 5)
 
 asyncio.run(main())

@@ -1,4 +1,4 @@
-"""OpenTelemetry's metrics: the same catalog, and the same figures, as Prometheus's."""
+"""OpenTelemetry metrics: the same catalog and the same values as for Prometheus."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from opentelemetry.sdk.metrics.export import (
 from prometheus_client.utils import floatToGoString
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreUnavailableError, http_app
-from mcp_eventscope.redis.sampling import Sample
+from mcp_eventscope.redis.redis_stats import RedisStats
 from mcp_eventscope.store.events import (
     BatchCommitted,
     BatchRetried,
@@ -33,29 +33,33 @@ from mcp_eventscope.store.events import (
 from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.store.results import AppendResult
 from mcp_eventscope.telemetry import catalog, declarations
-from mcp_eventscope.telemetry.measurements import SampleMeasurement
+from mcp_eventscope.telemetry.measurements import RedisStatsMeasurement
+from support.boards import board_queries, rule_queries
 from support.logs import Recorder
 from telemetry.conftest import Scope
+from telemetry.otlp_translator import label_name, series_name
 
 pytestmark = pytest.mark.anyio
+
+QUERIES = board_queries() | rule_queries()
 
 NOTE = JSONRPCNotification(jsonrpc="2.0", method="note")
 RESPONSE = JSONRPCResponse(jsonrpc="2.0", id=1, result={})
 
 
 async def ignore(_: EventMessage) -> None:
-    """A client that takes everything."""
+    """A client that accepts everything."""
 
 
 @pytest.fixture
 def reader() -> InMemoryMetricReader:
-    """What OpenTelemetry is told."""
+    """An in-memory reader."""
     return InMemoryMetricReader()
 
 
 @pytest.fixture
 def provider(reader: InMemoryMetricReader) -> Iterator[MeterProvider]:
-    """The application's."""
+    """The meter provider of the application."""
     made = MeterProvider([reader], shutdown_on_exit=False)
     yield made
     made.shutdown()
@@ -63,14 +67,14 @@ def provider(reader: InMemoryMetricReader) -> Iterator[MeterProvider]:
 
 @pytest.fixture
 def both(scope: Scope, provider: MeterProvider, redis: FakeAsyncRedis) -> InstrumentedEventStore:
-    """A store that tells both."""
+    """A store with Prometheus and OpenTelemetry metrics."""
     return InstrumentedEventStore(
         RedisEventStore(redis, ttl=60), registry=scope.registry, meter_provider=provider, logger=scope.log
     )
 
 
 def told(reader: InMemoryMetricReader) -> dict[str, Metric]:
-    """What OpenTelemetry was told, by name."""
+    """The metrics in OpenTelemetry, by name."""
     data = reader.get_metrics_data()
     assert data is not None
     return {
@@ -82,7 +86,7 @@ def told(reader: InMemoryMetricReader) -> dict[str, Metric]:
 
 
 async def story(store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Something of everything that can happen."""
+    """Some of everything that can happen."""
     part = store.for_session("s")
     part.begin("1", 1)
     await part.append("1", NOTE)
@@ -102,13 +106,13 @@ async def story(store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) 
     store._on_event(StoreRecovered(reason=FailureReason.TIMEOUT, seconds=1.5))
     store._on_event(StoreDegraded(reason=FailureReason.OOM))
     store._on_event(EventsLost(reason=LossReason.OVERFLOW, events=2, payload_bytes=20))
-    store._sampled(
-        SampleMeasurement(
+    store._polled(
+        RedisStatsMeasurement(
             0.01,
             "ok",
             None,
             None,
-            Sample(
+            RedisStats(
                 keys=5,
                 without_ttl=1,
                 lasting={},
@@ -142,7 +146,7 @@ async def story(store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) 
 async def test_both_say_the_same(
     scope: Scope, reader: InMemoryMetricReader, both: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every metric of the catalog, with its unit, help, attributes, buckets and value, after the same story."""
+    """After the same story, each metric has its unit, help, attributes, buckets and value."""
     await story(both, monkeypatch)
     found = told(reader)
     assert set(found) == {metric.otel_name for metric in catalog.METRICS}
@@ -158,10 +162,11 @@ async def test_both_say_the_same(
 def compare(
     scope: Scope, declared: declarations.Metric, metric: Metric, point: NumberDataPoint | HistogramDataPoint | object
 ) -> None:
-    """See that Prometheus has the same in one place."""
+    """Compare a point with the sample in Prometheus."""
     assert isinstance(point, NumberDataPoint | HistogramDataPoint)
-    labels = {name: str(value) for name, value in (point.attributes or {}).items()}
-    assert list(labels) == [label.name for label in declared.labels]
+    attributes = {name: str(value) for name, value in (point.attributes or {}).items()}
+    assert list(attributes) == [label.attribute for label in declared.labels]
+    labels = {label.name: attributes[label.attribute] for label in declared.labels}
 
     def shown(suffix: str = "", **more: str) -> float | None:
         return scope.registry.get_sample_value(declared.name + suffix, {**labels, **more})
@@ -181,13 +186,43 @@ def compare(
         assert isinstance(metric.data, Sum)
         assert metric.data.is_monotonic
     else:
-        assert isinstance(metric.data, Sum if declared.together == "livesum" else Gauge)
+        assert isinstance(metric.data, Sum if declared.multiprocess_mode == "livesum" else Gauge)
+
+
+@pytest.mark.parametrize("metric", catalog.METRICS, ids=lambda metric: metric.name)
+async def test_otlp_translator_metric_has_its_prometheus_name(
+    reader: InMemoryMetricReader,
+    both: InstrumentedEventStore,
+    monkeypatch: pytest.MonkeyPatch,
+    metric: declarations.Metric,
+) -> None:
+    """Dashboards and rules query Prometheus names and labels: they find the same series after OTLP."""
+    await story(both, monkeypatch)
+    exported = told(reader)[metric.otel_name]
+    assert series_name(exported) == metric.name
+    for point in exported.data.data_points:
+        assert [label_name(name) for name in point.attributes or {}] == [label.name for label in metric.labels]
+
+
+@pytest.mark.parametrize("name", QUERIES)
+async def test_otlp_translator_query_finds_its_series(
+    reader: InMemoryMetricReader, both: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """No query of a panel or a rule names a metric or a label that OTLP does not deliver."""
+    await story(both, monkeypatch)
+    delivered = {series_name(metric): metric for metric in told(reader).values()}
+    for selector in QUERIES[name].selectors():
+        if not selector.name.startswith("eventscope_"):
+            continue
+        family = delivered[re.sub(r"_(bucket|count|sum)$", "", selector.name)]
+        labels = {label_name(attribute) for point in family.data.data_points for attribute in point.attributes or {}}
+        assert set(selector.matchers) <= labels | {"job", "instance", "le"}
 
 
 async def test_counters_are_there_before_anything_happens(
     reader: InMemoryMetricReader, both: InstrumentedEventStore
 ) -> None:
-    """At 0, as Prometheus has them."""
+    """Counters start at 0, as in Prometheus."""
     points = told(reader)["eventscope.errors"].data.data_points
     assert len(points) == 9
     assert both.ttl == 60
@@ -196,7 +231,7 @@ async def test_counters_are_there_before_anything_happens(
 async def test_instead_of_prometheus(
     reader: InMemoryMetricReader, provider: MeterProvider, redis: FakeAsyncRedis
 ) -> None:
-    """For those who have no Prometheus: no registry, the same figures; and two stores are told apart."""
+    """Without a registry the values are the same; stores differ in an attribute."""
     for name in ("one", "two"):
         store = InstrumentedEventStore(
             RedisEventStore(redis, ttl=60), name=name, registry=None, meter_provider=provider, logger=Recorder()
@@ -207,7 +242,7 @@ async def test_instead_of_prometheus(
 
 
 async def test_from_http_app(reader: InMemoryMetricReader, provider: MeterProvider, scope: Scope) -> None:
-    """An application hands it through, and refuses it for a store that is instrumented already."""
+    """`http_app` passes the provider on, and refuses it for an instrumented store."""
     http_app(
         MCPServer("s"),
         redis_url="redis://127.0.0.1:1",
@@ -225,7 +260,7 @@ async def test_from_http_app(reader: InMemoryMetricReader, provider: MeterProvid
 async def test_otel_raises(
     scope: Scope, both: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    """A provider that raises changes nothing for the caller, nor for Prometheus; it is counted as what it is."""
+    """A failing provider does not affect the caller or Prometheus, and is counted."""
 
     def fail(*_: object, **__: object) -> None:
         msg = "provider"
@@ -236,7 +271,7 @@ async def test_otel_raises(
     await both.replay(appended.event_id, ignore, stream_id="1")
     assert (scope.sample("telemetry_failures_total", sink="otel_metrics") or 0) > 0
     assert scope.sample("telemetry_failures_total", sink="metrics") == 0
-    assert scope.sample("stored_events_total", kind="notification") == 1
+    assert scope.sample("events_stored_total", message_type="notification") == 1
     (entry,) = scope.log.named("event_store.telemetry_failed")[:1]
     assert entry["sink"] == "otel_metrics"
 
@@ -245,7 +280,7 @@ _CLASSES = {"create_histogram.record": "Histogram.observe", "create_counter.add"
 
 
 def test_names() -> None:
-    """Dots between what it is about, no `_total`, each once; and no name is what others are about."""
+    """Names are dotted, unique, without `_total`, and none is a namespace of another."""
     names = [metric.otel_name for metric in catalog.METRICS]
     assert len(set(names)) == len(names)
     for metric in catalog.METRICS:

@@ -1,6 +1,6 @@
-"""What an operator asks, one test each: the situation is made to happen, and the answer is read off the signals.
+"""Questions of operators, one test each: create the situation, and read the answer from the signals.
 
-Which worker it is that follows, and which it is that works, is asked of real processes: tests/e2e/test_questions.py.
+Questions about distributing work need real processes: tests/e2e/test_questions.py.
 """
 
 import time
@@ -31,21 +31,21 @@ pytestmark = pytest.mark.anyio
 TTL = 60
 SUCCESSES = {"resumed", "caught_up"}
 REASONS = ("malformed", "unknown", "expired")
-OUTCOMES = {"resumed", "caught_up", "gap", "missed", "error", "client_gone", "cancelled"}
+OUTCOMES = {"resumed", "caught_up", "gap", "missed", "error", "client_disconnected", "cancelled"}
 
 
 async def take(_: EventMessage) -> None:
-    """A client that takes everything at once."""
+    """A client that accepts everything immediately."""
 
 
 def resumes(scope: Scope) -> dict[str, float]:
-    """How many resumes ended how."""
+    """Resumes by outcome."""
     counts = {outcome: scope.sample("replay_duration_seconds_count", outcome=outcome) or 0 for outcome in OUTCOMES}
     return {outcome: count for outcome, count in counts.items() if count}
 
 
 def misses(scope: Scope) -> dict[str, float]:
-    """Why there was nothing to resume from."""
+    """Misses by reason."""
     counts = {
         reason: scope.sample("replay_misses_total", reason=reason) or 0
         for reason in ("malformed", "unknown", "expired")
@@ -60,7 +60,7 @@ def session(scope: Scope, redis: FakeAsyncRedis) -> InstrumentedEventStore:
 
 
 async def stored_before(redis: FakeAsyncRedis, seconds: float, message: JSONRPCMessage) -> str:
-    """Put an event into the stream `1` of the session that was stored so long ago; returns its id. Ids are clocks."""
+    """Store an event with an age in the session's stream `1`; returns its id, which contains the time."""
     event_id = str(round((time.time() - seconds) * 1_000_000))
     payload = message.model_dump_json(by_alias=True, exclude_unset=True)
     await redis.hset(f"mcp:event:{event_id}", mapping={"stream_id": "1", "payload": payload})
@@ -69,7 +69,7 @@ async def stored_before(redis: FakeAsyncRedis, seconds: float, message: JSONRPCM
 
 
 async def test_do_resumes_work(scope: Scope, session: InstrumentedEventStore) -> None:
-    """The ratio of those that delivered all that was owed."""
+    """The success ratio."""
     first = (await session.append("1", None)).event_id
     last = (await session.append("1", note(1))).event_id
     await session.replay(first, take, stream_id="1")
@@ -81,7 +81,7 @@ async def test_do_resumes_work(scope: Scope, session: InstrumentedEventStore) ->
 
 
 async def test_why_do_resumes_not_work(scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis) -> None:
-    """Nothing to resume from, or something missing in between, or unreadable: each has its reason, and a log event."""
+    """Misses, missing events and corrupt events have reasons and a log event."""
     for cursor in ("not an id", "5", str(round((time.time() - TTL - 5) * 1_000_000))):
         await session.replay(cursor, take, stream_id="1")
     assert misses(scope) == {"malformed": 1, "unknown": 1, "expired": 1}
@@ -92,11 +92,11 @@ async def test_why_do_resumes_not_work(scope: Scope, session: InstrumentedEventS
     await change(redis, f"mcp:event:{corrupt}", payload="{")
     await session.replay(first, take, stream_id="1")
     assert resumes(scope) == {"missed": 3, "gap": 1}
-    assert scope.sample("replay_missing_events_total") == scope.sample("replay_corrupt_events_total") == 1
+    assert scope.sample("events_missing_total") == scope.sample("events_corrupt_total") == 1
 
 
 async def test_how_near_is_the_ttl(scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis) -> None:
-    """How long clients were away, and that it comes near the TTL, while nothing is lost yet."""
+    """The age at resume, and a warning near the TTL before events are lost."""
     cursor = await stored_before(redis, 0.95 * TTL, note(1))
     await session.append("1", note(2))
     await session.replay(cursor, take, stream_id="1")
@@ -106,12 +106,12 @@ async def test_how_near_is_the_ttl(scope: Scope, session: InstrumentedEventStore
     near = (scope.sample("resume_ttl_ratio_count") or 0) - (scope.sample("resume_ttl_ratio_bucket", le="0.9") or 0)
     assert near == 1, "what an alert asks"
     (late,) = scope.log.named("event_store.resume_late")
-    assert (late["ttl"], late["age"]) == (TTL, pytest.approx(0.95 * TTL, abs=1))
+    assert (late["ttl_seconds"], late["age_seconds"]) == (TTL, pytest.approx(0.95 * TTL, abs=1))
     assert "ttl=" in late["fix"]
 
 
 async def test_a_client_that_comes_back_at_once(scope: Scope, session: InstrumentedEventStore) -> None:
-    """It is far from the TTL; and without a TTL there is nothing to be near to."""
+    """A quick resume is far from the TTL; without a TTL there is no ratio."""
     first = (await session.append("1", None)).event_id
     await session.replay(first, take, stream_id="1")
     assert scope.sample("resume_ttl_ratio_bucket", le="0.1") == 1
@@ -122,20 +122,20 @@ async def test_a_client_that_comes_back_at_once(scope: Scope, session: Instrumen
 
 
 async def test_how_big_are_replays(scope: Scope, session: InstrumentedEventStore) -> None:
-    """In events and in bytes."""
+    """Sizes in events and in bytes."""
     first = (await session.append("1", None)).event_id
     sizes = [(await session.append("1", note(n, "x" * 1000))).payload_bytes for n in range(20)]
     await session.replay(first, take, stream_id="1")
-    assert (scope.sample("replay_events_sum"), scope.sample("replay_bytes_sum")) == (20, sum(sizes))
+    assert (scope.sample("replay_events_sum"), scope.sample("replay_size_bytes_sum")) == (20, sum(sizes))
     assert scope.sample("replay_events_bucket", le="10.0") == 0
-    assert scope.sample("replay_bytes_bucket", le="65536.0") == 1
+    assert scope.sample("replay_size_bytes_bucket", le="65536.0") == 1
 
 
 @pytest.mark.parametrize("slow", ["client", "store"])
 async def test_our_store_or_a_slow_client(
     scope: Scope, session: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch, slow: str
 ) -> None:
-    """A replay takes long: the time that sending took is the client's, the rest is the store's."""
+    """The send duration is the part of the client."""
     read = RedisEventStore.replay
 
     async def read_slowly(self: RedisEventStore, *args: object, **options: object) -> ReplayResult:
@@ -152,23 +152,27 @@ async def test_our_store_or_a_slow_client(
         await session.append("1", note(number))
     await session.replay(first, take_slowly if slow == "client" else take, stream_id="1")
     whole = scope.sample("replay_duration_seconds_sum", outcome="resumed") or 0
-    sending = scope.sample("replay_send_seconds_sum") or 0
+    sending = scope.sample("replay_send_duration_seconds_sum") or 0
     assert whole >= 0.19
     assert (sending > whole / 2) == (slow == "client")
-    assert scope.sample("replay_send_seconds_count") == 1
-    first_event = scope.sample("replay_first_event_seconds_sum") or 0
+    assert scope.sample("replay_send_duration_seconds_count") == 1
+    first_event = scope.sample("replay_time_to_first_event_seconds_sum") or 0
     assert 0.09 < first_event < whole
 
 
 async def test_a_replay_that_sends_nothing(scope: Scope, session: InstrumentedEventStore) -> None:
-    """It had no first event, and no client to wait for."""
+    """It has no first event and no send duration."""
     await session.replay((await session.append("1", None)).event_id, take, stream_id="1")
     assert resumes(scope) == {"caught_up": 1}
-    assert scope.sample("replay_first_event_seconds_count") == scope.sample("replay_send_seconds_count") == 0
+    assert (
+        scope.sample("replay_time_to_first_event_seconds_count")
+        == scope.sample("replay_send_duration_seconds_count")
+        == 0
+    )
 
 
 async def test_a_client_that_leaves_at_the_first_event(scope: Scope, session: InstrumentedEventStore) -> None:
-    """It waited for it, and did not get it."""
+    """It has a send duration, but no first event."""
 
     async def leave(_: EventMessage) -> None:
         await anyio.lowlevel.checkpoint()
@@ -178,25 +182,28 @@ async def test_a_client_that_leaves_at_the_first_event(scope: Scope, session: In
     await session.append("1", note(1))
     with pytest.raises(anyio.BrokenResourceError):
         await session.replay(first, leave, stream_id="1")
-    assert resumes(scope) == {"client_gone": 1}
-    assert (scope.sample("replay_first_event_seconds_count"), scope.sample("replay_send_seconds_count")) == (0, 1)
+    assert resumes(scope) == {"client_disconnected": 1}
+    assert (
+        scope.sample("replay_time_to_first_event_seconds_count"),
+        scope.sample("replay_send_duration_seconds_count"),
+    ) == (0, 1)
 
 
 async def test_is_a_stream_being_followed(scope: Scope, session: InstrumentedEventStore) -> None:
-    """While it is, and what came of it."""
+    """The gauge while it is followed, and its outcome."""
     last = (await session.append("1", None)).event_id
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: session.follow("1", last, take, limit=30))
-        await until(lambda: scope.sample("followers") == 1)
+        await until(lambda: scope.sample("streams_followed") == 1)
         await session.append("1", note(1))
         await session.append("1", answer())
-    assert scope.sample("followers") == 0
-    assert scope.sample("followed_events_total") == 2
+    assert scope.sample("streams_followed") == 0
+    assert scope.sample("events_followed_total") == 2
     assert scope.sample("follow_duration_seconds_count", outcome="completed") == 1
 
 
 async def test_is_the_store_degraded_and_what_has_been_lost(scope: Scope) -> None:
-    """Redis goes away: since when, why, how much waits for it, and what is lost when that becomes too much."""
+    """In an outage: state, reason, duration, backlog, and losses once it overflows."""
     server = fakeredis.FakeServer()
     store = scope.instrument(RedisEventStore(FakeAsyncRedis(server=server), ttl=TTL, backlog_events=5))
     session = store
@@ -207,42 +214,42 @@ async def test_is_the_store_degraded_and_what_has_been_lost(scope: Scope) -> Non
     assert scope.sample("degraded") == 1
     assert scope.sample("degradations_total", reason="connection") == 1
     assert scope.sample("store_duration_seconds_count", outcome="deferred") == 5
-    assert scope.sample("backlog_events") == 5
-    assert (scope.sample("backlog_bytes") or 0) > 5 * len(note(1).model_dump_json())
-    assert scope.sample("lost_events_total", reason="overflow") == 0
+    assert scope.sample("backlog_length") == 5
+    assert (scope.sample("backlog_size_bytes") or 0) > 5 * len(note(1).model_dump_json())
+    assert scope.sample("events_lost_total", reason="overflow") == 0
     await session.append("2", note(6))
-    assert scope.sample("lost_events_total", reason="overflow") or 0
+    assert scope.sample("events_lost_total", reason="overflow") or 0
     server.connected = True
     await until(lambda: scope.sample("degraded") == 0)
-    assert (scope.sample("degraded_seconds_total", reason="connection") or 0) > 0
-    await until(lambda: scope.sample("backlog_events") == 0)
+    assert (scope.sample("degradation_duration_seconds_total", reason="connection") or 0) > 0
+    await until(lambda: scope.sample("backlog_length") == 0)
     for event in ("degraded", "events_lost", "recovered"):
         assert len(scope.log.named(f"event_store.{event}")) == 1
 
 
 async def test_pending_events_of_sessions_are_reported_during_the_outage(scope: Scope) -> None:
-    """A scrape in an outage reports the events that were accepted since, although no event has ended yet."""
+    """A scrape in an outage reports accepted events, although none has been stored or lost yet."""
     server = fakeredis.FakeServer()
     store = scope.instrument(RedisEventStore(FakeAsyncRedis(server=server), ttl=TTL))
     session = store.for_session("session")
     session.begin("1", 1)
     await session.append("1", None)
-    await until(lambda: scope.sample("stored_events_total", kind="priming") == 1)
+    await until(lambda: scope.sample("events_stored_total", message_type="priming") == 1)
     server.connected = False
     await session.append("1", note(1))
     await until(lambda: scope.sample("degraded") == 1)
     for number in range(2, 6):
         await session.append("1", note(number))
-    assert scope.sample("backlog_events") == 5
-    assert (scope.sample("backlog_bytes") or 0) > 5 * len(note(1).model_dump_json())
+    assert scope.sample("backlog_length") == 5
+    assert (scope.sample("backlog_size_bytes") or 0) > 5 * len(note(1).model_dump_json())
     server.connected = True
-    await until(lambda: scope.sample("backlog_events") == 0)
+    await until(lambda: scope.sample("backlog_length") == 0)
     assert scope.sample("events_accepted_total") == 6
-    assert scope.sample("stored_events_total", kind="notification") == 5
+    assert scope.sample("events_stored_total", message_type="notification") == 5
 
 
 async def test_resumes_that_wait_for_redis_are_no_errors(scope: Scope) -> None:
-    """Clients that come to another worker while Redis is known to be unreachable wait, and count once, as resumed."""
+    """Clients that resume on another worker in a known outage wait, and count once, as resumed."""
     server = fakeredis.FakeServer()
     running = SessionView(RedisEventStore(FakeAsyncRedis(server=server), ttl=TTL).for_session("s"), follow_timeout=30)
     store = scope.instrument(RedisEventStore(FakeAsyncRedis(server=server), ttl=TTL))
@@ -271,7 +278,7 @@ async def test_resumes_that_wait_for_redis_are_no_errors(scope: Scope) -> None:
 async def test_is_the_store_slow(
     scope: Scope, session: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is, and how slow, beside what was fast."""
+    """Slow stores in the histogram, beside fast ones."""
     append = RedisEventStore.append
 
     async def slowly(self: RedisEventStore, *args: object) -> AppendResult:
@@ -289,7 +296,7 @@ async def test_is_the_store_slow(
 async def test_is_the_store_failing(
     scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is: in which operation, and how."""
+    """Errors by operation and type."""
 
     async def full(*_: object, **__: object) -> None:
         msg = "command not allowed when used memory > 'maxmemory'."
@@ -305,31 +312,31 @@ async def test_is_the_store_failing(
 
 
 async def test_is_the_ttl_missing_here(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """The store has none."""
+    """A store without a TTL."""
     scope.instrument(RedisEventStore(redis))
-    assert scope.sample("ttl_seconds") == 0
+    assert scope.sample("ttl_seconds") is None
     assert len(scope.log.named("event_store.ttl_missing")) == 1
 
 
 async def test_is_the_ttl_missing_on_keys(scope: Scope, valkey_url: str, key_prefix: str) -> None:
-    """The store has one, and there are keys without: of a process that was configured otherwise, say."""
+    """A store with a TTL, and keys of a process without one."""
     async with connect(valkey_url) as redis:
         store = RedisEventStore(redis, key_prefix=key_prefix, ttl=TTL)
         await store.append("1", None)
         lasting = RedisEventStore(redis, key_prefix=key_prefix)
         await lasting.append("1", None)
         instrumented = scope.instrument(store)
-        async with instrumented.sampling(0.05):
+        async with instrumented.poll_redis_stats(0.05):
             await until(lambda: scope.sample("redis_keys_without_ttl"))
-        (entry,) = scope.log.named("event_store.ttl_missing_keys")
+        (entry,) = scope.log.named("event_store.keys_without_ttl")
         assert entry["keys"] == scope.sample("redis_keys_without_ttl")
-        assert "set a ttl" in entry["fix"]
+        assert "set ttl=" in entry["fix"]
         for name in [name async for name in redis.scan_iter(f"{key_prefix}*")]:
             await redis.delete(name)
 
 
 async def test_which_requests_cannot_resume(rig: Rig) -> None:
-    """How many requests, of which revision."""
+    """Requests by protocol version."""
     client = await rig.serve()
     await client.initialize()
     async with client.call(1, "echo", text="x") as response:
@@ -337,17 +344,17 @@ async def test_which_requests_cannot_resume(rig: Rig) -> None:
     for revision in ("2026-07-28", "2026-07-28", "1999-01-01"):
         await client.http.post(client.url, json={}, headers={"mcp-protocol-version": revision})
     by_revision = {
-        revision: rig.scope.sample("requests_total", revision=revision) or 0
-        for revision in catalog_sessions.REVISION.values or ()
+        revision: rig.scope.sample("requests_received_total", protocol_version=revision) or 0
+        for revision in catalog_sessions.PROTOCOL_VERSION.values or ()
     }
     assert sum(by_revision[revision] for revision in catalog_sessions.NEVER_RESUMES) == 3
     assert sum(by_revision.values()) == 6
-    (inert,) = rig.scope.log.named("event_store.inert")
+    (inert,) = rig.scope.log.named("event_store.resumption_disabled")
     assert "2026-07-28" in inert["mode"]
 
 
 async def test_are_clients_refused(rig: Rig) -> None:
-    """They are, since there are too many; those that are served are counted."""
+    """Refusals at the limit, beside the sessions that are served."""
     client = await rig.serve(max_sessions=1)
     await client.initialize()
     async with client.http.stream("POST", client.url, json={}, headers={"accept": "text/event-stream"}) as response:
@@ -356,16 +363,16 @@ async def test_are_clients_refused(rig: Rig) -> None:
 
 
 async def test_does_the_telemetry_fail(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """It does, and which of it; what is measured goes on."""
+    """Failures by sink; the other sinks continue."""
     store = InstrumentedEventStore(RedisEventStore(redis), registry=scope.registry, logger=RaisingLogger())
     await store.append("1", note(1))
     assert scope.sample("telemetry_failures_total", sink="logs") == 1
     assert scope.sample("telemetry_failures_total", sink="metrics") == 0
-    assert scope.sample("stored_events_total", kind="notification") == 1
+    assert scope.sample("events_stored_total", message_type="notification") == 1
 
 
 async def test_what_runs(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """Which versions: 1, with labels."""
+    """The versions: 1, with labels."""
     scope.instrument(RedisEventStore(redis, ttl=TTL))
     (sample,) = next(m for m in scope.registry.collect() if m.name == "eventscope_build_info").samples
     assert sample.value == 1
@@ -374,7 +381,7 @@ async def test_what_runs(scope: Scope, redis: FakeAsyncRedis) -> None:
 
 
 async def test_which_resume_is_the_log_about(scope: Scope, session: InstrumentedEventStore) -> None:
-    """The log event names the span of that replay, in the trace of its request."""
+    """The log event has the ids of the replay's span, in the trace of its request."""
     with scope.provider.get_tracer("test").start_as_current_span("GET /mcp") as request:
         await session.replay("5", take, stream_id="1")
     (span,) = [span for span in scope.spans() if span.name == "event_store.replay"]

@@ -1,4 +1,4 @@
-"""redis-py's own OpenTelemetry metrics, turned on beside ours: each tells its own, and nothing is counted twice."""
+"""redis-py's own OpenTelemetry metrics beside ours: nothing is counted twice."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 from support.waiting import CEILING
 
 ROOT = Path(__file__).parents[2]
-# In a process of its own: what redis-py is told, it is told once, for all of the process.
+# In a separate process, since redis-py is configured once per process.
 PROGRAM = """
 import asyncio, json, sys
 from mcp.types import JSONRPCNotification
@@ -39,7 +39,7 @@ async def main():
     told = reader.get_metrics_data()
     names = [m.name for r in told.resource_metrics for s in r.scope_metrics for m in s.metrics]
     value = registry.get_sample_value
-    stored = value("eventscope_stored_events_total", {"store": "default", "kind": "notification"})
+    stored = value("eventscope_events_stored_total", {"store": "default", "message_type": "notification"})
     resumed = value("eventscope_replay_duration_seconds_count", {"store": "default", "outcome": "resumed"})
     print(json.dumps({"names": names, "stored": stored, "resumed": resumed}))
 
@@ -48,7 +48,7 @@ asyncio.run(main())
 
 
 def test_each_tells_its_own(valkey_url: str, key_prefix: str) -> None:
-    """Ours are as they are without it; redis-py's have other names, and are there."""
+    """Ours are unchanged, and those of redis-py have other names."""
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM, valkey_url, key_prefix],
         cwd=ROOT,

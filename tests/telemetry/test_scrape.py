@@ -1,4 +1,4 @@
-"""A scrape of one process: what is answered, to whom, in which format, and on which port."""
+"""Scrapes of one process: responses, authorization, formats, and the separate port."""
 
 import gzip
 import logging
@@ -41,20 +41,20 @@ def registry(scope: Scope, redis: FakeAsyncRedis) -> CollectorRegistry:
 
 @pytest.fixture
 async def http() -> AsyncIterator[httpx2.AsyncClient]:
-    """Plain HTTP."""
+    """A plain HTTP client."""
     async with httpx2.AsyncClient(trust_env=False, timeout=CEILING) as client:
         yield client
 
 
 async def get(app: object, path: str = "/metrics", method: str = "GET", **headers: str) -> httpx2.Response:
-    """Ask an application."""
+    """Send a request to an application."""
     transport = httpx2.ASGITransport(app)  # type: ignore[arg-type]
     async with httpx2.AsyncClient(transport=transport, base_url="http://s") as client:
         return await client.request(method, path, headers=headers)
 
 
 class Raising(Collector):
-    """A collector of the application's that raises."""
+    """A collector that raises."""
 
     def collect(self) -> Iterable[Metric]:
         """Raise."""
@@ -63,7 +63,7 @@ class Raising(Collector):
 
 
 class Watching(Collector):
-    """A collector that remembers in which thread it was asked."""
+    """A collector that records the thread of its scrape."""
 
     def __init__(self) -> None:
         self.threads: list[int] = []
@@ -79,7 +79,7 @@ class Watching(Collector):
 
 @pytest.mark.parametrize("way", ["route", "mount"])
 async def test_mounted(registry: CollectorRegistry, way: str) -> None:
-    """It is an application that an application of anybody's can serve, at a path with or without what follows it."""
+    """The application can be mounted anywhere, as a route or below a path."""
     app = metrics_app(registry)
     outer = Starlette(routes=[Route("/metrics", app) if way == "route" else Mount("/metrics", app)])
     answer = await get(outer, "/metrics" if way == "route" else "/metrics/")
@@ -89,7 +89,7 @@ async def test_mounted(registry: CollectorRegistry, way: str) -> None:
 
 
 async def test_openmetrics(registry: CollectorRegistry) -> None:
-    """What Prometheus asks for is what it gets."""
+    """The format follows the `Accept` header."""
     accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
     answer = await get(metrics_app(registry), accept=accept)
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
@@ -97,7 +97,7 @@ async def test_openmetrics(registry: CollectorRegistry) -> None:
 
 
 async def test_compressed(registry: CollectorRegistry) -> None:
-    """It is compressed for those who accept that, and for no others."""
+    """Responses are compressed only for clients that accept gzip."""
     exposition = Exposition(registry)
     plain = exposition.render(accept="", encoding="identity", query="")
     zipped = exposition.render(accept="", encoding="br, gzip", query="")
@@ -108,13 +108,13 @@ async def test_compressed(registry: CollectorRegistry) -> None:
 
 
 async def test_names(registry: CollectorRegistry) -> None:
-    """A scrape may ask for some of it, as with prometheus_client."""
+    """`name[]` selects metrics, as in prometheus_client."""
     text = (await get(metrics_app(registry), "/metrics?name[]=eventscope_ttl_seconds")).text
     assert {line.split("{")[0] for line in text.splitlines() if not line.startswith("#")} == {"eventscope_ttl_seconds"}
 
 
 async def test_only_reading(registry: CollectorRegistry) -> None:
-    """Nothing can be written, and nothing but HTTP is spoken."""
+    """Only GET and HEAD are allowed, and only HTTP."""
     app = metrics_app(registry)
     refused = await get(app, method="POST")
     assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
@@ -128,7 +128,7 @@ async def test_only_reading(registry: CollectorRegistry) -> None:
 
 
 async def test_off_the_event_loop(registry: CollectorRegistry) -> None:
-    """It is rendered in a thread: sessions are served meanwhile."""
+    """Rendering in a thread does not block sessions."""
     watching = Watching()
     registry.register(watching)
     watching.threads.clear()
@@ -148,7 +148,7 @@ async def test_promtool(registry: CollectorRegistry) -> None:
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
 async def test_with_the_token(registry: CollectorRegistry, scheme: str) -> None:
-    """Who brings the token is answered."""
+    """Requests with the token are answered."""
     assert (await get(metrics_app(registry, token=TOKEN), authorization=f"{scheme} {TOKEN}")).status_code == 200
 
 
@@ -158,7 +158,7 @@ async def test_with_the_token(registry: CollectorRegistry, scheme: str) -> None:
 async def test_without_the_token(
     registry: CollectorRegistry, authorization: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever does not is told what is missing, and nothing else; and it is in no log."""
+    """Requests without the token receive a 401 with a challenge only; the token is never logged."""
     caplog.set_level(logging.DEBUG)
     app = metrics_app(registry, token=TOKEN)
     headers = [(b"authorization", authorization.encode("latin-1"))] if authorization else []
@@ -173,7 +173,7 @@ async def test_without_the_token(
 
 
 async def test_two_tokens_are_none(registry: CollectorRegistry) -> None:
-    """Of two headers it is not for us to choose."""
+    """Two `Authorization` headers are refused."""
     headers = [(b"authorization", f"Bearer {TOKEN}".encode()), (b"authorization", b"Bearer other")]
     async with httpx2.AsyncClient(
         transport=httpx2.ASGITransport(metrics_app(registry, token=TOKEN)), base_url="http://s"
@@ -183,15 +183,15 @@ async def test_two_tokens_are_none(registry: CollectorRegistry) -> None:
 
 @pytest.mark.parametrize("token", ["", "two words", "caf\xe9", "new\nline"])
 async def test_tokens_that_cannot_be_sent(token: str) -> None:
-    """They are refused at once, and not repeated."""
+    """Invalid tokens are refused at construction, and not repeated in the error."""
     with pytest.raises(ValueError, match="bearer token") as refused:
         metrics_app(token=token)
     assert not token or token not in str(refused.value)
 
 
 async def test_refused_arguments() -> None:
-    """What cannot be meant is refused, with what to do."""
-    with pytest.raises(TypeError, match="must be a string, not bytes"):
+    """Invalid arguments are refused, with the remedy."""
+    with pytest.raises(TypeError, match="must be a string, got bytes"):
         metrics_app(token=b"x")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="CollectorRegistry"):
         metrics_app("x")  # type: ignore[arg-type]
@@ -201,12 +201,12 @@ async def test_refused_arguments() -> None:
 
 
 def port_of(registry: CollectorRegistry, port: int, log: Recorder, *, token: str | None = None) -> MetricsPort:
-    """A port of this test's own."""
+    """A free port."""
     return MetricsPort(Exposition(registry, token), LOOPBACK, port, Log(log), retry=0.01)
 
 
 async def test_port(registry: CollectorRegistry, scope: Scope, http: httpx2.AsyncClient) -> None:
-    """The same answers, at one path."""
+    """The port serves the same at one path."""
     port = free_port()
     url = f"http://{LOOPBACK}:{port}"
     bearer = {"authorization": f"Bearer {TOKEN}"}
@@ -228,7 +228,7 @@ async def test_port(registry: CollectorRegistry, scope: Scope, http: httpx2.Asyn
 
 
 async def test_port_while_the_loop_is_busy(registry: CollectorRegistry, scope: Scope) -> None:
-    """It answers from a thread, when the event loop does not get to it."""
+    """The port answers while the event loop is blocked."""
     port = free_port()
     async with port_of(registry, port, scope.log).served():
         with httpx2.Client(trust_env=False, timeout=CEILING) as blocking:  # Nothing else runs here meanwhile.
@@ -236,7 +236,7 @@ async def test_port_while_the_loop_is_busy(registry: CollectorRegistry, scope: S
 
 
 async def test_port_is_taken_over(scope: Scope, http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who does not get the port goes on, says so once, and takes it when it is free."""
+    """A worker without the port serves, logs it once, and takes over when the port is free."""
     port, first, second = free_port(), CollectorRegistry(), CollectorRegistry()
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     Counter("first", "The first.", registry=first)
@@ -246,7 +246,7 @@ async def test_port_is_taken_over(scope: Scope, http: httpx2.AsyncClient, monkey
         await having.enter_async_context(port_of(first, port, scope.log).served())
         await waiting.enter_async_context(port_of(second, port, scope.log).served())
         assert "first_total" in (await http.get(url)).text
-        (unserved,) = scope.log.named("event_store.metrics_unserved")
+        (unserved,) = scope.log.named("event_store.metrics_port_unavailable")
         assert unserved["address"] == f"{LOOPBACK}:{port}"
         assert "PROMETHEUS_MULTIPROC_DIR" in unserved["fix"]
 
@@ -262,15 +262,15 @@ async def test_port_is_taken_over(scope: Scope, http: httpx2.AsyncClient, monkey
 
 
 async def test_host_that_is_not_ours(registry: CollectorRegistry, scope: Scope) -> None:
-    """An address that cannot be listened on is said; the server serves all the same."""
+    """An invalid address is logged; the server still serves."""
     async with MetricsPort(Exposition(registry), "192.0.2.1", free_port(), Log(scope.log)).served():
-        (unserved,) = scope.log.named("event_store.metrics_unserved")
+        (unserved,) = scope.log.named("event_store.metrics_port_unavailable")
     assert "metrics_host" in unserved["fix"]
     assert "assign" in unserved["error"]
 
 
 async def test_collector_that_raises(registry: CollectorRegistry, scope: Scope, http: httpx2.AsyncClient) -> None:
-    """A collector of the application's that raises is an answer, and is told."""
+    """A failing collector is a 500, and logged."""
     port = free_port()
     exposition = Exposition(registry)
     registry._collector_to_names[Raising()] = []
@@ -284,7 +284,7 @@ async def test_collector_that_raises(registry: CollectorRegistry, scope: Scope, 
 async def test_connection_that_says_nothing(
     registry: CollectorRegistry, scope: Scope, http: httpx2.AsyncClient
 ) -> None:
-    """Somebody who connects and says nothing keeps nobody waiting, nor the end of the server."""
+    """A silent connection blocks neither scrapes nor shutdown."""
     port = free_port()
     with socket.socket() as silent:
         async with port_of(registry, port, scope.log).served():
@@ -293,7 +293,7 @@ async def test_connection_that_says_nothing(
 
 
 async def test_refused_ports(registry: CollectorRegistry, redis: FakeAsyncRedis) -> None:
-    """What is no port, and a host without one."""
+    """Invalid ports, and a host without a port."""
     store = RedisEventStore(redis, ttl=60)
     for port, error in ((0, ValueError), (70_000, ValueError), ("9100", TypeError), (True, TypeError)):
         with pytest.raises(error, match="metrics_port must be"):
@@ -311,7 +311,7 @@ async def test_refused_ports(registry: CollectorRegistry, redis: FakeAsyncRedis)
 async def test_port_of_an_application(
     registry: CollectorRegistry, redis: FakeAsyncRedis, http: httpx2.AsyncClient
 ) -> None:
-    """An application with a port of its own for the metrics leaves `/metrics` to whoever wants it."""
+    """With a separate port the application does not serve `/metrics`."""
     port = free_port()
     app = http_app(
         MCPServer("s"), RedisEventStore(redis, ttl=60), registry=registry, metrics_port=port, metrics_host="localhost"

@@ -1,4 +1,4 @@
-"""What is told of sessions and requests: who came, who is here, who was refused and why, and how they ended."""
+"""Metrics and log events of sessions and requests: started, active, refused, ended."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ async def status(client: RawClient, message: dict[str, object] | None = None) ->
 
 @pytest.mark.parametrize("store", [None, MemoryEventStore()], ids=["redis", "foreign"])
 async def test_opened_and_deleted(rig: Rig, store: EventStore | None) -> None:
-    """A session counts while it is served, whatever its events are kept in; the client ends it."""
+    """A session counts while it is served, with any store; the client ends it."""
     client = await rig.serve(store=store)
     assert (rig.live(), rig.begun("opened")) == (0, 0)
     await client.initialize()
@@ -62,7 +62,7 @@ async def test_opened_and_deleted(rig: Rig, store: EventStore | None) -> None:
 
 
 async def test_adopted_and_deleted_elsewhere(rig: Rig) -> None:
-    """A session that two workers serve counts for both; one of them is asked to end it."""
+    """A session that two workers serve counts twice; deleting it on one ends it on both."""
     client = await rig.serve("a")
     on_b = await rig.serve("b")
     await client.initialize()
@@ -72,11 +72,11 @@ async def test_adopted_and_deleted_elsewhere(rig: Rig) -> None:
     assert (rig.begun("opened", "b"), rig.begun("adopted", "b")) == (0, 1)
     assert await on_b.delete() == 200
     await until(lambda: rig.live("a") == rig.live("b") == 0)
-    assert (rig.ended("a"), rig.ended("b")) == ({"elsewhere": 1}, {"deleted": 1})
+    assert (rig.ended("a"), rig.ended("b")) == ({"other_worker": 1}, {"deleted": 1})
 
 
 async def test_idle(rig: Rig) -> None:
-    """A session that nobody asks for."""
+    """A session without requests ends as idle."""
     client = await rig.serve(session_idle_timeout=0.1)
     params = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "raw", "version": "0"}}
     # And nothing after it: on a busy machine that might come too late.
@@ -86,7 +86,7 @@ async def test_idle(rig: Rig) -> None:
 
 
 async def test_shutdown(rig: Rig) -> None:
-    """A worker that stops serves none, and has ended none for the others."""
+    """A stopping worker serves no sessions, and other workers can still adopt them."""
     client = await rig.serve()
     await client.initialize()
     await rig.stack.aclose()
@@ -94,18 +94,18 @@ async def test_shutdown(rig: Rig) -> None:
 
 
 def test_crashed(scope: Scope) -> None:
-    """A session that ends for no reason that is known; told once."""
+    """A session that crashes ends as failed, once."""
     telling = SessionTelemetry(scope.instrument(MemoryEventStore()), Log(scope.log))
     transport = StreamableHTTPServerTransport("s")
     telling.began("s", Origin.OPENED)
     for _ in range(2):
         telling.ended("s", transport, stopping=False)
     assert scope.sample("sessions_ended_total", reason="failed") == 1
-    assert scope.sample("sessions") == 0
+    assert scope.sample("sessions_active") == 0
 
 
 async def test_too_many(rig: Rig) -> None:
-    """At the limit a session is neither opened nor adopted, and it is told which setting that is."""
+    """At the limit sessions are neither opened nor adopted, and the log names the setting."""
     first = await rig.serve("a", max_sessions=1)
     other = await rig.serve("b")
     await first.initialize()
@@ -122,14 +122,14 @@ async def test_too_many(rig: Rig) -> None:
 
 @pytest.mark.parametrize("session", ["0" * 32, "not one of ours", "-"])
 async def test_unknown(rig: Rig, session: str) -> None:
-    """A session that nobody opened, or that cannot be one."""
+    """An unknown or malformed session id is refused."""
     client = await rig.serve()
     assert await status(replace(client, session=session)) == 404
     assert rig.refused() == {"unknown": 1}
 
 
 async def test_invalid(rig: Rig) -> None:
-    """A request without a session that opens none."""
+    """An invalid request to open a session is refused."""
     client = await rig.serve()
     assert await status(client) == 400
     assert rig.refused() == {"invalid": 1}
@@ -137,15 +137,15 @@ async def test_invalid(rig: Rig) -> None:
 
 
 class Verifier:
-    """Every token is its own principal's."""
+    """Every token is a principal."""
 
     async def verify_token(self, token: str) -> AccessToken | None:
-        """The principal."""
+        """Return the principal."""
         return AccessToken(token=token, client_id=token, scopes=["use"], subject=token)
 
 
 async def test_another_owner(rig: Rig) -> None:
-    """Somebody else's session, where it lives and where it does not: told, for it may be an attack."""
+    """Requests for the session of another principal are refused and logged on every worker."""
     alice = await rig.serve("a", steered=Steered(auth=AUTH, token_verifier=Verifier()))
     on_b = await rig.serve("b", steered=Steered(auth=AUTH, token_verifier=Verifier()))
     alice.headers = {"authorization": "Bearer alice"}
@@ -153,14 +153,14 @@ async def test_another_owner(rig: Rig) -> None:
     bob = {"authorization": "Bearer bob"}
     assert await status(replace(alice, headers=bob)) == 404
     assert await status(replace(on_b, session=alice.session, headers=bob)) == 404
-    assert rig.refused("a") == rig.refused("b") == {"owner": 1}
+    assert rig.refused("a") == rig.refused("b") == {"not_owner": 1}
     assert rig.live("b") == 0
     entry, _ = rig.scope.log.named("event_store.session_refused")
-    assert (entry["store"], entry["reason"], len(entry["session"])) == ("a", "owner", 12)
+    assert (entry["store"], entry["reason"], len(entry["session_hash"])) == ("a", "not_owner", 12)
 
 
 async def test_store_away(rig: Rig) -> None:
-    """A session that is not known here, while the store cannot be asked."""
+    """A session that this worker does not know is refused while Redis is unavailable."""
     nowhere = await rig.stack.enter_async_context(connect_redis("redis://127.0.0.1:1"))
     client = await rig.serve(store=RedisEventStore(nowhere, ttl=3600))
     assert await status(replace(client, session="0" * 32)) == 503
@@ -172,33 +172,33 @@ async def test_store_away(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("named", "counted"),
     [
-        *((version, version) for version in (catalog_sessions.REVISION.values or ())[1:-1]),
+        *((version, version) for version in (catalog_sessions.PROTOCOL_VERSION.values or ())[1:-1]),
         (None, "none"),
         ("none", "other"),
         ("2099-01-01", "other"),
     ],
 )
 async def test_revisions(rig: Rig, named: str | None, counted: str) -> None:
-    """Each request counts by the revision that it names; what is none of them is `other`, whatever it is."""
+    """Requests count by protocol version; unknown ones as `other`."""
     client = await rig.serve()
     headers = {} if named is None else {"mcp-protocol-version": named}
     await client.http.post(client.url, json=PING, headers=headers | {"accept": "application/json, text/event-stream"})
     assert {
-        revision: rig.scope.sample("requests_total", revision=revision)
-        for revision in catalog_sessions.REVISION.values or ()
-    } == {revision: int(revision == counted) for revision in catalog_sessions.REVISION.values or ()}
+        revision: rig.scope.sample("requests_received_total", protocol_version=revision)
+        for revision in catalog_sessions.PROTOCOL_VERSION.values or ()
+    } == {revision: int(revision == counted) for revision in catalog_sessions.PROTOCOL_VERSION.values or ()}
 
 
 async def test_requests_that_open(rig: Rig) -> None:
-    """Opening a session and the requests within it are requests of its revision."""
+    """Opening a session and its requests count for its protocol version."""
     client = await rig.serve()
     await client.initialize()
     assert await status(client) == 200
-    assert rig.scope.sample("requests_total", revision=VERSION) == 3
+    assert rig.scope.sample("requests_received_total", protocol_version=VERSION) == 3
 
 
 async def test_many_at_once(rig: Rig) -> None:
-    """What is live is exact after many sessions have come and gone at the same time."""
+    """The gauge is exact after many concurrent sessions."""
     client = await rig.serve()
 
     async def come_and_go() -> None:
@@ -214,7 +214,7 @@ async def test_many_at_once(rig: Rig) -> None:
 
 
 async def test_malformed_id(rig: Rig) -> None:
-    """What cannot be an event id is refused, and is a miss like any other: the operator sees such a client."""
+    """A malformed event id is refused, and counts as a miss."""
     client = await rig.serve()
     await client.initialize()
     async with client.get("no id of ours") as response:

@@ -1,4 +1,4 @@
-"""What a store tells: each operation once, in metrics, spans and logs."""
+"""Signals of a store: each operation once, in metrics, spans and logs."""
 
 import asyncio
 import gc
@@ -28,7 +28,7 @@ RESPONSE = JSONRPCResponse(jsonrpc="2.0", id=1, result={})
 
 
 async def ignore(_: EventMessage) -> None:
-    """A client that takes everything."""
+    """A client that accepts everything."""
 
 
 @pytest.fixture
@@ -48,46 +48,46 @@ def session(scope: Scope, redis: FakeAsyncRedis) -> InstrumentedEventStore:
     ],
 )
 async def test_stored(scope: Scope, session: InstrumentedEventStore, message: JSONRPCMessage, kind: str) -> None:
-    """An event that is stored counts by its kind, with its size and latency, and is a span."""
+    """A stored event counts by message type, with size and latency, and has a span."""
     appended = await session.append("1", message)
-    assert scope.sample("stored_events_total", kind=kind) == 1
-    assert scope.sample("stored_bytes_total") == appended.payload_bytes
+    assert scope.sample("events_stored_total", message_type=kind) == 1
+    assert scope.sample("payload_stored_bytes_total") == appended.payload_bytes
     assert scope.sample("store_duration_seconds_count", outcome="ok") == 1
     (span,) = scope.spans()
     assert span.name == "event_store.store"
     attributes = dict(span.attributes or {})
     assert attributes == {
         "eventscope.store": "default",
-        "eventscope.stream.id": "1",
+        "eventscope.stream_id": "1",
         "eventscope.outcome": "ok",
-        "eventscope.event.id": appended.event_id,
-        "eventscope.message.kind": kind,
-        "eventscope.payload.bytes": appended.payload_bytes,
+        "eventscope.event_id": appended.event_id,
+        "eventscope.message_type": kind,
+        "eventscope.payload_bytes": appended.payload_bytes,
     }
     assert scope.log.entries == []
 
 
 async def test_stored_in_the_background(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """An event of a session counts as accepted when it has its id, and as stored when Redis has acknowledged it."""
+    """An event of a session counts as accepted when it has an id, and as stored once Redis has acknowledged it."""
     store = scope.instrument(RedisEventStore(redis, ttl=60))
     session = store.for_session("session")
     session.begin("1", 1)
     appended = await session.append("1", NOTE)
     assert scope.sample("events_accepted_total") == 1
     assert scope.sample("store_wait_seconds_count") == 1
-    assert scope.sample("stored_events_total", kind="notification") == 0
+    assert scope.sample("events_stored_total", message_type="notification") == 0
     assert scope.spans() == []
     assert appended.pending is not None
     await appended.pending.acknowledged()
     await store.flush(1)
-    assert scope.sample("stored_events_total", kind="notification") == 1
-    assert scope.sample("stored_bytes_total") == appended.payload_bytes
+    assert scope.sample("events_stored_total", message_type="notification") == 1
+    assert scope.sample("payload_stored_bytes_total") == appended.payload_bytes
     assert scope.sample("store_duration_seconds_count", outcome="ok") == 1
-    assert scope.sample("backlog_events") == 0
+    assert scope.sample("backlog_length") == 0
     (span,) = scope.spans()
     attributes = dict(span.attributes or {})
-    assert len(str(attributes["eventscope.session.hash"])) == 12
-    assert attributes["eventscope.event.id"] == appended.event_id
+    assert len(str(attributes["eventscope.session_hash"])) == 12
+    assert attributes["eventscope.event_id"] == appended.event_id
     assert attributes["eventscope.outcome"] == "ok"
     assert span.start_time is not None
     assert span.end_time is not None
@@ -95,7 +95,7 @@ async def test_stored_in_the_background(scope: Scope, redis: FakeAsyncRedis) -> 
 
 
 async def test_resumed_and_caught_up(scope: Scope, session: InstrumentedEventStore) -> None:
-    """A replay that delivers is `resumed`, one that owes nothing is `caught_up`; both are successes."""
+    """A replay that delivers is `resumed`, one with no events due is `caught_up`."""
     first = await session.append("1", None)
     last = await session.append("1", NOTE)
     await session.replay(first.event_id, ignore, stream_id="1")
@@ -103,37 +103,37 @@ async def test_resumed_and_caught_up(scope: Scope, session: InstrumentedEventSto
     assert scope.sample("replay_duration_seconds_count", outcome="resumed") == 1
     assert scope.sample("replay_duration_seconds_count", outcome="caught_up") == 1
     assert scope.sample("replay_events_sum") == 1
-    assert scope.sample("replay_bytes_sum") == last.payload_bytes
+    assert scope.sample("replay_size_bytes_sum") == last.payload_bytes
     assert scope.sample("resume_age_seconds_count") == 2
     resumed = scope.spans()[2]
     assert resumed.name == "event_store.replay"
-    assert (resumed.attributes or {})["eventscope.replay.events"] == 1
+    assert (resumed.attributes or {})["eventscope.events"] == 1
     assert (resumed.attributes or {})["eventscope.outcome"] == "resumed"
     assert scope.log.entries == []
 
 
 @pytest.mark.parametrize(("cursor", "reason"), [("x", "malformed"), ("5", "unknown"), ("1" + "0" * 15, "expired")])
 async def test_missed(scope: Scope, session: InstrumentedEventStore, cursor: str, reason: str) -> None:
-    """A replay that finds nothing to resume from says why, and does not blur the sizes of those that did."""
+    """A miss has a reason, and does not distort the sizes of other replays."""
     await session.replay(cursor, ignore, stream_id="1")
     assert scope.sample("replay_duration_seconds_count", outcome="missed") == 1
     assert scope.sample("replay_misses_total", reason=reason) == 1
     assert scope.sample("replay_events_count") == 0
     (entry,) = scope.log.named("event_store.replay_incomplete")
     assert (entry["outcome"], entry["reason"]) == ("missed", reason)
-    assert (scope.spans()[0].attributes or {})["eventscope.replay.miss_reason"] == reason
+    assert (scope.spans()[0].attributes or {})["eventscope.reason"] == reason
 
 
 async def test_corrupt_and_missing(scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis) -> None:
-    """Events that are owed and cannot be delivered make a gap, which is counted and told."""
+    """Undeliverable events make a gap, which is counted and logged."""
     first, corrupt, gone, _ = [(await session.append("1", NOTE)).event_id for _ in range(4)]
     await change(redis, f"mcp:event:{corrupt}", payload="{}")
     await redis.delete(f"mcp:event:{gone}")
     facts = await session.replay(first, ignore, stream_id="1")
     assert facts.delivered == 1
     assert scope.sample("replay_duration_seconds_count", outcome="gap") == 1
-    assert scope.sample("replay_corrupt_events_total") == 1
-    assert scope.sample("replay_missing_events_total") == 1
+    assert scope.sample("events_corrupt_total") == 1
+    assert scope.sample("events_missing_total") == 1
     (entry,) = scope.log.named("event_store.replay_incomplete")
     assert entry["event_ids"] == (corrupt,)
 
@@ -149,7 +149,7 @@ async def test_corrupt_and_missing(scope: Scope, session: InstrumentedEventStore
 async def test_failed(
     scope: Scope, session: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str
 ) -> None:
-    """A failure passes through as it is; it is counted by its type, and told without what an outsider may have sent."""
+    """A failure is passed on, counted by type, and logged without untrusted text."""
 
     async def fail(*_: object, **__: object) -> None:
         raise error
@@ -166,11 +166,11 @@ async def test_failed(
     for operation in ("store", "replay", "follow"):
         assert scope.sample("errors_total", operation=operation, error_type=kind) == 1
     assert scope.sample("store_duration_seconds_count", outcome="error") == 1
-    assert scope.sample("stored_events_total", kind="notification") == 0
-    assert scope.sample("followers") == 0
+    assert scope.sample("events_stored_total", message_type="notification") == 0
+    assert scope.sample("streams_followed") == 0
     for span in scope.spans():
         assert span.status.status_code is StatusCode.ERROR
-        assert (span.attributes or {})["error.type"] == type(error).__qualname__
+        assert (span.attributes or {})["error.type"] == kind, "as on the metric"
         assert span.events == ()
     (entry,) = scope.log.named("event_store.store_failed")
     assert entry["error_type"] == kind
@@ -178,7 +178,7 @@ async def test_failed(
 
 
 async def test_client_that_left(scope: Scope, session: InstrumentedEventStore) -> None:
-    """A client that leaves in the middle is no failure of the store; what it got before is known."""
+    """A disconnect is no failure of the store; deliveries before it are known."""
     first = (await session.append("1", None)).event_id
     for _ in range(2):
         await session.append("1", NOTE)
@@ -191,28 +191,28 @@ async def test_client_that_left(scope: Scope, session: InstrumentedEventStore) -
 
     with pytest.raises(anyio.BrokenResourceError):
         await session.replay(first, leave, stream_id="1")
-    assert scope.sample("replay_duration_seconds_count", outcome="client_gone") == 1
+    assert scope.sample("replay_duration_seconds_count", outcome="client_disconnected") == 1
     assert scope.sample("errors_total", operation="replay", error_type="other") == 0
-    assert (scope.spans()[-1].attributes or {})["eventscope.replay.events"] == 1
+    assert (scope.spans()[-1].attributes or {})["eventscope.events"] == 1
     assert scope.log.entries == []
 
 
 async def test_cancelled(scope: Scope, session: InstrumentedEventStore) -> None:
-    """What is cancelled is its own outcome, and no longer counted as being followed."""
+    """A cancellation is an outcome of its own, and ends the following."""
     first = (await session.append("1", None)).event_id
     following = asyncio.create_task(session.follow("1", first, ignore, limit=60))
     await anyio.wait_all_tasks_blocked()
-    assert scope.sample("followers") == 1
+    assert scope.sample("streams_followed") == 1
     following.cancel()
     with pytest.raises(asyncio.CancelledError):
         await following
-    assert scope.sample("followers") == 0
+    assert scope.sample("streams_followed") == 0
     assert scope.sample("follow_duration_seconds_count", outcome="cancelled") == 1
     assert scope.log.entries == []
 
 
 async def test_spans_nest_and_logs_name_them(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The span of a store is a child of the caller's, and the parent of what a store of others does within it."""
+    """A store span is a child of the caller's span, and the parent of spans of third-party stores."""
     within: list[trace.SpanContext] = []
 
     async def fail(*_: object, **__: object) -> None:
@@ -236,7 +236,7 @@ async def test_spans_nest_and_logs_name_them(scope: Scope, monkeypatch: pytest.M
 async def test_failure_is_told_in_the_trace_of_the_call(
     scope: Scope, session: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ours does its I/O for many at once, so its span is not current; it is in the caller's trace all the same."""
+    """The span of our store is not current, since it stores in the background, but is in the caller's trace."""
 
     async def fail(*_: object, **__: object) -> None:
         msg = "down"
@@ -254,17 +254,17 @@ async def test_failure_is_told_in_the_trace_of_the_call(
 
 
 async def test_call_that_is_not_sampled(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """Within a call that is not sampled no store makes a span, nor a trace of its own; it is counted all the same."""
+    """Within an unsampled call no span or trace is created, but metrics count."""
     session = scope.instrument(RedisEventStore(redis, ttl=60))
     unsampled = TracerProvider(sampler=ALWAYS_OFF).get_tracer("test")
     with unsampled.start_as_current_span("call"):
         await session.append("1", NOTE)
     assert scope.spans() == []
-    assert scope.sample("stored_events_total", kind="notification") == 1
+    assert scope.sample("events_stored_total", message_type="notification") == 1
 
 
 async def test_context_of_another_type(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """A mapping that cannot be remembered is looked at each time."""
+    """A context that cannot be remembered is inspected each time."""
     session = scope.instrument(RedisEventStore(redis, ttl=60))
     unsampled = TracerProvider(sampler=ALWAYS_OFF).get_tracer("test")
     with unsampled.start_as_current_span("call"):
@@ -277,7 +277,7 @@ async def test_context_of_another_type(scope: Scope, redis: FakeAsyncRedis) -> N
 
 
 async def test_calls_that_are_not_sampled_are_not_kept(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """That a call is not sampled is remembered, for as long as its context lives; the next one is asked anew."""
+    """Unsampled contexts are remembered for their lifetime only."""
     session = scope.instrument(RedisEventStore(redis, ttl=60))
     unsampled = TracerProvider(sampler=ALWAYS_OFF).get_tracer("test")
     contexts = []
@@ -296,7 +296,7 @@ async def test_calls_that_are_not_sampled_are_not_kept(scope: Scope, redis: Fake
 async def test_repeated_failures_are_told_seldom(
     scope: Scope, session: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An outage does not flood the log: the next entry says how many were left out."""
+    """An outage does not flood the log: the next entry counts the suppressed ones."""
 
     async def fail(*_: object, **__: object) -> None:
         msg = "down"
@@ -316,7 +316,7 @@ async def test_repeated_failures_are_told_seldom(
 
 
 async def test_any_store_can_be_wrapped(scope: Scope) -> None:
-    """A store of others is told as far as it lets on: latency, sizes and outcomes."""
+    """Third-party stores have latency, sizes and outcomes."""
     store = scope.instrument(MemoryEventStore())
     session = store
     first = await session.append("1", None)
@@ -324,7 +324,7 @@ async def test_any_store_can_be_wrapped(scope: Scope) -> None:
     await session.replay(first.event_id, ignore, stream_id="1")
     await session.replay("nothing", ignore, stream_id="1")
     assert scope.sample("store_duration_seconds_count", outcome="ok") == 2
-    assert scope.sample("stored_bytes_total") == len('{"jsonrpc":"2.0","method":"note"}')
+    assert scope.sample("payload_stored_bytes_total") == len('{"jsonrpc":"2.0","method":"note"}')
     assert scope.sample("replay_duration_seconds_count", outcome="resumed") == 1
     assert scope.sample("replay_duration_seconds_count", outcome="missed") == 1
     assert scope.log.named("event_store.ttl_missing") == []
@@ -332,46 +332,46 @@ async def test_any_store_can_be_wrapped(scope: Scope) -> None:
 
 
 async def test_unscoped_is_told_once(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """A root store that is used as the SDK uses it says so; a session's part does not."""
+    """A root store used through the SDK's interface is logged once; the store of a session is not."""
     store = scope.instrument(RedisEventStore(redis, ttl=60))
     await store.for_session("s").store_event("1", NOTE)
-    assert scope.log.named("event_store.unscoped") == []
+    assert scope.log.named("event_store.sessions_not_isolated") == []
     for _ in range(2):
         await store.store_event("1", NOTE)
-    (entry,) = scope.log.named("event_store.unscoped")
+    (entry,) = scope.log.named("event_store.sessions_not_isolated")
     assert "http_app" in entry["fix"]
 
 
 async def test_missing_ttl_is_told_once(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """A store without TTL says so when it is decorated, and shows 0; its sessions do not say it again."""
+    """A store without TTL is logged once, when it is decorated, and has no `ttl_seconds` series."""
     store = scope.instrument(RedisEventStore(redis))
     store.for_session("a")
     store.for_session("b")
     (entry,) = scope.log.named("event_store.ttl_missing")
     assert entry["level"] == "warning"
-    assert scope.sample("ttl_seconds") == 0
+    assert scope.sample("ttl_seconds") is None
 
 
 async def test_two_stores_on_one_registry(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """They are told apart by the label `store`."""
+    """Stores on one registry differ in the label `store`."""
     first = scope.instrument(RedisEventStore(redis, ttl=60), "first")
     scope.instrument(RedisEventStore(redis, ttl=90), "second")
     await first.append("1", NOTE)
     value = scope.registry.get_sample_value
-    assert value("eventscope_stored_events_total", {"store": "first", "kind": "notification"}) == 1
-    assert value("eventscope_stored_events_total", {"store": "second", "kind": "notification"}) == 0
+    assert value("eventscope_events_stored_total", {"store": "first", "message_type": "notification"}) == 1
+    assert value("eventscope_events_stored_total", {"store": "second", "message_type": "notification"}) == 0
     assert value("eventscope_ttl_seconds", {"store": "second"}) == 90
 
 
 async def test_decorated_twice_is_refused(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """Everything would be counted twice."""
+    """Decorating twice is refused, since everything would count twice."""
     store = scope.instrument(RedisEventStore(redis, ttl=60))
     with pytest.raises(ValueError, match="already"):
         InstrumentedEventStore(store)
 
 
 async def test_without_metrics(redis: FakeAsyncRedis, scope: Scope) -> None:
-    """No registry, no metrics; the store works."""
+    """Without a registry the store works, without metrics."""
     store = InstrumentedEventStore(RedisEventStore(redis, ttl=60), registry=None, logger=scope.log)
     first = await store.append("1", None)
     await store.append("1", RESPONSE)

@@ -1,4 +1,4 @@
-"""Anybody's `EventStore` can be decorated, and served: the SDK's kind in memory, mcp-persist's on SQLite, FastMCP's."""
+"""Third-party stores, decorated and served: the SDK's in memory, mcp-persist on SQLite, FastMCP."""
 
 from collections.abc import AsyncIterator
 
@@ -18,13 +18,13 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(params=sorted(STORES))
 async def theirs(request: pytest.FixtureRequest) -> AsyncIterator[EventStore]:
-    """A store of others, as its documentation sets it up."""
+    """A third-party store, set up as documented."""
     async with STORES[request.param]() as store:
         yield store
 
 
 async def test_what_is_seen(scope: Scope, theirs: EventStore) -> None:
-    """Latencies, kinds, sizes, outcomes and reasons, in metrics, spans and logs, as of our own."""
+    """Latencies, message types, sizes, outcomes and reasons, in all signals."""
     session = scope.instrument(theirs).for_session("s")
     first = await session.append("1", None)
     said: list[JSONRPCMessage] = [note(1), note(2), answer()]
@@ -36,18 +36,18 @@ async def test_what_is_seen(scope: Scope, theirs: EventStore) -> None:
     assert (facts.delivered, facts.completed) == (3, True)
     assert (await session.replay("nonsense", collected, stream_id="1")).miss is Miss.UNKNOWN
     for kind, number in {"priming": 1, "notification": 2, "response": 1, "error": 1}.items():
-        assert scope.sample("stored_events_total", kind=kind) == number
+        assert scope.sample("events_stored_total", message_type=kind) == number
     assert scope.sample("store_duration_seconds_count", outcome="ok") == 5
     assert scope.sample("replay_duration_seconds_count", outcome="resumed") == 1
     assert scope.sample("replay_duration_seconds_count", outcome="missed") == 1
-    assert (scope.sample("replay_events_sum"), scope.sample("replay_first_event_seconds_count")) == (3, 1)
+    assert (scope.sample("replay_events_sum"), scope.sample("replay_time_to_first_event_seconds_count")) == (3, 1)
     assert sum(sizes) == sum(len(on_the_wire(message)) for message in said)
     assert [span.name for span in scope.spans()] == ["event_store.store"] * 5 + ["event_store.replay"] * 2
     assert [entry["event"] for entry in scope.log.entries] == ["event_store.replay_incomplete"]
 
 
 async def test_through_the_sdks_interface(scope: Scope, theirs: EventStore) -> None:
-    """Where it is put in the place of the store that it decorates, it does what that one did."""
+    """The decorator behaves like the decorated store."""
     decorated: EventStore = scope.instrument(theirs)
     bare, seen = Collected(), Collected()
     first = await decorated.store_event("1", None)
@@ -58,7 +58,7 @@ async def test_through_the_sdks_interface(scope: Scope, theirs: EventStore) -> N
 
 
 async def test_sessions_are_kept_apart(scope: Scope, theirs: EventStore) -> None:
-    """Such a store knows streams only; one session's ids read nothing of another's."""
+    """Sessions are isolated although such a store knows streams only."""
     store = scope.instrument(theirs)
     mine, other = store.for_session("a"), store.for_session("b")
     cursor = (await other.append("1", None)).event_id
@@ -69,7 +69,7 @@ async def test_sessions_are_kept_apart(scope: Scope, theirs: EventStore) -> None
 
 
 async def test_what_it_raises_is_passed_on(scope: Scope, theirs: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it is, and counted; what others write into their exceptions is not logged."""
+    """Errors are passed on and counted; their messages are not logged."""
 
     async def broken(*_: object) -> str:
         msg = "a secret"
@@ -86,7 +86,7 @@ async def test_what_it_raises_is_passed_on(scope: Scope, theirs: EventStore, mon
 
 
 async def test_served(rig: Rig, theirs: EventStore) -> None:
-    """A call is resumed from its first event, over HTTP, and counted."""
+    """A call resumes from its first event, over HTTP, and is counted."""
     client = await rig.serve(store=theirs)
     await client.initialize()
     async with client.call(1, "echo", text="x") as response:

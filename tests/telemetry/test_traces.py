@@ -1,4 +1,4 @@
-"""Whose trace an event is stored in, and how a replay finds the way back to it."""
+"""The trace of an event, and the links of a replay to it."""
 
 import contextvars
 import json
@@ -27,7 +27,7 @@ PARENT = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
 
 
 async def ignore(_: EventMessage) -> None:
-    """A client that takes everything."""
+    """A client that accepts everything."""
 
 
 @pytest.fixture
@@ -43,19 +43,19 @@ def session(scope: Scope, redis: FakeAsyncRedis) -> InstrumentedEventStore:
 
 
 async def row(redis: FakeAsyncRedis, event_id: str) -> dict[str, bytes]:
-    """An event, as it is in Redis."""
+    """An event as stored in Redis."""
     return await fields_of(redis, f"mcp:event:{event_id}")
 
 
 def links(span: ReadableSpan) -> list[tuple[int, int]]:
-    """The traces and spans that a span links to."""
+    """The links of a span."""
     return [(link.context.trace_id, link.context.span_id) for link in span.links]
 
 
 async def test_a_replay_links_to_who_stored_what_it_delivers(
     scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis
 ) -> None:
-    """Each span is kept with its event, whose payload stays as it is; the replay links to those it delivers."""
+    """Each event keeps its span, with its payload unchanged; the replay links to the delivered ones."""
     ids = [(await session.append("1", message)).event_id for message in (None, NOTE, NOTE, RESPONSE)]
     stored = [span.context for span in scope.spans()]
     assert await row(redis, ids[3]) == {
@@ -69,7 +69,7 @@ async def test_a_replay_links_to_who_stored_what_it_delivers(
 
 
 async def test_what_is_not_recorded_is_not_kept(redis: FakeAsyncRedis) -> None:
-    """Nobody could look it up, and it would take up memory."""
+    """Unrecorded spans are not stored."""
     store = InstrumentedEventStore(
         RedisEventStore(redis, ttl=60), registry=None, tracer_provider=TracerProvider(sampler=ALWAYS_OFF)
     )
@@ -81,7 +81,7 @@ async def test_what_is_not_recorded_is_not_kept(redis: FakeAsyncRedis) -> None:
 
 
 async def test_each_once_and_not_too_many(store: RedisEventStore) -> None:
-    """Events that one span produced are one link; a long replay does not make a span of thousands."""
+    """Events of one span make one link; the links of a long replay are bounded."""
     first = (await store.append("1", None)).event_id
     for number in range(PRODUCERS // 2):
         for _ in range(2):
@@ -96,7 +96,7 @@ async def test_each_once_and_not_too_many(store: RedisEventStore) -> None:
 
 
 async def test_a_client_that_had_some(store: RedisEventStore) -> None:
-    """An event without a span, and one that carries nothing, are in between."""
+    """Events without a span and priming events are skipped."""
     ids = []
     for message, parent in ((NOTE, PARENT), (NOTE, ""), (None, PARENT), (RESPONSE, PARENT[:-1] + "0")):
         ids.append((await store.append("1", message, parent)).event_id)
@@ -106,7 +106,7 @@ async def test_a_client_that_had_some(store: RedisEventStore) -> None:
 
 @pytest.mark.parametrize("written", ["", "x", "1 missing", PARENT + " 5 6", PARENT.replace("-", " "), "00-@", "\xff"])
 async def test_whatever_is_written_there(store: RedisEventStore, redis: FakeAsyncRedis, written: str) -> None:
-    """What is no traceparent is nobody's, and the replay is as without it."""
+    """A malformed traceparent in Redis is ignored."""
     first, second = [(await store.append("1", message, PARENT)).event_id for message in (None, NOTE)]
     await change(redis, f"mcp:event:{second}", traceparent=written)
     facts = await store.replay(first, ignore, stream_id="1")
@@ -114,7 +114,7 @@ async def test_whatever_is_written_there(store: RedisEventStore, redis: FakeAsyn
 
 
 async def test_nobody_is_linked_to(scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis) -> None:
-    """An id of zeros has the shape, and names nobody."""
+    """A traceparent with zero ids is ignored."""
     first, second = [(await session.append("1", message)).event_id for message in (None, NOTE)]
     await change(redis, f"mcp:event:{second}", traceparent=f"00-{0:032x}-{0:016x}-01")
     await session.replay(first, ignore, stream_id="1")
@@ -123,7 +123,7 @@ async def test_nobody_is_linked_to(scope: Scope, session: InstrumentedEventStore
 
 
 class Request:
-    """A request of a client's, in a trace of its own, whose messages are sent from its own context."""
+    """A request of a client in its own trace, whose messages have its context."""
 
     def __init__(self, scope: Scope, view: SessionView, stream: str, *, traced: bool = True) -> None:
         self._scope = scope
@@ -135,25 +135,25 @@ class Request:
         self.context.run(context.attach, trace.set_span_in_context(self.call))
 
     async def begins(self) -> None:
-        """Its priming event is stored, in its own context."""
+        """Store the priming event, in the context of the request."""
         token = context.attach(trace.set_span_in_context(self.call))
         await self._view.store_event(self._stream, None)
         context.detach(token)
 
     async def says(self, message: JSONRPCNotification | JSONRPCResponse) -> None:
-        """A message is stored by the task that stores for all."""
+        """Store a message in the task that stores for all calls."""
         self._view.sender = lambda: self.context
         await self._view.store_event(self._stream, message)
 
     def within(self, name: str) -> trace.SpanContext:
-        """From now on messages are sent within a span of the tool."""
+        """Send messages within a span of the tool from now on."""
         span = self.tracer.start_span(name, trace.set_span_in_context(self.call))
         self.context.run(context.attach, trace.set_span_in_context(span))
         return span.get_span_context()
 
 
 async def test_calls_at_the_same_time(scope: Scope, session: InstrumentedEventStore) -> None:
-    """One task stores for all calls, in the context of `initialize`; each event is in the trace of its own call."""
+    """One task stores for all calls, in the context of `initialize`; each event is in the trace of its call."""
     view = SessionView(session, follow_timeout=1)
     with scope.provider.get_tracer("client").start_as_current_span("initialize") as initialize:
         one, two = Request(scope, view, "1"), Request(scope, view, "2")
@@ -173,7 +173,7 @@ async def test_calls_at_the_same_time(scope: Scope, session: InstrumentedEventSt
 async def test_a_response_is_sent_outside_of_the_span_of_the_call(
     scope: Scope, session: InstrumentedEventStore
 ) -> None:
-    """Where only the SDK traces, its span is over when the response is sent: what the call said before tells."""
+    """If only the SDK traces, its span has ended when the response is sent: the call's earlier messages identify it."""
     view = SessionView(session, follow_timeout=1)
     with scope.provider.get_tracer("client").start_as_current_span("initialize"):
         request = Request(scope, view, "1", traced=False)
@@ -191,7 +191,7 @@ async def test_a_response_is_sent_outside_of_the_span_of_the_call(
 
 
 async def test_nobody_says_who_sends(scope: Scope, session: InstrumentedEventStore) -> None:
-    """With an SDK that does not tell, a call is known by its priming event."""
+    """If the SDK passes no context, the call's priming event identifies its trace."""
     view = SessionView(session, follow_timeout=1)
     with scope.provider.get_tracer("client").start_as_current_span("call") as call:
         await view.store_event("1", None)
@@ -202,12 +202,12 @@ async def test_nobody_says_who_sends(scope: Scope, session: InstrumentedEventSto
 
 
 def body(meta: object) -> bytes:
-    """A request with this `_meta`."""
+    """A request with a `_meta`."""
     return json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"_meta": meta}}).encode()
 
 
 def test_continued() -> None:
-    """A trace that is named in `params._meta` is gone on with, as the SDK does, and left again."""
+    """A trace in `params._meta` is continued, as in the SDK, and left again."""
     with propagation.continued(body({"traceparent": PARENT, "progressToken": 1})):
         current = trace.get_current_span().get_span_context()
         assert (f"{current.trace_id:032x}", f"{current.span_id:016x}") == ("a" * 32, "b" * 16)
@@ -229,16 +229,16 @@ def test_continued() -> None:
     ],
 )
 def test_continued_from_nowhere(sent: bytes) -> None:
-    """Whatever else a client sends there is no trace."""
+    """Anything else in `_meta` is ignored."""
     with propagation.continued(sent):
         assert not trace.get_current_span().get_span_context().is_valid
 
 
-@pytest.mark.parametrize("verb", ["traceparent", "finish", "stored"])
+@pytest.mark.parametrize("verb", ["traceparent", "end_span", "end_stored_span"])
 async def test_traces_raise(
     scope: Scope, session: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    """What is told of a store fails without the store noticing, and is counted."""
+    """Failing traces do not affect the store, and are counted."""
 
     def fail(*_: object, **__: object) -> None:
         msg = "traces"
@@ -246,7 +246,7 @@ async def test_traces_raise(
 
     monkeypatch.setattr(f"mcp_eventscope.telemetry.tracing.Tracing.{verb}", fail)
     patched: Callable[..., object] | None = None
-    if verb == "finish":
+    if verb == "end_span":
         patched = fail
 
         async def unstored(*_: object) -> None:

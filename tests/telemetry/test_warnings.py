@@ -1,4 +1,4 @@
-"""What is said once, at start, of settings with which clients lose events; each says what to set."""
+"""Warnings at start about settings with which clients lose events, with the remedy."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ Warn = Callable[..., list[dict[str, object]]]
 
 @pytest.fixture
 def warn(scope: Scope, redis: FakeAsyncRedis) -> Warn:
-    """Makes a manager, and returns what was said of the TTL."""
+    """Make a manager, and return its warnings about the TTL."""
 
     def make(ttl: int | None, **settings: object) -> list[dict[str, object]]:
         app: Server[object] = Server("s")
@@ -27,21 +27,21 @@ def warn(scope: Scope, redis: FakeAsyncRedis) -> Warn:
 
 
 def test_defaults_are_silent(warn: Warn) -> None:
-    """The defaults of `http_app()` fit each other, exactly."""
+    """The defaults of `http_app()` cause no warning."""
     assert warn(3600) == []
     assert len(warn(3599)) == 1
 
 
 def test_shorter_than_twice_the_idle_timeout(warn: Warn, scope: Scope) -> None:
-    """A session outlives its events."""
+    """A warning if a session can outlive its events."""
     (entry,) = warn(600, session_idle_timeout=400.5)
     assert entry == {
         "event": "event_store.ttl_short",
         "level": "warning",
         "store": "default",
-        "ttl": 600,
-        "limit": "session_idle_timeout",
-        "seconds": 400.5,
+        "ttl_seconds": 600,
+        "setting": "session_idle_timeout",
+        "setting_seconds": 400.5,
         "fix": "set ttl=801 or more, or session_idle_timeout=300 or less",
     }
     assert scope.log.entries == [entry]
@@ -49,19 +49,19 @@ def test_shorter_than_twice_the_idle_timeout(warn: Warn, scope: Scope) -> None:
 
 @pytest.mark.parametrize(("limit", "told"), [(300.0, "300"), (float("inf"), "inf")])
 def test_shorter_than_the_follow_limit(warn: Warn, limit: float, told: str) -> None:
-    """A stream is followed for longer than its events are kept: the client has nothing to come back to."""
+    """A warning if a stream is followed for longer than its events are kept."""
     (entry,) = warn(200, session_idle_timeout=None, follow_timeout=limit)
-    assert (entry["limit"], entry["seconds"]) == ("follow_timeout", limit)
+    assert (entry["setting"], entry["setting_seconds"]) == ("follow_timeout", limit)
     assert entry["fix"] == f"set ttl= to more than {told}, or follow_timeout=200 or less"
 
 
 def test_both(warn: Warn) -> None:
-    """Each has its own event."""
-    assert [entry["limit"] for entry in warn(60)] == ["session_idle_timeout", "follow_timeout"]
+    """Each setting has its own warning."""
+    assert [entry["setting"] for entry in warn(60)] == ["session_idle_timeout", "follow_timeout"]
 
 
 def test_nothing_to_be_short(warn: Warn, scope: Scope) -> None:
-    """No TTL is another warning; without sessions, or with a store that does not say its TTL, there is none."""
+    """No such warning without a TTL, without sessions, or with a store whose TTL is unknown."""
     assert warn(None) == []
     assert len(scope.log.named("event_store.ttl_missing")) == 1
     assert warn(1, stateless=True) == []

@@ -112,7 +112,7 @@ async def test_following_outlives_failures(monkeypatch: pytest.MonkeyPatch) -> N
     assert (facts.end, facts.delivered, facts.failures) == (FollowEnd.COMPLETED, 1, 3)
     failing.failures = 10**6
     facts = await store.follow("1", first, Collected(), limit=0.05)
-    assert (facts.end, facts.delivered) == (FollowEnd.LIMIT, 0)
+    assert (facts.end, facts.delivered) == (FollowEnd.TIMEOUT, 0)
     assert facts.failures > 1
 
 
@@ -148,7 +148,7 @@ async def test_events_without_ids_are_not_followed_in_circles(monkeypatch: pytes
     first = (await store.append("1", None)).event_id
     await store.append("1", note(0))
     facts = await store.follow("1", first, Collected(), limit=0.1)
-    assert (facts.end, facts.delivered) == (FollowEnd.LIMIT, 1)
+    assert (facts.end, facts.delivered) == (FollowEnd.TIMEOUT, 1)
 
 
 class Counting(MemoryEventStore):

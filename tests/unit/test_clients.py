@@ -40,7 +40,7 @@ async def test_cluster_that_is_not_there(no_cluster: aioredis.RedisCluster) -> N
     assert (await store.append("1", None)).event_id
     assert await store.flush(0) == 1
     followed = await store.follow("1", "1-1-0123456789ab1", nobody, limit=0.01)
-    assert followed.end is FollowEnd.LIMIT
+    assert followed.end is FollowEnd.TIMEOUT
     assert followed.failures >= 1
 
 

@@ -395,7 +395,7 @@ class RedisSessionStore:
         """
         cursor = parse(after)
         if cursor is None:
-            return FollowResult(last_event_id=after, end=FollowEnd.LIMIT)
+            return FollowResult(last_event_id=after, end=FollowEnd.TIMEOUT)
         standalone = stream_id == GET_STREAM_KEY
         delivery = Delivery(stream_id, cursor, send, standalone=standalone)
         following = _Following(limit)
@@ -524,4 +524,4 @@ class _Following:
     def end(self, *, completed: bool) -> FollowEnd:
         if completed:
             return FollowEnd.COMPLETED
-        return FollowEnd.GONE if self.gone else FollowEnd.LIMIT
+        return FollowEnd.WORKER_LOST if self.gone else FollowEnd.TIMEOUT

@@ -23,13 +23,13 @@ from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.pubsub import Subscriptions
 from mcp_eventscope.redis.read.followers import RunFollowers
 from mcp_eventscope.redis.read.run_reader import RunReader
+from mcp_eventscope.redis.redis_stats import RedisStatsPoller
 from mcp_eventscope.redis.root.backlog import Backlog, PendingEvent
 from mcp_eventscope.redis.root.batch_codec import BatchCodec
 from mcp_eventscope.redis.root.chunk_reader import ChunkReader
 from mcp_eventscope.redis.root.follow import Followers
 from mcp_eventscope.redis.root.replay import ReplayCursor, age_of, lost_after, miss_of
 from mcp_eventscope.redis.root.writer import RootWriter
-from mcp_eventscope.redis.sampling import Sampler
 from mcp_eventscope.redis.session_store import RedisSessionStore, SessionResources
 from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.workers import Workers
@@ -176,13 +176,13 @@ class RedisEventStore(EventStore):
         """This worker, among the others that use the store."""
         return self._workers
 
-    def sampler(self) -> Sampler:
+    def redis_stats_poller(self) -> RedisStatsPoller:
         """Looks at the store's Redis, now and then.
 
         Raises:
             ValueError: It is a cluster.
         """
-        return Sampler(self._redis, self._keys, self._worker)
+        return RedisStatsPoller(self._redis, self._keys, self._worker)
 
     @property
     def address(self) -> str:
@@ -293,7 +293,7 @@ class RedisEventStore(EventStore):
         Raises:
             StoreRejectedError: Redis refused this event for good.
         """
-        self._check_scoped()
+        self._check_isolated()
         return (await self.append(stream_id, message)).event_id
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
@@ -309,16 +309,17 @@ class RedisEventStore(EventStore):
         Raises:
             StoreError: Redis could not be read.
         """
-        self._check_scoped()
+        self._check_isolated()
         facts = await self.replay(last_event_id, send_callback)
         return facts.stream_id if facts.miss is None else None
 
-    def _check_scoped(self) -> None:
+    def _check_isolated(self) -> None:
         """Warn once that the SDK's interface does not tell a root store which session it serves."""
         if not self._warned:
             self._warned = True
             warnings.warn(
-                "event_store.unscoped: a RedisEventStore handed straight to the SDK cannot tell sessions apart; "
+                "event_store.sessions_not_isolated: a RedisEventStore handed straight to the SDK cannot tell sessions "
+                "apart; "
                 "clients number their requests from 0, so sessions share streams and are replayed each other's events. "
                 "Serve with mcp_eventscope.http_app() or ResumableSessionManager",
                 UnscopedStoreWarning,
@@ -431,7 +432,7 @@ class RedisEventStore(EventStore):
                 await follower.wait(remaining)
         return FollowResult(
             last_event_id=replay.cursor,
-            end=FollowEnd.COMPLETED if replay.completed else FollowEnd.LIMIT,
+            end=FollowEnd.COMPLETED if replay.completed else FollowEnd.TIMEOUT,
             delivered=replay.delivered,
             payload_bytes=replay.payload_bytes,
             missing=replay.missing,

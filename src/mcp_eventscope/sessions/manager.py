@@ -66,8 +66,9 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     Args:
         app: The low-level server.
         event_store: The store; it is instrumented, unless it is already. None: nothing can be resumed.
-        json_response: As in the SDK. Responses are then no streams, and cannot be resumed: `event_store.inert`.
-        stateless: As in the SDK. There are then no sessions to resume: `event_store.inert`.
+        json_response: As in the SDK. Responses are then no streams, and cannot be resumed:
+            `event_store.resumption_disabled`.
+        stateless: As in the SDK. There are then no sessions to resume: `event_store.resumption_disabled`.
         security_settings: As in the SDK.
         retry_interval: As in the SDK, in milliseconds.
         session_idle_timeout: As in the SDK, in seconds.
@@ -210,7 +211,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         """The session was ended on another worker: forget it here."""
         transport = self._server_instances.get(session_id)
         if transport is not None and not transport.is_terminated and self._task_group is not None:
-            self._telemetry.ends(session_id, SessionEnd.ELSEWHERE)
+            self._telemetry.ends(session_id, SessionEnd.OTHER_WORKER)
             self._task_group.start_soon(self._discard_session, session_id, transport)
 
     async def _serve_opening_request(
@@ -306,7 +307,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         record = await self._registry.renew(session_id, owner=owner)
         transport = self._server_instances.get(session_id)
         if transport is not None and record.state == "ended" and not transport.is_terminated:
-            self._telemetry.ends(session_id, SessionEnd.ELSEWHERE)
+            self._telemetry.ends(session_id, SessionEnd.OTHER_WORKER)
             await self._discard_session(session_id, transport)
         elif transport is not None and record.state == "absent":
             await self._record(session_id, self._registry.handshake(session_id))

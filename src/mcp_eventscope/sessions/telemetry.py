@@ -13,10 +13,10 @@ from starlette.types import Scope
 from mcp_eventscope.instrumentation import InstrumentedEventStore
 from mcp_eventscope.telemetry import catalog_sessions
 from mcp_eventscope.telemetry.facts import (
-    Inert,
     Origin,
     Refusal,
     Requested,
+    ResumptionDisabled,
     ServingFact,
     SessionBegan,
     SessionEnd,
@@ -27,7 +27,7 @@ from mcp_eventscope.telemetry.facts import (
 from mcp_eventscope.telemetry.logs import Log
 from mcp_eventscope.telemetry.tracing import session_hash
 
-_REVISIONS = frozenset(catalog_sessions.REVISION.values or ())
+_PROTOCOL_VERSIONS = frozenset(catalog_sessions.PROTOCOL_VERSION.values or ())
 
 
 class SessionTelemetry:
@@ -43,7 +43,7 @@ class SessionTelemetry:
         self._log = log
         self._here: dict[str, SessionEnd | None] = {}
         """The sessions that began, and were not told to have ended; with why they are about to, where that is known."""
-        self._told_revision = False
+        self._told_version = False
 
     def configured(
         self, *, stateless: bool, json_response: bool, idle_timeout: float | None, follow_timeout: float
@@ -59,7 +59,7 @@ class SessionTelemetry:
         for mode, on in (("stateless", stateless), ("json_response", json_response)):
             if on:
                 fix = f"serve without {mode} to let clients resume, or without an event store"
-                self._record(Inert(mode, fix))
+                self._record(ResumptionDisabled(mode, fix))
         ttl = None if self._store is None or stateless else self._store.ttl
         if ttl is None:
             return
@@ -74,15 +74,15 @@ class SessionTelemetry:
     def requested(self, scope: Scope) -> None:
         """A request came. The first of a revision that never asks an event store is logged, too."""
         named = Headers(scope=scope).get(MCP_PROTOCOL_VERSION_HEADER)
-        revision = "none" if named is None else named if named in _REVISIONS else "other"
-        self._record(Requested("other" if named == "none" else revision))
-        if named in MODERN_PROTOCOL_VERSIONS and not self._told_revision:
-            self._told_revision = True
+        version = "none" if named is None else named if named in _PROTOCOL_VERSIONS else "other"
+        self._record(Requested("other" if named == "none" else version))
+        if named in MODERN_PROTOCOL_VERSIONS and not self._told_version:
+            self._told_version = True
             fix = (
                 "nothing, where clients do not need to resume; else have them speak 2025-11-25: "
                 'the SDK\'s client does with mode="legacy"'
             )
-            self._record(Inert(f"protocol revision {named}", fix))
+            self._record(ResumptionDisabled(f"protocol revision {named}", fix))
 
     def began(self, session_id: str | None, origin: Origin) -> None:
         """A session is served here from now on."""
@@ -137,9 +137,9 @@ class SessionTelemetry:
             others: Whether it is known that there is such a session, of another principal.
         """
         if session_id not in manager._server_instances:
-            self.refused(Refusal.OWNER if others else Refusal.UNKNOWN, session_id)
+            self.refused(Refusal.NOT_OWNER if others else Refusal.UNKNOWN, session_id)
         elif manager._session_owners.get(session_id) != requestor:
-            self.refused(Refusal.OWNER, session_id)
+            self.refused(Refusal.NOT_OWNER, session_id)
 
     def _record(self, fact: ServingFact) -> None:
         if self._store is not None:

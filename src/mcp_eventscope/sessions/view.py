@@ -298,7 +298,7 @@ class SessionView(EventStore):
 
     async def _follow(self, resume: _Resume, name: str, after: EventId, limit: float) -> None:
         facts = await self._store.follow(name, after, resume.send, limit=limit)
-        if facts.end is FollowEnd.GONE:
+        if facts.end is FollowEnd.WORKER_LOST:
             await resume.send_live(orphaned(_request_id(name)))
         elif facts.end is FollowEnd.COMPLETED:
             await self._end(resume, name, facts.last_event_id)

@@ -143,7 +143,7 @@ class EventStoreAdapter:
         A store that fails or has forgotten the event is asked again until the limit.
         """
         until = time.monotonic() + limit
-        last, end = after, FollowEnd.LIMIT
+        last, end = after, FollowEnd.TIMEOUT
         sent = payload_bytes = failures = 0
         while True:
             try:

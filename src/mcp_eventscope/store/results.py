@@ -26,10 +26,10 @@ class FollowEnd(StrEnum):
 
     COMPLETED = "completed"
     """The response of the request was delivered."""
-    LIMIT = "limit"
-    """The time that was allowed has passed; the client comes back by itself."""
-    GONE = "gone"
-    """The worker that ran the request is dead, and nothing is stored that could be answered."""
+    TIMEOUT = "timeout"
+    """The follow timeout has passed; the client reconnects by itself."""
+    WORKER_LOST = "worker_lost"
+    """The worker of the request is dead, and Redis has nothing of the request to answer."""
 
 
 class StoreOutcome(StrEnum):

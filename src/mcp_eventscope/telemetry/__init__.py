@@ -1,1 +1,1 @@
-"""What is measured (catalog), and where it goes: Prometheus, OpenTelemetry traces, structlog."""
+"""Metrics, spans and log events: the catalog, and the sinks for Prometheus, OpenTelemetry and structlog."""

@@ -1,71 +1,78 @@
-"""The part of the catalog that is about sessions, requests, and what is installed."""
+"""Catalog: sessions, requests, and installed versions."""
 
 from mcp_eventscope.telemetry.declarations import STORE, Label, LogEvent, Metric, MetricType
 
 ORIGIN = Label("origin", ("opened", "adopted"))
-END = Label("reason", ("deleted", "elsewhere", "idle", "failed", "shutdown"))
-REFUSAL = Label("reason", ("limit", "unknown", "owner", "unavailable", "invalid"))
-REVISION = Label("revision", ("none", "2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28", "other"))
-NEVER_RESUMES = ("2026-07-28", "other")
-"""The revisions whose requests never reach an event store: the newer one has no sessions, the others are refused."""
-
-SESSIONS = Metric(
-    "eventscope_sessions",
-    MetricType.GAUGE,
-    "Sessions that are served now. One that several workers serve counts for each of them.",
-    (STORE,),
-    together="livesum",
-    otel="eventscope.sessions.served",
+SESSION_END_REASON = Label("reason", ("deleted", "other_worker", "idle", "failed", "shutdown"))
+REFUSAL_REASON = Label("reason", ("limit", "unknown", "not_owner", "unavailable", "invalid"))
+PROTOCOL_VERSION = Label(
+    "protocol_version", ("none", "2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28", "other")
 )
-SESSIONS_BEGUN = Metric(
-    "eventscope_sessions_begun_total",
+NEVER_RESUMES = ("2026-07-28", "other")
+"""Protocol versions whose requests never reach an event store: the newer has no sessions, others are refused."""
+
+SESSIONS_ACTIVE = Metric(
+    "eventscope_sessions_active",
+    MetricType.GAUGE,
+    "Sessions that this worker serves. A session that several workers serve counts once per worker.",
+    (STORE,),
+    counted="session",
+    multiprocess_mode="livesum",
+)
+SESSIONS_STARTED = Metric(
+    "eventscope_sessions_started_total",
     MetricType.COUNTER,
-    "Sessions that began to be served: opened by a client here, or adopted from another worker.",
+    "Sessions that this worker started to serve, by origin: opened by a client, or adopted from another worker.",
     (STORE, ORIGIN),
+    counted="session",
 )
 SESSIONS_ENDED = Metric(
     "eventscope_sessions_ended_total",
     MetricType.COUNTER,
-    "Sessions that are no longer served here: deleted by the client, deleted on another worker (elsewhere), idle for "
-    "too long, failed, or at the shutdown of this worker, which others may go on with.",
-    (STORE, END),
+    "Sessions that this worker no longer serves, by reason: deleted by the client here or on another worker "
+    "(other_worker), idle for too long, failed, or shutdown of this worker, after which others can adopt them.",
+    (STORE, SESSION_END_REASON),
+    counted="session",
 )
 SESSIONS_REFUSED = Metric(
     "eventscope_sessions_refused_total",
     MetricType.COUNTER,
-    "Requests that got no session: too many are open (limit, 503), there is none of that id (unknown, 404), it is "
-    "another principal's (owner, 404), the store could not be asked (unavailable, 503), or what should have opened one "
-    "was refused (invalid, 4xx).",
-    (STORE, REFUSAL),
+    "Requests refused for want of a session, by reason: too many sessions (limit, 503), no such session (unknown, "
+    "404), the session of another principal (not_owner, 404), store unavailable (unavailable, 503), or an invalid "
+    "request to open one (invalid, 4xx).",
+    (STORE, REFUSAL_REASON),
+    counted="request",
 )
-REQUESTS = Metric(
-    "eventscope_requests_total",
+REQUESTS_RECEIVED = Metric(
+    "eventscope_requests_received_total",
     MetricType.COUNTER,
-    "HTTP requests by the protocol revision that they name. 2026-07-28 and other cannot resume: they never reach the "
-    "event store. none: initialize, and clients from before 2025-06-18, which name none, and can.",
-    (STORE, REVISION),
+    "HTTP requests by the protocol version in their header. 2026-07-28 and other cannot resume: they never reach the "
+    "event store. none: initialize, and clients older than 2025-06-18, which send no header and can resume.",
+    (STORE, PROTOCOL_VERSION),
+    counted="request",
 )
 BUILD_INFO = Metric(
     "eventscope_build_info",
     MetricType.GAUGE,
-    "1, with the versions of mcp-eventscope, of the MCP SDK, of redis-py and of Python.",
+    "1, labelled with the versions of mcp-eventscope, the MCP SDK, redis-py and Python.",
     (STORE, Label("eventscope", None), Label("mcp", None), Label("redis", None), Label("python", None)),
-    together="livemax",  # 1 for each set of versions that runs, however many workers have it.
+    counted="build",
+    multiprocess_mode="livemax",  # 1 for each set of versions, however many workers run it.
 )
 
-METRICS = (SESSIONS, SESSIONS_BEGUN, SESSIONS_ENDED, SESSIONS_REFUSED, REQUESTS, BUILD_INFO)
+METRICS = (SESSIONS_ACTIVE, SESSIONS_STARTED, SESSIONS_ENDED, SESSIONS_REFUSED, REQUESTS_RECEIVED, BUILD_INFO)
 
 SESSION_REFUSED = LogEvent(
     "event_store.session_refused",
     "warning",
-    "A request got no session, for a reason that an operator can do something about.",
-    ("store", "session", "reason", "fix", "suppressed"),
+    "A request was refused for want of a session, for a reason that an operator can act on.",
+    ("store", "session_hash", "reason", "fix", "suppressed"),
 )
 TTL_SHORT = LogEvent(
     "event_store.ttl_short",
     "warning",
-    "Events expire while a client may still come back for them.",
-    ("store", "ttl", "limit", "seconds", "fix"),
+    "Events expire while a client can still resume.",
+    ("store", "ttl_seconds", "setting", "setting_seconds", "fix"),
 )
 
 LOG_EVENTS = (SESSION_REFUSED, TTL_SHORT)

@@ -1,32 +1,18 @@
-"""What a metric, a span and a log event are: the shapes that the catalog is filled with."""
+"""The types of the catalog's entries: metrics, labels, spans and log events."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
-Together: TypeAlias = Literal["livesum", "livemax", "livemostrecent"]
-"""What a gauge of several workers is in one scrape: prometheus_client's multiprocess modes that ask the living only."""
+MultiprocessMode: TypeAlias = Literal["livesum", "livemax", "livemostrecent"]
+"""How one scrape merges a gauge of several workers: prometheus_client's modes that ignore dead processes."""
 
-
-_UNITS = {
-    "seconds": "s",
-    "bytes": "By",
-    "events": "{event}",
-    "keys": "{key}",
-    "followers": "{stream}",
-    "replays": "{replay}",
-    "requests": "{request}",
-    "sessions": "{session}",
-    "retries": "{batch}",
-    "misses": "{replay}",
-    "errors": "{error}",
-    "failures": "{signal}",
-}
-"""By the word in a name that says it; a curly bracket is a count of something."""
+_UNITS = {"_seconds": "s", "_bytes": "By"}
+"""OpenTelemetry's unit (UCUM) by the Prometheus suffix that names it."""
 
 
 class MetricType(StrEnum):
-    """The types that are used."""
+    """The metric types in use."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -35,22 +21,34 @@ class MetricType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A label and the values it can have. None: fixed by what is installed, or by the application for each store."""
+    """A label and its values. None: the values depend on the installed versions, or on the application."""
 
     name: str
     values: tuple[str, ...] | None
+    convention: str = ""
+
+    @property
+    def attribute(self) -> str:
+        """The attribute of the OpenTelemetry metric, which the OTLP-to-Prometheus translator turns into `name`.
+
+        A name of the semantic conventions where there is one; else the label itself.
+        """
+        return self.convention or self.name
 
 
 STORE = Label("store", None)
-"""The first label of every metric: which store, by the name that the application gave it."""
+"""The first label of every metric: the name that the application gave the store."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric, by its exposed name, with the help that a scrape shows.
+    """One metric, by its Prometheus name, with its help text.
 
-    `together` is for gauges, and each has it. What is `sampled` is there only where Redis is sampled, and from the
-    first sample on: zero keys would be a lie. `otel` is its name for OpenTelemetry where the rule gives a bad one.
+    Attributes:
+        counted: The singular of the things that a number counts; "" where the name has a unit, or none.
+        multiprocess_mode: How one scrape merges a gauge of several workers; every gauge has one.
+        polled: Whether Redis statistics set it. It is absent until the first poll: 0 keys would be wrong.
+        optional: Whether it is absent where its value is unknown.
     """
 
     name: str
@@ -58,31 +56,33 @@ class Metric:
     help: str
     labels: tuple[Label, ...]
     buckets: tuple[float, ...] = ()
-    together: Together | None = None
-    sampled: bool = False
-    otel: str = ""
+    counted: str = ""
+    multiprocess_mode: MultiprocessMode | None = None
+    polled: bool = False
+    optional: bool = False
 
     @property
     def unit(self) -> str:
-        """Its unit, as OpenTelemetry writes units (UCUM)."""
-        words = self.name.removesuffix("_total").split("_")
-        return next((_UNITS[word] for word in reversed(words) if word in _UNITS), "1")
+        """Its unit in OpenTelemetry's notation (UCUM)."""
+        name = self.name.removesuffix("_total")
+        named = next((unit for suffix, unit in _UNITS.items() if name.endswith(suffix)), "")
+        return named or (f"{{{self.counted}}}" if self.counted else "1")
 
     @property
     def otel_name(self) -> str:
-        """Its name for OpenTelemetry: dots between what it is about, `_total` and the unit not repeated in it.
+        """Its OpenTelemetry name: dots between the first words; without the type and the unit.
 
-        Where the unit says what is counted (`eventscope.stored.events`, `eventscope.stored.bytes`) it stays.
+        The OTLP-to-Prometheus translator appends both again, so that one query serves both worlds.
         """
-        if self.otel:
-            return self.otel
-        name = self.name.removesuffix("_total").removesuffix("_seconds")
+        name = self.name.removesuffix("_total")
+        for suffix in _UNITS:
+            name = name.removesuffix(suffix)
         return ".".join(name.split("_", 2))
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One span, and the attributes it can carry."""
+    """One span and its possible attributes."""
 
     name: str
     help: str
@@ -91,7 +91,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class LogEvent:
-    """One structlog event: its level, what it means, its fields, and the seconds in which it is not repeated."""
+    """One structlog event: level, meaning, fields, and the seconds within which it is not repeated."""
 
     name: str
     level: str

@@ -1,4 +1,4 @@
-"""A scrape: whether it is allowed, and the registry as text, in the format that is asked for. Redis is not asked."""
+"""Scrapes: authorization, and the registry as text in the accepted format. No request reaches Redis."""
 
 import gzip
 import hmac
@@ -10,11 +10,11 @@ from urllib.parse import parse_qs
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.registry import Collector
 
-from mcp_eventscope.telemetry import multiprocess, tally
+from mcp_eventscope.telemetry import multiprocess, observations
 from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
-"""What a bearer token may be (RFC 6750, section 2.1): anything else cannot be sent in a header as it is."""
+"""The syntax of bearer tokens (RFC 6750, section 2.1)."""
 PLAIN = {"Content-Type": "text/plain; charset=utf-8"}
 _REALM = 'Bearer realm="metrics"'
 
@@ -29,32 +29,31 @@ class Answer:
 
 
 class Exposition:
-    """Answers scrapes, from whichever thread.
+    """Answers scrapes; thread-safe.
 
     Args:
-        registry: What is exposed; None: prometheus_client's global one. In multiprocess mode it is what all processes
-            have written into the directory, whatever registry it is in: their files do not say.
-        token: What a scrape has to bring as its bearer token; None: nothing.
+        registry: The exposed registry; None: the global one of prometheus_client. In multiprocess mode, the metrics in
+            the files of all processes, which do not name a registry.
+        token: The required bearer token; None: none.
 
     Raises:
         TypeError: `token` is no string, or `registry` no registry.
-        ValueError: `token` cannot be a bearer token (the message does not repeat it), or multiprocess mode is asked for
-            in a way that cannot work.
+        ValueError: `token` is no valid bearer token (the message omits it), or multiprocess mode is misconfigured.
     """
 
     def __init__(self, registry: Registry | None = None, token: str | None = None) -> None:
         if registry is None:
             registry = DEFAULT_REGISTRY
         if not isinstance(registry, Registry):
-            msg = f"registry must be a prometheus_client.CollectorRegistry, not {type(registry).__name__}"
+            msg = f"registry must be a prometheus_client.CollectorRegistry, got {type(registry).__name__}"
             raise TypeError(msg)
         if token is not None and not isinstance(token, str):
-            msg = f"the token of the metrics must be a string, not {type(token).__name__}"
+            msg = f"the metrics token must be a string, got {type(token).__name__}"
             raise TypeError(msg)
         if token is not None and not _TOKEN.fullmatch(token):
             msg = (
-                "the token of the metrics cannot be sent as a bearer token (it is not repeated here): it must not be "
-                "empty, and may have letters, digits and -._~+/ with = at its end. Pass None to ask for no token"
+                "the metrics token must be a bearer token: letters, digits and -._~+/, with = at its end only (the "
+                "value is omitted here); pass None to require no token"
             )
             raise ValueError(msg)
         self._registry = registry
@@ -62,7 +61,7 @@ class Exposition:
         self._directory = multiprocess.directory()
 
     def refusal(self, authorization: Sequence[str]) -> Answer | None:
-        """The answer to a scrape without the token; None when it may be answered.
+        """The response to a scrape without the token; None if it is authorized.
 
         Args:
             authorization: Its `Authorization` headers.
@@ -76,24 +75,24 @@ class Exposition:
         return Answer(401, {"WWW-Authenticate": challenge, **PLAIN}, b"the metrics need a bearer token\n")
 
     def render(self, *, accept: str, encoding: str, query: str) -> Answer:
-        """The registry, or all that the processes of the directory say. It takes milliseconds: not for an event loop.
+        """The registry, or the metrics of all processes of the directory, as text. Blocks for milliseconds.
 
         Args:
-            accept: The `Accept` header: OpenMetrics, or the text format.
-            encoding: The `Accept-Encoding` header: gzip, or nothing.
-            query: The query string; `name[]=…` restricts what is shown, as with prometheus_client.
+            accept: The `Accept` header, which selects OpenMetrics or the text format.
+            encoding: The `Accept-Encoding` header, which selects gzip.
+            query: The query string; `name[]=…` selects metrics, as in prometheus_client.
         """
         names = parse_qs(query).get("name[]")
         source: Collector
         if self._directory is not None:
-            tally.flush()  # The others' is a turn of their loops old, at most.
-            source = multiprocess.Everybody(self._directory, names)
+            observations.flush()  # Those of other processes are at most one iteration of their event loop old.
+            source = multiprocess.AllProcessesCollector(self._directory, names)
         else:
             source = self._registry if names is None else self._registry.restricted_registry(names)
         encode, content_type = choose_encoder(accept)
         body = encode(source)
         headers = {"Content-Type": content_type}
         if gzip_accepted(encoding):
-            # Fast rather than small: it is sent over a local network, every few seconds.
+            # Fast rather than small: scrapes are frequent, and networks local.
             return Answer(200, {**headers, "Content-Encoding": "gzip"}, gzip.compress(body, compresslevel=1, mtime=0))
         return Answer(200, headers, body)

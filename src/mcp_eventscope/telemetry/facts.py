@@ -1,4 +1,4 @@
-"""What arises above the store, in serving it: sessions, requests, and how they are configured. Facts, and no sinks."""
+"""Facts about sessions, requests and their configuration, as reported by the session manager."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 
 class Origin(StrEnum):
-    """How a session came here."""
+    """How this worker came to serve a session."""
 
     OPENED = "opened"
     """A client opened it."""
@@ -18,66 +18,66 @@ class SessionEnd(StrEnum):
     """Why a session is no longer served here."""
 
     DELETED = "deleted"
-    """Its client ended it, here."""
-    ELSEWHERE = "elsewhere"
-    """Its client ended it, on another worker."""
+    """Its client ended it on this worker."""
+    OTHER_WORKER = "other_worker"
+    """Its client ended it on another worker."""
     IDLE = "idle"
-    """Nobody asked for anything for too long."""
+    """It received no request for `session_idle_timeout`."""
     FAILED = "failed"
-    """It crashed, or its client left while it was being opened."""
+    """It crashed, or its client disconnected while it was being opened."""
     SHUTDOWN = "shutdown"
-    """This worker stops. Others may go on with it."""
+    """This worker stops. Other workers can adopt it."""
 
 
 class Refusal(StrEnum):
-    """Why a request got no session."""
+    """Why a request was refused for want of a session."""
 
     LIMIT = "limit"
-    """Too many are open."""
+    """Too many sessions are open."""
     UNKNOWN = "unknown"
-    """There is none of that id, or there is no longer."""
-    OWNER = "owner"
-    """It is another principal's, who is answered as if there were none."""
+    """There is no session with this id, or no longer."""
+    NOT_OWNER = "not_owner"
+    """It belongs to another principal; the answer is the same as for an unknown session."""
     UNAVAILABLE = "unavailable"
-    """The store could not be asked."""
+    """The session store is unavailable."""
     INVALID = "invalid"
-    """The request was to open one, and was refused."""
+    """The request to open a session was invalid."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionBegan:
-    """A session is served here from now on."""
+    """This worker started to serve a session."""
 
     origin: Origin
 
 
 @dataclass(frozen=True, slots=True)
 class SessionEnded:
-    """A session is no longer served here."""
+    """This worker no longer serves a session."""
 
     reason: SessionEnd
 
 
 @dataclass(frozen=True, slots=True)
 class SessionRefused:
-    """A request got no session."""
+    """A request was refused for want of a session."""
 
     reason: Refusal
-    session: str | None
-    """Of the session that was asked for, a short digest."""
+    session_hash: str | None
+    """A short digest of the requested session id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """An HTTP request came."""
+    """An HTTP request arrived."""
 
-    revision: str
-    """One of the catalog's."""
+    protocol_version: str
+    """A value of the catalog's label."""
 
 
 @dataclass(frozen=True, slots=True)
-class Inert:
-    """Something is on in which nothing can be resumed."""
+class ResumptionDisabled:
+    """A mode or a protocol version rules out resumption."""
 
     mode: str
     fix: str
@@ -85,15 +85,15 @@ class Inert:
 
 @dataclass(frozen=True, slots=True)
 class TTLShort:
-    """Events expire before something ends that may still ask for them."""
+    """Events expire while a client can still resume."""
 
     ttl: int
     """Seconds."""
-    limit: str
-    """The name of the setting that allows a client more time."""
+    setting: str
+    """The setting that allows a client more time."""
     seconds: float
     """Its value."""
     fix: str
 
 
-ServingFact: TypeAlias = SessionBegan | SessionEnded | SessionRefused | Requested | Inert | TTLShort
+ServingFact: TypeAlias = SessionBegan | SessionEnded | SessionRefused | Requested | ResumptionDisabled | TTLShort

@@ -1,81 +1,83 @@
-"""What is counted with: the shapes of instruments, whoever's they are, and what an exemplar says."""
+"""Interfaces of instruments, implemented for Prometheus and for OpenTelemetry."""
 
 from collections.abc import Callable
 from typing import Protocol
 
 from mcp_eventscope.telemetry import declarations
-from mcp_eventscope.telemetry.tally import Noted, Recorded, SpanIds, Tally
+from mcp_eventscope.telemetry.observations import ObservationBatch, ObservationBuffer, SampledObservation, SpanIds
 
 
 class Counter(Protocol):
-    """Rises."""
+    """A value that only rises."""
 
     def inc(self, amount: float = 1) -> None:
-        """Rise by so much."""
+        """Increase the value."""
         ...
 
 
 class Gauge(Protocol):
-    """Rises and falls."""
+    """A value that rises and falls."""
 
     def set(self, value: float) -> None:
-        """Be so much."""
+        """Set the value."""
         ...
 
     def inc(self, amount: float = 1) -> None:
-        """Rise by so much."""
+        """Increase the value."""
         ...
 
     def dec(self, amount: float = 1) -> None:
-        """Fall by so much."""
+        """Decrease the value."""
         ...
 
 
-class SampledGauge(Protocol):
-    """A gauge that is there while this process knows its value."""
+class OptionalGauge(Protocol):
+    """A gauge that is absent while its value is unknown."""
 
     def set(self, value: float | None) -> None:
-        """Be so much; None: it is not known, or no longer here."""
+        """Set the value; None: unknown."""
         ...
 
 
 class Histogram(Protocol):
-    """Counts observations by their size."""
+    """Counts observations by size."""
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
-        """Count one, and remember of which span, where that can be told."""
+        """Count one observation, with an exemplar where supported."""
         ...
 
-    def observe_all(self, amounts: list[float], recorded: list[Recorded]) -> None:
-        """Count many, which may be sorted; `recorded` are those of which there is a span."""
+    def observe_all(self, amounts: list[float], recorded: list[SampledObservation]) -> None:
+        """Count many observations, which may be sorted in place; `recorded` are those with a sampled span."""
         ...
 
 
 class Instruments(Protocol):
-    """The instruments of one store, made from the catalog. `values` are of the labels that follow the store's."""
+    """The instruments of one store, built from the catalog. `values` are those of the labels after `store`."""
 
-    def tally(self, purpose: str, write: Callable[[Noted], None], failed: Callable[[Exception], None]) -> Tally | None:
-        """What stored events are noted in; None where to count many at once costs as much as one by one."""
+    def buffer(
+        self, purpose: str, write: Callable[[ObservationBatch], None], failed: Callable[[Exception], None]
+    ) -> ObservationBuffer | None:
+        """A buffer of observations; None where recording many together costs as much as one by one."""
         ...
 
     def counter(self, metric: declarations.Metric, *values: str) -> Counter:
-        """A counter, at 0."""
+        """A counter, initially 0."""
         ...
 
     def gauge(self, metric: declarations.Metric, *values: str) -> Gauge:
-        """A gauge, at 0."""
+        """A gauge, initially 0."""
         ...
 
     def histogram(self, metric: declarations.Metric, *values: str) -> Histogram:
-        """A histogram, without observations."""
+        """An empty histogram."""
         ...
 
-    def sampled(self, metric: declarations.Metric) -> SampledGauge:
-        """A gauge that is not there yet."""
+    def optional_gauge(self, metric: declarations.Metric) -> OptionalGauge:
+        """A gauge that is absent until it is set."""
         ...
 
 
 def exemplar_of(span: SpanIds) -> dict[str, str]:
-    """What an exemplar says of a span: no more, for OpenMetrics allows 128 characters, and the rest is in the span."""
+    """The labels of an exemplar. OpenMetrics allows 128 characters; the span has the rest."""
     trace_id, span_id = span
     return {"trace_id": f"{trace_id:032x}", "span_id": f"{span_id:016x}"}

@@ -1,4 +1,4 @@
-"""Log events: the one module that imports structlog."""
+"""Log events, through structlog."""
 
 import logging
 import time
@@ -10,107 +10,106 @@ import structlog
 from mcp_eventscope.store.events import EventsLost, LossReason, StoreDegraded, StoreEvent, StoreRecovered
 from mcp_eventscope.store.results import BacklogStatus
 from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, declarations
-from mcp_eventscope.telemetry.facts import Inert, Refusal, ServingFact, SessionRefused, TTLShort
-from mcp_eventscope.telemetry.measurements import Measurement, ReplayMeasurement, SampleMeasurement
+from mcp_eventscope.telemetry.facts import Refusal, ResumptionDisabled, ServingFact, SessionRefused, TTLShort
+from mcp_eventscope.telemetry.measurements import Measurement, RedisStatsMeasurement, ReplayMeasurement
 from mcp_eventscope.telemetry.tracing import trace_ids
 
 REPEAT_SECONDS = 10.0
-"""The same event of the same store is logged at most this often; the next one tells how many were left out."""
+"""Seconds within which an event of a store is logged once. The next entry counts the suppressed ones."""
 
-_KINDS = ("reason", "sink", "operation")
-"""Fields by which events of one name are told apart: each has few values, and one must not hide another."""
+_DIMENSIONS = ("reason", "sink", "operation")
+"""Fields that distinguish events of one name: each combination of values is suppressed separately."""
 
 _IDS_SHOWN = 5
 
 _FIXES = {
-    LossReason.OVERFLOW: "Redis was unreachable for longer than the backlog lasts: see why, or raise backlog_bytes= "
-    "and backlog_events= of RedisEventStore",
+    LossReason.OVERFLOW: "the outage outlasted the backlog: end it, or raise backlog_bytes= and "
+    "backlog_events= of RedisEventStore",
     LossReason.REJECTED: "Redis refused the event: it is too large for Redis or a proxy, or its key has another type; "
     "use a separate key_prefix= for this store",
-    LossReason.ROLLBACK: "Redis lost events that it had acknowledged: use appendonly yes, and a failover that keeps "
+    LossReason.ROLLBACK: "Redis lost acknowledged events: set appendonly yes, and use a failover that keeps "
     "acknowledged writes",
     LossReason.SESSION_LIMIT: "a session exceeded max_session_bytes=: raise it, lower ttl=, or send smaller messages",
-    LossReason.SHUTDOWN: "stop processes while Redis is reachable: this one ended with events in memory",
+    LossReason.SHUTDOWN: "stop processes only while Redis is reachable: this one ended with pending events",
 }
 
 
 _REFUSALS = {
     Refusal.LIMIT: "raise max_sessions=, lower session_idle_timeout=, or run more workers",
-    Refusal.OWNER: "nothing, if a client has changed its credential; else somebody tries the ids of others' sessions",
-    Refusal.UNAVAILABLE: "see why the store does not answer: event_store.degraded, /healthz",
+    Refusal.NOT_OWNER: "none if the client changed its credential; otherwise a client tries session ids of others",
+    Refusal.UNAVAILABLE: "restore Redis: see event_store.degraded and /healthz for the reason",
 }
-"""What is told of, and what can be done about it. Ids that nobody knows any more are every day's."""
+"""The refusals that are logged, with the remedy. Unknown session ids are normal, and are not logged."""
 
 
 class Logger(Protocol):
-    """What is asked of a logger: structlog's, or anything alike."""
+    """The interface of a logger: that of structlog."""
 
     def info(self, event: str, **fields: Any) -> Any:
-        """Log a piece of information."""
+        """Log at level info."""
 
     def warning(self, event: str, **fields: Any) -> Any:
-        """Log a warning."""
+        """Log at level warning."""
 
     def error(self, event: str, **fields: Any) -> Any:
-        """Log an error."""
+        """Log at level error."""
 
 
 class Log:
-    """Writes the catalog's events.
+    """Writes the events of the catalog.
 
     Args:
-        logger: Where to; None is structlog as the application configured it, or, where it did not, the standard
-            library's logger `mcp_eventscope`: structlog's own default prints on standard output, which may be a
-            protocol's.
+        logger: The logger; None: structlog if the application configured it, else the logger `mcp_eventscope` of the
+            standard library, since structlog prints to standard output by default, which the stdio transport uses.
 
     Raises:
-        TypeError: `logger` is the standard library's, which takes no fields: every event would be lost.
+        TypeError: `logger` is one of the standard library, which accepts no fields.
     """
 
     def __init__(self, logger: Logger | None = None) -> None:
         if isinstance(logger, logging.Logger | logging.LoggerAdapter):
             msg = (
-                "logger must take fields, as structlog's loggers do, and the standard library's do not: "
-                "pass structlog.wrap_logger(…) of it, or None to log to logging.getLogger('mcp_eventscope')"
+                f"logger must accept fields, as structlog loggers do, got {type(logger).__name__}; "
+                "pass structlog.wrap_logger(logger), or None for logging.getLogger('mcp_eventscope')"
             )
             raise TypeError(msg)
         self._given = logger
         self._last: dict[tuple[object, ...], float] = {}
         self._suppressed: dict[tuple[object, ...], int] = {}
-        self._unheard: list[Exception] = []
-        self._failed: Callable[[Exception], None] = self._unheard.append
+        self._unreported: list[Exception] = []
+        self._failed: Callable[[Exception], None] = self._unreported.append
 
     def write(self, event: declarations.LogEvent, **fields: object) -> None:
-        """Log an event at the level that the catalog gives it, with the ids of the current trace."""
+        """Log an event at its level in the catalog, with the ids of the current trace."""
         logger = self._given if self._given is not None else _default_logger()
-        told = {name: value for name, value in fields.items() if value is not None}
-        getattr(logger, event.level)(event.name, **told, **trace_ids())
+        given = {name: value for name, value in fields.items() if value is not None}
+        getattr(logger, event.level)(event.name, **given, **trace_ids())
 
     def announce(self, event: declarations.LogEvent, **fields: object) -> None:
-        """Log an event while an application is built or started, which a logger that raises must not prevent."""
+        """Log an event at construction or start, which a failing logger must not prevent."""
         try:
             self.write(event, **fields)
-        except Exception as error:  # noqa: BLE001 - whatever a logger of the application's raises
+        except Exception as error:  # noqa: BLE001 - the application provides the logger
             self._failed(error)
 
     def report_failures(self, failed: Callable[[Exception], None]) -> None:
-        """Have announcements that fail reported: those until now, made before there was anybody to count them, too.
+        """Report failed announcements, including earlier ones.
 
         Args:
-            failed: Called with what was raised; it does not raise itself.
+            failed: Called with the error. It does not raise.
         """
-        unheard, self._unheard = self._unheard, []
+        unreported, self._unreported = self._unreported, []
         self._failed = failed
-        for error in unheard:
+        for error in unreported:
             failed(error)
 
-    def write_seldom(self, event: declarations.LogEvent, **fields: object) -> None:
-        """Log an event unless the same was logged within its time, or `REPEAT_SECONDS`; then it is counted.
+    def write_limited(self, event: declarations.LogEvent, **fields: object) -> None:
+        """Log an event unless it was logged within `REPEAT_SECONDS` (or its own limit); else count it as suppressed.
 
-        What happens for another reason, or in another sink, is not the same.
+        Events with another reason, sink or operation are limited separately.
         """
         now, every = time.monotonic(), event.repeat or REPEAT_SECONDS
-        kind = (event.name, *(fields.get(name) for name in _KINDS))
+        kind = (event.name, *(fields.get(name) for name in _DIMENSIONS))
         if now - self._last.get(kind, -every) < every:
             self._suppressed[kind] = self._suppressed.get(kind, 0) + 1
             return
@@ -119,36 +118,36 @@ class Log:
 
 
 class LogSink:
-    """Tells of the measurements that somebody should hear of."""
+    """Logs measurements that need the attention of an operator."""
 
     def __init__(self, store: str, log: Log) -> None:
         self._store = store
         self._log = log
 
     def configured(self, *, ttl_missing: bool) -> None:
-        """A store was decorated."""
+        """Log the configuration of a store."""
         if ttl_missing:
             self._log.write(
                 catalog.TTL_MISSING,
                 store=self._store,
-                fix="pass ttl= in seconds, longer than clients stay away, for example ttl=3600",
+                fix="pass ttl= in seconds, longer than clients stay disconnected, for example ttl=3600",
             )
 
-    def unscoped(self) -> None:
-        """A root store was used through the SDK's interface."""
+    def sessions_not_isolated(self) -> None:
+        """Log the use of a root store through the SDK's interface."""
         self._log.write(
-            catalog.UNSCOPED,
+            catalog.SESSIONS_NOT_ISOLATED,
             store=self._store,
-            fix="serve with mcp_eventscope.http_app() or ResumableSessionManager, which give each session its own part",
+            fix="serve with mcp_eventscope.http_app() or ResumableSessionManager, which isolate sessions",
         )
 
-    def stored(self, measured: Measurement, session: str | None) -> None:
-        """An event was stored, or not."""
+    def stored(self, measured: Measurement, session_hash: str | None) -> None:
+        """Log an event that was not stored."""
         if measured.outcome == "error":
-            self._log.write_seldom(catalog.STORE_FAILED, **self._failure(measured, session))
+            self._log.write_limited(catalog.STORE_FAILED, **self._failure(measured, session_hash))
 
-    def told(self, fact: StoreEvent, waiting: BacklogStatus) -> None:
-        """The store has told something that no caller is told."""
+    def record(self, fact: StoreEvent, waiting: BacklogStatus) -> None:
+        """Log a background event of the store."""
         match fact:
             case StoreDegraded():
                 self._log.write(catalog.STORE_DEGRADED, store=self._store, reason=fact.reason.value, error=fact.error)
@@ -157,11 +156,11 @@ class LogSink:
                     catalog.STORE_RECOVERED,
                     store=self._store,
                     reason=fact.reason.value,
-                    seconds=round(fact.seconds, 3),
-                    backlog_events=waiting.events,
+                    degraded_seconds=round(fact.seconds, 3),
+                    backlog_length=waiting.events,
                 )
             case EventsLost():
-                self._log.write_seldom(
+                self._log.write_limited(
                     catalog.EVENTS_LOST,
                     store=self._store,
                     reason=fact.reason.value,
@@ -170,86 +169,85 @@ class LogSink:
                     fix=_FIXES.get(fact.reason),
                 )
 
-    def read(self, operation: str, measured: Measurement, session: str | None) -> None:
-        """A replay, or the following of a stream, ended."""
+    def read(self, operation: str, measured: Measurement, session_hash: str | None) -> None:
+        """Log a replay, or the following of a stream, that failed or was incomplete."""
         if measured.outcome == "error":
-            self._log.write_seldom(catalog.REPLAY_FAILED, operation=operation, **self._failure(measured, session))
+            self._log.write_limited(catalog.REPLAY_FAILED, operation=operation, **self._failure(measured, session_hash))
         elif isinstance(measured, ReplayMeasurement) and measured.outcome in {"gap", "missed"} and measured.facts:
             facts = measured.facts
-            self._log.write_seldom(
+            self._log.write_limited(
                 catalog.REPLAY_INCOMPLETE,
                 store=self._store,
-                session=session,
+                session_hash=session_hash,
                 stream_id=measured.stream_id,
                 outcome=measured.outcome,
                 reason=None if facts.miss is None else facts.miss.value,
-                missing=facts.missing,
-                corrupt=len(facts.corrupt),
+                missing_events=facts.missing,
+                corrupt_events=len(facts.corrupt),
                 event_ids=facts.corrupt[:_IDS_SHOWN] or None,
             )
         elif isinstance(measured, ReplayMeasurement) and (measured.ttl_ratio or 0) > catalog_resumes.NEAR_TTL:
-            self._log.write_seldom(
+            self._log.write_limited(
                 catalog_resumes.RESUME_LATE,
                 store=self._store,
-                session=session,
+                session_hash=session_hash,
                 stream_id=measured.stream_id,
-                age=round(measured.facts.age, 3) if measured.facts and measured.facts.age else None,
-                ttl=measured.ttl,
-                fix="raise ttl=: clients stay away for about as long as events are kept",
+                age_seconds=round(measured.facts.age, 3) if measured.facts and measured.facts.age else None,
+                ttl_seconds=measured.ttl,
+                fix="raise ttl=: clients stay disconnected for almost as long as events are kept",
             )
 
     def serving(self, fact: ServingFact, log: Log | None) -> None:
-        """Something arose above the store; of most of it nobody needs to hear."""
+        """Log a fact about sessions and requests, if it needs attention."""
         log = log or self._log
         match fact:
             case SessionRefused() if fact.reason in _REFUSALS:
-                log.write_seldom(
+                log.write_limited(
                     catalog_sessions.SESSION_REFUSED,
                     store=self._store,
-                    session=fact.session,
+                    session_hash=fact.session_hash,
                     reason=fact.reason.value,
                     fix=_REFUSALS[fact.reason],
                 )
-            case Inert():
-                log.write(catalog.INERT, mode=fact.mode, fix=fact.fix)
+            case ResumptionDisabled():
+                log.write(catalog.RESUMPTION_DISABLED, mode=fact.mode, fix=fact.fix)
             case TTLShort():
                 log.write(
                     catalog_sessions.TTL_SHORT,
                     store=self._store,
-                    ttl=fact.ttl,
-                    limit=fact.limit,
-                    seconds=fact.seconds,
+                    ttl_seconds=fact.ttl,
+                    setting=fact.setting,
+                    setting_seconds=fact.seconds,
                     fix=fact.fix,
                 )
 
-    def sampled(self, sample: SampleMeasurement, ttl: int | None) -> None:
-        """Redis was sampled, or not."""
-        if sample.outcome == "error":
-            self._log.write_seldom(
-                catalog.SAMPLE_FAILED,
+    def polled(self, poll: RedisStatsMeasurement, ttl: int | None) -> None:
+        """Log a failed poll of Redis statistics, or keys without TTL."""
+        if poll.outcome == "error":
+            self._log.write_limited(
+                catalog.REDIS_STATS_FAILED,
                 store=self._store,
-                error=str(sample.error) if sample.error_type != "other" else type(sample.error).__qualname__,
-                error_type=sample.error_type,
+                error=str(poll.error) if poll.error_type != "other" else type(poll.error).__qualname__,
+                error_type=poll.error_type,
             )
-        elif ttl is not None and sample.facts is not None and sample.facts.lasting:
-            # Their kinds, and not their names, which hold session ids.
-            self._log.write_seldom(
-                catalog.TTL_MISSING_KEYS,
+        elif ttl is not None and poll.facts is not None and poll.facts.lasting:
+            # The types only: key names contain session ids.
+            self._log.write_limited(
+                catalog.KEYS_WITHOUT_TTL,
                 store=self._store,
-                keys=sum(sample.facts.lasting.values()),
-                kinds=sorted(sample.facts.lasting),
-                fix="set a ttl in every process that writes under this prefix; what is left of those that had none "
-                "stays until it is deleted, or given an EXPIRE",
+                keys=sum(poll.facts.lasting.values()),
+                key_types=sorted(poll.facts.lasting),
+                fix="set ttl= in every process that writes under this prefix; delete the existing keys, or set EXPIRE",
             )
 
     def failed(self, sink: str, error: Exception) -> None:
-        """A sink raised."""
-        self._log.write_seldom(catalog.TELEMETRY_FAILED, store=self._store, sink=sink, error=type(error).__qualname__)
+        """Log that a sink failed."""
+        self._log.write_limited(catalog.TELEMETRY_FAILED, store=self._store, sink=sink, error=type(error).__qualname__)
 
-    def _failure(self, measured: Measurement, session: str | None) -> Mapping[str, object]:
+    def _failure(self, measured: Measurement, session_hash: str | None) -> Mapping[str, object]:
         return {
             "store": self._store,
-            "session": session,
+            "session_hash": session_hash,
             "stream_id": measured.stream_id,
             "error": str(measured.error) if measured.error_type != "other" else type(measured.error).__qualname__,
             "error_type": measured.error_type,

@@ -1,4 +1,4 @@
-"""One measurement of one operation: what every sink is given."""
+"""Measurements of operations, which every sink receives."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,17 +8,17 @@ from time import perf_counter
 import anyio
 
 from mcp_eventscope.errors import StoreRejectedError, StoreUnavailableError
-from mcp_eventscope.redis.sampling import Sample
+from mcp_eventscope.redis.redis_stats import RedisStats
 from mcp_eventscope.store.messages import EventCallback, EventMessage, MessageKind
 from mcp_eventscope.store.results import AppendResult, FollowResult, ReplayResult
 
-_CLIENT_GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
-"""What the SDK's callback raises when the connection it writes to is closed."""
+_CLIENT_DISCONNECTED = (anyio.BrokenResourceError, anyio.ClosedResourceError)
+"""Errors that the SDK's callback raises when its connection is closed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What is known of every operation. `outcome` is one of the catalog's for that operation."""
+    """The part that all operations share. `outcome` is a value of the catalog's label for that operation."""
 
     seconds: float
     outcome: str
@@ -27,7 +27,7 @@ class Measurement:
 
     @property
     def error_type(self) -> str | None:
-        """The closed name of the error, for labels; None unless it failed (a client that left is no failure)."""
+        """The error type of the catalog; None unless the operation failed. A disconnect is no failure."""
         if self.outcome != "error":
             return None
         if isinstance(self.error, StoreUnavailableError):
@@ -37,28 +37,28 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class StoreMeasurement(Measurement):
-    """One event was stored, or not."""
+    """An attempt to store an event."""
 
-    kind: MessageKind
+    message_type: MessageKind
     appended: AppendResult | None
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayMeasurement(Measurement):
-    """One replay ended. `delivered` counts also when it ended by raising, and there are no facts."""
+    """A replay. `delivered` is known even if it raised, and there are no facts."""
 
     delivered: int
     facts: ReplayResult | None
     ttl: int | None = None
-    """Seconds that an event is kept; None: for ever, or unknown."""
+    """The TTL in seconds; None: none, or unknown."""
     first_event: float | None = None
-    """Seconds until the first event was delivered; None when none was."""
+    """Seconds until the first event was delivered; None if none was."""
     sending: float = 0.0
-    """Seconds of it that the client's callback took."""
+    """Seconds spent in the client's callback."""
 
     @property
     def ttl_ratio(self) -> float | None:
-        """The age of the event that the client had last, as a part of the TTL; None where either is not known."""
+        """The age of the client's last event, divided by the TTL; None if either is unknown."""
         if not self.ttl or self.facts is None or self.facts.age is None:
             return None
         return self.facts.age / self.ttl
@@ -66,28 +66,28 @@ class ReplayMeasurement(Measurement):
 
 @dataclass(frozen=True, slots=True)
 class FollowMeasurement(Measurement):
-    """A stream is no longer followed. `delivered` as in a replay."""
+    """The following of a stream. `delivered` as in a replay."""
 
     delivered: int
     facts: FollowResult | None
 
 
 @dataclass(frozen=True, slots=True)
-class SampleMeasurement(Measurement):
-    """Redis was sampled, or not. There are no facts when it failed, or was another worker's turn."""
+class RedisStatsMeasurement(Measurement):
+    """A poll of Redis statistics. There are no facts if it failed, or if another worker polls."""
 
-    facts: Sample | None
+    facts: RedisStats | None
 
 
 def store_outcome(appended: AppendResult) -> str:
-    """How a store ended that raised nothing."""
+    """The outcome of a store that did not raise."""
     if appended.deferred:
         return "deferred"
     return "refused" if appended.refused else "ok"
 
 
 def replay_outcome(facts: ReplayResult) -> str:
-    """How a replay ended that raised nothing."""
+    """The outcome of a replay that did not raise."""
     if facts.miss is not None:
         return "missed"
     if facts.gap or facts.corrupt:
@@ -96,34 +96,34 @@ def replay_outcome(facts: ReplayResult) -> str:
 
 
 def outcome_of(error: BaseException | None) -> str:
-    """How an operation ended that raised."""
+    """The outcome of an operation that raised."""
     if isinstance(error, asyncio.CancelledError):
         return "cancelled"
-    return "client_gone" if isinstance(error, _CLIENT_GONE) else "error"
+    return "client_disconnected" if isinstance(error, _CLIENT_DISCONNECTED) else "error"
 
 
 class Counted:
-    """A callback that counts what it delivered, for a replay that ends by raising has no facts."""
+    """A callback that counts deliveries, since a follower that raises returns no facts."""
 
-    __slots__ = ("_send", "_tell", "delivered")
+    __slots__ = ("_on_delivered", "_send", "delivered")
 
-    def __init__(self, send: EventCallback, tell: Callable[[], None] | None = None) -> None:
+    def __init__(self, send: EventCallback, delivered: Callable[[], None] | None = None) -> None:
         self._send = send
-        self._tell = tell
+        self._on_delivered = delivered
         self.delivered = 0
 
     async def __call__(self, event: EventMessage) -> None:
-        """Pass on, and count."""
+        """Forward an event, and count it."""
         await self._send(event)
         self.delivered += 1
-        if self._tell is not None:
-            self._tell()
+        if self._on_delivered is not None:
+            self._on_delivered()
 
 
 class Timed:
-    """A callback, and how long it takes: what of a replay is the client's time, and not the store's.
+    """A callback that measures the time spent in the client, and counts as `Counted` does.
 
-    It counts, too, as `Counted` does: one detour for each event of a replay is enough.
+    One wrapper per event of a replay is enough.
     """
 
     __slots__ = ("_began", "_send", "delivered", "first", "seconds")
@@ -132,13 +132,13 @@ class Timed:
         self._send = send
         self._began = perf_counter()
         self.first: float | None = None
-        """Seconds between now and the first event's delivery; None until then."""
+        """Seconds from construction to the delivery of the first event; None until then."""
         self.seconds = 0.0
-        """Within the callback, until now, whatever it raised."""
+        """Total seconds within the callback, including calls that raised."""
         self.delivered = 0
 
     async def __call__(self, event: EventMessage) -> None:
-        """Pass on."""
+        """Forward an event."""
         before = perf_counter()
         try:
             await self._send(event)

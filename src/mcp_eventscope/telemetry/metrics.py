@@ -1,4 +1,4 @@
-"""What is counted, with whatever instruments: Prometheus's, or OpenTelemetry's."""
+"""The metrics of one store, independent of the kind of instruments."""
 
 import collections
 from collections.abc import Callable
@@ -18,95 +18,99 @@ from mcp_eventscope.telemetry.facts import ServingFact
 from mcp_eventscope.telemetry.instruments import Instruments, exemplar_of
 from mcp_eventscope.telemetry.measurements import (
     FollowMeasurement,
+    RedisStatsMeasurement,
     ReplayMeasurement,
-    SampleMeasurement,
     StoreMeasurement,
 )
-from mcp_eventscope.telemetry.serving import ServingMetrics
-from mcp_eventscope.telemetry.tally import Note, Noted, Recorded, SpanIds
+from mcp_eventscope.telemetry.observations import AddObservation, ObservationBatch, SampledObservation, SpanIds
+from mcp_eventscope.telemetry.session_metrics import SessionMetrics
 
 _TAKEN = frozenset({"ok", "deferred"})
 
 
 class MetricsSink:
-    """Counts measurements. Every child is bound here, once, so that a zero is exposed before anything happens.
+    """Records measurements. Every child is bound once, so that zeros are exposed before the first event.
 
     Args:
-        name: The sink, as failures are counted by it.
-        instruments: What is counted with.
-        failed: Told what is raised where nobody waits for it: by what is counted by the batch.
+        name: The sink, which is a label of its failures.
+        instruments: The instruments.
+        failed: Called with errors of buffered observations, which have no caller.
     """
 
     def __init__(self, name: str, instruments: Instruments, failed: Callable[[Exception], None]) -> None:
         self.name = name
         counter, gauge, histogram = instruments.counter, instruments.gauge, instruments.histogram
         self._store_seconds = {v: histogram(catalog.STORE_DURATION, v) for v in _values(catalog.STORE_OUTCOME)}
-        self._stored = {v: counter(catalog.STORED_EVENTS, v) for v in _values(catalog.KIND)}
-        self._stored_bytes = counter(catalog.STORED_BYTES)
+        self._stored = {v: counter(catalog.EVENTS_STORED, v) for v in _values(catalog.MESSAGE_TYPE)}
+        self._stored_bytes = counter(catalog.PAYLOAD_STORED_BYTES)
         self._commit_seconds = histogram(catalog.COMMIT_DURATION)
-        self._commit_events = histogram(catalog.COMMIT_EVENTS)
-        self._retries = {v: counter(catalog.COMMIT_RETRIES, v) for v in _values(catalog.TROUBLE)}
+        self._batch_size = histogram(catalog.COMMIT_BATCH_SIZE)
+        self._retries = {v: counter(catalog.COMMIT_RETRIES, v) for v in _values(catalog.FAILURE_REASON)}
         self._degraded = gauge(catalog.DEGRADED)
-        self._degraded_seconds = {v: counter(catalog.DEGRADED_SECONDS, v) for v in _values(catalog.TROUBLE)}
-        self._degradations = {v: counter(catalog.DEGRADATIONS, v) for v in _values(catalog.TROUBLE)}
-        self._backlog_events = gauge(catalog.BACKLOG_EVENTS)
-        self._backlog_bytes = gauge(catalog.BACKLOG_BYTES)
-        self._lost = {v: counter(catalog.LOST_EVENTS, v) for v in _values(catalog.LOSS_REASON)}
+        self._degradation_seconds = {
+            v: counter(catalog.DEGRADATION_DURATION, v) for v in _values(catalog.FAILURE_REASON)
+        }
+        self._degradations = {v: counter(catalog.DEGRADATIONS, v) for v in _values(catalog.FAILURE_REASON)}
+        self._backlog_length = gauge(catalog.BACKLOG_LENGTH)
+        self._backlog_size = gauge(catalog.BACKLOG_SIZE)
+        self._lost = {v: counter(catalog.EVENTS_LOST_TOTAL, v) for v in _values(catalog.LOSS_REASON)}
         self._replay_seconds = {v: histogram(catalog.REPLAY_DURATION, v) for v in _values(catalog.REPLAY_OUTCOME)}
         self._replay_events = histogram(catalog.REPLAY_EVENTS)
-        self._replay_bytes = histogram(catalog.REPLAY_BYTES)
+        self._replay_size = histogram(catalog.REPLAY_SIZE)
         self._misses = {v: counter(catalog.REPLAY_MISSES, v) for v in _values(catalog.MISS_REASON)}
         self._age = histogram(catalog.RESUME_AGE)
-        self._missing = counter(catalog.MISSING_EVENTS)
-        self._corrupt = counter(catalog.CORRUPT_EVENTS)
-        self._followers = gauge(catalog.FOLLOWERS)
+        self._missing = counter(catalog.EVENTS_MISSING)
+        self._corrupt = counter(catalog.EVENTS_CORRUPT)
+        self._streams_followed = gauge(catalog.STREAMS_FOLLOWED)
         self._follow_seconds = {v: histogram(catalog.FOLLOW_DURATION, v) for v in _values(catalog.FOLLOW_OUTCOME)}
-        self._followed = counter(catalog.FOLLOWED_EVENTS)
+        self._followed = counter(catalog.EVENTS_FOLLOWED)
         self._errors = {
-            (operation, kind): counter(catalog.ERRORS, operation, kind)
+            (operation, error_type): counter(catalog.ERRORS, operation, error_type)
             for operation in _values(catalog.OPERATION)
-            for kind in _values(catalog.ERROR_TYPE)
+            for error_type in _values(catalog.ERROR_TYPE)
         }
-        self._orphaned = counter(catalog.ORPHANED)
-        self._ttl = gauge(catalog.TTL)
-        self._sample_seconds = {v: histogram(catalog.SAMPLE_DURATION, v) for v in _values(catalog.SAMPLE_OUTCOME)}
-        self._evicted = counter(catalog.REDIS_EVICTED)
-        self._sampled = {metric.name: instruments.sampled(metric) for metric in catalog.METRICS if metric.sampled}
+        self._orphaned = counter(catalog.REQUESTS_ORPHANED)
+        self._ttl = instruments.optional_gauge(catalog.TTL)
+        self._poll_seconds = {
+            v: histogram(catalog.REDIS_STATS_DURATION, v) for v in _values(catalog.REDIS_STATS_OUTCOME)
+        }
+        self._evicted = counter(catalog.REDIS_KEYS_EVICTED)
+        self._polled = {metric.name: instruments.optional_gauge(metric) for metric in catalog.METRICS if metric.polled}
         self._failures = {v: counter(catalog.TELEMETRY_FAILURES, v) for v in _values(catalog.SINK)}
-        self.serving = ServingMetrics(instruments)
-        self._tally = instruments.tally("stored", self._write, failed)
-        self.stored: Note = self._store if self._tally is None else self._tally.note
-        """An event was stored: what mostly happens. It may be written with others."""
+        self.serving = SessionMetrics(instruments)
+        self._stored_buffer = instruments.buffer("stored", self._write, failed)
+        self.stored: AddObservation = self._store if self._stored_buffer is None else self._stored_buffer.add
+        """Record a stored event: the most frequent call. Observations may be buffered."""
         self._wait = histogram(catalog.STORE_WAIT)
-        self._accepted_events = counter(catalog.ACCEPTED_EVENTS)
-        self._accepted_tally = instruments.tally("accepted", self._write_accepted, failed)
-        self.accepted: Note = self._accept if self._accepted_tally is None else self._accepted_tally.note
-        """An event was accepted, and is stored in the background; with the seconds that the caller waited."""
+        self._accepted_events = counter(catalog.EVENTS_ACCEPTED)
+        self._accepted_buffer = instruments.buffer("accepted", self._write_accepted, failed)
+        self.accepted: AddObservation = self._accept if self._accepted_buffer is None else self._accepted_buffer.add
+        """Record an accepted event, which is stored in the background, with the seconds that the caller waited."""
 
         self._pending: Callable[[], BacklogStatus] | None = None
 
     def configured(self, ttl: int | None, pending: Callable[[], BacklogStatus]) -> None:
-        """A store was decorated.
+        """Record the configuration of the store.
 
         Args:
             ttl: Its TTL.
-            pending: Returns what is pending. In an outage the store accepts events, and reports nothing.
+            pending: Returns the backlog. In an outage the store accepts events, and reports no facts.
         """
-        self._ttl.set(ttl or 0)
+        self._ttl.set(ttl)
         self._pending = pending
 
     def flush(self) -> None:
-        """Write what was noted."""
-        for tally in (self._tally, self._accepted_tally):
-            if tally is not None:
-                tally.flush()
+        """Write buffered observations."""
+        for buffer in (self._stored_buffer, self._accepted_buffer):
+            if buffer is not None:
+                buffer.flush()
 
     def _store(self, seconds: float, message: type, payload_bytes: int, span: SpanIds | None = None) -> None:
         self._store_seconds["ok"].observe(seconds, span and exemplar_of(span))
         self._stored_bytes.inc(payload_bytes)
         self._stored[kind_of_type(message)].inc()
 
-    def _write(self, noted: Noted) -> None:
+    def _write(self, noted: ObservationBatch) -> None:
         self._store_seconds["ok"].observe_all(noted.seconds, noted.recorded)
         self._stored_bytes.inc(noted.payload_bytes)
         for message, count in collections.Counter(noted.messages).items():
@@ -117,7 +121,7 @@ class MetricsSink:
         self._accepted_events.inc()
         self._write_pending()
 
-    def _write_accepted(self, noted: Noted) -> None:
+    def _write_accepted(self, noted: ObservationBatch) -> None:
         self._wait.observe_all(noted.seconds, noted.recorded)
         self._accepted_events.inc(len(noted.seconds))
         self._write_pending()
@@ -127,26 +131,26 @@ class MetricsSink:
             self.waiting(self._pending())
 
     def appended(self, store: StoreMeasurement, span: SpanIds | None = None) -> None:
-        """An event was deferred, refused, or not taken at all; or it was stored, in a span of its own."""
+        """Record an event that was deferred, refused or failed, or that was stored in a current span."""
         self._store_seconds[store.outcome].observe(store.seconds, span and exemplar_of(span))
         if store.outcome in _TAKEN and store.appended is not None:
-            self._stored[store.kind].inc()
+            self._stored[store.message_type].inc()
             self._stored_bytes.inc(store.appended.payload_bytes)
         if store.error_type is not None:
             self._errors["store", store.error_type].inc()
 
-    def committed(self, fact: BatchCommitted, recorded: list[Recorded]) -> None:
-        """A batch was stored, in the background or for callers that waited."""
+    def committed(self, fact: BatchCommitted, recorded: list[SampledObservation]) -> None:
+        """Record a batch that was stored."""
         self._commit_seconds.observe(fact.seconds)
-        self._commit_events.observe(fact.events)
+        self._batch_size.observe(fact.events)
         if fact.latencies:
             self._store_seconds["ok"].observe_all(list(fact.latencies), recorded)
             self._stored_bytes.inc(fact.payload_bytes)
             for message, count in collections.Counter(fact.messages).items():
                 self._stored[kind_of_type(message)].inc(count)
 
-    def told(self, fact: StoreEvent) -> None:
-        """The store has told something that no caller is told."""
+    def record(self, fact: StoreEvent) -> None:
+        """Record a background event of the store."""
         match fact:
             case BatchCommitted():
                 self.committed(fact, [])
@@ -157,17 +161,17 @@ class MetricsSink:
                 self._degradations[fact.reason].inc()
             case StoreRecovered():
                 self._degraded.set(0)
-                self._degraded_seconds[fact.reason].inc(fact.seconds)
+                self._degradation_seconds[fact.reason].inc(fact.seconds)
             case EventsLost():
                 self._lost[fact.reason].inc(fact.events)
 
     def waiting(self, waiting: BacklogStatus) -> None:
-        """So much waits for Redis now."""
-        self._backlog_events.set(waiting.events)
-        self._backlog_bytes.set(waiting.payload_bytes)
+        """Record the backlog."""
+        self._backlog_length.set(waiting.events)
+        self._backlog_size.set(waiting.payload_bytes)
 
     def replayed(self, replay: ReplayMeasurement, span: SpanIds | None = None) -> None:
-        """A replay ended."""
+        """Record the end of a replay."""
         facts = replay.facts
         self._replay_seconds[replay.outcome].observe(replay.seconds, span and exemplar_of(span))
         self.serving.replayed(replay)
@@ -181,21 +185,21 @@ class MetricsSink:
             self._misses[facts.miss].inc()
             return
         self._replay_events.observe(facts.delivered)
-        self._replay_bytes.observe(facts.payload_bytes)
+        self._replay_size.observe(facts.payload_bytes)
         self._missing.inc(facts.missing)
         self._corrupt.inc(len(facts.corrupt))
 
     def following(self) -> None:
-        """A stream begins to be followed."""
-        self._followers.inc()
+        """Record that a stream is followed."""
+        self._streams_followed.inc()
 
     def followed_event(self) -> None:
-        """An event was delivered to a stream that is being followed, which may go on for minutes."""
+        """Record the delivery of an event to a followed stream, which may last for minutes."""
         self._followed.inc()
 
     def followed(self, follow: FollowMeasurement) -> None:
-        """A stream is no longer followed."""
-        self._followers.dec()
+        """Record that a stream is no longer followed."""
+        self._streams_followed.dec()
         self._follow_seconds[follow.outcome].observe(follow.seconds)
         if follow.error_type is not None:
             self._errors["follow", follow.error_type].inc()
@@ -207,35 +211,35 @@ class MetricsSink:
                 self.orphaned()
 
     def orphaned(self) -> None:
-        """A request was answered whose worker is gone."""
+        """Record an orphaned request."""
         self._orphaned.inc()
 
-    def sampled(self, sample: SampleMeasurement) -> None:
-        """Redis was sampled, or not."""
-        self._sample_seconds[sample.outcome].observe(sample.seconds)
-        facts = sample.facts
+    def polled(self, poll: RedisStatsMeasurement) -> None:
+        """Record a poll of Redis statistics."""
+        self._poll_seconds[poll.outcome].observe(poll.seconds)
+        facts = poll.facts
         if facts is not None:
             self._evicted.inc(facts.evicted)
             for metric, value in (
                 (catalog.REDIS_KEYS, facts.keys),
                 (catalog.REDIS_KEYS_WITHOUT_TTL, facts.without_ttl),
                 (catalog.REDIS_DB_KEYS, facts.db_keys),
-                (catalog.REDIS_EVENT_BYTES, facts.event_bytes),
+                (catalog.REDIS_EVENT_SIZE, facts.event_bytes),
                 (catalog.REDIS_MEMORY, facts.memory_bytes),
                 (catalog.REDIS_MEMORY_LIMIT, facts.memory_limit),
             ):
-                self._sampled[metric.name].set(value)
-        elif sample.outcome == "elsewhere":
-            for gauge in self._sampled.values():
+                self._polled[metric.name].set(value)
+        elif poll.outcome == "other_worker":
+            for gauge in self._polled.values():
                 gauge.set(None)
-        # After a failure, what was known is better than nothing; that it is old is counted.
+        # After a failure the gauges keep their values; the failure is counted.
 
     def served(self, fact: ServingFact) -> None:
-        """Something arose above the store."""
-        self.serving.told(fact)
+        """Record a fact about sessions and requests."""
+        self.serving.record(fact)
 
     def failed(self, sink: str) -> None:
-        """A sink raised."""
+        """Record that a sink failed."""
         self._failures[sink].inc()
 
 

@@ -1,11 +1,10 @@
-"""prometheus_client's multiprocess mode: what all processes of a directory say, as one, without those that are gone.
+"""prometheus_client's multiprocess mode: one exposition of all processes, without gauges of dead ones.
 
-Every process writes its values into files of its own in `PROMETHEUS_MULTIPROC_DIR`. Counters and histograms of a
-process that is gone still count. Its gauges do not, and prometheus_client leaves it to others to say who is gone: the
-hook that its documentation names for that belongs to gunicorn, and no hook runs after SIGKILL. So each process here
-holds a lock on a file that is called after it, which the kernel releases whatever ends it, and whoever answers a scrape
-removes the gauges of those whose lock is free. Whether a pid lives is never asked: another process may have it by then.
-Files of processes that hold no such lock are left alone.
+Every process writes its values into files of its own in `PROMETHEUS_MULTIPROC_DIR`. Counters and histograms of dead
+processes still count. Their gauges must not, but prometheus_client relies on a hook of gunicorn to remove them, and no
+hook runs after SIGKILL. Here, each process locks a file named after its pid, which the kernel unlocks when the process
+ends, and a scrape removes the gauges of processes whose file is unlocked. A check of the pid would not do, since pids
+are reused. Files of processes without a lock file are kept.
 """
 
 import contextlib
@@ -21,11 +20,11 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""The environment variable that turns the mode on; prometheus_client reads it when it is imported."""
+"""The environment variable that enables the mode; prometheus_client reads it when it is imported."""
 
 _HELD = "eventscope-{}.alive"
 _UNREADABLE = (OSError, ValueError, RuntimeError, struct.error)
-"""What prometheus_client raises of a file that a process has only just made, or that is damaged."""
+"""Errors of prometheus_client for files that were just created, or that are damaged."""
 
 _place: tuple[int, int] | None = None
 _forks_are_seen = False
@@ -33,43 +32,43 @@ _one_scrape = threading.Lock()
 
 
 def directory() -> Path | None:
-    """Where the processes meet; None outside of multiprocess mode.
+    """The shared directory; None outside of multiprocess mode.
 
     Raises:
-        ValueError: The variable was set or unset too late, or what it names is no directory.
+        ValueError: The variable was set or unset too late, or names no directory.
     """
     named = os.environ.get(VARIABLE) or os.environ.get(VARIABLE.lower())
-    # What matters is how prometheus_client took it, and that is decided once.
+    # prometheus_client decides once, when it is imported.
     if not values.ValueClass._multiprocess:
         if named:
             msg = (
-                f"{VARIABLE} was set after prometheus_client had been imported, which is too late: every worker would "
-                "show its own metrics only. Set it in the environment that the server is started in"
+                f"{VARIABLE} must be set before prometheus_client is imported, or each worker exposes its own metrics "
+                "only; set it in the environment of the server"
             )
             raise ValueError(msg)
         return None
     if not named or not Path(named).is_dir():
         msg = (
-            f"{VARIABLE} must name a directory that is there and can be written to, not {named!r}: "
-            "make one, empty, each time the server is started"
+            f"{VARIABLE} must name an existing, writable directory, got {named!r}; "
+            "create an empty one at each start of the server"
         )
         raise ValueError(msg)
     return Path(named)
 
 
 def join() -> None:
-    """Hold this process's lock, for as long as it lives; done once, and again in what it forks.
+    """Lock the file of this process for its lifetime; idempotent, and repeated after a fork.
 
     Raises:
         ValueError: As in `directory`.
-        OSError: The directory cannot be written to.
+        OSError: The directory is not writable.
     """
-    global _place, _forks_are_seen  # noqa: PLW0603 - there is one process
+    global _place, _forks_are_seen  # noqa: PLW0603 - state of the process
     where, pid = directory(), os.getpid()
     if where is None or (_place is not None and _place[0] == pid):
         return
     if _place is not None:
-        os.close(_place[1])  # The parent's: a lock is not inherited, a descriptor is.
+        os.close(_place[1])  # Inherited from the parent, unlike the lock.
     _place = pid, _locked(where / _HELD.format(pid))
     if not _forks_are_seen:
         _forks_are_seen = True
@@ -82,13 +81,13 @@ def _join_after_fork() -> None:
 
 
 def hold(name: str) -> int | None:
-    """Try to be the one process of the directory that has a name.
+    """Try to lock a file of the directory.
 
     Args:
-        name: Of a file in the directory.
+        name: The name of the file.
 
     Returns:
-        What to close in order to let go of it; None when another process has it.
+        The descriptor, whose closing releases the lock; None if another process holds it.
     """
     where = directory()
     if where is None:
@@ -100,7 +99,7 @@ def hold(name: str) -> int | None:
         os.close(descriptor)
         return None
     os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())  # For people who look.
+    os.write(descriptor, f"{os.getpid()}\n".encode())  # For debugging.
     return descriptor
 
 
@@ -109,7 +108,7 @@ def _opened(path: Path) -> int:
 
 
 def _locked(path: Path) -> int:
-    """A locked file: the one that has this name, and not one that was removed while we waited for it."""
+    """Lock the file at a path, and not one that was removed while waiting for the lock."""
     while True:
         descriptor = _opened(path)
         fcntl.lockf(descriptor, fcntl.LOCK_EX)
@@ -119,14 +118,14 @@ def _locked(path: Path) -> int:
         os.close(descriptor)
 
 
-def forget_the_gone(where: Path) -> None:
-    """Remove the live gauges of processes that have ended, however they ended."""
-    own = _HELD.format(os.getpid())  # To close it would release it.
+def remove_dead_processes(where: Path) -> None:
+    """Remove the live gauges of dead processes."""
+    own = _HELD.format(os.getpid())  # Closing it would release the lock.
     for path in where.glob(_HELD.format("*")):
         pid = path.stem.partition("-")[2]
         if path.name == own or not pid.isdecimal():
             continue
-        # Whatever goes wrong here: another process may be doing the same, and a later scrape will find what is left.
+        # Another process may do the same concurrently; a later scrape removes the rest.
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
@@ -137,12 +136,12 @@ def forget_the_gone(where: Path) -> None:
                 os.close(descriptor)
 
 
-class Everybody(Collector):
-    """What all processes of a directory say, added up as each metric wants it.
+class AllProcessesCollector(Collector):
+    """Collects the metrics of all processes of a directory, merged by their multiprocess modes.
 
     Args:
         where: The directory.
-        names: The names of samples to show; None: all.
+        names: The sample names to include; None: all.
     """
 
     def __init__(self, where: Path, names: Iterable[str] | None = None) -> None:
@@ -150,9 +149,9 @@ class Everybody(Collector):
         self._names = None if names is None else frozenset(names)
 
     def collect(self) -> Iterable[Metric]:
-        """Read the files, those of the living and what counts of the dead."""
-        with _one_scrape:  # Locks are a process's, not a thread's.
-            forget_the_gone(self._where)
+        """Merge the files, after removing the gauges of dead processes."""
+        with _one_scrape:  # Locks belong to the process, not to a thread.
+            remove_dead_processes(self._where)
         metrics = self._merged()
         if self._names is None:
             return metrics
@@ -165,7 +164,7 @@ class Everybody(Collector):
         try:
             return _merge(files)
         except _UNREADABLE:
-            # One file must not hide all others, for a scrape or for ever.
+            # One unreadable file must not hide the others.
             return _merge([file for file in files if _readable(file)])
 
 

@@ -1,6 +1,6 @@
-"""OpenTelemetry's instruments, made from the catalog: for those who have no Prometheus. The SDK is the application's.
+"""OpenTelemetry instruments, built from the catalog. The application brings the SDK.
 
-Each observation is written at once, for it is not known who reads, nor when.
+Observations are not buffered, since the time of a collection is unknown.
 """
 
 import threading
@@ -12,17 +12,17 @@ from opentelemetry.metrics import MeterProvider
 
 from mcp_eventscope.telemetry import declarations
 from mcp_eventscope.telemetry.metrics import MetricsSink
-from mcp_eventscope.telemetry.tally import Noted, Recorded
+from mcp_eventscope.telemetry.observations import ObservationBatch, SampledObservation
 
 __all__ = ["MeterProvider", "otel_sink"]
 
 
 def otel_sink(store: str, provider: MeterProvider, failed: Callable[[Exception], None]) -> MetricsSink:
-    """Counts measurements for OpenTelemetry, by the names and units of `declarations.Metric`.
+    """Create a sink for OpenTelemetry, with the names and units of `declarations.Metric`.
 
     Args:
         store: The name of the store, an attribute of every metric.
-        provider: Where they go.
+        provider: The meter provider.
         failed: As in `MetricsSink`.
     """
     meter = metrics.get_meter("mcp_eventscope", version("mcp-eventscope"), meter_provider=provider)
@@ -30,23 +30,25 @@ def otel_sink(store: str, provider: MeterProvider, failed: Callable[[Exception],
 
 
 class _Instruments:
-    """The instruments of one store. Those of two stores of one provider are the same, told apart by the attribute."""
+    """The instruments of one store. Stores of one provider share them and differ in an attribute."""
 
     def __init__(self, store: str, meter: metrics.Meter) -> None:
         self._store = store
         self._meter = meter
 
-    def tally(self, purpose: str, write: Callable[[Noted], None], failed: Callable[[Exception], None]) -> None:
-        """None: the SDK has no way to record many at once."""
+    def buffer(
+        self, purpose: str, write: Callable[[ObservationBatch], None], failed: Callable[[Exception], None]
+    ) -> None:
+        """None: the SDK cannot record several observations in one call."""
 
     def counter(self, metric: declarations.Metric, *values: str) -> "_Counter":
         made = self._meter.create_counter(metric.otel_name, metric.unit, metric.help)
         return _Counter(made, self._attributes(metric, values))
 
-    def gauge(self, metric: declarations.Metric, *values: str) -> "_Summed | _Gauge":
-        if metric.together == "livesum":
+    def gauge(self, metric: declarations.Metric, *values: str) -> "_UpDownCounter | _Gauge":
+        if metric.multiprocess_mode == "livesum":
             summed = self._meter.create_up_down_counter(metric.otel_name, metric.unit, metric.help)
-            return _Summed(summed, self._attributes(metric, values))
+            return _UpDownCounter(summed, self._attributes(metric, values))
         gauge = _Gauge(self._made(metric), self._attributes(metric, values))
         gauge.set(0)
         return gauge
@@ -57,19 +59,19 @@ class _Instruments:
         )
         return _Histogram(made, self._attributes(metric, values))
 
-    def sampled(self, metric: declarations.Metric) -> "_Sampled":
-        return _Sampled(self._made(metric), self._attributes(metric, ()))
+    def optional_gauge(self, metric: declarations.Metric) -> "_OptionalGauge":
+        return _OptionalGauge(self._made(metric), self._attributes(metric, ()))
 
     def _made(self, metric: declarations.Metric) -> "metrics._Gauge":
         return self._meter.create_gauge(metric.otel_name, metric.unit, metric.help)
 
     def _attributes(self, metric: declarations.Metric, values: tuple[str, ...]) -> Mapping[str, str]:
-        labels = (label.name for label in metric.labels)
-        return dict(zip(labels, (self._store, *values), strict=True))
+        names = (label.attribute for label in metric.labels)
+        return dict(zip(names, (self._store, *values), strict=True))
 
 
 class _Counter:
-    """A counter, from 0."""
+    """A counter, initially 0."""
 
     def __init__(self, counter: metrics.Counter, attributes: Mapping[str, str]) -> None:
         self._counter = counter
@@ -80,23 +82,23 @@ class _Counter:
         self._counter.add(amount, self._attributes)
 
 
-class _Summed:
-    """A gauge whose values in several processes are to be added up: OpenTelemetry has another instrument for those."""
+class _UpDownCounter:
+    """A gauge that is summed over processes: an up-down counter in OpenTelemetry."""
 
     def __init__(self, counter: metrics.UpDownCounter, attributes: Mapping[str, str]) -> None:
         self._counter = counter
         self._attributes = attributes
         self._value = 0.0
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
         self.inc(0)
 
     def set(self, value: float) -> None:
-        with self._one_at_a_time:
+        with self._lock:
             self._counter.add(value - self._value, self._attributes)
             self._value = value
 
     def inc(self, amount: float = 1) -> None:
-        with self._one_at_a_time:
+        with self._lock:
             self._counter.add(amount, self._attributes)
             self._value += amount
 
@@ -123,8 +125,8 @@ class _Gauge:
         self.set(self._value - amount)
 
 
-class _Sampled:
-    """A gauge that is there from its first value on. It cannot be taken back: the newest of the workers counts."""
+class _OptionalGauge:
+    """A gauge that is absent until it is set. It cannot be removed again."""
 
     def __init__(self, gauge: "metrics._Gauge", attributes: Mapping[str, str]) -> None:
         self._gauge = gauge
@@ -136,7 +138,7 @@ class _Sampled:
 
 
 class _Histogram:
-    """A histogram. Its exemplars are the SDK's, which knows the current span."""
+    """A histogram. The SDK creates exemplars from the current span."""
 
     def __init__(self, histogram: metrics.Histogram, attributes: Mapping[str, str]) -> None:
         self._histogram = histogram
@@ -145,6 +147,6 @@ class _Histogram:
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
         self._histogram.record(amount, self._attributes)
 
-    def observe_all(self, amounts: list[float], recorded: list[Recorded]) -> None:
+    def observe_all(self, amounts: list[float], recorded: list[SampledObservation]) -> None:
         for amount in amounts:
             self._histogram.record(amount, self._attributes)

@@ -1,4 +1,4 @@
-"""Prometheus's instruments, made from the catalog."""
+"""Prometheus instruments, built from the catalog."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
@@ -9,10 +9,10 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar
 
-from mcp_eventscope.telemetry import catalog, declarations, multiprocess, tally
+from mcp_eventscope.telemetry import catalog, declarations, multiprocess, observations
 from mcp_eventscope.telemetry.instruments import exemplar_of
 from mcp_eventscope.telemetry.metrics import MetricsSink
-from mcp_eventscope.telemetry.tally import Noted, Recorded, Tally
+from mcp_eventscope.telemetry.observations import ObservationBatch, ObservationBuffer, SampledObservation
 
 __all__ = ["DEFAULT_REGISTRY", "MetricsSink", "Registry", "prometheus_sink"]
 
@@ -21,39 +21,39 @@ DEFAULT_REGISTRY: Final = REGISTRY
 
 _Family = Counter | Gauge | Histogram
 _F = TypeVar("_F", bound=_Family)
-# One set of instruments a registry: a second store on it shares them, told apart by the `store` label.
+# One set of instruments per registry: stores share them, and differ in the `store` label.
 _families: WeakKeyDictionary[Registry, dict[str, _Family]] = WeakKeyDictionary()
-# By the name of the store, for what one has noted is to be counted though nothing else is left of it.
-_tallies: WeakKeyDictionary[Registry, dict[tuple[str, str], Tally]] = WeakKeyDictionary()
-# In multiprocess mode one set for all registries of the process: a value is a place in the process's file, which two
-# instruments of the same name would both write, each without knowing of the other.
+# By the name of the store: buffered observations outlive the store.
+_buffers: WeakKeyDictionary[Registry, dict[tuple[str, str], ObservationBuffer]] = WeakKeyDictionary()
+# In multiprocess mode one set for all registries of the process: a value is a slot in the file of the process, which
+# two instruments of the same name would both write.
 _shared: dict[str, _Family] = {}
 _stores: set[str] = set()
 
 
 class _Counter(Counter):
-    """A counter that is exact when it is read: see `tally`."""
+    """A counter that includes buffered observations when it is collected; see `observations`."""
 
     def collect(self) -> Iterable[Metric]:
-        """What is counted until now."""
-        tally.flush()
+        """Flush the buffers, and collect."""
+        observations.flush()
         return super().collect()
 
 
 class _Histogram(Histogram):
-    """A histogram that is exact when it is read, and to which many observations can be added at once."""
+    """A histogram that flushes buffers when it is collected, and records many observations in one call."""
 
     def collect(self) -> Iterable[Metric]:
-        """What is observed until now."""
-        tally.flush()
+        """Flush the buffers, and collect."""
+        observations.flush()
         return super().collect()
 
-    def observe_all(self, amounts: list[float], recorded: list[Recorded]) -> None:
-        """As `observe`, of each; with as many locks as there are buckets that rise, and not as observations.
+    def observe_all(self, amounts: list[float], recorded: list[SampledObservation]) -> None:
+        """Observe each amount, with one lock per bucket instead of one per observation.
 
         Args:
-            amounts: The observations, which are then sorted.
-            recorded: Those of which there is a span: of each bucket the last is its exemplar.
+            amounts: The observations; sorted in place.
+            recorded: Those with a sampled span; the last of each bucket becomes its exemplar.
         """
         self._sum.inc(sum(amounts))
         amounts.sort()
@@ -94,7 +94,9 @@ def _register(metric: declarations.Metric, registry: Registry) -> _Family:
     if metric.type is declarations.MetricType.COUNTER:
         return _Counter(metric.name, metric.help, names, registry=registry)
     if metric.type is declarations.MetricType.GAUGE:
-        return Gauge(metric.name, metric.help, names, registry=registry, multiprocess_mode=metric.together or "livesum")
+        return Gauge(
+            metric.name, metric.help, names, registry=registry, multiprocess_mode=metric.multiprocess_mode or "livesum"
+        )
     return _Histogram(metric.name, metric.help, names, registry=registry, buckets=metric.buckets)
 
 
@@ -104,15 +106,17 @@ class _Instruments:
     def __init__(self, store: str, registry: Registry) -> None:
         self._store = store
         self._families = _families_of(registry)
-        self._tallies = _tallies.setdefault(registry, {})
+        self._buffers = _buffers.setdefault(registry, {})
         self._first = multiprocess.directory() is not None and store not in _stores
         _stores.add(store)
 
-    def tally(self, purpose: str, write: Callable[[Noted], None], failed: Callable[[Exception], None]) -> Tally:
-        if (self._store, purpose) not in self._tallies:
-            every_turn = multiprocess.directory() is not None
-            self._tallies[self._store, purpose] = Tally(write, failed, every_turn=every_turn)
-        return self._tallies[self._store, purpose]
+    def buffer(
+        self, purpose: str, write: Callable[[ObservationBatch], None], failed: Callable[[Exception], None]
+    ) -> ObservationBuffer:
+        if (self._store, purpose) not in self._buffers:
+            flush_each_turn = multiprocess.directory() is not None
+            self._buffers[self._store, purpose] = ObservationBuffer(write, failed, flush_each_turn=flush_each_turn)
+        return self._buffers[self._store, purpose]
 
     def counter(self, metric: declarations.Metric, *values: str) -> Counter:
         return _typed(Counter, self._families[metric.name]).labels(self._store, *values)
@@ -120,22 +124,22 @@ class _Instruments:
     def gauge(self, metric: declarations.Metric, *values: str) -> Gauge:
         child = _typed(Gauge, self._families[metric.name]).labels(self._store, *values)
         if self._first:
-            child.set(0)  # In multiprocess mode a process that is gone, and had our pid, may have left its value.
+            child.set(0)  # In multiprocess mode a dead process with the same pid may have left its value.
         return child
 
     def histogram(self, metric: declarations.Metric, *values: str) -> _Histogram:
         return _typed(_Histogram, self._families[metric.name]).labels(self._store, *values)
 
-    def sampled(self, metric: declarations.Metric) -> "_Sampled":
-        return _Sampled(_typed(Gauge, self._families[metric.name]), self._store)
+    def optional_gauge(self, metric: declarations.Metric) -> "_OptionalGauge":
+        return _OptionalGauge(_typed(Gauge, self._families[metric.name]), self._store)
 
 
 def prometheus_sink(store: str, registry: Registry, failed: Callable[[Exception], None]) -> MetricsSink:
-    """Counts measurements for Prometheus.
+    """Create a sink for Prometheus.
 
     Args:
         store: The name of the store.
-        registry: Where they are exposed.
+        registry: The registry that exposes the metrics.
         failed: As in `MetricsSink`.
 
     Raises:
@@ -144,24 +148,24 @@ def prometheus_sink(store: str, registry: Registry, failed: Callable[[Exception]
     return MetricsSink("metrics", _Instruments(store, registry), failed)
 
 
-class _Sampled:
-    """A gauge that is there while this process knows its value."""
+class _OptionalGauge:
+    """A gauge that is absent while its value is unknown."""
 
     def __init__(self, family: Gauge, store: str) -> None:
         self._family = family
         self._store = store
 
     def set(self, value: float | None) -> None:
-        """Set it; None: it is not known, or no longer here."""
+        """Set the value; None: unknown."""
         if value is not None:
             self._family.labels(self._store).set(value)
         elif multiprocess.directory() is None:
             self._family.remove(self._store)
-        # In multiprocess mode nothing can be removed, and nothing has to be: the newest value counts.
+        # In multiprocess mode children cannot be removed; the latest value of all workers counts.
 
 
 def _typed(kind: type[_F], family: _Family) -> _F:
-    if not isinstance(family, kind):  # pragma: no cover - the catalog and this module disagree
+    if not isinstance(family, kind):  # pragma: no cover - a bug of this module
         msg = f"{family!r} is no {kind.__name__}"
         raise TypeError(msg)
     return family

@@ -1,8 +1,8 @@
-"""In whose trace an event is stored: that of the call it belongs to, told apart from that of the task that stores it.
+"""Trace propagation: the spans of an event belong to the trace of its call, not to that of the storing task.
 
-One task stores the events of all calls of a session, and its context is that of `initialize`. The SDK hands over with
-each message the context of whoever sent it, which is the tool's for what a tool says; a priming event is stored in the
-context of its request. What W3C context a client sends in `params._meta` the SDK reads for its own span only.
+One task stores the events of all calls of a session, in the context of `initialize`. With each message, the SDK passes
+the context of its sender: that of the tool for messages of a tool. A priming event is stored in the context of its
+request. The SDK reads a W3C context in `params._meta` for its own span only.
 """
 
 import contextvars
@@ -19,44 +19,44 @@ _NOWHERE = Context()
 
 
 class Calls:
-    """The requests of one session, and in which traces they are. Nothing here raises."""
+    """The trace contexts of a session's requests. No method raises."""
 
     def __init__(self) -> None:
         self._known: dict[str, Context] = {}
         self._last = _NOWHERE
-        """The context in which the last message was sent: mostly that of the next one, too."""
+        """The context of the last message, which the next one usually shares."""
         self._last_names_a_span = False
 
     def began(self, stream: str) -> None:
-        """The request of a stream is being served, in the current context."""
+        """Remember the current context as that of a stream's request."""
         current = context.get_current()
         if _names_a_span(current):
             self._known[stream] = current
 
     def ended(self, stream: str) -> None:
-        """The response of a stream has been said."""
+        """Forget a stream, whose response was sent."""
         self._known.pop(stream, None)
 
     def enter(self, stream: str, sender: contextvars.Context | None, *, lasting: bool) -> Token[Context] | None:
-        """Go into the context of the call that a message belongs to.
+        """Enter the context of the call that a message belongs to.
 
         Args:
             stream: The stream.
-            sender: The context of whoever sent the message; None: it is not known, and the current one as good as any.
-            lasting: Whether the stream is no request's.
+            sender: The context of the message's sender; None: unknown, so that the current one is kept.
+            lasting: Whether the stream is the standalone stream.
 
         Returns:
-            What `leave` takes.
+            The argument of `leave`.
         """
         found = self._known.get(stream)
         if sender is not None:
-            said_in = _context_of(sender)
-            if said_in is not self._last:
-                self._last, self._last_names_a_span = said_in, _names_a_span(said_in)
+            sent_in = _context_of(sender)
+            if sent_in is not self._last:
+                self._last, self._last_names_a_span = sent_in, _names_a_span(sent_in)
             if self._last_names_a_span:
-                found = said_in
+                found = sent_in
                 if not lasting:
-                    # The response is sent outside of the span of the call, which may be the first that there is.
+                    # The response is sent outside of the call's span, which may be the only one.
                     self._known.setdefault(stream, found)
             elif found is None:
                 found = _NOWHERE
@@ -66,19 +66,19 @@ class Calls:
 
     @staticmethod
     def leave(token: Token[Context] | None) -> None:
-        """Go back to where one was."""
+        """Restore the previous context."""
         if token is not None:
             context.detach(token)
 
 
 @contextmanager
 def continued(body: bytes) -> Iterator[None]:
-    """Be in the trace that a request names in `params._meta`, if it does, until the block ends.
+    """Enter the trace that a request names in `params._meta`, if any, until the block ends.
 
-    As in the SDK's own span it goes before one that HTTP headers name: what a client did for this message.
+    As in the SDK, it takes precedence over the trace in HTTP headers.
 
     Args:
-        body: A JSON-RPC request, as it was sent, in any shape: it comes from outside.
+        body: A JSON-RPC request as received; untrusted.
     """
     found = _named_in(body) if _TRACEPARENT in body else None
     if found is None:
@@ -95,7 +95,7 @@ def _named_in(body: bytes) -> Context | None:
     try:
         meta = pydantic_core.from_json(body)["params"]["_meta"]
         found = propagate.extract({name: meta[name] for name in meta if isinstance(meta[name], str)})
-    except Exception:  # noqa: BLE001 - anything may have been sent, and a propagator of the application's is asked
+    except Exception:  # noqa: BLE001 - the body is untrusted, and the application chooses the propagator
         return None
     return found if _names_a_span(found) else None
 
@@ -103,7 +103,7 @@ def _named_in(body: bytes) -> Context | None:
 def _context_of(sender: contextvars.Context) -> Context:
     try:
         return sender.run(context.get_current)
-    except RuntimeError:  # Somebody is in it just now.
+    except RuntimeError:  # The context is entered at the moment.
         return _NOWHERE
 
 

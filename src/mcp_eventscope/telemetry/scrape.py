@@ -1,4 +1,4 @@
-"""Where a scrape is answered: an ASGI application to mount, and a port of its own."""
+"""Endpoints for scrapes: an ASGI application to mount, and a separate port."""
 
 import asyncio
 import contextlib
@@ -27,25 +27,25 @@ from mcp_eventscope.telemetry.prometheus import Registry
 PATH = "/metrics"
 LOOPBACK = "127.0.0.1"
 RETRY_SECONDS = 1.0
-"""How often a worker that does not have the port looks whether it has become free."""
+"""Seconds between attempts to open the port while another worker has it."""
 _STALLED_SECONDS = 10.0
-"""How long a connection to the port may stay silent."""
+"""The idle timeout of connections to the port."""
 _STOP_SECONDS = 0.1
-"""How soon the port's thread hears that it is to end."""
+"""The interval at which the port's thread checks for its end."""
 _METHODS = ("GET", "HEAD")
 
 
 class MetricsApp:
-    """The ASGI application of `metrics_app()`: an instance, which `Route` and `Mount` both take."""
+    """The ASGI application of `metrics_app()`: an instance, which `Route` and `Mount` both accept."""
 
     def __init__(self, exposition: Exposition) -> None:
         self._exposition = exposition
-        self._one_at_a_time: anyio.CapacityLimiter | None = None
+        self._limiter: anyio.CapacityLimiter | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a scrape."""
         if scope["type"] != "http":
-            msg = f"metrics_app() answers HTTP requests, and this is {scope['type']}: mount it in an application"
+            msg = f"metrics_app() serves HTTP only, got {scope['type']}; mount it in an application"
             raise RuntimeError(msg)
         answer = await self._answer(scope)
         await Response(answer.body, answer.status, answer.headers)(scope, receive, send)
@@ -56,37 +56,37 @@ class MetricsApp:
         headers = Headers(scope=scope)
         if refused := self._exposition.refusal(headers.getlist("authorization")):
             return refused
-        if self._one_at_a_time is None:
-            # Scrapes must not use up the threads that the application has for its own work.
-            self._one_at_a_time = anyio.CapacityLimiter(1)
+        if self._limiter is None:
+            # Scrapes must not exhaust the worker threads of the application.
+            self._limiter = anyio.CapacityLimiter(1)
         return await to_thread.run_sync(
             lambda: self._exposition.render(
                 accept=",".join(headers.getlist("accept")),
                 encoding=",".join(headers.getlist("accept-encoding")),
                 query=scope.get("query_string", b"").decode("latin-1"),
             ),
-            limiter=self._one_at_a_time,
+            limiter=self._limiter,
         )
 
 
 def metrics_app(registry: Registry | None = None, *, token: str | None = None) -> MetricsApp:
-    """An ASGI application that answers Prometheus, in OpenMetrics or the text format, as the request accepts.
+    """An ASGI application for Prometheus scrapes, in OpenMetrics or the text format, by content negotiation.
 
     For applications that serve metrics themselves: `Route("/metrics", metrics_app())`, or `app.mount(…)`. A scrape is
-    rendered in a thread, and does no I/O to Redis. In multiprocess mode (`PROMETHEUS_MULTIPROC_DIR`) it is the sum of
-    all workers, and gauges of workers that are gone are left out.
+    rendered in a thread, without I/O to Redis. In multiprocess mode (`PROMETHEUS_MULTIPROC_DIR`) it merges all workers
+    and leaves out gauges of dead ones.
 
     Args:
-        registry: What is exposed; None: prometheus_client's global one. In multiprocess mode everything in the
-            directory is exposed, whatever registry it is in.
-        token: What `Authorization: Bearer …` has to bring; None: nothing is asked for.
+        registry: The exposed registry; None: the global one of prometheus_client. Multiprocess mode exposes everything
+            in the directory, of all registries.
+        token: The bearer token that requests must carry; None: none.
 
     Returns:
         The application.
 
     Raises:
         TypeError: `token` is no string, or `registry` no registry.
-        ValueError: `token` cannot be a bearer token, or `PROMETHEUS_MULTIPROC_DIR` is set in a way that cannot work.
+        ValueError: `token` is no valid bearer token, or `PROMETHEUS_MULTIPROC_DIR` is misconfigured.
     """
     return MetricsApp(Exposition(registry, token))
 
@@ -97,7 +97,7 @@ _FAILED = Answer(500, PLAIN, b"the metrics could not be rendered; the log says w
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers one scrape, on the port."""
+    """Handles one scrape on the port."""
 
     server: "_Server"
     timeout = _STALLED_SECONDS
@@ -120,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
                 encoding=",".join(self.headers.get_all("accept-encoding", [])),
                 query=target.query,
             )
-        except Exception as error:  # noqa: BLE001 - whatever a collector of the application's raises
+        except Exception as error:  # noqa: BLE001 - collectors of the application
             self.server.failed(error)
             return _FAILED
 
@@ -133,18 +133,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.body)
 
     def version_string(self) -> str:
-        """Not which Python this is."""
+        """Hide the Python version."""
         return "mcp-eventscope"
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base's name
-        """Nothing: what is asked for may hold what nobody should read."""
+        """Log nothing: request lines may contain secrets."""
 
 
 class _Server(ThreadingHTTPServer):
-    """The port, in threads: it answers while the event loop is busy, which is when it is asked."""
+    """The server of the port, in threads: it answers while the event loop is busy."""
 
     daemon_threads = True
-    allow_reuse_port = False  # Two that listen would each get some of the scrapes.
+    allow_reuse_port = False  # Two listeners would share the scrapes.
 
     def __init__(self, host: str, port: int, exposition: Exposition, failed: Callable[[Exception], None]) -> None:
         self.exposition = exposition
@@ -153,55 +153,55 @@ class _Server(ThreadingHTTPServer):
         super().__init__((str(address[0]), port), _Handler)
 
     def server_bind(self) -> None:
-        """Bind, without asking a name server who we are."""
+        """Bind without a reverse DNS lookup."""
         TCPServer.server_bind(self)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Nothing: a scrape that was broken off is the business of who broke it off."""
+        """Ignore scrapes that the client aborted."""
 
 
 class MetricsPort:
-    """`/metrics` on a port of its own, for one of the workers of a host: the first that gets it.
+    """`/metrics` on a separate port, which the first of the workers of a host opens.
 
-    The others go on, and look now and then whether it has become free.
+    The other workers retry in the background.
 
     Args:
-        exposition: What answers.
+        exposition: Renders the response.
         host: The address to listen on.
         port: The port.
-        log: Where it is told that the port cannot be had.
-        retry: Seconds between two looks.
+        log: The log for failures to open the port.
+        retry: Seconds between attempts.
 
     Raises:
         TypeError: `port` is no int, or `host` no string.
-        ValueError: `port` is no port, or `host` empty.
+        ValueError: `port` is out of range, or `host` is empty.
     """
 
     def __init__(self, exposition: Exposition, host: str, port: int, log: Log, *, retry: float = RETRY_SECONDS) -> None:
         if isinstance(port, bool) or not isinstance(port, int):
-            msg = f"metrics_port must be a port number, not {port!r}"
+            msg = f"metrics_port must be a port number, got {port!r}"
             raise TypeError(msg)
         if not 0 < port < 1 << 16:
-            msg = f"metrics_port must be between 1 and 65535, not {port}"
+            msg = f"metrics_port must be between 1 and 65535, got {port}"
             raise ValueError(msg)
         if not isinstance(host, str):
-            msg = f'metrics_host must be an address such as "127.0.0.1" or "0.0.0.0", not {host!r}'
+            msg = f'metrics_host must be an address such as "127.0.0.1" or "0.0.0.0", got {host!r}'
             raise TypeError(msg)
         if not host:
-            msg = 'metrics_host must not be empty; for every address of the machine write "0.0.0.0" or "::"'
+            msg = 'metrics_host must not be empty; pass "0.0.0.0" or "::" for all interfaces'
             raise ValueError(msg)
         self._exposition = exposition
         self._host = host
         self._port = port
         self._log = log
         self._retry = retry
-        self._told = False
+        self._reported = False
         self._server: _Server | None = None
         self._held: int | None = None
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[None]:
-        """Serve the port, or wait for it, until the block ends."""
+        """Serve the port, or retry to open it, until the block ends."""
         self._open()
         waiting = asyncio.create_task(self._wait(), name="eventscope-metrics-port")
         try:
@@ -218,16 +218,16 @@ class MetricsPort:
             self._open()
 
     def _open(self) -> None:
-        """Take the port, if it can be had; in multiprocess mode the workers know who of them has it."""
+        """Try to open the port; in multiprocess mode a lock decides which worker does."""
         try:
             if multiprocess.directory() is not None:
                 self._held = multiprocess.hold(f"eventscope-port-{self._port}.held")
                 if self._held is None:
-                    return  # A worker beside us serves it, for all.
+                    return  # Another worker serves all.
             self._server = _Server(self._host, self._port, self._exposition, self._failed)
         except (OSError, ValueError) as error:
-            self._let_go()
-            self._tell(error)
+            self._release()
+            self._report(error)
             return
         threading.Thread(
             target=self._server.serve_forever, args=(_STOP_SECONDS,), name="eventscope-metrics", daemon=True
@@ -238,29 +238,29 @@ class MetricsPort:
             server, self._server = self._server, None
             await to_thread.run_sync(server.shutdown)
             server.server_close()
-        self._let_go()
+        self._release()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         if self._held is not None:
             os.close(self._held)
             self._held = None
 
     def _failed(self, error: Exception) -> None:
         with contextlib.suppress(Exception):
-            self._log.write_seldom(catalog.TELEMETRY_FAILED, sink="metrics", error=type(error).__qualname__)
+            self._log.write_limited(catalog.TELEMETRY_FAILED, sink="metrics", error=type(error).__qualname__)
 
-    def _tell(self, error: Exception) -> None:
-        if self._told:
+    def _report(self, error: Exception) -> None:
+        if self._reported:
             return
-        self._told = True
-        fix = "name another metrics_port or metrics_host"
+        self._reported = True
+        fix = "choose another metrics_port or metrics_host"
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE and multiprocess.VARIABLE not in os.environ:
             fix = (
-                f"with several workers set {multiprocess.VARIABLE} to an empty directory, and the one that has the "
-                "port serves the metrics of all; else name another metrics_port"
+                f"with several workers, set {multiprocess.VARIABLE} to an empty directory, so that one serves the "
+                "metrics of all; otherwise choose another metrics_port"
             )
         self._log.announce(
-            catalog.METRICS_UNSERVED,
+            catalog.METRICS_PORT_UNAVAILABLE,
             address=f"{self._host}:{self._port}",
             error=getattr(error, "strerror", None) or str(error),
             fix=fix,

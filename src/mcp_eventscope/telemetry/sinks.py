@@ -1,4 +1,4 @@
-"""All sinks of one store: telemetry never raises, and whatever fails is counted by its sink."""
+"""All sinks of one store. Telemetry never raises; failures are counted by sink."""
 
 import contextlib
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from mcp_eventscope.telemetry import catalog, declarations
 from mcp_eventscope.telemetry.logs import Log, Logger, LogSink
 from mcp_eventscope.telemetry.measurements import Measurement
 from mcp_eventscope.telemetry.metrics import MetricsSink
+from mcp_eventscope.telemetry.observations import SpanIds
 from mcp_eventscope.telemetry.otel_metrics import MeterProvider, otel_sink
 from mcp_eventscope.telemetry.prometheus import Registry, prometheus_sink
-from mcp_eventscope.telemetry.tally import SpanIds
 from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, Tracing
 
 P = ParamSpec("P")
@@ -21,7 +21,7 @@ _NO_SPAN = (None, "")
 
 
 class Sinks:
-    """Where the signals of one store go. Arguments as in `InstrumentedEventStore`."""
+    """The sinks of one store. Arguments as in `InstrumentedEventStore`."""
 
     def __init__(
         self,
@@ -40,18 +40,18 @@ class Sinks:
         self.meters = tuple(meters)
         self.logs = LogSink(name, Log(logger))
 
-    def started(self) -> tuple[Span | None, str]:
-        """Start the span of a store that is not made current. Returns it, and what is kept of it with the event."""
+    def start_span(self) -> tuple[Span | None, str]:
+        """Start a store span without making it current. Returns it with the `traceparent` to keep with the event."""
         try:
-            if self.tracing.unsampled():
+            if self.tracing.in_unsampled_call():
                 return _NO_SPAN
-            span = self.tracing.start(catalog.STORE_SPAN)
+            span = self.tracing.start_span(catalog.STORE_SPAN)
             return span, "" if span is None else self.tracing.traceparent(span)
-        except Exception as error:  # noqa: BLE001 - a sampler or processor of the application's
+        except Exception as error:  # noqa: BLE001 - the sampler or processor of the application
             self.failed("traces", error)
             return None, ""
 
-    def stored(
+    def end_stored_span(
         self,
         span: Span,
         session: str | None,
@@ -59,38 +59,38 @@ class Sinks:
         message: JSONRPCMessage | None,
         appended: AppendResult,
     ) -> SpanIds | None:
-        """End the span of an event that was stored. Returns its ids, for exemplars."""
+        """End the span of a stored event. Returns its ids, for exemplars."""
         ids = self._ids(span)
         try:
-            self.tracing.stored(
+            self.tracing.end_stored_span(
                 span, session, stream_id, kind_of(message).value, appended.event_id, appended.payload_bytes
             )
         except Exception as error:  # noqa: BLE001 - a processor or exporter of the application's
             self.failed("traces", error)
         return ids
 
-    def finish(self, span: Span | None, measured: Measurement, session: str | None) -> SpanIds | None:
-        """End a span from `started` with whatever became of it. Returns its ids, for exemplars."""
+    def end_span(self, span: Span | None, measured: Measurement, session: str | None) -> SpanIds | None:
+        """End a span from `start_span`. Returns its ids, for exemplars."""
         if span is None:
             return None
         ids = self._ids(span)
-        self.safely("traces", self.tracing.finish, span, measured, session)
+        self.safely("traces", self.tracing.end_span, span, measured, session)
         return ids
 
-    def begin(self, span: declarations.Span) -> Opened | None:
-        """Start a span that is current until `end`."""
+    def start_current_span(self, span: declarations.Span) -> Opened | None:
+        """Start a span that is current until `end_current_span`."""
         try:
-            return self.tracing.begin(span)
-        except Exception as error:  # noqa: BLE001 - a sampler or processor of the application's
+            return self.tracing.start_current_span(span)
+        except Exception as error:  # noqa: BLE001 - the sampler or processor of the application
             self.failed("traces", error)
             return None
 
-    def end(self, opened: Opened | None, measured: Measurement, session: str | None) -> SpanIds | None:
-        """End a span. Returns its ids, for exemplars."""
+    def end_current_span(self, opened: Opened | None, measured: Measurement, session: str | None) -> SpanIds | None:
+        """End a span from `start_current_span`. Returns its ids, for exemplars."""
         if opened is None:
             return None
         ids = self._ids(opened[0])
-        self.safely("traces", self.tracing.end, opened, measured, session)
+        self.safely("traces", self.tracing.end_current_span, opened, measured, session)
         return ids
 
     def _ids(self, span: Span) -> SpanIds | None:
@@ -101,22 +101,22 @@ class Sinks:
             return None
 
     def count(self, verb: Callable[Concatenate[MetricsSink, P], None], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Have each of the metrics' sinks do something."""
+        """Call a method of each metrics sink."""
         for meter in self.meters:
             try:
                 verb(meter, *args, **kwargs)
-            except Exception as error:  # noqa: BLE001 - whatever a registry or provider of the application's raises
+            except Exception as error:  # noqa: BLE001 - the registry or provider of the application
                 self.failed(meter.name, error)
 
-    def safely(self, sink: str, tell: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Have a sink do something."""
+    def safely(self, sink: str, record: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call a method of a sink."""
         try:
-            tell(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - whatever an exporter or logger of the application's raises
+            record(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - the exporter or logger of the application
             self.failed(sink, error)
 
     def failed(self, sink: str, error: Exception) -> None:
-        """Count and tell that a sink raised; if that raises too, there is nobody left to tell."""
+        """Count and log that a sink raised. Errors of that are suppressed."""
         for meter in self.meters:
             with contextlib.suppress(Exception):
                 meter.failed(sink)

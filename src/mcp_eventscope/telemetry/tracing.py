@@ -1,4 +1,4 @@
-"""Spans: the one module that imports the OpenTelemetry API. The SDK is the application's."""
+"""Spans, through the OpenTelemetry API. The application brings the SDK."""
 
 import contextlib
 import hashlib
@@ -26,23 +26,23 @@ from opentelemetry.util.types import AttributeValue
 
 from mcp_eventscope.telemetry import declarations
 from mcp_eventscope.telemetry.measurements import Measurement, ReplayMeasurement, StoreMeasurement
-from mcp_eventscope.telemetry.tally import SpanIds
+from mcp_eventscope.telemetry.observations import SpanIds
 
 __all__ = ["Opened", "Span", "TracerProvider", "Tracing", "session_hash", "trace_ids"]
 
 Opened: TypeAlias = tuple[Span, Token[Context]]
-"""A span that was begun, and what undoes its being current."""
+"""A current span, and the token that detaches it."""
 
 _REMEMBERED = 256
-"""The most calls of which it is remembered that they are not sampled."""
+"""The number of contexts that are remembered as not sampled."""
 
 
 class Tracing:
-    """Makes the spans of one store.
+    """Creates the spans of one store.
 
     Args:
         store: The name of the store, an attribute of every span.
-        provider: Whose spans; None is the global provider, whatever it is when a span begins.
+        provider: The tracer provider; None: the global one at the time a span starts.
     """
 
     def __init__(self, store: str, provider: TracerProvider | None) -> None:
@@ -50,25 +50,24 @@ class Tracing:
         self._tracer = trace.get_tracer("mcp_eventscope", version("mcp-eventscope"), tracer_provider=provider)
         self._never = isinstance(self._tracer, NoOpTracer)
         self._global = isinstance(self._tracer, ProxyTracer)
-        """Whether the tracer is the global provider's, which the application may set at any time."""
+        """Whether the tracer belongs to the global provider, which the application can set at any time."""
         self._unsampled: dict[int, ref[Context]] = {}
 
     @property
     def off(self) -> bool:
-        """Whether there is no span: the application has set no provider, or one that makes none."""
+        """Whether tracing is off: the application set no provider, or a no-op one."""
         if self._global:
-            # The API's own way to the provider looks into the environment each time.
+            # The public way to the provider reads the environment each time.
             return isinstance(getattr(self._tracer, "_tracer", None), NoOpTracer)
         return self._never
 
-    def unsampled(self) -> bool:
-        """Whether this is within a call that is not sampled, where no span is asked for, with `start`.
+    def in_unsampled_call(self) -> bool:
+        """Whether the current call is not sampled, so that `start_span` is not worth its cost.
 
-        Samplers that go by their parent, as OpenTelemetry's do unless they are told otherwise, would refuse it; another
-        would make a trace of its own of every event.
+        Parent-based samplers, the default of OpenTelemetry, would drop the span; others would start a trace per event.
         """
         current = context.get_current()
-        # It cannot change: a context is immutable, and a span that is not sampled stays so.
+        # This cannot change: contexts are immutable, and so is the sampling decision.
         known = self._unsampled.get(id(current))
         if known is not None and known() is current:
             return True
@@ -80,15 +79,15 @@ class Tracing:
             return False
         if len(self._unsampled) >= _REMEMBERED:
             self._unsampled.clear()
-        with contextlib.suppress(TypeError):  # Somebody may have attached a mapping of another type.
+        with contextlib.suppress(TypeError):  # The context may be a mapping without weak references.
             self._unsampled[id(current)] = ref(current)
         return True
 
-    def start(self, declared: declarations.Span) -> Span | None:
-        """Start a span that is not made current: for an operation that does nothing in the context of its caller.
+    def start_span(self, declared: declarations.Span) -> Span | None:
+        """Start a span without making it current: for operations that run outside of the caller's context.
 
         Args:
-            declared: Which span.
+            declared: The span.
 
         Returns:
             A span that is recorded, for `finish`; None when there is none.
@@ -98,7 +97,7 @@ class Tracing:
 
     @staticmethod
     def traceparent(span: Span) -> str:
-        """Who a span is, in W3C's notation, to be kept with what it produces; "" where nobody could look it up.
+        """A span as W3C `traceparent`, to be stored with its event; "" if the span is not sampled.
 
         Args:
             span: Any span.
@@ -110,72 +109,72 @@ class Tracing:
 
     @staticmethod
     def ids(span: Span) -> SpanIds | None:
-        """The ids of a span, for exemplars; None where nobody could look it up. Asked before it ends."""
+        """The ids of a span, for exemplars; None if it is not sampled. Call it before the span ends."""
         context = span.get_span_context()
         return (context.trace_id, context.span_id) if span.is_recording() and context.trace_flags.sampled else None
 
-    def finish(self, span: Span, measured: Measurement, session: str | None) -> None:
-        """Write a measurement onto a span from `start`, and end it. Arguments as in `end`."""
+    def end_span(self, span: Span, measured: Measurement, session: str | None) -> None:
+        """Set the attributes of a span from `start_span`, and end it. Arguments as in `end_current_span`."""
         try:
-            self._tell(span, measured, session)
+            self._set_attributes(span, measured, session)
         finally:
             span.end()
 
-    def stored(  # noqa: PLR0913, PLR0917 - a measurement, without the cost of making one for what mostly happens
-        self, span: Span, session: str | None, stream_id: str, kind: str, event_id: str, payload_bytes: int
+    def end_stored_span(  # noqa: PLR0913, PLR0917 - the most frequent case, without a measurement object
+        self, span: Span, session: str | None, stream_id: str, message_type: str, event_id: str, payload_bytes: int
     ) -> None:
-        """An event was stored: write it onto its span, and end it. All at once, for each time takes a lock."""
+        """End the span of a stored event. Sets all attributes in one call, since each takes a lock."""
         attributes: dict[str, AttributeValue] = {
             "eventscope.store": self._store,
             "eventscope.outcome": "ok",
-            "eventscope.stream.id": stream_id,
-            "eventscope.message.kind": kind,
-            "eventscope.event.id": event_id,
-            "eventscope.payload.bytes": payload_bytes,
+            "eventscope.stream_id": stream_id,
+            "eventscope.message_type": message_type,
+            "eventscope.event_id": event_id,
+            "eventscope.payload_bytes": payload_bytes,
         }
         if session is not None:
-            attributes["eventscope.session.hash"] = session
+            attributes["eventscope.session_hash"] = session
         span.set_attributes(attributes)
         span.end()
 
-    def begin(self, declared: declarations.Span) -> Opened | None:
-        """Start a span and make it current, so that the client's own spans are its children.
+    def start_current_span(self, declared: declarations.Span) -> Opened | None:
+        """Start a span and make it current, so that spans of the Redis client are its children.
 
         Args:
-            declared: Which span.
+            declared: The span.
 
         Returns:
-            What `end` takes; None where the application has no tracing, and there is nothing to end.
+            The argument of `end_current_span`; None if tracing is off.
         """
         span = self._tracer.start_span(declared.name, kind=SpanKind.INTERNAL)
         if not span.is_recording() and not span.get_span_context().is_valid:
             return None
         return span, context.attach(trace.set_span_in_context(span))
 
-    def end(self, opened: Opened, measured: Measurement, session: str | None) -> None:
-        """Write a measurement onto its span, and end it.
+    def end_current_span(self, opened: Opened, measured: Measurement, session: str | None) -> None:
+        """Set the attributes of a span, and end it.
 
         Args:
-            opened: From `begin`, in the same task.
-            measured: What became of the operation.
-            session: The session, as `session_hash` writes it.
+            opened: From `start_current_span`, in the same task.
+            measured: The measurement of the operation.
+            session: The session, as returned by `session_hash`.
         """
         span, token = opened
         try:
-            self._tell(span, measured, session)
+            self._set_attributes(span, measured, session)
         finally:
             context.detach(token)
             span.end()
 
-    def _tell(self, span: Span, measured: Measurement, session: str | None) -> None:
+    def _set_attributes(self, span: Span, measured: Measurement, session: str | None) -> None:
         if not span.is_recording():
             return
         span.set_attributes(
             {
                 "eventscope.store": self._store,
                 "eventscope.outcome": measured.outcome,
-                **({} if measured.stream_id is None else {"eventscope.stream.id": measured.stream_id}),
-                **({} if session is None else {"eventscope.session.hash": session}),
+                **({} if measured.stream_id is None else {"eventscope.stream_id": measured.stream_id}),
+                **({} if session is None else {"eventscope.session_hash": session}),
                 **_details(measured),
             }
         )
@@ -184,47 +183,47 @@ class Tracing:
                 if (linked := _linked(producer)) is not None:
                     span.add_link(linked)
         if measured.error_type is not None:
-            # The type only: a message may repeat what a client sent.
-            span.set_attribute("error.type", type(measured.error).__qualname__)
+            # As on the metric. The message of the error may repeat client input.
+            span.set_attribute("error.type", measured.error_type)
             span.set_status(Status(StatusCode.ERROR))
 
 
 def _linked(traceparent: str) -> SpanContext | None:
-    """Whom a `traceparent` means, which has the right shape; None for nobody."""
+    """The span context of a well-formed `traceparent`; None if its ids are zero."""
     _, trace_id, span_id, flags = traceparent.split("-")
     context = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
     return context if context.is_valid else None
 
 
 def _details(measured: Measurement) -> Mapping[str, AttributeValue]:
-    """The attributes of one kind of operation."""
+    """The attributes of one operation."""
     if isinstance(measured, StoreMeasurement):
-        details: dict[str, AttributeValue] = {"eventscope.message.kind": measured.kind.value}
+        details: dict[str, AttributeValue] = {"eventscope.message_type": measured.message_type.value}
         if measured.appended is not None:
-            details["eventscope.event.id"] = measured.appended.event_id
-            details["eventscope.payload.bytes"] = measured.appended.payload_bytes
+            details["eventscope.event_id"] = measured.appended.event_id
+            details["eventscope.payload_bytes"] = measured.appended.payload_bytes
         return details
     details = {}
     if isinstance(measured, ReplayMeasurement):
-        details["eventscope.replay.events"] = measured.delivered
+        details["eventscope.events"] = measured.delivered
         if (facts := measured.facts) is not None:
-            details["eventscope.replay.bytes"] = facts.payload_bytes
-            details["eventscope.replay.missing"] = facts.missing
-            details["eventscope.replay.corrupt"] = len(facts.corrupt)
+            details["eventscope.payload_bytes"] = facts.payload_bytes
+            details["eventscope.missing_events"] = facts.missing
+            details["eventscope.corrupt_events"] = len(facts.corrupt)
             if facts.miss is not None:
-                details["eventscope.replay.miss_reason"] = facts.miss.value
+                details["eventscope.reason"] = facts.miss.value
             if facts.age is not None:
-                details["eventscope.replay.age"] = facts.age
+                details["eventscope.age_seconds"] = facts.age
     return details
 
 
 def session_hash(session_id: str | None) -> str | None:
-    """A session id for spans and logs: a short digest, for on a server without auth the id is a credential."""
+    """A short digest of a session id, for spans and logs: without authentication the id is a credential."""
     return None if session_id is None else hashlib.sha256(session_id.encode("utf-8", "replace")).hexdigest()[:12]
 
 
 def trace_ids() -> dict[str, str]:
-    """The current trace and span ids in hexadecimal, for logs; empty outside of a trace."""
+    """The current trace and span ids in hexadecimal, for logs; empty without a trace."""
     context = trace.get_current_span().get_span_context()
     if not context.is_valid:
         return {}

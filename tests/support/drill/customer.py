@@ -120,7 +120,7 @@ class Customer:
         for url, sessions in self.ledger.serving.items():
             if self.client.session in sessions:
                 sessions.discard(self.client.session)
-                self.ledger.ended["deleted" if url == worker.url else "elsewhere"] += 1
+                self.ledger.ended["deleted" if url == worker.url else "other_worker"] += 1
 
     def _asks(self, worker: WorkerProcess) -> None:
         self.ledger.requests += 1

@@ -89,7 +89,7 @@ async def calm(site: Site, new: NewCustomer) -> None:
             await customer.arrives(site.a)
             await customer.calls_and_is_cut(site.a, "1")
             tasks.start_soon(follow, customer)
-        await site.shows(f"sum(eventscope_followers) == {len(followed)}")
+        await site.shows(f"sum(eventscope_streams_followed) == {len(followed)}")
         for customer in followed:
             await customer.ends(customer.calls[-1], "2")
     await site.shows(f'job_store:eventscope_resumes:increase1h{{job="{FLEET}"}} >= {LEAST_RESUMES}')
@@ -166,7 +166,7 @@ async def outage(site: Site, new: NewCustomer) -> None:
             over.set()
         ledger.outages.append(time.monotonic() - down)
         site.fleet_redis.start()
-        await site.shows(f'sum(eventscope_degraded{{job="{FLEET}"}} + eventscope_backlog_events) == bool 0')
+        await site.shows(f'sum(eventscope_degraded{{job="{FLEET}"}} + eventscope_backlog_length) == bool 0')
         for customer in waiting:
             await customer.ends(customer.calls[-1], "2")
         await talker.finish()

@@ -118,4 +118,4 @@ async def full(site: Site) -> None:
         site.evicted = redis.info("stats")["evicted_keys"]
         await site.scraped(site.short)
         redis.execute_command("ACL", "SETUSER", "default", "-dbsize")
-    await site.fires(SHORT, "EventscopeRedisUnsampled")
+    await site.fires(SHORT, "EventscopeRedisStatsStale")

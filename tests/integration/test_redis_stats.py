@@ -6,9 +6,9 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError, StoreUnavailableError
-from mcp_eventscope.redis import sampling
+from mcp_eventscope.redis import redis_stats
 from mcp_eventscope.redis.client import connect
-from mcp_eventscope.redis.sampling import Sampler
+from mcp_eventscope.redis.redis_stats import RedisStatsPoller
 from support.leaks import LeakChecker
 from support.messages import note
 
@@ -27,9 +27,9 @@ async def redis_client(request: pytest.FixtureRequest, valkey_url: str) -> Async
         await client.flushdb()
 
 
-async def sample(sampler: Sampler) -> sampling.Sample:
+async def sample(poller: RedisStatsPoller) -> redis_stats.RedisStats:
     """One sample, which is this sampler's turn."""
-    found = await sampler.sample(EVERY)
+    found = await poller.poll(EVERY)
     assert found is not None
     return found
 
@@ -43,7 +43,7 @@ async def test_what_is_there(store: RedisEventStore, redis_client: aioredis.Redi
     await store.append("1", note(1))
     await store.flush()
     await redis_client.set("another's", "1")
-    found = await sample(store.sampler())
+    found = await sample(store.redis_stats_poller())
     keys = await leaks.keys()
     assert len(keys) > 3 * 3
     assert (found.keys, found.without_ttl, found.lasting) == (len(keys), 0, {})
@@ -57,7 +57,7 @@ async def test_what_is_there(store: RedisEventStore, redis_client: aioredis.Redi
 
 async def test_nothing_to_weigh(store: RedisEventStore) -> None:
     """Without events nothing is said of what one weighs."""
-    assert (await sample(store.sampler())).event_bytes is None
+    assert (await sample(store.redis_stats_poller())).event_bytes is None
 
 
 async def test_keys_without_ttl(store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
@@ -71,7 +71,7 @@ async def test_keys_without_ttl(store: RedisEventStore, redis_client: aioredis.R
     await lasting.flush()
     await redis_client.set(f"{store.key_prefix}surprise", "1")
     await redis_client.set("another's", "1")
-    found = await sample(store.sampler())
+    found = await sample(store.redis_stats_poller())
     # Of the store and of the session: all but the worker's last commit, and the sampler's turn.
     assert found.without_ttl == len(await leaks.keys()) - 2 == sum(found.lasting.values())
     assert found.lasting == {"counter": 1, "event": 1, "stream": 2, "large": 1, "requests": 1, "other": 1}
@@ -82,7 +82,7 @@ async def test_patterns_in_a_prefix(redis_client: aioredis.Redis) -> None:
     for name in ("m*p?[a]^\\:x", "mmp:x", "map?[a]:x"):
         await redis_client.set(name, "1")
     store = RedisEventStore(redis_client, key_prefix="m*p?[a]^\\:", ttl=60)
-    found = await sample(store.sampler())
+    found = await sample(store.redis_stats_poller())
     assert (found.keys, found.lasting) == (2, {"other": 1})
 
 
@@ -91,24 +91,24 @@ async def test_a_walk_over_many_keys(
 ) -> None:
     """A sample looks at so many keys and no more; the next one goes on; what was counted stays until all were seen."""
     leaks.exempt()
-    monkeypatch.setattr(sampling, "LOOKED_AT_MOST", 500)
+    monkeypatch.setattr(redis_stats, "LOOKED_AT_MOST", 500)
     async with redis_client.pipeline(transaction=False) as pipeline:
         for number in range(2000):
             pipeline.set(f"{store.key_prefix}event:{number + 1}", "x")
         await pipeline.execute()
-    sampler = store.sampler()
-    found = await sample(sampler)
+    poller = store.redis_stats_poller()
+    found = await sample(poller)
     assert (found.keys, found.without_ttl) == (None, None)
     assert 100 < found.lasting["event"] < 1500
     seen, samples = found.lasting["event"], 1
     while found.keys is None:
-        found = await sample(sampler)
+        found = await sample(poller)
         seen, samples = seen + found.lasting["event"], samples + 1
     assert samples > 2
     assert (found.keys, found.without_ttl) == (2001, 2000)
     assert seen == 2000
     assert found.db_keys == 2001
-    assert (await sample(sampler)).keys == 2001
+    assert (await sample(poller)).keys == 2001
 
 
 async def test_a_walk_takes_no_longer_than_it_may(
@@ -116,23 +116,23 @@ async def test_a_walk_takes_no_longer_than_it_may(
 ) -> None:
     """When time is up, the rest is for the next sample."""
     leaks.exempt()
-    monkeypatch.setattr(sampling, "WALK_SECONDS", 0.0)
+    monkeypatch.setattr(redis_stats, "WALK_SECONDS", 0.0)
     await redis_client.mset({f"{store.key_prefix}event:{number + 1}": "x" for number in range(1000)})
-    assert (await sample(store.sampler())).keys is None
+    assert (await sample(store.redis_stats_poller())).keys is None
 
 
 async def test_one_of_several(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
     """One worker has the turn until it leaves or is late; the key that says so expires."""
-    other = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=60).sampler()
-    sampler = store.sampler()
-    await sample(sampler)
-    assert await other.sample(EVERY) is None
+    other = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=60).redis_stats_poller()
+    poller = store.redis_stats_poller()
+    await sample(poller)
+    assert await other.poll(EVERY) is None
     await other.leave()
-    await sample(sampler)
-    assert 0 < await redis_client.pttl(f"{store.key_prefix}sampler") <= EVERY * sampling.HELD_INTERVALS * 1000
-    await sampler.leave()
+    await sample(poller)
+    assert 0 < await redis_client.pttl(f"{store.key_prefix}sampler") <= EVERY * redis_stats.HELD_INTERVALS * 1000
+    await poller.leave()
     await sample(other)
-    assert await sampler.sample(EVERY) is None
+    assert await poller.poll(EVERY) is None
 
 
 async def test_evictions_are_what_came_since(
@@ -147,8 +147,8 @@ async def test_evictions_are_what_came_since(
         return answer | ({"evicted_keys": next(told)} if section == "stats" else {"maxmemory": 1 << 20})
 
     monkeypatch.setattr(redis_client, "info", evicting)
-    sampler = store.sampler()
-    found = [await sample(sampler) for _ in range(4)]
+    poller = store.redis_stats_poller()
+    found = [await sample(poller) for _ in range(4)]
     assert [each.evicted for each in found] == [0, 30, 0, 7]
     assert found[0].memory_limit == 1 << 20
 
@@ -157,7 +157,7 @@ async def test_redis_is_away() -> None:
     """What cannot be reached is said as any other operation says it."""
     async with connect("redis://127.0.0.1:1") as client:
         with pytest.raises(StoreUnavailableError, match=r"could not sample Redis at 127\.0\.0\.1:1"):
-            await RedisEventStore(client, ttl=60).sampler().sample(EVERY)
+            await RedisEventStore(client, ttl=60).redis_stats_poller().poll(EVERY)
 
 
 async def test_redis_refuses(store: RedisEventStore, redis_client: aioredis.Redis, valkey_url: str) -> None:
@@ -166,7 +166,7 @@ async def test_redis_refuses(store: RedisEventStore, redis_client: aioredis.Redi
     try:
         async with aioredis.Redis.from_url(valkey_url, username="sampler", password="x") as limited:
             with pytest.raises(StoreRejectedError, match="info"):
-                await RedisEventStore(limited, key_prefix=store.key_prefix, ttl=60).sampler().sample(EVERY)
+                await RedisEventStore(limited, key_prefix=store.key_prefix, ttl=60).redis_stats_poller().poll(EVERY)
             await limited.delete(f"{store.key_prefix}sampler")
     finally:
         await redis_client.acl_deluser("sampler")
@@ -177,7 +177,7 @@ async def test_redis_7(redis_url: str, key_prefix: str) -> None:
     async with connect(redis_url) as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
         await store.append("1", note(1))
-        found = await sample(store.sampler())
+        found = await sample(store.redis_stats_poller())
         keys = LeakChecker(client, key_prefix)
         assert (found.keys, found.without_ttl) == (len(await keys.keys()), 0)
         assert found.event_bytes
@@ -188,4 +188,4 @@ async def test_cluster_is_refused() -> None:
     """What one node says is not what a cluster is."""
     cluster = aioredis.RedisCluster(host="127.0.0.1", port=1)
     with pytest.raises(ValueError, match="Cluster is not sampled"):
-        RedisEventStore(cluster, ttl=60).sampler()
+        RedisEventStore(cluster, ttl=60).redis_stats_poller()

@@ -1,4 +1,4 @@
-"""Stored events that are counted by the batch are counted exactly, and never lost."""
+"""Buffered observations of stored events are exact, and never lost."""
 
 import asyncio
 import gc
@@ -11,7 +11,7 @@ from fakeredis import FakeAsyncRedis
 from mcp.types import JSONRPCNotification
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.telemetry import catalog, tally
+from mcp_eventscope.telemetry import catalog, observations
 from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.prometheus import prometheus_sink
 from support.waiting import CEILING
@@ -19,63 +19,63 @@ from telemetry.conftest import Scope
 
 
 def unexpected(error: Exception) -> None:
-    """Nothing is to fail."""
+    """Fail."""
     raise AssertionError from error
 
 
 def sink(scope: Scope, failures: list[Exception] | None = None) -> MetricsSink:
-    """A sink whose failures are kept."""
+    """A sink that records its failures."""
     return prometheus_sink("default", scope.registry, (failures if failures is not None else []).append)
 
 
 @pytest.mark.anyio
 async def test_what_is_read_is_exact(scope: Scope) -> None:
-    """A scrape in the middle of a turn of the loop shows all that was stored before it."""
+    """A scrape within an iteration of the event loop includes all events stored before it."""
     metrics = sink(scope)
     for number in range(10):
         metrics.stored(0.001, JSONRPCNotification, 5)
         assert scope.sample("store_duration_seconds_count", outcome="ok") == number + 1
-        assert scope.sample("stored_events_total", kind="notification") == number + 1
-        assert scope.sample("stored_bytes_total") == 5 * (number + 1)
+        assert scope.sample("events_stored_total", message_type="notification") == number + 1
+        assert scope.sample("payload_stored_bytes_total") == 5 * (number + 1)
 
 
 @pytest.mark.anyio
 async def test_nobody_has_to_ask() -> None:
-    """In the files of several processes nobody can ask: it is written when the loop has turned."""
-    written: list[tally.Noted] = []
-    kept = tally.Tally(written.append, unexpected, every_turn=True)
-    kept.note(0.001, JSONRPCNotification, 5)
-    kept.note(0.002, type(None), 0)
+    """In multiprocess mode a buffer is flushed at the end of the iteration."""
+    written: list[observations.ObservationBatch] = []
+    kept = observations.ObservationBuffer(written.append, unexpected, flush_each_turn=True)
+    kept.add(0.001, JSONRPCNotification, 5)
+    kept.add(0.002, type(None), 0)
     assert written == []
     await asyncio.sleep(0)
-    assert written == [tally.Noted([0.001, 0.002], [JSONRPCNotification, type(None)], 5, [])]
+    assert written == [observations.ObservationBatch([0.001, 0.002], [JSONRPCNotification, type(None)], 5, [])]
 
 
 def test_without_a_loop() -> None:
-    """Where there is no loop that could turn, it is written at once."""
-    written: list[tally.Noted] = []
-    tally.Tally(written.append, unexpected, every_turn=True).note(0.001, type(None), 0)
+    """Without an event loop it is flushed immediately."""
+    written: list[observations.ObservationBatch] = []
+    observations.ObservationBuffer(written.append, unexpected, flush_each_turn=True).add(0.001, type(None), 0)
     assert len(written) == 1
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("every_turn", [True, False])
 async def test_a_turn_may_be_long(*, every_turn: bool) -> None:
-    """What is kept is bounded."""
-    written: list[tally.Noted] = []
-    kept = tally.Tally(written.append, unexpected, every_turn=every_turn)
-    for _ in range(tally.MOST):
-        kept.note(0.001, type(None), 0)
-    assert [len(noted.seconds) for noted in written] == [tally.MOST]
+    """The buffer is bounded."""
+    written: list[observations.ObservationBatch] = []
+    kept = observations.ObservationBuffer(written.append, unexpected, flush_each_turn=every_turn)
+    for _ in range(observations.FLUSH_SIZE):
+        kept.add(0.001, type(None), 0)
+    assert [len(noted.seconds) for noted in written] == [observations.FLUSH_SIZE]
 
 
 def test_as_one_by_one(scope: Scope) -> None:
-    """A batch comes to the same in each bucket as its observations one by one."""
+    """A batch fills the same buckets as single observations."""
     other = Scope()
     bounds = catalog.STORE_SECONDS
     amounts = [*bounds, *(bound * 1.01 for bound in bounds), 0.0, 100.0]
     metrics = sink(scope)
-    metrics._write(tally.Noted(amounts[::-1], [JSONRPCNotification] * len(amounts), len(amounts), []))
+    metrics._write(observations.ObservationBatch(amounts[::-1], [JSONRPCNotification] * len(amounts), len(amounts), []))
     single = sink(other)
     for amount in amounts:
         single._store_seconds["ok"].observe(amount)
@@ -94,7 +94,7 @@ def test_threads(scope: Scope) -> None:
 
     def scrape() -> None:
         while not done.is_set():
-            scope.sample("stored_bytes_total")
+            scope.sample("payload_stored_bytes_total")
 
     async def store() -> None:
         for number in range(20_000):
@@ -107,12 +107,12 @@ def test_threads(scope: Scope) -> None:
     asyncio.run(store())
     done.set()
     reader.join()
-    assert scope.sample("stored_bytes_total") == 20_000
+    assert scope.sample("payload_stored_bytes_total") == 20_000
     assert scope.sample("store_duration_seconds_count", outcome="ok") == 20_000
 
 
 async def stored_somewhere(scope: Scope, redis: FakeAsyncRedis, count: int) -> None:
-    """Store with a store that is gone when this returns."""
+    """Store events with a store that is collected afterwards."""
     store = scope.instrument(RedisEventStore(redis, ttl=60))
     for _ in range(count):
         await store.append("1", None)
@@ -120,21 +120,21 @@ async def stored_somewhere(scope: Scope, redis: FakeAsyncRedis, count: int) -> N
 
 @pytest.mark.anyio
 async def test_a_store_that_is_gone(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """What it has stored is counted, whoever reads afterwards; so is what another one of its name has."""
+    """Buffered observations of a collected store are counted, and added to those of a store of the same name."""
     for number in range(1, 4):
         await stored_somewhere(scope, redis, 10)
         gc.collect()
-        assert scope.sample("stored_events_total", kind="priming") == 10 * number
+        assert scope.sample("events_stored_total", message_type="priming") == 10 * number
 
 
 def test_a_loop_that_does_not_turn() -> None:
-    """A loop that is stopped before it has turned keeps nobody else's from writing."""
-    written: list[tally.Noted] = []
-    kept = tally.Tally(written.append, unexpected, every_turn=True)
+    """An event loop that was stopped early does not block flushes of others."""
+    written: list[observations.ObservationBatch] = []
+    kept = observations.ObservationBuffer(written.append, unexpected, flush_each_turn=True)
     stopped = asyncio.new_event_loop()
 
     def note_and_stop() -> None:
-        kept.note(0.001, type(None), 0)
+        kept.add(0.001, type(None), 0)
         stopped.stop()
 
     stopped.call_soon(note_and_stop)
@@ -142,7 +142,7 @@ def test_a_loop_that_does_not_turn() -> None:
     stopped.close()
 
     async def another() -> None:
-        kept.note(0.002, type(None), 0)
+        kept.add(0.002, type(None), 0)
         await asyncio.sleep(0)
 
     asyncio.run(another())
@@ -151,15 +151,15 @@ def test_a_loop_that_does_not_turn() -> None:
 
 FORKED = """
 import os
-from mcp_eventscope.telemetry.tally import Tally
+from mcp_eventscope.telemetry.observations import ObservationBuffer
 
 written = []
-kept = Tally(written.append, print)
-kept.note(1.0, type(None), 0)
+kept = ObservationBuffer(written.append, print)
+kept.add(1.0, type(None), 0)
 with kept._one_at_a_time:
     child = os.fork()
     if not child:
-        kept.note(2.0, type(None), 0)
+        kept.add(2.0, type(None), 0)
         kept.flush()
         print([noted.seconds for noted in written], flush=True)
         os._exit(0)
@@ -170,15 +170,15 @@ print([noted.seconds for noted in written])
 
 
 def test_a_fork() -> None:
-    """What is noted is the parent's to write, and a lock that another thread held is not held for ever."""
+    """After a fork the child discards the observations of the parent, and a lock held by another thread."""
     told = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, check=True, text=True, timeout=CEILING)
     assert told.stdout.splitlines() == ["[[2.0]]", "[[1.0]]"]
 
 
 def test_whoever_is_told_may_read() -> None:
-    """A logger that looks at the registry does not wait for itself."""
+    """A logger may read the registry without a deadlock."""
 
-    def fail(_: tally.Noted) -> None:
+    def fail(_: observations.ObservationBatch) -> None:
         msg = "metrics"
         raise RuntimeError(msg)
 
@@ -188,8 +188,8 @@ def test_whoever_is_told_may_read() -> None:
         told.append(error)
         kept.flush()
 
-    kept = tally.Tally(fail, failed)
-    kept.note(0.001, type(None), 0)
+    kept = observations.ObservationBuffer(fail, failed)
+    kept.add(0.001, type(None), 0)
     kept.flush()
     assert len(told) == 1
 
@@ -198,7 +198,7 @@ def test_whoever_is_told_may_read() -> None:
 async def test_a_batch_that_cannot_be_written(
     scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is counted and told as a failure of the metrics, not raised where nobody could catch it."""
+    """A failed flush is counted and logged as a failure of the metrics, not raised."""
 
     def fail(*_: object) -> None:
         msg = "metrics"

@@ -32,7 +32,7 @@ _KINDS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class RedisStats:
     """What one look at Redis found.
 
     `keys` and `without_ttl` are those of the last walk over all keys, and None until there was one. `lasting` is of
@@ -63,7 +63,7 @@ class _Walk:
     bytes: int = 0
 
 
-class Sampler:
+class RedisStatsPoller:
     """Samples Redis, if it is this worker's turn: of those that share a prefix one does it for all.
 
     Args:
@@ -90,7 +90,7 @@ class Sampler:
         self._walked: _Walk | None = None
         self._evicted: int | None = None
 
-    async def sample(self, every: float) -> Sample | None:
+    async def poll(self, every: float) -> RedisStats | None:
         """Look at Redis: at what it says of itself, and at the next part of its keys.
 
         Args:
@@ -114,7 +114,7 @@ class Sampler:
         evicted, before = _number(stats, "evicted_keys"), self._evicted
         self._evicted = evicted
         latest = self._walked if self._walked is not None and not self._walk.weighed else self._walk
-        return Sample(
+        return RedisStats(
             keys=None if self._walked is None else self._walked.keys,
             without_ttl=None if self._walked is None else self._walked.without_ttl,
             lasting=lasting,

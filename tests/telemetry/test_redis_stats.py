@@ -1,4 +1,4 @@
-"""What is told of samples: gauges, what they cost, and the keys that will never expire."""
+"""Redis statistics: gauges, duration of polls, and keys without TTL."""
 
 import asyncio
 import contextlib
@@ -9,17 +9,17 @@ from fakeredis import FakeAsyncRedis
 from mcp.server import MCPServer
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreUnavailableError, http_app
-from mcp_eventscope.redis.sampling import Sample, Sampler
+from mcp_eventscope.redis.redis_stats import RedisStats, RedisStatsPoller
 from support.memory_store import MemoryEventStore
 from support.waiting import CEILING, promptly, until
 from telemetry.conftest import Scope
 
 pytestmark = pytest.mark.anyio
 
-FACTS = Sample(
+FACTS = RedisStats(
     keys=7, without_ttl=2, lasting={}, db_keys=9, event_bytes=150.5, memory_bytes=1000, memory_limit=0, evicted=3
 )
-LASTING = Sample(
+LASTING = RedisStats(
     keys=None,
     without_ttl=None,
     lasting={"stream": 1, "event": 2},
@@ -29,18 +29,18 @@ LASTING = Sample(
     memory_limit=0,
     evicted=0,
 )
-DURATION = "redis_sample_duration_seconds_count"
+DURATION = "redis_stats_duration_seconds_count"
 
 
 class Scripted:
-    """A sampler that finds what it is told to, the last again and again."""
+    """A poller that returns the given results, the last one repeatedly."""
 
-    def __init__(self, *found: Sample | Exception | None) -> None:
+    def __init__(self, *found: RedisStats | Exception | None) -> None:
         self._found = list(found)
         self.left = 0
 
-    async def sample(self, every: float) -> Sample | None:
-        """The next."""
+    async def poll(self, every: float) -> RedisStats | None:
+        """The next result."""
         assert every == 0.01
         await asyncio.sleep(0)
         found = self._found.pop(0) if len(self._found) > 1 else self._found[0]
@@ -49,88 +49,88 @@ class Scripted:
         return found
 
     async def leave(self) -> None:
-        """Count."""
+        """Count the call."""
         self.left += 1
 
 
 @pytest.fixture
 def store(scope: Scope, redis: FakeAsyncRedis) -> InstrumentedEventStore:
-    """A store with a TTL, whose sampler is `scripted`."""
+    """A store with a TTL and a scripted poller."""
     return scope.instrument(RedisEventStore(redis, ttl=60))
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, *found: Sample | Exception | None) -> Scripted:
-    """Let a store's sampler find this."""
-    sampler = Scripted(*found)
-    monkeypatch.setattr(RedisEventStore, "sampler", lambda _: sampler)
-    return sampler
+def scripted(monkeypatch: pytest.MonkeyPatch, *found: RedisStats | Exception | None) -> Scripted:
+    """Replace a store's poller."""
+    poller = Scripted(*found)
+    monkeypatch.setattr(RedisEventStore, "redis_stats_poller", lambda _: poller)
+    return poller
 
 
 async def test_facts_are_gauges(scope: Scope, store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is said before there is a sample; then what it found, and what it cost."""
-    sampler = scripted(monkeypatch, FACTS)
+    """Gauges are absent before the first poll; then they have its results, and its duration is measured."""
+    poller = scripted(monkeypatch, FACTS)
     assert scope.sample("redis_keys") is None
-    async with store.sampling(0.01):
+    async with store.poll_redis_stats(0.01):
         await until(lambda: scope.sample(DURATION, outcome="ok") == 2)
-    assert sampler.left == 1
-    assert [scope.sample(f"redis_{name}") for name in ("keys", "keys_without_ttl", "db_keys", "event_bytes")] == [
+    assert poller.left == 1
+    assert [scope.sample(f"redis_{name}") for name in ("keys", "keys_without_ttl", "db_keys", "event_size_bytes")] == [
         7,
         2,
         9,
         150.5,
     ]
     assert (scope.sample("redis_memory_used_bytes"), scope.sample("redis_memory_max_bytes")) == (1000, 0)
-    assert scope.sample("redis_evicted_keys_total") == 6
+    assert scope.sample("redis_keys_evicted_total") == 6
 
 
 async def test_elsewhere(scope: Scope, store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When another worker has taken over, what this one knew is no longer said."""
+    """Once another worker polls, the gauges of this one are removed."""
     scripted(monkeypatch, FACTS, None)
-    async with store.sampling(0.01):
+    async with store.poll_redis_stats(0.01):
         await until(lambda: scope.sample("redis_keys") == 7)
-        await until(lambda: scope.sample(DURATION, outcome="elsewhere"))
+        await until(lambda: scope.sample(DURATION, outcome="other_worker"))
     assert scope.sample("redis_keys") is None
 
 
 async def test_failures(scope: Scope, store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sample that fails is counted, told once, and followed by the next; what was known stays."""
+    """A failed poll is counted, logged once, and followed by the next; gauges keep their values."""
     scripted(monkeypatch, FACTS, StoreUnavailableError("no Redis"), RuntimeError("secret"), FACTS)
-    async with store.sampling(0.01):
+    async with store.poll_redis_stats(0.01):
         await until(lambda: scope.sample(DURATION, outcome="ok") == 2)
     assert scope.sample(DURATION, outcome="error") == 2
     assert scope.sample("redis_keys") == 7
-    (failed,) = scope.log.named("event_store.sample_failed")
+    (failed,) = scope.log.named("event_store.redis_stats_failed")
     assert (failed["error"], failed["error_type"], failed["level"]) == ("no Redis", "unavailable", "warning")
 
 
 async def test_keys_without_ttl_are_told(
     scope: Scope, store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As soon as some are found, seldom, by what they are, and with what to do."""
+    """Keys without TTL are logged rarely, by type, with the remedy."""
     scripted(monkeypatch, LASTING)
-    async with store.sampling(0.01):
+    async with store.poll_redis_stats(0.01):
         await until(lambda: scope.sample(DURATION, outcome="ok") == 5)
-    (missing,) = scope.log.named("event_store.ttl_missing_keys")
-    assert (missing["keys"], missing["kinds"]) == (3, ["event", "stream"])
+    (missing,) = scope.log.named("event_store.keys_without_ttl")
+    assert (missing["keys"], missing["key_types"]) == (3, ["event", "stream"])
     assert "ttl" in missing["fix"]
 
 
 async def test_keys_without_ttl_as_they_are_asked_for(
     scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store without a TTL has said so already."""
+    """A store without a TTL logs no such keys: another event covers it."""
     scripted(monkeypatch, LASTING)
-    async with scope.instrument(RedisEventStore(redis, ttl=None)).sampling(0.01):
+    async with scope.instrument(RedisEventStore(redis, ttl=None)).poll_redis_stats(0.01):
         await until(lambda: scope.sample(DURATION, outcome="ok"))
-    assert scope.log.named("event_store.ttl_missing_keys") == []
+    assert scope.log.named("event_store.keys_without_ttl") == []
 
 
 async def test_ends_at_once(scope: Scope, store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that ends waits neither for the sample that is being taken, nor for a Redis that hangs."""
+    """Shutdown waits neither for a poll in progress, nor for a frozen Redis."""
     sampling = asyncio.Event()
 
     class Hanging(Scripted):
-        async def sample(self, every: float) -> Sample | None:
+        async def poll(self, every: float) -> RedisStats | None:
             sampling.set()
             await asyncio.sleep(3600)
             return None
@@ -138,9 +138,9 @@ async def test_ends_at_once(scope: Scope, store: InstrumentedEventStore, monkeyp
         async def leave(self) -> None:
             await asyncio.sleep(3600)
 
-    monkeypatch.setattr(RedisEventStore, "sampler", lambda _: Hanging())
+    monkeypatch.setattr(RedisEventStore, "redis_stats_poller", lambda _: Hanging())
     with promptly(3):
-        async with store.sampling(0.01):
+        async with store.poll_redis_stats(0.01):
             with anyio.fail_after(CEILING):
                 await sampling.wait()
     assert scope.sample(DURATION, outcome="cancelled") == 1
@@ -150,40 +150,40 @@ async def test_ends_at_once(scope: Scope, store: InstrumentedEventStore, monkeyp
 async def test_cancellation_that_is_swallowed(
     scope: Scope, store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that swallows a cancellation, as redis-py does on Python 3.11, does not keep a server from ending."""
+    """A client that swallows a cancellation, as redis-py does on Python 3.11, does not block shutdown."""
     began = asyncio.Event()
 
     class Deaf(Scripted):
-        async def sample(self, every: float) -> Sample | None:
+        async def poll(self, every: float) -> RedisStats | None:
             began.set()
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(3600)
             return None
 
-    monkeypatch.setattr(RedisEventStore, "sampler", lambda _: Deaf())
+    monkeypatch.setattr(RedisEventStore, "redis_stats_poller", lambda _: Deaf())
     with anyio.fail_after(CEILING):
-        async with store.sampling(3600):
+        async with store.poll_redis_stats(3600):
             await began.wait()
-    assert scope.sample(DURATION, outcome="elsewhere") == 1
+    assert scope.sample(DURATION, outcome="other_worker") == 1
 
 
 async def test_without_metrics(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a registry the log still tells."""
+    """Without a registry the log events remain."""
     scripted(monkeypatch, LASTING)
     store = InstrumentedEventStore(RedisEventStore(redis, ttl=60), registry=None, logger=scope.log)
-    async with store.sampling(0.01):
+    async with store.poll_redis_stats(0.01):
         await until(lambda: scope.log.entries)
-    assert {entry["event"] for entry in scope.log.entries} == {"event_store.ttl_missing_keys"}
+    assert {entry["event"] for entry in scope.log.entries} == {"event_store.keys_without_ttl"}
 
 
 async def test_real_sampler_is_the_stores(store: InstrumentedEventStore) -> None:
-    """Unless a test says otherwise."""
+    """By default the poller is that of the store."""
     assert isinstance(store._store, RedisEventStore)
-    assert isinstance(store._store.sampler(), Sampler)
+    assert isinstance(store._store.redis_stats_poller(), RedisStatsPoller)
 
 
 async def test_refused_arguments(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """What is no time, and stores that cannot be sampled, are refused when the application is built."""
+    """Invalid intervals and unsupported stores are refused at construction."""
     store = RedisEventStore(redis, ttl=60)
     for every, error in (
         (0, ValueError),
@@ -194,5 +194,5 @@ async def test_refused_arguments(scope: Scope, redis: FakeAsyncRedis) -> None:
     ):
         with pytest.raises(error, match="sample_redis must be"):
             http_app(MCPServer("s"), store, registry=scope.registry, sample_redis=every)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="only the Redis of a RedisEventStore"):
+    with pytest.raises(ValueError, match="sample_redis needs a RedisEventStore"):
         http_app(MCPServer("s"), MemoryEventStore(), registry=scope.registry, sample_redis=30)

@@ -1,4 +1,4 @@
-"""What is counted of sessions, requests and resumes, with instruments that are given."""
+"""Metrics of sessions, requests and resumes."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -10,31 +10,37 @@ from mcp_eventscope.telemetry.instruments import Instruments
 from mcp_eventscope.telemetry.measurements import ReplayMeasurement
 
 
-class ServingMetrics:
-    """Counts what is told of serving. Every child is bound here, once.
+class SessionMetrics:
+    """Records facts about serving. Every child is bound once, in the constructor.
 
     Args:
-        instruments: Of one store.
+        instruments: The instruments of one store.
     """
 
     def __init__(self, instruments: Instruments) -> None:
         counter, gauge, histogram = instruments.counter, instruments.gauge, instruments.histogram
-        self._sessions = gauge(catalog_sessions.SESSIONS)
-        self._begun = {v: counter(catalog_sessions.SESSIONS_BEGUN, v) for v in _values(catalog_sessions.ORIGIN)}
-        self._ended = {v: counter(catalog_sessions.SESSIONS_ENDED, v) for v in _values(catalog_sessions.END)}
-        self._refused = {v: counter(catalog_sessions.SESSIONS_REFUSED, v) for v in _values(catalog_sessions.REFUSAL)}
-        self._requests = {v: counter(catalog_sessions.REQUESTS, v) for v in _values(catalog_sessions.REVISION)}
-        self._first_event = histogram(catalog_resumes.FIRST_EVENT)
-        self._send = histogram(catalog_resumes.SEND)
-        self._ttl_ratio = histogram(catalog_resumes.TTL_RATIO)
+        self._sessions = gauge(catalog_sessions.SESSIONS_ACTIVE)
+        self._started = {v: counter(catalog_sessions.SESSIONS_STARTED, v) for v in _values(catalog_sessions.ORIGIN)}
+        self._ended = {
+            v: counter(catalog_sessions.SESSIONS_ENDED, v) for v in _values(catalog_sessions.SESSION_END_REASON)
+        }
+        self._refused = {
+            v: counter(catalog_sessions.SESSIONS_REFUSED, v) for v in _values(catalog_sessions.REFUSAL_REASON)
+        }
+        self._requests = {
+            v: counter(catalog_sessions.REQUESTS_RECEIVED, v) for v in _values(catalog_sessions.PROTOCOL_VERSION)
+        }
+        self._first_event = histogram(catalog_resumes.REPLAY_TIME_TO_FIRST_EVENT)
+        self._send = histogram(catalog_resumes.REPLAY_SEND_DURATION)
+        self._ttl_ratio = histogram(catalog_resumes.RESUME_TTL_RATIO)
         installed = (_version(name) for name in ("mcp-eventscope", "mcp", "redis"))
         gauge(catalog_sessions.BUILD_INFO, *installed, platform.python_version()).set(1)
 
-    def told(self, fact: ServingFact) -> None:
-        """Something arose above the store."""
+    def record(self, fact: ServingFact) -> None:
+        """Record a fact about sessions and requests."""
         match fact:
             case SessionBegan():
-                self._begun[fact.origin].inc()
+                self._started[fact.origin].inc()
                 self._sessions.inc()
             case SessionEnded():
                 self._ended[fact.reason].inc()
@@ -42,10 +48,10 @@ class ServingMetrics:
             case SessionRefused():
                 self._refused[fact.reason].inc()
             case Requested():
-                self._requests[fact.revision].inc()
+                self._requests[fact.protocol_version].inc()
 
     def replayed(self, replay: ReplayMeasurement) -> None:
-        """A replay ended."""
+        """Record the end of a replay."""
         if replay.first_event is not None:
             self._first_event.observe(replay.first_event)
         if replay.sending:
@@ -62,4 +68,4 @@ def _version(distribution: str) -> str:
     try:
         return version(distribution)
     except PackageNotFoundError:
-        return "unknown"  # It was copied, not installed.
+        return "unknown"  # Copied, not installed.
