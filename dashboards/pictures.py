@@ -59,7 +59,7 @@ def _worker(stack: ExitStack, number: int, redis_url: str) -> "subprocess.Popen[
             cwd=STACK,
             EVENTSCOPE_REDIS_URL=redis_url,
             METRICS_PORT=str(9500 + number),
-            SAMPLE_REDIS="3",
+            REDIS_STATS_INTERVAL="3",
             EVENTSCOPE_TTL="300",
         )
     )

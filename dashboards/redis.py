@@ -25,7 +25,7 @@ from dashboards.panels import (
 )
 from mcp_eventscope.telemetry import catalog
 
-_POLLED = "Needs Redis statistics (sample_redis=)."
+_POLLED = "Needs Redis statistics (redis_stats_interval=)."
 
 
 def _exporter(name: str, legend: str, fold: str = "max", **labels: str) -> Target:
@@ -317,7 +317,7 @@ REDIS = Dashboard(
     "mcp-eventscope.",
     (
         Row(10, "Measured by the workers", _WORKERS),
-        Row(20, "Redis statistics (sample_redis=)", _STATISTICS),
+        Row(20, "Redis statistics (redis_stats_interval=)", _STATISTICS),
         Row(30, "redis_exporter, where there is one", _EXPORTED, collapsed=True),
     ),
     redis_exporter=True,

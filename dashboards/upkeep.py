@@ -125,7 +125,7 @@ DURABILITY = (
         "Keys without TTL",
         catalog.REDIS_KEYS_WITHOUT_TTL,
         says(
-            "Keys under the prefix that never expire. Needs Redis statistics (sample_redis=).",
+            "Keys under the prefix that never expire. Needs Redis statistics (redis_stats_interval=).",
             normal="0 where a TTL is set.",
             otherwise="the log event_store.keys_without_ttl has their types. Another application writes under the "
             "prefix, or they were stored before a TTL was set: they stay until they are deleted.",

@@ -10,7 +10,7 @@ TARGET = Path(__file__).with_name("telemetry.md")
 _WORKERS: dict[declarations.MultiprocessMode, str] = {
     "livesum": "sum of workers",
     "livemax": "maximum of workers",
-    "livemostrecent": "latest poll of all workers, with `sample_redis=`",
+    "livemostrecent": "latest poll of all workers, with `redis_stats_interval=`",
 }
 
 HEAD = """# Metrics, spans and log events

@@ -39,5 +39,5 @@ def app() -> Starlette:
         retry_interval=200,
         metrics_port=int(os.environ.get("METRICS_PORT", "9464")),
         metrics_host=os.environ.get("METRICS_HOST", "127.0.0.1"),
-        sample_redis=float(os.environ.get("SAMPLE_REDIS", "15")),
+        redis_stats_interval=float(os.environ.get("REDIS_STATS_INTERVAL", "15")),
     )

@@ -88,7 +88,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
     metrics_port: int | None = None,
     metrics_host: str | None = None,
     metrics_token: str | None = None,
-    sample_redis: float | None = None,
+    redis_stats_interval: float | None = None,
     registry: Registry | None = None,
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
@@ -120,7 +120,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
             first that gets it serves for all, and another takes over when that one ends.
         metrics_host: The address that the port is opened on; None: 127.0.0.1, so that nothing is published unasked.
         metrics_token: What a scrape has to bring as its bearer token; None: nothing.
-        sample_redis: Seconds between samples of Redis (keys, memory, keys without TTL); None: it is not sampled.
+        redis_stats_interval: Seconds between polls of Redis statistics (keys, memory, keys without TTL); None: none.
         registry: Where metrics go, and what `/metrics` shows; None: that of a store that is instrumented already, else
             prometheus_client's global one.
         tracer_provider: As in `InstrumentedEventStore`; for a store that is not instrumented already.
@@ -135,7 +135,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
         TypeError: `event_store` is no event store, `logger` takes no fields, an argument is of another type, or the SDK
             does not know an option.
         ValueError: Two stores are named, an instrumented store comes with other telemetry than its own, an argument is
-            out of its range, or the store's Redis is to be sampled and cannot be.
+            out of its range, or Redis statistics are not supported for the store.
         IncompatibleSDKError: The installed SDK has changed in what sessions are scoped by.
         EmbeddedUnavailableError: No Redis is named, and there is no embedded Valkey.
     """
@@ -176,7 +176,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
     if port is None:
         _add_route(app, "/metrics", MetricsApp(exposition))
     _add_route(app, "/healthz", _Health(store, manager))
-    sampling = nullcontext() if sample_redis is None else store.poll_redis_stats(sample_redis)
+    polling = nullcontext() if redis_stats_interval is None else store.poll_redis_stats(redis_stats_interval)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -184,7 +184,7 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
             await stack.enter_async_context(resources())
             if port is not None:
                 await stack.enter_async_context(port.served())
-            await stack.enter_async_context(sampling)
+            await stack.enter_async_context(polling)
             await _report_unreachable(store, log)
             async with manager.run():
                 yield

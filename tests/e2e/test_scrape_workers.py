@@ -30,7 +30,7 @@ SCRAPE = f"http://{HOST}:{PORT}/metrics"
 @pytest.fixture(scope="module")
 def workers(valkey_url: str) -> Iterator[Tree]:
     """Four workers, on a database of their own, with the metrics on a port of their own."""
-    options = {"metrics_port": PORT, "metrics_token": TOKEN, "sample_redis": 0.1, "worker_lease": 5}
+    options = {"metrics_port": PORT, "metrics_token": TOKEN, "redis_stats_interval": 0.1, "worker_lease": 5}
     with tree(4, f"{valkey_url}?db=7", f"{valkey_url}?db=8", **options) as running:
         yield running
 

@@ -45,7 +45,7 @@ def _served(redis_url: str, metrics: Path, metrics_port: int) -> Iterator[str]:
             "EVENTSCOPE_REDIS_URL": redis_url,
             "PROMETHEUS_MULTIPROC_DIR": str(metrics),
             "METRICS_PORT": str(metrics_port),
-            "SAMPLE_REDIS": "1",
+            "REDIS_STATS_INTERVAL": "1",
         },
     )
     try:

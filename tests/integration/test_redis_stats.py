@@ -1,4 +1,4 @@
-"""Samples of a real Valkey: what is there, in bounded steps, by one of several workers."""
+"""Statistics of a real Valkey: bounded polls, by one of several workers."""
 
 from collections.abc import AsyncIterator
 
@@ -27,8 +27,8 @@ async def redis_client(request: pytest.FixtureRequest, valkey_url: str) -> Async
         await client.flushdb()
 
 
-async def sample(poller: RedisStatsPoller) -> redis_stats.RedisStats:
-    """One sample, which is this sampler's turn."""
+async def polled(poller: RedisStatsPoller) -> redis_stats.RedisStats:
+    """The statistics of one poll, which must be the turn of this poller."""
     found = await poller.poll(EVERY)
     assert found is not None
     return found
@@ -43,7 +43,7 @@ async def test_what_is_there(store: RedisEventStore, redis_client: aioredis.Redi
     await store.append("1", note(1))
     await store.flush()
     await redis_client.set("another's", "1")
-    found = await sample(store.redis_stats_poller())
+    found = await polled(store.redis_stats_poller())
     keys = await leaks.keys()
     assert len(keys) > 3 * 3
     assert (found.keys, found.without_ttl, found.lasting) == (len(keys), 0, {})
@@ -57,7 +57,7 @@ async def test_what_is_there(store: RedisEventStore, redis_client: aioredis.Redi
 
 async def test_nothing_to_weigh(store: RedisEventStore) -> None:
     """Without events nothing is said of what one weighs."""
-    assert (await sample(store.redis_stats_poller())).event_bytes is None
+    assert (await polled(store.redis_stats_poller())).event_bytes is None
 
 
 async def test_keys_without_ttl(store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
@@ -71,8 +71,8 @@ async def test_keys_without_ttl(store: RedisEventStore, redis_client: aioredis.R
     await lasting.flush()
     await redis_client.set(f"{store.key_prefix}surprise", "1")
     await redis_client.set("another's", "1")
-    found = await sample(store.redis_stats_poller())
-    # Of the store and of the session: all but the worker's last commit, and the sampler's turn.
+    found = await polled(store.redis_stats_poller())
+    # Of the store and of the session: all but the worker's last commit, and the turn of the poller.
     assert found.without_ttl == len(await leaks.keys()) - 2 == sum(found.lasting.values())
     assert found.lasting == {"counter": 1, "event": 1, "stream": 2, "large": 1, "requests": 1, "other": 1}
 
@@ -82,56 +82,56 @@ async def test_patterns_in_a_prefix(redis_client: aioredis.Redis) -> None:
     for name in ("m*p?[a]^\\:x", "mmp:x", "map?[a]:x"):
         await redis_client.set(name, "1")
     store = RedisEventStore(redis_client, key_prefix="m*p?[a]^\\:", ttl=60)
-    found = await sample(store.redis_stats_poller())
+    found = await polled(store.redis_stats_poller())
     assert (found.keys, found.lasting) == (2, {"other": 1})
 
 
 async def test_a_walk_over_many_keys(
     store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sample looks at so many keys and no more; the next one goes on; what was counted stays until all were seen."""
+    """A poll scans a bounded number of keys, and the next one continues; counts stay until the scan is complete."""
     leaks.exempt()
-    monkeypatch.setattr(redis_stats, "LOOKED_AT_MOST", 500)
+    monkeypatch.setattr(redis_stats, "SCANNED_PER_POLL", 500)
     async with redis_client.pipeline(transaction=False) as pipeline:
         for number in range(2000):
             pipeline.set(f"{store.key_prefix}event:{number + 1}", "x")
         await pipeline.execute()
     poller = store.redis_stats_poller()
-    found = await sample(poller)
+    found = await polled(poller)
     assert (found.keys, found.without_ttl) == (None, None)
     assert 100 < found.lasting["event"] < 1500
-    seen, samples = found.lasting["event"], 1
+    seen, polls = found.lasting["event"], 1
     while found.keys is None:
-        found = await sample(poller)
-        seen, samples = seen + found.lasting["event"], samples + 1
-    assert samples > 2
+        found = await polled(poller)
+        seen, polls = seen + found.lasting["event"], polls + 1
+    assert polls > 2
     assert (found.keys, found.without_ttl) == (2001, 2000)
     assert seen == 2000
     assert found.db_keys == 2001
-    assert (await sample(poller)).keys == 2001
+    assert (await polled(poller)).keys == 2001
 
 
 async def test_a_walk_takes_no_longer_than_it_may(
     store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When time is up, the rest is for the next sample."""
+    """When time is up, the next poll continues."""
     leaks.exempt()
     monkeypatch.setattr(redis_stats, "WALK_SECONDS", 0.0)
     await redis_client.mset({f"{store.key_prefix}event:{number + 1}": "x" for number in range(1000)})
-    assert (await sample(store.redis_stats_poller())).keys is None
+    assert (await polled(store.redis_stats_poller())).keys is None
 
 
 async def test_one_of_several(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
     """One worker has the turn until it leaves or is late; the key that says so expires."""
     other = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=60).redis_stats_poller()
     poller = store.redis_stats_poller()
-    await sample(poller)
+    await polled(poller)
     assert await other.poll(EVERY) is None
     await other.leave()
-    await sample(poller)
+    await polled(poller)
     assert 0 < await redis_client.pttl(f"{store.key_prefix}sampler") <= EVERY * redis_stats.HELD_INTERVALS * 1000
     await poller.leave()
-    await sample(other)
+    await polled(other)
     assert await poller.poll(EVERY) is None
 
 
@@ -148,7 +148,7 @@ async def test_evictions_are_what_came_since(
 
     monkeypatch.setattr(redis_client, "info", evicting)
     poller = store.redis_stats_poller()
-    found = [await sample(poller) for _ in range(4)]
+    found = [await polled(poller) for _ in range(4)]
     assert [each.evicted for each in found] == [0, 30, 0, 7]
     assert found[0].memory_limit == 1 << 20
 
@@ -156,7 +156,7 @@ async def test_evictions_are_what_came_since(
 async def test_redis_is_away() -> None:
     """What cannot be reached is said as any other operation says it."""
     async with connect("redis://127.0.0.1:1") as client:
-        with pytest.raises(StoreUnavailableError, match=r"could not sample Redis at 127\.0\.0\.1:1"):
+        with pytest.raises(StoreUnavailableError, match=r"could not read the statistics of Redis at 127\.0\.0\.1:1"):
             await RedisEventStore(client, ttl=60).redis_stats_poller().poll(EVERY)
 
 
@@ -177,7 +177,7 @@ async def test_redis_7(redis_url: str, key_prefix: str) -> None:
     async with connect(redis_url) as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
         await store.append("1", note(1))
-        found = await sample(store.redis_stats_poller())
+        found = await polled(store.redis_stats_poller())
         keys = LeakChecker(client, key_prefix)
         assert (found.keys, found.without_ttl) == (len(await keys.keys()), 0)
         assert found.event_bytes
@@ -187,5 +187,5 @@ async def test_redis_7(redis_url: str, key_prefix: str) -> None:
 async def test_cluster_is_refused() -> None:
     """What one node says is not what a cluster is."""
     cluster = aioredis.RedisCluster(host="127.0.0.1", port=1)
-    with pytest.raises(ValueError, match="Cluster is not sampled"):
+    with pytest.raises(ValueError, match="does not support Redis Cluster"):
         RedisEventStore(cluster, ttl=60).redis_stats_poller()

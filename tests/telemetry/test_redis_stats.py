@@ -192,7 +192,7 @@ async def test_refused_arguments(scope: Scope, redis: FakeAsyncRedis) -> None:
         ("1", TypeError),
         (True, TypeError),
     ):
-        with pytest.raises(error, match="sample_redis must be"):
-            http_app(MCPServer("s"), store, registry=scope.registry, sample_redis=every)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="sample_redis needs a RedisEventStore"):
-        http_app(MCPServer("s"), MemoryEventStore(), registry=scope.registry, sample_redis=30)
+        with pytest.raises(error, match="redis_stats_interval must be"):
+            http_app(MCPServer("s"), store, registry=scope.registry, redis_stats_interval=every)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="redis_stats_interval needs a RedisEventStore"):
+        http_app(MCPServer("s"), MemoryEventStore(), registry=scope.registry, redis_stats_interval=30)

@@ -81,7 +81,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
                 "*metrics_port",
                 "*metrics_host",
                 "*metrics_token",
-                "*sample_redis",
+                "*redis_stats_interval",
                 "*registry",
                 "*tracer_provider",
                 "*meter_provider",

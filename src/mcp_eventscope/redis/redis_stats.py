@@ -1,4 +1,4 @@
-"""A look at Redis now and then: how full it is, and which keys will never expire. Bounded; it knows no telemetry."""
+"""Statistics of Redis: memory, keys, and keys without TTL, polled in bounded steps."""
 
 import re
 import time
@@ -11,19 +11,19 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.client import AnyRedis, map_redis_errors
-from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.worker_id import WorkerId
+from mcp_eventscope.redis.keys import Keys
 
-LOOKED_AT_ONCE = 250
-"""Keys that one script looks at, about: Redis does nothing else meanwhile, for half a millisecond."""
-LOOKED_AT_MOST = 10_000
-"""Keys that one sample looks at, about; the next one goes on from there."""
+SCANNED_PER_SCRIPT = 250
+"""Keys that one script scans, approximately: it blocks Redis for 0.5 ms."""
+SCANNED_PER_POLL = 10_000
+"""Keys that one poll scans, approximately; the next poll continues."""
 WALK_SECONDS = 0.25
-"""Seconds after which a sample looks at no more keys."""
-WEIGHED_AT_ONCE = 8
+"""Seconds after which a poll stops scanning."""
+WEIGHED_PER_SCRIPT = 8
 """Events that one script weighs."""
 HELD_INTERVALS = 3
-"""Intervals after which a worker that no longer samples has lost its turn."""
+"""Intervals after which a worker that no longer polls loses its turn."""
 
 _GLOB = re.compile(r"([*?\[\]^\\])")
 _KINDS = frozenset(
@@ -33,10 +33,10 @@ _KINDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class RedisStats:
-    """What one look at Redis found.
+    """The result of a poll.
 
-    `keys` and `without_ttl` are those of the last walk over all keys, and None until there was one. `lasting` is of
-    this sample's part of a walk: the keys without TTL, by what they are.
+    `keys` and `without_ttl` are those of the last full scan, and None before it. `lasting` counts the keys without TTL
+    in the part that this poll scanned, by type.
     """
 
     keys: int | None
@@ -44,17 +44,17 @@ class RedisStats:
     lasting: Mapping[str, int]
     db_keys: int
     event_bytes: float | None
-    """Of one event, on average of those that were weighed; None while there was none to weigh."""
+    """Average memory per event of those that were weighed; None without any."""
     memory_bytes: int
     memory_limit: int
-    """0: there is no limit."""
+    """0: unlimited."""
     evicted: int
-    """Keys evicted since the sample before, by this sampler; 0 in its first."""
+    """Keys evicted since the previous poll of this poller; 0 in the first."""
 
 
 @dataclass(slots=True)
 class _Walk:
-    """One walk over all keys, which may take several samples."""
+    """A scan of all keys, which may take several polls."""
 
     cursor: str = "0"
     keys: int = 0
@@ -64,24 +64,24 @@ class _Walk:
 
 
 class RedisStatsPoller:
-    """Samples Redis, if it is this worker's turn: of those that share a prefix one does it for all.
+    """Polls statistics of Redis: one of the workers that share a prefix does it for all.
 
     Args:
-        redis: What is sampled.
-        keys: The root's.
+        redis: The client.
+        keys: The keys of the root store.
         worker: This process.
 
     Raises:
-        ValueError: `redis` is a cluster, of which each node would have to be asked.
+        ValueError: `redis` is a cluster, whose nodes would have to be polled one by one.
     """
 
     def __init__(self, redis: AnyRedis, keys: Keys, worker: WorkerId) -> None:
         if isinstance(redis, aioredis.RedisCluster):
             msg = (
-                "a Redis Cluster is not sampled: what is asked here is what one server knows. "
-                "Leave sample_redis out, and use an exporter for Redis on each node"
+                "redis_stats_interval does not support Redis Cluster, since statistics are those of one server; "
+                "omit it, and run an exporter for each node"
             )
-            raise ValueError(msg)  # noqa: TRY004 - a cluster is a client like others; sampling it is what is refused
+            raise ValueError(msg)  # noqa: TRY004 - the type of the client is valid, only polling it is not
         self._redis = redis
         self._prefix = keys.prefix
         self._turn = keys.sampler
@@ -91,20 +91,20 @@ class RedisStatsPoller:
         self._evicted: int | None = None
 
     async def poll(self, every: float) -> RedisStats | None:
-        """Look at Redis: at what it says of itself, and at the next part of its keys.
+        """Read the statistics, and scan the next part of the keys.
 
         Args:
-            every: Seconds between samples, which say how long this worker keeps its turn.
+            every: Seconds between polls, which determine how long this worker keeps its turn.
 
         Returns:
-            What was found; None when it is another worker's turn.
+            The statistics; None if another worker polls.
 
         Raises:
             StoreError: Redis could not be read.
         """
-        with map_redis_errors("sample", self._redis):
+        with map_redis_errors("read the statistics of", self._redis):
             if not await self._my_turn(round(every * HELD_INTERVALS * 1000)):
-                # Whoever has it from here on starts afresh, as this one will.
+                # A worker that takes over starts a new scan.
                 self._walk, self._walked, self._evicted = _Walk(), None, None
                 return None
             memory = await self._redis.info("memory")
@@ -122,15 +122,15 @@ class RedisStatsPoller:
             event_bytes=latest.bytes / latest.weighed if latest.weighed else None,
             memory_bytes=_number(memory, "used_memory"),
             memory_limit=_number(memory, "maxmemory"),
-            # Less than before: Redis was restarted, and counts from 0.
+            # Fewer than before: Redis restarted, and counts from 0.
             evicted=0 if before is None else evicted - before if evicted >= before else evicted,
         )
 
     async def leave(self) -> None:
-        """Let another worker have its turn at once.
+        """Release the turn to another worker.
 
         Raises:
-            StoreError: Redis did not take it.
+            StoreError: Redis could not be written to.
         """
         with map_redis_errors("write to", self._redis):
             if await self._whose_turn() == self._worker.name:
@@ -141,7 +141,7 @@ class RedisStatsPoller:
         return worker.decode("ascii", "replace") if isinstance(worker, bytes) else worker
 
     async def _my_turn(self, milliseconds: int) -> bool:
-        """Whether it is; two at once, when one is late by as much as it was given, do no harm."""
+        """Take or extend the turn. Two workers that poll at the same time do no harm."""
         if await self._redis.set(self._turn, self._worker.name, px=milliseconds, nx=True):
             return True
         if await self._whose_turn() != self._worker.name:
@@ -150,17 +150,17 @@ class RedisStatsPoller:
         return True
 
     async def _look(self) -> Mapping[str, int]:
-        """Go on with the walk, as far as one sample may; returns the keys without TTL on the way, by kind."""
+        """Continue the scan within the limits of a poll; returns the keys without TTL, by type."""
         until, lasting = time.monotonic() + WALK_SECONDS, Counter[str]()
-        for _ in range(LOOKED_AT_MOST // LOOKED_AT_ONCE):
+        for _ in range(SCANNED_PER_POLL // SCANNED_PER_SCRIPT):
             walk = self._walk
             seen = await scripts.survey(
                 self._redis,
                 walk.cursor,
                 self._prefix,
                 _GLOB.sub(r"\\\1", self._prefix) + "*",
-                keys=LOOKED_AT_ONCE,
-                events=WEIGHED_AT_ONCE,
+                keys=SCANNED_PER_SCRIPT,
+                events=WEIGHED_PER_SCRIPT,
             )
             walk.cursor = seen.cursor
             walk.keys += seen.keys
@@ -178,6 +178,6 @@ class RedisStatsPoller:
 
 
 def _number(info: Mapping[str, Any], name: str) -> int:
-    """A number out of INFO; 0 where this server does not tell it."""
+    """A number of INFO; 0 if this server does not report it."""
     value = info.get(name, 0)
     return int(value) if isinstance(value, int | float) else 0

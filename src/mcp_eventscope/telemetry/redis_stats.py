@@ -32,13 +32,13 @@ def poller_of(store: ObservableEventStore, every: object) -> RedisStatsPoller:
         ValueError: `every` is not positive and finite, or the store is no `RedisEventStore`, or on a cluster.
     """
     if isinstance(every, bool) or not isinstance(every, int | float):
-        msg = f"sample_redis must be a number of seconds between polls, or None to disable them; got {every!r}"
+        msg = f"redis_stats_interval must be a number of seconds between polls, or None to disable them; got {every!r}"
         raise TypeError(msg)
     if not (every > 0 and math.isfinite(every)):
-        msg = f"sample_redis must be a positive number of seconds between polls, got {every!r}"
+        msg = f"redis_stats_interval must be a positive number of seconds between polls, got {every!r}"
         raise ValueError(msg)
     if not isinstance(store, RedisEventStore):
-        msg = "sample_redis needs a RedisEventStore, got a third-party store; omit sample_redis"
+        msg = "redis_stats_interval needs a RedisEventStore, got a third-party store; omit redis_stats_interval"
         raise ValueError(msg)  # noqa: TRY004 - stores of any type can be decorated, but not polled
     return store.redis_stats_poller()
 

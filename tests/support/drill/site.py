@@ -163,7 +163,7 @@ def site(directory: Path, control_url: str) -> Iterator[Site]:
         a, b = worker(fleet_redis), worker(fleet_redis)
         revive([a, b])
         interval = pace()
-        short = worker(other_redis, ttl=TTL * interval, sample_redis=interval / 2)
+        short = worker(other_redis, ttl=TTL * interval, redis_stats_interval=interval / 2)
         forever = worker(other_redis, ttl=None)
         shrink(RULES, directory / "rules", interval)
         jobs = {FLEET: (a, b), SHORT: (short,), FOREVER: (forever,)}
