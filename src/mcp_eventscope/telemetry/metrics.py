@@ -110,10 +110,10 @@ class MetricsSink:
         self._stored_bytes.inc(payload_bytes)
         self._stored[kind_of_type(message)].inc()
 
-    def _write(self, noted: ObservationBatch) -> None:
-        self._store_seconds["ok"].observe_all(noted.seconds, noted.recorded)
-        self._stored_bytes.inc(noted.payload_bytes)
-        for message, count in collections.Counter(noted.messages).items():
+    def _write(self, batch: ObservationBatch) -> None:
+        self._store_seconds["ok"].observe_all(batch.seconds, batch.recorded)
+        self._stored_bytes.inc(batch.payload_bytes)
+        for message, count in collections.Counter(batch.messages).items():
             self._stored[kind_of_type(message)].inc(count)
 
     def _accept(self, seconds: float, message: type, payload_bytes: int, span: SpanIds | None = None) -> None:
@@ -121,9 +121,9 @@ class MetricsSink:
         self._accepted_events.inc()
         self._write_pending()
 
-    def _write_accepted(self, noted: ObservationBatch) -> None:
-        self._wait.observe_all(noted.seconds, noted.recorded)
-        self._accepted_events.inc(len(noted.seconds))
+    def _write_accepted(self, batch: ObservationBatch) -> None:
+        self._wait.observe_all(batch.seconds, batch.recorded)
+        self._accepted_events.inc(len(batch.seconds))
         self._write_pending()
 
     def _write_pending(self) -> None:
