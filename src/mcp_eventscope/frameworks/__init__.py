@@ -21,4 +21,4 @@ def build(server: object, options: Mapping[str, Any]) -> Application:
         ValueError: An option's value is not supported.
         IncompatibleSDKError: The installed framework builds its application in another way.
     """
-    return fastmcp.build(server, options) if fastmcp.is_server(server) else _sdk_compat.build(server, options)
+    return fastmcp.build(server, options) if fastmcp.is_server(server) else sdk.build(server, options)

@@ -11,8 +11,8 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.client import AnyRedis, map_redis_errors
-from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.worker_id import WorkerId
 
 SCANNED_PER_SCRIPT = 250
 """Keys that one script scans, approximately: it blocks Redis for 0.5 ms."""
