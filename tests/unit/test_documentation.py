@@ -9,6 +9,7 @@ import generate
 import mcp_eventscope
 from mcp_eventscope import app
 from mcp_eventscope.telemetry import catalog
+from support import drawn_paths
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -51,3 +52,26 @@ def test_readme_names_what_exists() -> None:
     assert {name for line in imported for name in line.split(", ")} <= set(mcp_eventscope.__all__)
     assert app.URL_VARIABLE in README
     assert f"ttl={app.DEFAULT_TTL}" in README
+
+
+@pytest.mark.parametrize("reference", sorted(drawn_paths.references()), ids=" ".join)
+def test_architecture_names_functions_that_exist(reference: drawn_paths.Reference) -> None:
+    """Each function, class or constant is in the module that the architecture page names with it."""
+    assert drawn_paths.exists(reference)
+
+
+def test_architecture_names_modules_that_exist() -> None:
+    """Each module and script on the architecture page is in the package."""
+    named = drawn_paths.modules()
+    assert {"sessions/manager.py", "redis/lua/commit.lua"} <= named
+    assert [module for module in named if not (drawn_paths.PACKAGE / module).is_file()] == []
+
+
+def test_architecture_links_lead_to_its_sections() -> None:
+    """Links within the architecture page lead to its headings."""
+    anchors = {
+        heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", drawn_paths.PAGE, re.MULTILINE)
+    }
+    linked = set(re.findall(r"\]\(#([^)]+)\)", drawn_paths.PAGE))
+    assert linked
+    assert linked <= anchors
