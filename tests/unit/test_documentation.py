@@ -1,6 +1,8 @@
 """What is written is what is there."""
 
 import re
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -44,14 +46,27 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def test_readme_names_what_exists() -> None:
-    """Metrics, log events and public names that the README uses are there."""
+    """Metrics, log events and public names that the README uses are declared."""
     exposed = (ROOT / "docs" / "telemetry.md").read_text("utf-8")
     for name in re.findall(r"\beventscope_[a-z_]+|\bevent_store\.[a-z_]+", README):
         assert name.removesuffix("_count") in exposed, name
     imported = re.findall(r"from mcp_eventscope import ([^\n]+)", README)
     assert {name for line in imported for name in line.split(", ")} <= set(mcp_eventscope.__all__)
     assert app.URL_VARIABLE in README
-    assert f"ttl={app.DEFAULT_TTL}" in README
+
+
+@pytest.mark.parametrize(("table", "function"), enumerate((mcp_eventscope.http_app, mcp_eventscope.RedisEventStore)))
+def test_readme_options_are_those_of_the_code(table: int, function: Callable[..., object]) -> None:
+    """Each table of options names every option of its function, in order, with the default."""
+    tables = README.split("| option | default | unit | meaning |\n")[1:]
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", tables[table].partition("\n\n")[0], re.MULTILINE)
+    options = [each for each in signature(function).parameters.values() if each.kind is not each.VAR_KEYWORD][1:]
+    assert [name for name, _ in rows] == [each.name for each in options]
+    for (name, default), option in zip(rows, options, strict=True):
+        if isinstance(option.default, int | float):
+            assert float(default) == option.default, name
+        else:
+            assert option.default in {None, default.strip("`")}, name
 
 
 @pytest.mark.parametrize("reference", sorted(drawn_paths.references()), ids=" ".join)
