@@ -55,7 +55,7 @@ def test_readme_names_what_exists() -> None:
     assert app.URL_VARIABLE in README
 
 
-@pytest.mark.parametrize(("table", "function"), enumerate((mcp_eventscope.http_app, mcp_eventscope.RedisEventStore)))
+@pytest.mark.parametrize(("table", "function"), [(0, mcp_eventscope.http_app), (1, mcp_eventscope.RedisEventStore)])
 def test_readme_options_are_those_of_the_code(table: int, function: Callable[..., object]) -> None:
     """Each table of options names every option of its function, in order, with the default."""
     tables = README.split("| option | default | unit | meaning |\n")[1:]
