@@ -1,1 +1,1 @@
-"""The demonstration: a stream that is cut, and a worker that is killed, in the middle of a call. Run `make demo`."""
+"""The demo: a stream is cut and a worker is killed during a call. Run `make demo`."""
