@@ -1,4 +1,4 @@
-"""One competitor in a process of its own, so that other event loops do not disturb it.
+"""One competitor in a process of its own, undisturbed by other event loops.
 
 Run as a program, it reads one JSON object per line from standard input, and answers each with another one.
 """

@@ -1,4 +1,4 @@
-"""Thousands of followers in one process, at the store: their cost, and the time to wake all of them.
+"""Thousands of followers in one process, without HTTP: their cost and wake-up time.
 
 Run as a program, this is that process: it reads requests from standard input, and writes its counts to standard output.
 """

@@ -1,4 +1,4 @@
-"""Latency from a worker's store to the wire of a client that follows on another worker."""
+"""Latency from one worker's store to a client that follows on another worker."""
 
 import asyncio
 import gc

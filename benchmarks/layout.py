@@ -1,4 +1,4 @@
-"""Redis CPU and memory per event, for streams of several lengths, compared with an earlier layout."""
+"""Redis CPU and memory per event, compared with an earlier layout."""
 
 from pathlib import Path
 from typing import Any

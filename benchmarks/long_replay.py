@@ -1,4 +1,4 @@
-"""The replay of a very long stream: speed, memory, and how long Redis is busy with one call.
+"""The replay of a very long stream: speed, memory, and slow calls in Redis.
 
     python -m benchmarks.long_replay [--events N]
 

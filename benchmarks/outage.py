@@ -1,4 +1,4 @@
-"""Kills or freezes Redis while sessions stream, and checks that no message is lost, late or out of order.
+"""Kills or freezes Redis while sessions stream, and checks every message.
 
     python -m benchmarks.outage [--seconds N] [--sessions N] [--frozen]
 

@@ -1,4 +1,4 @@
-"""The figures of stores and replays as a picture with one small chart for each measure."""
+"""The figures of stores and replays as a picture, one chart per measure."""
 
 import statistics
 from collections.abc import Callable, Sequence

@@ -121,7 +121,7 @@ def cpu_seconds(pid: int) -> float:
 
     `/proc/<pid>/stat` counts ticks of 10 ms, which is as long as a single call.
     """
-    # Computes the clock's id as `clock_getcpuclockid` of the C library does, which Python offers for threads only.
+    # Compute the clock's id as `clock_getcpuclockid` of the C library does, which Python offers for threads only.
     return time.clock_gettime((~pid << 3) | _SCHEDULED)
 
 

@@ -1,4 +1,4 @@
-"""The server of the measured workers: calls that send messages on schedule, with the time of each."""
+"""The server of the measured workers: calls that send messages on schedule."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""A client for the quickstart. If its connection breaks, the SDK reconnects and the call continues."""
+"""A client for the quickstart; if its connection breaks, the call continues."""
 
 import asyncio
 import sys

@@ -1,1 +1,1 @@
-"""The demo: a stream is cut and a worker is killed during a call. Run `make demo`."""
+"""The demo: cuts a stream, and kills a worker during a call (`make demo`)."""

@@ -1,4 +1,4 @@
-"""The SDK's client, unchanged; it calls tools and records the messages and the workers that answer."""
+"""The SDK's client, unchanged; records the messages and the workers that answer."""
 
 import json
 from collections.abc import Awaitable, Callable

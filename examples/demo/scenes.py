@@ -1,4 +1,4 @@
-"""The two scenes: a stream is cut and resumed on the other worker; a worker is killed."""
+"""The two scenes: a cut stream resumes on the other worker; a worker is killed."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""A TCP load balancer in front of the workers, which can cut all connections to one of them."""
+"""A TCP load balancer that can cut all connections to one worker."""
 
 import asyncio
 import contextlib
