@@ -1,4 +1,4 @@
-"""What is written is what is there."""
+"""The documentation agrees with the code."""
 
 import re
 from collections.abc import Callable
@@ -18,12 +18,12 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 
 def test_telemetry_page_is_current() -> None:
-    """docs/telemetry.md is what the catalog says; `make docs` writes it."""
+    """docs/telemetry.md is generated from the catalog, by `make docs`."""
     assert generate.TARGET.read_text("utf-8") == generate.telemetry()
 
 
 def test_questions_are_answered_by_what_is_there() -> None:
-    """The metrics and log events that the page names beside the questions are declared."""
+    """The metrics and log events in the questions of the telemetry page are declared."""
     declared = {each.name for each in (*catalog.METRICS, *catalog.LOG_EVENTS)}
     named = re.findall(r"`((?:eventscope_|event_store\.)[a-z_]+)`", generate.QUESTIONS)
     assert len(named) > 20
@@ -31,7 +31,7 @@ def test_questions_are_answered_by_what_is_there() -> None:
 
 
 def test_quickstart_is_the_file() -> None:
-    """The quickstart in the README is the file that a test runs, to the letter."""
+    """The quickstart in the README is identical to the file that a test runs."""
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert (ROOT / "examples" / "quickstart.py").read_text("utf-8") in blocks
 
