@@ -2,7 +2,7 @@
 
     python -m benchmarks.telemetry [--rounds N] [--events N]
 
-It runs without Redis, whose latency would hide a few microseconds. Figures are processor time.
+Without Redis, whose latency would hide a few microseconds. Figures are CPU time.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from mcp_eventscope.store.results import AppendResult, ReplayResult
 REPLAYED = 1000
 """Events of a replay."""
 CASES = ("bare", "all off", "metrics", "call sampled out", "spans sampled out", "spans recorded", "logs", "all on")
-"""In a call that is sampled out no span is requested; spans that are sampled out are requested one by one."""
+"""In a call that is sampled out no span is started; spans that are sampled out are started one by one."""
 
 
 class _Instant(RedisEventStore):
-    """A subclass of our store, whose client never connects."""
+    """A store with our interface that returns immediately; its client never connects."""
 
-    def _check_scoped(self) -> None:
-        """Do not warn about missing sessions."""
+    def _check_isolated(self) -> None:
+        """Do not warn: there are no sessions."""
 
     async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> AppendResult:
         """Store nothing."""
@@ -116,8 +116,8 @@ async def measure(*, events: int, rounds: int) -> dict[str, Any]:
 
 
 async def _append(store: EventStore, count: int) -> float:
-    # Only of this thread. The exporter's thread competes for the same interpreter, which shows in
-    # the stores per second.
+    # CPU time of this thread. The thread of the exporter competes for the interpreter lock, which shows in the stores
+    # per second.
     began = time.thread_time()
     for _ in range(count):
         await store.store_event("1", NOTIFICATION)

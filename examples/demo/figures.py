@@ -76,7 +76,7 @@ class Figures:
     @property
     def followed(self) -> int:
         """Later events that were sent on a resumed stream."""
-        return int(self.total(FOLLOWED_EVENTS))
+        return int(self.total(EVENTS_FOLLOWED))
 
     @property
     def delivered(self) -> int:

@@ -148,7 +148,7 @@ class Timeline:
             self._console.print(row, soft_wrap=True)
         for name, last in lost.items():
             self._gap()
-            stored = f"{last.total(names.STORED_EVENTS):.0f} events stored, {last.delivered} sent on resumed streams"
+            stored = f"{last.total(names.EVENTS_STORED):.0f} events stored, {last.delivered} sent on resumed streams"
             self._say(
                 f"The counters of worker {name} ended with it. At its last scrape, before scene 2: {stored}.", "dim"
             )
@@ -211,7 +211,7 @@ def _rows(figures: Figures) -> list[tuple[str, str, str]]:
         for outcome, count in figures.by(f"{names.REPLAY_SECONDS}_count", "outcome").items()
     ]
     rows.append(("events replayed", f"{figures.total(f'{names.REPLAYED_EVENTS}_sum'):.0f}", names.REPLAYED_EVENTS))
-    rows.append(("events sent live", f"{figures.total(names.FOLLOWED_EVENTS):.0f}", names.FOLLOWED_EVENTS))
+    rows.append(("events sent live", f"{figures.total(names.EVENTS_FOLLOWED):.0f}", names.EVENTS_FOLLOWED))
     if (age := figures.mean(names.RESUME_AGE)) is not None:
         rows.append(("age at resume", f"{age:.2f} s", names.RESUME_AGE))
     rows.append(("requests orphaned", f"{figures.total(names.ORPHANED):.0f}", names.ORPHANED))

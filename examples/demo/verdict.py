@@ -147,8 +147,8 @@ def _of_figures(moments: Sequence[Moment], figures: Mapping[str, Figures], orpha
         found += [
             f"/metrics of {worker} reports {total:g} {what}"
             for name, what in (
-                (names.MISSING_EVENTS, "missing events"),
-                (names.CORRUPT_EVENTS, "events that could not be read"),
+                (names.EVENTS_MISSING, "missing events"),
+                (names.EVENTS_CORRUPT, "events that could not be read"),
                 (names.ERRORS, "failed operations"),
             )
             if (total := counts.total(name))

@@ -106,9 +106,9 @@ def test_the_verdict_finds_what_the_client_saw(moments: list[Moment], fault: str
             {"a": counted(replayed=0, followed=1)},
             "/metrics of A counts 1 messages on resumed streams, but it served none",
         ),
-        ({"b": counted(more=f"{names.MISSING_EVENTS} 1\n")}, "/metrics of B reports 1 missing events"),
+        ({"b": counted(more=f"{names.EVENTS_MISSING} 1\n")}, "/metrics of B reports 1 missing events"),
         ({"a": Figures.of(orphans(1))}, "0 requests were orphaned, but /metrics counts 1"),
-        ({"a": Figures.of(f"{names.CORRUPT_EVENTS} 2\n")}, "/metrics of A reports 2 events that could not be read"),
+        ({"a": Figures.of(f"{names.EVENTS_CORRUPT} 2\n")}, "/metrics of A reports 2 events that could not be read"),
         ({"a": Figures.of(f'{names.ERRORS}{{operation="store"}} 3\n')}, "/metrics of A reports 3 failed operations"),
     ],
 )
