@@ -1,1 +1,1 @@
-"""Programs that measure what the library costs, on this machine, with real servers."""
+"""Programs that measure the cost of the library on this machine, with real servers."""

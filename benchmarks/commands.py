@@ -1,4 +1,4 @@
-"""What a store sends to Redis, byte for byte, whatever it is made of: Redis itself tells it."""
+"""The commands that a store sends to Redis, byte for byte, as Redis reports them."""
 
 import asyncio
 import re
@@ -15,11 +15,11 @@ _NAMED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"a": b"\a", b"b": b"\b"}
 
 @asynccontextmanager
 async def monitored(url: str) -> AsyncIterator[list[list[bytes]]]:
-    """The scripts that clients call while the block runs, as commands with their arguments."""
+    """Record the scripts that clients call during the block, as commands with their arguments."""
     told: list[list[bytes]] = []
     ended = asyncio.Event()
     place = urlsplit(url)
-    # No client of redis-py's: its monitor loses where one argument ends and the next begins.
+    # Not redis-py's monitor, which loses the boundaries between arguments.
     reader, writer = await asyncio.open_connection(place.hostname, place.port, limit=1 << 24)
     writer.write(b"MONITOR\r\n")
     await reader.readline()

@@ -1,4 +1,4 @@
-"""Who competes, and how each is set up: as its documentation says, on the same kind of connection pool."""
+"""The competitors, each set up as documented, on the same kind of connection pool."""
 
 import asyncio
 import importlib.util
@@ -21,23 +21,23 @@ from mcp_eventscope import InstrumentedEventStore, RedisEventStore, UnscopedStor
 from mcp_eventscope.store.messages import EventCallback, EventId, EventStore, JSONRPCMessage, StreamId
 
 PREFIX = "mcp:"
-"""The default of ours and of mcp-persist; longer keys would cost either more."""
+"""The default of mcp-eventscope and mcp-persist; longer keys would cost both more."""
 ROOT_PREFIX = "mcr:"
-"""Of our root store, as long as the others. It shares a layout with mcp-persist, and would share its counter."""
+"""The prefix of our root store, equally long: with the same one it would share the counter of mcp-persist."""
 TTL = 3600
 POOL = 50
-"""Connections, of every competitor alike: redis-py's default for a pool that blocks."""
+"""Connections of each competitor: redis-py's default for a blocking pool."""
 WIDE = 500
-"""A connection for each writer. redis-py's pool is not fair: who has just given a connection back gets the next one,
-and who waits may wait for as long as the load lasts. With this many nobody waits."""
+"""A connection for each writer. redis-py's pool is not fair: a caller that returns a connection gets the next one, and
+others may wait for as long as the load lasts. With this many connections no writer waits."""
 
 
 @dataclass(frozen=True)
 class Competitor:
     """One process that stores and replays.
 
-    `needs` are the modules that have to be importable; `telemetry` is what is decorated: "", "metrics" (in a call
-    that is sampled out), "spans" (in one of which each is recorded, too); or "empty spans", without our decorator.
+    `needs` names the modules that must be importable. `telemetry` is "", "metrics" (in a call that is sampled out),
+    "spans" (in a call whose spans are recorded), or "empty spans" (without our decorator).
     """
 
     name: str
@@ -67,7 +67,7 @@ COMPETITORS = {
         Competitor("fastmcp", "FastMCP, py-key-value", "fastmcp", _FASTMCP),
         Competitor("metrics", "mcp-eventscope, metrics", "ours", telemetry="metrics"),
         Competitor("spans", "mcp-eventscope, metrics and spans", "ours", telemetry="spans"),
-        # What of that is OpenTelemetry's: nobody can record a span of every event for less.
+        # The share of OpenTelemetry: the least that a span for every event costs.
         Competitor("empty-spans", "mcp-eventscope, an empty span each", "ours", telemetry="empty spans"),
         Competitor("ours-hiredis", "mcp-eventscope, hiredis", "ours", hiredis=True),
         Competitor("ours-uvloop", "mcp-eventscope, uvloop", "ours", uvloop=True),
@@ -76,7 +76,7 @@ COMPETITORS = {
         Competitor("fastmcp-hiredis", "FastMCP, py-key-value, hiredis", "fastmcp", _FASTMCP, hiredis=True),
         Competitor("persist-wide", "mcp-persist, 500 connections", "persist", _PERSIST, pool=WIDE),
         Competitor("fastmcp-wide", "FastMCP, py-key-value, 500 connections", "fastmcp", _FASTMCP, pool=WIDE),
-        # Not the same promise: it gives the id before Redis has the event, and loses what it holds when it dies.
+        # A weaker promise: it returns the id before Redis has the event, and loses pending events when it dies.
         Competitor("persist-batching", "mcp-persist, acknowledging early", "persist-batching", _PERSIST),
     )
 }
@@ -84,9 +84,9 @@ COMPETITORS = {
 
 @dataclass(frozen=True)
 class Opened:
-    """A store that is ready; `scoped` is how the product's own session manager scopes it to a session.
+    """A store that is ready; `scoped` scopes it to a session as the product's own session manager does.
 
-    The root store of ours has no sessions: there a session is a prefix of its streams, as it is with the peers.
+    Our root store has no sessions: a session is a prefix of its streams, as in the peers' stores.
     """
 
     client: aioredis.Redis
@@ -98,28 +98,28 @@ class Opened:
 
 
 def session_id() -> str:
-    """A session id in the form in which the SDK makes them."""
+    """A session id in the SDK's format."""
     return uuid.uuid4().hex
 
 
 @asynccontextmanager
 async def opened(competitor: Competitor, url: str, *, kept: int = 0) -> AsyncIterator[Opened]:
-    """The store of a competitor, until the block ends.
+    """Open the store of a competitor until the block ends.
 
     Args:
-        competitor: Whose.
-        url: Where Redis is.
-        kept: Events that a stream has to keep; FastMCP's keeps 100 unless it is told.
+        competitor: The competitor.
+        url: The URL of Redis.
+        kept: Events that a stream must keep; FastMCP's default is 100.
     """
     client = aioredis.Redis.from_pool(
-        # It waits as long as it takes: redis-py's ordinary pool raises once more callers than connections are there.
+        # It waits without a limit: redis-py's ordinary pool raises if all connections are in use.
         aioredis.BlockingConnectionPool.from_url(
             url,
             max_connections=competitor.pool,
             timeout=None,
-            # hiredis is used by whoever can import it, unless it is told otherwise.
+            # redis-py uses hiredis if it is importable, unless a parser is chosen.
             parser_class=_parser(hiredis=competitor.hiredis),
-            # What py-key-value's store does of itself, and needs: it takes no bytes for a value.
+            # As py-key-value's store does by default, and requires: it does not accept bytes as a value.
             decode_responses=competitor.product == "fastmcp",
         )
     )
@@ -163,7 +163,7 @@ async def opened(competitor: Competitor, url: str, *, kept: int = 0) -> AsyncIte
 
 
 def _persist(client: aioredis.Redis, *, batching: bool) -> tuple[Any, Callable[[str], EventStore]]:
-    """As its README says; sessions are scoped as its `SessionScopedSessionManager` does."""
+    """Set up as in its README; sessions are scoped as by its `SessionScopedSessionManager`."""
     import mcp_persist  # noqa: PLC0415 - a peer, which need not be installed
     from mcp_persist.session_scope import SessionScopedEventStore  # noqa: PLC0415
 
@@ -176,7 +176,7 @@ def _persist(client: aioredis.Redis, *, batching: bool) -> tuple[Any, Callable[[
 
 
 def _fastmcp(client: aioredis.Redis, kept: int) -> Callable[[str], EventStore]:
-    """As its documentation says; sessions are scoped as its `http_app` does."""
+    """Set up as in its documentation; sessions are scoped as by its `http_app`."""
     from fastmcp.server.event_store import EventStore as FastMCPEventStore  # noqa: PLC0415 - as above
     from fastmcp.server.session_scoped_event_store import SessionScopedEventStore  # noqa: PLC0415
     from key_value.aio.stores.redis import RedisStore  # noqa: PLC0415
@@ -187,10 +187,10 @@ def _fastmcp(client: aioredis.Redis, kept: int) -> Callable[[str], EventStore]:
 
 
 def _parser(*, hiredis: bool) -> type:
-    # The one name that says it: redis-py chooses by what is importable.
+    # The name by which redis-py reports its choice, which depends on the installed packages.
     from redis import _parsers  # noqa: PLC0415
 
-    # For RESP2 it takes the other one itself.
+    # For RESP2 it chooses the other one by itself.
     return _parsers._AsyncHiredisParser if hiredis else _parsers._AsyncRESP3Parser
 
 
@@ -215,7 +215,7 @@ class _Prefixed(EventStore):
 
 
 class _EmptySpans(EventStore):
-    """A session's part of a store, and around each event that it stores a span that says nothing."""
+    """A session's part of a store, with an empty span around each event."""
 
     def __init__(self, store: RedisEventStore, tracer: Tracer, session_id: str) -> None:
         self._store: Any = store.for_session(session_id)
@@ -241,7 +241,7 @@ class _EmptySpans(EventStore):
         return event_id
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
-        """Replay, as it is."""
+        """Replay, unchanged."""
         stream_id: StreamId | None = await self._store.replay_events_after(last_event_id, send_callback)
         return stream_id
 
@@ -252,14 +252,14 @@ class _Dropped(SpanExporter):
 
 
 def in_a_call(provider: TracerProvider) -> AbstractContextManager[object]:
-    """As in a tool call: a span is current, and it was decided there whether the call is sampled."""
+    """Run as in a tool call: a span is current that determines whether the call is sampled."""
     return provider.get_tracer("benchmarks").start_as_current_span("call")
 
 
 def tracer_provider(*, recorded: bool) -> TracerProvider:
-    """The SDK's, whose spans are all sampled out, or all recorded, exported in batches, and dropped."""
+    """The SDK's provider, whose spans are all sampled out, or all recorded, exported in batches and dropped."""
     provider = TracerProvider(sampler=ALWAYS_ON if recorded else ALWAYS_OFF, shutdown_on_exit=False)
     if recorded:
-        # With the queue that it has by default it drops spans at this pace, which costs less than what is claimed.
+        # With the default queue it would drop spans at this rate, which would cost less.
         provider.add_span_processor(BatchSpanProcessor(_Dropped(), max_queue_size=_SPANS_QUEUED))
     return provider

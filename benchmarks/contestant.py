@@ -1,6 +1,6 @@
-"""One competitor, in a process of its own: loops, parsers and garbage of others must not be what is measured.
+"""One competitor in a process of its own, undisturbed by other event loops.
 
-Run as a program, it is told on its standard input what to do, one JSON object a line, and answers each with another.
+Run as a program, it reads one JSON object per line from standard input, and answers each with another one.
 """
 
 import asyncio
@@ -34,19 +34,19 @@ for id = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]) do
   redis.call('SET', prefix .. 'event:' .. name, payload .. '\\n\\n' .. stream, 'EX', ttl)
 end
 """
-"""Events of a session, as they are documented."""
+"""Events of a session: the documented limit."""
 _FILLED_AT_ONCE = 10_000
 _FILLED_EVERY = 100
-"""Microseconds between them; ids are clocks, so they are this old."""
+"""Microseconds between them, since ids contain the time."""
 
 
 @asynccontextmanager
 async def contestant(competitor: Competitor, url: str) -> AsyncIterator[Ask]:
-    """The process of a competitor. Yields what asks it to do something, and returns its answer."""
+    """Start the process of a competitor. Yields a function that sends a request and returns the answer."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.contestant", competitor.name, url),
         cwd=ROOT,
-        # FastMCP would otherwise read the settings of whoever runs this.
+        # Otherwise FastMCP would read the user's settings.
         env={name: value for name, value in os.environ.items() if not name.startswith("FASTMCP_")},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -72,7 +72,7 @@ async def contestant(competitor: Competitor, url: str) -> AsyncIterator[Ask]:
 
 
 class _Contestant:
-    """The process itself: a method for each thing that it can be asked."""
+    """The process itself: a method for each request."""
 
     def __init__(self, competitor: Competitor, url: str, stack: AsyncExitStack) -> None:
         self._competitor = competitor
@@ -81,13 +81,13 @@ class _Contestant:
         self._replays: dict[str, _Replay] = {}
 
     async def hello(self) -> dict[str, Any]:
-        """Be there, with everything imported."""
+        """Import everything."""
         async with opened(self._competitor, self._url) as store:
             await store.client.ping()
         return {"loop": type(asyncio.get_running_loop()).__module__.partition(".")[0]}
 
     async def store(self, *, writers: int, sessions: int, count: int, seconds: float) -> dict[str, Any]:
-        """Store, many at the same time. All connections are closed when it answers."""
+        """Store events concurrently. All connections are closed before the answer."""
         async with opened(self._competitor, self._url) as store:
             load = Load(store, writers=writers, sessions=sessions)
             warmed = await load.run(count=2 * writers, seconds=seconds)
@@ -95,13 +95,13 @@ class _Contestant:
             return await load.run(count=count, seconds=seconds) | {"warmed": warmed["stores"]}
 
     async def fill(self, *, writers: int, sessions: int, count: int) -> dict[str, Any]:
-        """Store exactly so many, with nothing before."""
+        """Store exactly so many events, without a warm-up."""
         async with opened(self._competitor, self._url) as store:
             load = Load(store, writers=writers, sessions=sessions)
             return await load.run(count=count, seconds=_PATIENCE)
 
     async def one_writer(self, *, blocks: int, each: int) -> dict[str, Any]:
-        """One writer of ours, against what it sends sent by hand, and against a script that does nothing."""
+        """Compare one writer with its own commands sent by hand, and with an empty script."""
         async with opened(self._competitor, self._url) as store:
             client: Any = store.client
             nothing = await client.script_load(_NOTHING)
@@ -113,7 +113,7 @@ class _Contestant:
             if len(sent) != total:
                 msg = f"{total} stores of one writer were {len(sent)} calls of scripts: they cannot be compared"
                 raise BenchmarkError(msg)
-            # What is sent by hand was sent before: nothing may be left of that.
+            # The commands sent by hand were sent before: delete their results.
             await client.flushall()
             told: dict[str, list[list[float]]] = {"store": [], "evalsha": [], "nothing": []}
             commands = iter(sent)
@@ -131,7 +131,7 @@ class _Contestant:
         blocks_of = {name: [value for (value,) in values] for name, values in told.items()}
         return {
             "p50_ms": {name: round(statistics.median(values), 4) for name, values in blocks_of.items()},
-            # Block by block: what else the machine does hits neighbours alike.
+            # Block by block, since a busy machine slows neighbouring blocks alike.
             "ratios": {
                 name: round(statistics.median(map(_divided, blocks_of["store"], blocks_of[name])), 4)
                 for name in ("evalsha", "nothing")
@@ -143,7 +143,7 @@ class _Contestant:
         session = session_id()
         async with opened(self._competitor, self._url, kept=events + 1) as writing:
             cursor, *_ = await write_stream(writing.scoped(session), "1", [NOTIFICATION] * (events + 1))
-        # Another store reads it from Redis, whatever the one that wrote it keeps in memory.
+        # Another store reads it from Redis, since the writing store may have it in memory.
         store = await self._stack.enter_async_context(opened(self._competitor, self._url, kept=events + 1))
         self._replays["all"] = _Replay(store.scoped(session), cursor, events)
         return {}
@@ -163,12 +163,12 @@ class _Contestant:
         return {"events": count // length * length}
 
     async def replay(self, *, times: int, seconds: float, warm: float) -> dict[str, Any]:
-        """Replay it, once the process has been busy for a while: a core that has slept is slow for some replays."""
+        """Replay it after a warm-up: a core that was idle is slow for some replays."""
         await self._replays["all"].times(sys.maxsize, warm)
         return percentiles(await self._replays["all"].times(times, seconds))
 
     async def long(self, *, lengths: list[int], last: int, blocks: int, each: int) -> dict[str, Any]:
-        """Replay the last events of a long stream, and of a short one."""
+        """Replay the last events of a long and of a short stream."""
         async with opened(self._competitor, self._url) as store:
             replays = [await self._filled(store, length, last) for length in lengths]
             for replay in replays:
@@ -200,7 +200,7 @@ class _Contestant:
             begin = first + done * _FILLED_EVERY
             end = first + (min(done + _FILLED_AT_ONCE, older) - 1) * _FILLED_EVERY
             await fill(args=[part.key_prefix, "1", TTL, payload, begin, end, _FILLED_EVERY])
-        # The last ones by the store itself: whatever else it keeps is there, too.
+        # The store itself writes the last ones, so that its other state exists, too.
         cursor, *_ = await write_stream(part, "1", [NOTIFICATION] * (last + 1))
         held = await store.client.zcard(f"{part.key_prefix}stream:1")
         if held != length:
@@ -210,7 +210,7 @@ class _Contestant:
 
 
 class _Replay:
-    """A replay that is known."""
+    """A replay with a known outcome."""
 
     def __init__(self, store: Any, cursor: str, events: int) -> None:
         self._store = store
@@ -237,7 +237,7 @@ class _Replay:
         return took * 1e3
 
     async def times(self, count: int, seconds: float) -> list[float]:
-        """Some replays: so many, or until the time is over."""
+        """Replay so many times, or until the time is over."""
         deadline = time.monotonic() + seconds
         told: list[float] = []
         while len(told) < count and (not told or time.monotonic() < deadline):
@@ -259,9 +259,9 @@ async def _main(competitor: Competitor, url: str, answers: Any) -> None:
 
 
 def main() -> None:
-    """Do what the standard input says, until it ends."""
+    """Serve requests from standard input until it ends."""
     competitor = COMPETITORS[sys.argv[1]]
-    # Whoever prints must not be taken for an answer.
+    # Other output must not look like an answer.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     loop_factory: Any = None

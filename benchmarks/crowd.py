@@ -1,6 +1,6 @@
-"""Very many followers in one process, at the store: what they cost, and how fast all of them are woken.
+"""Thousands of followers in one process, without HTTP: their cost and wake-up time.
 
-Run as a program, this is that process: it follows what it is told to on its standard input, and tells what it sees.
+Run as a program, this is that process: it reads requests from standard input, and writes its counts to standard output.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ from mcp_eventscope.store.results import FollowEnd
 
 PREFIX = "bench:"
 NAME = "crowd"
-"""What the connections of the crowd are called."""
+"""The client name of the crowd's connections."""
 TTL = 3600
 STREAM = "1"
 _GROUP = 500
-"""Events that are written at once: whoever writes must not be what is measured."""
+"""Events that are written concurrently, so that the writer is not the bottleneck."""
 _QUIET_SECONDS = 0.3
 _NO_EVENT = "1-1-0123456789ab1"
 """A cursor of a worker that does not exist."""
@@ -47,12 +47,12 @@ async def measure(*, followers: int, idle: float, traced: int) -> dict[str, Any]
     """One crowd, once.
 
     Args:
-        followers: How many.
-        idle: Seconds for which nothing is stored, and processor time is counted.
-        traced: How many followers a second, smaller crowd has, whose allocations are counted one by one; 0: none.
+        followers: The number of followers.
+        idle: Seconds of idle time in which processor time is counted.
+        traced: The size of a second, smaller crowd whose allocations are traced; 0: none.
 
     Returns:
-        What it cost, and what it saw.
+        Its cost and its counts.
     """
     async with valkey() as url:
         figures = await _crowd(url, followers, idle=idle)
@@ -65,7 +65,7 @@ async def measure(*, followers: int, idle: float, traced: int) -> dict[str, Any]
 async def _crowd(url: str, count: int, *, idle: float = 0, trace: bool = False) -> dict[str, Any]:
     async with connect(url) as client:
         store = RedisEventStore(client, key_prefix=PREFIX, ttl=TTL)
-        # The one that runs the requests: it holds its lease, or they would be given up.
+        # The worker that runs the requests. Without its lease they would be answered with an error.
         async with store.coordinator.hold_lease(30, lambda _: None, lambda: asyncio.sleep(0)):
             cursors = await _write(store, count, None)
             order = {"url": url, "cursors": cursors, "idle": idle, "trace": trace}
@@ -92,7 +92,7 @@ async def _write(store: RedisEventStore, count: int, message: JSONRPCMessage | N
 
     Args:
         store: The store of that worker.
-        count: How many streams.
+        count: The number of streams.
         message: The message; None opens the streams, with a priming event.
     """
 
@@ -113,7 +113,7 @@ async def _write(store: RedisEventStore, count: int, message: JSONRPCMessage | N
 
 @asynccontextmanager
 async def _child(order: dict[str, Any]) -> AsyncIterator[Callable[[str], Awaitable[dict[str, Any]]]]:
-    """The process that follows. Yields what tells it to go on, and returns what it says to that."""
+    """Start the following process. Yields a function that sends a request and returns the answer."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.crowd"),
         cwd=ROOT,
@@ -163,7 +163,7 @@ class _Counting(RunReader):
 
 
 class _Deliveries:
-    """What all followers were given, and how long after it was stored."""
+    """The events of all followers, and their latency."""
 
     def __init__(self) -> None:
         self.begin()
@@ -191,8 +191,8 @@ class _Crowd:
         self._tasks: list[asyncio.Task[Any]] = []
 
     async def follow(self, *, trace: bool) -> dict[str, Any]:
-        """Start all of them; what they cost once they sleep."""
-        # Connections, scripts and imports are there before anything is counted.
+        """Start all of them; returns their cost once they sleep."""
+        # Connect, load scripts and import before anything is counted.
         await self._store.for_session("warm").follow(STREAM, _NO_EVENT, self._deliveries, limit=0)
         self._deliveries.begin()
         gc.collect()
@@ -201,7 +201,7 @@ class _Crowd:
         before, began, used = resident(os.getpid()), time.monotonic(), time.process_time()
         for place, cursor in enumerate(self._cursors):
             self._tasks.append(asyncio.create_task(self._one(place, cursor)))
-            await asyncio.sleep(0)  # They arrive one after the other, as requests do.
+            await asyncio.sleep(0)  # They arrive one after the other, like requests.
         subscribed = 0.0
 
         async def settled() -> bool:
@@ -231,14 +231,14 @@ class _Crowd:
         return await self._store.for_session(_session(place)).follow(STREAM, cursor, self._deliveries, limit=TTL)
 
     async def idle(self, seconds: float) -> dict[str, Any]:
-        """What sleeping costs."""
+        """The cost of sleeping."""
         used, began = time.process_time(), time.monotonic()
         await asyncio.sleep(seconds)
         spent = (time.process_time() - used) / (time.monotonic() - began)
         return {"idle_cpu_per_second": round(spent, 4)}
 
     async def woken(self) -> dict[str, Any]:
-        """How they have been woken, once each has been."""
+        """The wake-up times, once every follower has been woken."""
         told = self._deliveries
         await until(lambda: len(told.seconds) >= len(self._cursors), "all followers to be woken", seconds=240)
         figures = {

@@ -45,7 +45,7 @@ async def measure(sizes: dict[str, Any], only: set[str], *, small: bool, fast: b
     """Take all measures, one after the other.
 
     Args:
-        sizes: How many, how long and how often; see the two above.
+        sizes: The sizes of the run; see `_FULL` and `_SMALL`.
         only: The measures and the contestants to include; of either, none is all.
         small: Whether contestants that are not installed may be left out.
         fast: Whether uvloop, httptools and hiredis are used where they are installed.
@@ -88,9 +88,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.end_to_end", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--small", action="store_true", help="half a minute, to see that it works")
-    parser.add_argument("--rounds", type=int, help="how often everything is measured")
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="where the JSON goes")
+    parser.add_argument("--small", action="store_true", help="a run of half a minute that only checks that it works")
+    parser.add_argument("--rounds", type=int, help="the number of rounds")
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="the JSON file")
     parser.add_argument(
         "--only", nargs="+", default=[], choices=[*MEASURES, *CONTESTANTS], help="these measures, these contestants"
     )

@@ -1,9 +1,9 @@
-"""Following at scale: how fast what is stored reaches who follows, and what followers and idle sessions cost.
+"""Following at scale: latency of followers, and the cost of followers and idle sessions.
 
     python -m benchmarks.follow [--small] [--rounds N] [--output PATH]
 
 It starts a Valkey and workers of its own on the loopback interface, prints a table, and writes JSON. Figures are
-medians of the rounds, on a machine that may have other things to do: the rounds are in the JSON. Linux only.
+medians of the rounds; the JSON has every round. Linux only.
 """
 
 import argparse
@@ -36,10 +36,10 @@ async def measure(sizes: dict[str, Any]) -> dict[str, Any]:
     """Measure everything, one after the other.
 
     Args:
-        sizes: How many, how long and how often; see the two above.
+        sizes: The sizes of the run; see `_FULL` and `_SMALL`.
 
     Returns:
-        What is written.
+        The content of the JSON file.
     """
     figures: dict[str, Any] = {"measured_with": await report.measured_with(), "sizes": sizes}
     _say("latency")
@@ -56,13 +56,11 @@ async def measure(sizes: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print and write. A target that is missed is told, and fails nothing."""
+    """Measure, print and write. A missed target is reported and does not change the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.follow", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--small", action="store_true", help="a few seconds, to see that it works; its figures say little"
-    )
-    parser.add_argument("--rounds", type=int, help="how often latency and the crowd are measured")
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="where the JSON goes")
+    parser.add_argument("--small", action="store_true", help="a run of a few seconds that only checks that it works")
+    parser.add_argument("--rounds", type=int, help="the number of rounds of latency and crowd")
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="the JSON file")
     options = parser.parse_args()
     sizes = dict(_SMALL if options.small else _FULL)
     if options.rounds is not None:

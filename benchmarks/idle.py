@@ -1,4 +1,4 @@
-"""Sessions in which nothing happens: what they cost Redis."""
+"""The cost of idle sessions to Redis."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -19,7 +19,7 @@ async def measure(*, sessions: int, seconds: float) -> dict[str, Any]:
     """Sessions on one of two workers, first without any stream, then each with its standalone stream open.
 
     Returns:
-        The commands per second that Redis ran, as its own statistics have it, by name.
+        The commands per second that Redis ran, by name, from its own statistics.
     """
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(valkey())

@@ -1,4 +1,4 @@
-"""From what one worker stores to the wire of a client that follows on another."""
+"""Latency from one worker's store to a client that follows on another worker."""
 
 import asyncio
 import gc
@@ -20,7 +20,7 @@ async def measure(*, followers: int, rate: float, seconds: float, rounds: int) -
     """Followers of as many sessions; events spread evenly over them and over time.
 
     Returns:
-        The figures of each round, told on another worker and on the same one, and what a follower costs the worker.
+        The figures of each round, on another worker and on the same one, and the memory per follower.
     """
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(valkey())

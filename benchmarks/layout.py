@@ -1,4 +1,4 @@
-"""Redis CPU and memory per event of ours, for streams of several lengths, beside those of an earlier layout."""
+"""Redis CPU and memory per event, compared with an earlier layout."""
 
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ from mcp_eventscope.store.messages import JSONRPCMessage
 
 BASELINE_COMMIT = "85fd5d3"
 BASELINE_BYTES = {"2": 408, "22": 463, "200": 527}
-"""Bytes of that layout per event, for comparison: the run measures them again."""
+"""Bytes per event of that layout, for comparison; the run measures them again."""
 _SCRIPT = Path(__file__).with_name(f"layout_{BASELINE_COMMIT}.lua")
 
 
 async def measure(client: aioredis.Redis, ask: Ask, *, lengths: list[int], **order: Any) -> dict[str, Any]:
-    """Store streams of each length on an empty server, by the script of the earlier layout and by ours.
+    """Store streams of each length on an empty server, with the script of the earlier layout and with ours.
 
-    The earlier layout has its turn before ours and after it, and its processor time is the mean of both: a busy machine
-    makes a command cost up to twice as much.
+    The earlier layout runs before and after ours, and its processor time is the mean of both, since on a busy machine a
+    command costs up to twice as much.
 
     Args:
         client: Of the server.
@@ -69,7 +69,7 @@ async def _measured(client: aioredis.Redis, storing: Any) -> dict[str, float]:
 
 
 async def _earlier(client: aioredis.Redis, *, length: int, count: int, sessions: int, writers: int) -> dict[str, int]:
-    """The earlier layout, as its store wrote it: one script call carries the next event of every writer."""
+    """Write the earlier layout as its store did: one script call carries the next event of every writer."""
     script = client.register_script(_SCRIPT.read_text("ascii"))
     parts = [f"{PREFIX}{{{session_id()}}}:" for _ in range(sessions)]
     messages = [_json(None), *[_json(NOTIFICATION)] * (length - 2), _json(RESPONSE)]

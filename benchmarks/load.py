@@ -1,4 +1,4 @@
-"""What is stored: sessions in which calls run, each of them a stream of notifications that ends with its response."""
+"""The load: sessions with calls, each a stream of notifications that ends with its response."""
 
 import asyncio
 import itertools
@@ -14,12 +14,12 @@ from mcp_eventscope.store.messages import EventStore, JSONRPCMessage, JSONRPCNot
 
 BYTES = 300
 CALL = 20
-"""Events of a call: few, for the peers' sake. FastMCP writes the list of a stream's events anew with each event."""
+"""Events of a call: few, because FastMCP rewrites the list of a stream's events with each event."""
 _UNACKNOWLEDGED = 200
-"""Events that one stream appends before it waits: a session holds at most 256 that Redis has not acknowledged."""
+"""Events that one stream appends before it waits: a session has at most 256 unacknowledged ones."""
 _ACKNOWLEDGED_SECONDS = 30.0
 _PATIENCE = 4
-"""How many times the bound of time is allowed to those who have not stored `_PATIENCE` events per writer by then."""
+"""By how much the time may be exceeded if fewer than `_PATIENCE` events per writer are stored."""
 
 
 def _notification(text: str) -> JSONRPCMessage:
@@ -57,7 +57,7 @@ async def write_stream(part: Any, stream: str, messages: Iterable[JSONRPCMessage
 
 
 async def acknowledged(appended: Any) -> None:
-    """Return once Redis has acknowledged an event of a session's part, and all that precede it on its stream.
+    """Return once Redis has acknowledged an event of a session, and all earlier ones on its stream.
 
     Raises:
         BenchmarkError: Redis does not acknowledge it in time.
@@ -73,7 +73,7 @@ async def acknowledged(appended: Any) -> None:
 
 
 def _calls(requests: "itertools.count[int]") -> Iterator[tuple[str, JSONRPCMessage]]:
-    """What one writer says: a call after the other, numbered within its session as a client numbers them."""
+    """The messages of one writer: call after call, numbered within the session as a client does."""
     while True:
         stream = str(next(requests))
         for number in range(CALL):
@@ -81,15 +81,15 @@ def _calls(requests: "itertools.count[int]") -> Iterator[tuple[str, JSONRPCMessa
 
 
 class Load:
-    """Writers that are spread over the sessions, in a closed loop: each stores its next event once it has its last id.
+    """Writers spread over sessions, in a closed loop: each stores its next event once it has the last id.
 
-    Where a store returns ids before Redis has the events, a writer begins its next call once Redis has acknowledged its
+    If a store returns ids before Redis has the events, a writer starts its next call once Redis has acknowledged the
     last one, and events count from then.
 
     Args:
-        store: Where to.
-        writers: How many store at the same time.
-        sessions: Of how many sessions.
+        store: The store.
+        writers: The number of concurrent writers.
+        sessions: The number of sessions.
     """
 
     def __init__(self, store: Opened, *, writers: int, sessions: int) -> None:
@@ -99,10 +99,10 @@ class Load:
         ]
 
     async def run(self, *, count: int, seconds: float) -> dict[str, Any]:
-        """Store until so many are stored, or the time is over.
+        """Store until so many events are stored, or the time is over.
 
         Returns:
-            How many per second, latencies, and the processor time of this process per store.
+            Stores per second, latencies, and processor time of this process per store.
         """
         writers = len(self._writers)
         left = count
@@ -111,7 +111,7 @@ class Load:
         deadline, last = began + seconds, began + seconds * _PATIENCE
         each = [0] * writers
 
-        # Nothing between a writer and the store: at ten microseconds a store it would be seen.
+        # Nothing between a writer and the store: at ten microseconds per store it would be measurable.
         async def write(place: int, part: EventStore, said: Iterator[tuple[str, JSONRPCMessage]]) -> None:
             nonlocal left
             store_event = part.store_event
@@ -156,6 +156,6 @@ class Load:
             "stores_per_second": round(len(told) / spent, 1),
             "cpu_us_per_store": round(used / len(told) * 1e6, 2),
             "ms": percentiles([took * 1e3 for took in told]),
-            # Of a writer: where a pool is not fair, some store all the time, and the others wait.
+            # Stores per writer: with an unfair pool some writers store all the time and others wait.
             "stores_of_a_writer": {"fewest": min(each), "median": statistics.median(each), "most": max(each)},
         }

@@ -1,8 +1,8 @@
-"""The replay of a very long stream: how fast, in how much memory, and how long Redis is busy with one call.
+"""The replay of a very long stream: speed, memory, and slow calls in Redis.
 
     python -m benchmarks.long_replay [--events N]
 
-It starts a Valkey of its own on the loopback interface. A million events take about 300 MB of it. Linux only.
+It starts a Valkey of its own on the loopback interface, where a million events take about 300 MB. Linux only.
 """
 
 import argparse
@@ -26,8 +26,8 @@ SLOW_MICROSECONDS = 5000
 _FILL_AT_ONCE = 10_000
 _LOOK_EVERY = 5_000
 _RUN = "0123456789ab1"
-"""The run of a worker that is not there."""
-# As `commit.lua` leaves it, without the time that it takes to send so much.
+"""The run of a worker that does not exist."""
+# Writes what `commit.lua` would, without the time to send the events.
 _FILL = """
 local first, count, time, payload = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 for number = first, first + count - 1 do
@@ -39,21 +39,21 @@ redis.call('EXPIRE', KEYS[1], ARGV[5])
 
 @dataclass(frozen=True)
 class Told:
-    """What a replay took."""
+    """The cost of a replay."""
 
     events: int
     delivered: int
     seconds: float
     grown_bytes: int
-    """By how much the process grew at most."""
+    """The largest growth of the process."""
     calls: int
     slow_calls: int
     slowest_ms: float
-    """Of the slow ones."""
+    """Of the slow calls."""
 
 
 async def fill(client: aioredis.Redis, prefix: str, events: int) -> str:
-    """Make a stream of so many events. Returns the id of the first."""
+    """Make a stream of so many events. Returns the id of the first one."""
     keys = Keys(prefix).for_session(SESSION)
     now = time.time_ns() // 1000
     payload = '{"jsonrpc":"2.0","method":"note","params":{"text":"a message as long as many"}}'
@@ -95,9 +95,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.long_replay", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--events", type=int, default=1_000_000, help="how long the stream is")
+    parser.add_argument("--events", type=int, default=1_000_000, help="the number of events of the stream")
     told = asyncio.run(measure(parser.parse_args().events))
-    print(f"{told.delivered:,} events in {told.seconds:.1f} s: {told.delivered / told.seconds:,.0f} a second")
+    print(f"{told.delivered:,} events in {told.seconds:.1f} s: {told.delivered / told.seconds:,.0f} per second")
     print(f"the process grew by {told.grown_bytes / 1e6:.1f} MB at most")
     print(
         f"{told.calls} calls, {told.slow_calls} of them over {SLOW_MICROSECONDS / 1000:g} ms (≤ {told.slowest_ms:g} ms)"

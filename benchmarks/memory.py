@@ -1,4 +1,4 @@
-"""How many bytes an event takes in Redis, the way a deployment writes them."""
+"""Bytes per event in Redis, as a deployment writes them."""
 
 import asyncio
 from typing import Any
@@ -9,17 +9,17 @@ from benchmarks.contestant import Ask
 
 _SCANNED = 1000
 _STILL = 256
-"""Bytes; asking alone makes the server use some more."""
+"""Bytes; the request itself makes the server use some more."""
 
 
 async def measure(client: aioredis.Redis, ask: Ask, *, writers: int, sessions: int, count: int) -> dict[str, Any]:
     """Store so many events on an empty server.
 
     Returns:
-        Bytes per event, by two accounts: what the server uses more than before, which is everything, and the sum of
-        `MEMORY USAGE` of all keys. And how many keys there are per event.
+        Bytes per event, as the growth of the server's memory and as the sum of `MEMORY USAGE` of all keys; and keys per
+        event.
     """
-    # Its scripts are known and its buffers grown before anything is counted.
+    # Load scripts and grow buffers before anything is counted.
     await ask("fill", writers=writers, sessions=sessions, count=2 * writers)
     await client.flushall()
     before = await used(client)
@@ -45,7 +45,7 @@ async def measure(client: aioredis.Redis, ask: Ask, *, writers: int, sessions: i
 
 
 async def used(client: aioredis.Redis) -> int:
-    """Once it no longer changes: connections are being closed, and tables moved, in the background."""
+    """Wait until it is stable: connections are closed, and tables moved, in the background."""
     found, last = 0, -1_000_000
     for _ in range(50):
         found = int((await client.info("memory"))["used_memory"])

@@ -1,10 +1,10 @@
-"""Redis is killed, or frozen, while sessions stream: does any end, is any message late, does anybody miss one?
+"""Kills or freezes Redis while sessions stream, and checks every message.
 
     python -m benchmarks.outage [--seconds N] [--sessions N] [--frozen]
 
-It starts a Valkey that keeps its data and two workers on the loopback interface, kills or freezes the Valkey, and lets
-it go on after so many seconds. Some clients are cut meanwhile, and come back. Exits 0 only if nothing was lost, late or
-out of order.
+It starts a Valkey that keeps its data, and two workers, on the loopback interface. The Valkey is killed or frozen, and
+continues after so many seconds. Some clients are cut meanwhile, and reconnect. Exits 0 only if nothing was lost, late
+or out of order.
 """
 
 import argparse
@@ -30,12 +30,11 @@ from benchmarks.wire import Event, Session, Stream
 EVERY = 0.1
 """Seconds between two messages of a session."""
 BEFORE, AFTER = 1.0, 1.5
-"""Seconds that are spoken before and after the outage."""
+"""Seconds of messages before and after the outage."""
 LATE_SECONDS = 0.75
-"""A message that comes so long after it was said is late: a store waits for a quarter of a second, and machines have
-other things to do."""
+"""Seconds after which a message is late: a store waits for a quarter of a second, and the machine may be busy."""
 CUT_ONE_IN = 5
-"""Of so many clients one is cut in the outage."""
+"""One of so many clients is cut during the outage."""
 _CALL = 1
 _SAID = re.compile(rb'"message":"(\d{16,})"')
 _FIRST_ID = re.compile(rb"(?m)^id: (\S+)")
@@ -46,9 +45,9 @@ _CATCH_UP_SECONDS = 30.0
 
 @asynccontextmanager
 async def _kept_valkey() -> AsyncIterator[tuple[ValkeyServer, str]]:
-    """A Valkey that holds the same after it was killed, which is what `terminate` does; and its URL."""
+    """A Valkey that keeps its data when `terminate` kills it; and its URL."""
     with tempfile.TemporaryDirectory(prefix="es-") as directory:
-        # A port may be somebody else's when it starts again.
+        # A port may be taken when it starts again.
         path = Path(directory) / "valkey.sock"
         config = {"appendonly": "yes", "appendfsync": "always"}
         server = ValkeyServer(port=0, unix_socket_path=path, data_dir=Path(directory), config=config, persist=True)
@@ -61,7 +60,7 @@ async def _kept_valkey() -> AsyncIterator[tuple[ValkeyServer, str]]:
 
 @dataclass
 class Verdict:
-    """What became of it."""
+    """The result."""
 
     seconds: float
     sessions: int
@@ -69,15 +68,15 @@ class Verdict:
     lateness_ms: dict[str, float] = field(default_factory=dict)
     outage_lateness_ms: dict[str, float] = field(default_factory=dict)
     without_id: int = 0
-    """Messages that went out live, without an id."""
+    """Messages that were sent live, without an id."""
     resumed: int = 0
-    """Clients that were cut, and came back."""
+    """Clients that were cut, and resumed."""
     problems: list[str] = field(default_factory=list)
 
 
 @dataclass
 class _Client:
-    """One session, its call, and where it is looked after."""
+    """One session, its call, and its worker."""
 
     session: Session
     home: Worker
@@ -89,7 +88,7 @@ class _Client:
     resumed: list[Event] = field(default_factory=list)
 
     async def come_back(self) -> None:
-        """Resume on the other worker, again and again, until the response has come."""
+        """Resume on the other worker, repeatedly, until the response has arrived."""
         cursor = next((event.id for event in reversed(self.before_cut) if event.id), self.first_id)
         while not any(_is_response(event) for event in self.resumed):
             with contextlib.suppress(BenchmarkError, OSError):
@@ -101,15 +100,15 @@ class _Client:
 
 
 async def measure(*, seconds: float, sessions: int, frozen: bool = False) -> Verdict:
-    """Kill Redis for so long while so many sessions stream.
+    """Kill Redis while sessions stream.
 
     Args:
-        seconds: How long Redis is away.
-        sessions: How many sessions there are, on two workers.
-        frozen: Freeze Redis instead: it refuses nothing, and does not answer.
+        seconds: The length of the outage.
+        sessions: The number of sessions, on two workers.
+        frozen: Freeze Redis instead: it accepts connections and does not answer.
 
     Returns:
-        What became of them.
+        The result.
     """
     async with AsyncExitStack() as stack:
         server, url = await stack.enter_async_context(_kept_valkey())
@@ -179,7 +178,7 @@ async def _judge(verdict: Verdict, clients: list[_Client], times: int, killed: i
         verdict.resumed += client.cut
         who = f"session {number}"
         if client.cut:
-            # What it was sent without an id comes again: it is not known to have got it.
+            # A message without an id is sent again, since the client's cursor does not include it.
             cursor = max((place for place, event in enumerate(live) if event.id), default=-1)
             live = [*live[: cursor + 1], *client.resumed]
         verdict.problems += [f"{who}: {problem}" for problem in _problems(live, times)]
@@ -191,7 +190,7 @@ async def _judge(verdict: Verdict, clients: list[_Client], times: int, killed: i
 
 
 def _problems(events: list[Event], times: int) -> list[str]:
-    """What is wrong with what a client got in all."""
+    """The faults in the messages of a client."""
     said = [moment for event in events if (moment := _said(event))]
     found = []
     if said != sorted(said):
@@ -238,16 +237,16 @@ def _is_response(event: Event) -> bool:
 def main() -> int:
     """Run it, and print the verdict."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.outage", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long Redis is away")
-    parser.add_argument("--sessions", type=int, default=50, help="how many sessions stream")
+    parser.add_argument("--seconds", type=float, default=60.0, help="the length of the outage")
+    parser.add_argument("--sessions", type=int, default=50, help="the number of sessions")
     parser.add_argument("--frozen", action="store_true", help="freeze Redis instead of killing it")
     options = parser.parse_args()
     how = "frozen" if options.frozen else "killed"
     print(f"{options.sessions} sessions, Redis is {how} for {options.seconds:g} seconds", file=sys.stderr)
     verdict = asyncio.run(measure(**vars(options)))
-    print(f"said: {verdict.said} messages, {verdict.without_id} of them went out live without an id")
-    print(f"from said to heard, ms: {verdict.lateness_ms}; in the outage: {verdict.outage_lateness_ms}")
-    print(f"cut in the outage, and resumed: {verdict.resumed}")
+    print(f"sent: {verdict.said} messages, {verdict.without_id} of them live without an id")
+    print(f"latency, ms: {verdict.lateness_ms}; during the outage: {verdict.outage_lateness_ms}")
+    print(f"cut during the outage, and resumed: {verdict.resumed}")
     for problem in verdict.problems:
         print(f"WRONG: {problem}")
     print("nothing lost, late or out of order" if not verdict.problems else f"{len(verdict.problems)} problems")

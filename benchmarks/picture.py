@@ -1,4 +1,4 @@
-"""The figures of stores and replays as a picture: one small chart for each question."""
+"""The figures of stores and replays as a picture, one chart per measure."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ _INK = "#1f2937"
 
 @dataclass(frozen=True)
 class _Chart:
-    """One chart: bars from above to below, the first of them ours, and to which every other one is compared."""
+    """One chart: bars from top to bottom, the first of them ours, with which the others are compared."""
 
     title: str
     bars: Sequence[tuple[str, float, str]]
@@ -24,14 +24,14 @@ class _Chart:
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:
-    """Draw what has been measured.
+    """Draw the figures.
 
     Args:
-        figures: What `benchmarks.store` writes.
-        path: Where to, by its suffix an SVG or a PNG.
+        figures: The figures of `benchmarks.store`.
+        path: The file; its suffix chooses SVG or PNG.
 
     Raises:
-        ImportError: There is no matplotlib: it comes with the group `bench`.
+        ImportError: matplotlib is not installed; the group `bench` has it.
     """
     import matplotlib as mpl  # noqa: PLC0415 - it need not be installed
     from matplotlib.figure import Figure  # noqa: PLC0415

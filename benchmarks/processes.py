@@ -1,4 +1,4 @@
-"""What is measured: a Valkey and uvicorn workers, each a process of its own, on the loopback interface."""
+"""The measured processes: a Valkey and uvicorn workers, on the loopback interface."""
 
 import asyncio
 import contextlib
@@ -21,17 +21,17 @@ ROOT = Path(__file__).parents[1]
 _PATIENCE = 30.0
 _STOP_SECONDS = 10.0
 _SCHEDULED = 2
-"""Of a process's clocks, the one that the scheduler counts in nanoseconds."""
+"""The clock of a process that the scheduler counts in nanoseconds."""
 
 
 class BenchmarkError(Exception):
-    """Nothing can be measured; the message says why."""
+    """The benchmark cannot run; the message has the reason."""
 
 
 @asynccontextmanager
 async def valkey() -> AsyncIterator[str]:
-    """A Valkey of its own over TCP, as its URL."""
-    # Left to itself it takes the first free one from a certain number on, as another that starts just now does.
+    """Start a Valkey over TCP. Yields its URL."""
+    # By itself it would take the first free port, as another one that starts now would.
     server = ValkeyServer(host=HOST, port=free_port())
     await asyncio.to_thread(server.start, _PATIENCE)
     try:
@@ -50,7 +50,7 @@ class Worker:
 
 @asynccontextmanager
 async def worker(redis_url: str) -> AsyncIterator[Worker]:
-    """A worker that answers, until the block ends."""
+    """Start a worker, wait until it answers, and stop it when the block ends."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "uvicorn", "benchmarks.server:app", "--factory"),
@@ -77,7 +77,7 @@ async def worker(redis_url: str) -> AsyncIterator[Worker]:
 
 
 async def stop(process: asyncio.subprocess.Process) -> None:
-    """End a process that was started here; by force when it does not listen."""
+    """Terminate a process that was started here; kill it if it does not end."""
     if process.returncode is not None:
         return
     with contextlib.suppress(ProcessLookupError):
@@ -92,7 +92,7 @@ async def stop(process: asyncio.subprocess.Process) -> None:
 
 
 async def until(condition: Callable[[], object], what: str, *, seconds: float = _PATIENCE) -> None:
-    """Return once the condition holds, which is awaited where that is needed.
+    """Return once the condition holds. An awaitable result is awaited.
 
     Raises:
         BenchmarkError: It does not in time.
@@ -111,17 +111,17 @@ async def until(condition: Callable[[], object], what: str, *, seconds: float = 
 
 
 def resident(pid: int) -> int:
-    """The bytes of memory that a process has in use (Linux)."""
+    """The resident memory of a process in bytes (Linux)."""
     pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def cpu_seconds(pid: int) -> float:
-    """The processor time that a process has used, in all its threads (Linux).
+    """The processor time of a process, all threads included (Linux).
 
-    `/proc/<pid>/stat` counts in ticks of 10 ms, which is the time of a single call.
+    `/proc/<pid>/stat` counts ticks of 10 ms, which is as long as a single call.
     """
-    # As `clock_getcpuclockid` of the C library, which Python offers for threads only, makes the clock's id.
+    # Compute the clock's id as `clock_getcpuclockid` of the C library does, which Python offers for threads only.
     return time.clock_gettime((~pid << 3) | _SCHEDULED)
 
 

@@ -1,4 +1,4 @@
-"""What is told of the figures: medians of the rounds, the target beside each, and what they were measured with."""
+"""The report: medians of the rounds with their targets, and the environment of the run."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ _PACKAGES = ("mcp", "redis", "hiredis", "uvicorn", "uvloop", "httptools", "starl
 
 @dataclass(frozen=True)
 class Line:
-    """One figure: the median of its rounds, and what it has to keep to; None: it is just told."""
+    """One figure: the median of its rounds, and its target; None: it has no target."""
 
     name: str
     value: float
@@ -28,7 +28,7 @@ class Line:
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None where there is none."""
+        """Whether the target is met; None without a target."""
         if self.limit is None:
             return None
         if self.exactly:
@@ -37,7 +37,7 @@ class Line:
 
 
 def results(told: Sequence[Line]) -> list[dict[str, Any]]:
-    """The figures as they are written."""
+    """The figures for the JSON file."""
     return [
         {
             "name": line.name,
@@ -53,7 +53,7 @@ def results(told: Sequence[Line]) -> list[dict[str, Any]]:
 
 
 async def measured_with(*packages_too: str) -> dict[str, Any]:
-    """Versions, of further packages too, and what of the machine may be told."""
+    """The versions of packages, and the properties of the machine."""
     async with valkey() as url, connect(url) as client:
         server = await client.info("server")
     packages = {}
@@ -74,7 +74,7 @@ async def measured_with(*packages_too: str) -> dict[str, Any]:
 
 
 def lines(figures: dict[str, Any]) -> list[Line]:
-    """The figures that are told, in their order."""
+    """The figures of the report, in order."""
     told: list[Line] = []
 
     def tell(  # noqa: PLR0913 - a line
@@ -140,7 +140,7 @@ def lines(figures: dict[str, Any]) -> list[Line]:
 
 
 def table(told: Sequence[Line]) -> str:
-    """The figures for people to read."""
+    """The figures as a text table."""
     rows = [("", "median", "target", "met")]
     for line in told:
         target = "" if line.limit is None else f"{_sign(line)}{line.limit:g} {line.unit}".rstrip()

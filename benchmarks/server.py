@@ -1,4 +1,4 @@
-"""What the measured workers serve: calls that wait for a sign, then speak on schedule and say when they spoke."""
+"""The server of the measured workers: calls that send messages on schedule."""
 
 import asyncio
 import time
@@ -15,12 +15,12 @@ _signs: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
 
 def app() -> Starlette:
-    """The application of one worker; Redis is where EVENTSCOPE_REDIS_URL says."""
+    """The application of one worker, on the Redis of EVENTSCOPE_REDIS_URL."""
     mcp: MCPServer[object] = MCPServer("benchmark", log_level="ERROR")
 
     @mcp.tool()
     async def speak(sign: str, times: int, every: float, first: float, ctx: Context) -> str:
-        """After the sign, and `first` seconds, report progress so many times, with the time of the clock."""
+        """Wait for the signal and `first` seconds, then report progress so many times, with the time."""
         await _signs[sign].wait()
         begin = time.monotonic() + first
         for i in range(times):
@@ -30,7 +30,7 @@ def app() -> Starlette:
 
     @mcp.tool()
     async def go(sign: str) -> str:
-        """Give the sign."""
+        """Give the signal."""
         _signs[sign].set()
         return sign
 

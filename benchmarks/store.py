@@ -1,9 +1,9 @@
-"""Stores and replays, side by side with the public peers: how many, how fast, and in how many bytes.
+"""Stores and replays compared with the public peers: throughput, latency and bytes.
 
     python -m benchmarks.store [--small] [--rounds N] [--output PATH] [--only NAME …]
 
-Every competitor is a process of its own, all of them talk to the same Valkey, and they take turns, round after round:
-what else the machine does hits all alike. It prints a table, and writes JSON and a picture. Linux only.
+Every competitor is a process of its own. All use the same Valkey and take turns, round after round, so that other load
+on the machine slows all alike. It prints a table, and writes JSON and a picture. Linux only.
 """
 
 import argparse
@@ -52,15 +52,15 @@ async def measure(sizes: dict[str, Any], only: set[str], *, small: bool) -> dict
     """Measure everything, one after the other.
 
     Args:
-        sizes: How many, how long and how often; see the two above.
-        only: The measures and the competitors that are asked for; of either, none is all.
-        small: Whether those who are not installed may be left out.
+        sizes: The sizes of the run; see `_FULL` and `_SMALL`.
+        only: The measures and the competitors to include; without one of either kind, all.
+        small: Whether competitors that are not installed may be left out.
 
     Returns:
-        What is written.
+        The content of the JSON file.
 
     Raises:
-        BenchmarkError: Somebody is not installed; the message says what to do.
+        BenchmarkError: A competitor is not installed; the message has the fix.
     """
     measures = [name for name in MEASURES if name in only] or list(MEASURES)
     names = [name for name in COMPETITORS if name in only] or list(COMPETITORS)
@@ -90,7 +90,7 @@ async def measure(sizes: dict[str, Any], only: set[str], *, small: bool) -> dict
 
 
 class _Run:
-    """The rounds of one measure, everybody in turn, each on an empty server."""
+    """Run the rounds of one measure: all competitors in turn, each on an empty server."""
 
     def __init__(self, url: str, asks: dict[str, Ask], sizes: dict[str, Any]) -> None:
         self._url = url
@@ -103,7 +103,7 @@ class _Run:
         return result
 
     def _turns(self, what: str, asks: dict[str, Ask]) -> Iterator[tuple[str, Ask]]:
-        """AllProcessesCollector, round after round, each round beginning with another one."""
+        """All competitors, round after round, each round starting with a different one."""
         names = list(asks)
         for number in range(self._sizes["rounds"] if names else 0):
             _say(f"{what}, round {number + 1} of {self._sizes['rounds']}")
@@ -112,7 +112,7 @@ class _Run:
                 yield name, asks[name]
 
     def _plain(self, *further: str) -> dict[str, Ask]:
-        """Those without a variation, and some more."""
+        """The competitors without a variation, and some more."""
         named = {"ours", "root", "persist", "fastmcp", *further}
         return {name: ask for name, ask in self._asks.items() if name in named}
 
@@ -127,7 +127,7 @@ class _Run:
                     await client.flushall()
                     before = await layout.server_seconds(client)
                     figures = await ask("store", writers=count, **order)
-                    # Its warming up is in it, too.
+                    # Its warm-up is included.
                     spent = await layout.server_seconds(client) - before
                     figures["server_cpu_us_per_store"] = round(
                         spent / (figures["stores"] + figures.pop("warmed")) * 1e6, 2
@@ -136,7 +136,7 @@ class _Run:
         return told
 
     async def _one_writer(self, **order: Any) -> list[Any]:
-        # A session's part sends batches in the background: only the root store sends one command for each event.
+        # A session's part sends batches in the background; only the root store sends a command for each event.
         return await self._alone("one_writer", "root", **order)
 
     async def _long_stream(self, **order: Any) -> list[Any]:
@@ -180,7 +180,7 @@ class _Run:
 
 @asynccontextmanager
 async def _contestants(url: str, names: list[str]) -> AsyncIterator[dict[str, Ask]]:
-    """The processes, once all of them have imported what they need."""
+    """Start the processes, and wait until all have imported their modules."""
     async with AsyncExitStack() as stack:
         asks = {name: await stack.enter_async_context(contestant(COMPETITORS[name], url)) for name in names}
         await asyncio.gather(*(ask("hello") for ask in asks.values()))
@@ -188,13 +188,13 @@ async def _contestants(url: str, names: list[str]) -> AsyncIterator[dict[str, As
 
 
 def main() -> None:
-    """Measure, print and write. A target that is missed is told, and fails nothing."""
+    """Measure, print and write. A missed target is reported and does not change the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.store", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--small", action="store_true", help="a run of a few seconds that only checks that it works")
+    parser.add_argument("--rounds", type=int, help="the number of rounds")
     parser.add_argument(
-        "--small", action="store_true", help="a few seconds, to see that it works; its figures say little"
+        "--output", type=Path, default=DEFAULT_OUTPUT, help="the JSON file; the picture is written beside it"
     )
-    parser.add_argument("--rounds", type=int, help="how often everything is measured")
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="where the JSON goes, and the picture")
     parser.add_argument(
         "--only", nargs="+", default=[], choices=[*MEASURES, *COMPETITORS], help="these measures, these competitors"
     )

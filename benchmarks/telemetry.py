@@ -1,4 +1,4 @@
-"""The cost of telemetry per event: the decorator with each sink off and on, around a no-op store.
+"""The cost of telemetry per event, with each sink off and on.
 
     python -m benchmarks.telemetry [--rounds N] [--events N]
 

@@ -1,4 +1,4 @@
-"""The figures of stores and replays that are told, beside what they have to keep to."""
+"""The figures of stores and replays with their targets."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -16,18 +16,18 @@ _STORES = {
     "50": {"persist": 8.0, "fastmcp": 25.0},
 }
 _ROOT_STORES = {"500": 5.0, "50": 4.0, "1": 1.0}
-"""The same for the root store, which returns once Redis has acknowledged the event, to mcp-persist."""
+"""The same for the root store, which returns after the acknowledgement, compared with mcp-persist."""
 _P99 = {"500": {"persist": 0.05}}
 _REPLAY = {"persist": 0.25, "fastmcp": 0.03}
 _LAYOUT = {"cpu_us": 0.6, "bytes": 0.75}
-"""Of the server, per event, to the layout of `layout.BASELINE_COMMIT`."""
+"""Of the server, per event, compared with the layout of `layout.BASELINE_COMMIT`."""
 _LONG = 1.2
 _ONE_WRITER = 1.1
 _TELEMETRY = {"500": {"metrics": 0.9, "spans": 0.7}}
 
 
 def lines(figures: dict[str, Any]) -> list[Line]:
-    """The lines, in their order. A ratio is the median of those of the rounds, for neighbours are disturbed alike."""
+    """The lines in order. A ratio is the median of the rounds' ratios, because other load slows neighbours alike."""
     told: list[Line] = []
     for writers, by in figures.get("stores", {}).items():
         told += _stores(writers, by)
@@ -76,7 +76,7 @@ def _stores(writers: str, by: dict[str, list[dict[str, Any]]]) -> list[Line]:
 
 
 def _twin(by: dict[str, list[dict[str, Any]]], name: str) -> list[dict[str, Any]]:
-    """Ours, with the parser that this one has."""
+    """Our results with the same parser."""
     return by.get("ours-hiredis" if COMPETITORS[name].hiredis else "ours", [])
 
 
@@ -166,7 +166,7 @@ def _p50(figures: dict[str, Any]) -> float:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The stores of everybody, for people to read."""
+    """The stores of all competitors as a text table."""
     rows = [("", "writers", "stores/s", "p50 ms", "p99 ms", "max ms", "processor µs", "Valkey's µs")]
     for writers, by in figures.get("stores", {}).items():
         for name, rounds in by.items():

@@ -1,4 +1,4 @@
-"""A client that costs next to nothing: a socket whose bytes are stamped as they arrive, and read afterwards."""
+"""A cheap client: a socket whose bytes are stamped as they arrive, and parsed afterwards."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ _SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Heard:
-    """One progress notification, in nanoseconds of the clock: said by the tool, accepted by the store, heard here."""
+    """One progress notification with its times in nanoseconds: sent by the tool, accepted by the store, received."""
 
     said: int
     accepted: int
@@ -27,7 +27,7 @@ class Heard:
 
 @dataclass(frozen=True)
 class Event:
-    """One event with data: its id, "" when it had none, and when it came, in nanoseconds of the clock."""
+    """One event with data: its id, or "", and its arrival in nanoseconds."""
 
     id: str
     data: bytes
@@ -44,35 +44,35 @@ class Stream(asyncio.Protocol):
         self.ended = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It is open."""
+        """The connection is open."""
         if isinstance(transport, asyncio.Transport):
             self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Keep what came, and when."""
+        """Keep the bytes and their arrival."""
         self._arrived.append((time.time_ns(), data))
         self._more.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is closed."""
+        """The connection is closed."""
         self.ended.set()
         self._more.set()
 
     def cut(self) -> None:
-        """Close the connection at once."""
+        """Close the connection immediately."""
         if self._transport is not None:
             self._transport.abort()
 
     @property
     def text(self) -> bytes:
-        """All that came."""
+        """All bytes."""
         return b"".join(data for _, data in self._arrived)
 
     async def find(self, pattern: re.Pattern[bytes]) -> str:
-        """The first group of the pattern, as soon as it is there.
+        """The first group of the pattern, as soon as it has arrived.
 
         Raises:
-            BenchmarkError: It does not come.
+            BenchmarkError: It does not arrive in time.
         """
         try:
             async with asyncio.timeout(_SECONDS):
@@ -87,7 +87,7 @@ class Stream(asyncio.Protocol):
         return match[1].decode()
 
     def progress(self) -> list[Heard]:
-        """The progress notifications that came."""
+        """The progress notifications."""
         heard, before = [], b""
         done = 0
         for stamp, data in self._arrived:
@@ -98,7 +98,7 @@ class Stream(asyncio.Protocol):
         return heard
 
     def events(self) -> list[Event]:
-        """The events that came: of the HTTP exchange nothing but their lines is looked at."""
+        """The events; of the HTTP exchange only their lines are parsed."""
         found: list[Event] = []
         rest, event_id = b"", ""
         for stamp, data in self._arrived:
@@ -114,7 +114,7 @@ class Stream(asyncio.Protocol):
 
 @dataclass(frozen=True)
 class Session:
-    """One session of a client, which may speak to any worker."""
+    """One session of a client, which may use any worker."""
 
     session_id: str
 

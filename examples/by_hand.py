@@ -1,4 +1,4 @@
-"""The drop-in session manager in an application of one's own: what `http_app()` does, without /metrics and /healthz."""
+"""The drop-in session manager in an application that builds its own routes, without `http_app()`."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +18,7 @@ manager = ResumableSessionManager(app=server, event_store=RedisEventStore(redis,
 
 @asynccontextmanager
 async def lifespan(_: Starlette) -> AsyncIterator[None]:
-    """Sessions live as long as the manager runs."""
+    """Run the session manager while the application runs."""
     async with manager.run():
         yield
     await redis.aclose()

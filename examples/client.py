@@ -1,4 +1,4 @@
-"""A client for the quickstart. Its connection may drop, and be cut by whatever is in between: the call goes on."""
+"""A client for the quickstart; if its connection breaks, the call continues."""
 
 import asyncio
 import sys
@@ -7,12 +7,12 @@ from mcp import Client
 
 
 async def main(url: str) -> None:
-    """Call the tool, and print its progress."""
+    """Call the tool and print its progress."""
 
     async def show(progress: float, total: float | None, message: str | None) -> None:
         print(progress, "of", total, message or "")
 
-    # mode="legacy": the revision that the client negotiates by default, 2026-07-28, has no resumption.
+    # mode="legacy": the default revision, 2026-07-28, has no resumption.
     async with Client(url, mode="legacy") as client:
         result = await client.call_tool("count", {"to": 10}, progress_callback=show)
         print(result.structured_content)

@@ -1,9 +1,9 @@
-"""The log events as an application sees them: each for people, and below it for machines.
+"""Prints the log events of a store, each as text and as JSON.
 
     pip install 'mcp-eventscope[embedded]' opentelemetry-sdk
     python examples/logs.py
 
-An application configures structlog once, with one renderer, and passes no logger: its events go where its others go.
+An application usually configures structlog once, with one renderer, and passes no logger.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ NOTE = JSONRPCNotification(jsonrpc="2.0", method="notifications/message")
 
 
 def logger_of_both(to: TextIO) -> structlog.typing.FilteringBoundLogger:
-    """A structlog logger that renders each event twice."""
+    """Make a structlog logger that renders each event twice."""
     pretty = structlog.dev.ConsoleRenderer(colors=to.isatty(), pad_event_to=32)
     as_json = structlog.processors.JSONRenderer()
 
@@ -41,7 +41,7 @@ def logger_of_both(to: TextIO) -> structlog.typing.FilteringBoundLogger:
 
 
 async def main(to: TextIO = sys.stdout) -> None:
-    """Cause the events that an operator sees."""
+    """Cause the log events."""
     tracer_provider = TracerProvider()
     valkey = EmbeddedValkey()
     client = connect(valkey.url)
@@ -58,13 +58,13 @@ async def main(to: TextIO = sys.stdout) -> None:
         await session.append("1", NOTE)
 
         async def send(_: EventMessage) -> None:
-            """A client that takes everything."""
+            """Send an event to a client, which accepts it."""
 
-        # A client resumes from an unknown event, again and again: logged once in ten seconds, in its trace.
+        # A client repeatedly resumes from an unknown event: logged once in ten seconds, with its trace.
         with tracer_provider.get_tracer("example").start_as_current_span("GET /mcp"):
             for _ in range(3):
                 await session.replay("1", send, stream_id="1")
-    # Redis is unreachable: logged once, and again when the process ends and its pending events are lost.
+    # Redis is unreachable: logged once. The process ends and loses its pending events: logged, too.
     await session.append("1", NOTE)
     await store.flush(0.1)
     await client.aclose()

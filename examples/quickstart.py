@@ -1,4 +1,4 @@
-"""An MCP server whose clients can resume, with /metrics and /healthz beside it."""
+"""An MCP server whose clients can resume, with /metrics and /healthz."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ mcp = MCPServer("quickstart")
 
 @mcp.tool()
 async def count(to: int, ctx: Context) -> str:
-    """Count, slowly enough for a connection to drop in the middle."""
+    """Count slowly, so that a connection can drop in the middle."""
     for number in range(1, to + 1):
         await ctx.report_progress(number, to)
         await asyncio.sleep(0.5)

@@ -1,9 +1,9 @@
-"""Decorate an event store of somebody else's: metrics, spans and log events, whoever wrote it.
+"""Instruments third-party event stores with metrics, spans and log events.
 
     pip install 'mcp-persist[sqlite]' fastmcp
     python examples/third_party.py memory sqlite fastmcp
 
-To serve one, hand it to `http_app(mcp, store)`, which decorates it and gives each session a part of its own.
+To serve a third-party store, pass it to `http_app(mcp, store)`, which instruments it and isolates sessions.
 """
 
 import asyncio
@@ -20,20 +20,20 @@ from mcp_eventscope import InstrumentedEventStore
 
 
 class InMemoryEventStore(EventStore):
-    """What the SDK's own examples use: a dictionary."""
+    """An in-memory store like that of the SDK's examples."""
 
     def __init__(self) -> None:
         self._count = itertools.count(1)
         self._events: dict[EventId, tuple[StreamId, JSONRPCMessage | None]] = {}
 
     async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
-        """Keep an event."""
+        """Store an event."""
         event_id = str(next(self._count))
         self._events[event_id] = (stream_id, message)
         return event_id
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
-        """Send what came later on the same stream."""
+        """Send the later events of the same stream."""
         if last_event_id not in self._events:
             return None
         stream, _ = self._events[last_event_id]
@@ -45,7 +45,7 @@ class InMemoryEventStore(EventStore):
 
 @asynccontextmanager
 async def memory() -> AsyncIterator[EventStore]:
-    """In memory, with nothing but the SDK's interface."""
+    """An in-memory store with only the SDK's interface."""
     yield InMemoryEventStore()
 
 
@@ -53,7 +53,7 @@ async def memory() -> AsyncIterator[EventStore]:
 async def sqlite() -> AsyncIterator[EventStore]:
     """mcp-persist's store, on SQLite."""
     import aiosqlite  # noqa: PLC0415 - comes with the extra `sqlite` of mcp-persist
-    from mcp_persist import SQLiteEventStore  # noqa: PLC0415 - need not be installed
+    from mcp_persist import SQLiteEventStore  # noqa: PLC0415 - optional
 
     async with aiosqlite.connect(":memory:") as connection:
         store = SQLiteEventStore(connection, ttl=3600)
@@ -63,7 +63,7 @@ async def sqlite() -> AsyncIterator[EventStore]:
 
 @asynccontextmanager
 async def fastmcp() -> AsyncIterator[EventStore]:
-    """FastMCP's store, on whatever py-key-value supports: in memory, unless it is told."""
+    """FastMCP's store, which py-key-value keeps in memory by default."""
     from fastmcp.server.event_store import EventStore as FastMCPEventStore  # noqa: PLC0415 - need not be installed
 
     yield FastMCPEventStore(ttl=3600)
@@ -77,7 +77,7 @@ STORES: dict[str, Callable[[], AbstractAsyncContextManager[EventStore]]] = {
 
 
 async def show(name: str, registry: CollectorRegistry) -> None:
-    """Store a call with some progress, resume it from its first event, and ask for one that is not there."""
+    """Store a call with progress, resume it from its first event, then resume from an unknown event."""
     async with STORES[name]() as theirs:
         store = InstrumentedEventStore(theirs, name=name, registry=registry).for_session("a session")
         first = await store.append("1", None)
@@ -94,7 +94,7 @@ async def show(name: str, registry: CollectorRegistry) -> None:
 
 
 async def main(names: list[str]) -> None:
-    """Show these, and then what their operator sees."""
+    """Run the stores, then print their metrics."""
     registry = CollectorRegistry()
     for name in names:
         await show(name, registry)

@@ -1,4 +1,4 @@
-"""A client of revision 2025-11-25 that costs next to nothing: prepared bytes on a connection that is kept alive."""
+"""A cheap client of revision 2025-11-25: prepared bytes on a connection that is kept alive."""
 
 import asyncio
 import itertools

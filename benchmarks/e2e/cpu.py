@@ -1,4 +1,4 @@
-"""Processor time of the server per call, user and system, with several sessions at the same time."""
+"""Processor time of the server per call, with concurrent sessions."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""A TCP proxy that places Redis at a distance: every byte is delayed, and throughput is not limited.
+"""A TCP proxy that adds latency to Redis without limiting throughput.
 
     python -m benchmarks.e2e.delay_proxy HOST PORT MILLISECONDS
 

@@ -1,4 +1,4 @@
-"""Latency at a fixed rate of calls, measured from the moment at which each call was due."""
+"""Latency at a fixed rate of calls, from the moment each call was due."""
 
 import asyncio
 import math

@@ -1,4 +1,4 @@
-"""Redis is killed for some seconds while sessions call, and every other call is cut and resumed."""
+"""An outage of Redis during calls, half of which are cut and resumed."""
 
 import asyncio
 import contextlib

@@ -1,1 +1,1 @@
-"""The demonstration: a stream that is cut, and a worker that is killed, in the middle of a call. Run `make demo`."""
+"""The demo: cuts a stream, and kills a worker during a call (`make demo`)."""

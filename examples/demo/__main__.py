@@ -12,12 +12,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> int:
-    """Run what the command line asks for. Returns the exit status."""
-    # Until there is something to clean up, Ctrl-C just ends the process: not with a traceback out of an import.
+    """Run the command line. Returns the exit status."""
+    # Until there is something to clean up, Ctrl-C ends the process without a traceback from an import.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
     parser.add_argument("what", nargs="?", choices=("demo", "serve"), default="demo")
-    parser.add_argument("--port", type=int, help="for serve; another is chosen where it is taken, or 0 (default 8000)")
+    parser.add_argument("--port", type=int, help="for serve; if it is taken, or 0, a free port is used (default: 8000)")
     arguments = parser.parse_args()
 
     from rich.console import Console  # noqa: PLC0415 - below the line that makes Ctrl-C safe
@@ -29,7 +29,7 @@ def main() -> int:
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? for a line, and goes on
+            stream.reconfigure(errors="replace")  # A terminal without UTF-8 shows a question mark.
     console = Console(highlight=False)
     serving = arguments.what == "serve"
     port = PORT if arguments.port is None else arguments.port
@@ -43,23 +43,23 @@ def main() -> int:
     if stopped_by is None:
         return status
     console.print(f"\n  Stopped by {stopped_by.name}.\n")
-    # To be stopped is how serving ends, and not how a demonstration does.
+    # A signal is the normal end of `serve`, and an early end of the demo.
     return 0 if serving else 128 + stopped_by
 
 
 async def _until_signal(run: Callable[[], Coroutine[Any, Any, int]]) -> tuple[int, signal.Signals | None]:
-    """Run until it ends, or until a signal cancels it. Returns its status, and the signal."""
+    """Run a coroutine until it ends or a signal cancels it. Returns its status and the signal."""
     task = asyncio.create_task(run())
     received: list[signal.Signals] = []
 
     def stop(number: signal.Signals) -> None:
         received.append(number)
-        if len(received) == 1:  # A second Ctrl-C would cancel the cleaning up, which is bounded anyway.
+        if len(received) == 1:  # A second Ctrl-C would cancel the cleanup, whose time is bounded anyway.
             task.cancel()
 
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it for SIGHUP
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores SIGHUP.
             loop.add_signal_handler(number, stop, number)
     try:
         return await task, None

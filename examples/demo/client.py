@@ -1,4 +1,4 @@
-"""The SDK's own client, as it is, which calls tools and notes what it is told, and by whom."""
+"""The SDK's client, unchanged; records the messages and the workers that answer."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -18,12 +18,12 @@ from mcp_eventscope.store.messages import GET_STREAM_KEY
 async def in_session(
     url: str, record: Record, worker_of: Callable[[Any], str], use: Callable[[Client], Awaitable[None]]
 ) -> None:
-    """Open a session, use it, and end it.
+    """Open a session, use it, and close it.
 
     Args:
         url: The MCP endpoint.
-        record: Notes who answers each call and each return after a cut, and a session that breaks.
-        worker_of: Names the worker that a connection leads to, by the client's own address of it.
+        record: Records the worker that answers each call and each reconnect, and a session that fails.
+        worker_of: Returns the worker behind a connection, by the client's address of that connection.
         use: Called with the client.
     """
 
@@ -33,81 +33,81 @@ async def in_session(
         last = request.headers.get("last-event-id")
         if tool := _called(request):
             record.add(Kind.CALL, tool, worker=worker)
-        # The standalone stream, on which nothing is said here, comes back too.
+        # The standalone stream reconnects, too; the demo sends nothing on it.
         elif last and not last.endswith(f".{GET_STREAM_KEY}"):
             record.add(Kind.RETURN, last, response.status_code, worker)
 
     try:
         async with (
-            # No proxy of the environment's, and an ear for who answers; all else is the SDK's.
+            # Without the environment's proxy, and with a hook on responses; otherwise the SDK's defaults.
             httpx2.AsyncClient(timeout=30, trust_env=False, event_hooks={"response": [answered]}) as http,
-            # "legacy" is the SDK's word for the revisions up to 2025-11-25: later ones have no streams to resume.
+            # "legacy" is the SDK's name for revisions up to 2025-11-25; later ones have no streams to resume.
             Client(streamable_http_client(url, http_client=http), mode="legacy") as client,
         ):
             await use(client)
     except* (MCPError, httpx2.HTTPError) as failures:
-        record.add(Kind.FAILURE, "; ".join(_told(failures)))
+        record.add(Kind.FAILURE, "; ".join(_texts(failures)))
 
 
 async def count_down(client: Client, record: Record, steps: int, interval: float, progress: ProgressFnT) -> list[float]:
     """Call `countdown`.
 
     Args:
-        client: Who calls.
-        record: Notes the result, or the failure.
-        steps: How far to count.
+        client: The client.
+        record: Records the result or the failure.
+        steps: The number of steps.
         interval: Seconds between two steps.
         progress: Called by the SDK with each step.
 
     Returns:
-        When the server says that it reported each step, in seconds since the epoch; empty when the call failed.
+        When the server sent each step, in seconds since the epoch; empty if the call failed.
     """
-    said = await _call(client, record, "countdown", {"steps": steps, "interval": interval}, progress)
-    if said is None:
+    result = await _call(client, record, "countdown", {"steps": steps, "interval": interval}, progress)
+    if result is None:
         return []
-    record.add(Kind.RESULT, f"{said['steps']} steps counted", said["steps"])
-    return [float(at) for at in said["said_at"]]
+    record.add(Kind.RESULT, f"{result['steps']} steps counted", result["steps"])
+    return [float(at) for at in result["sent_at"]]
 
 
 async def count_words(client: Client, record: Record, text: str) -> None:
     """Call `word_count`.
 
     Args:
-        client: Who calls.
-        record: Notes the result, or the failure.
-        text: What is counted.
+        client: The client.
+        record: Records the result or the failure.
+        text: The text.
     """
-    said = await _call(client, record, "word_count", {"text": text})
-    if said is not None:
-        record.add(Kind.RESULT, f"{said['words']} words counted", said["words"])
+    result = await _call(client, record, "word_count", {"text": text})
+    if result is not None:
+        record.add(Kind.RESULT, f"{result['words']} words counted", result["words"])
 
 
 async def _call(
     client: Client, record: Record, tool: str, arguments: dict[str, Any], progress: ProgressFnT | None = None
 ) -> dict[str, Any] | None:
-    """Call a tool. Returns its structured result; None when it failed, which is noted."""
+    """Call a tool. Returns its structured result; None if it failed, which is recorded."""
     try:
         result: CallToolResult = await client.call_tool(tool, arguments, progress_callback=progress)
     except MCPError as error:
         record.add(Kind.FAILURE, error.message, error.code)
         return None
-    said: dict[str, Any] | None = result.structured_content
-    if result.is_error or said is None:
-        record.add(Kind.FAILURE, f"the tool answered {result.content}")
+    content: dict[str, Any] | None = result.structured_content
+    if result.is_error or content is None:
+        record.add(Kind.FAILURE, f"the tool returned {result.content}")
         return None
-    return said
+    return content
 
 
 def _called(request: httpx2.Request) -> str:
-    """The tool that a request calls; "" when it calls none."""
+    """The tool that a request calls; "" if it calls none."""
     if request.method != "POST":
         return ""
     message = json.loads(request.content)
     return str(message["params"]["name"]) if message.get("method") == "tools/call" else ""
 
 
-def _told(error: BaseException) -> list[str]:
-    """What an error says, or those in it: task groups wrap theirs, one in the other."""
+def _texts(error: BaseException) -> list[str]:
+    """The texts of an error, or of the errors in it: task groups nest theirs."""
     if isinstance(error, BaseExceptionGroup):
-        return [text for inner in error.exceptions for text in _told(inner)]
+        return [text for inner in error.exceptions for text in _texts(inner)]
     return [str(error) or repr(error)]

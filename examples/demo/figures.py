@@ -1,4 +1,4 @@
-"""The figures that /metrics reports: of one worker, since a moment, or added up over several."""
+"""The values in /metrics: of one worker, since an earlier scrape, or summed over several."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -37,7 +37,7 @@ class Figures:
 
     @classmethod
     def sum(cls, figures: Iterable[Self]) -> Self:
-        """Those of several workers as one."""
+        """The sums over several workers."""
         samples: defaultdict[_Key, float] = defaultdict(float)
         for some in figures:
             for key, value in some._samples.items():
@@ -45,40 +45,40 @@ class Figures:
         return cls(samples)
 
     def since(self, before: Self) -> Self:
-        """What was added after an earlier scrape of the same workers."""
+        """The increase since an earlier scrape of the same workers."""
         return type(self)({key: value - before._samples.get(key, 0) for key, value in self._samples.items()})
 
     def total(self, name: str, **labels: str) -> float:
-        """The sum of a sample over all labels that are not given."""
+        """The sum of a sample over the labels that are not given."""
         wanted = frozenset(labels.items())
         return sum(value for (sample, has), value in self._samples.items() if sample == name and wanted <= has)
 
     def by(self, name: str, label: str) -> dict[str, float]:
-        """The sums of a sample by the values of a label, those that are zero left out."""
+        """The sums of a sample by the values of a label, without zeros."""
         values = sorted({dict(has)[label] for (sample, has) in self._samples if sample == name})
         return {value: total for value in values if (total := self.total(name, **{label: value}))}
 
     def mean(self, histogram: str) -> float | None:
-        """The mean of what a histogram observed; None when that is nothing."""
+        """The mean of a histogram; None if it has no observation."""
         count = self.total(f"{histogram}_count")
         return self.total(f"{histogram}_sum") / count if count else None
 
     @property
     def resumed(self) -> int:
-        """Replays that delivered all that was owed."""
+        """Replays that delivered every event that the client had missed."""
         return int(sum(self.total(f"{REPLAY_SECONDS}_count", outcome=good) for good in ("resumed", "caught_up")))
 
     @property
     def replayed(self) -> int:
-        """Events that a client had missed, and was sent when it came back."""
+        """Missed events that were sent when the client reconnected."""
         return int(self.total(f"{REPLAYED_EVENTS}_sum"))
 
     @property
     def followed(self) -> int:
-        """Events that were stored later, and were sent on a resumed stream."""
+        """Later events that were sent on a resumed stream."""
         return int(self.total(EVENTS_FOLLOWED))
 
     @property
     def delivered(self) -> int:
-        """Events that went out through a resumed stream."""
+        """Events that were sent on a resumed stream."""
         return self.replayed + self.followed

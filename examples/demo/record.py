@@ -1,4 +1,4 @@
-"""What happened, in the order in which it happened: the timeline shows it, and the verdict is spoken on it."""
+"""The moments of a scene, in order, for the timeline and the verdict."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,18 +7,18 @@ from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """What can happen in a scene."""
+    """The kinds of moments in a scene."""
 
     CALL = "call"
-    """A worker began to answer a call; the text is the tool."""
+    """A worker began to answer a call; the text names the tool."""
     EVENT = "event"
-    """The client was told of one step."""
+    """The client received one step."""
     CUT = "cut"
-    """The way to a worker was cut; the number is how many event streams were reset."""
+    """The connections to a worker were cut; the number counts the event streams that were reset."""
     KILL = "kill"
-    """A worker was ended; the number is the signal that ended it."""
+    """A worker was killed; the number is the signal that ended it."""
     RETURN = "return"
-    """The client came back with the id of the last event that it had, and a worker answered with this status."""
+    """The client reconnected with the id of its last event; the number is the HTTP status of the answer."""
     RESULT = "result"
     """A call returned."""
     FAILURE = "failure"
@@ -27,7 +27,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One thing that happened; `at` is in seconds since the scene began, `worker` the name of whom it concerns."""
+    """One moment; `at` is in seconds since the start of the scene, `worker` the name of the worker concerned."""
 
     at: float
     kind: Kind
@@ -40,34 +40,34 @@ class Record:
     """Collects moments.
 
     Args:
-        tell: Called with each, as it happens.
+        show: Called with each moment.
     """
 
-    def __init__(self, tell: Callable[[Moment], None]) -> None:
+    def __init__(self, show: Callable[[Moment], None]) -> None:
         self.moments: list[Moment] = []
-        # The clock that the server tells in its result, so that the two can be compared.
+        # The server's result has times of the same clock.
         self.started = time.time()
-        self._tell = tell
+        self._show = show
 
     def add(self, kind: Kind, text: str = "", number: int = 0, worker: str = "") -> None:
-        """Note what happens now."""
+        """Add a moment, now."""
         moment = Moment(time.time() - self.started, kind, text, number, worker)
         self.moments.append(moment)
-        self._tell(moment)
+        self._show(moment)
 
     @property
     def running_on(self) -> str:
-        """The worker that runs the latest call; "" when there is none."""
+        """The worker that runs the latest call; "" if there is none."""
         calls = of(Kind.CALL, self.moments)
         return calls[-1].worker if calls else ""
 
 
 def of(kind: Kind, moments: Sequence[Moment]) -> list[Moment]:
-    """Those of one kind."""
+    """The moments of one kind."""
     return [moment for moment in moments if moment.kind is kind]
 
 
 def after(kind: Kind, moments: Sequence[Moment]) -> list[Moment]:
-    """What happened after the first of a kind; nothing when there is none."""
+    """The moments after the first of a kind; none if there is no such moment."""
     found = (index for index, moment in enumerate(moments) if moment.kind is kind)
     return list(moments[next(found, len(moments)) + 1 :])

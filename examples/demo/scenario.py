@@ -1,4 +1,4 @@
-"""`make demo`: two workers, two scenes, the figures of those who are left, and the verdict."""
+"""`make demo`: two workers, two scenes, the metrics of the remaining worker, and the verdict."""
 
 import io
 import logging
@@ -12,30 +12,30 @@ from examples.demo.timeline import Timeline
 
 
 async def demo(console: Console) -> int:
-    """Run it. Returns the exit status: 0 when all held that it shows.
+    """Run the demo. Returns the exit status: 0 if every check passed.
 
     Raises:
-        DemoError: Something was waited for in vain.
+        DemoError: A condition did not hold in time.
         EmbeddedUnavailableError: There is no Valkey.
     """
     timeline = Timeline(console, scenes.STEPS)
     log = io.StringIO()
-    # The timeline tells what happens; what the SDK logs about it is for the case that it went wrong.
+    # The SDK's log is shown only after a failure.
     logging.basicConfig(stream=log, force=True)
-    timeline.title("Two workers, one Redis, and a switch that is not sticky")
+    timeline.title("Two workers, one Redis, and a load balancer without sticky sessions")
     async with running([0, 0]) as workers:
         switch = Switch([worker.port for worker in workers])
         async with switch.running():
             ends = ", ".join(f"worker {worker.name} :{worker.port}" for worker in workers)
-            timeline.path(["SDK client", f"switch :{switch.port}", ends, "Valkey"])
+            timeline.path(["SDK client", f"load balancer :{switch.port}", ends, "Valkey"])
             stage = scenes.Stage(workers, switch, timeline)
-            timeline.scene(1, "A stream is cut, and the other worker resumes it while the tool goes on")
+            timeline.scene(1, "A stream is cut; the other worker resumes it while the tool runs on")
             found = [f"scene 1: {fault}" for fault in await scenes.cut(stage, await stage.figures())]
-            timeline.scene(2, "A worker is killed in the middle of a call")
+            timeline.scene(2, "A worker is killed during a call")
             before = await stage.figures()
             found += [f"scene 2: {fault}" for fault in await scenes.kill(stage, before)]
             figures = await stage.figures()
-    timeline.figures(figures, lost={name: said for name, said in before.items() if name not in figures})
+    timeline.figures(figures, lost={name: last for name, last in before.items() if name not in figures})
     timeline.verdict(found)
     if found:
         timeline.log("the client", log.getvalue())

@@ -1,4 +1,4 @@
-"""The two scenes: a stream that is cut and resumed by the other worker, and a worker that is killed."""
+"""The two scenes: a cut stream resumes on the other worker; a worker is killed."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ STEPS = 16
 INTERVAL = 0.25
 CUT_AFTER = 6
 KILL_AFTER = 4
-WORDS = "the session goes on all the same"
+WORDS = "the session continues on the other worker"
 _SCENE_SECONDS = 20.0
 _SETTLE_SECONDS = 3.0
 _LOOK_SECONDS = 0.05
@@ -30,14 +30,14 @@ _LOOK_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What both scenes are played on."""
+    """The parts that both scenes use."""
 
     workers: Sequence[Worker]
     switch: Switch
     timeline: Timeline
 
     def worker_of(self, client: Any) -> str:
-        """The name of the worker that a client's connection leads to; "" when that is none."""
+        """The name of the worker behind a client's connection; "" if there is none."""
         port = self.switch.led_to(client)
         return next((worker.name for worker in self.workers if worker.port == port), "")
 
@@ -46,52 +46,52 @@ class Stage:
         return next((worker for worker in self.workers if worker.name == name), None)
 
     async def figures(self) -> dict[str, Figures]:
-        """What each worker that is alive has counted, by its name."""
+        """The metrics of each worker that is alive, by its name."""
         return {worker.name: Figures.of(await worker.metrics()) for worker in self.workers if worker.alive}
 
 
 async def cut(stage: Stage, before: Mapping[str, Figures]) -> list[str]:
-    """Cut the way to the worker that runs a call. Returns what speaks against the resume.
+    """Cut the connections to the worker that runs a call. Returns the faults of the resume.
 
     Args:
-        stage: What it is played on.
-        before: What the workers had counted when it began.
+        stage: The parts.
+        before: The metrics of the workers at the start.
 
     Raises:
-        DemoError: Something was waited for in vain.
+        DemoError: A condition did not hold in time.
     """
     record = Record(stage.timeline.show)
-    said_at: list[float] = []
+    sent_at: list[float] = []
 
     async def heard(progress: float, total: float | None, message: str | None) -> None:  # noqa: ARG001 - the SDK's names
         record.add(Kind.EVENT, message or "", int(progress))
-        # Only once: should the sixth event come again, that is a fault to be told, not to be followed by a second cut.
+        # Only once: a second sixth event is a fault for the verdict, and no reason for a second cut.
         if progress == CUT_AFTER and not of(Kind.CUT, record.moments):
             worker = stage.named(record.running_on)
             streams = 0 if worker is None else stage.switch.sever(worker.port)
             record.add(Kind.CUT, number=streams, worker=record.running_on)
 
     async def call(client: Client) -> None:
-        said_at.extend(await count_down(client, record, STEPS, INTERVAL, heard))
+        sent_at.extend(await count_down(client, record, STEPS, INTERVAL, heard))
 
     async with within(_SCENE_SECONDS, "the tool's result"):
         await in_session(f"{stage.switch.url}/mcp", record, stage.worker_of, call)
     stage.switch.mend()
-    stage.timeline.lateness(record.moments, record.started, said_at)
+    stage.timeline.lateness(record.moments, record.started, sent_at)
     found, figures = await _settled(stage, before, lambda counts: verdict.of_cut(record.moments, counts, STEPS))
     stage.timeline.served(figures)
     return found
 
 
 async def kill(stage: Stage, before: Mapping[str, Figures]) -> list[str]:
-    """Kill the worker that runs a call, and call again. Returns what speaks against the answer and the session.
+    """Kill the worker that runs a call, then call again. Returns the faults of the answer and the session.
 
     Args:
-        stage: What it is played on.
-        before: What the workers had counted when it began.
+        stage: The parts.
+        before: The metrics of the workers at the start.
 
     Raises:
-        DemoError: Something was waited for in vain.
+        DemoError: A condition did not hold in time.
     """
     record = Record(stage.timeline.show)
 
@@ -107,7 +107,7 @@ async def kill(stage: Stage, before: Mapping[str, Figures]) -> list[str]:
         stage.timeline.answered(record.moments, LEASE_SECONDS)
         await count_words(client, record, WORDS)
 
-    async with within(_SCENE_SECONDS, "an answer to the call that was killed"):
+    async with within(_SCENE_SECONDS, "an answer to the call of the killed worker"):
         await in_session(f"{stage.switch.url}/mcp", record, stage.worker_of, call)
     words = len(WORDS.split())
     found, _ = await _settled(
@@ -119,9 +119,9 @@ async def kill(stage: Stage, before: Mapping[str, Figures]) -> list[str]:
 async def _settled(
     stage: Stage, before: Mapping[str, Figures], faults: Callable[[Mapping[str, Figures]], list[str]]
 ) -> tuple[list[str], dict[str, Figures]]:
-    """The faults and the figures, once these account for what the client was sent: it is counted a moment after.
+    """The faults and the metrics, once the metrics include every message that the client received.
 
-    Faults that do not go away are returned as they are.
+    Workers count a message shortly after they send it. Faults that remain are returned.
     """
     until = time.monotonic() + _SETTLE_SECONDS
     while True:

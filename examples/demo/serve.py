@@ -1,4 +1,4 @@
-"""`make serve`: the server of the demonstration, left running."""
+"""`make serve`: the server of the demo, left running."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from examples.demo.worker import Worker, free_port
 PORT = 8000
 
 _TRY = """\
-# Is it well, and what has it counted?
+# Is it healthy, and what has it counted?
 curl {url}/healthz
 curl -s {url}/metrics | grep ^eventscope_
 
@@ -29,24 +29,24 @@ mcp -H "$SESSION" -d '{{"jsonrpc": "2.0", "id": 1, "method": "tools/call",
   "params": {{"name": "countdown", "arguments": {{"steps": 60, "interval": 1}},
   "_meta": {{"progressToken": 1}}}}}}'
 
-# Press Ctrl-C in the middle of it, and go on after the last id that it showed:
+# Press Ctrl-C during the call, then resume after the last id that was printed:
 mcp -H "$SESSION" -H 'Last-Event-ID: '
 """
 
 
 async def serve(console: Console, port: int) -> int:
-    """Serve until cancelled. Returns 1 when the worker ends by itself.
+    """Serve until cancelled.
 
     Args:
-        console: Where the addresses are told.
-        port: The port, if it is free; else a free one is used.
+        console: Where the addresses are printed.
+        port: The port; if it is taken a free one is used.
 
     Raises:
         DemoError: The worker did not start, or ended.
         EmbeddedUnavailableError: There is no Valkey.
     """
     async with running([free_port(port)], show_log=True) as workers:
-        _tell(console, workers[0], port)
+        _print_addresses(console, workers[0], port)
         ended = [asyncio.create_task(worker.wait()) for worker in workers]
         try:
             await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
@@ -57,7 +57,7 @@ async def serve(console: Console, port: int) -> int:
     raise DemoError(msg)
 
 
-def _tell(console: Console, worker: Worker, wanted: int) -> None:
+def _print_addresses(console: Console, worker: Worker, wanted: int) -> None:
     console.print()
     if wanted and worker.port != wanted:
         console.print(Text(f"  Port {wanted} is taken.", style="yellow"))
@@ -66,6 +66,6 @@ def _tell(console: Console, worker: Worker, wanted: int) -> None:
         row.append(f"{worker.url}/{path}", style="bold cyan")
         console.print(row)
     console.print()
-    # Not wrapped and not indented: it is there to be copied.
+    # Neither wrapped nor indented, so that it can be copied.
     console.print(Text(_TRY.format(url=worker.url), style="dim"), soft_wrap=True)
-    console.print(Text("  Ctrl-C ends it.", style="bold"))
+    console.print(Text("  Press Ctrl-C to stop.", style="bold"))

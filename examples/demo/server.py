@@ -1,4 +1,4 @@
-"""The MCP server of the demonstration: three small tools, on an event store that resumes."""
+"""The MCP server of the demo: three small tools, with resumable streams."""
 
 import hashlib
 import time
@@ -13,20 +13,19 @@ from starlette.applications import Starlette
 from mcp_eventscope import http_app
 
 RETRY_MILLISECONDS = 600
-"""How long a client waits before it comes back. Short, as somebody is watching; longer than one step of the countdown,
-so that something is missed."""
+"""How long a client waits before it reconnects: longer than one step of the countdown, so that it misses events."""
 LEASE_SECONDS = 2.0
-"""How long a worker that is gone is believed in. Short, for the same reason."""
+"""How long a dead worker keeps its lease. Short, so that the demo is short."""
 
 mcp: MCPServer[Any] = MCPServer("eventscope-demo", log_level="WARNING")
 
 
 class Liftoff(TypedDict):
-    """What a countdown returns."""
+    """The result of a countdown."""
 
     steps: int
-    said_at: list[float]
-    """When each step was reported, by this server's clock: so a client can tell how late it heard of it."""
+    sent_at: list[float]
+    """When each step was sent, by this server's clock."""
 
 
 @mcp.tool()
@@ -35,13 +34,13 @@ async def countdown(
     steps: Annotated[int, Field(ge=1, le=1000)] = 16,
     interval: Annotated[float, Field(ge=0, le=60)] = 0.25,
 ) -> Liftoff:
-    """Count down to zero, reporting every step as progress; `interval` is the seconds between two of them."""
-    said_at: list[float] = []
+    """Count down to zero and report each step as progress, with `interval` seconds between steps."""
+    sent_at: list[float] = []
     for step in range(1, steps + 1):
         await anyio.sleep(interval)
-        said_at.append(time.time())
+        sent_at.append(time.time())
         await ctx.report_progress(step, steps, f"T-{steps - step}")
-    return {"steps": steps, "said_at": said_at}
+    return {"steps": steps, "sent_at": sent_at}
 
 
 @mcp.tool()

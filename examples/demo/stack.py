@@ -1,4 +1,4 @@
-"""What the demonstration stands on: one Redis, and the workers that share it."""
+"""The processes of the demo: one Redis, and the workers that share it."""
 
 import os
 import string
@@ -14,10 +14,10 @@ from mcp_eventscope.embedded import EmbeddedValkey
 async def running(ports: Sequence[int], *, show_log: bool = False) -> AsyncIterator[list[Worker]]:
     """Start everything, and stop it when the block ends.
 
-    The Redis is an embedded Valkey, unless EVENTSCOPE_REDIS_URL names one.
+    Redis is an embedded Valkey, unless EVENTSCOPE_REDIS_URL is set.
 
     Args:
-        ports: One worker is started for each, and they are called A, B, and so on; 0 chooses a free port.
+        ports: One worker is started for each, named A, B, and so on; 0 chooses a free port.
         show_log: As in `Worker`.
 
     Raises:

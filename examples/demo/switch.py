@@ -1,4 +1,4 @@
-"""A TCP switch in front of the workers, which can cut the way to one of them in the middle of a stream."""
+"""A TCP load balancer that can cut all connections to one worker."""
 
 import asyncio
 import contextlib
@@ -12,21 +12,20 @@ HOST = "127.0.0.1"
 _CHUNK = 64 * 1024
 _END_OF_BODY = b"\r\n0\r\n\r\n"
 _TAIL = 64
-"""Bytes remembered between two reads: a header that is looked for may be split over them."""
+"""Bytes kept between two reads, because a header may be split over them."""
 _RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER with zero seconds: the connection is closed by a RST, and not by a FIN, as a polite end would be."""
+"""SO_LINGER with zero seconds: the connection is closed with RST instead of FIN."""
 
 _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Switch:
-    """Hands each new connection to the next backend in turn, whoever the client is and wherever it was before.
+    """Forwards each new connection to the next backend in turn, whatever the client.
 
-    A backend that refuses, or to which the way is cut, is passed over; a client gets a closed connection only when
-    none is left.
+    A backend that refuses, or that is cut off, is skipped. If none is left the connection is closed.
 
     Args:
-        ports: The ports of the backends, on the loopback interface. Changes of the list count for new connections.
+        ports: The ports of the backends, on the loopback interface. Changes of the list apply to new connections.
     """
 
     def __init__(self, ports: Sequence[int]) -> None:
@@ -58,18 +57,18 @@ class Switch:
                 await asyncio.wait(self._tasks)
 
     def reset_streams(self) -> None:
-        """Reset every connection that carries an event stream just now; new ones go to any backend."""
+        """Reset every connection that carries an event stream; new ones go to any backend."""
         for link in [link for link in self._links if link.streaming]:
             link.reset()
 
     def sever(self, port: int) -> int:
-        """Cut the way to one backend until `mend`: connections are reset on both sides, and new ones go elsewhere.
+        """Cut one backend off until `mend`: its connections are reset on both sides, and new ones go elsewhere.
 
         Args:
-            port: The backend's. It is not touched, and does not notice but by its connections.
+            port: The port of the backend. Its process keeps running.
 
         Returns:
-            How many of the connections carried an event stream just then.
+            The number of connections that carried an event stream.
         """
         self._cut.add(port)
         links = [link for link in self._links if link.port == port]
@@ -78,14 +77,14 @@ class Switch:
         return sum(link.streaming for link in links)
 
     def mend(self) -> None:
-        """Let new connections go everywhere again."""
+        """Let new connections go to all backends again."""
         self._cut.clear()
 
     def led_to(self, client: Any) -> int | None:
-        """The port of the backend that a client's connection was given; None when it was given none.
+        """The port of the backend behind a client's connection; None if there was none.
 
         Args:
-            client: The client's address of it, also when it has ended.
+            client: The client's address of the connection, which may have ended.
         """
         return self._led_to.get(client)
 
@@ -118,12 +117,12 @@ class Switch:
                 backend = await asyncio.open_connection(HOST, port)
                 if port not in self._cut:
                     return port, backend
-                backend[1].close()  # It was cut in this very moment.
+                backend[1].close()  # It was cut off meanwhile.
         return None
 
 
 class _Link:
-    """One client's connection, and the connection to the backend that it was given."""
+    """One client's connection and the connection to its backend."""
 
     def __init__(self, client: _Connection, backend: _Connection, port: int) -> None:
         self.port = port
@@ -133,7 +132,7 @@ class _Link:
         self._tail = b""
 
     async def run(self) -> None:
-        """Carry bytes both ways until either side ends."""
+        """Carry bytes in both directions until either side ends."""
         directions = {
             asyncio.create_task(self._carry(self._client[0], self._backend[1])),
             asyncio.create_task(self._carry(self._backend[0], self._client[1], answers=True)),
@@ -147,9 +146,9 @@ class _Link:
             self._backend[1].close()
 
     def reset(self) -> None:
-        """Break both connections at once; what has not been sent is lost."""
+        """Reset both connections immediately; unsent bytes are lost."""
         for _, writer in (self._client, self._backend):
-            with contextlib.suppress(OSError):  # It has ended in this very moment.
+            with contextlib.suppress(OSError):  # It has just ended.
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             writer.transport.abort()
 
@@ -164,7 +163,7 @@ class _Link:
                 await writer.drain()
 
     def _watch(self, data: bytes) -> None:
-        """Notice where the body of an event stream begins, and where it ends."""
+        """Detect the start and the end of an event stream's body."""
         seen = (self._tail + data).lower()
         began = seen.rfind(b"content-type: text/event-stream")
         if began >= 0:

@@ -1,4 +1,4 @@
-"""What people look at: the timeline, row by row as it happens, then the figures and the verdict."""
+"""The output: the timeline row by row, then the metrics and the verdict."""
 
 import signal
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ from examples.demo.record import Kind, Moment, of
 
 _GREEN, _YELLOW, _RED, _CYAN = "green", "yellow", "bold red", "cyan"
 _REST_OF_ROW = 42
-"""Columns of an event's row that are not its bar, and a margin."""
+"""Columns of an event's row beside its bar, and a margin."""
 _LONGEST_BAR = 56
 _WHAT, _VALUE = 24, 8
-"""Columns of the table of figures, which leave room in 80 for the longest name of a metric."""
+"""Columns of the table of metrics; within 80 they leave room for the longest name."""
 
 
 class Timeline:
@@ -23,7 +23,7 @@ class Timeline:
 
     Args:
         console: Where to.
-        steps: How many events are owed.
+        steps: The number of events of a call.
     """
 
     def __init__(self, console: Console, steps: int) -> None:
@@ -40,11 +40,11 @@ class Timeline:
         self._say(text, "bold")
 
     def path(self, parts: Sequence[str]) -> None:
-        """What the calls go through."""
+        """The hops of a call."""
         self._say(self._arrow.join(parts), "dim")
 
     def scene(self, number: int, text: str) -> None:
-        """The heading of a scene, whose time begins anew."""
+        """The heading of a scene; its time starts at zero."""
         self._phase = "before"
         self._gap()
         self._say(f"{number}  {text}", "bold")
@@ -61,10 +61,10 @@ class Timeline:
             case Kind.CUT:
                 what = "stream" if moment.number == 1 else "streams"
                 self._gap()
-                self._row(moment, "cut", _RED, f"{moment.number} {what} of {who} reset; its tool goes on")
+                self._row(moment, "cut", _RED, f"{moment.number} {what} of {who} reset; its tool runs on")
                 self._phase = "cut"
             case Kind.KILL:
-                name = signal.Signals(moment.number).name if moment.number else "nobody"
+                name = signal.Signals(moment.number).name if moment.number else "no signal"
                 self._gap()
                 self._row(moment, "killed", _RED, f"{who}, by {name}")
                 self._phase = "killed"
@@ -79,63 +79,66 @@ class Timeline:
                 self._row(moment, "error", _RED, f"{moment.number}: {moment.text}" if moment.number else moment.text)
 
     def served(self, figures: Mapping[str, Figures]) -> None:
-        """Who served the resumed streams.
+        """Print which workers served the resumed streams.
 
         Args:
-            figures: What each worker has counted in this scene, by its name.
+            figures: The metrics of each worker in this scene, by its name.
         """
-        said = [
-            f"worker {name} " + (f"replayed {it.replayed} and followed {it.followed}" if it.delivered else "none")
+        served = [
+            f"worker {name} " + (f"replayed {it.replayed} and sent {it.followed} live" if it.delivered else "sent none")
             for name, it in figures.items()
         ]
-        self._say(f"By the /metrics of each: {', '.join(said)}.", "dim")
+        self._say(f"Events on resumed streams, by /metrics: {', '.join(served)}.", "dim")
 
     def answered(self, record: Sequence[Moment], lease: float) -> None:
-        """How long after the kill the error came.
+        """Print how long after the kill the error arrived.
 
         Args:
-            record: What the client saw.
-            lease: Seconds for which a worker that is gone is believed in.
+            record: The moments of the client.
+            lease: The lease of a worker, in seconds.
         """
         killed, failed = of(Kind.KILL, record), of(Kind.FAILURE, record)
         if killed and failed:
-            text = f"That is {failed[0].at - killed[0].at:.1f} s after the kill; workers have a lease of {lease:g} s."
+            seconds = failed[0].at - killed[0].at
+            text = f"The error arrived {seconds:.1f} s after the kill; a worker's lease is {lease:g} s."
             self._gap()
             self._say(text, "dim")
             self._gap()
 
-    def lateness(self, record: Sequence[Moment], started: float, said_at: Sequence[float]) -> None:
-        """How late the events came, by the server's clock: those said while nobody listened, and the others.
+    def lateness(self, record: Sequence[Moment], started: float, sent_at: Sequence[float]) -> None:
+        """Print the latency of the events that the client missed, and of the others, by the server's clock.
 
         Args:
-            record: What the client saw.
+            record: The moments of the client.
             started: The zero of its times, in seconds since the epoch.
-            said_at: When each step was reported.
+            sent_at: When each step was sent.
         """
         cut, back = of(Kind.CUT, record), of(Kind.RETURN, record)
         if not (cut and back):
             return
         late: dict[bool, list[float]] = {True: [], False: []}
         for event in of(Kind.EVENT, record):
-            if 1 <= event.number <= len(said_at):
-                said = said_at[event.number - 1] - started
-                late[cut[0].at < said < back[0].at].append(event.at - said)
+            if 1 <= event.number <= len(sent_at):
+                sent = sent_at[event.number - 1] - started
+                late[cut[0].at < sent < back[0].at].append(event.at - sent)
         missed, heard = late[True], late[False]
         self._gap()
-        text = f"{len(missed)} of {self._steps} events were said while nobody listened"
-        self._say(text + (f", and came {min(missed):.2f} to {max(missed):.2f} s late." if missed else "."), "dim")
+        text = f"The client missed {len(missed)} of {self._steps} events"
+        self._say(
+            text + (f" and received them {min(missed):.2f} to {max(missed):.2f} s late." if missed else "."), "dim"
+        )
         if heard:
-            self._say(f"The others came within {max(heard) * 1000:.0f} ms.", "dim")
+            self._say(f"The others arrived within {max(heard) * 1000:.0f} ms.", "dim")
 
     def figures(self, alive: Mapping[str, Figures], lost: Mapping[str, Figures]) -> None:
-        """The table of what /metrics reports.
+        """Print the table of metrics.
 
         Args:
-            alive: The figures of each worker that can be asked, by its name.
-            lost: Of those that cannot be asked any more: what they said last.
+            alive: The metrics of each worker that is alive, by its name.
+            lost: The last metrics of each killed worker.
         """
         self._gap()
-        self._say(f"What /metrics reports, summed over the workers alive: {', '.join(alive) or 'none'}", "bold")
+        self._say(f"/metrics, summed over the workers that are alive: {', '.join(alive) or 'none'}", "bold")
         self._gap()
         figures = Figures.sum(alive.values())
         for what, value, metric in _rows(figures):
@@ -143,30 +146,28 @@ class Timeline:
             row.append(f"{value:>{_VALUE}}", style="bold")
             row.append(f"   {metric}", style="dim")
             self._console.print(row, soft_wrap=True)
-        for name, said in lost.items():
+        for name, last in lost.items():
             self._gap()
-            stored = (
-                f"{said.total(names.EVENTS_STORED):.0f} events stored, {said.delivered} delivered on resumed streams"
+            stored = f"{last.total(names.EVENTS_STORED):.0f} events stored, {last.delivered} sent on resumed streams"
+            self._say(
+                f"The counters of worker {name} ended with it. At its last scrape, before scene 2: {stored}.", "dim"
             )
-            self._say(f"Worker {name} took its counters with it; when last asked, before scene 2: {stored}.", "dim")
 
     def verdict(self, faults: Sequence[str]) -> None:
-        """The last word."""
+        """Print the verdict."""
         self._gap()
         if not faults:
-            text = (
-                f"PASS  {self._steps} of {self._steps} events, each once and in order, though another worker resumed."
-            )
+            text = f"PASS  {self._steps} of {self._steps} events, each once and in order, resumed on the other worker."
             self._say(text, "bold green")
-            self._say("PASS  A killed worker's call was answered in time, and its session went on.", "bold green")
+            self._say("PASS  The killed worker's call was answered in time; its session continued.", "bold green")
         for fault in faults:
             self._say(f"FAIL  {fault}", _RED)
         self._gap()
 
     def log(self, whose: str, text: str) -> None:
-        """What somebody wrote while it failed; nothing when that is nothing."""
+        """Print a log after a failure, unless it is empty."""
         if text.strip():
-            self._say(f"What {whose} logged:", "bold")
+            self._say(f"Log of {whose}:", "bold")
             self._console.print(Text(text.rstrip(), style="dim"), soft_wrap=True)
             self._gap()
 
@@ -188,7 +189,7 @@ class Timeline:
         self._wrapped(Text("  "), Text(text, style=style))
 
     def _wrapped(self, head: Text, text: Text) -> None:
-        """Write a text, all of its lines where the first one begins."""
+        """Write a text, its lines indented like the first one."""
         for number, line in enumerate(text.wrap(self._console, max(20, self._console.width - len(head) - 1))):
             line.rstrip()
             self._console.print((Text(" " * len(head)) if number else head) + line)
@@ -204,15 +205,15 @@ def _rows(figures: Figures) -> list[tuple[str, str, str]]:
         for kind, count in figures.by(names.EVENTS_STORED, "message_type").items()
     ]
     if (seconds := figures.mean(names.STORE_SECONDS)) is not None:
-        rows.append(("mean time to store one", f"{seconds * 1000:.2f} ms", names.STORE_SECONDS))
+        rows.append(("mean store latency", f"{seconds * 1000:.2f} ms", names.STORE_SECONDS))
     rows += [
         (f"replays, {outcome}", f"{count:.0f}", names.REPLAY_SECONDS)
         for outcome, count in figures.by(f"{names.REPLAY_SECONDS}_count", "outcome").items()
     ]
     rows.append(("events replayed", f"{figures.total(f'{names.REPLAYED_EVENTS}_sum'):.0f}", names.REPLAYED_EVENTS))
-    rows.append(("events followed live", f"{figures.total(names.EVENTS_FOLLOWED):.0f}", names.EVENTS_FOLLOWED))
+    rows.append(("events sent live", f"{figures.total(names.EVENTS_FOLLOWED):.0f}", names.EVENTS_FOLLOWED))
     if (age := figures.mean(names.RESUME_AGE)) is not None:
-        rows.append(("age of the last event", f"{age:.2f} s", names.RESUME_AGE))
+        rows.append(("age at resume", f"{age:.2f} s", names.RESUME_AGE))
     rows.append(("requests orphaned", f"{figures.total(names.ORPHANED):.0f}", names.ORPHANED))
     rows.append(("events missing", f"{figures.total(names.EVENTS_MISSING):.0f}", names.EVENTS_MISSING))
     rows.append(("errors", f"{figures.total(names.ERRORS):.0f}", names.ERRORS))

@@ -1,4 +1,4 @@
-"""Whether it worked: what the client saw, who served it, and what the stores counted have to agree."""
+"""The verdict: client, workers and metrics must agree."""
 
 import signal
 from collections import Counter
@@ -10,45 +10,45 @@ from examples.demo.record import Kind, Moment, after, of
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
 
 GRACE_SECONDS = 1.0
-"""How long after the lease the error may come: somebody looks for it twice a second."""
+"""How long after the lease the error may arrive: followers check twice a second."""
 
 
 def of_cut(moments: Sequence[Moment], figures: Mapping[str, Figures], steps: int) -> list[str]:
-    """All that speaks against "every event came once, in order, though another worker served the second half".
+    """Check that every event arrived once and in order, the second half from the other worker.
 
     Args:
-        moments: What the client saw.
-        figures: What each worker's /metrics counted in the meantime, by its name.
-        steps: How many events were owed.
+        moments: The moments of the client.
+        figures: The metrics of each worker during the scene, by its name.
+        steps: The number of events of the call.
 
     Returns:
-        One sentence for each fault; nothing when there is none.
+        One sentence for each fault.
     """
     numbers = [moment.number for moment in of(Kind.EVENT, moments)]
     found = _of_events(numbers, steps)
     found += [f"the call failed: {moment.text}" for moment in of(Kind.FAILURE, moments)]
     results = of(Kind.RESULT, moments)
     if len(results) != 1:
-        found.append("the result never came" if not results else f"the result came {len(results)} times")
+        found.append("the result never arrived" if not results else f"the result arrived {len(results)} times")
     elif moments[-1] is not results[0]:
-        found.append("the result came before the last event")
+        found.append("the result arrived before the last event")
     return [*found, *_of_way(moments), *_of_figures(moments, figures)]
 
 
 def of_kill(
     moments: Sequence[Moment], figures: Mapping[str, Figures], steps: int, lease: float, words: int
 ) -> list[str]:
-    """All that speaks against "a killed worker's call was answered in time, and its session went on".
+    """Check that the call of the killed worker was answered in time, and that its session continued.
 
     Args:
-        moments: What the client saw.
-        figures: What the /metrics of each worker that is alive counted in the meantime, by its name.
-        steps: How many events the call had sent, had it lived.
-        lease: Seconds for which a worker that is gone is believed in.
-        words: What the next call counts.
+        moments: The moments of the client.
+        figures: The metrics of each worker that is alive, during the scene, by its name.
+        steps: The number of events of a complete call.
+        lease: The lease of a worker, in seconds.
+        words: The expected result of the next call.
 
     Returns:
-        One sentence for each fault; nothing when there is none.
+        One sentence for each fault.
     """
     kills = [moment for moment in of(Kind.KILL, moments) if moment.number == signal.SIGKILL]
     runner = _runner(moments)
@@ -62,7 +62,7 @@ def of_kill(
     if not of(Kind.EVENT, before) or max(numbers) >= steps:
         found.append("the kill was not in the middle of the events")
     if not of(Kind.RETURN, moments[len(before) : end]):
-        found.append("the client did not come back after the kill")
+        found.append("the client did not reconnect after the kill")
     found += _of_error(moments[end : end + 1], kills[0], lease)
     found += _of_next(moments[end + 1 :], runner, words)
     return [*found, *_of_figures(moments[: end + 1], figures, orphaned=1)]
@@ -71,21 +71,21 @@ def of_kill(
 def _of_events(numbers: Sequence[int], steps: int) -> list[str]:
     found = []
     if missing := sorted(set(range(1, steps + 1)) - set(numbers)):
-        found.append(f"events never came: {_listed(missing)}")
+        found.append(f"events never arrived: {_listed(missing)}")
     if doubled := sorted(number for number, times in Counter(numbers).items() if times > 1):
-        found.append(f"events came more than once: {_listed(doubled)}")
+        found.append(f"events arrived more than once: {_listed(doubled)}")
     if strange := sorted(set(numbers) - set(range(1, steps + 1))):
-        found.append(f"events came that nobody sent: {_listed(strange)}")
+        found.append(f"events arrived that were never sent: {_listed(strange)}")
     if list(numbers) != sorted(numbers):
-        found.append(f"events came out of order: {_listed(numbers)}")
+        found.append(f"events arrived out of order: {_listed(numbers)}")
     return found
 
 
 def _of_way(moments: Sequence[Moment]) -> list[str]:
-    """The call ran on one worker, its stream was cut in the middle, and the other one served the rest."""
+    """Check that one worker ran the call, its stream was cut, and the other one served the rest."""
     runner = _runner(moments)
     if not runner:
-        return ["it is not known which worker ran the call"]
+        return ["unknown which worker ran the call"]
     if not any(moment.number and moment.worker == runner for moment in of(Kind.CUT, moments)):
         return ["no stream of the worker that ran the call was cut, so nothing was shown"]
     rest = after(Kind.CUT, moments)
@@ -93,59 +93,61 @@ def _of_way(moments: Sequence[Moment]) -> list[str]:
         return ["the cut was not in the middle of the events"]
     returns = of(Kind.RETURN, rest)
     if not returns:
-        return ["the client did not come back after the cut"]
+        return ["the client did not reconnect after the cut"]
     if any(moment.worker in {"", runner} for moment in returns):
-        return ["no other worker than the one that ran the call resumed its stream"]
+        return ["no other worker resumed the stream"]
     return []
 
 
 def _of_error(end: Sequence[Moment], kill: Moment, lease: float) -> list[str]:
     if not end:
-        return ["the call that was killed got no error"]
+        return ["the call of the killed worker received no error"]
     (error,) = end
     if error.kind is Kind.RESULT:
-        return ["the call that was killed returned a result"]
+        return ["the call of the killed worker returned a result"]
     found = []
     if error.number != REQUEST_ORPHANED:
-        found.append(f"the call that was killed got another error, {error.number}: {error.text}")
+        found.append(f"the call of the killed worker received another error, {error.number}: {error.text}")
     if (late := error.at - kill.at) > lease + GRACE_SECONDS:
-        found.append(f"the error came {late:.1f} s after the kill, later than {lease + GRACE_SECONDS:g} s")
+        found.append(f"the error arrived {late:.1f} s after the kill, later than {lease + GRACE_SECONDS:g} s")
     return found
 
 
 def _of_next(moments: Sequence[Moment], killed: str, words: int) -> list[str]:
-    """The next call of the session, after the error."""
-    found = [f"the session did not go on: {moment.text}" for moment in of(Kind.FAILURE, moments)]
+    """Check the next call of the session, after the error."""
+    found = [f"the session did not continue: {moment.text}" for moment in of(Kind.FAILURE, moments)]
     results = of(Kind.RESULT, moments)
     if not found and [result.number for result in results] != [words]:
-        found.append("the session did not go on: its next call did not return what it should")
+        found.append("the session did not continue: its next call did not return the expected result")
     if not found and _runner(moments) in {"", killed}:
-        found.append("it is not known that another worker served the next call")
+        found.append("unknown whether another worker served the next call")
     if of(Kind.EVENT, moments):
-        found.append("events came after the error")
+        found.append("events arrived after the error")
     return found
 
 
 def _of_figures(moments: Sequence[Moment], figures: Mapping[str, Figures], orphaned: int = 0) -> list[str]:
-    """Those who served the resumed stream count what came out of it; nobody else counts any, and nothing failed."""
+    """Check that only the workers that served the resumed stream count its messages, and that nothing failed."""
     served = {moment.worker for moment in of(Kind.RETURN, moments)}
     owed = len(_streamed(moments))
     found = []
     counted = sum(counts.delivered for worker, counts in figures.items() if worker in served)
     if counted != owed:
-        who = " and ".join(sorted(served)) or "nobody"
-        found.append(f"{owed} messages came on the resumed stream, but /metrics of {who} counts {counted}")
+        who = " and ".join(sorted(served)) or "no worker"
+        found.append(f"{owed} messages arrived on the resumed stream, but /metrics of {who} counts {counted}")
     if (total := Figures.sum(figures.values()).total(names.ORPHANED)) != orphaned:
-        found.append(f"{orphaned} requests lost their worker, but /metrics counts {total:g}")
+        found.append(f"{orphaned} requests were orphaned, but /metrics counts {total:g}")
     for worker, counts in sorted(figures.items()):
         if worker in served and not counts.resumed:
-            found.append(f"/metrics of {worker} knows of no replay that delivered what was owed")
+            found.append(f"/metrics of {worker} counts no complete replay")
         if worker not in served and counts.delivered:
-            found.append(f"/metrics of {worker} counts {counts.delivered} messages on resumed streams, and served none")
+            found.append(
+                f"/metrics of {worker} counts {counts.delivered} messages on resumed streams, but it served none"
+            )
         found += [
             f"/metrics of {worker} reports {total:g} {what}"
             for name, what in (
-                (names.EVENTS_MISSING, "events that were owed and gone"),
+                (names.EVENTS_MISSING, "missing events"),
                 (names.EVENTS_CORRUPT, "events that could not be read"),
                 (names.ERRORS, "failed operations"),
             )
@@ -155,13 +157,13 @@ def _of_figures(moments: Sequence[Moment], figures: Mapping[str, Figures], orpha
 
 
 def _streamed(moments: Sequence[Moment]) -> list[Moment]:
-    """What came on the resumed stream: not what was still under way on the first one when that was cut."""
+    """The messages on the resumed stream, without those that were in flight on the first one when it was cut."""
     kinds = {Kind.EVENT, Kind.RESULT, Kind.FAILURE}
     return [moment for moment in after(Kind.RETURN, moments) if moment.kind in kinds]
 
 
 def _runner(moments: Sequence[Moment]) -> str:
-    """The worker that runs the first call; "" when it is not known."""
+    """The worker that runs the first call; "" if it is unknown."""
     return next((moment.worker for moment in of(Kind.CALL, moments)), "")
 
 

@@ -1,4 +1,4 @@
-"""Waiting that always ends, and says what it waited for."""
+"""Bounded waits whose error names the condition."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 
 class DemoError(Exception):
-    """The demonstration cannot go on; the message is for the one who runs it."""
+    """The demo cannot continue; the message is for its user."""
 
 
 @asynccontextmanager
@@ -15,10 +15,10 @@ async def within(seconds: float, what: str) -> AsyncIterator[None]:
 
     Args:
         seconds: How long the block may take.
-        what: What is waited for, to go after "waited … for".
+        what: The condition, as it follows "… seconds for".
 
     Raises:
-        DemoError: It took longer.
+        DemoError: The block took longer.
     """
     scope = asyncio.timeout(seconds)
     try:
@@ -27,5 +27,5 @@ async def within(seconds: float, what: str) -> AsyncIterator[None]:
     except TimeoutError:
         if not scope.expired():
             raise
-        msg = f"waited {seconds:g} seconds for {what}, in vain"
+        msg = f"timed out after {seconds:g} seconds waiting for {what}"
         raise DemoError(msg) from None

@@ -1,4 +1,4 @@
-"""One uvicorn worker: a process of its own that serves the MCP server on a port of the loopback interface."""
+"""One uvicorn worker: a process that serves the MCP server on a loopback port."""
 
 import asyncio
 import contextlib
@@ -24,9 +24,9 @@ _ROOT = Path(__file__).parents[2]
 
 
 def free_port(preferred: int = 0) -> int:
-    """A free port of the loopback interface: the preferred one, unless it is taken."""
+    """A free loopback port: the preferred one, unless it is taken."""
     with socket.socket() as probe:
-        # As a server binds: what an ended server left in TIME_WAIT is no obstacle.
+        # As a server binds: a connection in TIME_WAIT does not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, preferred))
@@ -41,9 +41,9 @@ class Worker:
 
     Args:
         redis_url: The Redis that all workers share.
-        name: What the demonstration calls it.
-        port: Where it listens; 0 chooses a free port.
-        show_log: Whether it writes its log on our standard error; else it is kept, and told when the worker fails.
+        name: Its name in the output.
+        port: Its port; 0 chooses a free one.
+        show_log: Whether its log goes to standard error; otherwise it is kept, and shown if the worker fails.
     """
 
     def __init__(self, redis_url: str, *, name: str = "", port: int = 0, show_log: bool = False) -> None:
@@ -54,28 +54,28 @@ class Worker:
         self._show_log = show_log
         self._process: asyncio.subprocess.Process | None = None
         self.log = ""
-        """What it wrote, once it has ended and unless it was shown."""
+        """Its log, after it has ended; empty with `show_log`."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Start it, wait until it is healthy, and stop it when the block ends.
+        """Start the worker, wait until it is healthy, and stop it when the block ends.
 
         Raises:
-            DemoError: It ended, or did not become healthy in time. Its log goes with this and every other `DemoError`.
+            DemoError: It ended, or did not become healthy in time. Its log is appended to every `DemoError`.
         """
         with tempfile.TemporaryFile() as log:
             output = None if self._show_log else log
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "uvicorn", "examples.demo.server:app", "--factory"),
                 *("--host", HOST, "--port", str(self.port), "--log-level", "warning"),
-                # A client that follows a stream would otherwise hold up the end of the server.
+                # Otherwise a client that follows a stream would delay the shutdown.
                 *("--timeout-graceful-shutdown", "1"),
                 cwd=_ROOT,
                 env=os.environ | {URL_VARIABLE: self._redis_url},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                # A Ctrl-C at the terminal is for us; we stop the workers in our own time.
+                # Ctrl-C at the terminal reaches the demo only, which then stops the workers.
                 start_new_session=True,
             )
             try:
@@ -99,7 +99,7 @@ class Worker:
         return 0 if self._process is None else await self._process.wait()
 
     async def stop(self) -> None:
-        """End it as an operator would; by force when it does not listen."""
+        """Stop it with SIGTERM; after `STOP_SECONDS`, kill it."""
         if self._process is None or self._process.returncode is not None:
             return
         try:
@@ -108,11 +108,11 @@ class Worker:
                 async with asyncio.timeout(STOP_SECONDS):
                     await self._process.wait()
         finally:
-            # Also when a signal cancels us just here: there is nobody after us to end it.
+            # Also if a signal cancels this task here: nothing else would end the process.
             await self.kill()
 
     async def kill(self) -> int:
-        """End it without a warning, as a crash would. Returns the signal that ended it; 0 when it ended by itself."""
+        """Kill it without a warning, like a crash. Returns the signal that ended it; 0 if it exited."""
         if self._process is None:
             return 0
         if self._process.returncode is None:
@@ -121,7 +121,7 @@ class Worker:
         return max(0, -await self._process.wait())
 
     async def metrics(self) -> str:
-        """What /metrics shows now.
+        """The text of /metrics.
 
         Raises:
             DemoError: It does not answer.
@@ -136,7 +136,7 @@ class Worker:
     async def _healthy(self) -> None:
         async with (
             within(START_SECONDS, f"{self.url}/healthz to answer 200"),
-            # No proxy of the environment's: everything here is on this machine.
+            # Without the environment's proxy: everything is on this machine.
             httpx2.AsyncClient(trust_env=False, timeout=START_SECONDS) as http,
         ):
             while not await _answers(http, f"{self.url}/healthz"):

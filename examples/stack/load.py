@@ -1,4 +1,4 @@
-"""Clients that call the server of the stack again and again: something to look at.
+"""Clients that call the server of the stack repeatedly.
 
 python load.py [URL] [CLIENTS] [SECONDS]
 """
@@ -14,30 +14,30 @@ PAGES = (5, 40)
 
 
 async def call(url: str) -> None:
-    """Open a session, have a few reports written, and end it."""
-    # "legacy": the revisions up to 2025-11-25; later ones have no streams to resume.
+    """Open a session, request three reports, and close it."""
+    # "legacy": revisions up to 2025-11-25; later ones have no resumption.
     async with Client(url, mode="legacy") as client:
         for _ in range(3):
-            pages = random.randint(*PAGES)  # noqa: S311 - nobody's secret
+            pages = random.randint(*PAGES)  # noqa: S311 - not a secret
             await client.call_tool("report", {"pages": pages}, progress_callback=read)
 
 
 async def read(progress: float, total: float | None, message: str | None) -> None:
-    """Take in a page. Who does not ask for progress is told none."""
+    """Ignore a page. Without a callback the server sends no progress."""
 
 
 async def keep_calling(url: str) -> None:
-    """Call for ever; a server that is not there is tried again."""
+    """Call forever; after a failure, try again."""
     while True:
         try:
             await call(url)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the load goes on
+        except Exception as error:  # noqa: BLE001 - the load continues after any error
             print(f"a session failed: {type(error).__name__}", file=sys.stderr)
             await anyio.sleep(1)
 
 
 async def main(*arguments: str) -> None:
-    """So many clients, for so long."""
+    """Run the clients for the given time."""
     url, clients, seconds = [*arguments, *DEFAULTS[len(arguments) :]]
     with anyio.move_on_after(float(seconds)):
         async with anyio.create_task_group() as tasks:

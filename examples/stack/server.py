@@ -1,4 +1,4 @@
-"""The server of the stack: a tool that takes its time, and whose connections drop in the middle now and then."""
+"""The server of the stack: a slow tool whose connection breaks now and then."""
 
 import os
 import random
@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from mcp_eventscope import http_app
 
 CUT_ONE_IN = 20
-"""After so many pages the connection is closed, and the client comes back for the rest."""
+"""The connection is closed after one of so many pages; the client then resumes."""
 
 mcp: MCPServer[object] = MCPServer("stack", log_level="WARNING")
 
@@ -20,7 +20,7 @@ mcp: MCPServer[object] = MCPServer("stack", log_level="WARNING")
 async def report(pages: int, ctx: Context) -> str:
     """Write a report, page by page."""
     for page in range(1, pages + 1):
-        await anyio.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - nobody's secret
+        await anyio.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - not a secret
         await ctx.report_progress(page, pages, f"page {page}")
         if random.randrange(CUT_ONE_IN) == 0:  # noqa: S311
             await ctx.close_sse_stream()
@@ -30,8 +30,8 @@ async def report(pages: int, ctx: Context) -> str:
 def app() -> Starlette:
     """The application, for `uvicorn --factory --workers 2`, on the Redis of EVENTSCOPE_REDIS_URL.
 
-    Its metrics have a port of their own, in the network of the stack and nowhere else; whichever worker answers, it
-    answers for all (PROMETHEUS_MULTIPROC_DIR).
+    `/metrics` has a separate port, which is not published outside the network of the stack. Whichever worker answers
+    reports for all of them (PROMETHEUS_MULTIPROC_DIR).
     """
     return http_app(
         mcp,

@@ -83,7 +83,7 @@ def test_waiting_says_what_for() -> None:
     """A bound that is reached is a message; a timeout of the block's own is not ours."""
 
     async def test() -> None:
-        with pytest.raises(DemoError, match=r"^waited 0\.01 seconds for rain, in vain$"):
+        with pytest.raises(DemoError, match=r"^timed out after 0\.01 seconds waiting for rain$"):
             async with within(0.01, "rain"):
                 await asyncio.Event().wait()
         with pytest.raises(TimeoutError):

@@ -1,4 +1,4 @@
-"""The other examples run: the manager by hand, the client of the quickstart, stores of others, and the log events."""
+"""The other examples: the manager by hand, the client, third-party stores, and the log events."""
 
 import importlib
 import json
@@ -19,7 +19,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 async def test_by_hand(valkey_url: str, connect: Connect) -> None:
-    """An application of one's own with the drop-in manager serves, and resumes."""
+    """An application with the drop-in manager serves and resumes."""
     by_hand = importlib.import_module("examples.by_hand")
     by_hand.redis.connection_pool = aioredis.from_url(valkey_url).connection_pool
     async with serving(by_hand.app) as url:
@@ -31,7 +31,7 @@ async def test_by_hand(valkey_url: str, connect: Connect) -> None:
 
 
 async def test_client(valkey_url: str) -> None:
-    """The client of the quickstart calls its tool, and shows the progress."""
+    """The client of the quickstart calls the tool and prints its progress."""
     quickstart = importlib.import_module("examples.quickstart")
     async with serving(http_app(quickstart.mcp, redis_url=valkey_url)) as url:
         done = await anyio.run_process([sys.executable, str(EXAMPLES / "client.py"), f"{url}/mcp"], check=False)
@@ -42,7 +42,7 @@ async def test_client(valkey_url: str) -> None:
 
 
 async def test_third_party() -> None:
-    """Each store of others replays its call, and its operator sees the same of all."""
+    """Each third-party store replays its call, and all have the same metrics."""
     command = [sys.executable, str(EXAMPLES / "third_party.py"), "memory", "sqlite", "fastmcp"]
     done = await anyio.run_process(command, check=False)
     assert done.returncode == 0, done.stderr.decode()
@@ -55,19 +55,19 @@ async def test_third_party() -> None:
 
 
 async def test_logs() -> None:
-    """Each event is shown twice, with the same fields; what repeats is told once, and in its trace."""
+    """Each event is printed twice, with the same fields; a repeated one is logged once, with its trace."""
     done = await anyio.run_process([sys.executable, str(EXAMPLES / "logs.py")], check=False)
     assert done.returncode == 0, done.stderr.decode()
     shown = [block.splitlines() for block in done.stdout.decode().strip().split("\n\n")]
-    told = []
+    logged = []
     for pretty, as_json in shown:
         event = json.loads(as_json)
-        told.append(event["event"])
+        logged.append(event["event"])
         assert event["event"] in pretty
         assert f"[{event['level']}" in pretty
         assert all(name in pretty for name in event.keys() - {"event", "level", "timestamp"})
         assert ("trace_id" in event) == (event["event"] == "event_store.replay_incomplete")
-    assert told == [
+    assert logged == [
         "event_store.ttl_missing",
         "event_store.replay_incomplete",
         "event_store.degraded",

@@ -1,6 +1,8 @@
-"""What is written is what is there."""
+"""The documentation agrees with the code."""
 
 import re
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -9,18 +11,19 @@ import generate
 import mcp_eventscope
 from mcp_eventscope import app
 from mcp_eventscope.telemetry import catalog
+from support import drawn_paths
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 
 
 def test_telemetry_page_is_current() -> None:
-    """docs/telemetry.md is what the catalog says; `make docs` writes it."""
+    """docs/telemetry.md is generated from the catalog, by `make docs`."""
     assert generate.TARGET.read_text("utf-8") == generate.telemetry()
 
 
 def test_questions_are_answered_by_what_is_there() -> None:
-    """The metrics and log events that the page names beside the questions are declared."""
+    """The metrics and log events in the questions of the telemetry page are declared."""
     declared = {each.name for each in (*catalog.METRICS, *catalog.LOG_EVENTS)}
     named = re.findall(r"`((?:eventscope_|event_store\.)[a-z_]+)`", generate.QUESTIONS)
     assert len(named) > 20
@@ -28,7 +31,7 @@ def test_questions_are_answered_by_what_is_there() -> None:
 
 
 def test_quickstart_is_the_file() -> None:
-    """The quickstart in the README is the file that a test runs, to the letter."""
+    """The quickstart in the README is identical to the file that a test runs."""
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert (ROOT / "examples" / "quickstart.py").read_text("utf-8") in blocks
 
@@ -43,11 +46,47 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def test_readme_names_what_exists() -> None:
-    """Metrics, log events and public names that the README uses are there."""
+    """Metrics, log events and public names that the README uses are declared."""
     exposed = (ROOT / "docs" / "telemetry.md").read_text("utf-8")
     for name in re.findall(r"\beventscope_[a-z_]+|\bevent_store\.[a-z_]+", README):
         assert name.removesuffix("_count") in exposed, name
     imported = re.findall(r"from mcp_eventscope import ([^\n]+)", README)
     assert {name for line in imported for name in line.split(", ")} <= set(mcp_eventscope.__all__)
     assert app.URL_VARIABLE in README
-    assert f"ttl={app.DEFAULT_TTL}" in README
+
+
+@pytest.mark.parametrize(("table", "function"), [(0, mcp_eventscope.http_app), (1, mcp_eventscope.RedisEventStore)])
+def test_readme_options_are_those_of_the_code(table: int, function: Callable[..., object]) -> None:
+    """Each table of options names every option of its function, in order, with the default."""
+    tables = README.split("| option | default | unit | meaning |\n")[1:]
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", tables[table].partition("\n\n")[0], re.MULTILINE)
+    options = [each for each in signature(function).parameters.values() if each.kind is not each.VAR_KEYWORD][1:]
+    assert [name for name, _ in rows] == [each.name for each in options]
+    for (name, default), option in zip(rows, options, strict=True):
+        if isinstance(option.default, int | float):
+            assert float(default) == option.default, name
+        else:
+            assert option.default in {None, default.strip("`")}, name
+
+
+@pytest.mark.parametrize("reference", sorted(drawn_paths.references()), ids=" ".join)
+def test_architecture_names_functions_that_exist(reference: drawn_paths.Reference) -> None:
+    """Each function, class or constant is in the module that the architecture page names with it."""
+    assert drawn_paths.exists(reference)
+
+
+def test_architecture_names_modules_that_exist() -> None:
+    """Each module and script on the architecture page is in the package."""
+    named = drawn_paths.modules()
+    assert {"sessions/manager.py", "redis/lua/commit.lua"} <= named
+    assert [module for module in named if not (drawn_paths.PACKAGE / module).is_file()] == []
+
+
+def test_architecture_links_lead_to_its_sections() -> None:
+    """Links within the architecture page lead to its headings."""
+    anchors = {
+        heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", drawn_paths.PAGE, re.MULTILINE)
+    }
+    linked = set(re.findall(r"\]\(#([^)]+)\)", drawn_paths.PAGE))
+    assert linked
+    assert linked <= anchors
