@@ -16,6 +16,7 @@ from opentelemetry.trace import StatusCode
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.redis.write.session_writer import LINGER_SECONDS
 from mcp_eventscope.store.messages import EventMessage
+from mcp_eventscope.telemetry import prometheus
 from mcp_eventscope.telemetry.logs import REPEAT_SECONDS
 from support.events import change
 from support.memory_store import MemoryEventStore
@@ -377,3 +378,11 @@ async def test_without_metrics(redis: FakeAsyncRedis, scope: Scope) -> None:
     await store.append("1", RESPONSE)
     assert (await store.replay(first.event_id, ignore, stream_id="1")).delivered == 1
     assert scope.log.entries == []
+
+
+def test_prometheus_client_without_a_private_part_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prometheus_client that has changed inside is refused with its version, not met by an error in a scrape."""
+    prometheus.check_prometheus_client()
+    monkeypatch.setattr(prometheus, "_PRIVATE", (*prometheus._PRIVATE, "_moved"))
+    with pytest.raises(ImportError, match=r"prometheus_client \d.* has no _moved; install"):
+        prometheus.check_prometheus_client()

@@ -19,6 +19,8 @@ from prometheus_client import Metric, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from mcp_eventscope import process
+
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable that enables the mode; prometheus_client reads it when it is imported."""
 
@@ -27,7 +29,6 @@ _UNREADABLE = (OSError, ValueError, RuntimeError, struct.error)
 """Errors of prometheus_client for files that were just created, or that are damaged."""
 
 _place: tuple[int, int] | None = None
-_forks_are_seen = False
 _one_scrape = threading.Lock()
 
 
@@ -63,16 +64,14 @@ def join() -> None:
         ValueError: As in `directory`.
         OSError: The directory is not writable.
     """
-    global _place, _forks_are_seen  # noqa: PLW0603 - state of the process
+    global _place  # noqa: PLW0603 - state of the process
     where, pid = directory(), os.getpid()
     if where is None or (_place is not None and _place[0] == pid):
         return
     if _place is not None:
         os.close(_place[1])  # Inherited from the parent, unlike the lock.
     _place = pid, _locked(where / _HELD.format(pid))
-    if not _forks_are_seen:
-        _forks_are_seen = True
-        os.register_at_fork(after_in_child=_join_after_fork)
+    process.after_fork(_join_after_fork)
 
 
 def _join_after_fork() -> None:

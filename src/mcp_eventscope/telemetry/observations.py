@@ -5,13 +5,14 @@ cannot reach the buffers of other processes, it is also flushed at the end of ea
 """
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 from weakref import WeakSet
+
+from mcp_eventscope import process
 
 FLUSH_SIZE = 512
 """Observations per flush, which then takes 0.1 ms."""
@@ -79,11 +80,12 @@ class ObservationBuffer:
         self._write = write
         self._failed = failed
         self._flush_each_turn = flush_each_turn
-        self.clear()
+        self.after_fork()
         _buffers.add(self)
+        process.track(self)
 
-    def clear(self) -> None:
-        """Reset after a fork: the observations belong to the parent, and the lock may be held."""
+    def after_fork(self) -> None:
+        """Start empty: in a forked child the observations belong to the parent, and the lock may be held."""
         # Lists of untracked objects, which the garbage collector skips. Appending and deleting a prefix are atomic; the
         # elements of the lists need not match.
         self._seconds: list[float] = []
@@ -145,15 +147,6 @@ class ObservationBuffer:
                 self._write(batch)
         except Exception as error:  # noqa: BLE001 - the registry of the application
             self._failed(error)
-
-
-def _forked() -> None:
-    for buffer in tuple(_buffers):
-        buffer.clear()
-
-
-if hasattr(os, "register_at_fork"):  # Not on Windows.
-    os.register_at_fork(after_in_child=_forked)
 
 
 def flush() -> None:

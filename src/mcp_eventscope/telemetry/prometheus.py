@@ -2,10 +2,11 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, values
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar
 
@@ -72,6 +73,7 @@ class _Histogram(Histogram):
 
 def _families_of(registry: Registry) -> dict[str, _Family]:
     if registry not in _families:
+        check_prometheus_client()
         if multiprocess.directory() is None:
             _families[registry] = {metric.name: _register(metric, registry) for metric in catalog.METRICS}
         else:
@@ -87,6 +89,28 @@ def _shared_families(registry: Registry) -> dict[str, _Family]:
         multiprocess.join()
         _shared.update({metric.name: _register(metric, registry) for metric in catalog.METRICS})
     return _shared
+
+
+_PRIVATE = ("_buckets", "_sum", "_upper_bounds")
+"""What `_Histogram.observe_all` uses of prometheus_client's histogram."""
+
+
+def check_prometheus_client() -> None:
+    """Check the private parts of prometheus_client that are used here and in `multiprocess`.
+
+    Raises:
+        ImportError: They have changed.
+    """
+    # By the code, since a histogram that is only probed would leave values in the files of multiprocess mode.
+    code = getattr(getattr(Histogram, "_metric_init", None), "__code__", None)
+    missing = [name for name in _PRIVATE if code is None or name not in code.co_names]
+    missing += [] if hasattr(values.ValueClass, "_multiprocess") else ["ValueClass._multiprocess"]
+    if missing:
+        msg = (
+            f"prometheus_client {version('prometheus-client')} has no {', '.join(missing)}; "
+            "install prometheus-client 0.26, which this version of mcp-eventscope was tested with"
+        )
+        raise ImportError(msg)
 
 
 def _register(metric: declarations.Metric, registry: Registry) -> _Family:
