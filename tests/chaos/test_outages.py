@@ -14,7 +14,8 @@ from redis import asyncio as aioredis
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.store.events import BatchCommitted, EventsLost, FailureReason, StoreDegraded, StoreRecovered
-from support.ledger import Speaker, check_all, settled
+from support.ledger import Speaker, check_all
+from support.stores import until_settled
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
 
@@ -88,11 +89,11 @@ async def talk_through(world: World, outage: Callable[[], Awaitable[None]]) -> t
         for speaker in speakers:
             tasks.start_soon(speaker.say_until, over)
         await more()
-        await settled(world.store)
+        await until_settled(world.store)
         began = time.monotonic()
         await outage()
         back = time.monotonic()
-        await settled(world.store)
+        await until_settled(world.store)
         await more()
         over.set()
     assert known
@@ -186,7 +187,7 @@ async def test_catches_up(world: World) -> None:
     await until(lambda: world.store.backlog.failure is None)
     deferred = (await newcomer.say()).deferred
     left = world.store.backlog.events
-    await settled(world.store)
+    await until_settled(world.store)
     newcomer_id = (await newcomer.say()).event_id
     # Written to disk batch by batch, on a machine with other things to do.
     assert time.monotonic() - began < 8

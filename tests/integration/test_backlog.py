@@ -19,11 +19,11 @@ from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
 from mcp_eventscope.store.messages import EventMessage, JSONRPCError, JSONRPCMessage
 from mcp_eventscope.store.results import ReplayResult
 from mcp_eventscope.testing import Collected
-from support.ledger import Speaker, check_all, settled
+from support.ledger import Speaker, check_all
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
-from support.stores import patient_client
+from support.stores import patient_client, until_settled
 from support.waiting import in_time, own_time, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -71,7 +71,7 @@ class Kept:
         await until(lambda: self.store.backlog.failure or doomed.append("the one that finds out", note(0)))
         yield
         await proxy.listen()
-        await settled(self.store)
+        await until_settled(self.store)
 
 
 async def resumed(speaker: Speaker, cursor: str) -> tuple[ReplayResult, Collected]:
@@ -300,7 +300,7 @@ async def test_callers_that_leave(proxy: Proxy, client: aioredis.Redis, key_pref
                 for speaker in speakers:
                     tasks.start_soon(sometimes_cancelled, speaker, dice, cancelled)
                 tasks.start_soon(TROUBLES[trouble], kept, proxy)
-            await settled(kept.store)
+            await until_settled(kept.store)
         proxy.delay = 0
         await check_all(speakers, client)
         for speaker in speakers:
@@ -325,5 +325,5 @@ async def test_nobody_suffers_for_a_caller_that_leaves(proxy: Proxy, client: aio
         with anyio.move_on_after(0.01):
             await leaving.say()
         assert not (await staying.say()).deferred
-    await settled(kept.store)
+    await until_settled(kept.store)
     await check_all([leaving, staying], client)

@@ -8,8 +8,9 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.store.events import BatchRetried, EventsLost, FailureReason, StoreDegraded
-from support.ledger import Speaker, check_all, settled
+from support.ledger import Speaker, check_all
 from support.servers import free_port
+from support.stores import until_settled
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import eventually, until
 
@@ -68,7 +69,7 @@ class Talk:
             await anyio.sleep(seconds)
             await self.more()
             await anyio.to_thread.run_sync(self._recover, server)
-            await settled(self.store)
+            await until_settled(self.store)
             await self.more()
             over.set()
         async with aioredis.Redis.from_url(server.url) as direct:
@@ -106,7 +107,7 @@ async def test_script_flush(server: OwnValkey, cluster: aioredis.RedisCluster, k
             async with anyio.create_task_group() as tasks:
                 for speaker in talk.speakers:
                     tasks.start_soon(speaker.say_all, 5)
-        await settled(talk.store)
+        await until_settled(talk.store)
         await check_all(talk.speakers, direct)
     assert {fact.reason for fact in talk.facts if isinstance(fact, BatchRetried)} == {FailureReason.NOSCRIPT}
 
@@ -115,7 +116,7 @@ async def test_key_of_somebody_else(server: OwnValkey, cluster: aioredis.RedisCl
     """An event that is refused for good concerns nobody else."""
     talk = Talk(cluster, key_prefix)
     await talk.speakers[0].say()  # The client has found its nodes: that takes longer than a caller waits.
-    await settled(talk.store)
+    await until_settled(talk.store)
     victim = Speaker(talk.store, "s0", "taken")
     async with aioredis.Redis.from_url(server.url) as direct:
         await direct.set(victim.keys.stream(victim.stream), "a string", ex=60)

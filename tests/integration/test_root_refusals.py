@@ -20,11 +20,11 @@ from mcp_eventscope.store.events import (
 )
 from mcp_eventscope.store.results import AppendResult
 from support.fault_plan import Error, FaultPlan
-from support.ledger import Speaker, check_all, settled
+from support.ledger import Speaker, check_all
 from support.messages import note
 from support.proxy import Proxy
 from support.servers import Valkey
-from support.stores import patient_client
+from support.stores import patient_client, until_settled
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -153,7 +153,7 @@ async def test_deferred_event_that_is_refused_is_lost(
     results = await append_all(store, [POISON if number == 20 else "" for number in range(EVENTS)])
     assert all(isinstance(result, AppendResult) and result.deferred for result in results)
     await proxy.listen()
-    await settled(store)
+    await until_settled(store)
     (lost,) = [fact for fact in facts if isinstance(fact, EventsLost)]
     assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
     payloads = [await redis_client.zcard(f"{store.key_prefix}stream:{stream}") for stream in range(3)]

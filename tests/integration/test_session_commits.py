@@ -24,8 +24,8 @@ from support.leaks import LeakChecker
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
-from support.stores import patient_client
-from support.talkers import Facts, Received, Talker, elements, observed, run_of, settled
+from support.stores import patient_client, until_settled
+from support.talkers import Facts, Received, Talker, elements, observed, run_of
 from support.waiting import in_time
 
 pytestmark = pytest.mark.anyio
@@ -211,7 +211,7 @@ async def behind(valkey_server: Valkey, key_prefix: str, leaks: LeakChecker) -> 
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL)
         warm = Talker(store, session="warm")
         await warm.say()
-        await settled(store)
+        await until_settled(store)
         yield Behind(proxy, store, RedisEventStore(direct, key_prefix=key_prefix, ttl=TTL), observed(store), direct)
         proxy.clear()
         await store.flush(2)
@@ -219,7 +219,7 @@ async def behind(valkey_server: Valkey, key_prefix: str, leaks: LeakChecker) -> 
 
 async def through(behind: Behind, talkers: list[Talker]) -> None:
     """All is stored once, and counted once."""
-    await settled(behind.store)
+    await until_settled(behind.store)
     for talker in talkers:
         await talker.check(behind.reader)
         assert [each.number for each in await elements(behind.direct, talker.key)] == [
@@ -338,7 +338,7 @@ async def test_key_that_is_anothers(behind: Behind, kind: str) -> None:
                 await talker.say(2)
             await others[0].outcomes()
         assert set(await victim.outcomes()) <= {StoreOutcome.LOST, StoreOutcome.REFUSED}
-        await settled(behind.store)
+        await until_settled(behind.store)
     assert not behind.facts.of(StoreDegraded)
     assert {fact.reason for fact in behind.facts.of(EventsLost)} == {LossReason.REJECTED}
     for talker in others:

@@ -30,8 +30,8 @@ from mcp_eventscope.store.messages import JSONRPCError
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
-from support.stores import patient_client
-from support.talkers import Facts, Talker, elements, observed, settled, talking
+from support.stores import patient_client, until_settled
+from support.talkers import Facts, Talker, elements, observed, talking
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import in_time, own_time, until
 
@@ -68,7 +68,7 @@ class World:
 
     async def check(self, talkers: list[Talker]) -> None:
         """Every event has an id, is stored once and counted once, and no append took long."""
-        await settled(self.store)
+        await until_settled(self.store)
         for talker in talkers:
             assert "" not in talker.ids
             assert not any(appended.deferred or appended.refused for appended in talker.appended)
@@ -234,7 +234,7 @@ async def test_no_append_waits_in_an_outage(world: World) -> None:
         if way == world.proxy.refuse:
             await world.proxy.listen()
         world.proxy.clear()
-        await settled(world.store)
+        await until_settled(world.store)
         await talker.check(world.reader)
     assert [type(fact) for fact in world.facts.all if isinstance(fact, StoreDegraded | StoreRecovered)] == [
         StoreDegraded,
@@ -267,7 +267,7 @@ async def test_callers_that_are_cancelled(world: World) -> None:
                 await asyncio.sleep(0)
             tasks.cancel_scope.cancel()
     last = await talker.part.append("1", answer())
-    await settled(world.store)
+    await until_settled(world.store)
     numbers = [each.number for each in await elements(world.direct, talker.key)]
     assert numbers == list(range(1, int(last.event_id.split("-")[1]) + 1))
 
@@ -300,7 +300,7 @@ async def test_whole_runs_are_dropped_oldest_first(valkey_server: Valkey, key_pr
             assert "" not in talker.ids
             assert store.backlog.events <= 60 + len(talkers)
         await proxy.listen()
-        await settled(store)
+        await until_settled(store)
         dropped = []
         for talker in talkers:
             resumed, received = await talker.replayed(reader)
@@ -427,7 +427,7 @@ async def test_pool_that_is_exhausted(world: World, valkey_server: Valkey, kind:
             await talker.say(5)
         await until(lambda: any(fact.reason is FailureReason.POOL for fact in facts.of(StoreDegraded)))
         await pool.release(held.pop())
-        await settled(store)
+        await until_settled(store)
         for talker in talkers:
             await talker.check(world.reader)
         await pool.release(held.pop())

@@ -16,7 +16,8 @@ from mcp_eventscope.store.results import FollowEnd, FollowResult, StoreOutcome
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
-from support.talkers import Received, Talker, elements, observed, run_of, settled
+from support.stores import until_settled
+from support.talkers import Received, Talker, elements, observed, run_of
 from support.valkeys import own_valkey
 from support.waiting import in_time, until
 
@@ -242,7 +243,7 @@ async def test_follower_here_needs_no_redis(valkey_server: Valkey, key_prefix: s
         assert follower.facts is not None
         assert (follower.facts.end, follower.facts.failures) == (FollowEnd.COMPLETED, 0)
         await proxy.listen()
-        await settled(store)
+        await until_settled(store)
         await store.flush()
 
 

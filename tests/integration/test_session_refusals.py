@@ -8,7 +8,8 @@ from mcp_eventscope.store.events import EventsLost, LossReason
 from mcp_eventscope.store.messages import JSONRPCError, JSONRPCResponse
 from support.messages import answer, note
 from support.proxy import Proxy
-from support.talkers import Talker, observed, settled
+from support.stores import until_settled
+from support.talkers import Talker, observed
 from support.valkeys import own_valkey
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -42,7 +43,7 @@ async def test_event_above_a_limit(limit: str, *, response: bool) -> None:
                 await talker.append(answer())
             await other.say()
             await other.append(answer(2))
-            await settled(store)
+            await until_settled(store)
             (lost,) = facts.of(EventsLost)
             assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
             replayed, received = await talker.replayed(reader)

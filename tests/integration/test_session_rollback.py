@@ -16,8 +16,8 @@ from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
 from mcp_eventscope.store.messages import GET_STREAM_KEY, JSONRPCError
 from mcp_eventscope.store.results import StoreOutcome
 from support.messages import answer, note
-from support.stores import patient_client
-from support.talkers import Facts, Received, Talker, observed, run_of, settled, talking
+from support.stores import patient_client, until_settled
+from support.talkers import Facts, Received, Talker, observed, run_of, talking
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
 
@@ -123,7 +123,7 @@ async def test_restart_from_an_older_snapshot(server: OwnValkey, world: World) -
     await talker.say(2)
     await talker.append(answer())
     assert set(await talker.outcomes()) == {StoreOutcome.STORED}
-    await settled(world.store)
+    await until_settled(world.store)
     for after in (0, 5, 6, 7, 9, 11):
         facts, received = await talker.replayed(world.reader, after=after)
         assert (facts.gap, facts.miss, facts.completed) == (False, None, True)
@@ -146,7 +146,7 @@ async def test_events_that_are_no_longer_in_memory_are_a_counted_gap(
     await anyio.to_thread.run_sync(restart, server)
     await until(world.client.ping)
     await talker.say(2)
-    await settled(world.store)
+    await until_settled(world.store)
     lost = 4 if saved else 8
     assert [(fact.reason, fact.events) for fact in world.facts.of(EventsLost)] == [(LossReason.ROLLBACK, lost)]
     facts, received = await talker.replayed(world.reader)
@@ -169,7 +169,7 @@ async def test_response_that_is_no_longer_in_memory(world: World) -> None:
     while run.retained:  # Released while the question is on its way, as when the bounds are reached.
         world.store._session_writer._release_oldest()
     await until(lambda: world.facts.of(EventsLost))
-    await settled(world.store)
+    await until_settled(world.store)
     for after in (0, 2, 3):
         facts, received = await finished.replayed(world.reader, after=after)
         (message,) = received.messages
@@ -207,10 +207,10 @@ async def test_rollback_of_a_standalone_stream(server: OwnValkey, world: World) 
     """The standalone stream is stored again, too."""
     part = world.store.for_session("s")
     appended = [await part.append(GET_STREAM_KEY, note(number)) for number in range(5)]
-    await settled(world.store)
+    await until_settled(world.store)
     await anyio.to_thread.run_sync(restart, server)
     appended.append(await part.append(GET_STREAM_KEY, note(5)))
-    await settled(world.store)
+    await until_settled(world.store)
     received = Received()
     await world.reader.for_session("s").replay(appended[0].event_id, received, stream_id=GET_STREAM_KEY)
     assert received.contents == [1, 2, 3, 4, 5]
@@ -258,7 +258,7 @@ async def test_replica_that_is_promoted_without_the_tail(
             for talker in talkers:
                 await talker.say(2)
                 await talker.outcomes()
-            await settled(world.store)
+            await until_settled(world.store)
             assert len(world.facts.of(StoreDegraded)) <= 1
             if retained:
                 await world.check(talkers)

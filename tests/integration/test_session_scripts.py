@@ -19,7 +19,8 @@ from mcp_eventscope.store.messages import GET_STREAM_KEY
 from mcp_eventscope.store.results import FollowEnd, StoreOutcome
 from support.messages import answer, note
 from support.servers import free_port
-from support.talkers import Received, Talker, observed, settled
+from support.stores import until_settled
+from support.talkers import Received, Talker, observed
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import eventually, in_time, until
 
@@ -104,8 +105,8 @@ async def life(  # noqa: PLR0915 - one life, from beginning to end
             cursor = await talker.part.open_standalone()
             for part in (talker.part, other.for_session(name)):
                 await part.append(GET_STREAM_KEY, note(0))
-            await settled(store)
-            await settled(other)
+            await until_settled(store)
+            await until_settled(other)
             received = Received()
             await other.for_session(name).replay(cursor, received, stream_id=GET_STREAM_KEY)
             assert received.contents == [0, 0]
@@ -215,7 +216,7 @@ async def test_node_that_fails(
     with in_time(50):
         for talker in talkers:
             await talker.append(None)
-        await settled(store)
+        await until_settled(store)
         await anyio.to_thread.run_sync(getattr(nodes[1], way))
         try:
             for _ in range(5):
@@ -227,7 +228,7 @@ async def test_node_that_fails(
             await anyio.to_thread.run_sync(nodes[1].revive)
             await anyio.to_thread.run_sync(_whole, nodes[0])
             await anyio.to_thread.run_sync(_whole, nodes[1])
-        await settled(store, within=20)
+        await until_settled(store, within=20)
         for talker in talkers:
             assert "" not in talker.ids
             await talker.check(reader)
@@ -261,5 +262,5 @@ async def test_probe_of_a_cluster(cluster: aioredis.RedisCluster, key_prefix: st
     store = RedisEventStore(cluster, key_prefix=key_prefix, ttl=600)
     store._breaker.record_failure(FailureReason.TIMEOUT, "no reply in time")
     assert store.backlog.failure
-    await settled(store, within=5)
+    await until_settled(store, within=5)
     await store.flush()

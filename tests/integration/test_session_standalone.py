@@ -18,7 +18,8 @@ from mcp_eventscope.store.results import FollowEnd, Miss
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
-from support.talkers import Received, run_of, settled
+from support.stores import until_settled
+from support.talkers import Received, run_of
 from support.waiting import in_time, until
 
 pytestmark = pytest.mark.anyio
@@ -169,7 +170,7 @@ async def test_outage(valkey_server: Valkey, store: RedisEventStore, other: Redi
                 await received.has(number + 1, within=3)
             await say(others, 10)
             await proxy.listen()
-            await settled(local)
+            await until_settled(local)
             await received.has(5)
             tasks.cancel_scope.cancel()
         assert received.contents == [0, 1, 2, 3, 10]
@@ -193,7 +194,7 @@ async def test_open_in_an_outage(valkey_server: Valkey, key_prefix: str) -> None
             await part.follow(GET_STREAM_KEY, cursor, received, limit=0.5)
         assert received.contents == [0, 1]
         await proxy.listen()
-        await settled(store)
+        await until_settled(store)
         await store.flush()
 
 
@@ -217,7 +218,7 @@ async def test_session_that_is_not_served_any_more_is_released(
             view = SessionView(store.for_session(f"s{number}"), follow_timeout=5)
             await view.open_standalone()
             await view.store_event(GET_STREAM_KEY, note(number))
-            await settled(root)
+            await until_settled(root)
             view.close()
             await view.give_up()
             views.append(weakref.ref(view))

@@ -20,10 +20,10 @@ from mcp_eventscope.store.events import (
     StoreDegraded,
     StoreRecovered,
 )
-from support.ledger import Speaker, check_all, settled
+from support.ledger import Speaker, check_all
 from support.proxy import Fault, Proxy
 from support.servers import Valkey
-from support.stores import patient_client
+from support.stores import patient_client, until_settled
 from support.waiting import in_time, own_time, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -63,7 +63,7 @@ class World:
 
     async def check(self, speakers: list[Speaker]) -> None:
         """Everything that was said is in Redis, once and in order, and was counted; nobody waited for too long."""
-        await settled(self.store)
+        await until_settled(self.store)
         await check_all(speakers, self.direct)
         committed = [fact for fact in self.facts if isinstance(fact, BatchCommitted)]
         stored = sum([len(await speaker.stored(self.direct)) for speaker in speakers])
@@ -205,7 +205,7 @@ async def test_survives(world: World, fault: str) -> None:
             await until(lambda: all(len(speaker.calls) > 5 for speaker in speakers))
             world.forget()
             await happen(world)
-            await settled(world.store)
+            await until_settled(world.store)
             before = [len(speaker.calls) for speaker in speakers]
             await until(lambda: all(len(s.calls) > n + 5 for s, n in zip(speakers, before, strict=True)))
             over.set()
@@ -227,7 +227,7 @@ async def test_copy_that_comes_late(world: World, said: int) -> None:
     await speaker.say_all(said)
     fault = world.proxy.keep_request(world.token)
     await speaker.say()
-    await settled(world.store)
+    await until_settled(world.store)
     assert fault.happened
     await speaker.say_all(said)
     await world.proxy.deliver(fault)
@@ -247,7 +247,7 @@ async def test_frozen_copies_of_a_batch(world: World) -> None:
         await anyio.sleep(STORE_TIMEOUT * 5)
         assert world.proxy.accepted - accepted <= 20
         world.proxy.clear()
-        await settled(world.store)
+        await until_settled(world.store)
         over.set()
     await world.check(speakers)
 
@@ -291,7 +291,7 @@ async def test_at_once_while_away(world: World) -> None:
         if breaks == world.proxy.refuse:
             await world.proxy.listen()
         world.proxy.clear()
-        await settled(world.store)
+        await until_settled(world.store)
         (back,) = [fact for fact in world.facts if isinstance(fact, StoreRecovered)]
         assert back.seconds >= 2 * STORE_TIMEOUT
         await speaker.check(world.direct)
@@ -358,7 +358,7 @@ async def test_one_fault_after_the_other(world: World) -> None:
                     await mischief.do()
                 world.proxy.clear()
                 over.set()
-            await settled(world.store)
+            await until_settled(world.store)
             await mischief.deliver()
         await check_all(speakers, world.direct)
     except BaseException as error:

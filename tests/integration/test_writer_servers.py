@@ -21,8 +21,9 @@ from mcp_eventscope.store.events import (
     StoreDegraded,
     StoreRecovered,
 )
-from support.ledger import Speaker, check_all, settled
+from support.ledger import Speaker, check_all
 from support.messages import note
+from support.stores import until_settled
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
 
@@ -68,7 +69,7 @@ class Talk:
             await self.more()
             self.facts.clear()
             yield
-            await settled(self.store)
+            await until_settled(self.store)
             await self.more()
             over.set()
 
@@ -187,7 +188,7 @@ async def test_pool_that_is_exhausted(
             await until(lambda: talk.told(FailureReason.POOL))
         assert all(call.seconds < STORE_TIMEOUT + 0.3 for speaker in talk.speakers for call in speaker.calls)
         await pool.release(held.pop())
-        await settled(talk.store)
+        await until_settled(talk.store)
         await check_all(talk.speakers, client)
         await pool.release(held.pop())
 
@@ -218,7 +219,7 @@ async def test_key_of_somebody_else_found_too_late(server: OwnValkey, client: ai
         assert appended.deferred
         await talk.more()
         server.start()
-        await settled(talk.store)
+        await until_settled(talk.store)
     (lost,) = [fact for fact in talk.facts if isinstance(fact, EventsLost)]
     assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
     await check_all(talk.speakers, client)
@@ -231,7 +232,7 @@ async def test_event_that_redis_never_takes(server: OwnValkey, client: aioredis.
     async with talk.going_on():
         too_large = await talk.store.append("s0:1", note(0, "x" * (2 << 20)))
         assert too_large.deferred
-        await settled(talk.store)
+        await until_settled(talk.store)
     (lost,) = [fact for fact in talk.facts if isinstance(fact, EventsLost)]
     assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
     await check_all(talk.speakers, client)
@@ -249,7 +250,7 @@ async def test_forgets_everything(how: str, server: OwnValkey, client: aioredis.
             server.start()
         else:
             await client.flushall()
-        await settled(talk.store)
+        await until_settled(talk.store)
         await talk.more()
     for speaker, last in zip(talk.speakers, before, strict=True):
         stored = await speaker.stored(client)

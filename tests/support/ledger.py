@@ -13,7 +13,7 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.store.results import AppendResult
 from support.messages import note
-from support.waiting import own_time, until
+from support.waiting import own_time
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,6 @@ async def check_all(speakers: Sequence[Speaker], client: aioredis.Redis) -> None
     prefix = speakers[0].root.key_prefix
     events = [key async for key in client.scan_iter(match=f"{prefix}*event:*", count=1000)]
     assert len(events) == indexed, "there are events that no index names"
-
-
-async def settled(store: RedisEventStore) -> None:
-    """Return when Redis is back, and nothing waits for it any longer."""
-    await until(lambda: store.backlog.failure is None and not store.backlog.events)
 
 
 def _number(payload: bytes | str) -> int | None:

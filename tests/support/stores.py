@@ -61,3 +61,8 @@ def store_of(root: SessionRoot) -> RedisEventStore:
     store = root._store if isinstance(root, InstrumentedEventStore) else root
     assert isinstance(store, RedisEventStore)
     return store
+
+
+async def until_settled(store: RedisEventStore, *, within: float = CEILING) -> None:
+    """Return when Redis is reachable, and every event is acknowledged or lost."""
+    await until(lambda: store.backlog.failure is None and not store.backlog.events, within=within)

@@ -16,6 +16,7 @@ from mcp_eventscope.store.events import StoreEvent
 from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.store.results import AppendResult, ReplayResult, StoreOutcome
 from support.messages import note
+from support.stores import until_settled
 from support.waiting import CEILING, own_time, until
 
 
@@ -156,11 +157,6 @@ def observed(store: RedisEventStore) -> Facts:
     return facts
 
 
-async def settled(store: RedisEventStore, *, within: float = CEILING) -> None:
-    """Return when Redis has recovered, and every event is acknowledged or lost."""
-    await until(lambda: store.backlog.failure is None and not store.backlog.events, within=within)
-
-
 @asynccontextmanager
 async def talking(store: RedisEventStore, talkers: Sequence[Talker]) -> AsyncIterator[None]:
     """All append before, in and after the block."""
@@ -181,7 +177,7 @@ async def talking(store: RedisEventStore, talkers: Sequence[Talker]) -> AsyncIte
             await more()
         finally:
             over.set()
-    await settled(store)
+    await until_settled(store)
 
 
 def number_in(payload: bytes) -> int:
