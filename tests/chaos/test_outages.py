@@ -14,7 +14,7 @@ from redis import asyncio as aioredis
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.store.events import BatchCommitted, EventsLost, FailureReason, StoreDegraded, StoreRecovered
-from support.ledger import Speaker, check_all
+from support.root_producers import RootProducer, check_all
 from support.stores import until_settled
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
@@ -68,13 +68,13 @@ async def world() -> AsyncIterator[World]:
             yield world
 
 
-async def talk_through(world: World, outage: Callable[[], Awaitable[None]]) -> tuple[list[Speaker], Outage]:
+async def talk_through(world: World, outage: Callable[[], Awaitable[None]]) -> tuple[list[RootProducer], Outage]:
     """Fifty sessions talk before, in and after an outage. Returns them, and when the outage was."""
-    speakers, over = [Speaker(world.store, f"s{number}") for number in range(SESSIONS)], asyncio.Event()
+    producers, over = [RootProducer(world.store, f"s{number}") for number in range(SESSIONS)], asyncio.Event()
 
     async def more() -> None:
-        before = [len(speaker.calls) for speaker in speakers]
-        await until(lambda: all(len(s.calls) > n + 5 for s, n in zip(speakers, before, strict=True)))
+        before = [len(producer.calls) for producer in producers]
+        await until(lambda: all(len(s.calls) > n + 5 for s, n in zip(producers, before, strict=True)))
 
     began = known = 0.0
 
@@ -86,8 +86,8 @@ async def talk_through(world: World, outage: Callable[[], Awaitable[None]]) -> t
 
     world.store.observe(watch)
     async with anyio.create_task_group() as tasks:
-        for speaker in speakers:
-            tasks.start_soon(speaker.say_until, over)
+        for producer in producers:
+            tasks.start_soon(producer.append_until, over)
         await more()
         await until_settled(world.store)
         began = time.monotonic()
@@ -97,12 +97,12 @@ async def talk_through(world: World, outage: Callable[[], Awaitable[None]]) -> t
         await more()
         over.set()
     assert known
-    return speakers, Outage(began, known, back)
+    return producers, Outage(began, known, back)
 
 
-def check_waits(world: World, speakers: list[Speaker], outage: Outage) -> None:
+def check_waits(world: World, producers: list[RootProducer], outage: Outage) -> None:
     """Each waited for Redis once at most; while it was known to be away, nobody did."""
-    calls = [call for speaker in speakers for call in speaker.calls]
+    calls = [call for producer in producers for call in producer.calls]
     assert max(call.seconds for call in calls) < STORE_TIMEOUT + SLACK
     away = sorted(call.seconds for call in calls if outage.known < call.began < outage.back)
     assert len(away) > SESSIONS * 20
@@ -110,9 +110,9 @@ def check_waits(world: World, speakers: list[Speaker], outage: Outage) -> None:
     assert statistics.median(away) < 0.002
     assert away[len(away) * 99 // 100] < 0.05
     assert away[-1] < STORE_TIMEOUT
-    for speaker in speakers:
+    for producer in producers:
         within = [
-            call for call in speaker.calls if call.began < outage.back and call.began + call.seconds > outage.began
+            call for call in producer.calls if call.began < outage.back and call.began + call.seconds > outage.began
         ]
         waited = [call for call in within if call.deferred and call.seconds > STORE_TIMEOUT * 0.8]
         told = [fact for fact in world.facts if not isinstance(fact, BatchCommitted)]
@@ -127,9 +127,9 @@ async def test_killed(world: World) -> None:
         await anyio.sleep(KILLED_SECONDS)
         await anyio.to_thread.run_sync(world.server.start)
 
-    speakers, when = await talk_through(world, outage)
-    check_waits(world, speakers, when)
-    await check_all(speakers, world.client)
+    producers, when = await talk_through(world, outage)
+    check_waits(world, producers, when)
+    await check_all(producers, world.client)
     assert not [fact for fact in world.facts if isinstance(fact, EventsLost)]
     # A busy machine may be too slow before or after the outage.
     (came_back,) = [f for f in world.facts if isinstance(f, StoreRecovered) and f.reason is not FailureReason.TIMEOUT]
@@ -144,9 +144,9 @@ async def test_frozen(world: World) -> None:
         await anyio.sleep(FROZEN_SECONDS)
         world.server.thaw()
 
-    speakers, when = await talk_through(world, outage)
-    check_waits(world, speakers, when)
-    await check_all(speakers, world.client)
+    producers, when = await talk_through(world, outage)
+    check_waits(world, producers, when)
+    await check_all(producers, world.client)
     assert not [fact for fact in world.facts if isinstance(fact, EventsLost)]
     assert [fact for fact in world.facts if isinstance(fact, StoreRecovered)]
 
@@ -165,33 +165,33 @@ async def test_killed_again_and_again(world: World) -> None:
             await anyio.to_thread.run_sync(world.server.start)
             await anyio.sleep(0.04 * number)
 
-    speakers, _ = await talk_through(world, outage)
-    await check_all(speakers, world.client)
+    producers, _ = await talk_through(world, outage)
+    await check_all(producers, world.client)
     assert not [fact for fact in world.facts if isinstance(fact, EventsLost)]
 
 
 async def test_catches_up(world: World) -> None:
     """The events of an outage are stored soon after it, in bulk, and later ones behind them."""
     server = world.server
-    speakers = [Speaker(world.store, f"s{number}") for number in range(SESSIONS)]
-    for speaker in speakers:
-        await speaker.say()
+    producers = [RootProducer(world.store, f"s{number}") for number in range(SESSIONS)]
+    for producer in producers:
+        await producer.append_next()
     server.kill()
-    await until(lambda: world.store.backlog.failure or speakers[0].say())
-    for speaker in speakers:
-        await speaker.say_all(400)
+    await until(lambda: world.store.backlog.failure or producers[0].append_next())
+    for producer in producers:
+        await producer.append_many(400)
     assert world.store.backlog.events >= 400 * SESSIONS
     server.start()
     began = time.monotonic()
-    newcomer = Speaker(world.store, "newcomer")
+    newcomer = RootProducer(world.store, "newcomer")
     await until(lambda: world.store.backlog.failure is None)
-    deferred = (await newcomer.say()).deferred
+    deferred = (await newcomer.append_next()).deferred
     left = world.store.backlog.events
     await until_settled(world.store)
-    newcomer_id = (await newcomer.say()).event_id
+    newcomer_id = (await newcomer.append_next()).event_id
     # Written to disk batch by batch, on a machine with other things to do.
     assert time.monotonic() - began < 8
     assert left > 0
     assert deferred
     assert newcomer_id
-    await check_all([*speakers, newcomer], world.client)
+    await check_all([*producers, newcomer], world.client)

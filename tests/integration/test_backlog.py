@@ -19,9 +19,9 @@ from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
 from mcp_eventscope.store.messages import EventMessage, JSONRPCError, JSONRPCMessage
 from mcp_eventscope.store.results import ReplayResult
 from mcp_eventscope.testing import Collected
-from support.ledger import Speaker, check_all
 from support.messages import answer, note
 from support.proxy import Proxy
+from support.root_producers import RootProducer, check_all
 from support.servers import Valkey
 from support.stores import patient_client, until_settled
 from support.waiting import in_time, own_time, until
@@ -74,36 +74,36 @@ class Kept:
         await until_settled(self.store)
 
 
-async def resumed(speaker: Speaker, cursor: str) -> tuple[ReplayResult, Collected]:
+async def resumed(producer: RootProducer, cursor: str) -> tuple[ReplayResult, Collected]:
     """What a client gets that comes back."""
     collected = Collected()
-    return await speaker.root.replay(cursor, collected, stream_id=speaker.stream), collected
+    return await producer.root.replay(cursor, collected, stream_id=producer.stream), collected
 
 
 async def test_gives_up_the_oldest_streams(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
     """Whole streams are lost, oldest first, counted, and told to whoever resumes them; the others have everything."""
     kept = Kept(client, key_prefix, backlog_events=30)
-    speakers = [Speaker(kept.store, f"s{number % 3}", str(number)) for number in range(8)]
-    cursors = [(await speaker.root.append(speaker.stream, None)).event_id for speaker in speakers]
+    producers = [RootProducer(kept.store, f"s{number % 3}", str(number)) for number in range(8)]
+    cursors = [(await producer.root.append(producer.stream, None)).event_id for producer in producers]
     async with kept.outage(proxy):
-        for speaker in speakers:
-            await speaker.say_all(9)
+        for producer in producers:
+            await producer.append_many(9)
             assert kept.store.backlog.events <= 30
-    gone = [not await speaker.stored(client) for speaker in speakers]
+    gone = [not await producer.stored(client) for producer in producers]
     assert gone == sorted(gone, reverse=True)
-    assert 0 < sum(gone) < len(speakers)
+    assert 0 < sum(gone) < len(producers)
     assert {fact.reason for fact in kept.lost} == {LossReason.OVERFLOW}
     assert sum(fact.events for fact in kept.lost) == 9 * sum(gone)
-    for speaker, cursor, is_gone in zip(speakers, cursors, gone, strict=True):
-        facts, collected = await resumed(speaker, cursor)
+    for producer, cursor, is_gone in zip(producers, cursors, gone, strict=True):
+        facts, collected = await resumed(producer, cursor)
         assert facts.gap is is_gone
         assert facts.miss is None
         assert len(collected.ids) == (0 if is_gone else 9)
-        await speaker.say()
-        facts, collected = await resumed(speaker, cursor)
+        await producer.append_next()
+        facts, collected = await resumed(producer, cursor)
         assert facts.gap is is_gone
         assert len(collected.ids) == (1 if is_gone else 10)
-        later, _ = await resumed(speaker, (await speaker.say()).event_id)
+        later, _ = await resumed(producer, (await producer.append_next()).event_id)
         assert not later.gap
 
 
@@ -111,12 +111,12 @@ async def test_gives_up_the_oldest_streams(proxy: Proxy, client: aioredis.Redis,
 async def test_response_that_was_given_up(proxy: Proxy, client: aioredis.Redis, key_prefix: str, said: int) -> None:
     """An error stands in for it, so that whoever resumes gets an answer, and once."""
     kept = Kept(client, key_prefix, backlog_events=20)
-    victim = Speaker(kept.store, "a")
+    victim = RootProducer(kept.store, "a")
     cursor = (await kept.store.append(victim.stream, None)).event_id
     async with kept.outage(proxy):
-        await victim.say_all(said)
+        await victim.append_many(said)
         assert (await kept.store.append(victim.stream, answer(7))).deferred
-        await Speaker(kept.store, "b").say_all(19)
+        await RootProducer(kept.store, "b").append_many(19)
     for _ in range(2):
         messages: list[JSONRPCMessage] = []
 
@@ -133,13 +133,13 @@ async def test_response_that_was_given_up(proxy: Proxy, client: aioredis.Redis, 
 async def test_one_stream_that_is_too_much(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
     """Of a stream that alone is too much, what was said last is kept, in order."""
     kept = Kept(client, key_prefix, backlog_events=20)
-    speaker = Speaker(kept.store, "a")
-    cursor = (await kept.store.append(speaker.stream, None)).event_id
+    producer = RootProducer(kept.store, "a")
+    cursor = (await kept.store.append(producer.stream, None)).event_id
     async with kept.outage(proxy):
-        await speaker.say_all(205)
-    facts, collected = await resumed(speaker, cursor)
+        await producer.append_many(205)
+    facts, collected = await resumed(producer, cursor)
     assert facts.gap
-    numbers = [number for _, number in await speaker.stored(client)]
+    numbers = [number for _, number in await producer.stored(client)]
     assert numbers == list(range(205 - len(numbers), 205))
     assert len(collected.ids) == len(numbers) > 0
     assert sum(fact.events for fact in kept.lost) == 205 - len(numbers)
@@ -148,12 +148,12 @@ async def test_one_stream_that_is_too_much(proxy: Proxy, client: aioredis.Redis,
 async def test_bound_in_bytes(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
     """The bound holds at every instant, and an event that is larger than all of it is given up by itself."""
     kept = Kept(client, key_prefix, backlog_bytes=100_000)
-    speakers = [Speaker(kept.store, f"s{number}", size=9_000) for number in range(30)]
+    producers = [RootProducer(kept.store, f"s{number}", size=9_000) for number in range(30)]
     async with kept.outage(proxy):
-        for speaker in speakers:
-            await speaker.say()
+        for producer in producers:
+            await producer.append_next()
             assert kept.store.backlog.payload_bytes <= 100_000
-        huge = await Speaker(kept.store, "huge", size=200_000).say()
+        huge = await RootProducer(kept.store, "huge", size=200_000).append_next()
         assert huge.deferred
         assert kept.lost[-1].payload_bytes > 200_000
         assert kept.store.backlog.payload_bytes <= 100_000
@@ -195,14 +195,14 @@ async def test_memory_in_a_long_outage(proxy: Proxy, client: aioredis.Redis, key
 async def test_flush_while_redis_is_away(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
     """It takes no longer than it may, tells how many are lost, and they are counted."""
     kept = Kept(client, key_prefix)
-    speaker = Speaker(kept.store, "a")
-    await speaker.say()
+    producer = RootProducer(kept.store, "a")
+    await producer.append_next()
     for way in (proxy.refuse, proxy.hold):
         kept.facts.clear()
         way()
         proxy.reset()
-        await until(lambda: kept.store.backlog.failure or speaker.say())
-        await speaker.say_all(10)
+        await until(lambda: kept.store.backlog.failure or producer.append_next())
+        await producer.append_many(10)
         waiting = kept.store.backlog.events
         assert waiting >= 10
         began = own_time()
@@ -215,20 +215,20 @@ async def test_flush_while_redis_is_away(proxy: Proxy, client: aioredis.Redis, k
             await proxy.listen()
         proxy.clear()
     # It may be used again.
-    assert (await speaker.say()).event_id
+    assert (await producer.append_next()).event_id
 
 
 async def test_flush_as_redis_comes_back(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
     """What waits is stored when Redis is back in time; nothing is left then, not even a connection in use."""
     kept = Kept(client, key_prefix)
-    speakers = [Speaker(kept.store, f"s{number}") for number in range(20)]
+    producers = [RootProducer(kept.store, f"s{number}") for number in range(20)]
     proxy.refuse()
-    for speaker in speakers:
-        await speaker.say_all(20)
+    for producer in producers:
+        await producer.append_many(20)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(proxy.listen)
         assert await kept.store.flush(5) == 0
-    await check_all(speakers, client)
+    await check_all(producers, client)
     assert not kept.lost
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("eventscope-writer")]
 
@@ -238,21 +238,21 @@ async def test_flush_with_nothing_to_do(client: aioredis.Redis, key_prefix: str)
     kept = Kept(client, key_prefix)
     with in_time(1):
         assert await kept.store.flush(30) == 0
-        await Speaker(kept.store, "a").say()
+        await RootProducer(kept.store, "a").append_next()
         assert await kept.store.flush(30) == 0
         assert await kept.store.flush(30) == 0
 
 
-async def sometimes_cancelled(speaker: Speaker, dice: random.Random, cancelled: list[Speaker]) -> None:
+async def sometimes_cancelled(producer: RootProducer, dice: random.Random, cancelled: list[RootProducer]) -> None:
     """Say something again and again; leave before it is said now and then."""
     for _ in range(40):
         with anyio.CancelScope() as scope:
             if dice.random() < 0.5:
                 asyncio.get_running_loop().call_later(dice.uniform(0, 0.001), scope.cancel)
-            await speaker.say()
+            await producer.append_next()
             await anyio.lowlevel.checkpoint()
         if scope.cancelled_caught:
-            cancelled.append(speaker)
+            cancelled.append(producer)
         await asyncio.sleep(0.001)
 
 
@@ -290,22 +290,22 @@ async def test_callers_that_leave(proxy: Proxy, client: aioredis.Redis, key_pref
     seed = random.randrange(2**32)  # noqa: S311 - chaos, not secrets
     dice = random.Random(seed)  # noqa: S311 - chaos, not secrets
     kept = Kept(client, key_prefix)
-    speakers = [Speaker(kept.store, f"s{n}", stream) for n in range(5) for stream in "12"]
-    for speaker in speakers:
-        await speaker.say()
-    cancelled: list[Speaker] = []
+    producers = [RootProducer(kept.store, f"s{n}", stream) for n in range(5) for stream in "12"]
+    for producer in producers:
+        await producer.append_next()
+    cancelled: list[RootProducer] = []
     try:
         with in_time(30):
             async with anyio.create_task_group() as tasks:
-                for speaker in speakers:
-                    tasks.start_soon(sometimes_cancelled, speaker, dice, cancelled)
+                for producer in producers:
+                    tasks.start_soon(sometimes_cancelled, producer, dice, cancelled)
                 tasks.start_soon(TROUBLES[trouble], kept, proxy)
             await until_settled(kept.store)
         proxy.delay = 0
-        await check_all(speakers, client)
-        for speaker in speakers:
-            assert (await speaker.say()).event_id
-        await check_all(speakers, client)
+        await check_all(producers, client)
+        for producer in producers:
+            assert (await producer.append_next()).event_id
+        await check_all(producers, client)
     except BaseException as error:
         error.add_note(f"seed {seed}")
         raise
@@ -318,12 +318,12 @@ async def test_callers_that_leave(proxy: Proxy, client: aioredis.Redis, key_pref
 async def test_nobody_suffers_for_a_caller_that_leaves(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
     """Whoever says something in the same session just then gets his id as ever: his event goes out with it."""
     kept = Kept(client, key_prefix)
-    leaving, staying = Speaker(kept.store, "a", "1"), Speaker(kept.store, "a", "2")
-    await staying.say()
+    leaving, staying = RootProducer(kept.store, "a", "1"), RootProducer(kept.store, "a", "2")
+    await staying.append_next()
     proxy.delay = 0.05
     for _ in range(3):
         with anyio.move_on_after(0.01):
-            await leaving.say()
-        assert not (await staying.say()).deferred
+            await leaving.append_next()
+        assert not (await staying.append_next()).deferred
     await until_settled(kept.store)
     await check_all([leaving, staying], client)

@@ -8,7 +8,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.store.events import BatchRetried, EventsLost, FailureReason, StoreDegraded
-from support.ledger import Speaker, check_all
+from support.root_producers import RootProducer, check_all
 from support.servers import free_port
 from support.stores import until_settled
 from support.valkeys import OwnValkey, own_valkey
@@ -48,20 +48,20 @@ class Talk:
         self.store = RedisEventStore(cluster, key_prefix=f"{{{prefix}}}:", ttl=600)
         self.facts: list[object] = []
         self.store.observe(self.facts.append)
-        self.speakers = [Speaker(self.store, f"s{n}", stream) for n in range(10) for stream in ("1", "2")]
+        self.producers = [RootProducer(self.store, f"s{n}", stream) for n in range(10) for stream in ("1", "2")]
 
     async def through(self, server: OwnValkey, outage: Callable[[], object], *, seconds: float) -> None:
         """They talk before, in and after an outage; then all that they said is stored, and nothing else."""
         over = anyio.Event()
 
-        async def say(speaker: Speaker) -> None:
+        async def say(producer: RootProducer) -> None:
             while not over.is_set():
-                await speaker.say()
+                await producer.append_next()
                 await anyio.sleep(0.01)
 
         async with anyio.create_task_group() as tasks:
-            for speaker in self.speakers:
-                tasks.start_soon(say, speaker)
+            for producer in self.producers:
+                tasks.start_soon(say, producer)
             await self.more()
             self.facts.clear()
             outage()
@@ -73,9 +73,9 @@ class Talk:
             await self.more()
             over.set()
         async with aioredis.Redis.from_url(server.url) as direct:
-            await check_all(self.speakers, direct)
+            await check_all(self.producers, direct)
         assert not [fact for fact in self.facts if isinstance(fact, EventsLost)]
-        assert max(call.seconds for speaker in self.speakers for call in speaker.calls) < 0.25 + 0.3
+        assert max(call.seconds for producer in self.producers for call in producer.calls) < 0.25 + 0.3
 
     @staticmethod
     def _recover(server: OwnValkey) -> None:
@@ -84,8 +84,8 @@ class Talk:
 
     async def more(self) -> None:
         """Return when each has said something more."""
-        before = [len(speaker.calls) for speaker in self.speakers]
-        await until(lambda: all(len(s.calls) > n + 3 for s, n in zip(self.speakers, before, strict=True)))
+        before = [len(producer.calls) for producer in self.producers]
+        await until(lambda: all(len(s.calls) > n + 3 for s, n in zip(self.producers, before, strict=True)))
 
 
 async def test_killed(server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str) -> None:
@@ -105,24 +105,24 @@ async def test_script_flush(server: OwnValkey, cluster: aioredis.RedisCluster, k
         for _ in range(3):
             await direct.script_flush()
             async with anyio.create_task_group() as tasks:
-                for speaker in talk.speakers:
-                    tasks.start_soon(speaker.say_all, 5)
+                for producer in talk.producers:
+                    tasks.start_soon(producer.append_many, 5)
         await until_settled(talk.store)
-        await check_all(talk.speakers, direct)
+        await check_all(talk.producers, direct)
     assert {fact.reason for fact in talk.facts if isinstance(fact, BatchRetried)} == {FailureReason.NOSCRIPT}
 
 
 async def test_key_of_somebody_else(server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str) -> None:
     """An event that is refused for good concerns nobody else."""
     talk = Talk(cluster, key_prefix)
-    await talk.speakers[0].say()  # The client has found its nodes: that takes longer than a caller waits.
+    await talk.producers[0].append_next()  # The client has found its nodes: that takes longer than a caller waits.
     await until_settled(talk.store)
-    victim = Speaker(talk.store, "s0", "taken")
+    victim = RootProducer(talk.store, "s0", "taken")
     async with aioredis.Redis.from_url(server.url) as direct:
         await direct.set(victim.keys.stream(victim.stream), "a string", ex=60)
         with pytest.raises(StoreRejectedError, match="WRONGTYPE"):
-            await victim.say()
+            await victim.append_next()
         async with anyio.create_task_group() as tasks:
-            for speaker in talk.speakers:
-                tasks.start_soon(speaker.say_all, 5)
-        await check_all(talk.speakers, direct)
+            for producer in talk.producers:
+                tasks.start_soon(producer.append_many, 5)
+        await check_all(talk.producers, direct)

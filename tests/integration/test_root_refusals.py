@@ -20,9 +20,9 @@ from mcp_eventscope.store.events import (
 )
 from mcp_eventscope.store.results import AppendResult
 from support.fault_plan import Error, FaultPlan
-from support.ledger import Speaker, check_all
 from support.messages import note
 from support.proxy import Proxy
+from support.root_producers import RootProducer, check_all
 from support.servers import Valkey
 from support.stores import patient_client, until_settled
 
@@ -125,9 +125,9 @@ async def test_batch_that_was_committed_and_refused_is_stored_once(
     """An error in place of the reply to a committed batch: its parts are not stored again, and have its ids."""
     proxy.follow(plan := FaultPlan(key_prefix, [(reply, Error(REFUSED, executed=True))]))
     proxy.release()
-    speakers = [Speaker(store, f"s{number}") for number in range(EVENTS)]
+    producers = [RootProducer(store, f"s{number}") for number in range(EVENTS)]
     for _ in range(3):
-        await asyncio.gather(*(speaker.say() for speaker in speakers))
+        await asyncio.gather(*(producer.append_next() for producer in producers))
     assert plan.seen > reply
     await redis_client.delete(
         f"{key_prefix}stream:warm",
@@ -137,8 +137,8 @@ async def test_batch_that_was_committed_and_refused_is_stored_once(
             if await redis_client.hget(key, "stream_id") == b"warm"
         ],
     )
-    assert all(answer is not None and answer.event_id for speaker in speakers for answer in speaker.answers)
-    await check_all(speakers, redis_client)
+    assert all(answer is not None and answer.event_id for producer in producers for answer in producer.results)
+    await check_all(producers, redis_client)
 
 
 async def test_deferred_event_that_is_refused_is_lost(

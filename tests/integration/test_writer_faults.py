@@ -20,8 +20,8 @@ from mcp_eventscope.store.events import (
     StoreDegraded,
     StoreRecovered,
 )
-from support.ledger import Speaker, check_all
 from support.proxy import Fault, Proxy
+from support.root_producers import RootProducer, check_all
 from support.servers import Valkey
 from support.stores import patient_client, until_settled
 from support.waiting import in_time, own_time, until
@@ -57,19 +57,19 @@ class World:
         """The reasons that were told."""
         return {fact.reason for fact in self.facts if isinstance(fact, BatchRetried | StoreDegraded)}
 
-    def speakers(self, sessions: int = SESSIONS) -> list[Speaker]:
-        """Speakers that append concurrently."""
-        return [Speaker(self.store, f"s{number}", stream) for number in range(sessions) for stream in STREAMS]
+    def producers(self, sessions: int = SESSIONS) -> list[RootProducer]:
+        """Producers that append concurrently."""
+        return [RootProducer(self.store, f"s{number}", stream) for number in range(sessions) for stream in STREAMS]
 
-    async def check(self, speakers: list[Speaker]) -> None:
+    async def check(self, producers: list[RootProducer]) -> None:
         """Everything that was said is in Redis, once and in order, and was counted; nobody waited for too long."""
         await until_settled(self.store)
-        await check_all(speakers, self.direct)
+        await check_all(producers, self.direct)
         committed = [fact for fact in self.facts if isinstance(fact, BatchCommitted)]
-        stored = sum([len(await speaker.stored(self.direct)) for speaker in speakers])
+        stored = sum([len(await producer.stored(self.direct)) for producer in producers])
         assert sum(fact.events for fact in committed) == stored
         assert not [fact for fact in self.facts if isinstance(fact, EventsLost)]
-        slowest = max(call.seconds for speaker in speakers for call in speaker.calls)
+        slowest = max(call.seconds for producer in producers for call in producer.calls)
         assert slowest < STORE_TIMEOUT + SLACK
 
 
@@ -197,19 +197,19 @@ FAULTS: dict[str, tuple[Break, set[FailureReason]]] = {
 async def test_survives(world: World, fault: str) -> None:
     """Sessions talk while it happens, and after it: nothing is lost, nothing comes twice, and the reason is told."""
     happen, told = FAULTS[fault]
-    speakers, over = world.speakers(), asyncio.Event()
+    producers, over = world.producers(), asyncio.Event()
     with in_time(30):
         async with anyio.create_task_group() as tasks:
-            for speaker in speakers:
-                tasks.start_soon(speaker.say_until, over)
-            await until(lambda: all(len(speaker.calls) > 5 for speaker in speakers))
+            for producer in producers:
+                tasks.start_soon(producer.append_until, over)
+            await until(lambda: all(len(producer.calls) > 5 for producer in producers))
             world.forget()
             await happen(world)
             await until_settled(world.store)
-            before = [len(speaker.calls) for speaker in speakers]
-            await until(lambda: all(len(s.calls) > n + 5 for s, n in zip(speakers, before, strict=True)))
+            before = [len(producer.calls) for producer in producers]
+            await until(lambda: all(len(s.calls) > n + 5 for s, n in zip(producers, before, strict=True)))
             over.set()
-    await world.check(speakers)
+    await world.check(producers)
     assert told <= world.troubles()
 
 
@@ -223,25 +223,25 @@ async def test_survives_with_a_client_that_retries(world: World, fault: str) -> 
 @pytest.mark.parametrize("said", [1, 20])
 async def test_copy_that_comes_late(world: World, said: int) -> None:
     """What Redis gets a second time, after much has been stored since, is not stored a second time."""
-    speaker = Speaker(world.store, "a")
-    await speaker.say_all(said)
+    producer = RootProducer(world.store, "a")
+    await producer.append_many(said)
     fault = world.proxy.keep_request(world.token)
-    await speaker.say()
+    await producer.append_next()
     await until_settled(world.store)
     assert fault.happened
-    await speaker.say_all(said)
+    await producer.append_many(said)
     await world.proxy.deliver(fault)
-    await speaker.say_all(said)
-    await world.check([speaker])
+    await producer.append_many(said)
+    await world.check([producer])
 
 
 async def test_frozen_copies_of_a_batch(world: World) -> None:
     """While nothing gets through, no queue of copies builds up that Redis would have to work off afterwards."""
-    speakers, over = world.speakers(), asyncio.Event()
+    producers, over = world.producers(), asyncio.Event()
     async with anyio.create_task_group() as tasks:
-        for speaker in speakers:
-            tasks.start_soon(speaker.say_until, over)
-        await until(lambda: all(len(speaker.calls) > 5 for speaker in speakers))
+        for producer in producers:
+            tasks.start_soon(producer.append_until, over)
+        await until(lambda: all(len(producer.calls) > 5 for producer in producers))
         world.proxy.hold()
         accepted = world.proxy.accepted
         await anyio.sleep(STORE_TIMEOUT * 5)
@@ -249,44 +249,44 @@ async def test_frozen_copies_of_a_batch(world: World) -> None:
         world.proxy.clear()
         await until_settled(world.store)
         over.set()
-    await world.check(speakers)
+    await world.check(producers)
 
 
 async def test_slow_is_not_away(world: World) -> None:
     """A Redis that answers late, and within the time that is allowed, is no trouble."""
-    speakers = world.speakers(10)
-    await speakers[0].say()
+    producers = world.producers(10)
+    await producers[0].append_next()
     world.proxy.delay = STORE_TIMEOUT / 5
     began = own_time()
     async with anyio.create_task_group() as tasks:
-        for speaker in speakers:
-            tasks.start_soon(speaker.say_all, 10)
+        for producer in producers:
+            tasks.start_soon(producer.append_many, 10)
     # Twenty streams share each round trip: one after the other this were ten seconds.
     assert own_time() - began < 3
-    await world.check(speakers)
+    await world.check(producers)
     assert world.troubles() <= {FailureReason.NOSCRIPT}
-    assert not any(call.deferred for speaker in speakers for call in speaker.calls)
+    assert not any(call.deferred for producer in producers for call in producer.calls)
 
 
 async def test_at_once_while_away(world: World) -> None:
     """Once it is known that Redis is away, nobody waits for it: neither for a refusal, nor for a silence."""
     for breaks in (world.proxy.hold, world.proxy.refuse):
         world.facts.clear()
-        speaker = Speaker(world.store, breaks.__name__)
-        await speaker.say()
+        producer = RootProducer(world.store, breaks.__name__)
+        await producer.append_next()
         breaks()
         world.proxy.reset()
-        while not speaker.answers[-1].deferred:  # type: ignore[union-attr]
-            await speaker.say()
+        while not producer.results[-1].deferred:  # type: ignore[union-attr]
+            await producer.append_next()
         await until(lambda: StoreDegraded in map(type, world.facts))
-        first = len(speaker.calls)
+        first = len(producer.calls)
         began = time.monotonic()
         while time.monotonic() - began < 2 * STORE_TIMEOUT:
-            await speaker.say()
+            await producer.append_next()
             await asyncio.sleep(0.001)
-        slow = [call.seconds for call in speaker.calls[first:] if call.seconds > 0.02]
-        assert len(slow) <= len(speaker.calls[first:]) // 50 + 1, slow
-        assert all(call.deferred for call in speaker.calls[first:])
+        slow = [call.seconds for call in producer.calls[first:] if call.seconds > 0.02]
+        assert len(slow) <= len(producer.calls[first:]) // 50 + 1, slow
+        assert all(call.deferred for call in producer.calls[first:])
         assert StoreRecovered not in map(type, world.facts)
         if breaks == world.proxy.refuse:
             await world.proxy.listen()
@@ -294,7 +294,7 @@ async def test_at_once_while_away(world: World) -> None:
         await until_settled(world.store)
         (back,) = [fact for fact in world.facts if isinstance(fact, StoreRecovered)]
         assert back.seconds >= 2 * STORE_TIMEOUT
-        await speaker.check(world.direct)
+        await producer.check(world.direct)
 
 
 class Mischief:
@@ -346,13 +346,13 @@ class Mischief:
 async def test_one_fault_after_the_other(world: World) -> None:
     """Faults in random order, and on top of each other."""
     seed = random.randrange(2**32)  # noqa: S311 - chaos, not secrets
-    speakers, over = world.speakers(8), asyncio.Event()
+    producers, over = world.producers(8), asyncio.Event()
     mischief = Mischief(world.proxy, world.token, seed)
     try:
         with in_time(40):
             async with anyio.create_task_group() as tasks:
-                for speaker in speakers:
-                    tasks.start_soon(speaker.say_until, over)
+                for producer in producers:
+                    tasks.start_soon(producer.append_until, over)
                 began = time.monotonic()
                 while time.monotonic() - began < 2.5:
                     await mischief.do()
@@ -360,7 +360,7 @@ async def test_one_fault_after_the_other(world: World) -> None:
                 over.set()
             await until_settled(world.store)
             await mischief.deliver()
-        await check_all(speakers, world.direct)
+        await check_all(producers, world.direct)
     except BaseException as error:
         error.add_note(f"seed {seed}")
         raise

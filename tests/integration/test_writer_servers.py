@@ -21,8 +21,8 @@ from mcp_eventscope.store.events import (
     StoreDegraded,
     StoreRecovered,
 )
-from support.ledger import Speaker, check_all
 from support.messages import note
+from support.root_producers import RootProducer, check_all
 from support.stores import until_settled
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
@@ -53,7 +53,7 @@ class Talk:
         self.store = RedisEventStore(redis, ttl=600, store_timeout=STORE_TIMEOUT, **options)  # type: ignore[arg-type]
         self.facts: list[object] = []
         self.store.observe(self.facts.append)
-        self.speakers = [Speaker(self.store, f"s{n}", stream) for n in range(4) for stream in ("1", "2")]
+        self.producers = [RootProducer(self.store, f"s{n}", stream) for n in range(4) for stream in ("1", "2")]
 
     def told(self, reason: FailureReason) -> bool:
         """Whether a reason was told, of a batch or of Redis."""
@@ -64,8 +64,8 @@ class Talk:
         """They talk before, in and after the block; then all that they said is stored, and nothing else."""
         over = asyncio.Event()
         async with anyio.create_task_group() as tasks:
-            for speaker in self.speakers:
-                tasks.start_soon(speaker.say_until, over)
+            for producer in self.producers:
+                tasks.start_soon(producer.append_until, over)
             await self.more()
             self.facts.clear()
             yield
@@ -75,8 +75,8 @@ class Talk:
 
     async def more(self) -> None:
         """Return when each has said something more."""
-        before = [len(speaker.calls) for speaker in self.speakers]
-        await until(lambda: all(len(s.calls) > n + 3 for s, n in zip(self.speakers, before, strict=True)))
+        before = [len(producer.calls) for producer in self.producers]
+        await until(lambda: all(len(s.calls) > n + 3 for s, n in zip(self.producers, before, strict=True)))
 
 
 async def test_full(server: OwnValkey, client: aioredis.Redis) -> None:
@@ -87,7 +87,7 @@ async def test_full(server: OwnValkey, client: aioredis.Redis) -> None:
         await until(lambda: talk.told(FailureReason.OOM))
         await talk.more()
         server.set(maxmemory=0)
-    await check_all(talk.speakers, client)
+    await check_all(talk.producers, client)
 
 
 async def test_loading(server: OwnValkey, client: aioredis.Redis) -> None:
@@ -97,7 +97,7 @@ async def test_loading(server: OwnValkey, client: aioredis.Redis) -> None:
         await anyio.to_thread.run_sync(server.restart_loading)
         await until(lambda: talk.told(FailureReason.LOADING))
         await talk.more()
-    await check_all(talk.speakers, client)
+    await check_all(talk.producers, client)
 
 
 async def test_failover(server: OwnValkey, client: aioredis.Redis) -> None:
@@ -115,7 +115,7 @@ async def test_failover(server: OwnValkey, client: aioredis.Redis) -> None:
             await talk.more()
             server.set(min_replicas_to_write=0)
             server.follow(None)
-    await check_all(talk.speakers, client)
+    await check_all(talk.producers, client)
 
 
 async def settled_down(primary: OwnValkey, replica: OwnValkey) -> None:
@@ -137,8 +137,8 @@ async def test_script_flush(client: aioredis.Redis) -> None:
             await talk.more()
         assert talk.told(FailureReason.NOSCRIPT)
         assert not any(isinstance(fact, StoreDegraded) for fact in talk.facts)
-    await check_all(talk.speakers, client)
-    assert not any(call.deferred for speaker in talk.speakers for call in speaker.calls)
+    await check_all(talk.producers, client)
+    assert not any(call.deferred for producer in talk.producers for call in producer.calls)
 
 
 async def test_busy(server: OwnValkey, client: aioredis.Redis) -> None:
@@ -155,7 +155,7 @@ async def test_busy(server: OwnValkey, client: aioredis.Redis) -> None:
         await until(lambda: talk.told(FailureReason.BUSY))
         await talk.more()
         await client.script_kill()
-    await check_all(talk.speakers, client)
+    await check_all(talk.producers, client)
 
 
 async def test_password_that_was_changed(server: OwnValkey, client: aioredis.Redis) -> None:
@@ -169,7 +169,7 @@ async def test_password_that_was_changed(server: OwnValkey, client: aioredis.Red
             await until(lambda: talk.told(FailureReason.AUTH))
             await talk.more()
             await administrator.config_set("requirepass", "")
-    await check_all(talk.speakers, client)
+    await check_all(talk.producers, client)
 
 
 @pytest.mark.parametrize("kind", [aioredis.ConnectionPool, aioredis.BlockingConnectionPool])
@@ -183,46 +183,46 @@ async def test_pool_that_is_exhausted(
     async with aioredis.Redis.from_pool(pool) as small:
         talk = Talk(small)
         async with anyio.create_task_group() as tasks:
-            for speaker in talk.speakers:
-                tasks.start_soon(speaker.say_all, 5)
+            for producer in talk.producers:
+                tasks.start_soon(producer.append_many, 5)
             await until(lambda: talk.told(FailureReason.POOL))
-        assert all(call.seconds < STORE_TIMEOUT + 0.3 for speaker in talk.speakers for call in speaker.calls)
+        assert all(call.seconds < STORE_TIMEOUT + 0.3 for producer in talk.producers for call in producer.calls)
         await pool.release(held.pop())
         await until_settled(talk.store)
-        await check_all(talk.speakers, client)
+        await check_all(talk.producers, client)
         await pool.release(held.pop())
 
 
 async def test_key_of_somebody_else(client: aioredis.Redis) -> None:
     """An event whose key is another's is refused for good, alone; what shares its batch or session is stored."""
     talk = Talk(client)
-    victim = Speaker(talk.store, "s0", "taken")
+    victim = RootProducer(talk.store, "s0", "taken")
     await client.set(victim.keys.stream(victim.stream), "a string", ex=60)
     async with talk.going_on():
         for _ in range(3):
             with pytest.raises(StoreRejectedError, match="WRONGTYPE"):
-                await victim.say()
+                await victim.append_next()
             await talk.more()
         assert not any(isinstance(fact, StoreDegraded | StoreRecovered) for fact in talk.facts)
-    await check_all(talk.speakers, client)
+    await check_all(talk.producers, client)
 
 
 async def test_key_of_somebody_else_found_too_late(server: OwnValkey, client: aioredis.Redis) -> None:
     """A deferred event that turns out to be refused is lost, and told; what waited behind it is stored."""
     talk = Talk(client)
-    victim = Speaker(talk.store, "s0", "taken")
+    victim = RootProducer(talk.store, "s0", "taken")
     await client.set(victim.keys.stream(victim.stream), "a string", ex=60)
     async with talk.going_on():
         server.kill()
         await until(lambda: talk.store.backlog.failure)
-        appended = await victim.say()
+        appended = await victim.append_next()
         assert appended.deferred
         await talk.more()
         server.start()
         await until_settled(talk.store)
     (lost,) = [fact for fact in talk.facts if isinstance(fact, EventsLost)]
     assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
-    await check_all(talk.speakers, client)
+    await check_all(talk.producers, client)
 
 
 async def test_event_that_redis_never_takes(server: OwnValkey, client: aioredis.Redis) -> None:
@@ -235,7 +235,7 @@ async def test_event_that_redis_never_takes(server: OwnValkey, client: aioredis.
         await until_settled(talk.store)
     (lost,) = [fact for fact in talk.facts if isinstance(fact, EventsLost)]
     assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
-    await check_all(talk.speakers, client)
+    await check_all(talk.producers, client)
 
 
 @pytest.mark.parametrize("server", [False], indirect=True, ids=["forgetful"])
@@ -244,7 +244,7 @@ async def test_forgets_everything(how: str, server: OwnValkey, client: aioredis.
     """Redis is empty: events are stored as before, and their ids go on increasing."""
     talk = Talk(client)
     async with talk.going_on():
-        before = [await speaker.say() for speaker in talk.speakers]
+        before = [await producer.append_next() for producer in talk.producers]
         if how == "restart":
             server.kill()
             server.start()
@@ -252,9 +252,9 @@ async def test_forgets_everything(how: str, server: OwnValkey, client: aioredis.
             await client.flushall()
         await until_settled(talk.store)
         await talk.more()
-    for speaker, last in zip(talk.speakers, before, strict=True):
-        stored = await speaker.stored(client)
+    for producer, last in zip(talk.producers, before, strict=True):
+        stored = await producer.stored(client)
         numbers = [number for _, number in stored]
         # The later events are there; the ones in flight at that moment may be lost with the rest.
-        assert numbers == list(range(numbers[0], len(speaker.answers)))
+        assert numbers == list(range(numbers[0], len(producer.results)))
         assert min(int(event_id) for event_id, _ in stored) > int(last.event_id)

@@ -28,7 +28,7 @@ class Call:
 
 
 @dataclass
-class Speaker:
+class RootProducer:
     """Appends numbers to one stream of the root store, one after the other, and records the results.
 
     Args:
@@ -43,33 +43,33 @@ class Speaker:
     suffix: str = "1"
     size: int = 0
     calls: list[Call] = field(default_factory=list)
-    answers: list[AppendResult | None] = field(default_factory=list)
+    results: list[AppendResult | None] = field(default_factory=list)
     """For each number the result of `append`; None for a cancelled one."""
 
     def __post_init__(self) -> None:
         self.stream = f"{self.name}:{self.suffix}"
         self.keys = Keys(self.root.key_prefix)
 
-    async def say(self) -> AppendResult:
+    async def append_next(self) -> AppendResult:
         """Say the next number."""
-        number = len(self.answers)
-        self.answers.append(None)
+        number = len(self.results)
+        self.results.append(None)
         began, own = time.monotonic(), own_time()
         appended = await self.root.append(self.stream, note(number, "x" * self.size))
         self.calls.append(Call(began, own_time() - own, appended.deferred))
-        self.answers[number] = appended
+        self.results[number] = appended
         return appended
 
-    async def say_until(self, over: asyncio.Event, *, pause: float = 0.01) -> None:
+    async def append_until(self, over: asyncio.Event, *, pause: float = 0.01) -> None:
         """Say number after number until it is over."""
         while not over.is_set():
-            await self.say()
+            await self.append_next()
             await asyncio.sleep(pause)
 
-    async def say_all(self, count: int) -> None:
+    async def append_many(self, count: int) -> None:
         """Say so many."""
         for _ in range(count):
-            await self.say()
+            await self.append_next()
 
     async def stored(self, client: aioredis.Redis) -> list[tuple[str, int]]:
         """Ids and numbers that Redis has, in the order of the index; what is no number of ours is left out."""
@@ -88,21 +88,21 @@ class Speaker:
         stored = await self.stored(client)
         numbers = [number for _, number in stored]
         assert numbers == sorted(set(numbers)), f"{self.stream}: out of order or twice: {_around(numbers)}"
-        owed = {number for number, appended in enumerate(self.answers) if appended is not None}
+        owed = {number for number, appended in enumerate(self.results) if appended is not None}
         assert not (missing := sorted(owed - set(numbers))), f"{self.stream}: missing: {missing[:20]}"
-        assert set(numbers) <= set(range(len(self.answers)))
+        assert set(numbers) <= set(range(len(self.results)))
         ids = {number: event_id for event_id, number in stored}
-        for number, appended in enumerate(self.answers):
+        for number, appended in enumerate(self.results):
             if appended is not None and not appended.deferred:
                 assert appended.event_id == ids[number], f"{self.stream}: {number} has another id than was returned"
 
 
-async def check_all(speakers: Sequence[Speaker], client: aioredis.Redis) -> None:
-    """Redis has the numbers of all speakers, and nothing else."""
-    for speaker in speakers:
-        await speaker.check(client)
-    indexed = sum([await client.zcard(speaker.keys.stream(speaker.stream)) for speaker in speakers])
-    prefix = speakers[0].root.key_prefix
+async def check_all(producers: Sequence[RootProducer], client: aioredis.Redis) -> None:
+    """Redis has the numbers of all producers, and nothing else."""
+    for producer in producers:
+        await producer.check(client)
+    indexed = sum([await client.zcard(producer.keys.stream(producer.stream)) for producer in producers])
+    prefix = producers[0].root.key_prefix
     events = [key async for key in client.scan_iter(match=f"{prefix}*event:*", count=1000)]
     assert len(events) == indexed, "there are events that no index names"
 
