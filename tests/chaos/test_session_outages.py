@@ -9,8 +9,8 @@ import pytest
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.store.events import EventsLost, StoreDegraded, StoreRecovered
+from support.session_producers import Facts, SessionProducer, appending, observed
 from support.stores import patient_client
-from support.talkers import Facts, Talker, observed, talking
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
 
@@ -31,15 +31,15 @@ class World:
 
     async def outlives(self, outage: Callable[[], Awaitable[None]]) -> None:
         """Fifty sessions append before, in and after an outage, and nothing is missing afterwards."""
-        talkers = [Talker(self.store, f"s{number}") for number in range(SESSIONS)]
-        async with talking(self.store, talkers):
-            before = [len(talker.appended) for talker in talkers]
+        producers = [SessionProducer(self.store, f"s{number}") for number in range(SESSIONS)]
+        async with appending(self.store, producers):
+            before = [len(producer.appended) for producer in producers]
             await outage()
-            during = [len(talker.appended) for talker in talkers]
+            during = [len(producer.appended) for producer in producers]
         assert all(more > less for more, less in zip(during, before, strict=True)), "a session stood still"
-        assert all(all(talker.ids) for talker in talkers), "an event has no id"
-        for talker in talkers:
-            await talker.check(self.reader)
+        assert all(all(producer.ids) for producer in producers), "an event has no id"
+        for producer in producers:
+            await producer.check(self.reader)
         assert self.facts.of(EventsLost) == []
         assert len(self.facts.of(StoreRecovered)) == len(self.facts.of(StoreDegraded)) >= 1
 

@@ -24,8 +24,8 @@ from support.leaks import LeakChecker
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
+from support.session_producers import Facts, Received, SessionProducer, elements, observed, run_of
 from support.stores import patient_client, until_settled
-from support.talkers import Facts, Received, Talker, elements, observed, run_of
 from support.waiting import in_time
 
 pytestmark = pytest.mark.anyio
@@ -209,107 +209,107 @@ async def behind(valkey_server: Valkey, key_prefix: str, leaks: LeakChecker) -> 
         patient_client(valkey_server.url) as direct,
     ):
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL)
-        warm = Talker(store, session="warm")
-        await warm.say()
+        warm = SessionProducer(store, session="warm")
+        await warm.append_next()
         await until_settled(store)
         yield Behind(proxy, store, RedisEventStore(direct, key_prefix=key_prefix, ttl=TTL), observed(store), direct)
         proxy.clear()
         await store.flush(2)
 
 
-async def through(behind: Behind, talkers: list[Talker]) -> None:
+async def through(behind: Behind, producers: list[SessionProducer]) -> None:
     """All is stored once, and counted once."""
     await until_settled(behind.store)
-    for talker in talkers:
-        await talker.check(behind.reader)
-        assert [each.number for each in await elements(behind.direct, talker.key)] == [
-            *range(1, len(talker.appended) + 1)
+    for producer in producers:
+        await producer.check(behind.reader)
+        assert [each.number for each in await elements(behind.direct, producer.key)] == [
+            *range(1, len(producer.appended) + 1)
         ]
-    assert sum(fact.events for fact in behind.facts.of(BatchCommitted)) == sum(len(each.appended) for each in talkers)
+    assert sum(fact.events for fact in behind.facts.of(BatchCommitted)) == sum(len(each.appended) for each in producers)
     assert not behind.facts.of(EventsLost)
 
 
 @pytest.mark.parametrize("skip", [0, 1])
 async def test_reply_that_is_lost(behind: Behind, skip: int) -> None:
     """The commit was carried out, and is sent again: it is not carried out twice."""
-    talkers = [Talker(behind.store, session=f"s{number}") for number in range(3)]
+    producers = [SessionProducer(behind.store, session=f"s{number}") for number in range(3)]
     fault = behind.proxy.eat_reply(behind.token, skip=skip)
     for _ in range(4):
-        for talker in talkers:
-            await talker.say(5)
-            await talker.outcomes()
+        for producer in producers:
+            await producer.append_next(5)
+            await producer.outcomes()
     assert fault.happened == 1
-    await through(behind, talkers)
+    await through(behind, producers)
 
 
 @pytest.mark.parametrize("after", [0, 40, 500])
 async def test_command_that_is_cut(behind: Behind, after: int) -> None:
     """The commit was not carried out, and is sent again."""
-    talker = Talker(behind.store)
+    producer = SessionProducer(behind.store)
     fault = behind.proxy.cut_request(behind.token, after=after)
     for _ in range(4):
-        await talker.say(10)
-        await talker.outcomes()
+        await producer.append_next(10)
+        await producer.outcomes()
     assert fault.happened == 1
-    await through(behind, [talker])
+    await through(behind, [producer])
 
 
 @pytest.mark.parametrize("later", [0, 1, 20])
 async def test_copy_that_comes_late(behind: Behind, later: int) -> None:
     """A copy of a commit that arrives after later ones changes nothing."""
-    talker = Talker(behind.store)
-    await talker.say(3)
-    await talker.outcomes()
+    producer = SessionProducer(behind.store)
+    await producer.append_next(3)
+    await producer.outcomes()
     fault = behind.proxy.keep_request(behind.token)
-    await talker.say(2)
-    await talker.outcomes()
+    await producer.append_next(2)
+    await producer.outcomes()
     assert fault.happened
     for _ in range(later):
-        await talker.say()
-        await talker.outcomes()
+        await producer.append_next()
+        await producer.outcomes()
     await behind.proxy.deliver(fault)
-    await talker.say()
-    await through(behind, [talker])
+    await producer.append_next()
+    await through(behind, [producer])
 
 
 async def test_late_copy_does_not_open_a_request_again(behind: Behind) -> None:
     """After the response, a copy of an earlier commit leaves no entry of a running request."""
-    talker = Talker(behind.store)
-    await talker.say()
-    await talker.outcomes()
+    producer = SessionProducer(behind.store)
+    await producer.append_next()
+    await producer.outcomes()
     fault = behind.proxy.keep_request(behind.token)
-    await talker.say()
-    await talker.outcomes()
-    await talker.append(answer())
-    await talker.outcomes()
+    await producer.append_next()
+    await producer.outcomes()
+    await producer.append(answer())
+    await producer.outcomes()
     await behind.proxy.deliver(fault)
-    assert not await behind.direct.exists(f"{talker.part.key_prefix}requests")
-    facts, received = await talker.replayed(behind.reader)
+    assert not await behind.direct.exists(f"{producer.part.key_prefix}requests")
+    facts, received = await producer.replayed(behind.reader)
     assert (facts.completed, received.contents) == (True, [1, "JSONRPCResponse"])
 
 
 async def test_script_that_is_forgotten(behind: Behind) -> None:
     """A script that Redis does not know any more is sent again; nothing is degraded."""
-    talkers = [Talker(behind.store, session=f"s{number}") for number in range(3)]
+    producers = [SessionProducer(behind.store, session=f"s{number}") for number in range(3)]
     for _ in range(3):
         await behind.direct.script_flush()
         async with anyio.create_task_group() as tasks:
-            for talker in talkers:
-                tasks.start_soon(talker.say, 20)
-        for talker in talkers:
-            await talker.outcomes()
+            for producer in producers:
+                tasks.start_soon(producer.append_next, 20)
+        for producer in producers:
+            await producer.outcomes()
     assert {fact.reason for fact in behind.facts.of(BatchRetried)} == {FailureReason.NOSCRIPT}
     assert not behind.facts.of(StoreDegraded)
-    await through(behind, talkers)
+    await through(behind, producers)
 
 
 async def test_script_that_is_forgotten_while_it_is_read(behind: Behind) -> None:
     """A replay continues when Redis forgets its script between two chunks."""
-    talker = Talker(behind.store)
-    await talker.append(None)
+    producer = SessionProducer(behind.store)
+    await producer.append(None)
     for _ in range(6):
-        await talker.say(100)
-        await talker.outcomes()
+        await producer.append_next(100)
+        await producer.outcomes()
     received = Received()
 
     async def flush(event: object) -> None:
@@ -317,8 +317,8 @@ async def test_script_that_is_forgotten_while_it_is_read(behind: Behind) -> None
             await behind.direct.script_flush()
         await received(event)  # type: ignore[arg-type]
 
-    await behind.reader.for_session("s").replay(talker.ids[0], flush, stream_id="1")
-    assert received.ids == talker.ids[1:]
+    await behind.reader.for_session("s").replay(producer.ids[0], flush, stream_id="1")
+    assert received.ids == producer.ids[1:]
 
 
 # -- keys of others ---------------------------------------------------------------------------------------------------
@@ -327,33 +327,36 @@ async def test_script_that_is_forgotten_while_it_is_read(behind: Behind) -> None
 @pytest.mark.parametrize("kind", ["list", "requests", "session"])
 async def test_key_that_is_anothers(behind: Behind, kind: str) -> None:
     """Events whose key has another type are lost, and counted; those of other sessions are stored."""
-    victim, others = Talker(behind.store, session="v"), [Talker(behind.store, session=f"s{n}") for n in range(3)]
+    victim, others = (
+        SessionProducer(behind.store, session="v"),
+        [SessionProducer(behind.store, session=f"s{n}") for n in range(3)],
+    )
     run = f"{victim.part.key_prefix}stream:1:{victim.part._queue.runs['1'].name}"
     key = {"list": run}.get(kind, f"{victim.part.key_prefix}{kind}")
     await behind.direct.set(key, "another's", ex=TTL)
     with in_time(10):
         for _ in range(3):
-            await victim.say(2)
-            for talker in others:
-                await talker.say(2)
+            await victim.append_next(2)
+            for producer in others:
+                await producer.append_next(2)
             await others[0].outcomes()
         assert set(await victim.outcomes()) <= {StoreOutcome.LOST, StoreOutcome.REFUSED}
         await until_settled(behind.store)
     assert not behind.facts.of(StoreDegraded)
     assert {fact.reason for fact in behind.facts.of(EventsLost)} == {LossReason.REJECTED}
-    for talker in others:
-        await talker.check(behind.reader)
+    for producer in others:
+        await producer.check(behind.reader)
     assert await behind.direct.get(key) == b"another's"
 
 
 async def test_large_payload_whose_key_is_anothers(behind: Behind) -> None:
     """A key of another type where a large payload belongs is overwritten: `SET` takes any key."""
-    talker = Talker(behind.store)
-    await talker.append(None)
-    await talker.outcomes()
-    key = f"{talker.part.key_prefix}large:1:{run_of(talker.ids[0])}:2"
+    producer = SessionProducer(behind.store)
+    await producer.append(None)
+    await producer.outcomes()
+    key = f"{producer.part.key_prefix}large:1:{run_of(producer.ids[0])}:2"
     await behind.direct.rpush(key, "another's")
-    await talker.append(note(1, "x" * 5000))
-    await talker.outcomes()
-    await talker.check(behind.reader)
+    await producer.append(note(1, "x" * 5000))
+    await producer.outcomes()
+    await producer.check(behind.reader)
     assert 0 < await behind.direct.ttl(key) <= TTL

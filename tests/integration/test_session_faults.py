@@ -30,8 +30,8 @@ from mcp_eventscope.store.messages import JSONRPCError
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
+from support.session_producers import Facts, SessionProducer, appending, elements, observed
 from support.stores import patient_client, until_settled
-from support.talkers import Facts, Talker, elements, observed, talking
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import in_time, own_time, until
 
@@ -58,27 +58,27 @@ class World:
         """Every command of the store contains it."""
         return self.store.key_prefix
 
-    def talkers(self, sessions: int = 3) -> list[Talker]:
+    def producers(self, sessions: int = 3) -> list[SessionProducer]:
         """Two streams of each session."""
-        return [Talker(self.store, f"s{number}", stream) for number in range(sessions) for stream in (1, 2)]
+        return [SessionProducer(self.store, f"s{number}", stream) for number in range(sessions) for stream in (1, 2)]
 
     def reasons(self) -> set[FailureReason]:
         """The reported reasons."""
         return {fact.reason for kind in (BatchRetried, StoreDegraded) for fact in self.facts.of(kind)}
 
-    async def check(self, talkers: list[Talker]) -> None:
+    async def check(self, producers: list[SessionProducer]) -> None:
         """Every event has an id, is stored once and counted once, and no append took long."""
         await until_settled(self.store)
-        for talker in talkers:
-            assert "" not in talker.ids
-            assert not any(appended.deferred or appended.refused for appended in talker.appended)
-            await talker.check(self.reader)
-            stored = [each.number for each in await elements(self.direct, talker.key)]
-            assert stored == list(range(1, len(talker.appended) + 1))
-        total = sum(len(talker.appended) for talker in talkers)
+        for producer in producers:
+            assert "" not in producer.ids
+            assert not any(appended.deferred or appended.refused for appended in producer.appended)
+            await producer.check(self.reader)
+            stored = [each.number for each in await elements(self.direct, producer.key)]
+            assert stored == list(range(1, len(producer.appended) + 1))
+        total = sum(len(producer.appended) for producer in producers)
         assert sum(fact.events for fact in self.facts.of(BatchCommitted)) == total
         assert not self.facts.of(EventsLost)
-        assert max(seconds for talker in talkers for seconds in talker.seconds) < STORE_TIMEOUT + SLACK
+        assert max(seconds for producer in producers for seconds in producer.seconds) < STORE_TIMEOUT + SLACK
         # One outage is one, whatever its reason changes to.
         kinds = [type(fact) for fact in self.facts.all if isinstance(fact, StoreDegraded | StoreRecovered)]
         assert kinds == [StoreDegraded, StoreRecovered] * (len(kinds) // 2)
@@ -200,11 +200,11 @@ FAULTS: dict[str, tuple[Break, set[FailureReason]]] = {
 async def test_survives(world: World, fault: str) -> None:
     """Events are appended meanwhile: all have ids, none is lost or stored twice, and the reason is reported."""
     happen, reported = FAULTS[fault]
-    talkers = world.talkers()
+    producers = world.producers()
     with in_time(30):
-        async with talking(world.store, talkers):
+        async with appending(world.store, producers):
             await happen(world)
-    await world.check(talkers)
+    await world.check(producers)
     assert reported <= world.reasons()
 
 
@@ -218,24 +218,24 @@ async def test_survives_with_a_client_that_retries(world: World, fault: str) -> 
 async def test_no_append_waits_in_an_outage(world: World) -> None:
     """Once Redis is known to be unreachable, `append` returns immediately, with an id."""
     for way in (world.proxy.hold, world.proxy.refuse):
-        talker = Talker(world.store, way.__name__)
-        await talker.say()
-        await talker.outcomes()
+        producer = SessionProducer(world.store, way.__name__)
+        await producer.append_next()
+        await producer.outcomes()
         way()
         world.proxy.reset()
         while not world.store.backlog.failure:
-            await talker.say()
+            await producer.append_next()
             await asyncio.sleep(0.01)
-        first = len(talker.appended)
+        first = len(producer.appended)
         began = own_time()
-        await talker.say(500)
+        await producer.append_next(500)
         assert own_time() - began < STORE_TIMEOUT + SLACK
-        assert sum(seconds > 0.05 for seconds in talker.seconds[first:]) <= 5
+        assert sum(seconds > 0.05 for seconds in producer.seconds[first:]) <= 5
         if way == world.proxy.refuse:
             await world.proxy.listen()
         world.proxy.clear()
         await until_settled(world.store)
-        await talker.check(world.reader)
+        await producer.check(world.reader)
     assert [type(fact) for fact in world.facts.all if isinstance(fact, StoreDegraded | StoreRecovered)] == [
         StoreDegraded,
         StoreRecovered,
@@ -244,31 +244,31 @@ async def test_no_append_waits_in_an_outage(world: World) -> None:
 
 async def test_slow_is_not_unreachable(world: World) -> None:
     """A Redis that replies late, and within `store_timeout`, is no trouble, and delays no append."""
-    talkers = world.talkers(5)
+    producers = world.producers(5)
     world.proxy.delay = STORE_TIMEOUT / 5
     began = own_time()
-    for talker in talkers:
-        await talker.say(10)
+    for producer in producers:
+        await producer.append_next(10)
     assert own_time() - began < STORE_TIMEOUT + SLACK
-    await world.check(talkers)
+    await world.check(producers)
     assert world.reasons() <= {FailureReason.NOSCRIPT}
 
 
 async def test_callers_that_are_cancelled(world: World) -> None:
     """A caller that is cancelled leaves no hole in the numbers: every accepted event is stored."""
     dice = random.Random(7)  # noqa: S311 - not secrets
-    talker = Talker(world.store)
-    await talker.append(None)
+    producer = SessionProducer(world.store)
+    await producer.append(None)
     world.proxy.delay = 0.02
     for _ in range(60):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(talker.part.append, "1", note(0, "x" * 50_000))
+            tasks.start_soon(producer.part.append, "1", note(0, "x" * 50_000))
             for _ in range(dice.randrange(4)):
                 await asyncio.sleep(0)
             tasks.cancel_scope.cancel()
-    last = await talker.part.append("1", answer())
+    last = await producer.part.append("1", answer())
     await until_settled(world.store)
-    numbers = [each.number for each in await elements(world.direct, talker.key)]
+    numbers = [each.number for each in await elements(world.direct, producer.key)]
     assert numbers == list(range(1, int(last.event_id.split("-")[1]) + 1))
 
 
@@ -285,36 +285,36 @@ async def test_whole_runs_are_dropped_oldest_first(valkey_server: Valkey, key_pr
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60, backlog_events=60)
         reader = RedisEventStore(direct, key_prefix=key_prefix, ttl=60)
         facts = observed(store)
-        talkers = [Talker(store, f"s{number % 3}", number) for number in range(12)]
-        for talker in talkers:
-            await talker.append(None)
-            await talker.outcomes()
+        producers = [SessionProducer(store, f"s{number % 3}", number) for number in range(12)]
+        for producer in producers:
+            await producer.append(None)
+            await producer.outcomes()
         proxy.refuse()
         proxy.reset()
-        finding_out = Talker(store, "finds out")
-        await finding_out.say()
+        finding_out = SessionProducer(store, "finds out")
+        await finding_out.append_next()
         await until(lambda: store.backlog.failure)
-        for talker in talkers:
-            await talker.say(8)
-            await talker.append(answer(int(talker.stream)))
-            assert "" not in talker.ids
-            assert store.backlog.events <= 60 + len(talkers)
+        for producer in producers:
+            await producer.append_next(8)
+            await producer.append(answer(int(producer.stream)))
+            assert "" not in producer.ids
+            assert store.backlog.events <= 60 + len(producers)
         await proxy.listen()
         await until_settled(store)
         dropped = []
-        for talker in talkers:
-            resumed, received = await talker.replayed(reader)
+        for producer in producers:
+            resumed, received = await producer.replayed(reader)
             assert (resumed.completed, resumed.miss) == (True, None)
             dropped.append(resumed.gap)
             if resumed.gap:
                 (message,) = received.messages
                 assert isinstance(message, JSONRPCError)
-                assert (message.id, message.error.code) == (int(talker.stream), EVENTS_GONE)
-                assert (resumed.missing, received.ids) == (8, talker.ids[-1:])
+                assert (message.id, message.error.code) == (int(producer.stream), EVENTS_GONE)
+                assert (resumed.missing, received.ids) == (8, producer.ids[-1:])
             else:
-                assert received.ids == talker.ids[1:]
+                assert received.ids == producer.ids[1:]
         assert dropped == sorted(dropped, reverse=True)
-        assert 0 < sum(dropped) < len(talkers)
+        assert 0 < sum(dropped) < len(producers)
         assert {fact.reason for fact in facts.of(EventsLost)} == {LossReason.OVERFLOW}
         assert sum(fact.events for fact in facts.of(EventsLost)) == 9 * sum(dropped)
         await store.flush()
@@ -323,20 +323,20 @@ async def test_whole_runs_are_dropped_oldest_first(valkey_server: Valkey, key_pr
 
 async def test_flush_in_an_outage(world: World) -> None:
     """A flush takes no longer than it may, and counts lost events; the store can be used again."""
-    talker = Talker(world.store)
-    await talker.say()
-    await talker.outcomes()
+    producer = SessionProducer(world.store)
+    await producer.append_next()
+    await producer.outcomes()
     world.proxy.refuse()
     world.proxy.reset()
-    await talker.say(10)
+    await producer.append_next(10)
     began = own_time()
     assert await world.store.flush(0.3) == 10
     assert own_time() - began < 0.3 + 0.5
     assert [(fact.reason, fact.events) for fact in world.facts.of(EventsLost)] == [(LossReason.SHUTDOWN, 10)]
     assert not world.store.backlog.events
     await world.proxy.listen()
-    other = Talker(world.store, "t")
-    await other.say(3)
+    other = SessionProducer(world.store, "t")
+    await other.append_next(3)
     await other.outcomes()
     await other.check(world.reader)
 
@@ -357,23 +357,23 @@ async def test_server_that_takes_no_writes(how: str) -> None:
         async with connect(server.url) as client, patient_client(server.url) as direct:
             store = RedisEventStore(client, ttl=TTL, store_timeout=STORE_TIMEOUT)
             facts = observed(store)
-            talkers = [Talker(store, f"s{number}") for number in range(4)]
+            producers = [SessionProducer(store, f"s{number}") for number in range(4)]
 
             def reported() -> bool:
                 found = [*facts.of(BatchRetried), *facts.of(StoreDegraded)]
                 return any(fact.reason is reason[how] for fact in found)
 
             with in_time(40):
-                async with talking(store, talkers):
+                async with appending(store, producers):
                     await anyio.to_thread.run_sync(_refuse_writes, how, server, second)
                     await until(reported)
                     await anyio.to_thread.run_sync(_accept_writes, how, server)
             reader = RedisEventStore(direct, ttl=TTL)
-            for talker in talkers:
-                assert "" not in talker.ids
-                await talker.check(reader)
+            for producer in producers:
+                assert "" not in producer.ids
+                await producer.check(reader)
             assert not facts.of(EventsLost)
-            assert max(seconds for talker in talkers for seconds in talker.seconds) < STORE_TIMEOUT + SLACK
+            assert max(seconds for producer in producers for seconds in producer.seconds) < STORE_TIMEOUT + SLACK
             await store.flush()
 
 
@@ -422,14 +422,14 @@ async def test_pool_that_is_exhausted(world: World, valkey_server: Valkey, kind:
     async with aioredis.Redis.from_pool(pool) as small:
         store = RedisEventStore(small, key_prefix=world.token, ttl=TTL, store_timeout=STORE_TIMEOUT)
         facts = observed(store)
-        talkers = [Talker(store, f"s{number}") for number in range(4)]
-        for talker in talkers:
-            await talker.say(5)
+        producers = [SessionProducer(store, f"s{number}") for number in range(4)]
+        for producer in producers:
+            await producer.append_next(5)
         await until(lambda: any(fact.reason is FailureReason.POOL for fact in facts.of(StoreDegraded)))
         await pool.release(held.pop())
         await until_settled(store)
-        for talker in talkers:
-            await talker.check(world.reader)
+        for producer in producers:
+            await producer.check(world.reader)
         await pool.release(held.pop())
         await store.flush()
 
@@ -437,13 +437,13 @@ async def test_pool_that_is_exhausted(world: World, valkey_server: Valkey, kind:
 async def test_silence_is_a_timeout(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection without replies is replaced after the time limit, and a time-out is reported."""
     monkeypatch.setattr(transport, "ANSWER_TIMEOUT", 0.4)
-    talker = world.talkers(1)[0]
-    await talker.say()
-    await talker.outcomes()
+    producer = world.producers(1)[0]
+    await producer.append_next()
+    await producer.outcomes()
     world.proxy.mute()
-    await talker.say()
+    await producer.append_next()
     await until(lambda: {fact.reason for fact in world.facts.of(BatchRetried)} - {FailureReason.NOSCRIPT})
     world.proxy.clear()
-    await talker.outcomes()
+    await producer.outcomes()
     assert world.reasons() - {FailureReason.NOSCRIPT} == {FailureReason.TIMEOUT}
-    await world.check([talker])
+    await world.check([producer])

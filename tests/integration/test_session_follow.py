@@ -16,8 +16,8 @@ from mcp_eventscope.store.results import FollowEnd, FollowResult, StoreOutcome
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
+from support.session_producers import Received, SessionProducer, elements, observed, run_of
 from support.stores import until_settled
-from support.talkers import Received, Talker, elements, observed, run_of
 from support.valkeys import own_valkey
 from support.waiting import in_time, until
 
@@ -32,17 +32,19 @@ async def nothing() -> None:
 
 
 class Follower:
-    """Follows a talker's stream in a task."""
+    """Follows a producer's stream in a task."""
 
-    def __init__(self, store: RedisEventStore, talker: Talker, *, after: int = 0, limit: float = LONG) -> None:
+    def __init__(
+        self, store: RedisEventStore, producer: SessionProducer, *, after: int = 0, limit: float = LONG
+    ) -> None:
         self.received = Received()
         self.facts: FollowResult | None = None
-        self._store, self._talker, self._after, self._limit = store, talker, talker.ids[after], limit
+        self._store, self._producer, self._after, self._limit = store, producer, producer.ids[after], limit
 
     async def __call__(self) -> None:
         """Follow until it ends."""
-        part = self._store.for_session(self._talker.session)
-        self.facts = await part.follow(self._talker.stream, self._after, self.received, limit=self._limit)
+        part = self._store.for_session(self._producer.session)
+        self.facts = await part.follow(self._producer.stream, self._after, self.received, limit=self._limit)
 
 
 @pytest.fixture
@@ -61,33 +63,33 @@ async def other(redis_client: aioredis.Redis, store: RedisEventStore) -> AsyncIt
         await store.flush()
 
 
-async def primed(store: RedisEventStore, **options: object) -> Talker:
+async def primed(store: RedisEventStore, **options: object) -> SessionProducer:
     """A stream with its priming event, stored."""
-    talker = Talker(store, **options)  # type: ignore[arg-type]
-    await talker.append(None)
-    await talker.outcomes()
-    return talker
+    producer = SessionProducer(store, **options)  # type: ignore[arg-type]
+    await producer.append(None)
+    await producer.outcomes()
+    return producer
 
 
 @pytest.mark.usefixtures("no_polling")
 @pytest.mark.parametrize("here", [True, False])
 async def test_woken(store: RedisEventStore, other: RedisEventStore, *, here: bool) -> None:
     """An event reaches a follower without a poll, in the same process or another, and the response ends it."""
-    talker = await primed(store)
-    follower = Follower(store if here else other, talker)
+    producer = await primed(store)
+    follower = Follower(store if here else other, producer)
     with in_time(15):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(follower)
             for number in range(5):
-                await talker.say()
+                await producer.append_next()
                 await follower.received.has(number + 1, within=3)
-            await talker.append(answer())
-    assert follower.received.ids == talker.ids[1:]
+            await producer.append(answer())
+    assert follower.received.ids == producer.ids[1:]
     assert follower.facts == FollowResult(
-        last_event_id=talker.ids[-1],
+        last_event_id=producer.ids[-1],
         end=FollowEnd.COMPLETED,
         delivered=6,
-        payload_bytes=sum(each.payload_bytes for each in talker.appended),
+        payload_bytes=sum(each.payload_bytes for each in producer.appended),
     )
 
 
@@ -105,15 +107,15 @@ async def test_user_without_channels(valkey_server: Valkey, key_prefix: str, red
             other = RedisEventStore(two, key_prefix=key_prefix, ttl=60)
             facts = observed(store)
             async with store.coordinator.hold_lease(LONG, lambda _: None, nothing):
-                talker = await primed(store)
-                follower = Follower(other, talker)
+                producer = await primed(store)
+                follower = Follower(other, producer)
                 with in_time(15):
                     async with anyio.create_task_group() as tasks:
                         tasks.start_soon(follower)
-                        await talker.say(2)
+                        await producer.append_next(2)
                         await follower.received.has(2, within=3)
-                        await talker.append(answer())
-                assert follower.received.ids == talker.ids[1:]
+                        await producer.append(answer())
+                assert follower.received.ids == producer.ids[1:]
                 assert {type(fact).__name__ for fact in facts.all} <= {"BatchCommitted", "BatchRetried"}
                 await store.flush()
             keys = [key async for key in redis_client.scan_iter(match=f"{key_prefix}*", count=1000)]
@@ -124,73 +126,73 @@ async def test_user_without_channels(valkey_server: Valkey, key_prefix: str, red
 
 async def test_no_window_between_replay_and_follow(store: RedisEventStore, other: RedisEventStore) -> None:
     """An event stored between the end of a replay and the beginning of following is delivered once."""
-    talker = await primed(store)
-    await talker.say()
-    await talker.outcomes()
+    producer = await primed(store)
+    await producer.append_next()
+    await producer.outcomes()
     for each in (store, other):
-        facts, received = await talker.replayed(each)
-        await talker.say()
-        await talker.outcomes()
+        facts, received = await producer.replayed(each)
+        await producer.append_next()
+        await producer.outcomes()
         followed = await each.for_session("s").follow("1", facts.last_event_id, received, limit=0)
         assert followed.delivered == 1
-        assert received.ids == talker.ids[1:]
+        assert received.ids == producer.ids[1:]
 
 
 async def test_limit(store: RedisEventStore, other: RedisEventStore) -> None:
     """When nothing comes, following ends at its limit, where it stands."""
-    talker = await primed(store)
+    producer = await primed(store)
     for each in (store, other):
         for limit in (0, 0.1):
-            follower = Follower(each, talker, limit=limit)
+            follower = Follower(each, producer, limit=limit)
             with in_time(3):
                 await follower()
-            assert follower.facts == FollowResult(last_event_id=talker.ids[0], end=FollowEnd.TIMEOUT)
+            assert follower.facts == FollowResult(last_event_id=producer.ids[0], end=FollowEnd.TIMEOUT)
 
 
 async def test_many_followers_of_one_stream(store: RedisEventStore, other: RedisEventStore) -> None:
     """Each gets all of it, wherever it is."""
-    talker = await primed(store)
-    followers = [Follower(each, talker) for each in (store, other) for _ in range(10)]
+    producer = await primed(store)
+    followers = [Follower(each, producer) for each in (store, other) for _ in range(10)]
     with in_time(20):
         async with anyio.create_task_group() as tasks:
             for follower in followers:
                 tasks.start_soon(follower)
-            await talker.say(40)
-            await talker.append(answer())
-    assert [follower.received.ids for follower in followers] == [talker.ids[1:]] * 20
+            await producer.append_next(40)
+            await producer.append(answer())
+    assert [follower.received.ids for follower in followers] == [producer.ids[1:]] * 20
 
 
 @pytest.mark.parametrize("here", [True, False])
 async def test_callback_that_raises(store: RedisEventStore, other: RedisEventStore, *, here: bool) -> None:
     """An exception of the callback ends the following, and nothing is left of it."""
-    talker = await primed(store)
-    await talker.say()
-    await talker.outcomes()
+    producer = await primed(store)
+    await producer.append_next()
+    await producer.outcomes()
     each = store if here else other
 
     async def broken(_: object) -> None:
         raise anyio.BrokenResourceError
 
     with pytest.raises(anyio.BrokenResourceError):
-        await each.for_session("s").follow("1", talker.ids[0], broken, limit=LONG)
+        await each.for_session("s").follow("1", producer.ids[0], broken, limit=LONG)
     assert not each._sessions.followers._watches
-    assert not store._session_writer.runs[run_of(talker.ids[0])].watchers
+    assert not store._session_writer.runs[run_of(producer.ids[0])].watchers
 
 
 @pytest.mark.parametrize("here", [True, False])
 async def test_follower_that_is_cancelled(store: RedisEventStore, other: RedisEventStore, *, here: bool) -> None:
     """Nothing is left of it, and the stream can be followed again."""
-    talker = await primed(store)
+    producer = await primed(store)
     each = store if here else other
-    follower = Follower(each, talker)
+    follower = Follower(each, producer)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(follower)
-        await talker.say()
+        await producer.append_next()
         await follower.received.has(1)
         tasks.cancel_scope.cancel()
     assert not each._sessions.followers._watches
-    assert not store._session_writer.runs[run_of(talker.ids[0])].watchers
-    again = Follower(each, talker, limit=0)
+    assert not store._session_writer.runs[run_of(producer.ids[0])].watchers
+    again = Follower(each, producer, limit=0)
     await again()
     assert again.received.contents == [1]
     await until(lambda: not [task for task in asyncio.all_tasks() if task.get_name() == "eventscope-followers"])
@@ -198,7 +200,7 @@ async def test_follower_that_is_cancelled(store: RedisEventStore, other: RedisEv
 
 async def test_slow_client_of_a_run_that_goes_on(store: RedisEventStore, other: RedisEventStore) -> None:
     """A2: a client that does not read meanwhile gets every event, from memory and from Redis."""
-    talker = await primed(store)
+    producer = await primed(store)
     for each in (store, other):
         received, resumed = Received(), anyio.Event()
 
@@ -206,40 +208,40 @@ async def test_slow_client_of_a_run_that_goes_on(store: RedisEventStore, other: 
             await received(event)  # type: ignore[arg-type]
             await resumed.wait()
 
-        position = len(talker.ids) - 1
+        position = len(producer.ids) - 1
         async with anyio.create_task_group() as tasks:
             part = each.for_session("s")
-            tasks.start_soon(lambda: part.follow("1", talker.ids[position], slow, limit=LONG))  # noqa: B023
-            await talker.say()
+            tasks.start_soon(lambda: part.follow("1", producer.ids[position], slow, limit=LONG))  # noqa: B023
+            await producer.append_next()
             await received.has(1)
-            await talker.say(40)
-            await talker.outcomes()
+            await producer.append_next(40)
+            await producer.outcomes()
             resumed.set()
             await received.has(41)
             tasks.cancel_scope.cancel()
-        assert received.ids == talker.ids[position + 1 :]
+        assert received.ids == producer.ids[position + 1 :]
 
 
 async def test_follower_here_needs_no_redis(valkey_server: Valkey, key_prefix: str) -> None:
     """A client of the same worker is replayed and followed in an outage, up to the response."""
     async with Proxy(valkey_server.socket).running() as proxy, connect(proxy.url) as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL)
-        talker = await primed(store)
-        await talker.say(2)
-        await talker.outcomes()
+        producer = await primed(store)
+        await producer.append_next(2)
+        await producer.outcomes()
         proxy.refuse()
         proxy.reset()
-        await talker.say(2)
-        facts, received = await talker.replayed(store)
-        assert (facts.miss, facts.gap, received.ids) == (None, False, talker.ids[1:])
-        follower = Follower(store, talker)
+        await producer.append_next(2)
+        facts, received = await producer.replayed(store)
+        assert (facts.miss, facts.gap, received.ids) == (None, False, producer.ids[1:])
+        follower = Follower(store, producer)
         with in_time(5):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(follower)
-                await talker.say()
+                await producer.append_next()
                 await follower.received.has(5)
-                await talker.append(answer())
-        assert follower.received.ids == talker.ids[1:]
+                await producer.append(answer())
+        assert follower.received.ids == producer.ids[1:]
         assert follower.facts is not None
         assert (follower.facts.end, follower.facts.failures) == (FollowEnd.COMPLETED, 0)
         await proxy.listen()
@@ -255,21 +257,21 @@ async def test_follower_elsewhere_survives_an_outage(way: str) -> None:
         async with connect(server.url) as one, connect(server.url) as two:
             store, other = RedisEventStore(one, ttl=TTL), RedisEventStore(two, ttl=TTL)
             async with store.coordinator.hold_lease(LONG, lambda _: None, nothing):
-                talker = await primed(store)
-                follower = Follower(other, talker)
+                producer = await primed(store)
+                follower = Follower(other, producer)
                 with in_time(40):
                     async with anyio.create_task_group() as tasks:
                         tasks.start_soon(follower)
-                        await talker.say(2)
+                        await producer.append_next(2)
                         await follower.received.has(2)
                         getattr(server, way)()
-                        await talker.say(2)
+                        await producer.append_next(2)
                         await until(lambda: store.backlog.failure)
-                        await talker.say(2)
+                        await producer.append_next(2)
                         await anyio.to_thread.run_sync(server.revive)
-                        await talker.say()
-                        await talker.append(answer())
-                assert follower.received.ids == talker.ids[1:]
+                        await producer.append_next()
+                        await producer.append(answer())
+                assert follower.received.ids == producer.ids[1:]
                 assert follower.facts is not None
                 assert follower.facts.end is FollowEnd.COMPLETED
                 await store.flush()
@@ -286,56 +288,56 @@ async def test_dead_worker_is_answered_once(
     """Of several followers one stores the answer; each delivers it, behind the events and without an id."""
     dead = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
     third = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
-    talker = await primed(dead, request_id=request_id)
-    await talker.say(2)
-    await talker.outcomes()
-    followers = [Follower(each, talker) for each in (store, third, store, third, store)]
+    producer = await primed(dead, request_id=request_id)
+    await producer.append_next(2)
+    await producer.outcomes()
+    followers = [Follower(each, producer) for each in (store, third, store, third, store)]
     with in_time(20):
         async with anyio.create_task_group() as tasks:
             for follower in followers:
                 tasks.start_soon(follower)
     for follower in followers:
-        assert follower.received.ids == [*talker.ids[1:], None]
+        assert follower.received.ids == [*producer.ids[1:], None]
         message = follower.received.messages[-1]
         assert isinstance(message, JSONRPCError)
         assert (message.id, message.error.code) == (request_id, REQUEST_ORPHANED)
         assert follower.facts is not None
-        assert (follower.facts.end, follower.facts.last_event_id) == (FollowEnd.COMPLETED, talker.ids[-1])
+        assert (follower.facts.end, follower.facts.last_event_id) == (FollowEnd.COMPLETED, producer.ids[-1])
     assert sum(bool(follower.facts and follower.facts.orphaned) for follower in followers) == 1
     # A later resume gets the same answer, from each position.
     for after in range(3):
-        facts, received = await talker.replayed(store, after=after)
+        facts, received = await producer.replayed(store, after=after)
         assert (facts.completed, facts.miss) == (True, None)
-        assert received.ids == [*talker.ids[after + 1 :], None]
+        assert received.ids == [*producer.ids[after + 1 :], None]
         assert received.messages[-1] == message
 
 
 async def test_late_worker_is_fenced(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
     """A worker that was declared dead stores nothing more of that request; its other requests are stored."""
     late = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
-    talker, same, elsewhere = [
+    producer, same, elsewhere = [
         await primed(late, **options) for options in ({}, {"request_id": 2}, {"session": "t", "request_id": 1})
     ]
     fenced: list[str] = []
-    talker.part.bind(ended=lambda: None, fenced=fenced.append)
-    follower = Follower(store, talker)
+    producer.part.bind(ended=lambda: None, fenced=fenced.append)
+    follower = Follower(store, producer)
     with in_time(20):
         await follower()
     assert follower.facts is not None
     assert follower.facts.orphaned
-    before = await elements(redis_client, talker.key)
-    own = Follower(late, talker)
+    before = await elements(redis_client, producer.key)
+    own = Follower(late, producer)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(own)
-        await talker.say(2)
-        assert (await talker.outcomes())[1:] == [StoreOutcome.REFUSED] * 2
-        assert (await talker.append(answer())).refused
+        await producer.append_next(2)
+        assert (await producer.outcomes())[1:] == [StoreOutcome.REFUSED] * 2
+        assert (await producer.append(answer())).refused
     # Its own client may have read events before Redis refused them; it gets the answer that all others got.
     assert own.received.ids[-1] is None
     assert own.received.messages[-1] == follower.received.messages[-1]
     assert fenced == ["1"]
-    assert await elements(redis_client, talker.key) == before
-    assert (await talker.append(note(9))).refused
+    assert await elements(redis_client, producer.key) == before
+    assert (await producer.append(note(9))).refused
     for each in (same, elsewhere):
         await each.append(answer())
         assert set(await each.outcomes()) == {StoreOutcome.STORED}
@@ -345,16 +347,16 @@ async def test_late_worker_is_fenced(store: RedisEventStore, redis_client: aiore
 async def test_response_of_a_worker_that_is_dead(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
     """A worker that died after its response has answered: nothing is put in its place."""
     dead = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
-    talker = await primed(dead)
-    await talker.append(answer())
-    await talker.outcomes()
+    producer = await primed(dead)
+    await producer.append(answer())
+    await producer.outcomes()
     for after in (0, 1):
-        follower = Follower(store, talker, after=after)
+        follower = Follower(store, producer, after=after)
         with in_time(5):
             await follower()
         assert follower.facts is not None
         assert (follower.facts.end, follower.facts.orphaned) == (FollowEnd.COMPLETED, False)
-        assert follower.received.ids == talker.ids[after + 1 :]
+        assert follower.received.ids == producer.ids[after + 1 :]
 
 
 async def test_request_of_a_dead_worker_that_redis_has_lost(
@@ -362,11 +364,11 @@ async def test_request_of_a_dead_worker_that_redis_has_lost(
 ) -> None:
     """Where nothing is stored of a dead worker's request, following ends, and nothing is stored in its place."""
     dead = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
-    talker = await primed(dead)
-    await redis_client.delete(talker.key, f"{talker.part.key_prefix}requests")
-    follower = Follower(store, talker)
+    producer = await primed(dead)
+    await redis_client.delete(producer.key, f"{producer.part.key_prefix}requests")
+    follower = Follower(store, producer)
     with in_time(20):
         await follower()
     assert follower.facts is not None
     assert (follower.facts.end, follower.facts.orphaned, follower.received.ids) == (FollowEnd.WORKER_LOST, False, [])
-    assert not await redis_client.exists(f"{talker.part.key_prefix}requests")
+    assert not await redis_client.exists(f"{producer.part.key_prefix}requests")

@@ -13,7 +13,7 @@ from mcp_eventscope.store.results import StoreOutcome
 from mcp_eventscope.testing import on_the_wire
 from support.leaks import LeakChecker
 from support.messages import answer, failure, note
-from support.talkers import Received, Talker, elements, list_key, run_of
+from support.session_producers import Received, SessionProducer, elements, list_key, run_of
 from support.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -30,60 +30,60 @@ def texts(values: object) -> list[str]:
     return [value.decode() if isinstance(value, bytes) else value for value in values]
 
 
-async def entries(client: aioredis.Redis, talker: Talker) -> dict[str, str]:
+async def entries(client: aioredis.Redis, producer: SessionProducer) -> dict[str, str]:
     """The session's `requests`."""
-    found = await client.hgetall(f"{talker.part.key_prefix}requests")
+    found = await client.hgetall(f"{producer.part.key_prefix}requests")
     return dict(zip(texts(found), texts(list(found.values())), strict=True))
 
 
 async def test_elements_of_a_run(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
     """A run's list has an element for each event: its number, its time, its marks, and the payload as it was sent."""
-    talker = Talker(store)
-    await talker.append(None)
-    await talker.append(note(1, "é"))
-    traced = await talker.part.append("1", note(2), TRACEPARENT)
-    last = await talker.append(answer())
-    assert await talker.outcomes() == [StoreOutcome.STORED] * 3
-    found = await elements(redis_client, talker.key)
+    producer = SessionProducer(store)
+    await producer.append(None)
+    await producer.append(note(1, "é"))
+    traced = await producer.part.append("1", note(2), TRACEPARENT)
+    last = await producer.append(answer())
+    assert await producer.outcomes() == [StoreOutcome.STORED] * 3
+    found = await elements(redis_client, producer.key)
     assert [each.number for each in found] == [1, 2, 3, 4]
-    ids = [*talker.ids[:2], traced.event_id, last.event_id]
+    ids = [*producer.ids[:2], traced.event_id, last.event_id]
     assert [f"{each.time}-{each.number}-{run_of(last.event_id)}" for each in found] == ids
     assert [each.marks for each in found] == [(), (), (f"t{TRACEPARENT}",), ("f",)]
     payloads = [on_the_wire(message).encode() for message in (note(1, "é"), note(2), answer())]
     assert [each.payload for each in found] == [b"", *payloads]
-    assert [each.payload_bytes for each in talker.appended] == [0, len(payloads[0]), len(payloads[2])]
+    assert [each.payload_bytes for each in producer.appended] == [0, len(payloads[0]), len(payloads[2])]
 
 
 async def test_large_payload_has_its_own_key(
     store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker
 ) -> None:
     """An element stays small whatever the payload: above 4 KiB it names the size only."""
-    talker = Talker(store)
+    producer = SessionProducer(store)
     frame = len(on_the_wire(note(0)))
     for size in (LARGE - frame, LARGE - frame + 1, 100_000):
-        await talker.append(note(0, "x" * size))
-    await talker.outcomes()
-    found = await elements(redis_client, talker.key)
+        await producer.append(note(0, "x" * size))
+    await producer.outcomes()
+    found = await elements(redis_client, producer.key)
     assert [each.marks for each in found] == [(), (f"g{LARGE + 1}",), (f"g{100_000 + frame}",)]
     assert [len(each.payload) for each in found] == [LARGE, 0, 0]
-    run = run_of(talker.ids[0])
-    large = [f"{talker.part.key_prefix}large:1:{run}:{number}" for number in (2, 3)]
+    run = run_of(producer.ids[0])
+    large = [f"{producer.part.key_prefix}large:1:{run}:{number}" for number in (2, 3)]
     assert [key for key in await leaks.keys() if ":large:" in key] == large
     assert [await redis_client.strlen(key) for key in large] == [LARGE + 1, 100_000 + frame]
 
 
 async def test_request_is_named_while_it_is_open(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
     """`requests` holds the request's id with its JSON type, from the first event to the response."""
-    open_ones = [Talker(store, request_id=request_id) for request_id in (7, "7", "é" * 20, "x" * 130)]
-    for talker in open_ones:
-        await talker.append(None)
-        await talker.outcomes()
+    open_ones = [SessionProducer(store, request_id=request_id) for request_id in (7, "7", "é" * 20, "x" * 130)]
+    for producer in open_ones:
+        await producer.append(None)
+        await producer.outcomes()
     found = await entries(redis_client, open_ones[0])
-    for talker, request_id in zip(open_ones, (7, "7", "é" * 20, "x" * 130), strict=True):
-        kind, stream, name = found[run_of(talker.ids[0])].split(" ", 2)
-        assert (kind, stream, json.loads(name)) == ("r", talker.stream, request_id)
-        await talker.append(answer())
-        await talker.outcomes()
+    for producer, request_id in zip(open_ones, (7, "7", "é" * 20, "x" * 130), strict=True):
+        kind, stream, name = found[run_of(producer.ids[0])].split(" ", 2)
+        assert (kind, stream, json.loads(name)) == ("r", producer.stream, request_id)
+        await producer.append(answer())
+        await producer.outcomes()
     assert await entries(redis_client, open_ones[0]) == {}
 
 
@@ -106,12 +106,12 @@ async def test_standalone_run_is_named_with_its_last_number(
 
 async def test_each_request_has_a_run_of_its_own(store: RedisEventStore, leaks: LeakChecker) -> None:
     """A request id that is used again meets neither the events nor the cursors of the earlier request."""
-    first = Talker(store)
+    first = SessionProducer(store)
     await first.append(None)
-    await first.say(2)
-    second = Talker(store)
+    await first.append_next(2)
+    second = SessionProducer(store)
     await second.append(None)
-    await second.say(2)
+    await second.append_next(2)
     await second.append(answer())
     await second.outcomes()
     await first.outcomes()
@@ -130,9 +130,9 @@ async def test_sessions_share_no_key(store: RedisEventStore, leaks: LeakChecker)
     """Every key of a session is under its own prefix, whatever its id is."""
     names = ["a", "b{x}", "c:{}", "d*", "é"]
     for name in names:
-        talker = Talker(store, session=name)
-        await talker.append(note(0, "x" * 5000))
-        await talker.outcomes()
+        producer = SessionProducer(store, session=name)
+        await producer.append(note(0, "x" * 5000))
+        await producer.outcomes()
     keys = await leaks.keys()
     prefixes = [store.for_session(name).key_prefix for name in names]
     assert sorted({prefix for key in keys for prefix in prefixes if key.startswith(prefix)}) == sorted(prefixes)
@@ -148,25 +148,25 @@ async def test_client_of_another_encoding(valkey_url: str, key_prefix: str) -> N
     """Payloads are UTF-8 whatever the client encodes its text in."""
     async with aioredis.Redis.from_url(valkey_url, encoding="latin-1", decode_responses=True) as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
-        talker = Talker(store, request_id="é")
-        await talker.append(None)
-        await talker.append(note(1, "é漢"))
-        await talker.append(note(2, "é漢" * 3000))
-        await talker.outcomes()
-        await talker.check(RedisEventStore(client, key_prefix=key_prefix, ttl=60))
+        producer = SessionProducer(store, request_id="é")
+        await producer.append(None)
+        await producer.append(note(1, "é漢"))
+        await producer.append(note(2, "é漢" * 3000))
+        await producer.outcomes()
+        await producer.check(RedisEventStore(client, key_prefix=key_prefix, ttl=60))
         await store.flush()
 
 
 async def test_order_of_concurrent_appends(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
     """Events that are appended concurrently, to several streams, are in their lists in order, each once."""
-    talkers = [Talker(store, request_id=number) for number in range(3)]
+    producers = [SessionProducer(store, request_id=number) for number in range(3)]
     async with anyio.create_task_group() as tasks:
         for number in range(60):
-            tasks.start_soon(talkers[number % 3].say)
-    for talker in talkers:
-        await talker.outcomes()
-        assert [each.number for each in await elements(redis_client, talker.key)] == list(range(1, 21))
-        await talker.check(RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL))
+            tasks.start_soon(producers[number % 3].append_next)
+    for producer in producers:
+        await producer.outcomes()
+        assert [each.number for each in await elements(redis_client, producer.key)] == list(range(1, 21))
+        await producer.check(RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL))
 
 
 # -- TTL --------------------------------------------------------------------------------------------------------------
@@ -174,14 +174,14 @@ async def test_order_of_concurrent_appends(store: RedisEventStore, redis_client:
 
 async def test_every_key_has_a_ttl(store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
     """Lists, large payloads, `requests`, the record and the lease expire."""
-    talker = Talker(store)
-    await talker.append(None)
-    await talker.append(note(1, "x" * 5000))
-    await talker.append(failure())
-    open_one = Talker(store, request_id=2)
-    await open_one.say()
-    await talker.part.append(GET_STREAM_KEY, note(0))
-    await talker.part.open_standalone()
+    producer = SessionProducer(store)
+    await producer.append(None)
+    await producer.append(note(1, "x" * 5000))
+    await producer.append(failure())
+    open_one = SessionProducer(store, request_id=2)
+    await open_one.append_next()
+    await producer.part.append(GET_STREAM_KEY, note(0))
+    await producer.part.open_standalone()
     await store.flush()
 
     async def nothing() -> None:
@@ -198,52 +198,52 @@ async def test_every_key_has_a_ttl(store: RedisEventStore, redis_client: aioredi
 async def test_answer_keeps_the_ttl(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
     """The answer in place of a dead worker has the TTL of the request."""
     dead = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
-    talker = Talker(dead)
-    await talker.append(None)
-    await talker.outcomes()
-    requests = f"{talker.part.key_prefix}requests"
-    for key in (talker.key, requests):
+    producer = SessionProducer(dead)
+    await producer.append(None)
+    await producer.outcomes()
+    requests = f"{producer.part.key_prefix}requests"
+    for key in (producer.key, requests):
         await redis_client.expire(key, 5)
-    followed = await store.for_session("s").follow("1", talker.ids[0], Received(), limit=10)
+    followed = await store.for_session("s").follow("1", producer.ids[0], Received(), limit=10)
     assert followed.orphaned
-    for key in (talker.key, requests):
+    for key in (producer.key, requests):
         assert 5 < await redis_client.ttl(key) <= TTL
 
 
 async def test_ttl_is_renewed_now_and_then(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
     """A commit renews the TTLs when a 64th of it has passed, and not with each event."""
-    talker = Talker(store)
-    await talker.say()
-    await talker.outcomes()
-    keys = (talker.key, f"{talker.part.key_prefix}requests")
+    producer = SessionProducer(store)
+    await producer.append_next()
+    await producer.outcomes()
+    keys = (producer.key, f"{producer.part.key_prefix}requests")
     for key in keys:
         await redis_client.expire(key, 5)
-    await talker.say()
-    await talker.outcomes()
+    await producer.append_next()
+    await producer.outcomes()
     assert {await redis_client.ttl(key) for key in keys} <= {4, 5}
     short = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=6)
-    talker = Talker(short, session="t")
-    await talker.say()
-    await talker.outcomes()
-    for key in (talker.key, f"{talker.part.key_prefix}requests"):
+    producer = SessionProducer(short, session="t")
+    await producer.append_next()
+    await producer.outcomes()
+    for key in (producer.key, f"{producer.part.key_prefix}requests"):
         await redis_client.pexpire(key, 1000)
     await anyio.sleep(0.15)
-    await talker.say()
-    await talker.outcomes()
-    for key in (talker.key, f"{talker.part.key_prefix}requests"):
+    await producer.append_next()
+    await producer.outcomes()
+    for key in (producer.key, f"{producer.part.key_prefix}requests"):
         assert await redis_client.pttl(key) > 1000
     await short.flush()
 
 
 async def test_response_renews_the_ttl(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
     """A response is kept for the whole TTL, however old the run is."""
-    talker = Talker(store)
-    await talker.say()
-    await talker.outcomes()
-    await redis_client.expire(talker.key, 5)
-    await talker.append(answer())
-    await talker.outcomes()
-    assert await redis_client.ttl(talker.key) > 5
+    producer = SessionProducer(store)
+    await producer.append_next()
+    await producer.outcomes()
+    await redis_client.expire(producer.key, 5)
+    await producer.append(answer())
+    await producer.outcomes()
+    assert await redis_client.ttl(producer.key) > 5
 
 
 async def test_silent_request_outlives_the_ttl(
@@ -255,24 +255,24 @@ async def test_silent_request_outlives_the_ttl(
         """Nothing is published."""
 
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
-    talker = Talker(store)
-    await talker.append(None)
-    await talker.append(note(1, "x" * 5000))
-    await talker.outcomes()
+    producer = SessionProducer(store)
+    await producer.append(None)
+    await producer.append(note(1, "x" * 5000))
+    await producer.outcomes()
     other = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
     async with store.coordinator.hold_lease(0.3, lambda _: None, nothing):
         await anyio.sleep(2)
-        facts, received = await talker.replayed(other)
+        facts, received = await producer.replayed(other)
         assert (facts.miss, facts.gap, received.contents) == (None, False, [1])
-        await talker.append(answer())
-        await talker.outcomes()
-        await talker.check(other)
+        await producer.append(answer())
+        await producer.outcomes()
+        await producer.check(other)
 
     async def expired() -> bool:
         return not await leaks.keys()
 
     await until(expired)
-    facts, _ = await talker.replayed(other)
+    facts, _ = await producer.replayed(other)
     assert facts.miss is not None
     await store.flush()
 
@@ -281,15 +281,15 @@ async def test_without_ttl_nothing_expires(redis_client: aioredis.Redis, key_pre
     """`ttl=None` leaves no TTL on anything of a session."""
     leaks.exempt()
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=None)
-    talker = Talker(store)
-    await talker.append(None)
-    await talker.append(note(1, "x" * 5000))
-    await talker.outcomes()
-    await talker.part.open_standalone()
+    producer = SessionProducer(store)
+    await producer.append(None)
+    await producer.append(note(1, "x" * 5000))
+    await producer.outcomes()
+    await producer.part.open_standalone()
     keys = await leaks.keys()
     assert len(keys) == 4
     assert {await redis_client.ttl(key) for key in keys} == {-1}
-    await talker.check(RedisEventStore(redis_client, key_prefix=key_prefix, ttl=None))
+    await producer.check(RedisEventStore(redis_client, key_prefix=key_prefix, ttl=None))
 
 
 # -- trimming ---------------------------------------------------------------------------------------------------------
@@ -299,17 +299,17 @@ async def test_without_ttl_nothing_expires(redis_client: aioredis.Redis, key_pre
 async def test_expired_elements_are_trimmed_from_the_head(redis_client: aioredis.Redis, key_prefix: str) -> None:
     """A write drops elements older than the TTL; a client that has not read them gets the exact gap."""
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
-    talker = Talker(store)
-    await talker.append(None)
-    await talker.say(5)
-    await talker.outcomes()
-    await redis_client.expire(talker.key, 60)  # As if the run had been written to ever since.
+    producer = SessionProducer(store)
+    await producer.append(None)
+    await producer.append_next(5)
+    await producer.outcomes()
+    await redis_client.expire(producer.key, 60)  # As if the run had been written to ever since.
     await anyio.sleep(1.1)
-    await talker.say(2)
-    await talker.outcomes()
-    numbers = [each.number for each in await elements(redis_client, talker.key)]
+    await producer.append_next(2)
+    await producer.outcomes()
+    numbers = [each.number for each in await elements(redis_client, producer.key)]
     assert numbers == [6, 7, 8], "the element that was the last one before the write stays"
-    facts, received = await talker.replayed(RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1), after=2)
+    facts, received = await producer.replayed(RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1), after=2)
     assert (facts.gap, facts.missing, received.contents) == (True, 2, [5, 6, 7])
     await store.flush()
 
@@ -318,18 +318,18 @@ async def test_expired_elements_are_trimmed_from_the_head(redis_client: aioredis
 async def test_trimming_is_bounded(redis_client: aioredis.Redis, key_prefix: str) -> None:
     """A write drops at most 64 elements, and the next writes drop the others: none of them takes long."""
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
-    talker = Talker(store)
+    producer = SessionProducer(store)
     for _ in range(3):
-        await talker.say(50)
-        await talker.outcomes()
-    await redis_client.expire(talker.key, 60)
+        await producer.append_next(50)
+        await producer.outcomes()
+    await redis_client.expire(producer.key, 60)
     lengths: list[int] = []
     for _ in range(4):
         await anyio.sleep(1.1 if not lengths else 0.05)
-        await talker.say()
-        await talker.outcomes()
-        await redis_client.expire(talker.key, 60)
-        lengths.append(await redis_client.llen(talker.key))
+        await producer.append_next()
+        await producer.outcomes()
+        await redis_client.expire(producer.key, 60)
+        lengths.append(await redis_client.llen(producer.key))
     assert lengths[0] == 150 - 64 + 1
     assert all(before - 64 < after for before, after in pairwise(lengths))
     assert lengths[-1] <= 5

@@ -8,8 +8,8 @@ from mcp_eventscope.store.events import EventsLost, LossReason
 from mcp_eventscope.store.messages import JSONRPCError, JSONRPCResponse
 from support.messages import answer, note
 from support.proxy import Proxy
+from support.session_producers import SessionProducer, observed
 from support.stores import until_settled
-from support.talkers import Talker, observed
 from support.valkeys import own_valkey
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -31,24 +31,24 @@ async def test_event_above_a_limit(limit: str, *, response: bool) -> None:
         async with proxy.running(), connect(proxy.url) as client, connect(server.url) as direct:
             store, reader = RedisEventStore(client, ttl=TTL), RedisEventStore(direct, ttl=TTL)
             facts = observed(store)
-            talker, other = Talker(store), Talker(store, request_id=2)
-            for each in (talker, other):
+            producer, other = SessionProducer(store), SessionProducer(store, request_id=2)
+            for each in (producer, other):
                 await each.append(None)
-            await talker.say(2)
+            await producer.append_next(2)
             if response:
-                await talker.append(JSONRPCResponse(jsonrpc="2.0", id=1, result={"text": "x" * TWO_MEBIBYTES}))
+                await producer.append(JSONRPCResponse(jsonrpc="2.0", id=1, result={"text": "x" * TWO_MEBIBYTES}))
             else:
-                await talker.append(note(3, "x" * TWO_MEBIBYTES))
-                await talker.say(2)
-                await talker.append(answer())
-            await other.say()
+                await producer.append(note(3, "x" * TWO_MEBIBYTES))
+                await producer.append_next(2)
+                await producer.append(answer())
+            await other.append_next()
             await other.append(answer(2))
             await until_settled(store)
             (lost,) = facts.of(EventsLost)
             assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
-            replayed, received = await talker.replayed(reader)
+            replayed, received = await producer.replayed(reader)
             assert (replayed.miss, replayed.completed, replayed.missing) == (None, True, 0 if response else 1)
-            assert received.ids == [each for each in talker.ids[1:] if response or each != talker.ids[3]]
+            assert received.ids == [each for each in producer.ids[1:] if response or each != producer.ids[3]]
             assert isinstance(received.messages[-1], JSONRPCError) is response
             assert (await other.replayed(reader))[0].completed
             await other.check(reader)

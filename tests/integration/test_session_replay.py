@@ -12,7 +12,7 @@ from mcp_eventscope.store.messages import GET_STREAM_KEY
 from mcp_eventscope.store.results import FollowEnd, Miss, ReplayResult
 from mcp_eventscope.testing import on_the_wire
 from support.messages import answer, failure, note
-from support.talkers import Received, Talker, elements, run_of
+from support.session_producers import Received, SessionProducer, elements, run_of
 from support.waiting import in_time, until
 
 pytestmark = pytest.mark.anyio
@@ -34,14 +34,14 @@ async def reader(redis_client: aioredis.Redis, store: RedisEventStore) -> AsyncI
         await store.flush()
 
 
-async def talked(store: RedisEventStore, count: int, **options: object) -> Talker:
+async def stored_run(store: RedisEventStore, count: int, **options: object) -> SessionProducer:
     """A stream with a priming event and so many notes, all of them stored."""
-    talker = Talker(store, **options)  # type: ignore[arg-type]
-    await talker.append(None)
+    producer = SessionProducer(store, **options)  # type: ignore[arg-type]
+    await producer.append(None)
     if count:
-        await talker.say(count)
-    await talker.outcomes()
-    return talker
+        await producer.append_next(count)
+    await producer.outcomes()
+    return producer
 
 
 # -- facts ------------------------------------------------------------------------------------------------------------
@@ -49,49 +49,49 @@ async def talked(store: RedisEventStore, count: int, **options: object) -> Talke
 
 async def test_facts_of_a_replay(store: RedisEventStore, reader: RedisEventStore) -> None:
     """A replay returns counts, sizes, the position and the age of the cursor, whether it reads memory or Redis."""
-    talker = await talked(store, 2)
+    producer = await stored_run(store, 2)
     size = sum(len(on_the_wire(note(number)).encode()) for number in (1, 2))
     for each in (store, reader):
-        facts, received = await talker.replayed(each)
+        facts, received = await producer.replayed(each)
         assert facts.age is not None
         assert 0 <= facts.age < 10
         assert facts == ReplayResult(
-            stream_id="1", last_event_id=talker.ids[-1], delivered=2, payload_bytes=size, age=facts.age
+            stream_id="1", last_event_id=producer.ids[-1], delivered=2, payload_bytes=size, age=facts.age
         )
-        assert received.ids == talker.ids[1:]
+        assert received.ids == producer.ids[1:]
 
 
 async def test_caught_up(store: RedisEventStore, reader: RedisEventStore) -> None:
     """A client that has missed nothing gets neither a miss nor a gap."""
-    talker = await talked(store, 1)
+    producer = await stored_run(store, 1)
     for each in (store, reader):
-        facts, _ = await talker.replayed(each, after=-1)
-        assert facts == ReplayResult(stream_id="1", last_event_id=talker.ids[-1], age=facts.age)
+        facts, _ = await producer.replayed(each, after=-1)
+        assert facts == ReplayResult(stream_id="1", last_event_id=producer.ids[-1], age=facts.age)
 
 
 @pytest.mark.parametrize("message", [answer(), failure(), failure(None)])
 async def test_response_completes(store: RedisEventStore, reader: RedisEventStore, message: object) -> None:
     """The response completes the stream, whether it is delivered now or was the cursor."""
-    talker = await talked(store, 1)
-    await talker.append(message)  # type: ignore[arg-type]
-    await talker.outcomes()
+    producer = await stored_run(store, 1)
+    await producer.append(message)  # type: ignore[arg-type]
+    await producer.outcomes()
     for each in (store, reader):
-        facts, received = await talker.replayed(each)
-        assert (facts.completed, facts.delivered, received.ids) == (True, 2, talker.ids[1:])
-        facts, _ = await talker.replayed(each, after=-1)
+        facts, received = await producer.replayed(each)
+        assert (facts.completed, facts.delivered, received.ids) == (True, 2, producer.ids[1:])
+        facts, _ = await producer.replayed(each, after=-1)
         assert (facts.completed, facts.delivered, facts.miss) == (True, 0, None)
 
 
 async def test_producers(store: RedisEventStore, reader: RedisEventStore) -> None:
     """A replay names the producers of the events that it delivered, each once."""
-    talker = await talked(store, 0)
+    producer = await stored_run(store, 0)
     spans = [f"00-{1:032x}-{span:016x}-01" for span in (1, 2)]
     for number, span in enumerate([spans[0], spans[0], "", spans[1]]):
-        appended = await talker.part.append("1", note(number, "x" * 5000 * (number % 2)), span)
+        appended = await producer.part.append("1", note(number, "x" * 5000 * (number % 2)), span)
         assert appended.pending is not None
         await appended.pending.acknowledged()
     for each in (store, reader):
-        facts, _ = await talker.replayed(each)
+        facts, _ = await producer.replayed(each)
         assert facts.producers == tuple(spans)
 
 
@@ -101,22 +101,22 @@ async def test_producers(store: RedisEventStore, reader: RedisEventStore) -> Non
 @pytest.mark.parametrize("count", [CHUNK_EVENTS - 1, CHUNK_EVENTS, CHUNK_EVENTS + 1, CHUNK_EVENTS * 2 + 3])
 async def test_many_events(store: RedisEventStore, reader: RedisEventStore, count: int) -> None:
     """Each event comes once and in order, wherever the chunks end, and wherever the cursor is."""
-    talker = await talked(store, count)
-    await talker.check(reader)
+    producer = await stored_run(store, count)
+    await producer.check(reader)
     for after in (1, count // 2, count - 1, count):
         for each in (store, reader):
-            facts, received = await talker.replayed(each, after=after)
-            assert (received.ids, facts.gap) == (talker.ids[after + 1 :], False)
+            facts, received = await producer.replayed(each, after=after)
+            assert (received.ids, facts.gap) == (producer.ids[after + 1 :], False)
 
 
 async def test_large_events(store: RedisEventStore, reader: RedisEventStore) -> None:
     """More bytes than a chunk has, and events larger than that, come whole and in order, between small ones."""
-    talker = await talked(store, 0)
+    producer = await stored_run(store, 0)
     sizes = [CHUNK_BYTES // 3] * 4 + [1, CHUNK_BYTES * 2, 1, CHUNK_BYTES - 100, CHUNK_BYTES, 5000, 1]
     for number, size in enumerate(sizes):
-        await talker.append(note(number, "x" * size))
-    await talker.outcomes()
-    facts, received = await talker.replayed(reader)
+        await producer.append(note(number, "x" * size))
+    await producer.outcomes()
+    facts, received = await producer.replayed(reader)
     assert received.contents == list(range(len(sizes)))
     assert received.messages == [note(number, "x" * size) for number, size in enumerate(sizes)]
     assert facts.payload_bytes == sum(len(on_the_wire(message)) for message in received.messages)
@@ -126,10 +126,10 @@ async def test_chunks_are_bounded(
     store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis
 ) -> None:
     """A long replay is read piece by piece, so that Redis is not blocked for all of it."""
-    talker = await talked(store, CHUNK_EVENTS * 3)
+    producer = await stored_run(store, CHUNK_EVENTS * 3)
     await store.flush()
     before = (await redis_client.info("commandstats"))["cmdstat_evalsha"]["calls"]
-    await talker.replayed(reader)
+    await producer.replayed(reader)
     calls = (await redis_client.info("commandstats"))["cmdstat_evalsha"]["calls"] - before
     assert calls == 3
 
@@ -150,14 +150,14 @@ async def test_corrupt_payload(
     store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis, payload: bytes, place: int
 ) -> None:
     """A payload that is no message is skipped and reported; the events before and behind it are delivered."""
-    talker = await talked(store, 4)
-    found = (await elements(redis_client, talker.key))[place]
-    await redis_client.lset(talker.key, place, b"%d %d\n%b" % (found.number, found.time, payload))  # type: ignore[arg-type]
+    producer = await stored_run(store, 4)
+    found = (await elements(redis_client, producer.key))[place]
+    await redis_client.lset(producer.key, place, b"%d %d\n%b" % (found.number, found.time, payload))  # type: ignore[arg-type]
     with in_time(5):
-        facts, received = await talker.replayed(reader)
-    assert received.ids == [each for each in talker.ids[1:] if each != talker.ids[place]]
-    assert (facts.corrupt, facts.missing, facts.miss) == ((talker.ids[place],), 0, None)
-    assert facts.last_event_id == talker.ids[-1]
+        facts, received = await producer.replayed(reader)
+    assert received.ids == [each for each in producer.ids[1:] if each != producer.ids[place]]
+    assert (facts.corrupt, facts.missing, facts.miss) == ((producer.ids[place],), 0, None)
+    assert facts.last_event_id == producer.ids[-1]
 
 
 HEADERS = {
@@ -176,11 +176,11 @@ async def test_corrupt_header(
     store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis, header: bytes, place: int
 ) -> None:
     """An element with a damaged header is reported once; the others are delivered, and no reader loops."""
-    talker = await talked(store, 4)
-    await redis_client.lset(talker.key, place, header % (place + 1))  # type: ignore[arg-type]
+    producer = await stored_run(store, 4)
+    await redis_client.lset(producer.key, place, header % (place + 1))  # type: ignore[arg-type]
     with in_time(5):
-        facts, received = await talker.replayed(reader)
-    assert received.ids == [each for each in talker.ids[1:] if each != talker.ids[place]]
+        facts, received = await producer.replayed(reader)
+    assert received.ids == [each for each in producer.ids[1:] if each != producer.ids[place]]
     assert len(facts.corrupt) + facts.missing == 1
     with in_time(5):
         followed = await reader.for_session("s").follow("1", facts.last_event_id, received, limit=0.1)
@@ -192,11 +192,11 @@ async def test_element_without_a_number(
     store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis, rubbish: bytes
 ) -> None:
     """An element without a number is a missing event; the others are delivered."""
-    talker = await talked(store, 4)
-    await redis_client.lset(talker.key, 2, rubbish)  # type: ignore[arg-type]
+    producer = await stored_run(store, 4)
+    await redis_client.lset(producer.key, 2, rubbish)  # type: ignore[arg-type]
     with in_time(5):
-        facts, received = await talker.replayed(reader)
-    assert received.ids == [talker.ids[1], *talker.ids[3:]]
+        facts, received = await producer.replayed(reader)
+    assert received.ids == [producer.ids[1], *producer.ids[3:]]
     assert (facts.missing, facts.gap, facts.corrupt) == (1, True, ())
 
 
@@ -204,12 +204,12 @@ async def test_response_that_is_corrupt(
     store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis
 ) -> None:
     """A stream whose response cannot be read is over."""
-    talker = await talked(store, 1)
-    await talker.append(answer())
-    await talker.outcomes()
-    await redis_client.lset(talker.key, 2, b"3 1 f\n{not json")  # type: ignore[arg-type]
-    facts, received = await talker.replayed(reader)
-    assert (received.ids, facts.completed, len(facts.corrupt)) == ([talker.ids[1]], True, 1)
+    producer = await stored_run(store, 1)
+    await producer.append(answer())
+    await producer.outcomes()
+    await redis_client.lset(producer.key, 2, b"3 1 f\n{not json")  # type: ignore[arg-type]
+    facts, received = await producer.replayed(reader)
+    assert (received.ids, facts.completed, len(facts.corrupt)) == ([producer.ids[1]], True, 1)
 
 
 @pytest.mark.parametrize("key", ["list", "requests"])
@@ -217,11 +217,11 @@ async def test_key_of_another_type(
     store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis, key: str
 ) -> None:
     """A key of another type is Redis's error, reported with the place."""
-    talker = await talked(store, 1)
-    name = talker.key if key == "list" else f"{talker.part.key_prefix}requests"
+    producer = await stored_run(store, 1)
+    name = producer.key if key == "list" else f"{producer.part.key_prefix}requests"
     await redis_client.set(name, "another's", ex=TTL)
     with pytest.raises(StoreRejectedError, match=r"could not read from Redis at .*WRONGTYPE"):
-        await talker.replayed(reader)
+        await producer.replayed(reader)
 
 
 # -- events that are lost ---------------------------------------------------------------------------------------------
@@ -232,14 +232,14 @@ async def test_large_payload_that_is_missing(
     store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis, place: int
 ) -> None:
     """A large payload that was evicted is a counted gap."""
-    talker = await talked(store, 3, size=5000)
-    await redis_client.delete(f"{talker.part.key_prefix}large:1:{run_of(talker.ids[0])}:{place + 1}")
-    facts, received = await talker.replayed(reader)
-    assert received.ids == [each for each in talker.ids[1:] if each != talker.ids[place]]
+    producer = await stored_run(store, 3, size=5000)
+    await redis_client.delete(f"{producer.part.key_prefix}large:1:{run_of(producer.ids[0])}:{place + 1}")
+    facts, received = await producer.replayed(reader)
+    assert received.ids == [each for each in producer.ids[1:] if each != producer.ids[place]]
     assert (facts.missing, facts.gap, facts.corrupt) == (1, True, ())
-    facts, received = await talker.replayed(reader, after=place)
-    assert (facts.gap, received.ids) == (False, talker.ids[place + 1 :])
-    facts, _ = await talker.replayed(store)
+    facts, received = await producer.replayed(reader, after=place)
+    assert (facts.gap, received.ids) == (False, producer.ids[place + 1 :])
+    facts, _ = await producer.replayed(store)
     assert not facts.gap, "this process has it in memory"
 
 
@@ -247,26 +247,26 @@ async def test_large_payload_of_another_type(
     store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis
 ) -> None:
     """A large payload's key of another type is a missing event, too."""
-    talker = await talked(store, 2, size=5000)
-    key = f"{talker.part.key_prefix}large:1:{run_of(talker.ids[0])}:2"
+    producer = await stored_run(store, 2, size=5000)
+    key = f"{producer.part.key_prefix}large:1:{run_of(producer.ids[0])}:2"
     await redis_client.delete(key)
     await redis_client.rpush(key, "another's")
     await redis_client.expire(key, TTL)
-    facts, received = await talker.replayed(reader)
-    assert (facts.missing, received.ids) == (1, talker.ids[2:])
+    facts, received = await producer.replayed(reader)
+    assert (facts.missing, received.ids) == (1, producer.ids[2:])
 
 
 async def test_list_that_is_lost(store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis) -> None:
     """While the worker's lease lives, a cursor of a lost list is no miss: the worker stores it again."""
-    talker = await talked(store, 3)
-    await redis_client.delete(talker.key)
-    facts, _ = await talker.replayed(reader)
+    producer = await stored_run(store, 3)
+    await redis_client.delete(producer.key)
+    facts, _ = await producer.replayed(reader)
     assert (facts.miss, facts.delivered) == (None, 0)
     received = Received()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lambda: reader.for_session("s").follow("1", talker.ids[0], received, limit=10))
-        await talker.append(answer())
-    assert received.ids == talker.ids[1:]
+        tasks.start_soon(lambda: reader.for_session("s").follow("1", producer.ids[0], received, limit=10))
+        await producer.append(answer())
+    assert received.ids == producer.ids[1:]
 
 
 # -- cursors ----------------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ async def test_text_that_is_no_cursor(
     store: RedisEventStore, reader: RedisEventStore, cursor: str, stream: str
 ) -> None:
     """A text that is no event id is a miss."""
-    await talked(store, 1)
+    await stored_run(store, 1)
     for each in (store, reader):
         facts = await each.for_session("s").replay(cursor, Received(), stream_id=stream)
         assert facts == ReplayResult(miss=Miss.MALFORMED)
@@ -292,9 +292,9 @@ async def test_text_that_is_no_cursor(
 
 async def test_number_that_was_never_given_out(store: RedisEventStore, reader: RedisEventStore) -> None:
     """A number beyond the last one is unknown where the run is; elsewhere it may not have been stored yet."""
-    talker = await talked(store, 2)
+    producer = await stored_run(store, 2)
     for number in (4, 999_999_999_999_999):
-        forged = f"{talker.ids[0].split('-')[0]}-{number}-{run_of(talker.ids[0])}"
+        forged = f"{producer.ids[0].split('-')[0]}-{number}-{run_of(producer.ids[0])}"
         received = Received()
         with in_time(5):
             assert (await store.for_session("s").replay(forged, received, stream_id="1")).miss is Miss.UNKNOWN
@@ -308,7 +308,7 @@ async def test_number_that_was_never_given_out(store: RedisEventStore, reader: R
 @pytest.mark.parametrize("number", [1, 5])
 async def test_run_that_never_was(store: RedisEventStore, reader: RedisEventStore, worker: str, number: int) -> None:
     """A run that was invented is unknown, in the name of a dead worker or of this one."""
-    await talked(store, 2)
+    await stored_run(store, 2)
     now = 1_700_000_000_000_000 + 10**15
     name = store._worker.name if worker == "own" else worker
     facts = await store.for_session("s").replay(f"{now}-{number}-{name}ffff", Received(), stream_id="1")
@@ -321,8 +321,8 @@ async def test_run_that_never_was(store: RedisEventStore, reader: RedisEventStor
 async def test_run_of_a_living_worker_that_never_was(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
     """A run invented in the name of a living worker is given up after a lease, and nothing is stored for it."""
     other = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
-    talker = await talked(store, 2)
-    forged = f"{talker.ids[0].split('-')[0]}-5-{store._worker.name}ffff"
+    producer = await stored_run(store, 2)
+    forged = f"{producer.ids[0].split('-')[0]}-5-{store._worker.name}ffff"
     async with (
         store.coordinator.hold_lease(LEASE, lambda _: None, nothing),
         other.coordinator.hold_lease(LEASE, lambda _: None, nothing),
@@ -331,8 +331,8 @@ async def test_run_of_a_living_worker_that_never_was(store: RedisEventStore, red
         assert facts.miss is None
         followed = await other.for_session("s").follow("1", forged, Received(), limit=20)
     assert (followed.end, followed.delivered) == (FollowEnd.WORKER_LOST, 0)
-    entries = await redis_client.hkeys(f"{talker.part.key_prefix}requests")
-    assert [each.decode() if isinstance(each, bytes) else each for each in entries] == [run_of(talker.ids[0])]
+    entries = await redis_client.hkeys(f"{producer.part.key_prefix}requests")
+    assert [each.decode() if isinstance(each, bytes) else each for each in entries] == [run_of(producer.ids[0])]
 
 
 @pytest.mark.parametrize("here", [True, False])
@@ -340,18 +340,18 @@ async def test_cursor_of_another_session_or_stream(
     store: RedisEventStore, reader: RedisEventStore, *, here: bool
 ) -> None:
     """A cursor of another session's run, or of another stream's, delivers nothing of it."""
-    talker = await talked(store, 3)
-    await talked(store, 3, session="t")
-    await talked(store, 3, request_id=2)
-    await talker.append(answer())
-    await talker.outcomes()
+    producer = await stored_run(store, 3)
+    await stored_run(store, 3, session="t")
+    await stored_run(store, 3, request_id=2)
+    await producer.append(answer())
+    await producer.outcomes()
     each = store if here else reader
     for session, stream in (("t", "1"), ("s", "2"), ("u", "1"), ("t", GET_STREAM_KEY), ("s", GET_STREAM_KEY)):
         received = Received()
         part = each.for_session(session)
-        await part.replay(talker.ids[0], received, stream_id=stream)
+        await part.replay(producer.ids[0], received, stream_id=stream)
         with in_time(5):
-            await part.follow(stream, talker.ids[0], received, limit=0.05)
+            await part.follow(stream, producer.ids[0], received, limit=0.05)
         assert received.contents == [], (session, stream)
 
 
@@ -359,17 +359,17 @@ async def test_cursor_that_has_expired(redis_client: aioredis.Redis, key_prefix:
     """A cursor older than the TTL, of a run that has expired, is an expired miss with an age."""
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
     reader = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
-    talker = await talked(store, 1)
-    await talker.append(answer())
-    await talker.outcomes()
+    producer = await stored_run(store, 1)
+    await producer.append(answer())
+    await producer.outcomes()
 
     async def expired() -> bool:
-        return not await redis_client.exists(talker.key)
+        return not await redis_client.exists(producer.key)
 
     await until(expired)
     await anyio.sleep(0.1)
     for each in (store, reader):
-        facts, received = await talker.replayed(each)
+        facts, received = await producer.replayed(each)
         assert facts.miss is Miss.EXPIRED
         assert facts.age is not None
         assert 1 <= facts.age < 30
@@ -381,9 +381,9 @@ async def test_clock_of_a_process_does_not_matter(
     store: RedisEventStore, reader: RedisEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ages are by Redis's clock."""
-    talker = await talked(store, 1)
+    producer = await stored_run(store, 1)
     monkeypatch.setattr("time.time_ns", lambda: 1)
     monkeypatch.setattr("time.time", lambda: 0.0)
-    facts, _ = await talker.replayed(reader)
+    facts, _ = await producer.replayed(reader)
     assert facts.age is not None
     assert facts.age < 60

@@ -16,8 +16,8 @@ from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
 from mcp_eventscope.store.messages import GET_STREAM_KEY, JSONRPCError
 from mcp_eventscope.store.results import StoreOutcome
 from support.messages import answer, note
+from support.session_producers import Facts, Received, SessionProducer, appending, observed, run_of
 from support.stores import patient_client, until_settled
-from support.talkers import Facts, Received, Talker, observed, run_of, talking
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
 
@@ -47,16 +47,18 @@ class World:
     facts: Facts
     client: aioredis.Redis
 
-    def talkers(self, count: int = 4) -> list[Talker]:
+    def producers(self, count: int = 4) -> list[SessionProducer]:
         """Streams of as many sessions."""
-        return [Talker(self.store, session=f"s{number}") for number in range(count)]
+        return [SessionProducer(self.store, session=f"s{number}") for number in range(count)]
 
-    async def check(self, talkers: list[Talker]) -> None:
+    async def check(self, producers: list[SessionProducer]) -> None:
         """Every event is there, and no loss was reported."""
-        for talker in talkers:
-            await talker.check(self.reader)
+        for producer in producers:
+            await producer.check(self.reader)
         assert not self.facts.of(EventsLost)
-        assert sum(fact.events for fact in self.facts.of(BatchCommitted)) == sum(len(each.appended) for each in talkers)
+        assert sum(fact.events for fact in self.facts.of(BatchCommitted)) == sum(
+            len(each.appended) for each in producers
+        )
 
 
 @asynccontextmanager
@@ -88,24 +90,24 @@ def restart(server: OwnValkey) -> None:
     server.start()
 
 
-async def primed(talkers: list[Talker], count: int = 3) -> None:
+async def primed(producers: list[SessionProducer], count: int = 3) -> None:
     """Some events of each, acknowledged."""
-    for talker in talkers:
-        await talker.append(None)
-        await talker.say(count)
-    for talker in talkers:
-        await talker.outcomes()
+    for producer in producers:
+        await producer.append(None)
+        await producer.append_next(count)
+    for producer in producers:
+        await producer.outcomes()
 
 
 async def test_restart_empty(server: OwnValkey, world: World) -> None:
     """Events that were acknowledged before are stored again, finished requests included."""
-    talkers, finished = world.talkers(), Talker(world.store, session="f")
-    await primed([*talkers, finished])
+    producers, finished = world.producers(), SessionProducer(world.store, session="f")
+    await primed([*producers, finished])
     await finished.append(answer())
     await finished.outcomes()
-    async with talking(world.store, talkers):
+    async with appending(world.store, producers):
         await anyio.to_thread.run_sync(restart, server)
-    await world.check([*talkers, finished])
+    await world.check([*producers, finished])
     facts, _ = await finished.replayed(world.reader)
     assert facts.completed
     assert await world.client.hlen(f"{finished.part.key_prefix}requests") == 0
@@ -114,20 +116,20 @@ async def test_restart_empty(server: OwnValkey, world: World) -> None:
 
 async def test_restart_from_an_older_snapshot(server: OwnValkey, world: World) -> None:
     """A6: cursors from before and from after the snapshot are served; nothing is missing."""
-    talker = Talker(world.store)
-    await primed([talker], 6)
+    producer = SessionProducer(world.store)
+    await primed([producer], 6)
     await anyio.to_thread.run_sync(server.save)
-    await talker.say(3)
-    await talker.outcomes()
+    await producer.append_next(3)
+    await producer.outcomes()
     await anyio.to_thread.run_sync(restart, server)
-    await talker.say(2)
-    await talker.append(answer())
-    assert set(await talker.outcomes()) == {StoreOutcome.STORED}
+    await producer.append_next(2)
+    await producer.append(answer())
+    assert set(await producer.outcomes()) == {StoreOutcome.STORED}
     await until_settled(world.store)
     for after in (0, 5, 6, 7, 9, 11):
-        facts, received = await talker.replayed(world.reader, after=after)
+        facts, received = await producer.replayed(world.reader, after=after)
         assert (facts.gap, facts.miss, facts.completed) == (False, None, True)
-        assert received.ids == talker.ids[after + 1 :]
+        assert received.ids == producer.ids[after + 1 :]
     assert not world.facts.of(EventsLost)
 
 
@@ -137,30 +139,30 @@ async def test_events_that_are_no_longer_in_memory_are_a_counted_gap(
     server: OwnValkey, world: World, *, saved: bool
 ) -> None:
     """A lost range keeps its numbers: the client learns of it exactly, the loss is counted, later events follow."""
-    talker = Talker(world.store)
-    await primed([talker], 3)
+    producer = SessionProducer(world.store)
+    await primed([producer], 3)
     if saved:
         await anyio.to_thread.run_sync(server.save)
-    await talker.say(4)
-    await talker.outcomes()
+    await producer.append_next(4)
+    await producer.outcomes()
     await anyio.to_thread.run_sync(restart, server)
     await until(world.client.ping)
-    await talker.say(2)
+    await producer.append_next(2)
     await until_settled(world.store)
     lost = 4 if saved else 8
     assert [(fact.reason, fact.events) for fact in world.facts.of(EventsLost)] == [(LossReason.ROLLBACK, lost)]
-    facts, received = await talker.replayed(world.reader)
+    facts, received = await producer.replayed(world.reader)
     assert (facts.gap, facts.missing) == (True, 4 if saved else 7)
-    assert received.ids == [*(talker.ids[1:4] if saved else []), *talker.ids[8:]]
+    assert received.ids == [*(producer.ids[1:4] if saved else []), *producer.ids[8:]]
     for after in (5, 7):  # In the lost range, and behind it.
-        facts, received = await talker.replayed(world.reader, after=after)
-        assert (facts.missing, facts.miss, received.ids) == (7 - after, None, talker.ids[8:])
+        facts, received = await producer.replayed(world.reader, after=after)
+        assert (facts.missing, facts.miss, received.ids) == (7 - after, None, producer.ids[8:])
 
 
 async def test_response_that_is_no_longer_in_memory(world: World) -> None:
     """A finished request whose events are lost is answered with an error, since its client would ask for ever."""
-    talker, finished = Talker(world.store), Talker(world.store, session="f", request_id="7")
-    await primed([talker, finished], 3)
+    producer, finished = SessionProducer(world.store), SessionProducer(world.store, session="f", request_id="7")
+    await primed([producer, finished], 3)
     await finished.append(answer("7"))
     await finished.outcomes()
     run = world.store._session_writer.runs[run_of(finished.ids[0])]
@@ -183,8 +185,8 @@ async def test_response_that_is_no_longer_in_memory(world: World) -> None:
 async def test_silent_rollback(server: OwnValkey, how: str) -> None:
     """Redis loses data, and no request sends anything: the worker finds its lease changed, and stores again."""
     async with worker(server.url, LEASE) as world:
-        talkers = world.talkers(2)
-        await primed(talkers)
+        producers = world.producers(2)
+        await primed(producers)
         if how == "restart":
             await anyio.to_thread.run_sync(restart, server)
             await until(world.client.ping)
@@ -196,11 +198,13 @@ async def test_silent_rollback(server: OwnValkey, how: str) -> None:
             await world.client.set(lease, "0", px=int(LEASE * 1000))
 
         async def whole() -> bool:
-            found = [await talker.replayed(world.reader) for talker in talkers]
-            return all(received.ids == talker.ids[1:] for talker, (_, received) in zip(talkers, found, strict=True))
+            found = [await producer.replayed(world.reader) for producer in producers]
+            return all(
+                received.ids == producer.ids[1:] for producer, (_, received) in zip(producers, found, strict=True)
+            )
 
         await until(whole, within=5, every=0.05)
-        await world.check(talkers)
+        await world.check(producers)
 
 
 async def test_rollback_of_a_standalone_stream(server: OwnValkey, world: World) -> None:
@@ -218,18 +222,18 @@ async def test_rollback_of_a_standalone_stream(server: OwnValkey, world: World) 
 
 async def test_rollback_during_a_replay_elsewhere(server: OwnValkey, world: World) -> None:
     """A follower on another worker gets each event once, across the restart."""
-    talker, received = Talker(world.store), Received()
-    await primed([talker])
+    producer, received = SessionProducer(world.store), Received()
+    await primed([producer])
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lambda: world.reader.for_session("s").follow("1", talker.ids[0], received, limit=30))
+        tasks.start_soon(lambda: world.reader.for_session("s").follow("1", producer.ids[0], received, limit=30))
         await received.has(3)
         await anyio.to_thread.run_sync(server.kill)
-        await talker.say(3)
+        await producer.append_next(3)
         await anyio.to_thread.run_sync(server.start)
-        await talker.say(2)
+        await producer.append_next(2)
         await received.has(8)
-        await talker.append(answer())
-    assert received.ids == talker.ids[1:]
+        await producer.append(answer())
+    assert received.ids == producer.ids[1:]
 
 
 # -- failover ---------------------------------------------------------------------------------------------------------
@@ -245,30 +249,30 @@ async def test_replica_that_is_promoted_without_the_tail(
     with own_valkey() as replica:
         await anyio.to_thread.run_sync(replica.follow, server)
         async with worker(server.url) as world:
-            talkers = world.talkers()
-            await primed(talkers)
+            producers = world.producers()
+            await primed(producers)
             await until(lambda: in_step(server, replica))
             replica.follow(None)  # Promoted, unknown to the primary's clients.
-            for talker in talkers:
-                await talker.say(4)
-            for talker in talkers:
-                await talker.outcomes()
+            for producer in producers:
+                await producer.append_next(4)
+            for producer in producers:
+                await producer.outcomes()
             await anyio.to_thread.run_sync(take_over, server, replica)
-            assert {await world.client.llen(talker.key) for talker in talkers} == {4}
-            for talker in talkers:
-                await talker.say(2)
-                await talker.outcomes()
+            assert {await world.client.llen(producer.key) for producer in producers} == {4}
+            for producer in producers:
+                await producer.append_next(2)
+                await producer.outcomes()
             await until_settled(world.store)
             assert len(world.facts.of(StoreDegraded)) <= 1
             if retained:
-                await world.check(talkers)
+                await world.check(producers)
                 return
-            assert sum(fact.events for fact in world.facts.of(EventsLost)) == 4 * len(talkers)
+            assert sum(fact.events for fact in world.facts.of(EventsLost)) == 4 * len(producers)
             assert {fact.reason for fact in world.facts.of(EventsLost)} == {LossReason.ROLLBACK}
-            for talker in talkers:
-                facts, received = await talker.replayed(world.reader)
+            for producer in producers:
+                facts, received = await producer.replayed(world.reader)
                 assert (facts.missing, facts.gap) == (4, True)
-                assert received.ids == [*talker.ids[1:4], *talker.ids[8:]]
+                assert received.ids == [*producer.ids[1:4], *producer.ids[8:]]
 
 
 def in_step(primary: OwnValkey, replica: OwnValkey) -> bool:

@@ -19,8 +19,8 @@ from mcp_eventscope.store.messages import GET_STREAM_KEY
 from mcp_eventscope.store.results import FollowEnd, StoreOutcome
 from support.messages import answer, note
 from support.servers import free_port
+from support.session_producers import Received, SessionProducer, observed
 from support.stores import until_settled
-from support.talkers import Received, Talker, observed
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import eventually, in_time, until
 
@@ -96,14 +96,14 @@ async def life(  # noqa: PLR0915 - one life, from beginning to end
         for name in ("a", "b{x}", "c:{}"):
             record = NewRecord(name, "o", "{}")
             assert await store.coordinator.record(record, ttl=60) == "live"
-            talker = Talker(store, name)
-            await talker.append(None)
-            await talker.say(3)
-            await talker.append(note(4, "x" * 10_000))
-            await talker.outcomes()
-            await talker.check(other)
-            cursor = await talker.part.open_standalone()
-            for part in (talker.part, other.for_session(name)):
+            producer = SessionProducer(store, name)
+            await producer.append(None)
+            await producer.append_next(3)
+            await producer.append(note(4, "x" * 10_000))
+            await producer.outcomes()
+            await producer.check(other)
+            cursor = await producer.part.open_standalone()
+            for part in (producer.part, other.for_session(name)):
                 await part.append(GET_STREAM_KEY, note(0))
             await until_settled(store)
             await until_settled(other)
@@ -113,34 +113,34 @@ async def life(  # noqa: PLR0915 - one life, from beginning to end
             received = Received()
             async with anyio.create_task_group() as tasks:
                 part = other.for_session(name)
-                tasks.start_soon(lambda: part.follow("1", talker.ids[-1], received, limit=20))  # noqa: B023
-                await talker.say(2)
+                tasks.start_soon(lambda: part.follow("1", producer.ids[-1], received, limit=20))  # noqa: B023
+                await producer.append_next(2)
                 await received.has(2)
-                await talker.append(answer())
+                await producer.append(answer())
             assert received.contents == [5, 6, "JSONRPCResponse"]
         dead = RedisEventStore(one, key_prefix=prefix, ttl=2)
-        orphan = Talker(dead, "a", 2)
+        orphan = SessionProducer(dead, "a", 2)
         await orphan.append(None)
         await orphan.outcomes()
         followed = await other.for_session("a").follow("2", orphan.ids[0], Received(), limit=20)
         assert (followed.end, followed.orphaned) == (FollowEnd.COMPLETED, True)
-        await orphan.say()
+        await orphan.append_next()
         assert (await orphan.outcomes())[-1] is StoreOutcome.REFUSED
-        old = Talker(store, "b{x}", 3)
-        await old.say(3)
+        old = SessionProducer(store, "b{x}", 3)
+        await old.append_next(3)
         await old.outcomes()
         await one.execute_command("EXPIRE", old.key, 60)
         await anyio.sleep(2.1)
-        await old.say()
+        await old.append_next()
         await old.outcomes()
         assert await one.execute_command("LLEN", old.key) == 2
         await one.execute_command("DEL", old.key)
-        await old.say()
+        await old.append_next()
         await old.outcomes()
         assert not [fact for fact in facts.of(EventsLost) if fact.reason is not LossReason.ROLLBACK]
         await store.coordinator.end("a", ttl=60)
-        ended = Talker(store, "a", 4)
-        await ended.say()
+        ended = SessionProducer(store, "a", 4)
+        await ended.append_next()
         assert await ended.outcomes() == [StoreOutcome.REFUSED]
     for each in (store, other, dead):
         await each.flush()
@@ -212,16 +212,16 @@ async def test_node_that_fails(
     store = RedisEventStore(cluster, key_prefix=key_prefix, ttl=600)
     reader = RedisEventStore(cluster, key_prefix=key_prefix, ttl=600)
     facts = observed(store)
-    talkers = [Talker(store, f"s{number}") for number in range(8)]
+    producers = [SessionProducer(store, f"s{number}") for number in range(8)]
     with in_time(50):
-        for talker in talkers:
-            await talker.append(None)
+        for producer in producers:
+            await producer.append(None)
         await until_settled(store)
         await anyio.to_thread.run_sync(getattr(nodes[1], way))
         try:
             for _ in range(5):
-                for talker in talkers:
-                    await talker.say(2)
+                for producer in producers:
+                    await producer.append_next(2)
                 await anyio.sleep(0.02)
             await until(lambda: store.backlog.failure)
         finally:
@@ -229,11 +229,11 @@ async def test_node_that_fails(
             await anyio.to_thread.run_sync(_whole, nodes[0])
             await anyio.to_thread.run_sync(_whole, nodes[1])
         await until_settled(store, within=20)
-        for talker in talkers:
-            assert "" not in talker.ids
-            await talker.check(reader)
+        for producer in producers:
+            assert "" not in producer.ids
+            await producer.check(reader)
     assert not facts.of(EventsLost)
-    assert max(seconds for talker in talkers for seconds in talker.seconds) < 0.25 + 0.3
+    assert max(seconds for producer in producers for seconds in producer.seconds) < 0.25 + 0.3
     await store.flush()
 
 
@@ -243,16 +243,16 @@ async def test_script_that_a_node_forgets(
 ) -> None:
     """A script that one node does not know is sent again to that node."""
     store = RedisEventStore(cluster, key_prefix=key_prefix, ttl=600)
-    talkers = [Talker(store, f"s{number}") for number in range(8)]
+    producers = [SessionProducer(store, f"s{number}") for number in range(8)]
     for _ in range(3):
         with nodes[0].client() as node:
             node.script_flush()
-        for talker in talkers:
-            await talker.say(3)
-        for talker in talkers:
-            assert set(await talker.outcomes()) == {StoreOutcome.STORED}
-    for talker in talkers:
-        await talker.check(RedisEventStore(cluster, key_prefix=key_prefix, ttl=600))
+        for producer in producers:
+            await producer.append_next(3)
+        for producer in producers:
+            assert set(await producer.outcomes()) == {StoreOutcome.STORED}
+    for producer in producers:
+        await producer.check(RedisEventStore(cluster, key_prefix=key_prefix, ttl=600))
     await store.flush()
 
 

@@ -18,8 +18,8 @@ from mcp_eventscope.store.results import FollowEnd, Miss
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
+from support.session_producers import Received, run_of
 from support.stores import until_settled
-from support.talkers import Received, run_of
 from support.waiting import in_time, until
 
 pytestmark = pytest.mark.anyio

@@ -72,7 +72,7 @@ class Received:
         await until(lambda: len(self.contents) >= count, within=within)
 
 
-class Talker:
+class SessionProducer:
     """Appends numbers to the stream of one request, and keeps what `append` returned.
 
     Args:
@@ -110,16 +110,16 @@ class Talker:
         self.appended.append(appended)
         return appended
 
-    async def say(self, count: int = 1) -> AppendResult:
+    async def append_next(self, count: int = 1) -> AppendResult:
         """Append the next numbers; a number is the place of its event in `appended`."""
         for _ in range(count):
             appended = await self.append(note(len(self.appended), "x" * self._size))
         return appended
 
-    async def say_until(self, over: asyncio.Event, *, pause: float = 0.01) -> None:
+    async def append_until(self, over: asyncio.Event, *, pause: float = 0.01) -> None:
         """Append number after number until it is over."""
         while not over.is_set():
-            await self.say()
+            await self.append_next()
             await asyncio.sleep(pause)
 
     async def outcomes(self) -> list[StoreOutcome]:
@@ -158,17 +158,17 @@ def observed(store: RedisEventStore) -> Facts:
 
 
 @asynccontextmanager
-async def talking(store: RedisEventStore, talkers: Sequence[Talker]) -> AsyncIterator[None]:
+async def appending(store: RedisEventStore, producers: Sequence[SessionProducer]) -> AsyncIterator[None]:
     """All append before, in and after the block."""
     over = asyncio.Event()
 
     async def more() -> None:
-        before = [len(talker.appended) for talker in talkers]
-        await until(lambda: all(len(each.appended) > n + 3 for each, n in zip(talkers, before, strict=True)))
+        before = [len(producer.appended) for producer in producers]
+        await until(lambda: all(len(each.appended) > n + 3 for each, n in zip(producers, before, strict=True)))
 
     async with asyncio.TaskGroup() as tasks:
-        for talker in talkers:
-            tasks.create_task(talker.say_until(over))
+        for producer in producers:
+            tasks.create_task(producer.append_until(over))
         try:
             await more()
             yield
