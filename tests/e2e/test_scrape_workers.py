@@ -13,7 +13,7 @@ from examples.demo.figures import Figures
 from support.binaries import complaints
 from support.raw import RawClient, events
 from support.servers import HOST, free_port
-from support.tree import Tree, tree
+from support.uvicorn_workers import UvicornWorkers, uvicorn_workers
 from support.waiting import CEILING, until
 
 pytestmark = pytest.mark.anyio
@@ -28,10 +28,10 @@ SCRAPE = f"http://{HOST}:{PORT}/metrics"
 
 
 @pytest.fixture(scope="module")
-def workers(valkey_url: str) -> Iterator[Tree]:
+def workers(valkey_url: str) -> Iterator[UvicornWorkers]:
     """Four workers, on a database of their own, with the metrics on a port of their own."""
     options = {"metrics_port": PORT, "metrics_token": TOKEN, "redis_stats_interval": 0.1, "worker_lease": 5}
-    with tree(4, f"{valkey_url}?db=7", f"{valkey_url}?db=8", **options) as running:
+    with uvicorn_workers(4, f"{valkey_url}?db=7", f"{valkey_url}?db=8", **options) as running:
         yield running
 
 
@@ -47,7 +47,7 @@ async def figures(url: str = SCRAPE) -> Figures:
 
 
 @asynccontextmanager
-async def client(server: Tree) -> AsyncIterator[RawClient]:
+async def client(server: UvicornWorkers) -> AsyncIterator[RawClient]:
     """A session, on connections of its own."""
     async with httpx2.AsyncClient(trust_env=False, timeout=CEILING) as http:
         raw = RawClient(http, f"{server.url}/mcp")
@@ -55,7 +55,7 @@ async def client(server: Tree) -> AsyncIterator[RawClient]:
         yield raw
 
 
-async def test_sums(workers: Tree) -> None:
+async def test_sums(workers: UvicornWorkers) -> None:
     """What every worker counted is added up, exactly, on the port and in the application, whoever answers."""
     before = await figures()
 
@@ -82,7 +82,7 @@ async def test_formats() -> None:
     assert not complaints((await scrape()).encode())
 
 
-async def test_not_with_the_service(workers: Tree) -> None:
+async def test_not_with_the_service(workers: UvicornWorkers) -> None:
     """What has a port of its own is not served with the rest, and there only with the token."""
     async with httpx2.AsyncClient(trust_env=False) as http:
         assert (await http.get(f"{workers.url}/metrics", headers=BEARER)).status_code == 404
@@ -105,7 +105,7 @@ async def test_sampled_by_one() -> None:
     assert "error" not in seen.by(SAMPLES, "outcome")
 
 
-async def test_killed(workers: Tree) -> None:
+async def test_killed(workers: UvicornWorkers) -> None:
     """A worker is killed: what it counted stays, its gauges go; so for the one that had the port, which another takes.
 
     Both are replaced by uvicorn, and add to the same sums.

@@ -21,7 +21,7 @@ from support.worker_app import CONTROL_VARIABLE, OPTIONS_VARIABLE
 _TESTS = Path(__file__).parents[1]
 
 
-class Tree:
+class UvicornWorkers:
     """A running tree.
 
     Args:
@@ -51,7 +51,7 @@ class Tree:
 
 
 @contextlib.contextmanager
-def tree(workers: int, redis_url: str, control_url: str, **options: object) -> Iterator[Tree]:
+def uvicorn_workers(workers: int, redis_url: str, control_url: str, **options: object) -> Iterator[UvicornWorkers]:
     """Start a tree of workers, and leave nothing of it behind.
 
     Args:
@@ -80,7 +80,7 @@ def tree(workers: int, redis_url: str, control_url: str, **options: object) -> I
             stderr=log,
             start_new_session=True,
         )
-        running = Tree(process, port, metrics)
+        running = UvicornWorkers(process, port, metrics)
         try:
             eventually(lambda: len(running.workers()) == workers, otherwise=lambda: text_of(log))
             eventually(lambda: healthy(running.url), otherwise=lambda: text_of(log))
