@@ -9,8 +9,8 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope.redis.client import connect as connect_redis
+from support.http_client import LIMITS, Connect, HTTPClient
 from support.processes import Router, WorkerProcess, revive, worker_processes
-from support.raw import LIMITS, Connect, RawClient
 from support.steering import Steering
 from support.waiting import CEILING
 
@@ -60,7 +60,7 @@ async def connect() -> AsyncIterator[Connect]:
     """Makes clients that are nothing but HTTP."""
     async with httpx2.AsyncClient(limits=LIMITS, timeout=CEILING, trust_env=False) as http:
 
-        def make(base_url: str, **headers: str) -> RawClient:
-            return RawClient(http, f"{base_url}/mcp", headers=headers)
+        def make(base_url: str, **headers: str) -> HTTPClient:
+            return HTTPClient(http, f"{base_url}/mcp", headers=headers)
 
         yield make

@@ -11,9 +11,9 @@ import httpx2
 import pytest
 
 from support.chaos import NewSteering, Pair, at, begun, is_stored, says, works
+from support.http_client import Connect, Event, HTTPClient, events
 from support.processes import WorkerProcess, worker_processes
 from support.proxy import Proxy
-from support.raw import Connect, Event, RawClient, events
 from support.steering import Steering
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import CEILING, in_time, until
@@ -246,7 +246,7 @@ class CutCall:
         steered: Steers the tool.
     """
 
-    def __init__(self, client: RawClient, resumed_at: RawClient, steered: Steering) -> None:
+    def __init__(self, client: HTTPClient, resumed_at: HTTPClient, steered: Steering) -> None:
         self.received: list[Event] = []
         self._client = client
         self._resumed_at = resumed_at
@@ -366,7 +366,7 @@ MOMENTS = [number / 100 for number in range(16)]
 """Seconds between the first standalone GET of a session and a message of the server."""
 
 
-async def first_message(client: RawClient) -> Event:
+async def first_message(client: HTTPClient) -> Event:
     """The first message on the standalone stream, which is opened for it."""
     async with client.get() as response:
         assert response.status_code == 200
@@ -390,12 +390,12 @@ async def test_standalone_stream_opened_first_delivers_messages_of_that_moment(
     """Redis is slow, and the server speaks at any moment after the first standalone GET: the client hears it."""
     undelivered: list[float] = []
 
-    async def call(client: RawClient, seconds: float) -> None:
+    async def call(client: HTTPClient, seconds: float) -> None:
         await anyio.sleep(seconds)
         async with client.call(1, tool) as response:
             assert [event async for event in events(response)][-1].message["result"]
 
-    async def one(client: RawClient, listener: RawClient, seconds: float) -> None:
+    async def one(client: HTTPClient, listener: HTTPClient, seconds: float) -> None:
         with anyio.move_on_after(CEILING) as scope:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(call, client, seconds)

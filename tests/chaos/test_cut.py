@@ -9,8 +9,8 @@ from mcp.client import Client
 from redis import asyncio as aioredis
 
 from support.chaos import NewSteering, Pair, at, begun, says, works
+from support.http_client import Connect, events
 from support.processes import Router
-from support.raw import Connect, events
 from support.steering import Watched
 from support.waiting import in_time, promptly, until
 

@@ -17,8 +17,8 @@ from benchmarks.e2e.delay_proxy import distant
 from mcp_eventscope import ResumableSessionManager, http_app
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
 from support.chaos import at_url, says, works
+from support.http_client import VERSION, Connect, HTTPClient, events
 from support.processes import LEASE
-from support.raw import VERSION, Connect, RawClient, events
 from support.servers import HOST
 from support.serving import serving
 from support.tools import Steered
@@ -80,7 +80,7 @@ class Verifier:
         return AccessToken(token=token, client_id=token, scopes=["use"], subject=token)
 
 
-async def answer_of(client: RawClient, method: str = "POST") -> tuple[int, bytes]:
+async def answer_of(client: HTTPClient, method: str = "POST") -> tuple[int, bytes]:
     """Status and body of what a client is answered."""
     response = await client.http.request(
         method, client.url, headers=client._headers(), json=PING if method == "POST" else None

@@ -23,7 +23,7 @@ from mcp_eventscope import RedisEventStore, ResumableSessionManager, http_app
 from mcp_eventscope.redis.client import connect as connect_redis
 from mcp_eventscope.sessions.registry import SessionRegistry
 from support.chaos import at_url, says
-from support.raw import Connect, Event, RawClient, events
+from support.http_client import Connect, Event, HTTPClient, events
 from support.servers import HOST
 from support.serving import serving
 from support.tools import Steered
@@ -157,7 +157,7 @@ class Call:
     """A call that runs on the first worker, and the messages that its client has received."""
 
     name: str
-    client: RawClient
+    client: HTTPClient
     received: list[str] = field(default_factory=list)
     """The last is the result, or the error's code."""
     ended: bool = False

@@ -9,8 +9,8 @@ from redis import asyncio as aioredis
 
 from benchmarks import outage
 from support.chaos import NewSteering, at, begun, says, works
+from support.http_client import Connect, HTTPClient, events
 from support.processes import WorkerProcess, worker_processes
-from support.raw import Connect, RawClient, events
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import CEILING, until
 
@@ -69,7 +69,7 @@ async def test_standalone_stream_that_is_opened_meanwhile(world: World, connect:
         assert heard == ["notifications/tools/list_changed"]
 
 
-async def _stores(client: RawClient) -> bool:
+async def _stores(client: HTTPClient) -> bool:
     """Whether what is said there has an id again."""
     async with client.call(7, "echo", text="x") as response:
         return all([event.id async for event in events(response)])

@@ -9,8 +9,8 @@ from mcp.client import Client
 
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
 from support.chaos import NewSteering, at, begun, says, works
+from support.http_client import Connect, HTTPClient, events
 from support.processes import LEASE, Router, WorkerProcess, revive, worker_processes
-from support.raw import Connect, RawClient, events
 from support.steering import Watched
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import promptly, until
@@ -40,7 +40,7 @@ async def world(parts: World, connect: Connect) -> World:
         client = connect(worker.url)
         await client.initialize()
 
-        async def stores(client: RawClient = client) -> bool:
+        async def stores(client: HTTPClient = client) -> bool:
             async with client.call(1, "echo", text="x") as response:
                 return all([event.id async for event in events(response)])
 

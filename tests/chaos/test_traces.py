@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from support.chaos import NewSteering, Pair, at, says
+from support.http_client import Connect, Event, HTTPClient, events
 from support.processes import WorkerProcess, revive
-from support.raw import Connect, Event, RawClient, events
 from support.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -56,7 +56,9 @@ def named(spans: list[Span], name: str) -> list[Span]:
     return [span for span in spans if span["name"] == name]
 
 
-async def cut_and_resumed(pair: Pair, client: RawClient, steering: NewSteering, request: dict[str, Any]) -> list[Event]:
+async def cut_and_resumed(
+    pair: Pair, client: HTTPClient, steering: NewSteering, request: dict[str, Any]
+) -> list[Event]:
     """A call on the first worker that is cut; what the client gets when it comes back through the second."""
     a, b = pair
     steered = steering()

@@ -6,8 +6,8 @@ from mcp.client import Client
 
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
 from support.chaos import NewSteering, Pair, at, begun, is_stored, says, works
+from support.http_client import Connect, Event, events
 from support.processes import LEASE, Router, WorkerProcess, revive, worker_processes
-from support.raw import Connect, Event, events
 from support.steering import Watched
 from support.waiting import CEILING, promptly, until
 

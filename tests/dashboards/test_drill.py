@@ -20,7 +20,7 @@ from support.drill import fleet, others
 from support.drill.asking import Labels, Target, targets
 from support.drill.customer import Customer
 from support.drill.site import FLEET, FOREVER, SHORT, Site, address, site
-from support.raw import LIMITS, VERSION, RawClient
+from support.http_client import LIMITS, VERSION, HTTPClient
 from support.steering import Steering
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -78,7 +78,7 @@ async def drill(where: Site, control_url: str) -> None:
     ):
 
         def new(job: str) -> Customer:
-            return Customer(RawClient(http, ""), where.ledgers[job], lambda: Steering(control, uuid.uuid4().hex))
+            return Customer(HTTPClient(http, ""), where.ledgers[job], lambda: Steering(control, uuid.uuid4().hex))
 
         async def told(name: str, stage: Awaitable[None]) -> None:
             began = time.monotonic()

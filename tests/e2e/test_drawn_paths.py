@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from mcp_eventscope import RedisEventStore, http_app
 from support.drawn_paths import PACKAGE, Reference, path
-from support.raw import Connect, Event, RawClient, events
+from support.http_client import Connect, Event, HTTPClient, events
 from support.serving import serving
 from support.stores import PATIENCE, TTL, patient_client
 from support.tools import Steered
@@ -45,7 +45,7 @@ async def workers(valkey_url: str, key_prefix: str) -> AsyncIterator[list[Worker
 
 
 @pytest.fixture
-async def client(workers: list[Worker], connect: Connect) -> RawClient:
+async def client(workers: list[Worker], connect: Connect) -> HTTPClient:
     """A client with a session on the first worker."""
     client = connect(workers[0].url)
     await client.initialize()
@@ -79,7 +79,7 @@ def assert_in_order(steps: list[Reference], called: list[Reference]) -> None:
     assert sorted(steps, key=called.index) == steps
 
 
-async def test_path_of_a_stored_event_is_the_real_one(workers: list[Worker], client: RawClient) -> None:
+async def test_path_of_a_stored_event_is_the_real_one(workers: list[Worker], client: HTTPClient) -> None:
     """One progress notification, from the tool to the metrics of its batch."""
     first, *others = path("The path of a stored event")
     assert len(others) < 12
@@ -100,7 +100,7 @@ async def test_path_of_a_stored_event_is_the_real_one(workers: list[Worker], cli
     assert_in_order(others, storing)
 
 
-async def test_path_of_a_resume_is_the_real_one(workers: list[Worker], client: RawClient) -> None:
+async def test_path_of_a_resume_is_the_real_one(workers: list[Worker], client: HTTPClient) -> None:
     """A client that was cut resumes on another worker while the tool runs on the first one."""
     steps = path("The path of a resume")
     assert len(steps) <= 12

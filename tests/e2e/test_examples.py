@@ -10,7 +10,7 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import http_app
-from support.raw import Connect, events
+from support.http_client import Connect, events
 from support.serving import serving
 
 pytestmark = pytest.mark.anyio

@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mcp_eventscope import IncompatibleSDKError, http_app
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
+from support.http_client import Connect, HTTPClient, events
 from support.processes import LEASE
-from support.raw import Connect, RawClient, events
 from support.serving import serving
 from support.waiting import CEILING, until
 
@@ -112,14 +112,14 @@ async def workers(valkey_url: str) -> AsyncIterator[list[Worker]]:
 
 
 @pytest.fixture
-async def pair(workers: list[Worker], connect: Connect) -> tuple[RawClient, RawClient]:
+async def pair(workers: list[Worker], connect: Connect) -> tuple[HTTPClient, HTTPClient]:
     """One client with one session, as it speaks to the first worker and to the second."""
     first = connect(workers[0].url, authorization=f"Bearer {TOKEN}")
     await first.initialize()
     return first, replace(first, url=f"{workers[1].url}/mcp")
 
 
-async def test_cut_call_resumes_on_another_worker(workers: list[Worker], pair: tuple[RawClient, RawClient]) -> None:
+async def test_cut_call_resumes_on_another_worker(workers: list[Worker], pair: tuple[HTTPClient, HTTPClient]) -> None:
     """The tool runs on one worker; the client receives the rest, once and in order, from the other."""
     on_a, on_b = pair
     server = workers[0].server
@@ -139,7 +139,7 @@ async def test_cut_call_resumes_on_another_worker(workers: list[Worker], pair: t
 
 
 async def test_features_of_fastmcp_are_kept(
-    workers: list[Worker], pair: tuple[RawClient, RawClient], connect: Connect
+    workers: list[Worker], pair: tuple[HTTPClient, HTTPClient], connect: Connect
 ) -> None:
     """Authentication, custom routes, middleware, the lifespan and mounted servers work on both workers."""
     for worker, client in zip(workers, pair, strict=True):

@@ -20,8 +20,8 @@ from starlette.routing import Mount
 from structlog.testing import capture_logs
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, ResumableSessionManager, http_app
+from support.http_client import Connect, events
 from support.logs import Recorder
-from support.raw import Connect, events
 from support.serving import serving
 from support.tools import Steered
 from support.waiting import CEILING

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from redis.asyncio import Redis
 
-from support.raw import Connect, events
+from support.http_client import Connect, events
 from support.servers import HOST, free_port
 from support.waiting import until
 

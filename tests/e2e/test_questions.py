@@ -9,8 +9,8 @@ import pytest
 from redis import asyncio as aioredis
 
 from examples.demo.figures import Figures
+from support.http_client import Connect, events
 from support.processes import WorkerProcess, worker_processes
-from support.raw import Connect, events
 from support.steering import Steering
 from support.waiting import until
 

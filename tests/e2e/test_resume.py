@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from mcp_eventscope import http_app
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
-from support.raw import Connect, Event, RawClient, events
+from support.http_client import Connect, Event, HTTPClient, events
 from support.serving import serving
 from support.tools import Steered
 from support.waiting import CEILING, until
@@ -32,7 +32,7 @@ async def base_url(steered: Steered, valkey_url: str, registry: CollectorRegistr
 
 
 @pytest.fixture
-async def client(base_url: str, connect: Connect) -> RawClient:
+async def client(base_url: str, connect: Connect) -> HTTPClient:
     """A client with a session."""
     client = connect(base_url)
     await client.initialize()
@@ -50,7 +50,7 @@ def progress(received: list[Event]) -> list[str]:
 
 
 @asynccontextmanager
-async def cut_after(client: RawClient, steered: Steered, *steps: str) -> AsyncIterator[list[Event]]:
+async def cut_after(client: HTTPClient, steered: Steered, *steps: str) -> AsyncIterator[list[Event]]:
     """Call the tool, let it report steps, and cut the stream when all of them have arrived."""
     received: list[Event] = []
     async with client.call(1, "steps", name="work") as response:
@@ -61,7 +61,7 @@ async def cut_after(client: RawClient, steered: Steered, *steps: str) -> AsyncIt
     yield received
 
 
-async def test_cut_while_the_tool_runs(client: RawClient, steered: Steered) -> None:
+async def test_cut_while_the_tool_runs(client: HTTPClient, steered: Steered) -> None:
     """Every event arrives once and in order, whether it was said before the cut, while away, or after the return."""
     async with cut_after(client, steered, "a", "b") as before:
         steered.step("work", "c", "d")
@@ -80,7 +80,7 @@ async def test_cut_while_the_tool_runs(client: RawClient, steered: Steered) -> N
     assert len(set(ids)) == len(ids)
 
 
-async def test_finished_while_away(client: RawClient, steered: Steered) -> None:
+async def test_finished_while_away(client: HTTPClient, steered: Steered) -> None:
     """What was said while the client was gone is delivered, and the stream ends; the same again for the same cursor."""
     async with cut_after(client, steered, "a") as before:
         steered.step("work", "b")
@@ -91,7 +91,7 @@ async def test_finished_while_away(client: RawClient, steered: Steered) -> None:
         assert "result" in after[-1].message
 
 
-async def test_priming_event_is_a_cursor(client: RawClient, steered: Steered) -> None:
+async def test_priming_event_is_a_cursor(client: HTTPClient, steered: Steered) -> None:
     """A stream that was cut before anything was said on it is resumed from its priming event."""
     async with cut_after(client, steered) as before:
         steered.step("work", "a")
@@ -100,7 +100,7 @@ async def test_priming_event_is_a_cursor(client: RawClient, steered: Steered) ->
     assert progress(await client.resume(before[0].id)) == ["a"]
 
 
-async def test_response_as_cursor(client: RawClient) -> None:
+async def test_response_as_cursor(client: HTTPClient) -> None:
     """A client that has the response is owed nothing: the stream ends at once."""
     async with client.call(1, "echo", text="x") as response:
         received = [event async for event in events(response)]
@@ -108,14 +108,14 @@ async def test_response_as_cursor(client: RawClient) -> None:
         assert await client.resume(received[-1].id) == []
 
 
-async def test_replayed_byte_for_byte(client: RawClient) -> None:
+async def test_replayed_byte_for_byte(client: HTTPClient) -> None:
     """The data of a replayed event is the data that was sent live."""
     async with client.call(1, "echo", text='\u2028 "é" 🎈 \x00') as response:
         live = [event async for event in events(response)]
     assert await client.resume(live[0].id) == live[1:]
 
 
-async def test_half_open_connection(client: RawClient, steered: Steered) -> None:
+async def test_half_open_connection(client: HTTPClient, steered: Steered) -> None:
     """A client that comes back while its old connection still stands is served all the same."""
     async with client.call(1, "steps", name="work") as response:
         old = events(response)
@@ -132,7 +132,7 @@ async def test_half_open_connection(client: RawClient, steered: Steered) -> None
 
 
 async def test_session_is_not_replayed_anothers_events(
-    client: RawClient, steered: Steered, base_url: str, connect: Connect
+    client: HTTPClient, steered: Steered, base_url: str, connect: Connect
 ) -> None:
     """Two sessions with the same request ids: neither is given what the other's cursor stands for."""
     other = connect(base_url)
@@ -177,7 +177,7 @@ UNKNOWN = [
 ]
 
 
-async def test_foreign_cursors(client: RawClient, caplog: pytest.LogCaptureFixture) -> None:
+async def test_foreign_cursors(client: HTTPClient, caplog: pytest.LogCaptureFixture) -> None:
     """A cursor that was never given out gets a refusal or an error, never an event, and hurts nobody."""
     async with client.call(1, "echo", text="x") as response:
         received = [event async for event in events(response)]
@@ -192,7 +192,7 @@ async def test_foreign_cursors(client: RawClient, caplog: pytest.LogCaptureFixtu
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-async def test_empty_cursor_is_no_resume(client: RawClient) -> None:
+async def test_empty_cursor_is_no_resume(client: HTTPClient) -> None:
     """An empty Last-Event-ID opens the standalone stream, as one without the header does; the newest one has it."""
     async with client.get("") as response:
         assert response.status_code == 200
@@ -202,7 +202,7 @@ async def test_empty_cursor_is_no_resume(client: RawClient) -> None:
                 assert [event.data async for event in events(response)] == [""], "its cursor, and nothing else"
 
 
-async def test_delete_ends_what_is_followed(client: RawClient, steered: Steered) -> None:
+async def test_delete_ends_what_is_followed(client: HTTPClient, steered: Steered) -> None:
     """A session that is ended ends the streams that are being resumed."""
     async with cut_after(client, steered, "a") as before, client.get(before[0].id) as response:
         stream = events(response)
@@ -212,7 +212,7 @@ async def test_delete_ends_what_is_followed(client: RawClient, steered: Steered)
             assert [event async for event in stream] == []
 
 
-async def test_figures(client: RawClient, steered: Steered, registry: CollectorRegistry) -> None:
+async def test_figures(client: HTTPClient, steered: Steered, registry: CollectorRegistry) -> None:
     """A resume is seen: that it worked, how much it delivered, and how long the client was away."""
 
     def sample(name: str, **labels: str) -> float | None:

@@ -11,7 +11,7 @@ import pytest
 
 from examples.demo.figures import Figures
 from support.binaries import complaints
-from support.raw import RawClient, events
+from support.http_client import HTTPClient, events
 from support.servers import HOST, free_port
 from support.uvicorn_workers import UvicornWorkers, uvicorn_workers
 from support.waiting import CEILING, until
@@ -47,10 +47,10 @@ async def figures(url: str = SCRAPE) -> Figures:
 
 
 @asynccontextmanager
-async def client(server: UvicornWorkers) -> AsyncIterator[RawClient]:
+async def client(server: UvicornWorkers) -> AsyncIterator[HTTPClient]:
     """A session, on connections of its own."""
     async with httpx2.AsyncClient(trust_env=False, timeout=CEILING) as http:
-        raw = RawClient(http, f"{server.url}/mcp")
+        raw = HTTPClient(http, f"{server.url}/mcp")
         await raw.initialize()
         yield raw
 

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from mcp_eventscope import http_app
 from mcp_eventscope.embedded import EmbeddedValkey
-from support.raw import Connect, events
+from support.http_client import Connect, events
 from support.serving import serving
 from support.tools import Steered
 from support.waiting import CEILING

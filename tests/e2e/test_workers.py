@@ -14,8 +14,8 @@ from mcp_eventscope import http_app
 from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.sessions.transport import ResumableTransport
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE, REQUEST_ORPHANED
+from support.http_client import Connect, Event, HTTPClient, events
 from support.processes import LEASE
-from support.raw import Connect, Event, RawClient, events
 from support.servers import valkey
 from support.serving import serving
 from support.tools import Steered
@@ -45,7 +45,7 @@ async def workers(valkey_url: str) -> AsyncIterator[list[Worker]]:
 
 
 @pytest.fixture
-async def pair(workers: list[Worker], connect: Connect) -> tuple[RawClient, RawClient]:
+async def pair(workers: list[Worker], connect: Connect) -> tuple[HTTPClient, HTTPClient]:
     """One client with one session, as it speaks to the first worker and to the second."""
     first = connect(workers[0].url)
     await first.initialize()
@@ -57,7 +57,7 @@ def progress(received: list[Event]) -> list[str]:
     return [event.message["params"]["message"] for event in received if event.data and "method" in event.message]
 
 
-async def test_cut_and_back_on_another_worker(workers: list[Worker], pair: tuple[RawClient, RawClient]) -> None:
+async def test_cut_and_back_on_another_worker(workers: list[Worker], pair: tuple[HTTPClient, HTTPClient]) -> None:
     """The tool runs on one worker, the client comes back through the other, and gets all of it as it is said."""
     steered = workers[0].steered
     on_a, on_b = pair
@@ -91,7 +91,7 @@ async def test_unknown_session_stays_unknown(workers: list[Worker], connect: Con
         assert response.status_code == 404
 
 
-async def test_delete_on_any_worker(pair: tuple[RawClient, RawClient]) -> None:
+async def test_delete_on_any_worker(pair: tuple[HTTPClient, HTTPClient]) -> None:
     """A session that is ended on one worker is ended on all, for ever."""
     _, on_b = pair
     assert await on_b.delete() == 200
@@ -100,7 +100,7 @@ async def test_delete_on_any_worker(pair: tuple[RawClient, RawClient]) -> None:
             assert response.status_code == 404
 
 
-async def test_standalone_stream_on_another_worker(pair: tuple[RawClient, RawClient]) -> None:
+async def test_standalone_stream_on_another_worker(pair: tuple[HTTPClient, HTTPClient]) -> None:
     """What a server says outside of a call reaches the standalone stream, wherever the client has it."""
     on_a, on_b = pair
     async with on_b.get() as response:
@@ -112,13 +112,13 @@ async def test_standalone_stream_on_another_worker(pair: tuple[RawClient, RawCli
             assert (await anext(stream)).message["method"] == "notifications/tools/list_changed"
 
 
-async def call(client: RawClient, request_id: int, tool: str, **arguments: object) -> Event:
+async def call(client: HTTPClient, request_id: int, tool: str, **arguments: object) -> Event:
     """Call a tool, and wait for its response."""
     async with client.call(request_id, tool, **arguments) as response:
         return [event async for event in events(response)][-1]
 
 
-async def test_answer_to_another_worker(pair: tuple[RawClient, RawClient]) -> None:
+async def test_answer_to_another_worker(pair: tuple[HTTPClient, HTTPClient]) -> None:
     """A tool on one worker asks the client, and the client answers to the other."""
     on_a, on_b = pair
     for request_id, asking, answering in ((1, on_a, on_b), (2, on_b, on_a)):
@@ -138,7 +138,7 @@ async def test_answer_to_another_worker(pair: tuple[RawClient, RawClient]) -> No
                 assert (await anext(stream)).message["result"]["structuredContent"] == {"result": "Ada"}
 
 
-async def test_answer_that_nobody_asked_for(pair: tuple[RawClient, RawClient]) -> None:
+async def test_answer_that_nobody_asked_for(pair: tuple[HTTPClient, HTTPClient]) -> None:
     """It gets what the SDK answers, and does no harm."""
     for client in pair:
         async with client.post({"jsonrpc": "2.0", "id": 77, "result": {}}) as response:
@@ -146,7 +146,7 @@ async def test_answer_that_nobody_asked_for(pair: tuple[RawClient, RawClient]) -
         assert "result" in (await call(client, 1, "echo", text="x")).message
 
 
-async def test_cancellation_on_another_worker(pair: tuple[RawClient, RawClient]) -> None:
+async def test_cancellation_on_another_worker(pair: tuple[HTTPClient, HTTPClient]) -> None:
     """A call that runs on one worker is cancelled through the other."""
     on_a, on_b = pair
     async with on_a.call(1, "steps", name="w") as response:
@@ -159,7 +159,7 @@ async def test_cancellation_on_another_worker(pair: tuple[RawClient, RawClient])
             assert (await anext(stream)).message["error"]["code"] == -32800
 
 
-async def test_poll_twice(workers: list[Worker], pair: tuple[RawClient, RawClient]) -> None:
+async def test_poll_twice(workers: list[Worker], pair: tuple[HTTPClient, HTTPClient]) -> None:
     """A tool that closes its stream, and does so again after the client has come back through another worker."""
     on_a, on_b = pair
     steered = workers[0].steered
@@ -229,7 +229,7 @@ async def test_redis_dies_while_a_stream_is_followed(connect: Connect) -> None:
                     assert (await anext(aside)).message["method"] == "notifications/tools/list_changed"
 
 
-async def test_standalone_stream_is_resumed(pair: tuple[RawClient, RawClient]) -> None:
+async def test_standalone_stream_is_resumed(pair: tuple[HTTPClient, HTTPClient]) -> None:
     """It has a cursor from the start: what is said while the client is away, on any worker, is delivered."""
     on_a, on_b = pair
     async with on_a.get() as response:
@@ -338,7 +338,7 @@ async def _none(redis: Redis, pattern: str) -> bool:
     return not [key async for key in redis.scan_iter(pattern)]
 
 
-async def test_one_standalone_stream_at_a_time(pair: tuple[RawClient, RawClient]) -> None:
+async def test_one_standalone_stream_at_a_time(pair: tuple[HTTPClient, HTTPClient]) -> None:
     """A client that opens its standalone stream on another worker has it there: the older one ends, at once."""
     on_a, on_b = pair
     async with on_a.get() as old, on_b.get() as new:

@@ -11,7 +11,7 @@ import httpx2
 
 from soak.history import INITIALIZE, PUBLISH, STANDALONE, Kind, Operation, Outcome, Recorder, What
 from soak.schedule import CallPlan, ClientPlan, LinkPlan
-from support.raw import JSON, VERSION, Event, RawClient, events
+from support.http_client import JSON, VERSION, Event, HTTPClient, events
 from support.waiting import until
 
 PATIENCE = 30.0
@@ -33,7 +33,7 @@ class _Stream:
 
     session: str
     """The client's name for the session."""
-    client: RawClient
+    client: HTTPClient
     """Names the session to the server, also when the client has lost it since."""
     name: str
     retry: float
@@ -72,7 +72,7 @@ class SoakClient:
         self._plan = plan
         self._recorder = recorder
         self._listens = listens
-        self._raw = RawClient(http, "")
+        self._raw = HTTPClient(http, "")
         self._sessions = 0
         self._calls = 0
         self._published: set[int] = set()
@@ -354,7 +354,7 @@ class SoakClient:
     def _stream(self, name: str) -> _Stream:
         return _Stream(self._session, replace(self._raw), name, self._retry)
 
-    def _at(self, worker: int, stream: _Stream) -> RawClient:
+    def _at(self, worker: int, stream: _Stream) -> HTTPClient:
         return replace(stream.client, url=f"{self._urls[worker]}/mcp")
 
     async def _refused(self, stream: _Stream, where: dict[str, Any], response: httpx2.Response) -> None:

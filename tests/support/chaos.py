@@ -6,8 +6,8 @@ from typing import Any
 
 from redis import asyncio as aioredis
 
+from support.http_client import Event, HTTPClient, events
 from support.processes import WorkerProcess
-from support.raw import Event, RawClient, events
 from support.steering import Steering
 from support.waiting import until
 
@@ -15,7 +15,7 @@ Pair = tuple[WorkerProcess, WorkerProcess]
 NewSteering = Callable[[], Steering]
 
 
-def at(client: RawClient, worker: WorkerProcess) -> RawClient:
+def at(client: HTTPClient, worker: WorkerProcess) -> HTTPClient:
     """The same client and session, as it speaks to that worker."""
     return replace(client, url=f"{worker.url}/mcp")
 
@@ -30,7 +30,7 @@ def says(event: Event) -> str:
     return str(message["result"]["structuredContent"]["result"])
 
 
-async def begun(client: RawClient, steering: Steering, *messages: str, request_id: int | str = 1) -> list[Event]:
+async def begun(client: HTTPClient, steering: Steering, *messages: str, request_id: int | str = 1) -> list[Event]:
     """Call the tool, let it report something, and cut the stream. Returns what came, the priming event first."""
     received: list[Event] = []
     async with client.call(request_id, "steps", name=steering.name) as response:
@@ -43,13 +43,13 @@ async def begun(client: RawClient, steering: Steering, *messages: str, request_i
     return received
 
 
-async def works(client: RawClient, request_id: int = 99) -> None:
+async def works(client: HTTPClient, request_id: int = 99) -> None:
     """The session answers a call."""
     async with client.call(request_id, "echo", text="x") as response:
         assert says([event async for event in events(response)][-1]) == "x"
 
 
-def at_url(client: RawClient, url: str) -> RawClient:
+def at_url(client: HTTPClient, url: str) -> HTTPClient:
     """The same client and session, as it speaks to the server at a base URL."""
     return replace(client, url=f"{url}/mcp")
 

@@ -17,8 +17,8 @@ from mcp_eventscope import InstrumentedEventStore, RedisEventStore, http_app
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry import catalog_sessions
+from support.http_client import HTTPClient
 from support.logs import Recorder
-from support.raw import RawClient
 from support.tools import Steered
 from support.waiting import CEILING
 
@@ -73,7 +73,7 @@ class Rig:
 
     async def serve(
         self, name: str = "default", store: EventStore | None = None, steered: Steered | None = None, **options: object
-    ) -> RawClient:
+    ) -> HTTPClient:
         """Serve a worker; returns a client of it without a session."""
         bare = store or RedisEventStore(self.redis, key_prefix=self.prefix, ttl=3600)
         instrumented = self.scope.instrument(bare, name)
@@ -83,7 +83,7 @@ class Rig:
         http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), timeout=CEILING)
         await self.stack.enter_async_context(http)
         await self.stack.enter_async_context(app.router.lifespan_context(app))
-        return RawClient(http, "http://127.0.0.1:8000/mcp")
+        return HTTPClient(http, "http://127.0.0.1:8000/mcp")
 
     def live(self, name: str = "default") -> float | None:
         """Active sessions of a worker."""

@@ -33,9 +33,9 @@ from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.observations import ObservationBuffer
 from mcp_eventscope.telemetry.session_metrics import SessionMetrics
 from mcp_eventscope.telemetry.tracing import Tracing
+from support.http_client import events
 from support.logs import Recorder
 from support.memory_store import MemoryEventStore
-from support.raw import events
 from support.waiting import until
 from telemetry.conftest import Rig, Scope
 

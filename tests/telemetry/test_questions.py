@@ -20,8 +20,8 @@ from mcp_eventscope.store.messages import EventMessage, JSONRPCMessage
 from mcp_eventscope.store.results import AppendResult, ReplayResult
 from mcp_eventscope.telemetry import catalog_sessions
 from support.events import change
+from support.http_client import events
 from support.messages import answer, note
-from support.raw import events
 from support.waiting import until
 from telemetry.conftest import Rig, Scope
 from telemetry.test_failing_sinks import RaisingLogger

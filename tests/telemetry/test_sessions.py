@@ -16,8 +16,8 @@ from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry import catalog_sessions
 from mcp_eventscope.telemetry.facts import Origin
 from mcp_eventscope.telemetry.logs import Log
+from support.http_client import VERSION, HTTPClient
 from support.memory_store import MemoryEventStore
-from support.raw import VERSION, RawClient
 from support.tools import Steered
 from support.waiting import until
 from telemetry.conftest import Rig, Scope
@@ -33,7 +33,7 @@ AUTH = AuthSettings(
 )
 
 
-async def status(client: RawClient, message: dict[str, object] | None = None) -> int:
+async def status(client: HTTPClient, message: dict[str, object] | None = None) -> int:
     """The status of a POST."""
     async with client.post(message or PING) as response:
         return response.status_code

@@ -9,8 +9,8 @@ from mcp_eventscope import InstrumentedEventStore
 from mcp_eventscope.store.messages import EventStore, JSONRPCMessage
 from mcp_eventscope.store.results import Miss
 from mcp_eventscope.testing import Collected, on_the_wire
+from support.http_client import events
 from support.messages import answer, failure, note
-from support.raw import events
 from telemetry.conftest import Rig, Scope
 
 pytestmark = pytest.mark.anyio

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from mcp_eventscope.redis.keys import Keys
 from support.chaos import NewSteering, at, begun, says
 from support.drill.ledger import Ledger
+from support.http_client import Event, HTTPClient
 from support.processes import WorkerProcess
-from support.raw import Event, RawClient
 from support.steering import Steering
 
 GONE = "-32011"
@@ -38,7 +38,7 @@ class Call:
 class Customer:
     """One session."""
 
-    client: RawClient
+    client: HTTPClient
     ledger: Ledger
     steering: NewSteering
     calls: list[Call] = field(default_factory=list)

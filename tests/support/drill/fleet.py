@@ -10,8 +10,8 @@ import anyio
 from support.chaos import says
 from support.drill.customer import GONE, ORPHANED, Customer
 from support.drill.site import FLEET, Site, has_stored
+from support.http_client import Event, events
 from support.processes import revive
-from support.raw import Event, events
 from support.steering import Steering
 from support.waiting import until
 

@@ -36,7 +36,7 @@ class Event:
 
 
 @dataclass
-class RawClient:
+class HTTPClient:
     """One session of one client."""
 
     http: httpx2.AsyncClient
@@ -118,7 +118,7 @@ class RawClient:
         return headers | ({"mcp-session-id": self.session} if self.session else {})
 
 
-Connect = Callable[..., RawClient]
+Connect = Callable[..., HTTPClient]
 """Makes a client of the server at a base URL, with further headers: the fixture `connect`."""
 
 
