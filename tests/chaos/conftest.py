@@ -11,7 +11,7 @@ from redis import asyncio as aioredis
 from mcp_eventscope.redis.client import connect as connect_redis
 from support.http_client import LIMITS, Connect, HTTPClient
 from support.processes import Router, WorkerProcess, revive, worker_processes
-from support.steering import Steering
+from support.tool_control import ToolControl
 from support.waiting import CEILING
 
 
@@ -50,9 +50,9 @@ async def control(valkey_url: str) -> AsyncIterator[aioredis.Redis]:
 
 
 @pytest.fixture
-def steering(control: aioredis.Redis) -> Callable[[], Steering]:
+def new_tool(control: aioredis.Redis) -> Callable[[], ToolControl]:
     """Makes what steers one call."""
-    return lambda: Steering(control, uuid.uuid4().hex)
+    return lambda: ToolControl(control, uuid.uuid4().hex)
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import anyio
 import httpx2
 import pytest
 
-from support.chaos import NewSteering, Pair, at, begun, is_stored, says, works
+from support.chaos import NewToolControl, Pair, at, begun, is_stored, says, works
 from support.http_client import Connect, Event, HTTPClient, events
 from support.processes import WorkerProcess, worker_processes
 from support.proxy import Proxy
-from support.steering import Steering
+from support.tool_control import ToolControl
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import CEILING, in_time, until
 
@@ -78,25 +78,25 @@ UNREAD = 16 << 20
 
 
 async def test_resume_unread_while_redis_is_frozen_skips_no_message(
-    world: World, connect: Connect, steering: NewSteering, there: int
+    world: World, connect: Connect, new_tool: NewToolControl, there: int
 ) -> None:
     """A client that does not read meanwhile gets the messages that were produced in the outage, in order."""
     server, workers = world
-    client, steered = connect(workers[0].url), steering()
+    client, tool = connect(workers[0].url), new_tool()
     await client.initialize()
-    received = await begun(client, steered)
+    received = await begun(client, tool)
     async with at(client, workers[there]).get(received[0].id) as response:
         chunks = response.aiter_raw()
-        await steered.step("1" + "x" * UNREAD)
+        await tool.step("1" + "x" * UNREAD)
         read = b""
         while b'"message":"1' not in read:
             read += await anext(chunks)
         server.freeze()
-        await steered.step("2", "3")
+        await tool.step("2", "3")
         await anyio.sleep(1.5)  # The fault itself.
         server.thaw()
-        await steered.step("4")
-        await steered.finish()
+        await tool.step("4")
+        await tool.finish()
         with in_time(RESPONSE_SECONDS):
             read += b"".join([chunk async for chunk in chunks])
     data = [line.removeprefix("data:").strip() for line in read.decode().splitlines() if line.startswith("data:")]
@@ -108,17 +108,17 @@ async def test_resume_unread_while_redis_is_frozen_skips_no_message(
 
 @pytest.mark.parametrize("parts", [{"proto_max_bulk_len": "1mb"}], indirect=True, ids=["small bulks"])
 async def test_resume_of_response_that_redis_refuses_is_an_error(
-    world: World, connect: Connect, steering: NewSteering, there: int
+    world: World, connect: Connect, new_tool: NewToolControl, there: int
 ) -> None:
     """A response of 2 MiB, whose client was cut before, does not fit into Redis: the resume ends with an error."""
     _, workers = world
-    client, steered = connect(workers[0].url), steering()
+    client, tool = connect(workers[0].url), new_tool()
     await client.initialize()
-    async with client.call(1, "produce", name=steered.name, size=2 << 20) as response:
+    async with client.call(1, "produce", name=tool.name, size=2 << 20) as response:
         primed = await anext(events(response))
-        await steered.started()
-    await steered.finish()
-    await steered.ended()
+        await tool.started()
+    await tool.finish()
+    await tool.ended()
     with in_time(RESPONSE_SECONDS):
         # The worker that ran the call may still have the result in memory; Redis has an error in its place.
         ended = await at(client, workers[there]).resume(primed.id)
@@ -135,13 +135,13 @@ async def test_resume_of_response_that_redis_refuses_is_an_error(
 # -- A4 ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_result_without_json_form_is_an_error(pair: Pair, connect: Connect, steering: NewSteering) -> None:
+async def test_result_without_json_form_is_an_error(pair: Pair, connect: Connect, new_tool: NewToolControl) -> None:
     """A tool returns a lone surrogate: the call ends with an error, live and on resume, and the session goes on."""
-    client, steered = connect(pair[0].url), steering()
+    client, tool = connect(pair[0].url), new_tool()
     await client.initialize()
-    await steered.finish()
+    await tool.finish()
     with in_time(RESPONSE_SECONDS):
-        async with client.call(1, "produce", name=steered.name) as response:
+        async with client.call(1, "produce", name=tool.name) as response:
             live = [event async for event in events(response)]
         assert is_error_for(live[-1], 1)
         for worker in pair:
@@ -166,17 +166,17 @@ async def behind_proxy(control_url: str, count: int) -> AsyncIterator[tuple[Prox
 
 
 async def test_event_that_a_service_refuses_leaves_ids_to_others(
-    valkey_url: str, connect: Connect, steering: NewSteering
+    valkey_url: str, connect: Connect, new_tool: NewToolControl
 ) -> None:
     """A service refuses one command of 1.2 MB: its event is rejected and counted, and every other one has an id."""
     async with behind_proxy(valkey_url, 1) as (proxy, workers):
         proxy.largest = 1 << 20
-        client, steered = connect(workers[0].url), steering()
+        client, tool = connect(workers[0].url), new_tool()
         await client.initialize()
-        await steered.finish()
+        await tool.finish()
         with in_time(RESPONSE_SECONDS):
             # The result is in the message twice, as text and as structured content.
-            async with client.call(1, "produce", name=steered.name, size=600_000) as response:
+            async with client.call(1, "produce", name=tool.name, size=600_000) as response:
                 live = [event async for event in events(response)]
         assert "id" in live[-1].message
         without_id = 0
@@ -196,17 +196,17 @@ async def test_event_that_a_service_refuses_leaves_ids_to_others(
 
 @pytest.mark.parametrize("cursor", [5, 9])
 async def test_resume_after_redis_restarts_from_snapshot_has_everything_or_a_gap(
-    world: World, connect: Connect, steering: NewSteering, there: int, cursor: int
+    world: World, connect: Connect, new_tool: NewToolControl, there: int, cursor: int
 ) -> None:
     """Redis restarts with message 6 as its last one after message 9 was sent, and the call runs on."""
     server, workers = world
-    client, steered = connect(workers[0].url), steering()
+    client, tool = connect(workers[0].url), new_tool()
     await client.initialize()
-    async with client.call(1, "steps", name=steered.name) as response:
+    async with client.call(1, "steps", name=tool.name) as response:
         stream = events(response)
         received = [await anext(stream)]
         for number in range(1, 10):
-            await steered.step(str(number))
+            await tool.step(str(number))
             received.append(await anext(stream))
             if number == 6:
                 await is_stored(server.url, received[6].id)
@@ -215,11 +215,11 @@ async def test_resume_after_redis_restarts_from_snapshot_has_everything_or_a_gap
         await is_stored(server.url, received[9].id)
         server.kill()
         await anyio.to_thread.run_sync(server.start)
-        await steered.step("10")
+        await tool.step("10")
         received.append(await anext(stream))
     async with at(client, workers[there]).get(received[cursor].id) as response:
-        await steered.step("11")
-        await steered.finish()
+        await tool.step("11")
+        await tool.finish()
         with in_time(RESPONSE_SECONDS):
             resumed = [says(event) async for event in events(response) if event.data]
     everything = [*map(str, range(cursor + 1, 12)), "11 steps"]
@@ -246,17 +246,17 @@ class CutCall:
         steered: Steers the tool.
     """
 
-    def __init__(self, client: HTTPClient, resumed_at: HTTPClient, steered: Steering) -> None:
+    def __init__(self, client: HTTPClient, resumed_at: HTTPClient, tool: ToolControl) -> None:
         self.received: list[Event] = []
         self._client = client
         self._resumed_at = resumed_at
-        self._steered = steered
+        self._tool = tool
         self._steps = 0
 
     async def run(self, cut: Callable[[], Awaitable[None]], over: Callable[[], bool]) -> None:
         """Call, be cut once `cut` returns, resume until the response; steps go on until it is over."""
         async with anyio.create_task_group() as tasks:
-            async with self._client.call(1, "steps", name=self._steered.name) as response:
+            async with self._client.call(1, "steps", name=self._tool.name) as response:
                 tasks.start_soon(self._step, over)
                 reading = anyio.CancelScope()
                 tasks.start_soon(self._read, response, reading)
@@ -290,10 +290,10 @@ class CutCall:
 
     async def _step(self, over: Callable[[], bool]) -> None:
         while not over():
-            await self._steered.step(str(self._steps))
+            await self._tool.step(str(self._steps))
             self._steps += 1
             await anyio.sleep(STEP_SECONDS)
-        await self._steered.finish()
+        await self._tool.finish()
 
     async def _read(self, response: httpx2.Response, scope: anyio.CancelScope) -> None:
         with scope:
@@ -310,7 +310,7 @@ class CutCall:
 
 @pytest.mark.parametrize("parts", [{"keeps": True}], indirect=True, ids=["durable"])
 async def test_calls_cut_while_redis_is_killed_resume_with_every_message_once(
-    world: World, connect: Connect, steering: NewSteering
+    world: World, connect: Connect, new_tool: NewToolControl
 ) -> None:
     """Ten seconds without Redis, 40 calls, each cut at a random moment of it: nothing without an id, nothing twice."""
     server, workers = world
@@ -328,7 +328,7 @@ async def test_calls_cut_while_redis_is_killed_resume_with_every_message_once(
             for number in range(CALLS):
                 client = connect(workers[number % 2].url)
                 await client.initialize()
-                calls.append(CutCall(client, at(client, dice.choice(workers)), steering()))
+                calls.append(CutCall(client, at(client, dice.choice(workers)), new_tool()))
                 tasks.start_soon(calls[-1].run, partial(cut, dice.uniform(0, OUTAGE_SECONDS)), over.is_set)
             await until(lambda: all(len(call.received) > 2 for call in calls))
             server.kill()
@@ -346,13 +346,13 @@ async def test_calls_cut_while_redis_is_killed_resume_with_every_message_once(
 
 @pytest.mark.parametrize("request_id", [7, "7", "x" * 130, "漢" * 20], ids=["int", "digits", "long", "cjk"])
 async def test_error_for_call_of_killed_worker_has_its_id(
-    pair: Pair, connect: Connect, steering: NewSteering, valkey_url: str, request_id: int | str
+    pair: Pair, connect: Connect, new_tool: NewToolControl, valkey_url: str, request_id: int | str
 ) -> None:
     """The id of the error is exactly the client's, with its JSON type: on it depends whether the call ends."""
     a, b = pair
     client = connect(a.url)
     await client.initialize()
-    received = await begun(client, steering(), "1", request_id=request_id)
+    received = await begun(client, new_tool(), "1", request_id=request_id)
     await is_stored(valkey_url, received[1].id)
     a.kill()
     with in_time(RESPONSE_SECONDS):

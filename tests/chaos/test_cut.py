@@ -8,10 +8,10 @@ import pytest
 from mcp.client import Client
 from redis import asyncio as aioredis
 
-from support.chaos import NewSteering, Pair, at, begun, says, works
+from support.chaos import NewToolControl, Pair, at, begun, says, works
 from support.http_client import Connect, events
 from support.processes import Router
-from support.steering import Watched
+from support.tool_control import WatchedCall
 from support.waiting import in_time, promptly, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -20,39 +20,39 @@ LOOK = 1.0
 """Seconds that a lost wake-up may cost."""
 
 
-async def cut_and_move(pair: Pair, router: Router, steering: NewSteering, *, wrong: float = 0) -> None:
+async def cut_and_move(pair: Pair, router: Router, new_tool: NewToolControl, *, wrong: float = 0) -> None:
     """Cut a call of the SDK's client on the first worker, and see it through on the second."""
     a, b = pair
     router.to(a)
     async with Client(f"{router.url}/mcp", mode="legacy") as client, anyio.create_task_group() as tasks:
-        call = Watched(client, steering())
+        call = WatchedCall(client, new_tool())
         call.start(tasks)
         await call.reported("a", "b")
         await anyio.to_thread.run_sync(a.jump, wrong)
         router.move(b)
-        await call.steering.step("away")
+        await call.tool.step("away")
         await call.has("a", "b", "away")
         # Had each waited until its follower polls, this would take ten seconds.
         with promptly(5):
             for number in range(20):
                 await call.reported(str(number))
-        await call.steering.finish()
+        await call.tool.finish()
         assert await call.over() == "23 steps"
         assert (await client.call_tool("echo", {"text": "x"})).structured_content == {"result": "x"}
 
 
-async def test_cut_and_back_on_another_worker(pair: Pair, router: Router, steering: NewSteering) -> None:
+async def test_cut_and_back_on_another_worker(pair: Pair, router: Router, new_tool: NewToolControl) -> None:
     """Every event comes once, in order, as soon as it is said, and then the result; the session goes on there."""
-    await cut_and_move(pair, router, steering)
+    await cut_and_move(pair, router, new_tool)
 
 
 @pytest.mark.parametrize("wrong", [-3600.0, 3600.0])
-async def test_cut_with_a_wrong_clock(pair: Pair, router: Router, steering: NewSteering, wrong: float) -> None:
+async def test_cut_with_a_wrong_clock(pair: Pair, router: Router, new_tool: NewToolControl, wrong: float) -> None:
     """What a worker takes for the time does not matter: the clock of the first jumps an hour in a call."""
-    await cut_and_move(pair, router, steering, wrong=wrong)
+    await cut_and_move(pair, router, new_tool, wrong=wrong)
 
 
-async def test_many_cuts(router: Router, connect: Connect, steering: NewSteering) -> None:
+async def test_many_cuts(router: Router, connect: Connect, new_tool: NewToolControl) -> None:
     """Sessions on both workers are cut again and again while they are talked to: nothing is lost or comes twice.
 
     Not the SDK's client: it gives up after its second resumed stream breaks, and asks for what it has already.
@@ -65,10 +65,10 @@ async def test_many_cuts(router: Router, connect: Connect, steering: NewSteering
         await client.initialize()
 
     async def one(number: int) -> None:
-        client, steered = clients[number], steering()
-        received = await begun(client, steered, "1")
+        client, tool = clients[number], new_tool()
+        received = await begun(client, tool, "1")
         begun_calls.append(number)
-        await steered.step("2")
+        await tool.step("2")
         while not received[-1].data or "method" in received[-1].message:
             with contextlib.suppress(httpx2.TransportError):
                 async with client.get(received[-1].id) as response:
@@ -76,7 +76,7 @@ async def test_many_cuts(router: Router, connect: Connect, steering: NewSteering
                     async for event in events(response):
                         received.append(event)
                         heard.append(number)
-                        await (steered.step(str(len(received))) if len(received) < 200 else steered.finish())
+                        await (tool.step(str(len(received))) if len(received) < 200 else tool.finish())
         assert [says(event) for event in received[1:]] == [*map(str, range(1, 200)), "199 steps"]
         unfinished.discard(number)
 
@@ -92,16 +92,16 @@ async def test_many_cuts(router: Router, connect: Connect, steering: NewSteering
             router.reset_streams()
 
 
-async def test_finished_while_away(pair: Pair, connect: Connect, steering: NewSteering) -> None:
+async def test_finished_while_away(pair: Pair, connect: Connect, new_tool: NewToolControl) -> None:
     """A resume after the end delivers what was missed and closes, however often it is asked, and whoever is asked."""
     a, b = pair
     client = connect(a.url)
     await client.initialize()
-    steered = steering()
-    received = await begun(client, steered, "a")
-    await steered.step("b")
-    await steered.finish()
-    await steered.ended()
+    tool = new_tool()
+    received = await begun(client, tool, "a")
+    await tool.step("b")
+    await tool.finish()
+    await tool.ended()
     resumed = await at(client, b).resume(received[-1].id)
     assert [says(event) for event in resumed] == ["b", "2 steps"]
     for worker in (b, a, b):
@@ -111,47 +111,47 @@ async def test_finished_while_away(pair: Pair, connect: Connect, steering: NewSt
     assert await at(client, b).resume(received[0].id) == everything
 
 
-async def test_resume_ends_older_connections(pair: Pair, connect: Connect, steering: NewSteering) -> None:
+async def test_resume_ends_older_connections(pair: Pair, connect: Connect, new_tool: NewToolControl) -> None:
     """Of several connections to one stream the newest gets the events; the older ones end, on whichever worker."""
     a, b = pair
     client = connect(a.url)
     await client.initialize()
-    steered = steering()
-    async with client.call(1, "steps", name=steered.name) as first:
+    tool = new_tool()
+    async with client.call(1, "steps", name=tool.name) as first:
         original = events(first)
         received = [await anext(original)]
-        await steered.step("a")
+        await tool.step("a")
         received.append(await anext(original))
         cursor = received[-1].id
         async with at(client, b).get(cursor) as second:
             on_b = events(second)
             with in_time(5):
                 assert [event async for event in original] == []
-            await steered.step("b")
+            await tool.step("b")
             assert says(await anext(on_b)) == "b"
             async with client.get(cursor) as third:
                 on_a = events(third)
                 assert says(await anext(on_a)) == "b"
                 with in_time(5):
                     assert [event async for event in on_b] == []
-                await steered.finish()
+                await tool.finish()
                 assert [says(event) async for event in on_a] == ["2 steps"]
     await works(at(client, b))
 
 
-async def test_lost_wake_ups(pair: Pair, connect: Connect, steering: NewSteering, control: aioredis.Redis) -> None:
+async def test_lost_wake_ups(pair: Pair, connect: Connect, new_tool: NewToolControl, control: aioredis.Redis) -> None:
     """What is said just when the subscriptions break is there within a second."""
     a, b = pair
     client = connect(a.url)
     await client.initialize()
-    steered = steering()
-    received = await begun(client, steered)
+    tool = new_tool()
+    received = await begun(client, tool)
     async with at(client, b).get(received[-1].id) as response:
         stream = events(response)
         for number in range(5):
             await control.client_kill_filter(_type="pubsub")
             with promptly(LOOK):
-                await steered.step(str(number))
+                await tool.step(str(number))
                 assert says(await anext(stream)) == str(number)
-        await steered.finish()
+        await tool.finish()
         assert says(await anext(stream)) == "5 steps"

@@ -8,7 +8,7 @@ from httpx2 import Response
 from redis import asyncio as aioredis
 
 from benchmarks import outage
-from support.chaos import NewSteering, at, begun, says, works
+from support.chaos import NewToolControl, at, begun, says, works
 from support.http_client import Connect, HTTPClient, events
 from support.processes import WorkerProcess, worker_processes
 from support.valkeys import OwnValkey, own_valkey
@@ -84,14 +84,14 @@ async def _first_with_data(response: Response) -> AsyncIterator[str]:
 
 @pytest.mark.parametrize("forget", [_flush, _restart])
 async def test_forgets_everything(
-    world: World, connect: Connect, steering: NewSteering, forget: Callable[[OwnValkey], None]
+    world: World, connect: Connect, new_tool: NewToolControl, forget: Callable[[OwnValkey], None]
 ) -> None:
     """Workers say again who they are, which sessions they have and what they run; a call goes on on the other one."""
     server, (a, b) = world
     client = connect(a.url)
     await client.initialize()
-    steered = steering()
-    received = await begun(client, steered, "before")
+    tool = new_tool()
+    received = await begun(client, tool, "before")
     async with aioredis.Redis.from_url(server.url, decode_responses=True) as redis:
         before = await _told(redis, client.session)
         await anyio.to_thread.run_sync(forget, server)
@@ -103,13 +103,13 @@ async def test_forgets_everything(
                 return False
 
         await until(told_again)
-    await steered.step("after")
+    await tool.step("after")
     async with at(client, b).get(received[-1].id) as response:
         stream = events(response)
         assert says(await anext(stream)) == "after"
-        await steered.step("and on")
+        await tool.step("and on")
         assert says(await anext(stream)) == "and on"
-        await steered.finish()
+        await tool.finish()
         assert says(await anext(stream)) == "3 steps"
         assert [event async for event in stream] == []
     for worker in (a, b):

@@ -8,10 +8,10 @@ import pytest
 from mcp.client import Client
 
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
-from support.chaos import NewSteering, at, begun, says, works
+from support.chaos import NewToolControl, at, begun, says, works
 from support.http_client import Connect, HTTPClient, events
 from support.processes import LEASE, Router, WorkerProcess, revive, worker_processes
-from support.steering import Watched
+from support.tool_control import WatchedCall
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import promptly, until
 
@@ -59,35 +59,35 @@ def outage(server: OwnValkey) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("there", [0, 1], ids=["same worker", "other worker"])
-async def test_followers_go_on(world: World, connect: Connect, steering: NewSteering, there: int) -> None:
+async def test_followers_go_on(world: World, connect: Connect, new_tool: NewToolControl, there: int) -> None:
     """A follower gets the events after a restart of Redis, on either worker, and no worker is declared dead."""
     server, (a, b) = world
     follower = (a, b)[there]
     client = connect(a.url)
     await client.initialize()
-    steered = steering()
-    received = await begun(client, steered)
+    tool = new_tool()
+    received = await begun(client, tool)
     async with at(client, follower).get(received[0].id) as response:
         stream = events(response)
-        await steered.step("before")
+        await tool.step("before")
         assert says(await anext(stream)) == "before"
         with outage(server):
             await anyio.sleep(OUTAGE)
         for number in range(3):
-            await steered.step(str(number))
+            await tool.step(str(number))
             assert says(await anext(stream)) == str(number)
             await anyio.sleep(LEASE)  # Time enough to declare a worker dead.
-        await steered.finish()
+        await tool.finish()
         assert says(await anext(stream)) == "4 steps"
     await works(at(client, b))
 
 
-async def test_sdk_client_notices_nothing(world: World, router: Router, steering: NewSteering) -> None:
+async def test_sdk_client_notices_nothing(world: World, router: Router, new_tool: NewToolControl) -> None:
     """A call that runs through a restart of Redis ends as if nothing had been."""
     server, (a, b) = world
     router.to(a)
     async with Client(f"{router.url}/mcp", mode="legacy") as client, anyio.create_task_group() as tasks:
-        call = Watched(client, steering())
+        call = WatchedCall(client, new_tool())
         call.start(tasks)
         await call.reported("a")
         router.move(b)
@@ -95,7 +95,7 @@ async def test_sdk_client_notices_nothing(world: World, router: Router, steering
         with outage(server):
             await anyio.sleep(OUTAGE)
         await call.reported("c")
-        await call.steering.finish()
+        await call.tool.finish()
         assert await call.over() == "3 steps"
         for worker in (a, b):
             router.move(worker)
@@ -137,16 +137,16 @@ async def test_delete_while_redis_is_away(world: World, connect: Connect) -> Non
     await until(over)
 
 
-async def test_dead_while_redis_was(world: World, connect: Connect, steering: NewSteering) -> None:
+async def test_dead_while_redis_was(world: World, connect: Connect, new_tool: NewToolControl) -> None:
     """A worker that dies while Redis is away is still found out afterwards."""
     server, (a, b) = world
     client = connect(a.url)
     await client.initialize()
-    steered = steering()
-    received = await begun(client, steered)
+    tool = new_tool()
+    received = await begun(client, tool)
     async with at(client, b).get(received[0].id) as response:
         stream = events(response)
-        await steered.step("a")
+        await tool.step("a")
         assert says(await anext(stream)) == "a"
         with outage(server):
             a.kill()
@@ -157,12 +157,12 @@ async def test_dead_while_redis_was(world: World, connect: Connect, steering: Ne
     await works(at(client, b))
 
 
-async def test_shutdown_without_redis(world: World, connect: Connect, steering: NewSteering) -> None:
+async def test_shutdown_without_redis(world: World, connect: Connect, new_tool: NewToolControl) -> None:
     """A worker ends in time though it cannot say so to anybody, with sessions, a call and a follower on it."""
     server, (a, _) = world
     client = connect(a.url)
     await client.initialize()
-    async with client.call(1, "steps", name=steering().name) as response:
+    async with client.call(1, "steps", name=new_tool().name) as response:
         received = [await anext(events(response))]
         async with client.get(received[0].id):
             with outage(server):

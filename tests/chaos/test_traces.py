@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.chaos import NewSteering, Pair, at, says
+from support.chaos import NewToolControl, Pair, at, says
 from support.http_client import Connect, Event, HTTPClient, events
 from support.processes import WorkerProcess, revive
 from support.waiting import until
@@ -57,27 +57,27 @@ def named(spans: list[Span], name: str) -> list[Span]:
 
 
 async def cut_and_resumed(
-    pair: Pair, client: HTTPClient, steering: NewSteering, request: dict[str, Any]
+    pair: Pair, client: HTTPClient, new_tool: NewToolControl, request: dict[str, Any]
 ) -> list[Event]:
     """A call on the first worker that is cut; what the client gets when it comes back through the second."""
     a, b = pair
-    steered = steering()
-    request["params"]["arguments"] = {"name": steered.name}
+    tool = new_tool()
+    request["params"]["arguments"] = {"name": tool.name}
     async with at(client, a).post(request) as response:
         stream = events(response)
         cursor = (await anext(stream)).id
-        await steered.step("seen")
+        await tool.step("seen")
         cursor = (await anext(stream)).id
-    await steered.step("missed", "missed too")
-    await steered.finish()
-    await steered.ended()
+    await tool.step("missed", "missed too")
+    await tool.finish()
+    await tool.ended()
     client.headers["traceparent"] = RESUME
     return await at(client, b).resume(cursor)
 
 
 @pytest.mark.parametrize("said_in", ["_meta", "header"])
 async def test_one_story(
-    pair: Pair, told: tuple[Path, Path], connect: Connect, steering: NewSteering, said_in: str
+    pair: Pair, told: tuple[Path, Path], connect: Connect, new_tool: NewToolControl, said_in: str
 ) -> None:
     """The stores of a call are in the client's trace; the replay is in that of the resume, and links to the stores.
 
@@ -92,7 +92,7 @@ async def test_one_story(
         client.headers["traceparent"] = CALL
     params = {"name": "steps", "_meta": meta}
     received = await cut_and_resumed(
-        pair, client, steering, {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        pair, client, new_tool, {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
     )
     assert [says(event) for event in received] == ["missed", "missed too", "3 steps"]
 

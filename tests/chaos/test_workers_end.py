@@ -5,10 +5,10 @@ import pytest
 from mcp.client import Client
 
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
-from support.chaos import NewSteering, Pair, at, begun, is_stored, says, works
+from support.chaos import NewToolControl, Pair, at, begun, is_stored, says, works
 from support.http_client import Connect, Event, events
 from support.processes import LEASE, Router, WorkerProcess, revive, worker_processes
-from support.steering import Watched
+from support.tool_control import WatchedCall
 from support.waiting import CEILING, promptly, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -18,12 +18,12 @@ PATIENCE = LEASE + 1
 """Seconds within which the client of a worker that is gone gets an answer."""
 
 
-async def kill_in_a_call(pair: Pair, router: Router, steering: NewSteering) -> None:
+async def kill_in_a_call(pair: Pair, router: Router, new_tool: NewToolControl) -> None:
     """Kill the worker that runs a call, and see the client answered, and its session go on, on the other."""
     a, b = pair
     router.to(a)
     async with Client(f"{router.url}/mcp", mode="legacy") as client, anyio.create_task_group() as tasks:
-        call = Watched(client, steering())
+        call = WatchedCall(client, new_tool())
         call.start(tasks)
         await call.reported("a", "b")
         router.to(b)
@@ -32,51 +32,51 @@ async def kill_in_a_call(pair: Pair, router: Router, steering: NewSteering) -> N
             assert await call.over() == REQUEST_ORPHANED
         assert call.progress == ["a", "b"]
         assert (await client.call_tool("echo", {"text": "x"})).structured_content == {"result": "x"}
-        again = Watched(client, steering())
+        again = WatchedCall(client, new_tool())
         again.start(tasks)
         await again.reported("a")
-        await again.steering.finish()
+        await again.tool.finish()
         assert await again.over() == "1 steps"
 
 
-async def test_killed_in_a_call(pair: Pair, router: Router, steering: NewSteering) -> None:
+async def test_killed_in_a_call(pair: Pair, router: Router, new_tool: NewToolControl) -> None:
     """The client gets an error for that call, within the lease and a second, and its next call works."""
-    await kill_in_a_call(pair, router, steering)
+    await kill_in_a_call(pair, router, new_tool)
 
 
-async def test_killed_in_a_call_with_a_wrong_clock(pair: Pair, router: Router, steering: NewSteering) -> None:
+async def test_killed_in_a_call_with_a_wrong_clock(pair: Pair, router: Router, new_tool: NewToolControl) -> None:
     """Leases run by Redis's clock: that the worker that is asked is an hour late does not matter."""
     await anyio.to_thread.run_sync(pair[1].jump, -3600)
-    await kill_in_a_call(pair, router, steering)
+    await kill_in_a_call(pair, router, new_tool)
 
 
-async def test_wrong_clock_orphans_nobody(pair: Pair, connect: Connect, steering: NewSteering) -> None:
+async def test_wrong_clock_orphans_nobody(pair: Pair, connect: Connect, new_tool: NewToolControl) -> None:
     """A worker whose clock jumps back or forth while it runs a call is not taken for gone."""
     a, b = pair
     client = connect(a.url)
     await client.initialize()
-    steered = steering()
-    received = await begun(client, steered)
+    tool = new_tool()
+    received = await begun(client, tool)
     async with at(client, b).get(received[-1].id) as response:
         stream = events(response)
         for number, seconds in enumerate((-3600, 3600)):
             await anyio.to_thread.run_sync(a.jump, seconds)
             await anyio.sleep(PATIENCE)  # Nothing is to happen.
-            await steered.step(str(number))
+            await tool.step(str(number))
             assert says(await anext(stream)) == str(number)
-        await steered.finish()
+        await tool.finish()
         assert says(await anext(stream)) == "2 steps"
 
 
 async def test_killed_and_asked_everywhere(
-    pair: Pair, connect: Connect, steering: NewSteering, valkey_url: str
+    pair: Pair, connect: Connect, new_tool: NewToolControl, valkey_url: str
 ) -> None:
     """Whichever worker is asked gives the same one answer: the other worker, and the one that came after."""
     a, b = pair
     client = connect(a.url)
     await client.initialize()
-    steered = steering()
-    received = await begun(client, steered, "a")
+    tool = new_tool()
+    received = await begun(client, tool, "a")
     await is_stored(valkey_url, received[-1].id)
     a.kill()
     await anyio.to_thread.run_sync(revive, pair)
@@ -92,7 +92,7 @@ async def test_killed_and_asked_everywhere(
     assert all(answer == answers[0] for answer in answers)
 
 
-async def test_killed_as_it_answers(pair: Pair, connect: Connect, steering: NewSteering) -> None:
+async def test_killed_as_it_answers(pair: Pair, connect: Connect, new_tool: NewToolControl) -> None:
     """A worker that dies while it answers has answered, or it has not: the error never follows a response."""
     outcomes = set()
     for moment in range(4):
@@ -100,11 +100,11 @@ async def test_killed_as_it_answers(pair: Pair, connect: Connect, steering: NewS
         await anyio.to_thread.run_sync(revive, pair)
         client = connect(a.url)
         await client.initialize()
-        steered = steering()
-        received = await begun(client, steered)
-        await steered.finish()
+        tool = new_tool()
+        received = await begun(client, tool)
+        await tool.finish()
         if moment % 2:
-            await steered.ended()
+            await tool.ended()
             await anyio.sleep(moment / 1000)
         a.kill()
         answer = await at(client, b).resume(received[0].id)
@@ -116,13 +116,13 @@ async def test_killed_as_it_answers(pair: Pair, connect: Connect, steering: NewS
 
 
 async def test_killed_and_followed_once_more(
-    pair: Pair, connect: Connect, steering: NewSteering, valkey_url: str
+    pair: Pair, connect: Connect, new_tool: NewToolControl, valkey_url: str
 ) -> None:
     """Followers on two workers, one after the other, get one and the same answer in the dead worker's place."""
     with worker_processes(1, valkey_url, valkey_url) as (third,):
         client = connect(third.url)
         await client.initialize()
-        received = await begun(client, steering())
+        received = await begun(client, new_tool())
         answers: list[list[Event]] = []
         async with at(client, pair[0]).get(received[-1].id) as response:
             third.kill()
@@ -168,12 +168,12 @@ async def test_standalone_stream_survives_a_rolling_restart(pair: Pair, router: 
     assert len(heard) == 2, "each was heard once"
 
 
-async def test_stopping_breaks_no_stream(pair: Pair, connect: Connect, steering: NewSteering) -> None:
+async def test_stopping_breaks_no_stream(pair: Pair, connect: Connect, new_tool: NewToolControl) -> None:
     """Streams that are open when their worker is stopped end as streams do: clients count what breaks as failures."""
     a, _ = pair
     client = connect(a.url)
     await client.initialize()
-    async with client.call(1, "steps", name=steering().name) as response, client.get() as standalone:
+    async with client.call(1, "steps", name=new_tool().name) as response, client.get() as standalone:
         live = events(response)
         primed = await anext(live)
         async with client.get(primed.id) as resumed:
@@ -183,12 +183,12 @@ async def test_stopping_breaks_no_stream(pair: Pair, connect: Connect, steering:
     await anyio.to_thread.run_sync(a.wait)
 
 
-async def test_restart_in_a_call(pair: Pair, router: Router, steering: NewSteering) -> None:
+async def test_restart_in_a_call(pair: Pair, router: Router, new_tool: NewToolControl) -> None:
     """A worker that is not given the time to end a call says itself that it will not: nobody waits for its lease."""
     a, b = pair
     router.to(a)
     async with Client(f"{router.url}/mcp", mode="legacy") as client, anyio.create_task_group() as tasks:
-        call = Watched(client, steering())
+        call = WatchedCall(client, new_tool())
         call.start(tasks)
         await call.reported("a")
         router.to(b)
@@ -200,26 +200,26 @@ async def test_restart_in_a_call(pair: Pair, router: Router, steering: NewSteeri
 
 
 async def test_restart_with_time_to_finish(
-    valkey_url: str, pair: Pair, router: Router, connect: Connect, steering: NewSteering
+    valkey_url: str, pair: Pair, router: Router, connect: Connect, new_tool: NewToolControl
 ) -> None:
     """A worker that is given the time ends the call, and the client gets its result."""
     with worker_processes(1, valkey_url, valkey_url, graceful=int(CEILING), shutdown_timeout=CEILING) as (patient,):
-        client, steered = connect(router.url), steering()
+        client, tool = connect(router.url), new_tool()
         router.to(patient)
         await client.initialize()
-        async with client.call(1, "steps", name=steered.name) as response:
+        async with client.call(1, "steps", name=tool.name) as response:
             received = [await anext(events(response))]
-            await steered.started()
+            await tool.started()
             router.to(*pair)
             patient.terminate()
             await anyio.sleep(2 * LEASE)
-            await steered.step("a")
-            await steered.finish()
+            await tool.step("a")
+            await tool.finish()
             assert [says(event) for event in await client.resume(received[0].id)] == ["a", "1 steps"]
 
 
 async def test_frozen_longer_than_its_lease(
-    pair: Pair, connect: Connect, steering: NewSteering, valkey_url: str
+    pair: Pair, connect: Connect, new_tool: NewToolControl, valkey_url: str
 ) -> None:
     """What a worker says after it was given up is not stored, and does not reach the client that has the error.
 
@@ -228,21 +228,21 @@ async def test_frozen_longer_than_its_lease(
     a, b = pair
     client = connect(a.url)
     await client.initialize()
-    steered = steering()
+    tool = new_tool()
     live: list[Event] = []
-    async with client.call(1, "steps", name=steered.name) as response:
+    async with client.call(1, "steps", name=tool.name) as response:
         stream = events(response)
         live += [await anext(stream)]
-        await steered.step("a")
+        await tool.step("a")
         live += [await anext(stream)]
         await is_stored(valkey_url, live[-1].id)
         a.freeze()
         answer = await at(client, b).resume(live[0].id)
         assert [says(event) for event in answer] == ["a", ORPHANED]
-        await steered.step("late")
-        await steered.finish()
+        await tool.step("late")
+        await tool.finish()
         a.thaw()
-        await steered.ended()
+        await tool.ended()
         with anyio.fail_after(CEILING):
             live += [event async for event in stream]
     for worker in (b, a):

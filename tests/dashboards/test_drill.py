@@ -21,7 +21,7 @@ from support.drill.asking import Labels, Target, targets
 from support.drill.customer import Customer
 from support.drill.site import FLEET, FOREVER, SHORT, Site, address, site
 from support.http_client import LIMITS, VERSION, HTTPClient
-from support.steering import Steering
+from support.tool_control import ToolControl
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -78,7 +78,7 @@ async def drill(where: Site, control_url: str) -> None:
     ):
 
         def new(job: str) -> Customer:
-            return Customer(HTTPClient(http, ""), where.ledgers[job], lambda: Steering(control, uuid.uuid4().hex))
+            return Customer(HTTPClient(http, ""), where.ledgers[job], lambda: ToolControl(control, uuid.uuid4().hex))
 
         async def told(name: str, stage: Awaitable[None]) -> None:
             began = time.monotonic()

@@ -11,7 +11,7 @@ from redis import asyncio as aioredis
 from examples.demo.figures import Figures
 from support.http_client import Connect, events
 from support.processes import WorkerProcess, worker_processes
-from support.steering import Steering
+from support.tool_control import ToolControl
 from support.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -46,10 +46,10 @@ async def test_which_worker_works_and_which_follows(
     await on_a.initialize()
     on_b = replace(on_a, url=f"{following.url}/mcp")
     async with aioredis.Redis.from_url(f"{valkey_url}?db=10") as control:
-        steering = Steering(control, uuid.uuid4().hex)
-        async with on_a.call(1, "steps", name=steering.name) as response:
+        tool = ToolControl(control, uuid.uuid4().hex)
+        async with on_a.call(1, "steps", name=tool.name) as response:
             cursor = (await anext(events(response))).id
-            await steering.started()
+            await tool.started()
         async with on_b.get(cursor) as response:
             stream = events(response)
 
@@ -58,9 +58,9 @@ async def test_which_worker_works_and_which_follows(
 
             await until(followed_there)
             assert (await scrape(working)).total(FOLLOWERS) == 0
-            await steering.step("x")
+            await tool.step("x")
             assert (await anext(stream)).message["params"]["message"] == "x"
-            await steering.finish()
+            await tool.finish()
             assert "result" in [event async for event in stream][-1].message
     worked, followed = (await scrape(working)).since(before[0]), (await scrape(following)).since(before[1])
     # Of the session's opening, the call: priming, progress, response; nothing of it on the worker that follows.

@@ -8,11 +8,11 @@ from redis import asyncio as aioredis
 
 from support.http_client import Event, HTTPClient, events
 from support.processes import WorkerProcess
-from support.steering import Steering
+from support.tool_control import ToolControl
 from support.waiting import until
 
 Pair = tuple[WorkerProcess, WorkerProcess]
-NewSteering = Callable[[], Steering]
+NewToolControl = Callable[[], ToolControl]
 
 
 def at(client: HTTPClient, worker: WorkerProcess) -> HTTPClient:
@@ -30,16 +30,16 @@ def says(event: Event) -> str:
     return str(message["result"]["structuredContent"]["result"])
 
 
-async def begun(client: HTTPClient, steering: Steering, *messages: str, request_id: int | str = 1) -> list[Event]:
+async def begun(client: HTTPClient, tool: ToolControl, *messages: str, request_id: int | str = 1) -> list[Event]:
     """Call the tool, let it report something, and cut the stream. Returns what came, the priming event first."""
     received: list[Event] = []
-    async with client.call(request_id, "steps", name=steering.name) as response:
+    async with client.call(request_id, "steps", name=tool.name) as response:
         stream = events(response)
         received.append(await anext(stream))
         for message in messages:
-            await steering.step(message)
+            await tool.step(message)
             received.append(await anext(stream))
-        await steering.started()
+        await tool.started()
     return received
 
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 
 from mcp_eventscope.redis.keys import Keys
-from support.chaos import NewSteering, at, begun, says
+from support.chaos import NewToolControl, at, begun, says
 from support.drill.ledger import Ledger
 from support.http_client import Event, HTTPClient
 from support.processes import WorkerProcess
-from support.steering import Steering
+from support.tool_control import ToolControl
 
 GONE = "-32011"
 """What a resume is answered for which nothing is stored any more."""
@@ -20,7 +20,7 @@ class Call:
     """One call of the tool `steps`, whose stream was cut."""
 
     request_id: int
-    steering: Steering
+    steering: ToolControl
     events: list[Event]
 
     @property
@@ -40,7 +40,7 @@ class Customer:
 
     client: HTTPClient
     ledger: Ledger
-    steering: NewSteering
+    steering: NewToolControl
     calls: list[Call] = field(default_factory=list)
 
     async def arrives(self, worker: WorkerProcess) -> None:

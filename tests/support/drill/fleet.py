@@ -12,7 +12,7 @@ from support.drill.customer import GONE, ORPHANED, Customer
 from support.drill.site import FLEET, Site, has_stored
 from support.http_client import Event, events
 from support.processes import revive
-from support.steering import Steering
+from support.tool_control import ToolControl
 from support.waiting import until
 
 NewCustomer = Callable[[str], Customer]
@@ -28,7 +28,7 @@ AT_ONCE = 200
 class Talker:
     """A call whose stream stays open, and what came on it."""
 
-    def __init__(self, customer: Customer, steering: Steering) -> None:
+    def __init__(self, customer: Customer, steering: ToolControl) -> None:
         self.customer = customer
         self.steering = steering
         self.heard: list[Event] = []

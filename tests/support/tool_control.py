@@ -11,7 +11,7 @@ from redis import asyncio as aioredis
 from support.waiting import until
 
 
-class Steering:
+class ToolControl:
     """Tells one call of the tool `steps` what to do, wherever it runs.
 
     Args:
@@ -41,11 +41,11 @@ class Steering:
 
 
 @dataclass
-class Watched:
+class WatchedCall:
     """One call of the tool `steps` by the SDK's client, and what came of it."""
 
     client: Client
-    steering: Steering
+    tool: ToolControl
     progress: list[str] = field(default_factory=list)
     outcomes: list[object] = field(default_factory=list)
     """The result, or the code of the error: one, when it has ended."""
@@ -59,7 +59,7 @@ class Watched:
             self.progress.append(message or "")
 
         try:
-            result = await self.client.call_tool("steps", {"name": self.steering.name}, progress_callback=noted)
+            result = await self.client.call_tool("steps", {"name": self.tool.name}, progress_callback=noted)
         except MCPError as error:
             self.outcomes.append(error.code)
         else:
@@ -73,7 +73,7 @@ class Watched:
     async def reported(self, *messages: str) -> None:
         """Let it report these messages after what the client has, and return when that has come."""
         expected = self.progress + list(messages)
-        await self.steering.step(*messages)
+        await self.tool.step(*messages)
         await self.has(*expected)
 
     async def over(self) -> object:
