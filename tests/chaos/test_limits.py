@@ -17,11 +17,11 @@ from benchmarks.e2e.delay_proxy import distant
 from mcp_eventscope import ResumableSessionManager, http_app
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
 from support.chaos import at_url, says, works
+from support.controlled_server import ControlledServer
 from support.http_client import VERSION, Connect, HTTPClient, events
 from support.processes import LEASE
 from support.servers import HOST
 from support.serving import serving
-from support.tools import Steered
 from support.valkeys import own_valkey
 from support.waiting import CEILING, promptly, until
 
@@ -37,12 +37,12 @@ class Worker:
     """One worker of this process: these tests look inside, and kill nobody."""
 
     url: str
-    steered: Steered
+    controlled: ControlledServer
 
     @property
     def sessions(self) -> int:
         """How many sessions it has."""
-        manager = self.steered.mcp.session_manager
+        manager = self.controlled.mcp.session_manager
         assert isinstance(manager, ResumableSessionManager)
         return len(manager._server_instances)
 
@@ -64,9 +64,9 @@ async def two(url: str, *, auth: bool = False, **options: object) -> AsyncIterat
     async with AsyncExitStack() as stack:
         found = []
         for _ in range(2):
-            steered = Steered(**settings)
-            app = http_app(steered.mcp, redis_url=url, registry=CollectorRegistry(), worker_lease=LEASE, **options)  # type: ignore[arg-type]
-            found.append(Worker(await stack.enter_async_context(serving(app)), steered))
+            controlled = ControlledServer(**settings)
+            app = http_app(controlled.mcp, redis_url=url, registry=CollectorRegistry(), worker_lease=LEASE, **options)  # type: ignore[arg-type]
+            found.append(Worker(await stack.enter_async_context(serving(app)), controlled))
         yield found[0], found[1]
 
 
@@ -133,7 +133,7 @@ async def test_idle_sessions_end_where_they_are_idle(valkey_url: str, connect: C
             # It is served on one worker for longer than the others would have kept it.
             await anyio.sleep(2 * LEASE)
             await works(at_url(client, b.url))
-            a.steered.finish("w")
+            a.controlled.finish("w")
             assert says([event async for event in stream][-1]) == "0 steps"
         await until(lambda: not a.sessions and not b.sessions)
 
@@ -291,10 +291,10 @@ async def test_without_wake_ups(mute_url: str, connect: Connect) -> None:
         async with at_url(client, b.url).get(received[0].id) as response:
             stream = events(response)
             for number in range(3):
-                a.steered.step("w", str(number))
+                a.controlled.step("w", str(number))
                 with promptly(1):
                     assert says(await anext(stream)) == str(number)
-            a.steered.finish("w")
+            a.controlled.finish("w")
             assert says(await anext(stream)) == "3 steps"
 
 

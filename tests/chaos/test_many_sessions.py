@@ -23,10 +23,10 @@ from mcp_eventscope import RedisEventStore, ResumableSessionManager, http_app
 from mcp_eventscope.redis.client import connect as connect_redis
 from mcp_eventscope.sessions.registry import SessionRegistry
 from support.chaos import at_url, says
+from support.controlled_server import ControlledServer
 from support.http_client import Connect, Event, HTTPClient, events
 from support.servers import HOST
 from support.serving import serving
-from support.tools import Steered
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import pace, until
 
@@ -192,7 +192,7 @@ class World:
     server: OwnValkey
     way: Way
     store: RedisEventStore
-    steered: Steered
+    controlled: ControlledServer
     idle: set[str]
     calls: list[Call]
     registered: float
@@ -208,7 +208,7 @@ class World:
     def say(self, message: str, calls: list[Call]) -> None:
         """Let calls report a message."""
         for call in calls:
-            self.steered.step(call.name, message)
+            self.controlled.step(call.name, message)
 
     async def heard(self, message: str, calls: list[Call]) -> None:
         """Return when the clients of calls have a message."""
@@ -218,7 +218,7 @@ class World:
     async def finish(self) -> None:
         """Let every call return, and return when its client has the result."""
         for call in self.calls:
-            self.steered.finish(call.name)
+            self.controlled.finish(call.name)
         await until(lambda: all(call.ended for call in self.calls))
 
     def recorded(self) -> int:
@@ -237,13 +237,15 @@ async def world(connect: Connect) -> AsyncIterator[World]:
         server = stack.enter_context(own_valkey())
         way = await stack.enter_async_context(distant(server))
         store = RedisEventStore(await stack.enter_async_context(connect_redis(way.url)), ttl=TTL)
-        steered = Steered()
-        app = http_app(steered.mcp, store, registry=CollectorRegistry(), worker_lease=lease, max_sessions=None)
-        manager = steered.mcp.session_manager
+        controlled = ControlledServer()
+        app = http_app(controlled.mcp, store, registry=CollectorRegistry(), worker_lease=lease, max_sessions=None)
+        manager = controlled.mcp.session_manager
         assert isinstance(manager, ResumableSessionManager)
         idle = {uuid.uuid4().hex for _ in range(SESSIONS)}
         registered = await register(manager, idle)
-        other = http_app(Steered().mcp, redis_url=server.url, ttl=TTL, registry=CollectorRegistry(), worker_lease=lease)
+        other = http_app(
+            ControlledServer().mcp, redis_url=server.url, ttl=TTL, registry=CollectorRegistry(), worker_lease=lease
+        )
         near, far = [await stack.enter_async_context(serving(each)) for each in (app, other)]
         stack.callback(lambda: [manager._server_instances.pop(session, None) for session in idle])
         calls = [Call(f"call {number}", connect(near)) for number in range(CALLS)]
@@ -251,7 +253,7 @@ async def world(connect: Connect) -> AsyncIterator[World]:
         for number, call in enumerate(calls):
             await call.client.initialize()
             tasks.create_task(call.move(far) if number % 2 else call.stay())
-        found = World(server, way, store, steered, idle, calls, registered, slower)
+        found = World(server, way, store, controlled, idle, calls, registered, slower)
         found.say("begun", calls)
         await found.heard("begun", calls)
         yield found

@@ -11,11 +11,11 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from mcp_eventscope import RedisEventStore, http_app
+from support.controlled_server import ControlledServer
 from support.drawn_paths import PACKAGE, Reference, path
 from support.http_client import Connect, Event, HTTPClient, events
 from support.serving import serving
 from support.stores import PATIENCE, TTL, patient_client
-from support.tools import Steered
 from support.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 class Worker:
     """A served application, with a store of its own."""
 
-    steered: Steered
+    controlled: ControlledServer
     store: RedisEventStore
     url: str
 
@@ -36,11 +36,11 @@ async def workers(valkey_url: str, key_prefix: str) -> AsyncIterator[list[Worker
     async with AsyncExitStack() as stack:
         made = []
         for _ in range(2):
-            steered = Steered()
+            controlled = ControlledServer()
             client: Redis = await stack.enter_async_context(patient_client(valkey_url))
             store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL, store_timeout=PATIENCE)
-            app = http_app(steered.mcp, store, registry=CollectorRegistry())
-            made.append(Worker(steered, store, await stack.enter_async_context(serving(app))))
+            app = http_app(controlled.mcp, store, registry=CollectorRegistry())
+            made.append(Worker(controlled, store, await stack.enter_async_context(serving(app))))
         yield made
 
 
@@ -91,10 +91,10 @@ async def test_path_of_a_stored_event_is_the_real_one(workers: list[Worker], cli
             await anext(stream)
         await until(lambda: worker.store.backlog.events == 0)
         with traced() as storing:
-            worker.steered.step("w", "a")
+            worker.controlled.step("w", "a")
             await anext(stream)
             await until(lambda: worker.store.backlog.events == 0)
-        worker.steered.finish("w")
+        worker.controlled.finish("w")
     assert first in admission
     assert first not in storing
     assert_in_order(others, storing)
@@ -108,7 +108,7 @@ async def test_path_of_a_resume_is_the_real_one(workers: list[Worker], client: H
     async with client.call(1, "steps", name="w") as response:
         stream = events(response)
         cursor = (await anext(stream)).id
-        running.steered.step("w", "missed")
+        running.controlled.step("w", "missed")
         await anext(stream)
     await until(lambda: running.store.backlog.events == 0)
     received: list[Event] = []
@@ -117,9 +117,9 @@ async def test_path_of_a_resume_is_the_real_one(workers: list[Worker], client: H
             async for event in events(response):
                 received.append(event)
                 if len(received) == 1:
-                    running.steered.step("w", "new")
+                    running.controlled.step("w", "new")
                 elif len(received) == 2:
-                    running.steered.finish("w")
+                    running.controlled.finish("w")
     assert len(received) == 3
     assert "result" in received[-1].message
     assert_in_order(steps, called)

@@ -20,10 +20,10 @@ from starlette.routing import Mount
 from structlog.testing import capture_logs
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, ResumableSessionManager, http_app
+from support.controlled_server import ControlledServer
 from support.http_client import Connect, events
 from support.logs import Recorder
 from support.serving import serving
-from support.tools import Steered
 from support.waiting import CEILING
 
 pytestmark = pytest.mark.anyio
@@ -105,8 +105,8 @@ async def test_embedded(
 ) -> None:
     """Without a store or a URL there is a Valkey, and a warning of what it is not good for."""
     monkeypatch.delenv("EVENTSCOPE_REDIS_URL", raising=False)
-    steered = Steered()
-    async with serving(http_app(steered.mcp, registry=registry, logger=log)) as url:
+    controlled = ControlledServer()
+    async with serving(http_app(controlled.mcp, registry=registry, logger=log)) as url:
         client = connect(url)
         await client.initialize()
         async with client.call(1, "echo", text="x") as response:
@@ -154,8 +154,8 @@ async def test_store_is_instrumented_once(valkey_url: str, registry: CollectorRe
     """A store that is instrumented stays as it is, and every event counts once."""
     redis = Redis.from_url(valkey_url)
     store = InstrumentedEventStore(RedisEventStore(redis, ttl=60), name="mine", registry=registry)
-    steered = Steered()
-    async with serving(http_app(steered.mcp, store, registry=registry)) as url:
+    controlled = ControlledServer()
+    async with serving(http_app(controlled.mcp, store, registry=registry)) as url:
         client = connect(url)
         await client.initialize()
     await redis.aclose()
@@ -172,9 +172,9 @@ async def test_store_is_instrumented_once(valkey_url: str, registry: CollectorRe
 
 async def test_options_reach_the_sdk(valkey_url: str, registry: CollectorRegistry, connect: Connect) -> None:
     """The options mean what they mean in the SDK, the limits included."""
-    steered = Steered()
+    controlled = ControlledServer()
     app = http_app(
-        steered.mcp,
+        controlled.mcp,
         redis_url=valkey_url,
         registry=registry,
         streamable_http_path="/mcp",
@@ -183,7 +183,7 @@ async def test_options_reach_the_sdk(valkey_url: str, registry: CollectorRegistr
         session_idle_timeout=77.0,
         max_request_body_size=2000,
     )
-    manager = steered.mcp.session_manager
+    manager = controlled.mcp.session_manager
     assert isinstance(manager, ResumableSessionManager)
     assert (manager.retry_interval, manager.session_idle_timeout) == (123, 77.0)
     async with serving(app) as url:
@@ -197,8 +197,8 @@ async def test_options_reach_the_sdk(valkey_url: str, registry: CollectorRegistr
 
 async def test_mounted(registry: CollectorRegistry, http: httpx2.AsyncClient, connect: Connect) -> None:
     """Under a prefix of another application, which starts it, it serves and resumes as by itself."""
-    steered = Steered()
-    app = http_app(steered.mcp, registry=registry)
+    controlled = ControlledServer()
+    app = http_app(controlled.mcp, registry=registry)
     outer = Starlette(routes=[Mount("/inner", app)], lifespan=app.router.lifespan_context)
     async with serving(outer) as url:
         client = connect(f"{url}/inner")
@@ -226,13 +226,13 @@ async def test_route_for_every_path(
     valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient, connect: Connect
 ) -> None:
     """A route of the server's own that matches every path hides nothing of ours, and still gets the rest."""
-    steered = Steered()
+    controlled = ControlledServer()
 
-    @steered.mcp.custom_route("/{path:path}", methods=["GET"])  # type: ignore[untyped-decorator]
+    @controlled.mcp.custom_route("/{path:path}", methods=["GET"])  # type: ignore[untyped-decorator]
     async def page(_: Request) -> Response:
         return PlainTextResponse("page")
 
-    async with serving(http_app(steered.mcp, redis_url=valkey_url, registry=registry)) as url:
+    async with serving(http_app(controlled.mcp, redis_url=valkey_url, registry=registry)) as url:
         assert (await http.get(f"{url}/healthz")).json()["status"] == "ok"
         assert "eventscope_ttl_seconds" in (await http.get(f"{url}/metrics")).text
         assert (await http.get(f"{url}/elsewhere")).text == "page"
@@ -257,8 +257,8 @@ async def test_auth_is_kept(valkey_url: str, registry: CollectorRegistry, connec
         required_scopes=["use"],
         validate_token_resource=False,
     )
-    steered = Steered(auth=settings, token_verifier=Verifier())
-    async with serving(http_app(steered.mcp, redis_url=valkey_url, registry=registry)) as url:
+    controlled = ControlledServer(auth=settings, token_verifier=Verifier())
+    async with serving(http_app(controlled.mcp, redis_url=valkey_url, registry=registry)) as url:
         nobody, alice, bob = connect(url), connect(url, authorization="Bearer alice"), connect(url)
         async with nobody.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {}}) as refused:
             assert refused.status_code == 401
@@ -284,8 +284,8 @@ async def test_inert_modes(valkey_url: str, registry: CollectorRegistry, log: Re
 
 async def test_revision_that_cannot_resume(valkey_url: str, registry: CollectorRegistry, log: Recorder) -> None:
     """A client that speaks a revision without resumption is served, and it is said, once."""
-    steered = Steered()
-    async with serving(http_app(steered.mcp, redis_url=valkey_url, registry=registry, logger=log)) as url:
+    controlled = ControlledServer()
+    async with serving(http_app(controlled.mcp, redis_url=valkey_url, registry=registry, logger=log)) as url:
         for _ in range(2):
             async with Client(f"{url}/mcp") as client:
                 assert (await client.call_tool("echo", {"text": "x"})).structured_content == {"result": "x"}

@@ -10,24 +10,24 @@ from prometheus_client import CollectorRegistry
 
 from mcp_eventscope import http_app
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
+from support.controlled_server import ControlledServer
 from support.http_client import Connect, Event, HTTPClient, events
 from support.serving import serving
-from support.tools import Steered
 from support.waiting import CEILING, until
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def steered() -> Steered:
+def controlled() -> ControlledServer:
     """The server."""
-    return Steered()
+    return ControlledServer()
 
 
 @pytest.fixture
-async def base_url(steered: Steered, valkey_url: str, registry: CollectorRegistry) -> AsyncIterator[str]:
+async def base_url(controlled: ControlledServer, valkey_url: str, registry: CollectorRegistry) -> AsyncIterator[str]:
     """The server, served."""
-    async with serving(http_app(steered.mcp, redis_url=valkey_url, registry=registry)) as url:
+    async with serving(http_app(controlled.mcp, redis_url=valkey_url, registry=registry)) as url:
         yield url
 
 
@@ -50,29 +50,29 @@ def progress(received: list[Event]) -> list[str]:
 
 
 @asynccontextmanager
-async def cut_after(client: HTTPClient, steered: Steered, *steps: str) -> AsyncIterator[list[Event]]:
+async def cut_after(client: HTTPClient, controlled: ControlledServer, *steps: str) -> AsyncIterator[list[Event]]:
     """Call the tool, let it report steps, and cut the stream when all of them have arrived."""
     received: list[Event] = []
     async with client.call(1, "steps", name="work") as response:
         stream = events(response)
         received.append(await anext(stream))
-        steered.step("work", *steps)
+        controlled.step("work", *steps)
         received += [await anext(stream) for _ in steps]
     yield received
 
 
-async def test_cut_while_the_tool_runs(client: HTTPClient, steered: Steered) -> None:
+async def test_cut_while_the_tool_runs(client: HTTPClient, controlled: ControlledServer) -> None:
     """Every event arrives once and in order, whether it was said before the cut, while away, or after the return."""
-    async with cut_after(client, steered, "a", "b") as before:
-        steered.step("work", "c", "d")
+    async with cut_after(client, controlled, "a", "b") as before:
+        controlled.step("work", "c", "d")
         after: list[Event] = []
         async with client.get(before[-1].id) as response:
             async for event in events(response):
                 after.append(event)
                 if progress(after) == ["c", "d"]:
-                    steered.step("work", "e")
+                    controlled.step("work", "e")
                 if progress(after) == ["c", "d", "e"]:
-                    steered.finish("work")
+                    controlled.finish("work")
     assert progress(before) == ["a", "b"]
     assert after[-1].message["result"]["structuredContent"] == {"result": "5 steps"}
     ids = [event.id for event in before + after]
@@ -80,22 +80,22 @@ async def test_cut_while_the_tool_runs(client: HTTPClient, steered: Steered) -> 
     assert len(set(ids)) == len(ids)
 
 
-async def test_finished_while_away(client: HTTPClient, steered: Steered) -> None:
+async def test_finished_while_away(client: HTTPClient, controlled: ControlledServer) -> None:
     """What was said while the client was gone is delivered, and the stream ends; the same again for the same cursor."""
-    async with cut_after(client, steered, "a") as before:
-        steered.step("work", "b")
-        steered.finish("work")
+    async with cut_after(client, controlled, "a") as before:
+        controlled.step("work", "b")
+        controlled.finish("work")
     for _ in range(2):
         after = await client.resume(before[-1].id)
         assert progress(after) == ["b"]
         assert "result" in after[-1].message
 
 
-async def test_priming_event_is_a_cursor(client: HTTPClient, steered: Steered) -> None:
+async def test_priming_event_is_a_cursor(client: HTTPClient, controlled: ControlledServer) -> None:
     """A stream that was cut before anything was said on it is resumed from its priming event."""
-    async with cut_after(client, steered) as before:
-        steered.step("work", "a")
-        steered.finish("work")
+    async with cut_after(client, controlled) as before:
+        controlled.step("work", "a")
+        controlled.finish("work")
     assert [event.data for event in before] == [""]
     assert progress(await client.resume(before[0].id)) == ["a"]
 
@@ -115,30 +115,30 @@ async def test_replayed_byte_for_byte(client: HTTPClient) -> None:
     assert await client.resume(live[0].id) == live[1:]
 
 
-async def test_half_open_connection(client: HTTPClient, steered: Steered) -> None:
+async def test_half_open_connection(client: HTTPClient, controlled: ControlledServer) -> None:
     """A client that comes back while its old connection still stands is served all the same."""
     async with client.call(1, "steps", name="work") as response:
         old = events(response)
         first = await anext(old)
-        steered.step("work", "a")
+        controlled.step("work", "a")
         await anext(old)
         async with client.get(first.id) as resumed:
             new = events(resumed)
             assert progress([await anext(new)]) == ["a"]
-            steered.step("work", "b")
+            controlled.step("work", "b")
             assert progress([await anext(new)]) == ["b"]
-            steered.finish("work")
+            controlled.finish("work")
             assert "result" in (await anext(new)).message
 
 
 async def test_session_is_not_replayed_anothers_events(
-    client: HTTPClient, steered: Steered, base_url: str, connect: Connect
+    client: HTTPClient, controlled: ControlledServer, base_url: str, connect: Connect
 ) -> None:
     """Two sessions with the same request ids: neither is given what the other's cursor stands for."""
     other = connect(base_url)
     await other.initialize()
-    async with cut_after(client, steered, "secret") as mine:
-        steered.finish("work")
+    async with cut_after(client, controlled, "secret") as mine:
+        controlled.finish("work")
     async with other.call(1, "echo", text="theirs") as response:
         theirs = [event async for event in events(response)]
     assert {event.id.partition(".")[2] for event in mine + theirs} == {"1"}
@@ -202,9 +202,9 @@ async def test_empty_cursor_is_no_resume(client: HTTPClient) -> None:
                 assert [event.data async for event in events(response)] == [""], "its cursor, and nothing else"
 
 
-async def test_delete_ends_what_is_followed(client: HTTPClient, steered: Steered) -> None:
+async def test_delete_ends_what_is_followed(client: HTTPClient, controlled: ControlledServer) -> None:
     """A session that is ended ends the streams that are being resumed."""
-    async with cut_after(client, steered, "a") as before, client.get(before[0].id) as response:
+    async with cut_after(client, controlled, "a") as before, client.get(before[0].id) as response:
         stream = events(response)
         await anext(stream)
         assert await client.delete() == 200
@@ -212,21 +212,21 @@ async def test_delete_ends_what_is_followed(client: HTTPClient, steered: Steered
             assert [event async for event in stream] == []
 
 
-async def test_figures(client: HTTPClient, steered: Steered, registry: CollectorRegistry) -> None:
+async def test_figures(client: HTTPClient, controlled: ControlledServer, registry: CollectorRegistry) -> None:
     """A resume is seen: that it worked, how much it delivered, and how long the client was away."""
 
     def sample(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(f"eventscope_{name}", {"store": "default", **labels})
 
-    async with cut_after(client, steered, "a") as before:
-        steered.step("work", "b", "c")
+    async with cut_after(client, controlled, "a") as before:
+        controlled.step("work", "b", "c")
         await until(lambda: sample("events_stored_total", message_type="notification") == 3)
         async with client.get(before[-1].id) as response:
             stream = events(response)
             for _ in "bc":
                 await anext(stream)
             await until(lambda: sample("streams_followed") == 1)
-            steered.finish("work")
+            controlled.finish("work")
             await anext(stream)
     await until(lambda: sample("streams_followed") == 0)
     assert sample("replay_duration_seconds_count", outcome="resumed") == 1
@@ -238,13 +238,13 @@ async def test_figures(client: HTTPClient, steered: Steered, registry: Collector
 
 
 async def test_shutdown_with_a_follower(
-    steered: Steered, valkey_url: str, registry: CollectorRegistry, connect: Connect
+    controlled: ControlledServer, valkey_url: str, registry: CollectorRegistry, connect: Connect
 ) -> None:
     """A server ends although a stream is being followed."""
-    async with serving(http_app(steered.mcp, redis_url=valkey_url, registry=registry)) as url:
+    async with serving(http_app(controlled.mcp, redis_url=valkey_url, registry=registry)) as url:
         client = connect(url)
         await client.initialize()
-        async with cut_after(client, steered) as before:
+        async with cut_after(client, controlled) as before:
             response = client.get(before[0].id)
             await response.__aenter__()
     await response.__aexit__(None, None, None)

@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry
 
 from mcp_eventscope import http_app
 from mcp_eventscope.embedded import EmbeddedValkey
+from support.controlled_server import ControlledServer
 from support.http_client import Connect, events
 from support.serving import serving
-from support.tools import Steered
 from support.waiting import CEILING
 
 pytestmark = pytest.mark.anyio
@@ -30,16 +30,16 @@ async def test_redis_dies_in_the_middle_of_a_call(
     doomed: EmbeddedValkey, registry: CollectorRegistry, connect: Connect
 ) -> None:
     """The call goes on live, with ids; the session serves its next call; the outage is counted, and what it cost."""
-    steered = Steered()
-    async with serving(http_app(steered.mcp, redis_url=doomed.url, registry=registry)) as url:
+    controlled = ControlledServer()
+    async with serving(http_app(controlled.mcp, redis_url=doomed.url, registry=registry)) as url:
         client = connect(url)
         await client.initialize()
         async with client.call(1, "steps", name="work") as response:
             stream = events(response)
             assert (await anext(stream)).id
             doomed._server.terminate()
-            steered.step("work", "a", "b")
-            steered.finish("work")
+            controlled.step("work", "a", "b")
+            controlled.finish("work")
             with anyio.fail_after(CEILING):
                 rest = [event async for event in stream]
         assert [bool(event.id) for event in rest] == [True] * 3

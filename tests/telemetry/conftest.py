@@ -17,9 +17,9 @@ from mcp_eventscope import InstrumentedEventStore, RedisEventStore, http_app
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry import catalog_sessions
+from support.controlled_server import ControlledServer
 from support.http_client import HTTPClient
 from support.logs import Recorder
-from support.tools import Steered
 from support.waiting import CEILING
 
 
@@ -72,12 +72,16 @@ class Rig:
     stack: AsyncExitStack
 
     async def serve(
-        self, name: str = "default", store: EventStore | None = None, steered: Steered | None = None, **options: object
+        self,
+        name: str = "default",
+        store: EventStore | None = None,
+        steered: ControlledServer | None = None,
+        **options: object,
     ) -> HTTPClient:
         """Serve a worker; returns a client of it without a session."""
         bare = store or RedisEventStore(self.redis, key_prefix=self.prefix, ttl=3600)
         instrumented = self.scope.instrument(bare, name)
-        served = (steered or Steered()).mcp
+        served = (steered or ControlledServer()).mcp
         app = http_app(served, instrumented, logger=self.scope.log, **options)  # type: ignore[arg-type]
         # Without sockets: nothing here is cut.
         http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), timeout=CEILING)

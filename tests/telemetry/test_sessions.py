@@ -16,9 +16,9 @@ from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry import catalog_sessions
 from mcp_eventscope.telemetry.facts import Origin
 from mcp_eventscope.telemetry.logs import Log
+from support.controlled_server import ControlledServer
 from support.http_client import VERSION, HTTPClient
 from support.memory_store import MemoryEventStore
-from support.tools import Steered
 from support.waiting import until
 from telemetry.conftest import Rig, Scope
 
@@ -146,8 +146,8 @@ class Verifier:
 
 async def test_another_owner(rig: Rig) -> None:
     """Requests for the session of another principal are refused and logged on every worker."""
-    alice = await rig.serve("a", steered=Steered(auth=AUTH, token_verifier=Verifier()))
-    on_b = await rig.serve("b", steered=Steered(auth=AUTH, token_verifier=Verifier()))
+    alice = await rig.serve("a", steered=ControlledServer(auth=AUTH, token_verifier=Verifier()))
+    on_b = await rig.serve("b", steered=ControlledServer(auth=AUTH, token_verifier=Verifier()))
     alice.headers = {"authorization": "Bearer alice"}
     await alice.initialize()
     bob = {"authorization": "Bearer bob"}

@@ -14,7 +14,7 @@ class Name(BaseModel):
     name: str
 
 
-class Steered:
+class ControlledServer:
     """A server with a tool that reports each step it is allowed to take, and ends when it is told to."""
 
     def __init__(self, **settings: object) -> None:
