@@ -13,7 +13,7 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.store.results import AppendResult
 from support.messages import note
-from support.waiting import own_time
+from support.waiting import cpu_aware_clock
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Call:
     began: float
     """By the monotonic clock."""
     seconds: float
-    """By `own_time`."""
+    """By `cpu_aware_clock`."""
     deferred: bool
 
 
@@ -54,9 +54,9 @@ class RootProducer:
         """Say the next number."""
         number = len(self.results)
         self.results.append(None)
-        began, own = time.monotonic(), own_time()
+        began, own = time.monotonic(), cpu_aware_clock()
         appended = await self.root.append(self.stream, note(number, "x" * self.size))
-        self.calls.append(Call(began, own_time() - own, appended.deferred))
+        self.calls.append(Call(began, cpu_aware_clock() - own, appended.deferred))
         self.results[number] = appended
         return appended
 

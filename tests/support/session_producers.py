@@ -17,7 +17,7 @@ from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.store.results import AppendResult, ReplayResult, StoreOutcome
 from support.messages import note
 from support.stores import until_settled
-from support.waiting import CEILING, own_time, until
+from support.waiting import CEILING, cpu_aware_clock, until
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class SessionProducer:
         self.part.begin(self.stream, request_id)
         self.appended: list[AppendResult] = []
         self.seconds: list[float] = []
-        """How long each `append` took, by `own_time`."""
+        """How long each `append` took, by `cpu_aware_clock`."""
         self._size = size
 
     @property
@@ -104,9 +104,9 @@ class SessionProducer:
 
     async def append(self, message: JSONRPCMessage | None) -> AppendResult:
         """Append one message."""
-        began = own_time()
+        began = cpu_aware_clock()
         appended = await self.part.append(self.stream, message)
-        self.seconds.append(own_time() - began)
+        self.seconds.append(cpu_aware_clock() - began)
         self.appended.append(appended)
         return appended
 

@@ -63,7 +63,7 @@ def _pause(every: float, began: float) -> float:
     return max(every, min(0.05, (time.monotonic() - began) / 50))
 
 
-def own_time() -> float:
+def cpu_aware_clock() -> float:
     """The monotonic clock without the time for which this thread was ready to run, and the machine ran others.
 
     What waits for a timer of its own takes as long by this clock on a busy machine as on a quiet one.
