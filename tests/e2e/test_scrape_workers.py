@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from examples.demo.figures import Figures
-from support.binaries import complaints
+from support.binaries import promtool_problems
 from support.http_client import HTTPClient, events
 from support.servers import HOST, free_port
 from support.uvicorn_workers import UvicornWorkers, uvicorn_workers
@@ -79,7 +79,7 @@ async def test_formats() -> None:
     """OpenMetrics where it is accepted; else the text format, with which promtool has no complaints."""
     openmetrics = await scrape(accept="application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5")
     assert openmetrics.endswith("# EOF\n")
-    assert not complaints((await scrape()).encode())
+    assert not promtool_problems((await scrape()).encode())
 
 
 async def test_not_with_the_service(workers: UvicornWorkers) -> None:

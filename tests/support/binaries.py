@@ -22,7 +22,7 @@ def program(name: str, package: str) -> str:
     pytest.skip(reason)
 
 
-def complaints(metrics: bytes) -> str:
+def promtool_problems(metrics: bytes) -> str:
     """What `promtool check metrics` says of metrics in the text format: nothing, if all is well."""
     promtool = program("promtool", "prometheus")
     checked = subprocess.run([promtool, "check", "metrics"], input=metrics, capture_output=True, check=False)

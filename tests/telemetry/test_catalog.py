@@ -14,7 +14,7 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.store.messages import MessageKind
 from mcp_eventscope.store.results import FollowEnd, Miss
 from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, declarations, facts
-from support.binaries import complaints
+from support.binaries import promtool_problems
 from telemetry.conftest import Scope
 
 
@@ -136,4 +136,4 @@ def test_every_log_event_is_written_somewhere() -> None:
 def test_promtool_has_no_complaints(scope: Scope, redis: FakeAsyncRedis) -> None:
     """`promtool check metrics` accepts the text format."""
     scope.instrument(RedisEventStore(redis, ttl=60))
-    assert not complaints(generate_latest(scope.registry))
+    assert not promtool_problems(generate_latest(scope.registry))

@@ -21,7 +21,7 @@ from mcp_eventscope import RedisEventStore, http_app, metrics_app
 from mcp_eventscope.telemetry.exposition import Exposition
 from mcp_eventscope.telemetry.logs import Log
 from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsPort
-from support.binaries import complaints
+from support.binaries import promtool_problems
 from support.logs import Recorder
 from support.servers import free_port
 from support.waiting import CEILING, until
@@ -140,7 +140,7 @@ async def test_off_the_event_loop(registry: CollectorRegistry) -> None:
 async def test_promtool(registry: CollectorRegistry) -> None:
     """`promtool check metrics` accepts the text format."""
     text = (await get(metrics_app(registry), accept="text/plain;version=0.0.4")).content
-    assert not complaints(text)
+    assert not promtool_problems(text)
 
 
 # -- the token --------------------------------------------------------------------------------------------------------
