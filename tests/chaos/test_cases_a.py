@@ -10,7 +10,7 @@ import anyio
 import httpx2
 import pytest
 
-from support.chaos import NewToolControl, Pair, at, begun, is_stored, says, works
+from support.chaos import NewToolControl, Pair, check_session, content_of, on_worker, start_call, until_stored
 from support.http_client import Connect, Event, HTTPClient, events
 from support.processes import WorkerProcess, worker_processes
 from support.proxy import Proxy
@@ -43,7 +43,7 @@ async def world(parts: World, connect: Connect) -> World:
         await client.initialize()
         async with client.call(1, "echo", text="x") as response:
             *_, last = [event async for event in events(response)]
-        await is_stored(server.url, last.id)
+        await until_stored(server.url, last.id)
     return parts
 
 
@@ -84,8 +84,8 @@ async def test_resume_unread_while_redis_is_frozen_skips_no_message(
     server, workers = world
     client, tool = connect(workers[0].url), new_tool()
     await client.initialize()
-    received = await begun(client, tool)
-    async with at(client, workers[there]).get(received[0].id) as response:
+    received = await start_call(client, tool)
+    async with on_worker(client, workers[there]).get(received[0].id) as response:
         chunks = response.aiter_raw()
         await tool.step("1" + "x" * UNREAD)
         read = b""
@@ -100,7 +100,7 @@ async def test_resume_unread_while_redis_is_frozen_skips_no_message(
         with in_time(RESPONSE_SECONDS):
             read += b"".join([chunk async for chunk in chunks])
     data = [line.removeprefix("data:").strip() for line in read.decode().splitlines() if line.startswith("data:")]
-    assert [says(Event("", text)).rstrip("x") for text in data if text] == ["1", "2", "3", "4", "4 steps"]
+    assert [content_of(Event("", text)).rstrip("x") for text in data if text] == ["1", "2", "3", "4", "4 steps"]
 
 
 # -- A3 ---------------------------------------------------------------------------------------------------------------
@@ -121,11 +121,11 @@ async def test_resume_of_response_that_redis_refuses_is_an_error(
     await tool.ended()
     with in_time(RESPONSE_SECONDS):
         # The worker that ran the call may still have the result in memory; Redis has an error in its place.
-        ended = await at(client, workers[there]).resume(primed.id)
+        ended = await on_worker(client, workers[there]).resume(primed.id)
     assert [event.message["id"] for event in ended if event.data] == [1]
 
     async def is_error_everywhere() -> bool:
-        resumed = [await at(client, worker).resume(primed.id) for worker in workers]
+        resumed = [await on_worker(client, worker).resume(primed.id) for worker in workers]
         return all(len(found) == 1 and is_error_for(found[0], 1) for found in resumed)
 
     with in_time(RESPONSE_SECONDS):
@@ -145,8 +145,8 @@ async def test_result_without_json_form_is_an_error(pair: Pair, connect: Connect
             live = [event async for event in events(response)]
         assert is_error_for(live[-1], 1)
         for worker in pair:
-            assert is_error_for((await at(client, worker).resume(live[0].id))[-1], 1)
-        await works(client)
+            assert is_error_for((await on_worker(client, worker).resume(live[0].id))[-1], 1)
+        await check_session(client)
 
 
 # -- A5 ---------------------------------------------------------------------------------------------------------------
@@ -209,19 +209,19 @@ async def test_resume_after_redis_restarts_from_snapshot_has_everything_or_a_gap
             await tool.step(str(number))
             received.append(await anext(stream))
             if number == 6:
-                await is_stored(server.url, received[6].id)
+                await until_stored(server.url, received[6].id)
                 with server.client() as redis:
                     redis.save()
-        await is_stored(server.url, received[9].id)
+        await until_stored(server.url, received[9].id)
         server.kill()
         await anyio.to_thread.run_sync(server.start)
         await tool.step("10")
         received.append(await anext(stream))
-    async with at(client, workers[there]).get(received[cursor].id) as response:
+    async with on_worker(client, workers[there]).get(received[cursor].id) as response:
         await tool.step("11")
         await tool.finish()
         with in_time(RESPONSE_SECONDS):
-            resumed = [says(event) async for event in events(response) if event.data]
+            resumed = [content_of(event) async for event in events(response) if event.data]
     everything = [*map(str, range(cursor + 1, 12)), "11 steps"]
     assert resumed[-2:] == everything[-2:]
     if cursor == 9:
@@ -279,7 +279,7 @@ class CutCall:
     @property
     def problems(self) -> list[str]:
         """What differs from every message once, in order, under an id."""
-        texts = [says(event) for event in self.received if event.data]
+        texts = [content_of(event) for event in self.received if event.data]
         expected = [*map(str, range(self._steps)), f"{self._steps} steps"]
         without_id = sum(not event.id for event in self.received)
         twice = len(texts) - len(set(texts))
@@ -328,7 +328,7 @@ async def test_calls_cut_while_redis_is_killed_resume_with_every_message_once(
             for number in range(CALLS):
                 client = connect(workers[number % 2].url)
                 await client.initialize()
-                calls.append(CutCall(client, at(client, dice.choice(workers)), new_tool()))
+                calls.append(CutCall(client, on_worker(client, dice.choice(workers)), new_tool()))
                 tasks.start_soon(calls[-1].run, partial(cut, dice.uniform(0, OUTAGE_SECONDS)), over.is_set)
             await until(lambda: all(len(call.received) > 2 for call in calls))
             server.kill()
@@ -352,11 +352,11 @@ async def test_error_for_call_of_killed_worker_has_its_id(
     a, b = pair
     client = connect(a.url)
     await client.initialize()
-    received = await begun(client, new_tool(), "1", request_id=request_id)
-    await is_stored(valkey_url, received[1].id)
+    received = await start_call(client, new_tool(), "1", request_id=request_id)
+    await until_stored(valkey_url, received[1].id)
     a.kill()
     with in_time(RESPONSE_SECONDS):
-        (error,) = await at(client, b).resume(received[1].id)
+        (error,) = await on_worker(client, b).resume(received[1].id)
     assert is_error_for(error, request_id), error.data[:300]
 
 
@@ -378,7 +378,7 @@ async def test_standalone_stream_opened_first_after_a_notification_delivers_it(p
     client = connect(pair[0].url)
     await client.initialize()
     async with client.call(1, "announce") as response:
-        assert says([event async for event in events(response)][-1]) == "said"
+        assert content_of([event async for event in events(response)][-1]) == "said"
     with in_time(RESPONSE_SECONDS):
         assert (await first_message(client)).message["method"] == "notifications/tools/list_changed"
 
@@ -414,5 +414,5 @@ async def test_standalone_stream_opened_first_delivers_messages_of_that_moment(
         proxy.delay = 0.05
         async with anyio.create_task_group() as tasks:
             for client, seconds in zip(clients, MOMENTS, strict=True):
-                tasks.start_soon(one, client, at(client, workers[there]), seconds)
+                tasks.start_soon(one, client, on_worker(client, workers[there]), seconds)
     assert undelivered == []

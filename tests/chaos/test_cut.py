@@ -8,7 +8,7 @@ import pytest
 from mcp.client import Client
 from redis import asyncio as aioredis
 
-from support.chaos import NewToolControl, Pair, at, begun, says, works
+from support.chaos import NewToolControl, Pair, check_session, content_of, on_worker, start_call
 from support.http_client import Connect, events
 from support.processes import Router
 from support.tool_control import WatchedCall
@@ -66,7 +66,7 @@ async def test_many_cuts(router: Router, connect: Connect, new_tool: NewToolCont
 
     async def one(number: int) -> None:
         client, tool = clients[number], new_tool()
-        received = await begun(client, tool, "1")
+        received = await start_call(client, tool, "1")
         begun_calls.append(number)
         await tool.step("2")
         while not received[-1].data or "method" in received[-1].message:
@@ -77,7 +77,7 @@ async def test_many_cuts(router: Router, connect: Connect, new_tool: NewToolCont
                         received.append(event)
                         heard.append(number)
                         await (tool.step(str(len(received))) if len(received) < 200 else tool.finish())
-        assert [says(event) for event in received[1:]] == [*map(str, range(1, 200)), "199 steps"]
+        assert [content_of(event) for event in received[1:]] == [*map(str, range(1, 200)), "199 steps"]
         unfinished.discard(number)
 
     async with anyio.create_task_group() as tasks:
@@ -98,17 +98,17 @@ async def test_finished_while_away(pair: Pair, connect: Connect, new_tool: NewTo
     client = connect(a.url)
     await client.initialize()
     tool = new_tool()
-    received = await begun(client, tool, "a")
+    received = await start_call(client, tool, "a")
     await tool.step("b")
     await tool.finish()
     await tool.ended()
-    resumed = await at(client, b).resume(received[-1].id)
-    assert [says(event) for event in resumed] == ["b", "2 steps"]
+    resumed = await on_worker(client, b).resume(received[-1].id)
+    assert [content_of(event) for event in resumed] == ["b", "2 steps"]
     for worker in (b, a, b):
-        assert await at(client, worker).resume(received[-1].id) == resumed
-        assert await at(client, worker).resume(resumed[-1].id) == []
+        assert await on_worker(client, worker).resume(received[-1].id) == resumed
+        assert await on_worker(client, worker).resume(resumed[-1].id) == []
     everything = received[1:] + resumed
-    assert await at(client, b).resume(received[0].id) == everything
+    assert await on_worker(client, b).resume(received[0].id) == everything
 
 
 async def test_resume_ends_older_connections(pair: Pair, connect: Connect, new_tool: NewToolControl) -> None:
@@ -123,20 +123,20 @@ async def test_resume_ends_older_connections(pair: Pair, connect: Connect, new_t
         await tool.step("a")
         received.append(await anext(original))
         cursor = received[-1].id
-        async with at(client, b).get(cursor) as second:
+        async with on_worker(client, b).get(cursor) as second:
             on_b = events(second)
             with in_time(5):
                 assert [event async for event in original] == []
             await tool.step("b")
-            assert says(await anext(on_b)) == "b"
+            assert content_of(await anext(on_b)) == "b"
             async with client.get(cursor) as third:
                 on_a = events(third)
-                assert says(await anext(on_a)) == "b"
+                assert content_of(await anext(on_a)) == "b"
                 with in_time(5):
                     assert [event async for event in on_b] == []
                 await tool.finish()
-                assert [says(event) async for event in on_a] == ["2 steps"]
-    await works(at(client, b))
+                assert [content_of(event) async for event in on_a] == ["2 steps"]
+    await check_session(on_worker(client, b))
 
 
 async def test_lost_wake_ups(pair: Pair, connect: Connect, new_tool: NewToolControl, control: aioredis.Redis) -> None:
@@ -145,13 +145,13 @@ async def test_lost_wake_ups(pair: Pair, connect: Connect, new_tool: NewToolCont
     client = connect(a.url)
     await client.initialize()
     tool = new_tool()
-    received = await begun(client, tool)
-    async with at(client, b).get(received[-1].id) as response:
+    received = await start_call(client, tool)
+    async with on_worker(client, b).get(received[-1].id) as response:
         stream = events(response)
         for number in range(5):
             await control.client_kill_filter(_type="pubsub")
             with promptly(LOOK):
                 await tool.step(str(number))
-                assert says(await anext(stream)) == str(number)
+                assert content_of(await anext(stream)) == str(number)
         await tool.finish()
-        assert says(await anext(stream)) == "5 steps"
+        assert content_of(await anext(stream)) == "5 steps"

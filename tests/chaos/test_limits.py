@@ -16,7 +16,7 @@ from redis import asyncio as aioredis
 from benchmarks.e2e.delay_proxy import distant
 from mcp_eventscope import ResumableSessionManager, http_app
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
-from support.chaos import at_url, says, works
+from support.chaos import check_session, content_of, on_url
 from support.controlled_server import ControlledServer
 from support.http_client import VERSION, Connect, HTTPClient, events
 from support.processes import LEASE
@@ -104,16 +104,16 @@ async def test_max_sessions_counts_adopted_ones(valkey_url: str, connect: Connec
         first, second, third = connect(a.url), connect(b.url), connect(b.url)
         await first.initialize()
         await second.initialize()
-        adopted = at_url(first, b.url)
+        adopted = on_url(first, b.url)
         params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "x", "version": "0"}}
         async with third.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}) as response:
             new = response.status_code, await response.aread()
         assert new[0] == 503
         assert await answer_of(adopted) == new
         assert b.sessions == 1
-        await works(first)
+        await check_session(first)
         await second.delete()
-        await works(adopted)
+        await check_session(adopted)
         assert b.sessions == 1
 
 
@@ -126,15 +126,15 @@ async def test_idle_sessions_end_where_they_are_idle(valkey_url: str, connect: C
             stream = events(response)
             await anext(stream)
             for _ in range(2):
-                await works(at_url(client, b.url))
+                await check_session(on_url(client, b.url))
                 assert b.sessions == 1
                 await until(lambda: not b.sessions)
                 assert a.sessions == 1
             # It is served on one worker for longer than the others would have kept it.
             await anyio.sleep(2 * LEASE)
-            await works(at_url(client, b.url))
+            await check_session(on_url(client, b.url))
             a.controlled.finish("w")
-            assert says([event async for event in stream][-1]) == "0 steps"
+            assert content_of([event async for event in stream][-1]) == "0 steps"
         await until(lambda: not a.sessions and not b.sessions)
 
 
@@ -145,7 +145,7 @@ async def test_idle_everywhere_is_unknown_everywhere(
     async with two(valkey_url, session_idle_timeout=1) as (a, b):
         client = connect(a.url)
         await client.initialize()
-        await works(at_url(client, b.url))
+        await check_session(on_url(client, b.url))
         await until(lambda: not a.sessions and not b.sessions)
         key = f"mcp:{{{client.session}}}:session"
 
@@ -154,7 +154,7 @@ async def test_idle_everywhere_is_unknown_everywhere(
 
         await until(gone)
         for worker in (a, b):
-            assert (await answer_of(at_url(client, worker.url)))[0] == 404
+            assert (await answer_of(on_url(client, worker.url)))[0] == 404
 
 
 async def test_request_size_of_adopted_sessions(valkey_url: str, connect: Connect) -> None:
@@ -163,9 +163,9 @@ async def test_request_size_of_adopted_sessions(valkey_url: str, connect: Connec
         client = connect(a.url)
         await client.initialize()
         for worker in (b, a):
-            async with at_url(client, worker.url).post(PING | {"params": {"x": "y" * 3000}}) as response:
+            async with on_url(client, worker.url).post(PING | {"params": {"x": "y" * 3000}}) as response:
                 assert response.status_code == 413
-            await works(at_url(client, worker.url))
+            await check_session(on_url(client, worker.url))
 
 
 async def test_a_session_is_its_owners(valkey_url: str, connect: Connect) -> None:
@@ -177,7 +177,7 @@ async def test_a_session_is_its_owners(valkey_url: str, connect: Connect) -> Non
             received = [event async for event in events(response)]
         bob.session = "0" * 32
         unknown = {
-            (worker.url, method): await answer_of(at_url(bob, worker.url), method)
+            (worker.url, method): await answer_of(on_url(bob, worker.url), method)
             for worker in (a, b)
             for method in ("POST", "GET", "DELETE")
         }
@@ -185,14 +185,14 @@ async def test_a_session_is_its_owners(valkey_url: str, connect: Connect) -> Non
         bob.session = alice.session
         for _ in range(2):
             for (url, method), answer in unknown.items():
-                assert await answer_of(at_url(bob, url), method) == answer
+                assert await answer_of(on_url(bob, url), method) == answer
             for worker in (b, a):
-                async with at_url(bob, worker.url).get(received[0].id) as stolen:
+                async with on_url(bob, worker.url).get(received[0].id) as stolen:
                     assert stolen.status_code == 404
             # From here on the session is on both workers.
-            assert await at_url(alice, b.url).resume(received[0].id) == received[1:]
-        await works(at_url(alice, b.url))
-        await works(alice)
+            assert await on_url(alice, b.url).resume(received[0].id) == received[1:]
+        await check_session(on_url(alice, b.url))
+        await check_session(alice)
         nobody = connect(b.url)
         nobody.session = alice.session
         assert (await answer_of(nobody))[0] == 401
@@ -206,7 +206,7 @@ async def test_known_everywhere_before_its_client_knows(valkey_url: str, connect
             client = connect(a.url)
             async with client.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}) as response:
                 client.session = response.headers["mcp-session-id"]
-                assert (await answer_of(at_url(client, b.url)))[0] == 200
+                assert (await answer_of(on_url(client, b.url)))[0] == 200
 
 
 async def test_initialize_with_the_session_of_another(valkey_url: str, connect: Connect) -> None:
@@ -217,12 +217,12 @@ async def test_initialize_with_the_session_of_another(valkey_url: str, connect: 
         bob.session = alice.session
         params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "x", "version": "0"}}
         for worker in (b, a):
-            async with at_url(bob, worker.url).post(
+            async with on_url(bob, worker.url).post(
                 {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
             ) as response:
                 assert response.status_code == 404
         for worker in (b, a):
-            await works(at_url(alice, worker.url))
+            await check_session(on_url(alice, worker.url))
 
 
 async def test_open_streams_hold_up_no_adoption(valkey_url: str, connect: Connect) -> None:
@@ -231,11 +231,11 @@ async def test_open_streams_hold_up_no_adoption(valkey_url: str, connect: Connec
         for _ in range(3):
             client = connect(a.url)
             await client.initialize()
-            await stack.enter_async_context(at_url(client, b.url).get())
+            await stack.enter_async_context(on_url(client, b.url).get())
         another = connect(b.url)
         with anyio.fail_after(CEILING):
             await another.initialize()
-        await works(another)
+        await check_session(another)
 
 
 @pytest.mark.parametrize("mute", [False, True])
@@ -244,8 +244,8 @@ async def test_delete_ends_everywhere(valkey_url: str, mute_url: str, connect: C
     async with two(mute_url if mute else valkey_url) as (a, b):
         client = connect(a.url)
         await client.initialize()
-        other = at_url(client, b.url)
-        await works(other)
+        other = on_url(client, b.url)
+        await check_session(other)
         assert await other.delete() == 200
         for speaker in (other, client):
 
@@ -266,8 +266,8 @@ async def test_delete_ends_what_is_open(
     async with two(valkey_url) as (a, b):
         client = connect(a.url)
         await client.initialize()
-        other = at_url(client, b.url)
-        await works(other)
+        other = on_url(client, b.url)
+        await check_session(other)
         async with client.call(1, "steps", name="w") as response, client.get() as standalone:
             live = events(response)
             primed = await anext(live)
@@ -277,7 +277,7 @@ async def test_delete_ends_what_is_open(
                 assert await other.delete() == 200
                 with anyio.fail_after(CEILING):
                     for stream in (live, events(resumed), events(standalone)):
-                        assert {says(event) for event in [row async for row in stream] if event.data} <= ENDINGS
+                        assert {content_of(event) for event in [row async for row in stream] if event.data} <= ENDINGS
         await until(lambda: not a.sessions and not b.sessions)
 
 
@@ -288,14 +288,14 @@ async def test_without_wake_ups(mute_url: str, connect: Connect) -> None:
         await client.initialize()
         async with client.call(1, "steps", name="w") as response:
             received = [await anext(events(response))]
-        async with at_url(client, b.url).get(received[0].id) as response:
+        async with on_url(client, b.url).get(received[0].id) as response:
             stream = events(response)
             for number in range(3):
                 a.controlled.step("w", str(number))
                 with promptly(1):
-                    assert says(await anext(stream)) == str(number)
+                    assert content_of(await anext(stream)) == str(number)
             a.controlled.finish("w")
-            assert says(await anext(stream)) == "3 steps"
+            assert content_of(await anext(stream)) == "3 steps"
 
 
 async def test_session_opened_while_redis_is_slow(connect: Connect) -> None:
@@ -307,4 +307,4 @@ async def test_session_opened_while_redis_is_slow(connect: Connect) -> None:
             params = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "x", "version": "0"}}
             async with client.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}) as response:
                 client.session = response.headers["mcp-session-id"]
-                assert (await answer_of(at_url(client, other.url)))[0] == 200
+                assert (await answer_of(on_url(client, other.url)))[0] == 200

@@ -22,7 +22,7 @@ from benchmarks.processes import ROOT
 from mcp_eventscope import RedisEventStore, ResumableSessionManager, http_app
 from mcp_eventscope.redis.client import connect as connect_redis
 from mcp_eventscope.sessions.registry import SessionRegistry
-from support.chaos import at_url, says
+from support.chaos import content_of, on_url
 from support.controlled_server import ControlledServer
 from support.http_client import Connect, Event, HTTPClient, events
 from support.servers import HOST
@@ -172,7 +172,7 @@ class Call:
         """Make the call, be cut, and follow it through another worker, which knows of the first by its lease only."""
         async with self.client.call(1, "steps", name=self.name) as response:
             cursor = (await anext(events(response))).id
-        elsewhere = at_url(self.client, url)
+        elsewhere = on_url(self.client, url)
         while not self.ended:
             async with elsewhere.get(cursor) as response:
                 async for event in events(response):
@@ -181,7 +181,7 @@ class Call:
 
     def _take(self, event: Event) -> None:
         if event.data:
-            self.received.append(says(event))
+            self.received.append(content_of(event))
             self.ended = "method" not in event.message
 
 

@@ -8,7 +8,7 @@ from httpx2 import Response
 from redis import asyncio as aioredis
 
 from benchmarks import outage
-from support.chaos import NewToolControl, at, begun, says, works
+from support.chaos import NewToolControl, check_session, content_of, on_worker, start_call
 from support.http_client import Connect, HTTPClient, events
 from support.processes import WorkerProcess, worker_processes
 from support.valkeys import OwnValkey, own_valkey
@@ -53,18 +53,18 @@ async def test_standalone_stream_that_is_opened_meanwhile(world: World, connect:
     client = connect(workers[0].url)
     await client.initialize()
     for worker in workers:
-        await works(at(client, worker))
+        await check_session(on_worker(client, worker))
     server.kill()
     for worker in workers:
-        await works(at(client, worker))
-    async with at(client, workers[0]).get() as response:
+        await check_session(on_worker(client, worker))
+    async with on_worker(client, workers[0]).get() as response:
         assert response.status_code == 200
         server.start()
-        speaker = at(client, workers[there])
+        speaker = on_worker(client, workers[there])
         with anyio.fail_after(CEILING):
             await until(lambda: _stores(speaker))
             async with speaker.call(5, "announce") as call:
-                assert says([event async for event in events(call)][-1]) == "said"
+                assert content_of([event async for event in events(call)][-1]) == "said"
             heard = [event async for event in _first_with_data(response)]
         assert heard == ["notifications/tools/list_changed"]
 
@@ -91,7 +91,7 @@ async def test_forgets_everything(
     client = connect(a.url)
     await client.initialize()
     tool = new_tool()
-    received = await begun(client, tool, "before")
+    received = await start_call(client, tool, "before")
     async with aioredis.Redis.from_url(server.url, decode_responses=True) as redis:
         before = await _told(redis, client.session)
         await anyio.to_thread.run_sync(forget, server)
@@ -104,16 +104,16 @@ async def test_forgets_everything(
 
         await until(told_again)
     await tool.step("after")
-    async with at(client, b).get(received[-1].id) as response:
+    async with on_worker(client, b).get(received[-1].id) as response:
         stream = events(response)
-        assert says(await anext(stream)) == "after"
+        assert content_of(await anext(stream)) == "after"
         await tool.step("and on")
-        assert says(await anext(stream)) == "and on"
+        assert content_of(await anext(stream)) == "and on"
         await tool.finish()
-        assert says(await anext(stream)) == "3 steps"
+        assert content_of(await anext(stream)) == "3 steps"
         assert [event async for event in stream] == []
     for worker in (a, b):
-        await works(at(client, worker))
+        await check_session(on_worker(client, worker))
 
 
 async def _told(redis: aioredis.Redis, session: str) -> dict[str, object]:

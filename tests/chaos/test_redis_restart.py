@@ -8,7 +8,7 @@ import pytest
 from mcp.client import Client
 
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
-from support.chaos import NewToolControl, at, begun, says, works
+from support.chaos import NewToolControl, check_session, content_of, on_worker, start_call
 from support.http_client import Connect, HTTPClient, events
 from support.processes import LEASE, Router, WorkerProcess, revive, worker_processes
 from support.tool_control import WatchedCall
@@ -66,20 +66,20 @@ async def test_followers_go_on(world: World, connect: Connect, new_tool: NewTool
     client = connect(a.url)
     await client.initialize()
     tool = new_tool()
-    received = await begun(client, tool)
-    async with at(client, follower).get(received[0].id) as response:
+    received = await start_call(client, tool)
+    async with on_worker(client, follower).get(received[0].id) as response:
         stream = events(response)
         await tool.step("before")
-        assert says(await anext(stream)) == "before"
+        assert content_of(await anext(stream)) == "before"
         with outage(server):
             await anyio.sleep(OUTAGE)
         for number in range(3):
             await tool.step(str(number))
-            assert says(await anext(stream)) == str(number)
+            assert content_of(await anext(stream)) == str(number)
             await anyio.sleep(LEASE)  # Time enough to declare a worker dead.
         await tool.finish()
-        assert says(await anext(stream)) == "4 steps"
-    await works(at(client, b))
+        assert content_of(await anext(stream)) == "4 steps"
+    await check_session(on_worker(client, b))
 
 
 async def test_sdk_client_notices_nothing(world: World, router: Router, new_tool: NewToolControl) -> None:
@@ -108,13 +108,13 @@ async def test_unread_is_not_unknown(world: World, connect: Connect) -> None:
     client = connect(a.url)
     await client.initialize()
     with outage(server):
-        async with at(client, b).post({"jsonrpc": "2.0", "id": 7, "method": "ping"}) as response:
+        async with on_worker(client, b).post({"jsonrpc": "2.0", "id": 7, "method": "ping"}) as response:
             assert response.status_code == 503
             assert response.headers["retry-after"]
-        await works(client)
+        await check_session(client)
 
     async def served() -> bool:
-        async with at(client, b).post({"jsonrpc": "2.0", "id": 7, "method": "ping"}) as response:
+        async with on_worker(client, b).post({"jsonrpc": "2.0", "id": 7, "method": "ping"}) as response:
             assert response.status_code in {200, 503}
             return response.status_code == 200
 
@@ -126,12 +126,12 @@ async def test_delete_while_redis_is_away(world: World, connect: Connect) -> Non
     server, (a, b) = world
     client = connect(a.url)
     await client.initialize()
-    await works(at(client, b))
+    await check_session(on_worker(client, b))
     with outage(server):
         assert await client.delete() == 200
 
     async def over() -> bool:
-        async with at(client, b).post({"jsonrpc": "2.0", "id": 7, "method": "ping"}) as response:
+        async with on_worker(client, b).post({"jsonrpc": "2.0", "id": 7, "method": "ping"}) as response:
             return response.status_code == 404
 
     await until(over)
@@ -143,18 +143,18 @@ async def test_dead_while_redis_was(world: World, connect: Connect, new_tool: Ne
     client = connect(a.url)
     await client.initialize()
     tool = new_tool()
-    received = await begun(client, tool)
-    async with at(client, b).get(received[0].id) as response:
+    received = await start_call(client, tool)
+    async with on_worker(client, b).get(received[0].id) as response:
         stream = events(response)
         await tool.step("a")
-        assert says(await anext(stream)) == "a"
+        assert content_of(await anext(stream)) == "a"
         with outage(server):
             a.kill()
             await anyio.sleep(OUTAGE)
         # For the length of a lease the others may only not have renewed theirs yet.
         with promptly(3 * LEASE):
-            assert says(await anext(stream)) == str(REQUEST_ORPHANED)
-    await works(at(client, b))
+            assert content_of(await anext(stream)) == str(REQUEST_ORPHANED)
+    await check_session(on_worker(client, b))
 
 
 async def test_shutdown_without_redis(world: World, connect: Connect, new_tool: NewToolControl) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.chaos import NewToolControl, Pair, at, says
+from support.chaos import NewToolControl, Pair, content_of, on_worker
 from support.http_client import Connect, Event, HTTPClient, events
 from support.processes import WorkerProcess, revive
 from support.waiting import until
@@ -63,7 +63,7 @@ async def cut_and_resumed(
     a, b = pair
     tool = new_tool()
     request["params"]["arguments"] = {"name": tool.name}
-    async with at(client, a).post(request) as response:
+    async with on_worker(client, a).post(request) as response:
         stream = events(response)
         cursor = (await anext(stream)).id
         await tool.step("seen")
@@ -72,7 +72,7 @@ async def cut_and_resumed(
     await tool.finish()
     await tool.ended()
     client.headers["traceparent"] = RESUME
-    return await at(client, b).resume(cursor)
+    return await on_worker(client, b).resume(cursor)
 
 
 @pytest.mark.parametrize("said_in", ["_meta", "header"])
@@ -94,7 +94,7 @@ async def test_one_story(
     received = await cut_and_resumed(
         pair, client, new_tool, {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
     )
-    assert [says(event) for event in received] == ["missed", "missed too", "3 steps"]
+    assert [content_of(event) for event in received] == ["missed", "missed too", "3 steps"]
 
     first, second = told
     await until(lambda: named(spans_in(second), "event_store.replay"))

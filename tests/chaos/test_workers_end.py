@@ -5,7 +5,7 @@ import pytest
 from mcp.client import Client
 
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
-from support.chaos import NewToolControl, Pair, at, begun, is_stored, says, works
+from support.chaos import NewToolControl, Pair, check_session, content_of, on_worker, start_call, until_stored
 from support.http_client import Connect, Event, events
 from support.processes import LEASE, Router, WorkerProcess, revive, worker_processes
 from support.tool_control import WatchedCall
@@ -56,16 +56,16 @@ async def test_wrong_clock_orphans_nobody(pair: Pair, connect: Connect, new_tool
     client = connect(a.url)
     await client.initialize()
     tool = new_tool()
-    received = await begun(client, tool)
-    async with at(client, b).get(received[-1].id) as response:
+    received = await start_call(client, tool)
+    async with on_worker(client, b).get(received[-1].id) as response:
         stream = events(response)
         for number, seconds in enumerate((-3600, 3600)):
             await anyio.to_thread.run_sync(a.jump, seconds)
             await anyio.sleep(PATIENCE)  # Nothing is to happen.
             await tool.step(str(number))
-            assert says(await anext(stream)) == str(number)
+            assert content_of(await anext(stream)) == str(number)
         await tool.finish()
-        assert says(await anext(stream)) == "2 steps"
+        assert content_of(await anext(stream)) == "2 steps"
 
 
 async def test_killed_and_asked_everywhere(
@@ -76,19 +76,19 @@ async def test_killed_and_asked_everywhere(
     client = connect(a.url)
     await client.initialize()
     tool = new_tool()
-    received = await begun(client, tool, "a")
-    await is_stored(valkey_url, received[-1].id)
+    received = await start_call(client, tool, "a")
+    await until_stored(valkey_url, received[-1].id)
     a.kill()
     await anyio.to_thread.run_sync(revive, pair)
     answers: list[list[Event]] = []
 
     async def ask(worker: WorkerProcess) -> None:
-        answers.append(await at(client, worker).resume(received[0].id))
+        answers.append(await on_worker(client, worker).resume(received[0].id))
 
     for worker in (a, b, a, b):
         await ask(worker)
-        await works(at(client, worker))
-    assert [says(event) for event in answers[0]] == ["a", ORPHANED]
+        await check_session(on_worker(client, worker))
+    assert [content_of(event) for event in answers[0]] == ["a", ORPHANED]
     assert all(answer == answers[0] for answer in answers)
 
 
@@ -101,17 +101,17 @@ async def test_killed_as_it_answers(pair: Pair, connect: Connect, new_tool: NewT
         client = connect(a.url)
         await client.initialize()
         tool = new_tool()
-        received = await begun(client, tool)
+        received = await start_call(client, tool)
         await tool.finish()
         if moment % 2:
             await tool.ended()
             await anyio.sleep(moment / 1000)
         a.kill()
-        answer = await at(client, b).resume(received[0].id)
+        answer = await on_worker(client, b).resume(received[0].id)
         assert len(answer) == 1
         for _ in range(2):
-            assert await at(client, b).resume(received[0].id) == answer
-        outcomes.add(says(answer[0]))
+            assert await on_worker(client, b).resume(received[0].id) == answer
+        outcomes.add(content_of(answer[0]))
     assert outcomes <= {ORPHANED, "0 steps"}
 
 
@@ -122,14 +122,14 @@ async def test_killed_and_followed_once_more(
     with worker_processes(1, valkey_url, valkey_url) as (third,):
         client = connect(third.url)
         await client.initialize()
-        received = await begun(client, new_tool())
+        received = await start_call(client, new_tool())
         answers: list[list[Event]] = []
-        async with at(client, pair[0]).get(received[-1].id) as response:
+        async with on_worker(client, pair[0]).get(received[-1].id) as response:
             third.kill()
             answers.append([event async for event in events(response)])
-        answers.append(await at(client, pair[1]).resume(received[-1].id))
+        answers.append(await on_worker(client, pair[1]).resume(received[-1].id))
     assert answers[0] == answers[1]
-    assert [says(event) for event in answers[0]] == [ORPHANED]
+    assert [content_of(event) for event in answers[0]] == [ORPHANED]
 
 
 async def roll(pair: Pair, router: Router) -> None:
@@ -179,7 +179,7 @@ async def test_stopping_breaks_no_stream(pair: Pair, connect: Connect, new_tool:
         async with client.get(primed.id) as resumed:
             a.terminate()
             for stream in (live, events(resumed), events(standalone)):
-                assert not [event async for event in stream if event.data and says(event) != ORPHANED]
+                assert not [event async for event in stream if event.data and content_of(event) != ORPHANED]
     await anyio.to_thread.run_sync(a.wait)
 
 
@@ -215,7 +215,7 @@ async def test_restart_with_time_to_finish(
             await anyio.sleep(2 * LEASE)
             await tool.step("a")
             await tool.finish()
-            assert [says(event) for event in await client.resume(received[0].id)] == ["a", "1 steps"]
+            assert [content_of(event) for event in await client.resume(received[0].id)] == ["a", "1 steps"]
 
 
 async def test_frozen_longer_than_its_lease(
@@ -235,10 +235,10 @@ async def test_frozen_longer_than_its_lease(
         live += [await anext(stream)]
         await tool.step("a")
         live += [await anext(stream)]
-        await is_stored(valkey_url, live[-1].id)
+        await until_stored(valkey_url, live[-1].id)
         a.freeze()
-        answer = await at(client, b).resume(live[0].id)
-        assert [says(event) for event in answer] == ["a", ORPHANED]
+        answer = await on_worker(client, b).resume(live[0].id)
+        assert [content_of(event) for event in answer] == ["a", ORPHANED]
         await tool.step("late")
         await tool.finish()
         a.thaw()
@@ -246,6 +246,6 @@ async def test_frozen_longer_than_its_lease(
         with anyio.fail_after(CEILING):
             live += [event async for event in stream]
     for worker in (b, a):
-        assert await at(client, worker).resume(live[0].id) == answer
-        await works(at(client, worker))
-    assert [says(event) for event in live[1:]] in (["a"], ["a", ORPHANED])
+        assert await on_worker(client, worker).resume(live[0].id) == answer
+        await check_session(on_worker(client, worker))
+    assert [content_of(event) for event in live[1:]] in (["a"], ["a", ORPHANED])

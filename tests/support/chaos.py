@@ -15,12 +15,12 @@ Pair = tuple[WorkerProcess, WorkerProcess]
 NewToolControl = Callable[[], ToolControl]
 
 
-def at(client: HTTPClient, worker: WorkerProcess) -> HTTPClient:
+def on_worker(client: HTTPClient, worker: WorkerProcess) -> HTTPClient:
     """The same client and session, as it speaks to that worker."""
     return replace(client, url=f"{worker.url}/mcp")
 
 
-def says(event: Event) -> str:
+def content_of(event: Event) -> str:
     """The message of a progress notification; the result, or the error's code, for what ends the stream."""
     message = event.message
     if "method" in message:
@@ -30,7 +30,7 @@ def says(event: Event) -> str:
     return str(message["result"]["structuredContent"]["result"])
 
 
-async def begun(client: HTTPClient, tool: ToolControl, *messages: str, request_id: int | str = 1) -> list[Event]:
+async def start_call(client: HTTPClient, tool: ToolControl, *messages: str, request_id: int | str = 1) -> list[Event]:
     """Call the tool, let it report something, and cut the stream. Returns what came, the priming event first."""
     received: list[Event] = []
     async with client.call(request_id, "steps", name=tool.name) as response:
@@ -43,18 +43,18 @@ async def begun(client: HTTPClient, tool: ToolControl, *messages: str, request_i
     return received
 
 
-async def works(client: HTTPClient, request_id: int = 99) -> None:
+async def check_session(client: HTTPClient, request_id: int = 99) -> None:
     """The session answers a call."""
     async with client.call(request_id, "echo", text="x") as response:
-        assert says([event async for event in events(response)][-1]) == "x"
+        assert content_of([event async for event in events(response)][-1]) == "x"
 
 
-def at_url(client: HTTPClient, url: str) -> HTTPClient:
+def on_url(client: HTTPClient, url: str) -> HTTPClient:
     """The same client and session, as it speaks to the server at a base URL."""
     return replace(client, url=f"{url}/mcp")
 
 
-async def is_stored(url: str, event_id: str) -> None:
+async def until_stored(url: str, event_id: str) -> None:
     """Return once Redis holds an event. A resume would tell it, too, and end the stream that the test reads."""
     event, _, _ = event_id.partition(".")
     _, number, run = event.split("-")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from mcp_eventscope.redis.keys import Keys
-from support.chaos import NewToolControl, at, begun, says
+from support.chaos import NewToolControl, content_of, on_worker, start_call
 from support.drill.ledger import Ledger
 from support.http_client import Event, HTTPClient
 from support.processes import WorkerProcess
@@ -45,7 +45,7 @@ class Customer:
 
     async def arrives(self, worker: WorkerProcess) -> None:
         """Open the session."""
-        self.client = at(self.client, worker)
+        self.client = on_worker(self.client, worker)
         await self.client.initialize()
         self.ledger.served(worker.url, self.client.session, "opened")
         self.ledger.requests += 2  # and `notifications/initialized`
@@ -55,7 +55,7 @@ class Customer:
         """Call the tool, have it report, and lose the stream."""
         self._asks(worker)
         steering, number = self.steering(), len(self.calls) + 1
-        received = await begun(at(self.client, worker), steering, *said, request_id=number)
+        received = await start_call(on_worker(self.client, worker), steering, *said, request_id=number)
         self.ledger.stored.update(priming=1, notification=len(said))
         self.calls.append(Call(number, steering, received))
         return self.calls[-1]
@@ -82,7 +82,7 @@ class Customer:
             owed: Whether something is stored by now that the client has not got.
         """
         self._asks(worker)
-        said = [says(event) for event in await at(self.client, worker).resume(event_id) if event.data]
+        said = [content_of(event) for event in await on_worker(self.client, worker).resume(event_id) if event.data]
         if said != [GONE]:
             self.ledger.resumes["resumed" if owed else "caught_up"] += 1
         return said
@@ -96,14 +96,14 @@ class Customer:
     async def fails(self, worker: WorkerProcess, event_id: str) -> None:
         """Resume a stream that Redis refuses to read: an error comes in place of the response."""
         self._asks(worker)
-        received = await at(self.client, worker).resume(event_id)
-        assert [says(event) for event in received if event.data] == [GONE]
+        received = await on_worker(self.client, worker).resume(event_id)
+        assert [content_of(event) for event in received if event.data] == [GONE]
         self.ledger.rejected += 1
 
     async def is_refused(self, worker: WorkerProcess, event_id: str) -> int:
         """Resume from what cannot be an id; returns the status."""
         self._asks(worker)
-        async with at(self.client, worker).get(event_id) as response:
+        async with on_worker(self.client, worker).get(event_id) as response:
             await response.aread()
             self.missed("malformed")
             return response.status_code
@@ -116,7 +116,7 @@ class Customer:
     async def leaves(self, worker: WorkerProcess) -> None:
         """Delete the session: the worker that is asked ends it, and the others that serve it hear of it."""
         self._asks(worker)
-        assert await at(self.client, worker).delete() == 200
+        assert await on_worker(self.client, worker).delete() == 200
         for url, sessions in self.ledger.serving.items():
             if self.client.session in sessions:
                 sessions.discard(self.client.session)

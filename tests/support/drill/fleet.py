@@ -7,7 +7,7 @@ from functools import partial
 
 import anyio
 
-from support.chaos import says
+from support.chaos import content_of
 from support.drill.customer import GONE, ORPHANED, Customer
 from support.drill.site import FLEET, Site, has_stored
 from support.http_client import Event, events
@@ -52,7 +52,7 @@ class Talker:
         await self.steering.finish()
         await until(lambda: len(self.heard) == 2 + self.told)
         self.customer.ledger.stored.update(priming=1, notification=self.told, response=1)
-        assert [says(event) for event in self.heard[1:]] == self.everything
+        assert [content_of(event) for event in self.heard[1:]] == self.everything
 
     @property
     def everything(self) -> list[str]:
