@@ -11,7 +11,7 @@ from mcp_eventscope.sessions.event_ids import stream_name
 from mcp_eventscope.store.codec import encode
 from mcp_eventscope.store.results import StoreOutcome
 from support.messages import answer, note
-from support.writers import WriterRig
+from support.writer_rig import WriterRig
 
 pytestmark = pytest.mark.anyio
 

@@ -29,7 +29,7 @@ from mcp_eventscope.store.results import StoreOutcome
 from mcp_eventscope.testing import Collected
 from support.messages import answer, note
 from support.waiting import until
-from support.writers import CALL_TIMEOUT, WriterRig, turns
+from support.writer_rig import CALL_TIMEOUT, WriterRig, turns
 
 pytestmark = pytest.mark.anyio
 
