@@ -308,7 +308,7 @@ class CutCall:
                         self.received.append(event)
 
 
-@pytest.mark.parametrize("parts", [{"keeps": True}], indirect=True, ids=["durable"])
+@pytest.mark.parametrize("parts", [{"durable": True}], indirect=True, ids=["durable"])
 async def test_calls_cut_while_redis_is_killed_resume_with_every_message_once(
     world: World, connect: Connect, new_tool: NewToolControl
 ) -> None:

@@ -60,7 +60,7 @@ def no_long_pause() -> Iterator[None]:
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
     """All of it, well."""
-    with own_valkey(keeps=True) as server:
+    with own_valkey(durable=True) as server:
         async with connect(server.url) as client:
             store = RedisEventStore(client, ttl=600, store_timeout=STORE_TIMEOUT)
             world = World(server, client, store, [])
@@ -68,7 +68,7 @@ async def world() -> AsyncIterator[World]:
             yield world
 
 
-async def talk_through(world: World, outage: Callable[[], Awaitable[None]]) -> tuple[list[RootProducer], Outage]:
+async def append_through(world: World, outage: Callable[[], Awaitable[None]]) -> tuple[list[RootProducer], Outage]:
     """Fifty sessions talk before, in and after an outage. Returns them, and when the outage was."""
     producers, over = [RootProducer(world.store, f"s{number}") for number in range(SESSIONS)], asyncio.Event()
 
@@ -127,7 +127,7 @@ async def test_killed(world: World) -> None:
         await anyio.sleep(KILLED_SECONDS)
         await anyio.to_thread.run_sync(world.server.start)
 
-    producers, when = await talk_through(world, outage)
+    producers, when = await append_through(world, outage)
     check_waits(world, producers, when)
     await check_all(producers, world.client)
     assert not [fact for fact in world.facts if isinstance(fact, EventsLost)]
@@ -144,7 +144,7 @@ async def test_frozen(world: World) -> None:
         await anyio.sleep(FROZEN_SECONDS)
         world.server.thaw()
 
-    producers, when = await talk_through(world, outage)
+    producers, when = await append_through(world, outage)
     check_waits(world, producers, when)
     await check_all(producers, world.client)
     assert not [fact for fact in world.facts if isinstance(fact, EventsLost)]
@@ -165,7 +165,7 @@ async def test_killed_again_and_again(world: World) -> None:
             await anyio.to_thread.run_sync(world.server.start)
             await anyio.sleep(0.04 * number)
 
-    producers, _ = await talk_through(world, outage)
+    producers, _ = await append_through(world, outage)
     await check_all(producers, world.client)
     assert not [fact for fact in world.facts if isinstance(fact, EventsLost)]
 

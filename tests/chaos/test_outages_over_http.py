@@ -93,16 +93,16 @@ async def test_forgets_everything(
     tool = new_tool()
     received = await start_call(client, tool, "before")
     async with aioredis.Redis.from_url(server.url, decode_responses=True) as redis:
-        before = await _told(redis, client.session)
+        before = await _published(redis, client.session)
         await anyio.to_thread.run_sync(forget, server)
 
-        async def told_again() -> bool:
+        async def published_again() -> bool:
             try:
-                return await _told(redis, client.session) == before
+                return await _published(redis, client.session) == before
             except (aioredis.ConnectionError, AttributeError):
                 return False
 
-        await until(told_again)
+        await until(published_again)
     await tool.step("after")
     async with on_worker(client, b).get(received[-1].id) as response:
         stream = events(response)
@@ -116,7 +116,7 @@ async def test_forgets_everything(
         await check_session(on_worker(client, worker))
 
 
-async def _told(redis: aioredis.Redis, session: str) -> dict[str, object]:
+async def _published(redis: aioredis.Redis, session: str) -> dict[str, object]:
     """What workers have told Redis: that they live, of a session, and who runs its request."""
     running = await redis.hget(f"mcp:{{{session}}}:running", "1")
     return {

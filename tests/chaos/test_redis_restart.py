@@ -27,7 +27,7 @@ World = tuple[OwnValkey, list[WorkerProcess]]
 @pytest.fixture(scope="module")
 def parts(valkey_url: str) -> Iterator[World]:
     """A Redis that may be killed, and two workers on it, which are steered from another."""
-    with own_valkey(keeps=True) as server, worker_processes(2, server.url, valkey_url) as workers:
+    with own_valkey(durable=True) as server, worker_processes(2, server.url, valkey_url) as workers:
         yield server, workers
 
 

@@ -47,7 +47,7 @@ class World:
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
     """A Redis that keeps its data, and both stores."""
-    with own_valkey(keeps=True) as server:
+    with own_valkey(durable=True) as server:
         async with connect(server.url) as client, patient_client(server.url) as other:
             store, reader = RedisEventStore(client, ttl=600), RedisEventStore(other, ttl=600)
             yield World(server, store, reader, observed(store))

@@ -30,15 +30,15 @@ def id_of(context: Span) -> str:
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> tuple[Path, Path]:
+def span_files(tmp_path: Path) -> tuple[Path, Path]:
     """The files of the two workers."""
     return tmp_path / "a.jsonl", tmp_path / "b.jsonl"
 
 
 @pytest.fixture
-def pair(valkey_url: str, told: tuple[Path, Path]) -> Iterator[Pair]:
+def pair(valkey_url: str, span_files: tuple[Path, Path]) -> Iterator[Pair]:
     """Two workers that trace, on one Valkey."""
-    a, b = (WorkerProcess(valkey_url, valkey_url, spans=file) for file in told)
+    a, b = (WorkerProcess(valkey_url, valkey_url, spans=file) for file in span_files)
     with ExitStack() as stack:
         for worker in (a, b):
             stack.callback(worker.close)
@@ -77,7 +77,7 @@ async def cut_and_resumed(
 
 @pytest.mark.parametrize("said_in", ["_meta", "header"])
 async def test_one_story(
-    pair: Pair, told: tuple[Path, Path], connect: Connect, new_tool: NewToolControl, said_in: str
+    pair: Pair, span_files: tuple[Path, Path], connect: Connect, new_tool: NewToolControl, sent_in: str
 ) -> None:
     """The stores of a call are in the client's trace; the replay is in that of the resume, and links to the stores.
 
@@ -86,7 +86,7 @@ async def test_one_story(
     client = connect(pair[0].url)
     await client.initialize()
     meta: dict[str, Any] = {"progressToken": 1}
-    if said_in == "_meta":
+    if sent_in == "_meta":
         meta["traceparent"] = CALL
     else:
         client.headers["traceparent"] = CALL
@@ -96,7 +96,7 @@ async def test_one_story(
     )
     assert [content_of(event) for event in received] == ["missed", "missed too", "3 steps"]
 
-    first, second = told
+    first, second = span_files
     await until(lambda: named(spans_in(second), "event_store.replay"))
     stores = [
         span

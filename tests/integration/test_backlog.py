@@ -48,7 +48,7 @@ async def client(proxy: Proxy, key_prefix: str, valkey_url: str) -> AsyncIterato
                 await direct.delete(*keys)
 
 
-class Kept:
+class BoundedStore:
     """A store with a small backlog, and what it tells."""
 
     def __init__(self, client: aioredis.Redis, prefix: str, **options: int) -> None:
@@ -82,18 +82,18 @@ async def resumed(producer: RootProducer, cursor: str) -> tuple[ReplayResult, Co
 
 async def test_gives_up_the_oldest_streams(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
     """Whole streams are lost, oldest first, counted, and told to whoever resumes them; the others have everything."""
-    kept = Kept(client, key_prefix, backlog_events=30)
-    producers = [RootProducer(kept.store, f"s{number % 3}", str(number)) for number in range(8)]
+    bounded = BoundedStore(client, key_prefix, backlog_events=30)
+    producers = [RootProducer(bounded.store, f"s{number % 3}", str(number)) for number in range(8)]
     cursors = [(await producer.root.append(producer.stream, None)).event_id for producer in producers]
-    async with kept.outage(proxy):
+    async with bounded.outage(proxy):
         for producer in producers:
             await producer.append_many(9)
-            assert kept.store.backlog.events <= 30
+            assert bounded.store.backlog.events <= 30
     gone = [not await producer.stored(client) for producer in producers]
     assert gone == sorted(gone, reverse=True)
     assert 0 < sum(gone) < len(producers)
-    assert {fact.reason for fact in kept.lost} == {LossReason.OVERFLOW}
-    assert sum(fact.events for fact in kept.lost) == 9 * sum(gone)
+    assert {fact.reason for fact in bounded.lost} == {LossReason.OVERFLOW}
+    assert sum(fact.events for fact in bounded.lost) == 9 * sum(gone)
     for producer, cursor, is_gone in zip(producers, cursors, gone, strict=True):
         facts, collected = await resumed(producer, cursor)
         assert facts.gap is is_gone
@@ -110,20 +110,20 @@ async def test_gives_up_the_oldest_streams(proxy: Proxy, client: aioredis.Redis,
 @pytest.mark.parametrize("said", [0, 1, 3])
 async def test_response_that_was_given_up(proxy: Proxy, client: aioredis.Redis, key_prefix: str, said: int) -> None:
     """An error stands in for it, so that whoever resumes gets an answer, and once."""
-    kept = Kept(client, key_prefix, backlog_events=20)
-    victim = RootProducer(kept.store, "a")
-    cursor = (await kept.store.append(victim.stream, None)).event_id
-    async with kept.outage(proxy):
+    bounded = BoundedStore(client, key_prefix, backlog_events=20)
+    victim = RootProducer(bounded.store, "a")
+    cursor = (await bounded.store.append(victim.stream, None)).event_id
+    async with bounded.outage(proxy):
         await victim.append_many(said)
-        assert (await kept.store.append(victim.stream, answer(7))).deferred
-        await RootProducer(kept.store, "b").append_many(19)
+        assert (await bounded.store.append(victim.stream, answer(7))).deferred
+        await RootProducer(bounded.store, "b").append_many(19)
     for _ in range(2):
         messages: list[JSONRPCMessage] = []
 
         async def send(event: EventMessage, into: list[JSONRPCMessage] = messages) -> None:
             into.append(event.message)
 
-        facts = await kept.store.replay(cursor, send, stream_id=victim.stream)
+        facts = await bounded.store.replay(cursor, send, stream_id=victim.stream)
         assert (facts.gap, facts.completed, facts.miss) == (True, True, None)
         (message,) = messages
         assert isinstance(message, JSONRPCError)
@@ -132,45 +132,45 @@ async def test_response_that_was_given_up(proxy: Proxy, client: aioredis.Redis, 
 
 async def test_one_stream_that_is_too_much(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
     """Of a stream that alone is too much, what was said last is kept, in order."""
-    kept = Kept(client, key_prefix, backlog_events=20)
-    producer = RootProducer(kept.store, "a")
-    cursor = (await kept.store.append(producer.stream, None)).event_id
-    async with kept.outage(proxy):
+    bounded = BoundedStore(client, key_prefix, backlog_events=20)
+    producer = RootProducer(bounded.store, "a")
+    cursor = (await bounded.store.append(producer.stream, None)).event_id
+    async with bounded.outage(proxy):
         await producer.append_many(205)
     facts, collected = await resumed(producer, cursor)
     assert facts.gap
     numbers = [number for _, number in await producer.stored(client)]
     assert numbers == list(range(205 - len(numbers), 205))
     assert len(collected.ids) == len(numbers) > 0
-    assert sum(fact.events for fact in kept.lost) == 205 - len(numbers)
+    assert sum(fact.events for fact in bounded.lost) == 205 - len(numbers)
 
 
 async def test_bound_in_bytes(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
     """The bound holds at every instant, and an event that is larger than all of it is given up by itself."""
-    kept = Kept(client, key_prefix, backlog_bytes=100_000)
-    producers = [RootProducer(kept.store, f"s{number}", size=9_000) for number in range(30)]
-    async with kept.outage(proxy):
+    bounded = BoundedStore(client, key_prefix, backlog_bytes=100_000)
+    producers = [RootProducer(bounded.store, f"s{number}", size=9_000) for number in range(30)]
+    async with bounded.outage(proxy):
         for producer in producers:
             await producer.append_next()
-            assert kept.store.backlog.payload_bytes <= 100_000
-        huge = await RootProducer(kept.store, "huge", size=200_000).append_next()
+            assert bounded.store.backlog.payload_bytes <= 100_000
+        huge = await RootProducer(bounded.store, "huge", size=200_000).append_next()
         assert huge.deferred
-        assert kept.lost[-1].payload_bytes > 200_000
-        assert kept.store.backlog.payload_bytes <= 100_000
-    assert not kept.store.backlog.events
+        assert bounded.lost[-1].payload_bytes > 200_000
+        assert bounded.store.backlog.payload_bytes <= 100_000
+    assert not bounded.store.backlog.events
 
 
 async def test_memory_in_a_long_outage(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
     """However much is said, what is kept of it is bounded; and most of it is what the bound says."""
     bound = 1 << 20
-    kept = Kept(client, key_prefix, backlog_bytes=bound)
+    bounded = BoundedStore(client, key_prefix, backlog_bytes=bound)
     message = note(0, "x" * 500)
-    async with kept.outage(proxy):
+    async with bounded.outage(proxy):
 
         async def say(times: int) -> None:
             for number in range(times):
                 for name in range(200):
-                    await kept.store.append(f"{name}:{number}", message)
+                    await bounded.store.append(f"{name}:{number}", message)
 
         tracemalloc.start()
         try:
@@ -187,30 +187,30 @@ async def test_memory_in_a_long_outage(proxy: Proxy, client: aioredis.Redis, key
         assert after - before < 2 * bound
         assert peak - before < 3 * bound
     events = [key async for key in client.scan_iter(match=f"{key_prefix}*event:*", count=1000)]
-    lost = sum(fact.events for fact in kept.lost)
+    lost = sum(fact.events for fact in bounded.lost)
     # And the one that found out that Redis is away.
     assert 0 < lost == 200 * 20 + 1 - len(events)
 
 
 async def test_flush_while_redis_is_away(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
     """It takes no longer than it may, tells how many are lost, and they are counted."""
-    kept = Kept(client, key_prefix)
-    producer = RootProducer(kept.store, "a")
+    bounded = BoundedStore(client, key_prefix)
+    producer = RootProducer(bounded.store, "a")
     await producer.append_next()
     for way in (proxy.refuse, proxy.hold):
-        kept.facts.clear()
+        bounded.facts.clear()
         way()
         proxy.reset()
-        await until(lambda: kept.store.backlog.failure or producer.append_next())
+        await until(lambda: bounded.store.backlog.failure or producer.append_next())
         await producer.append_many(10)
-        waiting = kept.store.backlog.events
+        waiting = bounded.store.backlog.events
         assert waiting >= 10
         began = cpu_aware_clock()
-        assert await kept.store.flush(0.3) == waiting
+        assert await bounded.store.flush(0.3) == waiting
         assert 0.2 < cpu_aware_clock() - began < 0.3 + 0.5
-        (lost,) = kept.lost
+        (lost,) = bounded.lost
         assert (lost.reason, lost.events) == (LossReason.SHUTDOWN, waiting)
-        assert kept.store.backlog.events == 0
+        assert bounded.store.backlog.events == 0
         if way == proxy.refuse:
             await proxy.listen()
         proxy.clear()
@@ -220,27 +220,27 @@ async def test_flush_while_redis_is_away(proxy: Proxy, client: aioredis.Redis, k
 
 async def test_flush_as_redis_comes_back(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
     """What waits is stored when Redis is back in time; nothing is left then, not even a connection in use."""
-    kept = Kept(client, key_prefix)
-    producers = [RootProducer(kept.store, f"s{number}") for number in range(20)]
+    bounded = BoundedStore(client, key_prefix)
+    producers = [RootProducer(bounded.store, f"s{number}") for number in range(20)]
     proxy.refuse()
     for producer in producers:
         await producer.append_many(20)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(proxy.listen)
-        assert await kept.store.flush(5) == 0
+        assert await bounded.store.flush(5) == 0
     await check_all(producers, client)
-    assert not kept.lost
+    assert not bounded.lost
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("eventscope-writer")]
 
 
 async def test_flush_with_nothing_to_do(client: aioredis.Redis, key_prefix: str) -> None:
     """It returns at once, also before anything was said, and twice."""
-    kept = Kept(client, key_prefix)
+    bounded = BoundedStore(client, key_prefix)
     with in_time(1):
-        assert await kept.store.flush(30) == 0
-        await RootProducer(kept.store, "a").append_next()
-        assert await kept.store.flush(30) == 0
-        assert await kept.store.flush(30) == 0
+        assert await bounded.store.flush(30) == 0
+        await RootProducer(bounded.store, "a").append_next()
+        assert await bounded.store.flush(30) == 0
+        assert await bounded.store.flush(30) == 0
 
 
 async def sometimes_cancelled(producer: RootProducer, dice: random.Random, cancelled: list[RootProducer]) -> None:
@@ -256,41 +256,41 @@ async def sometimes_cancelled(producer: RootProducer, dice: random.Random, cance
         await asyncio.sleep(0.001)
 
 
-async def _none(_: Kept, __: Proxy) -> None:
+async def _none(_: BoundedStore, __: Proxy) -> None:
     pass
 
 
-async def _slow(_: Kept, proxy: Proxy) -> None:
+async def _slow(_: BoundedStore, proxy: Proxy) -> None:
     proxy.delay = 0.005
 
 
-async def _refused(kept: Kept, proxy: Proxy) -> None:
+async def _refused(bounded: BoundedStore, proxy: Proxy) -> None:
     await anyio.sleep(0.03)
     proxy.refuse()
     proxy.reset()
-    await until(lambda: kept.store.backlog.failure)
+    await until(lambda: bounded.store.backlog.failure)
     await anyio.sleep(0.05)
     await proxy.listen()
 
 
-async def _held(kept: Kept, proxy: Proxy) -> None:
+async def _held(bounded: BoundedStore, proxy: Proxy) -> None:
     await anyio.sleep(0.03)
     proxy.hold()
-    await until(lambda: kept.store.backlog.failure)
+    await until(lambda: bounded.store.backlog.failure)
     await anyio.sleep(0.05)
     proxy.clear()
 
 
-TROUBLES = {"none": _none, "slow": _slow, "refused": _refused, "held": _held}
+FAULTS = {"none": _none, "slow": _slow, "refused": _refused, "held": _held}
 
 
-@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize("trouble", FAULTS)
 async def test_callers_that_leave(proxy: Proxy, client: aioredis.Redis, key_prefix: str, trouble: str) -> None:
     """Callers are cancelled at any moment: the others get their own ids, and nothing is lost or comes twice."""
     seed = random.randrange(2**32)  # noqa: S311 - chaos, not secrets
     dice = random.Random(seed)  # noqa: S311 - chaos, not secrets
-    kept = Kept(client, key_prefix)
-    producers = [RootProducer(kept.store, f"s{n}", stream) for n in range(5) for stream in "12"]
+    bounded = BoundedStore(client, key_prefix)
+    producers = [RootProducer(bounded.store, f"s{n}", stream) for n in range(5) for stream in "12"]
     for producer in producers:
         await producer.append_next()
     cancelled: list[RootProducer] = []
@@ -299,8 +299,8 @@ async def test_callers_that_leave(proxy: Proxy, client: aioredis.Redis, key_pref
             async with anyio.create_task_group() as tasks:
                 for producer in producers:
                     tasks.start_soon(sometimes_cancelled, producer, dice, cancelled)
-                tasks.start_soon(TROUBLES[trouble], kept, proxy)
-            await until_settled(kept.store)
+                tasks.start_soon(FAULTS[trouble], bounded, proxy)
+            await until_settled(bounded.store)
         proxy.delay = 0
         await check_all(producers, client)
         for producer in producers:
@@ -310,20 +310,20 @@ async def test_callers_that_leave(proxy: Proxy, client: aioredis.Redis, key_pref
         error.add_note(f"seed {seed}")
         raise
     assert cancelled
-    assert not kept.lost
-    away = sum(isinstance(fact, StoreRecovered) for fact in kept.facts)
+    assert not bounded.lost
+    away = sum(isinstance(fact, StoreRecovered) for fact in bounded.facts)
     assert away == (trouble in {"refused", "held"})
 
 
 async def test_nobody_suffers_for_a_caller_that_leaves(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
     """Whoever says something in the same session just then gets his id as ever: his event goes out with it."""
-    kept = Kept(client, key_prefix)
-    leaving, staying = RootProducer(kept.store, "a", "1"), RootProducer(kept.store, "a", "2")
+    bounded = BoundedStore(client, key_prefix)
+    leaving, staying = RootProducer(bounded.store, "a", "1"), RootProducer(bounded.store, "a", "2")
     await staying.append_next()
     proxy.delay = 0.05
     for _ in range(3):
         with anyio.move_on_after(0.01):
             await leaving.append_next()
         assert not (await staying.append_next()).deferred
-    await until_settled(kept.store)
+    await until_settled(bounded.store)
     await check_all([leaving, staying], client)

@@ -26,7 +26,7 @@ def _whole(server: OwnValkey) -> None:
 @pytest.fixture(scope="module")
 def server() -> Iterator[OwnValkey]:
     """A cluster of one node, which has all slots and minds them as any node does; it keeps its data."""
-    with own_valkey(keeps=True, cluster_enabled="yes", cluster_port=free_port()) as server:
+    with own_valkey(durable=True, cluster_enabled="yes", cluster_port=free_port()) as server:
         with server.client() as node:
             node.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
         _whole(server)
@@ -41,7 +41,7 @@ async def cluster(server: OwnValkey) -> AsyncIterator[aioredis.RedisCluster]:
     await client.aclose()
 
 
-class Talk:
+class Load:
     """Sessions that talk, and what the store tells meanwhile."""
 
     def __init__(self, cluster: aioredis.RedisCluster, prefix: str) -> None:
@@ -90,39 +90,39 @@ class Talk:
 
 async def test_killed(server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str) -> None:
     """The node is killed, and comes back."""
-    await Talk(cluster, key_prefix).through(server, server.kill, seconds=0.2)
+    await Load(cluster, key_prefix).through(server, server.kill, seconds=0.2)
 
 
 async def test_frozen(server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str) -> None:
     """The node is frozen for longer than clients wait: what they sent meanwhile it does later, and not twice."""
-    await Talk(cluster, key_prefix).through(server, server.freeze, seconds=1.5)
+    await Load(cluster, key_prefix).through(server, server.freeze, seconds=1.5)
 
 
 async def test_script_flush(server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str) -> None:
     """A script that the node has forgotten is sent again."""
-    talk = Talk(cluster, key_prefix)
+    load = Load(cluster, key_prefix)
     async with aioredis.Redis.from_url(server.url) as direct:
         for _ in range(3):
             await direct.script_flush()
             async with anyio.create_task_group() as tasks:
-                for producer in talk.producers:
+                for producer in load.producers:
                     tasks.start_soon(producer.append_many, 5)
-        await until_settled(talk.store)
-        await check_all(talk.producers, direct)
-    assert {fact.reason for fact in talk.facts if isinstance(fact, BatchRetried)} == {FailureReason.NOSCRIPT}
+        await until_settled(load.store)
+        await check_all(load.producers, direct)
+    assert {fact.reason for fact in load.facts if isinstance(fact, BatchRetried)} == {FailureReason.NOSCRIPT}
 
 
 async def test_key_of_somebody_else(server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str) -> None:
     """An event that is refused for good concerns nobody else."""
-    talk = Talk(cluster, key_prefix)
-    await talk.producers[0].append_next()  # The client has found its nodes: that takes longer than a caller waits.
-    await until_settled(talk.store)
-    victim = RootProducer(talk.store, "s0", "taken")
+    load = Load(cluster, key_prefix)
+    await load.producers[0].append_next()  # The client has found its nodes: that takes longer than a caller waits.
+    await until_settled(load.store)
+    victim = RootProducer(load.store, "s0", "taken")
     async with aioredis.Redis.from_url(server.url) as direct:
         await direct.set(victim.keys.stream(victim.stream), "a string", ex=60)
         with pytest.raises(StoreRejectedError, match="WRONGTYPE"):
             await victim.append_next()
         async with anyio.create_task_group() as tasks:
-            for producer in talk.producers:
+            for producer in load.producers:
                 tasks.start_soon(producer.append_many, 5)
-        await check_all(talk.producers, direct)
+        await check_all(load.producers, direct)

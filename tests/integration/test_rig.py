@@ -95,7 +95,7 @@ async def count_to_three(client: aioredis.Redis, key: str) -> None:
 
 async def test_reply_that_is_eaten(through: aioredis.Redis, proxy: Proxy, key_prefix: str) -> None:
     """The command was done, and those after it; the client hears what was answered before, and a reset."""
-    fault = proxy.eat_reply(key_prefix, skip=1)
+    fault = proxy.drop_reply(key_prefix, skip=1)
     with pytest.raises(RedisConnectionError):
         await count_to_three(through, key_prefix)
     assert fault.happened == 1
@@ -115,7 +115,7 @@ async def test_request_that_is_cut(through: aioredis.Redis, proxy: Proxy, key_pr
 
 async def test_request_that_comes_late(through: aioredis.Redis, proxy: Proxy, key_prefix: str) -> None:
     """It is done when the test says so, after others that were sent later."""
-    fault = proxy.keep_request(key_prefix)
+    fault = proxy.delay_request(key_prefix)
     with pytest.raises(RedisConnectionError):
         await through.append(key_prefix, "a")
     await through.append(key_prefix, "b")
@@ -239,7 +239,7 @@ async def test_refused_and_reset(through: aioredis.Redis, proxy: Proxy) -> None:
 @pytest.fixture
 async def own() -> AsyncIterator[tuple[OwnValkey, aioredis.Redis]]:
     """A Valkey that keeps its data, and a client of it that tries nothing twice."""
-    with own_valkey(keeps=True) as server:
+    with own_valkey(durable=True) as server:
         async with aioredis.Redis.from_url(
             server.url, retry=Retry(NoBackoff(), 0), socket_timeout=0.3 * slowness()
         ) as client:

@@ -233,7 +233,7 @@ async def through(behind: Behind, producers: list[SessionProducer]) -> None:
 async def test_reply_that_is_lost(behind: Behind, skip: int) -> None:
     """The commit was carried out, and is sent again: it is not carried out twice."""
     producers = [SessionProducer(behind.store, session=f"s{number}") for number in range(3)]
-    fault = behind.proxy.eat_reply(behind.token, skip=skip)
+    fault = behind.proxy.drop_reply(behind.token, skip=skip)
     for _ in range(4):
         for producer in producers:
             await producer.append_next(5)
@@ -260,7 +260,7 @@ async def test_copy_that_comes_late(behind: Behind, later: int) -> None:
     producer = SessionProducer(behind.store)
     await producer.append_next(3)
     await producer.outcomes()
-    fault = behind.proxy.keep_request(behind.token)
+    fault = behind.proxy.delay_request(behind.token)
     await producer.append_next(2)
     await producer.outcomes()
     assert fault.happened
@@ -277,7 +277,7 @@ async def test_late_copy_does_not_open_a_request_again(behind: Behind) -> None:
     producer = SessionProducer(behind.store)
     await producer.append_next()
     await producer.outcomes()
-    fault = behind.proxy.keep_request(behind.token)
+    fault = behind.proxy.delay_request(behind.token)
     await producer.append_next()
     await producer.outcomes()
     await producer.append(answer())

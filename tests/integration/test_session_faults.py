@@ -147,9 +147,9 @@ async def _slow(world: World) -> None:
     world.proxy.clear()
 
 
-def _eaten(times: int, skip: int = 0) -> Break:
+def _reply_dropped(times: int, skip: int = 0) -> Break:
     async def do(world: World) -> None:
-        fault = world.proxy.eat_reply(world.token, times=times, skip=skip)
+        fault = world.proxy.drop_reply(world.token, times=times, skip=skip)
         await until(lambda: fault.happened == times)
 
     return do
@@ -178,8 +178,8 @@ FAULTS: dict[str, tuple[Break, set[FailureReason]]] = {
     "muted": (_for(STORE_TIMEOUT * 3, "mute"), {FailureReason.TIMEOUT}),
     "swallowed": (_for(STORE_TIMEOUT * 3, "black_hole"), {FailureReason.TIMEOUT}),
     "slow": (_slow, {FailureReason.TIMEOUT}),
-    "reply eaten": (_eaten(1), {FailureReason.CONNECTION}),
-    "three replies eaten": (_eaten(3), {FailureReason.CONNECTION}),
+    "reply eaten": (_reply_dropped(1), {FailureReason.CONNECTION}),
+    "three replies eaten": (_reply_dropped(3), {FailureReason.CONNECTION}),
     "cut in the middle": (_cut(100), {FailureReason.CONNECTION}),
     "cut in the second": (_cut(100, skip=1), {FailureReason.CONNECTION}),
     "busy": (_answered("BUSY Redis is busy running a script"), {FailureReason.BUSY}),
@@ -353,7 +353,7 @@ async def test_server_that_takes_no_writes(how: str) -> None:
         "replica": FailureReason.READONLY,
         "password": FailureReason.AUTH,
     }
-    with own_valkey(keeps=True) as server, own_valkey() as second:
+    with own_valkey(durable=True) as server, own_valkey() as second:
         async with connect(server.url) as client, patient_client(server.url) as direct:
             store = RedisEventStore(client, ttl=TTL, store_timeout=STORE_TIMEOUT)
             facts = observed(store)

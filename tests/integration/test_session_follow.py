@@ -253,7 +253,7 @@ async def test_follower_here_needs_no_redis(valkey_server: Valkey, key_prefix: s
 @pytest.mark.parametrize("way", ["kill", "freeze"])
 async def test_follower_elsewhere_survives_an_outage(way: str) -> None:
     """While Redis is down the follower stays; afterwards it gets the rest, each event once."""
-    with own_valkey(keeps=True) as server:
+    with own_valkey(durable=True) as server:
         async with connect(server.url) as one, connect(server.url) as two:
             store, other = RedisEventStore(one, ttl=TTL), RedisEventStore(two, ttl=TTL)
             async with store.coordinator.hold_lease(LONG, lambda _: None, nothing):

@@ -160,8 +160,8 @@ def nodes() -> Iterator[tuple[OwnValkey, OwnValkey]]:
     """A cluster of two nodes, each with half of the slots."""
     options = {"cluster_enabled": "yes", "cluster_node_timeout": 1000}
     with (
-        own_valkey(keeps=True, cluster_port=free_port(), **options) as one,
-        own_valkey(keeps=True, cluster_port=(bus := free_port()), **options) as two,
+        own_valkey(durable=True, cluster_port=free_port(), **options) as one,
+        own_valkey(durable=True, cluster_port=(bus := free_port()), **options) as two,
     ):
         with one.client() as first, two.client() as second:
             first.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)

@@ -53,7 +53,7 @@ class World:
         """What was told before, of a script that is not known yet say, is not what a test is about."""
         self.facts[:] = [fact for fact in self.facts if isinstance(fact, BatchCommitted)]
 
-    def troubles(self) -> set[FailureReason]:
+    def reasons(self) -> set[FailureReason]:
         """The reasons that were told."""
         return {fact.reason for fact in self.facts if isinstance(fact, BatchRetried | StoreDegraded)}
 
@@ -139,9 +139,9 @@ async def _slow(world: World) -> None:
     world.proxy.clear()
 
 
-def _eaten(times: int, skip: int = 0) -> Break:
+def _reply_dropped(times: int, skip: int = 0) -> Break:
     async def do(world: World) -> None:
-        fault = world.proxy.eat_reply(world.token, times=times, skip=skip)
+        fault = world.proxy.drop_reply(world.token, times=times, skip=skip)
         await until(lambda: fault.happened == times)
 
     return do
@@ -170,9 +170,9 @@ FAULTS: dict[str, tuple[Break, set[FailureReason]]] = {
     "muted": (_for(STORE_TIMEOUT * 3, "mute"), {FailureReason.TIMEOUT}),
     "swallowed": (_for(STORE_TIMEOUT * 3, "black_hole"), {FailureReason.TIMEOUT}),
     "slow": (_slow, {FailureReason.TIMEOUT}),
-    "reply eaten": (_eaten(1), {FailureReason.CONNECTION}),
-    "second reply eaten": (_eaten(1, skip=1), {FailureReason.CONNECTION}),
-    "three replies eaten": (_eaten(3), {FailureReason.CONNECTION}),
+    "reply eaten": (_reply_dropped(1), {FailureReason.CONNECTION}),
+    "second reply eaten": (_reply_dropped(1, skip=1), {FailureReason.CONNECTION}),
+    "three replies eaten": (_reply_dropped(3), {FailureReason.CONNECTION}),
     "cut at once": (_cut(0), {FailureReason.CONNECTION}),
     "cut in the middle": (_cut(100), {FailureReason.CONNECTION}),
     "cut in the second": (_cut(100, skip=1), {FailureReason.CONNECTION}),
@@ -210,7 +210,7 @@ async def test_survives(world: World, fault: str) -> None:
             await until(lambda: all(len(s.calls) > n + 5 for s, n in zip(producers, before, strict=True)))
             over.set()
     await world.check(producers)
-    assert told <= world.troubles()
+    assert told <= world.reasons()
 
 
 @pytest.mark.parametrize("make_client", [_default], ids=["default"])
@@ -225,7 +225,7 @@ async def test_copy_that_comes_late(world: World, said: int) -> None:
     """What Redis gets a second time, after much has been stored since, is not stored a second time."""
     producer = RootProducer(world.store, "a")
     await producer.append_many(said)
-    fault = world.proxy.keep_request(world.token)
+    fault = world.proxy.delay_request(world.token)
     await producer.append_next()
     await until_settled(world.store)
     assert fault.happened
@@ -264,7 +264,7 @@ async def test_slow_is_not_away(world: World) -> None:
     # Twenty streams share each round trip: one after the other this were ten seconds.
     assert cpu_aware_clock() - began < 3
     await world.check(producers)
-    assert world.troubles() <= {FailureReason.NOSCRIPT}
+    assert world.reasons() <= {FailureReason.NOSCRIPT}
     assert not any(call.deferred for producer in producers for call in producer.calls)
 
 
@@ -297,7 +297,7 @@ async def test_at_once_while_away(world: World) -> None:
         await producer.check(world.direct)
 
 
-class Mischief:
+class RandomFaults:
     """Does one thing after another to a proxy, as the dice fall."""
 
     def __init__(self, proxy: Proxy, token: str, seed: int) -> None:
@@ -305,11 +305,11 @@ class Mischief:
         self._token = token
         self._dice = random.Random(seed)  # noqa: S311 - chaos, not secrets
         self._kept: list[Fault] = []
-        self._deeds = [self._lose, self._cut, self._delay, self._deny, self._refuse, self._be_silent]
+        self._faults = [self._lose, self._cut, self._delay, self._deny, self._refuse, self._be_silent]
 
     async def do(self) -> None:
         """The next deed. What was on its way before may come now."""
-        await self._dice.choice(self._deeds)()
+        await self._dice.choice(self._faults)()
         await anyio.sleep(self._dice.uniform(0, 0.2))
         await self.deliver()
 
@@ -319,13 +319,13 @@ class Mischief:
             await self._proxy.deliver(kept)
 
     async def _lose(self) -> None:
-        self._proxy.eat_reply(self._token, times=self._dice.randint(1, 4), skip=self._dice.randrange(3))
+        self._proxy.drop_reply(self._token, times=self._dice.randint(1, 4), skip=self._dice.randrange(3))
 
     async def _cut(self) -> None:
         self._proxy.cut_request(self._token, after=self._dice.randrange(3000), skip=self._dice.randrange(3))
 
     async def _delay(self) -> None:
-        self._kept.append(self._proxy.keep_request(self._token, skip=self._dice.randrange(2)))
+        self._kept.append(self._proxy.delay_request(self._token, skip=self._dice.randrange(2)))
 
     async def _deny(self) -> None:
         error = self._dice.choice(["NOSCRIPT", "BUSY", "LOADING", "READONLY"])
@@ -347,7 +347,7 @@ async def test_one_fault_after_the_other(world: World) -> None:
     """Faults in random order, and on top of each other."""
     seed = random.randrange(2**32)  # noqa: S311 - chaos, not secrets
     producers, over = world.producers(8), asyncio.Event()
-    mischief = Mischief(world.proxy, world.token, seed)
+    faults = RandomFaults(world.proxy, world.token, seed)
     try:
         with in_time(40):
             async with anyio.create_task_group() as tasks:
@@ -355,11 +355,11 @@ async def test_one_fault_after_the_other(world: World) -> None:
                     tasks.start_soon(producer.append_until, over)
                 began = time.monotonic()
                 while time.monotonic() - began < 2.5:
-                    await mischief.do()
+                    await faults.do()
                 world.proxy.clear()
                 over.set()
             await until_settled(world.store)
-            await mischief.deliver()
+            await faults.deliver()
         await check_all(producers, world.direct)
     except BaseException as error:
         error.add_note(f"seed {seed}")

@@ -35,7 +35,7 @@ STORE_TIMEOUT = 0.25
 @pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[OwnValkey]:
     """A Valkey of this test's own, which keeps its data unless the test says otherwise."""
-    with own_valkey(keeps=getattr(request, "param", True)) as server:
+    with own_valkey(durable=getattr(request, "param", True)) as server:
         yield server
 
 
@@ -46,7 +46,7 @@ async def client(server: OwnValkey) -> AsyncIterator[aioredis.Redis]:
         yield client
 
 
-class Talk:
+class Load:
     """Sessions that talk all the time, and what the store tells meanwhile."""
 
     def __init__(self, redis: aioredis.Redis, **options: object) -> None:
@@ -55,12 +55,12 @@ class Talk:
         self.store.observe(self.facts.append)
         self.producers = [RootProducer(self.store, f"s{n}", stream) for n in range(4) for stream in ("1", "2")]
 
-    def told(self, reason: FailureReason) -> bool:
+    def reported(self, reason: FailureReason) -> bool:
         """Whether a reason was told, of a batch or of Redis."""
         return any(isinstance(fact, BatchRetried | StoreDegraded) and fact.reason is reason for fact in self.facts)
 
     @asynccontextmanager
-    async def going_on(self) -> AsyncIterator[None]:
+    async def running(self) -> AsyncIterator[None]:
         """They talk before, in and after the block; then all that they said is stored, and nothing else."""
         over = asyncio.Event()
         async with anyio.create_task_group() as tasks:
@@ -81,41 +81,41 @@ class Talk:
 
 async def test_full(server: OwnValkey, client: aioredis.Redis) -> None:
     """At `maxmemory`, events wait until there is room."""
-    talk = Talk(client)
-    async with talk.going_on():
+    load = Load(client)
+    async with load.running():
         server.set(maxmemory=1)
-        await until(lambda: talk.told(FailureReason.OOM))
-        await talk.more()
+        await until(lambda: load.reported(FailureReason.OOM))
+        await load.more()
         server.set(maxmemory=0)
-    await check_all(talk.producers, client)
+    await check_all(load.producers, client)
 
 
 async def test_loading(server: OwnValkey, client: aioredis.Redis) -> None:
     """A Redis that was killed and loads its data is away until it has loaded them."""
-    talk = Talk(client)
-    async with talk.going_on():
+    load = Load(client)
+    async with load.running():
         await anyio.to_thread.run_sync(server.restart_loading)
-        await until(lambda: talk.told(FailureReason.LOADING))
-        await talk.more()
-    await check_all(talk.producers, client)
+        await until(lambda: load.reported(FailureReason.LOADING))
+        await load.more()
+    await check_all(load.producers, client)
 
 
 async def test_failover(server: OwnValkey, client: aioredis.Redis) -> None:
     """A Redis that has become a replica is not written to until it is a primary again, with what it had."""
-    talk = Talk(client)
+    load = Load(client)
     with own_valkey() as other:
-        async with talk.going_on():
+        async with load.running():
             await anyio.to_thread.run_sync(other.follow, server)
             server.set(min_replicas_to_write=2)  # Nothing is taken from now on that only one of the two has.
-            await until(lambda: talk.told(FailureReason.OTHER))
+            await until(lambda: load.reported(FailureReason.OTHER))
             await settled_down(server, other)
             other.follow(None)
             await anyio.to_thread.run_sync(server.follow, other)
-            await until(lambda: talk.told(FailureReason.READONLY))
-            await talk.more()
+            await until(lambda: load.reported(FailureReason.READONLY))
+            await load.more()
             server.set(min_replicas_to_write=0)
             server.follow(None)
-    await check_all(talk.producers, client)
+    await check_all(load.producers, client)
 
 
 async def settled_down(primary: OwnValkey, replica: OwnValkey) -> None:
@@ -130,46 +130,46 @@ async def settled_down(primary: OwnValkey, replica: OwnValkey) -> None:
 
 async def test_script_flush(client: aioredis.Redis) -> None:
     """A script that Redis has forgotten is sent again, and nobody waits."""
-    talk = Talk(client)
-    async with talk.going_on():
+    load = Load(client)
+    async with load.running():
         for _ in range(5):
             await client.script_flush()
-            await talk.more()
-        assert talk.told(FailureReason.NOSCRIPT)
-        assert not any(isinstance(fact, StoreDegraded) for fact in talk.facts)
-    await check_all(talk.producers, client)
-    assert not any(call.deferred for producer in talk.producers for call in producer.calls)
+            await load.more()
+        assert load.reported(FailureReason.NOSCRIPT)
+        assert not any(isinstance(fact, StoreDegraded) for fact in load.facts)
+    await check_all(load.producers, client)
+    assert not any(call.deferred for producer in load.producers for call in producer.calls)
 
 
 async def test_busy(server: OwnValkey, client: aioredis.Redis) -> None:
     """Somebody's script runs on and on: away, until it is killed."""
     server.set(busy_reply_threshold=10)
-    talk = Talk(client)
-    async with talk.going_on(), connect(server.url) as other, anyio.create_task_group() as tasks:
+    load = Load(client)
+    async with load.running(), connect(server.url) as other, anyio.create_task_group() as tasks:
 
         async def hog() -> None:
             with pytest.raises(ResponseError, match="killed"):
                 await other.eval("while true do end", 0)
 
         tasks.start_soon(hog)
-        await until(lambda: talk.told(FailureReason.BUSY))
-        await talk.more()
+        await until(lambda: load.reported(FailureReason.BUSY))
+        await load.more()
         await client.script_kill()
-    await check_all(talk.producers, client)
+    await check_all(load.producers, client)
 
 
 async def test_password_that_was_changed(server: OwnValkey, client: aioredis.Redis) -> None:
     """Somebody sets a password, and takes it back."""
-    talk = Talk(client)
+    load = Load(client)
     async with connect(server.url) as administrator:
         await administrator.ping()
-        async with talk.going_on():
+        async with load.running():
             await administrator.config_set("requirepass", "x")
             await administrator.client_kill_filter(skipme=True, _type="normal")
-            await until(lambda: talk.told(FailureReason.AUTH))
-            await talk.more()
+            await until(lambda: load.reported(FailureReason.AUTH))
+            await load.more()
             await administrator.config_set("requirepass", "")
-    await check_all(talk.producers, client)
+    await check_all(load.producers, client)
 
 
 @pytest.mark.parametrize("kind", [aioredis.ConnectionPool, aioredis.BlockingConnectionPool])
@@ -181,78 +181,78 @@ async def test_pool_that_is_exhausted(
     pool = kind.from_url(server.url, max_connections=2, retry=Retry(NoBackoff(), 0), **options)
     held = [await pool.get_connection() for _ in range(2)]  # type: ignore[no-untyped-call]
     async with aioredis.Redis.from_pool(pool) as small:
-        talk = Talk(small)
+        load = Load(small)
         async with anyio.create_task_group() as tasks:
-            for producer in talk.producers:
+            for producer in load.producers:
                 tasks.start_soon(producer.append_many, 5)
-            await until(lambda: talk.told(FailureReason.POOL))
-        assert all(call.seconds < STORE_TIMEOUT + 0.3 for producer in talk.producers for call in producer.calls)
+            await until(lambda: load.reported(FailureReason.POOL))
+        assert all(call.seconds < STORE_TIMEOUT + 0.3 for producer in load.producers for call in producer.calls)
         await pool.release(held.pop())
-        await until_settled(talk.store)
-        await check_all(talk.producers, client)
+        await until_settled(load.store)
+        await check_all(load.producers, client)
         await pool.release(held.pop())
 
 
 async def test_key_of_somebody_else(client: aioredis.Redis) -> None:
     """An event whose key is another's is refused for good, alone; what shares its batch or session is stored."""
-    talk = Talk(client)
-    victim = RootProducer(talk.store, "s0", "taken")
+    load = Load(client)
+    victim = RootProducer(load.store, "s0", "taken")
     await client.set(victim.keys.stream(victim.stream), "a string", ex=60)
-    async with talk.going_on():
+    async with load.running():
         for _ in range(3):
             with pytest.raises(StoreRejectedError, match="WRONGTYPE"):
                 await victim.append_next()
-            await talk.more()
-        assert not any(isinstance(fact, StoreDegraded | StoreRecovered) for fact in talk.facts)
-    await check_all(talk.producers, client)
+            await load.more()
+        assert not any(isinstance(fact, StoreDegraded | StoreRecovered) for fact in load.facts)
+    await check_all(load.producers, client)
 
 
 async def test_key_of_somebody_else_found_too_late(server: OwnValkey, client: aioredis.Redis) -> None:
     """A deferred event that turns out to be refused is lost, and told; what waited behind it is stored."""
-    talk = Talk(client)
-    victim = RootProducer(talk.store, "s0", "taken")
+    load = Load(client)
+    victim = RootProducer(load.store, "s0", "taken")
     await client.set(victim.keys.stream(victim.stream), "a string", ex=60)
-    async with talk.going_on():
+    async with load.running():
         server.kill()
-        await until(lambda: talk.store.backlog.failure)
+        await until(lambda: load.store.backlog.failure)
         appended = await victim.append_next()
         assert appended.deferred
-        await talk.more()
+        await load.more()
         server.start()
-        await until_settled(talk.store)
-    (lost,) = [fact for fact in talk.facts if isinstance(fact, EventsLost)]
+        await until_settled(load.store)
+    (lost,) = [fact for fact in load.facts if isinstance(fact, EventsLost)]
     assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
-    await check_all(talk.producers, client)
+    await check_all(load.producers, client)
 
 
 async def test_event_that_redis_never_takes(server: OwnValkey, client: aioredis.Redis) -> None:
     """An event larger than Redis reads breaks each connection it is sent on; the others are stored all the same."""
     server.set(proto_max_bulk_len=1 << 20)
-    talk = Talk(client)
-    async with talk.going_on():
-        too_large = await talk.store.append("s0:1", note(0, "x" * (2 << 20)))
+    load = Load(client)
+    async with load.running():
+        too_large = await load.store.append("s0:1", note(0, "x" * (2 << 20)))
         assert too_large.deferred
-        await until_settled(talk.store)
-    (lost,) = [fact for fact in talk.facts if isinstance(fact, EventsLost)]
+        await until_settled(load.store)
+    (lost,) = [fact for fact in load.facts if isinstance(fact, EventsLost)]
     assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
-    await check_all(talk.producers, client)
+    await check_all(load.producers, client)
 
 
 @pytest.mark.parametrize("server", [False], indirect=True, ids=["forgetful"])
 @pytest.mark.parametrize("how", ["flushall", "restart"])
 async def test_forgets_everything(how: str, server: OwnValkey, client: aioredis.Redis) -> None:
     """Redis is empty: events are stored as before, and their ids go on increasing."""
-    talk = Talk(client)
-    async with talk.going_on():
-        before = [await producer.append_next() for producer in talk.producers]
+    load = Load(client)
+    async with load.running():
+        before = [await producer.append_next() for producer in load.producers]
         if how == "restart":
             server.kill()
             server.start()
         else:
             await client.flushall()
-        await until_settled(talk.store)
-        await talk.more()
-    for producer, last in zip(talk.producers, before, strict=True):
+        await until_settled(load.store)
+        await load.more()
+    for producer, last in zip(load.producers, before, strict=True):
         stored = await producer.stored(client)
         numbers = [number for _, number in stored]
         # The later events are there; the ones in flight at that moment may be lost with the rest.

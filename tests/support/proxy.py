@@ -25,7 +25,7 @@ _RESET = struct.pack("ii", 1, 0)
 _SUBSCRIPTIONS = {"SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE"}
 
 
-class Way(Enum):
+class Mode(Enum):
     """What the proxy does with what it is not told anything special about."""
 
     PASS = auto()
@@ -57,10 +57,10 @@ class Fault:
     """How many bytes of the command get through, when it is cut in the middle."""
     answer: bytes | None = None
     """What is answered in place of Redis, which never hears of it."""
-    late: bool = False
+    delayed: bool = False
     """Whether it is kept on the way, after the client has lost its connection."""
     happened: int = 0
-    kept: list[bytes] = field(default_factory=list)
+    held: list[bytes] = field(default_factory=list)
     """What was kept."""
 
     def concerns(self, arguments: list[bytes]) -> bool:
@@ -86,7 +86,7 @@ class Proxy:
         self.port = 0
         self.delay = 0.0
         """Seconds that each reply takes longer."""
-        self.way = Way.PASS
+        self.mode = Mode.PASS
         self.accepted = 0
         """Connections so far."""
         self.commands: Counter[str] = Counter()
@@ -137,22 +137,22 @@ class Proxy:
 
     def hold(self) -> None:
         """Let nothing through until `clear`, and lose nothing."""
-        self.way = Way.HOLD
+        self.mode = Mode.HOLD
         self.free.clear()
 
     def mute(self) -> None:
         """Lose what is answered, until `clear`."""
-        self.way = Way.MUTE
+        self.mode = Mode.MUTE
 
     def black_hole(self) -> None:
         """Lose what is sent, until `clear`."""
-        self.way = Way.BLACK_HOLE
+        self.mode = Mode.BLACK_HOLE
 
     def clear(self) -> None:
         """Let everything through. Connections on which something was lost break, for TCP loses nothing in between."""
-        self.way, self.delay = Way.PASS, 0.0
+        self.mode, self.delay = Mode.PASS, 0.0
         self._faults.clear()
-        for link in [link for link in self._links if link.spoilt]:
+        for link in [link for link in self._links if link.lossy]:
             link.reset()
         self.free.set()
 
@@ -163,7 +163,7 @@ class Proxy:
             link.reset()
         return len(links)
 
-    def eat_reply(self, token: str, *, times: int = 1, skip: int = 0) -> Fault:
+    def drop_reply(self, token: str, *, times: int = 1, skip: int = 0) -> Fault:
         """Let the next commands that hold a text be done, lose the reply, and reset the connection.
 
         Args:
@@ -181,9 +181,9 @@ class Proxy:
         """Answer the next commands that hold a text with an error; Redis never hears of them."""
         return self._arm(Fault(token.encode(), times, skip, answer=f"-{error}\r\n".encode()))
 
-    def keep_request(self, token: str, *, times: int = 1, skip: int = 0) -> Fault:
+    def delay_request(self, token: str, *, times: int = 1, skip: int = 0) -> Fault:
         """Keep the next commands that hold a text, and reset the connection: `deliver` lets Redis have them, later."""
-        return self._arm(Fault(token.encode(), times, skip, late=True))
+        return self._arm(Fault(token.encode(), times, skip, delayed=True))
 
     def follow(self, plan: FaultPlan) -> None:
         """Let a plan decide what happens to the commands that it counts, from now on."""
@@ -199,10 +199,10 @@ class Proxy:
     async def deliver(self, fault: Fault) -> None:
         """Let Redis do what was kept, on a connection that nobody listens to; return when it is done."""
         reader, writer = await asyncio.open_unix_connection(str(self.target))
-        kept, fault.kept = fault.kept, []
+        held, fault.held = fault.held, []
         buffer, answered = bytearray(), 0
-        writer.writelines(kept)
-        while answered < len(kept) and (data := await reader.read(_CHUNK)):
+        writer.writelines(held)
+        while answered < len(held) and (data := await reader.read(_CHUNK)):
             buffer += data
             answered += len(resp.frames(buffer))
         writer.close()
@@ -282,7 +282,7 @@ class _Link:
     """One client's connection, and the one to Redis that belongs to it."""
 
     def __init__(self, proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.spoilt = False
+        self.lossy = False
         """Whether something was lost on it."""
         self._proxy = proxy
         self._reader = reader
@@ -345,8 +345,8 @@ class _Link:
                 if self._closed:  # As a server does whose end is closed.
                     self.reset()
                     return
-                if self._proxy.way is Way.BLACK_HOLE:
-                    self.spoilt = True
+                if self._proxy.mode is Mode.BLACK_HOLE:
+                    self.lossy = True
                     continue
                 buffer += data
                 for command in resp.frames(buffer):
@@ -363,9 +363,9 @@ class _Link:
         fault = self._proxy.fault_for(arguments)
         if self._proxy.largest is not None and len(command) > self._proxy.largest:
             fault = Fault(b"", 1, 0, answer=b"-ERR max request size exceeded\r\n")
-        if fault is not None and (fault.late or fault.cut_after is not None):
-            if fault.late:
-                fault.kept.append(command)
+        if fault is not None and (fault.delayed or fault.cut_after is not None):
+            if fault.delayed:
+                fault.held.append(command)
             else:
                 to_redis.write(command[: fault.cut_after])
             self.reset()
@@ -420,8 +420,8 @@ class _Link:
                     self._say(End.CLOSE if action is None else action)
 
     def _say(self, data: bytes | float | End) -> None:
-        if self._proxy.way is Way.MUTE or self.spoilt:
-            self.spoilt = True
+        if self._proxy.mode is Mode.MUTE or self.lossy:
+            self.lossy = True
             return
         self._due.put_nowait((time.monotonic() + self._proxy.delay, data))
 

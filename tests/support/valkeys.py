@@ -16,15 +16,15 @@ from support.waiting import CEILING, eventually
 
 
 class OwnValkey:
-    """A Valkey process, on a Unix socket and a port of the loopback interface that it keeps over restarts.
+    """A Valkey process, on a Unix socket and a port of the loopback interface that it durable over restarts.
 
     Args:
         directory: Where it may write.
-        keeps: Whether it holds the same after it was killed: everything is written to disk at once.
+        durable: Whether it holds the same after it was killed: everything is written to disk at once.
         options: Settings, with underscores for hyphens.
     """
 
-    def __init__(self, directory: Path, *, keeps: bool = False, **options: object) -> None:
+    def __init__(self, directory: Path, *, durable: bool = False, **options: object) -> None:
         self.socket = directory / "valkey.sock"
         self.url = f"unix://{self.socket}"
         self.port = free_port()
@@ -35,7 +35,7 @@ class OwnValkey:
             "unixsocket": self.socket,
             "dir": directory,
             "save": "",
-            "appendonly": "yes" if keeps else "no",
+            "appendonly": "yes" if durable else "no",
             "appendfsync": "always",
             "loglevel": "warning",
             "repl-diskless-sync-delay": 0,
@@ -112,7 +112,7 @@ class OwnValkey:
         return self._process.pid
 
     def restart_loading(self, *, keys: int = 1000, microseconds: int = 800) -> None:
-        """Kill one that keeps its data, and start it: it answers LOADING, for about so long for each of so many keys.
+        """Kill one that durable its data, and start it: it answers LOADING, for about so long for each of so many keys.
 
         What it held before is loaded too.
         """
@@ -152,15 +152,15 @@ def _rewriting(client: redis.Redis) -> bool:
 
 
 @contextlib.contextmanager
-def own_valkey(*, keeps: bool = False, **options: object) -> Iterator[OwnValkey]:
+def own_valkey(*, durable: bool = False, **options: object) -> Iterator[OwnValkey]:
     """A running Valkey, which is ended with the block, whatever was done to it.
 
     Args:
-        keeps: Whether it holds the same after it was killed.
+        durable: Whether it holds the same after it was killed.
         options: Settings, with underscores for hyphens.
     """
     with short_directory() as directory:
-        server = OwnValkey(directory, keeps=keeps, **options)
+        server = OwnValkey(directory, durable=durable, **options)
         server.start()
         try:
             yield server

@@ -152,7 +152,7 @@ def site(directory: Path, control_url: str) -> Iterator[Site]:
         control_url: The Redis that steers the tools, which nothing happens to.
     """
     with ExitStack() as stack:
-        fleet_redis, other_redis = (stack.enter_context(own_valkey(keeps=keeps)) for keeps in (True, False))
+        fleet_redis, other_redis = (stack.enter_context(own_valkey(durable=keeps)) for keeps in (True, False))
 
         def worker(redis: OwnValkey, **options: object) -> WorkerProcess:
             # A busy machine may take longer than the default for a reply, and no fault of the drill is a slow Redis.
