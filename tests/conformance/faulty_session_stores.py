@@ -1,4 +1,4 @@
-"""Session stores with one fault each, under the suite. `test_suite.py` runs this, to fail."""
+"""Session stores with one fault each, under the suite. `test_conformance_suite.py` runs this, to fail."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
