@@ -28,7 +28,7 @@ same values.
 
 QUESTIONS = """## Questions and answers
 
-Each row is checked by a test: `tests/telemetry/test_questions.py`, `tests/e2e/test_questions.py`.
+Each row is checked by a test: `tests/telemetry/test_questions.py`, `tests/e2e/test_metrics_per_worker.py`.
 
 | question | answer |
 |---|---|

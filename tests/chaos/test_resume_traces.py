@@ -75,7 +75,7 @@ async def cut_and_resumed(
     return await on_worker(client, b).resume(cursor)
 
 
-@pytest.mark.parametrize("said_in", ["_meta", "header"])
+@pytest.mark.parametrize("sent_in", ["_meta", "header"])
 async def test_one_story(
     pair: Pair, span_files: tuple[Path, Path], connect: Connect, new_tool: NewToolControl, sent_in: str
 ) -> None:

@@ -1,6 +1,6 @@
 """Questions of operators, one test each: create the situation, and read the answer from the signals.
 
-Questions about distributing work need real processes: tests/e2e/test_metrics_per_worker.py.
+Which worker runs a call and which follows it is a question to real processes: tests/e2e/test_metrics_per_worker.py.
 """
 
 import time
