@@ -19,8 +19,8 @@ from support.waiting import CEILING
 pytestmark = pytest.mark.anyio
 
 
-async def test_facts_of_a_replay() -> None:
-    """A foreign store's replay is counted as it is delivered."""
+async def test_replay_of_third_party_store_counts_deliveries() -> None:
+    """Count the events and bytes that a third-party store replays."""
     store = EventStoreAdapter(MemoryEventStore()).for_session("a")
     first = await store.append("1", None)
     said = await store.append("1", note(0))
@@ -39,8 +39,8 @@ async def test_facts_of_a_replay() -> None:
     assert first.payload_bytes == 0
 
 
-async def test_nothing_to_resume_from() -> None:
-    """An empty id is malformed; an id of nobody's, of another stream or of another session is unknown."""
+async def test_replay_of_unusable_cursor_returns_the_miss() -> None:
+    """An empty id is malformed; an id of no event, another stream or another session is unknown."""
     root = EventStoreAdapter(MemoryEventStore())
     mine, other = root.for_session("a"), root.for_session("b")
     event_id = (await other.append("1", None)).event_id
@@ -55,8 +55,8 @@ async def test_nothing_to_resume_from() -> None:
     assert collected.ids == []
 
 
-async def test_replay_ends_at_the_response() -> None:
-    """What a store has after the response of a request is not sent on that request's stream."""
+async def test_replay_of_a_request_stops_at_its_response() -> None:
+    """Events stored after the response are not sent on the request's stream."""
     store = EventStoreAdapter(MemoryEventStore()).for_session("a")
     first = await store.append("1", None)
     for message in (answer(), note(1)):
@@ -65,8 +65,8 @@ async def test_replay_ends_at_the_response() -> None:
     assert (facts.delivered, facts.completed) == (1, True)
 
 
-async def test_follows_by_asking_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is stored later is delivered once each, until the response."""
+async def test_follow_polls_until_the_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deliver each later event once, until the response."""
     monkeypatch.setattr(adapter, "POLL_SECONDS", 0.01)
     store = EventStoreAdapter(MemoryEventStore()).for_session("a")
     last = (await store.append("1", None)).event_id
@@ -100,8 +100,8 @@ class Failing(MemoryEventStore):
         return await super().replay_events_after(last_event_id, send_callback)
 
 
-async def test_following_outlives_failures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A read that fails is counted, and tried again until the limit."""
+async def test_follow_when_reads_fail_retries_until_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count a failed read, and try again until the limit."""
     monkeypatch.setattr(adapter, "POLL_SECONDS", 0.01)
     failing = Failing()
     store = EventStoreAdapter(failing)
@@ -116,8 +116,8 @@ async def test_following_outlives_failures(monkeypatch: pytest.MonkeyPatch) -> N
     assert facts.failures > 1
 
 
-async def test_callback_that_raises_while_following() -> None:
-    """What the callback raises is no failure of the store: it ends the following."""
+async def test_follow_when_callback_raises_ends() -> None:
+    """An exception of the callback is no failure of the store."""
     store = EventStoreAdapter(MemoryEventStore())
     first = (await store.append("1", None)).event_id
     await store.append("1", note(0))
@@ -141,8 +141,8 @@ class Anonymous(MemoryEventStore):
         return await super().replay_events_after(last_event_id, send)
 
 
-async def test_events_without_ids_are_not_followed_in_circles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that does not say where it stands is not asked again for what was delivered."""
+async def test_follow_of_events_without_ids_delivers_them_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that returns no position is not polled again for delivered events."""
     monkeypatch.setattr(adapter, "POLL_SECONDS", 0.01)
     store = EventStoreAdapter(Anonymous())
     first = (await store.append("1", None)).event_id
@@ -164,8 +164,8 @@ class Counting(MemoryEventStore):
         return await super().store_event(stream_id, message)
 
 
-async def test_names_of_streams() -> None:
-    """A session's streams carry its id and the length of it; the root's keep their names."""
+async def test_session_stream_names_carry_the_session_id() -> None:
+    """A session's streams carry its id and its length; root streams keep their names."""
     counting = Counting()
     store = EventStoreAdapter(counting)
     await store.append("1", None)
@@ -176,8 +176,8 @@ async def test_names_of_streams() -> None:
 
 
 @pytest.mark.parametrize("other", [None, object(), {}])
-def test_what_is_no_event_store(other: object) -> None:
-    """Anything but an SDK store is a `TypeError` that names what was given."""
+def test_adapter_of_no_event_store_is_a_type_error(other: object) -> None:
+    """Anything but an SDK store is a `TypeError` that names its type."""
     with pytest.raises(TypeError, match=type(other).__name__):
         EventStoreAdapter(other)  # type: ignore[arg-type]  # what is tested
 
@@ -196,8 +196,8 @@ class HangingStore(MemoryEventStore):
         return await super().replay_events_after(last_event_id, send_callback)
 
 
-async def test_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is given up on, and told: the session that waits for it would hang too."""
+async def test_store_that_hangs_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that does not answer is unavailable after a bounded wait, so that no session hangs with it."""
     monkeypatch.setattr(adapter, "ANSWER_TIMEOUT", 0.02)
     store = EventStoreAdapter(HangingStore()).for_session("s")
     with pytest.raises(StoreUnavailableError, match="store on HangingStore: no answer"):

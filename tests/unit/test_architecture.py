@@ -80,14 +80,14 @@ def layer(module: str) -> int:
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "mcp_eventscope"])
-def test_nothing_imports_upward(module: str) -> None:
-    """A module knows what is below it only."""
+def test_module_imports_only_its_layer_and_lower_ones(module: str) -> None:
+    """A module knows only its own layer and lower ones."""
     above = [name for name in imports(module) if name in MODULES and layer(name) > layer(module)]
     assert above == []
 
 
-def test_no_cycles() -> None:
-    """No two modules need each other, not even in a roundabout way."""
+def test_imports_have_no_cycles() -> None:
+    """No two modules depend on each other, directly or indirectly."""
     graph = {name: {other for other in imports(name) if other in MODULES} for name in MODULES}
     while leaves := {name for name, needs in graph.items() if not needs}:
         graph = {name: needs - leaves for name, needs in graph.items() if name not in leaves}
@@ -95,21 +95,21 @@ def test_no_cycles() -> None:
 
 
 @pytest.mark.parametrize(("library", "homes"), ONLY_IN.items())
-def test_few_modules_each(library: str, homes: set[str]) -> None:
-    """Each telemetry library is imported by the modules whose subject it is."""
+def test_telemetry_library_is_imported_by_its_modules_only(library: str, homes: set[str]) -> None:
+    """Each telemetry library has its own modules."""
     users = {name for name in MODULES if any(used.split(".")[0] == library for used in imports(name))}
     assert users == homes
 
 
-def test_redis_knows_no_telemetry() -> None:
-    """The store returns facts, and leaves it to others to tell them."""
+def test_redis_imports_no_telemetry() -> None:
+    """The store returns facts and reports nothing itself."""
     below = [name for name in MODULES if name.startswith("mcp_eventscope.redis")]
     assert below
     assert [used for name in below for used in imports(name) if "telemetry" in used] == []
 
 
-def test_catalog_imports_nothing_of_ours() -> None:
-    """The catalog is data, and the shapes of data."""
+def test_catalog_imports_declarations_only() -> None:
+    """The catalog is data and the types of that data."""
     shapes = SHAPES
     parts = {name for name in MODULES if name.startswith("mcp_eventscope.telemetry.catalog_")}
     assert len(parts) > 1
@@ -121,16 +121,16 @@ def test_catalog_imports_nothing_of_ours() -> None:
     assert [used for used in imports(shapes) if used.startswith("mcp_eventscope")] == []
 
 
-def test_sessions_know_no_instruments() -> None:
-    """Sessions tell facts; which metrics and log events are made of them is the telemetry's."""
+def test_sessions_import_no_instruments() -> None:
+    """Sessions record facts; telemetry turns them into metrics and log events."""
     above = [name for name in MODULES if name.startswith("mcp_eventscope.sessions")]
     assert above
     assert [used for name in above for used in imports(name) if used.startswith("prometheus_client")] == []
     assert [used for name in above for used in imports(name) if used.endswith("telemetry.prometheus")] == []
 
 
-def test_command_line_is_light() -> None:
-    """It starts without the SDK, Redis and telemetry: it needs the errors only, and what pushes dashboards."""
+def test_command_line_imports_errors_and_grafana_only() -> None:
+    """The command line starts without the SDK, Redis and telemetry."""
     used = {name for module in ("cli.main", "cli.grafana") for name in imports(f"mcp_eventscope.{module}")}
     assert {name for name in used if name.startswith("mcp_eventscope")} == {
         "mcp_eventscope.errors",
@@ -138,8 +138,8 @@ def test_command_line_is_light() -> None:
     }
 
 
-def test_builder_knows_the_catalog_only() -> None:
-    """Dashboards and rules are made of declarations, and of nothing else of ours or of anybody's."""
+def test_dashboard_builder_imports_the_catalog_only() -> None:
+    """Dashboards and rules depend on declarations and the standard library."""
     used = {name for module in BUILDER for name in imports(module)}
     ours = {name for name in used if name.startswith("mcp_eventscope")}
     assert "mcp_eventscope.telemetry.catalog" in ours
@@ -149,13 +149,13 @@ def test_builder_knows_the_catalog_only() -> None:
 
 
 @pytest.mark.parametrize("module", [*MODULES, *BUILDER])
-def test_module_begins_with_its_subject(module: str) -> None:
-    """A module has a docstring."""
+def test_module_has_a_docstring(module: str) -> None:
+    """Every module states its subject."""
     assert ast.get_docstring(ast.parse((MODULES | BUILDER)[module].read_text("utf-8")))
 
 
-def test_the_wheel_is_tested() -> None:
-    """What is imported was installed, and is not the source tree."""
+def test_imported_package_is_the_installed_wheel() -> None:
+    """The tests import the installed package, not the source tree."""
     assert "site-packages" in PACKAGE.parts
     assert (PACKAGE / "py.typed").is_file()
     assert {path.name for path in (PACKAGE / "redis" / "lua").iterdir()} == {

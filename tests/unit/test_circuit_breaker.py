@@ -25,8 +25,8 @@ def breaker(facts: list[StoreEvent]) -> CircuitBreaker:
     return CircuitBreaker(TIMEOUT, observers)
 
 
-async def test_one_outage_is_reported_once(breaker: CircuitBreaker, facts: list[StoreEvent]) -> None:
-    """Further failures change the reason, and the recovery names the first one."""
+async def test_breaker_in_one_outage_reports_it_once(breaker: CircuitBreaker, facts: list[StoreEvent]) -> None:
+    """Later failures change the reason; the recovery names the first one."""
     breaker.record_failure(FailureReason.TIMEOUT, "no reply in time")
     breaker.record_failure(FailureReason.CONNECTION, "refused")
     breaker.record_failure(FailureReason.LOADING, "LOADING")
@@ -40,8 +40,10 @@ async def test_one_outage_is_reported_once(breaker: CircuitBreaker, facts: list[
     assert back.seconds >= 0
 
 
-async def test_next_outage_is_reported_again(breaker: CircuitBreaker, facts: list[StoreEvent]) -> None:
-    """With its own reason."""
+async def test_breaker_in_a_second_outage_reports_it_with_its_reason(
+    breaker: CircuitBreaker, facts: list[StoreEvent]
+) -> None:
+    """Each outage is reported with its own reason."""
     for reason in (FailureReason.OOM, FailureReason.READONLY):
         breaker.record_failure(reason, "")
         breaker.record_success(0)
@@ -51,15 +53,15 @@ async def test_next_outage_is_reported_again(breaker: CircuitBreaker, facts: lis
     ]
 
 
-async def test_success_of_a_closed_circuit_is_not_reported(breaker: CircuitBreaker, facts: list[StoreEvent]) -> None:
-    """Each reply is recorded."""
+async def test_breaker_that_is_closed_reports_no_success(breaker: CircuitBreaker, facts: list[StoreEvent]) -> None:
+    """Recording a success of a closed circuit reports nothing."""
     breaker.record_success(0)
     breaker.record_success(10)
     assert facts == []
 
 
-async def test_slow_reply_keeps_the_circuit_open(breaker: CircuitBreaker, facts: list[StoreEvent]) -> None:
-    """A Redis that takes longer than a caller waits is of no use to it."""
+async def test_breaker_after_a_slow_reply_stays_open(breaker: CircuitBreaker, facts: list[StoreEvent]) -> None:
+    """A reply later than the callers' timeout does not close the circuit."""
     breaker.record_failure(FailureReason.TIMEOUT, "")
     breaker.record_success(TIMEOUT)
     assert breaker.reason is FailureReason.TIMEOUT
@@ -81,17 +83,17 @@ async def test_slow_reply_keeps_the_circuit_open(breaker: CircuitBreaker, facts:
         (FailureReason.OTHER, False),
     ],
 )
-async def test_redis_that_refuses_writes_is_reachable(
+async def test_breaker_when_writes_are_refused_is_reachable(
     breaker: CircuitBreaker, reason: FailureReason, *, unreachable: bool
 ) -> None:
-    """It can be read from."""
+    """A Redis that refuses writes can still be read."""
     assert not breaker.unreachable
     breaker.record_failure(reason, "")
     assert breaker.unreachable is unreachable
 
 
-async def test_each_failure_starts_a_probe(breaker: CircuitBreaker) -> None:
-    """Something tries Redis until it answers, whichever caller has noticed the failure."""
+async def test_breaker_on_each_failure_starts_a_probe(breaker: CircuitBreaker) -> None:
+    """Every failure starts the probes, whichever caller records it."""
     probes: list[str] = []
     breaker.on_open(lambda: probes.append("first"))
     breaker.on_open(lambda: probes.append("second"))
@@ -100,8 +102,8 @@ async def test_each_failure_starts_a_probe(breaker: CircuitBreaker) -> None:
     assert probes == ["first", "second"] * 2
 
 
-async def test_reset_closes_without_a_report(breaker: CircuitBreaker, facts: list[StoreEvent]) -> None:
-    """A store that is closed has not recovered."""
+async def test_breaker_reset_closes_without_a_report(breaker: CircuitBreaker, facts: list[StoreEvent]) -> None:
+    """Closing the store is no recovery."""
     breaker.record_failure(FailureReason.TIMEOUT, "")
     breaker.reset()
     assert breaker.reason is None
@@ -109,8 +111,8 @@ async def test_reset_closes_without_a_report(breaker: CircuitBreaker, facts: lis
     assert len(facts) == 1
 
 
-async def test_observer_that_raises_changes_nothing(facts: list[StoreEvent]) -> None:
-    """The others are called, and the circuit opens."""
+async def test_breaker_with_an_observer_that_raises_still_opens(facts: list[StoreEvent]) -> None:
+    """The circuit opens, and the other observers are called."""
     observers = Observers()
     assert not observers
 

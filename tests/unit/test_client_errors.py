@@ -29,8 +29,8 @@ PASSWORD = "hunter2"
         f"valkey://:{PASSWORD}@localhost",
     ],
 )
-def test_url_that_cannot_be_read(url: str) -> None:
-    """A bad URL is told without being repeated, for it may hold a password."""
+def test_connect_with_invalid_url_does_not_repeat_it(url: str) -> None:
+    """The error leaves out the URL, which may contain a password."""
     with pytest.raises(ValueError, match="write redis://host:6379/0") as caught:
         connect(url)
     assert PASSWORD not in str(caught.value)
@@ -47,13 +47,13 @@ def test_url_that_cannot_be_read(url: str) -> None:
         ("redis://", "localhost:6379"),
     ],
 )
-def test_address_has_no_credential(url: str, address: str) -> None:
-    """What a client is called in messages is where it connects to, and nothing else."""
+def test_address_of_url_has_no_credential(url: str, address: str) -> None:
+    """A client's address in messages is its host and port, or its socket."""
     assert address_of(connect(url)) == address
 
 
-def test_address_of_a_client_made_by_hand() -> None:
-    """Clients that were not made from a URL are named alike."""
+def test_address_of_client_made_without_url_has_no_credential() -> None:
+    """Clients made by hand are named alike."""
     assert address_of(aioredis.Redis(host="db", port=1, username="user", password=PASSWORD)) == "db:1"
     assert address_of(aioredis.Redis(unix_socket_path="/a.sock", password=PASSWORD)) == "/a.sock"
 
@@ -76,8 +76,8 @@ def test_address_of_a_client_made_by_hand() -> None:
         (redis.exceptions.AuthenticationWrongNumberOfArgsError("ERR"), StoreRejectedError),
     ],
 )
-async def test_errors_are_told(raised: Exception, told: type[StoreError]) -> None:
-    """Each error of the client is one of two of ours, with the operation and the place, and no credential."""
+async def test_redis_error_is_mapped_to_a_store_error(raised: Exception, told: type[StoreError]) -> None:
+    """Each error of the client becomes one of two of ours, with operation and address and no credential."""
     client = aioredis.Redis(host="db", password=PASSWORD)
     with pytest.raises(told, match="could not reach Redis at db:6379") as caught, map_redis_errors("reach", client):
         raise raised
@@ -85,8 +85,8 @@ async def test_errors_are_told(raised: Exception, told: type[StoreError]) -> Non
     assert PASSWORD not in str(caught.value)
 
 
-async def test_unknown_command_does_not_repeat_the_payload() -> None:
-    """Redis repeats the arguments of a command that was renamed or disabled; the message leaves them out."""
+async def test_unknown_command_error_leaves_out_the_payload() -> None:
+    """Redis repeats the arguments of an unknown command; the message leaves them out."""
     answer = "unknown command 'EVALSHA', with args beginning with: 'f3a' '1' 'mcp:counter' '{\"secret\":1}'"
     with (
         pytest.raises(StoreRejectedError, match="it answered unknown command 'EVALSHA'") as caught,
@@ -96,8 +96,8 @@ async def test_unknown_command_does_not_repeat_the_payload() -> None:
     assert "secret" not in str(caught.value)
 
 
-async def test_other_errors_pass() -> None:
-    """What is no error of the client is none of ours to tell."""
+async def test_error_of_another_library_passes_unchanged() -> None:
+    """An error that is not the client's passes unchanged."""
     with pytest.raises(ZeroDivisionError), map_redis_errors("reach", aioredis.Redis()):
         raise ZeroDivisionError
 
@@ -124,8 +124,8 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("error", "refused"), REFUSALS, ids=lambda value: str(value)[:30])
-def test_refusal_is_of_the_command_itself(error: Exception, *, refused: bool) -> None:
-    """An error that would meet the same command again; not one of the server's state or of the connection."""
+def test_refusal_concerns_the_command_only(error: Exception, *, refused: bool) -> None:
+    """A refusal would meet the same command again; a server or connection state is none."""
     assert is_refusal(error) is refused
 
 
@@ -145,8 +145,8 @@ def test_refusal_is_of_the_command_itself(error: Exception, *, refused: bool) ->
         (AttributeError("'NoneType' object has no attribute 'writelines'"), "the connection was closed"),
     ],
 )
-def test_failure_in_words_names_the_place(error: Exception, text: str) -> None:
-    """It says what happened, where, and nothing of the command or of the client's insides."""
+def test_failure_text_names_the_address(error: Exception, text: str) -> None:
+    """The text describes the failure and its place, without the command or the client's internals."""
     assert failure_text(error, aioredis.Redis(host="db", password=PASSWORD)) == f"Redis at db:6379: {text}"
 
 
@@ -165,21 +165,27 @@ class TestCall:
         observers.subscribe(facts.append)
         return CircuitBreaker(0.25, observers)
 
-    async def test_stale_connection_is_not_an_outage(self, breaker: CircuitBreaker, facts: list[StoreEvent]) -> None:
-        """After a restart of Redis each pooled connection breaks once: the call is made again on a new one."""
+    async def test_call_on_a_stale_connection_is_retried(
+        self, breaker: CircuitBreaker, facts: list[StoreEvent]
+    ) -> None:
+        """A pooled connection that broke in a restart is replaced, and the call made again."""
         errors: list[Exception] = [redis.exceptions.ConnectionError("closed by server")]
         assert await call("read from", aioredis.Redis(), breaker, failing(errors)) == "reply"
         assert facts == []
 
-    async def test_second_failure_opens_the_circuit(self, breaker: CircuitBreaker, facts: list[StoreEvent]) -> None:
-        """Once, with the reason and the place."""
+    async def test_call_that_fails_twice_opens_the_circuit(
+        self, breaker: CircuitBreaker, facts: list[StoreEvent]
+    ) -> None:
+        """The outage is reported once, with its reason and place."""
         errors: list[Exception] = [redis.exceptions.ConnectionError("refused") for _ in range(2)]
         with pytest.raises(StoreUnavailableError, match="could not read from Redis at db:6379: refused"):
             await call("read from", aioredis.Redis(host="db"), breaker, failing(errors))
         assert facts == [StoreDegraded(reason=FailureReason.CONNECTION, error="Redis at db:6379: refused")]
 
-    async def test_open_circuit_is_not_tried_twice(self, breaker: CircuitBreaker, facts: list[StoreEvent]) -> None:
-        """While Redis is known to be unreachable a broken connection is no surprise."""
+    async def test_call_on_an_open_circuit_is_not_retried(
+        self, breaker: CircuitBreaker, facts: list[StoreEvent]
+    ) -> None:
+        """While Redis is known to be unreachable, a broken connection is expected."""
         breaker.record_failure(FailureReason.TIMEOUT, "")
         errors: list[Exception] = [redis.exceptions.ConnectionError("refused") for _ in range(2)]
         with pytest.raises(StoreUnavailableError):
@@ -195,7 +201,7 @@ class TestCall:
             (redis.exceptions.BusyLoadingError("LOADING"), FailureReason.LOADING),
         ],
     )
-    async def test_other_failures_are_not_tried_again(
+    async def test_call_that_times_out_is_not_retried(
         self, breaker: CircuitBreaker, facts: list[StoreEvent], error: Exception, reason: FailureReason
     ) -> None:
         """The caller has waited already."""
@@ -206,8 +212,10 @@ class TestCall:
         assert breaker.reason is reason
         assert len(facts) == 1
 
-    async def test_rejection_is_not_an_outage(self, breaker: CircuitBreaker, facts: list[StoreEvent]) -> None:
-        """Redis has answered."""
+    async def test_call_that_redis_rejects_is_not_an_outage(
+        self, breaker: CircuitBreaker, facts: list[StoreEvent]
+    ) -> None:
+        """A rejection is a reply of Redis."""
         with pytest.raises(StoreRejectedError):
             await call("read from", aioredis.Redis(), breaker, failing([redis.exceptions.ResponseError("ERR no")]))
         assert facts == []

@@ -31,8 +31,8 @@ async def no_cluster() -> AsyncIterator[aioredis.RedisCluster]:
     await client.aclose()
 
 
-async def test_cluster_that_is_not_there(no_cluster: aioredis.RedisCluster) -> None:
-    """It is unavailable like any Redis: told, and asked again by a follower."""
+async def test_unreachable_cluster_is_unavailable_and_polled(no_cluster: aioredis.RedisCluster) -> None:
+    """An unreachable cluster raises the usual error, and a follower polls it again."""
     store = RedisEventStore(no_cluster, ttl=60).for_session("s")
     with pytest.raises(StoreUnavailableError, match=r"127\.0\.0\.1:1"):
         await store.ping()
@@ -44,8 +44,8 @@ async def test_cluster_that_is_not_there(no_cluster: aioredis.RedisCluster) -> N
     assert followed.failures >= 1
 
 
-async def test_client_that_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Redis that takes a connection and says nothing is given up on, however patient the client is."""
+async def test_client_without_timeout_on_silent_redis_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that accepts and never replies times out, whatever the client's own timeout."""
     monkeypatch.setattr(client_module, "ANSWER_TIMEOUT", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         client = aioredis.Redis(host="127.0.0.1", port=silent.getsockname()[1], socket_timeout=None)
@@ -62,31 +62,31 @@ async def test_client_that_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     "option", ["foo=hunter2", "retry=3", "connection_class=x", "protocol=9", "max_connections=-1", "socket_timeout=x"]
 )
-def test_options_of_a_url(option: str) -> None:
-    """An option that redis-py does not take is refused when the client is made, not when it is first used."""
+def test_connect_with_unknown_url_option_is_refused(option: str) -> None:
+    """An option that redis-py does not know is refused when the client is made, without its value."""
     with pytest.raises(ValueError, match="only options that redis-py knows") as refused:
         connect(f"redis://me:hunter2@127.0.0.1:1/0?{option}")
     assert "hunter2" not in str(refused.value)
 
 
-async def test_more_callers_than_connections(valkey_url: str, key_prefix: str) -> None:
-    """Who finds all connections in use waits for one."""
+async def test_connect_with_fewer_connections_than_callers_waits(valkey_url: str, key_prefix: str) -> None:
+    """A caller waits for a free connection of the pool."""
     async with connect(f"{valkey_url}?max_connections=1") as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
         appended = await asyncio.gather(*(store.append("1", None) for _ in range(20)))
     assert len({each.event_id for each in appended}) == 20
 
 
-def test_address_behind_sentinel() -> None:
-    """A client that asks Sentinels for its address has none of its own, and is not said to be on localhost."""
+def test_address_of_sentinel_client_names_the_master() -> None:
+    """A client behind Sentinel has no fixed address and is named after its master."""
     sentinel = aioredis.Sentinel([("127.0.0.1", 1)])  # type: ignore[no-untyped-call]
     store = RedisEventStore(sentinel.master_for("mymaster", password="hunter2"), ttl=60)
     assert store.address == "the master 'mymaster' of Sentinel"
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
-async def test_encoding_of_the_client(valkey_url: str, key_prefix: str, encoding: str) -> None:
-    """Names are UTF-8 in Redis, whatever the client encodes text in."""
+async def test_client_of_another_encoding_stores_utf8_names(valkey_url: str, key_prefix: str, encoding: str) -> None:
+    """Names in Redis are UTF-8, whatever encoding the client uses."""
     async with aioredis.Redis.from_url(valkey_url, encoding=encoding) as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
         first = await store.append("ü€", None)

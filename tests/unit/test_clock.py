@@ -10,13 +10,13 @@ from mcp_eventscope.redis.clock import EventClock, boot_microseconds
 SECOND = 1_000_000
 
 
-def test_begins_with_the_time_of_this_machine() -> None:
-    """Before Redis has answered, this machine's time is the best guess."""
+def test_clock_before_the_first_reply_has_local_time() -> None:
+    """Before Redis has answered, the clock has this machine's time."""
     assert abs(EventClock().now() - time.time() * SECOND) < 60 * SECOND
 
 
-def test_follows_redis() -> None:
-    """A reply gives Redis's time, in either direction."""
+def test_clock_after_a_reply_has_the_time_of_redis() -> None:
+    """A reply moves the clock to Redis's time, in either direction."""
     events = EventClock()
     for offset in (3600, -3600):
         redis = round(time.time() + offset) * SECOND
@@ -24,8 +24,8 @@ def test_follows_redis() -> None:
         assert 0 <= events.now() - redis < SECOND
 
 
-def test_reply_that_is_read_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of several replies the one that is read soonest counts: the time of the others has passed meanwhile."""
+def test_clock_with_late_replies_uses_the_promptest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several replies the one read soonest counts."""
     events = EventClock()
     boot, redis = SECOND, 1_000 * SECOND
     monkeypatch.setattr(clock, "boot_nanoseconds", lambda: boot * 1000)
@@ -38,21 +38,21 @@ def test_reply_that_is_read_late(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 5_000 <= redis - events.now() < 5_010
 
 
-def test_a_step_of_the_system_clock_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ids of one process do not jump when an operator or NTP sets the time."""
+def test_clock_when_the_system_clock_steps_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids do not jump when an operator or NTP sets the time."""
     events = EventClock()
     before = events.now()
     monkeypatch.setattr(time, "time_ns", lambda: 0)
     assert 0 <= events.now() - before < SECOND
 
 
-def test_never_goes_back() -> None:
+def test_clock_readings_are_in_order() -> None:
     """Two readings are in order."""
     readings = [boot_microseconds() for _ in range(100)]
     assert readings == sorted(readings)
 
 
-def test_system_without_a_boot_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The monotonic clock takes its place."""
+def test_clock_without_boot_clock_uses_the_monotonic_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The monotonic clock takes the place of a missing boot clock."""
     monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
     assert clock._boot_clock() is time.monotonic_ns

@@ -32,7 +32,7 @@ CORRUPT = {
 @settings(max_examples=200, deadline=None)
 @given(messages())
 def test_decode_is_the_inverse_of_encode(message: JSONRPCMessage) -> None:
-    """A payload is what the transport writes, and its message writes the same again."""
+    """A payload equals the transport's text, and decodes to an equal message."""
     payload = codec.encode(message)
     assert payload.decode() == on_the_wire(message)
     decoded = codec.decode(payload)
@@ -51,8 +51,8 @@ ODD = {
 
 
 @pytest.mark.parametrize("payload", ODD.values(), ids=ODD.keys())
-def test_odd_payload(payload: bytes) -> None:
-    """The short way of notifications comes to the same as the long one."""
+def test_decode_of_unusual_payload_matches_the_model(payload: bytes) -> None:
+    """The fast path for notifications agrees with full validation."""
     message = codec.decode(payload)
     members = json.loads(payload)
     expected = (JSONRPCRequest if "id" in members else JSONRPCNotification).model_validate(members)
@@ -61,14 +61,14 @@ def test_odd_payload(payload: bytes) -> None:
     assert message.model_fields_set == expected.model_fields_set
 
 
-def test_priming_event_has_an_empty_payload() -> None:
-    """A priming event is stored as the empty string, as the layout has it."""
+def test_encode_of_priming_event_is_empty() -> None:
+    """A priming event is stored as the empty string, as the layout defines."""
     assert codec.encode(None) == b""
 
 
 @pytest.mark.parametrize("payload", CORRUPT.values(), ids=CORRUPT.keys())
-def test_corrupt_payload(payload: bytes) -> None:
-    """What is no message is told as corrupt, without a word of what it held, and without its cause."""
+def test_decode_of_corrupt_payload_raises_without_its_content(payload: bytes) -> None:
+    """The error names neither the content nor the cause."""
     with pytest.raises(CorruptEventError) as caught:
         codec.decode(payload)
     assert str(caught.value) == "not a JSON-RPC message"
@@ -78,14 +78,14 @@ def test_corrupt_payload(payload: bytes) -> None:
 
 @pytest.mark.parametrize("digits", [4299, 4300, 4301, 8000, 8001, 12_345])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_integers_of_any_length(digits: int, sign: int) -> None:
-    """Integers that Python refuses to read are read all the same: they were sent."""
+def test_decode_of_long_integer_keeps_it(digits: int, sign: int) -> None:
+    """Integers longer than Python's limit are read."""
     message = JSONRPCResponse(jsonrpc="2.0", id=1, result={"n": sign * (10 ** (digits - 1) + 7)})
     assert codec.decode(codec.encode(message)) == message
 
 
 @pytest.mark.parametrize("result", [{"v": "\ud800"}, {"v": b"\xff"}, {"v": object()}])
-def test_message_without_a_json_form(result: dict[str, object]) -> None:
-    """What the transport could not write either is a `ValueError`, and is not stored."""
+def test_encode_of_message_without_json_form_is_an_error(result: dict[str, object]) -> None:
+    """A message that has no JSON form is a `ValueError`."""
     with pytest.raises(ValueError, match=r"serializ"):
         codec.encode(JSONRPCResponse(jsonrpc="2.0", id=1, result=result))

@@ -16,61 +16,61 @@ def client() -> aioredis.Redis:
 
 
 @pytest.mark.parametrize("ttl", [0, -1, -3600, MAX_TTL + 1, 2**63])
-def test_ttl_out_of_range(ttl: int) -> None:
-    """A TTL that Redis would refuse, or that would delete at once, is refused, and None is named as the way out."""
+def test_store_with_ttl_out_of_range_is_refused(ttl: int) -> None:
+    """A TTL that Redis would refuse, or that expires immediately, is refused; None is named as the way out."""
     with pytest.raises(ValueError, match=f"ttl must be between 1 and {MAX_TTL} seconds, or None.*not {ttl}"):
         RedisEventStore(client(), ttl=ttl)
 
 
 @pytest.mark.parametrize("ttl", [1.0, 3600.5, "3600", True, False, fractions.Fraction(1), [3600], float("nan")])
-def test_ttl_of_another_type(ttl: object) -> None:
-    """A TTL that is no integer is a `TypeError` that says what is expected."""
+def test_store_with_ttl_of_another_type_is_refused(ttl: object) -> None:
+    """A TTL that is no integer is a `TypeError` that names the expected type."""
     with pytest.raises(TypeError, match="ttl must be a whole number of seconds, or None"):
         RedisEventStore(client(), ttl=ttl)  # type: ignore[arg-type]  # what is tested
 
 
 @pytest.mark.parametrize("ttl", [None, 1, 3600, MAX_TTL])
-def test_ttl_in_range(ttl: int | None) -> None:
-    """Any whole number of seconds up to ten years is kept, and so is None."""
+def test_store_with_ttl_in_range_keeps_it(ttl: int | None) -> None:
+    """Any whole number of seconds up to ten years is accepted, and so is None."""
     assert RedisEventStore(client(), ttl=ttl).ttl == ttl
 
 
 @pytest.mark.parametrize("prefix", ["", "a b", "{", "a}b{"])
-def test_prefix_out_of_the_rules(prefix: str) -> None:
-    """A prefix that breaks a rule is refused when the store is made, not when it is used."""
+def test_store_with_invalid_prefix_is_refused(prefix: str) -> None:
+    """An invalid prefix is refused when the store is made, not when it is used."""
     with pytest.raises(ValueError, match="key_prefix"):
         RedisEventStore(client(), key_prefix=prefix)
 
 
-def test_prefix_of_another_type() -> None:
+def test_store_with_prefix_of_another_type_is_refused() -> None:
     """A prefix that is no string is a `TypeError`."""
     with pytest.raises(TypeError, match="key_prefix must be a string"):
         RedisEventStore(client(), key_prefix=b"mcp:")  # type: ignore[arg-type]  # what is tested
 
 
 @pytest.mark.parametrize("synchronous", [redis.Redis, fakeredis.FakeRedis])
-def test_synchronous_client(synchronous: type[redis.Redis]) -> None:
-    """A synchronous client would block the event loop: the message names the asynchronous one."""
+def test_store_with_synchronous_client_is_refused(synchronous: type[redis.Redis]) -> None:
+    """A synchronous client would block the event loop; the error names the asynchronous one."""
     with pytest.raises(TypeError, match=r"Use redis\.asyncio\.Redis"):
         RedisEventStore(synchronous())  # type: ignore[arg-type]  # what is tested
 
 
 @pytest.mark.parametrize("other", [None, "redis://localhost", object(), 6379])
-def test_what_is_no_client(other: object) -> None:
-    """Anything else is a `TypeError` that names what was given."""
+def test_store_with_no_client_is_refused(other: object) -> None:
+    """Anything but a client is a `TypeError` that names its type."""
     with pytest.raises(TypeError, match=f"not {type(other).__name__}"):
         RedisEventStore(other)  # type: ignore[arg-type]  # what is tested
 
 
 @pytest.mark.parametrize(("limit", "error"), [(0, ValueError), ((1 << 20) - 1, ValueError), (2e6, TypeError)])
-def test_session_limit_out_of_range(limit: int, error: type[Exception]) -> None:
-    """A session may take up 1 MiB at least: its pending events alone may be as many."""
+def test_store_with_session_limit_out_of_range_is_refused(limit: int, error: type[Exception]) -> None:
+    """A session needs at least 1 MiB: its pending events alone may take as much."""
     with pytest.raises(error, match="max_session_bytes must be"):
         RedisEventStore(client(), max_session_bytes=limit)
 
 
-def test_options_are_kept() -> None:
-    """What was given can be read back, from the root and from a session's part."""
+def test_store_options_can_be_read_back() -> None:
+    """The options can be read from the root and from a session's part."""
     store = RedisEventStore(client(), key_prefix="app:", ttl=60)
     part = store.for_session("a/b")
     assert (store.key_prefix, store.ttl, store.session_id) == ("app:", 60, None)

@@ -21,8 +21,8 @@ def cursors(draw: st.DrawFn) -> Cursor:
 
 
 @given(cursors())
-def test_parse_is_the_inverse_of_event_id(cursor: Cursor) -> None:
-    """A cursor is read back from its id, every position of it."""
+def test_parse_of_event_id_returns_the_cursor(cursor: Cursor) -> None:
+    """A cursor is read back from its id with every position."""
     text = cursor.event_id()
     assert text.isascii()
     assert text.isprintable()
@@ -30,16 +30,16 @@ def test_parse_is_the_inverse_of_event_id(cursor: Cursor) -> None:
 
 
 @given(cursors(), TIMES, NUMBERS, RUNS)
-def test_suffix_keeps_the_other_positions(cursor: Cursor, time: int, number: int, run: str) -> None:
-    """The id of an event names the new position of its run, known or not, and the positions of the others."""
+def test_cursor_suffix_keeps_the_other_positions(cursor: Cursor, time: int, number: int, run: str) -> None:
+    """An event's id names the new position of its run, and the positions of the others."""
     before = dict(cursor.positions)
     assert parse(f"{time}-{number}{cursor.suffix(run)}") == Cursor(time, run, before | {run: number})
     assert cursor.positions == before
 
 
 @given(st.text() | st.text("0123456789abcdef-~", max_size=60))
-def test_any_other_text_is_none(text: str) -> None:
-    """A text that is accepted is exactly the one that would be written."""
+def test_parse_of_other_text_returns_none(text: str) -> None:
+    """An accepted text is exactly the one that would be written."""
     cursor = parse(text)
     assert cursor is None or cursor.event_id() == text
 
@@ -78,12 +78,12 @@ def test_any_other_text_is_none(text: str) -> None:
         f"1-1-{RUN}" + f"~1-{OTHER}" * 1000,
     ],
 )
-def test_hostile_texts(text: str) -> None:
+def test_parse_of_hostile_text_returns_none(text: str) -> None:
     """An id has one spelling, and names each run once."""
     assert parse(text) is None
 
 
-def test_number_is_that_of_the_event() -> None:
+def test_parse_of_merged_cursor_has_the_events_number() -> None:
     """The other positions are those of other writers of the stream."""
     cursor = parse(f"5-7-{RUN}~3-{OTHER}")
     assert cursor is not None

@@ -53,8 +53,10 @@ def delivery(after: int, collected: Collected, *, standalone: bool = False) -> D
         (1, [row(2, b""), row(3)], [3], 0),
     ],
 )
-async def test_gap_is_exact(after: int, rows: list[Row], numbers: list[int], missing: int) -> None:
-    """Each number after the position is delivered, or counted as missing, or a priming event."""
+async def test_delivery_counts_missing_numbers_exactly(
+    after: int, rows: list[Row], numbers: list[int], missing: int
+) -> None:
+    """Each number after the position is delivered, counted as missing, or a priming event."""
     collected = Collected()
     one = delivery(after, collected)
     await one.take(RUN, rows)
@@ -64,8 +66,8 @@ async def test_gap_is_exact(after: int, rows: list[Row], numbers: list[int], mis
     assert one.cursor.positions == {RUN: max(after, rows[-1][0])}
 
 
-async def test_response_ends_the_pass() -> None:
-    """Elements behind it are not delivered, and the position is the response's."""
+async def test_delivery_at_a_response_ends() -> None:
+    """Elements after the response are not delivered, and the position is the response's."""
     for message in (answer(), failure()):
         collected = Collected()
         one = delivery(0, collected)
@@ -75,8 +77,8 @@ async def test_response_ends_the_pass() -> None:
         assert one.cursor.event_id() == f"20-2-{RUN}"
 
 
-async def test_standalone_stream_has_no_end() -> None:
-    """A response on it is a message like any other."""
+async def test_delivery_on_a_standalone_stream_does_not_end_at_a_response() -> None:
+    """A response on a standalone stream is a message like any other."""
     collected = Collected()
     one = delivery(0, collected, standalone=True)
     await one.take(RUN, [row(1, encode(answer())), row(2)])
@@ -84,8 +86,8 @@ async def test_standalone_stream_has_no_end() -> None:
     assert not one.completed
 
 
-async def test_corrupt_row_is_skipped_and_named() -> None:
-    """It is not missing; the next one is delivered."""
+async def test_delivery_of_a_corrupt_row_skips_and_names_it() -> None:
+    """A corrupt row is not missing, and the next one is delivered."""
     collected = Collected()
     one = delivery(0, collected)
     await one.take(RUN, [row(1, b"{no json"), row(2)])
@@ -94,8 +96,8 @@ async def test_corrupt_row_is_skipped_and_named() -> None:
     assert one.missing == 0
 
 
-async def test_callback_that_raises_keeps_the_position() -> None:
-    """The event is sent again by the next pass; those before it are not."""
+async def test_delivery_when_callback_raises_keeps_the_position() -> None:
+    """The next pass sends that event again, and none before it."""
     collected = Collected()
 
     async def break_off(event: EventMessage) -> None:
@@ -110,8 +112,8 @@ async def test_callback_that_raises_keeps_the_position() -> None:
     assert one.delivered == 1
 
 
-async def test_runs_have_positions_of_their_own() -> None:
-    """On a standalone stream; the ids of its events name all of them."""
+async def test_delivery_of_several_runs_keeps_a_position_for_each() -> None:
+    """The ids of a standalone stream name a position in every run."""
     collected = Collected()
     one = delivery(1, collected, standalone=True)
     await one.take(OTHER, [row(5), row(6)])
@@ -124,8 +126,8 @@ async def test_runs_have_positions_of_their_own() -> None:
     assert one.missing == 0, "a run that the client did not know of begins where it begins"
 
 
-async def test_answer_in_place_of_a_response_has_no_id() -> None:
-    """The client keeps its position: behind it nothing can follow."""
+async def test_delivery_of_an_answer_for_a_dead_worker_has_no_id() -> None:
+    """The client keeps its position, since nothing can follow the answer."""
     collected = Collected()
     one = delivery(3, collected)
     await one.answer(encode(failure()))
@@ -134,8 +136,8 @@ async def test_answer_in_place_of_a_response_has_no_id() -> None:
     assert one.cursor.event_id() == f"30-3-{RUN}"
 
 
-async def test_producers_are_bounded() -> None:
-    """Each is named once."""
+async def test_delivery_names_a_bounded_number_of_producers() -> None:
+    """Each producer is named once, up to a limit."""
     one = delivery(0, Collected())
     await one.take(RUN, [row(n, producer=f"p{n // 2}") for n in range(1, 4 * PRODUCERS)])
     assert list(one.producers) == [f"p{n}" for n in range(PRODUCERS)]

@@ -40,8 +40,8 @@ async def write(client: aioredis.Redis, *elements: bytes) -> None:
 
 
 @pytest.mark.parametrize("foreign", FOREIGN, ids=lambda element: repr(element[:12]))
-async def test_element_of_another_writer_is_skipped_and_counted(fake_client: aioredis.Redis, foreign: bytes) -> None:
-    """Everything else of the run is delivered, and the replay ends."""
+async def test_replay_past_a_foreign_element_delivers_the_rest(fake_client: aioredis.Redis, foreign: bytes) -> None:
+    """The foreign element is counted, and the replay completes."""
     first, second, last = encode(note(1)), encode(note(2)), encode(answer())
     await write(fake_client, b"1 1\n" + first, b"2 2\n" + second, foreign, b"4 4 f\n" + last)
     collected = Collected()
@@ -53,7 +53,7 @@ async def test_element_of_another_writer_is_skipped_and_counted(fake_client: aio
 
 
 @pytest.mark.parametrize("foreign", FOREIGN, ids=lambda element: repr(element[:12]))
-async def test_element_of_another_writer_at_the_end(fake_client: aioredis.Redis, foreign: bytes) -> None:
+async def test_replay_with_a_foreign_last_element_ends(fake_client: aioredis.Redis, foreign: bytes) -> None:
     """The replay ends, whatever number the element seems to have."""
     second = encode(note(2))
     await write(fake_client, b"1 1\n", b"2 2\n" + second, foreign)
@@ -63,8 +63,8 @@ async def test_element_of_another_writer_at_the_end(fake_client: aioredis.Redis,
     assert set(collected.data) <= {second.decode()}
 
 
-async def test_marks_of_an_element(fake_client: aioredis.Redis) -> None:
-    """A range, a large payload and its producer are read back; the payload comes from a key of its own."""
+async def test_read_of_marked_elements_returns_their_marks(fake_client: aioredis.Redis) -> None:
+    """A range, a large payload and a producer are read back; a large payload comes from its own key."""
     await write(fake_client, b"1 10\n", b"4 40 l2\n", b"5 50 g5 t00-a-b-01\n", b"6 60 f\n{}")
     await fake_client.set(KEYS.large("1", RUN, 5), b"large")
     chunk = await read_run(fake_client, KEYS, "1", RUN, 0, max_events=10, max_bytes=100)
@@ -78,15 +78,15 @@ async def test_marks_of_an_element(fake_client: aioredis.Redis) -> None:
 
 
 @pytest.mark.parametrize("after", range(9))
-async def test_reading_finds_its_place_left_of_a_range(fake_client: aioredis.Redis, after: int) -> None:
-    """A placeholder makes a list shorter than its numbers: the element is found by bisection."""
+async def test_read_of_a_list_with_a_range_finds_its_place(fake_client: aioredis.Redis, after: int) -> None:
+    """A range makes a list shorter than its numbers, so the place is found by bisection."""
     await write(fake_client, *(b"%d 1\n" % number if number != 5 else b"5 1 l3\n" for number in (1, 2, 5, 6, 7, 8)))
     chunk = await read_run(fake_client, KEYS, "1", RUN, after, max_events=10, max_bytes=100)
     assert [row[0] for row in chunk.rows] == [number for number in (1, 2, 5, 6, 7, 8) if number > after]
 
 
-async def test_chunk_of_large_payloads_is_bounded(fake_client: aioredis.Redis) -> None:
-    """The first large payload comes whole; a further one that is too much is left for the next chunk."""
+async def test_read_of_large_payloads_is_bounded(fake_client: aioredis.Redis) -> None:
+    """The first large payload is read whole; the next is left for the next chunk."""
     await write(fake_client, *(b"%d 1 g80\n" % number for number in (1, 2, 3)))
     for number in (1, 2):
         await fake_client.set(KEYS.large("1", RUN, number), b"x" * 80)

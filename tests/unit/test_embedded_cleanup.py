@@ -15,21 +15,21 @@ def directory_of(valkey: EmbeddedValkey) -> Path:
     return Path(valkey.url.removeprefix("unix://")).parent
 
 
-async def test_never_started() -> None:
-    """One that was never started has made no directory."""
+async def test_embedded_valkey_never_started_has_no_directory() -> None:
+    """An embedded Valkey makes its directory when it starts."""
     assert not directory_of(EmbeddedValkey()).exists()
 
 
-async def test_directory_is_private_and_goes() -> None:
-    """Nobody else can reach the socket, and it goes with the server."""
+async def test_embedded_valkey_directory_is_private_and_deleted() -> None:
+    """Only this user can reach the socket, and the directory is deleted with the server."""
     valkey = EmbeddedValkey()
     async with valkey.running():
         assert directory_of(valkey).stat().st_mode & 0o777 == 0o700
     assert not directory_of(valkey).exists()
 
 
-async def test_cancelled_while_it_starts() -> None:
-    """A start that is cancelled leaves no server running."""
+async def test_embedded_valkey_start_that_is_cancelled_leaves_no_server() -> None:
+    """A cancelled start leaves neither a process nor a directory."""
     valkey = EmbeddedValkey()
 
     async def run() -> None:

@@ -19,8 +19,8 @@ async def turns(count: int = 3) -> None:
         await asyncio.sleep(0)
 
 
-async def test_waiting_receiver() -> None:
-    """A receiver that waits is handed the item immediately."""
+async def test_send_to_a_waiting_receiver_returns_immediately() -> None:
+    """A receiver that waits gets the item immediately."""
     writer, reader = handoff()
     receiving = asyncio.create_task(reader.receive())
     await turns()
@@ -28,8 +28,8 @@ async def test_waiting_receiver() -> None:
     assert await receiving == "a"
 
 
-async def test_senders_wait_in_order() -> None:
-    """A sender waits until its item was taken; items are taken in the order in which they were sent."""
+async def test_send_without_receiver_waits_in_order() -> None:
+    """A sender waits until its item is taken; items are taken in the order they were sent."""
     writer, reader = handoff()
     sending = [asyncio.create_task(writer.send(number)) for number in range(3)]
     await turns()
@@ -38,8 +38,8 @@ async def test_senders_wait_in_order() -> None:
     await asyncio.gather(*sending)
 
 
-async def test_one_item_at_a_time() -> None:
-    """A second sender waits for the receiver that has just been handed an item."""
+async def test_send_after_a_handed_item_waits() -> None:
+    """A second sender waits for the receiver that has just got an item."""
     writer, reader = handoff()
     receiving = asyncio.create_task(reader.receive())
     await turns()
@@ -51,8 +51,8 @@ async def test_one_item_at_a_time() -> None:
     await second
 
 
-async def test_cancelled_sender() -> None:
-    """The item of a sender that was cancelled is not delivered."""
+async def test_send_that_is_cancelled_is_not_delivered() -> None:
+    """The item of a cancelled sender is not delivered."""
     writer, reader = handoff()
     first, second = asyncio.create_task(writer.send("a")), asyncio.create_task(writer.send("b"))
     await turns()
@@ -62,8 +62,8 @@ async def test_cancelled_sender() -> None:
     assert first.cancelled()
 
 
-async def test_cancelled_receiver() -> None:
-    """An item is not handed to a receiver that was cancelled."""
+async def test_receive_that_is_cancelled_takes_no_item() -> None:
+    """A cancelled receiver gets no item."""
     writer, reader = handoff()
     receiving = asyncio.create_task(reader.receive())
     await turns()
@@ -74,8 +74,8 @@ async def test_cancelled_receiver() -> None:
     await sending
 
 
-async def test_write_end_closed() -> None:
-    """The receiver is at the end of the stream, and a sender that waits, or comes later, is refused."""
+async def test_close_of_the_write_end_ends_the_stream() -> None:
+    """The receiver is at the end of the stream, and later senders are refused."""
     writer, reader = handoff()
     receiving = asyncio.create_task(reader.receive())
     await turns()
@@ -88,8 +88,8 @@ async def test_write_end_closed() -> None:
         await writer.send("a")
 
 
-async def test_read_end_closed() -> None:
-    """Senders that wait, or come later, are refused, and so is the receiver."""
+async def test_close_of_the_read_end_refuses_senders() -> None:
+    """Waiting and later senders are refused, and so is the receiver."""
     writer, reader = handoff()
     sending = asyncio.create_task(writer.send("a"))
     await turns()
@@ -102,7 +102,7 @@ async def test_read_end_closed() -> None:
         await reader.receive()
 
 
-async def test_read_end_closed_while_receiving() -> None:
+async def test_close_of_the_read_end_refuses_a_waiting_receiver() -> None:
     """A receiver that waits is refused when its own end is closed."""
     _, reader = handoff()
     receiving = asyncio.create_task(reader.receive())
@@ -112,8 +112,8 @@ async def test_read_end_closed_while_receiving() -> None:
         await receiving
 
 
-async def test_transport() -> None:
-    """The SDK's transport passes messages through it, with the context of the sender."""
+async def test_handoff_in_the_sdk_transport_passes_the_senders_context() -> None:
+    """The SDK's transport sends messages through it, with the sender's context."""
     transport = StreamableHTTPServerTransport("s")
     message = SessionMessage(JSONRPCNotification(jsonrpc="2.0", method="n"))
     async with transport.connect() as (_, writer):

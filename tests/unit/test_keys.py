@@ -10,8 +10,8 @@ RUN = "0123456789ab1"
 
 
 @pytest.mark.parametrize("prefix", ["mcp:", "a", "{tag}:", "app:{tag}:mcp:", "{a}{b}", "émile:", "a%b:"])
-def test_prefix_is_what_keys_begin_with(prefix: str) -> None:
-    """A prefix within the rules is taken as it is."""
+def test_keys_with_valid_prefix_begin_with_it(prefix: str) -> None:
+    """A valid prefix is used as it is."""
     keys = Keys(prefix)
     assert keys.counter == f"{prefix}counter"
     assert keys.event("7") == f"{prefix}event:7"
@@ -19,51 +19,51 @@ def test_prefix_is_what_keys_begin_with(prefix: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["{", "}", "{}", "{}:", "}{", "a{b:", "a}b:", "{{a}}", "{a}}", "{a{b}:", "{a}{}:"])
-def test_prefix_with_misplaced_braces(prefix: str) -> None:
-    """Braces that are no whole hash tag are refused, and it is said why."""
+def test_keys_with_misplaced_braces_are_refused(prefix: str) -> None:
+    """Braces that form no whole hash tag are refused with the reason."""
     with pytest.raises(ValueError, match="whole hash tag"):
         Keys(prefix)
 
 
 @pytest.mark.parametrize("prefix", ["a b:", " ", "mcp:\n", "\0", "\t", "a\x7f", "a\rb"])
-def test_prefix_with_spaces_and_controls(prefix: str) -> None:
-    """Spaces and control characters, which a configuration file may leave at an end, are refused."""
+def test_keys_with_spaces_or_controls_are_refused(prefix: str) -> None:
+    """Spaces and control characters, as a configuration file may add, are refused."""
     with pytest.raises(ValueError, match="spaces or control characters"):
         Keys(prefix)
 
 
-def test_empty_prefix() -> None:
-    """An empty prefix is refused, and an example is given."""
+def test_keys_with_empty_prefix_are_refused() -> None:
+    """An empty prefix is refused with an example."""
     with pytest.raises(ValueError, match='Use "mcp:"'):
         Keys("")
 
 
 @pytest.mark.parametrize("prefix", [None, b"mcp:", 1, ["mcp:"]])
-def test_prefix_that_is_no_string(prefix: object) -> None:
-    """Anything but a string is a `TypeError` that names what was given."""
+def test_keys_with_prefix_that_is_no_string_are_refused(prefix: object) -> None:
+    """Anything but a string is a `TypeError` that names its type."""
     with pytest.raises(TypeError, match=type(prefix).__name__):
         Keys(prefix)  # type: ignore[arg-type]  # what is tested
 
 
 @given(st.lists(SESSIONS, min_size=2, max_size=2, unique=True))
-def test_sessions_share_no_key(sessions: list[str]) -> None:
-    """No key of one session begins as those of another, whatever they are called."""
+def test_keys_of_two_sessions_never_overlap(sessions: list[str]) -> None:
+    """No key of one session begins like those of another session."""
     one, other = (Keys("mcp:").for_session(session) for session in sessions)
     assert not one.prefix.startswith(other.prefix)
     assert not other.prefix.startswith(one.prefix)
 
 
 @given(SESSIONS, st.text(max_size=30))
-def test_session_lives_in_one_slot(session: str, stream: str) -> None:
-    """All keys of a session are in one slot of a Redis Cluster, so that one script may touch them."""
+def test_keys_of_a_session_are_in_one_slot(session: str, stream: str) -> None:
+    """All keys of a session are in one slot of a Redis Cluster, so that one script may use them."""
     keys = Keys("mcp:").for_session(session)
     names = [keys.run(stream, RUN), keys.large(stream, RUN, 1), keys.requests, keys.session, keys.stream(stream)]
     assert len({key_slot(name.encode()) for name in names}) == 1
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
-def test_runs_share_no_key(stream: str, other: str) -> None:
-    """Neither with another run, nor with another stream, whatever it is called, nor with a large payload."""
+def test_keys_of_runs_and_large_payloads_are_distinct(stream: str, other: str) -> None:
+    """No two runs, streams or large payloads share a key, whatever their names."""
     keys = Keys("mcp:").for_session("s")
     names = [keys.run(each, run) for each in {stream, other} for run in (RUN, f"{RUN}0")]
     names += [keys.large(each, RUN, number) for each in {stream, other} for number in (1, 11)]
@@ -72,19 +72,19 @@ def test_runs_share_no_key(stream: str, other: str) -> None:
     assert keys.run(stream, RUN) == f"{keys.stream(stream)}:{RUN}"
 
 
-def test_session_without_id() -> None:
-    """An empty session id is refused in terms of the session, not of the prefix it would make."""
+def test_keys_of_a_session_without_id_are_refused() -> None:
+    """The error names the session's id, not the prefix it would make."""
     with pytest.raises(ValueError, match="session's id"):
         Keys("mcp:").for_session("")
 
 
 @pytest.mark.parametrize("text", ["", "0", "01", "-1", "+1", "1.0", "1e3", "\u0661", "1\n", " 1", "1" * 19, "x"])
-def test_texts_that_are_no_event_id(text: str) -> None:
+def test_event_id_of_another_spelling_is_refused(text: str) -> None:
     """An event id has one spelling only."""
     assert EVENT_ID.fullmatch(text) is None
 
 
 @pytest.mark.parametrize("text", ["1", "10", "9" * 18])
-def test_event_ids(text: str) -> None:
+def test_event_id_of_up_to_18_digits_is_accepted(text: str) -> None:
     """Decimal numbers of up to 18 digits are event ids."""
     assert EVENT_ID.fullmatch(text)

@@ -99,8 +99,8 @@ def sessions_kept_elsewhere(patch: pytest.MonkeyPatch) -> None:
         sessions_kept_elsewhere,
     ],
 )
-def test_a_changed_sdk_is_refused(change: Callable[[pytest.MonkeyPatch], None]) -> None:
-    """Whatever is different where sessions are scoped, nothing is served, and the message says what to do."""
+def test_manager_on_a_changed_sdk_refuses_to_serve(change: Callable[[pytest.MonkeyPatch], None]) -> None:
+    """Whatever changed where sessions are scoped, nothing is served, and the message names the fix."""
     with pytest.MonkeyPatch.context() as patch:
         change(patch)
         with pytest.raises(IncompatibleSDKError, match="Install a version of mcp"):
@@ -109,7 +109,7 @@ def test_a_changed_sdk_is_refused(change: Callable[[pytest.MonkeyPatch], None]) 
 
 
 @pytest.mark.anyio
-async def test_the_guard_stores_and_replays_nothing() -> None:
+async def test_manager_guard_store_refuses_every_operation() -> None:
     """A session that slipped past its view has no store at all."""
     guard = manager().event_store
     assert guard is not None
@@ -120,8 +120,8 @@ async def test_the_guard_stores_and_replays_nothing() -> None:
 
 
 @pytest.mark.anyio
-async def test_sessions_have_views_of_their_own() -> None:
-    """Two sessions, the same stream id: two streams."""
+async def test_manager_gives_each_session_its_own_view() -> None:
+    """The same stream id in two sessions is two streams."""
     sessions = manager()
     assert sessions._server_instances == {}, "the trial session is forgotten"
     first, second = (sessions._admit_session(None) for _ in range(2))
@@ -144,8 +144,8 @@ async def test_sessions_have_views_of_their_own() -> None:
     assert isinstance(answer.message, JSONRPCError)
 
 
-def test_without_a_store_it_is_the_sdks() -> None:
-    """No store, no views: the sessions are not resumable, as in the SDK."""
+def test_manager_without_store_behaves_as_the_sdk() -> None:
+    """Without a store sessions are not resumable, as in the SDK."""
     server = MCPServer("s")
     server.streamable_http_app()
     plain = ResumableSessionManager(server.session_manager.app)
@@ -155,15 +155,15 @@ def test_without_a_store_it_is_the_sdks() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, -1, float("nan")])
-def test_follow_limit_is_positive(limit: float) -> None:
-    """A limit that ends every resume at once is refused."""
+def test_manager_with_follow_timeout_of_zero_is_refused(limit: float) -> None:
+    """A timeout that ends every resume immediately is refused."""
     with pytest.raises(ValueError, match="follow_timeout"):
         manager(follow_timeout=limit)
 
 
 @pytest.mark.anyio
-async def test_requests_at_the_same_instant_adopt_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session is there for a second request only when its transport can serve it."""
+async def test_manager_with_concurrent_requests_adopts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session exists for a second request only when its transport can serve it."""
     other = manager()
     handshake = handshake_of(
         b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25",'

@@ -15,8 +15,8 @@ from mcp_eventscope import InstrumentedEventStore, RedisEventStore, ResumableSes
 from mcp_eventscope.app import StreamableHTTPOptions
 
 
-def test_public_names() -> None:
-    """These, and no others."""
+def test_package_exports_these_names_only() -> None:
+    """The package exports these names and no others."""
     assert mcp_eventscope.__all__ == [
         "CorruptEventError",
         "EmbeddedUnavailableError",
@@ -91,14 +91,14 @@ def test_unknown_name_is_an_attribute_error() -> None:
         ),
     ],
 )
-def test_parameters(called: type, parameters: list[str]) -> None:
+def test_public_callable_has_these_parameters(called: type, parameters: list[str]) -> None:
     """The parameters are these; a star marks a keyword."""
     marks: dict[object, str] = {inspect.Parameter.KEYWORD_ONLY: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     assert [marks.get(p.kind, "") + p.name for p in inspect.signature(called).parameters.values()] == parameters
 
 
-def test_manager_is_a_drop_in() -> None:
-    """The manager takes what the SDK's takes, in the same order and with the same defaults; more is by keyword."""
+def test_manager_signature_begins_with_the_sdks() -> None:
+    """The manager has the SDK's parameters in order, with the same defaults; more by keyword."""
     theirs = list(inspect.signature(StreamableHTTPSessionManager).parameters.values())
     ours = list(inspect.signature(ResumableSessionManager).parameters.values())
     assert [(p.name, p.kind, p.default) for p in ours[: len(theirs)]] == [(p.name, p.kind, p.default) for p in theirs]
@@ -106,7 +106,7 @@ def test_manager_is_a_drop_in() -> None:
 
 
 def test_http_app_takes_every_option_of_the_frameworks() -> None:
-    """No keyword of the frameworks' own functions is left out."""
+    """No keyword of the frameworks is missing, of any kind of server."""
     theirs: set[str] = set()
     for function in (MCPServer.streamable_http_app, Server.streamable_http_app, FastMCP.http_app):
         theirs |= set(inspect.signature(function).parameters) - {"self"}

@@ -35,8 +35,8 @@ def drained(backlog: Backlog) -> list[PendingEvent]:
 
 
 @pytest.mark.parametrize("final", [False, True])
-def test_dropped_stream_leaves_a_placeholder(*, final: bool) -> None:
-    """It carries an error under the exact id of a dropped response, and no producer."""
+def test_backlog_that_drops_a_stream_leaves_a_placeholder(*, final: bool) -> None:
+    """The placeholder has the exact id of a dropped response and carries an error without a producer."""
     backlog = Backlog(1 << 20, 1)
     events = [event(), event(payload=codec.encode(answer(7)), final=final)]
     for each in events:
@@ -56,7 +56,7 @@ def test_dropped_stream_leaves_a_placeholder(*, final: bool) -> None:
     assert (backlog.events, backlog.bytes) == (0, 0)
 
 
-def test_ready_is_exact() -> None:
+def test_backlog_ready_is_false_without_events_to_send() -> None:
     """It is false while a batch is in flight, and for dropped events."""
     backlog = Backlog(0, 0)
     assert not backlog.ready
@@ -73,16 +73,16 @@ def test_ready_is_exact() -> None:
     assert not backlog.ready
 
 
-def test_batches_are_larger_for_a_distant_redis() -> None:
-    """Nearby a batch is small, so that this process and Redis work at the same time."""
+def test_backlog_for_a_distant_redis_has_larger_batches() -> None:
+    """Small batches for a near Redis let this process and Redis work at the same time."""
     backlog, _ = filled(1000)
     assert len(backlog.drain(distant=False)[1]) == BATCH_EVENTS
     backlog, _ = filled(1000)
     assert len(backlog.drain(distant=True)[1]) == LARGE_BATCH_EVENTS
 
 
-def test_split_batches_keep_order_and_sequences() -> None:
-    """Whichever events are refused, the others are drained in their order, before later ones."""
+def test_backlog_that_splits_batches_keeps_the_order() -> None:
+    """Whichever events are refused, the others are drained in order, before later ones."""
     backlog, events = filled(20)
     later = event()
     backlog.put(later)
@@ -97,8 +97,8 @@ def test_split_batches_keep_order_and_sequences() -> None:
     assert found == list(enumerate([*events, later], 1))
 
 
-def test_clear_returns_all_pending_events() -> None:
-    """Also those of a split batch, and of one that was put back."""
+def test_backlog_clear_returns_all_pending_events() -> None:
+    """It includes those of a split batch, and of one that was put back."""
     backlog, events = filled(200)
     first, batch = backlog.drain(distant=False)
     backlog.split(first, batch)
@@ -109,8 +109,8 @@ def test_clear_returns_all_pending_events() -> None:
     assert backlog.clear() == []
 
 
-def test_deferred_event_that_was_put_back_is_drained_again() -> None:
-    """It still counts until it is settled."""
+def test_backlog_with_deferred_events_put_back_drains_them_again() -> None:
+    """A deferred event counts until it is settled."""
     backlog, events = filled(3)
     for each in events:
         backlog.defer(each)
@@ -131,13 +131,13 @@ def test_deferred_event_that_was_put_back_is_drained_again() -> None:
         (5, 2, b"!late", Reply(0, {0: "late", 1: "late"})),
     ],
 )
-def test_reply_is_parsed(first: int, count: int, reply: bytes, parsed: Reply) -> None:
-    """Ids and outcomes, also of a part of a batch that was committed as a whole."""
+def test_parse_reply_returns_ids_and_outcomes(first: int, count: int, reply: bytes, parsed: Reply) -> None:
+    """A part of a batch that was committed as a whole is parsed alike."""
     assert parse_reply(first, count, reply) == parsed
 
 
 @pytest.mark.parametrize("reply", [b"", b"OK", b"x;1=a", b"100;x=a", b"\xff"])
-def test_text_that_is_no_reply_is_an_error(reply: bytes) -> None:
-    """A proxy's answer is not taken for ids."""
+def test_parse_reply_of_other_text_is_an_error(reply: bytes) -> None:
+    """A proxy's answer is not read as ids."""
     with pytest.raises(ValueError, match="invalid literal"):
         parse_reply(1, 1, reply)

@@ -16,8 +16,8 @@ from support.writer_rig import WriterRig
 pytestmark = pytest.mark.anyio
 
 
-async def test_names_of_runs_name_their_worker() -> None:
-    """Each name is new, whatever the session and the stream, and is one that a cursor may have."""
+async def test_run_names_are_unique_and_name_their_worker() -> None:
+    """Each name is new, whatever the session and stream, and valid in a cursor."""
     rig = WriterRig()
     runs = [rig.begin(rig.session(str(number % 2)), number % 3) for number in range(300)]
     names = {run.name for run in runs}
@@ -29,14 +29,14 @@ async def test_names_of_runs_name_their_worker() -> None:
 @pytest.mark.parametrize(
     "name", ["", "0123456789ab", "0123456789abg", "0123456789AB1", "0" * 29, " 0123456789ab1", "x"]
 )
-def test_texts_that_name_no_run(name: str) -> None:
+def test_is_run_of_other_text_is_false(name: str) -> None:
     """A name is twelve digits of a worker, and a counter."""
     assert not is_run(name)
 
 
 @given(st.integers() | st.text())
-def test_entry_gives_back_the_request_id(request_id: int | str) -> None:
-    """With its JSON type and its full value, spaces and line breaks included."""
+def test_run_entry_returns_the_request_id_with_its_type(request_id: int | str) -> None:
+    """The JSON type and full value survive, with spaces and line breaks."""
     rig = WriterRig()
     run = rig.writer.begin(rig.session(), stream_name(request_id), request_id)
     found = request_id_of(run.entry)
@@ -44,8 +44,8 @@ def test_entry_gives_back_the_request_id(request_id: int | str) -> None:
     assert run.entry.startswith(b"r ")
 
 
-async def test_elements() -> None:
-    """Marks stand only where they are needed; most elements have none."""
+async def test_run_element_has_marks_only_where_needed() -> None:
+    """Most elements have no marks."""
     rig = WriterRig()
     run = rig.begin()
     event = rig.accept(run, note(1))
@@ -66,8 +66,8 @@ async def test_elements() -> None:
     assert placeholder.element() == b"9 %d l3\n" % placeholder.time
 
 
-async def test_events_in_memory_are_in_order() -> None:
-    """Acknowledged, in flight and pending ones are one sequence, from the oldest that is kept."""
+async def test_run_events_in_memory_are_one_ordered_sequence() -> None:
+    """Acknowledged, in-flight and pending events form one sequence from the oldest retained."""
     rig = WriterRig()
     run = rig.begin()
     assert not run.next_is_here(0)
@@ -86,7 +86,7 @@ async def test_events_in_memory_are_in_order() -> None:
     rig.reply(batch)
 
 
-async def test_watchers_are_woken_by_each_event() -> None:
+async def test_run_on_each_event_wakes_its_watchers() -> None:
     """A follower in this process needs no Redis."""
     rig = WriterRig()
     run = rig.begin()
@@ -100,7 +100,7 @@ async def test_watchers_are_woken_by_each_event() -> None:
     assert woken == [1, 2]
 
 
-async def test_first_outcome_counts() -> None:
+async def test_pending_event_settled_twice_keeps_its_first_outcome() -> None:
     """An event that is committed again after a rollback was reported before."""
     rig = WriterRig()
     event = rig.accept(rig.begin(), note(1))

@@ -34,8 +34,8 @@ from support.writer_rig import CALL_TIMEOUT, WriterRig, turns
 pytestmark = pytest.mark.anyio
 
 
-async def test_event_that_overflow_drops_as_it_is_accepted_is_reported_lost() -> None:
-    """A caller that asks afterwards is answered, too."""
+async def test_accept_of_event_that_overflow_drops_reports_it_lost() -> None:
+    """A caller that awaits it afterwards gets the outcome, too."""
     rig = WriterRig(max_events=1)
     rig.breaker.record_failure(FailureReason.CONNECTION, "refused")
     run = rig.begin()
@@ -46,7 +46,7 @@ async def test_event_that_overflow_drops_as_it_is_accepted_is_reported_lost() ->
 
 
 async def test_flush_stores_a_run_that_needs_several_commits(fake_client: aioredis.Redis) -> None:
-    """Only some events of a run fit in one commit: the flush goes on with the others, and does not drop them."""
+    """The flush continues with the events that did not fit in the first commit."""
     store = RedisEventStore(fake_client, ttl=60)
     part = store.for_session("s")
     part.begin("1", 1)
@@ -60,8 +60,8 @@ async def test_flush_stores_a_run_that_needs_several_commits(fake_client: aiored
 class TestRollback:
     """Redis has lost events that it had acknowledged."""
 
-    async def test_retained_events_are_committed_again(self) -> None:
-        """In order, and only those that Redis does not have."""
+    async def test_rollback_commits_retained_events_again(self) -> None:
+        """They are committed in order, and only those that Redis lacks."""
         rig = WriterRig()
         run = rig.begin()
         for number in range(1, 5):
@@ -79,7 +79,7 @@ class TestRollback:
         assert (rig.writer.events, rig.writer.bytes) == (0, 0)
         assert not [fact for fact in rig.facts if isinstance(fact, EventsLost)]
 
-    async def test_released_events_are_a_counted_gap(self) -> None:
+    async def test_rollback_past_released_events_is_a_counted_gap(self) -> None:
         """A placeholder fills the numbers of events that are no longer in memory."""
         rig = WriterRig()
         run = rig.begin()
@@ -97,8 +97,8 @@ class TestRollback:
             EventsLost(reason=LossReason.ROLLBACK, events=2, payload_bytes=0)
         ]
 
-    async def test_lost_response_is_replaced_by_an_error(self) -> None:
-        """Its stream has an end, also for a follower that reads it from this process's memory."""
+    async def test_rollback_of_a_released_response_stores_an_error(self) -> None:
+        """The stream ends, also for a follower that reads from this process's memory."""
         rig = WriterRig()
         run = rig.begin()
         for message in (note(1), note(2), answer()):
@@ -126,8 +126,8 @@ class TestRollback:
 class TestMemory:
     """A run leaves memory with its last event there."""
 
-    async def test_finished_run_is_kept_until_its_events_are_released(self) -> None:
-        """As long as Redis might lose them, it may have to be committed again."""
+    async def test_finished_run_stays_until_its_events_are_released(self) -> None:
+        """A run that Redis might lose may have to be committed again."""
         rig = WriterRig()
         run = rig.begin()
         rig.accept(run, note(1))
@@ -139,8 +139,8 @@ class TestMemory:
         assert rig.writer.find(run.name) is None
 
     @pytest.mark.parametrize("state", ["x", "e", "!WRONGTYPE"])
-    async def test_refused_run_is_closed_and_forgotten(self, state: str) -> None:
-        """No event follows on it, so it must not stay for as long as the process lives."""
+    async def test_refused_run_leaves_memory(self, state: str) -> None:
+        """No event follows on it, so it must not stay while the process lives."""
         rig = WriterRig()
         session = rig.session()
         run = rig.begin(session)
@@ -151,8 +151,8 @@ class TestMemory:
         assert rig.writer.find(run.name) is None
         assert (rig.writer.events, rig.writer.bytes, session.events, session.bytes) == (0, 0, 0, 0)
 
-    async def test_standalone_run_goes_with_its_session(self) -> None:
-        """It has no end of its own."""
+    async def test_standalone_run_leaves_memory_with_its_session(self) -> None:
+        """A standalone run has no end of its own."""
         rig = WriterRig()
         session = rig.session()
         name = rig.writer.begin(session, "_GET_stream", None).name
@@ -172,8 +172,8 @@ class TestMemory:
 class TestBatches:
     """Which events go together."""
 
-    async def test_events_linger_unless_there_are_many(self) -> None:
-        """A batch is ready after a moment, or as soon as it is full."""
+    async def test_batch_is_ready_after_a_moment_or_when_full(self) -> None:
+        """Events linger so that later ones can join them."""
         rig = WriterRig()
         run = rig.begin()
         rig.accept(run, note(0))
@@ -185,8 +185,8 @@ class TestBatches:
             rig.accept(rig.begin(request_id=number), note(number))
         assert rig.writer.ready
 
-    async def test_stored_events_are_accounted_for(self) -> None:
-        """Each part once: its bytes without those of the response, and the numbers of its large events."""
+    async def test_commit_accounts_for_its_parts_once(self) -> None:
+        """Each part counts its bytes without the response, and the numbers of its large events."""
         rig = WriterRig()
         run = rig.begin()
         messages: list[JSONRPCMessage] = [note(1), note(2, "x" * 5000), answer()]
@@ -198,8 +198,8 @@ class TestBatches:
         rig.writer.close(run.session)
         assert rig.closed == [run.session.keys.prefix]
 
-    async def test_run_that_a_client_resumes_elsewhere_does_not_linger(self) -> None:
-        """Neither its pending events nor the next ones, before a commit has reported the follower."""
+    async def test_run_resumed_on_another_worker_does_not_linger(self) -> None:
+        """Pending and next events are sent immediately, before a commit has reported the follower."""
         rig = WriterRig()
         run = rig.begin()
         rig.accept(run, note(1))
@@ -212,8 +212,8 @@ class TestBatches:
         rig.accept(run, note(2))
         assert rig.writer.ready
 
-    async def test_run_that_is_followed_elsewhere_does_not_linger(self) -> None:
-        """Redis has reported a subscriber of its channel."""
+    async def test_run_followed_on_another_worker_does_not_linger(self) -> None:
+        """Redis has reported a subscriber of the run's channel."""
         rig = WriterRig()
         run = rig.begin()
         rig.accept(run, note(1))
@@ -221,8 +221,8 @@ class TestBatches:
         rig.accept(run, note(2))
         assert rig.writer.ready
 
-    async def test_one_commit_of_a_run_is_in_flight(self) -> None:
-        """So its order is kept, and only that commit's reply bounds the list."""
+    async def test_run_has_one_commit_in_flight(self) -> None:
+        """Its order is kept, and only that commit's reply bounds the list."""
         rig = WriterRig()
         busy, other = rig.begin(request_id=1), rig.begin(request_id=2)
         for number in range(PART_EVENTS + 1):
@@ -239,8 +239,8 @@ class TestBatches:
         third = rig.take()
         assert [(part.run, part.first, len(part.events)) for part in third.parts] == [(busy, PART_EVENTS + 1, 1)]
 
-    async def test_large_payloads_go_in_batches_of_their_own(self) -> None:
-        """Only the transfer of a large one delays the others; it is taken whole."""
+    async def test_large_payload_has_its_own_batch(self) -> None:
+        """A large payload is sent whole and delays no other event in its batch."""
         rig = WriterRig(max_bytes=10 * BATCH_BYTES)
         sizes = [BATCH_BYTES // 2, BATCH_BYTES // 2, BATCH_BYTES * 3, 10]
         runs = [rig.begin(request_id=number) for number in range(4)]
@@ -252,8 +252,8 @@ class TestBatches:
             taken.append([part.run for part in rig.take().parts])
         assert taken == [[runs[0]], [runs[1]], [runs[2]], [runs[3]]]
 
-    async def test_batch_has_as_many_parts_as_the_transport_takes(self) -> None:
-        """On a cluster: one."""
+    async def test_batch_has_at_most_the_transports_parts(self) -> None:
+        """The cluster transport takes one part."""
         rig = WriterRig()
         for number in range(3):
             rig.accept(rig.begin(request_id=number), note(number))
@@ -261,8 +261,8 @@ class TestBatches:
         assert len(rig.take(16).parts) == 2
 
     @pytest.mark.parametrize("reply", [b"", b"x", b"1", b"1\nk1\nk1", b"\xff\nk1"])
-    async def test_reply_to_something_else(self, reply: bytes) -> None:
-        """It is an error, and the batch can be sent again."""
+    async def test_batch_with_unparsable_reply_can_be_sent_again(self, reply: bytes) -> None:
+        """The reply is an error, and the batch can be sent again."""
         rig = WriterRig()
         run = rig.begin()
         rig.accept(run, note(1))
@@ -272,8 +272,8 @@ class TestBatches:
         rig.reply(batch)
         assert run.acknowledged == 1
 
-    async def test_commit_is_reported_with_one_latency_an_event(self) -> None:
-        """And with the types of the messages; the clock of ids follows Redis's."""
+    async def test_commit_is_reported_with_a_latency_per_event(self) -> None:
+        """The report has the message types, and the clock of ids follows Redis's."""
         rig = WriterRig()
         run = rig.begin()
         for message in (None, note(1), answer()):
@@ -291,8 +291,8 @@ class TestBatches:
 class TestFlowControl:
     """A caller waits only while too much is not acknowledged, once, and for a bounded time."""
 
-    async def test_session_with_too_many_events_waits_for_an_acknowledgement(self) -> None:
-        """Another session does not."""
+    async def test_full_session_waits_for_an_acknowledgement(self) -> None:
+        """Another session does not wait."""
         rig = WriterRig()
         session, other = rig.session("a"), rig.session("b")
         run = rig.begin(session)
@@ -307,22 +307,22 @@ class TestFlowControl:
         await waiting
         assert not rig.writer.full(session)
 
-    async def test_session_with_too_many_bytes_is_full(self) -> None:
-        """As with too many events."""
+    async def test_session_above_its_byte_limit_is_full(self) -> None:
+        """Bytes bound a session as events do."""
         rig = WriterRig(max_bytes=10 * SESSION_BYTES)
         session = rig.session()
         rig.accept(rig.begin(session), note(0, "x" * SESSION_BYTES))
         assert rig.writer.full(session)
 
-    async def test_process_with_too_many_events_is_full(self) -> None:
-        """At half of the bound: the other half is for an outage."""
+    async def test_process_above_half_of_its_bound_is_full(self) -> None:
+        """The other half of the bound is for an outage."""
         rig = WriterRig(max_events=10)
         for number in range(6):
             rig.accept(rig.begin(rig.session(str(number))), note(number))
         assert rig.writer.full(rig.session("other"))
 
-    async def test_after_a_wait_in_vain_no_caller_waits(self) -> None:
-        """Until Redis has acknowledged a commit again."""
+    async def test_wait_for_room_after_a_timeout_returns_immediately(self) -> None:
+        """Callers wait again once Redis has acknowledged a commit."""
         rig = WriterRig()
         session = rig.session()
         run = rig.begin(session)
@@ -339,7 +339,7 @@ class TestFlowControl:
             rig.accept(run, note(number))
         assert rig.writer.full(session)
 
-    async def test_in_an_outage_no_caller_waits(self) -> None:
+    async def test_wait_for_room_in_an_outage_returns_immediately(self) -> None:
         """Redis is known to be unreachable."""
         rig = WriterRig()
         rig.breaker.record_failure(FailureReason.CONNECTION, "")
@@ -355,8 +355,8 @@ class TestFlowControl:
 class TestOverflow:
     """Beyond the bounds, whole runs are dropped, oldest first."""
 
-    async def test_oldest_run_is_dropped_first(self) -> None:
-        """Its numbers are filled by one placeholder; the other runs are whole."""
+    async def test_overflow_drops_the_oldest_run_first(self) -> None:
+        """One placeholder fills its numbers; the other runs are whole."""
         rig = WriterRig(max_events=6)
         rig.breaker.record_failure(FailureReason.CONNECTION, "")
         runs = [rig.begin(request_id=number) for number in range(3)]
@@ -373,7 +373,7 @@ class TestOverflow:
         assert sorted(len(element) > 40 for element in elements) == [False] + [True] * 5
         assert [run.acknowledged for run in runs] == [2, 2, 3]
 
-    async def test_response_of_a_dropped_run_is_replaced_by_an_error(self) -> None:
+    async def test_overflow_of_a_response_stores_an_error(self) -> None:
         """Every stream has an end."""
         rig = WriterRig(max_events=3)
         rig.breaker.record_failure(FailureReason.CONNECTION, "")
@@ -390,8 +390,8 @@ class TestOverflow:
         assert (decoded.id, decoded.error.code) == ("7", EVENTS_GONE)
         assert [rig.outcomes[run.name, seq] for seq in (1, 2, 3)] == [StoreOutcome.LOST] * 3
 
-    async def test_ranges_of_one_run_grow_together(self) -> None:
-        """However often it is dropped; each event is reported once."""
+    async def test_overflow_of_one_run_extends_its_range(self) -> None:
+        """However often a run is dropped, each event is reported once."""
         rig = WriterRig(max_events=2)
         rig.breaker.record_failure(FailureReason.CONNECTION, "")
         run = rig.begin()
@@ -404,8 +404,8 @@ class TestOverflow:
         assert run.acknowledged == 50
         assert len(rig.outcomes) == 50
 
-    async def test_batches_in_flight_are_not_dropped(self) -> None:
-        """Redis may have them: their numbers are taken."""
+    async def test_overflow_keeps_batches_in_flight(self) -> None:
+        """Redis may have them, so their numbers are taken."""
         rig = WriterRig(max_events=2)
         run = rig.begin()
         rig.accept(run, note(1))
@@ -418,8 +418,8 @@ class TestOverflow:
         rig.reply(batch)
         assert [rig.outcomes[run.name, seq] for seq in (1, 2)] == [StoreOutcome.STORED] * 2
 
-    async def test_retained_events_go_first(self) -> None:
-        """They are stored already."""
+    async def test_overflow_releases_retained_events_first(self) -> None:
+        """Retained events are stored already."""
         rig = WriterRig(max_bytes=4000)
         run = rig.begin()
         rig.accept(run, note(1, "x" * 1000))
@@ -435,8 +435,8 @@ class TestRefusal:
     """Redis refuses a batch, and would refuse it again: the one event is found, and the others are stored."""
 
     @pytest.mark.parametrize("culprit", [0, 4, 9])
-    async def test_refused_event_is_isolated(self, culprit: int) -> None:
-        """A placeholder takes its number."""
+    async def test_refusal_of_one_event_isolates_it(self, culprit: int) -> None:
+        """A placeholder takes its number, and the others are stored."""
         rig = WriterRig()
         others = [rig.begin(request_id=number) for number in range(2)]
         run = rig.begin(request_id=2)
@@ -455,8 +455,8 @@ class TestRefusal:
         ]
         assert (rig.writer.events, rig.writer.bytes) == (0, 0)
 
-    async def test_refused_response_is_replaced_by_an_error(self) -> None:
-        """It is small, and carries the request's id."""
+    async def test_refusal_of_a_response_stores_an_error(self) -> None:
+        """The error is small, and carries the request's id."""
         rig = WriterRig()
         run = rig.begin(request_id="ü 1")
         rig.accept(run, note(1))
@@ -466,8 +466,8 @@ class TestRefusal:
         assert (error.id, error.error.code) == ("ü 1", EVENTS_GONE)
         assert rig.outcomes[run.name, 2] is StoreOutcome.LOST
 
-    async def test_redis_that_refuses_everything_is_tried_again_later(self) -> None:
-        """It is not the event: a placeholder is refused, too."""
+    async def test_refusal_of_a_placeholder_is_retried_later(self) -> None:
+        """A refused placeholder shows that the event is not the reason."""
         rig = WriterRig()
         run = rig.begin()
         rig.accept(run, note(1))
@@ -499,8 +499,8 @@ class TestRefusal:
 class TestFences:
     """A commit finds that the request was answered elsewhere, or that the session has ended."""
 
-    async def test_answered_run_is_fenced(self) -> None:
-        """Its pending events are refused, and its session is called back once; other runs go on."""
+    async def test_fence_of_an_answered_run_refuses_its_events(self) -> None:
+        """Its session is called back once, and other runs continue."""
         rig = WriterRig()
         session = rig.session()
         fenced: list[str] = []
@@ -521,7 +521,7 @@ class TestFences:
         }
         assert fenced == ["1"]
 
-    async def test_ended_session_is_called_back_once(self) -> None:
+    async def test_fence_of_an_ended_session_calls_back_once(self) -> None:
         """All of its runs are refused."""
         rig = WriterRig()
         session = rig.session()
@@ -534,8 +534,8 @@ class TestFences:
         assert session.ended
         assert set(rig.outcomes.values()) == {StoreOutcome.REFUSED}
 
-    async def test_key_of_another_type_concerns_its_run_only(self) -> None:
-        """Its events are reported as rejected."""
+    async def test_key_of_another_type_rejects_its_run_only(self) -> None:
+        """The events of that run are reported as rejected."""
         rig = WriterRig()
         run, other = rig.begin(request_id=1), rig.begin(request_id=2)
         rig.accept(run, note(1))
@@ -548,8 +548,8 @@ class TestFences:
 class TestRetention:
     """Acknowledged events are kept for a while."""
 
-    async def test_bound_releases_the_oldest(self) -> None:
-        """Of whichever run."""
+    async def test_retention_beyond_its_bound_releases_the_oldest(self) -> None:
+        """The oldest event is released, of whichever run."""
         rig = WriterRig(max_bytes=10 * RETAINED_BYTES)
         runs = [rig.begin(request_id=number) for number in range(6)]
         for run in runs:
@@ -558,8 +558,8 @@ class TestRetention:
         assert [len(run.retained) for run in runs] == [0, 0, 0, 1, 1, 1]
         assert rig.writer._retained_bytes <= RETAINED_BYTES
 
-    async def test_events_past_the_ttl_are_not_found(self) -> None:
-        """Redis does not have them either, and the same cursor is answered alike on each worker."""
+    async def test_retention_past_the_ttl_finds_no_events(self) -> None:
+        """Redis has expired them too, so every worker answers the same cursor alike."""
         rig = WriterRig(ttl=1)
         run = rig.begin()
         rig.accept(run, note(1))
@@ -569,8 +569,8 @@ class TestRetention:
         rig.clock.synchronize(rig.clock.now() + 2_000_000)
         assert rig.writer.find(run.name) is None
 
-    async def test_verification_asks_for_recent_runs_and_open_ones(self) -> None:
-        """Without an event: the reply has the last number of the list."""
+    async def test_verify_asks_for_recent_and_open_runs(self) -> None:
+        """The question has no event; the reply has the last number of the list."""
         rig = WriterRig()
         finished, silent, fresh = (rig.begin(request_id=number) for number in range(3))
         rig.accept(finished, answer())
@@ -586,8 +586,8 @@ class TestRetention:
             "an empty commit is no commit"
         )
 
-    async def test_keys_of_silent_runs_are_renewed(self) -> None:
-        """Long silence is not expiry; a finished run is left to expire."""
+    async def test_renew_of_a_silent_run_keeps_its_keys(self) -> None:
+        """A finished run is left to expire."""
         rig = WriterRig(ttl=4)
         silent, finished = rig.begin(request_id=1), rig.begin(request_id=2)
         rig.accept(silent, note(1))
@@ -604,8 +604,8 @@ class TestRetention:
 class TestClear:
     """The store is closed."""
 
-    async def test_pending_events_are_lost(self) -> None:
-        """Those of a batch that was not acknowledged, too; each is reported once."""
+    async def test_clear_reports_pending_events_lost_once(self) -> None:
+        """It includes those of a batch that was not acknowledged."""
         rig = WriterRig()
         session = rig.session()
         run = rig.begin(session)
@@ -622,7 +622,7 @@ class TestClear:
         assert rig.writer.find(run.name) is None
         assert rig.writer.clear() == 0
 
-    async def test_run_without_pending_events_goes_on(self) -> None:
+    async def test_clear_keeps_runs_without_pending_events(self) -> None:
         """The store may be used again."""
         rig = WriterRig()
         run = rig.begin()
@@ -635,7 +635,7 @@ class TestClear:
         rig.reply(batch)
         assert rig.outcomes[run.name, 2] is StoreOutcome.STORED
 
-    async def test_waiting_callers_are_released(self) -> None:
+    async def test_clear_releases_waiting_callers(self) -> None:
         """Nothing will be acknowledged any more."""
         rig = WriterRig()
         session = rig.session()
@@ -650,8 +650,8 @@ class TestClear:
 
 
 @pytest.mark.parametrize("state", ["x", "e", "!ERR no"])
-async def test_pending_events_vanish_while_a_batch_is_due(state: str) -> None:
-    """Where the pending events were due, and their run ends elsewhere meanwhile, the next event wakes the sender."""
+async def test_refused_run_with_a_due_batch_wakes_the_sender_for_the_next_event(state: str) -> None:
+    """Its due events are dropped, and the next event wakes the sender."""
     rig = WriterRig()
     run = rig.begin()
     rig.accept(run, None)

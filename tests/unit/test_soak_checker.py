@@ -115,8 +115,8 @@ def history() -> History:
     return History().add(What.OPENED, client=3, session=SESSION, worker=RUNNER)
 
 
-def test_call_that_is_cut_and_resumed_is_correct(history: History) -> None:
-    """Nothing is found in a call that was cut twice and got everything; the resume repeats the cursor."""
+def test_checker_of_a_cut_and_resumed_call_finds_nothing(history: History) -> None:
+    """A call cut twice that received everything is correct; the resume repeats the cursor."""
     call = Call(history).post().numbers(1).note(What.CUT)
     cursor = call.last
     call.resume().event(Kind.PRIMING, cursor).numbers(2).note(What.CUT).resume().numbers(3).result()
@@ -126,52 +126,52 @@ def test_call_that_is_cut_and_resumed_is_correct(history: History) -> None:
     assert not verdict.allowed
 
 
-def test_call_that_gave_up_is_a_hang(history: History) -> None:
-    """A call whose client waited in vain is a hang."""
+def test_checker_of_a_call_that_gave_up_finds_a_hang(history: History) -> None:
+    """A call whose client gave up is a hang."""
     Call(history).post().numbers(1).done(Outcome.GAVE_UP)
     assert history.classes() == [Class.HANG]
 
 
-def test_call_without_outcome_is_a_hang_only_at_the_end(history: History) -> None:
-    """A call without an outcome is a hang in a history that is complete, and none in one that was cut short."""
+def test_checker_of_a_call_without_outcome_finds_a_hang_at_the_end_only(history: History) -> None:
+    """It is a hang in a complete history, and none in one that was cut short."""
     Call(history).post().numbers(1)
     assert history.check(complete=False).violations == []
     assert history.classes() == [Class.HANG]
 
 
-def test_request_without_a_stream_that_is_not_answered_is_a_hang(history: History) -> None:
-    """A notification or a DELETE that is not answered is a hang, too."""
+def test_checker_of_an_unanswered_delete_finds_a_hang(history: History) -> None:
+    """An unanswered notification or DELETE is a hang, too."""
     history.add(What.DONE, client=3, session=SESSION, stream="delete", operation="delete", kind=Outcome.GAVE_UP)
     assert history.classes() == [Class.HANG]
 
 
 @pytest.mark.parametrize("numbers", [(1, 3), (1, 2), (2, 3), ()])
-def test_missing_notification_is_lost(history: History, numbers: tuple[int, ...]) -> None:
-    """A result whose notifications are not all there is a loss, wherever they are missing."""
+def test_checker_of_a_missing_notification_finds_a_loss(history: History, numbers: tuple[int, ...]) -> None:
+    """A result without all its notifications is a loss, wherever they are missing."""
     Call(history).post().numbers(*numbers).result().done(Outcome.RESULT)
     assert history.classes() == [Class.LOST]
 
 
-def test_hole_before_an_error_is_lost(history: History) -> None:
-    """Before an error the rest may be missing, but no notification in the middle."""
+def test_checker_of_a_hole_before_an_error_finds_a_loss(history: History) -> None:
+    """Before an error the last notifications may be missing, but none in the middle."""
     Call(history).post().numbers(1, 3).fault(What.WORKER_KILLED, worker=RUNNER).error(ORPHANED).done(Outcome.ERROR)
     assert history.classes() == [Class.LOST]
 
 
-def test_notification_that_comes_twice_is_a_duplicate(history: History) -> None:
+def test_checker_of_a_repeated_notification_finds_a_duplicate(history: History) -> None:
     """The same number twice is a duplicate, under whichever id."""
     Call(history).post().numbers(1, 2).resume().numbers(2, 3).result().done(Outcome.RESULT)
     assert history.classes() == [Class.DUPLICATE]
 
 
-def test_second_response_is_a_duplicate(history: History) -> None:
+def test_checker_of_a_second_response_finds_a_duplicate(history: History) -> None:
     """A second response is a duplicate."""
     Call(history).post().numbers(1, 2, 3).result().result().done(Outcome.RESULT)
     assert history.classes() == [Class.DUPLICATE]
 
 
 @pytest.mark.parametrize("late", ["before another", "after the result"])
-def test_notification_out_of_order(history: History, late: str) -> None:
+def test_checker_of_a_late_notification_finds_disorder(history: History, late: str) -> None:
     """A number after a higher one, or after the response, is out of order."""
     call = Call(history).post()
     if late == "before another":
@@ -183,8 +183,8 @@ def test_notification_out_of_order(history: History, late: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [Kind.PRIMING, Kind.NOTIFICATION, Kind.RESULT])
-def test_event_without_id(history: History, kind: Kind) -> None:
-    """An event without an id is found, whatever it is."""
+def test_checker_of_an_event_without_id_finds_it(history: History, kind: Kind) -> None:
+    """An event without an id is found, whatever its kind."""
     call = Call(history, number=1).post()
     if kind is Kind.PRIMING:
         call.event(Kind.PRIMING, "")
@@ -194,8 +194,8 @@ def test_event_without_id(history: History, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_cut_call_without_cursor(history: History, *, killed: bool) -> None:
-    """A call that had begun and has nothing to resume from is found, unless its worker was killed first."""
+def test_checker_of_a_cut_call_without_cursor_finds_it(history: History, *, killed: bool) -> None:
+    """It is allowed when its worker was killed first."""
     call = Call(history).post()
     if killed:
         call.fault(What.WORKER_KILLED, worker=RUNNER)
@@ -203,14 +203,14 @@ def test_cut_call_without_cursor(history: History, *, killed: bool) -> None:
     assert history.classes() == ([] if killed else [Class.NO_CURSOR])
 
 
-def test_id_of_two_messages(history: History) -> None:
+def test_checker_of_an_id_on_two_messages_finds_it(history: History) -> None:
     """An id that two messages of a stream carry is found."""
     call = Call(history).post().numbers(1, 2)
     call.event(Kind.NOTIFICATION, "2.call-7", number=3).result().done(Outcome.RESULT)
     assert history.classes() == [Class.ID_REUSED]
 
 
-def test_id_of_messages_of_two_calls(history: History) -> None:
+def test_checker_of_an_id_in_two_calls_finds_it(history: History) -> None:
     """An id that messages of two calls of a session carry is found."""
     Call(history).post().numbers(1, 2, 3).result().done(Outcome.RESULT)
     other = Call(history, "call-8", number=1).post()
@@ -218,8 +218,8 @@ def test_id_of_messages_of_two_calls(history: History) -> None:
     assert history.classes() == [Class.ID_REUSED]
 
 
-def test_priming_event_with_the_id_of_another_message(history: History) -> None:
-    """A priming event may repeat the cursor of its resume, and no other id: it moves the cursor."""
+def test_checker_of_a_priming_event_with_another_id_finds_it(history: History) -> None:
+    """A priming event may repeat the cursor of its resume, and no other id."""
     call = Call(history).post().numbers(1, 2).note(What.CUT).resume("2.call-7")
     call.event(Kind.PRIMING, "3.call-7").numbers(3).result().done(Outcome.RESULT)
     assert history.classes() == [Class.ID_REUSED]
@@ -229,7 +229,7 @@ def test_priming_event_with_the_id_of_another_message(history: History) -> None:
     "wrong",
     ["notification", "number", "request id", "result"],
 )
-def test_message_of_another_call(history: History, wrong: str) -> None:
+def test_checker_of_a_message_of_another_call_finds_it(history: History, wrong: str) -> None:
     """A message that the call was not promised is found: `"7"` is not `7`."""
     call = Call(history).post().numbers(1, 2, 3)
     if wrong == "notification":
@@ -241,22 +241,22 @@ def test_message_of_another_call(history: History, wrong: str) -> None:
 
 
 @pytest.mark.parametrize("operation", list(Operation))
-def test_404_for_a_living_session(history: History, operation: Operation) -> None:
-    """A 404 is found, whatever the client asked."""
+def test_checker_of_404_for_a_live_session_finds_it(history: History, operation: Operation) -> None:
+    """A 404 is found, whatever the client requested."""
     Call(history).post().refused(404, operation).done(Outcome.REFUSED)
     assert history.classes() == [Class.NOT_FOUND]
 
 
 @pytest.mark.parametrize("code", [-32603, ORPHANED, EVENTS_GONE])
-def test_error_while_its_worker_lives(history: History, code: int) -> None:
-    """An error in place of a result is found while the worker of the call lives, though another was killed."""
+def test_checker_of_an_error_while_its_worker_lives_finds_it(history: History, code: int) -> None:
+    """The error is found, though another worker was killed."""
     call = Call(history).fault(What.WORKER_KILLED, worker=OTHER).fault(What.REDIS_KILLED, kind="empty").post()
     call.fault(What.REDIS_BACK).error(code).done(Outcome.ERROR)
     assert history.classes() == [Class.ERROR]
 
 
-def test_error_of_a_killed_worker_is_allowed(history: History) -> None:
-    """-32010 is allowed for a call whose worker was killed while it ran, and counted."""
+def test_checker_of_an_error_after_its_worker_was_killed_allows_it(history: History) -> None:
+    """-32010 is allowed and counted for a call whose worker was killed while it ran."""
     Call(history).post().numbers(1).fault(What.WORKER_KILLED, worker=RUNNER).resume().error(ORPHANED).done(
         Outcome.ERROR
     )
@@ -265,16 +265,18 @@ def test_error_of_a_killed_worker_is_allowed(history: History) -> None:
     assert dict(verdict.allowed) == {"-32010, its worker was killed": 1}
 
 
-def test_error_of_a_worker_killed_before_the_call(history: History) -> None:
-    """-32010 is not allowed for a call that its worker accepted after it was restarted."""
+def test_checker_of_an_error_after_an_earlier_kill_finds_it(history: History) -> None:
+    """-32010 is not allowed for a call accepted after its worker restarted."""
     history.add(What.WORKER_KILLED, worker=RUNNER).add(What.WORKER_BACK, worker=RUNNER)
     Call(history).post().resume().error(ORPHANED).done(Outcome.ERROR)
     assert history.classes() == [Class.ERROR]
 
 
 @pytest.mark.parametrize(("seconds", "allowed"), [(1, False), (2, True)])
-def test_error_of_a_frozen_worker(history: History, seconds: int, *, allowed: bool) -> None:
-    """-32010 is allowed for a call whose worker was frozen past its lease, and not after a short freeze."""
+def test_checker_of_an_error_after_a_freeze_allows_it_past_the_lease_only(
+    history: History, seconds: int, *, allowed: bool
+) -> None:
+    """-32010 is allowed after a freeze longer than the lease, and not after a short one."""
     call = Call(history).post().fault(What.WORKER_FROZEN, worker=RUNNER)
     history.at += seconds - 1
     call.fault(What.WORKER_THAWED, worker=RUNNER).error(ORPHANED).done(Outcome.ERROR)
@@ -282,8 +284,10 @@ def test_error_of_a_frozen_worker(history: History, seconds: int, *, allowed: bo
 
 
 @pytest.mark.parametrize("killed", [[], ["redis"], ["worker"], ["redis", "worker"]])
-def test_events_lost_by_redis(history: History, killed: list[str]) -> None:
-    """-32011 is allowed only when Redis lost data and the worker of the call was killed, both during the call."""
+def test_checker_of_lost_events_allows_them_after_redis_and_worker_failed_only(
+    history: History, killed: list[str]
+) -> None:
+    """-32011 is allowed only when Redis lost data and the worker was killed during the call."""
     call = Call(history).post().numbers(1)
     if "redis" in killed:
         call.fault(What.REDIS_KILLED, kind="empty").fault(What.REDIS_BACK)
@@ -294,7 +298,7 @@ def test_events_lost_by_redis(history: History, killed: list[str]) -> None:
 
 
 @pytest.mark.parametrize("code", [0, 503])
-def test_post_that_is_refused_before_its_stream_began_is_retried(history: History, code: int) -> None:
+def test_checker_of_a_retried_post_counts_it(history: History, code: int) -> None:
     """A POST that gets 503 or no connection is retried, and counted."""
     call = Call(history).refused(code, Operation.POST).post().numbers(1, 2, 3).result()
     call.done(Outcome.RESULT)
@@ -313,15 +317,15 @@ def test_post_that_is_refused_before_its_stream_began_is_retried(history: Histor
         (0, Operation.RESUME),
     ],
 )
-def test_request_that_is_refused(history: History, code: int, operation: Operation) -> None:
-    """Any other refusal is found: of a resume also 503, or no connection, while everything is well."""
+def test_checker_of_a_refused_request_finds_it(history: History, code: int, operation: Operation) -> None:
+    """Any other refusal is found, of a resume also 503 or no connection without a fault."""
     call = Call(history).post().refused(code, operation)
     call.resume().numbers(1, 2, 3).result().done(Outcome.RESULT)
     assert history.classes() == [Class.REFUSED]
 
 
-def test_resume_that_is_refused_in_a_fault(history: History) -> None:
-    """A resume may find a dead worker, or 503 while Redis is impaired."""
+def test_checker_of_a_resume_refused_in_a_fault_allows_it(history: History) -> None:
+    """A resume may meet a dead worker, or 503 while Redis is impaired."""
     call = Call(history).post().fault(What.WORKER_KILLED, worker=OTHER).refused(0, Operation.RESUME)
     call.fault(What.REDIS_FROZEN).refused(503, Operation.RESUME, RUNNER).fault(What.REDIS_THAWED)
     call.resume(worker=RUNNER).numbers(1, 2, 3).result().done(Outcome.RESULT)
@@ -330,8 +334,10 @@ def test_resume_that_is_refused_in_a_fault(history: History) -> None:
 
 @pytest.mark.parametrize(("code", "fault"), [(0, What.WORKER_KILLED), (503, What.REDIS_FROZEN), (503, What.LAG)])
 @pytest.mark.parametrize("faulty", [False, True])
-def test_delete_that_is_refused(history: History, code: int, fault: What, *, faulty: bool) -> None:
-    """A DELETE may find a dead worker, or 503 while Redis is impaired, and is found otherwise."""
+def test_checker_of_a_refused_delete_allows_it_in_a_fault_only(
+    history: History, code: int, fault: What, *, faulty: bool
+) -> None:
+    """A DELETE may meet a dead worker, or 503 while Redis is impaired."""
     if faulty:
         history.add(fault, worker=OTHER)
     history.add(What.REFUSED, session=SESSION, stream="delete", operation="delete", worker=OTHER, code=code)
@@ -339,8 +345,8 @@ def test_delete_that_is_refused(history: History, code: int, fault: What, *, fau
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_post_without_response(history: History, *, killed: bool) -> None:
-    """A POST whose connection broke before the response is found, unless its worker was killed."""
+def test_checker_of_a_post_without_response_finds_it(history: History, *, killed: bool) -> None:
+    """It is allowed when its worker was killed."""
     call = Call(history)
     if killed:
         call.fault(What.WORKER_KILLED, worker=RUNNER)
@@ -348,7 +354,7 @@ def test_post_without_response(history: History, *, killed: bool) -> None:
     assert history.classes() == ([] if killed else [Class.UNANSWERED])
 
 
-def test_resume_without_response(history: History) -> None:
+def test_checker_of_a_resume_without_response_finds_it(history: History) -> None:
     """A GET whose connection broke before the response is found."""
     call = Call(history).post().refused(0, Operation.RESUME, OTHER, "unanswered")
     call.resume().numbers(1, 2, 3).result().done(Outcome.RESULT)
@@ -356,8 +362,8 @@ def test_resume_without_response(history: History) -> None:
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_stream_that_the_server_broke(history: History, *, killed: bool) -> None:
-    """A connection that the server broke in the middle is found, unless its worker was killed."""
+def test_checker_of_a_broken_stream_finds_it(history: History, *, killed: bool) -> None:
+    """It is allowed when its worker was killed."""
     call = Call(history).post().numbers(1)
     if killed:
         call.fault(What.WORKER_KILLED, worker=RUNNER)
@@ -365,14 +371,14 @@ def test_stream_that_the_server_broke(history: History, *, killed: bool) -> None
     assert history.classes() == ([] if killed else [Class.BROKEN])
 
 
-def test_worker_that_died_by_itself(history: History) -> None:
-    """A worker that ended by itself is found."""
+def test_checker_of_a_worker_that_died_finds_it(history: History) -> None:
+    """A worker that ended without a fault is found."""
     history.add(What.WORKER_DIED, worker=RUNNER)
     assert history.classes() == [Class.WORKER_DIED]
 
 
-def test_initialize_is_judged_as_a_call(history: History) -> None:
-    """The stream of `initialize` is judged as that of any call."""
+def test_checker_of_initialize_judges_it_as_a_call(history: History) -> None:
+    """The stream of `initialize` is judged like that of any call."""
     call = Call(history, "initialize 0", kind=INITIALIZE, number=0, request='"init"').post()
     call.event(Kind.RESULT, "", request='"init"').done(Outcome.RESULT)
     assert history.classes() == [Class.NO_ID]
@@ -383,7 +389,7 @@ def _publish(history: History, number: int, worker: int = RUNNER) -> None:
     call.post(worker).result(0, str(number)).done(Outcome.RESULT)
 
 
-def test_standalone_stream_that_got_everything(history: History) -> None:
+def test_checker_of_a_complete_standalone_stream_finds_nothing(history: History) -> None:
     """Order between two workers is undefined; each number came once, over two connections."""
     _publish(history, 1)
     _publish(history, 2, OTHER)
@@ -393,8 +399,8 @@ def test_standalone_stream_that_got_everything(history: History) -> None:
     assert history.classes() == []
 
 
-def test_standalone_stream_of_a_restarted_worker(history: History) -> None:
-    """A worker that was restarted is another writer, so that its numbers may come first."""
+def test_checker_of_a_restarted_publisher_allows_another_order(history: History) -> None:
+    """A restarted worker is another writer, so that its numbers may come first."""
     _publish(history, 1)
     history.add(What.WORKER_KILLED, worker=RUNNER).add(What.WORKER_BACK, worker=RUNNER)
     _publish(history, 2)
@@ -412,7 +418,9 @@ def test_standalone_stream_of_a_restarted_worker(history: History) -> None:
         ((1, 2, 9), Class.FOREIGN),
     ],
 )
-def test_standalone_stream_is_wrong(history: History, numbers: tuple[int, ...], found: Class) -> None:
+def test_checker_of_a_wrong_standalone_stream_finds_it(
+    history: History, numbers: tuple[int, ...], found: Class
+) -> None:
     """Lost, duplicate, foreign and disordered messages of a standalone stream are found."""
     _publish(history, 1)
     _publish(history, 2)
@@ -420,13 +428,13 @@ def test_standalone_stream_is_wrong(history: History, numbers: tuple[int, ...], 
     assert history.classes() == [found]
 
 
-def test_standalone_stream_that_the_server_broke(history: History) -> None:
-    """A standalone connection that the server broke in the middle is found."""
+def test_checker_of_a_broken_standalone_stream_finds_it(history: History) -> None:
+    """A standalone connection that the server broke is found."""
     Call(history, STANDALONE).resume(operation=Operation.LISTEN).note(What.BROKEN).done(Outcome.STOPPED)
     assert history.classes() == [Class.BROKEN]
 
 
-def test_standalone_message_without_id(history: History) -> None:
+def test_checker_of_a_standalone_message_without_id_finds_it(history: History) -> None:
     """A message of a standalone stream without an id is found."""
     _publish(history, 1)
     standalone = Call(history, STANDALONE).resume(operation=Operation.LISTEN)
@@ -445,8 +453,10 @@ def test_standalone_message_without_id(history: History) -> None:
         ([What.BEGIN] * 20 + [What.REDIS_KILLED, What.REDIS_BACK, What.WORKER_KILLED], True),
     ],
 )
-def test_standalone_message_of_a_killed_worker(history: History, faults: list[What], *, allowed: bool) -> None:
-    """A message may be lost with its worker before it was stored, or with its worker and Redis; never otherwise."""
+def test_checker_of_a_lost_standalone_message_allows_it_after_a_kill_only(
+    history: History, faults: list[What], *, allowed: bool
+) -> None:
+    """It may be lost with its worker before it was stored, or with its worker and Redis."""
     history.step = 0.1
     _publish(history, 1)
     for fault in faults:
@@ -456,8 +466,8 @@ def test_standalone_message_of_a_killed_worker(history: History, faults: list[Wh
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_session_that_was_opened_in_an_outage(*, allowed: bool) -> None:
-    """A 404 is allowed when only a worker that was killed in the outage can have known the session."""
+def test_checker_of_404_for_a_session_opened_in_an_outage_allows_it(*, allowed: bool) -> None:
+    """It is allowed when only a worker killed in the outage can have known the session."""
     history = History().add(What.REDIS_FROZEN)
     history.add(What.OPENED, client=3, session=SESSION, worker=RUNNER)
     history.add(What.WORKER_KILLED, worker=RUNNER if allowed else OTHER).add(What.REDIS_THAWED)
@@ -465,15 +475,15 @@ def test_session_that_was_opened_in_an_outage(*, allowed: bool) -> None:
     assert history.classes() == ([] if allowed else [Class.NOT_FOUND])
 
 
-def test_fault_without_an_end_lasts(history: History) -> None:
-    """A worker that did not come back stays down."""
+def test_checker_of_a_fault_without_end_takes_it_to_last(history: History) -> None:
+    """A worker that did not restart stays down."""
     call = Call(history).post().fault(What.WORKER_KILLED, worker=OTHER)
     history.at += 1000
     call.refused(0, Operation.RESUME).resume(worker=RUNNER).numbers(1, 2, 3).result().done(Outcome.RESULT)
     assert history.classes() == []
 
 
-def test_rules_can_be_tightened(history: History) -> None:
+def test_checker_with_other_rules_judges_by_them(history: History) -> None:
     """Without its allowance a deviation is a violation."""
     Call(history).post().fault(What.WORKER_KILLED, worker=RUNNER).error(ORPHANED).done(Outcome.ERROR)
     strict = replace(DEFAULT_RULES, allowances=())
@@ -482,7 +492,7 @@ def test_rules_can_be_tightened(history: History) -> None:
     assert check(history.observations, loose).violations == []
 
 
-def test_allowances_are_distinct() -> None:
-    """The names of the allowances are distinct: they are counted by name."""
+def test_rules_have_distinct_allowance_names() -> None:
+    """Allowances are counted by name."""
     names = [allowance.name for allowance in DEFAULT_RULES.allowances]
     assert len(set(names)) == len(names)

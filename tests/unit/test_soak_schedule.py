@@ -6,8 +6,8 @@ from soak.history import Kind, Observation, Recorder, What, load
 from soak.schedule import CALM, REDIS_FAULTS, WORKER_FAULTS, ClientPlan, incidents
 
 
-def test_same_seed_same_schedule() -> None:
-    """Faults, calls and cuts of a seed are the same in each run, and others with another seed."""
+def test_schedule_of_the_same_seed_is_the_same() -> None:
+    """Faults, calls and cuts depend on the seed alone."""
 
     def drawn(seed: int) -> list[object]:
         plan = ClientPlan(seed, client=3, workers=4)
@@ -18,7 +18,7 @@ def test_same_seed_same_schedule() -> None:
     assert drawn(7) != drawn(8)
 
 
-def test_each_fault_happens_once_before_any_happens_again() -> None:
+def test_schedule_has_each_fault_once_before_any_repeats() -> None:
     """In two minutes each fault happens, one at a time in each track, and the end is calm."""
     for seed in range(20):
         for track, faults in zip(incidents(seed, 120, 4), (REDIS_FAULTS, WORKER_FAULTS), strict=True):
@@ -29,15 +29,15 @@ def test_each_fault_happens_once_before_any_happens_again() -> None:
             assert ends[-1] <= 120 - CALM
 
 
-def test_call_is_left_alone_in_the_end() -> None:
+def test_schedule_leaves_the_last_connection_of_a_call_uncut() -> None:
     """After some cuts a connection is left to its end, so that each call ends."""
     plan = ClientPlan(1, client=3, workers=4)
     last = [plan.link("3.1", f"call-{number}", 5) for number in range(100)]
     assert {(link.after_events, link.after_seconds) for link in last} == {(None, None)}
 
 
-def test_history_is_read_as_it_was_written(tmp_path: Path) -> None:
-    """Each observation comes back from the file."""
+def test_history_is_loaded_as_recorded(tmp_path: Path) -> None:
+    """Each observation is read back from the file."""
     path = tmp_path / "soak" / "1.jsonl"
     with Recorder(path) as recorder:
         recorder.note(What.BEGIN, number=1)

@@ -86,8 +86,8 @@ async def writing() -> AsyncIterator[Writing]:
     begun.rest.close()
 
 
-async def test_pending_events_go_together(writing: Writing) -> None:
-    """Events that are pending are sent in one piece, in order; a single one is not delayed."""
+async def test_sse_writer_sends_pending_events_together(writing: Writing) -> None:
+    """Pending events are sent in one piece, in order; a single one is not delayed."""
     for number in range(3):
         await writing.writer.events.send(event(number))
     await writing.turns()
@@ -96,8 +96,8 @@ async def test_pending_events_go_together(writing: Writing) -> None:
     assert writing.server.bodies == [b"0;1;2;", b"3;"]
 
 
-async def test_nothing_before_the_head() -> None:
-    """An event that comes before the response has begun waits for the head."""
+async def test_sse_writer_before_the_response_head_sends_nothing() -> None:
+    """An early event waits for the head of the response."""
     early = Writing()
     await early.writer.events.send(event(0))
     await early.turns()
@@ -110,8 +110,8 @@ async def test_nothing_before_the_head() -> None:
     early.rest.close()
 
 
-async def test_slow_client(writing: Writing) -> None:
-    """As many events are pending as in the SDK; then the sender waits for the client."""
+async def test_sse_writer_with_a_slow_client_blocks_the_sender(writing: Writing) -> None:
+    """As many events may be pending as in the SDK; then the sender waits."""
     await writing.fill()
     blocked = asyncio.create_task(writing.writer.events.send(event(99)))
     await writing.turns()
@@ -123,8 +123,8 @@ async def test_slow_client(writing: Writing) -> None:
     assert writing.server.bodies[-1].endswith(b"99;")
 
 
-async def test_cancelled_sender(writing: Writing) -> None:
-    """A sender that waits for room and is cancelled leaves the others alone."""
+async def test_sse_writer_with_a_cancelled_sender_serves_the_others(writing: Writing) -> None:
+    """A cancelled sender that waits for room leaves the others alone."""
     await writing.fill()
     first, second = (asyncio.create_task(writing.writer.events.send(event(number))) for number in (98, 99))
     await writing.turns()
@@ -136,8 +136,8 @@ async def test_cancelled_sender(writing: Writing) -> None:
     assert writing.server.bodies[-1].endswith(b"99;")
 
 
-async def test_closed(writing: Writing) -> None:
-    """A stream that is closed drops its pending events, refuses others, and ends the response."""
+async def test_sse_writer_that_is_closed_drops_pending_events(writing: Writing) -> None:
+    """It refuses further events, and ends the response."""
     writing.server.ready.clear()
     await writing.writer.events.send(event(0))
     await writing.turns()
@@ -152,7 +152,7 @@ async def test_closed(writing: Writing) -> None:
         await writing.rest.receive()
 
 
-async def test_closed_while_a_sender_waits(writing: Writing) -> None:
+async def test_sse_writer_closed_while_a_sender_waits_refuses_it(writing: Writing) -> None:
     """A sender that waits for room is refused when the stream is closed."""
     await writing.fill()
     blocked = asyncio.create_task(writing.writer.events.send(event(99)))
@@ -163,16 +163,16 @@ async def test_closed_while_a_sender_waits(writing: Writing) -> None:
     writing.server.ready.set()
 
 
-async def test_nothing_after_the_end(writing: Writing) -> None:
-    """Once the response has ended, nothing more is sent: the server would refuse it."""
+async def test_sse_writer_after_the_end_sends_nothing(writing: Writing) -> None:
+    """The server would refuse anything after the end of the response."""
     await writing.response(END)
     await writing.writer.events.send(event(0))
     await writing.turns()
     assert writing.server.bodies == [b""]
 
 
-async def test_failing_server(writing: Writing) -> None:
-    """The error of the server's `send` is kept for the response; the SDK does not log it as the writer's, too."""
+async def test_sse_writer_when_the_server_fails_raises_its_error(writing: Writing) -> None:
+    """The response gets the error of the server's `send`; the SDK does not log it as the writer's."""
     writing.server.failure = OSError("closed")
     await writing.writer.events.send(event(0))
     with pytest.raises(anyio.ClosedResourceError):
@@ -181,8 +181,8 @@ async def test_failing_server(writing: Writing) -> None:
         writing.writer.raise_failure()
 
 
-async def test_take_over() -> None:
-    """Events that are in the SDK's stream already come first, and its sender is refused from then on."""
+async def test_sse_writer_take_over_sends_earlier_events_first() -> None:
+    """Events in the SDK's stream are sent first, and its sender is refused from then on."""
     send, receive = anyio.create_memory_object_stream[EventMessage](2)
     await send.send(event(0))
     await send.send(event(1))
@@ -200,8 +200,8 @@ async def test_take_over() -> None:
     begun.rest.close()
 
 
-async def test_take_over_of_a_closed_stream() -> None:
-    """A stream that was closed is not taken over."""
+async def test_sse_writer_take_over_of_a_closed_stream_is_refused() -> None:
+    """A closed stream is not taken over."""
     send, receive = anyio.create_memory_object_stream[EventMessage](2)
     send.close()
     receive.close()
@@ -212,8 +212,8 @@ async def test_take_over_of_a_closed_stream() -> None:
     rest.close()
 
 
-async def test_session_that_ends_as_the_writer_starts() -> None:
-    """A writer that finds its request's stream closed by a `DELETE` ends the response, and raises nothing."""
+async def test_sse_writer_of_an_ended_session_ends_the_response() -> None:
+    """A writer whose stream a `DELETE` has closed ends the response without an error."""
     view = SessionView(RedisEventStore(FakeAsyncRedis(), ttl=60).for_session("s"), follow_timeout=1)
     transport = ResumableTransport(view, stopped=lambda _: None, elsewhere=lambda _: None, mcp_session_id="s")
     transport._request_streams["1"] = anyio.create_memory_object_stream[EventMessage](2)

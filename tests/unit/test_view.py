@@ -53,8 +53,10 @@ async def store(client: FakeAsyncRedis) -> AsyncIterator[RedisSessionStore]:
     await root.flush()
 
 
-async def test_event_in_the_window(store: RedisSessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An event that is stored after the replay has read its last, and before it is followed, is delivered."""
+async def test_view_delivers_an_event_stored_between_replay_and_follow(
+    store: RedisSessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event is stored after the last read of the replay, and before following begins."""
     replay = store.replay
 
     async def replay_then_append(
@@ -74,8 +76,8 @@ async def test_event_in_the_window(store: RedisSessionStore, monkeypatch: pytest
     assert sent.messages == [note("before"), note("in the window"), RESPONSE]
 
 
-async def test_follow_limit(store: RedisSessionStore) -> None:
-    """A stream on which nothing more is said is closed after the limit."""
+async def test_view_on_a_silent_stream_ends_after_the_follow_timeout(store: RedisSessionStore) -> None:
+    """A stream without further events is closed after the timeout."""
     view = SessionView(store, follow_timeout=0.05)
     cursor = await view.store_event("1", None)
     sent = Sent()
@@ -84,8 +86,8 @@ async def test_follow_limit(store: RedisSessionStore) -> None:
     assert sent.messages == []
 
 
-async def test_standalone_stream_never_ends_by_itself(store: RedisSessionStore) -> None:
-    """A response-shaped message on the standalone stream does not end it; what comes later is delivered."""
+async def test_view_keeps_following_a_standalone_stream(store: RedisSessionStore) -> None:
+    """Later messages of a standalone stream are delivered."""
     view = SessionView(store, follow_timeout=0.3)
     cursor = await view.store_event("_GET_stream", None)
     await view.store_event("_GET_stream", note("a"))
@@ -97,8 +99,10 @@ async def test_standalone_stream_never_ends_by_itself(store: RedisSessionStore) 
     assert sent.messages == [note("a"), note("b")]
 
 
-async def test_failing_store(store: RedisSessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An event that cannot be stored has no id; a replay that cannot be read ends; nothing is raised."""
+async def test_view_of_a_failing_store_raises_nothing(
+    store: RedisSessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event that cannot be stored has no id, and a replay that cannot be read ends."""
 
     async def unavailable(*_: object, **__: object) -> AppendResult:
         msg = "no Redis"
@@ -112,8 +116,10 @@ async def test_failing_store(store: RedisSessionStore, monkeypatch: pytest.Monke
     await view.replay_events_after(cursor, Sent())
 
 
-async def test_stream_of_another_type(store: RedisSessionStore, client: FakeAsyncRedis) -> None:
-    """A resume of a stream that Redis will never read ends with an error: a client would resume for ever."""
+async def test_view_of_a_stream_of_another_type_ends_with_an_error(
+    store: RedisSessionStore, client: FakeAsyncRedis
+) -> None:
+    """Without the error a client would resume for ever."""
     view = SessionView(store, follow_timeout=5)
     cursor = await view.store_event("1", None)
     await view.store_event("1", note("a"))
@@ -129,8 +135,8 @@ async def test_stream_of_another_type(store: RedisSessionStore, client: FakeAsyn
     assert (error.id, error.error.code) == ("1", EVENTS_GONE)
 
 
-async def test_stop_before_the_first_read_ends_the_resume(store: RedisSessionStore) -> None:
-    """A stop that arrives between a client's request and the first read of its stream is not missed."""
+async def test_view_stopped_before_the_first_read_ends_the_resume(store: RedisSessionStore) -> None:
+    """A stop between a client's request and the first read of its stream is not missed."""
     view = SessionView(store, follow_timeout=60)
     cursor = await view.store_event("1", None)
     sent = Sent()
@@ -144,8 +150,8 @@ async def test_stop_before_the_first_read_ends_the_resume(store: RedisSessionSto
     assert sent.messages == [RESPONSE]
 
 
-async def test_late_stop_leaves_newer_resumes(store: RedisSessionStore) -> None:
-    """What ended the older connections of a stream, and is heard late, ends no newer one."""
+async def test_view_stop_that_arrives_late_leaves_newer_resumes(store: RedisSessionStore) -> None:
+    """A late stop of older connections ends no newer one."""
     view = SessionView(store, follow_timeout=60)
     cursor = await view.store_event("1", None)
     ended: list[str] = []
@@ -167,8 +173,8 @@ async def test_late_stop_leaves_newer_resumes(store: RedisSessionStore) -> None:
         view.stop("~1")
 
 
-async def test_closed_callback_is_passed_on(store: RedisSessionStore) -> None:
-    """What the transport raises when its client is gone reaches the transport, which expects it."""
+async def test_view_when_the_client_has_closed_raises_to_the_transport(store: RedisSessionStore) -> None:
+    """The transport expects the exception of its own callback."""
     view = SessionView(store, follow_timeout=5)
     cursor = await view.store_event("1", None)
     await view.store_event("1", note("a"))
@@ -180,8 +186,8 @@ async def test_closed_callback_is_passed_on(store: RedisSessionStore) -> None:
         await view.replay_events_after(cursor, gone)
 
 
-async def test_closed_view_follows_nothing(store: RedisSessionStore) -> None:
-    """A session that is over has nothing to resume."""
+async def test_view_that_is_closed_follows_nothing(store: RedisSessionStore) -> None:
+    """An ended session has nothing to resume."""
     view = SessionView(store, follow_timeout=60)
     cursor = await view.store_event("1", None)
     async with anyio.create_task_group() as group:
@@ -196,8 +202,10 @@ async def test_closed_view_follows_nothing(store: RedisSessionStore) -> None:
 
 
 @pytest.mark.parametrize("stream", ["", "1", "a.b", "ü/{}:%", "x" * 10_000, "\x00\n", "!", "1.2.3"])
-async def test_hostile_request_ids(store: RedisSessionStore, client: FakeAsyncRedis, stream: str) -> None:
-    """Whatever a client calls its request, ids are short, visible ASCII, and resume that stream only."""
+async def test_view_with_hostile_request_id_has_safe_ids(
+    store: RedisSessionStore, client: FakeAsyncRedis, stream: str
+) -> None:
+    """Ids are short visible ASCII and resume that stream only, whatever the request's id."""
     view = SessionView(store, follow_timeout=5)
     cursor = await view.store_event(stream, None)
     await view.store_event("other", None)
@@ -216,8 +224,8 @@ async def test_hostile_request_ids(store: RedisSessionStore, client: FakeAsyncRe
     assert all(len(key) < 200 and key.startswith("mcp:{s}:") for key in keys)
 
 
-async def test_stream_of_a_request_is_resumed_with_a_priming_event(store: RedisSessionStore) -> None:
-    """A client that understands it is sent its cursor again, without data; another client is not."""
+async def test_view_resume_of_a_request_begins_with_a_priming_event(store: RedisSessionStore) -> None:
+    """A client that understands it gets its cursor again, without data; another client does not."""
     view = SessionView(store, follow_timeout=5)
     cursor = await view.store_event("1", None)
     await view.store_event("1", RESPONSE)
@@ -230,7 +238,7 @@ async def test_stream_of_a_request_is_resumed_with_a_priming_event(store: RedisS
         assert (sent.ids[0] == cursor) is understands
 
 
-async def test_message_without_an_open_request_is_not_stored(store: RedisSessionStore) -> None:
+async def test_view_without_an_open_request_stores_nothing(store: RedisSessionStore) -> None:
     """Neither before a request was admitted nor after its response."""
     view = SessionView(store, follow_timeout=5)
     assert await view.store_event("1", note("before")) == ""
@@ -240,8 +248,8 @@ async def test_message_without_an_open_request_is_not_stored(store: RedisSession
     assert not view.busy
 
 
-async def test_admitted_request_that_never_ran_is_answered(store: RedisSessionStore) -> None:
-    """Its stream has an end, with the request's id and its JSON type."""
+async def test_view_abandon_of_an_admitted_request_answers_it(store: RedisSessionStore) -> None:
+    """The stream ends with an error that has the request's id and JSON type."""
     view = SessionView(store, follow_timeout=5)
     view.begin("7")
     cursor = await view.store_event("7", None)
@@ -255,10 +263,8 @@ async def test_admitted_request_that_never_ran_is_answered(store: RedisSessionSt
     assert error.id == "7"
 
 
-async def test_response_that_is_damaged_is_replaced_by_an_error(
-    store: RedisSessionStore, client: FakeAsyncRedis
-) -> None:
-    """The stream has an end, and a client that had the response already is sent nothing."""
+async def test_view_of_a_damaged_response_sends_an_error(store: RedisSessionStore, client: FakeAsyncRedis) -> None:
+    """The stream ends, and a client that had the response already gets nothing."""
     running = SessionView(store, follow_timeout=5)
     running.begin(1)
     cursor = await running.store_event("1", None)
@@ -279,8 +285,10 @@ async def test_response_that_is_damaged_is_replaced_by_an_error(
     await other.flush()
 
 
-async def test_given_up_concurrently(store: RedisSessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A `DELETE` and the end of the session's task both give up what runs: each request is answered once."""
+async def test_view_give_up_twice_concurrently_answers_each_request_once(
+    store: RedisSessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `DELETE` and the end of the session's task both give up running requests."""
     answered: list[StreamId] = []
 
     async def slow(stream_id: StreamId, request_id: int | str) -> None:
