@@ -40,8 +40,8 @@ async def cluster(cluster_port: int) -> AsyncIterator[aioredis.RedisCluster]:
     await client.aclose()
 
 
-async def test_life_of_a_session(cluster: aioredis.RedisCluster) -> None:
-    """Appended, trimmed, replayed, followed, given up, recorded, renewed and ended, without crossing slots."""
+async def test_session_on_a_cluster_never_crosses_slots(cluster: aioredis.RedisCluster) -> None:
+    """Append, trim, replay, follow, give up, record, renew and end, without crossing slots."""
     root = RedisEventStore(cluster, ttl=60)
     for name in ("a", "b{x}", "c:{}"):
         store = root.for_session(name)
@@ -70,8 +70,8 @@ async def test_life_of_a_session(cluster: aioredis.RedisCluster) -> None:
         assert (await root.coordinator.touch(name, owner="o", ttl=60)).state == "ended"
 
 
-async def test_orphan_of_another_worker(cluster: aioredis.RedisCluster) -> None:
-    """A follower on one worker finds that the other, which ran the request, is gone."""
+async def test_follower_on_a_cluster_finds_an_orphaned_request(cluster: aioredis.RedisCluster) -> None:
+    """A follower on one worker finds that the other worker, which ran the request, has expired."""
 
     async def nothing() -> None:
         """Nothing has to be said again."""
@@ -88,8 +88,8 @@ async def test_orphan_of_another_worker(cluster: aioredis.RedisCluster) -> None:
     assert (facts.end, facts.orphaned, facts.delivered) == (FollowEnd.COMPLETED, True, 1)
 
 
-async def test_view_on_a_cluster(cluster: aioredis.RedisCluster) -> None:
-    """A session's view stores and resumes, its ids short and its streams apart."""
+async def test_view_on_a_cluster_stores_and_resumes(cluster: aioredis.RedisCluster) -> None:
+    """A session's view stores and resumes with short ids and separate streams."""
     store = InstrumentedEventStore(RedisEventStore(cluster, ttl=60), registry=None)
     view = SessionView(store.for_session("view"), follow_timeout=5)
     cursor = await view.store_event("1", None)
@@ -100,8 +100,8 @@ async def test_view_on_a_cluster(cluster: aioredis.RedisCluster) -> None:
     assert len(collected.data) == 1
 
 
-async def test_root_store_without_a_hash_tag(cluster: aioredis.RedisCluster) -> None:
-    """A root store needs a hash tag in its prefix on a cluster; without one it is refused, and says by whom."""
+async def test_root_store_on_a_cluster_needs_a_hash_tag(cluster: aioredis.RedisCluster) -> None:
+    """Without a hash tag in its prefix the cluster refuses the append, and the error names the slot."""
     with pytest.raises(StoreRejectedError, match="slot"):
         await RedisEventStore(cluster, ttl=60).append("1", None)
     tagged = RedisEventStore(cluster, key_prefix="{mcp}:", ttl=60, store_timeout=PATIENCE)

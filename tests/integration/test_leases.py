@@ -42,8 +42,8 @@ def worker(server: fakeredis.FakeServer) -> Workers:
     return RedisEventStore(fakeredis.FakeAsyncRedis(server=server), ttl=60).coordinator
 
 
-async def test_whose_lease_has_run_out_is_gone(server: fakeredis.FakeServer) -> None:
-    """Whoever has a lease lives; all others are gone."""
+async def test_worker_without_a_lease_is_expired(server: fakeredis.FakeServer) -> None:
+    """A worker with a lease is alive; all others are expired."""
     one, other = worker(server), worker(server)
     await other._renew()
     assert await one.expired({other._worker.name, "third"}) == {"third"}
@@ -51,8 +51,8 @@ async def test_whose_lease_has_run_out_is_gone(server: fakeredis.FakeServer) -> 
     assert await one.expired({other._worker.name, "third"}) == {other._worker.name, "third"}
 
 
-async def test_nobody_is_gone_just_after_an_outage(server: fakeredis.FakeServer, clock: Clock) -> None:
-    """Leases run out while Redis is away: the others get the time to renew theirs."""
+async def test_no_worker_is_expired_just_after_an_outage(server: fakeredis.FakeServer, clock: Clock) -> None:
+    """Leases expire during an outage, so the other workers get time to renew theirs."""
     workers = worker(server)
     assert await workers.expired({"other"}) == {"other"}
     server.connected = False
@@ -66,10 +66,10 @@ async def test_nobody_is_gone_just_after_an_outage(server: fakeredis.FakeServer,
     assert await workers.expired({"other"}) == {"other"}
 
 
-async def test_nobody_is_gone_just_after_a_stall(
+async def test_no_worker_is_expired_just_after_a_slow_reply(
     server: fakeredis.FakeServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A Redis that has not answered for long has not let others renew either."""
+    """A Redis that was slow has not let the others renew either."""
     workers = worker(server)
     ask = workers._redis.exists
 
@@ -84,8 +84,8 @@ async def test_nobody_is_gone_just_after_a_stall(
     assert await workers.expired({"other"}) == {"other"}
 
 
-async def test_nobody_is_gone_when_redis_has_lost_all_leases(server: fakeredis.FakeServer) -> None:
-    """A Redis that restarts empty, and too fast to be missed, has lost the lease of the one that asks, too."""
+async def test_no_worker_is_expired_when_redis_lost_all_leases(server: fakeredis.FakeServer) -> None:
+    """A Redis that restarted empty has lost the lease of the asking worker, too."""
     one, other = worker(server), worker(server)
     async with (
         one.hold_lease(DEFAULT_WORKER_LEASE, lambda _: None, nothing),
@@ -96,8 +96,8 @@ async def test_nobody_is_gone_when_redis_has_lost_all_leases(server: fakeredis.F
         assert await one.expired({other._worker.name}) == set()
 
 
-async def test_lease_that_could_not_be_taken_at_the_start_is_taken_soon(server: fakeredis.FakeServer) -> None:
-    """Others take a worker without a lease for dead: it does not wait for a third of the lease."""
+async def test_lease_that_fails_at_the_start_is_retried_soon(server: fakeredis.FakeServer) -> None:
+    """Other workers declare one without a lease dead, so it does not wait for a third of the lease."""
     one = worker(server)
     server.connected = False
     async with one.hold_lease(30 * DEFAULT_WORKER_LEASE, lambda _: None, nothing):

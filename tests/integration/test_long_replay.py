@@ -23,8 +23,8 @@ CONNECTIONS = 3
 MEGABYTE = 1 << 20
 
 
-async def test_memory_and_calls() -> None:
-    """A few chunks are held, whatever the length, and Redis is busy with each for a moment only."""
+async def test_long_replay_bounds_memory_and_calls() -> None:
+    """A few chunks are in memory, whatever the length, and each keeps Redis busy for a moment only."""
     told = await long_replay.measure(EVENTS)
     assert told.delivered == EVENTS - 1
     # All of it were 8 MB as text, and ten times that as messages.
@@ -54,8 +54,10 @@ async def _calls(client: aioredis.Redis) -> int:
     return sum(stats.get(name, {"calls": 0})["calls"] for name in ("cmdstat_evalsha", "cmdstat_eval"))
 
 
-async def test_goes_at_the_pace_of_who_receives(small_pool: aioredis.Redis, key_prefix: str, cursor: str) -> None:
-    """While the callback does not return, no more is read than was on its way."""
+async def test_long_replay_to_a_slow_client_reads_no_further(
+    small_pool: aioredis.Redis, key_prefix: str, cursor: str
+) -> None:
+    """While the callback blocks, no more than the current chunk is read."""
     part = RedisEventStore(small_pool, key_prefix=key_prefix, ttl=TTL).for_session(SESSION)
     delivered, may_go_on = 0, anyio.Event()
 
@@ -77,8 +79,10 @@ async def test_goes_at_the_pace_of_who_receives(small_pool: aioredis.Redis, key_
     assert delivered == 9_999
 
 
-async def test_cancelled_at_any_place(small_pool: aioredis.Redis, key_prefix: str, cursor: str) -> None:
-    """Every connection of the pool is there afterwards, and gives the right answers."""
+async def test_long_replay_cancelled_anywhere_keeps_the_pool_usable(
+    small_pool: aioredis.Redis, key_prefix: str, cursor: str
+) -> None:
+    """Every connection of the pool is free afterwards, and gives the right replies."""
     store = RedisEventStore(small_pool, key_prefix=key_prefix, ttl=TTL)
     part = store.for_session(SESSION)
 

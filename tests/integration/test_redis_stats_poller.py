@@ -34,8 +34,10 @@ async def polled(poller: RedisStatsPoller) -> redis_stats.RedisStats:
     return found
 
 
-async def test_what_is_there(store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
-    """Keys of all sessions under the prefix, and of others; memory; and what an event weighs."""
+async def test_stats_poll_counts_keys_memory_and_event_size(
+    store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker
+) -> None:
+    """It counts the keys of all sessions under the prefix, the others, memory, and bytes per event."""
     for session in ("a", "b{x}", "c*"):
         part = store.for_session(session)
         part.begin("1", 1)
@@ -55,13 +57,15 @@ async def test_what_is_there(store: RedisEventStore, redis_client: aioredis.Redi
     assert found.evicted == 0
 
 
-async def test_nothing_to_weigh(store: RedisEventStore) -> None:
-    """Without events nothing is said of what one weighs."""
+async def test_stats_poll_without_events_has_no_event_size(store: RedisEventStore) -> None:
+    """Without events there is no size of one."""
     assert (await polled(store.redis_stats_poller())).event_bytes is None
 
 
-async def test_keys_without_ttl(store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
-    """They are counted by what they are; those of others are not."""
+async def test_stats_poll_counts_keys_without_ttl_by_kind(
+    store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker
+) -> None:
+    """Keys of other applications are not counted."""
     leaks.exempt()
     lasting = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=None)
     await lasting.append("1", note(1))
@@ -77,8 +81,8 @@ async def test_keys_without_ttl(store: RedisEventStore, redis_client: aioredis.R
     assert found.lasting == {"counter": 1, "event": 1, "stream": 2, "large": 1, "requests": 1, "other": 1}
 
 
-async def test_patterns_in_a_prefix(redis_client: aioredis.Redis) -> None:
-    """A prefix is what it is, and no pattern."""
+async def test_stats_poll_of_a_prefix_with_wildcards_matches_literally(redis_client: aioredis.Redis) -> None:
+    """A prefix is literal text, and no pattern."""
     for name in ("m*p?[a]^\\:x", "mmp:x", "map?[a]:x"):
         await redis_client.set(name, "1")
     store = RedisEventStore(redis_client, key_prefix="m*p?[a]^\\:", ttl=60)
@@ -86,10 +90,10 @@ async def test_patterns_in_a_prefix(redis_client: aioredis.Redis) -> None:
     assert (found.keys, found.lasting) == (2, {"other": 1})
 
 
-async def test_a_walk_over_many_keys(
+async def test_stats_poll_of_many_keys_continues_in_the_next_one(
     store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A poll scans a bounded number of keys, and the next one continues; counts stay until the scan is complete."""
+    """A poll scans a bounded number of keys; totals appear once the scan is complete."""
     leaks.exempt()
     monkeypatch.setattr(redis_stats, "SCANNED_PER_POLL", 500)
     async with redis_client.pipeline(transaction=False) as pipeline:
@@ -111,7 +115,7 @@ async def test_a_walk_over_many_keys(
     assert (await polled(poller)).keys == 2001
 
 
-async def test_a_walk_takes_no_longer_than_it_may(
+async def test_stats_poll_that_runs_out_of_time_stops(
     store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When time is up, the next poll continues."""
@@ -121,8 +125,10 @@ async def test_a_walk_takes_no_longer_than_it_may(
     assert (await polled(store.redis_stats_poller())).keys is None
 
 
-async def test_one_of_several(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """One worker has the turn until it leaves or is late; the key that says so expires."""
+async def test_stats_poll_is_taken_by_one_worker_at_a_time(
+    store: RedisEventStore, redis_client: aioredis.Redis
+) -> None:
+    """A worker has the turn until it leaves or is late, and the key of the turn expires."""
     other = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=60).redis_stats_poller()
     poller = store.redis_stats_poller()
     await polled(poller)
@@ -135,10 +141,10 @@ async def test_one_of_several(store: RedisEventStore, redis_client: aioredis.Red
     assert await poller.poll(EVERY) is None
 
 
-async def test_evictions_are_what_came_since(
+async def test_stats_poll_counts_evictions_since_the_last_one(
     store: RedisEventStore, redis_client: aioredis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a number that Redis counts from its own start, what was added; all of it after a restart."""
+    """After a restart of Redis all evictions count."""
     told = iter([100, 130, 130, 7])
     info = redis_client.info
 
@@ -153,15 +159,17 @@ async def test_evictions_are_what_came_since(
     assert found[0].memory_limit == 1 << 20
 
 
-async def test_redis_is_away() -> None:
-    """What cannot be reached is said as any other operation says it."""
+async def test_stats_poll_of_unreachable_redis_is_unavailable() -> None:
+    """The error has the words of any other operation."""
     async with connect("redis://127.0.0.1:1") as client:
         with pytest.raises(StoreUnavailableError, match=r"could not read the statistics of Redis at 127\.0\.0\.1:1"):
             await RedisEventStore(client, ttl=60).redis_stats_poller().poll(EVERY)
 
 
-async def test_redis_refuses(store: RedisEventStore, redis_client: aioredis.Redis, valkey_url: str) -> None:
-    """A user that may not ask what is asked hears which command it was."""
+async def test_stats_poll_without_permission_names_the_command(
+    store: RedisEventStore, redis_client: aioredis.Redis, valkey_url: str
+) -> None:
+    """A user without the permission gets the name of the command."""
     await redis_client.acl_setuser("sampler", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-info"])
     try:
         async with aioredis.Redis.from_url(valkey_url, username="sampler", password="x") as limited:
@@ -172,8 +180,8 @@ async def test_redis_refuses(store: RedisEventStore, redis_client: aioredis.Redi
         await redis_client.acl_deluser("sampler")
 
 
-async def test_redis_7(redis_url: str, key_prefix: str) -> None:
-    """The same on Redis 7."""
+async def test_stats_poll_of_redis_7_is_the_same(redis_url: str, key_prefix: str) -> None:
+    """Redis 7 gives the same statistics."""
     async with connect(redis_url) as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
         await store.append("1", note(1))
@@ -184,8 +192,8 @@ async def test_redis_7(redis_url: str, key_prefix: str) -> None:
         await keys.clean()
 
 
-async def test_cluster_is_refused() -> None:
-    """What one node says is not what a cluster is."""
+async def test_stats_poller_of_a_cluster_is_refused() -> None:
+    """One node's statistics are not those of a cluster."""
     cluster = aioredis.RedisCluster(host="127.0.0.1", port=1)
     with pytest.raises(ValueError, match="does not support Redis Cluster"):
         RedisEventStore(cluster, ttl=60).redis_stats_poller()

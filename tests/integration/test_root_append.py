@@ -39,17 +39,17 @@ def _text(value: object) -> str:
 # -- ids --------------------------------------------------------------------------------------------------------------
 
 
-async def test_ids_are_clocks(store: RedisEventStore) -> None:
-    """An id is the server's time in microseconds: it tells the age of its event."""
+async def test_append_id_is_redis_time_in_microseconds(store: RedisEventStore) -> None:
+    """The id shows the age of its event."""
     before = time.time() * SECOND
     event_id = int((await store.append("1", None)).event_id)
     assert before - SECOND < event_id < time.time() * SECOND + SECOND
 
 
-async def test_ids_go_on_when_the_clock_is_behind(
+async def test_append_when_the_clock_is_behind_counts_on(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
 ) -> None:
-    """After a counter that is ahead of the clock (a failover to a server whose clock is slow) ids go on counting."""
+    """After a failover to a server whose clock is slow, ids keep counting from the counter."""
     ahead = int(time.time() + 3600) * SECOND
     await redis_client.set(keys.counter, ahead, ex=60)
     ids = [int((await store.append("1", note(i))).event_id) for i in range(3)]
@@ -57,10 +57,10 @@ async def test_ids_go_on_when_the_clock_is_behind(
 
 
 @pytest.mark.parametrize("counter", [None, "5", "0", "-7", "", "rubbish", "nan", "inf", "1e400", str(2**53), "9" * 30])
-async def test_ids_go_on_when_the_counter_is_lost(
+async def test_append_when_the_counter_is_lost_keeps_ids_unique(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys, counter: str | None
 ) -> None:
-    """A counter that was evicted, rolled back or damaged makes no id come twice, or out of order."""
+    """An evicted, rolled back or damaged counter makes no id repeat or go back."""
     ids = [int((await store.append("1", note(0))).event_id)]
     for i in range(1, 4):
         if counter is None:
@@ -76,10 +76,10 @@ async def test_ids_go_on_when_the_counter_is_lost(
 
 
 @pytest.mark.usefixtures("leaks")
-async def test_appends_at_once_keep_their_order(
+async def test_concurrent_appends_keep_their_order(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
 ) -> None:
-    """Events appended at once have increasing ids in their order, over all their streams."""
+    """Events appended concurrently have increasing ids in their order, over all their streams."""
     appended = await asyncio.gather(*(store.append(str(i % 3), note(i)) for i in range(50)))
     ids = [int(each.event_id) for each in appended]
     assert ids == sorted(set(ids))
@@ -92,8 +92,10 @@ async def test_appends_at_once_keep_their_order(
 # -- what is kept -----------------------------------------------------------------------------------------------------
 
 
-async def test_fields_of_an_event(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
-    """An event has its stream and payload, and tells when it ended its stream."""
+async def test_append_stores_stream_payload_and_final_mark(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """An event has its stream and payload, and a mark when it ended its stream."""
     primed = await store.append("1", None)
     said = await store.append("1", note(1, "é"))
     ended = await store.append("1", answer())
@@ -104,10 +106,10 @@ async def test_fields_of_an_event(store: RedisEventStore, redis_client: aioredis
     assert (primed.payload_bytes, said.payload_bytes) == (0, len(payload.encode()))
 
 
-async def test_fields_of_an_event_with_a_producer(
+async def test_append_with_a_producer_stores_it(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
 ) -> None:
-    """Small or large, an event is a hash, whose fields name its stream and its producer."""
+    """Small or large, an event is a hash whose fields name its stream and its producer."""
     traceparent = f"00-{1:032x}-{2:016x}-01"
     messages: list[JSONRPCMessage] = [note(1), answer(), note(2, "x" * 50_000)]
     for message in messages:
@@ -121,8 +123,8 @@ async def test_fields_of_an_event_with_a_producer(
 
 
 @pytest.mark.usefixtures("leaks")
-async def test_client_of_another_encoding(valkey_url: str, key_prefix: str) -> None:
-    """Payloads are UTF-8 whatever the client encodes its text in."""
+async def test_append_by_client_of_another_encoding_stores_utf8(valkey_url: str, key_prefix: str) -> None:
+    """Payloads are UTF-8, whatever encoding the client uses."""
     async with aioredis.Redis.from_url(valkey_url, encoding="latin-1") as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
         first = await store.append("1", None)
@@ -135,8 +137,10 @@ async def test_client_of_another_encoding(valkey_url: str, key_prefix: str) -> N
 # -- TTL --------------------------------------------------------------------------------------------------------------
 
 
-async def test_every_key_has_a_ttl(store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
-    """The counter, the index, the events, and the memory of what was trimmed all expire."""
+async def test_append_leaves_a_ttl_on_every_key(
+    store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker
+) -> None:
+    """The counter, the index, the events and the record of trimmed events expire."""
     old = await _expired_entry(redis_client, Keys(store.key_prefix), age=store.ttl or 0)
     await store.append("1", note(0, "x" * 5000))
     await store.append("1", answer())
@@ -148,7 +152,7 @@ async def test_every_key_has_a_ttl(store: RedisEventStore, redis_client: aioredi
         assert 0 < await redis_client.ttl(key) <= longest, key
 
 
-async def test_ttl_is_renewed_by_writing(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
+async def test_append_renews_the_ttl(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
     """The counter and the index live as long as the last event that they name."""
     await store.append("1", note(0))
     for key in (keys.counter, keys.stream("1")):
@@ -158,8 +162,10 @@ async def test_ttl_is_renewed_by_writing(store: RedisEventStore, redis_client: a
         assert await redis_client.ttl(key) > 5
 
 
-async def test_without_ttl_nothing_expires(redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker) -> None:
-    """`ttl=None` leaves no TTL, and takes that of an earlier store off what it writes."""
+async def test_append_without_ttl_removes_earlier_ttls(
+    redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker
+) -> None:
+    """`ttl=None` leaves no TTL, and removes an earlier store's TTL from the keys it writes."""
     leaks.exempt()
     keys = Keys(key_prefix)
     before = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60)
@@ -184,8 +190,8 @@ async def _expired_entry(client: aioredis.Redis, keys: Keys, *, age: int, stream
 
 
 @pytest.mark.usefixtures("leaks")
-async def test_expired_entries_are_trimmed(redis_client: aioredis.Redis, key_prefix: str) -> None:
-    """The first write after events have expired takes them out of the index, and remembers the last of them."""
+async def test_append_after_expiry_trims_the_index(redis_client: aioredis.Redis, key_prefix: str) -> None:
+    """The first write after events expired removes them from the index, and records the last one."""
     keys = Keys(key_prefix)
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
     old = [(await store.append("1", note(i))).event_id for i in range(3)]
@@ -200,8 +206,10 @@ async def test_expired_entries_are_trimmed(redis_client: aioredis.Redis, key_pre
     assert await number_in(redis_client, f"{key_prefix}trimmed:1") == int(old[-1])
 
 
-async def test_trimming_is_bounded(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
-    """A write looks at a few expired entries only, and the next writes at the rest: none of them waits long."""
+async def test_append_trims_a_bounded_number_of_entries(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """A write checks a few expired entries, and the next writes the others."""
     ttl = store.ttl or 0
     old = [await _expired_entry(redis_client, keys, age=ttl, offset=offset) for offset in range(LOOKED_AT * 3)]
     left = []
@@ -212,15 +220,17 @@ async def test_trimming_is_bounded(store: RedisEventStore, redis_client: aioredi
     assert left == [LOOKED_AT * 2, LOOKED_AT, 0, 0]
 
 
-async def test_batch_that_is_sent_again_trims(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
-    """A batch that Redis did not execute the first time, since it had lost the script, trims the second time."""
+async def test_append_sent_again_after_noscript_trims(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """A batch that Redis did not execute, since it had lost the script, trims the second time."""
     old = await _expired_entry(redis_client, keys, age=store.ttl or 0)
     await redis_client.script_flush()
     await store.append("1", note(0))
     assert old not in await index_of(redis_client, keys)
 
 
-async def test_only_the_streams_written_to_are_trimmed(
+async def test_append_trims_its_own_streams_only(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
 ) -> None:
     """Other streams are left for their own writes, or for their TTL."""
@@ -230,10 +240,10 @@ async def test_only_the_streams_written_to_are_trimmed(
     assert await index_of(redis_client, keys, "2") == [old]
 
 
-async def test_entries_whose_events_live_are_kept(
+async def test_append_keeps_entries_of_live_events(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
 ) -> None:
-    """A living event is never trimmed, however old its id looks: it may have been stored with a longer TTL."""
+    """A live event is never trimmed, however old its id looks."""
     old = await _expired_entry(redis_client, keys, age=store.ttl or 0)
     await redis_client.hset(keys.event(str(old)), mapping={"stream_id": "1", "payload": ""})
     await redis_client.expire(keys.event(str(old)), 60)
@@ -241,10 +251,10 @@ async def test_entries_whose_events_live_are_kept(
     assert (await index_of(redis_client, keys))[0] == old
 
 
-async def test_living_entries_do_not_shield_expired_ones(
+async def test_append_trims_expired_entries_behind_live_ones(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
 ) -> None:
-    """Many old events that live on, as another writer without TTL leaves them, do not let the index grow for ever."""
+    """Many old live events, as a writer without TTL leaves them, do not stop trimming."""
     ttl = store.ttl or 0
     for event_id in range(1, LOOKED_AT * 2):
         await redis_client.zadd(keys.stream("1"), {str(event_id): event_id})
@@ -257,10 +267,10 @@ async def test_living_entries_do_not_shield_expired_ones(
     assert len(await index_of(redis_client, keys)) == LOOKED_AT * 2 - 1 + 2
 
 
-async def test_nothing_is_trimmed_without_ttl(
+async def test_append_without_ttl_trims_nothing(
     redis_client: aioredis.Redis, key_prefix: str, keys: Keys, leaks: LeakChecker
 ) -> None:
-    """A store that keeps its events for ever trims none."""
+    """A store without TTL trims no event."""
     leaks.exempt()
     store = RedisEventStore(redis_client, key_prefix=key_prefix)
     old = await _expired_entry(redis_client, keys, age=3600)
@@ -271,18 +281,18 @@ async def test_nothing_is_trimmed_without_ttl(
 # -- failing ----------------------------------------------------------------------------------------------------------
 
 
-async def test_append_that_fails_leaves_nothing(
+async def test_append_to_a_key_of_another_type_leaves_nothing(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys, leaks: LeakChecker
 ) -> None:
-    """A key that is another's, where the index should be, is told, and no event is left that nothing names."""
+    """The error is reported, and no event remains that no index names."""
     await redis_client.set(keys.stream("1"), "another's", ex=60)
     with pytest.raises(StoreRejectedError, match=r"could not append to Redis at .*WRONGTYPE"):
         await store.append("1", note(0, "a secret"))
     assert await leaks.keys() == [keys.stream("1")]
 
 
-async def test_append_after_script_flush(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """Scripts that Redis has forgotten are sent again, without an error and without a lost event."""
+async def test_append_after_script_flush_loads_the_script(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """The script is loaded again, without an error and without a lost event."""
     first = await store.append("1", None)
     for i in range(2):
         await redis_client.script_flush()
@@ -291,8 +301,10 @@ async def test_append_after_script_flush(store: RedisEventStore, redis_client: a
     assert (await store.replay(first.event_id, Collected())).delivered == 2
 
 
-async def test_concurrent_appends_after_script_flush(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """Many that find the script gone at once store each event once."""
+async def test_concurrent_appends_after_script_flush_store_each_once(
+    store: RedisEventStore, redis_client: aioredis.Redis
+) -> None:
+    """Many appends that find the script missing store each event once."""
     first = await store.append("1", None)
     await redis_client.script_flush()
     async with anyio.create_task_group() as tasks:
@@ -301,8 +313,8 @@ async def test_concurrent_appends_after_script_flush(store: RedisEventStore, red
     assert (await store.replay(first.event_id, Collected())).delivered == 20
 
 
-async def test_one_round_trip(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """An append is one command, whatever it has to write, trim and expire."""
+async def test_append_takes_one_command(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """An append is one command, whatever it writes, trims and expires."""
     await store.append("1", note(0))
 
     async def commands() -> int:
@@ -316,10 +328,10 @@ async def test_one_round_trip(store: RedisEventStore, redis_client: aioredis.Red
     assert await commands() - before == 5
 
 
-async def test_counter_of_another_application_is_left_alone(
+async def test_append_with_a_counter_of_another_type_is_refused(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
 ) -> None:
-    """Where the counter is another application's key, events are refused."""
+    """The key of another application stays as it was."""
     await redis_client.hset(keys.counter, "a", "1")
     await redis_client.expire(keys.counter, 60)
     with pytest.raises(StoreRejectedError):
@@ -327,7 +339,7 @@ async def test_counter_of_another_application_is_left_alone(
     assert _text(await redis_client.hget(keys.counter, "a")) == "1"
 
 
-async def test_stream_that_cannot_be_encoded_fails_its_own_caller(store: RedisEventStore) -> None:
+async def test_append_to_a_stream_that_cannot_be_encoded_fails_its_caller_only(store: RedisEventStore) -> None:
     """A lone surrogate in a stream's name is an error of that call; the others are stored."""
     results = await asyncio.gather(
         *(store.append(stream, note(0)) for stream in ("1", "\ud800", "2")), return_exceptions=True

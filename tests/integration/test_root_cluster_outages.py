@@ -88,18 +88,24 @@ class Load:
         await until(lambda: all(len(s.calls) > n + 3 for s, n in zip(self.producers, before, strict=True)))
 
 
-async def test_killed(server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str) -> None:
-    """The node is killed, and comes back."""
+async def test_appends_while_the_node_is_killed_are_stored_once(
+    server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str
+) -> None:
+    """The node is killed, and restarts with its data."""
     await Load(cluster, key_prefix).through(server, server.kill, seconds=0.2)
 
 
-async def test_frozen(server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str) -> None:
-    """The node is frozen for longer than clients wait: what they sent meanwhile it does later, and not twice."""
+async def test_appends_while_the_node_is_frozen_are_stored_once(
+    server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str
+) -> None:
+    """The node is frozen for longer than clients wait, and executes earlier commands later, not twice."""
     await Load(cluster, key_prefix).through(server, server.freeze, seconds=1.5)
 
 
-async def test_script_flush(server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str) -> None:
-    """A script that the node has forgotten is sent again."""
+async def test_appends_after_script_flush_load_the_script(
+    server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str
+) -> None:
+    """A script that the node has lost is loaded again."""
     load = Load(cluster, key_prefix)
     async with aioredis.Redis.from_url(server.url) as direct:
         for _ in range(3):
@@ -112,8 +118,10 @@ async def test_script_flush(server: OwnValkey, cluster: aioredis.RedisCluster, k
     assert {fact.reason for fact in load.facts if isinstance(fact, BatchRetried)} == {FailureReason.NOSCRIPT}
 
 
-async def test_key_of_somebody_else(server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str) -> None:
-    """An event that is refused for good concerns nobody else."""
+async def test_append_to_a_key_of_another_type_fails_its_caller_only(
+    server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str
+) -> None:
+    """An event that is refused for good concerns no other event."""
     load = Load(cluster, key_prefix)
     await load.producers[0].append_next()  # The client has found its nodes: that takes longer than a caller waits.
     await until_settled(load.store)

@@ -38,8 +38,8 @@ def operations(store: RedisEventStore) -> list[Callable[[], Awaitable[object]]]:
     ]
 
 
-async def test_redis_that_is_not_there(key_prefix: str) -> None:
-    """Each operation says that Redis could not be reached, and where, without the password."""
+async def test_operations_on_unreachable_redis_name_its_address(key_prefix: str) -> None:
+    """Each operation reports that Redis could not be reached, and where, without the password."""
     async with connect(f"redis://user:{PASSWORD}@127.0.0.1:1/0") as client:
         facts: list[StoreEvent] = []
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
@@ -57,8 +57,8 @@ async def test_redis_that_is_not_there(key_prefix: str) -> None:
         assert await store.flush(0) == 2
 
 
-async def test_password_that_is_refused(own_valkey: Valkey, key_prefix: str) -> None:
-    """A wrong password is told as such, and not repeated."""
+async def test_operations_with_a_wrong_password_are_rejected(own_valkey: Valkey, key_prefix: str) -> None:
+    """The error names the reason, and does not repeat the password."""
     async with aioredis.Redis.from_url(own_valkey.url) as administrator:
         await administrator.config_set("requirepass", "another")
         url = own_valkey.url.replace("unix://", f"unix://:{PASSWORD}@")
@@ -82,10 +82,10 @@ async def test_password_that_is_refused(own_valkey: Valkey, key_prefix: str) -> 
         ("min-replicas-to-write", "1", FailureReason.OTHER, "NOREPLICAS"),
     ],
 )
-async def test_redis_that_refuses_to_write(  # noqa: PLR0913, PLR0917
+async def test_append_that_redis_refuses_is_deferred(  # noqa: PLR0913, PLR0917
     own_valkey: Valkey, key_prefix: str, setting: str, value: str, reason: FailureReason, told: str
 ) -> None:
-    """A refusal is told in Redis's own words; nothing is half written; reading goes on, and writing later."""
+    """Redis's own words are reported, nothing is half written, reading works, and writing later."""
     async with connect(own_valkey.url) as client:
         facts: list[StoreEvent] = []
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
@@ -110,8 +110,8 @@ async def test_redis_that_refuses_to_write(  # noqa: PLR0913, PLR0917
         await store.flush()
 
 
-async def test_redis_that_comes_back(own_valkey: Valkey, key_prefix: str) -> None:
-    """A store needs no care after Redis was away: the next operation works."""
+async def test_append_after_redis_recovers_is_stored(own_valkey: Valkey, key_prefix: str) -> None:
+    """A store needs no care after an outage: the next operation works."""
     async with connect(own_valkey.url) as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
         await store.append("1", note(0))
@@ -127,8 +127,10 @@ async def test_redis_that_comes_back(own_valkey: Valkey, key_prefix: str) -> Non
 
 
 @pytest.mark.parametrize("decoding", [False, True])
-async def test_cancellation_leaves_the_client_usable(valkey_url: str, key_prefix: str, *, decoding: bool) -> None:
-    """Whatever the instant at which an append or a replay is cancelled, no connection is lost and no reply mixed up."""
+async def test_cancelled_operation_leaves_the_client_usable(
+    valkey_url: str, key_prefix: str, *, decoding: bool
+) -> None:
+    """At whatever instant it is cancelled, no connection is lost and no reply mixed up."""
     async with aioredis.Redis.from_url(valkey_url, decode_responses=decoding, max_connections=1) as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
         first = (await store.append("1", None)).event_id
@@ -162,8 +164,8 @@ async def _cancelled_after(steps: int, operation: Callable[[], Awaitable[object]
     return 0 if ended else 1
 
 
-async def test_cancellation_between_chunks(store: RedisEventStore) -> None:
-    """A replay that is cancelled while it sends ends there, and the next one is whole."""
+async def test_replay_cancelled_between_chunks_ends(store: RedisEventStore) -> None:
+    """The next replay is complete."""
     ids = [(await store.append("1", note(i))).event_id for i in range(600)]
     collected = Collected()
     with anyio.CancelScope() as scope:

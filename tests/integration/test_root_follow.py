@@ -56,8 +56,8 @@ def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_polling")
-async def test_wakes_at_once_in_the_same_process(store: RedisEventStore) -> None:
-    """What is stored by this process is delivered without waiting for the next look, one after the other."""
+async def test_follower_in_the_same_process_is_woken_without_polling(store: RedisEventStore) -> None:
+    """Each event stored by this process is delivered without a poll."""
     first = (await store.append("1", None)).event_id
     follower = Follower(store, first)
     ids = []
@@ -78,8 +78,8 @@ async def test_wakes_at_once_in_the_same_process(store: RedisEventStore) -> None
     )
 
 
-async def test_finds_what_another_client_stores(store: RedisEventStore, valkey_url: str) -> None:
-    """What another process stores is delivered about a second later."""
+async def test_follower_gets_events_of_another_process(store: RedisEventStore, valkey_url: str) -> None:
+    """An event of another process is delivered about a second later."""
     first = (await store.append("1", None)).event_id
     follower = Follower(store, first)
     async with connect(valkey_url) as client:
@@ -96,8 +96,8 @@ async def test_finds_what_another_client_stores(store: RedisEventStore, valkey_u
     assert follower.facts.end is FollowEnd.COMPLETED
 
 
-async def test_no_window_between_replay_and_follow(store: RedisEventStore) -> None:
-    """Whatever is stored between the end of the replay and the beginning of the following is delivered, once."""
+async def test_follow_after_replay_misses_no_event(store: RedisEventStore) -> None:
+    """An event stored between the end of the replay and the start of following is delivered once."""
     first = (await store.append("1", None)).event_id
     collected = Collected()
     await store.append("1", note(0))
@@ -109,8 +109,8 @@ async def test_no_window_between_replay_and_follow(store: RedisEventStore) -> No
     assert len(set(collected.ids)) == 3
 
 
-async def test_ends_at_the_limit(store: RedisEventStore) -> None:
-    """When nothing comes, following ends at its limit, where it stands."""
+async def test_follow_without_events_ends_at_its_limit(store: RedisEventStore) -> None:
+    """It ends at its position."""
     last = (await store.append("1", note(0))).event_id
     started = time.monotonic()
     facts = await store.follow("1", last, Collected(), limit=0.1)
@@ -118,22 +118,22 @@ async def test_ends_at_the_limit(store: RedisEventStore) -> None:
     assert 0.1 <= time.monotonic() - started < 5
 
 
-async def test_looks_once_without_a_limit(store: RedisEventStore) -> None:
-    """A limit of 0 delivers what is there."""
+async def test_follow_with_limit_zero_reads_once(store: RedisEventStore) -> None:
+    """A limit of 0 delivers the stored events."""
     first = (await store.append("1", None)).event_id
     await store.append("1", note(0))
     assert (await store.follow("1", first, Collected(), limit=0)).delivered == 1
 
 
-async def test_standalone_stream_goes_on(store: RedisEventStore) -> None:
-    """No message ends the standalone stream."""
+async def test_follow_of_a_standalone_stream_does_not_end_at_a_response(store: RedisEventStore) -> None:
+    """No message ends a standalone stream."""
     first = (await store.append(GET_STREAM_KEY, None)).event_id
     await store.append(GET_STREAM_KEY, answer())
     facts = await store.follow(GET_STREAM_KEY, first, Collected(), limit=0.05)
     assert (facts.end, facts.delivered) == (FollowEnd.TIMEOUT, 1)
 
 
-async def test_many_follow_one_stream(store: RedisEventStore) -> None:
+async def test_followers_of_one_stream_each_get_every_event(store: RedisEventStore) -> None:
     """Each connection that follows a stream gets all of it."""
     first = (await store.append("1", None)).event_id
     followers = [Follower(store, first) for _ in range(10)]
@@ -146,8 +146,8 @@ async def test_many_follow_one_stream(store: RedisEventStore) -> None:
     assert [follower.collected.ids for follower in followers] == [ids] * 10
 
 
-async def test_callback_that_raises(store: RedisEventStore) -> None:
-    """What the callback raises ends the following, and is passed on; nobody waits for the stream then."""
+async def test_follow_when_callback_raises_ends(store: RedisEventStore) -> None:
+    """The exception is passed on, and no follower remains."""
     first = (await store.append("1", None)).event_id
     await store.append("1", note(0))
 
@@ -160,8 +160,8 @@ async def test_callback_that_raises(store: RedisEventStore) -> None:
     assert (await store.follow("1", first, Collected(), limit=0)).delivered == 1
 
 
-async def test_cancelled(store: RedisEventStore) -> None:
-    """Following that is cancelled leaves nothing behind."""
+async def test_follow_that_is_cancelled_leaves_nothing(store: RedisEventStore) -> None:
+    """A cancelled follower is unregistered."""
     first = (await store.append("1", None)).event_id
     follower = Follower(store, first)
     async with anyio.create_task_group() as tasks:
@@ -173,10 +173,10 @@ async def test_cancelled(store: RedisEventStore) -> None:
     assert len(store._followers) == 0
 
 
-async def test_cancellation_that_is_swallowed(
+async def test_subscription_whose_client_swallows_cancellation_still_ends(
     store: RedisEventStore, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What listens for all followers ends with the last of them, though its client does not hear that it is to."""
+    """The listener ends with its last follower, although redis-py swallows its cancellation."""
     get_message = PubSub.get_message
     swallowed: list[bool] = []
 
@@ -199,10 +199,10 @@ async def test_cancellation_that_is_swallowed(
     assert swallowed
 
 
-async def test_corrupt_and_missing_are_counted_once(
+async def test_follow_counts_corrupt_and_missing_rows_once(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However often a follower looks, a row that cannot be delivered is counted once."""
+    """However often a follower polls, a row that cannot be delivered counts once."""
     monkeypatch.setattr(follow_module, "POLL_SECONDS", 0.01)
     ids = [(await store.append("1", note(i))).event_id for i in range(4)]
     await change(redis_client, keys.event(ids[1]), payload="{not json")
@@ -234,8 +234,8 @@ class CountingStore(RedisEventStore):
 
 
 @pytest.mark.usefixtures("no_polling", "leaks")
-async def test_sleeps_until_it_is_woken(redis_client: aioredis.Redis, key_prefix: str) -> None:
-    """A follower looks when something was stored, and not all the time after it was woken once."""
+async def test_follower_reads_only_when_woken(redis_client: aioredis.Redis, key_prefix: str) -> None:
+    """A follower reads when an event is stored, and does not poll all the time afterwards."""
     store = CountingStore(redis_client, key_prefix=key_prefix, ttl=60)
     first = (await store.append("1", None)).event_id
     follower = Follower(store, first, limit=0.3)
@@ -254,10 +254,10 @@ async def own_valkey() -> AsyncIterator[Valkey]:
         yield server
 
 
-async def test_survives_a_restart_of_redis(
+async def test_follow_through_a_restart_of_redis_continues(
     own_valkey: Valkey, key_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While Redis is away the follower waits, and when it is back the rest is delivered: nobody notices."""
+    """The follower waits while Redis is unreachable, and then delivers the rest."""
     monkeypatch.setattr(follow_module, "POLL_SECONDS", 0.02)
     async with connect(own_valkey.url) as client:
         store = CountingStore(client, key_prefix=key_prefix, ttl=60)

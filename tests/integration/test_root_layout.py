@@ -17,10 +17,10 @@ SAID: list[JSONRPCMessage] = [note(0), note(1, "é"), failure("a"), answer()]
 
 
 @pytest.mark.parametrize("stream_id", [None, "a:b"])
-async def test_rows_of_the_other_are_replayed(
+async def test_replay_of_mcp_persist_rows_delivers_them(
     store: RedisEventStore, redis_client: aioredis.Redis, stream_id: str | None
 ) -> None:
-    """What mcp-persist has stored is replayed by ours, with its small ids, after whichever event."""
+    """Rows that mcp-persist has stored are replayed after whichever event, with their small ids."""
     first = await legacy.write(redis_client, store.key_prefix, "a:b", None, ttl=60)
     ids = [await legacy.write(redis_client, store.key_prefix, "a:b", said, ttl=60) for said in SAID[:2]]
     collected = Collected()
@@ -31,8 +31,8 @@ async def test_rows_of_the_other_are_replayed(
     assert (facts.stream_id, facts.gap, facts.age, facts.miss) == ("a:b", False, None, None)
 
 
-async def test_our_rows_are_read_by_the_other(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """What ours has stored is found by a reader that knows only the documented layout."""
+async def test_rows_of_the_store_are_read_by_mcp_persist(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """A reader that knows only the documented layout finds our rows."""
     first = (await store.append("a:b", None)).event_id
     ids = [(await store.append("a:b", said)).event_id for said in SAID]
     stream, found = await legacy.read(redis_client, store.key_prefix, first)
@@ -41,8 +41,8 @@ async def test_our_rows_are_read_by_the_other(store: RedisEventStore, redis_clie
     assert [on_the_wire(message) for _, message in found] == [on_the_wire(said) for said in SAID]
 
 
-async def test_a_stream_that_both_write_to(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """While workers of both are up, ids go on increasing and both read everything: one can be rolled out slowly."""
+async def test_stream_of_both_writers_has_increasing_ids(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """While workers of both write, ids increase and both read everything, so a rollout can be gradual."""
     prefix = store.key_prefix
     ids = [await legacy.write(redis_client, prefix, "1", None, ttl=60)]
     for i in range(5):
@@ -56,10 +56,10 @@ async def test_a_stream_that_both_write_to(store: RedisEventStore, redis_client:
         assert [found for found, _ in (await legacy.read(redis_client, prefix, event_id))[1]] == ids[position + 1 :]
 
 
-async def test_living_rows_of_the_other_are_not_trimmed(
+async def test_append_keeps_live_rows_of_mcp_persist(
     redis_client: aioredis.Redis, key_prefix: str, keys: Keys, leaks: LeakChecker
 ) -> None:
-    """A small id looks as old as 1970 to a clock; while its event lives it stays in the index."""
+    """A small id looks as old as 1970, but stays in the index while its event lives."""
     leaks.exempt()  # mcp-persist without ttl
     first = await legacy.write(redis_client, key_prefix, "1", None)
     ids = [await legacy.write(redis_client, key_prefix, "1", note(i)) for i in range(3)]
@@ -72,10 +72,10 @@ async def test_living_rows_of_the_other_are_not_trimmed(
     assert await redis_client.zcard(keys.stream("1")) == 6
 
 
-async def test_expired_rows_of_the_other_are_trimmed(
+async def test_append_trims_expired_rows_of_mcp_persist(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
 ) -> None:
-    """When they have expired they go, and a client that held one of them is told of the gap."""
+    """They are removed once expired, and a client that held one of them gets a gap."""
     first = await legacy.write(redis_client, store.key_prefix, "1", None, ttl=60)
     await legacy.write(redis_client, store.key_prefix, "1", note(0), ttl=60)
     await redis_client.delete(keys.event("1"), keys.event("2"))
@@ -87,8 +87,8 @@ async def test_expired_rows_of_the_other_are_trimmed(
     assert collected.ids == [last.event_id]
 
 
-async def test_row_that_lost_its_null_is_skipped(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """mcp-persist drops the null id of an error, and the row is no message then; the others are delivered."""
+async def test_replay_of_a_row_without_its_null_skips_it(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """mcp-persist drops an error's null id, so that the row is no message; the others are delivered."""
     first = await legacy.write(redis_client, store.key_prefix, "1", None, ttl=60)
     lost = await legacy.write(redis_client, store.key_prefix, "1", failure(None), ttl=60)
     kept = await legacy.write(redis_client, store.key_prefix, "1", note(1), ttl=60)
@@ -97,10 +97,10 @@ async def test_row_that_lost_its_null_is_skipped(store: RedisEventStore, redis_c
     assert collected.ids == [kept]
 
 
-async def test_counter_of_the_other_that_began_anew(
+async def test_replay_after_mcp_persist_reset_the_counter_finds_our_events(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
 ) -> None:
-    """When its counter has expired, mcp-persist counts from 1 again; our events are found all the same."""
+    """An expired counter makes mcp-persist count from 1 again."""
     first = (await store.append("1", None)).event_id
     last = (await store.append("1", note(1))).event_id
     await redis_client.delete(keys.counter)

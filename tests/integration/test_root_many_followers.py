@@ -31,8 +31,8 @@ def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("leaks")
-async def test_more_followers_than_connections(valkey_url: str, key_prefix: str) -> None:
-    """All are woken at the same moment, and none of their reads fails for want of a connection."""
+async def test_followers_beyond_the_pool_all_complete(valkey_url: str, key_prefix: str) -> None:
+    """All are woken at the same moment, and no read fails for lack of a connection."""
     # Beside the reads: the subscriptions, the look, and one append.
     url = f"{valkey_url}?max_connections={chunk_reader.READS_AT_ONCE + 3}"
     async with aioredis.Redis.from_url(url) as client:
@@ -55,10 +55,10 @@ async def test_more_followers_than_connections(valkey_url: str, key_prefix: str)
 
 @pytest.mark.usefixtures("no_polling", "leaks")
 @pytest.mark.parametrize("retries", [0, 3], ids="{} retries".format)
-async def test_subscription_that_breaks(
+async def test_followers_when_the_subscription_breaks_miss_nothing(
     retries: int, valkey_url: str, redis_client: aioredis.Redis, key_prefix: str
 ) -> None:
-    """What is stored while nothing is heard is found when the subscription is back, whoever brought it back."""
+    """Events stored without a notice are found when the subscription is restored."""
     other = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60)
     first = (await other.append("1", None)).event_id
     collected = Collected()
@@ -83,8 +83,10 @@ async def test_subscription_that_breaks(
 
 
 @pytest.mark.usefixtures("no_polling", "leaks")
-async def test_subscribes_while_something_is_followed(redis_client: aioredis.Redis, key_prefix: str) -> None:
-    """All followers share one subscription, which ends with the last of them and can be made again."""
+async def test_followers_share_one_subscription_while_they_follow(
+    redis_client: aioredis.Redis, key_prefix: str
+) -> None:
+    """The subscription ends with the last follower and can be made again."""
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60)
     cursors = {stream: (await store.append(stream, None)).event_id for stream in ("1", "2", "3")}
 
@@ -117,10 +119,10 @@ async def test_subscribes_while_something_is_followed(redis_client: aioredis.Red
 
 @pytest.mark.usefixtures("no_polling", "leaks")
 @pytest.mark.parametrize("stream", ["1", "a\nb", "é", "x" * 20_000], ids=["plain", "newline", "not ASCII", "long"])
-async def test_wakes_the_followers_of_another_process(
+async def test_events_of_another_process_wake_followers(
     redis_client: aioredis.Redis, key_prefix: str, stream: str
 ) -> None:
-    """Events of another process wake followers, whatever their streams are called; forged notices do no harm."""
+    """This works for any stream name, and forged notices do no harm."""
     store, other = (RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60) for _ in range(2))
     first = (await other.append(stream, None)).event_id
     collected = Collected()
@@ -137,10 +139,10 @@ async def test_wakes_the_followers_of_another_process(
 
 
 @pytest.mark.usefixtures("leaks")
-async def test_subscription_that_falls_silent(
+async def test_followers_of_a_silent_subscription_poll(
     redis_client: aioredis.Redis, key_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection that says nothing any longer, and does not break: followers look for themselves."""
+    """A connection that is silent without breaking makes followers poll."""
     monkeypatch.setattr(follow_module, "POLL_SECONDS", 0.02)
     deaf = anyio.Event()
     get_message = PubSub.get_message

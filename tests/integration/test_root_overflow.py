@@ -80,8 +80,10 @@ async def resumed(producer: RootProducer, cursor: str) -> tuple[ReplayResult, Co
     return await producer.root.replay(cursor, collected, stream_id=producer.stream), collected
 
 
-async def test_gives_up_the_oldest_streams(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
-    """Whole streams are lost, oldest first, counted, and told to whoever resumes them; the others have everything."""
+async def test_backlog_beyond_its_event_bound_drops_the_oldest_streams(
+    proxy: Proxy, client: aioredis.Redis, key_prefix: str
+) -> None:
+    """Whole streams are lost, counted, and a gap for their clients; the others have everything."""
     bounded = BoundedStore(client, key_prefix, backlog_events=30)
     producers = [RootProducer(bounded.store, f"s{number % 3}", str(number)) for number in range(8)]
     cursors = [(await producer.root.append(producer.stream, None)).event_id for producer in producers]
@@ -108,8 +110,10 @@ async def test_gives_up_the_oldest_streams(proxy: Proxy, client: aioredis.Redis,
 
 
 @pytest.mark.parametrize("said", [0, 1, 3])
-async def test_response_that_was_given_up(proxy: Proxy, client: aioredis.Redis, key_prefix: str, said: int) -> None:
-    """An error stands in for it, so that whoever resumes gets an answer, and once."""
+async def test_backlog_that_drops_a_response_stores_an_error_once(
+    proxy: Proxy, client: aioredis.Redis, key_prefix: str, said: int
+) -> None:
+    """An error takes its place, so that a client that resumes gets an answer."""
     bounded = BoundedStore(client, key_prefix, backlog_events=20)
     victim = RootProducer(bounded.store, "a")
     cursor = (await bounded.store.append(victim.stream, None)).event_id
@@ -130,8 +134,10 @@ async def test_response_that_was_given_up(proxy: Proxy, client: aioredis.Redis, 
         assert (message.id, message.error.code) == (7, EVENTS_GONE)
 
 
-async def test_one_stream_that_is_too_much(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
-    """Of a stream that alone is too much, what was said last is kept, in order."""
+async def test_backlog_of_one_long_stream_keeps_its_newest_events(
+    proxy: Proxy, client: aioredis.Redis, key_prefix: str
+) -> None:
+    """A stream that alone exceeds the bound keeps its newest events, in order."""
     bounded = BoundedStore(client, key_prefix, backlog_events=20)
     producer = RootProducer(bounded.store, "a")
     cursor = (await bounded.store.append(producer.stream, None)).event_id
@@ -145,8 +151,8 @@ async def test_one_stream_that_is_too_much(proxy: Proxy, client: aioredis.Redis,
     assert sum(fact.events for fact in bounded.lost) == 205 - len(numbers)
 
 
-async def test_bound_in_bytes(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
-    """The bound holds at every instant, and an event that is larger than all of it is given up by itself."""
+async def test_backlog_never_exceeds_its_byte_bound(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
+    """An event larger than the whole bound is dropped by itself."""
     bounded = BoundedStore(client, key_prefix, backlog_bytes=100_000)
     producers = [RootProducer(bounded.store, f"s{number}", size=9_000) for number in range(30)]
     async with bounded.outage(proxy):
@@ -160,8 +166,8 @@ async def test_bound_in_bytes(proxy: Proxy, client: aioredis.Redis, key_prefix: 
     assert not bounded.store.backlog.events
 
 
-async def test_memory_in_a_long_outage(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
-    """However much is said, what is kept of it is bounded; and most of it is what the bound says."""
+async def test_backlog_in_a_long_outage_bounds_memory(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
+    """Memory stays within a small multiple of the bound, however much is appended."""
     bound = 1 << 20
     bounded = BoundedStore(client, key_prefix, backlog_bytes=bound)
     message = note(0, "x" * 500)
@@ -192,8 +198,10 @@ async def test_memory_in_a_long_outage(proxy: Proxy, client: aioredis.Redis, key
     assert 0 < lost == 200 * 20 + 1 - len(events)
 
 
-async def test_flush_while_redis_is_away(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
-    """It takes no longer than it may, tells how many are lost, and they are counted."""
+async def test_flush_while_redis_is_unreachable_returns_in_time(
+    proxy: Proxy, client: aioredis.Redis, key_prefix: str
+) -> None:
+    """It returns in time with the number of lost events, which are counted."""
     bounded = BoundedStore(client, key_prefix)
     producer = RootProducer(bounded.store, "a")
     await producer.append_next()
@@ -218,8 +226,10 @@ async def test_flush_while_redis_is_away(proxy: Proxy, client: aioredis.Redis, k
     assert (await producer.append_next()).event_id
 
 
-async def test_flush_as_redis_comes_back(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
-    """What waits is stored when Redis is back in time; nothing is left then, not even a connection in use."""
+async def test_flush_while_redis_recovers_stores_pending_events(
+    proxy: Proxy, client: aioredis.Redis, key_prefix: str
+) -> None:
+    """Pending events are stored when Redis recovers in time, and no task remains."""
     bounded = BoundedStore(client, key_prefix)
     producers = [RootProducer(bounded.store, f"s{number}") for number in range(20)]
     proxy.refuse()
@@ -233,8 +243,8 @@ async def test_flush_as_redis_comes_back(proxy: Proxy, client: aioredis.Redis, k
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("eventscope-writer")]
 
 
-async def test_flush_with_nothing_to_do(client: aioredis.Redis, key_prefix: str) -> None:
-    """It returns at once, also before anything was said, and twice."""
+async def test_flush_without_pending_events_returns_immediately(client: aioredis.Redis, key_prefix: str) -> None:
+    """It returns immediately, also before the first append, and twice."""
     bounded = BoundedStore(client, key_prefix)
     with in_time(1):
         assert await bounded.store.flush(30) == 0
@@ -285,8 +295,10 @@ FAULTS = {"none": _none, "slow": _slow, "refused": _refused, "held": _held}
 
 
 @pytest.mark.parametrize("trouble", FAULTS)
-async def test_callers_that_leave(proxy: Proxy, client: aioredis.Redis, key_prefix: str, trouble: str) -> None:
-    """Callers are cancelled at any moment: the others get their own ids, and nothing is lost or comes twice."""
+async def test_append_with_cancelled_callers_keeps_the_ids_of_others(
+    proxy: Proxy, client: aioredis.Redis, key_prefix: str, trouble: str
+) -> None:
+    """Callers are cancelled at any moment: the others get their own ids, without loss or duplicates."""
     seed = random.randrange(2**32)  # noqa: S311 - chaos, not secrets
     dice = random.Random(seed)  # noqa: S311 - chaos, not secrets
     bounded = BoundedStore(client, key_prefix)
@@ -315,8 +327,10 @@ async def test_callers_that_leave(proxy: Proxy, client: aioredis.Redis, key_pref
     assert away == (trouble in {"refused", "held"})
 
 
-async def test_nobody_suffers_for_a_caller_that_leaves(proxy: Proxy, client: aioredis.Redis, key_prefix: str) -> None:
-    """Whoever says something in the same session just then gets his id as ever: his event goes out with it."""
+async def test_append_beside_a_cancelled_caller_is_not_deferred(
+    proxy: Proxy, client: aioredis.Redis, key_prefix: str
+) -> None:
+    """A concurrent append in the same session gets its id as usual."""
     bounded = BoundedStore(client, key_prefix)
     leaving, staying = RootProducer(bounded.store, "a", "1"), RootProducer(bounded.store, "a", "2")
     await staying.append_next()

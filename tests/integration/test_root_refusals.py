@@ -71,7 +71,7 @@ def ids_of(results: list[AppendResult | BaseException]) -> list[int]:
 
 
 @pytest.mark.parametrize("place", [0, 1, EVENTS // 2, EVENTS - 1])
-async def test_one_event_that_is_refused_fails_its_own_caller(
+async def test_refused_event_fails_its_own_caller_only(
     store: RedisEventStore, proxy: Proxy, redis_client: aioredis.Redis, place: int
 ) -> None:
     """Wherever it is in the batch, the other events are stored, once and in order."""
@@ -94,8 +94,8 @@ async def test_one_event_that_is_refused_fails_its_own_caller(
     assert (await store.append("1", note(0))).event_id
 
 
-async def test_every_event_that_is_refused_fails_its_own_caller(store: RedisEventStore, proxy: Proxy) -> None:
-    """Several of a batch, neighbours among them."""
+async def test_several_refused_events_fail_their_own_callers_only(store: RedisEventStore, proxy: Proxy) -> None:
+    """Several events of a batch are refused, neighbours among them."""
     poisoned = {3, 4, 17, 30, 31, 32}
     proxy.answer(POISON, REFUSED, times=1000)
     results = await append_all(store, [POISON if number in poisoned else "" for number in range(EVENTS)])
@@ -103,26 +103,26 @@ async def test_every_event_that_is_refused_fails_its_own_caller(store: RedisEven
     assert ids_of(results) == sorted(set(ids_of(results)))
 
 
-async def test_events_that_are_too_large_together_are_stored(store: RedisEventStore, proxy: Proxy) -> None:
-    """A limit on commands below the size of a batch, and above that of an event: smaller batches are sent."""
+async def test_batch_above_a_command_limit_is_split(store: RedisEventStore, proxy: Proxy) -> None:
+    """Where a limit is below a batch and above an event, smaller batches are sent."""
     proxy.largest = 4096
     results = await append_all(store, ["x" * 1000] * EVENTS)
     assert all(isinstance(result, AppendResult) and result.event_id for result in results)
     assert ids_of(results) == sorted(set(ids_of(results)))
 
 
-async def test_event_above_a_limit_of_a_service_is_rejected(store: RedisEventStore, proxy: Proxy) -> None:
-    """One large event is rejected; those before and after it are stored."""
+async def test_event_above_a_command_limit_is_rejected(store: RedisEventStore, proxy: Proxy) -> None:
+    """One large event is rejected; earlier and later ones are stored."""
     proxy.largest = 100_000
     results = await append_all(store, ["", "x" * 1_200_000, "", ""])
     assert [isinstance(result, StoreRejectedError) for result in results] == [False, True, False, False]
 
 
 @pytest.mark.parametrize("reply", range(3))
-async def test_batch_that_was_committed_and_refused_is_stored_once(
+async def test_committed_batch_with_an_error_reply_is_stored_once(
     store: RedisEventStore, proxy: Proxy, redis_client: aioredis.Redis, key_prefix: str, reply: int
 ) -> None:
-    """An error in place of the reply to a committed batch: its parts are not stored again, and have its ids."""
+    """Its parts are not stored again, and have the ids of the first commit."""
     proxy.follow(plan := FaultPlan(key_prefix, [(reply, Error(REFUSED, executed=True))]))
     proxy.release()
     producers = [RootProducer(store, f"s{number}") for number in range(EVENTS)]
@@ -141,10 +141,10 @@ async def test_batch_that_was_committed_and_refused_is_stored_once(
     await check_all(producers, redis_client)
 
 
-async def test_deferred_event_that_is_refused_is_lost(
+async def test_refused_deferred_event_is_reported_lost(
     store: RedisEventStore, proxy: Proxy, redis_client: aioredis.Redis
 ) -> None:
-    """Without a caller it is reported as lost; the others, deferred before and after it, are stored."""
+    """It has no caller to fail; the others, deferred before and after it, are stored."""
     facts: list[StoreEvent] = []
     store.observe(facts.append)
     proxy.answer(POISON, REFUSED, times=1000)
@@ -160,8 +160,8 @@ async def test_deferred_event_that_is_refused_is_lost(
     assert sum(payloads) == EVENTS - 1
 
 
-async def test_flush_in_the_middle_of_an_isolation_loses_nothing_twice(store: RedisEventStore, proxy: Proxy) -> None:
-    """The parts that are still pending are stored, or reported, when the store is closed."""
+async def test_flush_while_isolating_an_event_reports_each_event_once(store: RedisEventStore, proxy: Proxy) -> None:
+    """Pending parts are stored, or reported lost, when the store is closed."""
     proxy.largest = 4096
     proxy.delay = 0.02
     appends = asyncio.gather(*(store.append("1", note(number, "x" * 1000)) for number in range(EVENTS)))

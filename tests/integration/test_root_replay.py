@@ -35,8 +35,8 @@ def numbers(collected: Collected) -> list[str]:
 # -- facts ------------------------------------------------------------------------------------------------------------
 
 
-async def test_facts_of_a_replay(store: RedisEventStore) -> None:
-    """A replay says what it delivered, how much that was, where it stands, and how old the cursor is."""
+async def test_replay_returns_counts_position_and_age(store: RedisEventStore) -> None:
+    """A replay returns its deliveries, their size, its position and the age of the cursor."""
     ids = await stored(store, 2)
     size = sum(len(on_the_wire(note(i)).encode()) for i in range(2))
     facts = await store.replay(ids[0], Collected(), stream_id="1")
@@ -45,15 +45,15 @@ async def test_facts_of_a_replay(store: RedisEventStore) -> None:
     assert facts == ReplayResult(stream_id="1", last_event_id=ids[-1], delivered=2, payload_bytes=size, age=facts.age)
 
 
-async def test_caught_up(store: RedisEventStore) -> None:
-    """A client that has missed nothing is told so: no miss, no gap, nothing delivered."""
+async def test_replay_from_the_last_event_delivers_nothing(store: RedisEventStore) -> None:
+    """A client that has missed nothing gets no miss and no gap."""
     ids = await stored(store, 1)
     facts = await store.replay(ids[-1], Collected(), stream_id="1")
     assert facts == ReplayResult(stream_id="1", last_event_id=ids[-1], age=facts.age)
 
 
 async def test_replay_of_a_known_stream_ends_at_the_response(store: RedisEventStore) -> None:
-    """The response completes a request's stream, now and when it was the cursor; what follows it is not sent."""
+    """The response completes a request's stream, also as the cursor; later events are not sent."""
     ids = [*await stored(store, 1), (await store.append("1", answer())).event_id]
     await store.append("1", note(2))
     collected = Collected()
@@ -65,7 +65,7 @@ async def test_replay_of_a_known_stream_ends_at_the_response(store: RedisEventSt
 
 
 async def test_replay_of_an_unknown_stream_goes_on_past_the_response(store: RedisEventStore) -> None:
-    """Through the SDK's interface everything is replayed that is stored: the SDK decides when a stream ends."""
+    """Through the SDK's interface every stored event is replayed: the SDK decides when a stream ends."""
     ids = await stored(store, 0)
     for message in (answer(), note(1)):
         await store.append("1", message)
@@ -73,7 +73,7 @@ async def test_replay_of_an_unknown_stream_goes_on_past_the_response(store: Redi
 
 
 @pytest.mark.parametrize("error", [failure(), failure(None)])
-async def test_error_completes_a_request(store: RedisEventStore, error: JSONRPCError) -> None:
+async def test_replay_up_to_an_error_is_complete(store: RedisEventStore, error: JSONRPCError) -> None:
     """An error is a response."""
     ids = await stored(store, 0)
     last = await store.append("1", error)
@@ -81,7 +81,7 @@ async def test_error_completes_a_request(store: RedisEventStore, error: JSONRPCE
     assert (await store.replay(last.event_id, Collected(), stream_id="1")).completed
 
 
-async def test_standalone_stream_is_never_complete(store: RedisEventStore) -> None:
+async def test_replay_of_a_standalone_stream_is_never_complete(store: RedisEventStore) -> None:
     """An error on the standalone stream belongs to no request, and ends nothing."""
     ids = await stored(store, 0, GET_STREAM_KEY)
     error = JSONRPCError(jsonrpc="2.0", id=None, error=ErrorData(code=-32700, message="no"))
@@ -95,8 +95,8 @@ async def test_standalone_stream_is_never_complete(store: RedisEventStore) -> No
 
 
 @pytest.mark.parametrize("count", [CHUNK_EVENTS - 1, CHUNK_EVENTS, CHUNK_EVENTS + 1, CHUNK_EVENTS * 2, 700])
-async def test_replay_of_many_events(store: RedisEventStore, count: int) -> None:
-    """Each event comes once and in order, wherever the chunks end."""
+async def test_replay_of_many_events_delivers_each_once(store: RedisEventStore, count: int) -> None:
+    """Each event is delivered once and in order, wherever the chunks end."""
     ids = await stored(store, count)
     collected = Collected()
     facts = await store.replay(ids[0], collected, stream_id="1")
@@ -104,8 +104,8 @@ async def test_replay_of_many_events(store: RedisEventStore, count: int) -> None
     assert (facts.delivered, facts.last_event_id) == (count, ids[-1])
 
 
-async def test_replay_of_large_events(store: RedisEventStore) -> None:
-    """More bytes than a chunk holds, and single events larger than that, come whole and in order."""
+async def test_replay_of_large_events_delivers_them_whole(store: RedisEventStore) -> None:
+    """Events larger than a chunk arrive whole and in order."""
     first = await store.append("1", None)
     sizes = [CHUNK_BYTES // 3] * 7 + [CHUNK_BYTES * 2, 1, CHUNK_BYTES - 100, CHUNK_BYTES, CHUNK_BYTES * 3]
     sent = [note(i, "x" * size) for i, size in enumerate(sizes)]
@@ -118,8 +118,8 @@ async def test_replay_of_large_events(store: RedisEventStore) -> None:
     assert facts.payload_bytes == sum(len(data) for data in collected.data)
 
 
-async def test_chunks_are_bounded(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """A long replay is read piece by piece, by number and by size, so that Redis is never blocked for all of it."""
+async def test_replay_reads_bounded_chunks(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """A long replay is read in chunks bounded by number and size, so that Redis is never blocked for long."""
 
     async def reads(last_event_id: str) -> int:
         calls = []
@@ -136,8 +136,8 @@ async def test_chunks_are_bounded(store: RedisEventStore, redis_client: aioredis
     assert await reads(large[0]) == 3
 
 
-async def test_script_flush_in_the_middle(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """A replay goes on when Redis forgets the script between two chunks."""
+async def test_replay_after_script_flush_continues(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """A replay continues when Redis loses the script between two chunks."""
     ids = await stored(store, CHUNK_EVENTS + 10)
     collected = Collected()
 
@@ -160,10 +160,10 @@ CORRUPT = {
 
 
 @pytest.mark.parametrize("payload", CORRUPT.values(), ids=CORRUPT.keys())
-async def test_corrupt_payload_is_skipped(
+async def test_replay_of_a_corrupt_payload_skips_it(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys, payload: bytes
 ) -> None:
-    """A row that is no message is skipped and reported; what is before and after it is delivered."""
+    """A row that is no message is skipped and reported; the rows around it are delivered."""
     ids = await stored(store, 3)
     await change(redis_client, keys.event(ids[2]), payload=payload)
     collected = Collected()
@@ -172,18 +172,20 @@ async def test_corrupt_payload_is_skipped(
     assert (facts.corrupt, facts.missing, facts.gap, facts.miss) == ((ids[2],), 0, False, None)
 
 
-async def test_corrupt_last_row_is_passed(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
-    """A corrupt row at the end is behind the cursor that following starts from."""
+async def test_replay_to_a_corrupt_last_row_moves_past_it(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """Following starts after a corrupt row at the end."""
     ids = await stored(store, 2)
     await change(redis_client, keys.event(ids[2]), payload="{not json")
     assert (await store.replay(ids[0], Collected())).last_event_id == ids[2]
 
 
 @pytest.mark.parametrize("damage", ["type", "stream", "no stream", "no payload"])
-async def test_corrupt_event_is_skipped(
+async def test_replay_of_a_corrupt_event_skips_it(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys, damage: str
 ) -> None:
-    """An event whose key is of another type, that names another stream, or that lacks a field is skipped alike."""
+    """A key of another type, of another stream or without a field is skipped alike."""
     ids = await stored(store, 3)
     key = keys.event(ids[2])
     match damage:
@@ -204,10 +206,10 @@ async def test_corrupt_event_is_skipped(
 
 @pytest.mark.parametrize("stream", ["1", "", "\n", "a\nb", "\n\n1", "final", "é"])
 @pytest.mark.parametrize("known", [True, False], ids=["known", "named by the cursor"])
-async def test_forms_of_events_mixed(
+async def test_replay_of_mixed_forms_delivers_each_as_stored(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys, stream: str, *, known: bool
 ) -> None:
-    """Small and large, of one producer or none, and such as others may have written: each is delivered as it was."""
+    """Small and large events, with and without producer, and foreign spellings are delivered unchanged."""
     producer = f"00-{1:032x}-{2:016x}-01"
     first = (await store.append(stream, None)).event_id
     messages = [note(0), note(1, "x" * 10_000), note(2, "two\nlines"), note(3)]
@@ -227,10 +229,10 @@ async def test_forms_of_events_mixed(
     assert (facts.corrupt, facts.missing, facts.producers, facts.stream_id) == ((), 0, (producer,), stream)
 
 
-async def test_payload_with_lines_beside_a_missing_event(
+async def test_replay_of_a_multiline_payload_beside_a_missing_event_keeps_both_apart(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
 ) -> None:
-    """Lines of one payload are not taken for an event, though there are as many lines as if none were missing."""
+    """Lines of one payload are not read as another event."""
     ids = await stored(store, 3)
     await redis_client.delete(keys.event(ids[1]), keys.event(ids[2]))
     lines = '{"jsonrpc":"2.0","method":"note","params":{"n":[\n\n1\n]}}'
@@ -242,10 +244,10 @@ async def test_payload_with_lines_beside_a_missing_event(
     assert collected.data[0] == lines.replace("\n", "")
 
 
-async def test_event_of_another_stream_under_an_index(
+async def test_replay_of_an_entry_of_another_stream_is_corrupt(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
 ) -> None:
-    """What names another stream is corrupt, however much the names are alike."""
+    """An event that names another stream is corrupt, however alike the names are."""
     first = (await store.append("1", None)).event_id
     others = [(await store.append(stream, None)).event_id for stream in ("x1", "\n1", "", "1\n")]
     for event_id in others:
@@ -254,8 +256,10 @@ async def test_event_of_another_stream_under_an_index(
     assert facts.corrupt == tuple(others)
 
 
-async def test_stream_id_that_is_not_utf8(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
-    """A damaged cursor event is an id of no stream of ours, not an error."""
+async def test_replay_from_a_cursor_with_invalid_stream_is_unknown(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """A damaged cursor event is an id of no stream, not an error."""
     ids = await stored(store, 1)
     await change(redis_client, keys.event(ids[0]), stream_id=b"\xff\xfe")
     assert (await store.replay(ids[0], Collected(), stream_id="1")).miss is Miss.UNKNOWN
@@ -263,10 +267,10 @@ async def test_stream_id_that_is_not_utf8(store: RedisEventStore, redis_client: 
 
 @pytest.mark.parametrize("member", [b"rubbish", b"", b"\xff\xfe", b"-1", b"1.5", b"007", b"9" * 30, b"5"])
 @pytest.mark.parametrize("place", ["before", "middle", "end", "infinity"])
-async def test_index_member_that_is_no_id(
+async def test_replay_of_an_invalid_index_member_skips_it(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys, member: bytes, place: str
 ) -> None:
-    """An index member that is no id, or stands at another's place, is skipped, reported once, and no cursor."""
+    """A member that is no id, or at a wrong place, is skipped, reported once, and no cursor."""
     ids = await stored(store, 3)
     scores = {"before": float(ids[1]) - 0.5, "middle": float(ids[2]) + 0.25, "end": float(ids[3]) + 7}
     await redis_client.zadd(keys.stream("1"), {member: scores.get(place, float("inf"))})
@@ -279,8 +283,10 @@ async def test_index_member_that_is_no_id(
     assert (followed.delivered, followed.last_event_id) == (0, ids[-1])
 
 
-async def test_chunk_of_rubbish(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
-    """More rubbish in a row than a chunk holds neither stops the replay nor makes it run for ever."""
+async def test_replay_of_a_chunk_of_invalid_members_continues(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """More invalid members than a chunk holds neither stop the replay nor make it loop."""
     ids = await stored(store, 1)
     rubbish = {f"rubbish{i}": int(ids[-1]) + 1 + i for i in range(CHUNK_EVENTS + 10)}
     await redis_client.zadd(keys.stream("1"), rubbish)
@@ -293,8 +299,10 @@ async def test_chunk_of_rubbish(store: RedisEventStore, redis_client: aioredis.R
     assert set(facts.corrupt) == set(rubbish)
 
 
-async def test_index_of_another_type(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
-    """An index that is no index is Redis's error, told as such."""
+async def test_replay_of_an_index_of_another_type_is_rejected(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """Redis's error is reported as such."""
     ids = await stored(store, 1)
     await redis_client.set(keys.stream("1"), "another's", ex=60)
     with pytest.raises(StoreRejectedError, match=r"could not read from Redis at .*WRONGTYPE"):
@@ -304,8 +312,10 @@ async def test_index_of_another_type(store: RedisEventStore, redis_client: aiore
 # -- rows that are gone -----------------------------------------------------------------------------------------------
 
 
-async def test_missing_events_are_counted(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
-    """Events that were evicted are counted as missing, and leave a gap; the others come."""
+async def test_replay_of_evicted_events_counts_them(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """Evicted events count as missing and leave a gap; the others are delivered."""
     ids = await stored(store, 4)
     await redis_client.delete(keys.event(ids[2]), keys.event(ids[3]))
     collected = Collected()
@@ -321,8 +331,10 @@ def brief(redis_client: aioredis.Redis, key_prefix: str) -> RedisEventStore:
 
 
 @pytest.mark.usefixtures("leaks")
-async def test_trimmed_events_leave_a_gap(brief: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
-    """A client that was away while events expired and were trimmed is told that something is gone."""
+async def test_replay_past_trimmed_events_has_a_gap(
+    brief: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """A client whose events expired and were trimmed gets a gap."""
     store = brief
     ids = await stored(store, 2)
     await redis_client.expire(keys.stream("1"), 60)  # as if the stream had been written to ever since
@@ -341,8 +353,10 @@ async def test_trimmed_events_leave_a_gap(brief: RedisEventStore, redis_client: 
 
 
 @pytest.mark.usefixtures("leaks")
-async def test_expired_stream(brief: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
-    """A client that comes back when everything has expired is told that it has, and how old its event was."""
+async def test_replay_of_an_expired_stream_is_an_expired_miss(
+    brief: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """The miss has the age of the client's event."""
     store = brief
     ids = await stored(store, 1)
 
@@ -356,10 +370,10 @@ async def test_expired_stream(brief: RedisEventStore, redis_client: aioredis.Red
     assert facts.age >= 1
 
 
-async def test_cursor_that_expired_before_what_followed(
+async def test_replay_from_an_expired_cursor_of_a_live_stream_delivers_the_rest(
     store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
 ) -> None:
-    """When only the cursor's own event is gone, nothing is: the stream's name is known from elsewhere."""
+    """Only the cursor's own event has expired, and the stream's name is known from elsewhere."""
     ids = await stored(store, 2)
     await redis_client.delete(keys.event(ids[0]))
     collected = Collected()
@@ -369,8 +383,10 @@ async def test_cursor_that_expired_before_what_followed(
     assert (await store.replay(ids[0], collected)).miss is Miss.UNKNOWN
 
 
-async def test_cursor_that_cannot_be_read(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
-    """A damaged event that is the cursor itself names no stream; where it is known, what followed is delivered."""
+async def test_replay_from_a_damaged_cursor_needs_the_stream(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """A damaged cursor names no stream; where the stream is given, the rest is delivered."""
     ids = await stored(store, 2)
     await redis_client.set(keys.event(ids[0]), "text", ex=60)
     collected = Collected()
@@ -379,8 +395,10 @@ async def test_cursor_that_cannot_be_read(store: RedisEventStore, redis_client: 
     assert collected.ids == ids[1:]
 
 
-async def test_cursor_that_nothing_remembers(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
-    """A cursor older than the TTL, of which no trace is left, still gets what there is, and is told of the gap."""
+async def test_replay_from_a_cursor_older_than_the_ttl_has_a_gap(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """It delivers the stored events with a gap."""
     (fresh,) = await stored(store, 0)
     last = await store.append("1", note(0))
     old = int(fresh) - ((store.ttl or 0) + 60) * SECOND
@@ -392,8 +410,10 @@ async def test_cursor_that_nothing_remembers(store: RedisEventStore, redis_clien
     assert (await store.replay(str(old), collected, stream_id="1")).miss is Miss.EXPIRED
 
 
-async def test_lost_index_leaves_a_gap(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
-    """An index that was evicted and begun anew does not hide that it has forgotten events."""
+async def test_replay_after_the_index_was_evicted_has_a_gap(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """A new index does not hide that events were lost."""
     ids = await stored(store, 2)
     await redis_client.delete(keys.stream("1"))
     last = await store.append("1", note(9))
@@ -403,8 +423,10 @@ async def test_lost_index_leaves_a_gap(store: RedisEventStore, redis_client: aio
     assert facts.gap
 
 
-async def test_counter_that_was_rolled_back(store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys) -> None:
-    """An event that is there was given out, whatever the counter says since."""
+async def test_replay_after_a_counter_rollback_finds_the_events(
+    store: RedisEventStore, redis_client: aioredis.Redis, keys: Keys
+) -> None:
+    """A stored event has been given out, whatever the counter shows since."""
     ids = await stored(store, 2)
     await redis_client.set(keys.counter, 5, ex=60)
     for stream_id in (None, "1"):
@@ -441,8 +463,8 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("stream_id", [None, "1", "2"])
-async def test_texts_that_are_no_id(store: RedisEventStore, stream_id: str | None) -> None:
-    """What is no id of this layout is malformed, and Redis is not asked."""
+async def test_replay_from_invalid_text_is_malformed(store: RedisEventStore, stream_id: str | None) -> None:
+    """A text that is no id of this layout is malformed, and Redis is not asked."""
     await stored(store, 1)
     collected = Collected()
     for text in HOSTILE:
@@ -451,8 +473,8 @@ async def test_texts_that_are_no_id(store: RedisEventStore, stream_id: str | Non
 
 
 @pytest.mark.parametrize("stream_id", [None, "1", "2"])
-async def test_ids_that_were_not_given_out(store: RedisEventStore, stream_id: str | None) -> None:
-    """An id between, before or beyond those of the store is unknown, and delivers nothing."""
+async def test_replay_from_an_id_never_given_out_is_unknown(store: RedisEventStore, stream_id: str | None) -> None:
+    """An id between, before or beyond those of the store delivers nothing."""
     ids = await stored(store, 1)
     collected = Collected()
     for number in (1, int(ids[0]) - 1, int(ids[0]) + 1, int(ids[-1]) + 1, int(ids[-1]) + 3600 * SECOND, 10**18 - 1):
@@ -462,8 +484,8 @@ async def test_ids_that_were_not_given_out(store: RedisEventStore, stream_id: st
     assert collected.ids == []
 
 
-async def test_id_of_another_stream(store: RedisEventStore) -> None:
-    """An id that belongs to another stream than the one that was named reads neither."""
+async def test_replay_from_an_id_of_another_stream_is_unknown(store: RedisEventStore) -> None:
+    """An id of another stream than the given one reads neither."""
     mine, other = await stored(store, 1, "1"), await stored(store, 1, "2")
     collected = Collected()
     assert (await store.replay(other[0], collected, stream_id="1")).miss is Miss.UNKNOWN
@@ -471,7 +493,7 @@ async def test_id_of_another_stream(store: RedisEventStore) -> None:
     assert collected.ids == []
 
 
-async def test_stream_without_a_name(store: RedisEventStore) -> None:
+async def test_replay_of_a_stream_with_empty_name_works(store: RedisEventStore) -> None:
     """The empty string is a stream like any other."""
     ids = await stored(store, 2, "")
     for stream_id in (None, ""):
@@ -484,8 +506,8 @@ async def test_stream_without_a_name(store: RedisEventStore) -> None:
 # -- callbacks --------------------------------------------------------------------------------------------------------
 
 
-async def test_callback_that_raises(store: RedisEventStore) -> None:
-    """What the callback raises is passed on as it is, and the client goes on to be used."""
+async def test_replay_when_callback_raises_passes_it_on(store: RedisEventStore) -> None:
+    """The exception is passed on unchanged, and the client stays usable."""
     ids = await stored(store, CHUNK_EVENTS + 5)
     collected = Collected()
 
@@ -500,8 +522,8 @@ async def test_callback_that_raises(store: RedisEventStore) -> None:
     assert (await store.replay(ids[0], Collected())).delivered == CHUNK_EVENTS + 5
 
 
-async def test_clock_of_the_server_counts(store: RedisEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ages are by Redis's clock: a worker whose own is wrong does not take its clients' events for expired."""
+async def test_replay_age_follows_the_clock_of_redis(store: RedisEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker with a wrong clock does not take its clients' events to be expired."""
     ids = await stored(store, 1)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 10**6)

@@ -194,8 +194,8 @@ FAULTS: dict[str, tuple[Break, set[FailureReason]]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_survives(world: World, fault: str) -> None:
-    """Sessions talk while it happens, and after it: nothing is lost, nothing comes twice, and the reason is told."""
+async def test_root_appends_through_a_fault_are_stored_once(world: World, fault: str) -> None:
+    """Nothing is lost or stored twice, and the reason is reported."""
     happen, told = FAULTS[fault]
     producers, over = world.producers(), asyncio.Event()
     with in_time(30):
@@ -215,14 +215,14 @@ async def test_survives(world: World, fault: str) -> None:
 
 @pytest.mark.parametrize("make_client", [_default], ids=["default"])
 @pytest.mark.parametrize("fault", ["refused", "held", "reply eaten", "cut in the middle", "loading"])
-async def test_survives_with_a_client_that_retries(world: World, fault: str) -> None:
-    """Nor does a client that tries again by itself store anything twice, or take longer."""
-    await test_survives(world, fault)
+async def test_root_appends_with_a_retrying_client_are_stored_once(world: World, fault: str) -> None:
+    """A client that retries by itself stores nothing twice, and takes no longer."""
+    await test_root_appends_through_a_fault_are_stored_once(world, fault)
 
 
 @pytest.mark.parametrize("said", [1, 20])
-async def test_copy_that_comes_late(world: World, said: int) -> None:
-    """What Redis gets a second time, after much has been stored since, is not stored a second time."""
+async def test_root_batch_copy_that_arrives_late_is_not_stored_again(world: World, said: int) -> None:
+    """The copy arrives after later events."""
     producer = RootProducer(world.store, "a")
     await producer.append_many(said)
     fault = world.proxy.delay_request(world.token)
@@ -235,8 +235,8 @@ async def test_copy_that_comes_late(world: World, said: int) -> None:
     await world.check([producer])
 
 
-async def test_frozen_copies_of_a_batch(world: World) -> None:
-    """While nothing gets through, no queue of copies builds up that Redis would have to work off afterwards."""
+async def test_root_writer_on_a_held_connection_queues_few_copies(world: World) -> None:
+    """While nothing passes, no queue of copies builds up for Redis."""
     producers, over = world.producers(), asyncio.Event()
     async with anyio.create_task_group() as tasks:
         for producer in producers:
@@ -252,8 +252,8 @@ async def test_frozen_copies_of_a_batch(world: World) -> None:
     await world.check(producers)
 
 
-async def test_slow_is_not_away(world: World) -> None:
-    """A Redis that answers late, and within the time that is allowed, is no trouble."""
+async def test_root_append_with_slow_replies_is_not_deferred(world: World) -> None:
+    """A reply later than usual but in time is no failure."""
     producers = world.producers(10)
     await producers[0].append_next()
     world.proxy.delay = STORE_TIMEOUT / 5
@@ -268,8 +268,8 @@ async def test_slow_is_not_away(world: World) -> None:
     assert not any(call.deferred for producer in producers for call in producer.calls)
 
 
-async def test_at_once_while_away(world: World) -> None:
-    """Once it is known that Redis is away, nobody waits for it: neither for a refusal, nor for a silence."""
+async def test_root_append_in_an_outage_returns_immediately(world: World) -> None:
+    """Once Redis is known to be unreachable, no caller waits for a refusal or a silence."""
     for breaks in (world.proxy.hold, world.proxy.refuse):
         world.facts.clear()
         producer = RootProducer(world.store, breaks.__name__)
@@ -343,8 +343,8 @@ class RandomFaults:
         self._proxy.clear()
 
 
-async def test_one_fault_after_the_other(world: World) -> None:
-    """Faults in random order, and on top of each other."""
+async def test_root_appends_through_random_faults_are_stored_once(world: World) -> None:
+    """Faults happen in random order, and on top of each other."""
     seed = random.randrange(2**32)  # noqa: S311 - chaos, not secrets
     producers, over = world.producers(8), asyncio.Event()
     faults = RandomFaults(world.proxy, world.token, seed)

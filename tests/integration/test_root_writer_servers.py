@@ -79,7 +79,7 @@ class Load:
         await until(lambda: all(len(s.calls) > n + 3 for s, n in zip(self.producers, before, strict=True)))
 
 
-async def test_full(server: OwnValkey, client: aioredis.Redis) -> None:
+async def test_root_appends_to_a_full_redis_are_stored_later(server: OwnValkey, client: aioredis.Redis) -> None:
     """At `maxmemory`, events wait until there is room."""
     load = Load(client)
     async with load.running():
@@ -90,8 +90,8 @@ async def test_full(server: OwnValkey, client: aioredis.Redis) -> None:
     await check_all(load.producers, client)
 
 
-async def test_loading(server: OwnValkey, client: aioredis.Redis) -> None:
-    """A Redis that was killed and loads its data is away until it has loaded them."""
+async def test_root_appends_to_a_loading_redis_are_stored_later(server: OwnValkey, client: aioredis.Redis) -> None:
+    """A Redis that loads its data is unavailable until it has loaded them."""
     load = Load(client)
     async with load.running():
         await anyio.to_thread.run_sync(server.restart_loading)
@@ -100,8 +100,8 @@ async def test_loading(server: OwnValkey, client: aioredis.Redis) -> None:
     await check_all(load.producers, client)
 
 
-async def test_failover(server: OwnValkey, client: aioredis.Redis) -> None:
-    """A Redis that has become a replica is not written to until it is a primary again, with what it had."""
+async def test_root_appends_through_a_failover_are_stored_once(server: OwnValkey, client: aioredis.Redis) -> None:
+    """A replica is not written to until it is primary again, with its data."""
     load = Load(client)
     with own_valkey() as other:
         async with load.running():
@@ -128,8 +128,8 @@ async def settled_down(primary: OwnValkey, replica: OwnValkey) -> None:
     await until(same)
 
 
-async def test_script_flush(client: aioredis.Redis) -> None:
-    """A script that Redis has forgotten is sent again, and nobody waits."""
+async def test_root_appends_after_script_flush_are_not_deferred(client: aioredis.Redis) -> None:
+    """The script is loaded again, and no caller waits."""
     load = Load(client)
     async with load.running():
         for _ in range(5):
@@ -141,8 +141,8 @@ async def test_script_flush(client: aioredis.Redis) -> None:
     assert not any(call.deferred for producer in load.producers for call in producer.calls)
 
 
-async def test_busy(server: OwnValkey, client: aioredis.Redis) -> None:
-    """Somebody's script runs on and on: away, until it is killed."""
+async def test_root_appends_to_a_busy_redis_are_stored_later(server: OwnValkey, client: aioredis.Redis) -> None:
+    """A long script of another client makes Redis unavailable until it is killed."""
     server.set(busy_reply_threshold=10)
     load = Load(client)
     async with load.running(), connect(server.url) as other, anyio.create_task_group() as tasks:
@@ -158,8 +158,8 @@ async def test_busy(server: OwnValkey, client: aioredis.Redis) -> None:
     await check_all(load.producers, client)
 
 
-async def test_password_that_was_changed(server: OwnValkey, client: aioredis.Redis) -> None:
-    """Somebody sets a password, and takes it back."""
+async def test_root_appends_while_a_password_is_set_are_stored_later(server: OwnValkey, client: aioredis.Redis) -> None:
+    """An operator sets a password, and removes it."""
     load = Load(client)
     async with connect(server.url) as administrator:
         await administrator.ping()
@@ -173,10 +173,10 @@ async def test_password_that_was_changed(server: OwnValkey, client: aioredis.Red
 
 
 @pytest.mark.parametrize("kind", [aioredis.ConnectionPool, aioredis.BlockingConnectionPool])
-async def test_pool_that_is_exhausted(
+async def test_root_appends_with_an_exhausted_pool_are_stored_later(
     server: OwnValkey, client: aioredis.Redis, kind: type[aioredis.ConnectionPool]
 ) -> None:
-    """The application holds all connections: events wait until it gives one back."""
+    """The application holds all connections; events wait until it releases one."""
     options = {"timeout": 0.1} if kind is aioredis.BlockingConnectionPool else {}
     pool = kind.from_url(server.url, max_connections=2, retry=Retry(NoBackoff(), 0), **options)
     held = [await pool.get_connection() for _ in range(2)]  # type: ignore[no-untyped-call]
@@ -193,8 +193,8 @@ async def test_pool_that_is_exhausted(
         await pool.release(held.pop())
 
 
-async def test_key_of_somebody_else(client: aioredis.Redis) -> None:
-    """An event whose key is another's is refused for good, alone; what shares its batch or session is stored."""
+async def test_root_append_to_a_key_of_another_type_is_refused_alone(client: aioredis.Redis) -> None:
+    """The other events of its batch and session are stored."""
     load = Load(client)
     victim = RootProducer(load.store, "s0", "taken")
     await client.set(victim.keys.stream(victim.stream), "a string", ex=60)
@@ -207,8 +207,10 @@ async def test_key_of_somebody_else(client: aioredis.Redis) -> None:
     await check_all(load.producers, client)
 
 
-async def test_key_of_somebody_else_found_too_late(server: OwnValkey, client: aioredis.Redis) -> None:
-    """A deferred event that turns out to be refused is lost, and told; what waited behind it is stored."""
+async def test_deferred_append_to_a_key_of_another_type_is_lost_alone(
+    server: OwnValkey, client: aioredis.Redis
+) -> None:
+    """It is reported lost; events pending behind it are stored."""
     load = Load(client)
     victim = RootProducer(load.store, "s0", "taken")
     await client.set(victim.keys.stream(victim.stream), "a string", ex=60)
@@ -225,8 +227,8 @@ async def test_key_of_somebody_else_found_too_late(server: OwnValkey, client: ai
     await check_all(load.producers, client)
 
 
-async def test_event_that_redis_never_takes(server: OwnValkey, client: aioredis.Redis) -> None:
-    """An event larger than Redis reads breaks each connection it is sent on; the others are stored all the same."""
+async def test_root_event_above_the_protocol_limit_is_lost_alone(server: OwnValkey, client: aioredis.Redis) -> None:
+    """It breaks each connection that it is sent on; the others are stored."""
     server.set(proto_max_bulk_len=1 << 20)
     load = Load(client)
     async with load.running():
@@ -240,8 +242,10 @@ async def test_event_that_redis_never_takes(server: OwnValkey, client: aioredis.
 
 @pytest.mark.parametrize("server", [False], indirect=True, ids=["forgetful"])
 @pytest.mark.parametrize("how", ["flushall", "restart"])
-async def test_forgets_everything(how: str, server: OwnValkey, client: aioredis.Redis) -> None:
-    """Redis is empty: events are stored as before, and their ids go on increasing."""
+async def test_root_appends_to_an_emptied_redis_keep_increasing_ids(
+    how: str, server: OwnValkey, client: aioredis.Redis
+) -> None:
+    """Events are stored as before, and their ids keep increasing."""
     load = Load(client)
     async with load.running():
         before = [await producer.append_next() for producer in load.producers]

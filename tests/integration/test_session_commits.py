@@ -94,8 +94,8 @@ async def commit(redis_client: aioredis.Redis, key_prefix: str, leaks: LeakCheck
     return Commits(redis_client, f"{key_prefix}{{s}}:")
 
 
-async def test_commit_that_is_repeated(commit: Commits) -> None:
-    """A copy of a commit, or of an older one, changes nothing, and says how far the list has got."""
+async def test_commit_script_repeated_changes_nothing(commit: Commits) -> None:
+    """A copy of this or an older commit returns how far the list has got."""
     assert await commit(1, 1, 2) == "k2"
     assert await commit(1, 1, 2) == "k2"
     assert await commit(3, 3, 4) == "k4"
@@ -104,8 +104,8 @@ async def test_commit_that_is_repeated(commit: Commits) -> None:
     assert await commit.numbers() == [1, 2, 3, 4, 5]
 
 
-async def test_commit_after_the_end(commit: Commits) -> None:
-    """The response closes the request; late copies of what came before do not open it again."""
+async def test_commit_script_after_the_response_does_not_reopen_the_request(commit: Commits) -> None:
+    """Late copies of earlier commits leave the request closed."""
     await commit(1, 1)
     assert await commit.entry() == ENTRY.decode()
     assert await commit(2, 2, 3, marks="fr", last=3) == "k3"
@@ -119,8 +119,8 @@ async def test_commit_after_the_end(commit: Commits) -> None:
     assert await commit.numbers() == [1, 2, 3]
 
 
-async def test_commit_beyond_the_list(commit: Commits, redis_client: aioredis.Redis) -> None:
-    """Where the list ends before the commit begins, nothing is written: Redis has lost events."""
+async def test_commit_script_beyond_the_list_writes_nothing(commit: Commits, redis_client: aioredis.Redis) -> None:
+    """Where the list ends before the commit begins, Redis has lost events."""
     assert await commit(3, 3) == "b0"
     assert await redis_client.exists(commit.elements_key, commit.requests) == 0
     await commit(1, 1, 2)
@@ -129,8 +129,8 @@ async def test_commit_beyond_the_list(commit: Commits, redis_client: aioredis.Re
     assert await commit.numbers() == [1, 2]
 
 
-async def test_question_without_events(commit: Commits, redis_client: aioredis.Redis) -> None:
-    """A commit of nothing renews, and names an open run again that Redis has lost."""
+async def test_commit_script_without_events_renews(commit: Commits, redis_client: aioredis.Redis) -> None:
+    """It renews the TTL, and names an open run again that Redis has lost."""
     await commit(1, 1)
     await redis_client.delete(commit.requests)
     await redis_client.expire(commit.elements_key, 5)
@@ -139,8 +139,8 @@ async def test_question_without_events(commit: Commits, redis_client: aioredis.R
     assert await redis_client.ttl(commit.elements_key) > 5
 
 
-async def test_commit_after_an_answer_in_its_place(commit: Commits) -> None:
-    """Nothing is committed after the answer that stands in place of the worker's."""
+async def test_commit_script_after_an_answer_for_the_worker_is_refused(commit: Commits) -> None:
+    """Nothing is committed after the answer in place of the worker's."""
     await commit(1, 1)
     await commit.client.hset(commit.requests, RUN, "a 1 {}")
     assert await commit(2, 2, marks="fr", last=2) == "x"
@@ -150,8 +150,8 @@ async def test_commit_after_an_answer_in_its_place(commit: Commits) -> None:
     assert await commit.entry() == "a 1 {}"
 
 
-async def test_commit_to_a_session_that_has_ended(commit: Commits) -> None:
-    """Nothing is committed to a session that has ended."""
+async def test_commit_script_to_an_ended_session_is_refused(commit: Commits) -> None:
+    """Nothing is committed to an ended session."""
     await commit(1, 1)
     await commit.client.hset(commit.session, "ended", "1")
     await commit.client.expire(commit.session, TTL)
@@ -160,8 +160,8 @@ async def test_commit_to_a_session_that_has_ended(commit: Commits) -> None:
     assert await commit.numbers() == [1]
 
 
-async def test_placeholder_is_repeated_once(commit: Commits) -> None:
-    """An element that stands for a range of numbers is skipped by its last number."""
+async def test_commit_script_with_a_repeated_placeholder_skips_it(commit: Commits) -> None:
+    """An element for a range of numbers is skipped by its last number."""
     assert await commit(1, 5) == "k5"
     assert await commit(1, 1, 2) == "k5"
     assert await commit(1, 5, 6) == "k6"
@@ -169,8 +169,8 @@ async def test_placeholder_is_repeated_once(commit: Commits) -> None:
 
 
 @pytest.mark.parametrize("key", ["elements_key", "requests", "session"])
-async def test_key_of_another_type(commit: Commits, key: str) -> None:
-    """A key of another type is the part's error, and nothing is written."""
+async def test_commit_script_on_a_key_of_another_type_writes_nothing(commit: Commits, key: str) -> None:
+    """The error is that part's only."""
     name = getattr(commit, key)
     await commit.client.set(name, "another's", ex=TTL)
     assert (await commit(1, 1)).startswith("!WRONGTYPE")
@@ -230,8 +230,8 @@ async def through(behind: Behind, producers: list[SessionProducer]) -> None:
 
 
 @pytest.mark.parametrize("skip", [0, 1])
-async def test_reply_that_is_lost(behind: Behind, skip: int) -> None:
-    """The commit was carried out, and is sent again: it is not carried out twice."""
+async def test_commit_whose_reply_is_lost_is_stored_once(behind: Behind, skip: int) -> None:
+    """The commit was executed, and is sent again."""
     producers = [SessionProducer(behind.store, session=f"s{number}") for number in range(3)]
     fault = behind.proxy.drop_reply(behind.token, skip=skip)
     for _ in range(4):
@@ -243,8 +243,8 @@ async def test_reply_that_is_lost(behind: Behind, skip: int) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 40, 500])
-async def test_command_that_is_cut(behind: Behind, after: int) -> None:
-    """The commit was not carried out, and is sent again."""
+async def test_commit_whose_request_is_cut_is_sent_again(behind: Behind, after: int) -> None:
+    """The commit was not executed, and is sent again."""
     producer = SessionProducer(behind.store)
     fault = behind.proxy.cut_request(behind.token, after=after)
     for _ in range(4):
@@ -255,8 +255,8 @@ async def test_command_that_is_cut(behind: Behind, after: int) -> None:
 
 
 @pytest.mark.parametrize("later", [0, 1, 20])
-async def test_copy_that_comes_late(behind: Behind, later: int) -> None:
-    """A copy of a commit that arrives after later ones changes nothing."""
+async def test_commit_copy_that_arrives_late_changes_nothing(behind: Behind, later: int) -> None:
+    """The copy arrives after later commits."""
     producer = SessionProducer(behind.store)
     await producer.append_next(3)
     await producer.outcomes()
@@ -272,8 +272,8 @@ async def test_copy_that_comes_late(behind: Behind, later: int) -> None:
     await through(behind, [producer])
 
 
-async def test_late_copy_does_not_open_a_request_again(behind: Behind) -> None:
-    """After the response, a copy of an earlier commit leaves no entry of a running request."""
+async def test_commit_copy_after_the_response_leaves_the_request_closed(behind: Behind) -> None:
+    """It leaves no entry of a running request."""
     producer = SessionProducer(behind.store)
     await producer.append_next()
     await producer.outcomes()
@@ -288,8 +288,8 @@ async def test_late_copy_does_not_open_a_request_again(behind: Behind) -> None:
     assert (facts.completed, received.contents) == (True, [1, "JSONRPCResponse"])
 
 
-async def test_script_that_is_forgotten(behind: Behind) -> None:
-    """A script that Redis does not know any more is sent again; nothing is degraded."""
+async def test_commit_after_script_flush_loads_the_script(behind: Behind) -> None:
+    """The script is loaded again, without a degradation."""
     producers = [SessionProducer(behind.store, session=f"s{number}") for number in range(3)]
     for _ in range(3):
         await behind.direct.script_flush()
@@ -303,8 +303,8 @@ async def test_script_that_is_forgotten(behind: Behind) -> None:
     await through(behind, producers)
 
 
-async def test_script_that_is_forgotten_while_it_is_read(behind: Behind) -> None:
-    """A replay continues when Redis forgets its script between two chunks."""
+async def test_replay_after_script_flush_between_chunks_continues(behind: Behind) -> None:
+    """A replay continues when Redis loses its script between two chunks."""
     producer = SessionProducer(behind.store)
     await producer.append(None)
     for _ in range(6):
@@ -325,8 +325,8 @@ async def test_script_that_is_forgotten_while_it_is_read(behind: Behind) -> None
 
 
 @pytest.mark.parametrize("kind", ["list", "requests", "session"])
-async def test_key_that_is_anothers(behind: Behind, kind: str) -> None:
-    """Events whose key has another type are lost, and counted; those of other sessions are stored."""
+async def test_commit_to_a_key_of_another_type_loses_its_events_only(behind: Behind, kind: str) -> None:
+    """They are counted as lost; those of other sessions are stored."""
     victim, others = (
         SessionProducer(behind.store, session="v"),
         [SessionProducer(behind.store, session=f"s{n}") for n in range(3)],
@@ -349,8 +349,8 @@ async def test_key_that_is_anothers(behind: Behind, kind: str) -> None:
     assert await behind.direct.get(key) == b"another's"
 
 
-async def test_large_payload_whose_key_is_anothers(behind: Behind) -> None:
-    """A key of another type where a large payload belongs is overwritten: `SET` takes any key."""
+async def test_commit_of_a_large_payload_overwrites_a_key_of_another_type(behind: Behind) -> None:
+    """`SET` takes any key."""
     producer = SessionProducer(behind.store)
     await producer.append(None)
     await producer.outcomes()

@@ -53,7 +53,7 @@ async def replayed(reader: RedisSessionStore, cursor: str, collected: Collected)
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-async def test_damaged_element_is_counted(
+async def test_replay_of_a_damaged_element_counts_it(
     redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, reader: RedisSessionStore, damage: str
 ) -> None:
     """It is skipped; the events before and after it are delivered."""
@@ -67,10 +67,10 @@ async def test_damaged_element_is_counted(
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-async def test_damaged_last_element_ends_a_replay(
+async def test_replay_to_a_damaged_last_element_ends(
     redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, reader: RedisSessionStore, damage: str
 ) -> None:
-    """A replay does not read it again and again, and following ends at its limit."""
+    """It is not read again and again, and following ends at its limit."""
     ids, key = await stored(redis_client, key_prefix, leaks, final=False)
     await redis_client.lset(key, 4, DAMAGED[damage].replace(b"3", b"5", 1))  # type: ignore[arg-type]
     collected = Collected()
@@ -84,7 +84,7 @@ async def test_damaged_last_element_ends_a_replay(
 
 @pytest.mark.parametrize("rubbish", [b"", b"\n", b"rubbish", b"-1 1\n", b"\xff\xfe", b"99999999999999999999 1\n"])
 @pytest.mark.parametrize("place", [0, 2, 4])
-async def test_rubbish_in_a_list_ends_a_replay(  # noqa: PLR0913, PLR0917 - fixtures
+async def test_replay_of_an_element_without_a_number_ends(  # noqa: PLR0913, PLR0917 - fixtures
     redis_client: aioredis.Redis,
     key_prefix: str,
     leaks: LeakChecker,
@@ -92,7 +92,7 @@ async def test_rubbish_in_a_list_ends_a_replay(  # noqa: PLR0913, PLR0917 - fixt
     rubbish: bytes,
     place: int,
 ) -> None:
-    """An element without a number is no event; the replay ends, and delivers no event twice."""
+    """It is no event, and no event is delivered twice."""
     ids, key = await stored(redis_client, key_prefix, leaks, final=True)
     await redis_client.lset(key, place, rubbish)  # type: ignore[arg-type]
     collected = Collected()
@@ -101,10 +101,10 @@ async def test_rubbish_in_a_list_ends_a_replay(  # noqa: PLR0913, PLR0917 - fixt
     assert set(collected.ids) <= set(ids)
 
 
-async def test_more_rubbish_than_a_read_returns(
+async def test_replay_of_more_invalid_elements_than_a_chunk_ends(
     redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, reader: RedisSessionStore
 ) -> None:
-    """A replay ends also when all elements of a read are rubbish, and more follow."""
+    """All elements of a chunk are invalid, and more follow."""
     ids, key = await stored(redis_client, key_prefix, leaks, final=False)
     await redis_client.rpush(key, *[b"rubbish"] * 600, b"6 1\n{}")
     collected = Collected()
@@ -113,7 +113,7 @@ async def test_more_rubbish_than_a_read_returns(
 
 
 @pytest.mark.parametrize("size", [1, 4097])
-async def test_large_payload_that_is_gone_is_missing(
+async def test_replay_of_a_missing_large_payload_counts_it(
     redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, reader: RedisSessionStore, size: int
 ) -> None:
     """It was evicted, or its key has another type: a gap of one event."""
@@ -158,10 +158,10 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("stream_id", [None, "1", "2", "_GET_stream", "", "*", "1:0123456789ab1"])
-async def test_texts_that_are_no_cursor(
+async def test_replay_from_invalid_text_is_malformed(
     redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, reader: RedisSessionStore, stream_id: str | None
 ) -> None:
-    """They are malformed, read nothing, and write nothing."""
+    """It reads nothing, and writes nothing."""
     await stored(redis_client, key_prefix, leaks, final=True)
     before = await leaks.keys()
     for text in HOSTILE:
@@ -172,10 +172,10 @@ async def test_texts_that_are_no_cursor(
     assert await leaks.keys() == before
 
 
-async def test_cursors_that_were_not_given_out(
+async def test_replay_from_a_cursor_never_given_out_reads_nothing(
     redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, reader: RedisSessionStore
 ) -> None:
-    """Neither another stream, nor another session, nor a number beyond the end is read; nothing is written."""
+    """Other streams, other sessions and later numbers are not read; nothing is written."""
     ids, _ = await stored(redis_client, key_prefix, leaks, final=True)
     run = ids[0].split("-")[2]
     other = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=TTL).for_session("t")

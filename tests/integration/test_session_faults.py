@@ -197,8 +197,8 @@ FAULTS: dict[str, tuple[Break, set[FailureReason]]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_survives(world: World, fault: str) -> None:
-    """Events are appended meanwhile: all have ids, none is lost or stored twice, and the reason is reported."""
+async def test_session_appends_through_a_fault_are_stored_once(world: World, fault: str) -> None:
+    """All events have ids, none is lost or stored twice, and the reason is reported."""
     happen, reported = FAULTS[fault]
     producers = world.producers()
     with in_time(30):
@@ -210,13 +210,13 @@ async def test_survives(world: World, fault: str) -> None:
 
 @pytest.mark.parametrize("make_client", [_default], ids=["default"])
 @pytest.mark.parametrize("fault", ["refused", "held", "reply eaten", "cut in the middle", "loading"])
-async def test_survives_with_a_client_that_retries(world: World, fault: str) -> None:
+async def test_session_appends_with_a_retrying_client_are_stored_once(world: World, fault: str) -> None:
     """A client that retries by itself stores nothing twice."""
-    await test_survives(world, fault)
+    await test_session_appends_through_a_fault_are_stored_once(world, fault)
 
 
-async def test_no_append_waits_in_an_outage(world: World) -> None:
-    """Once Redis is known to be unreachable, `append` returns immediately, with an id."""
+async def test_session_append_in_an_outage_returns_immediately(world: World) -> None:
+    """Once Redis is known to be unreachable, `append` returns an id immediately."""
     for way in (world.proxy.hold, world.proxy.refuse):
         producer = SessionProducer(world.store, way.__name__)
         await producer.append_next()
@@ -242,8 +242,8 @@ async def test_no_append_waits_in_an_outage(world: World) -> None:
     ] * 2
 
 
-async def test_slow_is_not_unreachable(world: World) -> None:
-    """A Redis that replies late, and within `store_timeout`, is no trouble, and delays no append."""
+async def test_session_append_with_slow_replies_is_not_delayed(world: World) -> None:
+    """A reply later than usual but within `store_timeout` is no failure."""
     producers = world.producers(5)
     world.proxy.delay = STORE_TIMEOUT / 5
     began = cpu_aware_clock()
@@ -254,8 +254,8 @@ async def test_slow_is_not_unreachable(world: World) -> None:
     assert world.reasons() <= {FailureReason.NOSCRIPT}
 
 
-async def test_callers_that_are_cancelled(world: World) -> None:
-    """A caller that is cancelled leaves no hole in the numbers: every accepted event is stored."""
+async def test_session_append_that_is_cancelled_leaves_no_hole(world: World) -> None:
+    """Every accepted event is stored."""
     dice = random.Random(7)  # noqa: S311 - not secrets
     producer = SessionProducer(world.store)
     await producer.append(None)
@@ -275,8 +275,8 @@ async def test_callers_that_are_cancelled(world: World) -> None:
 # -- bounds -----------------------------------------------------------------------------------------------------------
 
 
-async def test_whole_runs_are_dropped_oldest_first(valkey_server: Valkey, key_prefix: str) -> None:
-    """Beyond the bound whole runs are dropped, oldest first: counted, a gap for their clients, and each with an end."""
+async def test_session_backlog_beyond_its_bound_drops_the_oldest_runs(valkey_server: Valkey, key_prefix: str) -> None:
+    """Dropped runs are counted, a gap for their clients, and each has an end."""
     async with (
         Proxy(valkey_server.socket).running() as proxy,
         connect(proxy.url) as client,
@@ -321,8 +321,8 @@ async def test_whole_runs_are_dropped_oldest_first(valkey_server: Valkey, key_pr
         await direct.delete(*[key async for key in direct.scan_iter(match=f"{key_prefix}*", count=1000)])
 
 
-async def test_flush_in_an_outage(world: World) -> None:
-    """A flush takes no longer than it may, and counts lost events; the store can be used again."""
+async def test_session_flush_in_an_outage_returns_in_time(world: World) -> None:
+    """It counts lost events, and the store can be used again."""
     producer = SessionProducer(world.store)
     await producer.append_next()
     await producer.outcomes()
@@ -345,8 +345,8 @@ async def test_flush_in_an_outage(world: World) -> None:
 
 
 @pytest.mark.parametrize("how", ["full", "loading", "replica", "password"])
-async def test_server_that_takes_no_writes(how: str) -> None:
-    """A Redis that is full, loads its data, has become a replica or wants a password: events are stored afterwards."""
+async def test_session_appends_to_a_server_without_writes_are_stored_later(how: str) -> None:
+    """A full, loading, replica or locked Redis stores the events afterwards."""
     reason = {
         "full": FailureReason.OOM,
         "loading": FailureReason.LOADING,
@@ -414,8 +414,10 @@ def _accept_writes(how: str, server: OwnValkey) -> None:
 
 
 @pytest.mark.parametrize("kind", [aioredis.ConnectionPool, aioredis.BlockingConnectionPool])
-async def test_pool_that_is_exhausted(world: World, valkey_server: Valkey, kind: type[aioredis.ConnectionPool]) -> None:
-    """The application holds all connections: events are stored when it gives one back."""
+async def test_session_appends_with_an_exhausted_pool_are_stored_later(
+    world: World, valkey_server: Valkey, kind: type[aioredis.ConnectionPool]
+) -> None:
+    """The application holds all connections; events are stored when it releases one."""
     options = {"timeout": 0.1} if kind is aioredis.BlockingConnectionPool else {}
     pool = kind.from_url(valkey_server.url, max_connections=2, retry=Retry(NoBackoff(), 0), **options)
     held = [await pool.get_connection() for _ in range(2)]  # type: ignore[no-untyped-call]
@@ -434,8 +436,8 @@ async def test_pool_that_is_exhausted(world: World, valkey_server: Valkey, kind:
         await store.flush()
 
 
-async def test_silence_is_a_timeout(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection without replies is replaced after the time limit, and a time-out is reported."""
+async def test_session_append_on_a_silent_connection_times_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection without replies is replaced after the time limit, and a timeout is reported."""
     monkeypatch.setattr(transport, "ANSWER_TIMEOUT", 0.4)
     producer = world.producers(1)[0]
     await producer.append_next()

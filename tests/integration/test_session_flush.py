@@ -13,8 +13,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
 
 @pytest.mark.parametrize("count", [1, 31, 32, 33, 64, 200])
-async def test_flush_loses_nothing_of_a_long_run(redis_client: aioredis.Redis, key_prefix: str, count: int) -> None:
-    """A run takes several commits, one after the other: `flush` returns after the last one."""
+async def test_flush_of_a_long_run_stores_everything(redis_client: aioredis.Redis, key_prefix: str, count: int) -> None:
+    """A run takes several commits, one after the other; `flush` returns after the last one."""
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60)
     facts: list[StoreEvent] = []
     store.observe(facts.append)
@@ -32,8 +32,8 @@ async def test_flush_loses_nothing_of_a_long_run(redis_client: aioredis.Redis, k
     assert stored.ids == ids
 
 
-async def test_flush_loses_nothing_of_many_runs(redis_client: aioredis.Redis, key_prefix: str) -> None:
-    """Nor of more runs than a batch holds, in several sessions and on standalone streams."""
+async def test_flush_of_many_runs_stores_everything(redis_client: aioredis.Redis, key_prefix: str) -> None:
+    """More runs than a batch holds, in several sessions and on standalone streams, are stored."""
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60)
     cursors = []
     for number in range(30):
@@ -49,8 +49,8 @@ async def test_flush_loses_nothing_of_many_runs(redis_client: aioredis.Redis, ke
         assert (await reader.for_session(session).replay(cursor, Collected(), stream_id=stream)).delivered == 40
 
 
-async def test_store_is_used_after_flush(redis_client: aioredis.Redis, key_prefix: str) -> None:
-    """An open request goes on, with the next number."""
+async def test_append_after_flush_continues_the_run(redis_client: aioredis.Redis, key_prefix: str) -> None:
+    """An open request continues with the next number."""
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60)
     part = store.for_session("s")
     part.begin("1", 1)

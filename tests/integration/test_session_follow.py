@@ -73,8 +73,8 @@ async def primed(store: RedisEventStore, **options: object) -> SessionProducer:
 
 @pytest.mark.usefixtures("no_polling")
 @pytest.mark.parametrize("here", [True, False])
-async def test_woken(store: RedisEventStore, other: RedisEventStore, *, here: bool) -> None:
-    """An event reaches a follower without a poll, in the same process or another, and the response ends it."""
+async def test_follower_is_woken_without_polling(store: RedisEventStore, other: RedisEventStore, *, here: bool) -> None:
+    """An event reaches a follower in the same or another process, and the response ends it."""
     producer = await primed(store)
     follower = Follower(store if here else other, producer)
     with in_time(15):
@@ -93,8 +93,10 @@ async def test_woken(store: RedisEventStore, other: RedisEventStore, *, here: bo
     )
 
 
-async def test_user_without_channels(valkey_server: Valkey, key_prefix: str, redis_client: aioredis.Redis) -> None:
-    """Where a user may neither publish nor subscribe, followers poll; nothing is an error."""
+async def test_follower_without_channel_permission_polls(
+    valkey_server: Valkey, key_prefix: str, redis_client: aioredis.Redis
+) -> None:
+    """A user who may neither publish nor subscribe causes no error."""
     await redis_client.execute_command(  # type: ignore[no-untyped-call]
         "ACL", "SETUSER", "mute", "reset", "on", "nopass", "~*", "+@all", "resetchannels"
     )
@@ -124,8 +126,8 @@ async def test_user_without_channels(valkey_server: Valkey, key_prefix: str, red
         await redis_client.acl_deluser("mute")
 
 
-async def test_no_window_between_replay_and_follow(store: RedisEventStore, other: RedisEventStore) -> None:
-    """An event stored between the end of a replay and the beginning of following is delivered once."""
+async def test_follow_after_replay_misses_no_event(store: RedisEventStore, other: RedisEventStore) -> None:
+    """An event stored between the end of a replay and the start of following is delivered once."""
     producer = await primed(store)
     await producer.append_next()
     await producer.outcomes()
@@ -138,8 +140,8 @@ async def test_no_window_between_replay_and_follow(store: RedisEventStore, other
         assert received.ids == producer.ids[1:]
 
 
-async def test_limit(store: RedisEventStore, other: RedisEventStore) -> None:
-    """When nothing comes, following ends at its limit, where it stands."""
+async def test_follow_without_events_ends_at_its_limit(store: RedisEventStore, other: RedisEventStore) -> None:
+    """It ends at its position."""
     producer = await primed(store)
     for each in (store, other):
         for limit in (0, 0.1):
@@ -149,8 +151,8 @@ async def test_limit(store: RedisEventStore, other: RedisEventStore) -> None:
             assert follower.facts == FollowResult(last_event_id=producer.ids[0], end=FollowEnd.TIMEOUT)
 
 
-async def test_many_followers_of_one_stream(store: RedisEventStore, other: RedisEventStore) -> None:
-    """Each gets all of it, wherever it is."""
+async def test_followers_of_one_stream_each_get_every_event(store: RedisEventStore, other: RedisEventStore) -> None:
+    """Each follower gets all of it, on either worker."""
     producer = await primed(store)
     followers = [Follower(each, producer) for each in (store, other) for _ in range(10)]
     with in_time(20):
@@ -163,8 +165,8 @@ async def test_many_followers_of_one_stream(store: RedisEventStore, other: Redis
 
 
 @pytest.mark.parametrize("here", [True, False])
-async def test_callback_that_raises(store: RedisEventStore, other: RedisEventStore, *, here: bool) -> None:
-    """An exception of the callback ends the following, and nothing is left of it."""
+async def test_follow_when_callback_raises_ends(store: RedisEventStore, other: RedisEventStore, *, here: bool) -> None:
+    """An exception of the callback ends the following, and leaves nothing."""
     producer = await primed(store)
     await producer.append_next()
     await producer.outcomes()
@@ -180,8 +182,10 @@ async def test_callback_that_raises(store: RedisEventStore, other: RedisEventSto
 
 
 @pytest.mark.parametrize("here", [True, False])
-async def test_follower_that_is_cancelled(store: RedisEventStore, other: RedisEventStore, *, here: bool) -> None:
-    """Nothing is left of it, and the stream can be followed again."""
+async def test_follow_that_is_cancelled_leaves_nothing(
+    store: RedisEventStore, other: RedisEventStore, *, here: bool
+) -> None:
+    """The stream can be followed again."""
     producer = await primed(store)
     each = store if here else other
     follower = Follower(each, producer)
@@ -198,7 +202,7 @@ async def test_follower_that_is_cancelled(store: RedisEventStore, other: RedisEv
     await until(lambda: not [task for task in asyncio.all_tasks() if task.get_name() == "eventscope-followers"])
 
 
-async def test_slow_client_of_a_run_that_goes_on(store: RedisEventStore, other: RedisEventStore) -> None:
+async def test_follow_by_a_slow_client_delivers_every_event(store: RedisEventStore, other: RedisEventStore) -> None:
     """A2: a client that does not read meanwhile gets every event, from memory and from Redis."""
     producer = await primed(store)
     for each in (store, other):
@@ -222,7 +226,7 @@ async def test_slow_client_of_a_run_that_goes_on(store: RedisEventStore, other: 
         assert received.ids == producer.ids[position + 1 :]
 
 
-async def test_follower_here_needs_no_redis(valkey_server: Valkey, key_prefix: str) -> None:
+async def test_follower_on_the_running_worker_needs_no_redis(valkey_server: Valkey, key_prefix: str) -> None:
     """A client of the same worker is replayed and followed in an outage, up to the response."""
     async with Proxy(valkey_server.socket).running() as proxy, connect(proxy.url) as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL)
@@ -251,8 +255,8 @@ async def test_follower_here_needs_no_redis(valkey_server: Valkey, key_prefix: s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["kill", "freeze"])
-async def test_follower_elsewhere_survives_an_outage(way: str) -> None:
-    """While Redis is down the follower stays; afterwards it gets the rest, each event once."""
+async def test_follower_on_another_worker_survives_an_outage(way: str) -> None:
+    """The follower stays while Redis is down, and then gets the rest, each event once."""
     with own_valkey(durable=True) as server:
         async with connect(server.url) as one, connect(server.url) as two:
             store, other = RedisEventStore(one, ttl=TTL), RedisEventStore(two, ttl=TTL)
@@ -282,10 +286,10 @@ async def test_follower_elsewhere_survives_an_outage(way: str) -> None:
 
 
 @pytest.mark.parametrize("request_id", [1, "1", "é" * 20, "x" * 130])
-async def test_dead_worker_is_answered_once(
+async def test_request_of_a_dead_worker_is_answered_once(
     store: RedisEventStore, redis_client: aioredis.Redis, request_id: int | str
 ) -> None:
-    """Of several followers one stores the answer; each delivers it, behind the events and without an id."""
+    """One of several followers stores the answer; each delivers it last, without an id."""
     dead = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
     third = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
     producer = await primed(dead, request_id=request_id)
@@ -312,8 +316,8 @@ async def test_dead_worker_is_answered_once(
         assert received.messages[-1] == message
 
 
-async def test_late_worker_is_fenced(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """A worker that was declared dead stores nothing more of that request; its other requests are stored."""
+async def test_worker_declared_dead_is_fenced(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """It stores nothing more of that request; its other requests are stored."""
     late = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
     producer, same, elsewhere = [
         await primed(late, **options) for options in ({}, {"request_id": 2}, {"session": "t", "request_id": 1})
@@ -344,8 +348,8 @@ async def test_late_worker_is_fenced(store: RedisEventStore, redis_client: aiore
         await each.check(store)
 
 
-async def test_response_of_a_worker_that_is_dead(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """A worker that died after its response has answered: nothing is put in its place."""
+async def test_response_before_the_worker_died_is_kept(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """Nothing is stored in its place."""
     dead = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
     producer = await primed(dead)
     await producer.append(answer())
@@ -359,10 +363,10 @@ async def test_response_of_a_worker_that_is_dead(store: RedisEventStore, redis_c
         assert follower.received.ids == producer.ids[after + 1 :]
 
 
-async def test_request_of_a_dead_worker_that_redis_has_lost(
+async def test_lost_request_of_a_dead_worker_ends_without_an_answer(
     store: RedisEventStore, redis_client: aioredis.Redis
 ) -> None:
-    """Where nothing is stored of a dead worker's request, following ends, and nothing is stored in its place."""
+    """Nothing is stored in its place."""
     dead = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
     producer = await primed(dead)
     await redis_client.delete(producer.key, f"{producer.part.key_prefix}requests")

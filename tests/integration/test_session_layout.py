@@ -36,8 +36,8 @@ async def entries(client: aioredis.Redis, producer: SessionProducer) -> dict[str
     return dict(zip(texts(found), texts(list(found.values())), strict=True))
 
 
-async def test_elements_of_a_run(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """A run's list has an element for each event: its number, its time, its marks, and the payload as it was sent."""
+async def test_run_list_has_an_element_per_event(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """An element has the number, the time, the marks and the payload as it was sent."""
     producer = SessionProducer(store)
     await producer.append(None)
     await producer.append(note(1, "é"))
@@ -57,7 +57,7 @@ async def test_elements_of_a_run(store: RedisEventStore, redis_client: aioredis.
 async def test_large_payload_has_its_own_key(
     store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker
 ) -> None:
-    """An element stays small whatever the payload: above 4 KiB it names the size only."""
+    """An element stays small whatever the payload: above 4 KiB it has the size only."""
     producer = SessionProducer(store)
     frame = len(on_the_wire(note(0)))
     for size in (LARGE - frame, LARGE - frame + 1, 100_000):
@@ -72,7 +72,9 @@ async def test_large_payload_has_its_own_key(
     assert [await redis_client.strlen(key) for key in large] == [LARGE + 1, 100_000 + frame]
 
 
-async def test_request_is_named_while_it_is_open(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+async def test_requests_hash_names_a_request_while_it_is_open(
+    store: RedisEventStore, redis_client: aioredis.Redis
+) -> None:
     """`requests` holds the request's id with its JSON type, from the first event to the response."""
     open_ones = [SessionProducer(store, request_id=request_id) for request_id in (7, "7", "é" * 20, "x" * 130)]
     for producer in open_ones:
@@ -87,7 +89,7 @@ async def test_request_is_named_while_it_is_open(store: RedisEventStore, redis_c
     assert await entries(redis_client, open_ones[0]) == {}
 
 
-async def test_standalone_run_is_named_with_its_last_number(
+async def test_requests_hash_names_standalone_runs_with_their_last_number(
     store: RedisEventStore, redis_client: aioredis.Redis
 ) -> None:
     """`requests` names each process's run of the standalone stream, and how far it has got."""
@@ -104,8 +106,8 @@ async def test_standalone_run_is_named_with_its_last_number(
     assert {await redis_client.llen(list_key(part, GET_STREAM_KEY, event_id)) for event_id in ids} == {3}
 
 
-async def test_each_request_has_a_run_of_its_own(store: RedisEventStore, leaks: LeakChecker) -> None:
-    """A request id that is used again meets neither the events nor the cursors of the earlier request."""
+async def test_reused_request_id_has_a_new_run(store: RedisEventStore, leaks: LeakChecker) -> None:
+    """It meets neither the events nor the cursors of the earlier request."""
     first = SessionProducer(store)
     await first.append(None)
     await first.append_next(2)
@@ -126,7 +128,7 @@ async def test_each_request_has_a_run_of_its_own(store: RedisEventStore, leaks: 
     assert (facts.completed, received.contents) == (True, [1, 2, "JSONRPCResponse"])
 
 
-async def test_sessions_share_no_key(store: RedisEventStore, leaks: LeakChecker) -> None:
+async def test_keys_of_sessions_are_under_their_own_prefixes(store: RedisEventStore, leaks: LeakChecker) -> None:
     """Every key of a session is under its own prefix, whatever its id is."""
     names = ["a", "b{x}", "c:{}", "d*", "é"]
     for name in names:
@@ -144,8 +146,8 @@ async def test_sessions_share_no_key(store: RedisEventStore, leaks: LeakChecker)
 
 
 @pytest.mark.usefixtures("leaks")
-async def test_client_of_another_encoding(valkey_url: str, key_prefix: str) -> None:
-    """Payloads are UTF-8 whatever the client encodes its text in."""
+async def test_client_of_another_encoding_stores_utf8(valkey_url: str, key_prefix: str) -> None:
+    """Payloads are UTF-8, whatever encoding the client uses."""
     async with aioredis.Redis.from_url(valkey_url, encoding="latin-1", decode_responses=True) as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
         producer = SessionProducer(store, request_id="é")
@@ -157,8 +159,8 @@ async def test_client_of_another_encoding(valkey_url: str, key_prefix: str) -> N
         await store.flush()
 
 
-async def test_order_of_concurrent_appends(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """Events that are appended concurrently, to several streams, are in their lists in order, each once."""
+async def test_concurrent_appends_are_listed_in_order(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+    """Concurrent events of several streams are in their lists in order, each once."""
     producers = [SessionProducer(store, request_id=number) for number in range(3)]
     async with anyio.create_task_group() as tasks:
         for number in range(60):
@@ -172,7 +174,9 @@ async def test_order_of_concurrent_appends(store: RedisEventStore, redis_client:
 # -- TTL --------------------------------------------------------------------------------------------------------------
 
 
-async def test_every_key_has_a_ttl(store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
+async def test_session_leaves_a_ttl_on_every_key(
+    store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker
+) -> None:
     """Lists, large payloads, `requests`, the record and the lease expire."""
     producer = SessionProducer(store)
     await producer.append(None)
@@ -195,7 +199,7 @@ async def test_every_key_has_a_ttl(store: RedisEventStore, redis_client: aioredi
     assert kinds == {"stream", "large", "requests", "session", "worker"}
 
 
-async def test_answer_keeps_the_ttl(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+async def test_answer_for_a_dead_worker_renews_the_ttl(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
     """The answer in place of a dead worker has the TTL of the request."""
     dead = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
     producer = SessionProducer(dead)
@@ -210,8 +214,10 @@ async def test_answer_keeps_the_ttl(store: RedisEventStore, redis_client: aiored
         assert 5 < await redis_client.ttl(key) <= TTL
 
 
-async def test_ttl_is_renewed_now_and_then(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """A commit renews the TTLs when a 64th of it has passed, and not with each event."""
+async def test_commit_renews_the_ttl_when_a_64th_has_passed(
+    store: RedisEventStore, redis_client: aioredis.Redis
+) -> None:
+    """Not every event renews the TTLs."""
     producer = SessionProducer(store)
     await producer.append_next()
     await producer.outcomes()
@@ -249,7 +255,7 @@ async def test_response_renews_the_ttl(store: RedisEventStore, redis_client: aio
 async def test_silent_request_outlives_the_ttl(
     redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker
 ) -> None:
-    """A request that is silent for longer than the TTL is there when its client resumes: its worker renews it."""
+    """Its worker renews it, so that a client can resume it after a silence longer than the TTL."""
 
     async def nothing() -> None:
         """Nothing is published."""
@@ -277,8 +283,10 @@ async def test_silent_request_outlives_the_ttl(
     await store.flush()
 
 
-async def test_without_ttl_nothing_expires(redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker) -> None:
-    """`ttl=None` leaves no TTL on anything of a session."""
+async def test_session_without_ttl_never_expires(
+    redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker
+) -> None:
+    """`ttl=None` leaves no TTL on any key of a session."""
     leaks.exempt()
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=None)
     producer = SessionProducer(store)
@@ -315,8 +323,8 @@ async def test_expired_elements_are_trimmed_from_the_head(redis_client: aioredis
 
 
 @pytest.mark.usefixtures("leaks")
-async def test_trimming_is_bounded(redis_client: aioredis.Redis, key_prefix: str) -> None:
-    """A write drops at most 64 elements, and the next writes drop the others: none of them takes long."""
+async def test_write_trims_a_bounded_number_of_elements(redis_client: aioredis.Redis, key_prefix: str) -> None:
+    """A write drops at most 64 elements, and the next writes drop the others."""
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
     producer = SessionProducer(store)
     for _ in range(3):

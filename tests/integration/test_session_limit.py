@@ -84,7 +84,7 @@ async def replay(reader: RedisSessionStore, number: int, cursor: str) -> tuple[R
 
 
 async def test_small_session_has_no_account(worker: Worker, leaks: LeakChecker) -> None:
-    """A session of a few calls writes no account: it costs nothing."""
+    """A session of a few calls writes no account, so that it costs nothing."""
     for number in range(1, 6):
         await worker.call(number, None, note(1), answer(number))
     await worker.store.flush(5)
@@ -94,7 +94,7 @@ async def test_small_session_has_no_account(worker: Worker, leaks: LeakChecker) 
 async def test_finished_requests_are_evicted_first(
     worker: Worker, reader: RedisSessionStore, redis_client: aioredis.Redis, leaks: LeakChecker
 ) -> None:
-    """The session stays below its limit; responses and open requests stay whole, the newest call too."""
+    """The session stays below its limit; responses, open requests and the newest call stay whole."""
     kept = await worker.call(0, None, *[note(n, TEXT) for n in range(50)])
     calls = {}
     for number in range(1, 200):
@@ -111,10 +111,10 @@ async def test_finished_requests_are_evicted_first(
     await worker.store.flush(5)
 
 
-async def test_every_event_is_stored_or_counted(
+async def test_eviction_counts_every_event_once(
     worker: Worker, reader: RedisSessionStore, redis_client: aioredis.Redis, leaks: LeakChecker
 ) -> None:
-    """Of what clients cannot get any more, no event is missing in the count, and none is in it twice."""
+    """Every event that clients can no longer get is counted, and none twice."""
     calls = {n: await worker.call(n, None, *[note(i, TEXT) for i in range(30)], answer(n)) for n in range(1, 101)}
 
     async def counted() -> bool:
@@ -136,7 +136,7 @@ async def test_every_event_is_stored_or_counted(
 async def test_open_requests_are_evicted_next(
     worker: Worker, reader: RedisSessionStore, redis_client: aioredis.Redis, leaks: LeakChecker
 ) -> None:
-    """One request that never ends is bounded, too; so is the standalone stream. A client gets the newest events."""
+    """One endless request and the standalone stream are bounded, too, and keep their newest events."""
     ids = await worker.call(1, None, *[note(n, TEXT) for n in range(3000)])
     for number in range(1000):
         await worker.part.append(GET_STREAM_KEY, note(number, TEXT))
@@ -154,7 +154,7 @@ async def test_open_requests_are_evicted_next(
 async def test_responses_are_evicted_last(
     worker: Worker, reader: RedisSessionStore, redis_client: aioredis.Redis, leaks: LeakChecker, size: int
 ) -> None:
-    """Where responses alone exceed the limit, the oldest go: a resume completes, and reports that one is missing."""
+    """Where responses alone exceed the limit, the oldest go; a resume completes and counts the missing one."""
     calls = {}
     count = 4 * LIMIT // size
     for number in range(1, count):
@@ -170,10 +170,10 @@ async def test_responses_are_evicted_last(
 
 
 @BYTES
-async def test_calls_without_end_leave_no_more(
+async def test_eviction_of_endless_calls_bounds_their_marks(
     worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker
 ) -> None:
-    """Thousands of small calls are bounded, too: in the end even the marks of the oldest ones go."""
+    """In the end even the marks of the oldest small calls are evicted."""
     for number in range(8000):
         await worker.call(number, answer(number))
     await until(lambda: worker.store.backlog.events == 0)
@@ -182,7 +182,7 @@ async def test_calls_without_end_leave_no_more(
     await worker.store.flush(5)
 
 
-async def test_two_workers_of_one_session(
+async def test_two_workers_of_one_session_share_its_account(
     worker: Worker, redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker
 ) -> None:
     """Both account in the same place, and may evict at the same time."""
@@ -204,8 +204,10 @@ async def test_two_workers_of_one_session(
     assert values.pop("total") == sum(values.values())
 
 
-async def test_many_open_requests(worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
-    """Requests that run at the same time are bounded together, however little each has sent."""
+async def test_many_open_requests_are_bounded_together(
+    worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker
+) -> None:
+    """Requests that run concurrently are bounded together, however little each has sent."""
     for number in range(300):
         await worker.call(number, None, *[note(n, TEXT) for n in range(10)])
     await until(lambda: worker.store.backlog.events == 0)
@@ -217,8 +219,10 @@ async def test_many_open_requests(worker: Worker, redis_client: aioredis.Redis, 
 @pytest.mark.parametrize(
     "damage", [b'[["1","r",1,9,0,["x"]]]', b'[["1","r","x",9,0,[]]]', b"[[1,2,3,4,5,[]]]", b"[[", b"{}", b"7"]
 )
-async def test_damaged_entry(worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker, damage: bytes) -> None:
-    """An entry that another program has damaged is dropped; the session is bounded as before."""
+async def test_damaged_account_entry_is_dropped(
+    worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker, damage: bytes
+) -> None:
+    """The session stays bounded."""
     name = f"{time.time_ns() // 1000:016d}-x-0"
     await redis_client.hset(f"{worker.part.key_prefix}sizes", name, b"9 " + damage)
     for number in range(200):
@@ -229,8 +233,10 @@ async def test_damaged_entry(worker: Worker, redis_client: aioredis.Redis, leaks
     assert not await redis_client.hexists(f"{worker.part.key_prefix}sizes", name)
 
 
-async def test_large_payloads_of_one_request(worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
-    """Of a request that sends large events without end, no more are renewed than the limit leaves in Redis."""
+async def test_large_payloads_of_an_endless_request_are_bounded(
+    worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker
+) -> None:
+    """No more of them are renewed than the limit leaves in Redis."""
     await worker.call(1, None, *[note(n, "x" * 5000) for n in range(1500)])
     await until(lambda: worker.store.backlog.events == 0)
     await small_enough(redis_client, leaks)
@@ -241,8 +247,10 @@ async def test_large_payloads_of_one_request(worker: Worker, redis_client: aiore
     await worker.store.flush(5)
 
 
-async def test_flush_without_time(worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker) -> None:
-    """Events that a flush has no time to account for are accounted for when the store is used again."""
+async def test_account_entries_left_by_flush_are_written_later(
+    worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker
+) -> None:
+    """Events that a flush has no time to account for are accounted for at the next use."""
     for turn in range(4):
         for number in range(60):
             await worker.call(turn * 100 + number, None, *[note(n, TEXT) for n in range(20)], answer(number))
@@ -256,8 +264,8 @@ async def test_flush_without_time(worker: Worker, redis_client: aioredis.Redis, 
     assert worker.evicted > 0
 
 
-async def test_eviction_of_an_account_that_is_gone(redis_client: aioredis.Redis, key_prefix: str) -> None:
-    """An eviction that finds the account expired, or flushed, does not make it again: it would have no TTL."""
+async def test_eviction_without_an_account_does_not_create_it(redis_client: aioredis.Redis, key_prefix: str) -> None:
+    """A new account would have no TTL."""
     keys = Keys(key_prefix).for_session("s")
     run = keys.run("1", "0123456789ab1")
     assert await Script("evict.lua")(redis_client, [keys.sizes, run], [1, "name", "9 []", "", 7, "t", 0]) == [0, 0]
@@ -266,10 +274,10 @@ async def test_eviction_of_an_account_that_is_gone(redis_client: aioredis.Redis,
 
 @pytest.mark.parametrize("error", ["OOM no memory", "READONLY replica", "LOADING a snapshot", "MISCONF no disk"])
 @pytest.mark.slow
-async def test_account_is_refused_for_a_while(
+async def test_account_entry_that_redis_refuses_is_written_later(
     valkey_server: Valkey, redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, error: str
 ) -> None:
-    """An entry that Redis refuses is written later; none is lost, and none counts twice."""
+    """No entry is lost, and none counts twice."""
     async with Proxy(valkey_server.socket).running() as proxy, connect(proxy.url) as client:
         worker = Worker(client, key_prefix)
         proxy.answer(f"{worker.part.key_prefix}sizes", error, times=3)

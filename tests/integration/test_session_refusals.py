@@ -20,8 +20,8 @@ TWO_MEBIBYTES = 2 << 20
 
 @pytest.mark.parametrize("response", [True, False], ids=["response", "notification"])
 @pytest.mark.parametrize("limit", ["proto-max-bulk-len", "service"])
-async def test_event_above_a_limit(limit: str, *, response: bool) -> None:
-    """An error, or a gap, stands in its place; earlier and later events are stored, and other requests go on."""
+async def test_session_event_above_a_limit_is_replaced(limit: str, *, response: bool) -> None:
+    """An error or a gap takes its place; earlier and later events and other requests are stored."""
     with own_valkey() as server:
         proxy = Proxy(server.socket)
         if limit == "service":

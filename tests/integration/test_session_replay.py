@@ -47,8 +47,8 @@ async def stored_run(store: RedisEventStore, count: int, **options: object) -> S
 # -- facts ------------------------------------------------------------------------------------------------------------
 
 
-async def test_facts_of_a_replay(store: RedisEventStore, reader: RedisEventStore) -> None:
-    """A replay returns counts, sizes, the position and the age of the cursor, whether it reads memory or Redis."""
+async def test_replay_returns_counts_position_and_age(store: RedisEventStore, reader: RedisEventStore) -> None:
+    """It returns counts, sizes, position and age of the cursor, from memory and from Redis."""
     producer = await stored_run(store, 2)
     size = sum(len(on_the_wire(note(number)).encode()) for number in (1, 2))
     for each in (store, reader):
@@ -61,7 +61,7 @@ async def test_facts_of_a_replay(store: RedisEventStore, reader: RedisEventStore
         assert received.ids == producer.ids[1:]
 
 
-async def test_caught_up(store: RedisEventStore, reader: RedisEventStore) -> None:
+async def test_replay_from_the_last_event_delivers_nothing(store: RedisEventStore, reader: RedisEventStore) -> None:
     """A client that has missed nothing gets neither a miss nor a gap."""
     producer = await stored_run(store, 1)
     for each in (store, reader):
@@ -70,7 +70,9 @@ async def test_caught_up(store: RedisEventStore, reader: RedisEventStore) -> Non
 
 
 @pytest.mark.parametrize("message", [answer(), failure(), failure(None)])
-async def test_response_completes(store: RedisEventStore, reader: RedisEventStore, message: object) -> None:
+async def test_replay_up_to_the_response_is_complete(
+    store: RedisEventStore, reader: RedisEventStore, message: object
+) -> None:
     """The response completes the stream, whether it is delivered now or was the cursor."""
     producer = await stored_run(store, 1)
     await producer.append(message)  # type: ignore[arg-type]
@@ -82,7 +84,7 @@ async def test_response_completes(store: RedisEventStore, reader: RedisEventStor
         assert (facts.completed, facts.delivered, facts.miss) == (True, 0, None)
 
 
-async def test_producers(store: RedisEventStore, reader: RedisEventStore) -> None:
+async def test_replay_names_producers_once(store: RedisEventStore, reader: RedisEventStore) -> None:
     """A replay names the producers of the events that it delivered, each once."""
     producer = await stored_run(store, 0)
     spans = [f"00-{1:032x}-{span:016x}-01" for span in (1, 2)]
@@ -99,8 +101,10 @@ async def test_producers(store: RedisEventStore, reader: RedisEventStore) -> Non
 
 
 @pytest.mark.parametrize("count", [CHUNK_EVENTS - 1, CHUNK_EVENTS, CHUNK_EVENTS + 1, CHUNK_EVENTS * 2 + 3])
-async def test_many_events(store: RedisEventStore, reader: RedisEventStore, count: int) -> None:
-    """Each event comes once and in order, wherever the chunks end, and wherever the cursor is."""
+async def test_replay_of_many_events_delivers_each_once(
+    store: RedisEventStore, reader: RedisEventStore, count: int
+) -> None:
+    """Each event is delivered once and in order, wherever the chunks end and wherever the cursor is."""
     producer = await stored_run(store, count)
     await producer.check(reader)
     for after in (1, count // 2, count - 1, count):
@@ -109,8 +113,8 @@ async def test_many_events(store: RedisEventStore, reader: RedisEventStore, coun
             assert (received.ids, facts.gap) == (producer.ids[after + 1 :], False)
 
 
-async def test_large_events(store: RedisEventStore, reader: RedisEventStore) -> None:
-    """More bytes than a chunk has, and events larger than that, come whole and in order, between small ones."""
+async def test_replay_of_large_events_delivers_them_whole(store: RedisEventStore, reader: RedisEventStore) -> None:
+    """Events larger than a chunk arrive whole and in order, between small ones."""
     producer = await stored_run(store, 0)
     sizes = [CHUNK_BYTES // 3] * 4 + [1, CHUNK_BYTES * 2, 1, CHUNK_BYTES - 100, CHUNK_BYTES, 5000, 1]
     for number, size in enumerate(sizes):
@@ -122,10 +126,10 @@ async def test_large_events(store: RedisEventStore, reader: RedisEventStore) -> 
     assert facts.payload_bytes == sum(len(on_the_wire(message)) for message in received.messages)
 
 
-async def test_chunks_are_bounded(
+async def test_replay_reads_bounded_chunks(
     store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis
 ) -> None:
-    """A long replay is read piece by piece, so that Redis is not blocked for all of it."""
+    """A long replay is read in chunks, so that Redis is not blocked for all of it."""
     producer = await stored_run(store, CHUNK_EVENTS * 3)
     await store.flush()
     before = (await redis_client.info("commandstats"))["cmdstat_evalsha"]["calls"]
@@ -146,10 +150,10 @@ CORRUPT = {
 
 @pytest.mark.parametrize("payload", CORRUPT.values(), ids=CORRUPT.keys())
 @pytest.mark.parametrize("place", [1, 2, 4])
-async def test_corrupt_payload(
+async def test_replay_of_a_corrupt_payload_skips_it(
     store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis, payload: bytes, place: int
 ) -> None:
-    """A payload that is no message is skipped and reported; the events before and behind it are delivered."""
+    """A payload that is no message is skipped and reported; the events around it are delivered."""
     producer = await stored_run(store, 4)
     found = (await elements(redis_client, producer.key))[place]
     await redis_client.lset(producer.key, place, b"%d %d\n%b" % (found.number, found.time, payload))  # type: ignore[arg-type]
@@ -172,10 +176,10 @@ HEADERS = {
 
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS.keys())
 @pytest.mark.parametrize("place", [1, 2, 4])
-async def test_corrupt_header(
+async def test_replay_of_a_corrupt_header_skips_it(
     store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis, header: bytes, place: int
 ) -> None:
-    """An element with a damaged header is reported once; the others are delivered, and no reader loops."""
+    """It is reported once; the others are delivered, and no reader loops."""
     producer = await stored_run(store, 4)
     await redis_client.lset(producer.key, place, header % (place + 1))  # type: ignore[arg-type]
     with in_time(5):
@@ -188,10 +192,10 @@ async def test_corrupt_header(
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"rubbish", b"\n", b"-1 1\n{}", b"\xff"])
-async def test_element_without_a_number(
+async def test_replay_of_an_element_without_a_number_counts_it_missing(
     store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis, rubbish: bytes
 ) -> None:
-    """An element without a number is a missing event; the others are delivered."""
+    """The others are delivered."""
     producer = await stored_run(store, 4)
     await redis_client.lset(producer.key, 2, rubbish)  # type: ignore[arg-type]
     with in_time(5):
@@ -200,10 +204,10 @@ async def test_element_without_a_number(
     assert (facts.missing, facts.gap, facts.corrupt) == (1, True, ())
 
 
-async def test_response_that_is_corrupt(
+async def test_replay_to_a_corrupt_response_is_complete(
     store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis
 ) -> None:
-    """A stream whose response cannot be read is over."""
+    """A stream whose response cannot be read has ended."""
     producer = await stored_run(store, 1)
     await producer.append(answer())
     await producer.outcomes()
@@ -213,10 +217,10 @@ async def test_response_that_is_corrupt(
 
 
 @pytest.mark.parametrize("key", ["list", "requests"])
-async def test_key_of_another_type(
+async def test_replay_of_a_key_of_another_type_is_rejected(
     store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis, key: str
 ) -> None:
-    """A key of another type is Redis's error, reported with the place."""
+    """Redis's error is reported with its place."""
     producer = await stored_run(store, 1)
     name = producer.key if key == "list" else f"{producer.part.key_prefix}requests"
     await redis_client.set(name, "another's", ex=TTL)
@@ -228,7 +232,7 @@ async def test_key_of_another_type(
 
 
 @pytest.mark.parametrize("place", [1, 2, 3])
-async def test_large_payload_that_is_missing(
+async def test_replay_of_an_evicted_large_payload_has_a_gap(
     store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis, place: int
 ) -> None:
     """A large payload that was evicted is a counted gap."""
@@ -243,7 +247,7 @@ async def test_large_payload_that_is_missing(
     assert not facts.gap, "this process has it in memory"
 
 
-async def test_large_payload_of_another_type(
+async def test_replay_of_a_large_payload_of_another_type_has_a_gap(
     store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis
 ) -> None:
     """A large payload's key of another type is a missing event, too."""
@@ -256,8 +260,10 @@ async def test_large_payload_of_another_type(
     assert (facts.missing, received.ids) == (1, producer.ids[2:])
 
 
-async def test_list_that_is_lost(store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """While the worker's lease lives, a cursor of a lost list is no miss: the worker stores it again."""
+async def test_replay_of_a_lost_list_waits_for_its_worker(
+    store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis
+) -> None:
+    """While the worker's lease lives, the cursor is no miss: the worker stores the list again."""
     producer = await stored_run(store, 3)
     await redis_client.delete(producer.key)
     facts, _ = await producer.replayed(reader)
@@ -280,7 +286,7 @@ async def test_list_that_is_lost(store: RedisEventStore, reader: RedisEventStore
      "9" * 19 + "-1-0123456789ab1", "1-1-0123456789ab1\n", "\u0661-1-0123456789ab1", "\ud800", "1-1-0123456789ab1.x"],
 )  # fmt: skip
 @pytest.mark.parametrize("stream", ["1", GET_STREAM_KEY])
-async def test_text_that_is_no_cursor(
+async def test_replay_from_text_that_is_no_cursor_is_malformed(
     store: RedisEventStore, reader: RedisEventStore, cursor: str, stream: str
 ) -> None:
     """A text that is no event id is a miss."""
@@ -290,8 +296,10 @@ async def test_text_that_is_no_cursor(
         assert facts == ReplayResult(miss=Miss.MALFORMED)
 
 
-async def test_number_that_was_never_given_out(store: RedisEventStore, reader: RedisEventStore) -> None:
-    """A number beyond the last one is unknown where the run is; elsewhere it may not have been stored yet."""
+async def test_replay_from_a_number_beyond_the_run_is_unknown_on_its_worker(
+    store: RedisEventStore, reader: RedisEventStore
+) -> None:
+    """On another worker it may not have been stored yet."""
     producer = await stored_run(store, 2)
     for number in (4, 999_999_999_999_999):
         forged = f"{producer.ids[0].split('-')[0]}-{number}-{run_of(producer.ids[0])}"
@@ -306,8 +314,10 @@ async def test_number_that_was_never_given_out(store: RedisEventStore, reader: R
 
 @pytest.mark.parametrize("worker", ["0123456789ab", "own"])
 @pytest.mark.parametrize("number", [1, 5])
-async def test_run_that_never_was(store: RedisEventStore, reader: RedisEventStore, worker: str, number: int) -> None:
-    """A run that was invented is unknown, in the name of a dead worker or of this one."""
+async def test_replay_from_an_invented_run_is_unknown(
+    store: RedisEventStore, reader: RedisEventStore, worker: str, number: int
+) -> None:
+    """It is unknown in the name of a dead worker or of this one."""
     await stored_run(store, 2)
     now = 1_700_000_000_000_000 + 10**15
     name = store._worker.name if worker == "own" else worker
@@ -318,8 +328,10 @@ async def test_run_that_never_was(store: RedisEventStore, reader: RedisEventStor
         assert facts.miss is Miss.UNKNOWN
 
 
-async def test_run_of_a_living_worker_that_never_was(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """A run invented in the name of a living worker is given up after a lease, and nothing is stored for it."""
+async def test_follow_of_an_invented_run_of_a_live_worker_ends_after_a_lease(
+    store: RedisEventStore, redis_client: aioredis.Redis
+) -> None:
+    """Nothing is stored for it."""
     other = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
     producer = await stored_run(store, 2)
     forged = f"{producer.ids[0].split('-')[0]}-5-{store._worker.name}ffff"
@@ -336,10 +348,10 @@ async def test_run_of_a_living_worker_that_never_was(store: RedisEventStore, red
 
 
 @pytest.mark.parametrize("here", [True, False])
-async def test_cursor_of_another_session_or_stream(
+async def test_replay_from_a_cursor_of_another_session_or_stream_delivers_nothing(
     store: RedisEventStore, reader: RedisEventStore, *, here: bool
 ) -> None:
-    """A cursor of another session's run, or of another stream's, delivers nothing of it."""
+    """It delivers no event of that run."""
     producer = await stored_run(store, 3)
     await stored_run(store, 3, session="t")
     await stored_run(store, 3, request_id=2)
@@ -355,8 +367,8 @@ async def test_cursor_of_another_session_or_stream(
         assert received.contents == [], (session, stream)
 
 
-async def test_cursor_that_has_expired(redis_client: aioredis.Redis, key_prefix: str) -> None:
-    """A cursor older than the TTL, of a run that has expired, is an expired miss with an age."""
+async def test_replay_from_an_expired_cursor_is_an_expired_miss(redis_client: aioredis.Redis, key_prefix: str) -> None:
+    """A cursor older than the TTL, of an expired run, has an age."""
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
     reader = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
     producer = await stored_run(store, 1)
@@ -377,10 +389,10 @@ async def test_cursor_that_has_expired(redis_client: aioredis.Redis, key_prefix:
     await store.flush()
 
 
-async def test_clock_of_a_process_does_not_matter(
+async def test_replay_age_follows_the_clock_of_redis(
     store: RedisEventStore, reader: RedisEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ages are by Redis's clock."""
+    """The clock of the process does not matter."""
     producer = await stored_run(store, 1)
     monkeypatch.setattr("time.time_ns", lambda: 1)
     monkeypatch.setattr("time.time", lambda: 0.0)

@@ -99,8 +99,8 @@ async def primed(producers: list[SessionProducer], count: int = 3) -> None:
         await producer.outcomes()
 
 
-async def test_restart_empty(server: OwnValkey, world: World) -> None:
-    """Events that were acknowledged before are stored again, finished requests included."""
+async def test_rollback_by_an_empty_restart_stores_events_again(server: OwnValkey, world: World) -> None:
+    """Earlier acknowledged events are stored again, finished requests included."""
     producers, finished = world.producers(), SessionProducer(world.store, session="f")
     await primed([*producers, finished])
     await finished.append(answer())
@@ -114,8 +114,8 @@ async def test_restart_empty(server: OwnValkey, world: World) -> None:
     assert (len(world.facts.of(StoreDegraded)), len(world.facts.of(StoreRecovered))) in {(0, 0), (1, 1)}
 
 
-async def test_restart_from_an_older_snapshot(server: OwnValkey, world: World) -> None:
-    """A6: cursors from before and from after the snapshot are served; nothing is missing."""
+async def test_rollback_to_an_older_snapshot_loses_nothing(server: OwnValkey, world: World) -> None:
+    """A6: cursors from before and after the snapshot are served without a gap."""
     producer = SessionProducer(world.store)
     await primed([producer], 6)
     await anyio.to_thread.run_sync(server.save)
@@ -135,10 +135,8 @@ async def test_restart_from_an_older_snapshot(server: OwnValkey, world: World) -
 
 @pytest.mark.usefixtures("nothing_retained")
 @pytest.mark.parametrize("saved", [False, True], ids=["empty", "snapshot"])
-async def test_events_that_are_no_longer_in_memory_are_a_counted_gap(
-    server: OwnValkey, world: World, *, saved: bool
-) -> None:
-    """A lost range keeps its numbers: the client learns of it exactly, the loss is counted, later events follow."""
+async def test_rollback_of_released_events_is_a_counted_gap(server: OwnValkey, world: World, *, saved: bool) -> None:
+    """A lost range keeps its numbers: clients get the exact gap, and later events follow."""
     producer = SessionProducer(world.store)
     await primed([producer], 3)
     if saved:
@@ -159,8 +157,8 @@ async def test_events_that_are_no_longer_in_memory_are_a_counted_gap(
         assert (facts.missing, facts.miss, received.ids) == (7 - after, None, producer.ids[8:])
 
 
-async def test_response_that_is_no_longer_in_memory(world: World) -> None:
-    """A finished request whose events are lost is answered with an error, since its client would ask for ever."""
+async def test_rollback_of_a_released_response_is_answered_with_an_error(world: World) -> None:
+    """Without the error its client would resume for ever."""
     producer, finished = SessionProducer(world.store), SessionProducer(world.store, session="f", request_id="7")
     await primed([producer, finished], 3)
     await finished.append(answer("7"))
@@ -182,8 +180,8 @@ async def test_response_that_is_no_longer_in_memory(world: World) -> None:
 
 
 @pytest.mark.parametrize("how", ["restart", "flushall", "snapshot"])
-async def test_silent_rollback(server: OwnValkey, how: str) -> None:
-    """Redis loses data, and no request sends anything: the worker finds its lease changed, and stores again."""
+async def test_rollback_without_traffic_is_found_by_the_lease(server: OwnValkey, how: str) -> None:
+    """No request sends anything: the worker finds its lease changed, and stores again."""
     async with worker(server.url, LEASE) as world:
         producers = world.producers(2)
         await primed(producers)
@@ -207,7 +205,7 @@ async def test_silent_rollback(server: OwnValkey, how: str) -> None:
         await world.check(producers)
 
 
-async def test_rollback_of_a_standalone_stream(server: OwnValkey, world: World) -> None:
+async def test_rollback_of_a_standalone_stream_stores_it_again(server: OwnValkey, world: World) -> None:
     """The standalone stream is stored again, too."""
     part = world.store.for_session("s")
     appended = [await part.append(GET_STREAM_KEY, note(number)) for number in range(5)]
@@ -220,8 +218,8 @@ async def test_rollback_of_a_standalone_stream(server: OwnValkey, world: World) 
     assert received.contents == [1, 2, 3, 4, 5]
 
 
-async def test_rollback_during_a_replay_elsewhere(server: OwnValkey, world: World) -> None:
-    """A follower on another worker gets each event once, across the restart."""
+async def test_rollback_during_a_follow_on_another_worker_delivers_each_once(server: OwnValkey, world: World) -> None:
+    """The follower gets each event once, across the restart."""
     producer, received = SessionProducer(world.store), Received()
     await primed([producer])
     async with anyio.create_task_group() as tasks:
@@ -240,10 +238,10 @@ async def test_rollback_during_a_replay_elsewhere(server: OwnValkey, world: Worl
 
 
 @pytest.mark.parametrize("retained", [True, False], ids=["in memory", "not in memory"])
-async def test_replica_that_is_promoted_without_the_tail(
+async def test_failover_without_the_tail_loses_nothing_in_memory(
     server: OwnValkey, monkeypatch: pytest.MonkeyPatch, *, retained: bool
 ) -> None:
-    """Acknowledged events that were not replicated are stored again, or are a gap that is counted."""
+    """Events that were not replicated are stored again, or are a counted gap."""
     if not retained:
         monkeypatch.setattr(session_writer, "RETAINED_BYTES", 0)
     with own_valkey() as replica:

@@ -73,7 +73,7 @@ async def nothing() -> None:
 
 
 @pytest.mark.usefixtures("guarded")
-async def test_guard(client: aioredis.Redis, key_prefix: str) -> None:
+async def test_key_guard_refuses_undeclared_keys_only(client: aioredis.Redis, key_prefix: str) -> None:
     """The guard refuses undeclared keys, and no others."""
     text = GUARD + "return redis.call('GET', KEYS[1])"
     assert await client.eval(text, 1, key_prefix) is None
@@ -147,7 +147,7 @@ async def life(  # noqa: PLR0915 - one life, from beginning to end
 
 
 @pytest.mark.usefixtures("guarded")
-async def test_life_of_sessions(client: aioredis.Redis, key_prefix: str) -> None:
+async def test_scripts_of_a_session_touch_declared_keys_only(client: aioredis.Redis, key_prefix: str) -> None:
     """No script of a session's life touches a key that was not declared."""
     await life(client, client, key_prefix)
 
@@ -198,17 +198,19 @@ async def cluster(nodes: tuple[OwnValkey, OwnValkey]) -> AsyncIterator[aioredis.
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("guarded")
-async def test_life_of_sessions_on_a_cluster(cluster: aioredis.RedisCluster, key_prefix: str) -> None:
+async def test_scripts_of_sessions_on_a_cluster_never_cross_slots(
+    cluster: aioredis.RedisCluster, key_prefix: str
+) -> None:
     """Sessions of different slots live on a cluster, and no script crosses slots."""
     await life(cluster, cluster, key_prefix)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["kill", "freeze"])
-async def test_node_that_fails(
+async def test_session_appends_while_a_node_fails_are_stored_once(
     nodes: tuple[OwnValkey, OwnValkey], cluster: aioredis.RedisCluster, key_prefix: str, way: str
 ) -> None:
-    """A node fails: all events keep their ids, and are stored afterwards, once and in order."""
+    """All events keep their ids, and are stored afterwards, once and in order."""
     store = RedisEventStore(cluster, key_prefix=key_prefix, ttl=600)
     reader = RedisEventStore(cluster, key_prefix=key_prefix, ttl=600)
     facts = observed(store)
@@ -238,10 +240,10 @@ async def test_node_that_fails(
 
 
 @pytest.mark.slow
-async def test_script_that_a_node_forgets(
+async def test_session_appends_after_a_node_flushed_scripts_are_stored(
     nodes: tuple[OwnValkey, OwnValkey], cluster: aioredis.RedisCluster, key_prefix: str
 ) -> None:
-    """A script that one node does not know is sent again to that node."""
+    """The script is loaded again on that node."""
     store = RedisEventStore(cluster, key_prefix=key_prefix, ttl=600)
     producers = [SessionProducer(store, f"s{number}") for number in range(8)]
     for _ in range(3):
@@ -257,7 +259,7 @@ async def test_script_that_a_node_forgets(
 
 
 @pytest.mark.slow
-async def test_probe_of_a_cluster(cluster: aioredis.RedisCluster, key_prefix: str) -> None:
+async def test_idle_store_on_a_cluster_finds_its_recovery(cluster: aioredis.RedisCluster, key_prefix: str) -> None:
     """A store that has nothing to send finds out that the cluster has recovered."""
     store = RedisEventStore(cluster, key_prefix=key_prefix, ttl=600)
     store._breaker.record_failure(FailureReason.TIMEOUT, "no reply in time")

@@ -53,8 +53,10 @@ async def replayed(part: RedisSessionStore, cursor: str) -> Received:
     return received
 
 
-async def test_first_reader_reads_from_the_start(store: RedisEventStore, other: RedisEventStore) -> None:
-    """The first client that opens the stream reads from the session's start; a later one from now on."""
+async def test_standalone_stream_opened_first_reads_from_the_start(
+    store: RedisEventStore, other: RedisEventStore
+) -> None:
+    """A later client reads from now on."""
     part, others = store.for_session("s"), other.for_session("s")
     await say(part, 1, 2)
     await say(others, 3)
@@ -66,8 +68,10 @@ async def test_first_reader_reads_from_the_start(store: RedisEventStore, other: 
     assert (await replayed(others, later)).contents == [4]
 
 
-async def test_each_message_once_from_every_position(store: RedisEventStore, other: RedisEventStore) -> None:
-    """Messages of two workers are delivered once, each worker's in order, and every id resumes behind its event."""
+async def test_standalone_stream_of_two_workers_delivers_each_message_once(
+    store: RedisEventStore, other: RedisEventStore
+) -> None:
+    """Each worker's messages are in order, and every id resumes behind its event."""
     parts = store.for_session("s"), other.for_session("s")
     cursor = await parts[0].open_standalone()
     for number in range(8):
@@ -84,8 +88,10 @@ async def test_each_message_once_from_every_position(store: RedisEventStore, oth
                 assert sorted(rest) == sorted(received.contents[place + 1 :])
 
 
-async def test_follower_gets_both_workers_messages(store: RedisEventStore, other: RedisEventStore) -> None:
-    """A follower gets the messages of both workers while they are sent, once, and no message ends it."""
+async def test_standalone_follower_gets_messages_of_both_workers(
+    store: RedisEventStore, other: RedisEventStore
+) -> None:
+    """Each message arrives once while it is sent, and none ends the following."""
     parts = store.for_session("s"), other.for_session("s")
     cursor, received = await parts[0].open_standalone(), Received()
     async with anyio.create_task_group() as tasks:
@@ -101,8 +107,8 @@ async def test_follower_gets_both_workers_messages(store: RedisEventStore, other
     assert received.contents == [0, 1, 2, 3, 4, 5, "JSONRPCResponse", 7]
 
 
-async def test_resume_without_events_of_a_run(store: RedisEventStore, other: RedisEventStore) -> None:
-    """A cursor from before another worker's first message gets that worker's messages from the first one on."""
+async def test_standalone_cursor_before_a_run_gets_all_of_it(store: RedisEventStore, other: RedisEventStore) -> None:
+    """A cursor older than another worker's first message gets all of that worker's messages."""
     part, others = store.for_session("s"), other.for_session("s")
     (cursor,) = await say(part, 0)
     await say(others, 1, 2)
@@ -110,8 +116,10 @@ async def test_resume_without_events_of_a_run(store: RedisEventStore, other: Red
     assert sorted((await replayed(others, cursor)).contents) == [1, 2, 3]
 
 
-async def test_positions_that_were_never_given_out(store: RedisEventStore, other: RedisEventStore) -> None:
-    """Positions ahead of a run, and runs that were invented, neither raise nor hide other runs' messages."""
+async def test_standalone_cursor_with_invented_positions_hides_no_message(
+    store: RedisEventStore, other: RedisEventStore
+) -> None:
+    """Positions ahead of a run and invented runs raise no error."""
     part, others = store.for_session("s"), other.for_session("s")
     (first,) = await say(part, 0)
     (second,) = await say(others, 1)
@@ -132,8 +140,8 @@ async def test_positions_that_were_never_given_out(store: RedisEventStore, other
         assert set(received.contents) <= {0, 1}
 
 
-async def test_run_of_a_dead_worker_that_redis_does_not_know(store: RedisEventStore) -> None:
-    """A cursor of which nothing is known is a miss, and the stream goes on from now."""
+async def test_standalone_cursor_of_an_unknown_run_is_a_miss(store: RedisEventStore) -> None:
+    """The stream continues from now."""
     part = store.for_session("s")
     (first,) = await say(part, 0)
     forged = f"{first.split('-')[0]}-3-0123456789ab1"
@@ -143,8 +151,8 @@ async def test_run_of_a_dead_worker_that_redis_does_not_know(store: RedisEventSt
     assert (await replayed(part, facts.last_event_id)).contents == [1]
 
 
-async def test_dead_workers_messages_stay(store: RedisEventStore, other: RedisEventStore) -> None:
-    """A worker's messages are read after its end, since `requests` names its run."""
+async def test_standalone_messages_of_a_dead_worker_are_read(store: RedisEventStore, other: RedisEventStore) -> None:
+    """`requests` names the run after the worker's end."""
     part, others = store.for_session("s"), other.for_session("s")
     cursor = await part.open_standalone()
     await say(others, 0, 1)
@@ -152,8 +160,10 @@ async def test_dead_workers_messages_stay(store: RedisEventStore, other: RedisEv
     assert (await replayed(part, cursor)).contents == [0, 1]
 
 
-async def test_outage(valkey_server: Valkey, store: RedisEventStore, other: RedisEventStore) -> None:
-    """In an outage a follower gets this worker's messages from memory, and the other worker's after it."""
+async def test_standalone_follower_in_an_outage_reads_from_memory(
+    valkey_server: Valkey, store: RedisEventStore, other: RedisEventStore
+) -> None:
+    """It gets this worker's messages meanwhile, and the other worker's afterwards."""
     others = other.for_session("s")
     async with Proxy(valkey_server.socket).running() as proxy, connect(proxy.url) as client:
         local = RedisEventStore(client, key_prefix=store.key_prefix, ttl=TTL)
@@ -178,8 +188,10 @@ async def test_outage(valkey_server: Valkey, store: RedisEventStore, other: Redi
 
 
 @pytest.mark.usefixtures("leaks")
-async def test_open_in_an_outage(valkey_server: Valkey, key_prefix: str) -> None:
-    """A client that opens the stream while Redis is unreachable gets what this worker sends."""
+async def test_standalone_stream_opened_in_an_outage_gets_this_workers_messages(
+    valkey_server: Valkey, key_prefix: str
+) -> None:
+    """A client can open the stream while Redis is unreachable."""
     async with Proxy(valkey_server.socket).running() as proxy, connect(proxy.url) as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL)
         part = store.for_session("s")
@@ -201,10 +213,10 @@ async def test_open_in_an_outage(valkey_server: Valkey, key_prefix: str) -> None
 # -- sessions that end ------------------------------------------------------------------------------------------------
 
 
-async def test_session_that_is_not_served_any_more_is_released(
+async def test_closed_session_leaves_memory_and_expires(
     redis_client: aioredis.Redis, key_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing of it stays in memory, and its keys are renewed no longer."""
+    """Nothing of it stays in memory, and its keys are no longer renewed."""
 
     async def nothing() -> None:
         """Nothing is published."""
@@ -236,7 +248,7 @@ async def test_session_that_is_not_served_any_more_is_released(
 
 
 @pytest.mark.usefixtures("leaks")
-async def test_refused_run_is_released(store: RedisEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refused_run_leaves_no_memory(store: RedisEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request of an ended session leaves nothing in memory after its response."""
     monkeypatch.setattr(session_writer, "RETAINED_BYTES", 0)
     part = store.for_session("s")
@@ -249,8 +261,10 @@ async def test_refused_run_is_released(store: RedisEventStore, monkeypatch: pyte
     assert not store._session_writer.runs
 
 
-async def test_rollback_after_the_session_was_released(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
-    """The run of a released session is stored again after a rollback, while it is in memory, and asks for no answer."""
+async def test_rollback_of_a_closed_session_stores_its_run_again(
+    store: RedisEventStore, redis_client: aioredis.Redis
+) -> None:
+    """Its run is stored again while it is in memory, and asks for no answer."""
     part = store.for_session("s")
     for number in (0, 1):
         await say(part, number)

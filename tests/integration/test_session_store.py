@@ -79,10 +79,10 @@ async def only_list(client: aioredis.Redis, keys: Keys) -> str:
     return key if isinstance(key, str) else key.decode()
 
 
-async def test_events_are_read_by_another_worker_once_in_order(
+async def test_events_are_read_on_every_worker_once_in_order(
     stores: tuple[RedisEventStore, RedisEventStore], part: RedisSessionStore, other: RedisSessionStore
 ) -> None:
-    """After each event, the rest, with the ids that were given out, whichever worker reads, before or after storage."""
+    """After each event the rest is read with its ids, by either worker, before and after storage."""
     messages = [None, *(note(n) for n in range(40)), note(40, "x" * (LARGE_PAYLOAD + 1)), answer()]
     ids = await append_all(part, *messages)
     assert [event_id.split("-")[1] for event_id in ids] == [str(n + 1) for n in range(len(ids))]
@@ -98,10 +98,10 @@ async def test_events_are_read_by_another_worker_once_in_order(
                 assert (replayed.gap, replayed.miss, replayed.completed) == (False, None, True)
 
 
-async def test_every_key_has_a_ttl(
+async def test_session_part_leaves_a_ttl_on_every_key(
     stores: tuple[RedisEventStore, RedisEventStore], part: RedisSessionStore, leaks: LeakChecker, keys: Keys
 ) -> None:
-    """Lists, large payloads, running requests and the standalone stream; a finished request is not listed."""
+    """Lists, large payloads, running requests and the standalone stream expire."""
     await append_all(part, None, note(1, "x" * 10_000))
     await append_all(part, note(2), stream=GET_STREAM_KEY)
     await stores[0].flush()
@@ -113,10 +113,10 @@ async def test_every_key_has_a_ttl(
     assert await leaks.leaked() == []
 
 
-async def test_request_is_named_while_it_runs(
+async def test_running_request_is_named_until_its_response(
     stores: tuple[RedisEventStore, RedisEventStore], part: RedisSessionStore, redis_client: aioredis.Redis, keys: Keys
 ) -> None:
-    """With the id as it was sent; and no longer."""
+    """The entry has the id as it was sent."""
     part.begin("~7", "7")
     await append_all(part, None, stream="~7")
     await stores[0].flush()
@@ -127,8 +127,8 @@ async def test_request_is_named_while_it_runs(
     assert not await redis_client.exists(keys.requests)
 
 
-async def test_nothing_is_accepted_after_the_response(part: RedisSessionStore) -> None:
-    """Nor before a request was begun; a request id that is used again has a run of its own."""
+async def test_append_outside_an_open_request_is_refused(part: RedisSessionStore) -> None:
+    """A request id that is used again has a new run."""
     (first, _) = await append_all(part, None, answer())
     late = await part.append(STREAM, note(1))
     assert (late.refused, late.event_id) == (True, "")
@@ -142,8 +142,8 @@ async def test_nothing_is_accepted_after_the_response(part: RedisSessionStore) -
     assert collected.data == [on_the_wire(note(2))]
 
 
-async def test_request_id_that_is_used_again_ends_the_older_request(part: RedisSessionStore) -> None:
-    """Its stream has an end: an error with its id."""
+async def test_begin_of_a_running_request_id_ends_the_older_request(part: RedisSessionStore) -> None:
+    """The older stream ends with an error that has its id."""
     (first,) = await append_all(part, None)
     part.begin(STREAM, 1)
     collected = Collected()
@@ -154,7 +154,7 @@ async def test_request_id_that_is_used_again_ends_the_older_request(part: RedisS
 async def test_response_without_json_form_is_replaced_by_an_error(
     stores: tuple[RedisEventStore, RedisEventStore], part: RedisSessionStore, other: RedisSessionStore
 ) -> None:
-    """The stream has an end, and the transport is given the same."""
+    """The stream has an end, and the transport gets the same error."""
     (first,) = await append_all(part, None)
     response = answer()
     response.result["text"] = "\ud800"
@@ -167,7 +167,7 @@ async def test_response_without_json_form_is_replaced_by_an_error(
     assert '"error"' in collected.data[0]
 
 
-async def test_script_that_redis_forgets_is_sent_again(
+async def test_append_after_script_flush_loses_nothing(
     stores: tuple[RedisEventStore, RedisEventStore],
     part: RedisSessionStore,
     other: RedisSessionStore,
@@ -193,7 +193,7 @@ async def test_lost_data_is_committed_again_from_memory(  # noqa: PLR0913, PLR09
     leaks: LeakChecker,
     keys: Keys,
 ) -> None:
-    """Redis has lost everything: the events in memory are stored again, of a finished request as well."""
+    """Redis has lost everything: events in memory are stored again, also of finished requests."""
     part.begin("2", 2)
     running = await append_all(part, None, note(1))
     finished = await append_all(part, None, answer(), stream="2")
@@ -222,7 +222,7 @@ async def test_lost_data_that_is_not_in_memory_is_a_gap(  # noqa: PLR0913, PLR09
     keys: Keys,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A placeholder stands for it: the numbers stay dense, the loss is reported, and a replay has a gap."""
+    """A placeholder keeps the numbers dense, the loss is reported, and a replay has a gap."""
     monkeypatch.setattr(session_writer, "RETAINED_BYTES", 0)
     first, _, _ = await append_all(part, None, note(1), note(2))
     await until(lambda: not stores[0].backlog.events)
@@ -245,7 +245,7 @@ async def test_key_of_another_type_loses_that_run_only(  # noqa: PLR0913, PLR091
     facts: list[StoreEvent],
     keys: Keys,
 ) -> None:
-    """Redis refuses one list for good: its events are reported as lost, and those of other requests are stored."""
+    """Its events are reported lost, and those of other requests are stored."""
     part.begin("2", 2)
     await append_all(part, None)
     await until(lambda: not stores[0].backlog.events)
@@ -266,7 +266,7 @@ async def test_key_of_another_type_loses_that_run_only(  # noqa: PLR0913, PLR091
 async def test_expired_elements_are_trimmed_but_never_the_last(
     redis_client: aioredis.Redis, key_prefix: str, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A long call's first events go after the TTL; a client that comes back for them gets the rest, and a gap."""
+    """A long call's first events expire; a client that resumes from them gets the rest, and a gap."""
     monkeypatch.setattr(session_writer, "RETAINED_BYTES", 0)
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1)
     part = store.for_session(SESSION)
@@ -287,7 +287,7 @@ async def test_expired_elements_are_trimmed_but_never_the_last(
     await store.flush()
 
 
-async def test_missing_and_corrupt_payloads_are_counted(
+async def test_replay_counts_missing_and_corrupt_payloads(
     stores: tuple[RedisEventStore, RedisEventStore],
     part: RedisSessionStore,
     other: RedisSessionStore,
@@ -307,16 +307,16 @@ async def test_missing_and_corrupt_payloads_are_counted(
 
 
 @pytest.mark.parametrize("run", ["0123456789ab1", "nonsense", ""])
-async def test_cursor_of_a_run_that_is_nowhere_is_a_miss(other: RedisSessionStore, run: str) -> None:
-    """And writes nothing."""
+async def test_replay_from_a_cursor_of_no_run_is_a_miss(other: RedisSessionStore, run: str) -> None:
+    """It writes nothing."""
     replayed = await other.replay(f"1795845548571888-7-{run}", Collected(), stream_id=STREAM)
     assert replayed.miss in {Miss.EXPIRED, Miss.MALFORMED}
 
 
-async def test_standalone_stream_has_the_messages_of_all_workers_once(
+async def test_standalone_stream_merges_the_messages_of_all_workers_once(
     part: RedisSessionStore, other: RedisSessionStore
 ) -> None:
-    """The first one that is opened reads from the start; a cursor names a position on each worker."""
+    """The first reader reads from the start; a cursor names a position on each worker."""
     await append_all(part, note(0), stream=GET_STREAM_KEY)
     cursor = await other.open_standalone()
     collected = Collected()
@@ -338,10 +338,10 @@ async def test_standalone_stream_has_the_messages_of_all_workers_once(
     assert later.data == [], "a later one reads from now"
 
 
-async def test_dead_worker_is_answered_once_and_fenced(
+async def test_request_of_an_expired_worker_is_answered_once_and_fenced(
     stores: tuple[RedisEventStore, RedisEventStore], part: RedisSessionStore, other: RedisSessionStore
 ) -> None:
-    """The error carries the request's id; the worker's own response comes too late, and its stream is closed."""
+    """The worker's own response is refused, and its stream is closed."""
     fenced: list[str] = []
     part.bind(ended=lambda: None, fenced=fenced.append)
     first, last = await append_all(part, None, note(1))
@@ -367,7 +367,7 @@ async def test_dead_worker_is_answered_once_and_fenced(
 
 
 async def test_follower_on_the_same_worker_needs_no_redis(key_prefix: str) -> None:
-    """In an outage it gets each event, with its id; afterwards Redis has them, once."""
+    """It gets each event with its id in an outage; afterwards Redis has them, once."""
     with own_valkey() as server:
         async with connect(server.url) as client:
             store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL)
@@ -393,7 +393,7 @@ async def test_follower_on_the_same_worker_needs_no_redis(key_prefix: str) -> No
 
 
 async def test_dropped_events_are_a_gap_with_an_end(key_prefix: str) -> None:
-    """Beyond the bound whole requests are dropped, the oldest first; an error stands in place of the response."""
+    """Beyond the bound whole requests are dropped, oldest first, with an error as the response."""
     with own_valkey() as server:
         async with connect(server.url) as client:
             store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL, backlog_bytes=40_000)
