@@ -98,8 +98,8 @@ async def mute_url(redis_client: aioredis.Redis, valkey_url: str) -> AsyncIterat
     await redis_client.acl_deluser("mute")
 
 
-async def test_max_sessions_counts_adopted_ones(valkey_url: str, connect: Connect) -> None:
-    """A full worker refuses another's session as it refuses a new one, and that session goes on elsewhere."""
+async def test_full_worker_refuses_to_adopt_a_session(valkey_url: str, connect: Connect) -> None:
+    """It refuses an adopted session like a new one, and that session continues elsewhere."""
     async with two(valkey_url, max_sessions=1) as (a, b):
         first, second, third = connect(a.url), connect(b.url), connect(b.url)
         await first.initialize()
@@ -117,8 +117,8 @@ async def test_max_sessions_counts_adopted_ones(valkey_url: str, connect: Connec
         assert b.sessions == 1
 
 
-async def test_idle_sessions_end_where_they_are_idle(valkey_url: str, connect: Connect) -> None:
-    """A worker forgets the session that it does not serve, and takes it over again; the one that serves it does not."""
+async def test_idle_session_ends_only_where_it_is_idle(valkey_url: str, connect: Connect) -> None:
+    """A worker drops a session it does not serve, and can adopt it again; the serving worker keeps it."""
     async with two(valkey_url, session_idle_timeout=LEASE) as (a, b):
         client = connect(a.url)
         await client.initialize()
@@ -138,10 +138,10 @@ async def test_idle_sessions_end_where_they_are_idle(valkey_url: str, connect: C
         await until(lambda: not a.sessions and not b.sessions)
 
 
-async def test_idle_everywhere_is_unknown_everywhere(
+async def test_session_idle_everywhere_ends_everywhere(
     valkey_url: str, connect: Connect, redis_client: aioredis.Redis
 ) -> None:
-    """A session that nobody uses is gone after the idle timeout, on all workers."""
+    """A session without requests ends after the idle timeout, on all workers."""
     async with two(valkey_url, session_idle_timeout=1) as (a, b):
         client = connect(a.url)
         await client.initialize()
@@ -157,8 +157,8 @@ async def test_idle_everywhere_is_unknown_everywhere(
             assert (await answer_of(on_url(client, worker.url)))[0] == 404
 
 
-async def test_request_size_of_adopted_sessions(valkey_url: str, connect: Connect) -> None:
-    """What is too large is 413, on a worker that has never seen the session, and does it no harm."""
+async def test_large_request_to_a_session_to_adopt_is_413(valkey_url: str, connect: Connect) -> None:
+    """It does the session no harm, on a worker that has never seen it."""
     async with two(valkey_url, max_request_body_size=2000) as (a, b):
         client = connect(a.url)
         await client.initialize()
@@ -168,8 +168,8 @@ async def test_request_size_of_adopted_sessions(valkey_url: str, connect: Connec
             await check_session(on_url(client, worker.url))
 
 
-async def test_a_session_is_its_owners(valkey_url: str, connect: Connect) -> None:
-    """Whoever has not opened a session is told that there is none, in the same words, before and after it is here."""
+async def test_session_of_another_principal_is_not_found(valkey_url: str, connect: Connect) -> None:
+    """The answer has the same words as for no session, before and after the session is adopted."""
     async with two(valkey_url, auth=True) as (a, b):
         alice, bob = (connect(a.url, authorization=f"Bearer {name}") for name in ("alice", "bob"))
         await alice.initialize()
@@ -198,8 +198,8 @@ async def test_a_session_is_its_owners(valkey_url: str, connect: Connect) -> Non
         assert (await answer_of(nobody))[0] == 401
 
 
-async def test_known_everywhere_before_its_client_knows(valkey_url: str, connect: Connect) -> None:
-    """With the very headers that name the session, another worker serves it."""
+async def test_new_session_is_served_on_another_worker_immediately(valkey_url: str, connect: Connect) -> None:
+    """Another worker serves it as soon as the response's headers name it."""
     async with two(valkey_url) as (a, b):
         params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "x", "version": "0"}}
         for _ in range(10):
@@ -209,8 +209,8 @@ async def test_known_everywhere_before_its_client_knows(valkey_url: str, connect
                 assert (await answer_of(on_url(client, b.url)))[0] == 200
 
 
-async def test_initialize_with_the_session_of_another(valkey_url: str, connect: Connect) -> None:
-    """Who opens a session with another's id gets nothing, and the owner keeps it."""
+async def test_initialize_with_the_session_of_another_principal_is_refused(valkey_url: str, connect: Connect) -> None:
+    """The owner keeps the session."""
     async with two(valkey_url, auth=True) as (a, b):
         alice, bob = (connect(a.url, authorization=f"Bearer {name}") for name in ("alice", "bob"))
         await alice.initialize()
@@ -225,8 +225,8 @@ async def test_initialize_with_the_session_of_another(valkey_url: str, connect: 
             await check_session(on_url(alice, worker.url))
 
 
-async def test_open_streams_hold_up_no_adoption(valkey_url: str, connect: Connect) -> None:
-    """While a session is taken over by a GET that lasts, others are taken over, and opened."""
+async def test_open_stream_of_an_adopted_session_blocks_no_adoption(valkey_url: str, connect: Connect) -> None:
+    """While a long GET adopts one session, others can be adopted and opened."""
     async with two(valkey_url) as (a, b), AsyncExitStack() as stack:
         for _ in range(3):
             client = connect(a.url)
@@ -239,8 +239,10 @@ async def test_open_streams_hold_up_no_adoption(valkey_url: str, connect: Connec
 
 
 @pytest.mark.parametrize("mute", [False, True])
-async def test_delete_ends_everywhere(valkey_url: str, mute_url: str, connect: Connect, *, mute: bool) -> None:
-    """A session that is ended on one worker is ended on the others, whether they hear of it or not."""
+async def test_delete_on_one_worker_ends_the_session_on_all(
+    valkey_url: str, mute_url: str, connect: Connect, *, mute: bool
+) -> None:
+    """It ends there, whether the notice arrives or not."""
     async with two(mute_url if mute else valkey_url) as (a, b):
         client = connect(a.url)
         await client.initialize()
@@ -259,10 +261,10 @@ async def test_delete_ends_everywhere(valkey_url: str, mute_url: str, connect: C
 
 
 @pytest.mark.parametrize("lost", [False, True])
-async def test_delete_ends_what_is_open(
+async def test_delete_on_one_worker_ends_open_streams_on_the_other(
     valkey_url: str, connect: Connect, redis_client: aioredis.Redis, *, lost: bool
 ) -> None:
-    """The streams of the session end on the other worker, even if the subscriptions break as it is told."""
+    """They end even if the subscriptions break during the DELETE."""
     async with two(valkey_url) as (a, b):
         client = connect(a.url)
         await client.initialize()
@@ -281,8 +283,8 @@ async def test_delete_ends_what_is_open(
         await until(lambda: not a.sessions and not b.sessions)
 
 
-async def test_without_wake_ups(mute_url: str, connect: Connect) -> None:
-    """With a Redis user who may not publish or subscribe, everything still comes, within a second."""
+async def test_follower_without_pubsub_permission_gets_events_within_a_second(mute_url: str, connect: Connect) -> None:
+    """A Redis user who may not publish or subscribe gets every event."""
     async with two(mute_url) as (a, b):
         client = connect(a.url)
         await client.initialize()
@@ -298,8 +300,8 @@ async def test_without_wake_ups(mute_url: str, connect: Connect) -> None:
             assert content_of(await anext(stream)) == "3 steps"
 
 
-async def test_session_opened_while_redis_is_slow(connect: Connect) -> None:
-    """A client has its session once other workers can find it, also where Redis is too slow for messages to wait."""
+async def test_session_opened_on_a_slow_redis_is_served_elsewhere(connect: Connect) -> None:
+    """A client gets its session once other workers can find it, even where Redis is slow."""
     with own_valkey() as server:
         near = f"redis://{HOST}:{server.port}"
         async with distant(near, 0.3) as far, two(far) as (slow, _), two(near) as (other, _):

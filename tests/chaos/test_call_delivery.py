@@ -80,7 +80,7 @@ UNREAD = 16 << 20
 async def test_resume_unread_while_redis_is_frozen_skips_no_message(
     world: World, connect: Connect, new_tool: NewToolControl, there: int
 ) -> None:
-    """A client that does not read meanwhile gets the messages that were produced in the outage, in order."""
+    """A client that does not read meanwhile gets the messages of the outage, in order."""
     server, workers = world
     client, tool = connect(workers[0].url), new_tool()
     await client.initialize()
@@ -110,7 +110,7 @@ async def test_resume_unread_while_redis_is_frozen_skips_no_message(
 async def test_resume_of_response_that_redis_refuses_is_an_error(
     world: World, connect: Connect, new_tool: NewToolControl, there: int
 ) -> None:
-    """A response of 2 MiB, whose client was cut before, does not fit into Redis: the resume ends with an error."""
+    """A response of 2 MiB does not fit into Redis, so a resume of the cut call ends with an error."""
     _, workers = world
     client, tool = connect(workers[0].url), new_tool()
     await client.initialize()
@@ -136,7 +136,7 @@ async def test_resume_of_response_that_redis_refuses_is_an_error(
 
 
 async def test_result_without_json_form_is_an_error(pair: Pair, connect: Connect, new_tool: NewToolControl) -> None:
-    """A tool returns a lone surrogate: the call ends with an error, live and on resume, and the session goes on."""
+    """A tool returns a lone surrogate: the call ends with an error, live and on resume, and the session continues."""
     client, tool = connect(pair[0].url), new_tool()
     await client.initialize()
     await tool.finish()
@@ -168,7 +168,7 @@ async def behind_proxy(control_url: str, count: int) -> AsyncIterator[tuple[Prox
 async def test_event_that_a_service_refuses_leaves_ids_to_others(
     valkey_url: str, connect: Connect, new_tool: NewToolControl
 ) -> None:
-    """A service refuses one command of 1.2 MB: its event is rejected and counted, and every other one has an id."""
+    """A service refuses a command of 1.2 MB: its event is rejected and counted, and every other one has an id."""
     async with behind_proxy(valkey_url, 1) as (proxy, workers):
         proxy.largest = 1 << 20
         client, tool = connect(workers[0].url), new_tool()
@@ -198,7 +198,7 @@ async def test_event_that_a_service_refuses_leaves_ids_to_others(
 async def test_resume_after_redis_restarts_from_snapshot_has_everything_or_a_gap(
     world: World, connect: Connect, new_tool: NewToolControl, there: int, cursor: int
 ) -> None:
-    """Redis restarts with message 6 as its last one after message 9 was sent, and the call runs on."""
+    """Redis restarts with message 6 as its last one after message 9 was sent, and the call continues."""
     server, workers = world
     client, tool = connect(workers[0].url), new_tool()
     await client.initialize()
@@ -312,7 +312,7 @@ class CutCall:
 async def test_calls_cut_while_redis_is_killed_resume_with_every_message_once(
     world: World, connect: Connect, new_tool: NewToolControl
 ) -> None:
-    """Ten seconds without Redis, 40 calls, each cut at a random moment of it: nothing without an id, nothing twice."""
+    """40 calls are each cut at a random moment of a ten-second outage: every message has an id, once."""
     server, workers = world
     seed = random.randrange(2**32)  # noqa: S311 - chaos, not secrets
     dice = random.Random(seed)  # noqa: S311
@@ -348,7 +348,7 @@ async def test_calls_cut_while_redis_is_killed_resume_with_every_message_once(
 async def test_error_for_call_of_killed_worker_has_its_id(
     pair: Pair, connect: Connect, new_tool: NewToolControl, valkey_url: str, request_id: int | str
 ) -> None:
-    """The id of the error is exactly the client's, with its JSON type: on it depends whether the call ends."""
+    """The id has its JSON type; otherwise the call would not end at the client."""
     a, b = pair
     client = connect(a.url)
     await client.initialize()
@@ -387,7 +387,7 @@ async def test_standalone_stream_opened_first_after_a_notification_delivers_it(p
 async def test_standalone_stream_opened_first_delivers_messages_of_that_moment(
     valkey_url: str, connect: Connect, tool: str, there: int
 ) -> None:
-    """Redis is slow, and the server speaks at any moment after the first standalone GET: the client hears it."""
+    """With a slow Redis, a message at any moment after the first standalone GET reaches the client."""
     undelivered: list[float] = []
 
     async def call(client: HTTPClient, seconds: float) -> None:

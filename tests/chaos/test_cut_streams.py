@@ -41,21 +41,27 @@ async def cut_and_move(pair: Pair, router: Router, new_tool: NewToolControl, *, 
         assert (await client.call_tool("echo", {"text": "x"})).structured_content == {"result": "x"}
 
 
-async def test_cut_and_back_on_another_worker(pair: Pair, router: Router, new_tool: NewToolControl) -> None:
-    """Every event comes once, in order, as soon as it is said, and then the result; the session goes on there."""
+async def test_cut_call_resumed_on_another_worker_delivers_each_event_once(
+    pair: Pair, router: Router, new_tool: NewToolControl
+) -> None:
+    """Events arrive in order and promptly, then the result; the session continues there."""
     await cut_and_move(pair, router, new_tool)
 
 
 @pytest.mark.parametrize("wrong", [-3600.0, 3600.0])
-async def test_cut_with_a_wrong_clock(pair: Pair, router: Router, new_tool: NewToolControl, wrong: float) -> None:
-    """What a worker takes for the time does not matter: the clock of the first jumps an hour in a call."""
+async def test_cut_call_of_a_worker_with_a_wrong_clock_resumes(
+    pair: Pair, router: Router, new_tool: NewToolControl, wrong: float
+) -> None:
+    """The clock of the first worker jumps an hour in a call, which does not matter."""
     await cut_and_move(pair, router, new_tool, wrong=wrong)
 
 
-async def test_many_cuts(router: Router, connect: Connect, new_tool: NewToolControl) -> None:
-    """Sessions on both workers are cut again and again while they are talked to: nothing is lost or comes twice.
+async def test_calls_cut_again_and_again_lose_nothing(
+    router: Router, connect: Connect, new_tool: NewToolControl
+) -> None:
+    """Sessions on both workers are cut repeatedly while events are sent: no loss, no duplicate.
 
-    Not the SDK's client: it gives up after its second resumed stream breaks, and asks for what it has already.
+    The client is not the SDK's, which gives up after its second resumed stream breaks, and requests events again.
     """
     unfinished = set(range(6))
     begun_calls: list[int] = []
@@ -92,8 +98,10 @@ async def test_many_cuts(router: Router, connect: Connect, new_tool: NewToolCont
             router.reset_streams()
 
 
-async def test_finished_while_away(pair: Pair, connect: Connect, new_tool: NewToolControl) -> None:
-    """A resume after the end delivers what was missed and closes, however often it is asked, and whoever is asked."""
+async def test_resume_of_a_finished_call_delivers_the_rest_and_closes(
+    pair: Pair, connect: Connect, new_tool: NewToolControl
+) -> None:
+    """It gives the same events on either worker, however often it is repeated."""
     a, b = pair
     client = connect(a.url)
     await client.initialize()
@@ -111,8 +119,10 @@ async def test_finished_while_away(pair: Pair, connect: Connect, new_tool: NewTo
     assert await on_worker(client, b).resume(received[0].id) == everything
 
 
-async def test_resume_ends_older_connections(pair: Pair, connect: Connect, new_tool: NewToolControl) -> None:
-    """Of several connections to one stream the newest gets the events; the older ones end, on whichever worker."""
+async def test_resume_ends_older_connections_of_its_stream(
+    pair: Pair, connect: Connect, new_tool: NewToolControl
+) -> None:
+    """The newest connection gets the events, on whichever worker."""
     a, b = pair
     client = connect(a.url)
     await client.initialize()
@@ -139,8 +149,10 @@ async def test_resume_ends_older_connections(pair: Pair, connect: Connect, new_t
     await check_session(on_worker(client, b))
 
 
-async def test_lost_wake_ups(pair: Pair, connect: Connect, new_tool: NewToolControl, control: aioredis.Redis) -> None:
-    """What is said just when the subscriptions break is there within a second."""
+async def test_follower_when_subscriptions_break_gets_events_within_a_second(
+    pair: Pair, connect: Connect, new_tool: NewToolControl, control: aioredis.Redis
+) -> None:
+    """An event sent just as the subscriptions break arrives within a second."""
     a, b = pair
     client = connect(a.url)
     await client.initialize()

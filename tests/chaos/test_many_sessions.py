@@ -276,8 +276,8 @@ async def register(manager: ResumableSessionManager, idle: set[str]) -> float:
     return registered
 
 
-async def test_hiccups_cost_no_lease(connect: Connect) -> None:
-    """Redis, or the way to it, is frozen again and again: the lease is kept, and no call and no session is lost."""
+async def test_worker_of_many_sessions_keeps_its_lease_through_hiccups(connect: Connect) -> None:
+    """Redis or its network is frozen repeatedly: no lease, call or session is lost."""
     async with world(connect) as found:
         near = found.calls[::2]
         async with longest_turn() as longest:
@@ -301,8 +301,8 @@ async def test_hiccups_cost_no_lease(connect: Connect) -> None:
         assert found.recorded() == SESSIONS
 
 
-async def test_emptied_redis_has_running_requests_first(connect: Connect) -> None:
-    """Redis restarts empty: running requests are claimed first, the rest follows, and the lease is kept meanwhile."""
+async def test_worker_of_many_sessions_restores_running_requests_first(connect: Connect) -> None:
+    """Redis restarts empty: running requests are claimed first, and the lease is kept meanwhile."""
     async with world(connect) as found:
         speaking, silent = found.calls[:4], found.calls[4:]
         near = speaking[::2]

@@ -17,8 +17,8 @@ from support.waiting import CEILING, until
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
-async def test_fifty_sessions_stream_through_it() -> None:
-    """Two seconds: no session ends, no message is late, and who was cut meanwhile gets everything."""
+async def test_fifty_sessions_stream_through_an_outage() -> None:
+    """In two seconds no session ends, no message is late, and clients cut meanwhile get everything."""
     verdict = await outage.measure(seconds=2, sessions=50)
     assert verdict.problems == []
     assert verdict.resumed == 10
@@ -47,8 +47,10 @@ def _restart(server: OwnValkey) -> None:
 
 
 @pytest.mark.parametrize("there", [0, 1], ids=["there", "elsewhere"])
-async def test_standalone_stream_that_is_opened_meanwhile(world: World, connect: Connect, there: int) -> None:
-    """It stays open, and hears afterwards what is said to the session, on whichever worker."""
+async def test_standalone_stream_opened_in_an_outage_gets_later_messages(
+    world: World, connect: Connect, there: int
+) -> None:
+    """It stays open, and receives later messages of the session, from either worker."""
     server, workers = world
     client = connect(workers[0].url)
     await client.initialize()
@@ -83,10 +85,10 @@ async def _first_with_data(response: Response) -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize("forget", [_flush, _restart])
-async def test_forgets_everything(
+async def test_emptied_redis_is_filled_again_by_its_workers(
     world: World, connect: Connect, new_tool: NewToolControl, forget: Callable[[OwnValkey], None]
 ) -> None:
-    """Workers say again who they are, which sessions they have and what they run; a call goes on on the other one."""
+    """Workers publish their lease, sessions and requests again, and a call continues on the other one."""
     server, (a, b) = world
     client = connect(a.url)
     await client.initialize()

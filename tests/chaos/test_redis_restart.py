@@ -59,8 +59,10 @@ def outage(server: OwnValkey) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("there", [0, 1], ids=["same worker", "other worker"])
-async def test_followers_go_on(world: World, connect: Connect, new_tool: NewToolControl, there: int) -> None:
-    """A follower gets the events after a restart of Redis, on either worker, and no worker is declared dead."""
+async def test_follower_through_a_restart_of_redis_continues(
+    world: World, connect: Connect, new_tool: NewToolControl, there: int
+) -> None:
+    """It gets later events on either worker, and no worker is declared dead."""
     server, (a, b) = world
     follower = (a, b)[there]
     client = connect(a.url)
@@ -82,8 +84,10 @@ async def test_followers_go_on(world: World, connect: Connect, new_tool: NewTool
     await check_session(on_worker(client, b))
 
 
-async def test_sdk_client_notices_nothing(world: World, router: Router, new_tool: NewToolControl) -> None:
-    """A call that runs through a restart of Redis ends as if nothing had been."""
+async def test_sdk_call_through_a_restart_of_redis_succeeds(
+    world: World, router: Router, new_tool: NewToolControl
+) -> None:
+    """A call that runs through a restart of Redis ends normally."""
     server, (a, b) = world
     router.to(a)
     async with Client(f"{router.url}/mcp", mode="legacy") as client, anyio.create_task_group() as tasks:
@@ -102,8 +106,8 @@ async def test_sdk_client_notices_nothing(world: World, router: Router, new_tool
             assert (await client.call_tool("echo", {"text": "x"})).structured_content == {"result": "x"}
 
 
-async def test_unread_is_not_unknown(world: World, connect: Connect) -> None:
-    """A worker that cannot ask for a session does not say that there is none: its client would give it up."""
+async def test_session_that_cannot_be_looked_up_is_503(world: World, connect: Connect) -> None:
+    """A 404 would make its client give the session up."""
     server, (a, b) = world
     client = connect(a.url)
     await client.initialize()
@@ -121,8 +125,8 @@ async def test_unread_is_not_unknown(world: World, connect: Connect) -> None:
     await until(served)
 
 
-async def test_delete_while_redis_is_away(world: World, connect: Connect) -> None:
-    """A session that is ended meanwhile is over on the worker that was told, and soon after on the others."""
+async def test_delete_in_an_outage_ends_the_session_everywhere_afterwards(world: World, connect: Connect) -> None:
+    """It ends immediately on the worker that receives the request, and soon on the others."""
     server, (a, b) = world
     client = connect(a.url)
     await client.initialize()
@@ -137,8 +141,10 @@ async def test_delete_while_redis_is_away(world: World, connect: Connect) -> Non
     await until(over)
 
 
-async def test_dead_while_redis_was(world: World, connect: Connect, new_tool: NewToolControl) -> None:
-    """A worker that dies while Redis is away is still found out afterwards."""
+async def test_worker_that_dies_in_an_outage_is_found_afterwards(
+    world: World, connect: Connect, new_tool: NewToolControl
+) -> None:
+    """Its call is answered with an error."""
     server, (a, b) = world
     client = connect(a.url)
     await client.initialize()
@@ -157,8 +163,10 @@ async def test_dead_while_redis_was(world: World, connect: Connect, new_tool: Ne
     await check_session(on_worker(client, b))
 
 
-async def test_shutdown_without_redis(world: World, connect: Connect, new_tool: NewToolControl) -> None:
-    """A worker ends in time though it cannot say so to anybody, with sessions, a call and a follower on it."""
+async def test_worker_shut_down_in_an_outage_ends_in_time(
+    world: World, connect: Connect, new_tool: NewToolControl
+) -> None:
+    """It has sessions, a call and a follower, and cannot publish its end."""
     server, (a, _) = world
     client = connect(a.url)
     await client.initialize()

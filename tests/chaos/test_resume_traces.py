@@ -76,12 +76,12 @@ async def cut_and_resumed(
 
 
 @pytest.mark.parametrize("sent_in", ["_meta", "header"])
-async def test_one_story(
+async def test_traces_of_a_cut_call_link_its_replay_to_its_stores(
     pair: Pair, span_files: tuple[Path, Path], connect: Connect, new_tool: NewToolControl, sent_in: str
 ) -> None:
-    """The stores of a call are in the client's trace; the replay is in that of the resume, and links to the stores.
+    """Stores are in the client's trace; the replay is in the resume's, and links to the stores.
 
-    The Redis client of the workers is instrumented, too: it tells of its own commands, and we do not.
+    The Redis client of the workers is instrumented, too, and reports its own commands.
     """
     client = connect(pair[0].url)
     await client.initialize()

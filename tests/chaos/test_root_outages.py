@@ -119,7 +119,7 @@ def check_waits(world: World, producers: list[RootProducer], outage: Outage) -> 
         assert len(waited) <= 1, (outage, waited, told)
 
 
-async def test_killed(world: World) -> None:
+async def test_root_appends_while_redis_is_killed_are_stored_once(world: World) -> None:
     """Redis is killed for two seconds."""
 
     async def outage() -> None:
@@ -136,8 +136,8 @@ async def test_killed(world: World) -> None:
     assert KILLED_SECONDS - 0.1 < came_back.seconds < KILLED_SECONDS + 2
 
 
-async def test_frozen(world: World) -> None:
-    """Redis is frozen for five seconds: what it was sent before, it does when it is thawed, and not twice."""
+async def test_root_appends_while_redis_is_frozen_are_stored_once(world: World) -> None:
+    """Redis is frozen for five seconds, and executes earlier commands after the thaw, not twice."""
 
     async def outage() -> None:
         world.server.freeze()
@@ -151,8 +151,8 @@ async def test_frozen(world: World) -> None:
     assert [fact for fact in world.facts if isinstance(fact, StoreRecovered)]
 
 
-async def test_killed_again_and_again(world: World) -> None:
-    """Redis does not stay up for long: killed and frozen at any moment of its coming back."""
+async def test_root_appends_while_redis_is_killed_repeatedly_are_stored_once(world: World) -> None:
+    """Redis is killed and frozen at any moment of its recovery."""
 
     async def outage() -> None:
         for number in range(6):
@@ -170,8 +170,8 @@ async def test_killed_again_and_again(world: World) -> None:
     assert not [fact for fact in world.facts if isinstance(fact, EventsLost)]
 
 
-async def test_catches_up(world: World) -> None:
-    """The events of an outage are stored soon after it, in bulk, and later ones behind them."""
+async def test_root_backlog_after_an_outage_is_stored_in_bulk(world: World) -> None:
+    """The events of an outage are stored soon afterwards, and later ones behind them."""
     server = world.server
     producers = [RootProducer(world.store, f"s{number}") for number in range(SESSIONS)]
     for producer in producers:

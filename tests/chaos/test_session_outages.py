@@ -54,7 +54,7 @@ async def world() -> AsyncIterator[World]:
             await store.flush()
 
 
-async def test_killed(world: World) -> None:
+async def test_session_appends_while_redis_is_killed_are_stored_once(world: World) -> None:
     """Redis is killed, and restarted with its data."""
 
     async def outage() -> None:
@@ -66,8 +66,8 @@ async def test_killed(world: World) -> None:
     await world.outlives(outage)
 
 
-async def test_frozen(world: World) -> None:
-    """Redis is frozen: commits that it received before are carried out when it is thawed, and not twice."""
+async def test_session_appends_while_redis_is_frozen_are_stored_once(world: World) -> None:
+    """Earlier commits are executed after the thaw, and not twice."""
 
     async def outage() -> None:
         world.server.freeze()
@@ -78,7 +78,7 @@ async def test_frozen(world: World) -> None:
     await world.outlives(outage)
 
 
-async def test_killed_again_and_again(world: World) -> None:
+async def test_session_appends_while_redis_is_killed_repeatedly_are_stored_once(world: World) -> None:
     """Redis is killed and frozen at any moment of its recovery."""
 
     async def outage() -> None:

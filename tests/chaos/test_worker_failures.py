@@ -39,19 +39,25 @@ async def kill_in_a_call(pair: Pair, router: Router, new_tool: NewToolControl) -
         assert await again.over() == "1 steps"
 
 
-async def test_killed_in_a_call(pair: Pair, router: Router, new_tool: NewToolControl) -> None:
-    """The client gets an error for that call, within the lease and a second, and its next call works."""
+async def test_call_of_a_killed_worker_fails_within_the_lease(
+    pair: Pair, router: Router, new_tool: NewToolControl
+) -> None:
+    """The client gets an error within the lease and a second, and its next call works."""
     await kill_in_a_call(pair, router, new_tool)
 
 
-async def test_killed_in_a_call_with_a_wrong_clock(pair: Pair, router: Router, new_tool: NewToolControl) -> None:
-    """Leases run by Redis's clock: that the worker that is asked is an hour late does not matter."""
+async def test_call_of_a_killed_worker_fails_in_time_despite_a_wrong_clock(
+    pair: Pair, router: Router, new_tool: NewToolControl
+) -> None:
+    """Leases follow Redis's clock, so that a worker an hour late does not matter."""
     await anyio.to_thread.run_sync(pair[1].jump, -3600)
     await kill_in_a_call(pair, router, new_tool)
 
 
-async def test_wrong_clock_orphans_nobody(pair: Pair, connect: Connect, new_tool: NewToolControl) -> None:
-    """A worker whose clock jumps back or forth while it runs a call is not taken for gone."""
+async def test_worker_with_a_wrong_clock_is_not_declared_dead(
+    pair: Pair, connect: Connect, new_tool: NewToolControl
+) -> None:
+    """Its clock jumps back and forth while it runs a call."""
     a, b = pair
     client = connect(a.url)
     await client.initialize()
@@ -68,10 +74,10 @@ async def test_wrong_clock_orphans_nobody(pair: Pair, connect: Connect, new_tool
         assert content_of(await anext(stream)) == "2 steps"
 
 
-async def test_killed_and_asked_everywhere(
+async def test_call_of_a_killed_worker_has_one_answer_on_every_worker(
     pair: Pair, connect: Connect, new_tool: NewToolControl, valkey_url: str
 ) -> None:
-    """Whichever worker is asked gives the same one answer: the other worker, and the one that came after."""
+    """The other worker and the restarted one give the same answer."""
     a, b = pair
     client = connect(a.url)
     await client.initialize()
@@ -92,8 +98,10 @@ async def test_killed_and_asked_everywhere(
     assert all(answer == answers[0] for answer in answers)
 
 
-async def test_killed_as_it_answers(pair: Pair, connect: Connect, new_tool: NewToolControl) -> None:
-    """A worker that dies while it answers has answered, or it has not: the error never follows a response."""
+async def test_worker_killed_as_it_answers_gives_one_outcome(
+    pair: Pair, connect: Connect, new_tool: NewToolControl
+) -> None:
+    """An error never follows a response."""
     outcomes = set()
     for moment in range(4):
         a, b = pair
@@ -115,10 +123,10 @@ async def test_killed_as_it_answers(pair: Pair, connect: Connect, new_tool: NewT
     assert outcomes <= {ORPHANED, "0 steps"}
 
 
-async def test_killed_and_followed_once_more(
+async def test_followers_of_a_killed_worker_get_one_answer(
     pair: Pair, connect: Connect, new_tool: NewToolControl, valkey_url: str
 ) -> None:
-    """Followers on two workers, one after the other, get one and the same answer in the dead worker's place."""
+    """Followers on two workers, one after the other, get the same answer."""
     with worker_processes(1, valkey_url, valkey_url) as (third,):
         client = connect(third.url)
         await client.initialize()
@@ -142,8 +150,8 @@ async def roll(pair: Pair, router: Router) -> None:
         router.to(*pair)
 
 
-async def test_rolling_restart_of_an_idle_client(pair: Pair, router: Router) -> None:
-    """A client that does nothing meanwhile notices nothing: its next calls work, on both new workers."""
+async def test_rolling_restart_with_an_idle_client_is_not_noticed(pair: Pair, router: Router) -> None:
+    """Its next calls work, on both new workers."""
     async with Client(f"{router.url}/mcp", mode="legacy") as client:
         await client.call_tool("echo", {"text": "x"})
         await roll(pair, router)
@@ -152,8 +160,8 @@ async def test_rolling_restart_of_an_idle_client(pair: Pair, router: Router) -> 
             assert (await client.call_tool("echo", {"text": "y"})).structured_content == {"result": "y"}
 
 
-async def test_standalone_stream_survives_a_rolling_restart(pair: Pair, router: Router) -> None:
-    """The client's standalone stream comes back by itself: what is said afterwards reaches it."""
+async def test_standalone_stream_through_a_rolling_restart_continues(pair: Pair, router: Router) -> None:
+    """The client reconnects by itself and gets later messages."""
     heard: list[object] = []
 
     async def note(message: object) -> None:
@@ -168,8 +176,10 @@ async def test_standalone_stream_survives_a_rolling_restart(pair: Pair, router: 
     assert len(heard) == 2, "each was heard once"
 
 
-async def test_stopping_breaks_no_stream(pair: Pair, connect: Connect, new_tool: NewToolControl) -> None:
-    """Streams that are open when their worker is stopped end as streams do: clients count what breaks as failures."""
+async def test_worker_stopped_with_open_streams_ends_them_properly(
+    pair: Pair, connect: Connect, new_tool: NewToolControl
+) -> None:
+    """Clients count broken streams as failures."""
     a, _ = pair
     client = connect(a.url)
     await client.initialize()
@@ -183,8 +193,10 @@ async def test_stopping_breaks_no_stream(pair: Pair, connect: Connect, new_tool:
     await anyio.to_thread.run_sync(a.wait)
 
 
-async def test_restart_in_a_call(pair: Pair, router: Router, new_tool: NewToolControl) -> None:
-    """A worker that is not given the time to end a call says itself that it will not: nobody waits for its lease."""
+async def test_call_of_a_restarted_worker_fails_immediately(
+    pair: Pair, router: Router, new_tool: NewToolControl
+) -> None:
+    """A worker without time to end a call answers it, so no client waits for its lease."""
     a, b = pair
     router.to(a)
     async with Client(f"{router.url}/mcp", mode="legacy") as client, anyio.create_task_group() as tasks:
@@ -199,10 +211,10 @@ async def test_restart_in_a_call(pair: Pair, router: Router, new_tool: NewToolCo
         assert (await client.call_tool("echo", {"text": "x"})).structured_content == {"result": "x"}
 
 
-async def test_restart_with_time_to_finish(
+async def test_call_of_a_draining_worker_finishes(
     valkey_url: str, pair: Pair, router: Router, connect: Connect, new_tool: NewToolControl
 ) -> None:
-    """A worker that is given the time ends the call, and the client gets its result."""
+    """A worker with enough time ends the call, and the client gets its result."""
     with worker_processes(1, valkey_url, valkey_url, graceful=int(CEILING), shutdown_timeout=CEILING) as (patient,):
         client, tool = connect(router.url), new_tool()
         router.to(patient)
@@ -218,12 +230,12 @@ async def test_restart_with_time_to_finish(
             assert [content_of(event) for event in await client.resume(received[0].id)] == ["a", "1 steps"]
 
 
-async def test_frozen_longer_than_its_lease(
+async def test_worker_frozen_past_its_lease_is_fenced(
     pair: Pair, connect: Connect, new_tool: NewToolControl, valkey_url: str
 ) -> None:
-    """What a worker says after it was given up is not stored, and does not reach the client that has the error.
+    """Its later events are not stored, and do not reach the client that has the error.
 
-    Its own connection is open all the time, and may not show another end of the call than the store has.
+    Its own connection stays open, and may not show another end of the call than the store has.
     """
     a, b = pair
     client = connect(a.url)
