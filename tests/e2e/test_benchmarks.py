@@ -15,8 +15,8 @@ STORE = (
 )
 
 
-def test_follow(tmp_path: Path) -> None:
-    """The small run ends well: nothing lost, no read failed, every figure a number, and a table that names them."""
+def test_follow_benchmark_in_small_reports_figures(tmp_path: Path) -> None:
+    """Nothing is lost, no read fails, every figure is a number, and a table names them."""
     ran = run_small(tmp_path / "new" / "follow.json", "-m", "benchmarks.follow")
     figures = ran.figures
     told = figures["measured_with"]
@@ -38,8 +38,8 @@ def test_follow(tmp_path: Path) -> None:
     assert figures["idle"]["alone"]["other_per_second"] == 0
 
 
-def test_store(tmp_path: Path) -> None:
-    """The small run needs no peer, and says who was left out; every target is judged on a number, and told."""
+def test_store_benchmark_in_small_reports_figures(tmp_path: Path) -> None:
+    """It needs no peer, lists those left out, and judges every target on a number."""
     ran = run_small(tmp_path / "new" / "store.json", "-c", STORE)
     figures = ran.figures
     assert {"ours", "root", "metrics", "spans"} <= figures["competitors"].keys()
@@ -65,8 +65,8 @@ def test_store(tmp_path: Path) -> None:
     assert cost["bare"]["append_us"] < cost["all on"]["append_us"]
 
 
-def test_store_in_full_needs_the_peers(tmp_path: Path) -> None:
-    """A full run without them would compare with nobody: it says what to install, and writes nothing."""
+def test_store_benchmark_in_full_needs_the_peers(tmp_path: Path) -> None:
+    """Without them it names the packages to install, and writes nothing."""
     output = tmp_path / "store.json"
     ran = run_benchmark("-c", STORE, "--only", "persist", "memory", "--output", str(output))
     assert ran.returncode == 1

@@ -22,8 +22,8 @@ def _end_to_end(directory: Path, *measures: str) -> dict[str, Any]:
     return ran.figures
 
 
-def test_end_to_end_without_faults(tmp_path: Path) -> None:
-    """Latency and processor time are measured for every contestant, with Redis at the distance that is asked for."""
+def test_end_to_end_benchmark_without_faults_reports_figures(tmp_path: Path) -> None:
+    """Latency and processor time are measured for every contestant, at each distance of Redis."""
     figures = _end_to_end(tmp_path, "latency", "cpu")
     near, distant = (figures["latency"][distance] for distance in ("0", "2"))
     assert distant["round_trip_ms"] >= 2
@@ -32,8 +32,8 @@ def test_end_to_end_without_faults(tmp_path: Path) -> None:
         assert by.keys() == SERVERS
 
 
-def test_end_to_end_under_fault_and_load(tmp_path: Path) -> None:
-    """Every call that is due is counted; in an outage of Redis every cut call resumes, with each message once."""
+def test_end_to_end_benchmark_under_fault_and_load_reports_figures(tmp_path: Path) -> None:
+    """Every due call is counted; in an outage every cut call resumes, with each message once."""
     figures = _end_to_end(tmp_path, "outage", "open_loop")
     assert figures["open_loop"]["50"].keys() == SERVERS
     for run in figures["open_loop"]["50"].values():

@@ -119,7 +119,9 @@ async def pair(workers: list[Worker], connect: Connect) -> tuple[HTTPClient, HTT
     return first, replace(first, url=f"{workers[1].url}/mcp")
 
 
-async def test_cut_call_resumes_on_another_worker(workers: list[Worker], pair: tuple[HTTPClient, HTTPClient]) -> None:
+async def test_fastmcp_cut_call_resumes_on_another_worker(
+    workers: list[Worker], pair: tuple[HTTPClient, HTTPClient]
+) -> None:
     """The tool runs on one worker; the client receives the rest, once and in order, from the other."""
     on_a, on_b = pair
     server = workers[0].server
@@ -138,7 +140,7 @@ async def test_cut_call_resumes_on_another_worker(workers: list[Worker], pair: t
     assert len(rest) == 2
 
 
-async def test_features_of_fastmcp_are_kept(
+async def test_fastmcp_features_are_kept_on_both_workers(
     workers: list[Worker], pair: tuple[HTTPClient, HTTPClient], connect: Connect
 ) -> None:
     """Authentication, custom routes, middleware, the lifespan and mounted servers work on both workers."""
@@ -156,7 +158,7 @@ async def test_features_of_fastmcp_are_kept(
             assert response.status_code == 401
 
 
-async def test_worker_that_ends_answers_its_calls(valkey_url: str, connect: Connect) -> None:
+async def test_fastmcp_worker_that_shuts_down_answers_its_calls(valkey_url: str, connect: Connect) -> None:
     """A call is answered with an error when its worker is stopped, and the server's lifespan ends."""
     first, second = Steps(), Steps()
     async with serving(http_app(second.mcp, redis_url=valkey_url, registry=CollectorRegistry())) as other:
@@ -173,21 +175,21 @@ async def test_worker_that_ends_answers_its_calls(valkey_url: str, connect: Conn
     assert error.message["error"]["code"] == REQUEST_ORPHANED
 
 
-async def test_inner_server_is_refused() -> None:
-    """The low-level server inside of a FastMCP has none of its authentication: it is not served."""
+async def test_http_app_with_fastmcps_inner_server_is_refused() -> None:
+    """The low-level server inside of a FastMCP has none of its authentication."""
     mcp: FastMCP[Any] = FastMCP("s", auth=StaticTokenVerifier({}))
     with pytest.raises(TypeError, match="pass the FastMCP server itself"):
         http_app(mcp._mcp_server, redis_url="redis://127.0.0.1:1")
 
 
-async def test_transport_that_cannot_resume_is_refused() -> None:
+async def test_http_app_with_fastmcps_sse_transport_is_refused() -> None:
     """The old SSE transport has no event store."""
     with pytest.raises(ValueError, match="transport must be \"http\", got 'sse'"):
         http_app(FastMCP("s"), redis_url="redis://127.0.0.1:1", transport="sse")
 
 
-async def test_moved_endpoint_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A FastMCP whose endpoint keeps its session manager elsewhere is refused, with its version."""
+async def test_http_app_with_fastmcp_of_another_endpoint_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A FastMCP that keeps its session manager in another place is refused, with its version."""
 
     class Moved:
         def __init__(self, _: object) -> None:
@@ -198,8 +200,8 @@ async def test_moved_endpoint_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         http_app(FastMCP("s"), redis_url="redis://127.0.0.1:1")
 
 
-async def test_settings_of_fastmcp_reach_the_manager(valkey_url: str) -> None:
-    """FastMCP's own keywords mean what they mean in `FastMCP.http_app()`."""
+async def test_http_app_passes_fastmcps_settings_to_the_manager(valkey_url: str) -> None:
+    """FastMCP's own keywords mean the same as in `FastMCP.http_app()`."""
     mcp: FastMCP[Any] = FastMCP("s")
     app = http_app(
         mcp,

@@ -42,8 +42,10 @@ async def http() -> AsyncIterator[httpx2.AsyncClient]:
         yield client
 
 
-async def test_healthy(valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient) -> None:
-    """`/healthz` says where Redis is, and how fast it answers."""
+async def test_healthz_reports_redis_and_its_latency(
+    valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient
+) -> None:
+    """`/healthz` has the address of Redis and its latency."""
     async with serving(http_app(MCPServer("s"), redis_url=valkey_url, registry=registry)) as url:
         response = await http.get(f"{url}/healthz")
     assert response.status_code == 200
@@ -53,8 +55,10 @@ async def test_healthy(valkey_url: str, registry: CollectorRegistry, http: httpx
     assert 0 < health["store"]["latency_ms"] < 2000
 
 
-async def test_no_redis_at_start(registry: CollectorRegistry, http: httpx2.AsyncClient, log: Recorder) -> None:
-    """The server starts, says which host and port do not answer, and never the password."""
+async def test_http_app_without_redis_starts_and_names_the_address(
+    registry: CollectorRegistry, http: httpx2.AsyncClient, log: Recorder
+) -> None:
+    """The server starts, and names host and port of Redis, never the password."""
     app = http_app(MCPServer("s"), redis_url="redis://me:hunter2@127.0.0.1:1/0", registry=registry, logger=log)
     async with serving(app) as url:
         response = await http.get(f"{url}/healthz")
@@ -66,8 +70,10 @@ async def test_no_redis_at_start(registry: CollectorRegistry, http: httpx2.Async
         assert "hunter2" not in told
 
 
-async def test_metrics(valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient) -> None:
-    """`/metrics` shows the registry, in the format that is asked for, and nothing but reading is allowed."""
+async def test_metrics_route_serves_the_requested_format(
+    valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient
+) -> None:
+    """`/metrics` serves the registry in the format that is requested, for reading only."""
     async with serving(http_app(MCPServer("s"), redis_url=valkey_url, registry=registry)) as url:
         text = await http.get(f"{url}/metrics")
         openmetrics = await http.get(f"{url}/metrics", headers={"accept": "application/openmetrics-text"})
@@ -78,10 +84,10 @@ async def test_metrics(valkey_url: str, registry: CollectorRegistry, http: httpx
     assert refused.status_code == 405
 
 
-async def test_metrics_of_an_instrumented_store(
+async def test_metrics_route_serves_an_instrumented_stores_registry(
     valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient
 ) -> None:
-    """`/metrics` shows the registry of a store that is instrumented already."""
+    """`/metrics` serves the registry of a store that is instrumented already."""
     redis = Redis.from_url(valkey_url)
     store = InstrumentedEventStore(RedisEventStore(redis, ttl=60), registry=registry)
     async with serving(http_app(MCPServer("s"), store)) as url:
@@ -89,10 +95,10 @@ async def test_metrics_of_an_instrumented_store(
     await redis.aclose()
 
 
-async def test_mounted_without_its_lifespan(
+async def test_healthz_without_lifespan_is_unavailable(
     valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient
 ) -> None:
-    """`/healthz` does not say that all is well where no session can be served."""
+    """No session can be served there."""
     inner = http_app(MCPServer("s"), redis_url=valkey_url, registry=registry)
     async with serving(Starlette(routes=[Mount("/tools", inner)])) as url:
         health = await http.get(f"{url}/tools/healthz")
@@ -100,10 +106,10 @@ async def test_mounted_without_its_lifespan(
     assert "lifespan" in health.json()["error"]
 
 
-async def test_embedded(
+async def test_http_app_without_redis_url_embeds_valkey(
     registry: CollectorRegistry, log: Recorder, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a store or a URL there is a Valkey, and a warning of what it is not good for."""
+    """Without a store or a URL there is a Valkey, and a warning of its limits."""
     monkeypatch.delenv("EVENTSCOPE_REDIS_URL", raising=False)
     controlled = ControlledServer()
     async with serving(http_app(controlled.mcp, registry=registry, logger=log)) as url:
@@ -117,8 +123,8 @@ async def test_embedded(
     assert "EVENTSCOPE_REDIS_URL" in str(embedded["fix"])
 
 
-async def test_started_twice(registry: CollectorRegistry) -> None:
-    """An application can be started once, as the SDK says it, whatever it brought with it."""
+async def test_http_app_started_twice_is_refused(registry: CollectorRegistry) -> None:
+    """An application can be started once, as in the SDK."""
     app = http_app(MCPServer("s"), registry=registry)
     async with app.router.lifespan_context(app):
         pass
@@ -127,17 +133,19 @@ async def test_started_twice(registry: CollectorRegistry) -> None:
             pass
 
 
-async def test_environment(
+async def test_http_app_reads_the_redis_url_from_the_environment(
     valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The environment variable names Redis where nothing else does."""
+    """The environment variable names Redis when no argument does."""
     monkeypatch.setenv("EVENTSCOPE_REDIS_URL", valkey_url)
     async with serving(http_app(MCPServer("s"), registry=registry)) as url:
         health = (await http.get(f"{url}/healthz")).json()
     assert health["store"]["address"] == valkey_url.removeprefix("unix://")
 
 
-async def test_low_level_server(valkey_url: str, registry: CollectorRegistry, connect: Connect) -> None:
+async def test_http_app_serves_a_low_level_server(
+    valkey_url: str, registry: CollectorRegistry, connect: Connect
+) -> None:
     """The low-level server is served in the same way."""
     server: Server[Mapping[str, object]] = Server("low")
     app = http_app(server, redis_url=valkey_url, registry=registry)
@@ -150,7 +158,9 @@ async def test_low_level_server(valkey_url: str, registry: CollectorRegistry, co
         assert await client.resume(received[0].id) == received[1:]
 
 
-async def test_store_is_instrumented_once(valkey_url: str, registry: CollectorRegistry, connect: Connect) -> None:
+async def test_http_app_keeps_an_instrumented_store(
+    valkey_url: str, registry: CollectorRegistry, connect: Connect
+) -> None:
     """A store that is instrumented stays as it is, and every event counts once."""
     redis = Redis.from_url(valkey_url)
     store = InstrumentedEventStore(RedisEventStore(redis, ttl=60), name="mine", registry=registry)
@@ -170,8 +180,10 @@ async def test_store_is_instrumented_once(valkey_url: str, registry: CollectorRe
     )
 
 
-async def test_options_reach_the_sdk(valkey_url: str, registry: CollectorRegistry, connect: Connect) -> None:
-    """The options mean what they mean in the SDK, the limits included."""
+async def test_http_app_passes_options_to_the_sdk(
+    valkey_url: str, registry: CollectorRegistry, connect: Connect
+) -> None:
+    """The options mean the same as in the SDK, limits included."""
     controlled = ControlledServer()
     app = http_app(
         controlled.mcp,
@@ -195,8 +207,10 @@ async def test_options_reach_the_sdk(valkey_url: str, registry: CollectorRegistr
             assert large.status_code == 413
 
 
-async def test_mounted(registry: CollectorRegistry, http: httpx2.AsyncClient, connect: Connect) -> None:
-    """Under a prefix of another application, which starts it, it serves and resumes as by itself."""
+async def test_http_app_mounted_under_a_prefix_serves_and_resumes(
+    registry: CollectorRegistry, http: httpx2.AsyncClient, connect: Connect
+) -> None:
+    """Another application mounts and starts it."""
     controlled = ControlledServer()
     app = http_app(controlled.mcp, registry=registry)
     outer = Starlette(routes=[Mount("/inner", app)], lifespan=app.router.lifespan_context)
@@ -210,7 +224,9 @@ async def test_mounted(registry: CollectorRegistry, http: httpx2.AsyncClient, co
         assert (await http.get(f"{url}/inner/metrics")).status_code == 200
 
 
-async def test_custom_routes_stay(valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient) -> None:
+async def test_http_app_keeps_custom_routes(
+    valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient
+) -> None:
     """The server's own routes are served beside ours."""
     mcp = MCPServer("s")
 
@@ -222,10 +238,10 @@ async def test_custom_routes_stay(valkey_url: str, registry: CollectorRegistry, 
         assert (await http.get(f"{url}/hello")).text == "hello"
 
 
-async def test_route_for_every_path(
+async def test_http_app_with_a_catch_all_route_serves_its_own_routes(
     valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient, connect: Connect
 ) -> None:
-    """A route of the server's own that matches every path hides nothing of ours, and still gets the rest."""
+    """The catch-all route hides none of our routes, and still gets the rest."""
     controlled = ControlledServer()
 
     @controlled.mcp.custom_route("/{path:path}", methods=["GET"])  # type: ignore[untyped-decorator]
@@ -249,8 +265,10 @@ class Verifier:
         return AccessToken(token=token, client_id=token, scopes=["use"], subject=token)
 
 
-async def test_auth_is_kept(valkey_url: str, registry: CollectorRegistry, connect: Connect) -> None:
-    """Without a token 401; the metadata route is there; and a session is its owner's alone."""
+async def test_http_app_with_auth_keeps_sessions_to_their_owner(
+    valkey_url: str, registry: CollectorRegistry, connect: Connect
+) -> None:
+    """Without a token 401; the metadata route is served; a session is its owner's alone."""
     settings = AuthSettings(
         issuer_url=AnyHttpUrl("https://issuer.example"),
         resource_server_url=AnyHttpUrl("http://127.0.0.1/mcp"),
@@ -274,16 +292,20 @@ async def test_auth_is_kept(valkey_url: str, registry: CollectorRegistry, connec
 
 
 @pytest.mark.parametrize("mode", ["stateless_http", "json_response"])
-async def test_inert_modes(valkey_url: str, registry: CollectorRegistry, log: Recorder, mode: str) -> None:
-    """A mode in which nothing can be resumed is said."""
+async def test_http_app_in_a_mode_without_resumption_logs_it(
+    valkey_url: str, registry: CollectorRegistry, log: Recorder, mode: str
+) -> None:
+    """A mode in which nothing can be resumed is logged."""
     options: dict[str, bool] = {mode: True}
     http_app(MCPServer("s"), redis_url=valkey_url, registry=registry, logger=log, **options)  # type: ignore[arg-type]
     (inert,) = log.named("event_store.resumption_disabled")
     assert str(inert["mode"]) in mode
 
 
-async def test_revision_that_cannot_resume(valkey_url: str, registry: CollectorRegistry, log: Recorder) -> None:
-    """A client that speaks a revision without resumption is served, and it is said, once."""
+async def test_client_of_a_revision_without_resumption_is_logged_once(
+    valkey_url: str, registry: CollectorRegistry, log: Recorder
+) -> None:
+    """The client is served."""
     controlled = ControlledServer()
     async with serving(http_app(controlled.mcp, redis_url=valkey_url, registry=registry, logger=log)) as url:
         for _ in range(2):
@@ -294,8 +316,8 @@ async def test_revision_that_cannot_resume(valkey_url: str, registry: CollectorR
     assert "legacy" in inert["fix"]
 
 
-async def test_missing_ttl(valkey_url: str, registry: CollectorRegistry) -> None:
-    """A missing TTL is said, through the structlog that the application has."""
+async def test_http_app_without_ttl_logs_a_warning(valkey_url: str, registry: CollectorRegistry) -> None:
+    """The warning uses the application's structlog."""
     with capture_logs() as logs:
         http_app(MCPServer("s"), redis_url=valkey_url, ttl=None, registry=registry)
     (missing,) = [entry for entry in logs if entry["event"] == "event_store.ttl_missing"]
@@ -303,8 +325,8 @@ async def test_missing_ttl(valkey_url: str, registry: CollectorRegistry) -> None
     assert "ttl=3600" in missing["fix"]
 
 
-async def test_refused_arguments(valkey_url: str, registry: CollectorRegistry) -> None:
-    """What cannot be meant is refused, with what to do."""
+async def test_http_app_with_contradictory_arguments_is_refused(valkey_url: str, registry: CollectorRegistry) -> None:
+    """The error names the fix."""
     store = RedisEventStore(Redis.from_url(valkey_url), ttl=60)
     with pytest.raises(ValueError, match="either them or event_store"):
         http_app(MCPServer("s"), store, redis_url=valkey_url, registry=registry)

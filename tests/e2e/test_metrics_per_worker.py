@@ -36,10 +36,10 @@ async def scrape(worker: WorkerProcess) -> Figures:
         return Figures.of((await http.get(f"{worker.url}/metrics")).raise_for_status().text)
 
 
-async def test_which_worker_works_and_which_follows(
+async def test_metrics_show_which_worker_runs_and_which_follows(
     workers: list[WorkerProcess], connect: Connect, valkey_url: str
 ) -> None:
-    """A tool runs on one worker; its client comes back on the other, and is followed there."""
+    """A tool runs on one worker; its client resumes on the other, which follows it."""
     working, following = workers
     before = await scrape(working), await scrape(following)
     on_a = connect(working.url)
@@ -73,8 +73,10 @@ async def test_which_worker_works_and_which_follows(
     assert followed.total("eventscope_resume_ttl_ratio_bucket", le="0.01") == 1
 
 
-async def test_a_worker_that_is_killed(workers: list[WorkerProcess], connect: Connect) -> None:
-    """What it served is adopted by the other, where the requests that could not be known meanwhile were not refused."""
+async def test_metrics_after_a_kill_show_adoption_and_no_refusal(
+    workers: list[WorkerProcess], connect: Connect
+) -> None:
+    """The other worker adopts the session."""
     killed, left = workers
     client = connect(killed.url)
     await client.initialize()

@@ -23,8 +23,8 @@ async def leases(url: str) -> set[bytes]:
         return {key async for key in redis.scan_iter(match="mcp:worker:*")}
 
 
-async def test_workers_that_are_forked(valkey_url: str, connect: Connect) -> None:
-    """Each has a lease, and what the second says in a session is stored, whatever the first has stored there before."""
+async def test_forked_workers_have_leases_and_writers_of_their_own(valkey_url: str, connect: Connect) -> None:
+    """Events of the second worker in a session of the first are stored."""
     ports = [free_port(), free_port()]
     others = await leases(valkey_url)
     server = await asyncio.create_subprocess_exec(

@@ -59,8 +59,8 @@ class Seen:
         self.numbers.append(progress)
 
 
-async def test_quickstart(server: subprocess.Popen[bytes], port: int) -> None:
-    """It is healthy, its tool answers the SDK's client, and the metrics have seen it."""
+async def test_quickstart_serves_a_tool_and_its_metrics(server: subprocess.Popen[bytes], port: int) -> None:
+    """It is healthy, its tool answers the SDK's client, and the metrics count the call."""
     url = f"http://127.0.0.1:{port}"
 
     def healthy() -> bool:

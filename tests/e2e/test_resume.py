@@ -61,8 +61,10 @@ async def cut_after(client: HTTPClient, controlled: ControlledServer, *steps: st
     yield received
 
 
-async def test_cut_while_the_tool_runs(client: HTTPClient, controlled: ControlledServer) -> None:
-    """Every event arrives once and in order, whether it was said before the cut, while away, or after the return."""
+async def test_resume_while_the_tool_runs_delivers_each_event_once(
+    client: HTTPClient, controlled: ControlledServer
+) -> None:
+    """Events from before the cut, during it and after the resume arrive in order."""
     async with cut_after(client, controlled, "a", "b") as before:
         controlled.step("work", "c", "d")
         after: list[Event] = []
@@ -80,8 +82,10 @@ async def test_cut_while_the_tool_runs(client: HTTPClient, controlled: Controlle
     assert len(set(ids)) == len(ids)
 
 
-async def test_finished_while_away(client: HTTPClient, controlled: ControlledServer) -> None:
-    """What was said while the client was gone is delivered, and the stream ends; the same again for the same cursor."""
+async def test_resume_of_a_finished_call_delivers_the_rest_and_ends(
+    client: HTTPClient, controlled: ControlledServer
+) -> None:
+    """The same cursor gives the same events again."""
     async with cut_after(client, controlled, "a") as before:
         controlled.step("work", "b")
         controlled.finish("work")
@@ -91,8 +95,10 @@ async def test_finished_while_away(client: HTTPClient, controlled: ControlledSer
         assert "result" in after[-1].message
 
 
-async def test_priming_event_is_a_cursor(client: HTTPClient, controlled: ControlledServer) -> None:
-    """A stream that was cut before anything was said on it is resumed from its priming event."""
+async def test_resume_from_the_priming_event_delivers_everything(
+    client: HTTPClient, controlled: ControlledServer
+) -> None:
+    """A stream that was cut before its first message resumes from its priming event."""
     async with cut_after(client, controlled) as before:
         controlled.step("work", "a")
         controlled.finish("work")
@@ -100,23 +106,23 @@ async def test_priming_event_is_a_cursor(client: HTTPClient, controlled: Control
     assert progress(await client.resume(before[0].id)) == ["a"]
 
 
-async def test_response_as_cursor(client: HTTPClient) -> None:
-    """A client that has the response is owed nothing: the stream ends at once."""
+async def test_resume_from_the_response_ends_immediately(client: HTTPClient) -> None:
+    """A client that has the response is owed nothing."""
     async with client.call(1, "echo", text="x") as response:
         received = [event async for event in events(response)]
     with anyio.fail_after(CEILING):
         assert await client.resume(received[-1].id) == []
 
 
-async def test_replayed_byte_for_byte(client: HTTPClient) -> None:
-    """The data of a replayed event is the data that was sent live."""
+async def test_resume_replays_data_byte_for_byte(client: HTTPClient) -> None:
+    """The data of a replayed event equals the data that was sent live."""
     async with client.call(1, "echo", text='\u2028 "é" 🎈 \x00') as response:
         live = [event async for event in events(response)]
     assert await client.resume(live[0].id) == live[1:]
 
 
-async def test_half_open_connection(client: HTTPClient, controlled: ControlledServer) -> None:
-    """A client that comes back while its old connection still stands is served all the same."""
+async def test_resume_beside_a_half_open_connection_is_served(client: HTTPClient, controlled: ControlledServer) -> None:
+    """The client resumes while its old connection still stands."""
     async with client.call(1, "steps", name="work") as response:
         old = events(response)
         first = await anext(old)
@@ -131,10 +137,10 @@ async def test_half_open_connection(client: HTTPClient, controlled: ControlledSe
             assert "result" in (await anext(new)).message
 
 
-async def test_session_is_not_replayed_anothers_events(
+async def test_resume_with_a_cursor_of_another_session_is_refused(
     client: HTTPClient, controlled: ControlledServer, base_url: str, connect: Connect
 ) -> None:
-    """Two sessions with the same request ids: neither is given what the other's cursor stands for."""
+    """Two sessions use the same request ids, and neither gets the other's events."""
     other = connect(base_url)
     await other.initialize()
     async with cut_after(client, controlled, "secret") as mine:
@@ -177,8 +183,10 @@ UNKNOWN = [
 ]
 
 
-async def test_foreign_cursors(client: HTTPClient, caplog: pytest.LogCaptureFixture) -> None:
-    """A cursor that was never given out gets a refusal or an error, never an event, and hurts nobody."""
+async def test_resume_from_a_cursor_never_given_out_is_an_error(
+    client: HTTPClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It gets a refusal or an error, never an event, and causes no logged error."""
     async with client.call(1, "echo", text="x") as response:
         received = [event async for event in events(response)]
     first = received[0].id
@@ -192,8 +200,8 @@ async def test_foreign_cursors(client: HTTPClient, caplog: pytest.LogCaptureFixt
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-async def test_empty_cursor_is_no_resume(client: HTTPClient) -> None:
-    """An empty Last-Event-ID opens the standalone stream, as one without the header does; the newest one has it."""
+async def test_get_with_an_empty_cursor_opens_the_standalone_stream(client: HTTPClient) -> None:
+    """It behaves like a GET without the header, and the newest connection has the stream."""
     async with client.get("") as response:
         assert response.status_code == 200
         async with client.get() as second:
@@ -202,8 +210,8 @@ async def test_empty_cursor_is_no_resume(client: HTTPClient) -> None:
                 assert [event.data async for event in events(response)] == [""], "its cursor, and nothing else"
 
 
-async def test_delete_ends_what_is_followed(client: HTTPClient, controlled: ControlledServer) -> None:
-    """A session that is ended ends the streams that are being resumed."""
+async def test_delete_ends_resumed_streams(client: HTTPClient, controlled: ControlledServer) -> None:
+    """An ended session ends the streams that are being resumed."""
     async with cut_after(client, controlled, "a") as before, client.get(before[0].id) as response:
         stream = events(response)
         await anext(stream)
@@ -212,8 +220,10 @@ async def test_delete_ends_what_is_followed(client: HTTPClient, controlled: Cont
             assert [event async for event in stream] == []
 
 
-async def test_figures(client: HTTPClient, controlled: ControlledServer, registry: CollectorRegistry) -> None:
-    """A resume is seen: that it worked, how much it delivered, and how long the client was away."""
+async def test_metrics_of_a_resume_count_it(
+    client: HTTPClient, controlled: ControlledServer, registry: CollectorRegistry
+) -> None:
+    """The metrics show its outcome, its deliveries, and how long the client was disconnected."""
 
     def sample(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(f"eventscope_{name}", {"store": "default", **labels})
@@ -237,7 +247,7 @@ async def test_figures(client: HTTPClient, controlled: ControlledServer, registr
     assert sample("errors_total", operation="replay", error_type="unavailable") == 0
 
 
-async def test_shutdown_with_a_follower(
+async def test_server_shutdown_with_a_follower_ends(
     controlled: ControlledServer, valkey_url: str, registry: CollectorRegistry, connect: Connect
 ) -> None:
     """A server ends although a stream is being followed."""

@@ -55,8 +55,8 @@ async def client(server: UvicornWorkers) -> AsyncIterator[HTTPClient]:
         yield raw
 
 
-async def test_sums(workers: UvicornWorkers) -> None:
-    """What every worker counted is added up, exactly, on the port and in the application, whoever answers."""
+async def test_scrape_of_any_worker_sums_all_workers(workers: UvicornWorkers) -> None:
+    """The counters of every worker add up exactly, on the port and in the application."""
     before = await figures()
 
     async def call() -> None:
@@ -75,23 +75,23 @@ async def test_sums(workers: UvicornWorkers) -> None:
 
 
 @pytest.mark.usefixtures("workers")
-async def test_formats() -> None:
-    """OpenMetrics where it is accepted; else the text format, with which promtool has no complaints."""
+async def test_scrape_serves_openmetrics_where_accepted() -> None:
+    """Otherwise it serves the text format, in which promtool finds no problem."""
     openmetrics = await scrape(accept="application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5")
     assert openmetrics.endswith("# EOF\n")
     assert not promtool_problems((await scrape()).encode())
 
 
-async def test_not_with_the_service(workers: UvicornWorkers) -> None:
-    """What has a port of its own is not served with the rest, and there only with the token."""
+async def test_metrics_on_their_own_port_need_the_token(workers: UvicornWorkers) -> None:
+    """The application does not serve them, and their port serves them only with the token."""
     async with httpx2.AsyncClient(trust_env=False) as http:
         assert (await http.get(f"{workers.url}/metrics", headers=BEARER)).status_code == 404
         assert (await http.get(SCRAPE)).status_code == 401
 
 
 @pytest.mark.usefixtures("workers")
-async def test_sampled_by_one() -> None:
-    """One worker samples Redis for all, and the scrape shows what it found."""
+async def test_redis_statistics_are_polled_by_one_worker_for_all() -> None:
+    """The scrape shows its statistics, whichever worker answers."""
 
     async def sampled() -> bool:
         seen = await figures()
@@ -105,11 +105,8 @@ async def test_sampled_by_one() -> None:
     assert "error" not in seen.by(SAMPLES, "outcome")
 
 
-async def test_killed(workers: UvicornWorkers) -> None:
-    """A worker is killed: what it counted stays, its gauges go; so for the one that had the port, which another takes.
-
-    Both are replaced by uvicorn, and add to the same sums.
-    """
+async def test_scrape_after_a_kill_keeps_counters_and_drops_gauges(workers: UvicornWorkers) -> None:
+    """A worker that had the port is replaced, and new workers add to the same sums."""
     async with AsyncExitStack() as open_streams:
         followed = 0
 

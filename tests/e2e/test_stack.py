@@ -55,8 +55,8 @@ def _served(redis_url: str, metrics: Path, metrics_port: int) -> Iterator[str]:
         server.wait(CEILING)
 
 
-async def test_what_runs_without_containers(valkey_url: str, tmp_path: Path) -> None:
-    """Two workers, clients that are cut, and a Prometheus with the stack's configuration and the rules."""
+async def test_stack_without_containers_serves_metrics_and_rules(valkey_url: str, tmp_path: Path) -> None:
+    """Two workers, clients that are cut, and a Prometheus with the stack's configuration and rules."""
     config, metrics = tmp_path / "prometheus", tmp_path / "metrics"
     metrics.mkdir()
     shutil.copytree(RULES, config / "rules")
@@ -80,8 +80,8 @@ async def test_what_runs_without_containers(valkey_url: str, tmp_path: Path) -> 
         assert server.value('count(eventscope_build_info or up{job="mcp-eventscope"} == 1)')
 
 
-def test_files_agree() -> None:
-    """Every path that is mounted is there, every service that is named, and the ports are the same everywhere."""
+def test_stack_files_name_existing_paths_services_and_ports() -> None:
+    """Every mounted path and named service exists, and the ports agree."""
     compose = _read(STACK / "compose.yaml")
     services = compose["services"]
     for name, service in services.items():
@@ -104,8 +104,8 @@ def test_files_agree() -> None:
     assert services["server"]["environment"]["EVENTSCOPE_REDIS_URL"].split("/")[2].split(":")[0] in services
 
 
-def test_what_grafana_is_given() -> None:
-    """One datasource, which is the Prometheus of the stack; and the dashboards, where they are mounted."""
+def test_stack_provisions_grafana_with_prometheus_and_dashboards() -> None:
+    """One datasource, which is the stack's Prometheus, and the dashboards where they are mounted."""
     services = _read(STACK / "compose.yaml")["services"]
     provisioning = STACK / "grafana" / "provisioning"
     (datasource,) = _read(provisioning / "datasources" / "prometheus.yaml")["datasources"]

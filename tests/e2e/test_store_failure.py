@@ -26,10 +26,10 @@ async def doomed() -> AsyncIterator[EmbeddedValkey]:
         yield valkey
 
 
-async def test_redis_dies_in_the_middle_of_a_call(
+async def test_call_when_redis_dies_continues_live_with_ids(
     doomed: EmbeddedValkey, registry: CollectorRegistry, connect: Connect
 ) -> None:
-    """The call goes on live, with ids; the session serves its next call; the outage is counted, and what it cost."""
+    """The session serves its next call, and the outage and its losses are counted."""
     controlled = ControlledServer()
     async with serving(http_app(controlled.mcp, redis_url=doomed.url, registry=registry)) as url:
         client = connect(url)

@@ -57,8 +57,10 @@ def progress(received: list[Event]) -> list[str]:
     return [event.message["params"]["message"] for event in received if event.data and "method" in event.message]
 
 
-async def test_cut_and_back_on_another_worker(workers: list[Worker], pair: tuple[HTTPClient, HTTPClient]) -> None:
-    """The tool runs on one worker, the client comes back through the other, and gets all of it as it is said."""
+async def test_resume_on_another_worker_delivers_each_event_once(
+    workers: list[Worker], pair: tuple[HTTPClient, HTTPClient]
+) -> None:
+    """The tool runs on one worker, and the client gets all of it live through the other."""
     controlled = workers[0].controlled
     on_a, on_b = pair
     async with on_a.call(1, "steps", name="w") as response:
@@ -83,16 +85,16 @@ async def test_cut_and_back_on_another_worker(workers: list[Worker], pair: tuple
         assert "result" in [event async for event in events(response)][-1].message
 
 
-async def test_unknown_session_stays_unknown(workers: list[Worker], connect: Connect) -> None:
-    """A session that nobody opened is 404 everywhere."""
+async def test_session_that_was_never_opened_is_404(workers: list[Worker], connect: Connect) -> None:
+    """It is 404 on every worker."""
     client = connect(workers[0].url)
     client.session = "0" * 32
     async with client.post({"jsonrpc": "2.0", "id": 1, "method": "ping"}) as response:
         assert response.status_code == 404
 
 
-async def test_delete_on_any_worker(pair: tuple[HTTPClient, HTTPClient]) -> None:
-    """A session that is ended on one worker is ended on all, for ever."""
+async def test_delete_on_any_worker_ends_the_session_on_all(pair: tuple[HTTPClient, HTTPClient]) -> None:
+    """A session that is ended on one worker stays ended on all."""
     _, on_b = pair
     assert await on_b.delete() == 200
     for client in pair:
@@ -100,8 +102,8 @@ async def test_delete_on_any_worker(pair: tuple[HTTPClient, HTTPClient]) -> None
             assert response.status_code == 404
 
 
-async def test_standalone_stream_on_another_worker(pair: tuple[HTTPClient, HTTPClient]) -> None:
-    """What a server says outside of a call reaches the standalone stream, wherever the client has it."""
+async def test_standalone_stream_on_another_worker_gets_messages(pair: tuple[HTTPClient, HTTPClient]) -> None:
+    """A message outside of a call reaches the standalone stream on either worker."""
     on_a, on_b = pair
     async with on_b.get() as response:
         stream = events(response)
@@ -118,8 +120,8 @@ async def call(client: HTTPClient, request_id: int, tool: str, **arguments: obje
         return [event async for event in events(response)][-1]
 
 
-async def test_answer_to_another_worker(pair: tuple[HTTPClient, HTTPClient]) -> None:
-    """A tool on one worker asks the client, and the client answers to the other."""
+async def test_answer_sent_to_another_worker_reaches_the_tool(pair: tuple[HTTPClient, HTTPClient]) -> None:
+    """A tool on one worker asks the client, and the client answers through the other."""
     on_a, on_b = pair
     for request_id, asking, answering in ((1, on_a, on_b), (2, on_b, on_a)):
         async with asking.call(request_id, "ask") as response:
@@ -138,15 +140,15 @@ async def test_answer_to_another_worker(pair: tuple[HTTPClient, HTTPClient]) -> 
                 assert (await anext(stream)).message["result"]["structuredContent"] == {"result": "Ada"}
 
 
-async def test_answer_that_nobody_asked_for(pair: tuple[HTTPClient, HTTPClient]) -> None:
-    """It gets what the SDK answers, and does no harm."""
+async def test_answer_without_a_question_is_accepted(pair: tuple[HTTPClient, HTTPClient]) -> None:
+    """It gets the SDK's reply, and does no harm."""
     for client in pair:
         async with client.post({"jsonrpc": "2.0", "id": 77, "result": {}}) as response:
             assert response.status_code == 202
         assert "result" in (await call(client, 1, "echo", text="x")).message
 
 
-async def test_cancellation_on_another_worker(pair: tuple[HTTPClient, HTTPClient]) -> None:
+async def test_cancellation_sent_to_another_worker_cancels_the_call(pair: tuple[HTTPClient, HTTPClient]) -> None:
     """A call that runs on one worker is cancelled through the other."""
     on_a, on_b = pair
     async with on_a.call(1, "steps", name="w") as response:
@@ -159,8 +161,10 @@ async def test_cancellation_on_another_worker(pair: tuple[HTTPClient, HTTPClient
             assert (await anext(stream)).message["error"]["code"] == -32800
 
 
-async def test_poll_twice(workers: list[Worker], pair: tuple[HTTPClient, HTTPClient]) -> None:
-    """A tool that closes its stream, and does so again after the client has come back through another worker."""
+async def test_tool_that_closes_its_stream_twice_is_resumed_each_time(
+    workers: list[Worker], pair: tuple[HTTPClient, HTTPClient]
+) -> None:
+    """Each time the client resumes through another worker."""
     on_a, on_b = pair
     controlled = workers[0].controlled
     received: list[Event] = []
@@ -180,8 +184,8 @@ async def test_poll_twice(workers: list[Worker], pair: tuple[HTTPClient, HTTPCli
     assert "result" in received[-1].message
 
 
-async def test_worker_that_ends_answers_for_what_it_ran(valkey_url: str, connect: Connect) -> None:
-    """A call that is running when its worker shuts down is answered at once, and the session goes on elsewhere."""
+async def test_worker_that_shuts_down_answers_its_running_calls(valkey_url: str, connect: Connect) -> None:
+    """The call gets an error immediately, and the session continues on the other worker."""
     first, second = ControlledServer(), ControlledServer()
     async with serving(
         http_app(second.mcp, redis_url=valkey_url, registry=CollectorRegistry(), worker_lease=2 * CEILING)
@@ -202,8 +206,8 @@ async def test_worker_that_ends_answers_for_what_it_ran(valkey_url: str, connect
         assert "result" in (await call(on_b, 2, "echo", text="x")).message
 
 
-async def test_redis_dies_while_a_stream_is_followed(connect: Connect) -> None:
-    """What is said while Redis is away goes out live to whoever follows on the worker that says it."""
+async def test_follower_on_the_running_worker_in_an_outage_gets_events_live(connect: Connect) -> None:
+    """Redis dies while a stream is followed."""
     valkey = EmbeddedValkey()
     controlled = ControlledServer()
     async with valkey.running():
@@ -229,8 +233,8 @@ async def test_redis_dies_while_a_stream_is_followed(connect: Connect) -> None:
                     assert (await anext(aside)).message["method"] == "notifications/tools/list_changed"
 
 
-async def test_standalone_stream_is_resumed(pair: tuple[HTTPClient, HTTPClient]) -> None:
-    """It has a cursor from the start: what is said while the client is away, on any worker, is delivered."""
+async def test_standalone_stream_resumed_delivers_missed_messages(pair: tuple[HTTPClient, HTTPClient]) -> None:
+    """It has a cursor from the start, and gets the missed messages of either worker."""
     on_a, on_b = pair
     async with on_a.get() as response:
         cursor = (await anext(events(response))).id
@@ -244,8 +248,8 @@ async def test_standalone_stream_is_resumed(pair: tuple[HTTPClient, HTTPClient])
     assert len({event.id for event in received}) == 2
 
 
-async def test_redis_comes_back_empty(connect: Connect) -> None:
-    """A worker says again what Redis has lost: its session can be taken over, and what it runs is not given up."""
+async def test_worker_on_an_emptied_redis_publishes_its_sessions_again(connect: Connect) -> None:
+    """Its session can be adopted, and its running call is not given up."""
     valkey = EmbeddedValkey()
     async with valkey.running(), AsyncExitStack() as stack:
         urls, controlled = [], [ControlledServer(), ControlledServer()]
@@ -273,8 +277,8 @@ async def test_redis_comes_back_empty(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["killed", "frozen"])
-async def test_response_while_redis_is_away(connect: Connect, *, frozen: bool) -> None:
-    """A call that ends while Redis is away, and its client too, has its response, once, when both are back."""
+async def test_response_in_an_outage_is_resumed_once_afterwards(connect: Connect, *, frozen: bool) -> None:
+    """The call ends while both Redis and its client are disconnected."""
     with valkey() as server:
         controlled = ControlledServer()
         app = http_app(controlled.mcp, redis_url=server.url, registry=CollectorRegistry(), worker_lease=LEASE)
@@ -306,8 +310,8 @@ async def test_response_while_redis_is_away(connect: Connect, *, frozen: bool) -
     assert stored == 2, "the priming event, which Redis has lost where it was killed, and the response, once"
 
 
-async def test_events_have_expired(valkey_url: str, connect: Connect) -> None:
-    """A client that stays away for longer than the TTL gets an answer, and no stream that says nothing."""
+async def test_resume_after_the_ttl_is_answered_with_an_error(valkey_url: str, connect: Connect) -> None:
+    """A client that stays disconnected for longer than the TTL gets no silent stream."""
     urls = []
     async with AsyncExitStack() as stack:
         for _ in range(2):
@@ -338,8 +342,8 @@ async def _none(redis: Redis, pattern: str) -> bool:
     return not [key async for key in redis.scan_iter(pattern)]
 
 
-async def test_one_standalone_stream_at_a_time(pair: tuple[HTTPClient, HTTPClient]) -> None:
-    """A client that opens its standalone stream on another worker has it there: the older one ends, at once."""
+async def test_standalone_stream_opened_elsewhere_ends_the_older_one(pair: tuple[HTTPClient, HTTPClient]) -> None:
+    """The older connection ends immediately."""
     on_a, on_b = pair
     async with on_a.get() as old, on_b.get() as new:
         older, newer = events(old), events(new)
