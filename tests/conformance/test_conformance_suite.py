@@ -116,8 +116,10 @@ SESSION_FAULTS_FOUND_BY = {
     [("faulty_stores.py", FOUND_BY), ("faulty_session_stores.py", SESSION_FAULTS_FOUND_BY)],
     ids=["stores", "session stores"],
 )
-def test_faults_are_found(tmp_path: Path, stores: str, found_by: dict[str, list[str]]) -> None:
-    """A store with a fault fails the tests that are about it."""
+def test_suite_on_a_faulty_store_fails_the_tests_of_its_fault(
+    tmp_path: Path, stores: str, found_by: dict[str, list[str]]
+) -> None:
+    """A store with a fault fails the tests that concern it."""
     faulty = Path(__file__).with_name(stores)
     tests = {f"{suite}::{test}" for suite, found in found_by.items() for test in found}
     run = subprocess.run(
@@ -135,8 +137,8 @@ def test_faults_are_found(tmp_path: Path, stores: str, found_by: dict[str, list[
     assert failed == tests, run.stdout + run.stderr
 
 
-def test_example_of_the_documentation() -> None:
-    """The example that people start from can be run as it stands."""
+def test_suite_example_of_the_documentation_runs() -> None:
+    """The example that readers start from runs as it stands."""
     (example,) = re.findall(r"```python\n(import contextlib.*?)```", mcp_eventscope.testing.__doc__ or "", re.DOTALL)
     namespace: dict[str, type] = {}
     exec(compile(example, "example", "exec"), namespace)  # noqa: S102 - it is ours
