@@ -1,4 +1,4 @@
-"""Fixtures that every test may ask for, and how the tests are spread over processes."""
+"""Fixtures of all tests, and their order over processes."""
 
 import os
 import uuid
@@ -38,7 +38,7 @@ LONGEST = (
     "test_scrape_workers.py",
     "test_stack.py",
 )
-"""The files that take longest, in this order: the last to begin is the last to end, and should be short."""
+"""The files that take longest, longest first, so that a run ends with short ones."""
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def valkey_server() -> Iterator[Valkey]:
-    """A real Valkey for the whole run. Whoever stops it starts it again."""
+    """A real Valkey for the whole run. A test that stops it restarts it."""
     with valkey() as server:
         yield server
 
@@ -75,27 +75,27 @@ def redis_url() -> Iterator[str]:
 
 @pytest.fixture
 def key_prefix() -> str:
-    """A prefix that no other test has."""
+    """A key prefix of this test alone."""
     return f"test-{uuid.uuid4().hex[:12]}:"
 
 
 @pytest.fixture
 async def redis_client(valkey_url: str) -> AsyncIterator[aioredis.Redis]:
-    """A client of the real Valkey, which waits for it however busy the machine is."""
+    """A client of the real Valkey that waits for it, however busy the machine is."""
     async with patient_client(valkey_url) as client:
         yield client
 
 
 @pytest.fixture
 async def fake_client() -> AsyncIterator[aioredis.Redis]:
-    """A client of a fake server of its own."""
+    """A client of a fake server of this test alone."""
     async with fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer()) as client:
         yield client
 
 
 @pytest.fixture
 async def leaks(redis_client: aioredis.Redis, key_prefix: str) -> AsyncIterator[LeakChecker]:
-    """Fails the test that leaves keys without TTL under its prefix, and deletes all of them."""
+    """Fail a test that leaves keys without TTL under its prefix, and delete its keys."""
     checker = LeakChecker(redis_client, key_prefix)
     yield checker
     leaked = await checker.leaked()
@@ -105,7 +105,7 @@ async def leaks(redis_client: aioredis.Redis, key_prefix: str) -> AsyncIterator[
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Two for each core: the tests take less than half of the time that they last."""
+    """Two for each core: the tests wait for more than half of their time."""
     return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""Real worker processes behind a switch that is never sticky, shared by all tests, and whole at the start of each."""
+"""Worker processes behind a non-sticky switch, shared by all tests and running at each start."""
 
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,7 +24,7 @@ def fleet(valkey_url: str) -> Iterator[list[WorkerProcess]]:
 
 @pytest.fixture
 async def pair(fleet: list[WorkerProcess]) -> AsyncIterator[tuple[WorkerProcess, WorkerProcess]]:
-    """Both workers, alive and well, whatever the test before has done to them."""
+    """Both workers, running and healthy, whatever an earlier test did to them."""
     await anyio.to_thread.run_sync(revive, fleet)
     first, second = fleet
     yield first, second
@@ -36,7 +36,7 @@ async def pair(fleet: list[WorkerProcess]) -> AsyncIterator[tuple[WorkerProcess,
 
 @pytest.fixture
 async def router(pair: tuple[WorkerProcess, WorkerProcess]) -> AsyncIterator[Router]:
-    """What clients connect to."""
+    """The switch that clients connect to."""
     switch = Router([worker.port for worker in pair])
     async with switch.running():
         yield switch
@@ -44,20 +44,20 @@ async def router(pair: tuple[WorkerProcess, WorkerProcess]) -> AsyncIterator[Rou
 
 @pytest.fixture
 async def control(valkey_url: str) -> AsyncIterator[aioredis.Redis]:
-    """A client of the Redis that steers."""
+    """A client of the Redis that controls the tools."""
     async with connect_redis(f"{valkey_url}?socket_timeout={CEILING}") as client:
         yield client
 
 
 @pytest.fixture
 def new_tool(control: aioredis.Redis) -> Callable[[], ToolControl]:
-    """Makes what steers one call."""
+    """Makes the control of one call."""
     return lambda: ToolControl(control, uuid.uuid4().hex)
 
 
 @pytest.fixture
 async def connect() -> AsyncIterator[Connect]:
-    """Makes clients that are nothing but HTTP."""
+    """Makes plain HTTP clients."""
     async with httpx2.AsyncClient(limits=LIMITS, timeout=CEILING, trust_env=False) as http:
 
         def make(base_url: str, **headers: str) -> HTTPClient:

@@ -28,13 +28,13 @@ from support.waiting import CEILING, promptly, until
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 ENDINGS = {str(REQUEST_ORPHANED), str(CONNECTION_CLOSED)}
-"""What a request is answered whose session ends."""
+"""The codes that answer a request whose session ends."""
 PING = {"jsonrpc": "2.0", "id": 7, "method": "ping"}
 
 
 @dataclass
 class Worker:
-    """One worker of this process: these tests look inside, and kill nobody."""
+    """One worker in this process, so that a test can inspect it."""
 
     url: str
     controlled: ControlledServer
@@ -81,7 +81,7 @@ class Verifier:
 
 
 async def answer_of(client: HTTPClient, method: str = "POST") -> tuple[int, bytes]:
-    """Status and body of what a client is answered."""
+    """The status and body of a response."""
     response = await client.http.request(
         method, client.url, headers=client._headers(), json=PING if method == "POST" else None
     )
@@ -90,7 +90,7 @@ async def answer_of(client: HTTPClient, method: str = "POST") -> tuple[int, byte
 
 @pytest.fixture
 async def mute_url(redis_client: aioredis.Redis, valkey_url: str) -> AsyncIterator[str]:
-    """A Redis whose user may not publish or subscribe: all that workers tell each other is lost."""
+    """The URL of a Redis user who may not publish or subscribe."""
     await redis_client.acl_setuser(
         "mute", enabled=True, passwords=["+x"], keys=["*"], categories=["+@all"], reset_channels=True
     )
@@ -130,7 +130,7 @@ async def test_idle_session_ends_only_where_it_is_idle(valkey_url: str, connect:
                 assert b.sessions == 1
                 await until(lambda: not b.sessions)
                 assert a.sessions == 1
-            # It is served on one worker for longer than the others would have kept it.
+            # One worker serves it for longer than the idle timeout of the other.
             await anyio.sleep(2 * LEASE)
             await check_session(on_url(client, b.url))
             a.controlled.finish("w")
@@ -189,7 +189,7 @@ async def test_session_of_another_principal_is_not_found(valkey_url: str, connec
             for worker in (b, a):
                 async with on_url(bob, worker.url).get(received[0].id) as stolen:
                     assert stolen.status_code == 404
-            # From here on the session is on both workers.
+            # From here on both workers have the session.
             assert await on_url(alice, b.url).resume(received[0].id) == received[1:]
         await check_session(on_url(alice, b.url))
         await check_session(alice)

@@ -21,21 +21,21 @@ from support.waiting import CEILING, in_time, until
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 RESPONSE_SECONDS = 5.0
-"""Within which a call ends that cannot be answered as its tool wanted."""
+"""Seconds within which a call ends whose result cannot be delivered."""
 
 World = tuple[OwnValkey, list[WorkerProcess]]
 
 
 @pytest.fixture(scope="module", params=[{}], ids=["valkey"])
 def parts(valkey_url: str, request: pytest.FixtureRequest) -> Iterator[World]:
-    """A Valkey with the options of a test, and two workers on it, which are steered through another."""
+    """A Valkey with a test's options, and two workers on it, controlled through another."""
     with own_valkey(**request.param) as server, worker_processes(2, server.url, valkey_url) as workers:
         yield server, workers
 
 
 @pytest.fixture
 async def world(parts: World, connect: Connect) -> World:
-    """The same, once Redis has what each worker stores, whatever the test before has done to it."""
+    """The same, once each worker stores events, whatever an earlier test did to Redis."""
     server, workers = parts
     server.drop_snapshot()
     for worker in workers:
@@ -243,7 +243,7 @@ class CutCall:
     Args:
         client: Initialized on the worker that runs the call.
         resumed_at: The same client on the worker that it resumes on.
-        steered: Steers the tool.
+        tool: Controls the tool.
     """
 
     def __init__(self, client: HTTPClient, resumed_at: HTTPClient, tool: ToolControl) -> None:

@@ -1,4 +1,4 @@
-"""Streams that are cut, and clients that come back through another worker."""
+"""Streams are cut, and clients resume on another worker."""
 
 import contextlib
 
@@ -21,7 +21,7 @@ LOOK = 1.0
 
 
 async def cut_and_move(pair: Pair, router: Router, new_tool: NewToolControl, *, wrong: float = 0) -> None:
-    """Cut a call of the SDK's client on the first worker, and see it through on the second."""
+    """Cut a call of the SDK's client on the first worker, and finish it on the second."""
     a, b = pair
     router.to(a)
     async with Client(f"{router.url}/mcp", mode="legacy") as client, anyio.create_task_group() as tasks:
@@ -92,7 +92,7 @@ async def test_calls_cut_again_and_again_lose_nothing(
         await until(lambda: len(begun_calls) == len(clients))
         while unfinished:
             await anyio.sleep(0.01)
-            # On a busy machine a client needs longer to come back, and must get an event now and then.
+            # On a busy machine a client needs longer to reconnect, and must get some events.
             events_before = len(heard)
             await until(lambda: len(heard) > events_before or not unfinished)  # noqa: B023 - awaited here
             router.reset_streams()

@@ -1,4 +1,4 @@
-"""Redis is killed, or forgets everything, and clients of real workers do not notice, or get what there is."""
+"""Outages and data loss of Redis under clients of real workers."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -31,7 +31,7 @@ World = tuple[OwnValkey, list[WorkerProcess]]
 
 @pytest.fixture
 def world(valkey_url: str) -> Iterator[World]:
-    """A Redis that keeps nothing, and two workers on it, which are steered from another."""
+    """A Redis without persistence, and two workers on it, controlled through another Redis."""
     with own_valkey() as server, worker_processes(2, server.url, valkey_url) as workers:
         yield server, workers
 
@@ -72,7 +72,7 @@ async def test_standalone_stream_opened_in_an_outage_gets_later_messages(
 
 
 async def _stores(client: HTTPClient) -> bool:
-    """Whether what is said there has an id again."""
+    """Whether events of that worker have ids again."""
     async with client.call(7, "echo", text="x") as response:
         return all([event.id async for event in events(response)])
 
@@ -119,7 +119,7 @@ async def test_emptied_redis_is_filled_again_by_its_workers(
 
 
 async def _published(redis: aioredis.Redis, session: str) -> dict[str, object]:
-    """What workers have told Redis: that they live, of a session, and who runs its request."""
+    """The leases, the session and the running request that workers have published."""
     running = await redis.hget(f"mcp:{{{session}}}:running", "1")
     return {
         "workers": sorted([key async for key in redis.scan_iter(match="mcp:worker:*")]),

@@ -1,4 +1,4 @@
-"""Redis is killed, and comes back with what it had."""
+"""Redis is killed, and restarts with its data."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,14 +26,14 @@ World = tuple[OwnValkey, list[WorkerProcess]]
 
 @pytest.fixture(scope="module")
 def parts(valkey_url: str) -> Iterator[World]:
-    """A Redis that may be killed, and two workers on it, which are steered from another."""
+    """A Redis to be killed, and two workers on it, controlled through another Redis."""
     with own_valkey(durable=True) as server, worker_processes(2, server.url, valkey_url) as workers:
         yield server, workers
 
 
 @pytest.fixture
 async def world(parts: World, connect: Connect) -> World:
-    """The same, all of it alive, and known to be: what is said before that goes out without an id."""
+    """The same, once both workers run and store events: earlier events would have no ids."""
     workers = parts[1]
     await anyio.to_thread.run_sync(revive, workers)
     for worker in workers:
@@ -50,7 +50,7 @@ async def world(parts: World, connect: Connect) -> World:
 
 @contextmanager
 def outage(server: OwnValkey) -> Iterator[None]:
-    """Redis is away in the block."""
+    """Redis is down in the block."""
     server.kill()
     try:
         yield

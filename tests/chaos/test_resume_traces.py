@@ -1,4 +1,4 @@
-"""What a cut call looks like in traces: one story, told by two worker processes."""
+"""The traces of a cut call over two worker processes."""
 
 import json
 from collections.abc import Iterator
@@ -47,19 +47,19 @@ def pair(valkey_url: str, span_files: tuple[Path, Path]) -> Iterator[Pair]:
 
 
 def spans_in(file: Path) -> list[Span]:
-    """What a worker has told."""
+    """The spans of a worker."""
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
 def named(spans: list[Span], name: str) -> list[Span]:
-    """Those of a name."""
+    """The spans with a name."""
     return [span for span in spans if span["name"] == name]
 
 
 async def cut_and_resumed(
     pair: Pair, client: HTTPClient, new_tool: NewToolControl, request: dict[str, Any]
 ) -> list[Event]:
-    """A call on the first worker that is cut; what the client gets when it comes back through the second."""
+    """Cut a call on the first worker, and return the events of its resume on the second."""
     a, b = pair
     tool = new_tool()
     request["params"]["arguments"] = {"name": tool.name}
@@ -124,7 +124,7 @@ async def test_traces_of_a_cut_call_link_its_replay_to_its_stores(
     assert delivered == [event.id.partition(".")[0] for event in received][: len(delivered)]
     assert len(delivered) == replays[0]["attributes"]["eventscope.events"] > 0
 
-    # The writer's commands are of many callers, and in nobody's trace; what a replay reads is its child.
+    # The writer's commands serve many callers and are in no trace; a replay's reads are its children.
     replay = id_of(replays[0]["context"])
     reads = [span for span in spans_in(second) if (span["parent_id"] or "").removeprefix("0x") == replay]
     assert [span["kind"] for span in reads] == ["SpanKind.CLIENT"] * len(reads)

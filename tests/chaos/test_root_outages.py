@@ -1,4 +1,4 @@
-"""Redis is killed, or frozen, while fifty sessions talk: nobody waits, and nothing that was said is lost."""
+"""Redis is killed or frozen while fifty sessions append: no caller waits, no event is lost."""
 
 import asyncio
 import gc
@@ -24,14 +24,14 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 SESSIONS = 50
 STORE_TIMEOUT = 0.25
 SLACK = 0.3
-"""Seconds that a machine with other things to do may add."""
+"""Seconds that a busy machine may add."""
 KILLED_SECONDS = 2.0
 FROZEN_SECONDS = 5.0
 
 
 @dataclass
 class World:
-    """A Redis that may be killed, a store on it, and what it tells."""
+    """A Redis to be killed, a store on it, and its events."""
 
     server: OwnValkey
     client: aioredis.Redis
@@ -50,7 +50,7 @@ class Outage:
 
 @pytest.fixture(autouse=True)
 def no_long_pause() -> Iterator[None]:
-    """After a thousand tests a full collection of garbage takes as long as what is measured here."""
+    """Freeze garbage: after a thousand tests a full collection takes as long as the measured waits."""
     gc.collect()
     gc.freeze()
     yield
@@ -59,7 +59,7 @@ def no_long_pause() -> Iterator[None]:
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    """All of it, well."""
+    """A running Redis, and the store on it."""
     with own_valkey(durable=True) as server:
         async with connect(server.url) as client:
             store = RedisEventStore(client, ttl=600, store_timeout=STORE_TIMEOUT)
@@ -69,7 +69,7 @@ async def world() -> AsyncIterator[World]:
 
 
 async def append_through(world: World, outage: Callable[[], Awaitable[None]]) -> tuple[list[RootProducer], Outage]:
-    """Fifty sessions talk before, in and after an outage. Returns them, and when the outage was."""
+    """Fifty sessions append through an outage. Returns their producers and the outage's times."""
     producers, over = [RootProducer(world.store, f"s{number}") for number in range(SESSIONS)], asyncio.Event()
 
     async def more() -> None:
@@ -101,12 +101,12 @@ async def append_through(world: World, outage: Callable[[], Awaitable[None]]) ->
 
 
 def check_waits(world: World, producers: list[RootProducer], outage: Outage) -> None:
-    """Each waited for Redis once at most; while it was known to be away, nobody did."""
+    """Each waited for Redis at most once, and none while it was known to be unreachable."""
     calls = [call for producer in producers for call in producer.calls]
     assert max(call.seconds for call in calls) < STORE_TIMEOUT + SLACK
     away = sorted(call.seconds for call in calls if outage.known < call.began < outage.back)
     assert len(away) > SESSIONS * 20
-    # The loop has fifty sessions to serve, and the machine others: what is judged is that nobody waits.
+    # The loop serves fifty sessions on a busy machine: the median shows that no caller waits.
     assert statistics.median(away) < 0.002
     assert away[len(away) * 99 // 100] < 0.05
     assert away[-1] < STORE_TIMEOUT
@@ -189,7 +189,7 @@ async def test_root_backlog_after_an_outage_is_stored_in_bulk(world: World) -> N
     left = world.store.backlog.events
     await until_settled(world.store)
     newcomer_id = (await newcomer.append_next()).event_id
-    # Written to disk batch by batch, on a machine with other things to do.
+    # Written to disk batch by batch, on a busy machine.
     assert time.monotonic() - began < 8
     assert left > 0
     assert deferred

@@ -15,11 +15,11 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 ORPHANED = str(REQUEST_ORPHANED)
 PATIENCE = LEASE + 1
-"""Seconds within which the client of a worker that is gone gets an answer."""
+"""Seconds within which the client of a dead worker gets an answer."""
 
 
 async def kill_in_a_call(pair: Pair, router: Router, new_tool: NewToolControl) -> None:
-    """Kill the worker that runs a call, and see the client answered, and its session go on, on the other."""
+    """Kill the worker of a call; its client gets an answer, and its session continues."""
     a, b = pair
     router.to(a)
     async with Client(f"{router.url}/mcp", mode="legacy") as client, anyio.create_task_group() as tasks:

@@ -12,7 +12,7 @@ from mcp.types import JSONRPCMessage, jsonrpc_message_adapter
 
 from support.memory_store import MemoryEventStore
 
-# Before the suite is imported: nobody needs to see the smallest example of a fault that was put there.
+# Before the suite is imported: the smallest example of an intended fault is of no use.
 settings.register_profile("any example will do", phases=[Phase.generate])
 settings.load_profile("any example will do")
 
@@ -28,7 +28,7 @@ class Rewriting(MemoryEventStore):
         self._dump = dump
 
     async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
-        """Keep what comes back from JSON."""
+        """Store the message as read back from JSON."""
         kept = None if message is None else jsonrpc_message_adapter.validate_json(self._dump(message))
         return await super().store_event(stream_id, kept)
 
@@ -41,7 +41,7 @@ class WithoutNulls(Rewriting):
 
 
 class WithDefaults(Rewriting):
-    """Writes what was never set."""
+    """Writes fields that were never set."""
 
     def __init__(self) -> None:
         super().__init__(lambda message: message.model_dump_json())
@@ -82,7 +82,7 @@ class Inclusive(MemoryEventStore):
 
 
 class OneStream(MemoryEventStore):
-    """Replays what is stored after an event, of whichever stream."""
+    """Replays later events of every stream."""
 
     async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
         """Keep all events on one stream."""
@@ -90,7 +90,7 @@ class OneStream(MemoryEventStore):
 
 
 class Consuming(MemoryEventStore):
-    """Forgets what it has replayed."""
+    """Deletes the events that it has replayed."""
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
         """Send, and delete."""
@@ -106,7 +106,7 @@ class Numbered(MemoryEventStore):
     """Takes every id for a number."""
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
-        """Raise on what is none."""
+        """Raise on any other text."""
         int(last_event_id, 16)
         return await super().replay_events_after(last_event_id, send_callback)
 
@@ -115,7 +115,7 @@ class Swallowing(MemoryEventStore):
     """Takes a broken connection for a detail, and goes on."""
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
-        """Ignore what the callback raises."""
+        """Ignore exceptions of the callback."""
 
         async def send(event: EventMessage) -> None:
             try:

@@ -1,4 +1,4 @@
-"""The conformance suite on a store of others, bare and decorated."""
+"""The conformance suite on a third-party store, bare and instrumented."""
 
 import pytest
 from mcp.server.streamable_http import EventStore
@@ -30,7 +30,7 @@ class TestInstrumentedMemoryStore(TestMemoryStore):
 
 
 class TestSessionOfMemoryStore(TestMemoryStore):
-    """One session's part of the same, which is held apart by the names of its streams."""
+    """One session's part of the same, isolated by the names of its streams."""
 
     @pytest.fixture
     async def store(self) -> EventStore:

@@ -1,4 +1,4 @@
-"""That the suite finds what it is there to find, and that its example can be run."""
+"""The conformance suite finds faulty stores, and its documented example runs."""
 
 import re
 import subprocess
@@ -128,7 +128,7 @@ def test_suite_on_a_faulty_store_fails_the_tests_of_its_fault(
             *("-p", "no:cacheprovider", "--tb=no", "--no-header", "-q", "-rpEfs"),
             *(f"{faulty}::{test}" for test in sorted(tests)),
         ],
-        cwd=tmp_path,  # what Hypothesis remembers of these failures is nothing to try on other stores
+        cwd=tmp_path,  # Hypothesis must not retry these failures on other stores
         capture_output=True,
         text=True,
         check=False,

@@ -1,4 +1,4 @@
-"""The conformance suite on parts of sessions: bare and instrumented, on a fake, on Valkey, and on Redis 7."""
+"""The conformance suite on session stores: fakeredis, Valkey, instrumented, Redis 7."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""The conformance suite on the Redis store: on a fake, on Valkey, decorated there, and on Redis 7."""
+"""The conformance suite on the root store: fakeredis, Valkey, instrumented, Redis 7."""
 
 from collections.abc import AsyncIterator
 
@@ -22,7 +22,7 @@ class TestBareOnFake(EventStoreConformance):
 
     @pytest.fixture
     def redis_client(self, fake_client: aioredis.Redis) -> aioredis.Redis:
-        """The fake, for the leak checker too."""
+        """The fake, which the leak checker uses too."""
         return fake_client
 
     @pytest.fixture
@@ -71,7 +71,7 @@ class TestBareOnRedis(SharedStoreConformance):
 
     @pytest.fixture
     async def redis_client(self, redis_url: str) -> AsyncIterator[aioredis.Redis]:
-        """A client of that server, for the leak checker."""
+        """The leak checker's client of that server."""
         async with connect(redis_url) as client:
             yield client
 

@@ -1,4 +1,4 @@
-"""A registry, and clients that are nothing but HTTP."""
+"""A registry, and plain HTTP clients."""
 
 from collections.abc import AsyncIterator
 
@@ -12,7 +12,7 @@ from support.waiting import CEILING
 
 @pytest.fixture
 def registry() -> CollectorRegistry:
-    """A registry of this test's own."""
+    """A registry of this test alone."""
     return CollectorRegistry()
 
 

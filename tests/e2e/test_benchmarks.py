@@ -1,4 +1,4 @@
-"""The benchmarks run, and their figures make sense. Whether they are good is not for a test to say."""
+"""The benchmarks run, and their figures make sense, good or bad."""
 
 from pathlib import Path
 

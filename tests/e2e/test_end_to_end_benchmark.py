@@ -1,4 +1,4 @@
-"""The end-to-end benchmark runs, and its figures make sense. Whether they are good is not for a test to say."""
+"""The end-to-end benchmark runs, and its figures make sense, good or bad."""
 
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def test_end_to_end_benchmark_under_fault_and_load_reports_figures(tmp_path: Pat
     assert ours["calls"] > 0
     assert (ours["cut"], ours["without_id"], ours["twice"]) == (ours["resumed"], 0, 0)
     assert (ours["missing"], ours["missing_uncut"], ours["refused"]) == (0, 0, 0)
-    # The SDK's own resume may miss the response: what is stored between its replay and its going live.
+    # The SDK's own resume may miss a response that is stored between its replay and its live phase.
     (memory,) = figures["outage"]["memory"]
     assert memory["resumed"] > 0
     assert (memory["without_id"], memory["twice"], memory["refused"]) == (0, 0, 0)

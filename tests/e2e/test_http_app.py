@@ -1,4 +1,4 @@
-"""`http_app()`: what is served, what it is made of, and what it says when something is wrong."""
+"""`http_app()`: its routes, its options, its log events and its errors."""
 
 from collections.abc import AsyncIterator, Mapping
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def log() -> Recorder:
-    """A logger that remembers."""
+    """A logger that records its events."""
     return Recorder()
 
 

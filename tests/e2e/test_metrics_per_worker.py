@@ -1,4 +1,4 @@
-"""What an operator asks of several workers: which one works, which one follows. Each process is scraped by itself."""
+"""The metrics of each worker show which one runs a call and which one follows it."""
 
 import uuid
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def workers(valkey_url: str) -> Iterator[list[WorkerProcess]]:
 
 
 async def scrape(worker: WorkerProcess) -> Figures:
-    """What one worker says, as Prometheus tells workers apart: by `instance`."""
+    """The metrics of one worker: Prometheus distinguishes workers by `instance`."""
     async with httpx2.AsyncClient(trust_env=False) as http:
         return Figures.of((await http.get(f"{worker.url}/metrics")).raise_for_status().text)
 

@@ -48,13 +48,13 @@ def server(port: int, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 class Seen:
-    """The progress that a client was told."""
+    """The progress that a client has received."""
 
     def __init__(self) -> None:
         self.numbers: list[float] = []
 
     async def __call__(self, progress: float, total: float | None, message: str | None) -> None:
-        """Remember it."""
+        """Record it."""
         assert (total, message) == (1, None)
         self.numbers.append(progress)
 

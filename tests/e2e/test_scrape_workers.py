@@ -1,4 +1,4 @@
-"""Four workers of `uvicorn --workers 4`: one scrape is all of them, whoever answers, and whoever has died."""
+"""A scrape of any of four uvicorn workers covers all of them, dead ones included."""
 
 import os
 import signal

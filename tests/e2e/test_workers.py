@@ -1,4 +1,4 @@
-"""Two workers, one session: whichever is asked, every event comes once, in order, and then the response."""
+"""One session on two workers: either one delivers every event once, in order."""
 
 import signal
 from collections.abc import AsyncIterator
@@ -268,9 +268,7 @@ async def test_worker_on_an_emptied_redis_publishes_its_sessions_again(connect: 
             controlled[0].step("w", "a")
             cursor = (await anext(stream)).id
         async with replace(on_a, url=f"{urls[1]}/mcp").get(cursor) as response:
-            await anyio.sleep(
-                2.5 * LEASE
-            )  # Longer than the lease, in which nobody may think that the call is orphaned.
+            await anyio.sleep(2.5 * LEASE)  # Longer than the lease: the call must not be declared orphaned.
             controlled[0].finish("w")
             (event,) = [event async for event in events(response)]
         assert "result" in event.message

@@ -1,4 +1,4 @@
-"""Redis Cluster: all keys of a session are in one slot, and nothing that is done to a session crosses slots."""
+"""On Redis Cluster, no operation on a session crosses slots."""
 
 from collections.abc import AsyncIterator, Iterator
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def cluster_port() -> Iterator[int]:
-    """The port of a cluster of one node, which has all slots and minds them as any node does."""
+    """The port of a cluster of one node, which has all slots and checks them as any node does."""
     config = {"cluster-enabled": "yes", "cluster-port": str(free_port())}
     with ValkeyServer(port=free_port(), config=config) as server:
         with redis.Redis(port=server.port) as node:
@@ -74,7 +74,7 @@ async def test_follower_on_a_cluster_finds_an_orphaned_request(cluster: aioredis
     """A follower on one worker finds that the other worker, which ran the request, has expired."""
 
     async def nothing() -> None:
-        """Nothing has to be said again."""
+        """There is nothing to publish again."""
 
     gone, follower = RedisEventStore(cluster, ttl=60), RedisEventStore(cluster, ttl=60)
     part = gone.for_session("orphan")

@@ -1,4 +1,4 @@
-"""The embedded Valkey: it is there while it is asked for, and nothing of it afterwards."""
+"""The embedded Valkey runs within its block, and leaves nothing behind."""
 
 import sys
 from pathlib import Path

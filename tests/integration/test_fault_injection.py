@@ -1,4 +1,4 @@
-"""The proxy and the servers that tests break things with do what they say: a fault that is none would prove nothing."""
+"""The fault injection of the tests works: the proxy, its fault plans, and the servers."""
 
 import asyncio
 import time
@@ -40,7 +40,7 @@ async def redis_client(valkey_url: str) -> AsyncIterator[aioredis.Redis]:
 
 @pytest.fixture(params=[2, 3], ids="RESP{}".format)
 async def through(request: pytest.FixtureRequest, proxy: Proxy) -> AsyncIterator[aioredis.Redis]:
-    """A client that goes through the proxy, on one connection, and tries nothing twice."""
+    """A client behind the proxy, on one connection, that never retries."""
     never = Retry(NoBackoff(), 0)
     async with aioredis.Redis.from_url(
         proxy.url, protocol=request.param, retry=never, socket_timeout=CEILING, max_connections=1
@@ -86,7 +86,7 @@ async def test_proxy_without_faults_passes_everything(through: aioredis.Redis, k
 
 
 async def count_to_three(client: aioredis.Redis, key: str) -> None:
-    """Three commands in one go."""
+    """Send three commands in one pipeline."""
     async with client.pipeline(transaction=False) as pipeline:
         for _ in range(3):
             pipeline.incr(key)
@@ -244,7 +244,7 @@ async def test_proxy_refuse_and_reset_break_connections(through: aioredis.Redis,
 
 @pytest.fixture
 async def own() -> AsyncIterator[tuple[OwnValkey, aioredis.Redis]]:
-    """A Valkey that keeps its data, and a client of it that tries nothing twice."""
+    """A durable Valkey, and a client of it that never retries."""
     with own_valkey(durable=True) as server:
         async with aioredis.Redis.from_url(
             server.url, retry=Retry(NoBackoff(), 0), socket_timeout=0.3 * slowness()

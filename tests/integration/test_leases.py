@@ -33,7 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def server() -> fakeredis.FakeServer:
-    """A Redis that can be away."""
+    """A Redis that can be disconnected."""
     return fakeredis.FakeServer()
 
 

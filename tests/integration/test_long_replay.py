@@ -1,4 +1,4 @@
-"""The replay of a long stream: bounded memory, short calls, the pace of who receives, and no trace when cancelled."""
+"""The replay of a long stream: bounded memory, short calls, and back-pressure."""
 
 from collections.abc import AsyncIterator
 
@@ -27,10 +27,10 @@ async def test_long_replay_bounds_memory_and_calls() -> None:
     """A few chunks are in memory, whatever the length, and each keeps Redis busy for a moment only."""
     told = await long_replay.measure(EVENTS)
     assert told.delivered == EVENTS - 1
-    # All of it were 8 MB as text, and ten times that as messages.
+    # All of it would be 8 MB as text, and ten times that as messages.
     assert told.grown_bytes < 8 * MEGABYTE
     assert told.calls > EVENTS / 1000
-    # On a machine with other things to do some take long without being at work.
+    # On a busy machine some calls take long without working.
     assert told.slow_calls <= told.calls / 20
 
 

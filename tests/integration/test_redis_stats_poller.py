@@ -20,7 +20,7 @@ DATABASE = 11
 
 @pytest.fixture(params=[pytest.param(False, id="bytes"), pytest.param(True, id="decoding")])
 async def redis_client(request: pytest.FixtureRequest, valkey_url: str) -> AsyncIterator[aioredis.Redis]:
-    """A database of one's own, with `decode_responses` either way."""
+    """A database of this test alone, with `decode_responses` either way."""
     async with aioredis.Redis.from_url(valkey_url, db=DATABASE, decode_responses=request.param) as client:
         await client.flushdb()
         yield client

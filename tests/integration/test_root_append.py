@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 SECOND = 1_000_000
 LOOKED_AT = 64
-"""Index entries that one append looks at, per stream, to find what has expired."""
+"""Index entries of a stream that one append checks for expiry."""
 
 
 async def index_of(client: aioredis.Redis, keys: Keys, stream: str = "1") -> list[int]:
@@ -183,7 +183,7 @@ async def test_append_without_ttl_removes_earlier_ttls(
 
 
 async def _expired_entry(client: aioredis.Redis, keys: Keys, *, age: int, stream: str = "1", offset: int = 0) -> int:
-    """Put an index entry whose event expired a while ago; return its id."""
+    """Add an index entry of an expired event; return its id."""
     event_id = int(time.time() - age - 60) * SECOND + offset
     await client.zadd(keys.stream(stream), {str(event_id): event_id})
     return event_id

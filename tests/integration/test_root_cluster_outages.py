@@ -1,4 +1,4 @@
-"""A node of Redis Cluster fails: its sessions' events wait, once and in order, as with a single Redis."""
+"""A node of Redis Cluster fails: its events are stored later, once and in order."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -25,7 +25,7 @@ def _whole(server: OwnValkey) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[OwnValkey]:
-    """A cluster of one node, which has all slots and minds them as any node does; it keeps its data."""
+    """A durable cluster of one node, which has all slots and checks them as any node does."""
     with own_valkey(durable=True, cluster_enabled="yes", cluster_port=free_port()) as server:
         with server.client() as node:
             node.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
@@ -35,14 +35,14 @@ def server() -> Iterator[OwnValkey]:
 
 @pytest.fixture
 async def cluster(server: OwnValkey) -> AsyncIterator[aioredis.RedisCluster]:
-    """A client of the cluster, as most people make it."""
+    """A client of the cluster with common options."""
     client = aioredis.RedisCluster(host="127.0.0.1", port=server.port, socket_timeout=1)
     yield client
     await client.aclose()
 
 
 class Load:
-    """Sessions that talk, and what the store tells meanwhile."""
+    """Concurrent producers on a store, and the store's events."""
 
     def __init__(self, cluster: aioredis.RedisCluster, prefix: str) -> None:
         self.store = RedisEventStore(cluster, key_prefix=f"{{{prefix}}}:", ttl=600)
@@ -51,7 +51,7 @@ class Load:
         self.producers = [RootProducer(self.store, f"s{n}", stream) for n in range(10) for stream in ("1", "2")]
 
     async def through(self, server: OwnValkey, outage: Callable[[], object], *, seconds: float) -> None:
-        """They talk before, in and after an outage; then all that they said is stored, and nothing else."""
+        """Append before, in and after an outage; then Redis has exactly the appended numbers."""
         over = anyio.Event()
 
         async def say(producer: RootProducer) -> None:
@@ -83,7 +83,7 @@ class Load:
         _whole(server)
 
     async def more(self) -> None:
-        """Return when each has said something more."""
+        """Return when each producer has appended more."""
         before = [len(producer.calls) for producer in self.producers]
         await until(lambda: all(len(s.calls) > n + 3 for s, n in zip(self.producers, before, strict=True)))
 

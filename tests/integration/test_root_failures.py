@@ -1,4 +1,4 @@
-"""What is told, and what still works, when Redis or the caller goes away."""
+"""Errors of the root store when Redis is unreachable or refuses, or the caller cancels."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -25,13 +25,13 @@ PASSWORD = "hunter2"
 
 @pytest.fixture
 async def own_valkey() -> AsyncIterator[Valkey]:
-    """A Valkey of the test's own, to be stopped and misconfigured."""
+    """A Valkey of this test alone, to be stopped and misconfigured."""
     with valkey() as server:
         yield server
 
 
 def operations(store: RedisEventStore) -> list[Callable[[], Awaitable[object]]]:
-    """Everything that asks Redis, and tells when that fails."""
+    """The operations that raise when Redis fails."""
     return [
         store.ping,
         lambda: store.replay("5", Collected()),
@@ -148,7 +148,7 @@ async def test_cancelled_operation_leaves_the_client_usable(
 
 
 async def _cancelled_after(steps: int, operation: Callable[[], Awaitable[object]]) -> int:
-    """Start an operation, let the loop turn a few times, and cancel it. 1 when it had not ended yet."""
+    """Cancel an operation after some turns of the loop; 1 when it had not ended yet."""
     ended = False
 
     async def run() -> None:

@@ -29,7 +29,7 @@ LONG = 30.0
 
 
 class Follower:
-    """Follows a stream in a task, and keeps what it was given."""
+    """Follows a stream in a task, and collects its events."""
 
     def __init__(self, store: RedisEventStore, after: str, *, stream: str = "1", limit: float = LONG) -> None:
         self.collected = Collected()
@@ -51,7 +51,7 @@ class Follower:
 
 @pytest.fixture
 def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Followers are woken or sleep: they do not look for themselves."""
+    """Disable polling: followers sleep until they are woken."""
     monkeypatch.setattr(follow_module, "POLL_SECONDS", LONG)
 
 
@@ -249,7 +249,7 @@ async def test_follower_reads_only_when_woken(redis_client: aioredis.Redis, key_
 
 @pytest.fixture
 async def own_valkey() -> AsyncIterator[Valkey]:
-    """A Valkey of the test's own, to be stopped."""
+    """A Valkey of this test alone, to be stopped."""
     with valkey() as server:
         yield server
 

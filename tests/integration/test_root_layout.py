@@ -1,4 +1,4 @@
-"""That the layout is that of mcp-persist 0.1.1, both ways."""
+"""The root store reads and writes the layout of mcp-persist 0.1.1."""
 
 import pytest
 from mcp.types import JSONRPCMessage

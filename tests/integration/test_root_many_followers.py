@@ -1,4 +1,4 @@
-"""Very many followers in one process: a few connections, few looks, and no wake-up that is lost for good."""
+"""Hundreds of followers in one process share few connections, and lose no wake-up."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ LONG = 2 * CEILING
 
 @pytest.fixture
 def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Followers are woken or sleep: they do not look for themselves."""
+    """Disable polling: followers sleep until they are woken."""
     monkeypatch.setattr(follow_module, "POLL_SECONDS", LONG)
 
 

@@ -1,4 +1,4 @@
-"""What waits while Redis is away: bounded, given up by whole streams and oldest first, and never silently."""
+"""The root store's backlog is bounded, and drops whole streams, oldest first, with a report."""
 
 import asyncio
 import gc
@@ -33,14 +33,14 @@ STORE_TIMEOUT = 0.25
 
 @pytest.fixture
 async def proxy(valkey_server: Valkey) -> AsyncIterator[Proxy]:
-    """What stands between the store and Redis."""
+    """The proxy between the store and Redis."""
     async with Proxy(valkey_server.socket).running() as proxy:
         yield proxy
 
 
 @pytest.fixture
 async def client(proxy: Proxy, key_prefix: str, valkey_url: str) -> AsyncIterator[aioredis.Redis]:
-    """The store's client. What it writes is deleted at the end."""
+    """The store's client; its keys are deleted at the end."""
     async with connect(proxy.url) as client:
         yield client
         async with patient_client(valkey_url) as direct:
@@ -49,7 +49,7 @@ async def client(proxy: Proxy, key_prefix: str, valkey_url: str) -> AsyncIterato
 
 
 class BoundedStore:
-    """A store with a small backlog, and what it tells."""
+    """A store with a small backlog, and its events."""
 
     def __init__(self, client: aioredis.Redis, prefix: str, **options: int) -> None:
         self.store = RedisEventStore(client, key_prefix=prefix, ttl=60, store_timeout=STORE_TIMEOUT, **options)
@@ -58,24 +58,24 @@ class BoundedStore:
 
     @property
     def lost(self) -> list[EventsLost]:
-        """What was given up."""
+        """The reports of lost events."""
         return [fact for fact in self.facts if isinstance(fact, EventsLost)]
 
     @asynccontextmanager
     async def outage(self, proxy: Proxy) -> AsyncIterator[None]:
-        """Redis refuses connections in the block, and this is known; afterwards all is well again."""
+        """Redis refuses connections in the block, and the store knows; afterwards it has recovered."""
         proxy.refuse()
         proxy.reset()
-        # What is under way as it is found out is sent again, whatever else is given up.
+        # Events in flight when the outage is found are retried, whatever else is dropped.
         doomed = self.store
-        await until(lambda: self.store.backlog.failure or doomed.append("the one that finds out", note(0)))
+        await until(lambda: self.store.backlog.failure or doomed.append("first in the outage", note(0)))
         yield
         await proxy.listen()
         await until_settled(self.store)
 
 
 async def resumed(producer: RootProducer, cursor: str) -> tuple[ReplayResult, Collected]:
-    """What a client gets that comes back."""
+    """The result and the events of a resume."""
     collected = Collected()
     return await producer.root.replay(cursor, collected, stream_id=producer.stream), collected
 
@@ -194,7 +194,7 @@ async def test_backlog_in_a_long_outage_bounds_memory(proxy: Proxy, client: aior
         assert peak - before < 3 * bound
     events = [key async for key in client.scan_iter(match=f"{key_prefix}*event:*", count=1000)]
     lost = sum(fact.events for fact in bounded.lost)
-    # And the one that found out that Redis is away.
+    # And the one that found the outage.
     assert 0 < lost == 200 * 20 + 1 - len(events)
 
 
@@ -222,7 +222,7 @@ async def test_flush_while_redis_is_unreachable_returns_in_time(
         if way == proxy.refuse:
             await proxy.listen()
         proxy.clear()
-    # It may be used again.
+    # The store may be used again.
     assert (await producer.append_next()).event_id
 
 
@@ -254,7 +254,7 @@ async def test_flush_without_pending_events_returns_immediately(client: aioredis
 
 
 async def sometimes_cancelled(producer: RootProducer, dice: random.Random, cancelled: list[RootProducer]) -> None:
-    """Say something again and again; leave before it is said now and then."""
+    """Append again and again, and cancel some appends at random."""
     for _ in range(40):
         with anyio.CancelScope() as scope:
             if dice.random() < 0.5:

@@ -28,7 +28,7 @@ async def stored(store: RedisEventStore, count: int, stream: str = "1") -> list[
 
 
 def numbers(collected: Collected) -> list[str]:
-    """What was delivered, in short."""
+    """The numbers of the delivered messages."""
     return [data.split('"n":')[1].split(",")[0] for data in collected.data]
 
 

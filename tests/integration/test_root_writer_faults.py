@@ -1,4 +1,4 @@
-"""Whatever happens between the writer and Redis: each event is stored once, in order, and nobody waits for long."""
+"""Faults between the root writer and Redis: each event is stored once, in order, promptly."""
 
 import asyncio
 import random
@@ -30,14 +30,14 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 STORE_TIMEOUT = 0.25
 SLACK = 0.3
-"""Seconds that a machine with other things to do may add."""
+"""Seconds that a busy machine may add."""
 SESSIONS = 4
 STREAMS = ("1", "2")
 
 
 @dataclass
 class World:
-    """A store behind a proxy, and what it tells."""
+    """A store behind a proxy, and its events."""
 
     proxy: Proxy
     store: RedisEventStore
@@ -46,15 +46,15 @@ class World:
 
     @property
     def token(self) -> str:
-        """What every command of the store has in it."""
+        """Every command of the store contains it."""
         return self.store.key_prefix
 
     def forget(self) -> None:
-        """What was told before, of a script that is not known yet say, is not what a test is about."""
+        """Forget earlier reports, such as that of a script that is not loaded yet."""
         self.facts[:] = [fact for fact in self.facts if isinstance(fact, BatchCommitted)]
 
     def reasons(self) -> set[FailureReason]:
-        """The reasons that were told."""
+        """The reported reasons."""
         return {fact.reason for fact in self.facts if isinstance(fact, BatchRetried | StoreDegraded)}
 
     def producers(self, sessions: int = SESSIONS) -> list[RootProducer]:
@@ -62,7 +62,7 @@ class World:
         return [RootProducer(self.store, f"s{number}", stream) for number in range(sessions) for stream in STREAMS]
 
     async def check(self, producers: list[RootProducer]) -> None:
-        """Everything that was said is in Redis, once and in order, and was counted; nobody waited for too long."""
+        """Redis has every number once, in order and counted, and no append took too long."""
         await until_settled(self.store)
         await check_all(producers, self.direct)
         committed = [fact for fact in self.facts if isinstance(fact, BatchCommitted)]
@@ -77,7 +77,7 @@ MakeClient = Callable[[str], aioredis.Redis]
 
 
 def _default(url: str) -> aioredis.Redis:
-    """As most people make it: redis-py tries again by itself."""
+    """With common options: redis-py retries by itself."""
     return aioredis.Redis.from_url(url)
 
 
@@ -105,7 +105,7 @@ async def world(
 
 @pytest.fixture
 async def redis_client(valkey_url: str) -> AsyncIterator[aioredis.Redis]:
-    """A client that goes round the proxy."""
+    """A client that bypasses the proxy."""
     async with patient_client(valkey_url) as client:
         yield client
 
@@ -164,7 +164,7 @@ def _answered(error: str, times: int = 3) -> Break:
 
 
 FAULTS: dict[str, tuple[Break, set[FailureReason]]] = {
-    "reset": (_reset, set()),  # It may have come between two batches, where nothing is to be tried again.
+    "reset": (_reset, set()),  # It may have happened between two batches.
     "refused": (_refused, {FailureReason.CONNECTION}),
     "held": (_for(STORE_TIMEOUT * 3, "hold"), {FailureReason.TIMEOUT}),
     "muted": (_for(STORE_TIMEOUT * 3, "mute"), {FailureReason.TIMEOUT}),
@@ -298,7 +298,7 @@ async def test_root_append_in_an_outage_returns_immediately(world: World) -> Non
 
 
 class RandomFaults:
-    """Does one thing after another to a proxy, as the dice fall."""
+    """Applies random faults to a proxy, one after the other."""
 
     def __init__(self, proxy: Proxy, token: str, seed: int) -> None:
         self._proxy = proxy
@@ -308,13 +308,13 @@ class RandomFaults:
         self._faults = [self._lose, self._cut, self._delay, self._deny, self._refuse, self._be_silent]
 
     async def do(self) -> None:
-        """The next deed. What was on its way before may come now."""
+        """Apply the next fault, and deliver earlier delayed requests."""
         await self._dice.choice(self._faults)()
         await anyio.sleep(self._dice.uniform(0, 0.2))
         await self.deliver()
 
     async def deliver(self) -> None:
-        """Let everything arrive that was on its way."""
+        """Deliver the delayed requests."""
         for kept in self._kept:
             await self._proxy.deliver(kept)
 

@@ -1,4 +1,4 @@
-"""A Redis that is full, loading, a replica, busy, without the script or the data: nothing is lost that it can keep."""
+"""Impaired servers under the root writer: full, loading, a replica, busy, locked or emptied."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -34,7 +34,7 @@ STORE_TIMEOUT = 0.25
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[OwnValkey]:
-    """A Valkey of this test's own, which keeps its data unless the test says otherwise."""
+    """A Valkey of this test alone, durable unless the test parametrises it."""
     with own_valkey(durable=getattr(request, "param", True)) as server:
         yield server
 
@@ -47,7 +47,7 @@ async def client(server: OwnValkey) -> AsyncIterator[aioredis.Redis]:
 
 
 class Load:
-    """Sessions that talk all the time, and what the store tells meanwhile."""
+    """Concurrent producers on a store, and the store's events."""
 
     def __init__(self, redis: aioredis.Redis, **options: object) -> None:
         self.store = RedisEventStore(redis, ttl=600, store_timeout=STORE_TIMEOUT, **options)  # type: ignore[arg-type]
@@ -56,12 +56,12 @@ class Load:
         self.producers = [RootProducer(self.store, f"s{n}", stream) for n in range(4) for stream in ("1", "2")]
 
     def reported(self, reason: FailureReason) -> bool:
-        """Whether a reason was told, of a batch or of Redis."""
+        """Whether a reason was reported, of a batch or of Redis."""
         return any(isinstance(fact, BatchRetried | StoreDegraded) and fact.reason is reason for fact in self.facts)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """They talk before, in and after the block; then all that they said is stored, and nothing else."""
+        """Append before, in and after the block; then wait until all of it is stored."""
         over = asyncio.Event()
         async with anyio.create_task_group() as tasks:
             for producer in self.producers:
@@ -74,7 +74,7 @@ class Load:
             over.set()
 
     async def more(self) -> None:
-        """Return when each has said something more."""
+        """Return when each producer has appended more."""
         before = [len(producer.calls) for producer in self.producers]
         await until(lambda: all(len(s.calls) > n + 3 for s, n in zip(self.producers, before, strict=True)))
 

@@ -1,4 +1,4 @@
-"""A commit is carried out once, in order, whatever becomes of the command, its reply, its copies and its keys."""
+"""A commit is executed once, in order, despite faults of its command, reply, copies and keys."""
 
 import time
 from collections.abc import AsyncIterator
@@ -185,7 +185,7 @@ async def test_commit_script_on_a_key_of_another_type_writes_nothing(commit: Com
 
 @dataclass
 class Behind:
-    """A store behind a proxy, and one that goes round it."""
+    """A store behind a proxy, and one that bypasses it."""
 
     proxy: Proxy
     store: RedisEventStore

@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 STORE_TIMEOUT = 0.25
 SLACK = 0.3
-"""Seconds that a machine with other things to do may add."""
+"""Seconds that a busy machine may add."""
 TTL = 600
 
 
@@ -88,7 +88,7 @@ MakeClient = Callable[[str], aioredis.Redis]
 
 
 def _default(url: str) -> aioredis.Redis:
-    """As most people make it: redis-py retries by itself."""
+    """With common options: redis-py retries by itself."""
     return aioredis.Redis.from_url(url)
 
 

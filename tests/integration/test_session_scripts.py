@@ -86,7 +86,7 @@ async def test_key_guard_refuses_undeclared_keys_only(client: aioredis.Redis, ke
 async def life(  # noqa: PLR0915 - one life, from beginning to end
     one: aioredis.Redis | aioredis.RedisCluster, two: aioredis.Redis | aioredis.RedisCluster, prefix: str
 ) -> None:
-    """Everything that is done to a session: stored, trimmed, read, followed, answered, lost, stored again, ended."""
+    """Every operation on a session: store, trim, read, follow, answer, lose, store again, end."""
     store, other = (RedisEventStore(client, key_prefix=prefix, ttl=2) for client in (one, two))
     facts = observed(store)
     async with (

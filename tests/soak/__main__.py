@@ -1,4 +1,4 @@
-"""Calls, cuts and faults against real workers, from a seed; then the history is checked.
+"""Run calls, cuts and faults from a seed against real workers, and check the history.
 
     python -m soak [--seed N] [--seconds N] [--calm] [--history FILE]
     python -m soak --check FILE

@@ -1,4 +1,4 @@
-"""One run: starts Redis, the proxy and the workers, lets clients and faults loose, and ends all of it."""
+"""One run: starts Redis, proxy, workers, clients and faults, and ends all of them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

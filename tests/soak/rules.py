@@ -9,7 +9,7 @@ from soak.history import Observation, Operation, What
 from soak.schedule import LEASE
 
 ORPHANED = -32010
-"""The error of a call whose worker is gone."""
+"""The error of a call whose worker is dead."""
 EVENTS_GONE = -32011
 """The error of a resume whose events are no longer stored."""
 CONNECTION_REFUSED = 0

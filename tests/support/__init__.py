@@ -1,4 +1,4 @@
-"""What tests share beyond fixtures."""
+"""Helpers that the tests share; tests/README.md lists the modules."""
 
 import pkgutil
 import sys

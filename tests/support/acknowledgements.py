@@ -1,4 +1,4 @@
-"""Compares the ids that a store has acknowledged with the events that Redis holds."""
+"""Compares acknowledged ids with the events in Redis."""
 
 from collections import Counter
 from dataclasses import dataclass, field

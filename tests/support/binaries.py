@@ -23,8 +23,8 @@ def program(name: str, package: str) -> str:
 
 
 def promtool_problems(metrics: bytes) -> str:
-    """What `promtool check metrics` says of metrics in the text format: nothing, if all is well."""
+    """Return the output of `promtool check metrics` on the text format; empty without problems."""
     promtool = program("promtool", "prometheus")
     checked = subprocess.run([promtool, "check", "metrics"], input=metrics, capture_output=True, check=False)
-    said = (checked.stdout + checked.stderr).decode()
-    return said if said or checked.returncode == 0 else f"status {checked.returncode}"
+    output = (checked.stdout + checked.stderr).decode()
+    return output if output or checked.returncode == 0 else f"status {checked.returncode}"

@@ -1,4 +1,4 @@
-"""What the tests of worker processes share beyond their fixtures."""
+"""Steps that the tests of worker processes share."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,12 +16,12 @@ NewToolControl = Callable[[], ToolControl]
 
 
 def on_worker(client: HTTPClient, worker: WorkerProcess) -> HTTPClient:
-    """The same client and session, as it speaks to that worker."""
+    """The same client and session, at that worker."""
     return replace(client, url=f"{worker.url}/mcp")
 
 
 def content_of(event: Event) -> str:
-    """The message of a progress notification; the result, or the error's code, for what ends the stream."""
+    """The message of a progress notification, or the result or error code of a response."""
     message = event.message
     if "method" in message:
         return str(message["params"]["message"])
@@ -31,7 +31,7 @@ def content_of(event: Event) -> str:
 
 
 async def start_call(client: HTTPClient, tool: ToolControl, *messages: str, request_id: int | str = 1) -> list[Event]:
-    """Call the tool, let it report something, and cut the stream. Returns what came, the priming event first."""
+    """Call the tool, let it report messages, and cut the stream. Returns the events, priming first."""
     received: list[Event] = []
     async with client.call(request_id, "steps", name=tool.name) as response:
         stream = events(response)
@@ -44,18 +44,18 @@ async def start_call(client: HTTPClient, tool: ToolControl, *messages: str, requ
 
 
 async def check_session(client: HTTPClient, request_id: int = 99) -> None:
-    """The session answers a call."""
+    """Make a call in the session, which must succeed."""
     async with client.call(request_id, "echo", text="x") as response:
         assert content_of([event async for event in events(response)][-1]) == "x"
 
 
 def on_url(client: HTTPClient, url: str) -> HTTPClient:
-    """The same client and session, as it speaks to the server at a base URL."""
+    """The same client and session, at the server with a base URL."""
     return replace(client, url=f"{url}/mcp")
 
 
 async def until_stored(url: str, event_id: str) -> None:
-    """Return once Redis holds an event. A resume would tell it, too, and end the stream that the test reads."""
+    """Return once Redis holds an event. A resume would show it, but end the stream under test."""
     event, _, _ = event_id.partition(".")
     _, number, run = event.split("-")
 

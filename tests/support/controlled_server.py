@@ -1,4 +1,4 @@
-"""An MCP server whose tools do what a test tells them to, when it tells them."""
+"""An MCP server in the test's process, whose tools the test controls."""
 
 import asyncio
 from collections import defaultdict
@@ -9,13 +9,13 @@ from pydantic import BaseModel
 
 
 class Name(BaseModel):
-    """What is asked of a user."""
+    """The form that a user fills in."""
 
     name: str
 
 
 class ControlledServer:
-    """A server with a tool that reports each step it is allowed to take, and ends when it is told to."""
+    """A server with the tool `steps`, which reports and returns when the test lets it."""
 
     def __init__(self, **settings: object) -> None:
         self.mcp: MCPServer[object] = MCPServer("steered", log_level="ERROR", **settings)  # type: ignore[arg-type]
@@ -46,7 +46,7 @@ class ControlledServer:
 
         @self.mcp.tool()
         async def announce(ctx: Context) -> str:
-            """Say on the standalone stream that the tools have changed."""
+            """Announce on the standalone stream that the tools have changed."""
             await ctx.session.send_tool_list_changed()
             return "said"
 

@@ -1,4 +1,4 @@
-"""Events as they are in Redis, whichever of its two forms one has: a hash, or in a session the text of a small one."""
+"""Events of the root store in Redis: reads and changes their fields."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +30,7 @@ def fields_in(text: bytes) -> dict[str, bytes]:
 
 
 async def change(client: aioredis.Redis, key: str, **changed: Field | None) -> None:
-    """Write over some fields of an event, or take them away (None); the form and the TTL stay as they are."""
+    """Overwrite fields of an event, or remove them (None); form and TTL stay the same."""
     any_client: Any = client
     if _bytes(await any_client.type(key)) != b"string":
         for name, value in changed.items():

@@ -1,4 +1,4 @@
-"""An MCP client that is nothing but HTTP: it cuts, resumes, and sends what no decent client would."""
+"""A plain HTTP client of MCP that can cut, resume, and send invalid requests."""
 
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -75,7 +75,7 @@ class HTTPClient:
 
     @asynccontextmanager
     async def _served(self, message: JSON) -> AsyncIterator[httpx2.Response]:
-        """Send one message, again and again while the server asks for that: on a busy machine Redis may be late."""
+        """Send one message, and repeat it while the server requests that: Redis may be slow."""
         until = anyio.current_time() + CEILING
         while True:
             async with self.post(message) as response:

@@ -1,4 +1,4 @@
-"""Keys that nobody will ever delete."""
+"""Finds keys that never expire."""
 
 from redis import asyncio as aioredis
 
@@ -7,8 +7,8 @@ class LeakChecker:
     """Finds the keys under a prefix that have no TTL.
 
     Args:
-        client: Where to look.
-        prefix: What is looked at.
+        client: A client of the server.
+        prefix: Of the checked keys.
     """
 
     def __init__(self, client: aioredis.Redis, prefix: str) -> None:
@@ -33,7 +33,7 @@ class LeakChecker:
         ]
 
     async def clean(self) -> None:
-        """Delete all keys under the prefix: the server may be somebody's."""
+        """Delete all keys under the prefix, since the server may be shared."""
         if keys := await self.keys():
             await self._client.delete(*keys)
 

@@ -1,4 +1,4 @@
-"""The layout of mcp-persist 0.1.1, written and read as its documentation has it, and as nothing of ours does.
+"""An independent reader and writer of the layout of mcp-persist 0.1.1.
 
 ```
 {prefix}counter              STRING  INCR gives the ids

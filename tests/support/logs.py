@@ -1,4 +1,4 @@
-"""A logger that remembers."""
+"""A logger that records its events."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ class Recorder:
         self.entries: list[dict[str, Any]] = []
 
     def info(self, event: str, **fields: object) -> None:
-        """Remember an information."""
+        """Record an information."""
         self.entries.append({"event": event, "level": "info", **fields})
 
     def warning(self, event: str, **fields: object) -> None:
-        """Remember a warning."""
+        """Record a warning."""
         self.entries.append({"event": event, "level": "warning", **fields})
 
     def error(self, event: str, **fields: object) -> None:
-        """Remember an error."""
+        """Record an error."""
         self.entries.append({"event": event, "level": "error", **fields})
 
     def named(self, event: str) -> list[dict[str, Any]]:

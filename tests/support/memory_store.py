@@ -1,4 +1,4 @@
-"""A store of others: in memory, behind the SDK's interface and nothing more, with ids that tell nothing."""
+"""A third-party store in memory, with only the SDK's interface and with random ids."""
 
 import itertools
 import secrets

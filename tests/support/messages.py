@@ -1,10 +1,10 @@
-"""Small messages, and a callback that keeps what it is given."""
+"""Small messages."""
 
 from mcp.types import ErrorData, JSONRPCError, JSONRPCNotification, JSONRPCResponse
 
 
 def note(number: int, text: str = "") -> JSONRPCNotification:
-    """A notification that can be told from others."""
+    """A notification with a number and a text."""
     return JSONRPCNotification(jsonrpc="2.0", method="note", params={"n": number, "text": text})
 
 

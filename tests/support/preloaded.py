@@ -1,4 +1,4 @@
-"""A server that is made once, and whose workers are forked from there, as with `gunicorn --preload`.
+"""A server that is made once and then forked into workers, as with `gunicorn --preload`.
 
 Run as a program: it forks a worker for each port that it is given, and ends, with them, when its standard input does.
 """

@@ -1,4 +1,4 @@
-"""Worker processes, and a switch that is never sticky: what breaks in production."""
+"""Worker processes that can be killed and frozen, behind a switch that is never sticky."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from support.waiting import CEILING, eventually, slowness
 from support.worker_app import CONTROL_VARIABLE, OPTIONS_VARIABLE, SPANS_VARIABLE, serve
 
 LEASE = min(max(1.0, slowness() / 2), 4.0)
-"""Seconds. Where processes get little CPU time they renew it late: a lease that lapses then is no fault."""
+"""Seconds. Longer on a busy machine, where processes renew it late."""
 RETRY_MILLISECONDS = 100
 _FORKSERVER = multiprocessing.get_context("forkserver")
 # To import the SDK takes a worker more than a second. The server of the forks does so once, and runs nothing.
@@ -34,8 +34,8 @@ class WorkerProcess:
 
     Args:
         redis_url: Where events go.
-        control_url: Where its tools are steered from.
-        graceful: Seconds that it is given to end what runs when it is asked to stop.
+        control_url: The Redis that controls its tools.
+        graceful: Seconds that running requests get when it is asked to stop.
         spans: A file that it writes its spans to; None: it has no tracing.
         options: For `http_app`.
     """
@@ -62,7 +62,7 @@ class WorkerProcess:
 
     @property
     def log(self) -> str:
-        """What it has written since it was started."""
+        """Its output since its start."""
         return "" if self._log is None else text_of(self._log)
 
     def start(self) -> None:
@@ -90,7 +90,7 @@ class WorkerProcess:
             eventually(healthy, otherwise=lambda: self.log)
 
     def kill(self) -> None:
-        """End it as a crash does."""
+        """Kill it without notice, and wait."""
         self._signal(signal.SIGKILL)
         self.wait()
 
@@ -99,11 +99,11 @@ class WorkerProcess:
         self._signal(signal.SIGTERM)
 
     def freeze(self) -> None:
-        """Stop it where it stands; its sockets stay open."""
+        """Stop the process; its sockets stay open."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Continue the process."""
         self._signal(signal.SIGCONT)
 
     def wait(self) -> int:
@@ -115,12 +115,12 @@ class WorkerProcess:
         return status
 
     def jump(self, seconds: float) -> None:
-        """Let its wall clock be wrong by so many seconds."""
+        """Shift its wall clock by so many seconds."""
         with httpx2.Client(trust_env=False) as http:
             http.post(f"{self.url}/clock", content=str(seconds)).raise_for_status()
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """End the process, and close its log."""
         if self.alive:
             self.thaw()
             self.kill()
@@ -138,7 +138,7 @@ class WorkerProcess:
 def worker_processes(
     count: int, redis_url: str, control_url: str, *, graceful: int = 1, **options: object
 ) -> Iterator[list[WorkerProcess]]:
-    """Some workers; those that run at the end are ended. Start them with `revive`."""
+    """Some workers, which end with the block. `revive` restarts them."""
     workers = [WorkerProcess(redis_url, control_url, graceful=graceful, spans=None, **options) for _ in range(count)]
     try:
         revive(workers)
@@ -149,7 +149,7 @@ def worker_processes(
 
 
 def revive(workers: Sequence[WorkerProcess]) -> None:
-    """Start those that do not run, all at once, and return when all are healthy."""
+    """Start all workers that do not run, concurrently, and return when they are healthy."""
     starting = [worker for worker in workers if not worker.alive]
     for worker in starting:
         worker.start()
@@ -158,20 +158,20 @@ def revive(workers: Sequence[WorkerProcess]) -> None:
 
 
 class Router(Switch):
-    """The demonstration's switch, with a say in where connections go."""
+    """The demonstration's switch, which a test can point at given workers."""
 
     def to(self, *workers: WorkerProcess) -> None:
-        """Hand new connections to these, in turn; those that are open stay."""
+        """Route new connections to these workers in turn; open ones stay."""
         self.ports = [worker.port for worker in workers]
 
     def cut(self) -> int:
-        """Reset every connection, whatever it carries. Returns how many."""
+        """Reset every connection. Returns their number."""
         links = list(self._links)
         for link in links:
             link.reset()
         return len(links)
 
     def move(self, *workers: WorkerProcess) -> None:
-        """Hand new connections to these, and leave nobody where he is."""
+        """Route new connections to these workers, and reset the open ones."""
         self.to(*workers)
         self.cut()

@@ -1,4 +1,4 @@
-"""A proxy between a client and Redis that breaks what they say to each other, at the place that a test asks for."""
+"""A proxy between clients and Redis that injects faults at exact commands and replies."""
 
 import asyncio
 import contextlib
@@ -26,45 +26,45 @@ _SUBSCRIPTIONS = {"SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE"}
 
 
 class Mode(Enum):
-    """What the proxy does with what it is not told anything special about."""
+    """How the proxy treats traffic without a fault of its own."""
 
     PASS = auto()
     HOLD = auto()
-    """Nothing gets through, and nothing is lost: it comes when the way is free, as after a partition."""
+    """Nothing passes, and nothing is lost: it passes later, as after a partition."""
     MUTE = auto()
-    """Requests get through; what is answered is lost."""
+    """Requests pass; replies are lost."""
     BLACK_HOLE = auto()
-    """Connections are accepted; what is sent on them is lost."""
+    """Connections are accepted; requests are lost."""
 
 
 class End(Enum):
     """How a client's connection ends."""
 
     RESET = auto()
-    """At once: the client may lose replies that it has not read yet."""
+    """Immediately: the client may lose unread replies."""
     CLOSE = auto()
-    """After everything that was sent before."""
+    """After all earlier data."""
 
 
 @dataclass
 class Fault:
-    """Something that happens to the next commands that hold a text."""
+    """A fault of the next commands that contain a text."""
 
     token: bytes
     times: int
     skip: int
     cut_after: int | None = None
-    """How many bytes of the command get through, when it is cut in the middle."""
+    """Bytes of the command that pass before the cut."""
     answer: bytes | None = None
-    """What is answered in place of Redis, which never hears of it."""
+    """The reply in place of Redis, which does not receive the command."""
     delayed: bool = False
-    """Whether it is kept on the way, after the client has lost its connection."""
+    """Whether it is held back after the client has lost its connection."""
     happened: int = 0
     held: list[bytes] = field(default_factory=list)
-    """What was kept."""
+    """The commands held back."""
 
     def concerns(self, arguments: list[bytes]) -> bool:
-        """Whether it happens to this command. Asked once for each."""
+        """Whether it happens to this command. Called once for each."""
         if self.happened >= self.times or self.token not in b" ".join(arguments):
             return False
         if self.skip:
@@ -75,7 +75,7 @@ class Fault:
 
 
 class Proxy:
-    """Stands between clients and one Redis.
+    """A TCP proxy before one Redis.
 
     Args:
         target: The Unix socket of the Redis.
@@ -136,20 +136,20 @@ class Proxy:
             self._server = None
 
     def hold(self) -> None:
-        """Let nothing through until `clear`, and lose nothing."""
+        """Pause all traffic until `clear`, without losing any."""
         self.mode = Mode.HOLD
         self.free.clear()
 
     def mute(self) -> None:
-        """Lose what is answered, until `clear`."""
+        """Drop all replies until `clear`."""
         self.mode = Mode.MUTE
 
     def black_hole(self) -> None:
-        """Lose what is sent, until `clear`."""
+        """Drop all requests until `clear`."""
         self.mode = Mode.BLACK_HOLE
 
     def clear(self) -> None:
-        """Let everything through. Connections on which something was lost break, for TCP loses nothing in between."""
+        """Pass all traffic. Connections that lost data break, since TCP never loses data in the middle."""
         self.mode, self.delay = Mode.PASS, 0.0
         self._faults.clear()
         for link in [link for link in self._links if link.lossy]:
@@ -164,40 +164,40 @@ class Proxy:
         return len(links)
 
     def drop_reply(self, token: str, *, times: int = 1, skip: int = 0) -> Fault:
-        """Let the next commands that hold a text be done, lose the reply, and reset the connection.
+        """Execute the next commands that contain a text, drop the reply, and reset the connection.
 
         Args:
             token: Looked for in all arguments.
             times: How many commands it happens to.
-            skip: How many are spared before.
+            skip: How many earlier ones are spared.
         """
         return self._arm(Fault(token.encode(), times, skip))
 
     def cut_request(self, token: str, *, after: int, times: int = 1, skip: int = 0) -> Fault:
-        """Reset the connection after so many bytes of the next commands that hold a text; what was before is done."""
+        """Reset the connection after so many bytes of the next commands that contain a text."""
         return self._arm(Fault(token.encode(), times, skip, cut_after=after))
 
     def answer(self, token: str, error: str, *, times: int = 1, skip: int = 0) -> Fault:
-        """Answer the next commands that hold a text with an error; Redis never hears of them."""
+        """Answer the next commands that contain a text with an error; Redis does not receive them."""
         return self._arm(Fault(token.encode(), times, skip, answer=f"-{error}\r\n".encode()))
 
     def delay_request(self, token: str, *, times: int = 1, skip: int = 0) -> Fault:
-        """Keep the next commands that hold a text, and reset the connection: `deliver` lets Redis have them, later."""
+        """Hold back the next commands that contain a text, and reset the connection; `deliver` sends them."""
         return self._arm(Fault(token.encode(), times, skip, delayed=True))
 
     def follow(self, plan: FaultPlan) -> None:
-        """Let a plan decide what happens to the commands that it counts, from now on."""
+        """Apply a plan to the commands that it counts, from now on."""
         self.plan = plan
 
     def release(self) -> None:
-        """Let the replies pass that the plan has kept back."""
+        """Pass the replies that the plan has held back."""
         if self.plan is not None:
             self.plan.released = True
         for link in tuple(self._links):
             link.release()
 
     async def deliver(self, fault: Fault) -> None:
-        """Let Redis do what was kept, on a connection that nobody listens to; return when it is done."""
+        """Send the held commands on a new connection, and return when they are executed."""
         reader, writer = await asyncio.open_unix_connection(str(self.target))
         held, fault.held = fault.held, []
         buffer, answered = bytearray(), 0
@@ -212,11 +212,11 @@ class Proxy:
         return fault
 
     def forget(self, link: "_Link") -> None:
-        """A client has gone."""
+        """Remove a connection that has ended."""
         self._links.discard(link)
 
     def fault_for(self, arguments: list[bytes]) -> Fault | None:
-        """What happens to a command."""
+        """The fault of a command."""
         return next((fault for fault in self._faults if fault.concerns(arguments)), None)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -297,19 +297,19 @@ class _Link:
         self._thawed.set()
         self._subscribed = False
         self._due: asyncio.Queue[tuple[float, bytes | float | End]] = asyncio.Queue()
-        """What happens to the client, and when: bytes are sent, a number is a pause in seconds."""
+        """The actions for the client, with their times: bytes are sent, a number is a pause in seconds."""
         self._over = asyncio.Event()
-        """Set when the client has gone, or was reset."""
+        """Set when the client has disconnected, or was reset."""
 
     def reset(self) -> None:
-        """Break the client's connection at once."""
+        """Reset the client's connection."""
         with contextlib.suppress(OSError):
             self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._writer.transport.abort()
         self._over.set()
 
     async def run(self) -> None:
-        """Carry what is said until either side ends or the connection is broken."""
+        """Forward data until either side ends or the connection is broken."""
         try:
             from_redis, to_redis = await asyncio.open_unix_connection(str(self._proxy.target))
         except OSError:
@@ -326,7 +326,7 @@ class _Link:
             if replies.done():
                 await self._due.join()
             else:
-                # A polite end, and nothing that Redis says is left unread: so it does all that it was sent.
+                # After a clean end with all replies read, Redis executes every command.
                 to_redis.write_eof()
                 await replies
         finally:
@@ -342,7 +342,7 @@ class _Link:
             while data := await self._reader.read(_CHUNK):
                 await self._proxy.free.wait()
                 await self._thawed.wait()
-                if self._closed:  # As a server does whose end is closed.
+                if self._closed:  # As a closed server does.
                     self.reset()
                     return
                 if self._proxy.mode is Mode.BLACK_HOLE:
@@ -355,7 +355,7 @@ class _Link:
                 await to_redis.drain()
 
     def _pass_on(self, command: bytes, to_redis: asyncio.StreamWriter) -> bool:
-        """Deal with one command; False when the connection was cut in it."""
+        """Forward one command; False when the connection was cut."""
         arguments = resp.arguments(command)
         name = arguments[0].decode("ascii", "replace").upper()
         self._proxy.commands[name] += 1
@@ -386,12 +386,12 @@ class _Link:
         with contextlib.suppress(OSError):
             while data := await from_redis.read(_CHUNK):
                 await self._proxy.free.wait()
-                if self._subscribed:  # What comes is not for one command each.
+                if self._subscribed:  # A pushed message answers no command.
                     self._say(data)
                     continue
                 buffer += data
                 for reply in resp.frames(buffer):
-                    # A push of RESP3 answers nothing; what was cut behind its end is answered, and awaited by nobody.
+                    # A RESP3 push answers no command, and the reply to a cut command is not awaited.
                     awaited = next((one for one in self._awaited if not one.known), None)
                     if reply[:1] == b">" or awaited is None:
                         self._say(reply)

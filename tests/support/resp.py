@@ -1,9 +1,9 @@
-"""Where one message of the Redis protocol ends and the next begins: enough of RESP2 and RESP3 to stand in between."""
+"""Splits the Redis protocol into messages: as much of RESP2 and RESP3 as a proxy needs."""
 
 _LINES = b"+-:,#_("
 _BULKS = b"$=!"
 _AGGREGATES = {ord("*"): 1, ord("~"): 1, ord(">"): 1, ord("%"): 2, ord("|"): 2}
-"""How many elements there are for one that is announced."""
+"""Elements for each one that is announced."""
 _ATTRIBUTE = ord("|")
 
 
@@ -19,7 +19,7 @@ def frame_end(buffer: bytes | bytearray, start: int = 0) -> int | None:
     if kind in _BULKS:
         end = after if count < 0 else after + count + 2
         return end if end <= len(buffer) else None
-    # What an attribute is said about follows it, and is part of the same message.
+    # The value of an attribute follows it, as part of the same message.
     elements = max(0, count) * _AGGREGATES[kind] + (kind == _ATTRIBUTE)
     at: int | None = after
     for _ in range(elements):

@@ -1,4 +1,4 @@
-"""Numbers appended to streams, and whether Redis has exactly these: each once, in order, under increasing ids."""
+"""Producers of numbered events on root streams, and a check that Redis has exactly these."""
 
 import asyncio
 import json
@@ -51,7 +51,7 @@ class RootProducer:
         self.keys = Keys(self.root.key_prefix)
 
     async def append_next(self) -> AppendResult:
-        """Say the next number."""
+        """Append the next number."""
         number = len(self.results)
         self.results.append(None)
         began, own = time.monotonic(), cpu_aware_clock()
@@ -61,18 +61,18 @@ class RootProducer:
         return appended
 
     async def append_until(self, over: asyncio.Event, *, pause: float = 0.01) -> None:
-        """Say number after number until it is over."""
+        """Append number after number until it is over."""
         while not over.is_set():
             await self.append_next()
             await asyncio.sleep(pause)
 
     async def append_many(self, count: int) -> None:
-        """Say so many."""
+        """Append so many numbers."""
         for _ in range(count):
             await self.append_next()
 
     async def stored(self, client: aioredis.Redis) -> list[tuple[str, int]]:
-        """Ids and numbers that Redis has, in the order of the index; what is no number of ours is left out."""
+        """The ids and numbers in Redis, in the order of the index, without other messages."""
         members: list[Any] = await client.zrange(self.keys.stream(self.stream), 0, -1)
         index = [_text(member) for member in members]
         async with client.pipeline(transaction=False) as pipeline:

@@ -19,7 +19,7 @@ HOST = "127.0.0.1"
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody has."""
+    """A free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
@@ -27,12 +27,12 @@ def free_port() -> int:
 
 
 def text_of(log: IO[bytes], size: int = 100_000) -> str:
-    """The beginning of a log, wherever those are that write to it."""
+    """The beginning of a log, wherever its writers are."""
     return os.pread(log.fileno(), size, 0).decode(errors="replace")
 
 
 class Valkey:
-    """The embedded Valkey, which can be killed and started again on the same socket; it holds nothing then."""
+    """The embedded Valkey, which can be stopped and restarted empty on the same socket."""
 
     def __init__(self, directory: Path) -> None:
         self.socket = directory / "valkey.sock"
@@ -44,7 +44,7 @@ class Valkey:
         self._server.start(CEILING)
 
     def stop(self) -> None:
-        """Stop, as an operator does; stopping twice is no error."""
+        """Stop it in good order; stopping twice is no error."""
         if self._server.is_running():
             self._server.terminate()
 
@@ -72,7 +72,7 @@ def redis_server_binary() -> str | None:
     """Debian's redis-server, where it is installed.
 
     Raises:
-        AssertionError: It is not, on CI, where nothing may be left out unseen.
+        AssertionError: It is not installed on CI, where nothing may be skipped.
     """
     binary = shutil.which("redis-server")
     assert binary or os.environ.get("CI") != "true", "CI needs redis-server on PATH; .ci/run installs it"

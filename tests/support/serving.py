@@ -1,4 +1,4 @@
-"""Serve an ASGI application on a real socket of the loopback interface, by uvicorn, within a test."""
+"""Serves an ASGI application with uvicorn within a test, on a loopback socket."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""Streams of sessions that are appended to, and whether Redis holds exactly the events that were accepted."""
+"""Producers of session streams, and a check that Redis has exactly the accepted events."""
 
 import asyncio
 import json
@@ -133,7 +133,7 @@ class SessionProducer:
         return await part.replay(self.ids[after], received, stream_id=self.stream), received
 
     async def check(self, reader: RedisEventStore) -> None:
-        """A store that has nothing of this in memory reads every event once, in order, under the id it was given."""
+        """A store without these events in memory reads each once, in order, under its id."""
         facts, received = await self.replayed(reader)
         assert (facts.miss, facts.gap, facts.corrupt) == (None, False, ()), facts
         assert received.ids == self.ids[1:]

@@ -1,4 +1,4 @@
-"""The conformance suite of sessions on `RedisEventStore`: for the tests, and for stores with a fault."""
+"""The session conformance suite on `RedisEventStore`, also for stores with a fault."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
@@ -21,7 +21,7 @@ class OnRedis(SessionStoreConformance):
 
     @pytest.fixture
     def connected(self, url: str) -> Callable[[], AbstractAsyncContextManager[aioredis.Redis]]:
-        """Makes a client, which waits for Redis however busy the machine is."""
+        """Makes a client that waits for Redis, however busy the machine is."""
         return lambda: connect(f"{url}{'&' if '?' in url else '?'}socket_timeout={PATIENCE}")
 
     @pytest.fixture

@@ -23,7 +23,7 @@ _STREAM = "1"
 
 
 class StoreDriver(Protocol):
-    """A store under test, as an enumeration of faults uses it. Another store API needs another driver, no more."""
+    """A store under test, as an enumeration of faults uses it."""
 
     ledger: Acknowledgements
 
@@ -75,7 +75,7 @@ class SessionDriver:
         task.add_done_callback(self._done)
 
     async def settle(self) -> None:
-        """Return when it is known of every event what became of it."""
+        """Return when every event has an outcome."""
         while self._tasks:
             await asyncio.wait(self._tasks)
         await until(lambda: self._store.backlog.failure is None and not self._store.backlog.events)

@@ -16,11 +16,11 @@ TTL = 600
 LEASE = 60.0
 """Seconds that a worker counts as alive: longer than a test takes."""
 PATIENCE = 10.0
-"""Seconds that a store waits for Redis: how long is not what the suite is about, and the machine may be busy."""
+"""Seconds that a store waits for Redis: long, since the machine may be busy."""
 
 
 def patient_client(url: str) -> aioredis.Redis:
-    """A client that looks at what a store has done: however busy the machine is, it waits for Redis."""
+    """A client that inspects Redis and waits for it, however busy the machine is."""
     return connect(f"{url}?socket_timeout={CEILING}&socket_connect_timeout={CEILING}")
 
 
@@ -36,7 +36,7 @@ async def open_bare(url: str) -> AsyncIterator[EventStore]:
 
 @asynccontextmanager
 async def open_instrumented(url: str) -> AsyncIterator[EventStore]:
-    """The same, decorated."""
+    """The same, instrumented."""
     async with open_bare(url) as store:
         yield InstrumentedEventStore(store, registry=CollectorRegistry())
 
@@ -57,7 +57,7 @@ async def living_store(client: aioredis.Redis, key_prefix: str, *, instrumented:
 
 
 def store_of(root: SessionRoot) -> RedisEventStore:
-    """The store itself, where it is decorated."""
+    """The store itself, unwrapped where it is instrumented."""
     store = root._store if isinstance(root, InstrumentedEventStore) else root
     assert isinstance(store, RedisEventStore)
     return store

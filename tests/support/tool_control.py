@@ -1,4 +1,4 @@
-"""The hand on the tools of worker processes, and an SDK client whose calls are watched."""
+"""Controls the tools of worker processes, and watches calls of the SDK's client."""
 
 import json
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ from support.waiting import until
 
 
 class ToolControl:
-    """Tells one call of the tool `steps` what to do, wherever it runs.
+    """Controls one call of the tool `steps`, on whichever worker it runs.
 
     Args:
-        redis: Of the Redis that steers.
+        redis: A client of the controlling Redis.
         name: The call's.
     """
 
@@ -42,7 +42,7 @@ class ToolControl:
 
 @dataclass
 class WatchedCall:
-    """One call of the tool `steps` by the SDK's client, and what came of it."""
+    """One call of the tool `steps` by the SDK's client, with its progress and outcome."""
 
     client: Client
     tool: ToolControl
@@ -71,7 +71,7 @@ class WatchedCall:
         assert self.progress == list(messages)
 
     async def reported(self, *messages: str) -> None:
-        """Let it report these messages after what the client has, and return when that has come."""
+        """Let it report further messages, and return when the client has them."""
         expected = self.progress + list(messages)
         await self.tool.step(*messages)
         await self.has(*expected)

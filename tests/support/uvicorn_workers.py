@@ -1,4 +1,4 @@
-"""`uvicorn --workers N` itself: a process tree, whose metrics are in one directory."""
+"""Runs `uvicorn --workers N`: a process tree with one metrics directory."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ _TESTS = Path(__file__).parents[1]
 
 
 class UvicornWorkers:
-    """A running tree.
+    """A running tree of uvicorn workers.
 
     Args:
         process: Its root.
@@ -52,12 +52,12 @@ class UvicornWorkers:
 
 @contextlib.contextmanager
 def uvicorn_workers(workers: int, redis_url: str, control_url: str, **options: object) -> Iterator[UvicornWorkers]:
-    """Start a tree of workers, and leave nothing of it behind.
+    """Start a tree of workers, which ends with the block.
 
     Args:
         workers: How many.
         redis_url: Where events go.
-        control_url: Where the tools are steered from.
+        control_url: The Redis that controls the tools.
         options: For `http_app`.
     """
     port = free_port()
@@ -91,7 +91,7 @@ def uvicorn_workers(workers: int, redis_url: str, control_url: str, **options: o
                 process.wait(CEILING / 2)
             finally:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # Its session is its own: whoever is left of it.
+                    os.killpg(process.pid, signal.SIGKILL)  # The tree has a session of its own: end the rest of it.
                 process.wait(CEILING)
 
 

@@ -1,4 +1,4 @@
-"""A Valkey of one test's own, for everything that may become of one: killed, frozen, full, loading, a replica."""
+"""A Valkey for one test, which it can kill, freeze, fill, load or make a replica."""
 
 import contextlib
 import signal
@@ -16,11 +16,11 @@ from support.waiting import CEILING, eventually
 
 
 class OwnValkey:
-    """A Valkey process, on a Unix socket and a port of the loopback interface that it durable over restarts.
+    """A Valkey process, on a Unix socket and a port of the loopback interface that it keeps over restarts.
 
     Args:
         directory: Where it may write.
-        durable: Whether it holds the same after it was killed: everything is written to disk at once.
+        durable: Whether its data survives a kill: every write goes to disk immediately.
         options: Settings, with underscores for hyphens.
     """
 
@@ -52,7 +52,7 @@ class OwnValkey:
         """
         settings = {name.replace("_", "-"): str(value) for name, value in (self._options | options).items()}
         arguments = [text for name, value in settings.items() for text in (f"--{name}", value)]
-        # One that was killed leaves its socket behind, and for a moment who connects would be refused by that.
+        # A killed server leaves its socket behind, which would refuse new connections for a moment.
         self.socket.unlink(missing_ok=True)
         self._process = subprocess.Popen([get_binary_path(), *arguments], stdout=subprocess.DEVNULL)
         process = self._process
@@ -65,12 +65,12 @@ class OwnValkey:
             eventually(answered)
 
     def client(self) -> redis.Redis:
-        """A client that blocks, for what a test does to the server."""
+        """A blocking client, with which a test administers the server."""
         never = Retry(NoBackoff(), 0)
         return redis.Redis(unix_socket_path=str(self.socket), socket_timeout=CEILING, retry=never)
 
     def kill(self) -> None:
-        """End it without a warning."""
+        """Kill it without notice."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(CEILING)
@@ -85,15 +85,15 @@ class OwnValkey:
         self._snapshot.unlink(missing_ok=True)
 
     def freeze(self) -> None:
-        """Stop it where it stands; its sockets stay open, and new connections too are taken by the kernel."""
+        """Stop the process; its sockets stay open, and the kernel accepts new connections."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Continue the process."""
         self._signal(signal.SIGCONT)
 
     def revive(self) -> None:
-        """Whatever was done to it: let it run again, and return when it answers."""
+        """Start or continue it, and return when it answers."""
         if self._process is None or self._process.poll() is not None:
             self.start()
         else:
@@ -112,9 +112,9 @@ class OwnValkey:
         return self._process.pid
 
     def restart_loading(self, *, keys: int = 1000, microseconds: int = 800) -> None:
-        """Kill one that durable its data, and start it: it answers LOADING, for about so long for each of so many keys.
+        """Kill a durable server, and restart it: it answers LOADING while it reads so many keys.
 
-        What it held before is loaded too.
+        Its earlier data is loaded too.
         """
         with self.client() as client:
             client.eval("for i = 1, ARGV[1] do redis.call('SET', 'ballast:' .. i, '', 'EX', 600) end", 0, str(keys))
@@ -124,7 +124,7 @@ class OwnValkey:
         self.start(answers="LOADING", key_load_delay=microseconds, loading_process_events_interval_bytes=1024)
 
     def follow(self, other: "OwnValkey | None") -> None:
-        """Become a replica of another, and return when in step with it; of nobody: become a primary."""
+        """Become a replica of another, and return when in step with it; None: become a primary."""
         with self.client() as client:
             if other is None:
                 client.execute_command("REPLICAOF", "NO", "ONE")
@@ -147,16 +147,16 @@ class OwnValkey:
 
 
 def _rewriting(client: redis.Redis) -> bool:
-    told = client.info("persistence")
-    return bool(told["aof_rewrite_in_progress"] or told["aof_rewrite_scheduled"])
+    info = client.info("persistence")
+    return bool(info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"])
 
 
 @contextlib.contextmanager
 def own_valkey(*, durable: bool = False, **options: object) -> Iterator[OwnValkey]:
-    """A running Valkey, which is ended with the block, whatever was done to it.
+    """A running Valkey, which ends with the block.
 
     Args:
-        durable: Whether it holds the same after it was killed.
+        durable: Whether its data survives a kill.
         options: Settings, with underscores for hyphens.
     """
     with short_directory() as directory:

@@ -18,7 +18,7 @@ import anyio
 T = TypeVar("T")
 
 CEILING = 60.0
-"""Seconds after which a condition is taken not to hold any more. It is no statement about speed, and costs nothing."""
+"""Seconds after which a wait fails. It limits no speed, and costs nothing."""
 _CHUNKS = 20
 _CHUNK = bytes(500_000)
 _fastest = float("inf")
@@ -64,9 +64,9 @@ def _pause(every: float, began: float) -> float:
 
 
 def cpu_aware_clock() -> float:
-    """The monotonic clock without the time for which this thread was ready to run, and the machine ran others.
+    """The monotonic clock without the time that this thread waited for a processor.
 
-    What waits for a timer of its own takes as long by this clock on a busy machine as on a quiet one.
+    By this clock a wait for a timer takes as long on a busy machine as on a quiet one.
     """
     starved = 0
     with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
-"""The server of the worker processes that tests start: its tools are told what to do through Redis.
+"""The server of worker processes, whose tools a test controls through Redis.
 
-The Redis that steers is another than the one that is tested where that one is to fail.
+Where the Redis under test is to fail, another one controls the tools.
 """
 
 import asyncio
@@ -95,7 +95,7 @@ def app() -> Starlette:  # noqa: C901 - its tools
 
     @mcp.tool()
     async def announce(ctx: Context) -> str:
-        """Say on the standalone stream that the tools have changed."""
+        """Announce on the standalone stream that the tools have changed."""
         await ctx.session.send_tool_list_changed()
         return "said"
 
@@ -140,7 +140,7 @@ def _add_numbered_tools(mcp: MCPServer[object]) -> None:
 
 
 def serve(environment: Mapping[str, str], log: str, port: int, graceful: int) -> None:
-    """Serve until a signal ends it: the whole life of a worker process.
+    """Serve until a signal ends the process: the entry point of a worker.
 
     Args:
         environment: Variables for this process.

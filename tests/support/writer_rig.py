@@ -1,4 +1,4 @@
-"""A writer of sessions without Redis: a test takes its batches, and answers them."""
+"""A session writer without Redis: the test takes its batches, and replies to them."""
 
 import asyncio
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ CALL_TIMEOUT = 0.05
 
 @dataclass
 class WriterRig:
-    """A `SessionWriter`, and the test in the place of the sender.
+    """A `SessionWriter`, with the test as its sender.
 
     Args:
         max_bytes: The writer's bound.
@@ -65,7 +65,7 @@ class WriterRig:
         self.wakes += 1
 
     def stored(self, run: Run, last: int, size: int, response: int, larges: Sequence[int]) -> None:
-        """Record what the writer accounts for."""
+        """Record a part that the writer accounts for."""
         self.accounts.append((run.name, last, size, response, list(larges)))
 
     def account(self, session: SessionQueue) -> None:

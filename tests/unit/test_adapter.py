@@ -1,4 +1,4 @@
-"""Stores of others as stores that return facts; and sessions on them, whatever they raise."""
+"""The adapter gives third-party stores the methods of ours, and isolates sessions on them."""
 
 import anyio
 import pytest
@@ -88,7 +88,7 @@ async def test_follow_polls_until_the_response(monkeypatch: pytest.MonkeyPatch) 
 
 
 class Failing(MemoryEventStore):
-    """Cannot be read as often as it is told."""
+    """Fails to read for a set number of times."""
 
     failures = 0
 
@@ -152,14 +152,14 @@ async def test_follow_of_events_without_ids_delivers_them_once(monkeypatch: pyte
 
 
 class Counting(MemoryEventStore):
-    """Knows how it was asked."""
+    """Records the streams of its events."""
 
     def __init__(self) -> None:
         super().__init__()
         self.streams: list[StreamId] = []
 
     async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
-        """Note the stream."""
+        """Record the stream."""
         self.streams.append(stream_id)
         return await super().store_event(stream_id, message)
 
@@ -183,7 +183,7 @@ def test_adapter_of_no_event_store_is_a_type_error(other: object) -> None:
 
 
 class HangingStore(MemoryEventStore):
-    """A store that does not answer."""
+    """Hangs in every operation."""
 
     async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
         """Hang."""

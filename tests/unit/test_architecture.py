@@ -1,4 +1,4 @@
-"""The layers go one way down: who may import whom (docs/architecture.md)."""
+"""Imports point down the layers of docs/architecture.md only."""
 
 import ast
 import sys
@@ -50,8 +50,8 @@ ONLY_IN = {
 
 
 BUILDER = {f"dashboards.{path.stem}": path for path in sorted((Path(__file__).parents[2] / "dashboards").glob("*.py"))}
-"""What makes the dashboards is no part of the package: the wheel carries what it makes."""
-del BUILDER["dashboards.pictures"]  # It shows what was made.
+"""The dashboard builder is no part of the package: the wheel contains its output only."""
+del BUILDER["dashboards.pictures"]  # It renders the output.
 
 
 def imports(module: str) -> Iterator[str]:

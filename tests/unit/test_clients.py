@@ -1,4 +1,4 @@
-"""Clients: what is wrong with Redis is told as ours, in time and with the place."""
+"""Redis clients: their failures become store errors, in time and with the address."""
 
 import asyncio
 import socket
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.anyio
 
 
 async def nobody(_: EventMessage) -> None:
-    """A client that is sent nothing."""
+    """Fail the test: there is nothing to send."""
     pytest.fail("there is nothing to send")
 
 
 @pytest.fixture
 async def no_cluster() -> AsyncIterator[aioredis.RedisCluster]:
-    """A client of a cluster that is not there: what redis-py raises then is no `RedisError`."""
+    """A client of an unreachable cluster, for which redis-py raises no `RedisError`."""
     client = aioredis.RedisCluster(host="127.0.0.1", port=1)
     yield client
     await client.aclose()

@@ -68,7 +68,7 @@ def test_keys_of_runs_and_large_payloads_are_distinct(stream: str, other: str) -
     names = [keys.run(each, run) for each in {stream, other} for run in (RUN, f"{RUN}0")]
     names += [keys.large(each, RUN, number) for each in {stream, other} for number in (1, 11)]
     assert len(set(names)) == len(names)
-    # The channel that wakes the followers of a stream is what is left of the key without the run.
+    # The channel that wakes a stream's followers is the key without the run.
     assert keys.run(stream, RUN) == f"{keys.stream(stream)}:{RUN}"
 
 

@@ -48,7 +48,7 @@ def inlined_admission(patch: pytest.MonkeyPatch) -> None:
 
 
 def other_arguments(patch: pytest.MonkeyPatch) -> None:
-    """`_admit_session` wants more than it did."""
+    """`_admit_session` has another parameter."""
 
     def admit(self: object, requestor: object, more: object) -> None:
         """Admit."""
@@ -78,7 +78,7 @@ def session_discarded_elsewhere(patch: pytest.MonkeyPatch) -> None:
 
 
 def sessions_kept_elsewhere(patch: pytest.MonkeyPatch) -> None:
-    """The SDK does not keep its sessions where it did."""
+    """The SDK keeps its sessions in another attribute."""
     before = StreamableHTTPSessionManager.__init__
 
     def init(self: StreamableHTTPSessionManager, *args: object, **kwargs: object) -> None:

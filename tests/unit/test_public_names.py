@@ -1,4 +1,4 @@
-"""The public names and their signatures: what a change of which is a change for users."""
+"""The public names and their signatures, whose changes are changes for users."""
 
 import inspect
 import subprocess

@@ -1,4 +1,4 @@
-"""The writer of sessions, with the test in the place of the sender: which batches, and what becomes of each event."""
+"""The session writer, with the test as its sender: its batches, and the outcome of each event."""
 
 import asyncio
 import gc

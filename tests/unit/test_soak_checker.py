@@ -13,7 +13,7 @@ SESSION = "3.1"
 
 
 class History:
-    """A history by hand: time passes by a step with each observation."""
+    """A handwritten history: each observation is one step later."""
 
     def __init__(self) -> None:
         self.observations: list[Observation] = []
@@ -96,7 +96,7 @@ class Call:
         return self._add(What.REFUSED, code=code, kind=kind, worker=worker, operation=operation)
 
     def done(self, outcome: Outcome) -> "Call":
-        """The client is through with it."""
+        """The client is done with it."""
         return self._add(What.DONE, kind=outcome)
 
     def fault(self, what: What, **values: object) -> "Call":

@@ -1,4 +1,4 @@
-"""The way of a request's events to its client: in order, bounded, together where they are pending, and to an end."""
+"""The SSE writer sends a request's events in order, bounded, in batches, and ends its response."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ def event(number: int) -> EventMessage:
 
 
 class Server:
-    """An ASGI server's `send`, which may be slow, or fail."""
+    """An ASGI server's `send`, which can block or fail."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
@@ -62,7 +62,7 @@ class Writing:
                 await writer.send(b"%b;" % each.message.method.encode())
 
     async def fill(self) -> None:
-        """Have the server block, and add as many events as may be pending."""
+        """Block the server, and fill the buffer of pending events."""
         self.server.ready.clear()
         await self.writer.events.send(event(0))
         await self.turns()

@@ -27,7 +27,7 @@ RESPONSE = JSONRPCResponse(jsonrpc="2.0", id=1, result={})
 
 
 class Sent:
-    """What a client was sent."""
+    """The messages that a client has received."""
 
     def __init__(self) -> None:
         self.messages: list[JSONRPCMessage] = []
