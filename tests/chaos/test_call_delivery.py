@@ -1,4 +1,4 @@
-"""Every event of a call is stored once, under its id, and every call ends: over HTTP, with real workers."""
+"""Every event of a call is stored once under its id, and every call ends."""
 
 import random
 import re

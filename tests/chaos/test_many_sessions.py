@@ -1,4 +1,4 @@
-"""Ten thousand sessions on a worker, two milliseconds from Redis: hiccups, and an outage that empties it."""
+"""Ten thousand sessions on a worker two milliseconds from Redis: hiccups and data loss."""
 
 import asyncio
 import gc

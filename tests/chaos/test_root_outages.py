@@ -1,4 +1,4 @@
-"""Redis is killed or frozen while fifty sessions append: no caller waits, no event is lost."""
+"""Redis is killed or frozen while fifty sessions append to the root store."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""Redis is killed or frozen while fifty sessions append: every event keeps its id, and is stored once, in order."""
+"""Redis is killed or frozen while fifty sessions append to session stores."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass

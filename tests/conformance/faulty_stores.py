@@ -1,4 +1,4 @@
-"""Stores with one fault each, which stores have had before, under the suite. `test_conformance_suite.py` runs this, to fail."""
+"""Stores with one fault each, under the suite; `test_conformance_suite.py` runs it to fail."""
 
 from collections.abc import Callable
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""A FastMCP server is served like the SDK's: its own features are kept, and its clients resume on any worker."""
+"""A FastMCP server keeps its features, and its clients resume on any worker."""
 
 import sys
 from collections.abc import AsyncIterator

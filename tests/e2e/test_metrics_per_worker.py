@@ -1,4 +1,4 @@
-"""The metrics of each worker show which one runs a call and which one follows it."""
+"""Metrics of each worker show which one runs a call and which follows."""
 
 import uuid
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The stack of the examples: what runs without a container engine is run, the rest is checked as files."""
+"""The example stack: run without containers, and checked as files."""
 
 import json
 import os

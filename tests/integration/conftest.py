@@ -1,4 +1,4 @@
-"""A store on a real Valkey, with clients that decode responses and clients that do not."""
+"""A store on a real Valkey, with clients that decode responses or do not."""
 
 from collections.abc import AsyncIterator
 

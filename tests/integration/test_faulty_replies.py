@@ -1,4 +1,4 @@
-"""Redis fails at each reply of batches in flight: every acknowledged id names its own event, and none is missing."""
+"""Redis fails at each reply of batches in flight, and no event is lost."""
 
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence

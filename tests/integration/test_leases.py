@@ -1,3 +1,5 @@
+"""Leases of workers: when a worker counts as expired."""
+
 import time
 
 import fakeredis

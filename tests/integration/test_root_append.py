@@ -1,3 +1,5 @@
+"""`append` of the root store: ids, fields, TTL, trimming and errors."""
+
 import asyncio
 import time
 

@@ -1,3 +1,5 @@
+"""`follow` of the root store: wake-ups, limits and failures."""
+
 import asyncio
 import time
 from collections.abc import AsyncIterator

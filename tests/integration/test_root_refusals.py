@@ -1,4 +1,4 @@
-"""Redis, or a service before it, refuses a batch of the root store as a whole: only the offending event is rejected."""
+"""Redis or a service refuses a root batch: only the offending event fails."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,3 +1,5 @@
+"""`replay` of the root store: results, chunks, corrupt and missing rows, cursors."""
+
 import json
 import time
 

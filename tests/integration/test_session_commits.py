@@ -1,4 +1,4 @@
-"""A commit is executed once, in order, despite faults of its command, reply, copies and keys."""
+"""A commit is executed once and in order, despite faults of command, reply and keys."""
 
 import time
 from collections.abc import AsyncIterator

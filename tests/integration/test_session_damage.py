@@ -1,4 +1,4 @@
-"""Elements of a list that the store has not written, or that were damaged: a replay counts them, and ends."""
+"""Damaged and foreign elements of a list: a replay counts them, and ends."""
 
 import pytest
 from redis import asyncio as aioredis

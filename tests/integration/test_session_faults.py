@@ -1,4 +1,4 @@
-"""Faults between sessions and Redis: ids are given out immediately, and each event is stored once, in order."""
+"""Faults between sessions and Redis: immediate ids, and each event stored once."""
 
 import asyncio
 import random

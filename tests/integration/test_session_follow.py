@@ -1,4 +1,4 @@
-"""Followers of sessions: from memory, woken by other workers, by polling; and the answer for a dead worker."""
+"""Followers of sessions: wake-ups, polling, memory, and requests of dead workers."""
 
 import asyncio
 from collections.abc import AsyncIterator

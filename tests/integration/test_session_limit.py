@@ -1,4 +1,4 @@
-"""A session takes up at most `max_session_bytes` in Redis: its oldest events are evicted, in a fixed order."""
+"""`max_session_bytes` bounds a session: the oldest events are evicted in a fixed order."""
 
 import asyncio
 import json

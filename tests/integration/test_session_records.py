@@ -1,3 +1,5 @@
+"""Records of sessions: owner, end and expiry."""
+
 import pytest
 from redis import asyncio as aioredis
 

@@ -1,4 +1,4 @@
-"""Redis, or a service in front of it, refuses a large event: an error or a gap stands in its place."""
+"""Redis or a service refuses a large event: an error or a gap replaces it."""
 
 import pytest
 

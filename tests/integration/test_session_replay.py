@@ -1,4 +1,4 @@
-"""A replay delivers the events after a cursor, counts missing and damaged ones, and survives any cursor."""
+"""`replay` of a session: results, chunks, corrupt and missing elements, cursors."""
 
 from collections.abc import AsyncIterator
 

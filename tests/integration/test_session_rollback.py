@@ -1,4 +1,4 @@
-"""Redis loses events that it had acknowledged: they are stored again from memory, or are a gap that is counted."""
+"""Redis loses acknowledged events: they are stored again, or are a counted gap."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager

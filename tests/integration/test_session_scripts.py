@@ -1,4 +1,4 @@
-"""Each script touches only keys that its caller declared, on Valkey and on Redis 7, and on a cluster."""
+"""Each script touches declared keys only, on Valkey, Redis 7 and a cluster."""
 
 import gc
 import hashlib

@@ -1,4 +1,4 @@
-"""A session's standalone stream: a run of each worker, merged for its readers, and resumed by a position in each."""
+"""A session's standalone stream merges a run of each worker."""
 
 import gc
 import weakref

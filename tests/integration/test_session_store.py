@@ -1,4 +1,4 @@
-"""The part of the store that is one session's, on a real Valkey: stored once, in order, read back through another."""
+"""A session's store on a real Valkey: events are stored once, in order."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""The schedule of a run, all of it drawn from one seed: faults, calls and cuts."""
+"""The schedule of a run, drawn from one seed: faults, calls and cuts."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""Splits the Redis protocol into messages: as much of RESP2 and RESP3 as a proxy needs."""
+"""Splits the Redis protocol into messages, as far as a proxy needs it."""
 
 _LINES = b"+-:,#_("
 _BULKS = b"$=!"

@@ -1,4 +1,4 @@
-"""Real servers, each a child of the test process, on a Unix socket in a directory of its own."""
+"""Valkey and Redis servers for a whole test run, on Unix sockets."""
 
 import contextlib
 import os

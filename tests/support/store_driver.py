@@ -1,4 +1,4 @@
-"""Drives a session store whose Redis fails: events go in through one store, and are read back through another."""
+"""Drives a session store through faults: events go in, and are read through another store."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

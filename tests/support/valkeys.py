@@ -1,4 +1,4 @@
-"""A Valkey for one test, which it can kill, freeze, fill, load or make a replica."""
+"""A Valkey for one test to kill, freeze, fill, load or make a replica."""
 
 import contextlib
 import signal

@@ -1,3 +1,5 @@
+"""Errors of the Redis client become store errors, with an address and without credentials."""
+
 from collections.abc import Awaitable, Callable
 
 import pytest

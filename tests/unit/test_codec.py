@@ -1,3 +1,5 @@
+"""The codec between messages and payloads."""
+
 import json
 
 import pytest

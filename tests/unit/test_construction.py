@@ -1,3 +1,5 @@
+"""The options of `RedisEventStore` are checked when it is made."""
+
 import fractions
 
 import fakeredis

@@ -1,4 +1,4 @@
-"""Event ids of sessions: each is read back, and no other text is one."""
+"""Cursors of sessions are read back from their ids; other texts are none."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Lists of runs as they are read: our elements, and elements that another writer has put there."""
+"""Reading the elements of a run's list, foreign elements included."""
 
 import pytest
 from redis import asyncio as aioredis

@@ -1,3 +1,5 @@
+"""Event ids on the wire, and the names of streams in them."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""The stream between the server and a transport's router: in order, unbuffered, and closed at either end."""
+"""The unbuffered stream between the server and a transport's router."""
 
 import asyncio
 

@@ -1,3 +1,5 @@
+"""The names of keys, and the prefixes they accept."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

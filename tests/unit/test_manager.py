@@ -1,4 +1,4 @@
-"""The session manager refuses to serve on an SDK that it does not know, and gives every session its own view."""
+"""The session manager checks the SDK, and gives each session its own view."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""A forked child takes over neither the name of its parent nor anything else that belongs to it."""
+"""A forked child takes over neither its parent's name nor its state."""
 
 import os
 

@@ -1,3 +1,5 @@
+"""The backlog of the root store, without Redis."""
+
 import pytest
 
 from mcp_eventscope.redis.root.backlog import BATCH_EVENTS, LARGE_BATCH_EVENTS, Backlog, PendingEvent

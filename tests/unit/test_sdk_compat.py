@@ -1,4 +1,4 @@
-"""The private names of the SDK that the package uses: each is declared, and checked before anything is served."""
+"""The private names of the SDK are declared, and checked before serving."""
 
 import ast
 from collections.abc import Iterator

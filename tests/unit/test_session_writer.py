@@ -1,4 +1,4 @@
-"""The session writer, with the test as its sender: its batches, and the outcome of each event."""
+"""The session writer, with the test as its sender: batches and outcomes."""
 
 import asyncio
 import gc

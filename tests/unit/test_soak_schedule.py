@@ -1,4 +1,4 @@
-"""The schedule of the soak is drawn from its seed alone, and its history is read as it was written."""
+"""The soak's schedule depends on its seed alone, and its history survives the file."""
 
 from pathlib import Path
 

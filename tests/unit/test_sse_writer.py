@@ -1,4 +1,4 @@
-"""The SSE writer sends a request's events in order, bounded, in batches, and ends its response."""
+"""The SSE writer sends a request's events in order, bounded and in batches."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""The session view: no window between replay and live, bounded following, no store failure for the SDK."""
+"""The session view: replay without a window, bounded following, no store failure for the SDK."""
 
 import asyncio
 from collections.abc import AsyncIterator
