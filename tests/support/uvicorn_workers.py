@@ -10,11 +10,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 from prometheus_client.mmap_dict import MmapedDict
 
 from mcp_eventscope.app import URL_VARIABLE
-from support.servers import HOST, free_port, short_directory, text_of
+from support.servers import HOST, free_port, healthy, short_directory, text_of
 from support.waiting import CEILING, eventually
 from support.worker_app import CONTROL_VARIABLE, OPTIONS_VARIABLE
 
@@ -93,10 +92,3 @@ def uvicorn_workers(workers: int, redis_url: str, control_url: str, **options: o
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # The tree has a session of its own: end the rest of it.
                 process.wait(CEILING)
-
-
-def healthy(url: str) -> bool:
-    """Whether it serves."""
-    with contextlib.suppress(httpx2.TransportError), httpx2.Client(trust_env=False) as http:
-        return http.get(f"{url}/healthz").is_success
-    return False
