@@ -193,9 +193,9 @@ async def test_session_of_another_principal_is_not_found(valkey_url: str, connec
             assert await on_url(alice, b.url).resume(received[0].id) == received[1:]
         await check_session(on_url(alice, b.url))
         await check_session(alice)
-        nobody = connect(b.url)
-        nobody.session = alice.session
-        assert (await answer_of(nobody))[0] == 401
+        anonymous = connect(b.url)
+        anonymous.session = alice.session
+        assert (await answer_of(anonymous))[0] == 401
 
 
 async def test_new_session_is_served_on_another_worker_immediately(valkey_url: str, connect: Connect) -> None:

@@ -378,7 +378,7 @@ async def test_standalone_stream_opened_first_after_a_notification_delivers_it(p
     client = connect(pair[0].url)
     await client.initialize()
     async with client.call(1, "announce") as response:
-        assert content_of([event async for event in events(response)][-1]) == "said"
+        assert content_of([event async for event in events(response)][-1]) == "announced"
     with in_time(RESPONSE_SECONDS):
         assert (await first_message(client)).message["method"] == "notifications/tools/list_changed"
 

@@ -65,7 +65,7 @@ async def test_calls_cut_again_and_again_lose_nothing(
     """
     unfinished = set(range(6))
     begun_calls: list[int] = []
-    heard: list[int] = []
+    deliveries: list[int] = []
     clients = [connect(router.url) for _ in unfinished]
     for client in clients:
         await client.initialize()
@@ -81,7 +81,7 @@ async def test_calls_cut_again_and_again_lose_nothing(
                     assert response.status_code == 200
                     async for event in events(response):
                         received.append(event)
-                        heard.append(number)
+                        deliveries.append(number)
                         await (tool.step(str(len(received))) if len(received) < 200 else tool.finish())
         assert [content_of(event) for event in received[1:]] == [*map(str, range(1, 200)), "199 steps"]
         unfinished.discard(number)
@@ -93,8 +93,8 @@ async def test_calls_cut_again_and_again_lose_nothing(
         while unfinished:
             await anyio.sleep(0.01)
             # On a busy machine a client needs longer to reconnect, and must get some events.
-            events_before = len(heard)
-            await until(lambda: len(heard) > events_before or not unfinished)  # noqa: B023 - awaited here
+            events_before = len(deliveries)
+            await until(lambda: len(deliveries) > events_before or not unfinished)  # noqa: B023 - awaited here
             router.reset_streams()
 
 

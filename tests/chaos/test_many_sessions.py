@@ -205,12 +205,12 @@ class World:
         """The key of the worker's lease."""
         return f"{self.store.key_prefix}worker:{self.store._worker.name}"
 
-    def say(self, message: str, calls: list[Call]) -> None:
+    def report(self, message: str, calls: list[Call]) -> None:
         """Let calls report a message."""
         for call in calls:
             self.controlled.step(call.name, message)
 
-    async def heard(self, message: str, calls: list[Call]) -> None:
+    async def until_received(self, message: str, calls: list[Call]) -> None:
         """Return when the clients of calls have a message."""
         await until(lambda: all(call.received[-1:] == [message] or call.ended for call in calls))
         assert [call.received[-1] for call in calls] == [message] * len(calls), "a call was answered, and runs"
@@ -254,8 +254,8 @@ async def world(connect: Connect) -> AsyncIterator[World]:
             await call.client.initialize()
             tasks.create_task(call.move(far) if number % 2 else call.stay())
         found = World(server, way, store, controlled, idle, calls, registered, slower)
-        found.say("begun", calls)
-        await found.heard("begun", calls)
+        found.report("begun", calls)
+        await found.until_received("begun", calls)
         yield found
 
 
@@ -286,11 +286,11 @@ async def test_worker_of_many_sessions_keeps_its_lease_through_hiccups(connect: 
                     frozen = found.server if number % 2 else found.way
                     frozen.freeze()
                     thawed = anyio.current_time() + HICCUP_SECONDS
-                    found.say(f"in hiccup {number}", found.calls)
-                    await found.heard(f"in hiccup {number}", near)
+                    found.report(f"in hiccup {number}", found.calls)
+                    await found.until_received(f"in hiccup {number}", near)
                     await anyio.sleep_until(thawed)
                     frozen.thaw()
-                    await found.heard(f"in hiccup {number}", found.calls)
+                    await found.until_received(f"in hiccup {number}", found.calls)
                     await anyio.sleep(RECOVERY_SECONDS * found.pace)
             blocked = longest()
         assert min(left) > 0, "the lease expired, although Redis could be reached"
@@ -310,8 +310,8 @@ async def test_worker_of_many_sessions_restores_running_requests_first(connect: 
         found.server.kill()
         await anyio.to_thread.run_sync(found.server.start)
         with commands_read(found.server) as commands:
-            found.say("in the outage", speaking)
-            await found.heard("in the outage", near)
+            found.report("in the outage", speaking)
+            await found.until_received("in the outage", near)
             async with longest_turn() as longest:
                 found.way.thaw()
                 with found.server.client() as client:
@@ -321,7 +321,7 @@ async def test_worker_of_many_sessions_restores_running_requests_first(connect: 
                         await until(lambda: client.dbsize() >= SESSIONS + 3 * CALLS + 2)
                 blocked = longest()
             await until(lambda: found.recorded() == SESSIONS)
-            await found.heard("in the outage", speaking)
+            await found.until_received("in the outage", speaking)
         assert min(left) > 0, "the lease expired while sessions were recorded"
         assert blocked < found.registered / 4
         await found.finish()

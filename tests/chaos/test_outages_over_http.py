@@ -66,9 +66,9 @@ async def test_standalone_stream_opened_in_an_outage_gets_later_messages(
         with anyio.fail_after(CEILING):
             await until(lambda: _stores(speaker))
             async with speaker.call(5, "announce") as call:
-                assert content_of([event async for event in events(call)][-1]) == "said"
-            heard = [event async for event in _first_with_data(response)]
-        assert heard == ["notifications/tools/list_changed"]
+                assert content_of([event async for event in events(call)][-1]) == "announced"
+            methods = [event async for event in _first_with_data(response)]
+        assert methods == ["notifications/tools/list_changed"]
 
 
 async def _stores(client: HTTPClient) -> bool:

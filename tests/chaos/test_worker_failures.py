@@ -162,18 +162,18 @@ async def test_rolling_restart_with_an_idle_client_is_not_noticed(pair: Pair, ro
 
 async def test_standalone_stream_through_a_rolling_restart_continues(pair: Pair, router: Router) -> None:
     """The client reconnects by itself and gets later messages."""
-    heard: list[object] = []
+    notifications: list[object] = []
 
     async def note(message: object) -> None:
-        heard.append(message)
+        notifications.append(message)
 
     async with Client(f"{router.url}/mcp", mode="legacy", message_handler=note) as client:
         await client.call_tool("announce", {})
-        await until(lambda: len(heard) == 1)
+        await until(lambda: len(notifications) == 1)
         await roll(pair, router)
         await client.call_tool("announce", {})
-        await until(lambda: len(heard) == 2)
-    assert len(heard) == 2, "each was heard once"
+        await until(lambda: len(notifications) == 2)
+    assert len(notifications) == 2, "each was heard once"
 
 
 async def test_worker_stopped_with_open_streams_ends_them_properly(

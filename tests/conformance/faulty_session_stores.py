@@ -28,17 +28,17 @@ Connected = Callable[[], AbstractAsyncContextManager[aioredis.Redis]]
 
 
 class Faulty(OnFake):
-    """The suite, on stores with the fault that `spoil` gives them."""
+    """The suite, on stores with the fault that `inject` gives them."""
 
     @staticmethod
-    def spoil(patch: pytest.MonkeyPatch) -> None:
+    def inject(patch: pytest.MonkeyPatch) -> None:
         """Put the fault in."""
         raise NotImplementedError
 
     @pytest.fixture(autouse=True)
-    def spoilt(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def injected(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Have the fault before a store is opened."""
-        type(self).spoil(monkeypatch)
+        type(self).inject(monkeypatch)
 
 
 class TestUnshared(OnFake):
@@ -76,7 +76,7 @@ def _reuse_names_of_runs(patch: pytest.MonkeyPatch) -> None:
 class TestReusedNames(Faulty):
     """All runs of a process have the same name."""
 
-    spoil = staticmethod(_reuse_names_of_runs)
+    inject = staticmethod(_reuse_names_of_runs)
 
 
 def _reverse_commits(patch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def _reverse_commits(patch: pytest.MonkeyPatch) -> None:
 class TestReversed(Faulty):
     """The events of a commit are stored in the wrong order."""
 
-    spoil = staticmethod(_reverse_commits)
+    inject = staticmethod(_reverse_commits)
 
 
 def _lose_silently(patch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def _lose_silently(patch: pytest.MonkeyPatch) -> None:
 class TestSilent(Faulty):
     """Events are dropped without a report."""
 
-    spoil = staticmethod(_lose_silently)
+    inject = staticmethod(_lose_silently)
 
 
 def _never_close(patch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def _never_close(patch: pytest.MonkeyPatch) -> None:
 class TestOpenEnded(Faulty):
     """A response does not end its request."""
 
-    spoil = staticmethod(_never_close)
+    inject = staticmethod(_never_close)
 
 
 def _forget_types(patch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def _forget_types(patch: pytest.MonkeyPatch) -> None:
 class TestUntyped(Faulty):
     """Request ids lose their JSON type."""
 
-    spoil = staticmethod(_forget_types)
+    inject = staticmethod(_forget_types)
 
 
 def _ignore_the_fence(patch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def _ignore_the_fence(patch: pytest.MonkeyPatch) -> None:
 class TestUnfenced(Faulty):
     """A worker does not notice that another one has answered in its place."""
 
-    spoil = staticmethod(_ignore_the_fence)
+    inject = staticmethod(_ignore_the_fence)
 
 
 def _drop_nulls(patch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,7 @@ def _drop_nulls(patch: pytest.MonkeyPatch) -> None:
 class TestWithoutNulls(Faulty):
     """Nulls are dropped."""
 
-    spoil = staticmethod(_drop_nulls)
+    inject = staticmethod(_drop_nulls)
 
 
 def _report_twice(patch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def _report_twice(patch: pytest.MonkeyPatch) -> None:
 class TestRepeating(Faulty):
     """The outcome of an event is reported twice."""
 
-    spoil = staticmethod(_report_twice)
+    inject = staticmethod(_report_twice)
 
 
 def _share_a_key(patch: pytest.MonkeyPatch) -> None:
@@ -186,4 +186,4 @@ def _share_a_key(patch: pytest.MonkeyPatch) -> None:
 class TestOneLargePayload(Faulty):
     """A run has room for one large payload."""
 
-    spoil = staticmethod(_share_a_key)
+    inject = staticmethod(_share_a_key)

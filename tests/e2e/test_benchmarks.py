@@ -19,11 +19,11 @@ def test_follow_benchmark_in_small_reports_figures(tmp_path: Path) -> None:
     """Nothing is lost, no read fails, every figure is a number, and a table names them."""
     ran = run_small(tmp_path / "new" / "follow.json", "-m", "benchmarks.follow")
     figures = ran.figures
-    told = figures["measured_with"]
-    assert told["python"]
-    assert told["cores"] > 0
-    assert told["server"].startswith("valkey ")
-    assert {"mcp", "redis", "mcp-eventscope"} <= told["packages"].keys()
+    measured = figures["measured_with"]
+    assert measured["python"]
+    assert measured["cores"] > 0
+    assert measured["server"].startswith("valkey ")
+    assert {"mcp", "redis", "mcp-eventscope"} <= measured["packages"].keys()
     for result in figures["results"]:
         assert result["median"] >= 0, result
         assert result["name"] in ran.stdout
@@ -50,10 +50,10 @@ def test_store_benchmark_in_small_reports_figures(tmp_path: Path) -> None:
         assert result["name"] in ran.stdout
     for writers, by in figures["stores"].items():
         for name in figures["competitors"]:
-            (told,) = by[name]
-            assert told["stores"] >= min(int(writers), 1000)
-            assert 0 < told["ms"]["p50"] <= told["ms"]["p99"] <= told["ms"]["max"]
-            assert told["cpu_us_per_store"] > 0
+            (measured,) = by[name]
+            assert measured["stores"] >= min(int(writers), 1000)
+            assert 0 < measured["ms"]["p50"] <= measured["ms"]["p99"] <= measured["ms"]["max"]
+            assert measured["cpu_us_per_store"] > 0
     judged = {result["name"] for result in figures["results"] if result["target"] is not None}
     assert {"p50, one writer, to the same EVALSHA", "replay of the last 20 of 2,000, to 200"} <= judged
     assert figures["memory"]["ours"][0]["used_memory_per_event"] > 300

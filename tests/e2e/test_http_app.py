@@ -65,9 +65,9 @@ async def test_http_app_without_redis_starts_and_names_the_address(
     assert response.status_code == 503
     assert response.json()["status"] == "unavailable"
     (unreachable,) = log.named("event_store.unreachable")
-    for told in (response.text, str(unreachable)):
-        assert "127.0.0.1:1" in told
-        assert "hunter2" not in told
+    for text in (response.text, str(unreachable)):
+        assert "127.0.0.1:1" in text
+        assert "hunter2" not in text
 
 
 async def test_metrics_route_serves_the_requested_format(
@@ -277,10 +277,10 @@ async def test_http_app_with_auth_keeps_sessions_to_their_owner(
     )
     controlled = ControlledServer(auth=settings, token_verifier=Verifier())
     async with serving(http_app(controlled.mcp, redis_url=valkey_url, registry=registry)) as url:
-        nobody, alice, bob = connect(url), connect(url, authorization="Bearer alice"), connect(url)
-        async with nobody.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {}}) as refused:
+        anonymous, alice, bob = connect(url), connect(url, authorization="Bearer alice"), connect(url)
+        async with anonymous.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {}}) as refused:
             assert refused.status_code == 401
-        assert (await nobody.http.get(f"{url}/.well-known/oauth-protected-resource/mcp")).status_code == 200
+        assert (await anonymous.http.get(f"{url}/.well-known/oauth-protected-resource/mcp")).status_code == 200
         await alice.initialize()
         async with alice.call(1, "echo", text="x") as response:
             received = [event async for event in events(response)]

@@ -76,11 +76,11 @@ async def test_follower_on_a_cluster_finds_an_orphaned_request(cluster: aioredis
     async def nothing() -> None:
         """There is nothing to publish again."""
 
-    gone, follower = RedisEventStore(cluster, ttl=60), RedisEventStore(cluster, ttl=60)
-    part = gone.for_session("orphan")
+    dead, follower = RedisEventStore(cluster, ttl=60), RedisEventStore(cluster, ttl=60)
+    part = dead.for_session("orphan")
     part.begin("1", 1)
     first = await part.append("1", None)
-    await gone.flush(5)
+    await dead.flush(5)
     collected = Collected()
     async with follower.coordinator.hold_lease(0.3, lambda _: None, nothing):
         with anyio.fail_after(CEILING):

@@ -25,13 +25,13 @@ MEGABYTE = 1 << 20
 
 async def test_long_replay_bounds_memory_and_calls() -> None:
     """A few chunks are in memory, whatever the length, and each keeps Redis busy for a moment only."""
-    told = await long_replay.measure(EVENTS)
-    assert told.delivered == EVENTS - 1
+    measured = await long_replay.measure(EVENTS)
+    assert measured.delivered == EVENTS - 1
     # All of it would be 8 MB as text, and ten times that as messages.
-    assert told.grown_bytes < 8 * MEGABYTE
-    assert told.calls > EVENTS / 1000
+    assert measured.grown_bytes < 8 * MEGABYTE
+    assert measured.calls > EVENTS / 1000
     # On a busy machine some calls take long without working.
-    assert told.slow_calls <= told.calls / 20
+    assert measured.slow_calls <= measured.calls / 20
 
 
 @pytest.fixture

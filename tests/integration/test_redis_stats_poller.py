@@ -145,12 +145,12 @@ async def test_stats_poll_counts_evictions_since_the_last_one(
     store: RedisEventStore, redis_client: aioredis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a restart of Redis all evictions count."""
-    told = iter([100, 130, 130, 7])
+    counts = iter([100, 130, 130, 7])
     info = redis_client.info
 
     async def evicting(section: str) -> dict[str, object]:
         answer: dict[str, object] = await info(section)
-        return answer | ({"evicted_keys": next(told)} if section == "stats" else {"maxmemory": 1 << 20})
+        return answer | ({"evicted_keys": next(counts)} if section == "stats" else {"maxmemory": 1 << 20})
 
     monkeypatch.setattr(redis_client, "info", evicting)
     poller = store.redis_stats_poller()

@@ -99,13 +99,13 @@ async def test_append_stores_stream_payload_and_final_mark(
 ) -> None:
     """An event has its stream and payload, and a mark when it ended its stream."""
     primed = await store.append("1", None)
-    said = await store.append("1", note(1, "é"))
+    noted = await store.append("1", note(1, "é"))
     ended = await store.append("1", answer())
     assert await fields_of(redis_client, keys.event(primed.event_id)) == {"stream_id": b"1", "payload": b""}
     payload = '{"jsonrpc":"2.0","method":"note","params":{"n":1,"text":"é"}}'
-    assert await fields_of(redis_client, keys.event(said.event_id)) == {"stream_id": b"1", "payload": payload.encode()}
+    assert await fields_of(redis_client, keys.event(noted.event_id)) == {"stream_id": b"1", "payload": payload.encode()}
     assert (await fields_of(redis_client, keys.event(ended.event_id)))["final"] == b"1"
-    assert (primed.payload_bytes, said.payload_bytes) == (0, len(payload.encode()))
+    assert (primed.payload_bytes, noted.payload_bytes) == (0, len(payload.encode()))
 
 
 async def test_append_with_a_producer_stores_it(
@@ -199,10 +199,10 @@ async def test_append_after_expiry_trims_the_index(redis_client: aioredis.Redis,
     old = [(await store.append("1", note(i))).event_id for i in range(3)]
     await redis_client.expire(keys.stream("1"), 60)  # as if the stream had been written to ever since
 
-    async def gone() -> bool:
+    async def expired() -> bool:
         return not await redis_client.exists(*(keys.event(event_id) for event_id in old))
 
-    await until(gone)
+    await until(expired)
     new = await store.append("1", note(3))
     assert await index_of(redis_client, keys) == [int(new.event_id)]
     assert await number_in(redis_client, f"{key_prefix}trimmed:1") == int(old[-1])

@@ -76,14 +76,14 @@ async def test_operations_with_a_wrong_password_are_rejected(own_valkey: Valkey,
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "reason", "told"),
+    ("setting", "value", "reason", "text"),
     [
         ("maxmemory", "1", FailureReason.OOM, "used memory"),
         ("min-replicas-to-write", "1", FailureReason.OTHER, "NOREPLICAS"),
     ],
 )
 async def test_append_that_redis_refuses_is_deferred(  # noqa: PLR0913, PLR0917
-    own_valkey: Valkey, key_prefix: str, setting: str, value: str, reason: FailureReason, told: str
+    own_valkey: Valkey, key_prefix: str, setting: str, value: str, reason: FailureReason, text: str
 ) -> None:
     """Redis's own words are reported, nothing is half written, reading works, and writing later."""
     async with connect(own_valkey.url) as client:
@@ -95,9 +95,9 @@ async def test_append_that_redis_refuses_is_deferred(  # noqa: PLR0913, PLR0917
         await client.config_set(setting, value)
         refused = await store.append("1", note(0))
         assert refused.deferred
-        (away,) = [fact for fact in facts if isinstance(fact, StoreDegraded)]
-        assert away.reason is reason
-        assert told in away.error
+        (degraded,) = [fact for fact in facts if isinstance(fact, StoreDegraded)]
+        assert degraded.reason is reason
+        assert text in degraded.error
         assert (await store.replay(first, Collected())).miss is None
         assert await client.dbsize() == keys
         await client.config_set(setting, "0")

@@ -13,7 +13,7 @@ from support.messages import answer, failure, note
 
 pytestmark = pytest.mark.anyio
 
-SAID: list[JSONRPCMessage] = [note(0), note(1, "é"), failure("a"), answer()]
+MESSAGES: list[JSONRPCMessage] = [note(0), note(1, "é"), failure("a"), answer()]
 
 
 @pytest.mark.parametrize("stream_id", [None, "a:b"])
@@ -22,23 +22,23 @@ async def test_replay_of_mcp_persist_rows_delivers_them(
 ) -> None:
     """Rows that mcp-persist has stored are replayed after whichever event, with their small ids."""
     first = await legacy.write(redis_client, store.key_prefix, "a:b", None, ttl=60)
-    ids = [await legacy.write(redis_client, store.key_prefix, "a:b", said, ttl=60) for said in SAID[:2]]
+    ids = [await legacy.write(redis_client, store.key_prefix, "a:b", message, ttl=60) for message in MESSAGES[:2]]
     collected = Collected()
     facts = await store.replay(first, collected, stream_id=stream_id)
     assert first == "1"
     assert collected.ids == ids
-    assert collected.data == [on_the_wire(said) for said in SAID[:2]]
+    assert collected.data == [on_the_wire(message) for message in MESSAGES[:2]]
     assert (facts.stream_id, facts.gap, facts.age, facts.miss) == ("a:b", False, None, None)
 
 
 async def test_rows_of_the_store_are_read_by_mcp_persist(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
     """A reader that knows only the documented layout finds our rows."""
     first = (await store.append("a:b", None)).event_id
-    ids = [(await store.append("a:b", said)).event_id for said in SAID]
+    ids = [(await store.append("a:b", message)).event_id for message in MESSAGES]
     stream, found = await legacy.read(redis_client, store.key_prefix, first)
     assert stream == "a:b"
     assert [event_id for event_id, _ in found] == ids
-    assert [on_the_wire(message) for _, message in found] == [on_the_wire(said) for said in SAID]
+    assert [on_the_wire(message) for _, message in found] == [on_the_wire(message) for message in MESSAGES]
 
 
 async def test_stream_of_both_writers_has_increasing_ids(store: RedisEventStore, redis_client: aioredis.Redis) -> None:

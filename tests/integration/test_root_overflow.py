@@ -91,34 +91,34 @@ async def test_backlog_beyond_its_event_bound_drops_the_oldest_streams(
         for producer in producers:
             await producer.append_many(9)
             assert bounded.store.backlog.events <= 30
-    gone = [not await producer.stored(client) for producer in producers]
-    assert gone == sorted(gone, reverse=True)
-    assert 0 < sum(gone) < len(producers)
+    dropped = [not await producer.stored(client) for producer in producers]
+    assert dropped == sorted(dropped, reverse=True)
+    assert 0 < sum(dropped) < len(producers)
     assert {fact.reason for fact in bounded.lost} == {LossReason.OVERFLOW}
-    assert sum(fact.events for fact in bounded.lost) == 9 * sum(gone)
-    for producer, cursor, is_gone in zip(producers, cursors, gone, strict=True):
+    assert sum(fact.events for fact in bounded.lost) == 9 * sum(dropped)
+    for producer, cursor, is_dropped in zip(producers, cursors, dropped, strict=True):
         facts, collected = await resumed(producer, cursor)
-        assert facts.gap is is_gone
+        assert facts.gap is is_dropped
         assert facts.miss is None
-        assert len(collected.ids) == (0 if is_gone else 9)
+        assert len(collected.ids) == (0 if is_dropped else 9)
         await producer.append_next()
         facts, collected = await resumed(producer, cursor)
-        assert facts.gap is is_gone
-        assert len(collected.ids) == (1 if is_gone else 10)
+        assert facts.gap is is_dropped
+        assert len(collected.ids) == (1 if is_dropped else 10)
         later, _ = await resumed(producer, (await producer.append_next()).event_id)
         assert not later.gap
 
 
-@pytest.mark.parametrize("said", [0, 1, 3])
+@pytest.mark.parametrize("count", [0, 1, 3])
 async def test_backlog_that_drops_a_response_stores_an_error_once(
-    proxy: Proxy, client: aioredis.Redis, key_prefix: str, said: int
+    proxy: Proxy, client: aioredis.Redis, key_prefix: str, count: int
 ) -> None:
     """An error takes its place, so that a client that resumes gets an answer."""
     bounded = BoundedStore(client, key_prefix, backlog_events=20)
     victim = RootProducer(bounded.store, "a")
     cursor = (await bounded.store.append(victim.stream, None)).event_id
     async with bounded.outage(proxy):
-        await victim.append_many(said)
+        await victim.append_many(count)
         assert (await bounded.store.append(victim.stream, answer(7))).deferred
         await RootProducer(bounded.store, "b").append_many(19)
     for _ in range(2):
@@ -173,18 +173,18 @@ async def test_backlog_in_a_long_outage_bounds_memory(proxy: Proxy, client: aior
     message = note(0, "x" * 500)
     async with bounded.outage(proxy):
 
-        async def say(times: int) -> None:
+        async def append(times: int) -> None:
             for number in range(times):
                 for name in range(200):
                     await bounded.store.append(f"{name}:{number}", message)
 
         tracemalloc.start()
         try:
-            await say(5)
+            await append(5)
             gc.collect()
             tracemalloc.reset_peak()
             before, _ = tracemalloc.get_traced_memory()
-            await say(15)
+            await append(15)
             gc.collect()
             after, peak = tracemalloc.get_traced_memory()
         finally:
@@ -323,8 +323,8 @@ async def test_append_with_cancelled_callers_keeps_the_ids_of_others(
         raise
     assert cancelled
     assert not bounded.lost
-    away = sum(isinstance(fact, StoreRecovered) for fact in bounded.facts)
-    assert away == (trouble in {"refused", "held"})
+    recoveries = sum(isinstance(fact, StoreRecovered) for fact in bounded.facts)
+    assert recoveries == (trouble in {"refused", "held"})
 
 
 async def test_append_beside_a_cancelled_caller_is_not_deferred(

@@ -290,15 +290,15 @@ async def test_replay_of_a_chunk_of_invalid_members_continues(
 ) -> None:
     """More invalid members than a chunk holds neither stop the replay nor make it loop."""
     ids = await stored(store, 1)
-    rubbish = {f"rubbish{i}": int(ids[-1]) + 1 + i for i in range(CHUNK_EVENTS + 10)}
-    await redis_client.zadd(keys.stream("1"), rubbish)
+    invalid = {f"rubbish{i}": int(ids[-1]) + 1 + i for i in range(CHUNK_EVENTS + 10)}
+    await redis_client.zadd(keys.stream("1"), invalid)
     await redis_client.set(keys.counter, int(ids[-1]) + 10**6, ex=60)
     ids.append((await store.append("1", note(2))).event_id)
     collected = Collected()
     with in_time(10):
         facts = await store.replay(ids[0], collected, stream_id="1")
     assert collected.ids == ids[1:]
-    assert set(facts.corrupt) == set(rubbish)
+    assert set(facts.corrupt) == set(invalid)
 
 
 async def test_replay_of_an_index_of_another_type_is_rejected(
@@ -341,10 +341,10 @@ async def test_replay_past_trimmed_events_has_a_gap(
     ids = await stored(store, 2)
     await redis_client.expire(keys.stream("1"), 60)  # as if the stream had been written to ever since
 
-    async def gone() -> bool:
+    async def expired() -> bool:
         return not await redis_client.exists(*(keys.event(event_id) for event_id in ids))
 
-    await until(gone)
+    await until(expired)
     kept = await store.append("1", note(3))
     facts = await store.replay(ids[0], Collected(), stream_id="1")
     assert (facts.gap, facts.miss, facts.delivered, facts.last_event_id) == (True, None, 1, kept.event_id)
@@ -362,10 +362,10 @@ async def test_replay_of_an_expired_stream_is_an_expired_miss(
     store = brief
     ids = await stored(store, 1)
 
-    async def gone() -> bool:
+    async def expired() -> bool:
         return not await redis_client.exists(keys.counter, keys.stream("1"), *map(keys.event, ids))
 
-    await until(gone)
+    await until(expired)
     facts = await store.replay(ids[0], Collected(), stream_id="1")
     assert facts.age is not None
     assert facts == ReplayResult(miss=Miss.EXPIRED, age=facts.age)

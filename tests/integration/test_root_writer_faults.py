@@ -196,7 +196,7 @@ FAULTS: dict[str, tuple[Break, set[FailureReason]]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_root_appends_through_a_fault_are_stored_once(world: World, fault: str) -> None:
     """Nothing is lost or stored twice, and the reason is reported."""
-    happen, told = FAULTS[fault]
+    happen, reported = FAULTS[fault]
     producers, over = world.producers(), asyncio.Event()
     with in_time(30):
         async with anyio.create_task_group() as tasks:
@@ -210,7 +210,7 @@ async def test_root_appends_through_a_fault_are_stored_once(world: World, fault:
             await until(lambda: all(len(s.calls) > n + 5 for s, n in zip(producers, before, strict=True)))
             over.set()
     await world.check(producers)
-    assert told <= world.reasons()
+    assert reported <= world.reasons()
 
 
 @pytest.mark.parametrize("make_client", [_default], ids=["default"])
@@ -220,18 +220,18 @@ async def test_root_appends_with_a_retrying_client_are_stored_once(world: World,
     await test_root_appends_through_a_fault_are_stored_once(world, fault)
 
 
-@pytest.mark.parametrize("said", [1, 20])
-async def test_root_batch_copy_that_arrives_late_is_not_stored_again(world: World, said: int) -> None:
+@pytest.mark.parametrize("count", [1, 20])
+async def test_root_batch_copy_that_arrives_late_is_not_stored_again(world: World, count: int) -> None:
     """The copy arrives after later events."""
     producer = RootProducer(world.store, "a")
-    await producer.append_many(said)
+    await producer.append_many(count)
     fault = world.proxy.delay_request(world.token)
     await producer.append_next()
     await until_settled(world.store)
     assert fault.happened
-    await producer.append_many(said)
+    await producer.append_many(count)
     await world.proxy.deliver(fault)
-    await producer.append_many(said)
+    await producer.append_many(count)
     await world.check([producer])
 
 

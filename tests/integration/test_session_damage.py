@@ -82,19 +82,19 @@ async def test_replay_to_a_damaged_last_element_ends(
     assert followed.delivered == 0
 
 
-@pytest.mark.parametrize("rubbish", [b"", b"\n", b"rubbish", b"-1 1\n", b"\xff\xfe", b"99999999999999999999 1\n"])
+@pytest.mark.parametrize("invalid", [b"", b"\n", b"rubbish", b"-1 1\n", b"\xff\xfe", b"99999999999999999999 1\n"])
 @pytest.mark.parametrize("place", [0, 2, 4])
 async def test_replay_of_an_element_without_a_number_ends(  # noqa: PLR0913, PLR0917 - fixtures
     redis_client: aioredis.Redis,
     key_prefix: str,
     leaks: LeakChecker,
     reader: RedisSessionStore,
-    rubbish: bytes,
+    invalid: bytes,
     place: int,
 ) -> None:
     """It is no event, and no event is delivered twice."""
     ids, key = await stored(redis_client, key_prefix, leaks, final=True)
-    await redis_client.lset(key, place, rubbish)  # type: ignore[arg-type]
+    await redis_client.lset(key, place, invalid)  # type: ignore[arg-type]
     collected = Collected()
     await replayed(reader, ids[0], collected)
     assert len(set(collected.ids)) == len(collected.ids)

@@ -191,13 +191,13 @@ async def test_replay_of_a_corrupt_header_skips_it(
     assert (followed.delivered, followed.end) == (0, FollowEnd.TIMEOUT)
 
 
-@pytest.mark.parametrize("rubbish", [b"", b"rubbish", b"\n", b"-1 1\n{}", b"\xff"])
+@pytest.mark.parametrize("invalid", [b"", b"rubbish", b"\n", b"-1 1\n{}", b"\xff"])
 async def test_replay_of_an_element_without_a_number_counts_it_missing(
-    store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis, rubbish: bytes
+    store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis, invalid: bytes
 ) -> None:
     """The others are delivered."""
     producer = await stored_run(store, 4)
-    await redis_client.lset(producer.key, 2, rubbish)  # type: ignore[arg-type]
+    await redis_client.lset(producer.key, 2, invalid)  # type: ignore[arg-type]
     with in_time(5):
         facts, received = await producer.replayed(reader)
     assert received.ids == [producer.ids[1], *producer.ids[3:]]

@@ -178,8 +178,8 @@ def nodes() -> Iterator[tuple[OwnValkey, OwnValkey]]:
 
 def _knows_all(node: redis.Redis) -> bool:
     """Whether a node knows that the cluster is complete."""
-    said: bytes = node.execute_command("CLUSTER", "INFO", NEVER_DECODE=True)  # type: ignore[no-untyped-call]
-    return b"cluster_state:ok" in said and b"cluster_known_nodes:2" in said
+    info: bytes = node.execute_command("CLUSTER", "INFO", NEVER_DECODE=True)  # type: ignore[no-untyped-call]
+    return b"cluster_state:ok" in info and b"cluster_known_nodes:2" in info
 
 
 def _whole(node: OwnValkey) -> None:

@@ -36,7 +36,7 @@ async def other(redis_client: aioredis.Redis, store: RedisEventStore) -> AsyncIt
     await store.flush()
 
 
-async def say(part: RedisSessionStore, *numbers: int) -> list[str]:
+async def append_numbers(part: RedisSessionStore, *numbers: int) -> list[str]:
     """Append numbers to the standalone stream, and return their ids once they are stored."""
     appended = [await part.append(GET_STREAM_KEY, note(number)) for number in numbers]
     for each in appended:
@@ -58,13 +58,13 @@ async def test_standalone_stream_opened_first_reads_from_the_start(
 ) -> None:
     """A later client reads from now on."""
     part, others = store.for_session("s"), other.for_session("s")
-    await say(part, 1, 2)
-    await say(others, 3)
+    await append_numbers(part, 1, 2)
+    await append_numbers(others, 3)
     first = await others.open_standalone()
     for later in (await part.open_standalone(), await others.open_standalone()):
         assert sorted((await replayed(part, first)).contents) == [1, 2, 3]
         assert (await replayed(part, later)).contents == []
-    await say(part, 4)
+    await append_numbers(part, 4)
     assert (await replayed(others, later)).contents == [4]
 
 
@@ -75,7 +75,7 @@ async def test_standalone_stream_of_two_workers_delivers_each_message_once(
     parts = store.for_session("s"), other.for_session("s")
     cursor = await parts[0].open_standalone()
     for number in range(8):
-        await say(parts[number % 2], number)
+        await append_numbers(parts[number % 2], number)
     for part in parts:
         received = await replayed(part, cursor)
         assert sorted(received.contents) == list(range(8))
@@ -97,11 +97,11 @@ async def test_standalone_follower_gets_messages_of_both_workers(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: parts[0].follow(GET_STREAM_KEY, cursor, received, limit=60))
         for number in range(6):
-            await say(parts[number % 2], number)
+            await append_numbers(parts[number % 2], number)
             await received.has(number + 1, within=3)
         await parts[0].append(GET_STREAM_KEY, answer())
         await received.has(7)
-        await say(parts[1], 7)
+        await append_numbers(parts[1], 7)
         await received.has(8)
         tasks.cancel_scope.cancel()
     assert received.contents == [0, 1, 2, 3, 4, 5, "JSONRPCResponse", 7]
@@ -110,9 +110,9 @@ async def test_standalone_follower_gets_messages_of_both_workers(
 async def test_standalone_cursor_before_a_run_gets_all_of_it(store: RedisEventStore, other: RedisEventStore) -> None:
     """A cursor older than another worker's first message gets all of that worker's messages."""
     part, others = store.for_session("s"), other.for_session("s")
-    (cursor,) = await say(part, 0)
-    await say(others, 1, 2)
-    await say(part, 3)
+    (cursor,) = await append_numbers(part, 0)
+    await append_numbers(others, 1, 2)
+    await append_numbers(part, 3)
     assert sorted((await replayed(others, cursor)).contents) == [1, 2, 3]
 
 
@@ -121,8 +121,8 @@ async def test_standalone_cursor_with_invented_positions_hides_no_message(
 ) -> None:
     """Positions ahead of a run and invented runs raise no error."""
     part, others = store.for_session("s"), other.for_session("s")
-    (first,) = await say(part, 0)
-    (second,) = await say(others, 1)
+    (first,) = await append_numbers(part, 0)
+    (second,) = await append_numbers(others, 1)
     time = first.split("-")[0]
     invented = "~".join(f"{number}-{number:012x}ff" for number in range(50))
     for cursor in (
@@ -143,11 +143,11 @@ async def test_standalone_cursor_with_invented_positions_hides_no_message(
 async def test_standalone_cursor_of_an_unknown_run_is_a_miss(store: RedisEventStore) -> None:
     """The stream continues from now."""
     part = store.for_session("s")
-    (first,) = await say(part, 0)
+    (first,) = await append_numbers(part, 0)
     forged = f"{first.split('-')[0]}-3-0123456789ab1"
     facts = await part.replay(forged, Received(), stream_id=GET_STREAM_KEY)
     assert facts.miss is Miss.UNKNOWN
-    await say(part, 1)
+    await append_numbers(part, 1)
     assert (await replayed(part, facts.last_event_id)).contents == [1]
 
 
@@ -155,7 +155,7 @@ async def test_standalone_messages_of_a_dead_worker_are_read(store: RedisEventSt
     """`requests` names the run after the worker's end."""
     part, others = store.for_session("s"), other.for_session("s")
     cursor = await part.open_standalone()
-    await say(others, 0, 1)
+    await append_numbers(others, 0, 1)
     await other.flush()
     assert (await replayed(part, cursor)).contents == [0, 1]
 
@@ -171,14 +171,14 @@ async def test_standalone_follower_in_an_outage_reads_from_memory(
         cursor, received = await part.open_standalone(), Received()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(lambda: part.follow(GET_STREAM_KEY, cursor, received, limit=60))
-            await say(part, 0)
+            await append_numbers(part, 0)
             await received.has(1)
             proxy.refuse()
             proxy.reset()
             for number in (1, 2, 3):
                 await part.append(GET_STREAM_KEY, note(number))
                 await received.has(number + 1, within=3)
-            await say(others, 10)
+            await append_numbers(others, 10)
             await proxy.listen()
             await until_settled(local)
             await received.has(5)
@@ -195,7 +195,7 @@ async def test_standalone_stream_opened_in_an_outage_gets_this_workers_messages(
     async with Proxy(valkey_server.socket).running() as proxy, connect(proxy.url) as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL)
         part = store.for_session("s")
-        await say(part, 0)
+        await append_numbers(part, 0)
         proxy.refuse()
         proxy.reset()
         with in_time(2):
@@ -267,7 +267,7 @@ async def test_rollback_of_a_closed_session_stores_its_run_again(
     """Its run is stored again while it is in memory, and asks for no answer."""
     part = store.for_session("s")
     for number in (0, 1):
-        await say(part, number)
+        await append_numbers(part, number)
     part.close()
     (run,) = store._session_writer._known()
     await redis_client.delete(run.key, f"{part.key_prefix}requests")

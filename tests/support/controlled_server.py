@@ -48,7 +48,7 @@ class ControlledServer:
         async def announce(ctx: Context) -> str:
             """Announce on the standalone stream that the tools have changed."""
             await ctx.session.send_tool_list_changed()
-            return "said"
+            return "announced"
 
     def step(self, name: str, *messages: str) -> None:
         """Let the call with this name report these messages."""

@@ -97,7 +97,7 @@ def app() -> Starlette:  # noqa: C901 - its tools
     async def announce(ctx: Context) -> str:
         """Announce on the standalone stream that the tools have changed."""
         await ctx.session.send_tool_list_changed()
-        return "said"
+        return "announced"
 
     _add_numbered_tools(mcp)
 

@@ -23,19 +23,19 @@ async def test_replay_of_third_party_store_counts_deliveries() -> None:
     """Count the events and bytes that a third-party store replays."""
     store = EventStoreAdapter(MemoryEventStore()).for_session("a")
     first = await store.append("1", None)
-    said = await store.append("1", note(0))
+    noted = await store.append("1", note(0))
     ended = await store.append("1", answer())
     collected = Collected()
     facts = await store.replay(first.event_id, collected, stream_id="1")
-    assert collected.ids == [said.event_id, ended.event_id]
+    assert collected.ids == [noted.event_id, ended.event_id]
     assert facts == ReplayResult(
         stream_id="1",
         last_event_id=ended.event_id,
         delivered=2,
-        payload_bytes=said.payload_bytes + ended.payload_bytes,
+        payload_bytes=noted.payload_bytes + ended.payload_bytes,
         completed=True,
     )
-    assert said.payload_bytes == len(on_the_wire(note(0)))
+    assert noted.payload_bytes == len(on_the_wire(note(0)))
     assert first.payload_bytes == 0
 
 

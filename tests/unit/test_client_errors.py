@@ -61,7 +61,7 @@ def test_address_of_client_made_without_url_has_no_credential() -> None:
 
 
 @pytest.mark.parametrize(
-    ("raised", "told"),
+    ("raised", "expected"),
     [
         (redis.exceptions.TimeoutError("late"), StoreUnavailableError),
         (TimeoutError(), StoreUnavailableError),
@@ -78,10 +78,10 @@ def test_address_of_client_made_without_url_has_no_credential() -> None:
         (redis.exceptions.AuthenticationWrongNumberOfArgsError("ERR"), StoreRejectedError),
     ],
 )
-async def test_redis_error_is_mapped_to_a_store_error(raised: Exception, told: type[StoreError]) -> None:
+async def test_redis_error_is_mapped_to_a_store_error(raised: Exception, expected: type[StoreError]) -> None:
     """Each error of the client becomes one of two of ours, with operation and address and no credential."""
     client = aioredis.Redis(host="db", password=PASSWORD)
-    with pytest.raises(told, match="could not reach Redis at db:6379") as caught, map_redis_errors("reach", client):
+    with pytest.raises(expected, match="could not reach Redis at db:6379") as caught, map_redis_errors("reach", client):
         raise raised
     assert caught.value.__cause__ is raised
     assert PASSWORD not in str(caught.value)

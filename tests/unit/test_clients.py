@@ -18,7 +18,7 @@ from support.waiting import CEILING
 pytestmark = pytest.mark.anyio
 
 
-async def nobody(_: EventMessage) -> None:
+async def no_client(_: EventMessage) -> None:
     """Fail the test: there is nothing to send."""
     pytest.fail("there is nothing to send")
 
@@ -39,7 +39,7 @@ async def test_unreachable_cluster_is_unavailable_and_polled(no_cluster: aioredi
     store.begin("1", 1)
     assert (await store.append("1", None)).event_id
     assert await store.flush(0) == 1
-    followed = await store.follow("1", "1-1-0123456789ab1", nobody, limit=0.01)
+    followed = await store.follow("1", "1-1-0123456789ab1", no_client, limit=0.01)
     assert followed.end is FollowEnd.TIMEOUT
     assert followed.failures >= 1
 
@@ -90,5 +90,5 @@ async def test_client_of_another_encoding_stores_utf8_names(valkey_url: str, key
     async with aioredis.Redis.from_url(valkey_url, encoding=encoding) as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
         first = await store.append("ü€", None)
-        facts = await store.replay(first.event_id, nobody, stream_id="ü€")
+        facts = await store.replay(first.event_id, no_client, stream_id="ü€")
     assert (facts.stream_id, facts.miss) == ("ü€", None)
