@@ -1,7 +1,7 @@
-"""Other people's event stores, as stores that return facts.
+"""Adapt any SDK `EventStore` to the store protocol.
 
-Through the SDK's interface a store says little, so less is seen (no gaps, no corrupt rows), sessions are kept apart by
-the names of their streams, and a stream is followed by asking again.
+The SDK's interface exposes little: gaps and corrupt rows are not visible, sessions are isolated by the names of their
+streams, and a stream is followed by polling.
 """
 
 import asyncio
@@ -29,18 +29,18 @@ from mcp_eventscope.store.messages import (
 from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowEnd, FollowResult, Miss, ReplayResult
 
 ANSWER_TIMEOUT = 5.0
-"""Seconds that a store has for one operation."""
+"""The most seconds that one operation may take."""
 POLL_SECONDS = 0.5
-"""How often a followed stream is asked for anew. Each time may cost the store a whole scan, so not more often."""
+"""Seconds between polls of a followed stream. A poll may cost the store a full scan, so not more often."""
 
 
 class EventStoreAdapter:
-    """Any SDK `EventStore`, returning facts.
+    """An SDK `EventStore` whose operations return results.
 
-    A session's part (`for_session`) has the session id, and its length, in front of every stream id: no two sessions
-    can name the same stream, whatever their ids hold. A replay of a session's part is held back until the store has
-    said which stream the events are of, and dropped when that is not the session's: such stores look an event up by
-    its id alone, and would hand out another session's.
+    The view of a session (`for_session`) prefixes every stream id with the session id and its length, so no two
+    sessions can name the same stream, whatever their ids contain. It buffers a replay until the store has returned
+    the stream of the events, and drops it when the stream belongs to another session: such stores look up an event
+    by its id alone, and would return the events of any session.
 
     Args:
         store: The store.
@@ -52,64 +52,64 @@ class EventStoreAdapter:
 
     def __init__(self, store: EventStore, *, scope: str = "") -> None:
         if not isinstance(store, EventStore):
-            msg = f"an event store must be an mcp.server.streamable_http.EventStore, not {type(store).__name__}"
+            msg = f"store must be an mcp.server.streamable_http.EventStore, got {type(store).__name__}"
             raise TypeError(msg)
         self._store = store
         self._scope = scope
 
     @property
     def address(self) -> str:
-        """The store's class: where it keeps its events is not known."""
+        """The name of the store's class, since its location is unknown."""
         return type(self._store).__name__
 
     def for_session(self, session_id: str) -> Self:
-        """The part of the store that is one session's."""
+        """The view of one session."""
         return type(self)(self._store, scope=f"{len(session_id)}:{session_id}:")
 
     def begin(self, stream_id: StreamId, request_id: RequestId) -> None:
-        """Do nothing: the interface knows no requests."""
+        """Do nothing: the interface has no requests."""
 
     def bind(self, *, ended: Callable[[], None], fenced: Callable[[StreamId], None]) -> None:
-        """Do nothing: no other process answers for this one."""
+        """Do nothing: no other process answers requests of this one."""
 
     def followed(self, stream_id: StreamId) -> None:
-        """Do nothing: events are stored as they come."""
+        """Do nothing: events are stored as they arrive."""
 
     def close(self) -> None:
-        """Do nothing: the store has no part that is one session's."""
+        """Do nothing: the adapter holds no state of a session."""
 
     def readable(self, stream_id: StreamId, after: EventId) -> bool:
-        """Always: whether the store is reachable cannot be seen from here."""
+        """True: the interface does not show whether the store is reachable."""
         del stream_id, after
         return True
 
     async def open_standalone(self) -> EventId:
-        """No cursor: a follower is not woken by other processes."""
+        """Return no cursor: other processes cannot wake a follower."""
         return ""
 
     async def give_up(self, stream_id: StreamId, request_id: RequestId) -> None:
-        """Store an error as the response; whether there is one already cannot be seen from here."""
+        """Store an error as the response, whether or not there is one already."""
         await self.append(stream_id, orphaned(request_id))
 
     def observe(self, callback: Callable[[StoreEvent], None]) -> None:
-        """Do nothing: the interface tells nothing in between."""
+        """Do nothing: the interface has no background events."""
 
     @property
     def backlog(self) -> BacklogStatus:
-        """Nothing: what such a store defers, it does not say."""
+        """Empty: the interface does not expose deferred events."""
         return BacklogStatus()
 
     async def flush(self, seconds: float) -> int:
-        """Return at once: nothing waits here."""
+        """Return immediately: nothing is pending here."""
         return 0
 
     async def ping(self) -> None:
-        """Return at once: the interface has nothing to ask."""
+        """Return immediately: the interface has no health check."""
 
     async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> AppendResult:
-        """Store one event; the interface has no place for who produced it.
+        """Store one event; the interface has no field for the producer's trace context.
 
-        Raises what the store raises, and `StoreUnavailableError` when it does not answer.
+        Exceptions of the store are passed on; `StoreUnavailableError` is raised when it does not answer.
         """
         with self._bounded("store on"):
             event_id = await self._store.store_event(self._scope + stream_id, message)
@@ -118,15 +118,15 @@ class EventStoreAdapter:
     async def replay(
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
     ) -> ReplayResult:
-        """Deliver what the store replays after an event, up to the response when the stream is given.
+        """Deliver the events after an event; if the stream is given, up to the response.
 
         Args:
             last_event_id: The last event that the client has.
-            send: Awaited with each event, in order. What it raises ends the replay, and is passed on.
+            send: Awaited with each event, in order. Its exceptions end the replay and are passed on.
             stream_id: The stream that the events must be of.
 
         Returns:
-            What was delivered.
+            The delivered events.
         """
         if not last_event_id:
             return ReplayResult(miss=Miss.MALFORMED)
@@ -138,9 +138,9 @@ class EventStoreAdapter:
         return await self._deliver(found, held, last_event_id, send, until_response=stream_id is not None)
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> FollowResult:
-        """Deliver what is stored from now on, by asking again and again. Arguments and result as in `RedisEventStore`.
+        """Deliver the events stored from now on, by polling. Arguments and result as in `RedisEventStore`.
 
-        A store that fails or has forgotten the event is asked again until the limit.
+        Polling continues until the limit when the store fails or no longer has the event.
         """
         until = time.monotonic() + limit
         last, end = after, FollowEnd.TIMEOUT
@@ -148,7 +148,7 @@ class EventStoreAdapter:
         while True:
             try:
                 found, held = await self._fetch(last)
-            except Exception:  # noqa: BLE001 - a store of others raises what it likes; the client is still there
+            except Exception:  # noqa: BLE001 - a third-party store may raise anything; the client is still connected
                 failures += 1
             else:
                 if found == stream_id and held:
@@ -159,7 +159,7 @@ class EventStoreAdapter:
                         end = FollowEnd.COMPLETED
                         break
                     if held[-1].event_id is None:
-                        # The store does not say where it stands: asked again, it would send the same again.
+                        # Without an id there is no new cursor: another poll would deliver the same events again.
                         await asyncio.sleep(max(0.0, until - time.monotonic()))
             remaining = until - time.monotonic()
             if remaining <= 0:
@@ -169,7 +169,7 @@ class EventStoreAdapter:
 
     @contextmanager
     def _bounded(self, operation: str) -> Iterator[None]:
-        """Give up on a store that does not answer: the session that waits for it would hang."""
+        """Fail when the store does not answer in time: the waiting session would hang."""
         try:
             with anyio.fail_after(ANSWER_TIMEOUT):
                 yield
@@ -178,7 +178,7 @@ class EventStoreAdapter:
             raise StoreUnavailableError(msg) from error
 
     async def _fetch(self, last_event_id: EventId) -> tuple[StreamId | None, list[EventMessage]]:
-        """What the store replays, with the stream it names; None when that is not of this scope."""
+        """Return the stream, None if it is outside this scope, and the replayed events."""
         held: list[EventMessage] = []
 
         async def hold(event: EventMessage) -> None:
@@ -207,7 +207,7 @@ class EventStoreAdapter:
         return delivered.as_replayed()
 
     async def _pass_through(self, last_event_id: EventId, send: EventCallback) -> ReplayResult:
-        """A replay as the SDK asks for it: each event goes out as the store hands it over."""
+        """Replay without a buffer, as the SDK does."""
         delivered = _Delivered("", last_event_id, send)
         named = await self._store.replay_events_after(last_event_id, delivered.take)
         if named is None and not delivered.count:
@@ -217,7 +217,7 @@ class EventStoreAdapter:
 
 
 class _Delivered:
-    """Counts what goes through a callback."""
+    """Counts the events that pass through a callback."""
 
     def __init__(self, stream_id: StreamId | None, last_event_id: EventId, send: EventCallback) -> None:
         self.stream_id = stream_id
@@ -235,7 +235,7 @@ class _Delivered:
         self.completed = is_final(self.stream_id or "", event.message)
 
     def as_replayed(self) -> ReplayResult:
-        """The facts."""
+        """The result."""
         return ReplayResult(
             stream_id=self.stream_id,
             last_event_id=self._last,

@@ -1,4 +1,4 @@
-"""JSON-RPC messages to stored payloads, and back."""
+"""Encode JSON-RPC messages as stored payloads, and decode them."""
 
 import json
 from typing import Any
@@ -9,19 +9,19 @@ from mcp.types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPC
 from mcp_eventscope.errors import CorruptEventError
 
 _DIGITS = 4000
-"""Digits of an integer read at once: Python refuses to read more than 4300, and counts in any number of them."""
+"""Digits of an integer that are parsed in one step: Python refuses to parse more than 4300."""
 
 _from_json = pydantic_core.from_json
 _notification = JSONRPCNotification.__pydantic_validator__.validate_json
-"""Without the detour through `model_validate_json`, which takes as long again."""
+"""Bypasses `model_validate_json`, which takes twice as long."""
 _NOTIFICATION = b'{"jsonrpc":"2.0","method":'
-"""How `encode` begins a notification; in a request the id comes before the method."""
+"""The prefix of every notification that `encode` writes; in a request the id precedes the method."""
 
 
 def encode(message: JSONRPCMessage | None) -> bytes:
-    """The payload of a message: exactly what the transport writes live; b"" for a priming event.
+    """Encode a message exactly as the transport writes it live; b"" for a priming event.
 
-    `exclude_unset`, not `exclude_none`: the latter drops the `id: null` of an error, and a null that was sent.
+    `exclude_unset`, not `exclude_none`: the latter drops the `id: null` of an error, and explicit nulls.
 
     Args:
         message: A JSON-RPC message, or None for a priming event.
@@ -30,29 +30,29 @@ def encode(message: JSONRPCMessage | None) -> bytes:
         JSON in UTF-8, or b"".
 
     Raises:
-        ValueError: The message has no JSON form (a lone surrogate, say); the transport could not send it either.
+        ValueError: The message has no JSON form (for example a lone surrogate); the transport could not send it either.
     """
     if message is None:
         return b""
-    # What `model_dump_json` does, without the detour through text.
+    # As `model_dump_json`, without the intermediate text.
     return message.__pydantic_serializer__.to_json(message, by_alias=True, exclude_unset=True)
 
 
 def decode(payload: bytes) -> JSONRPCMessage:
-    """The message of a stored payload.
+    """Decode a stored payload.
 
     Args:
         payload: JSON in UTF-8, not empty.
 
     Returns:
-        The message, of the one type that its members name: trying the union in turn costs four times as much.
+        The message. Its members determine its type: trying the types of the union in turn takes four times as long.
 
     Raises:
-        CorruptEventError: It is not JSON, or no JSON-RPC message.
+        CorruptEventError: The payload is not JSON, or not a JSON-RPC message.
     """
     if payload.startswith(_NOTIFICATION):
         try:
-            # What most events are, in one step. With an id it would be a request: that is a member too many.
+            # Most events are notifications, decoded in one step. An id would make it a request: `forbid` rejects it.
             notification: JSONRPCNotification = _notification(payload, extra="forbid")
         except ValueError:
             pass
@@ -61,7 +61,7 @@ def decode(payload: bytes) -> JSONRPCMessage:
     try:
         return _message_of(payload)
     except (ValueError, RecursionError):
-        # Not chained: a validation error carries the payload in its text.
+        # Not chained: the text of a validation error contains the payload.
         msg = "not a JSON-RPC message"
         raise CorruptEventError(msg) from None
 
@@ -72,7 +72,7 @@ def _message_of(payload: bytes) -> JSONRPCMessage:
     except ValueError:
         # Pydantic writes more than it reads: deeper nesting than 200, integers of more than 4300 digits.
         message = _validated(json.loads(payload.decode(), parse_int=_integer))
-        # And this parser reads what pydantic cannot write, such as lone surrogates, which nobody has sent.
+        # This parser accepts payloads that pydantic cannot write, such as lone surrogates; `encode` rejects them.
         encode(message)
         return message
 
@@ -94,10 +94,10 @@ def _validated(members: Any) -> JSONRPCMessage:
 def _type_of(
     members: object,
 ) -> type[JSONRPCRequest | JSONRPCNotification | JSONRPCResponse | JSONRPCError]:
-    """The type of message that these members are."""
+    """The message type that the members belong to."""
     if not isinstance(members, dict):
         msg = "not an object"
-        raise ValueError(msg)  # noqa: TRY004 - the caller's one way to say "corrupt"
+        raise ValueError(msg)  # noqa: TRY004 - the caller maps ValueError to "corrupt"
     if "method" in members:
         return JSONRPCRequest if "id" in members else JSONRPCNotification
     return JSONRPCResponse if "result" in members else JSONRPCError

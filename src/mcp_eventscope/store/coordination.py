@@ -12,7 +12,7 @@ Notice: TypeAlias = dict[str, Any]
 DEFAULT_WORKER_LEASE = 10.0
 """Seconds after which a worker that does not renew its lease is declared dead."""
 LEAVE_SECONDS = 1.0
-"""The most seconds that a worker takes to give up its lease when it ends; else the lease expires."""
+"""The most seconds that a stopping worker spends on releasing its lease; after that the lease expires."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,35 +21,35 @@ class NewRecord:
 
     session_id: str
     owner: str
-    """A digest of its principal; "" for none."""
+    """A digest of the session's principal; "" without one."""
     handshake: str
-    """The parameters of its `initialize`, as JSON."""
+    """The parameters of the session's `initialize` request, as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """The record of a session, as its owner reads it. `state` is `live`, `ended`, `other` or `absent`."""
+    """The record of a session as its owner reads it. `state` is `live`, `ended`, `other` or `absent`."""
 
     state: str
     handshake: str = ""
 
 
 class Coordinator(Protocol):
-    """This worker, among the others that use the store."""
+    """This worker and its connection to the other workers of the store."""
 
     @property
     def now(self) -> int:
-        """Microseconds since 1970, by a clock that all workers share."""
+        """Microseconds since 1970, from a clock that all workers share."""
         ...
 
     @property
     def uncertain(self) -> bool:
-        """Whether the store was unreachable, or has lost data, so recently that records may be missing."""
+        """Whether the store was unreachable or lost data so recently that records may be missing."""
         ...
 
     @property
     def young(self) -> bool:
-        """Whether this worker began within a lease: it does not know of an earlier outage."""
+        """Whether this worker started less than a lease ago, and cannot know of earlier outages."""
         ...
 
     def hold_lease(
@@ -58,9 +58,9 @@ class Coordinator(Protocol):
         """Hold a lease, and receive the messages of other workers, until the block ends.
 
         Args:
-            lease: Seconds after which this worker is declared dead when it does not renew.
-            on_message: Called with each message; with `lost` after some may have been lost.
-            republish: Called when the store has recovered or lost data, to publish again the state that it may lack.
+            lease: Seconds without a renewal after which this worker is declared dead.
+            on_message: Called with each message; with `lost` when messages may have been lost.
+            republish: Called when the store has recovered or lost data, to republish the state that it may lack.
         """
         ...
 
@@ -68,34 +68,34 @@ class Coordinator(Protocol):
         """Send a message to the other workers.
 
         Raises:
-            StoreError: The store did not take it.
+            StoreError: The write failed.
         """
         ...
 
     async def record(self, record: NewRecord, *, ttl: int) -> str:
-        """Record a session, unless it is another principal's or has ended.
+        """Record a session, unless it belongs to another principal or has ended.
 
         Args:
             record: The session.
             ttl: Seconds until the record expires.
 
         Returns:
-            `live`; or `other` or `ended`, and nothing was changed.
+            `live`; or `other` or `ended` when nothing was changed.
 
         Raises:
-            StoreError: The store did not take it.
+                StoreError: The write failed.
         """
         ...
 
     async def record_all(self, records: Sequence[NewRecord], *, ttl: int) -> None:
-        """Record many sessions, many in a round trip. Arguments and errors as in `record`."""
+        """Record many sessions in few round trips. Arguments and errors as in `record`."""
         ...
 
     async def touch(self, session_id: str, *, owner: str, ttl: int) -> SessionRecord:
-        """Renew the record of a session for its owner, and read it.
+        """Renew and return the record of a session, for its owner.
 
         Raises:
-            StoreError: The store could not be read.
+            StoreError: The read failed.
         """
         ...
 
@@ -104,21 +104,21 @@ class Coordinator(Protocol):
 
         Args:
             session_id: The session.
-            ttl: Seconds for which the store remembers that it has ended.
+            ttl: Seconds for which the store remembers the end.
 
         Raises:
-            StoreError: The store did not take it.
+                StoreError: The write failed.
         """
         ...
 
     async def wait_for_record(self, task: "asyncio.Task[None]") -> None:
-        """Wait until a session is recorded, for a bounded time, also while the store is slow."""
+        """Wait until a session is recorded, for a limited time, even if the store is slow."""
         ...
 
     def best_effort(self) -> AbstractContextManager[None]:
-        """Bound a call in time, and suppress its failure, which the circuit breaker records."""
+        """Limit the duration of a call and suppress its failure, which the circuit breaker records."""
         ...
 
     def republish(self) -> None:
-        """Publish the state of this worker again soon: something could not be published."""
+        """Schedule another publication of this worker's state, after one has failed."""
         ...

@@ -7,32 +7,32 @@ from typing import TypeAlias
 
 
 class FailureReason(StrEnum):
-    """Why the store could not be written to."""
+    """Why a write to the store failed."""
 
     TIMEOUT = "timeout"
-    """It did not answer in time."""
+    """Redis did not answer in time."""
     CONNECTION = "connection"
-    """It could not be reached, or the connection broke."""
+    """Redis could not be reached, or the connection broke."""
     POOL = "pool"
-    """The client has no connection left (`max_connections`)."""
+    """All connections of the client are in use (`max_connections`)."""
     LOADING = "loading"
-    """Redis loads its data set."""
+    """Redis is loading its data set."""
     BUSY = "busy"
-    """Redis runs a script that does not end."""
+    """Redis is blocked by a script that does not end."""
     READONLY = "readonly"
-    """This Redis is a replica, after a failover say."""
+    """This Redis is a replica, for example after a failover."""
     OOM = "oom"
-    """Redis has reached `maxmemory`, and may not evict."""
+    """Redis has reached `maxmemory` and its policy forbids eviction."""
     NOSCRIPT = "noscript"
-    """Redis has forgotten the script; it is sent again at once."""
+    """Redis no longer has the script; it is sent again immediately."""
     AUTH = "auth"
     """Redis refused the user name, the password, or the command."""
     OTHER = "other"
-    """It answered with another error; the log tells."""
+    """Redis answered with another error; see the log."""
 
     @property
     def unreachable(self) -> bool:
-        """Whether the store does not answer anything else, either."""
+        """Whether every other call to the store would fail, too."""
         return self in _UNREACHABLE
 
 
@@ -42,18 +42,18 @@ _UNREACHABLE = frozenset(
 
 
 class LossReason(StrEnum):
-    """Why Redis does not have an event that was accepted."""
+    """Why an accepted event is not in Redis."""
 
     OVERFLOW = "overflow"
-    """The backlog was full, and its stream was given up."""
+    """The backlog was full, and the event's stream was dropped."""
     REJECTED = "rejected"
-    """Redis refused it for good: its key is another's."""
+    """Redis refused the event permanently: another program uses its key."""
     ROLLBACK = "rollback"
-    """Redis has lost it after it had acknowledged it, and it was no longer in memory."""
+    """Redis lost the event after acknowledging it, and it was no longer in memory."""
     SESSION_LIMIT = "session_limit"
-    """It was stored, and evicted since its session exceeded `max_session_bytes`."""
+    """The event was evicted because its session exceeded `max_session_bytes`."""
     SHUTDOWN = "shutdown"
-    """The process ended before the store was back."""
+    """The process ended before the store recovered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,47 +63,47 @@ class BatchCommitted:
     events: int
     payload_bytes: int
     deferred: int
-    """Of the events, those that nobody has waited for."""
+    """Number of these events for which no caller waited."""
     seconds: float
-    """Between sending and acknowledgement."""
+    """Seconds between sending and acknowledgement."""
     latencies: Sequence[float] = ()
-    """Of events that were accepted before they were sent: for each, seconds between acceptance and acknowledgement."""
+    """For each event that was accepted before it was sent: seconds between acceptance and acknowledgement."""
     messages: Sequence[type] = ()
-    """Of the same events, the types of their messages."""
+    """The message types of the same events."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRetried:
-    """A batch was not acknowledged, and is sent again: it is stored once all the same."""
+    """A batch was not acknowledged and is sent again. Its events are still stored only once."""
 
     reason: FailureReason
     events: int
     error: str = ""
-    """What was answered, for people."""
+    """The error as readable text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreDegraded:
-    """The store is away, or too slow: from now on nobody waits for it, and events are deferred."""
+    """The store is unreachable or too slow. Callers no longer wait for it, and events are deferred."""
 
     reason: FailureReason
     error: str = ""
-    """What was answered, for people."""
+    """The error as readable text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreRecovered:
-    """The store answers again, in time."""
+    """The store answers in time again."""
 
     reason: FailureReason
-    """Why it was away."""
+    """The reason of the outage."""
     seconds: float
-    """For how long."""
+    """Duration of the outage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventsLost:
-    """Events that Redis does not have, or will not have. They were sent live."""
+    """Events that are not in Redis and never will be. They were sent live."""
 
     reason: LossReason
     events: int
@@ -111,4 +111,4 @@ class EventsLost:
 
 
 StoreEvent: TypeAlias = BatchCommitted | BatchRetried | StoreDegraded | StoreRecovered | EventsLost
-"""What arises in the middle of operations, and no caller is told."""
+"""A background event of a store."""

@@ -1,26 +1,26 @@
-"""The JSON-RPC errors that stand in place of a response which cannot be delivered.
+"""JSON-RPC errors that replace a response which cannot be delivered.
 
-Codes are from the band that JSON-RPC leaves to implementations, -32000 to -32099, of which MCP reserves all but
--32000 to -32019; the SDK uses the first two.
+JSON-RPC leaves the codes -32000 to -32099 to implementations. MCP reserves all of them except -32000 to -32019, of
+which the SDK uses the first two.
 """
 
 from mcp.types import ErrorData, JSONRPCError, RequestId
 
 REQUEST_ORPHANED = -32010
-"""The worker that ran the request is gone."""
+"""The worker that ran the request has stopped or is declared dead."""
 EVENTS_GONE = -32011
-"""The events that the client missed, or the response, are no longer stored."""
+"""The missed events, or the response, are not available."""
 
-_UNKNOWN = "Whether the request took effect is unknown: do not repeat it unless the tool is idempotent"
+_UNKNOWN = "The request may have taken effect. Do not repeat it unless the tool is idempotent."
 
 
 def orphaned(request_id: RequestId) -> JSONRPCError:
-    """The error for a request whose worker is gone.
+    """The error for a request whose worker has stopped or is declared dead.
 
     Args:
         request_id: The client's id of the request, with its JSON type.
     """
-    return _error(request_id, REQUEST_ORPHANED, f"The server process that ran this request is gone. {_UNKNOWN}")
+    return _error(request_id, REQUEST_ORPHANED, f"The server process of this request is not available. {_UNKNOWN}")
 
 
 def events_gone(request_id: RequestId) -> JSONRPCError:
@@ -33,13 +33,13 @@ def not_stored(request_id: RequestId, reason: str) -> JSONRPCError:
 
     Args:
         request_id: As in `orphaned`.
-        reason: Why the response is not stored: a clause for the client.
+        reason: A clause that explains to the client why the response is not stored.
     """
     return _error(request_id, EVENTS_GONE, f"The response is not available: {reason}. {_UNKNOWN}")
 
 
 def superseded(request_id: RequestId) -> JSONRPCError:
-    """The error for a request whose id the client used again while it was running. Arguments as in `orphaned`."""
+    """The error for a request whose id the client reused before its response. Arguments as in `orphaned`."""
     return _error(request_id, EVENTS_GONE, f"Another request with the same id has replaced this one. {_UNKNOWN}")
 
 

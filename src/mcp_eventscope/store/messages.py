@@ -1,4 +1,4 @@
-"""The SDK's message types as a store uses them, and the kind of each message."""
+"""The SDK's message types that a store uses, and their kinds."""
 
 from enum import StrEnum
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class MessageKind(StrEnum):
-    """What an event carries."""
+    """The kind of message that an event carries."""
 
     PRIMING = "priming"
     REQUEST = "request"
@@ -51,17 +51,17 @@ def kind_of(message: JSONRPCMessage | None) -> MessageKind:
 
 
 def kind_of_type(message: type) -> MessageKind:
-    """The kind of the messages of a type."""
+    """The kind of a message type."""
     return _KINDS[message]
 
 
 FINAL = (JSONRPCResponse, JSONRPCError)
-"""The types of message that end the stream of a request."""
+"""The message types that end the stream of a request."""
 
 
 def is_final(stream_id: StreamId, message: JSONRPCMessage | None) -> bool:
-    """Whether a message ends its stream: the response of the request that the stream belongs to.
+    """Whether a message ends its stream, as the response to the stream's request.
 
-    The standalone stream never ends; an error without an id, which belongs to no request, is sent on it.
+    The standalone stream never ends. It carries the errors without an id, which belong to no request.
     """
     return stream_id != GET_STREAM_KEY and type(message) in FINAL

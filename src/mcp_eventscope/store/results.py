@@ -11,14 +11,14 @@ from mcp_eventscope.store.messages import EventId, StreamId
 
 
 class Miss(StrEnum):
-    """Why nothing could be replayed."""
+    """Why a replay found nothing to resume from."""
 
     MALFORMED = "malformed"
-    """The text is no event id of this store."""
+    """The text is not an event id of this store."""
     UNKNOWN = "unknown"
-    """No such event was given out here: of another session, larger than any id, or lost with the data."""
+    """This session has no such event: it belongs to another session, was never assigned, or was lost with the data."""
     EXPIRED = "expired"
-    """The event is older than the TTL, and so is everything that followed it."""
+    """The event and all its successors are older than the TTL."""
 
 
 class FollowEnd(StrEnum):
@@ -33,14 +33,14 @@ class FollowEnd(StrEnum):
 
 
 class StoreOutcome(StrEnum):
-    """What became of an event that was accepted."""
+    """The final state of an accepted event."""
 
     STORED = "stored"
-    """It is stored."""
+    """The event is stored."""
     REFUSED = "refused"
-    """Its request was answered in this worker's place, or its session has ended: it is not stored."""
+    """Not stored, because its request was answered in this worker's place or its session has ended."""
     LOST = "lost"
-    """It will never be stored; a resume reports a gap."""
+    """The event will never be stored; a resume reports a gap."""
 
 
 class Acknowledgement(Protocol):
@@ -52,60 +52,60 @@ class Acknowledgement(Protocol):
         ...
 
     def add_done_callback(self, callback: Callable[[StoreOutcome], None]) -> None:
-        """Call back once it is known what became of the event."""
+        """Call back with the event's final state."""
         ...
 
     def acknowledged(self) -> "asyncio.Future[StoreOutcome]":
-        """A future of what becomes of the event."""
+        """A future of the event's final state."""
         ...
 
 
 class AppendResult(NamedTuple):
-    """One event was taken: stored, or to be stored. One is made for each event, and a tuple costs least."""
+    """The result of accepting one event. A tuple, because one is created per event and tuples are cheapest."""
 
     event_id: EventId
-    """Its id; "" when it was refused, or deferred."""
+    """The event's id; "" if it was refused or deferred."""
     payload_bytes: int
     """Size of the stored payload in bytes of UTF-8; 0 for a priming event."""
     refused: bool = False
-    """It is not stored, since its request has no open stream: it was answered, or never begun here."""
+    """Not stored, because its request has no open stream: it was answered, or never begun here."""
     deferred: bool = False
-    """It has no id yet, since the root store's Redis is unreachable or slow: it will be stored."""
+    """Stored later, and without an id yet, because the root store's Redis is unreachable or slow."""
     pending: Acknowledgement | None = None
-    """Of an event that is stored in the background; None where it was stored before the call returned."""
+    """The acknowledgement of an event stored in the background; None if it was stored before the call returned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayResult:
-    """What became of one replay."""
+    """The result of one replay."""
 
     stream_id: StreamId | None = None
-    """The stream; None when the id names none."""
+    """The stream; None if the id identifies none."""
     last_event_id: EventId = ""
-    """The event up to which the stream has been read: where following starts."""
+    """The last event read from the stream, after which following starts."""
     delivered: int = 0
-    """Messages handed to the callback; priming events never are."""
+    """Messages passed to the callback; priming events are not."""
     payload_bytes: int = 0
-    """Stored bytes of what was delivered."""
+    """Stored bytes of the delivered events."""
     missing: int = 0
-    """Events that the index still names, and that are gone (expired or evicted)."""
+    """Events that the index still lists although they have expired or were evicted."""
     corrupt: tuple[EventId, ...] = ()
-    """Events that could not be read, and were skipped."""
+    """Unreadable events, which were skipped."""
     gap: bool = False
-    """Whether events between the cursor and what was delivered are gone."""
+    """Whether events after the cursor were lost before they could be delivered."""
     completed: bool = False
-    """Whether the response of the request has been delivered, now or before."""
+    """Whether the response of the request was delivered, now or earlier."""
     age: float | None = None
-    """Seconds between the instant that the last event was stored and the replay; None when the id does not tell."""
+    """Seconds between the storage of the client's last event and the replay; None if the id contains no time."""
     miss: Miss | None = None
-    """Why there was nothing to resume from; None when there was."""
+    """Why there was nothing to resume from; None after a replay."""
     producers: tuple[str, ...] = ()
-    """Who produced what was delivered, as it was given to `append`: each once, the first 32."""
+    """The distinct `traceparent` values of the delivered events, the first 32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FollowResult:
-    """What became of following one stream."""
+    """The result of following one stream."""
 
     last_event_id: EventId
     end: FollowEnd
@@ -114,17 +114,17 @@ class FollowResult:
     missing: int = 0
     corrupt: tuple[EventId, ...] = ()
     failures: int = 0
-    """Reads that failed, and were tried again."""
+    """Failed reads, which were retried."""
     orphaned: bool = False
-    """Whether the request's worker was gone, and the request was answered by this follower."""
+    """Whether the request's worker was dead and this follower answered the request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BacklogStatus:
-    """What is deferred, and waits for the store."""
+    """The deferred events, which are waiting for the store."""
 
     events: int = 0
     payload_bytes: int = 0
-    """What they take up, with what is kept of each beside its payload."""
+    """Memory that they use, including the data kept beside each payload."""
     failure: FailureReason | None = None
-    """Why the store is away; None when it is not."""
+    """Why the store is unavailable; None while it is available."""
