@@ -1,4 +1,4 @@
-"""Whether Redis can be called: one circuit breaker for writer, reader and workers."""
+"""The circuit breaker that writer, reader and workers share."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from mcp_eventscope.store.events import FailureReason, StoreDegraded, StoreRecov
 class CircuitBreaker:
     """Opens on the first failure and closes on the first reply in time.
 
-    One outage is one degradation: while the circuit is open, a further failure changes the reason, and is not reported.
+    One outage is one degradation: while the circuit is open, further failures change the reason and are not reported.
 
     Args:
-        call_timeout: Seconds that a caller waits for Redis at most while a message or a request depends on it; a reply
-            that takes longer does not close the circuit.
+        call_timeout: The most seconds that a message or a request waits for Redis. A reply that takes longer does not
+            close the circuit.
         observers: Called with `StoreDegraded` when the circuit opens, and with `StoreRecovered` when it closes.
     """
 
@@ -29,19 +29,19 @@ class CircuitBreaker:
 
     @property
     def unreachable(self) -> bool:
-        """Whether Redis answers nothing at all: not a write that it refuses, but no call."""
+        """Whether every call to Redis fails, rather than only the writes that it refuses."""
         return self.reason is not None and self.reason.unreachable
 
     def on_open(self, probe: Callable[[], None]) -> None:
-        """Call back on each failure: something has to try Redis until it answers."""
+        """Register a callback for failures, which must probe Redis until it answers."""
         self._probes.append(probe)
 
     def record_failure(self, reason: FailureReason, error: str) -> None:
         """Open the circuit.
 
         Args:
-            reason: Why.
-            error: The failure in words: with the address, without a secret or a payload.
+            reason: The kind of failure.
+            error: Readable text with the address of Redis, without secrets and payloads.
         """
         opened = self.reason is None
         self.reason = reason
@@ -53,10 +53,10 @@ class CircuitBreaker:
             probe()
 
     def record_success(self, seconds: float) -> None:
-        """Close the circuit, if the reply came in time.
+        """Close the circuit if the reply came in time.
 
         Args:
-            seconds: Time between the call and its reply.
+            seconds: Seconds between the call and its reply.
         """
         if self.reason is None or seconds >= self.call_timeout:
             return

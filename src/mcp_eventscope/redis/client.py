@@ -1,4 +1,4 @@
-"""Clients: which ones are accepted, what they are called in messages, and how their errors are told."""
+"""Redis clients: creation, validation, and the mapping of their errors."""
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -35,35 +35,34 @@ AnyRedis: TypeAlias = aioredis.Redis | aioredis.RedisCluster
 """The clients that a store accepts, with `decode_responses` either way."""
 
 CONNECT_TIMEOUT = 1.0
-"""Seconds to reach Redis, for a client made by `connect`."""
+"""Connect timeout, in seconds, of a client created by `connect`."""
 REPLY_TIMEOUT = 1.0
-"""Seconds to wait for a reply, for a client made by `connect`: each message of a session waits so long while Redis is
-frozen. `?socket_timeout=…` in the URL says otherwise."""
+"""Reply timeout, in seconds, of a client created by `connect`. `?socket_timeout=…` in the URL overrides it."""
 ANSWER_TIMEOUT = 5.0
-"""Seconds for an operation, by any client: with some, one that gets no reply never ends, or is tried for minutes."""
+"""The most seconds of one operation, with any client: some clients wait forever, or retry for minutes."""
 
 _SCHEMES = ("redis", "rediss", "unix")
 
 
 def connect(url: str) -> aioredis.Redis:
-    """A client for a URL; it connects when it is first used.
+    """Create a client for a URL; it connects when it is first used.
 
-    It does not retry: an append whose reply was lost may have been done, and a second one would store it twice. Who
-    finds all connections in use waits for one.
+    The client does not retry: an append whose reply was lost may have succeeded, and a retry would store the event
+    twice. A caller that finds all connections in use waits for one.
 
     Args:
         url: `redis://[user:password@]host[:port][/db]`, `rediss://…` for TLS, or `unix://path`.
 
     Returns:
-        The client; whoever called closes it.
+        The client, which the caller must close.
 
     Raises:
-        ValueError: The URL is none of these. The message does not repeat it, for it may hold a password.
+        ValueError: The URL is none of these. The message omits it, because it may contain a password.
     """
     try:
-        # Without both slashes everything is a path, and the client would quietly go to localhost.
+        # Without both slashes everything is a path, and the client would silently connect to localhost.
         if urlsplit(url).scheme not in _SCHEMES or "://" not in url:
-            raise ValueError  # noqa: TRY301 - told once, below
+            raise ValueError  # noqa: TRY301 - one message for all causes, below
         pool = aioredis.BlockingConnectionPool.from_url(
             url,
             timeout=REPLY_TIMEOUT,
@@ -71,54 +70,54 @@ def connect(url: str) -> aioredis.Redis:
             socket_timeout=REPLY_TIMEOUT,
             retry=Retry(NoBackoff(), 0),
         )
-        pool.connection_class(**pool.connection_kwargs)  # Made and dropped: only this looks at the options of the URL.
+        pool.connection_class(**pool.connection_kwargs)  # Only this validates the URL's options.
     except (ValueError, TypeError, AttributeError, RedisError):
         msg = (
-            "the Redis URL cannot be read (it is not repeated here, since it may hold a password); "
+            "redis_url must be a valid Redis URL (it is not shown here, because it may contain a password); "
             "write redis://host:6379/0, rediss://… for TLS, or unix:///path/to.sock, "
-            "percent-encode special characters in the password, and add only options that redis-py knows"
+            "percent-encode special characters in the password, and use only options that redis-py supports"
         )
         raise ValueError(msg) from None
     return aioredis.Redis.from_pool(pool)
 
 
 def require_async(client: object) -> None:
-    """Refuse what is not an asyncio client of redis-py.
+    """Refuse a client that is not an asyncio client of redis-py.
 
     Raises:
-        TypeError: It is not; the message says what to use.
+        TypeError: The client has another type; the message names the right one.
     """
     if isinstance(client, aioredis.Redis | aioredis.RedisCluster):
         return
     if isinstance(client, redis.Redis | redis.RedisCluster):
         msg = (
-            "RedisEventStore needs an asyncio client, and this one is synchronous: it would block the event loop. "
-            "Use redis.asyncio.Redis with the same arguments"
+            "redis must be an asyncio client, got a synchronous one, which would block the event loop; "
+            "use redis.asyncio.Redis with the same arguments"
         )
     else:
-        msg = f"RedisEventStore needs a redis.asyncio.Redis (or RedisCluster), not {type(client).__name__}"
+        msg = f"redis must be a redis.asyncio.Redis or RedisCluster, got {type(client).__name__}"
     raise TypeError(msg)
 
 
 def require_one_slot(client: AnyRedis, prefix: str) -> None:
-    """Refuse keys that a cluster would refuse for ever, and a backlog would keep.
+    """Refuse keys that a cluster would refuse permanently, since the backlog would retry them forever.
 
     Raises:
-        StoreRejectedError: The client is a cluster's, and the keys under the prefix are not in one slot.
+        StoreRejectedError: The client is a cluster client, and the keys under the prefix are not in one slot.
     """
     if isinstance(client, aioredis.RedisCluster) and "{" not in prefix:
         msg = (
-            f"the keys of a root store under {prefix!r} are not in one slot of Redis Cluster: "
-            'give it a key_prefix with a hash tag, such as "{mcp}:", or use the parts of sessions (`for_session`)'
+            f"key_prefix must contain a hash tag for a root store on Redis Cluster, got {prefix!r}; "
+            'use a prefix such as "{mcp}:", or the store of a session (for_session)'
         )
         raise StoreRejectedError(msg)
 
 
 def address_of(client: AnyRedis) -> str:
-    """Where a client connects to: `host:port`, a socket's path, a Sentinel's service. Never a user name or password."""
+    """The server address without credentials: `host:port`, a socket's path, or a Sentinel's service."""
     if isinstance(client, aioredis.RedisCluster):
         return ", ".join(f"{node.host}:{node.port}" for node in client.get_nodes()) or "a Redis Cluster"
-    if isinstance(client.connection_pool, SentinelConnectionPool):  # Its address is whatever the Sentinels say.
+    if isinstance(client.connection_pool, SentinelConnectionPool):  # The Sentinels decide the address.
         return f"the master {client.connection_pool.service_name!r} of Sentinel"
     arguments = client.connection_pool.connection_kwargs
     if path := arguments.get("path"):
@@ -130,17 +129,17 @@ T = TypeVar("T")
 
 
 async def call(operation: str, client: AnyRedis, breaker: CircuitBreaker, function: Callable[[], Awaitable[T]]) -> T:
-    """Call Redis, a second time if the connection was a stale one of the pool: for what may be done twice.
+    """Call Redis, and repeat the call once if a pooled connection was stale. `function` must be idempotent.
 
     Args:
         operation: As in `map_redis_errors`.
         client: The client.
-        breaker: Records the failure, if there is one in the end.
+        breaker: Records the final failure, if any.
         function: Makes the call.
 
     Raises:
-        StoreUnavailableError: Redis was not reached, or did not reply in time.
-        StoreRejectedError: Redis replied with an error.
+        StoreUnavailableError: Redis was not reached, or did not answer in time.
+        StoreRejectedError: Redis answered with an error.
     """
     stale = breaker.reason is None
     while True:
@@ -161,11 +160,13 @@ async def call(operation: str, client: AnyRedis, breaker: CircuitBreaker, functi
 
 @contextmanager
 def map_redis_errors(operation: str, client: AnyRedis) -> Iterator[None]:
-    """Bound an operation in time, and turn the client's errors into ours: with the place, without what was sent.
+    """Limit an operation in time and map the client's errors to ours.
+
+    The messages contain the address of Redis, and nothing that was sent to it.
 
     Args:
-        operation: What was done, for the message: "append to", "read from", …
-        client: Whose errors.
+        operation: The operation in the message: "append to", "read from", …
+        client: The client.
 
     Raises:
         StoreUnavailableError: Redis was not reached, or did not answer in time.
@@ -179,21 +180,21 @@ def map_redis_errors(operation: str, client: AnyRedis) -> Iterator[None]:
 
 
 TRANSIENT_CODES = frozenset({"BUSY", "MISCONF", "NOREPLICAS", "UNKILLABLE"})
-"""Error replies without a class of their own that say nothing of the command: the same one may succeed later."""
+"""Error codes, without an exception class in redis-py, after which the same command may succeed later."""
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether Redis has refused a command for what it is, so that it would refuse it again."""
+    """Whether Redis refused the command itself, and would refuse it again."""
     # redis-py has subclasses for LOADING, READONLY, OOM, TRYAGAIN, CLUSTERDOWN, NOPERM and the like, and none for ERR.
     return type(error) is ResponseError and str(error).partition(" ")[0] not in TRANSIENT_CODES
 
 
 def failure_text(error: BaseException, client: AnyRedis) -> str:
-    """A failure in words, for logs: with the address, without what was sent."""
+    """Describe a failure for logs: with the address, without arguments of the command."""
     if isinstance(error, RedisTimeoutError | TimeoutError):
         text = "no reply in time"
     elif isinstance(error, ResponseError):
-        # An unknown command is answered with the arguments that it was called with, the payload among them.
+        # The error for an unknown command repeats its arguments, the payload among them.
         text = f"replied {str(error).partition(', with args')[0]}"
     elif isinstance(error, RedisError | RedisClusterException | OSError) and str(error):
         text = str(error)
@@ -203,14 +204,14 @@ def failure_text(error: BaseException, client: AnyRedis) -> str:
 
 
 def failure_reason(error: BaseException) -> FailureReason:
-    """What an error of the client's, or of Redis, means for those who wait to write."""
+    """Classify an error of the client or of Redis."""
     if isinstance(error, RedisConnectionError) and isinstance(error.__cause__, RedisError):
         error = error.__cause__
     for kinds, reason in _FAILURE_REASONS:
         if isinstance(error, kinds):
             return reason
     if isinstance(error, RedisConnectionError):
-        # What a blocking pool says that is exhausted.
+        # The error of an exhausted blocking pool.
         return FailureReason.POOL if str(error).startswith("No connection available") else FailureReason.CONNECTION
     if isinstance(error, ResponseError):
         code = str(error).partition(" ")[0]
@@ -230,18 +231,18 @@ _FAILURE_REASONS: tuple[tuple[tuple[type[BaseException], ...], FailureReason], .
 
 
 def _store_error(error: RedisError | RedisClusterException | OSError, failed: str) -> StoreError:
-    """Our error for one of the client's."""
+    """Convert an error of the client into a `StoreError`."""
     if isinstance(error, RedisConnectionError) and isinstance(error.__cause__, AuthenticationError | ResponseError):
-        error = error.__cause__  # What Redis answers while the client connects comes wrapped.
+        error = error.__cause__  # redis-py wraps the errors that Redis sends during the connection handshake.
     if isinstance(error, RedisTimeoutError | TimeoutError):
         return StoreUnavailableError(f"{failed}: no answer in time")
     if isinstance(error, AuthenticationError):
         return StoreRejectedError(f"{failed}: it refused the user name or password")
     if isinstance(error, ResponseError):
-        # An unknown command is answered with the arguments that it was called with, the payload among them.
+        # The error for an unknown command repeats its arguments, the payload among them.
         kind = WrongTypeError if str(error).startswith("WRONGTYPE") else StoreRejectedError
         return kind(f"{failed}: it answered {str(error).partition(', with args')[0]}")
     if isinstance(error, RedisConnectionError | OSError):
         return StoreUnavailableError(f"{failed}: {error}")
-    # A cluster that is not there, among others.
+    # For example, an unreachable cluster.
     return StoreUnavailableError(f"{failed}: {type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""The clock of event ids: this machine's, suspend included, set to Redis's time once that is known."""
+"""The clock of event ids: the local boot clock, synchronized with Redis's time."""
 
 import time
 from collections.abc import Callable
@@ -6,21 +6,21 @@ from functools import partial
 
 _NANOSECONDS_PER_MICROSECOND = 1_000
 _LATE = 1_000_000
-"""Microseconds by which a reply may be read late; a time that is earlier by more is a step of Redis's clock."""
+"""Microseconds by which a reply may be read late. A time that is further back is a step of Redis's clock."""
 
 
 def _boot_clock() -> Callable[[], int]:
-    """The clock that counts while the machine is suspended: on Linux; elsewhere the monotonic clock has to do."""
+    """Return the clock that includes suspend where there is one (Linux), else the monotonic clock."""
     boottime = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic_ns if boottime is None else partial(time.clock_gettime_ns, boottime)
 
 
 boot_nanoseconds = _boot_clock()
-"""Nanoseconds since an arbitrary instant; it never jumps, and includes suspend where the system supports it."""
+"""Nanoseconds since an arbitrary instant. The clock never jumps, and includes suspend where the system supports it."""
 
 
 def boot_microseconds() -> int:
-    """The same in microseconds."""
+    """`boot_nanoseconds` in microseconds."""
     return boot_nanoseconds() // _NANOSECONDS_PER_MICROSECOND
 
 
@@ -34,17 +34,17 @@ class EventClock:
         self._synchronized = False
 
     def now(self) -> int:
-        """Microseconds since 1970, by Redis's clock once `synchronize` was called."""
+        """Microseconds since 1970, from Redis's clock once `synchronize` was called."""
         return boot_nanoseconds() // _NANOSECONDS_PER_MICROSECOND + self._offset
 
     def synchronize(self, redis_microseconds: int) -> None:
-        """Set the clock to Redis's `TIME`, as a reply that has just been read gives it.
+        """Set the clock to Redis's `TIME` from a reply that has just been read.
 
-        A reply is read late, never early: of several replies the one that is read soonest tells the time best.
+        A reply may be read late, never early: of several replies, the one with the least delay is the most accurate.
         """
         offset = redis_microseconds - boot_microseconds()
         if self._synchronized and 0 < self._offset - offset < _LATE:
-            self._offset -= 1  # In case Redis's clock is the slower one.
+            self._offset -= 1  # Follows slowly, in case Redis's clock is slower than ours.
         else:
             self._offset = offset
             self._synchronized = True

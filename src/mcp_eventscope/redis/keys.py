@@ -1,4 +1,4 @@
-"""Redis key names, and the rules that a prefix keeps."""
+"""Redis key names and the rules for a key prefix."""
 
 import re
 from urllib.parse import quote
@@ -7,11 +7,11 @@ _UNSAFE = re.compile(r"[\x00-\x20\x7f]")
 _HASH_TAG = re.compile(r"[^{}]*(\{[^{}]+\}[^{}]*)*")
 
 EVENT_ID = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
-"""An event id of this layout: decimal, without sign or leading zeros, at most 18 digits, so that it fits 64 bits."""
+"""An event id of this layout: decimal, no sign, no leading zeros, at most 18 digits, so that it fits 64 bits."""
 
 
 class Keys:
-    """The keys under one prefix (DESIGN: the layout of mcp-persist 0.1.1, with `trimmed` and `commit` added).
+    """The keys under one prefix. The root layout is that of mcp-persist 0.1.1, plus `trimmed` and `commit`.
 
     ```
     {prefix}counter              STRING  in the root: the last event id given out
@@ -24,15 +24,15 @@ class Keys:
     {prefix}sizes                HASH    in a session: the bytes of its runs (`SessionLimit`)
     {prefix}commit:{worker}      STRING  in the root: the worker's last commit, so that a batch is committed once
     {prefix}stored               channel in the root: the worker and the streams of each batch
-    {prefix}session              HASH    in a session: what another worker needs to take it over
-    {prefix}worker:{worker}      STRING  in the root: the worker lives, until this expires
-    {prefix}sampler              STRING  in the root: which worker samples Redis, until this expires
-    {prefix}workers              channel in the root: what workers tell each other
+    {prefix}session              HASH    in a session: the record with which another worker can adopt it
+    {prefix}worker:{worker}      STRING  in the root: the worker's lease
+    {prefix}sampler              STRING  in the root: the worker that samples Redis, until the key expires
+    {prefix}workers              channel in the root: the messages between workers
     ```
 
     Args:
-        prefix: What every key begins with. Not empty, without spaces or control characters; braces only as a
-            whole Redis hash tag, `{…}`, since half a pair would put the keys of a session on different slots.
+        prefix: The prefix of every key. Not empty, without spaces and control characters. Braces only as a complete
+            Redis hash tag, `{…}`: an unpaired brace would put the keys of a session in different slots.
 
     Raises:
         TypeError: `prefix` is not a string.
@@ -43,18 +43,18 @@ class Keys:
 
     def __init__(self, prefix: str) -> None:
         if not isinstance(prefix, str):
-            msg = f'key_prefix must be a string such as "mcp:", not {type(prefix).__name__}'
+            msg = f'key_prefix must be a string such as "mcp:", got {type(prefix).__name__}'
             raise TypeError(msg)
         if not prefix:
-            msg = 'key_prefix must not be empty: keys without a prefix mix with those of others. Use "mcp:", say'
+            msg = "key_prefix must not be empty, or keys mix with those of other programs; use for example 'mcp:'"
             raise ValueError(msg)
         if _UNSAFE.search(prefix):
-            msg = f"key_prefix must not have spaces or control characters: {prefix!r}"
+            msg = f"key_prefix must not contain spaces or control characters, got {prefix!r}; use for example 'mcp:'"
             raise ValueError(msg)
         if not _HASH_TAG.fullmatch(prefix):
             msg = (
-                f"key_prefix has braces that are no whole hash tag: {prefix!r}. Redis Cluster takes the text between "
-                "the first '{' and the next '}' as the slot; write a pair with text inside, or no brace at all"
+                f"key_prefix must contain braces only as a complete hash tag, got {prefix!r}; write a pair of braces "
+                "with text between them (Redis Cluster hashes that text), or no braces"
             )
             raise ValueError(msg)
         self.prefix = prefix
@@ -91,12 +91,12 @@ class Keys:
         return f"{self.prefix}worker:{worker}"
 
     def for_session(self, session_id: str) -> "Keys":
-        """The keys of one session: under `{prefix}{session}:`, the braces literal, so that they share one slot.
+        """The keys of one session: `{prefix}{session}:…`, with literal braces, hence in one slot.
 
         Raises:
-            ValueError: `session_id` is empty: Redis takes no slot from empty braces, and sessions have names.
+            ValueError: `session_id` is empty: Redis ignores a hash tag without text.
         """
         if not session_id:
-            msg = "a session's part of the store needs the session's id, and this one is empty"
+            msg = "session_id must not be empty; pass the MCP session id"
             raise ValueError(msg)
         return Keys(f"{self.prefix}{{{quote(session_id, safe='')}}}:")

@@ -1,4 +1,4 @@
-"""The callbacks that are called with each background event of a store."""
+"""The callbacks for a store's background events."""
 
 import contextlib
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from mcp_eventscope.store.events import StoreEvent
 
 
 class Observers:
-    """Calls back with outages, retries, commits and losses, in the order of subscription."""
+    """Passes outages, retries, commits and losses to callbacks, in the order of subscription."""
 
     def __init__(self) -> None:
         self._callbacks: list[Callable[[StoreEvent], None]] = []
@@ -16,11 +16,11 @@ class Observers:
         return bool(self._callbacks)
 
     def subscribe(self, callback: Callable[[StoreEvent], None]) -> None:
-        """Call back with each fact. The callback must not block; an exception that it raises is dropped."""
+        """Add a callback. It must not block; its exceptions are dropped."""
         self._callbacks.append(callback)
 
     def emit(self, fact: StoreEvent) -> None:
-        """Call all of them."""
+        """Call all callbacks."""
         for callback in self._callbacks:
             # A failing observer must not keep events from being stored.
             with contextlib.suppress(Exception):

@@ -1,4 +1,4 @@
-"""One subscription connection for a process: who wants to be called when something is published."""
+"""The Redis subscriptions of a process, on one connection."""
 
 import asyncio
 import contextlib
@@ -13,42 +13,42 @@ from mcp_eventscope.cancellation import cancel_task, is_cancelling
 from mcp_eventscope.redis.client import AnyRedis
 
 Listener: TypeAlias = Callable[[bytes | None], None]
-"""Called with what was published, or with None after messages may have been lost."""
+"""Called with a published message, or with None when messages may have been lost."""
 
 RECONNECT_SECONDS = 0.2
 CHANNELS_AT_ONCE = 1000
-"""Channels in one command: after a restart of Redis all of them are subscribed to again."""
+"""The most channels in one command: after a restart of Redis all channels are subscribed to again."""
 
 
 class Subscriptions:
-    """Subscriptions of a process, on one connection, which is opened with the first and closed with the last.
+    """Subscriptions of a process, on one connection: opened with the first, closed with the last.
 
-    A message may be lost, with the connection; every listener is told so when it is back. On Redis Cluster nothing is
-    subscribed to: who listens has to look for himself now and then, as he has to anyway.
+    Messages may be lost when the connection breaks. After reconnecting, every listener is called with None. On Redis
+    Cluster there are no subscriptions: listeners rely on polling, which they need in any case.
     """
 
     def __init__(self, redis: AnyRedis) -> None:
         self._redis = redis
         self._listeners: dict[str, set[Listener]] = {}
         self._subscribed: dict[str, bool] = {}
-        """What was subscribed to, and whether Redis has confirmed it."""
-        self._on_message = False
-        """Whether anything has come since the last probe."""
+        """The subscribed channels, and whether Redis has confirmed each."""
+        self._received = False
+        """Whether anything was received since the last probe."""
         self._probing = False
         self._touched: set[str] = set()
-        """The channels that somebody began or ceased to listen to since the subscriptions were last adjusted."""
+        """Channels whose listeners have changed since the subscriptions were last adjusted."""
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def subscribe(self, channel: str, listener: Listener) -> None:
-        """Call the listener for each message of the channel, soon."""
+        """Call the listener for each message of the channel, once the subscription is made."""
         self._listeners.setdefault(channel, set()).add(listener)
         self._touch(channel)
         if self._task is None and isinstance(self._redis, aioredis.Redis):
             self._task = asyncio.create_task(self._run(self._redis), name="eventscope-subscriptions")
 
     def unsubscribe(self, channel: str, listener: Listener) -> None:
-        """Do not call the listener again."""
+        """Remove the listener."""
         listeners = self._listeners.get(channel, set())
         listeners.discard(listener)
         if not listeners:
@@ -56,17 +56,17 @@ class Subscriptions:
         self._touch(channel)
 
     def probe(self) -> bool:
-        """Whether the subscription connection has been heard of since it was last probed; Redis is asked to answer.
+        """Return whether anything was received since the last probe, and send a PING.
 
-        A connection whose other end is gone says nothing, and does not break for a long time.
+        A connection whose peer has disappeared is silent, and takes long to break.
         """
-        heard, self._on_message = self._on_message, False
+        received, self._received = self._received, False
         self._probing = True
         self._changed.set()
-        return heard
+        return received
 
     def confirmed(self, channel: str) -> bool:
-        """Whether Redis has confirmed the subscription, so that nothing is missed while the connection answers."""
+        """Whether Redis has confirmed the subscription: nothing is missed while the connection answers."""
         return self._subscribed.get(channel, False)
 
     def _touch(self, channel: str) -> None:
@@ -81,7 +81,7 @@ class Subscriptions:
                 self._touched = set(self._listeners)
                 try:
                     await self._serve(pubsub)
-                except Exception:  # noqa: BLE001 - whatever it is: all followers of the process listen here
+                except Exception:  # noqa: BLE001 - all followers of the process depend on this loop
                     await asyncio.sleep(RECONNECT_SECONDS)
                 finally:
                     with contextlib.suppress(RedisError, OSError):
@@ -90,7 +90,7 @@ class Subscriptions:
             self._task = None
 
     async def _serve(self, pubsub: PubSub) -> None:
-        """Keep the subscriptions and pass messages on, until nobody listens or the connection breaks."""
+        """Maintain the subscriptions until there are no listeners or the connection breaks."""
         reading: asyncio.Task[None] | None = None
         try:
             while self._listeners:
@@ -116,33 +116,33 @@ class Subscriptions:
                 await cancel_task(reading)
 
     async def _adjust(self, pubsub: PubSub) -> None:
-        """Subscribe to what is listened to, and to nothing else. Only what was touched is looked at: there are many."""
+        """Subscribe to the channels with listeners only. Checks the changed channels, as there are many others."""
         touched, self._touched = self._touched, set()
-        more = [channel for channel in touched if channel in self._listeners and channel not in self._subscribed]
-        less = [channel for channel in touched if channel not in self._listeners and channel in self._subscribed]
-        # Before they are confirmed, which may be while this still waits.
-        self._subscribed.update(dict.fromkeys(more, False))
-        for start in range(0, len(more), CHANNELS_AT_ONCE):
-            await pubsub.subscribe(*more[start : start + CHANNELS_AT_ONCE])
-        for start in range(0, len(less), CHANNELS_AT_ONCE):
-            await pubsub.unsubscribe(*less[start : start + CHANNELS_AT_ONCE])
-        for channel in less:
+        added = [channel for channel in touched if channel in self._listeners and channel not in self._subscribed]
+        removed = [channel for channel in touched if channel not in self._listeners and channel in self._subscribed]
+        # Before the confirmations, which may arrive while this still awaits.
+        self._subscribed.update(dict.fromkeys(added, False))
+        for start in range(0, len(added), CHANNELS_AT_ONCE):
+            await pubsub.subscribe(*added[start : start + CHANNELS_AT_ONCE])
+        for start in range(0, len(removed), CHANNELS_AT_ONCE):
+            await pubsub.unsubscribe(*removed[start : start + CHANNELS_AT_ONCE])
+        for channel in removed:
             del self._subscribed[channel]
 
     async def _read(self, pubsub: PubSub) -> None:
         while True:
             message = await pubsub.get_message(timeout=None)
-            self._on_message = True
+            self._received = True
             if message is None or message["type"] not in {"message", "subscribe"}:
                 continue
             channel, data = message["channel"], message["data"]
             name = channel.decode() if isinstance(channel, bytes) else channel
             content = None
-            # A subscription that is confirmed, for the first time or after the client has silently reconnected: until
-            # now nothing was heard of the channel, so each listener has to look for itself once.
+            # A confirmation, the first one or after the client has silently reconnected: messages published before it
+            # were missed, so each listener must poll once.
             if message["type"] == "message":
                 content = data if isinstance(data, bytes) else str(data).encode()
-            elif name in self._subscribed:  # else it is late: there is nobody left, and it is no longer subscribed to
+            elif name in self._subscribed:  # Else a late confirmation, after the last listener was removed.
                 self._subscribed[name] = True
             for listener in tuple(self._listeners.get(name, ())):
                 listener(content)

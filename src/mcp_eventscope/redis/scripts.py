@@ -12,7 +12,7 @@ from mcp_eventscope.redis.keys import Keys
 
 
 class Client(Protocol):
-    """What is asked of a client: `redis.asyncio.Redis`, or its cluster counterpart."""
+    """The client interface that scripts need: `redis.asyncio.Redis` or its cluster counterpart."""
 
     def execute_command(self, *args: Any, **options: Any) -> Awaitable[Any]:
         """Send one command and return its reply."""
@@ -20,7 +20,7 @@ class Client(Protocol):
 
 
 class Script:
-    """One Lua script, called by its digest; Redis is sent the text only when it does not know it."""
+    """One Lua script, called by its digest. The text is sent only when Redis does not know it."""
 
     def __init__(self, filename: str) -> None:
         text = resources.files(__package__).joinpath("lua", filename).read_text("utf-8")
@@ -28,20 +28,20 @@ class Script:
         self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
     def call(self, *, whole: bool) -> tuple[bytes, bytes]:
-        """The command and its first argument: by digest, or with the whole text, which also loads it."""
+        """Return the command with the digest, or with the whole text, which also loads the script."""
         return (b"EVAL", self._text.encode()) if whole else (b"EVALSHA", self._sha.encode())
 
     async def __call__(self, client: Client, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
-        """Run the script and return its reply, text as bytes whatever the client's `decode_responses`.
+        """Run the script and return its reply as bytes, regardless of the client's `decode_responses`.
 
-        Replies are never decoded by the client: one row that is not UTF-8 would fail the whole reply. Nor is text
-        encoded by it: its `encoding` is the application's, and another client of the same store may have another.
+        The client decodes no replies: a single row that is not UTF-8 would fail the whole reply. It encodes no
+        arguments either: another client of the same store may have another `encoding`.
         """
         sent = [len(keys), *(text.encode() if isinstance(text, str) else text for text in (*keys, *args))]
         try:
             return await client.execute_command("EVALSHA", self._sha, *sent, NEVER_DECODE=True)
         except NoScriptError:
-            # EVAL also loads it: after a restart or SCRIPT FLUSH one call pays, not every worker's start.
+            # EVAL also loads it: after a restart or SCRIPT FLUSH one call pays for it, not the start of every worker.
             return await client.execute_command("EVAL", self._text, *sent, NEVER_DECODE=True)
 
 
@@ -51,17 +51,17 @@ _end = Script("end.lua")
 
 
 async def record(client: Client, keys: Keys, ttl: int, owner: str, handshake: str) -> str:
-    """Record a session, unless it is another's or has ended.
+    """Record a session, unless it belongs to another owner or has ended.
 
     Args:
-        client: Where to.
-        keys: The session's prefix, as keys.
+        client: The client.
+        keys: The session's keys.
         ttl: Seconds until the record expires.
-        owner: Whose session it is.
-        handshake: What another worker needs to serve it.
+        owner: The digest of the session's principal.
+        handshake: The `initialize` parameters, with which another worker can serve the session.
 
     Returns:
-        `live`; or `other` or `ended`, and nothing was changed.
+        `live`; or `other` or `ended` when nothing was changed.
     """
     state: bytes = await _record(client, [keys.session], [ttl, owner, handshake])
     return state.decode("ascii")
@@ -75,16 +75,16 @@ def queue_record(pipeline: Client, keys: Keys, ttl: int, owner: str, handshake: 
 
 
 async def touch(client: Client, keys: Keys, ttl: int, owner: str) -> tuple[str, str]:
-    """Renew a session's record, for its owner, and read it; one that is not there is not made.
+    """Renew and read a session's record, for its owner. A missing record is not created.
 
     Args:
-        client: Where from.
-        keys: The session's prefix, as keys.
+        client: The client.
+        keys: The session's keys.
         ttl: Seconds until the record expires.
-        owner: Who asks.
+        owner: The digest of the caller's principal.
 
     Returns:
-        `live`, `ended`, `other` (somebody else's) or `absent`; and the handshake, when it is live.
+        `live`, `ended`, `other` (another owner) or `absent`; and the handshake of a live session.
     """
     state, handshake = await _touch(client, [keys.session], [ttl, owner])
     return state.decode("ascii"), handshake.decode("utf-8", "replace")
@@ -94,9 +94,9 @@ async def end(client: Client, keys: Keys, ttl: int) -> None:
     """End a session for all workers.
 
     Args:
-        client: Where to.
-        keys: The session's prefix, as keys.
-        ttl: Seconds for which it is remembered that it has ended.
+        client: The client.
+        keys: The session's keys.
+        ttl: Seconds for which Redis remembers the end.
     """
     await _end(client, [keys.session], [ttl])
 
@@ -106,33 +106,33 @@ _survey = Script("survey.lua")
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What `survey.lua` says of some keys."""
+    """The result of one `survey.lua` call."""
 
     cursor: str
     keys: int
     weighed: int
     bytes: int
     lasting: dict[str, int]
-    """Keys without TTL, by what they are."""
+    """Keys without TTL, by kind."""
 
 
 async def survey(client: Client, cursor: str, prefix: str, pattern: str, *, keys: int, events: int) -> Survey:  # noqa: PLR0913 - the script's arguments
-    """Look at some of the keys of a database. Not for a cluster: it names no keys.
+    """Examine a part of the keys of a database. Not for a cluster, because it declares no keys.
 
     Args:
-        client: Where.
-        cursor: "0", or `Survey.cursor` of the call before.
+        client: The client.
+        cursor: "0", or `Survey.cursor` of the previous call.
         prefix: The prefix of the store.
-        pattern: The same, as a pattern.
-        keys: How many keys to look at, about.
-        events: How many events to weigh, at most.
+        pattern: The prefix as a SCAN pattern.
+        keys: The approximate number of keys to examine.
+        events: The most events to weigh.
 
     Returns:
-        What is there.
+        The keys and events found.
     """
-    cursor_then, found, weighed, size, *lasting = await _survey(client, [], [cursor, prefix, pattern, keys, events])
+    next_cursor, found, weighed, size, *lasting = await _survey(client, [], [cursor, prefix, pattern, keys, events])
     return Survey(
-        cursor=cursor_then.decode("ascii"),
+        cursor=next_cursor.decode("ascii"),
         keys=found,
         weighed=weighed,
         bytes=size,

@@ -1,4 +1,4 @@
-"""The part of the store that is one session's: its streams are lists, and its events are numbered by the worker."""
+"""The store of one session. Its streams are lists, and each worker numbers its own events."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -60,17 +60,17 @@ class SessionResources:
 class RedisSessionStore:
     """One session's streams (`RedisEventStore.for_session`).
 
-    `append` returns an event's id immediately; the event is stored in the background, once and in order, also across
-    an outage of Redis. A stream belongs to a request: `begin` opens it, and its response closes it.
+    `append` returns the event's id immediately. The event is stored in the background, once and in order, even across
+    an outage of Redis. A stream belongs to a request: `begin` opens it, and the response closes it.
 
     Args:
-        resources: What it shares with other sessions.
+        resources: The objects that all sessions of the store share.
         keys: The session's keys.
         session_id: The MCP session id.
     """
 
     shared = True
-    """A follower is woken whichever process stores."""
+    """Events of any process wake a follower."""
 
     def __init__(self, resources: SessionResources, keys: Keys, session_id: str) -> None:
         self._shared = resources
@@ -80,7 +80,7 @@ class RedisSessionStore:
 
     @property
     def ttl(self) -> int | None:
-        """Seconds that events are kept; None: without expiry."""
+        """Seconds that events are kept; None: no expiry."""
         return self._shared.ttl
 
     @property
@@ -90,40 +90,40 @@ class RedisSessionStore:
 
     @property
     def session_id(self) -> str:
-        """The session."""
+        """The MCP session id."""
         return self._session_id
 
     @property
     def coordinator(self) -> Workers:
-        """This worker, among the others that use the store."""
+        """This worker and its connection to the other workers of the store."""
         return self._shared.workers
 
     @property
     def address(self) -> str:
-        """Where Redis is, for people: never with a credential."""
+        """The address of Redis, without credentials."""
         return address_of(self._shared.redis)
 
     @property
     def backlog(self) -> BacklogStatus:
-        """The events of this process that are not acknowledged, and why Redis is unreachable, if it is."""
+        """The unacknowledged events of this process, and why Redis is unreachable, if it is."""
         return self._shared.backlog()
 
     def observe(self, callback: Callable[[StoreEvent], None]) -> None:
-        """Call back with background events; see `RedisEventStore.observe`."""
+        """Register a callback for background events; see `RedisEventStore.observe`."""
         self._shared.observers.subscribe(callback)
 
     def bind(self, *, ended: Callable[[], None], fenced: Callable[[StreamId], None]) -> None:
-        """Call back when a commit finds that something has ended here.
+        """Register callbacks for a session or a request that another worker has ended.
 
         Args:
             ended: Called when the session was ended on another worker.
-            fenced: Called with a stream whose request was answered in this worker's place: nothing more of it
-                must be sent.
+            fenced: Called with a stream whose request was answered in this worker's place. No further event of the
+                stream may be sent.
         """
         self._queue.on_ended, self._queue.on_fenced = ended, fenced
 
     def followed(self, stream_id: StreamId) -> None:
-        """Commit the events of a request without the pause in which others are collected.
+        """Commit the events of a request without lingering.
 
         Args:
             stream_id: The stream, which a client follows through another process.
@@ -133,16 +133,16 @@ class RedisSessionStore:
             self._shared.writer.followed(run)
 
     def close(self) -> None:
-        """End this process's run of the standalone stream: the session is not served here any more."""
+        """End this process's run of the standalone stream: it no longer serves the session."""
         self._shared.writer.close(self._queue)
 
     def for_session(self, session_id: str) -> Self:
-        """Refuse: this is a session's part already.
+        """Refuse: this is already the store of a session.
 
         Raises:
             ValueError: Always.
         """
-        msg = "this is one session's part of a store; call for_session() of the root store"
+        msg = "for_session() must be called on the root store, got the store of a session"
         raise ValueError(msg)
 
     async def flush(self, seconds: float) -> int:
@@ -153,7 +153,7 @@ class RedisSessionStore:
         """Return when Redis answers.
 
         Raises:
-            StoreError: It does not.
+            StoreError: Redis does not answer.
         """
         redis = self._shared.redis
         await call("reach", redis, self._shared.breaker, redis.ping)
@@ -163,7 +163,7 @@ class RedisSessionStore:
     def begin(self, stream_id: StreamId, request_id: RequestId) -> None:
         """Open the stream of a request that this process runs.
 
-        A stream of the same name that is still open is ended with an error: the client has used its id again.
+        An open stream of the same name is ended with an error: the client has reused its request id.
 
         Args:
             stream_id: The stream.
@@ -177,7 +177,7 @@ class RedisSessionStore:
         writer.begin(self._queue, stream_id, request_id)
 
     async def give_up(self, stream_id: StreamId, request_id: RequestId) -> None:
-        """Answer a request that this process ran, and runs no longer, with an error.
+        """Answer a request that this process no longer runs with an error.
 
         Args:
             stream_id: The stream.
@@ -186,17 +186,17 @@ class RedisSessionStore:
         await self.append(stream_id, orphaned(request_id))
 
     async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> AppendResult:
-        """Accept one event, and have it stored in the background.
+        """Accept one event and store it in the background.
 
-        It waits only while too much of this session or process is not acknowledged: at most the store's time limit.
+        Waits, for at most `store_timeout`, only while the session or the process has too many unacknowledged events.
 
         Args:
-            stream_id: The stream: of an open request, or the standalone one.
+            stream_id: The stream of an open request, or the standalone stream.
             message: The message, or None for a priming event.
-            traceparent: The span that produced it, in W3C notation, for `ReplayResult.producers`; "": it is not kept.
+            traceparent: The producer's W3C traceparent, for `ReplayResult.producers`; "": none.
 
         Returns:
-            Its id and size. `refused` when the stream has no open request.
+            The event's id and size. `refused` if the stream has no open request.
         """
         queue, writer = self._queue, self._shared.writer
         run = queue.runs.get(stream_id)
@@ -210,14 +210,14 @@ class RedisSessionStore:
         except ValueError:
             if not final:
                 raise
-            # The response has no JSON form: the transport could not send it either.
+            # The transport could not send this response either.
             error = not_stored(request_id_of(run.entry), "it cannot be encoded as JSON")
             kind, payload = type(error), codec.encode(error)
         event = writer.accept(run, kind, payload, traceparent, final=final)
         if writer.full(queue):
             await writer.wait_for_room(queue)
         if final and self._shared.workers.lapsed and self._shared.breaker.reason is None:
-            # This process was suspended: another worker may have answered, and the commit decides.
+            # This process was suspended: another worker may have answered. The commit decides.
             with anyio.move_on_after(self._shared.breaker.call_timeout):
                 await event.acknowledged()
         return AppendResult(event.event_id, len(payload), refused=run.refused, pending=event)
@@ -225,11 +225,11 @@ class RedisSessionStore:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def readable(self, stream_id: StreamId, after: EventId) -> bool:
-        """Whether a replay is worth a try: Redis is not known to be unreachable, or this process has the next event.
+        """Whether a replay can succeed: from memory, or from Redis unless known unreachable.
 
         Args:
             stream_id: The stream.
-            after: The event after which is read.
+            after: The event after which the replay starts.
         """
         if not self._shared.breaker.unreachable or (cursor := parse(after)) is None:
             return True
@@ -241,17 +241,17 @@ class RedisSessionStore:
     async def replay(
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
     ) -> ReplayResult:
-        """Deliver the events after an event, up to the response or the last one so far.
+        """Deliver the events after an event, up to the response or the last event.
 
         Events in the memory of this process are delivered without Redis.
 
         Args:
-            last_event_id: The last event that the client has. A text that is no id is a miss, not an error.
-            send: Awaited with each event, in order. What it raises ends the replay, and is passed on.
+            last_event_id: The last event that the client has. A malformed id is a miss, not an error.
+            send: Awaited with each event, in order. Its exceptions end the replay and are passed on.
             stream_id: The stream.
 
         Returns:
-            What was delivered, and what could not be.
+            The delivered events, and the ones that are missing or corrupt.
 
         Raises:
             StoreError: Redis could not be read.
@@ -290,20 +290,20 @@ class RedisSessionStore:
 
     async def _replay_run(self, delivery: Delivery) -> Miss | None:
         cursor = delivery.cursor
-        name, asked = cursor.run, cursor.number
+        name, after = cursor.run, cursor.number
         local = self._shared.reader.local(self._keys, delivery.stream, name)
-        if local is not None and asked > local.last:
-            return Miss.UNKNOWN  # It was never given out.
+        if local is not None and after > local.last:
+            return Miss.UNKNOWN  # The number was never assigned.
         chunk = await self._advance(delivery, name)
         if delivery.completed or chunk is None:
             return None
-        if chunk.entry is None and asked > chunk.last - chunk.ended:
-            # Redis knows no such event, and no such run that is open: it may not have been stored yet.
+        if chunk.entry is None and after > chunk.last - chunk.ended:
+            # Redis has neither the event nor an open run: it may not be stored yet.
             if self._shared.reader.local(self._keys, delivery.stream, name) is not None:
                 return None
             worker, ttl = worker_of(name), self.ttl
             if not chunk.last and ttl is not None and chunk.clock - cursor.time > ttl * _MICROSECONDS:
-                return Miss.EXPIRED  # What an open request has in Redis is renewed.
+                return Miss.EXPIRED  # The keys of an open request are renewed: this run has ended.
             if worker == self._shared.worker.name or await self._shared.workers.expired({worker}):
                 return Miss.UNKNOWN
         return None
@@ -317,12 +317,14 @@ class RedisSessionStore:
         except StoreUnavailableError:
             if not local:
                 raise
-            await shared.reader.advance(self._keys, delivery, name)  # The other workers' follow when Redis is back.
+            await shared.reader.advance(
+                self._keys, delivery, name
+            )  # Events of other workers follow when Redis has recovered.
             return None
         if cursor.number and name not in found and not local:
             worker = worker_of(name)
             if worker == shared.worker.name or await shared.workers.expired({worker}):
-                # Nothing is known of this cursor: the stream goes on from now.
+                # The cursor is unknown: the stream continues from now.
                 own = self._queue.runs.get(GET_STREAM_KEY) or shared.writer.begin(self._queue, GET_STREAM_KEY, None)
                 delivery.cursor = Cursor(shared.clock.now(), own.name, found | {own.name: own.last})
                 return Miss.UNKNOWN
@@ -330,7 +332,7 @@ class RedisSessionStore:
         return None
 
     async def _advance(self, delivery: Delivery, run: str) -> Chunk | None:
-        """Deliver the events of a request's run; the response may have been delivered, or stand in `requests`."""
+        """Deliver a run's events, or the answer in `requests` that replaces the response."""
         chunk = await self._shared.reader.advance(self._keys, delivery, run)
         position = delivery.cursor.positions[run]
         if delivery.completed:
@@ -345,7 +347,7 @@ class RedisSessionStore:
         return chunk
 
     async def _advance_standalone(self, delivery: Delivery, found: dict[str, int] | None = None) -> None:
-        """Deliver the events of the standalone stream's runs: those that Redis names, or that are given."""
+        """Deliver the events of the standalone stream's runs: of `found`, or of all in Redis."""
         shared, keys = self._shared, self._keys
         own = self._queue.runs.get(GET_STREAM_KEY)
         if own is not None and own.next_is_here(delivery.cursor.positions.get(own.name, 0)):
@@ -357,10 +359,10 @@ class RedisSessionStore:
                 await shared.reader.advance(keys, delivery, run)
 
     async def open_standalone(self) -> EventId:
-        """A cursor for a client that opens the standalone stream without one.
+        """Return a cursor for a client that opens the standalone stream without one.
 
-        The session's first one reads from the session's start: earlier messages had no reader. A later one
-        reads from now. While Redis is unreachable, this process knows only the openings that it served.
+        The session's first client reads from the session's start, because earlier messages had no reader. Later ones
+        read from now. While Redis is unreachable, this process knows only of the clients that it served.
         """
         shared, queue = self._shared, self._queue
         own = queue.runs.get(GET_STREAM_KEY)
@@ -382,23 +384,23 @@ class RedisSessionStore:
         return Cursor(shared.clock.now(), own.name, positions).event_id()
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> FollowResult:
-        """Deliver the events that any process stores on a stream from now on, until its response or the limit.
+        """Deliver the events of any process from now on, until the response or the limit.
 
         Args:
             stream_id: The stream.
-            after: The event up to which it has been read: `ReplayResult.last_event_id`.
-            send: Awaited with each event, in order. What it raises ends the following, and is passed on.
-            limit: Seconds to follow at most.
+            after: The last event read from the stream: `ReplayResult.last_event_id`.
+            send: Awaited with each event, in order. Its exceptions end the following and are passed on.
+            limit: The most seconds to follow.
 
         Returns:
-            What was delivered, and why it ended. A read that failed is counted, and tried again.
+            The delivered events, and why following ended. A failed read is counted and retried.
         """
         cursor = parse(after)
         if cursor is None:
             return FollowResult(last_event_id=after, end=FollowEnd.TIMEOUT)
         standalone = stream_id == GET_STREAM_KEY
         delivery = Delivery(stream_id, cursor, send, standalone=standalone)
-        following = _Following(limit)
+        following = _FollowState(limit)
         if standalone:
             await self._follow_standalone(delivery, following)
         else:
@@ -414,12 +416,12 @@ class RedisSessionStore:
             orphaned=following.orphaned,
         )
 
-    async def _follow_run(self, delivery: Delivery, following: "_Following") -> None:
+    async def _follow_run(self, delivery: Delivery, following: "_FollowState") -> None:
         shared, name = self._shared, delivery.cursor.run
         watch = Watch(self._keys, delivery, name)
         local = shared.reader.local(self._keys, delivery.stream, name)
         if local is not None and not local.refused:
-            # In memory: Redis may be unreachable, and is not needed.
+            # Followed in memory, without Redis, which may be unreachable.
             local.watchers.add(watch.wake)
             try:
                 await self._follow_local(delivery, watch, local, following)
@@ -429,21 +431,21 @@ class RedisSessionStore:
                 return
         with shared.followers.watching(watch, delivery.stream):
             while True:
-                read = not shared.breaker.unreachable and await self._tried(
+                read = not shared.breaker.unreachable and await self._attempt(
                     self._advance_or_answer(delivery, watch, name, following), following
                 )
                 if delivery.completed or following.over or following.gone:
                     return
                 await watch.wait(following.remaining if read else min(following.remaining, POLL_SECONDS))
 
-    async def _advance_or_answer(self, delivery: Delivery, watch: Watch, name: str, following: "_Following") -> None:
+    async def _advance_or_answer(self, delivery: Delivery, watch: Watch, name: str, following: "_FollowState") -> None:
         await self._advance(delivery, name)
         if watch.orphaned and not delivery.completed:
             watch.orphaned = False
             await self._answer(delivery, name, following)
 
-    async def _tried(self, reading: Awaitable[object], following: "_Following") -> bool:
-        """Whether a read succeeded. A failure is counted, and tried again: the client is still there."""
+    async def _attempt(self, reading: Awaitable[object], following: "_FollowState") -> bool:
+        """Return whether a read succeeded. A failure is counted; the caller retries."""
         try:
             await reading
         except StoreError:
@@ -451,15 +453,15 @@ class RedisSessionStore:
             return False
         return True
 
-    async def _follow_local(self, delivery: Delivery, watch: Watch, run: Run, following: "_Following") -> None:
-        """Follow a run of this process, until it ends, or is answered elsewhere."""
+    async def _follow_local(self, delivery: Delivery, watch: Watch, run: Run, following: "_FollowState") -> None:
+        """Follow a run of this process until it ends or is answered by another worker."""
         while not run.refused:
-            read = await self._tried(self._advance(delivery, run.name), following)
+            read = await self._attempt(self._advance(delivery, run.name), following)
             if delivery.completed or following.over:
                 return
             await watch.wait(following.remaining if read else min(following.remaining, POLL_SECONDS))
 
-    async def _follow_standalone(self, delivery: Delivery, following: "_Following") -> None:
+    async def _follow_standalone(self, delivery: Delivery, following: "_FollowState") -> None:
         shared, queue = self._shared, self._queue
         watch = Watch(self._keys, delivery, None)
         own = queue.runs.get(GET_STREAM_KEY) or shared.writer.begin(queue, GET_STREAM_KEY, None)
@@ -470,19 +472,19 @@ class RedisSessionStore:
                     if own.next_is_here(delivery.cursor.positions.get(own.name, 0)):
                         await shared.reader.advance(self._keys, delivery, own.name)
                     unreachable = shared.breaker.unreachable
-                    read = not unreachable and await self._tried(self._advance_standalone(delivery), following)
+                    read = not unreachable and await self._attempt(self._advance_standalone(delivery), following)
                     if following.over:
                         return
                     await watch.wait(following.remaining if read else min(following.remaining, POLL_SECONDS))
         finally:
             own.watchers.discard(watch.wake)
 
-    async def _answer(self, delivery: Delivery, name: str, following: "_Following") -> None:
-        """Answer a request in place of its worker, which is dead."""
+    async def _answer(self, delivery: Delivery, name: str, following: "_FollowState") -> None:
+        """Answer a request in place of its dead worker."""
         shared, keys = self._shared, self._keys
         entry = await shared.reader.call(lambda: self._entry(name))
         if entry is None:
-            following.gone = True  # Nothing is stored for it: the cursor may be invented.
+            following.gone = True  # There is no such request: the cursor may be invented.
             return
         if run_entry.is_open(entry):
             error = codec.encode(orphaned(request_id_of(entry)))
@@ -504,8 +506,8 @@ class RedisSessionStore:
         return entry
 
 
-class _Following:
-    """The state of following one stream, beside its delivery."""
+class _FollowState:
+    """The state of following one stream, apart from its delivery."""
 
     def __init__(self, limit: float) -> None:
         self._until = time.monotonic() + limit

@@ -1,4 +1,4 @@
-"""The Redis event store: append, replay and follow, each returning facts, without telemetry."""
+"""The Redis event store: append, replay and follow, without telemetry."""
 
 import time
 import warnings
@@ -55,36 +55,36 @@ from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowEnd,
 class RedisEventStore(EventStore):
     """An MCP event store on Redis or Valkey.
 
-    The root store itself acknowledges: `append` returns once Redis has stored the event, which every process then sees.
-    Concurrent appends share a batch on one connection; a replay reads bounded chunks. The keys are those of `Keys`.
+    On the root store `append` returns once Redis has acknowledged the event, which is then visible to every process.
+    Concurrent appends share a batch on one connection. A replay reads bounded chunks. `Keys` documents the layout.
 
-    While Redis is unreachable or slow, `append` blocks for at most `store_timeout`. Its event is deferred in a bounded
-    backlog, and stored later, once and in order. A full backlog drops whole streams, oldest first, which `observe`
-    reports; a later resume of such a stream reports a gap.
+    While Redis is unreachable or slow, `append` blocks for at most `store_timeout`. The event is then deferred in a
+    bounded backlog and stored later, once and in order. A full backlog drops whole streams, oldest first, which
+    `observe` reports; a later resume of such a stream reports a gap.
 
-    Handed straight to the SDK, a store cannot tell one session from another: clients number their requests from 0,
-    so sessions would share streams. Use `http_app` or `ResumableSessionManager`, which give each session its own
-    part (`for_session`).
+    A store that is passed to the SDK directly cannot distinguish sessions: clients number their requests from 0, so
+    sessions would share streams. Use `http_app` or `ResumableSessionManager`, which give each session its own store
+    (`for_session`).
 
     Args:
-        redis: A `redis.asyncio.Redis` or `RedisCluster`, with `decode_responses` either way. It is not closed here.
-            Of its pool one connection is for storing, one for subscriptions, and up to eight for replays.
-        key_prefix: What every key begins with.
-        ttl: Seconds that every key is kept after it was last written; None keeps them for ever, which fills Redis.
-            Longer than clients stay away: twice the session idle timeout is a good start.
-        store_timeout: Seconds that an append waits for Redis, before its event is deferred.
-        backlog_bytes: The most bytes that deferred events of this process may take up.
-        backlog_events: The most deferred events of this process.
-        max_session_bytes: The most bytes that the events of a session take up in Redis. Beyond it the oldest events are
-            evicted: of finished requests first, responses last. A resume that misses them reports a gap.
+        redis: A `redis.asyncio.Redis` or `RedisCluster`, with either value of `decode_responses`. The caller closes it.
+        The store uses one connection of its pool for writes, one for subscriptions, and up to eight for replays.
+    key_prefix: The prefix of every key.
+    ttl: Seconds that a key is kept after its last write; None: no expiry, which fills Redis. It should exceed the
+        time that clients stay disconnected: twice the session idle timeout is a good start.
+    store_timeout: Seconds for which an append waits for Redis before its event is deferred.
+    backlog_bytes: The most bytes of deferred events in this process.
+    backlog_events: The most deferred events in this process.
+    max_session_bytes: The most bytes that the events of a session may use in Redis. Beyond it the oldest events
+        are evicted: those of finished requests first, responses last. A resume that misses them reports a gap.
 
     Raises:
-        TypeError: `redis` is no asyncio client; `key_prefix` is no string; `ttl` is no int.
-        ValueError: `key_prefix` is empty or has braces in the wrong place; `ttl` is not between 1 and ten years;
+        TypeError: `redis` is not an asyncio client; `key_prefix` is not a string; `ttl` is not an int.
+        ValueError: `key_prefix` is empty or has misplaced braces; `ttl` is not between 1 second and ten years;
             `store_timeout` is not positive; a bound of the backlog is below 1; `max_session_bytes` is below 1 MiB.
     """
 
-    def __init__(  # noqa: PLR0913 - what an operator chooses, once
+    def __init__(  # noqa: PLR0913 - the options of an operator
         self,
         redis: AnyRedis,
         *,
@@ -153,12 +153,12 @@ class RedisEventStore(EventStore):
 
     @property
     def ttl(self) -> int | None:
-        """Seconds that every key is kept after it was last written; None: for ever."""
+        """Seconds that a key is kept after its last write; None: no expiry."""
         return self._ttl
 
     @property
     def key_prefix(self) -> str:
-        """What every key of this store begins with."""
+        """The prefix of every key of this store."""
         return self._keys.prefix
 
     @property
@@ -168,38 +168,35 @@ class RedisEventStore(EventStore):
 
     @property
     def shared(self) -> bool:
-        """True: a follower is woken whichever process stores."""
+        """True: events of any process wake a follower."""
         return True
 
     @property
     def coordinator(self) -> Workers:
-        """This worker, among the others that use the store."""
+        """This worker and its connection to the other workers of the store."""
         return self._workers
 
     def redis_stats_poller(self) -> RedisStatsPoller:
-        """Looks at the store's Redis, now and then.
+        """Return a poller of the statistics of the store's Redis.
 
         Raises:
-            ValueError: It is a cluster.
+            ValueError: The store is on a Redis Cluster.
         """
         return RedisStatsPoller(self._redis, self._keys, self._worker)
 
     @property
     def address(self) -> str:
-        """Where Redis is: `host:port` or a socket's path, never a credential."""
+        """The address of Redis, without credentials: `host:port` or a socket's path."""
         return address_of(self._redis)
 
     def for_session(self, session_id: str) -> RedisSessionStore:
-        """The part of the store that is one session's.
+        """Return the store of one session, on the same client and with the same TTL.
 
-        Its keys are under `{prefix}{session}:`, the braces literal: a Redis hash tag, so that one script may touch
-        all of them on Redis Cluster, and no two sessions can see each other's events.
+        Its keys are under `{prefix}{session}:`, with literal braces. This Redis hash tag lets one script access all of
+        them on Redis Cluster. No session can see another session's events.
 
         Args:
             session_id: The MCP session id. It is percent-encoded in keys.
-
-        Returns:
-            A store on the same client, with the same TTL.
         """
         return RedisSessionStore(self._sessions, self._keys.for_session(session_id), session_id)
 
@@ -207,13 +204,13 @@ class RedisEventStore(EventStore):
         """Do nothing: a stream of the root store begins with its first event."""
 
     def bind(self, *, ended: Callable[[], None], fenced: Callable[[StreamId], None]) -> None:
-        """Do nothing: the root store knows neither sessions nor who runs a request."""
+        """Do nothing: the root store has neither sessions nor runs."""
 
     def followed(self, stream_id: StreamId) -> None:
-        """Do nothing: the root store stores without a pause."""
+        """Do nothing: the root store does not linger."""
 
     def close(self) -> None:
-        """Do nothing: the root store keeps nothing of a session."""
+        """Do nothing: the root store holds no state of a session."""
 
     def readable(self, stream_id: StreamId, after: EventId) -> bool:
         """Whether Redis is not known to be unreachable."""
@@ -221,7 +218,7 @@ class RedisEventStore(EventStore):
         return not self._breaker.unreachable
 
     async def open_standalone(self) -> EventId:
-        """A cursor from which the standalone stream is read from now on."""
+        """Return a cursor from which the standalone stream is read from now on."""
         return (await self.append(GET_STREAM_KEY, None)).event_id
 
     async def give_up(self, stream_id: StreamId, request_id: RequestId) -> None:
@@ -229,16 +226,16 @@ class RedisEventStore(EventStore):
         await self.append(stream_id, orphaned(request_id))
 
     def observe(self, callback: Callable[[StoreEvent], None]) -> None:
-        """Call back with background events: commits, retries, outages, recoveries, losses.
+        """Register a callback for background events: commits, retries, outages, recoveries, losses.
 
         Args:
-            callback: Called with each fact. It must return soon; its exceptions are dropped.
+            callback: Called with each event. It must not block; its exceptions are dropped.
         """
         self._observers.subscribe(callback)
 
     @property
     def backlog(self) -> BacklogStatus:
-        """The pending events of this process, sessions included, and why Redis is unreachable, if it is."""
+        """This process's pending events, sessions included, and why Redis is unreachable, if it is."""
         events, payload_bytes = self._writer.deferred
         sessions = self._session_writer
         return BacklogStatus(
@@ -246,12 +243,12 @@ class RedisEventStore(EventStore):
         )
 
     async def flush(self, seconds: float = FLUSH_SECONDS) -> int:
-        """Store the pending events and release the connection, before the process ends and the client is closed.
+        """Store the pending events and release the connection.
 
-        The store may be used again afterwards.
+        Call it before the process ends and the client is closed. The store may be used again afterwards.
 
         Args:
-            seconds: The most time that it takes. Events that are not stored by then are lost, and reported (`observe`).
+            seconds: The most seconds to take. Events that are not stored by then are lost and reported (`observe`).
 
         Returns:
             The number of events that were lost.
@@ -273,7 +270,7 @@ class RedisEventStore(EventStore):
         """Return when Redis answers.
 
         Raises:
-            StoreError: It does not.
+            StoreError: Redis does not answer.
         """
         with map_redis_errors("reach", self._redis):
             await self._redis.ping()
@@ -288,10 +285,10 @@ class RedisEventStore(EventStore):
             message: The message, or None for a priming event.
 
         Returns:
-            The event's id; "" when it is not stored yet, or will not be: see `append`.
+            The event's id; "" if the event is deferred: see `append`.
 
         Raises:
-            StoreRejectedError: Redis refused this event for good.
+            StoreRejectedError: Redis refused this event permanently.
         """
         self._check_isolated()
         return (await self.append(stream_id, message)).event_id
@@ -300,7 +297,7 @@ class RedisEventStore(EventStore):
         """Send the events after an event (`EventStore.replay_events_after` of the SDK).
 
         Args:
-            last_event_id: The last event that the client has, in any shape: it comes from outside.
+            last_event_id: The last event that the client has. Untrusted input: any text is accepted.
             send_callback: Awaited with each event, in order.
 
         Returns:
@@ -314,19 +311,18 @@ class RedisEventStore(EventStore):
         return facts.stream_id if facts.miss is None else None
 
     def _check_isolated(self) -> None:
-        """Warn once that the SDK's interface does not tell a root store which session it serves."""
+        """Warn once that the SDK's interface does not pass the session to a root store."""
         if not self._warned:
             self._warned = True
             warnings.warn(
-                "event_store.sessions_not_isolated: a RedisEventStore handed straight to the SDK cannot tell sessions "
-                "apart; "
-                "clients number their requests from 0, so sessions share streams and are replayed each other's events. "
-                "Serve with mcp_eventscope.http_app() or ResumableSessionManager",
+                "event_store.sessions_not_isolated: a RedisEventStore passed to the SDK directly cannot distinguish "
+                "sessions; clients number their requests from 0, so sessions share streams and receive each other's "
+                "events; serve with mcp_eventscope.http_app() or ResumableSessionManager",
                 UnscopedStoreWarning,
                 stacklevel=3,
             )
 
-    # -- the same, as facts -------------------------------------------------------------------------------------------
+    # -- the same, with results ---------------------------------------------------------------------------------------
 
     async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> AppendResult:
         """Store one event.
@@ -334,14 +330,14 @@ class RedisEventStore(EventStore):
         Args:
             stream_id: The stream.
             message: The message, or None for a priming event.
-            traceparent: The producer's W3C traceparent, for `ReplayResult.producers`; "" if there is none.
+            traceparent: The producer's W3C traceparent, for `ReplayResult.producers`; "": none.
 
         Returns:
-            Its id and size. It is deferred when Redis does not acknowledge it within `store_timeout`: it has no id yet,
-            and is stored later.
+            The event's id and size. If Redis does not acknowledge the event within `store_timeout`, it is deferred: it
+            has no id yet, and is stored later.
 
         Raises:
-            StoreRejectedError: Redis refused this event for good.
+            StoreRejectedError: Redis refused this event permanently.
             ValueError: The message has no JSON form.
         """
         require_one_slot(self._redis, self._keys.prefix)
@@ -360,13 +356,13 @@ class RedisEventStore(EventStore):
     async def replay(
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
     ) -> ReplayResult:
-        """Deliver the events after an event, up to the response of the request or the last stored event.
+        """Deliver the events after an event, up to the response or the last stored event.
 
         Args:
-            last_event_id: The last event that the client has. Anything that is no id is a miss, not an error.
+            last_event_id: The last event that the client has. A malformed id is a miss, not an error.
             send: Awaited with each event, in order. Its exceptions end the replay and are passed on.
-            stream_id: The stream, when it is known from elsewhere; the event must then belong to it. Without it, the
-                event must still be there to name it, and the replay goes on past a response.
+            stream_id: The stream, to which the event must belong. Without it, the stored event determines the stream,
+                and the replay continues past a response.
 
         Returns:
             The delivered events, and the ones that are missing or corrupt.
@@ -402,18 +398,18 @@ class RedisEventStore(EventStore):
         )
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> FollowResult:
-        """Deliver the events that any process stores on a stream from now on, until its response or the limit.
+        """Deliver the events of any process from now on, until the response or the limit.
 
-        There is no window between a replay and this: both read the index after an id.
+        No event is lost between a replay and this call: both read the index after an id.
 
         Args:
             stream_id: The stream.
-            after: The event up to which it has been read: `ReplayResult.last_event_id`.
+            after: The last event read from the stream: `ReplayResult.last_event_id`.
             send: Awaited with each event, in order. Its exceptions end the following and are passed on.
-            limit: Seconds to follow at most.
+            limit: The most seconds to follow.
 
         Returns:
-            The delivered events, and why it ended. A failed read is counted and repeated.
+            The delivered events, and why following ended. A failed read is counted and retried.
         """
         until = time.monotonic() + limit
         replay = ReplayCursor(stream_id, after, send, until_response=True)

@@ -1,4 +1,4 @@
-"""What workers know of each other: who lives, who has which session, and what one has to tell the others."""
+"""Leases, session records and messages between the workers of a store."""
 
 import asyncio
 import contextlib
@@ -27,32 +27,32 @@ from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE, LEAVE_SECOND
 from mcp_eventscope.store.events import FailureReason, StoreEvent, StoreRecovered
 
 _RETRY_SECONDS = 0.25
-"""How soon a renewal that failed is tried again."""
+"""Seconds until a failed renewal is retried."""
 _RECORD_SECONDS = 2.0
-"""How long `initialize` waits for a slow Redis."""
+"""The most seconds for which `initialize` waits for a slow Redis."""
 _LOOK_SECONDS = 0.05
-"""How often it looks meanwhile whether Redis is unreachable."""
+"""Seconds between checks, during that wait, whether Redis is unreachable."""
 _MICROSECONDS = 1_000_000
 _RECORDS_AT_ONCE = 256
-"""Records that are written in one round trip."""
+"""The most records written in one round trip."""
 
 T = TypeVar("T")
 
 
 class Workers:
-    """The worker that this process is, among the others.
+    """This process as a worker: its lease, and its messages to and from others.
 
     Args:
-        redis: Where they meet.
-        keys: The root's.
-        worker: This process.
+        redis: The client.
+        keys: The keys of the root store.
+        worker: The id of this worker.
         clock: The clock of event ids.
-        subscriptions: Its subscriptions.
-        breaker: Whether Redis can be called.
-        observers: Call back when it can be called again.
+        subscriptions: The subscriptions of this process.
+        breaker: The circuit breaker of the store.
+        observers: Report when Redis has recovered.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - made in one place
+    def __init__(  # noqa: PLR0913, PLR0917 - constructed in one place
         self,
         redis: AnyRedis,
         keys: Keys,
@@ -68,18 +68,18 @@ class Workers:
         self._keys = keys
         self._worker = worker
         self.clock = clock
-        """Nearly the same on all workers: Redis's."""
+        """Synchronized with Redis, hence nearly equal on all workers."""
         self._subscriptions = subscriptions
         self.lease = DEFAULT_WORKER_LEASE
-        """Seconds after which a worker that does not renew counts as gone."""
+        """Seconds without a renewal after which a worker is declared dead."""
         self._blind_until = 0.0
         self._leased = False
         self._began = -inf
-        """When this worker began, by the monotonic clock."""
+        """The start of this worker, on the monotonic clock."""
         self._written = self._attempted = 0
-        """The value of the lease: as Redis has acknowledged it last, and as it was last sent."""
+        """The values of the lease that Redis acknowledged last, and that was sent last."""
         self._renewed_at = 0
-        """When the lease was last renewed, by a clock that includes suspend, in microseconds."""
+        """The last renewal of the lease, in microseconds of a clock that includes suspend."""
         self._recovered = False
         self._sooner = asyncio.Event()
         self._republish = asyncio.Event()
@@ -87,27 +87,27 @@ class Workers:
         self._state_lost: Callable[[], None] = _nothing
 
     def on_tick(self, tick: Callable[[], None], state_lost: Callable[[], None]) -> None:
-        """Call back with each renewal of the lease, and when Redis has lost or rolled back what it held.
+        """Register callbacks for renewals of the lease and for data loss in Redis.
 
         Args:
             tick: Called after each renewal. It must not block.
-            state_lost: Called when the lease is gone, or holds a value that this worker did not write last.
+            state_lost: Called when the lease is missing, or has a value that this worker did not write last.
         """
         self._tick, self._state_lost = tick, state_lost
 
     @property
     def now(self) -> int:
-        """Microseconds since 1970, by Redis's clock."""
+        """Microseconds since 1970, on Redis's clock."""
         return self.clock.now()
 
     @property
     def lapsed(self) -> bool:
-        """Whether this worker's lease may have expired: other workers may have answered for it."""
+        """Whether this worker's lease may have expired, so that others may have answered its requests."""
         return self._leased and boot_microseconds() - self._renewed_at > self.lease * _MICROSECONDS
 
     @contextmanager
     def best_effort(self) -> Iterator[None]:
-        """Let nobody wait for Redis for long, nor at all while it is known to be away, or be hurt by it."""
+        """Limit a call to `call_timeout` and suppress its failure, which the circuit breaker records."""
         try:
             with anyio.move_on_after(self._breaker.call_timeout) as scope:
                 yield
@@ -121,10 +121,12 @@ class Workers:
             pass
 
     async def wait_for_record(self, task: "asyncio.Task[None]") -> None:
-        """Wait until a session is recorded, also while Redis is slow: requests to other workers depend on it.
+        """Wait until a session is recorded, even if Redis is slow.
+
+        Requests to other workers depend on the record.
 
         Args:
-            task: Records the session. It goes on when this returns early: after two seconds, or when Redis is
+            task: Records the session. It continues when this returns early: after two seconds, or when Redis is
                 unreachable.
         """
         until = time.monotonic() + _RECORD_SECONDS
@@ -137,10 +139,10 @@ class Workers:
         """Call Redis, unless it is known to be unreachable.
 
         Raises:
-            StoreError: Redis was not reached, or replied with an error.
+            StoreError: Redis was not reached, or answered with an error.
         """
         if self._breaker.unreachable:
-            msg = f"did not {operation} Redis at {address_of(self._redis)}: it is unreachable ({self._breaker.reason})"
+            msg = f"could not {operation} Redis at {address_of(self._redis)}: unreachable ({self._breaker.reason})"
             raise StoreUnavailableError(msg)
         return await call(operation, self._redis, self._breaker, function)
 
@@ -153,12 +155,12 @@ class Workers:
     async def hold_lease(
         self, lease: float, on_message: Callable[[Notice], None], republish: Callable[[], Awaitable[None]]
     ) -> AsyncIterator[None]:
-        """Hold a lease, and hear what others tell, until the block ends.
+        """Hold a lease, and receive the messages of other workers, until the block ends.
 
         Args:
-            lease: Seconds after which this worker counts as gone when it does not renew.
-            on_message: Called with each notice of another worker; with `lost` after some may have been lost.
-            republish: Called when Redis has recovered or lost data, to publish again the state that it may lack.
+            lease: Seconds without a renewal after which this worker is declared dead.
+            on_message: Called with each message; with `lost` when messages may have been lost.
+            republish: Called when Redis has recovered or lost data, to republish the state that it may lack.
         """
         self.lease = lease
         self._began = time.monotonic()
@@ -188,26 +190,26 @@ class Workers:
                 await self._leave()
 
     async def publish(self, **notice: object) -> None:
-        """Tell the other workers. Who is not listening does not hear it.
+        """Send a message to the workers that are subscribed now.
 
         Raises:
-            StoreError: Redis did not take it.
+            StoreError: The write failed.
         """
         content = json.dumps({"worker": self._worker.name, **notice})
         await self._call("write to", lambda: self._redis.publish(self._keys.workers, content))
 
     async def record(self, record: NewRecord, *, ttl: int) -> str:
-        """Record a session, unless it is another principal's or has ended.
+        """Record a session, unless it belongs to another principal or has ended.
 
         Args:
             record: The session.
             ttl: Seconds until the record expires.
 
         Returns:
-            `live`; or `other` or `ended`, and nothing was changed.
+            `live`; or `other` or `ended` when nothing was changed.
 
         Raises:
-            StoreError: Redis did not take it.
+            StoreError: The write failed.
         """
         keys = self._keys.for_session(record.session_id)
         return await self._call(
@@ -216,14 +218,14 @@ class Workers:
         )
 
     async def record_all(self, records: Sequence[NewRecord], *, ttl: int) -> None:
-        """Record many sessions, many in a round trip. Arguments and errors as in `record`."""
-        if not isinstance(self._redis, aioredis.Redis):  # A cluster's pipeline takes no scripts.
+        """Record many sessions in few round trips. Arguments and errors as in `record`."""
+        if not isinstance(self._redis, aioredis.Redis):  # The pipeline of a cluster does not support scripts.
             for record in records:
                 await self.record(record, ttl=ttl)
             return
         for start in range(0, len(records), _RECORDS_AT_ONCE):
             first, *others = records[start : start + _RECORDS_AT_ONCE]
-            await self.record(first, ttl=ttl)  # It loads the script, should Redis not know it.
+            await self.record(first, ttl=ttl)  # Loads the script if Redis does not have it.
             pipeline = self._redis.pipeline(transaction=False)
             for each in others:
                 keys = self._keys.for_session(each.session_id)
@@ -231,9 +233,9 @@ class Workers:
             await self._call("write to", pipeline.execute)
 
     async def touch(self, session_id: str, *, owner: str, ttl: int) -> SessionRecord:
-        """Renew a session's record, and read it; see `scripts.touch`.
+        """Renew and read a session's record; see `scripts.touch`.
 
-        Of a session that nobody knows it is not said that it is absent, when Redis has just lost what it knew.
+        When a record is absent, also check for a recent data loss in Redis: the absence is then `uncertain`.
         """
         keys = self._keys.for_session(session_id)
         record = SessionRecord(*await self._call("read from", lambda: scripts.touch(self._redis, keys, ttl, owner)))
@@ -246,23 +248,23 @@ class Workers:
 
     @property
     def uncertain(self) -> bool:
-        """Whether Redis was unreachable, or has lost data, so recently that workers may not have published again."""
+        """Whether records may be missing after a recent outage or data loss of Redis."""
         return self._breaker.reason is not None or time.monotonic() < self._blind_until
 
     @property
     def young(self) -> bool:
-        """Whether this worker began within a lease: it does not know of an outage before."""
+        """Whether this worker started less than a lease ago, and cannot know of earlier outages."""
         return time.monotonic() - self._began < self.lease
 
     def republish(self) -> None:
-        """Publish again what this worker knows: something could not be published."""
+        """Schedule another publication of this worker's state, after one has failed."""
         self._republish.set()
 
     async def end(self, session_id: str, *, ttl: int) -> None:
-        """End a session for all workers, and tell them.
+        """End a session and notify all workers.
 
         Raises:
-            StoreError: Redis did not take it.
+            StoreError: The write failed.
         """
         keys = self._keys.for_session(session_id)
         await self._call("write to", lambda: scripts.end(self._redis, keys, ttl))
@@ -273,13 +275,13 @@ class Workers:
             await self._redis.delete(self._keys.worker(self._worker.name))
 
     async def expired(self, workers: set[str]) -> set[str]:
-        """Those of the workers whose lease has run out.
+        """Return the workers whose lease has expired.
 
-        Nobody, for as long as a lease after Redis was away or took long to answer: the living have not been able to
-        renew theirs.
+        The result is empty for one lease after Redis was unreachable or slow, because live workers could not renew
+        their leases.
 
         Raises:
-            StoreError: Redis could not be read.
+            StoreError: The read failed.
         """
         began = time.monotonic()
         try:
@@ -295,14 +297,14 @@ class Workers:
         missing = not all(alive.values())
         own = self._keys.worker(self._worker.name)
         lost = missing and self._leased and not await self._call("read from", lambda: self._redis.exists(own))
-        if lost:  # Redis has lost all leases: the living renew theirs within a lease.
+        if lost:  # Redis has lost all leases; live workers renew theirs within a lease.
             self._sooner.set()
         if lost or time.monotonic() - began > self.lease / 3:
             self._blind_until = time.monotonic() + self.lease
         return set() if time.monotonic() < self._blind_until else {name for name in alive if not alive[name]}
 
     async def _renew(self) -> bool:
-        """Renew the lease; whether it held what this worker wrote last."""
+        """Renew the lease; return whether it had the value that this worker wrote last."""
         key, milliseconds = self._keys.worker(self._worker.name), round(self.lease * 1000)
         self._attempted = value = self._attempted + 1
         began = boot_microseconds()
@@ -310,13 +312,13 @@ class Workers:
             held = await self._redis.execute_command(
                 "SET", key, str(value), "PX", milliseconds, "GET", get=True, NEVER_DECODE=True
             )
-        # A renewal whose reply was lost may have been carried out.
+        # A renewal whose reply was lost may have succeeded.
         expected = held is not None and held.isdigit() and self._written <= int(held) < value
         self._written, self._renewed_at = value, began
         return expected
 
     async def _lease_loop(self) -> None:
-        """Renew in time for one renewal to fail. Nothing else is awaited here, however much has to be published."""
+        """Renew the lease often enough that one renewal may fail. Publication has its own task, and cannot delay it."""
         well = self._leased
         while True:
             with anyio.move_on_after(self.lease / 3 if well else min(self.lease / 3, _RETRY_SECONDS)):
@@ -325,7 +327,7 @@ class Workers:
             try:
                 with anyio.fail_after(self.lease / 3):
                     held = await self._renew()
-            except Exception:  # noqa: BLE001 - whatever it is: a lease that is no longer renewed ends all that runs here
+            except Exception:  # noqa: BLE001 - without renewals all calls of this worker end
                 well = False
                 self._blind_until = time.monotonic() + self.lease
                 continue
@@ -340,13 +342,13 @@ class Workers:
             self._tick()
 
     async def _republish_loop(self, republish: Callable[[], Awaitable[None]]) -> None:
-        """Publish again what Redis may have lost, until it is done."""
+        """Republish the state that Redis may have lost, until it succeeds."""
         while True:
             await self._republish.wait()
             self._republish.clear()
             try:
                 await republish()
-            except Exception:  # noqa: BLE001 - whatever it is: it is tried again after the next renewal
+            except Exception:  # noqa: BLE001 - retried after any failure
                 self._republish.set()
                 await asyncio.sleep(_RETRY_SECONDS)
 

@@ -1,4 +1,4 @@
--- Account for what a session has stored: once for each entry, so a call may be repeated.
+-- Add an entry to the accounts of a session, once, so that a call may be repeated.
 --
 -- KEYS     the session's `sizes`
 -- ARGV     ttl in whole seconds, 0 for no expiry; the entry's name; its bytes; its value

@@ -1,8 +1,8 @@
--- Answer a request in place of its worker, which is dead: from now on nothing of its run is committed.
+-- Answer a request in place of its dead worker: from now on no event of its run is committed.
 --
 -- KEYS     the session's `requests`; the run's list
--- ARGV     the run; the entry that it had; the entry with the answer; ttl in whole seconds, 0 for no expiry
--- Returns  1; or 0 when the entry is another one by now, and nothing was changed
+-- ARGV     the run; its expected entry; the entry with the answer; ttl in whole seconds, 0 for no expiry
+-- Returns  1; or 0 if the entry has changed, and then nothing was written
 
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then
   return 0

@@ -5,17 +5,17 @@
 -- ARGV[1]  ttl in whole seconds; 0 keeps the keys without expiry
 -- ARGV[2…] for each part: the run; its entry in `requests`; the number of its first event; its marks; how many
 --          keys of large payloads it has; how many elements; the elements; and the large payloads of the part
---          Marks: "f" the last element ends the run, "s" the run belongs to a standalone stream, "r" renew the TTLs
+--          Marks: "f" the last element ends the run; "s" the run belongs to a standalone stream; "r" renew the TTLs
 --          and trim.
 -- Returns  lines: Redis's clock in microseconds; then one for each part:
---            "k" last number, and "w" behind it if another process follows the stream: committed
+--            "k" last number, followed by "w" if another process follows the stream: committed
 --            "b" last number: the list ends before the part's first event; nothing was written
 --            "x": an answer was stored in place of this run's worker; nothing was written
 --            "e": the session has ended; nothing was written
 --            "!" error: Redis refuses the part; nothing was written
 --          An error that concerns more than the part's keys (OOM, READONLY, …) is an error of the whole call.
 --
--- An element is "number time marks…\npayload". A number that the list has is skipped, so a commit may be repeated.
+-- An element is "number time marks…\npayload". Numbers already in the list are skipped, so a commit may be repeated.
 
 local TRIMMED_AT_ONCE = 64
 
@@ -110,7 +110,7 @@ local function commit(k, a, larges, count)
       return '!' .. error
     end
     last = number_of(ARGV[elements + count - 1])
-    -- A user of Redis may lack the right to publish: a follower polls, too.
+    -- The Redis user may lack the permission to publish: followers poll, too.
     wakes = redis.pcall('PUBLISH', string.sub(list, 1, #list - #run - 1), run)
   end
   if standalone then
@@ -121,7 +121,7 @@ local function commit(k, a, larges, count)
       redis.call('HDEL', requests, run)
     end
     renewing = true
-  elseif not known and not over and (from < count or count == 0) then -- Else a late copy.
+  elseif not known and not over and (from < count or count == 0) then -- Else a late duplicate.
     redis.call('HSET', requests, run, entry)
     renewing = true
   end

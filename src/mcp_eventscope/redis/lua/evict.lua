@@ -1,12 +1,12 @@
 -- Evict the oldest events of some runs of a session, and change the entries that account for them.
 --
 -- KEYS     the session's `sizes`; then for each run: its list, and the keys of the large payloads to delete
--- ARGV[1…] how many entries; for each: its name; the value that it had; the value to set, "" to delete it
--- ARGV     behind them, for each run: the number up to which to evict; what becomes of the list: "t" its last element
---          is kept, "f" that one is replaced by a mark of its loss, "d" the list is deleted; how many large payloads
--- Returns  { the bytes of all entries that are left, the events that were evicted }
+-- ARGV[1…] how many entries; for each: its name; its expected value; the value to set, "" to delete it
+-- ARGV     then for each run: the number up to which to evict; the fate of the list: "t" keep its last element, "f"
+--          replace that element by a mark of its loss, "d" delete the list; how many large payloads
+-- Returns  { the bytes of all remaining entries, the number of evicted events }
 --
--- A value begins with its bytes. An entry that has another value by now was changed by another worker, and is left.
+-- A value begins with its bytes. An entry with an unexpected value was changed by another worker, and is kept.
 
 local sizes = KEYS[1]
 
@@ -18,7 +18,7 @@ local function bytes_of(value)
   return tonumber(string.match(value, '^%d+') or '0')
 end
 
--- Elements up to a number: numbers are dense, but an element may stand for a range of lost events.
+-- Count the elements up to a number: numbers are dense, but an element may stand for a range of lost events.
 local function count_up_to(list, number)
   local low, high = 0, redis.call('LLEN', list)
   while low < high do
@@ -34,13 +34,13 @@ end
 
 local function evict(list, number, fate)
   local length = redis.pcall('LLEN', list)
-  if type(length) ~= 'number' or length == 0 then -- Expired, or another program's key.
+  if type(length) ~= 'number' or length == 0 then -- Expired, or used by another program.
     return 0
   end
   local count = count_up_to(list, number)
   if fate == 'd' and count == length then
     redis.call('UNLINK', list)
-    return 0 -- What is left of a run then was counted before.
+    return 0 -- The events of such a run were counted before.
   end
   local trimmed = math.min(count, length - 1)
   redis.call('LTRIM', list, trimmed, -1)
@@ -77,7 +77,7 @@ while a <= #ARGV do
   k = k + 1 + larges
   a = a + 3
 end
-if change ~= 0 then -- Else the key may be gone, and would be made without TTL.
+if change ~= 0 then -- Else the key may have expired, and would be created without TTL.
   redis.call('HINCRBY', sizes, 'total', change)
 end
 return { tonumber(redis.call('HGET', sizes, 'total') or '0') or 0, evicted }

@@ -1,8 +1,8 @@
--- Note that a client has opened a session's standalone stream.
+-- Record that a client has opened a session's standalone stream.
 --
 -- KEYS     the session's record
--- ARGV     ttl in whole seconds of a record that is made here, 0 for no expiry
--- Returns  1 for the first time, else 0
+-- ARGV     ttl in whole seconds of a record that is created here, 0 for no expiry
+-- Returns  1 the first time, else 0
 
 local first = redis.call('HSETNX', KEYS[1], 'standalone', '1')
 if first == 1 and tonumber(ARGV[1]) > 0 and redis.call('TTL', KEYS[1]) == -1 then

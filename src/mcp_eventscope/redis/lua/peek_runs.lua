@@ -1,4 +1,4 @@
--- How far runs have got, for followers that were not woken.
+-- Read the last numbers of runs, for followers that poll.
 --
 -- KEYS     two for each run: its list, the session's `requests`
 -- ARGV     the runs

@@ -3,13 +3,13 @@
 -- KEYS     the run's list; the session's `requests`
 -- ARGV     the run; the number after which to read; the most elements; "1": return the elements one by one
 -- Returns  { with spaces between: Redis's clock in microseconds, the number of the list's first element, of its last
---            (0 when there is no list), 1 if the last one ends the run, and how many elements follow; the run's entry
---            in `requests`, or nil; the elements, with newlines between, since clients take long to read many texts }
+--            (0 without a list), 1 if the last one ends the run, and the number of elements; the run's entry in
+--            `requests`, or nil; the elements, with newlines between, because clients parse many strings slowly }
 --
--- Numbers are dense, but an element may stand for a range of lost events: so an element is at its number's distance
--- from the first, or left of it.
+-- Numbers are dense, but an element may stand for a range of lost events. So the index of an element is its number's
+-- distance from the first number, or less.
 
-local MOST_DIGITS = 16 -- Of our numbers; an element with more is another writer's.
+local MOST_DIGITS = 16 -- An element with more digits is from another program.
 
 local list, run, cursor = KEYS[1], ARGV[1], tonumber(ARGV[2])
 

@@ -1,9 +1,9 @@
--- Record a session, before its client learns its id: what another worker needs to take it over.
+-- Record a session, before its client receives its id, so that another worker can adopt it.
 --
 -- KEYS[1]  {prefix}session
 -- ARGV[1]  ttl in whole seconds
 -- ARGV[2]  the owner; ARGV[3] the handshake
--- Returns  "live"; or "ended", or "other" for a session of another owner, and then nothing was changed
+-- Returns  "live"; or "ended", or "other" for a session of another owner, and then nothing was written
 
 if redis.call('HEXISTS', KEYS[1], 'ended') == 1 then
   return 'ended'

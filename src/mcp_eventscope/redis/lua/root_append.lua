@@ -1,38 +1,38 @@
--- Commit a batch of the root store: events of any number of streams, in order, once however often it is sent.
+-- Commit a batch of the root store: events of any number of streams, in order; a repeated batch is stored once.
 --
--- KEYS[1]  {prefix}counter: the last event id given out
+-- KEYS[1]  {prefix}counter: the last assigned event id
 -- KEYS[2]  {prefix}commit:{worker}: the last commit of this worker: the sequences of its first and last event, the
 --          reply
--- ARGV[1]  the prefix; event, stream and trimmed keys are built from it, since the ids are made here
+-- ARGV[1]  the prefix; event, stream and trimmed keys are built from it, because the ids are assigned here
 -- ARGV[2]  ttl in whole seconds; 0 keeps the keys forever
 -- ARGV[3]  ttl of KEYS[2] in whole seconds
 -- ARGV[4]  the sequence of the first event: a worker numbers its events densely, and sends them in order
--- ARGV[5]  the last event id that this worker was given, or 0: ids increase even after Redis has lost the counter
+-- ARGV[5]  the last event id that this worker received, or 0: ids increase even after Redis has lost the counter
 -- ARGV[6…] three for each event: stream id; payload ("" for a priming event); marks: "t" if the stream is to be
 --          trimmed, "f" for the response that ends the stream, "l" for an event that stands for lost ones (only a
 --          response is stored, and a later replay reports a gap), then the W3C traceparent of the producer, if any
 -- Returns  the id of the first event, whose successors are the ids of the others; and for some events ";" and the
---          index from 0, then "=" and an error if it was not stored, or "+" if its stream has to be trimmed again.
---          Of a batch that is already committed: the first sequence of that commit, ":", and its reply.
---          "!late" for a copy that was overtaken by a later batch.
---          It is a status reply, which clients parse in one step where a bulk string takes two.
---          An error that does not concern a single key (OOM, READONLY, …) is an error of the whole call, and nothing
---          was written.
+--          index from 0, then "=" and an error if it was not stored, or "+" if its stream must be trimmed again.
+--          For a batch that is already committed: the first sequence of that commit, ":", and its reply.
+--          "!late" for a duplicate that a later batch has overtaken.
+--          The reply is a status reply, which clients parse in one step where a bulk string takes two.
+--          An error that does not concern a single key (OOM, READONLY, …) fails the whole call, and nothing was
+--          written.
 --
--- An id is the server's clock in microseconds, pushed past the last id given out. It fits a double exactly.
--- Published on {prefix}stored: the worker, and the streams on lines of their own, or none for any stream.
+-- An id is the server's clock in microseconds, or the successor of the last id if that is larger. It fits a double
+-- exactly. Published on {prefix}stored: the worker, then the streams, one on each line; without streams: any stream.
 
 local FIRST, PER_EVENT = 6, 3
 local CHECKED_PER_END = 32 -- Index entries.
-local MOST = 2 ^ 53 -- From here on, one more is the same number.
-local NOTICE_BYTES = 16384 -- Instead of a longer notice, all followers are woken.
+local MOST = 2 ^ 53 -- Above this, a double cannot count in steps of one.
+local NOTICE_BYTES = 16384 -- A longer notice omits the streams, and wakes all followers.
 
 local call, pcall, format, find, match = redis.call, redis.pcall, string.format, string.find, string.match
 local prefix, ttl, sequence = ARGV[1], ARGV[2], tonumber(ARGV[4])
 local expires = ttl ~= '0'
 
 local counter = call('GET', KEYS[1])
--- If no event was stored since this worker's last batch, this batch was not committed either. MGET ignores another type.
+-- With an unchanged counter this batch cannot have been committed. MGET ignores keys of another type.
 local committed = counter ~= ARGV[5] and call('MGET', KEYS[2])[1]
 if committed then
   local first, ended, reply = match(committed, '^(%d+)-(%d+):(.*)$')
@@ -45,19 +45,19 @@ local now = call('TIME')
 local clock = now[1] * 1000000 + now[2]
 local last = tonumber(counter or '') or 0
 if not (last >= 0 and last < MOST) then
-  last = 0 -- Damaged.
+  last = 0 -- The counter is damaged.
 end
 last = math.max(clock - 1, last, tonumber(ARGV[5]))
 local stream_keys, event_keys = prefix .. 'stream:', prefix .. 'event:'
 local id = format('%.0f', last + 1)
 local reply = id
-local streams, listed = {}, true -- Those written to; whether a notice can list them.
+local streams, listed = {}, true -- The streams written to; whether a notice can list them.
 local wrote = false
 
--- Remove the entries of an index whose events have expired. An entry is only removed when its event is gone, since a
--- small id may be a living event of another writer of this layout, whose ids are no clocks. Both ends of the expired
--- range are checked: living entries at one end would shield all others. The highest removed id is kept, so that a
--- replay can tell a gap from a short stream. Returns whether the index had entries as old.
+-- Remove the entries of an index whose events have expired. An entry is removed only if its event does not exist,
+-- because another writer of this layout, whose ids are not times, may have a live event with a small id. Both ends of
+-- the expired range are checked: live entries at one end would hide the others. The highest removed id is kept, so that
+-- a replay can distinguish a gap from a short stream. Returns whether the index had entries that old.
 local function trim(stream, index)
   local horizon = clock - ttl * 1000000
   local oldest = call('ZRANGE', index, 0, 0, 'WITHSCORES')[2]
@@ -102,7 +102,7 @@ for at = FIRST, #ARGV, PER_EVENT do
     end
   end
   if stores and not failed then
-    -- The index first: if its key is another application's, nothing of the event is left behind.
+    -- The index first: if another application uses its key, no part of the event is written.
     local done = pcall('ZADD', index, id, id)
     if type(done) == 'table' then
       failed = done
@@ -127,7 +127,7 @@ for at = FIRST, #ARGV, PER_EVENT do
   if failed then
     local code = match(failed.err, '^%-?(%u+)')
     if code ~= 'WRONGTYPE' and code ~= 'ERR' then
-      return failed -- Of all of Redis, not of a key: met before anything is written.
+      return failed -- Concerns all of Redis, not one key: it occurs before the first write.
     end
     reply = reply .. ';' .. (at - FIRST) / PER_EVENT .. '=' .. string.gsub(failed.err, '[;\r\n]', ' ')
   else
@@ -136,7 +136,7 @@ for at = FIRST, #ARGV, PER_EVENT do
       streams[stream] = true
       streams[#streams + 1] = stream
       listed = listed and not find(stream, '\n', 1, true)
-      -- With each batch, since the index may have been evicted, and be new.
+      -- With each batch, because Redis may have evicted the index, and this one be new.
       if expires then
         call('EXPIRE', index, ttl)
         if trims and stores and trim(stream, index) then
@@ -150,7 +150,7 @@ for at = FIRST, #ARGV, PER_EVENT do
   end
 end
 
-if wrote then -- else there is nothing to remember: a second time has the same result.
+if wrote then -- Else a repetition has the same result.
   if expires then
     call('SET', KEYS[1], id, 'EX', ttl)
   else
@@ -161,7 +161,7 @@ if wrote then -- else there is nothing to remember: a second time has the same r
   call('SET', KEYS[2], ARGV[4] .. '-' .. ends .. ':' .. reply, 'EX', ARGV[3])
   local worker = string.sub(KEYS[2], #prefix + #'commit:' + 1)
   local list = listed and table.concat(streams, '\n')
-  -- The user may lack the right to publish: followers then find the events by polling.
+  -- The Redis user may lack the permission to publish: followers then find the events by polling.
   pcall('PUBLISH', prefix .. 'stored', list and #list <= NOTICE_BYTES and worker .. '\n' .. list or worker)
 end
 return { ok = reply }

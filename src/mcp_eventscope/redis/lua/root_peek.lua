@@ -1,4 +1,4 @@
--- How far streams of the root store have got.
+-- Read the last event ids of streams of the root store.
 --
 -- KEYS     {prefix}stream:{stream}, one for each stream
 -- Returns  for each the last event id, or ""

@@ -1,26 +1,26 @@
 -- Read one bounded chunk of a stream of the root store: the events after a cursor.
 --
--- KEYS[1]  {prefix}counter: the last event id given out
+-- KEYS[1]  {prefix}counter: the last assigned event id
 -- KEYS[2]  {prefix}event:{cursor}
--- ARGV[1]  the prefix; the other keys are built from it, since the index names the events
+-- ARGV[1]  the prefix; the other keys are built from it, because the index names the events
 -- ARGV[2]  the cursor, an event id
 -- ARGV[3]  the most events to return
 -- ARGV[4]  payload bytes after which no further event is returned (the first one always is)
--- ARGV[5]  the stream id, which may be empty; left out: the one that the cursor's event names
+-- ARGV[5]  the stream id, which may be empty; omitted: the stream of the cursor's event
 -- Returns  { the stream that the cursor's event names, or nil;
 --            separated by spaces: "1" if that event ended its stream, else "0"; "1" if the stream's index holds the
---            cursor, else "0"; the last id given out or "0"; the highest trimmed id or "0"; Redis's clock in
+--            cursor, else "0"; the last assigned id or "0"; the highest trimmed id or "0"; Redis's clock in
 --            microseconds; the cursor for the next chunk, or "0" after the last chunk;
 --            the oldest member of the index or "";
 --            separated by spaces: ids and payload sizes, or the fault of the event ("missing" | "corrupt" |
---            "misplaced": the id may be any text, and is sent as "%" and itself, percent-encoded); behind a size "@"
---            and the W3C traceparent of the producer, where it is known;
+--            "misplaced": the id may be any text, and is returned as "%" and the percent-encoded text); after a size
+--            "@" and the W3C traceparent of the producer, if known;
 --            the payloads, separated by newlines }
 --
--- An event that cannot be read is reported and does not fail the script. The reply has few elements, since clients
--- parse many slowly.
+-- An unreadable event is reported and does not fail the script. The reply has few elements, because clients parse
+-- many slowly.
 
-local DIGITS = 18 -- Of an event id, at most.
+local DIGITS = 18 -- The most digits of an event id.
 local TRACEPARENT = '^00%-' .. string.rep('%x', 32) .. '%-' .. string.rep('%x', 16) .. '%-%x%x$'
 local ZERO, NINE = 48, 57 -- As bytes.
 
@@ -28,7 +28,7 @@ local prefix, cursor = ARGV[1], ARGV[2]
 local most, budget = tonumber(ARGV[3]), tonumber(ARGV[4])
 local pcall, format, byte = redis.pcall, string.format, string.byte
 
--- A number that Redis holds, as text; "0" if it is none.
+-- Return the text of a stored number; "0" if it is not a number.
 local function number(text)
   return type(text) == 'string' and string.match(text, '^%d+$') or '0'
 end
@@ -65,14 +65,14 @@ for i = 1, #found, 2 do
   else
     payload = event[2]
     size = #payload
-    -- Any writer may have stored it: nothing else may get into the reply.
+    -- Untrusted: another writer may have stored it, and only this form may enter the reply.
     if event[3] and string.find(event[3], TRACEPARENT) then
       size = size .. '@' .. event[3]
     end
   end
   local first = byte(id) or ZERO
   if (id ~= score and id ~= format('%.0f', score)) or #id > DIGITS or first <= ZERO or first > NINE then
-    -- No writer of this layout puts it there. It cannot be a cursor: reading would go back, or to the end.
+    -- Not from a writer of this layout. It cannot be a cursor: reading would restart, or skip to the end.
     wrong = 'misplaced'
     id = '%' .. string.gsub(id, '[^%w]', function(character)
       return format('%%%02X', byte(character))

@@ -1,4 +1,4 @@
--- The runs of a session's standalone stream, and how far each has got.
+-- Read the runs of standalone streams and their last numbers.
 --
 -- KEYS     for each session: its `requests`
 -- Returns  Redis's clock in microseconds; then for each session: runs and last numbers, with spaces between

@@ -1,10 +1,9 @@
--- Renew a session's record, for its owner, and read it. A record that is not there is not made: it would have
--- no owner.
+-- Renew and read a session's record, for its owner. A missing record is not created, because it would have no owner.
 --
 -- KEYS[1]  {prefix}session
 -- ARGV[1]  ttl in whole seconds
--- ARGV[2]  who asks
--- Returns  { "live" | "ended" | "other" | "absent", handshake }; "other": it is somebody else's
+-- ARGV[2]  the caller's owner digest
+-- Returns  { "live" | "ended" | "other" | "absent", handshake }; "other": it belongs to another owner
 
 local row = redis.call('HMGET', KEYS[1], 'ended', 'owner', 'handshake')
 if row[1] then
