@@ -83,7 +83,7 @@ class Coordinator(Protocol):
             `live`; or `other` or `ended` when nothing was changed.
 
         Raises:
-                StoreError: The write failed.
+            StoreError: The write failed.
         """
         ...
 
@@ -107,7 +107,7 @@ class Coordinator(Protocol):
             ttl: Seconds for which the store remembers the end.
 
         Raises:
-                StoreError: The write failed.
+            StoreError: The write failed.
         """
         ...
 
