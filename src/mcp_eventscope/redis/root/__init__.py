@@ -1,1 +1,1 @@
-"""The root store's paths: events that Redis acknowledges before `store_event` returns."""
+"""The root store: Redis acknowledges events before `store_event` returns."""

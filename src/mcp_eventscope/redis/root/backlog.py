@@ -1,4 +1,4 @@
-"""The pending events of the root store: in order, in batches, and bounded while Redis is unreachable. No I/O."""
+"""The bounded queue of the root store's pending events. It does no I/O."""
 
 import asyncio
 from collections import OrderedDict, deque
@@ -9,13 +9,13 @@ from mcp_eventscope.store.jsonrpc_errors import not_stored
 from mcp_eventscope.store.messages import EventId, JSONRPCError, JSONRPCResponse, StreamId
 
 EVENT_BYTES = 512
-"""The memory that a pending event takes up beside its payload."""
+"""Memory of a pending event besides its payload, in bytes."""
 BATCH_EVENTS = 64
 """The most events of one batch: Redis executes it in about a millisecond."""
 LARGE_BATCH_EVENTS = 256
-"""The same, when Redis is distant: the round trip then takes longer than the execution."""
+"""The most events of one batch when Redis is distant: the round trip then takes longer than the execution."""
 SMALL_BATCH = 12
-"""More events than these go in two batches at least: this process works on one while Redis executes the other."""
+"""More events than this are split into at least two batches: one is encoded while Redis executes the other."""
 
 
 class PendingEvent:
@@ -24,11 +24,11 @@ class PendingEvent:
     Args:
         stream_id: Its stream.
         payload: The message as JSON; b"" for a priming event.
-        traceparent: The producer's W3C traceparent; "" if there is none.
-        final: Whether it is the response that ends its stream.
+        traceparent: The producer's W3C traceparent; "": none.
+    final: Whether the event is the response that ends its stream.
 
     Raises:
-        ValueError: The stream's id cannot be encoded.
+        ValueError: The stream id cannot be encoded.
     """
 
     __slots__ = (
@@ -54,24 +54,24 @@ class PendingEvent:
         self.waiter: asyncio.Future[EventId | None] | None = None
         """The caller's future of the id; its result is None once the event is deferred."""
         self.deadline = 0.0
-        """When the event is deferred, by the loop's clock."""
+        """When the event is deferred, on the loop's clock."""
         self.in_flight = False
         self.deferred = False
         self.dropped = False
         self.placeholder = False
-        """Whether it stands for dropped events of its stream."""
+        """Whether the event stands for dropped events of its stream."""
 
     @property
     def size(self) -> int:
-        """The memory that it takes up while it is pending, in bytes."""
+        """Memory of the pending event, in bytes."""
         return len(self.payload) + EVENT_BYTES
 
 
 class Backlog:
-    """The queue of a process. At most one batch is in flight, so that the order is kept whatever becomes of a batch.
+    """The queue of a process. At most one batch is in flight, which preserves the order.
 
     Args:
-        max_bytes: The most bytes that deferred events may take up.
+        max_bytes: The most bytes of deferred events.
         max_events: The most deferred events.
     """
 
@@ -79,24 +79,24 @@ class Backlog:
         self._max_bytes = max_bytes
         self._max_events = max_events
         self.events = 0
-        """Deferred events, those in flight included."""
+        """Number of deferred events, including those in flight."""
         self.bytes = 0
-        """The bytes that they take up."""
+        """Memory of the deferred events, in bytes."""
         self._queue: deque[PendingEvent] = deque()
         self._queued = 0
-        """Events in the queue, without dropped ones."""
+        """Number of events in the queue, without dropped ones."""
         self._dropped = 0
-        """Dropped events that are still in the queue."""
+        """Number of dropped events that are still in the queue."""
         self._parts: deque[tuple[int, list[PendingEvent]]] = deque()
-        """The rest of a batch that Redis refused as a whole."""
+        """The remaining parts of a batch that Redis refused."""
         self._in_flight = False
         self._sequence = 1
-        """The sequence of the next event that is drained."""
+        """The sequence of the next drained event."""
         self._settled = 0
-        """Events of the last batch, whose callers will soon append the next ones."""
-        # By stream, the stream that was deferred first in front: it is dropped first.
+        """Number of events of the last batch, whose callers will soon append the next ones."""
+        # By stream. The stream that was deferred first is in front, and is dropped first.
         self._deferred: OrderedDict[StreamId, deque[PendingEvent]] = OrderedDict()
-        # One for each dropped stream.
+        # By dropped stream.
         self._placeholders: OrderedDict[StreamId, PendingEvent] = OrderedDict()
 
     @property
@@ -106,7 +106,7 @@ class Backlog:
 
     @property
     def queued(self) -> int:
-        """Events that are not in flight."""
+        """Number of events that are not in flight."""
         return self._queued
 
     def put(self, event: PendingEvent) -> None:
@@ -115,10 +115,10 @@ class Backlog:
         self._queued += 1
 
     def drain(self, *, distant: bool) -> tuple[int, list[PendingEvent]]:
-        """Take the next batch. Only call it when `ready`.
+        """Remove and return the next batch. Call it only if `ready`.
 
         Args:
-            distant: Prefer few round trips, since Redis is distant.
+            distant: Whether Redis is distant, so that fewer round trips are preferred.
 
         Returns:
             The sequence of the first event, and the events.
@@ -155,12 +155,12 @@ class Backlog:
             del self._placeholders[event.stream_id]
             return
         stream = self._deferred[event.stream_id]
-        stream.remove(event)  # Mostly the first.
+        stream.remove(event)  # Usually the first.
         if not stream:
             del self._deferred[event.stream_id]
 
     def settle(self, events: list[PendingEvent]) -> None:
-        """The events of a batch are stored or rejected: the next batch may be sent."""
+        """Mark the events of a batch as stored or rejected, and allow the next batch."""
         self._in_flight = False
         self._settled = len(events)
         if self.events:
@@ -169,9 +169,9 @@ class Backlog:
                     self._forget(event)
 
     def split(self, first: int, events: list[PendingEvent]) -> None:
-        """Send the events of a refused batch again, in two batches, before all others.
+        """Queue the two halves of a refused batch, before all other events.
 
-        Their sequences stay: if Redis has executed the refused batch, it skips them.
+        The sequences do not change: if Redis has executed the refused batch, it skips the events.
         """
         self._in_flight = False
         half = (len(events) + 1) // 2
@@ -194,7 +194,7 @@ class Backlog:
         self.bytes -= event.size
 
     def defer(self, event: PendingEvent) -> None:
-        """No caller waits for this event any longer: it now counts."""
+        """Count an event for which no caller waits any longer."""
         event.deferred = True
         self.events += 1
         self.bytes += event.size
@@ -204,7 +204,7 @@ class Backlog:
             self._deferred.setdefault(event.stream_id, deque()).append(event)
 
     def clear(self) -> list[PendingEvent]:
-        """Remove all pending events, and return them."""
+        """Remove and return all pending events."""
         left = [event for _, events in self._parts for event in events]
         left += [event for event in self._queue if not event.dropped]
         for event in left:
@@ -216,10 +216,10 @@ class Backlog:
         return left
 
     def overflow(self) -> list[PendingEvent]:
-        """Drop whole streams, the one that was deferred first first, until the rest is within the bounds.
+        """Drop whole streams, oldest first, until the rest is within the bounds.
 
-        A placeholder stays for each, so that a resume reports a gap, and ends if the response was dropped. The
-        placeholders are dropped last.
+        A placeholder remains for each dropped stream, so that a resume reports a gap, and ends if the response was
+        dropped. Placeholders are dropped last.
 
         Returns:
             Copies of the dropped events.
@@ -267,7 +267,7 @@ class Backlog:
 
 
 def _in_place_of(response: bytes) -> bytes:
-    """The error that is stored in place of a dropped response."""
+    """Return the error that is stored in place of a dropped response."""
     message = codec.decode(response)
     request_id = message.id if isinstance(message, JSONRPCResponse | JSONRPCError) else None
     return codec.encode(not_stored("" if request_id is None else request_id, "it was dropped"))

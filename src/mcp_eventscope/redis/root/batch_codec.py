@@ -1,4 +1,4 @@
-"""Encodes a batch of the root store as a command, and parses the reply (`root_append.lua`)."""
+"""Encode a batch of the root store as a command, and parse the reply (`root_append.lua`)."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,13 +11,13 @@ from mcp_eventscope.redis.worker_id import WorkerId
 APPEND = Script("root_append.lua")
 
 COMMIT_SECONDS = 24 * 3600
-"""How long Redis keeps the last commit of a worker, at least: a batch may be sent again after an outage this long."""
+"""The least seconds that Redis keeps a worker's last commit: a batch may be resent after an outage this long."""
 TRIM_CHECKS_PER_TTL = 64
-"""How often the index of a stream is checked for expired entries while it is written to."""
+"""Checks of a stream's index for expired entries per TTL, while the stream is written to."""
 TRIM_STREAMS = 8192
 """The most streams whose last check is remembered."""
 _COPIED = 1 << 14
-"""Payload bytes up to which one more copy costs less than one more piece."""
+"""Payload bytes up to which a copy is cheaper than a separate piece."""
 _FIXED_ARGUMENTS = 10
 _ARGUMENTS_OF_EVENT = 3
 _NONE: Mapping[int, str] = {}
@@ -29,7 +29,7 @@ class Reply(NamedTuple):
     first_id: int
     """The id of the first event; its successors are the ids of the others."""
     errors: Mapping[int, str] = _NONE
-    """By index, why an event is not stored."""
+    """By index, the errors of events that are not stored."""
     untrimmed: Sequence[int] = ()
     """The indexes of events whose streams may have more expired entries."""
 
@@ -37,11 +37,11 @@ class Reply(NamedTuple):
 class BatchCodec:
     """Encodes the batches of one process.
 
-    It packs the commands itself, since the client takes 3.6 µs per event where this takes 0.5.
+    It packs the commands itself, in 0.5 µs per event. The client takes 3.6 µs.
 
     Args:
         keys: The store's keys.
-        ttl: Seconds that keys are kept; None: without expiry.
+        ttl: Seconds that keys are kept; None: no expiry.
         worker: This process.
     """
 
@@ -60,19 +60,19 @@ class BatchCodec:
         self._check_again = 0.0
 
     def expire_checks(self, now: float) -> None:
-        """Forget which streams were trimmed, when it is long ago. `now` is in seconds, by any steady clock."""
+        """Let streams be trimmed again after a while. `now` is in seconds of any monotonic clock."""
         if self._ttl is not None and (now >= self._check_again or len(self._checked) > TRIM_STREAMS):
             self._checked.clear()
             self._check_again = now + self._ttl / TRIM_CHECKS_PER_TTL
 
     def encode(self, first: int, events: Sequence[PendingEvent], floor: int, *, as_eval: bool) -> list[bytes]:
-        """The command as bytes for the wire, in pieces.
+        """Encode the command as pieces of bytes for the wire.
 
         Args:
             first: The sequence of the first event.
             events: The events.
-            floor: The last id that this process was given, or 0.
-            as_eval: Send the script's text, since Redis does not know its digest.
+            floor: The last id that this process received, or 0.
+            as_eval: Whether to send the script's text, because Redis does not know its digest.
         """
         numbers = b"%d" % first, b"%d" % floor
         pieces = [
@@ -99,10 +99,10 @@ class BatchCodec:
         return pieces
 
     def arguments(self, first: int, events: Sequence[PendingEvent], floor: int, *, as_eval: bool) -> list[str | bytes]:
-        """The command as the arguments that a client takes. Arguments as in `encode`."""
+        """Encode the command as arguments for a client. Arguments as in `encode`."""
         command, script = APPEND.call(whole=as_eval)
         arguments: list[str | bytes] = [
-            command.decode(),  # A cluster's client knows its commands as text.
+            command.decode(),  # The cluster client expects the command as text.
             script,
             b"2",
             self._keys.counter.encode(),
@@ -116,7 +116,7 @@ class BatchCodec:
         return arguments
 
     def _head(self, *, as_eval: bool) -> bytes:
-        """The arguments that are the same in each command of this process."""
+        """Return the arguments that all commands of this process share."""
         worker = self._worker.name
         head = self._heads.get((worker, as_eval))
         if head is None:
@@ -138,21 +138,21 @@ class BatchCodec:
         return marks
 
     def trimmed(self, events: Sequence[PendingEvent], untrimmed: Sequence[int]) -> None:
-        """Trim the streams of these events no more for a while: their batch is committed.
+        """Record that a committed batch has trimmed the streams of its events.
 
         Args:
             events: The events of the batch.
-            untrimmed: The places of those whose streams may have more expired entries.
+            untrimmed: The indexes of the events whose streams may have more expired entries.
         """
         if self._ttl is not None:
             for event in events:
                 self._checked.add(event.stream_id)
-            for place in untrimmed:
-                self._checked.discard(events[place].stream_id)
+            for index in untrimmed:
+                self._checked.discard(events[index].stream_id)
 
 
 def parse_reply(first: int, count: int, reply: bytes) -> Reply:
-    """The outcome of each event of a batch.
+    """Parse the reply to a batch into the outcome of each event.
 
     Args:
         first: The sequence of the batch's first event.
@@ -160,7 +160,7 @@ def parse_reply(first: int, count: int, reply: bytes) -> Reply:
         reply: Redis's reply.
 
     Raises:
-        ValueError: This is no reply to this batch.
+        ValueError: The reply does not belong to this batch.
     """
     if reply.isdigit():
         return Reply(int(reply))
@@ -168,19 +168,19 @@ def parse_reply(first: int, count: int, reply: bytes) -> Reply:
     if text.startswith("!"):
         return Reply(0, dict.fromkeys(range(count), text[1:]))
     head, *outcomes = text.split(";")
-    since, _, first_id = head.rpartition(":")
-    skipped = first - int(since) if since else 0
+    committed, _, first_id = head.rpartition(":")
+    skipped = first - int(committed) if committed else 0
     errors: dict[int, str] = {}
     untrimmed: list[int] = []
     for outcome in outcomes:
-        index, is_error, error = outcome.partition("=")
-        place = int(index.removesuffix("+")) - skipped
-        if not 0 <= place < count:
-            continue  # Of another part of a batch that was committed as a whole.
+        position, is_error, error = outcome.partition("=")
+        index = int(position.removesuffix("+")) - skipped
+        if not 0 <= index < count:
+            continue  # In another part of a batch that was committed as a whole.
         if is_error:
-            errors[place] = error
+            errors[index] = error
         else:
-            untrimmed.append(place)
+            untrimmed.append(index)
     return Reply(int(first_id) + skipped, errors, untrimmed)
 
 

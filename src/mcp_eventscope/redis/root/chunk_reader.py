@@ -1,4 +1,4 @@
-"""Reads streams of the root store in bounded chunks, two ahead of the chunk that is being sent."""
+"""Read streams of the root store in bounded chunks, with read-ahead."""
 
 import asyncio
 
@@ -18,12 +18,13 @@ CHUNK_EVENTS = 256
 CHUNK_BYTES = 1 << 20
 """Payload bytes after which a read stops early; a single larger event is still returned whole."""
 TURN_EVENTS = 32
-"""The most events that are sent without yielding to other tasks, by a callback that never waits."""
+"""The most events that are sent before yielding to other tasks, with a callback that never waits."""
 READS_AT_ONCE = 8
 """The most concurrent reads of a process, each on a connection of the client's pool. When thousands of followers read
-at the same moment, after a restart say, more would exhaust the pool and not be faster, since Redis reads one by one."""
+at the same moment, for example after a restart, more reads would exhaust the pool without being faster, because Redis
+executes them one by one."""
 _POOL_SECONDS = 0.01
-"""Pause before an exhausted pool is tried again."""
+"""Seconds until an exhausted pool is tried again."""
 
 
 class ChunkReader:
@@ -31,7 +32,7 @@ class ChunkReader:
 
     Args:
         redis: The client.
-        breaker: Records that Redis is unreachable.
+        breaker: Records failures.
     """
 
     def __init__(self, redis: AnyRedis, breaker: CircuitBreaker) -> None:
@@ -64,7 +65,7 @@ class ChunkReader:
                 await asyncio.sleep(_POOL_SECONDS)
 
     async def deliver(self, keys: Keys, replay: ReplayCursor, chunk: scripts.Chunk) -> None:
-        """Send a chunk and the following ones, until nothing is left or the response has been sent.
+        """Send a chunk and its successors, up to the response or the end.
 
         At most three chunks are in memory: while one is sent, two are read ahead.
 
@@ -82,7 +83,7 @@ class ChunkReader:
                 if chunk.traceparents:
                     replay.traceparents |= chunk.traceparents
                 for start in range(0, len(chunk.rows), TURN_EVENTS):
-                    # Other tasks run, the one that reads ahead among them.
+                    # Yields to other tasks, including the read-ahead.
                     await asyncio.sleep(0)
                     await replay.take(chunk.rows[start : start + TURN_EVENTS])
                     if replay.completed:
@@ -103,7 +104,7 @@ class ChunkReader:
         while cursor:
             try:
                 chunk = await self.read(keys, cursor, stream_id)
-            except Exception as error:  # noqa: BLE001 - raised by `deliver`, if it still runs
+            except Exception as error:  # noqa: BLE001 - `deliver` raises it, if it still runs
                 await ahead.put(error)
                 return
             await ahead.put(chunk)

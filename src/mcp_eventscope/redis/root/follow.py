@@ -1,4 +1,4 @@
-"""Followers of the root store's streams: woken when an event is stored, by whichever worker."""
+"""Followers of the root store's streams, woken when any worker stores an event."""
 
 import asyncio
 import contextlib
@@ -17,14 +17,14 @@ from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.store.messages import EventId, StreamId
 
 POLL_SECONDS = 0.5
-"""How often the followed streams are polled: a lost wake-up costs at most this, and so does a writer that publishes
-nothing, such as mcp-persist."""
+"""Seconds between polls of the followed streams: the most delay after a lost wake-up, or with a writer that does not
+publish, such as mcp-persist."""
 POLL_STREAMS = 256
-"""Streams polled in one round trip."""
+"""The most streams polled in one round trip."""
 
 
 class Follower:
-    """One follower, and its position."""
+    """One follower and its position."""
 
     __slots__ = ("_woken", "cursor")
 
@@ -33,24 +33,24 @@ class Follower:
         self._woken = anyio.Event()
 
     def wake(self) -> None:
-        """There may be something to read."""
+        """Wake the follower to read the stream."""
         self._woken.set()
 
     async def wait(self, seconds: float) -> None:
-        """Return when it was woken since the last wait, or after so many seconds."""
+        """Return when the follower was woken since the last wait, or after `seconds`."""
         with anyio.move_on_after(seconds):
             await self._woken.wait()
         self._woken = anyio.Event()
 
 
 class Followers:
-    """The followers of one process. A wake-up only wakes: events are read from the stream.
+    """The followers of one process. A wake-up carries no events: they are read from the stream.
 
     Args:
         redis: The client.
         keys: The store's keys.
-        worker: This process.
-        subscriptions: Its subscriptions.
+        worker: The id of this worker.
+        subscriptions: The subscriptions of this process.
     """
 
     def __init__(self, redis: AnyRedis, keys: Keys, worker: WorkerId, subscriptions: Subscriptions) -> None:
@@ -66,11 +66,11 @@ class Followers:
 
     @contextmanager
     def following(self, stream_id: StreamId, cursor: EventId) -> Iterator[Follower]:
-        """Wake for a stream until the block ends. Enter before reading, or a wake-up is missed.
+        """Register a follower until the block ends. Enter before reading, or wake-ups are missed.
 
         Args:
             stream_id: The stream.
-            cursor: The event up to which it has been read.
+            cursor: The last event read from the stream.
         """
         if not self._followers:
             self._subscriptions.subscribe(self._keys.stored, self._on_message)
@@ -96,11 +96,11 @@ class Followers:
                     follower.wake()
 
     def _on_message(self, message: bytes | None) -> None:
-        """Another worker has stored events, or messages may have been lost (None)."""
+        """Handle a notice of stored events, or None when messages may have been lost."""
         worker, *streams = (message or b"").split(b"\n")
         if worker == self._worker.name.encode():
             return
-        # A worker that lists no stream has stored events of any.
+        # A notice without streams may concern any stream.
         self.notify([stream.decode("utf-8", "replace") for stream in streams] or tuple(self._followers))
 
     async def _poll_loop(self) -> None:

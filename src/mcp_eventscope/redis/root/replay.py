@@ -1,4 +1,4 @@
-"""One pass over a stream of the root store, and the meaning of a cursor that is no longer stored."""
+"""One pass over a stream of the root store, and the classification of unknown cursors."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from mcp_eventscope.store.results import Miss
 
 _MICROSECONDS = 1_000_000
 _FIRST_CLOCK_ID = 10**15
-"""Ids below this (the year 2001, in microseconds) are counters of another writer, and have no age."""
+"""Smaller ids (before the year 2001, in microseconds) are counters of another writer, and have no age."""
 
 
 class ReplayCursor:
-    """One pass over a stream: its position, and the events that it has delivered."""
+    """One pass over a stream: its position, and the counts of delivered events."""
 
     __slots__ = (
         "_send",
@@ -33,16 +33,16 @@ class ReplayCursor:
         self.stream_id = stream_id
         self.cursor = cursor
         self.delivered = self.payload_bytes = self.missing = 0
-        self.corrupt: dict[EventId, None] = {}  # Each once: a misplaced one is read again.
+        self.corrupt: dict[EventId, None] = {}  # Without duplicates: a misplaced event is read again.
         self.completed = False
         self.traceparents: dict[EventId, str] = {}
-        """The known producers of events; the reader adds them."""
+        """The known producers by event, added by the reader."""
         self._send = send
         self._until_response = until_response
 
     @property
     def producers(self) -> tuple[str, ...]:
-        """The producers of the delivered events, without repetitions: the first of them."""
+        """The first distinct producers of the delivered events."""
         if not self.traceparents:
             return ()
         reached = int(self.cursor)
@@ -54,13 +54,13 @@ class ReplayCursor:
         return tuple(delivered)[: scripts.PRODUCERS]
 
     async def take(self, rows: Sequence[scripts.Row]) -> None:
-        """Deliver rows, or count them as missing or corrupt, until the response. The cursor follows."""
+        """Deliver rows up to the response, count missing and corrupt ones, and advance the cursor."""
         send, ends = self._send, self._until_response and self.stream_id != GET_STREAM_KEY
         for event_id, wrong, payload in rows:
             if wrong:
                 self._miss(event_id, wrong)
                 continue
-            if payload:  # else a priming event: stored so that its id is a cursor, and never sent again
+            if payload:  # Else a priming event: stored so that its id is a cursor, but never replayed.
                 try:
                     message = codec.decode(payload)
                 except CorruptEventError:
@@ -85,12 +85,12 @@ class ReplayCursor:
 
 
 def age_of(chunk: scripts.Chunk, cursor: int) -> float | None:
-    """Seconds since a cursor's event was stored, by Redis's clock; None for an id that is no clock."""
+    """Seconds since a cursor's event was stored; None if its id is no time."""
     return None if cursor < _FIRST_CLOCK_ID else max(0, chunk.clock - cursor) / _MICROSECONDS
 
 
 def miss_of(chunk: scripts.Chunk, cursor: int, stream_id: StreamId | None, ttl: int | None) -> Miss | None:
-    """Why nothing can be resumed from a cursor; None when something can."""
+    """Why a cursor cannot be resumed from; None if it can."""
     if chunk.named_stream is not None:
         return Miss.UNKNOWN if stream_id not in (None, chunk.named_stream) else None
     # Checked last: the counter may have been rolled back, or restarted by another writer.

@@ -1,4 +1,4 @@
-"""The root store's scripts that read, one typed function each."""
+"""The root store's reading scripts, one typed function each."""
 
 import re
 from collections.abc import Sequence
@@ -24,34 +24,34 @@ index is not its id, so it cannot be a cursor); its payload."""
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The reply of `root_read.lua`: where the cursor stands, and the rows after it."""
+    """The reply of `root_read.lua`: the state of the cursor, and the rows after it."""
 
     named_stream: str | None
-    """The stream that the cursor's own event names; None when that event is not stored."""
+    """The stream of the cursor's event; None if that event is not stored."""
     cursor_final: bool
     cursor_held: bool
     last_given: int
     trimmed: int
     oldest: str
     clock: int
-    """Redis's own time in microseconds: ages must not depend on a worker's clock."""
+    """Redis's time in microseconds: ages must not depend on a worker's clock."""
     after: str
-    """The score to read the next chunk after; "" when nothing is left."""
+    """The score after which to read the next chunk; "" after the last chunk."""
     rows: list[Row]
     traceparents: dict[str, str]
     """By event id, the producers of the first `PRODUCERS` events that have one."""
 
 
-async def read(  # noqa: PLR0913 - the script's arguments, one by one
+async def read(  # noqa: PLR0913 - the script's arguments
     client: Client, keys: Keys, cursor: str, stream_id: str | None, *, max_events: int, max_bytes: int
 ) -> Chunk:
-    """Read the events after a cursor: at most `max_events` events or about `max_bytes` payload bytes.
+    """Read at most `max_events` events, or about `max_bytes` payload bytes, after a cursor.
 
     Args:
         client: The client.
         keys: The store's keys.
         cursor: An event id, or `Chunk.after`.
-        stream_id: The stream, or None for the one that the cursor's event names.
+        stream_id: The stream, or None for the stream of the cursor's event.
         max_events: The most events to return.
         max_bytes: Payload bytes after which no further event is returned; the first one always is.
 
@@ -80,7 +80,7 @@ async def read(  # noqa: PLR0913 - the script's arguments, one by one
 
 
 def _rows(fields: list[str], payloads: bytes) -> tuple[list[Row], dict[str, str]]:
-    """The rows of a chunk and their producers, from the two texts that `root_read.lua` returns."""
+    """Parse the rows of a chunk and their producers from the reply of `root_read.lua`."""
     rows: list[Row] = []
     traceparents: dict[str, str] = {}
     start = 0
@@ -98,7 +98,7 @@ def _rows(fields: list[str], payloads: bytes) -> tuple[list[Row], dict[str, str]
 
 
 async def peek(client: Client, keys: Keys, stream_ids: Sequence[str]) -> list[str]:
-    """How far streams have got.
+    """Read the last event ids of streams.
 
     Args:
         client: The client.
@@ -106,7 +106,7 @@ async def peek(client: Client, keys: Keys, stream_ids: Sequence[str]) -> list[st
         stream_ids: The streams.
 
     Returns:
-        The last event id of each, "" for none.
+        The last event id of each stream, "" for none.
     """
     last = await _peek(client, [keys.stream(stream_id) for stream_id in stream_ids], [])
     return [text.decode("ascii", "replace") for text in last]

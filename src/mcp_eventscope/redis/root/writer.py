@@ -1,4 +1,4 @@
-"""The writer of the root store: each caller gets its event's id once Redis has acknowledged it."""
+"""The writer of the root store: callers wait until Redis has acknowledged their events."""
 
 import asyncio
 from collections import deque
@@ -16,14 +16,14 @@ from mcp_eventscope.store.events import BatchCommitted, BatchRetried, EventsLost
 from mcp_eventscope.store.messages import EventId
 
 DISTANT_SECONDS = 0.005
-"""The round trip of a batch from which on Redis is considered distant, and fewer, larger batches are sent."""
+"""Round trip of a batch, in seconds, from which Redis counts as distant and batches are larger."""
 
 
 class RootWriter:
     """Stores events in batches, one of them in flight.
 
-    A caller waits for at most the circuit breaker's `call_timeout`, and not at all while the circuit is open: its event
-    is then deferred, and stored in its order when Redis is reachable again.
+    A caller waits for at most the circuit breaker's `call_timeout`. While the circuit is open it does not wait: the
+    event is deferred, and stored in order when Redis has recovered.
 
     Args:
         redis: The client, for its address.
@@ -31,11 +31,11 @@ class RootWriter:
         backlog: The pending events.
         codec: Encodes batches.
         observers: Called with commits, retries and losses.
-        wake: Called when there is a batch to send.
-        stored: Called with events that were stored.
+        wake: Called when a batch is ready.
+        stored: Called with stored events.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - made in one place
+    def __init__(  # noqa: PLR0913, PLR0917 - constructed in one place
         self,
         redis: AnyRedis,
         breaker: CircuitBreaker,
@@ -53,7 +53,7 @@ class RootWriter:
         self._wake = wake
         self._stored = stored
         self._last_id = 0
-        """The last id that Redis gave out to this process."""
+        """The last id that this process received from Redis."""
         self._round_trip = 0.0
         """Seconds between sending the last batch and its acknowledgement."""
         self._waiting: deque[PendingEvent] = deque()
@@ -62,7 +62,7 @@ class RootWriter:
 
     @property
     def deferred(self) -> tuple[int, int]:
-        """The number of deferred events, and the bytes that they take up."""
+        """The number of deferred events and their memory in bytes."""
         return self._backlog.events, self._backlog.bytes
 
     @property
@@ -71,7 +71,7 @@ class RootWriter:
         return self._backlog.ready
 
     def take(self, parts: int) -> "RootBatch | None":
-        """The next batch (`BatchSource`)."""
+        """Take the next batch (`BatchSource`)."""
         if not self._backlog.ready:
             return None
         first, events = self._backlog.drain(distant=self._round_trip >= DISTANT_SECONDS)
@@ -81,8 +81,8 @@ class RootWriter:
         """Store an event.
 
         Returns:
-            A future of its id, or of None once the event is deferred; it raises `StoreRejectedError` when Redis refuses
-            the event for good. None: the event is deferred immediately.
+            A future of the event's id, or of None once the event is deferred; it raises `StoreRejectedError` when Redis
+            refuses the event permanently. None: the event is deferred immediately.
         """
         backlog = self._backlog
         backlog.put(event)
@@ -100,7 +100,7 @@ class RootWriter:
         return waiter
 
     def clear(self) -> int:
-        """Drop the pending events, since the store is being closed.
+        """Drop the pending events when the store is closed.
 
         Returns:
             The number of dropped events.
@@ -130,11 +130,11 @@ class RootWriter:
                 text = f"Redis at {address_of(self._redis)}: no reply within {self._breaker.call_timeout} seconds"
                 self._breaker.record_failure(FailureReason.TIMEOUT, text)
                 return
-            deadline = now + LOOP_LATE  # The reply may be there, and the process had no time to read it.
+            deadline = now + LOOP_LATE  # The loop was busy: an unread reply may have arrived.
         self._timer = loop.call_at(deadline, self._check_deadlines, loop, deadline)
 
     def _defer_waiting(self) -> None:
-        """Defer all events, since the circuit is open."""
+        """Defer all waiting events when the circuit opens."""
         waiting, self._waiting = self._waiting, deque()
         for event in waiting:
             if event.waiter is not None:
@@ -156,17 +156,17 @@ class RootWriter:
     # -- batches ------------------------------------------------------------------------------------------------------
 
     def encode(self, batch: "RootBatch", *, as_eval: bool) -> list[bytes]:
-        """The command of a batch as bytes."""
+        """Encode a batch as bytes."""
         self._codec.expire_checks(batch.sent)
         return self._codec.encode(batch.first, batch.pending, self._last_id, as_eval=as_eval)
 
     def arguments(self, batch: "RootBatch", *, as_eval: bool) -> list[str | bytes]:
-        """The command of a batch as arguments."""
+        """Encode a batch as arguments."""
         self._codec.expire_checks(batch.sent)
         return self._codec.arguments(batch.first, batch.pending, self._last_id, as_eval=as_eval)
 
     def acknowledge(self, batch: "RootBatch", reply: bytes, seconds: float) -> None:
-        """Redis has executed a batch."""
+        """Handle Redis's reply to a batch."""
         parsed = parse_reply(batch.first, batch.events, reply)
         if parsed.errors:
             address = address_of(self._redis)
@@ -175,7 +175,7 @@ class RootWriter:
         self._settle(batch.pending, parsed, seconds)
 
     def _settle(self, events: list[PendingEvent], reply: Reply, seconds: float) -> None:
-        """The outcome of a batch is known."""
+        """Report the outcome of a batch."""
         rejected: list[PendingEvent] = []
         for index, error in reply.errors.items():
             event = events[index]
@@ -195,7 +195,7 @@ class RootWriter:
         self._round_trip = seconds
         self._backlog.settle(events)
         if self._backlog.queued and seconds < DISTANT_SECONDS:
-            # Later, so that the sender sends the next batch before the callers of this one go on.
+            # Deferred, so that the sender sends the next batch before the callers of this one continue.
             asyncio.get_running_loop().call_soon(_acknowledge, acknowledged)
         else:
             _acknowledge(acknowledged)
@@ -211,7 +211,7 @@ class RootWriter:
             self._lose(rejected, LossReason.REJECTED)
 
     def _reject(self, event: PendingEvent, error: str) -> bool:
-        """Fail the caller of an event that Redis will not store. Returns whether there is none: the event is lost."""
+        """Fail the caller of a rejected event. Return whether there is none, and the event is lost."""
         waiter, event.waiter = event.waiter, None
         if waiter is None:
             return True
@@ -220,7 +220,7 @@ class RootWriter:
         return False
 
     def refuse(self, batch: "RootBatch", error: str) -> None:
-        """Isolate the event for which Redis refuses a batch: halve the batch until one event is left, and reject it."""
+        """Isolate the event for which Redis refuses a batch, by bisection, and reject it."""
         if len(batch.pending) == 1:
             self._settle(batch.pending, Reply(0, {0: error}), 0.0)
             return
@@ -247,15 +247,15 @@ class RootBatch(Batch):
         self.payload_bytes = sum([len(event.payload) for event in pending])
 
     def packed(self, *, as_eval: bool) -> list[bytes]:
-        """The command as bytes for the wire."""
+        """Encode the command as bytes for the wire."""
         return self._writer.encode(self, as_eval=as_eval)
 
     def arguments(self, *, as_eval: bool) -> list[str | bytes]:
-        """The command as arguments."""
+        """Encode the command as arguments."""
         return self._writer.arguments(self, as_eval=as_eval)
 
     def acknowledge(self, reply: bytes, seconds: float) -> None:
-        """Take Redis's reply."""
+        """Handle Redis's reply."""
         self._writer.acknowledge(self, reply, seconds)
 
     def refuse(self, error: str) -> bool:
@@ -275,7 +275,7 @@ def _acknowledge(waiters: Sequence[tuple["asyncio.Future[EventId | None]", Event
 
 
 def _resolve(event: PendingEvent, event_id: EventId | None) -> None:
-    """Let the caller of an event go on, if there is one."""
+    """Release the caller of an event, if there is one."""
     waiter, event.waiter = event.waiter, None
     if waiter is not None and not waiter.done():
         waiter.set_result(event_id)
