@@ -107,7 +107,7 @@ class TestRollback:
         while run.retained:
             rig.writer._release_oldest()
         rig.writer.runs[run.name] = run  # As if it had been found while Redis's reply was on its way.
-        rig.writer._ask(run)
+        rig.writer._queue_check(run)
         rig.reply(rig.take(), "b1")
         reader = RunReader(FakeAsyncRedis(), rig.breaker, rig.writer.find)
         collected = Collected()

@@ -1,14 +1,14 @@
-"""A batch: events that go to Redis in one command; and where batches come from."""
+"""Batches, which carry events to Redis in one command, and their sources."""
 
 from abc import ABC, abstractmethod
 from typing import Protocol
 
 BATCH_BYTES = 128 * 1024
-"""Payload bytes after which a batch is closed; a larger event goes alone, and only its transfer delays the others."""
+"""Payload bytes after which a batch is closed. A larger event is sent alone, so only its transfer delays others."""
 
 
 class Batch(ABC):
-    """One command to Redis. It is idempotent: it may be sent again, whether or not Redis has executed it."""
+    """One idempotent command to Redis, which may be resent even if Redis has executed it."""
 
     __slots__ = ("broken", "events", "payload_bytes", "sent")
 
@@ -16,52 +16,52 @@ class Batch(ABC):
         self.events = 0
         self.payload_bytes = 0
         self.sent = 0.0
-        """When it was last sent, by the loop's clock."""
+        """When the batch was last sent, on the loop's clock."""
         self.broken = 0
-        """How often the connection broke while nothing else was in flight."""
+        """How often the connection broke while only this batch was in flight."""
 
     @abstractmethod
     def packed(self, *, as_eval: bool) -> list[bytes]:
-        """The command as bytes for the wire.
+        """Encode the command as bytes for the wire.
 
         Args:
-            as_eval: Send the script's text, since Redis does not know its digest.
+            as_eval: Whether to send the script's text, because Redis does not know its digest.
         """
 
     @abstractmethod
     def arguments(self, *, as_eval: bool) -> list[str | bytes]:
-        """The command as the arguments that a client's `execute_command` takes. Arguments as in `packed`."""
+        """Encode the command as arguments for a client's `execute_command`. Arguments as in `packed`."""
 
     @abstractmethod
     def acknowledge(self, reply: bytes, seconds: float) -> None:
-        """Take Redis's reply.
+        """Handle Redis's reply.
 
         Args:
             reply: The return value of the script.
-            seconds: Time between sending and the reply.
+            seconds: Seconds between sending and the reply.
 
         Raises:
-            ValueError: This is no reply to this batch.
+            ValueError: The reply does not belong to this batch.
         """
 
     @abstractmethod
     def refuse(self, error: str) -> bool:
-        """Take Redis's refusal, which a repetition would meet again: isolate the event that causes it.
+        """Handle a permanent refusal by isolating the event that causes it.
 
         Args:
-            error: Redis's reply, or how the connection ended each time.
+            error: Redis's reply, or the error of the broken connections.
 
         Returns:
-            Whether something else is to be tried; False: the same batch has to be tried again, later.
+            Whether the batch was replaced; False: the same batch must be retried later.
         """
 
     @abstractmethod
     def abandon(self) -> None:
-        """Return the events to their source: the batch will not be sent again, since the store is being closed."""
+        """Return the events to their source when the store is closed."""
 
 
 class BatchSource(Protocol):
-    """Where a sender's batches come from."""
+    """A source of a sender's batches."""
 
     @property
     def ready(self) -> bool:
@@ -69,28 +69,28 @@ class BatchSource(Protocol):
         ...
 
     def take(self, parts: int) -> Batch | None:
-        """The next batch, with at most so many keys' parts; None when nothing is ready."""
+        """Take the next batch, with at most `parts` parts; None if nothing is ready."""
         ...
 
 
 class Probe(Batch):
-    """A `PING`: whether Redis answers, and in time."""
+    """A `PING`, which checks whether Redis answers in time."""
 
     __slots__ = ()
 
     def packed(self, *, as_eval: bool) -> list[bytes]:
-        """The command as bytes for the wire."""
+        """Encode the command as bytes for the wire."""
         return [b"*1\r\n$4\r\nPING\r\n"]
 
     def arguments(self, *, as_eval: bool) -> list[str | bytes]:
-        """The command as arguments."""
+        """Encode the command as arguments."""
         return ["PING"]
 
     def acknowledge(self, reply: bytes, seconds: float) -> None:
-        """Do nothing: that there was a reply is all."""
+        """Do nothing: any reply is sufficient."""
 
     def refuse(self, error: str) -> bool:
-        """Do nothing: a `PING` is tried again."""
+        """Do nothing: a `PING` is retried."""
         return False
 
     def abandon(self) -> None:

@@ -17,30 +17,31 @@ from mcp_eventscope.redis.write.transport import Transport
 from mcp_eventscope.store.events import BatchRetried, FailureReason
 
 MOST_BROKEN = 3
-"""How often a connection may break while a large batch is alone in flight, before its event is taken for the cause."""
+"""How often the connection may break while only one large batch is in flight, before its event is rejected."""
 LINGER_SECONDS = 1.0
-"""How long an idle connection is kept for the next event."""
+"""Seconds for which an idle connection is kept for the next event."""
 SPARE_CONNECTIONS = 4
-"""A pool that has fewer than these needs the connection for something else."""
+"""Pool size below which an idle connection is released immediately."""
 LOOP_LATE = 0.05
-"""Seconds by which a timer may be late before the loop, and not Redis, is considered slow."""
+"""Seconds by which a timer may be late before the loop, rather than Redis, counts as slow."""
 FIRST_RETRY, LAST_RETRY = 0.05, 0.25
-"""Seconds before Redis is tried again, the first time and after many."""
+"""Seconds before the first retry, and the most seconds before later ones."""
 
 
 class _InterruptedError(Exception):
-    """Redis replied that it cannot write just now."""
+    """Redis replied that it cannot write now."""
 
 
 class Sender:
-    """One process's way of sending: several batches in flight, on one connection, by one task while there is work.
+    """Sends the batches of a process, several in flight on one connection, in one task.
 
-    A batch whose reply is lost is sent again as it is: Redis finds by its numbers whether it was committed.
+    The task ends when there is no work. A batch whose reply is lost is resent unchanged: Redis detects by its numbers
+    whether it was committed.
 
     Args:
         redis: The client.
-        sources: Where batches come from, in turn.
-        breaker: Records failures and replies; while it is open, the sender probes Redis until it answers.
+        sources: The sources of batches, by priority.
+        breaker: Records failures and replies. While it is open, the sender probes Redis until it answers.
         observers: Called with each `BatchRetried`.
         reconnected: Called when a connection is open after another one broke.
     """
@@ -63,36 +64,36 @@ class Sender:
         self._task: asyncio.Task[None] | None = None
         self._wakeup: asyncio.Future[None] | None = None
         self._expected: asyncio.Future[None] | None = None
-        """Wakes the reader, which is kept while batches follow each other: a task for each costs as much as a write."""
+        """Wakes the reader, which serves consecutive batches: a task for each would cost as much as a write."""
         self._watchdog: asyncio.TimerHandle | None = None
         self._in_flight: deque[Batch] = deque()
-        # Each with whether the script's text has to be sent.
+        # With each batch, whether to send the script's text.
         self._retry_queue: deque[tuple[Batch, bool]] = deque()
         self._interrupted: Exception | None = None
         self._failures = 0
         self._broken = False
-        """Whether a connection broke since one was last opened."""
+        """Whether the connection broke and was not yet reopened."""
         breaker.on_open(self.wake)
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is ready to be sent, and nothing is in flight."""
+        """Whether nothing is ready or in flight."""
         return not (self._in_flight or self._retry_queue or any(source.ready for source in self._sources))
 
     def wake(self) -> None:
-        """Send the batches that are ready."""
+        """Start sending the batches that are ready."""
         if self._task is None:
             if self._lingering is not None:
                 self._lingering.cancel()
                 self._lingering = None
-            # Not in the caller's context: the work is done for all callers.
+            # Not in the caller's context, because the task works for all callers.
             loop = asyncio.get_running_loop()
             self._task = loop.create_task(self._run(), name="eventscope-writer", context=contextvars.Context())
         else:
             self._wake_exchange()
 
     async def drain(self, seconds: float) -> list[Batch]:
-        """Send the batches that are ready, for at most so long; then stop, and release the connection.
+        """Send ready batches for at most `seconds`, then stop and release the connection.
 
         Returns:
             The batches that were not acknowledged.
@@ -110,7 +111,7 @@ class Sender:
         return left
 
     async def _run(self) -> None:
-        """Send until nothing is ready; while the circuit is open, until Redis answers."""
+        """Send until nothing is ready and the circuit is closed."""
         loop = asyncio.get_running_loop()
         probes = 0
         try:
@@ -126,35 +127,35 @@ class Sender:
                         probes += 1
                         self._retry_queue.append((Probe(), False))
                     await self._exchange(self._transport)
-                except Exception as error:  # noqa: BLE001 - whatever it is, pending events must stay pending
-                    await self._failed(error)
+                except Exception as error:  # noqa: BLE001 - pending events must stay pending after any failure
+                    await self._on_failure(error)
         finally:
             self._task = None
             self._requeue(None, "")
             if self._watchdog is not None:
                 self._watchdog.cancel()
                 self._watchdog = None
-            # Not immediately, since taking a connection from the pool takes as long as storing an event.
+            # Not immediately, because taking a connection from the pool takes as long as storing an event.
             pool = getattr(self._redis, "connection_pool", None)
             linger = LINGER_SECONDS if getattr(pool, "max_connections", 0) >= SPARE_CONNECTIONS else 0.0
-            self._lingering = loop.call_later(linger, self._linger_no_longer, loop)
+            self._lingering = loop.call_later(linger, self._close_idle, loop)
 
     async def _exchange(self, open_transport: Transport) -> None:
-        """Send ready batches and read the replies, until nothing is left of either."""
+        """Send ready batches and read replies until there are none of either."""
         loop = asyncio.get_running_loop()
         self._expected = loop.create_future()
         reading = asyncio.create_task(self._read(open_transport, self._expected), name="eventscope-writer-read")
         reading.add_done_callback(self._wake_exchange)
         try:
             while True:
-                while (following := self._following(open_transport)) is not None:
+                while (following := self._next_batch(open_transport)) is not None:
                     batch, as_eval = following
                     batch.sent = loop.time()
                     self._in_flight.append(batch)
                     self._watch(loop)
                     await open_transport.send(batch, as_eval=as_eval)
-                    if self._in_flight:  # Else the reader has read the reply meanwhile, and would end.
-                        self._expect()
+                    if self._in_flight:  # Else the reader has already read the reply, and would end.
+                        self._wake_reader()
                 if reading.done():
                     reading.result()
                 if self._in_flight:
@@ -163,8 +164,8 @@ class Sender:
                 elif self._interrupted is not None:
                     raise _InterruptedError
                 elif self.idle:
-                    self._expect()
-                    await reading  # It ends, since no reply is to come.
+                    self._wake_reader()
+                    await reading  # Ends, because no reply is outstanding.
                     return
         finally:
             self._wakeup = None
@@ -174,14 +175,14 @@ class Sender:
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 reading.result()
 
-    def _following(self, open_transport: Transport) -> tuple[Batch, bool] | None:
-        """The batch to send next, and whether with the script's text; None when there is none, or not yet."""
+    def _next_batch(self, open_transport: Transport) -> tuple[Batch, bool] | None:
+        """Return the next batch, and whether to send the script's text; None without one."""
         if len(self._in_flight) >= open_transport.depth or self._interrupted is not None:
             return None
         if self._retry_queue:
             batch, _ = self._retry_queue[0]
             if batch.broken and batch.payload_bytes > BATCH_BYTES and self._in_flight:
-                return None  # Alone, so that it is known what breaks the connection.
+                return None  # Sent alone, to find out whether it breaks the connection.
             return self._retry_queue.popleft()
         if self._in_flight and self._in_flight[-1].broken and self._in_flight[-1].payload_bytes > BATCH_BYTES:
             return None
@@ -199,26 +200,26 @@ class Sender:
     def _check_timeout(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
         self._watchdog = None
         now = loop.time()
-        if now - due > LOOP_LATE:  # The reply may be there, and this process had no time to read it.
+        if now - due > LOOP_LATE:  # The loop was busy: an unread reply may have arrived.
             self._watchdog = loop.call_at(now + LOOP_LATE, self._check_timeout, loop, now + LOOP_LATE)
             return
         if self._in_flight and self._in_flight[0].sent + self._breaker.call_timeout <= now:
             if self._breaker.reason is None:
                 self._breaker.record_failure(FailureReason.TIMEOUT, failure_text(TimeoutError(), self._redis))
-            return  # The next batch that is sent is watched again.
+            return  # The next sent batch starts the watchdog again.
         self._watch(loop)
 
     def _wake_exchange(self, _: object = None) -> None:
         if self._wakeup is not None and not self._wakeup.done():
             self._wakeup.set_result(None)
 
-    def _expect(self) -> None:
-        """Let the reader read replies, or end when none are to come."""
+    def _wake_reader(self) -> None:
+        """Wake the reader, which ends if no replies are outstanding."""
         if self._expected is not None and not self._expected.done():
             self._expected.set_result(None)
 
     async def _read(self, open_transport: Transport, expected: asyncio.Future[None]) -> None:
-        """Read replies each time that some are expected; end when none are."""
+        """Read replies whenever some are outstanding; end otherwise."""
         loop = asyncio.get_running_loop()
         while True:
             await expected
@@ -228,7 +229,7 @@ class Sender:
                 batch, reply = await open_transport.receive()
                 if isinstance(reply, Exception):
                     self._in_flight.remove(batch)
-                    self._replied_error(batch, reply)
+                    self._on_error_reply(batch, reply)
                 else:
                     seconds = loop.time() - batch.sent
                     batch.acknowledge(reply, seconds)
@@ -238,26 +239,26 @@ class Sender:
                 self._wake_exchange()
             self._expected = expected = loop.create_future()
 
-    def _replied_error(self, batch: Batch, error: Exception) -> None:
-        """Redis replied with an error, or, on a cluster, one node was not reached."""
+    def _on_error_reply(self, batch: Batch, error: Exception) -> None:
+        """Handle an error reply or, on a cluster, an unreachable node."""
         reason, text = failure_reason(error), failure_text(error, self._redis)
         if is_refusal(error) and batch.refuse(text):
             return
         if batch.events:
             self._observers.emit(BatchRetried(reason=reason, events=batch.events, error=text))
-        forgotten = reason is FailureReason.NOSCRIPT
-        self._retry_queue.append((batch, forgotten))
-        if not forgotten:
+        script_missing = reason is FailureReason.NOSCRIPT
+        self._retry_queue.append((batch, script_missing))
+        if not script_missing:
             self._interrupted = error
 
-    async def _failed(self, error: Exception) -> None:
-        """Prepare the next attempt: immediately after a connection broke, since it may have been stale; later else."""
+    async def _on_failure(self, error: Exception) -> None:
+        """Prepare the next attempt: immediate after the first broken connection, which may have been stale."""
         interrupted, self._interrupted = self._interrupted, None
-        # By what ended the exchange: a connection may break after an error reply, too, and its replies are lost then.
+        # Judged by the end of the exchange: a connection may break after an error reply, too, and lose its replies.
         broken = not isinstance(error, _InterruptedError)
         cause = error if broken or interrupted is None else interrupted
         reason, text = failure_reason(cause), failure_text(cause, self._redis)
-        if broken or reason is FailureReason.READONLY:  # Another server may be the primary now.
+        if broken or reason is FailureReason.READONLY:  # Another server may be primary now.
             self._requeue(reason, text)
             self._broken = True
             await self._disconnect(in_doubt=True)
@@ -265,17 +266,17 @@ class Sender:
         if self._failures > 1 or interrupted is not None:
             self._breaker.record_failure(reason, text)
             delay = min(FIRST_RETRY * 2.0 ** min(self._failures - 1, 10), LAST_RETRY)
-            await asyncio.sleep(delay * random.uniform(0.7, 1.0))  # noqa: S311 - so that workers do not come together
+            await asyncio.sleep(delay * random.uniform(0.7, 1.0))  # noqa: S311 - spreads the workers' retries
 
     def _requeue(self, reason: FailureReason | None, error: str) -> None:
-        """Resend the batches in flight, which may have been committed or not."""
+        """Queue the batches in flight for a retry, whether or not they were committed."""
         in_flight, self._in_flight = self._in_flight, deque()
         for batch in in_flight:
             if reason is not None and batch.events:
                 self._observers.emit(BatchRetried(reason=reason, events=batch.events, error=error))
         large = [batch for batch in in_flight if batch.payload_bytes > BATCH_BYTES]
         for batch in large:
-            # Only a broken connection is the event's doing: Redis may be loading, or frozen.
+            # Other failures have other causes: Redis may be loading, or frozen.
             batch.broken += 1 if reason is FailureReason.CONNECTION else 0
             if (
                 reason is FailureReason.CONNECTION
@@ -283,14 +284,14 @@ class Sender:
                 and batch.broken >= MOST_BROKEN
                 and batch.refuse(error)
             ):
-                in_flight.remove(batch)  # Whenever it is sent, the connection breaks: Redis takes nothing that large.
-        # A suspect goes last, so that the others get through.
+                in_flight.remove(batch)  # Redis accepts no command of this size.
+        # Large batches last, so that the others succeed.
         again = [(batch, False) for batch in sorted(in_flight, key=lambda batch: batch.payload_bytes > BATCH_BYTES)]
         self._retry_queue.extendleft(reversed(again))
 
-    def _linger_no_longer(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _close_idle(self, loop: asyncio.AbstractEventLoop) -> None:
         self._lingering = None
-        open_transport, self._transport = self._transport, None  # Immediately: the next event opens another.
+        open_transport, self._transport = self._transport, None  # First, so that the next event opens a new one.
         if open_transport is not None:
             closing = loop.create_task(open_transport.close(in_doubt=False), name="eventscope-writer-close")
             closing.add_done_callback(lambda task: task.cancelled() or task.exception())

@@ -1,4 +1,4 @@
-"""The codec of a commit of session events: a batch as a command, and the reply as each part's state (`commit.lua`)."""
+"""Encode a batch of session events as a command, and parse the reply (`commit.lua`)."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,29 +10,29 @@ from mcp_eventscope.redis.write.runs import EVENT_BYTES, PendingEvent, Run
 COMMIT = Script("commit.lua")
 
 _COPIED = 1 << 14
-"""Payload bytes up to which one more copy costs less than one more piece for the socket."""
+"""Payload bytes up to which a copy is cheaper than a separate piece."""
 _KEYS, _ARGUMENTS = 3, 6
-"""Of each part, beside its events."""
+"""Keys and arguments of each part, without its events."""
 
 
 @dataclass(slots=True, eq=False)
 class RunPart:
-    """The events of one run in a batch; none where the commit only asks whether Redis still has the run."""
+    """The events of one run in a batch. A part without events checks that Redis has the run."""
 
     run: Run
     first: int
-    """The number that follows the last acknowledged one."""
+    """The successor of the last acknowledged number."""
     events: list[PendingEvent]
     size: int
-    """Bytes of memory that they count for."""
+    """Accounted memory of the events, in bytes."""
     larges: list[PendingEvent]
-    """Those whose payload has a key of its own."""
+    """The events whose payload has a separate key."""
     renews: bool
-    """Whether the keys' TTLs are renewed."""
+    """Whether to renew the keys' TTLs."""
 
     @property
     def payload_bytes(self) -> int:
-        """The bytes of their payloads."""
+        """Payload bytes of the events."""
         return self.size - EVENT_BYTES * len(self.events)
 
     @property
@@ -43,18 +43,18 @@ class RunPart:
 
 
 class BatchListener(Protocol):
-    """Takes what becomes of batches."""
+    """Handles the outcomes of batches."""
 
     def acknowledged(self, batch: "SessionBatch", clock: int, states: list[str], seconds: float) -> None:
-        """Redis has replied: its clock in microseconds, and each part's state (`commit.lua`)."""
+        """Handle a reply: Redis's clock in microseconds, and the state of each part (`commit.lua`)."""
         ...
 
     def refused(self, batch: "SessionBatch", error: str) -> bool:
-        """Redis refuses the batch; returns whether there is something else to try."""
+        """Handle a permanent refusal; return whether the batch was replaced."""
         ...
 
     def abandoned(self, batch: "SessionBatch") -> None:
-        """The batch will not be sent again."""
+        """Take back the events of a batch that will not be resent."""
         ...
 
 
@@ -72,13 +72,13 @@ class SessionBatch(Batch):
         self.payload_bytes = sum(part.payload_bytes for part in parts)
 
     def _command(self, *, as_eval: bool) -> tuple[list[bytes], list[bytes]]:
-        """The keys, and the arguments behind them."""
+        """Return the keys and the other arguments."""
         keys: list[bytes] = []
         arguments: list[bytes] = [b"%d" % self._ttl]
         for part in self.parts:
             run, names = part.run, part.run.session.keys
             larges = part.larges
-            # A run that is silent keeps its large payloads, too.
+            # Renewing a silent run also renews its large payloads.
             numbers = run.larges if part.renews and not part.events else [event.seq for event in larges]
             keys += (run.key.encode(), names.requests.encode(), names.session.encode())
             keys += (names.large(run.stream, run.name, number).encode() for number in numbers)
@@ -95,10 +95,10 @@ class SessionBatch(Batch):
         return keys, arguments
 
     def packed(self, *, as_eval: bool) -> list[bytes]:
-        """The command as bytes for the wire."""
+        """Encode the command as bytes for the wire."""
         keys, arguments = self._command(as_eval=as_eval)
         command = [*COMMIT.call(whole=as_eval), b"%d" % len(keys), *keys, *arguments]
-        # Packed here, since the client takes 3.6 µs for each argument where this takes 0.2.
+        # Packed here, in 0.2 µs per argument. The client takes 3.6 µs.
         pieces: list[bytes] = []
         small = [b"*%d\r\n" % len(command)]
         for argument in command:
@@ -111,14 +111,14 @@ class SessionBatch(Batch):
         return pieces
 
     def arguments(self, *, as_eval: bool) -> list[str | bytes]:
-        """The command as arguments."""
+        """Encode the command as arguments."""
         keys, arguments = self._command(as_eval=as_eval)
         command, script = COMMIT.call(whole=as_eval)
-        # A cluster's client knows its commands by text.
+        # The cluster client expects the command as text.
         return [command.decode(), script, b"%d" % len(keys), *keys, *arguments]
 
     def acknowledge(self, reply: bytes, seconds: float) -> None:
-        """Take Redis's reply."""
+        """Handle Redis's reply."""
         clock, *states = reply.decode("utf-8", "replace").split("\n")
         if len(states) != len(self.parts):
             msg = f"Redis replied {len(states)} states to {len(self.parts)} parts"
@@ -126,7 +126,7 @@ class SessionBatch(Batch):
         self._listener.acknowledged(self, int(clock), states, seconds)
 
     def refuse(self, error: str) -> bool:
-        """Take Redis's refusal."""
+        """Handle a permanent refusal."""
         return self._listener.refused(self, error)
 
     def abandon(self) -> None:

@@ -1,4 +1,4 @@
-"""Bounds the bytes that a session takes up in Redis: accounts for its runs, and evicts their oldest events."""
+"""Bound the bytes of a session in Redis by evicting its oldest events."""
 
 import asyncio
 import contextvars
@@ -27,19 +27,19 @@ from mcp_eventscope.redis.write.runs import Run, SessionQueue
 from mcp_eventscope.store.events import EventsLost, FailureReason, LossReason
 
 ELEMENT_BYTES, RUN_BYTES = 24, 160
-"""Bytes that an element takes up beside its payload, and a run beside its elements."""
+"""Bytes of an element besides its payload, and of a run besides its elements."""
 ENTRY_RUNS = 32
-"""Runs after which a process accounts for them. Until then only its memory knows of them."""
+"""Number of runs after which a process accounts for them in Redis. Until then they are recorded in memory only."""
 ENTRY_BYTES = 1 << 20
-"""Bytes after which it does, unless a 64th of the limit is less."""
+"""Bytes after which a process accounts for them, unless a 64th of the limit is less."""
 RETRY_SECONDS = 1.0
-"""How soon a process tries again after Redis has failed."""
+"""Seconds until a retry after a failure of Redis."""
 _PAGE = 4
-"""Entries that are read and changed at a time: Redis is busy with them for about a millisecond."""
+"""Entries that are read and changed in one step, which takes Redis about a millisecond."""
 _MICROSECONDS = 1_000_000
 
 _Number = Annotated[int, Field(ge=0, lt=1 << 53)]
-"""A number that scripts calculate with."""
+"""A number within the range of Lua's arithmetic."""
 _ROWS = TypeAdapter(list[tuple[str, str, _Number, _Number, _Number, tuple[_Number, ...]]])
 """The rows of an entry: the fields of `_Piece`."""
 
@@ -49,22 +49,22 @@ _evict = Script("evict.lua")
 
 
 class SessionLimit:
-    """Accounts for the bytes of sessions in the background, and evicts events of a session that has too many.
+    """Accounts for the bytes of sessions in the background, and evicts events beyond the limit.
 
-    A process accounts for the runs of a session several at a time, when they have ended or grown. So a session takes up
-    at most the limit, and of each worker one 64th of it more. An eviction leaves seven eighths of the limit.
+    A process accounts for several runs of a session at a time, when they have ended or grown. A session therefore uses
+    at most the limit plus one 64th of it per worker. An eviction frees bytes until seven eighths of the limit remain.
 
     Args:
         redis: The client.
         worker: This process.
         clock: The clock of event ids.
-        ttl: Seconds that keys are kept; None: without expiry.
-        breaker: Whether Redis can be called.
+        ttl: Seconds that keys are kept; None: no expiry.
+        breaker: The circuit breaker of the store.
         observers: Called with each eviction.
         max_bytes: The most bytes of a session.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - made in one place
+    def __init__(  # noqa: PLR0913, PLR0917 - constructed in one place
         self,
         redis: AnyRedis,
         worker: WorkerId,
@@ -83,26 +83,26 @@ class SessionLimit:
         self._max_bytes = max_bytes
         self._entry_bytes = min(ENTRY_BYTES, max_bytes // 64)
         self._most_larges = max_bytes // LARGE_PAYLOAD
-        """The most large payloads of a run that can be in Redis: the limit evicts older ones."""
+        """The most large payloads of a run in Redis: the limit evicts older ones."""
         self._names = count()
         self._entries: deque[tuple[Keys, str, int, bytes]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
 
     def stored(self, run: Run, last: int, size: int, response: int, larges: Sequence[int]) -> None:
-        """Redis has acknowledged events of a run.
+        """Record acknowledged events of a run.
 
         Args:
             run: The run.
-            last: The number of the last one.
-            size: Their bytes, the response excepted.
-            response: The bytes of the response, if it is among them; else 0.
-            larges: The numbers of those whose payload has a key of its own.
+            last: The number of the last event.
+            size: Bytes of the events, without the response.
+            response: Bytes of the response, or 0 if it is not among the events.
+            larges: The numbers of the events whose payload has a separate key.
         """
         session = run.session
         run.unaccounted += size
         run.larges += larges
-        if len(run.larges) > 2 * self._most_larges:  # Not one by one, since it takes as long as there are many.
+        if len(run.larges) > 2 * self._most_larges:  # Several at a time, because the deletion takes linear time.
             evicted = min(len(run.larges) - self._most_larges, run.larges_accounted)
             del run.larges[:evicted]
             run.larges_accounted -= evicted
@@ -124,7 +124,7 @@ class SessionLimit:
         run.unaccounted, run.larges_accounted = 0, len(run.larges)
 
     def account(self, session: SessionQueue) -> None:
-        """Account in Redis for the events that a session has stored here, in the background."""
+        """Account in Redis, in the background, for the events that a session has stored here."""
         for run in tuple(session.unrecorded):
             self._add_piece(run, 0)
         pieces = session.pieces
@@ -148,9 +148,9 @@ class SessionLimit:
             self._retry = None
 
     async def drain(self, seconds: float) -> None:
-        """Finish pending entries, and end the background task; at most so many seconds.
+        """Finish pending entries for at most `seconds`, and end the background task.
 
-        Entries that are pending then are finished if the store is used again.
+        The remaining entries are finished if the store is used again.
         """
         self._start()
         if self._task is not None:
@@ -167,8 +167,8 @@ class SessionLimit:
                     await self._take(*entry)
                 except StoreError as error:
                     if _is_permanent(error):
-                        continue  # The key is another program's, or the user lacks a right.
-                    self._entries.append(entry)  # Behind the others, which may be on another node of a cluster.
+                        continue  # Another program uses the key, or the Redis user lacks a permission.
+                    self._entries.append(entry)  # Last, because the others may be on another node of a cluster.
                     self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._start)
                     return
                 except asyncio.CancelledError:
@@ -178,20 +178,20 @@ class SessionLimit:
             self._task = None
 
     async def _take(self, keys: Keys, name: str, size: int, value: bytes) -> None:
-        """Account for an entry, and evict events if the session has too many bytes. It may be repeated.
+        """Account for an entry, and evict events if the session exceeds the limit. Idempotent.
 
-        An entry that was evicted meanwhile is made again, and goes with the next eviction: its events are gone already.
+        If the entry was evicted meanwhile, it is created again without events, and removed by the next eviction.
         """
         total: int = await self._script(_account, [keys.sizes], [self._ttl or 0, name, size, value])
         if total > self._max_bytes:
             await self._shrink(keys, total)
 
     async def _shrink(self, keys: Keys, total: int) -> None:
-        """Evict until seven eighths of the limit are left.
+        """Evict events until seven eighths of the limit remain.
 
         Args:
             keys: The session's keys.
-            total: Its bytes, as its account says. Entries that have expired are among them.
+            total: The session's accounted bytes, including expired entries.
         """
         names: list[bytes] = await self._command("HKEYS", keys.sizes)
         entries = sorted(name for name in names if name != b"total")
@@ -209,7 +209,7 @@ class SessionLimit:
                 total, evicted = await self._script(_evict, eviction.script_keys, eviction.script_arguments)
                 events += evicted
                 freed += eviction.freed
-        finally:  # Once, since a log event of the same reason is written every few seconds at most.
+        finally:  # Once, because log events of the same reason are rate-limited.
             if events:
                 self._observers.emit(EventsLost(reason=LossReason.SESSION_LIMIT, events=events, payload_bytes=freed))
 
@@ -241,7 +241,7 @@ class SessionLimit:
 
 
 class _Step(IntEnum):
-    """The steps of an eviction, taken in this order until the session is small enough."""
+    """The steps of an eviction, in this order, until the session is small enough."""
 
     FINISHED = 1
     """The events of finished runs, except responses."""
@@ -249,23 +249,23 @@ class _Step(IntEnum):
     """The events of open runs."""
     RESPONSES = 3
     REMAINDERS = 4
-    """The marks of runs of which nothing else is left."""
+    """The marks of runs without other remaining events."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """The events of a run that a process stored at a stretch, as an entry of `sizes` has them."""
+    """Consecutive events of a run, as one row of an entry of `sizes`."""
 
     stream: str
     run: str
     last: int
-    """The number of its last event."""
+    """The number of the last event."""
     bytes: int
-    """Bytes of its events, the response excepted."""
+    """Bytes of the events, without the response."""
     response: int
-    """Bytes of the response and of the run itself; 0 when it does not end the run."""
+    """Bytes of the response and of the run itself; 0 if the piece does not end the run."""
     larges: tuple[int, ...]
-    """The numbers of the events whose payload has a key of its own."""
+    """The numbers of the events whose payload has a separate key."""
 
 
 class _Eviction:
@@ -273,28 +273,28 @@ class _Eviction:
 
     Args:
         keys: The session's keys.
-        step: Which events may be evicted.
-        excess: Bytes that are to be freed.
+        step: The events that may be evicted.
+        excess: Bytes to free.
     """
 
     def __init__(self, keys: Keys, step: _Step, excess: int) -> None:
         self.keys = keys
         self.step = step
         self.freed = 0
-        """Bytes that it frees."""
+        """Bytes freed by this call."""
         self._excess = excess
         self.script_keys: list[str] = [keys.sizes]
-        """The keys of the script."""
+        """The script's keys."""
         self._changes: list[bytes] = []
         self._runs: list[str | bytes | int] = []
 
     @property
     def script_arguments(self) -> list[str | bytes | int]:
-        """The arguments of the script."""
+        """The script's arguments."""
         return [len(self._changes) // 3, *self._changes, *self._runs]
 
     def take(self, piece: _Piece, open_runs: set[str]) -> _Piece | None:
-        """Evict the events of a piece that this step evicts; returns the rest of the piece."""
+        """Evict the events of a piece that this step allows; return the rest."""
         if self.freed >= self._excess:
             return piece
         last, fate, left = piece.last, "t", None
@@ -318,7 +318,7 @@ class _Eviction:
         return left
 
     def change(self, name: bytes, value: bytes, pieces: Sequence[_Piece | None]) -> None:
-        """Change an entry to the pieces that are left."""
+        """Change an entry to its remaining pieces."""
         left = [piece for piece in pieces if piece is not None]
         size = sum(piece.bytes + piece.response for piece in left)
         changed = b"%d %b" % (size, pydantic_core.to_json([astuple(piece) for piece in left])) if left else b""
@@ -327,7 +327,7 @@ class _Eviction:
 
 
 def _pieces(value: bytes) -> list[_Piece]:
-    """The pieces of an entry's value; none where another program has written it."""
+    """Parse an entry's value; no pieces if another program has written it."""
     try:
         rows = _ROWS.validate_json(value.partition(b" ")[2], strict=True)
     except ValueError:

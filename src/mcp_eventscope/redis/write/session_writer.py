@@ -1,4 +1,4 @@
-"""The writer of sessions: it numbers events, returns immediately, and stores them in the background."""
+"""The writer of sessions, which numbers events and stores them in the background."""
 
 import asyncio
 from collections import OrderedDict, deque
@@ -26,52 +26,52 @@ from mcp_eventscope.store.messages import GET_STREAM_KEY, JSONRPCError, StreamId
 from mcp_eventscope.store.results import StoreOutcome
 
 BATCH_EVENTS = 256
-"""Events after which a batch is closed: Redis is busy with it for about a millisecond."""
+"""Events after which a batch is closed: Redis executes it in about a millisecond."""
 PART_EVENTS = 32
 """The most events of one run in a batch, so that one busy run leaves room for the others."""
 LINGER_SECONDS = 0.005
-"""How long events are collected before a commit. It delays followers on other workers, and halves Redis's work; a run
-that is followed elsewhere is committed immediately."""
+"""Seconds for which events are collected before a commit. This halves the load of Redis, and delays followers on other
+workers; a run that another process follows is committed immediately."""
 SESSION_EVENTS, SESSION_BYTES = 256, 1 << 20
-"""Events of one session, and their bytes, that are not acknowledged, beyond which its caller waits for room."""
+"""Unacknowledged events of a session, and their bytes, beyond which callers wait for room."""
 RETAINED_BYTES = 4 << 20
-"""Bytes of acknowledged events that a process retains, in case Redis loses them."""
+"""Bytes of acknowledged events that a process retains in case Redis loses them."""
 RENEWALS_PER_TTL = 64
 _SECONDS = 1_000_000
 
 
 class Account(Protocol):
-    """Accounts for what is stored (`SessionLimit`)."""
+    """Accounts for stored events (`SessionLimit`)."""
 
     def stored(self, run: Run, last: int, size: int, response: int, larges: Sequence[int]) -> None:
-        """Redis has acknowledged events of a run."""
+        """Record acknowledged events of a run."""
         ...
 
     def account(self, session: SessionQueue) -> None:
-        """Account for the rest: the session is not served here any more."""
+        """Account for the remaining events of a session that is no longer served here."""
         ...
 
 
 class SessionWriter:
     """Accepts the events of all sessions of a process, and commits them in batches.
 
-    Of a run one commit is in flight at a time: so its order is kept, and only that commit's reply says how far the list
-    has got.
+    Each run has at most one commit in flight. This preserves the order, and the commit's reply determines the position
+    of the list.
 
     Args:
-        worker: This process.
+        worker: The id of this worker.
         clock: The clock of event ids.
-        ttl: Seconds that keys are kept; None: without expiry.
-        breaker: Whether Redis can be called.
-        observers: Called with what is committed and lost.
-        wake: Called when there is something to send.
-        account: Accounts for what is stored.
-        error_for: Makes the error that is stored in place of a response; given the request's id as JSON.
-        max_bytes: The most bytes that events in memory may take up.
+        ttl: Seconds that keys are kept; None: no expiry.
+        breaker: The circuit breaker of the store.
+        observers: Called with commits and losses.
+        wake: Called when a batch is ready.
+        account: Accounts for stored events.
+        error_for: Creates the error that replaces a response, from the request id and the reason.
+        max_bytes: The most bytes of events in memory.
         max_events: The most events in memory.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - made in one place
+    def __init__(  # noqa: PLR0913, PLR0917 - constructed in one place
         self,
         worker: WorkerId,
         clock: EventClock,
@@ -95,35 +95,35 @@ class SessionWriter:
         self._max_bytes = max_bytes
         self._max_events = max_events
         self.events = 0
-        """Events that are not acknowledged."""
+        """Number of unacknowledged events."""
         self.bytes = 0
-        """The bytes that they take up."""
+        """Memory of the unacknowledged events, in bytes."""
         self.runs: dict[str, Run] = {}
-        """The runs of requests of this process that are open, or of which events are in memory."""
-        # A standalone run never closes: it goes with the session's part, and its events in memory.
+        """The runs of requests that are open or have events in memory."""
+        # A standalone run never closes: it lives as long as the session's store and its events in memory.
         self._standalone: WeakValueDictionary[str, Run] = WeakValueDictionary()
         self._counter = 0
         self._sessions: WeakValueDictionary[str, SessionQueue] = WeakValueDictionary()
         self._ready: deque[Run] = deque()
         self._queued = 0
-        """Events that are pending."""
+        """Number of pending events."""
         self._due = False
         self._linger: asyncio.TimerHandle | None = None
         self._flushing = False
-        # The runs with pending events, the one whose event has been pending longest in front.
+        # The runs with pending events, oldest first.
         self._pending: OrderedDict[Run, None] = OrderedDict()
         self._in_flight_bytes = 0
         self._in_flight_events = 0
-        # Each part that was acknowledged, with its last event.
+        # The last event of each acknowledged part.
         self._retained: deque[tuple[Run, PendingEvent]] = deque()
         self._retained_bytes = 0
-        self._patient = True
+        self._may_wait = True
         self._room: deque[asyncio.Future[None]] = deque()
 
     # -- accepting ----------------------------------------------------------------------------------------------------
 
     def session(self, keys: Keys) -> SessionQueue:
-        """The queue of a session in this process."""
+        """Return the queue of a session in this process."""
         queue = self._sessions.get(keys.prefix)
         if queue is None:
             queue = self._sessions[keys.prefix] = SessionQueue(keys)
@@ -133,9 +133,9 @@ class SessionWriter:
         """Open a run.
 
         Args:
-            session: Its session.
-            stream: Its stream.
-            request_id: The id of the request; None for a standalone stream.
+            session: The session.
+            stream: The stream.
+            request_id: The request id; None for a standalone stream.
         """
         self._counter += 1
         standalone = request_id is None
@@ -149,7 +149,7 @@ class SessionWriter:
         return run
 
     def close(self, session: SessionQueue) -> None:
-        """Keep nothing of a session that is stored: nothing else would end its standalone run, and stop its renewal."""
+        """Release a session. Only this ends its standalone run and the renewal of its keys."""
         session.on_ended = session.on_fenced = None
         self._account.account(session)
         run = session.runs.pop(GET_STREAM_KEY, None)
@@ -158,14 +158,14 @@ class SessionWriter:
             self._forget_run(run)
 
     def accept(self, run: Run, message: type, payload: bytes, traceparent: str = "", *, final: bool) -> PendingEvent:
-        """Number an event, and have it stored.
+        """Number an event and queue it.
 
         Args:
-            run: Its run, which is open.
+            run: The open run.
             message: The type of the message.
             payload: The message as JSON; b"" for a priming event.
-            traceparent: The span that produced it, in W3C notation; "": it is not kept.
-            final: Whether it ends the run.
+            traceparent: The producer's W3C traceparent; "": none.
+            final: Whether the event ends the run.
         """
         loop = asyncio.get_running_loop()
         run.last = seq = run.last + 1
@@ -187,18 +187,18 @@ class SessionWriter:
             run.queued = True
             self._ready.append(run)
         self._schedule(loop, urgent=run.followed)
-        if not self._patient or self._breaker.reason is not None:
+        if not self._may_wait or self._breaker.reason is not None:
             self._overflow()  # Else the caller waits for room first.
         return event
 
     def followed(self, run: Run) -> None:
-        """Another process follows a run: until a commit says otherwise, its events are committed immediately."""
+        """Commit a run's events without lingering while another process follows it."""
         run.followed = True
         if run.pending:
             self.flush_now()
 
     def find(self, name: str) -> Run | None:
-        """The run of this name, if it is open here, or some of its events are in memory; none that is past the TTL."""
+        """Return a run by name, if it is open or has unexpired events in memory."""
         if self._ttl:
             horizon = self._clock.now() - self._ttl * _SECONDS
             while self._retained and self._retained[0][1].time < horizon:
@@ -210,14 +210,14 @@ class SessionWriter:
 
     @staticmethod
     def _close(run: Run) -> None:
-        """No number of the run is given out any more."""
+        """Close a run, so that it accepts no further events."""
         run.closed = True
         if run.session.runs.get(run.stream) is run:
             del run.session.runs[run.stream]
 
     def full(self, session: SessionQueue) -> bool:
-        """Whether a caller has to wait for room before it goes on."""
-        return self._patient and (
+        """Whether a caller must wait for room."""
+        return self._may_wait and (
             session.events > SESSION_EVENTS
             or session.bytes > SESSION_BYTES
             or self.bytes > self._max_bytes // 2
@@ -225,7 +225,10 @@ class SessionWriter:
         )
 
     async def wait_for_room(self, session: SessionQueue) -> None:
-        """Wait until less is unacknowledged, for at most `call_timeout`; after a wait in vain none waits any more."""
+        """Wait for room for at most `call_timeout`.
+
+        After a timeout no caller waits until a commit is acknowledged.
+        """
         if self._breaker.reason is not None:
             return
         loop = asyncio.get_running_loop()
@@ -237,7 +240,7 @@ class SessionWriter:
                 async with asyncio.timeout_at(until):
                     await room
             except TimeoutError:
-                self._patient = False
+                self._may_wait = False
                 self._release_room()
                 self._overflow()
                 return
@@ -252,15 +255,15 @@ class SessionWriter:
 
     def _schedule(self, loop: asyncio.AbstractEventLoop, *, urgent: bool) -> None:
         if self._due:
-            if len(self._ready) == 1:  # Nothing may have been ready when the sender was woken: then it rests.
+            if len(self._ready) == 1:  # The sender may have found nothing ready, and be idle.
                 self._wake()
-            return  # Else it takes what is ready before it rests.
+            return  # Else the sender takes all ready events before it becomes idle.
         if urgent or self._flushing or self._queued >= BATCH_EVENTS:
-            self._linger_over()
+            self._end_linger()
         elif self._linger is None:
-            self._linger = loop.call_later(LINGER_SECONDS, self._linger_over)
+            self._linger = loop.call_later(LINGER_SECONDS, self._end_linger)
 
-    def _linger_over(self) -> None:
+    def _end_linger(self) -> None:
         if self._linger is not None:
             self._linger.cancel()
             self._linger = None
@@ -275,14 +278,14 @@ class SessionWriter:
         return self._due and bool(self._ready)
 
     def take(self, parts: int) -> SessionBatch | None:
-        """The next batch, of so many runs at most."""
+        """Take the next batch, of at most `parts` runs."""
         taken: list[RunPart] = []
         events = payload_bytes = 0
         now = self._clock.now()
         while self._ready and len(taken) < parts and events < BATCH_EVENTS:
             run = self._ready[0]
             if run.limit and taken:
-                break  # Redis refuses one of its events: it goes alone, until that one is found.
+                break  # Redis refuses one of the run's events: it is sent alone until that event is found.
             part = self._part(run, now, BATCH_BYTES - payload_bytes if taken else None)
             if part is None:
                 break
@@ -297,7 +300,7 @@ class SessionWriter:
         return SessionBatch(self, self._ttl, taken) if taken else None
 
     def _part(self, run: Run, now: int, room: int | None) -> RunPart | None:
-        """What of a run goes into a batch with so much room; None when its first event is too large for it."""
+        """Take a run's events for a batch; None if the first exceeds `room`."""
         events: list[PendingEvent] = []
         larges: list[PendingEvent] = []
         pending, most, size = run.pending, run.limit or PART_EVENTS, 0
@@ -320,38 +323,38 @@ class SessionWriter:
         self._in_flight_events += len(events)
         self._in_flight_bytes += memory
         run.dirty = False
-        # By the ids' clock, which includes suspend: the TTL goes on in Redis meanwhile.
+        # On the clock of ids, which includes suspend, because the TTL elapses in Redis meanwhile.
         renews = now - run.renewed > self._ttl * _SECONDS // RENEWALS_PER_TTL or bool(events and events[-1].final)
         if renews:
             run.renewed = now
         return RunPart(run, run.acknowledged + 1, events, memory, larges, renews)
 
-    # -- what became of it --------------------------------------------------------------------------------------------
+    # -- outcomes -----------------------------------------------------------------------------------------------------
 
     def acknowledged(self, batch: SessionBatch, clock: int, states: list[str], seconds: float) -> None:
-        """Redis has replied to a batch.
+        """Handle Redis's reply to a batch.
 
         Args:
             batch: The batch.
             clock: Redis's clock, in microseconds since 1970.
-            states: One for each part; see `commit.lua`.
-            seconds: Time between sending and the reply.
+            states: The state of each part; see `commit.lua`.
+            seconds: Seconds between sending and the reply.
         """
         self._clock.synchronize(clock)
-        self._patient = True
+        self._may_wait = True
         now = asyncio.get_running_loop().time()
         latencies: list[float] = []
         messages: list[type] = []
         payload_bytes = 0
         for part, state in zip(batch.parts, states, strict=True):
             run, events = part.run, part.events
-            self._land(part)
+            self._clear_in_flight(part)
             kind = state[0]
             if kind == "k":
                 run.limit = 0
                 run.followed = state.endswith("w")
                 if events:
-                    # Those stored for the first time: others were counted before Redis lost them.
+                    # Stored for the first time: repeated ones were counted before Redis lost them.
                     stored = [event for event in events if event.outcome is None and event.message is not LostRange]
                     latencies += [now - event.accepted for event in stored]
                     messages += [event.message for event in stored]
@@ -381,7 +384,7 @@ class SessionWriter:
             )
 
     def _report_stored(self, part: RunPart, size: int) -> None:
-        """Account for a part that Redis has acknowledged; of its payloads so many bytes are new."""
+        """Account for an acknowledged part with `size` new payload bytes."""
         events, final = part.events, part.events[-1]
         response = len(final.payload) if final.final else 0
         larges = [event.seq for event in part.larges]
@@ -389,14 +392,14 @@ class SessionWriter:
             part.run, final.seq, max(0, size - response) + ELEMENT_BYTES * len(events), response, larges
         )
 
-    def _land(self, part: RunPart) -> None:
-        """A part is not in flight any more."""
+    def _clear_in_flight(self, part: RunPart) -> None:
+        """Record that a part is no longer in flight."""
         part.run.in_flight = []
         self._in_flight_events -= len(part.events)
         self._in_flight_bytes -= part.size
 
     def _acknowledge(self, part: RunPart) -> None:
-        """Redis has the events of a part: retain them for a while, in case it loses them."""
+        """Retain the events of an acknowledged part for a while, in case Redis loses them."""
         run, events = part.run, part.events
         run.acknowledged = events[-1].seq
         self._uncount(run.session, len(events), part.size)
@@ -410,7 +413,7 @@ class SessionWriter:
             self._release_oldest()
 
     def _release_oldest(self) -> None:
-        """Keep the part that was acknowledged first no longer."""
+        """Release the oldest retained part."""
         run, last = self._retained.popleft()
         retained, size = run.retained, 0
         while retained and retained[0].seq <= last.seq:
@@ -420,11 +423,11 @@ class SessionWriter:
             self._forget_run(run)
 
     def _settle(self, run: Run) -> None:
-        """A run has no commit in flight any more."""
+        """Queue a run again after its commit, or release it."""
         if run.pending or run.dirty:
             self._ready.append(run)
             if run.followed or self._queued >= BATCH_EVENTS or run.limit:
-                self._linger_over()
+                self._end_linger()
             else:
                 self._schedule(asyncio.get_running_loop(), urgent=False)
         else:
@@ -436,7 +439,7 @@ class SessionWriter:
             self.runs.pop(run.name, None)
 
     def _count(self, event: PendingEvent) -> None:
-        """An event is unacknowledged."""
+        """Count an unacknowledged event."""
         session, size = event.run.session, event.size
         session.events += 1
         session.bytes += size
@@ -444,7 +447,7 @@ class SessionWriter:
         self.bytes += size
 
     def _uncount(self, session: SessionQueue, events: int, size: int) -> None:
-        """Events of so many bytes are not unacknowledged any more."""
+        """Uncount events that are no longer unacknowledged."""
         session.events -= events
         session.bytes -= size
         self.events -= events
@@ -455,15 +458,15 @@ class SessionWriter:
         event.settle(outcome)
 
     def renew(self) -> None:
-        """Keep the keys of open runs, which may be silent for longer than the TTL."""
+        """Renew the keys of open runs, which may be silent for longer than the TTL."""
         horizon = self._clock.now() - self._ttl * _SECONDS // 4
         for run in self._known():
             if self._ttl and not run.closed and run.acknowledged and run.renewed < horizon:
-                self._ask(run)
+                self._queue_check(run)
         self.flush_now()
 
-    def _ask(self, run: Run) -> None:
-        """Commit a run although it may have no pending event: for the TTLs, and to see whether Redis has it."""
+    def _queue_check(self, run: Run) -> None:
+        """Queue a commit of a run, even without events, to renew and verify its keys."""
         run.dirty = True
         if not run.queued and not run.refused:
             run.queued = True
@@ -472,40 +475,40 @@ class SessionWriter:
     # -- rollback -----------------------------------------------------------------------------------------------------
 
     def verify(self) -> None:
-        """Ask Redis whether it still has the acknowledged events: it may have been restarted, or have failed over."""
+        """Check whether Redis still has the acknowledged events after a restart or failover."""
         horizon = self._clock.now() - self._ttl * _SECONDS if self._ttl else 0
         for run in self._known():
             recent = run.retained and run.retained[-1].time > horizon
             if run.acknowledged and (recent or not run.closed):
-                self._ask(run)
+                self._queue_check(run)
         self.flush_now()
 
     def _rolled_back(self, run: Run, events: list[PendingEvent], last: int) -> None:
-        """Redis has lost acknowledged events: those in memory are committed again, the others are a gap."""
-        again = deque(event for event in run.retained if event.seq > last)
-        for _ in again:
+        """Commit again the retained events that Redis has lost; the others are a gap."""
+        resent = deque(event for event in run.retained if event.seq > last)
+        for _ in resent:
             event = run.retained.pop()
             self._retained_bytes -= event.size
             self._count(event)
-        missing = (again[0].first if again else run.acknowledged + 1) - last - 1
+        missing = (resent[0].first if resent else run.acknowledged + 1) - last - 1
         run.acknowledged = last
-        again.extend(events)
+        resent.extend(events)
         if missing > 0:
-            # Where the response is among them, an error takes its place.
+            # An error replaces a missing response.
             response = run.closed and not run.standalone and last + missing == run.last
             if response:
                 error = self._error_for(request_id_of(run.entry), "the event store lost the response")
-                again.appendleft(self._error(run, run.last, self._clock.now(), error))
+                resent.appendleft(self._error(run, run.last, self._clock.now(), error))
             if missing > response:
-                again.appendleft(self._placeholder(run, last + 1, last + missing - response))
+                resent.appendleft(self._placeholder(run, last + 1, last + missing - response))
             self._observers.emit(EventsLost(reason=LossReason.ROLLBACK, events=missing, payload_bytes=0))
-        self._queued += len(again)
-        again.extend(run.pending)
-        run.pending = again
+        self._queued += len(resent)
+        resent.extend(run.pending)
+        run.pending = resent
         self._pending[run] = None
 
     def _placeholder(self, run: Run, first: int, last: int) -> PendingEvent:
-        """What stands for a range of numbers whose events are lost."""
+        """Create the placeholder of a range of lost events."""
         now = asyncio.get_running_loop().time()
         event = PendingEvent(run, last, self._clock.now(), now, LostRange, b"", "", final=False)
         event.first = first
@@ -513,7 +516,7 @@ class SessionWriter:
         return event
 
     def _error(self, run: Run, seq: int, time: int, payload: bytes) -> PendingEvent:
-        """The error that takes the place of a response."""
+        """Create the error that replaces a response."""
         now = asyncio.get_running_loop().time()
         event = PendingEvent(run, seq, time, now, JSONRPCError, payload, "", final=True)
         self._count(event)
@@ -522,7 +525,7 @@ class SessionWriter:
     # -- events that are not stored -----------------------------------------------------------------------------------
 
     def _refuse_run(self, run: Run, events: list[PendingEvent], *, ended: bool) -> None:
-        """The run was answered in this worker's place, or its session has ended: nothing more of it is stored."""
+        """Stop storing a run that another worker has answered, or whose session has ended."""
         first = not run.refused
         run.refused = True
         self._close(run)
@@ -539,14 +542,14 @@ class SessionWriter:
             session.on_fenced(run.stream)
 
     def _take_pending(self, run: Run, events: list[PendingEvent]) -> None:
-        """Move the pending events of a run behind these events."""
+        """Append the pending events of a run to `events`."""
         events.extend(run.pending)
         self._queued -= len(run.pending)
         run.pending.clear()
         self._pending.pop(run, None)
 
     def _drop_run(self, run: Run, events: list[PendingEvent], reason: LossReason) -> None:
-        """Redis will never take the run: a key of it has another type."""
+        """Drop a run that Redis refuses permanently, because one of its keys has another type."""
         run.refused = True
         self._close(run)
         self._take_pending(run, events)
@@ -562,18 +565,18 @@ class SessionWriter:
             self._observers.emit(EventsLost(reason=reason, events=len(lost), payload_bytes=size))
 
     def refused(self, batch: SessionBatch, error: str) -> bool:
-        """Redis refuses a batch. Bisect it down to the event that it refuses, and put something in that one's place.
+        """Bisect a batch that Redis refuses, down to the refused event, and replace that event.
 
         Returns:
-            Whether there is something else to try.
+            Whether the batch was replaced.
         """
         parts = batch.parts
         if len(parts) == 1 and len(parts[0].events) <= 1:
-            # Redis that refuses placeholders, too, does not refuse the event.
+            # If Redis refuses a placeholder, too, the event is not the cause.
             return bool(parts[0].events) and self._replace(parts[0])
         for part in parts:
             run = part.run
-            self._land(part)
+            self._clear_in_flight(part)
             if part.events:
                 if not run.pending:
                     self._pending[run] = None
@@ -583,27 +586,27 @@ class SessionWriter:
             else:
                 run.dirty = True
             self._ready.append(run)
-        self._linger_over()
+        self._end_linger()
         return True
 
     def _replace(self, part: RunPart) -> bool:
-        """Put an error, or a placeholder, in place of the one event of a part. Its number is filled."""
+        """Replace the only event of a part with an error or placeholder."""
         run, event = part.run, part.events[0]
         if event.lost or (event.message is JSONRPCError and len(event.payload) < EVENT_BYTES):
             return False
-        self._land(part)
+        self._clear_in_flight(part)
         self._report_lost([event], LossReason.REJECTED)
         self._substitute(run, [event], "the response was too large for the event store, or was refused by it")
         self._ready.append(run)
-        self._linger_over()
+        self._end_linger()
         return True
 
-    def _substitute(self, run: Run, events: list[PendingEvent], why: str) -> None:
-        """Put a placeholder, and an error if the response is among them, in place of events that were pending."""
+    def _substitute(self, run: Run, events: list[PendingEvent], reason: str) -> None:
+        """Replace pending events with a placeholder, and a response with an error."""
         first, last = events[0].first, events[-1]
         kept: list[PendingEvent] = []
         if last.final:
-            kept.append(self._error(run, last.seq, last.time, self._error_for(request_id_of(run.entry), why)))
+            kept.append(self._error(run, last.seq, last.time, self._error_for(request_id_of(run.entry), reason)))
         end = last.seq - len(kept)
         if end >= first:
             kept.insert(0, self._placeholder(run, first, end))
@@ -615,7 +618,10 @@ class SessionWriter:
         self._queued += len(kept)
 
     def _overflow(self) -> None:
-        """Release retained events, then drop the pending events of whole runs, oldest first, until the bounds hold."""
+        """Release retained events, then drop pending events of whole runs, oldest first.
+
+        Stops when the bounds hold.
+        """
         if not self._over(self._retained_bytes):
             return
         while self._retained and self._over(self._retained_bytes):
@@ -632,24 +638,24 @@ class SessionWriter:
             self._pending.move_to_end(run)
 
     def _over(self, retained_bytes: int) -> bool:
-        """Whether the bounds are exceeded. Batches in flight, of which there are few, come on top."""
+        """Whether the bounds are exceeded, not counting the few batches in flight."""
         pending_bytes, pending_events = self.bytes - self._in_flight_bytes, self.events - self._in_flight_events
         return pending_bytes + retained_bytes > self._max_bytes or pending_events > self._max_events
 
     def abandoned(self, batch: SessionBatch) -> None:
-        """A batch will not be sent again: the store is being closed."""
+        """Take back the events of a batch when the store is closed."""
         for part in batch.parts:
             run = part.run
-            self._land(part)
+            self._clear_in_flight(part)
             run.pending.extendleft(reversed(part.events))
             self._queued += len(part.events)
             self._ready.append(run)
 
     @contextmanager
     def flushing(self) -> Iterator[None]:
-        """Send all pending events without a linger until the block ends.
+        """Send all pending events without lingering until the block ends.
 
-        Else the sender would be idle, and be taken for done, while the rest of a run is collected.
+        Otherwise the sender would be idle, and seem to have finished, while events are still collected.
         """
         self._flushing = True
         self.flush_now()
@@ -659,15 +665,15 @@ class SessionWriter:
             self._flushing = False
 
     def flush_now(self) -> None:
-        """Send the pending events without a linger."""
+        """Send the pending events without lingering."""
         if self._ready:
-            self._linger_over()
+            self._end_linger()
 
     def clear(self) -> int:
-        """Drop everything: the store is being closed.
+        """Drop all events when the store is closed.
 
         Returns:
-            The events that were not stored.
+            The number of events that were not stored.
         """
         left: list[PendingEvent] = []
         for run in self._known():
@@ -678,7 +684,7 @@ class SessionWriter:
             self._take_pending(run, [])
             run.retained.clear()
             run.queued = run.dirty = False
-            if events:  # Their numbers would be missing in front of later events.
+            if events:  # Later events of the run would follow a gap.
                 run.refused = True
                 self._close(run)
             left += events
@@ -695,6 +701,6 @@ class SessionWriter:
         if self._linger is not None:
             self._linger.cancel()
             self._linger = None
-        self._patient = True
+        self._may_wait = True
         self._release_room()
         return len(lost)

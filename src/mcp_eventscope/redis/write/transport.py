@@ -1,4 +1,4 @@
-"""How batches reach Redis: pipelined on one connection, or by the client of a cluster."""
+"""Transports of batches: pipelined on one connection, or through a cluster client."""
 
 import asyncio
 from collections import deque
@@ -16,14 +16,14 @@ from mcp_eventscope.redis.client import ANSWER_TIMEOUT, AnyRedis
 from mcp_eventscope.redis.write.batch import Batch, Probe
 
 SLOWEST_TRANSFER = 1 << 20
-"""Bytes a second that sending must reach, on top of the time for a reply."""
+"""The least bytes per second of a transfer, whose time is added to the timeout of a reply."""
 BUFFERED = 32 * 1024
-"""Bytes that are certainly written without waiting for Redis: half of asyncio's limit."""
+"""Bytes that are always written without waiting for Redis: half of asyncio's limit."""
 _UNBOUND = nullcontext()
 
 
 class Transport(Protocol):
-    """An open way to Redis."""
+    """An open connection to Redis."""
 
     depth: int
     """The most batches in flight."""
@@ -35,11 +35,11 @@ class Transport(Protocol):
         ...
 
     async def receive(self) -> tuple[Batch, bytes | Exception]:
-        """Wait for the next reply, or the error that Redis replied. Raises when the connection is broken."""
+        """Wait for the next reply, which may be an error reply. Raises if the connection is broken."""
         ...
 
     async def close(self, *, in_doubt: bool) -> None:
-        """Release the connection; disconnect it first if it is in doubt, or replies are still to come."""
+        """Release the connection. Disconnect it first if it is in doubt or replies are outstanding."""
         ...
 
 
@@ -47,7 +47,7 @@ async def connect(redis: AnyRedis) -> Transport:
     """Open a transport.
 
     Raises:
-        RedisError, OSError, TimeoutError: Redis is not reached.
+        RedisError, OSError, TimeoutError: Redis was not reached.
     """
     if not isinstance(redis, aioredis.Redis):
         return ClusterTransport(redis)
@@ -57,7 +57,7 @@ async def connect(redis: AnyRedis) -> Transport:
 
 
 class PipelinedTransport:
-    """One connection of the client's pool. With several batches in flight, Redis works while the next is packed."""
+    """One connection of the client's pool, with several batches in flight."""
 
     depth = 4
     parts = 1000
@@ -65,12 +65,12 @@ class PipelinedTransport:
     def __init__(self, redis: aioredis.Redis, connection: Connection) -> None:
         self._pool = redis.connection_pool
         self._connection = connection
-        # While it is held: on Python 3.11 the client starts a task for each write that it limits in time. Writes and
-        # replies have limits of their own below.
+        # Disabled while the connection is held: on Python 3.11 the client starts a task for each write with a timeout.
+        # Writes and replies have their own timeouts below.
         self._socket_timeout, connection.socket_timeout = connection.socket_timeout, None
         self._in_flight: deque[Batch] = deque()
         self._sizes: deque[int] = deque()
-        """Of each batch in flight, the bytes of its command."""
+        """Command bytes of each batch in flight."""
 
     async def send(self, batch: Batch, *, as_eval: bool) -> None:
         """Send a batch."""
@@ -78,33 +78,33 @@ class PipelinedTransport:
         self._in_flight.append(batch)
         self._sizes.append(sum(map(len, command)))
         if not self._connection.is_connected:
-            # The client would connect again, and a reply to one batch would be taken for that to another.
+            # The client would reconnect, and replies would be matched to the wrong batches.
             msg = "the connection was closed"
             raise RedisConnectionError(msg)
-        # Small writes fit the socket's buffer, and never wait: a timer would cost as much as the write.
+        # Small writes fit into the socket's buffer and never wait: a timer would cost as much as the write.
         waits = sum(self._sizes) > BUFFERED
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT + batch.payload_bytes / SLOWEST_TRANSFER) if waits else _UNBOUND:
                 await self._connection.send_packed_command(command, check_health=False)
-        except AttributeError as error:  # redis-py, when the connection is closed while it sends
+        except AttributeError as error:  # Raised by redis-py if the connection is closed during a write.
             msg = "the connection was closed"
             raise RedisConnectionError(msg) from error
 
     async def receive(self) -> tuple[Batch, bytes | Exception]:
         """Wait for the next reply."""
         reply: bytes | Exception
-        size = sum(batch.payload_bytes for batch in self._in_flight)  # A large one may still be on its way.
+        size = sum(batch.payload_bytes for batch in self._in_flight)  # A large command may still be in transfer.
         try:
-            # In place of the client's own time limit, which would break the connection for one slow reply.
+            # Replaces the client's timeout, which would break the connection because of one slow reply.
             limit = ANSWER_TIMEOUT + size / SLOWEST_TRANSFER
             reply = await self._connection.read_response(disable_decoding=True, timeout=limit)
-            if reply is None:  # The client's way to say that the time is over. No script replies nil.
+            if reply is None:  # A timeout of the client. No script returns nil.
                 raise TimeoutError
         except RedisError as error:
             if not self._connection.is_connected or isinstance(error, RedisConnectionError):
                 raise
             reply = error
-        except AttributeError as error:  # redis-py, when the connection is closed while it reads
+        except AttributeError as error:  # Raised by redis-py if the connection is closed during a read.
             msg = "the connection was closed"
             raise RedisConnectionError(msg) from error
         self._sizes.popleft()
@@ -114,18 +114,18 @@ class PipelinedTransport:
         """Release the connection."""
         try:
             with suppress(RedisError, OSError, RuntimeError):
-                if in_doubt or self._in_flight:  # Its replies would be taken for another caller's.
+                if in_doubt or self._in_flight:  # The next user would receive its replies.
                     await self._connection.disconnect(nowait=True)
         finally:
             if self._connection.socket_timeout is None:
                 self._connection.socket_timeout = self._socket_timeout
-            # Also when the closing task is cancelled: a pool does not recover a connection by itself.
+            # Also if the closing task is cancelled: a pool does not reclaim connections.
             with suppress(RedisError, OSError, RuntimeError, KeyError):
                 await self._pool.release(self._connection)
 
 
 class ClusterTransport:
-    """A client that routes by itself: of a cluster, whose sessions are on different nodes."""
+    """A cluster client, which routes each batch to the node of its session."""
 
     depth = 32
     parts = 1
@@ -136,21 +136,21 @@ class ClusterTransport:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def send(self, batch: Batch, *, as_eval: bool) -> None:
-        """Send a batch in a task of its own."""
+        """Send a batch in a separate task."""
         task = asyncio.create_task(self._execute(batch, as_eval=as_eval), name="eventscope-commit")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _execute(self, batch: Batch, *, as_eval: bool) -> None:
         reply: bytes | Exception
-        # With several nodes, the client merges replies to `PING` by a function that takes no option.
+        # With several nodes, the client merges the replies to `PING` with a function that accepts no options.
         options = (
             {"target_nodes": aioredis.RedisCluster.PRIMARIES} if isinstance(batch, Probe) else {NEVER_DECODE: True}
         )
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT + batch.payload_bytes / SLOWEST_TRANSFER):
                 reply = await self._redis.execute_command(*batch.arguments(as_eval=as_eval), **options)
-        except Exception as error:  # noqa: BLE001 - raised or handled by the receiver
+        except Exception as error:  # noqa: BLE001 - handled by the receiver
             reply = error
         self._replies.put_nowait((batch, reply))
 
@@ -159,6 +159,6 @@ class ClusterTransport:
         return await self._replies.get()
 
     async def close(self, *, in_doubt: bool) -> None:
-        """End the calls that are in flight."""
+        """Cancel the calls in flight."""
         for task in tuple(self._tasks):
             await cancel_task(task)
