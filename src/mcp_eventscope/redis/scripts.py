@@ -28,7 +28,7 @@ class Script:
         self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
     def call(self, *, whole: bool) -> tuple[bytes, bytes]:
-        """Return the command with the digest, or with the whole text, which also loads the script."""
+        """Return the command with the digest or with the text, which also loads the script."""
         return (b"EVAL", self._text.encode()) if whole else (b"EVALSHA", self._sha.encode())
 
     async def __call__(self, client: Client, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:

@@ -1,1 +1,1 @@
-"""The read path of sessions: replays and followers of the lists in Redis, and of the events in memory."""
+"""The read path of sessions: replays and followers, from memory and from Redis."""

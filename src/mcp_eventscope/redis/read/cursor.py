@@ -1,4 +1,7 @@
-"""Event ids of sessions: `<time>-<number>-<run>`, and behind it the positions of a standalone stream's other runs."""
+"""Event ids of sessions: `<time>-<number>-<run>[~<number>-<run>…]`.
+
+The last part has the positions of the other runs of a standalone stream.
+"""
 
 import re
 from dataclasses import dataclass, field
@@ -16,11 +19,11 @@ class Cursor:
     """A position on a stream."""
 
     time: int
-    """When its event was accepted, in microseconds since 1970."""
+    """When the event was accepted, in microseconds since 1970."""
     run: str
     """The run of the event."""
     positions: dict[str, int] = field(default_factory=dict)
-    """By run, the number up to which it was read: of a request there is one run."""
+    """By run, the last number read. The stream of a request has one run."""
 
     @property
     def number(self) -> int:
@@ -32,13 +35,13 @@ class Cursor:
         return f"{self.time}-{self.number}{self.suffix(self.run)}"
 
     def suffix(self, run: str) -> str:
-        """The part of an event id behind the number, for an event that moves the position of a run."""
+        """The part of an event id after the number, for an event of `run`."""
         others = "".join([f"~{position}-{other}" for other, position in self.positions.items() if other != run])
         return f"-{run}{others}"
 
 
 def parse(event_id: EventId) -> Cursor | None:
-    """The cursor that an event id stands for; None for a text that is no event id of a session."""
+    """Parse an event id; None for a text that is not an event id of a session."""
     match = _ID.fullmatch(event_id)
     if match is None:
         return None
@@ -47,6 +50,6 @@ def parse(event_id: EventId) -> Cursor | None:
     for position in others.split("~")[1:]:
         other, _, name = position.partition("-")
         if name in positions:
-            return None  # Two texts for one cursor.
+            return None  # A cursor has only one form.
         positions[name] = int(other)
     return Cursor(int(time), run, positions) if all(map(is_run, positions)) else None

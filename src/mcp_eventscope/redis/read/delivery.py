@@ -1,4 +1,4 @@
-"""One pass over a stream: its position, and the counts of its deliveries."""
+"""One pass over a stream: its position, and the counts of delivered events."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from mcp_eventscope.store import codec
 from mcp_eventscope.store.messages import FINAL, EventCallback, EventId, EventMessage, StreamId
 
 PRODUCERS = 32
-"""The most producers of which a replay reports who they were."""
+"""The most producers that a replay reports."""
 
 
 class Delivery:
@@ -17,9 +17,9 @@ class Delivery:
 
     Args:
         stream: The stream.
-        cursor: Where it begins; it advances with each row.
+        cursor: The position, which advances with each row.
         send: Awaited with each event.
-        standalone: Whether the stream is no request's: nothing ends it.
+        standalone: Whether the stream is the standalone stream, which never ends.
     """
 
     __slots__ = (
@@ -42,15 +42,15 @@ class Delivery:
         self.corrupt: list[EventId] = []
         self.producers: dict[str, None] = {}
         self.completed = False
-        """Whether the response of the request has been delivered, now or before."""
+        """Whether the response of the request was delivered, now or earlier."""
         self._send = send
         self._standalone = standalone
 
     async def take(self, run: str, rows: Sequence[Row]) -> None:
-        """Deliver rows of one run, up to the response. The position passes each row that was sent or cannot be."""
+        """Deliver rows of one run up to the response, and advance past sent and unreadable rows."""
         cursor = self.cursor
         positions, send, decode, standalone = cursor.positions, self._send, codec.decode, self._standalone
-        # Of a run that the cursor does not know nothing is missing before its first row.
+        # Before the first row of a run without a position in the cursor, no event is missing.
         before = positions.get(run, rows[0][2] - 1 if rows else 0)
         suffix = cursor.suffix(run)
         for number, time, first, producer, payload in rows:
@@ -58,9 +58,9 @@ class Delivery:
                 continue
             if first > before + 1:
                 self.missing += first - before - 1  # Trimmed.
-            if first < number or payload is None:  # Lost; a client may have a position within the range.
+            if first < number or payload is None:  # Lost. The position may be within the range.
                 self.missing += number - max(first, before + 1) + 1
-            elif payload:  # Else a priming event: a position, without a message.
+            elif payload:  # Else a priming event: a position without a message.
                 event_id = f"{time}-{number}{suffix}"
                 try:
                     message = decode(payload)
@@ -79,7 +79,7 @@ class Delivery:
                 return
 
     async def answer(self, payload: bytes) -> None:
-        """Deliver the error that stands in place of the response: behind everything else, and without an id."""
+        """Deliver the error that replaces the response, last and without an id."""
         await self._send(EventMessage(codec.decode(payload)))
         self.delivered += 1
         self.payload_bytes += len(payload)

@@ -1,4 +1,4 @@
-"""Reads runs: from this process's memory where they are, else from Redis, in bounded chunks."""
+"""Read runs from memory, or else from Redis in bounded chunks."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -19,16 +19,16 @@ from mcp_eventscope.redis.write.runs import PendingEvent, Run
 from mcp_eventscope.store.messages import StreamId
 
 CHUNK_EVENTS = 512
-"""The most events that one read returns: Redis is blocked for one."""
+"""The most events of one read, which blocks Redis."""
 CHUNK_BYTES = 1 << 20
-"""Payload bytes after which a read stops early; a single larger event still comes whole."""
+"""Payload bytes after which a read stops early; a single larger event is still returned whole."""
 TURN_EVENTS = 64
-"""The most events that are sent before other tasks run, by a callback that never waits."""
+"""The most events that are sent before yielding to other tasks, with a callback that never waits."""
 CONCURRENT_READS = 8
-"""The most reads of a process at a time, each on a connection of the client's pool: when thousands of clients resume at
-the same moment, more would exhaust the pool and not be faster, since Redis reads one by one."""
+"""The most concurrent reads of a process, each on a connection of the client's pool. When thousands of clients resume
+at the same moment, more reads would exhaust the pool without being faster, because Redis executes them one by one."""
 _POOL_SECONDS = 0.01
-"""How soon a pool that is exhausted is asked again."""
+"""Seconds until an exhausted pool is tried again."""
 
 T = TypeVar("T")
 _standalone = Script("standalone.lua")
@@ -39,8 +39,8 @@ class RunReader:
 
     Args:
         redis: The client.
-        breaker: Whether Redis can be called.
-        find: Returns a run that is in this process's memory, by its name.
+        breaker: The circuit breaker of the store.
+        find: Returns a run in this process's memory by its name.
     """
 
     def __init__(self, redis: AnyRedis, breaker: CircuitBreaker, find: Callable[[str], Run | None]) -> None:
@@ -50,7 +50,7 @@ class RunReader:
         self._reads = asyncio.Semaphore(CONCURRENT_READS)
 
     def local(self, keys: Keys, stream: StreamId, run: str) -> Run | None:
-        """The run, if it is in this process's memory, and of this session and stream."""
+        """Return the run if it is in memory and belongs to this session and stream."""
         found = self._find(run)
         return found if found is not None and found.key == keys.run(stream, run) else None
 
@@ -59,14 +59,14 @@ class RunReader:
 
         Args:
             keys: The session's keys.
-            delivery: Where to.
+            delivery: The delivery.
             run: The run.
 
         Returns:
-            The last chunk that was read from Redis; None when memory had all.
+            The last chunk read from Redis; None if all events were in memory.
 
         Raises:
-            StoreError: Redis could not be read. What the callback raises is passed on.
+            StoreError: Redis could not be read. Exceptions of the callback are passed on.
         """
         chunk: Chunk | None = None
         positions = delivery.cursor.positions
@@ -85,11 +85,11 @@ class RunReader:
                 return chunk
             chunk = await self._from_redis(keys, delivery, run)
             if positions.get(run, 0) == before:
-                return chunk  # Nothing more, or nothing that is ours.
+                return chunk  # There are no more events, or only rows of another program.
         return chunk
 
     async def _from_redis(self, keys: Keys, delivery: Delivery, run: str) -> Chunk:
-        """Deliver all that Redis has; while one chunk is sent, the next one is read."""
+        """Deliver all events in Redis, reading the next chunk while one is sent."""
         chunk = await self._read(keys, delivery.stream, run, delivery.cursor.positions.get(run, 0))
         ahead: asyncio.Task[Chunk] | None = None
         try:
@@ -118,7 +118,7 @@ class RunReader:
         )
 
     async def standalone_runs(self, keys: Keys) -> tuple[int, dict[str, int]]:
-        """Redis's clock in microseconds, and of each run of a session's standalone stream the last number.
+        """Read Redis's clock, in microseconds, and the last numbers of the standalone stream's runs.
 
         Raises:
             StoreError: Redis could not be read.
@@ -128,13 +128,13 @@ class RunReader:
         return int(clock), dict(zip(words[::2], map(int, words[1::2]), strict=True))
 
     async def call(self, function: Callable[[], Awaitable[T]]) -> T:
-        """Read from Redis, a few callers at a time.
+        """Read from Redis, with limited concurrency.
 
         Raises:
             StoreError: Redis could not be read.
         """
 
-        async def patiently() -> T:
+        async def retry_exhausted_pool() -> T:
             while True:
                 try:
                     return await function()
@@ -142,11 +142,11 @@ class RunReader:
                     await asyncio.sleep(_POOL_SECONDS)
 
         async with self._reads:
-            return await call("read from", self._redis, self._breaker, patiently)
+            return await call("read from", self._redis, self._breaker, retry_exhausted_pool)
 
 
 def _row(event: PendingEvent) -> Row:
     if event.lost:
         return event.seq, event.time, event.first, "", None
-    # Of an error in place of a lost response the earlier numbers are missing, too: its number says so.
+    # An error that replaces a lost response has that response's number, which shows the gap before it.
     return event.seq, event.time, event.seq, event.traceparent, event.payload
