@@ -1,1 +1,1 @@
-"""One session at a time: its view of the store, and the manager that hands it out."""
+"""Session management: the session manager, and each session's transport and view of the store."""

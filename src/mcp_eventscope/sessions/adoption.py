@@ -1,4 +1,4 @@
-"""What a session is recorded as, and how another worker's session is served."""
+"""Record sessions, and serve the sessions that other workers opened."""
 
 import hashlib
 import json
@@ -21,20 +21,20 @@ from starlette.types import Scope
 
 
 def requestor_of(scope: Scope) -> AuthorizationContext | None:
-    """Who asks, as the SDK compares it; None for nobody in particular."""
+    """The principal of a request, as the SDK compares it; None without authentication."""
     user = scope.get("user")
     return authorization_context(user) if isinstance(user, AuthenticatedUser) else None
 
 
 def owner_of(requestor: AuthorizationContext | None) -> str:
-    """The principal of a session as Redis has it: a digest, for it is only ever compared; "" for nobody."""
+    """The principal as stored in Redis: a digest, used for comparison only; "" without one."""
     if requestor is None:
         return ""
     return hashlib.sha256(json.dumps(requestor, sort_keys=True).encode()).hexdigest()
 
 
 def handshake_of(body: bytes) -> str | None:
-    """The parameters of an `initialize` request, as JSON; None when the body is none.
+    """The parameters of an `initialize` request as JSON; None for any other body.
 
     Args:
         body: The body of the request that opened a session.
@@ -49,7 +49,7 @@ def handshake_of(body: bytes) -> str | None:
 
 
 def params_of(handshake: str) -> InitializeRequestParams | None:
-    """The parameters that `handshake_of` recorded; None when they cannot be read."""
+    """Parse the parameters that `handshake_of` returned; None if they are invalid."""
     try:
         return InitializeRequestParams.model_validate_json(handshake, by_name=False)
     except ValueError:
@@ -64,18 +64,19 @@ async def serve_adopted(
     *,
     task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve a session that another worker opened, until it ends or is idle for too long.
+    """Serve a session of another worker until it ends or its idle timeout expires.
 
     Args:
         app: The low-level server.
         transport: The session's transport here.
-        params: Of the session's `initialize`: it begins initialized, or it would refuse every request.
-        lifespan_state: The server's.
+        params: The session's `initialize` parameters. The session starts initialized, or it would refuse every request.
+        lifespan_state: The lifespan state of the server.
         task_status: Started once requests can be served.
     """
     async with transport.connect() as (read_stream, write_stream):
         dispatcher: JSONRPCDispatcher[TransportContext] = JSONRPCDispatcher(read_stream, write_stream)
-        # The opener counts its own requests to the client from 1; answers must find the one who asked.
+        # The worker that opened the session numbers its requests to the client from 1. Another range keeps the answers
+        # apart.
         dispatcher._next_id = secrets.randbelow(2**40) + 2**32
         connection = Connection.for_loop(dispatcher, session_id=transport.mcp_session_id)
         connection.client_params = params

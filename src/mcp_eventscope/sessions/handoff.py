@@ -1,4 +1,4 @@
-"""An unbuffered stream between tasks, as anyio's, without a turn of the loop for each call."""
+"""An unbuffered stream between tasks, like anyio's, without a loop iteration per call."""
 
 import asyncio
 from collections import deque
@@ -9,18 +9,18 @@ from mcp.server.streamable_http import StreamableHTTPServerTransport
 
 
 class _Handoff:
-    """Hands items from any number of senders to one receiver, in order. A sender waits until its item was taken."""
+    """Passes items from senders to one receiver, in order. Senders wait until their item was received."""
 
     __slots__ = ("read_closed", "receiver", "senders", "write_closed")
 
     def __init__(self) -> None:
         self.senders: deque[tuple[asyncio.Future[bool], Any]] = deque()
-        """The waiting senders: each with a future of whether its item was taken, and the item."""
+        """The waiting senders: a future of whether the item was received, and the item."""
         self.receiver: asyncio.Future[Any] | None = None
         self.read_closed = self.write_closed = False
 
     def end(self) -> None:
-        """End the waits at both ends, since one of them was closed."""
+        """Release the waiting callers of both ends after one end was closed."""
         while self.senders:
             taken, _ = self.senders.popleft()
             if not taken.done():
@@ -41,7 +41,7 @@ class WriteEnd:
         self._handoff = handoff
 
     async def send(self, item: Any) -> None:
-        """Hand an item over.
+        """Send an item, and wait until it was received.
 
         Raises:
             ClosedResourceError: This end was closed.
@@ -72,7 +72,7 @@ class WriteEnd:
             raise anyio.BrokenResourceError
 
     def close(self) -> None:
-        """Close the stream; the receiver is at its end."""
+        """Close the stream: the receiver gets `EndOfStream`."""
         self._handoff.write_closed = True
         self._handoff.end()
 
@@ -90,7 +90,7 @@ class ReadEnd:
         self._handoff = handoff
 
     async def receive(self) -> Any:
-        """Take the next item.
+        """Receive the next item.
 
         Raises:
             ClosedResourceError: This end was closed.
@@ -120,7 +120,7 @@ class ReadEnd:
             raise anyio.ClosedResourceError
 
     def close(self) -> None:
-        """Close the stream; nothing can be sent any more."""
+        """Close the stream: senders get `BrokenResourceError`."""
         self._handoff.read_closed = True
         self._handoff.end()
 
@@ -130,16 +130,16 @@ class ReadEnd:
 
 
 def handoff() -> tuple[WriteEnd, ReadEnd]:
-    """The two ends of a new stream."""
+    """Create a stream and return its two ends."""
     shared = _Handoff()
     return WriteEnd(shared), ReadEnd(shared)
 
 
 def replace_outbound_streams(transport: StreamableHTTPServerTransport) -> None:
-    """Have the server's messages pass to the transport's router without anyio's cost, where the SDK's parts allow it.
+    """Replace the anyio streams of the server's messages, if the SDK allows it.
 
     Args:
-        transport: Just connected: no message has been sent, and its router has not run.
+        transport: A newly connected transport: no message was sent, and its router has not run.
     """
     writer: Any = transport._write_stream
     reader: Any = transport._write_stream_reader

@@ -1,4 +1,4 @@
-"""A drop-in for the SDK's session manager that gives every session its own view of the event store."""
+"""A drop-in replacement for the SDK's session manager, with a store view per session."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -37,36 +37,37 @@ from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE, LEAVE_SECOND
 from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry.facts import Origin, Refusal, SessionEnd
 from mcp_eventscope.telemetry.logs import Log, Logger
+from mcp_eventscope.telemetry.tracing import session_hash
 
 _MOST_LATE = 10.0
-"""Seconds by which a notice may be late; more, or less than none, says that the clocks of two workers differ."""
+"""The largest plausible delay of a message, in seconds. Outside of 0 to this, the workers' clocks differ."""
 DEFAULT_FOLLOW_TIMEOUT = 300.0
-"""Seconds that a resumed stream is followed at most."""
+"""The most seconds for which a resumed stream is followed."""
 
 _RECORD_TTL = 24 * 3600
-"""Seconds that a session's record is kept after its last request, where no idle timeout says it."""
-_SOON = 0.1
-"""Of a record's time to live: how long a request may last before its end renews the record."""
-_PATIENT_SECONDS = 20.0
-"""How long a request for a stream waits until Redis can be asked for its session."""
-_LATE_SECONDS = 1.0
-"""How long a request waits for a record that its session's worker may be about to write."""
-_ASK_AGAIN_SECONDS = 0.25
-"""How often it asks meanwhile."""
-_REFUSED = 400
-"""HTTP statuses from here on refuse."""
+"""Seconds that a session's record is kept after its last request, without an idle timeout."""
+_RENEWAL_FRACTION = 0.1
+"""The fraction of a record's TTL after which the end of a request renews the record."""
+_STREAM_WAIT_SECONDS = 20.0
+"""The most seconds for which a request for a stream waits until its session's record can be read."""
+_LATE_RECORD_SECONDS = 1.0
+"""The most seconds for which a request waits for a record that another worker may be about to write."""
+_RECHECK_SECONDS = 0.25
+"""Seconds between reads of the record during these waits."""
+_FIRST_ERROR_STATUS = 400
+"""HTTP statuses from here on are errors."""
 
 
 class ResumableSessionManager(StreamableHTTPSessionManager):
-    """`StreamableHTTPSessionManager`, with a view of its own for every session.
+    """A `StreamableHTTPSessionManager` with a separate view of the store for each session.
 
-    The SDK hands one store to all sessions, and tells it a request id only, which every client counts from 0: they
-    would share streams. Here no session can store on, or be replayed, another's stream.
+    The SDK passes one store to all sessions, and only the request id to the store. Every client numbers its requests
+    from 0, so sessions would share streams. Here no session can write to or replay a stream of another session.
 
     Args:
         app: The low-level server.
-        event_store: The store; it is instrumented, unless it is already. None: nothing can be resumed.
-        json_response: As in the SDK. Responses are then no streams, and cannot be resumed:
+        event_store: The store, which is instrumented unless it already is. None: nothing can be resumed.
+        json_response: As in the SDK. Responses are then not streams, and cannot be resumed:
             `event_store.resumption_disabled`.
         stateless: As in the SDK. There are then no sessions to resume: `event_store.resumption_disabled`.
         security_settings: As in the SDK.
@@ -74,17 +75,17 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         session_idle_timeout: As in the SDK, in seconds.
         max_request_body_size: As in the SDK, in bytes.
         max_sessions: As in the SDK.
-        follow_timeout: Seconds that a resumed stream is followed at most; the client then comes back by itself.
-        worker_lease: Seconds after which a worker that does not renew its lease is declared dead, and its requests are
+        follow_timeout: The most seconds for which a resumed stream is followed; the client then reconnects by itself.
+        worker_lease: Seconds without a renewal of its lease after which a worker is declared dead, and its requests are
             answered with an error.
-        shutdown_timeout: Seconds that running calls have to end when the server is stopped; then they are answered with
-            an error. The process supervisor must allow a little more.
-        logger: Where the log events of the manager go; None: as in `InstrumentedEventStore`.
+        shutdown_timeout: Seconds for which running calls may finish when the server is stopped. Then they are answered
+            with an error. The process supervisor must allow slightly more.
+        logger: The logger of the manager; None: as in `InstrumentedEventStore`.
 
     Raises:
-        ValueError: A number is out of its range.
-        TypeError: `app` is no low-level server, `event_store` is no event store, or `logger` takes no fields.
-        IncompatibleSDKError: The installed SDK has changed in what sessions are scoped by.
+        ValueError: A number is out of range.
+        TypeError: `app` is not a low-level server, `event_store` is not an event store, or `logger` accepts no fields.
+        IncompatibleSDKError: The installed SDK has changed the internals on which session isolation relies.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - the SDK's arguments, in the SDK's order
@@ -139,14 +140,14 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     @property
     def running(self) -> bool:
-        """Whether sessions are served: within `run()`."""
+        """Whether sessions are served, that is, within `run()`."""
         return self._task_group is not None
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
-        """Run as the SDK's manager does; where the store knows other workers, as one of them."""
+        """Run as the SDK's manager does, with a worker lease if the store supports it."""
         async with AsyncExitStack() as stack:
-            # The lease is given up last: other workers would answer for events that are about to be acknowledged.
+            # The lease is released last, or other workers would answer requests whose events are about to be stored.
             await stack.enter_async_context(
                 self._registry.hold_lease(self._worker_lease, self._on_message, self._republish)
             )
@@ -161,24 +162,24 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                 await self._finish_running()
 
     async def _finish_running(self) -> None:
-        """Let the calls that are running end, for as long as was asked for: no new ones come."""
+        """Wait for at most `shutdown_timeout` until the running calls have ended."""
         with anyio.move_on_after(self._shutdown_timeout):
-            while any(each.view.busy for each in self._served()):  # noqa: ASYNC110 - the calls do not know of this
+            while any(each.view.busy for each in self._served()):  # noqa: ASYNC110 - calls emit no event when they end
                 await anyio.sleep(0.05)
 
     def _served(self) -> list[ResumableTransport]:
-        """The sessions here that have views."""
+        """The transports of the sessions that are served here with a view."""
         return [each for each in self._server_instances.values() if isinstance(each, ResumableTransport)]
 
     async def _handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve as the SDK does."""
+        """Count the request, and serve it as the SDK does."""
         self._telemetry.requested(scope)
         await super()._handle_request(scope, receive, send)
 
     # -- sessions that begin here -------------------------------------------------------------------------------------
 
     def _admit_session(self, requestor: AuthorizationContext | None) -> StreamableHTTPServerTransport | None:
-        """Register a session as the SDK does, with a transport and a view of its own."""
+        """Register a session as the SDK does, with a separate transport and view."""
         transport = super()._admit_session(requestor)
         if transport is None:
             self._telemetry.refused(Refusal.LIMIT)
@@ -191,7 +192,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         return own
 
     def _transport_of(self, store: InstrumentedEventStore, session_id: str) -> ResumableTransport:
-        """Make the transport of a session."""
+        """Create the transport of a session."""
         view = SessionView(store.for_session(session_id), follow_timeout=self._follow_timeout)
         view.ended = lambda: self._ended_elsewhere(session_id)
         return ResumableTransport(
@@ -208,7 +209,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         )
 
     def _ended_elsewhere(self, session_id: str) -> None:
-        """The session was ended on another worker: forget it here."""
+        """Discard a session that was ended on another worker."""
         transport = self._server_instances.get(session_id)
         if transport is not None and not transport.is_terminated and self._task_group is not None:
             self._telemetry.ends(session_id, SessionEnd.OTHER_WORKER)
@@ -217,7 +218,10 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     async def _serve_opening_request(
         self, http_transport: StreamableHTTPServerTransport, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Record the session before its client learns its id: the next request may reach another worker."""
+        """Record the session before its client receives its id.
+
+        The next request may reach another worker.
+        """
         body = bytearray()
 
         async def keep() -> Message:
@@ -226,7 +230,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             return message
 
         async def record_first(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] < _REFUSED:
+            if message["type"] == "http.response.start" and message["status"] < _FIRST_ERROR_STATUS:
                 await self._record(http_transport.mcp_session_id, handshake_of(bytes(body)))
                 self._telemetry.began(http_transport.mcp_session_id, Origin.OPENED)
             elif message["type"] == "http.response.start":
@@ -240,10 +244,10 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             owner = owner_of(self._session_owners.get(session_id))
             await self._registry.add(session_id, owner=owner, handshake=handshake)
 
-    # -- sessions that others began -----------------------------------------------------------------------------------
+    # -- sessions of other workers ------------------------------------------------------------------------------------
 
     async def _handle_stateful_request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Take over the session that is asked for, if it is another's, and serve as the SDK does."""
+        """Serve as the SDK does, after adopting a session that another worker opened."""
         headers = Headers(scope=scope)
         session_id = headers.get(MCP_SESSION_ID_HEADER)
         requestor = requestor_of(scope)
@@ -258,22 +262,22 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         ending = scope["method"] == "DELETE" and session_id in self._server_instances
 
         async def end_first(message: Message) -> None:
-            if ending and message["type"] == "http.response.start" and message["status"] < _REFUSED:
+            if ending and message["type"] == "http.response.start" and message["status"] < _FIRST_ERROR_STATUS:
                 await registry.end(session_id)
             await send(message)
 
         registry = self._registry
         began = anyio.current_time()
         await super()._handle_stateful_request(scope, receive, end_first)
-        if anyio.current_time() - began > registry.ttl * _SOON:  # Else it counts as renewed when it began.
+        if anyio.current_time() - began > registry.ttl * _RENEWAL_FRACTION:  # Else the renewal at its start suffices.
             self._renew_soon(session_id, owner_of(requestor))
 
     async def _prepare(
         self, session_id: str, requestor: AuthorizationContext | None, *, patient: bool
     ) -> Response | None:
-        """Have the session here, if it is anywhere, and the requestor's; or say why it cannot be.
+        """Adopt the requestor's session if another worker serves it, or return a refusal.
 
-        Who comes for a stream waits for Redis: a client that is refused twice gives its stream up.
+        With `patient`, wait for Redis: a client that is refused twice stops resuming its stream.
         """
         if session_id in self._server_instances:
             self._renew_soon(session_id, owner_of(requestor))
@@ -281,16 +285,19 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             return None
         record = await self._renew(session_id, owner_of(requestor))
         began = anyio.current_time()
-        patience = {UNREAD: _PATIENT_SECONDS if patient else 0, "absent": _LATE_SECONDS if self._registry.late else 0}
+        limits = {
+            UNREAD: _STREAM_WAIT_SECONDS if patient else 0,
+            "absent": _LATE_RECORD_SECONDS if self._registry.late else 0,
+        }
         while session_id not in self._server_instances:
-            if anyio.current_time() - began >= patience.get(record.state, 0):
+            if anyio.current_time() - began >= limits.get(record.state, 0):
                 break
-            await anyio.sleep(_ASK_AGAIN_SECONDS)
+            await anyio.sleep(_RECHECK_SECONDS)
             record = await self._renew(session_id, owner_of(requestor))
         if session_id not in self._server_instances:
             if record.state == UNREAD:
                 self._telemetry.refused(Refusal.UNAVAILABLE, session_id)
-                return _sdk_compat.unavailable("Whether there is such a session is not known just now", retry_after=1)
+                return _sdk_compat.unavailable("Session store temporarily unavailable; retry", retry_after=1)
             if record.state == "live" and not await self._adopt(session_id, requestor, record):
                 self._telemetry.refused(Refusal.LIMIT, session_id)
                 return _sdk_compat.unavailable("Too many open sessions")
@@ -298,12 +305,12 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         return None
 
     def _renew_soon(self, session_id: str, owner: str) -> None:
-        """Renew the record of a session that is served here in the background, unless that has just been done."""
+        """Renew the record of a session in the background, unless it was renewed recently."""
         if self._task_group is not None and self._registry.due(session_id):
             self._task_group.start_soon(self._renew, session_id, owner)
 
     async def _renew(self, session_id: str, owner: str) -> SessionRecord:
-        """Renew the record of a session. One that was ended elsewhere ends here, one that Redis has lost is made."""
+        """Renew a session's record. End the session if its record says so; write a lost record."""
         record = await self._registry.renew(session_id, owner=owner)
         transport = self._server_instances.get(session_id)
         if transport is not None and record.state == "ended" and not transport.is_terminated:
@@ -314,7 +321,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         return record
 
     async def _keep_records(self, ttl: int) -> None:
-        """Renew the records of sessions whose requests last: another worker could not take them over otherwise."""
+        """Renew the records of sessions with long requests, so that other workers can adopt them."""
         while True:
             await anyio.sleep(ttl / 4)
             await self._renew_busy()
@@ -327,7 +334,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                 return
 
     async def _adopt(self, session_id: str, requestor: AuthorizationContext | None, record: SessionRecord) -> bool:
-        """Serve another worker's session here, too."""
+        """Serve a session of another worker here, too. Return False if there are too many."""
         async with self._session_creation_lock:
             if session_id in self._server_instances or self._task_group is None or self._store is None:
                 return True
@@ -341,7 +348,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                 self._session_owners[session_id] = requestor
             self._registry.remember(session_id, record.handshake)
             await self._task_group.start(self._serve_adopted, session_id, transport, params)
-            # Not before it is connected: another request of the session would be served by a transport without streams.
+            # Only now that it is connected: concurrent requests of the session would meet a transport without streams.
             if not transport.is_terminated:
                 self._server_instances[session_id] = transport
                 self._telemetry.began(session_id, Origin.ADOPTED)
@@ -357,15 +364,15 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     ) -> None:
         try:
             await serve_adopted(self.app, transport, params, self._lifespan_state, task_status=task_status)
-        except Exception:  # noqa: BLE001 - as the SDK does: one session's crash is no other's
-            _sdk_compat.log.exception("Session %s crashed", session_id[:64])
+        except Exception:  # noqa: BLE001 - as in the SDK: the crash of one session must not affect others
+            _sdk_compat.log.exception("Session %s crashed", session_hash(session_id))
         finally:
             await self._discard_session(session_id, transport)
 
     # -- sessions that end --------------------------------------------------------------------------------------------
 
     async def _discard_session(self, session_id: str, transport: StreamableHTTPServerTransport) -> None:
-        """Forget the session here, and answer what ran in it here. Other workers may go on with it."""
+        """Discard the session here and answer its local requests. Other workers may continue it."""
         self._telemetry.ended(session_id, transport, stopping=self._task_group is None)
         self._registry.remove(session_id)
         if isinstance(transport, ResumableTransport):
@@ -376,13 +383,13 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                 await transport.view.give_up()
 
     async def _republish(self) -> None:
-        """Write the records again: Redis has lost them, or was unreachable."""
+        """Write the records again after a data loss or outage of Redis."""
         served = sorted(self._served(), key=lambda transport: not transport.view.busy)  # Running requests first.
         sessions = [transport.mcp_session_id or "" for transport in served]
         await self._registry.republish({each: owner_of(self._session_owners.get(each)) for each in sessions})
 
     def _on_message(self, notice: Notice) -> None:
-        """Another worker has told something, or perhaps has and was not heard."""
+        """Handle a message of another worker, or the possible loss of messages."""
         if "lost" in notice and self._task_group is not None:
             self._task_group.start_soon(self._renew_busy)
         session_id = str(notice.get("session"))
@@ -391,7 +398,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             return
         if "stop" in notice:
             transport.stop(str(notice["stop"]), self._age_of(notice))
-            transport.view.followed(str(notice["stop"]))  # It was resumed there.
+            transport.view.followed(str(notice["stop"]))  # The stream was resumed on that worker.
         elif "deliver" in notice:
             with contextlib.suppress(ValueError):
                 message = jsonrpc_message_adapter.validate_python(notice["deliver"], by_name=False)
@@ -400,7 +407,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             self._ended_elsewhere(session_id)
 
     def _age_of(self, notice: Notice) -> float:
-        """Seconds since another worker has sent a notice; 0.0 when the clocks do not agree."""
+        """Seconds since another worker sent a message; 0.0 if the clocks differ."""
         sent = notice.get("sent")
         if not isinstance(sent, int):
             return 0.0
@@ -408,12 +415,12 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         return age if 0 <= age <= _MOST_LATE else 0.0
 
     def _publish(self, **notice: object) -> None:
-        """Tell the other workers, without waiting for it."""
+        """Send a message to the other workers in the background."""
         if self._task_group is not None:
             self._task_group.start_soon(partial(self._registry.publish, sent=self._registry.now, **notice))
 
 
 async def _flush(store: InstrumentedEventStore) -> None:
-    """The last thing of all, for sessions that end still have things to say: what is lost now is told by the store."""
+    """Flush the store last, because ending sessions still store events."""
     with anyio.CancelScope(shield=True):
         await store.flush(FLUSH_SECONDS)

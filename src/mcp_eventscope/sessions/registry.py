@@ -1,4 +1,4 @@
-"""The sessions of this worker as other workers know them; a session that is being served never waits for it."""
+"""The records of this worker's sessions, which other workers read."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -11,18 +11,20 @@ from mcp_eventscope.errors import StoreError
 from mcp_eventscope.store.coordination import Coordinator, NewRecord, Notice, SessionRecord
 
 UNREAD = "unread"
-"""The state of a record that Redis could not be asked for. A client that receives 404 would give its session up."""
+"""The state of a record that could not be read. The answer must not be 404, which makes a client drop its session."""
 
 _RENEWED_PART, _RENEWED_SECONDS = 0.1, 1.0
-"""How long a record counts as renewed: a part of its time to live, and at most so many seconds. A session that was
-ended on another worker ends here within this time, even if the notice is lost."""
+"""How long a record counts as renewed: a fraction of its TTL, and at most this many seconds. A session that another
+worker has ended ends here within this time, even if the message is lost."""
 
 
 class SessionRegistry:
     """The records of sessions in Redis, and the messages between the workers that serve them.
 
+    A session that is served here never waits for its record.
+
     Args:
-        coordinator: This worker, among the others.
+        coordinator: The connection to the other workers.
         ttl: Seconds that a record is kept after the last request of its session.
     """
 
@@ -47,8 +49,8 @@ class SessionRegistry:
     async def add(self, session_id: str, *, owner: str, handshake: str) -> None:
         """Record a session, and keep its handshake in memory in case Redis loses it.
 
-        It waits for a slow Redis, since other workers answer 404 until the record is written. While Redis is
-        unreachable it does not wait; the record is written once Redis has recovered.
+        Waits for a slow Redis, because other workers answer 404 until the record is written. While Redis is unreachable
+        it does not wait; the record is written once Redis has recovered.
         """
         self.handshakes[session_id] = handshake
         writing = asyncio.create_task(self._write(session_id, owner, handshake), name="eventscope-record")
@@ -64,13 +66,13 @@ class SessionRegistry:
             self._coordinator.republish()
 
     async def republish(self, owners: Mapping[str, str]) -> None:
-        """Write the records again, since Redis may have lost them, and end the sessions that could not be ended before.
+        """Write the records again, and retry ends of sessions that have failed.
 
         Args:
-            owners: By session, its owner; the ones to be written first in front.
+            owners: The owners by session, in the order of writing.
 
         Raises:
-            StoreError: Redis did not take all of them.
+            StoreError: A write failed.
         """
         for session_id in tuple(self._ended):
             await self.end(session_id)
@@ -86,11 +88,11 @@ class SessionRegistry:
         self.handshakes[session_id] = handshake
 
     def handshake(self, session_id: str) -> str | None:
-        """The handshake of a session; None when it is not known here."""
+        """The handshake of a session; None if it is unknown here."""
         return self.handshakes.get(session_id)
 
     def due(self, session_id: str) -> bool:
-        """Whether to renew the record now. The caller then does."""
+        """Whether to renew the record now. The caller then renews it."""
         now = anyio.current_time()
         if now - self._renewed.get(session_id, -inf) < min(self.ttl * _RENEWED_PART, _RENEWED_SECONDS):
             return False
@@ -98,7 +100,7 @@ class SessionRegistry:
         return True
 
     async def renew(self, session_id: str, *, owner: str) -> SessionRecord:
-        """Renew the record of a session for its owner, and read it; `UNREAD` when Redis gives no answer."""
+        """Renew and read a session's record, for its owner; `UNREAD` if Redis does not answer."""
         with self._coordinator.best_effort():
             record = await self._coordinator.touch(session_id, owner=owner, ttl=self.ttl)
             if record.state != "absent" or session_id in self.handshakes or not self._coordinator.uncertain:
@@ -107,11 +109,11 @@ class SessionRegistry:
 
     @property
     def late(self) -> bool:
-        """Whether an absent record may be about to be written, after an outage that this worker did not see."""
+        """Whether an absent record may be written soon, after an outage before this worker started."""
         return self._coordinator.young
 
     async def end(self, session_id: str) -> None:
-        """End a session on all workers; while Redis is unreachable, once it has recovered (`republish`)."""
+        """End a session on all workers. While Redis is unreachable, `republish` does so later."""
         self._ended.add(session_id)
         with self._coordinator.best_effort():
             await self._coordinator.end(session_id, ttl=self.ttl)
@@ -119,22 +121,22 @@ class SessionRegistry:
 
     @property
     def now(self) -> int:
-        """Microseconds since 1970, by a clock that workers share."""
+        """Microseconds since 1970, from a clock that all workers share."""
         return self._coordinator.now
 
     async def publish(self, **notice: object) -> None:
-        """Send a message to the other workers; it is lost while Redis is unreachable."""
+        """Send a message to the other workers, which is lost while Redis is unreachable."""
         with self._coordinator.best_effort():
             await self._coordinator.publish(**notice)
 
     def remove(self, session_id: str) -> None:
-        """Keep nothing of a session that is no longer served here."""
+        """Remove the state of a session that is no longer served here."""
         self.handshakes.pop(session_id, None)
         self._renewed.pop(session_id, None)
 
 
 class LocalRegistry:
-    """The registry of a store without a coordinator: no other worker can serve a session of this one."""
+    """The null registry of a store without a coordinator: sessions stay on their worker."""
 
     shared = False
     late = False
@@ -142,36 +144,36 @@ class LocalRegistry:
     ttl = 0
 
     def hold_lease(self, *_: object) -> AbstractAsyncContextManager[None]:
-        """Hold no lease."""
+        """Do nothing."""
         return nullcontext()
 
     async def add(self, session_id: str, *, owner: str, handshake: str) -> None:
-        """Record nothing."""
+        """Do nothing."""
 
     async def republish(self, owners: Mapping[str, str]) -> None:
-        """Write nothing."""
+        """Do nothing."""
 
     def remember(self, session_id: str, handshake: str) -> None:
-        """Keep nothing."""
+        """Do nothing."""
 
     def handshake(self, session_id: str) -> None:
-        """Know none."""
+        """None: there are no handshakes."""
 
     def due(self, session_id: str) -> bool:
-        """Never renew."""
+        """False: there are no records."""
         del session_id
         return False
 
     async def renew(self, session_id: str, *, owner: str) -> SessionRecord:
-        """Read nothing."""
+        """Return `UNREAD`."""
         del session_id, owner
         return SessionRecord(UNREAD)
 
     async def end(self, session_id: str) -> None:
-        """End the session nowhere else."""
+        """Do nothing."""
 
     async def publish(self, **notice: object) -> None:
-        """Send nothing."""
+        """Do nothing."""
 
     def remove(self, session_id: str) -> None:
-        """Keep nothing."""
+        """Do nothing."""

@@ -1,7 +1,7 @@
-"""The way of a request's events to its client: one task and two streams less than the SDK's.
+"""Write a request's events to its client, with fewer tasks and streams than the SDK.
 
 In the SDK an event passes two streams and two tasks between the session's router and the ASGI server. Here the task
-that renders the events also sends them, several in one piece where several are pending.
+that renders the events also sends them, and joins pending events into one piece.
 """
 
 import asyncio
@@ -19,17 +19,17 @@ from mcp_eventscope.store.messages import EventMessage
 
 
 class Response:
-    """The ASGI `send` of one response, with its progress."""
+    """The ASGI `send` of one response, and the state of the response."""
 
     __slots__ = ("_begin", "_begun", "_send", "streaming")
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self._begun = False
-        """Whether the head was sent."""
+        """Whether the headers were sent."""
         self._begin: asyncio.Future[None] | None = None
         self.streaming = False
-        """Whether it has begun, and is not complete."""
+        """Whether the response has begun and is not complete."""
 
     async def __call__(self, message: Message) -> None:
         """Send a part of the response."""
@@ -41,7 +41,7 @@ class Response:
             _wake(self._begin)
 
     async def write(self, body: bytes) -> None:
-        """Send a piece of the body once the head was sent, unless the response has ended."""
+        """Send a piece of the body after the headers, unless the response has ended."""
         if not self._begun:
             self._begin = asyncio.get_running_loop().create_future()
             await self._begin
@@ -50,10 +50,10 @@ class Response:
 
 
 class EventQueue:
-    """The events of one request that are not sent yet: both ends of a stream, in place of the SDK's.
+    """The unsent events of one request: both ends of a stream, which replaces the SDK's.
 
     Args:
-        idle: Awaited when the reader has taken all events, before it waits for more.
+        idle: Awaited when the reader has received all events, before it waits for more.
     """
 
     __slots__ = ("_arrival", "_closed", "_events", "_idle", "_room")
@@ -78,7 +78,7 @@ class EventQueue:
             stream.close()
 
     async def send(self, event: EventMessage) -> None:
-        """Add an event; wait while the client is slow, and as many are pending as the SDK allows.
+        """Add an event. While the queue has as many events as the SDK allows, wait for the client.
 
         Raises:
             ClosedResourceError: The stream is closed.
@@ -93,7 +93,7 @@ class EventQueue:
         _wake(self._arrival)
 
     def close(self) -> None:
-        """End the stream, and drop the events that are not sent: a client receives them when it resumes."""
+        """End the stream and drop the unsent events, which a client receives when it resumes."""
         self._closed = True
         self._events.clear()
         _wake(self._arrival)
@@ -129,11 +129,11 @@ class EventQueue:
 
 
 class SSEWriter:
-    """Sends the events of one request, in place of the stream to the task that would send them.
+    """Sends the events of one request directly, without the SDK's sending task.
 
     Args:
         response: The response.
-        stream: The SDK's stream to the task that ends the response when the stream is closed.
+        stream: The SDK's stream. Closing it ends the response.
     """
 
     __slots__ = ("_failure", "_pieces", "_response", "_stream", "events")
@@ -147,7 +147,7 @@ class SSEWriter:
         """The source of the events."""
 
     async def send(self, event: Any) -> None:
-        """Take an event, as the SDK renders it or as bytes; it is sent when no other is pending behind it."""
+        """Add a rendered event or bytes, which are sent when no further events are pending."""
         self._pieces.append(ensure_bytes(event, ServerSentEvent.DEFAULT_SEPARATOR))
 
     async def _flush(self) -> None:
@@ -159,11 +159,14 @@ class SSEWriter:
             await self._response.write(piece)
         except Exception as error:
             self._failure = error
-            # Logged with the response: of a writer the SDK logs every error but this.
+            # `raise_failure` reports the error; this is the only error of a writer that the SDK does not log.
             raise anyio.ClosedResourceError from error
 
     def raise_failure(self) -> None:
-        """Raise the error of the server's `send`: it ends the response, while the SDK only logs errors of a writer."""
+        """Raise the error of the server's `send`, so that it ends the response.
+
+        The SDK only logs the errors of a writer.
+        """
         if self._failure is not None:
             raise self._failure
 

@@ -1,4 +1,4 @@
-"""What is told of sessions and requests, and which sessions that have been told of are still here."""
+"""Record the telemetry of sessions and requests."""
 
 from math import ceil
 
@@ -31,30 +31,30 @@ _PROTOCOL_VERSIONS = frozenset(catalog_sessions.PROTOCOL_VERSION.values or ())
 
 
 class SessionTelemetry:
-    """Tells a store's telemetry of the sessions that a manager serves. It never raises.
+    """Records the sessions and requests of a manager in a store's telemetry. It never raises.
 
     Args:
-        store: The store; None: there is nothing to resume, and nothing is told.
-        log: Where the log events of the manager go.
+        store: The store; None: nothing can be resumed, and nothing is recorded.
+        log: The log of the manager.
     """
 
     def __init__(self, store: InstrumentedEventStore | None, log: Log) -> None:
         self._store = store
         self._log = log
         self._here: dict[str, SessionEnd | None] = {}
-        """The sessions that began, and were not told to have ended; with why they are about to, where that is known."""
-        self._told_version = False
+        """The sessions that are served here, and the reason of their imminent end, if known."""
+        self._logged_version = False
 
     def configured(
         self, *, stateless: bool, json_response: bool, idle_timeout: float | None, follow_timeout: float
     ) -> None:
-        """Warn of settings with which nothing, or less than it seems, can be resumed.
+        """Warn about settings that prevent or limit resumption.
 
         Args:
             stateless: Whether there are no sessions.
-            json_response: Whether responses are no streams.
-            idle_timeout: Seconds after which a session that nobody asks for ends; None: never.
-            follow_timeout: Seconds for which a resumed stream is followed at most.
+            json_response: Whether responses are JSON instead of streams.
+            idle_timeout: Seconds after which an unused session ends; None: never.
+            follow_timeout: The most seconds for which a resumed stream is followed.
         """
         for mode, on in (("stateless", stateless), ("json_response", json_response)):
             if on:
@@ -64,7 +64,7 @@ class SessionTelemetry:
         if ttl is None:
             return
         if idle_timeout is not None and ttl < 2 * idle_timeout:
-            # Once: a client may be away for that long. Twice: what it comes back for may have been said well before.
+            # Twice: a client may be disconnected for that long, and miss events that are nearly as old as that already.
             fix = f"set ttl={ceil(2 * idle_timeout)} or more, or session_idle_timeout={ttl / 2:g} or less"
             self._record(TTLShort(ttl, "session_idle_timeout", idle_timeout, fix))
         if ttl < follow_timeout:
@@ -72,36 +72,36 @@ class SessionTelemetry:
             self._record(TTLShort(ttl, "follow_timeout", follow_timeout, fix))
 
     def requested(self, scope: Scope) -> None:
-        """A request came. The first of a revision that never asks an event store is logged, too."""
+        """Record a request. Also log the first request of a revision without resumption."""
         named = Headers(scope=scope).get(MCP_PROTOCOL_VERSION_HEADER)
         version = "none" if named is None else named if named in _PROTOCOL_VERSIONS else "other"
         self._record(Requested("other" if named == "none" else version))
-        if named in MODERN_PROTOCOL_VERSIONS and not self._told_version:
-            self._told_version = True
+        if named in MODERN_PROTOCOL_VERSIONS and not self._logged_version:
+            self._logged_version = True
             fix = (
-                "nothing, where clients do not need to resume; else have them speak 2025-11-25: "
-                'the SDK\'s client does with mode="legacy"'
+                "none, if clients do not need to resume; otherwise let them use protocol revision 2025-11-25: "
+                'in the SDK\'s client, mode="legacy"'
             )
             self._record(ResumptionDisabled(f"protocol revision {named}", fix))
 
     def began(self, session_id: str | None, origin: Origin) -> None:
-        """A session is served here from now on."""
+        """Record that a session is served here from now on."""
         if session_id is not None and session_id not in self._here:
             self._here[session_id] = None
             self._record(SessionBegan(origin))
 
     def ends(self, session_id: str, reason: SessionEnd) -> None:
-        """A session is about to end here."""
+        """Note the reason of a session's imminent end."""
         if session_id in self._here:
             self._here[session_id] = reason
 
     def ended(self, session_id: str, transport: StreamableHTTPServerTransport, *, stopping: bool) -> None:
-        """A session is no longer served here; told once, whoever finds it first.
+        """Record, once, that a session is no longer served here.
 
         Args:
             session_id: The session.
-            transport: Its transport, which may tell why.
-            stopping: Whether the manager is.
+            transport: The session's transport, whose state may show the reason.
+            stopping: Whether the manager is stopping.
         """
         if session_id not in self._here:
             return
@@ -117,7 +117,7 @@ class SessionTelemetry:
         self._record(SessionEnded(reason))
 
     def refused(self, reason: Refusal, session_id: str | None = None) -> None:
-        """A request got no session."""
+        """Record a request without a valid session."""
         self._record(SessionRefused(reason, session_hash(session_id)))
 
     def check(
@@ -128,13 +128,13 @@ class SessionTelemetry:
         *,
         others: bool = False,
     ) -> None:
-        """Tell, if it is so, that a request is about to be answered 404 by the SDK.
+        """Record the refusal if the SDK is about to answer with 404.
 
         Args:
-            manager: Who answers.
-            session_id: The session that is asked for.
-            requestor: Who asks.
-            others: Whether it is known that there is such a session, of another principal.
+            manager: The session manager.
+            session_id: The requested session.
+            requestor: The principal of the request.
+            others: Whether the session is known to belong to another principal.
         """
         if session_id not in manager._server_instances:
             self.refused(Refusal.NOT_OWNER if others else Refusal.UNKNOWN, session_id)

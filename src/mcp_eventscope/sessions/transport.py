@@ -1,4 +1,4 @@
-"""The SDK's transport, for a session that any worker may serve."""
+"""The SDK's transport, extended for sessions that any worker may serve."""
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -32,18 +32,18 @@ from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.telemetry import propagation
 
 _PRIMED_SINCE = "2025-11-25"
-"""The first revision whose clients understand an event without data (as in the SDK)."""
-_LAST_WORD_SECONDS = 1.0
-"""How long a server that is stopped waits for a client that is slow to take the end of its stream."""
+"""The first revision whose clients support events without data (as in the SDK)."""
+_STREAM_END_SECONDS = 1.0
+"""The most seconds for which a stopping server waits to send the end of a stream to a slow client."""
 
 
 class ResumableTransport(StreamableHTTPServerTransport):
-    """A transport all of whose GET streams are read from the store, so that it does not matter which worker has them.
+    """A transport that reads all GET streams from the store, so any worker can serve them.
 
     Args:
         view: The session's view of the store.
-        stopped: Called with the id of a stream that is to end wherever a client has it, here or elsewhere.
-        elsewhere: Called with an answer or a cancellation by the client that concerns nothing that runs here.
+        stopped: Called with the name of a stream whose connections to other workers must end.
+        elsewhere: Called with an answer or a cancellation by the client that concerns no request on this worker.
         **settings: As in the SDK.
     """
 
@@ -60,7 +60,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
         super().__init__(event_store=view, **settings)
         self.view = view
         view.sender = self._sender
-        # Not sent either, then: the client comes back for the answer that it was given.
+        # Closes the live stream, too: the client resumes and receives the stored answer.
         view.fenced = super().close_sse_stream
         self._stopped = stopped
         self._elsewhere = elsewhere
@@ -69,33 +69,34 @@ class ResumableTransport(StreamableHTTPServerTransport):
     async def connect(
         self,
     ) -> AsyncGenerator[tuple[ReadStream[SessionMessage | Exception], WriteStream[SessionMessage]], None]:
-        """Connect as the SDK does, and look through what the client sends for what is another worker's."""
+        """Connect as the SDK does, and route the client's messages for other workers."""
         async with super().connect() as streams:
             replace_outbound_streams(self)
             self._inbox = self._read_stream_writer
-            self._read_stream_writer = _Sorted(self._read_stream_writer, self._sort)  # type: ignore[assignment]
+            self._read_stream_writer = _RoutingStream(self._read_stream_writer, self._route)  # type: ignore[assignment]
             yield streams
 
     async def deliver(self, message: JSONRPCMessage) -> None:
-        """Take what the client sent to another worker, if it is meant for what runs here."""
+        """Accept a client message from another worker, if it concerns a request here."""
         inbox = self._inbox
         if inbox is not None and self.view.concerns(message):
             with suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
                 await inbox.send(SessionMessage(message))
 
-    def _sort(self, item: SessionMessage | Exception) -> None:
+    def _route(self, item: SessionMessage | Exception) -> None:
         if isinstance(item, SessionMessage) and self.view.concerns(item.message) is False:
             self._elsewhere(item.message)
 
     def _sender(self) -> Context | None:
-        """The context of whoever sent what is being stored now: messages are stored one by one, as they are taken."""
-        # A part of the SDK that may change: then a call is known by its priming event.
+        """The context of the sender of the message that is being stored."""
+        # Messages are stored one by one, as they are received. If this internal of the SDK changes, priming events
+        # identify the calls.
         return getattr(getattr(self, "_write_stream_reader", None), "last_context", None)
 
     async def _handle_post_request(self, scope: Scope, request: Request, receive: Receive, send: Send) -> None:
-        """Serve as the SDK does, in the trace that the request names, and see that the request's stream has an end."""
+        """Serve as the SDK does, in the request's trace, and ensure that the stream ends."""
         body = b""
-        with suppress(Exception):  # The SDK reads it again, and reports what is wrong.
+        with suppress(Exception):  # The SDK reads the body again, and reports errors.
             body = await request.body()
         admission = _Admission(body, send if isinstance(send, Response) else None)
         token = _admitting.set(admission)
@@ -105,12 +106,12 @@ class ResumableTransport(StreamableHTTPServerTransport):
         finally:
             _admitting.reset(token)
             if admission.begun is not None and not admission.dispatched:
-                # Admitted, and the server never received it: the session ended, or this task was cancelled.
+                # Admitted, but the server never received the request: the session ended, or this task was cancelled.
                 with anyio.CancelScope(shield=True):
                     await self.view.abandon(admission.begun)
 
     async def _mint_priming_event(self, stream_id: str, protocol_version: str) -> Any:
-        """Open the request's stream: the SDK calls this where it has admitted a request."""
+        """Open the request's stream. The SDK calls this when it has admitted a request."""
         admission = _admitting.get(None)
         request_id = None if admission is None else admission.request_id
         if admission is not None and request_id is not None and str(request_id) == stream_id:
@@ -119,7 +120,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
         return await super()._mint_priming_event(stream_id, protocol_version)
 
     def _create_event_data(self, event_message: EventMessage) -> Any:
-        """Render an event once: the store has the message as JSON already."""
+        """Render an event from the JSON that the store has already encoded."""
         event_id, message = event_message.event_id, event_message.message
         if isinstance(event_id, WireId):
             return b"id: %b\r\nevent: message\r\ndata: %b\r\n\r\n" % (event_id.encode(), event_id.payload)
@@ -135,17 +136,17 @@ class ResumableTransport(StreamableHTTPServerTransport):
         request_stream_reader: MemoryObjectReceiveStream[EventMessage],
         priming_event: Any,
     ) -> None:
-        """Write the events of a request as the SDK does, directly to the server."""
+        """Write the events of a request as the SDK does, but directly to the server."""
         admission, streams = _admitting.get(None), self._request_streams.get(request_id)
         response = None if admission is None else admission.response
         if response is None or streams is None or streams[1] is not request_stream_reader:
             await super()._run_sse_writer(request_id, sse_stream_writer, request_stream_reader, priming_event)
             return
-        # Both have the methods of the SDK's streams that the SDK calls.
+        # Writer and queue have the methods that the SDK calls on its streams.
         writer: Any = SSEWriter(response, sse_stream_writer)
         try:
             writer.events.take_over(request_stream_reader)
-        except anyio.ClosedResourceError:  # The session is being ended. The SDK ends the response in order.
+        except anyio.ClosedResourceError:  # The session is ending. The SDK completes the response.
             await super()._run_sse_writer(request_id, sse_stream_writer, request_stream_reader, priming_event)
             return
         self._request_streams[request_id] = (writer.events, writer.events)
@@ -154,7 +155,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
         writer.raise_failure()
 
     def close_sse_stream(self, request_id: RequestId) -> None:
-        """Close the stream of a request, whether it is the first one or was resumed, here or on another worker."""
+        """Close the stream of a request, original or resumed, on this and other workers."""
         name = self.view.name_of(str(request_id))
         super().close_sse_stream(request_id)
         if name:
@@ -162,11 +163,11 @@ class ResumableTransport(StreamableHTTPServerTransport):
             self._stopped(name)
 
     def stop(self, name: str, age: float = 0.0) -> None:
-        """End the connections of a stream here: a newer one was made, or the server closes it.
+        """End the local connections of a stream, which a newer connection or the server replaces.
 
         Args:
             name: The stream's name.
-            age: Seconds since it was to end; resumes that began later go on.
+            age: Seconds since the stop was requested; resumes that began later continue.
         """
         self.view.stop(name, age)
         stream_id = self.view.stream_of(name)
@@ -174,31 +175,31 @@ class ResumableTransport(StreamableHTTPServerTransport):
             super().close_sse_stream(stream_id)
 
     async def handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve as the SDK does, and end a stream in order when the server is stopped.
+        """Serve as the SDK does, and complete streams when the server is stopped.
 
-        A client takes a broken stream for a failure: the SDK's gives its standalone stream up after two.
+        Clients treat a broken stream as a failure: the SDK's client gives up its standalone stream after two.
         """
         response = Response(send)
         try:
             await super().handle_request(scope, receive, response)
         finally:
             if response.streaming:
-                with anyio.CancelScope(shield=True), anyio.move_on_after(_LAST_WORD_SECONDS), suppress(Exception):
+                with anyio.CancelScope(shield=True), anyio.move_on_after(_STREAM_END_SECONDS), suppress(Exception):
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _handle_get_request(self, request: Request, send: Send) -> None:
-        """Serve a GET: a resume, or the standalone stream from now on, which is resumed from a cursor of its own."""
+        """Serve a resume, or the standalone stream, which is read from a new cursor."""
         version = request.headers.get(MCP_PROTOCOL_VERSION_HEADER, DEFAULT_NEGOTIATED_VERSION)
         understands_priming.set(is_version_at_least(version, _PRIMED_SINCE))
         cursor = request.headers.get(LAST_EVENT_ID_HEADER)
         if cursor:
             parts = event_ids.split(cursor)
             if parts is None:
-                # An empty stream would make the client ask again for ever; a refusal it understands. It is a miss all
-                # the same, and counted as every other: nothing is sent for it.
-                await self.view.replay_events_after(cursor, _to_nobody)
+                # With an empty stream the client would retry forever, so it is refused. The replay sends nothing, and
+                # counts the miss.
+                await self.view.replay_events_after(cursor, _discard)
                 refusal = self._create_error_response(
-                    "Bad Request: this Last-Event-ID was not given out here", HTTPStatus.BAD_REQUEST
+                    "Bad Request: Last-Event-ID is not an event id of this server", HTTPStatus.BAD_REQUEST
                 )
                 await refusal(request.scope, request.receive, send)
                 return
@@ -208,22 +209,22 @@ class ResumableTransport(StreamableHTTPServerTransport):
             _, accepts = check_accept_headers(request)
             cursor = await self.view.open_standalone() if accepts else ""
             if cursor:
-                header = LAST_EVENT_ID_HEADER.encode()  # Once: it may be there, and empty.
+                header = LAST_EVENT_ID_HEADER.encode()  # Replaces an empty one.
                 headers = [*(row for row in request.scope["headers"] if row[0] != header), (header, cursor.encode())]
                 request = Request({**request.scope, "headers": headers}, request.receive)
-        # One connection at a time gets each message: the newest, since the older one may be half-open.
+        # Only the newest connection receives messages, because an older one may be half-open.
         self.stop(name)
         self._stopped(name)
         with self.view.connecting(cursor):
             await super()._handle_get_request(request, send)
 
 
-async def _to_nobody(_: EventMessage) -> None:
-    """Send nothing."""
+async def _discard(_: EventMessage) -> None:
+    """Discard an event."""
 
 
 class _Admission:
-    """A POST, from its arrival until the server has its request."""
+    """A POST, from its arrival until the server has received the message."""
 
     __slots__ = ("_body", "begun", "dispatched", "response")
 
@@ -237,7 +238,7 @@ class _Admission:
 
     @property
     def request_id(self) -> RequestId | None:
-        """The request's id, with its JSON type, which the SDK's name of the stream does not tell."""
+        """The request id with its JSON type, which the SDK's stream id does not preserve."""
         with suppress(ValueError):
             message = pydantic_core.from_json(self._body)
             if isinstance(message, dict) and isinstance(request_id := message.get("id"), int | str):
@@ -248,18 +249,18 @@ class _Admission:
 _admitting: ContextVar[_Admission | None] = ContextVar("admitting", default=None)
 
 
-class _Sorted:
-    """The stream of what the client sends, each item of which is looked at on its way."""
+class _RoutingStream:
+    """The stream of client messages, with a callback for each message."""
 
     def __init__(
-        self, stream: ContextSendStream[SessionMessage | Exception] | None, look: Callable[[Any], None]
+        self, stream: ContextSendStream[SessionMessage | Exception] | None, route: Callable[[Any], None]
     ) -> None:
         self._stream = stream
-        self._look = look
+        self._route = route
 
     async def send(self, item: SessionMessage | Exception) -> None:
-        """Look, and pass on."""
-        self._look(item)
+        """Pass an item to the callback, then to the stream."""
+        self._route(item)
         if self._stream is not None:
             await self._stream.send(item)
             admission = _admitting.get(None)

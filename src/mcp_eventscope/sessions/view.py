@@ -1,4 +1,4 @@
-"""One session's view of the event store, as its transport uses it: ids for the wire, and streams that are followed."""
+"""A session's view of the event store: ids on the wire, resumes, and following."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -31,20 +31,20 @@ from mcp_eventscope.store.results import AppendResult, FollowEnd, ReplayResult
 from mcp_eventscope.telemetry.propagation import Calls
 
 _LIVE_SECONDS = 1.0
-"""How long an event that could not be stored waits for a slow client, before the session goes on."""
+"""The most seconds for which an event that could not be stored waits for a slow client."""
 _POLL_SECONDS = 0.1
-"""How often a resume that found the store unreachable looks whether it has recovered."""
+"""Seconds between checks of a waiting resume whether the store has recovered."""
 _RETRY_SECONDS = 0.5
-"""How soon it reads again from a store that fails, and is not known to be unreachable."""
+"""Seconds until a resume retries a failed read."""
 
 _connecting: ContextVar["_Resume | None"] = ContextVar("connecting", default=None)
-"""The resume of the current request, from its arrival."""
+"""The resume of the current request, from the request's arrival."""
 understands_priming: ContextVar[bool] = ContextVar("understands_priming", default=False)
-"""Whether the client of the current request understands an event without data (revisions from 2025-11-25)."""
+"""Whether the client of the current request supports events without data (revisions from 2025-11-25)."""
 
 
 class WireId(str):
-    """An event's id on the wire, with the event's message as the store has encoded it."""
+    """An event's id on the wire, with the encoded message of the event."""
 
     __slots__ = ("payload",)
 
@@ -52,15 +52,15 @@ class WireId(str):
 
 
 class Priming:
-    """Stands for a message where a priming event is sent: an id, and no data."""
+    """The message of a priming event, which has an id and no data."""
 
     def model_dump_json(self, **_: object) -> str:
-        """No data."""
+        """Return no data."""
         return ""
 
 
 class _Resume:
-    """One stream that is being resumed: how to send on it, and how to end it."""
+    """The state of one resumed stream: its callback, position and cancel scope."""
 
     def __init__(self, cursor: str) -> None:
         self.scope = anyio.CancelScope()
@@ -77,8 +77,8 @@ class _Resume:
             await self.callback(event)
 
     async def send(self, event: EventMessage) -> None:
-        """Send an event that was read from the store."""
-        if event.event_id is None:  # An answer in place of a worker's: the client keeps its position.
+        """Send an event from the store."""
+        if event.event_id is None:  # An answer in place of a worker: the client keeps its position.
             await self._send(event)
         else:
             await self._send(EventMessage(event.message, event_ids.join(event.event_id, self.name)))
@@ -86,7 +86,7 @@ class _Resume:
         self.answered = self.answered or is_final(self.name, event.message)
 
     async def send_live(self, message: JSONRPCMessage) -> None:
-        """Send a message that the store did not take, without an id."""
+        """Send a message that is not stored, without an id."""
         await self._send(EventMessage(message))
 
 
@@ -94,8 +94,8 @@ class SessionView(EventStore):
     """One session's view of a store.
 
     Args:
-        store: The session's part of the store. It is expected to report its own failures (`InstrumentedEventStore`).
-        follow_timeout: Seconds that a resumed stream is followed at most; the client then comes back by itself.
+        store: The store of the session, which must report its own failures (`InstrumentedEventStore`).
+        follow_timeout: The most seconds for which a resumed stream is followed; the client then reconnects by itself.
     """
 
     def __init__(self, store: ObservableEventStore, *, follow_timeout: float) -> None:
@@ -103,16 +103,16 @@ class SessionView(EventStore):
         self._follow_timeout = follow_timeout
         self._resuming: defaultdict[str, set[_Resume]] = defaultdict(set)
         self._open: dict[StreamId, tuple[str, RequestId]] = {}
-        """The requests that run here: by the transport's stream id, the stream's name and the request's id."""
+        """The requests that run here: stream name and request id, by the transport's stream id."""
         self._asked: set[str] = set()
         self._opened: set[EventId] = set()
-        """Cursors of standalone streams that are opened, not resumed."""
+        """Cursors of standalone streams that are opened rather than resumed."""
         self._closed = False
         self._calls = Calls()
         self.sender: Callable[[], Context | None] | None = None
         """Returns the context of the sender of the message that is being stored."""
         self.fenced: Callable[[StreamId], None] | None = None
-        """Called with a stream whose request was answered in this worker's place while it ran here."""
+        """Called with a stream whose running request was answered in this worker's place."""
         self.ended: Callable[[], None] | None = None
         """Called when the session was ended on another worker."""
         store.bind(ended=self._ended, fenced=self._fenced)
@@ -136,17 +136,17 @@ class SessionView(EventStore):
     # -- storing ------------------------------------------------------------------------------------------------------
 
     def begin(self, request_id: RequestId) -> None:
-        """Open the stream of a request that is admitted here.
+        """Open the stream of an admitted request.
 
         Args:
-            request_id: The request's id, with its JSON type.
+            request_id: The request id, with its JSON type.
         """
         name = event_ids.stream_name(request_id)
         self._open[str(request_id)] = name, request_id
         self._store.begin(name, request_id)
 
     async def abandon(self, request_id: RequestId) -> None:
-        """Answer a request that was admitted, and never reached the server, with an error."""
+        """Answer an admitted request that never reached the server with an error."""
         stream_id = str(request_id)
         if self._open.get(stream_id, ("", None))[1] == request_id:
             await self._give_up(stream_id)
@@ -155,11 +155,11 @@ class SessionView(EventStore):
         """Store one event of the session.
 
         Args:
-            stream_id: The stream as the transport names it: the request's id as text, or the standalone stream's.
+            stream_id: The stream id of the transport: the request id as text, or that of the standalone stream.
             message: The message, or None for a priming event, which opens the stream of a request.
 
         Returns:
-            Its id on the wire; "" when it is not stored: the transport then sends it live, without an id.
+            The event's id on the wire; "" if it is not stored. The transport then sends it live, without an id.
         """
         if isinstance(message, JSONRPCRequest):
             self._asked.add(str(message.id))
@@ -168,13 +168,12 @@ class SessionView(EventStore):
         else:
             if message is None and stream_id not in self._open:
                 self.begin(stream_id)
-            name = self.name_of(stream_id) or event_ids.stream_name(
-                stream_id
-            )  # The store refuses one that is not open.
+            # The store refuses streams that are not open.
+            name = self.name_of(stream_id) or event_ids.stream_name(stream_id)
         final = stream_id != GET_STREAM_KEY and is_final(stream_id, message)
         try:
             appended = await self._append(name, message, final=final)
-        except Exception:  # noqa: BLE001 - the store has reported it; raised here, the SDK would end the session
+        except Exception:  # noqa: BLE001 - reported by the store; if raised, the SDK would end the session
             if message is not None:
                 await self._send_live(name, message, final=final)
             return ""
@@ -191,7 +190,7 @@ class SessionView(EventStore):
         return wire_id
 
     async def _append(self, name: str, message: JSONRPCMessage | None, *, final: bool) -> AppendResult:
-        """Store one event, in the trace of the call that it belongs to."""
+        """Store one event in the trace of its call."""
         standalone = name == GET_STREAM_KEY
         if message is None:
             if not standalone:
@@ -207,7 +206,7 @@ class SessionView(EventStore):
                 self._calls.ended(name)
 
     async def _send_live(self, name: str, message: JSONRPCMessage, *, final: bool) -> None:
-        """Send an event that a third-party store did not take to the clients that follow its stream here."""
+        """Send an event that was not stored to the clients that follow its stream here."""
         for resume in tuple(self._resuming.get(name, ())):
             with anyio.move_on_after(_LIVE_SECONDS), suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
                 await resume.send_live(message)
@@ -217,20 +216,20 @@ class SessionView(EventStore):
     # -- resuming -----------------------------------------------------------------------------------------------------
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> None:
-        """Deliver the events that the client missed, then those that follow, until the response of the request.
+        """Deliver the missed events, then new events, until the response of the request.
 
-        The SDK replays here and then goes live: that loses events which are stored between the two, and never ends a
-        stream that is complete. So this returns only when nothing more is owed, and the stream is then closed.
+        The SDK replays and then switches to live events. That loses the events stored in between, and never ends a
+        complete stream. So this returns only when no further event is due, and the stream is then closed.
 
-        Where there is nothing to resume from, a request is answered with an error, and the standalone stream goes on
-        from now: a client that is sent an empty stream asks again for ever.
+        If there is nothing to resume from, a request is answered with an error, and the standalone stream continues
+        from now. With an empty stream the client would retry forever.
 
         Args:
-            last_event_id: The `Last-Event-ID`, in any shape: it comes from outside.
-            send_callback: Awaited with each event, in order. What it raises is passed on.
+            last_event_id: The `Last-Event-ID` (untrusted).
+            send_callback: Awaited with each event, in order. Its exceptions are passed on.
 
         Returns:
-            None: the stream is to be closed.
+            None: the caller closes the stream.
         """
         resume = _connecting.get()
         if resume is None:
@@ -240,7 +239,7 @@ class SessionView(EventStore):
 
     @contextmanager
     def connecting(self, last_event_id: EventId) -> Iterator[_Resume]:
-        """Let `stop` and `close` end the resume that the current request is, before it reads its first event.
+        """Register the current request's resume, so that `stop` and `close` can end it.
 
         Args:
             last_event_id: The `Last-Event-ID`.
@@ -263,22 +262,22 @@ class SessionView(EventStore):
             await send_callback(EventMessage(Priming(), last_event_id))  # type: ignore[arg-type]
         opened = last_event_id in self._opened
         self._opened.discard(last_event_id)
-        # A client without a cursor, which a priming event would have given it, cannot come back for the rest.
+        # A client that received no priming event has no cursor, and could not reconnect after the timeout.
         limit = inf if opened and not primes else self._follow_timeout
         with resume.scope:
             if self._closed:
                 return
             resume.callback = send_callback
             try:
-                if opened:  # Nothing was missed: it is no resume, and not to be counted as one.
+                if opened:  # Not a resume, and not counted as one.
                     await self._follow(resume, name, resume.cursor, limit)
                 else:
                     await self._resume(resume, name, limit)
-            except WrongTypeError:  # Reported by the store. The client would ask again for ever.
+            except WrongTypeError:  # Reported by the store. Without an answer the client would retry forever.
                 if name != GET_STREAM_KEY:
                     await resume.send_live(not_stored(_request_id(name), "the event store cannot read this stream"))
             except StoreError:
-                return  # Reported by the store. The stream ends, and the client asks again.
+                return  # Reported by the store. The stream ends, and the client reconnects.
             finally:
                 resume.callback = None
 
@@ -305,14 +304,14 @@ class SessionView(EventStore):
 
     @staticmethod
     async def _end(resume: _Resume, name: str, last: EventId) -> None:
-        """Send an error if the response was passed over: its row is damaged, or its payload is gone."""
+        """Send an error if the response was skipped because it is corrupt or missing."""
         if not resume.answered and last != resume.began:
             await resume.send_live(events_gone(_request_id(name)))
 
     async def _replayed(self, resume: _Resume, name: str, until: float) -> ReplayResult:
-        """Replay; while the store is unreachable, wait for it: a client that is sent an empty stream twice gives up."""
+        """Replay once the store is reachable: a client gives up after two empty streams."""
         while True:
-            while (  # noqa: ASYNC110 - many may wait; the store's circuit breaker does not know of them
+            while (  # noqa: ASYNC110 - the store has no event for its recovery
                 not self._store.readable(name, resume.cursor) and anyio.current_time() < until
             ):
                 await anyio.sleep(_POLL_SECONDS)
@@ -324,10 +323,10 @@ class SessionView(EventStore):
             await anyio.sleep(_RETRY_SECONDS)
 
     async def open_standalone(self) -> EventId:
-        """A cursor from which the standalone stream is read.
+        """Return a cursor from which the standalone stream is read.
 
         Returns:
-            The id on the wire; "" when a follower would not be woken.
+            The id on the wire; "" if the store cannot wake followers.
         """
         event_id = await self._store.open_standalone()
         if not event_id:
@@ -337,7 +336,7 @@ class SessionView(EventStore):
         return cursor
 
     def followed(self, name: str) -> None:
-        """A client follows a stream through another worker.
+        """Store a stream's events without lingering, because a client follows it on another worker.
 
         Args:
             name: The stream's name.
@@ -345,22 +344,21 @@ class SessionView(EventStore):
         self._store.followed(name)
 
     def name_of(self, stream_id: StreamId) -> str:
-        """The name of a stream, as other workers know it; "" for a request that does not run here."""
+        """The stream's name on all workers; "" for a request that does not run here."""
         return GET_STREAM_KEY if stream_id == GET_STREAM_KEY else self._open.get(stream_id, ("", None))[0]
 
     def stream_of(self, name: str) -> StreamId | None:
-        """The transport's name of a stream; None for a request that does not run here."""
+        """The transport's stream id; None for a request that does not run here."""
         return next((stream for stream, (open_name, _) in self._open.items() if open_name == name), None)
 
     def concerns(self, message: JSONRPCMessage) -> bool | None:
-        """Whether a message of the client is about something that runs here.
+        """Whether a client message concerns a request that runs here.
 
         Args:
-            message: Sent by the client: the answer to a request that a server sent it, or a notification about one of
-                its own requests.
+            message: The answer to a server's request, or a notification about one of the client's own requests.
 
         Returns:
-            True: it is, here. False: it is, on another worker, or nowhere. None: it is about nothing of the kind.
+            True: a request here. False: a request on another worker, or an unknown one. None: no request.
         """
         if isinstance(message, JSONRPCResponse | JSONRPCError):
             asked = str(message.id) in self._asked
@@ -378,11 +376,11 @@ class SessionView(EventStore):
     # -- ending -------------------------------------------------------------------------------------------------------
 
     def stop(self, name: str, age: float = 0.0) -> None:
-        """End the resumes of one stream; the client comes back for the rest.
+        """End the resumes of one stream, which its client may resume again.
 
         Args:
             name: The stream's name.
-            age: Seconds since they were to end; those that began later go on.
+            age: Seconds since the stop was requested; resumes that began later continue.
         """
         stopped = anyio.current_time() - age
         for resume in tuple(self._resuming.get(name, ())):
@@ -390,14 +388,14 @@ class SessionView(EventStore):
                 resume.scope.cancel()
 
     def close(self) -> None:
-        """End all resumes: the session is over here."""
+        """End all resumes when the session ends here."""
         self._closed = True
         for resumes in tuple(self._resuming.values()):
             for resume in tuple(resumes):
                 resume.scope.cancel()
 
     async def give_up(self) -> None:
-        """Answer the requests that are running here, and will not end, with an error; then let go of the session."""
+        """Answer the running requests with an error, and release the session."""
         try:
             for stream_id in tuple(self._open):
                 await self._give_up(stream_id)
@@ -407,9 +405,9 @@ class SessionView(EventStore):
     async def _give_up(self, stream_id: StreamId) -> None:
         found = self._open.pop(stream_id, None)
         if found is None:
-            return  # Answered meanwhile: a `DELETE` and the end of the session's task give up concurrently.
+            return  # Already answered: a `DELETE` and the end of the session's task may run concurrently.
         name, request_id = found
-        with suppress(Exception):  # Reported by the store; the lease of this worker answers, a little later.
+        with suppress(Exception):  # Reported by the store. Other workers answer when this worker's lease expires.
             await self._store.give_up(name, request_id)
 
 

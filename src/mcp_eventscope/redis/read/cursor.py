@@ -41,7 +41,7 @@ class Cursor:
 
 
 def parse(event_id: EventId) -> Cursor | None:
-    """Parse an event id; None for a text that is not an event id of a session."""
+    """Parse an event id; None for any other text."""
     match = _ID.fullmatch(event_id)
     if match is None:
         return None

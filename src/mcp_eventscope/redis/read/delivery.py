@@ -47,7 +47,7 @@ class Delivery:
         self._standalone = standalone
 
     async def take(self, run: str, rows: Sequence[Row]) -> None:
-        """Deliver rows of one run up to the response, and advance past sent and unreadable rows."""
+        """Deliver rows of one run up to the response, and advance the position past them."""
         cursor = self.cursor
         positions, send, decode, standalone = cursor.positions, self._send, codec.decode, self._standalone
         # Before the first row of a run without a position in the cursor, no event is missing.
