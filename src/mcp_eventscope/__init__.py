@@ -47,7 +47,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used: the bare store needs neither the session manager nor telemetry."""
+    """Import a public name on first use, so that a bare store imports no telemetry."""
     if name not in __all__:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)

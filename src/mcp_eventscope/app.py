@@ -1,4 +1,4 @@
-"""`http_app()`: an MCP server over HTTP that resumes, with its metrics and its health beside it."""
+"""`http_app()`: a resumable MCP server over HTTP, with metrics and health endpoints."""
 
 import os
 import time
@@ -35,7 +35,7 @@ from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsApp, MetricsPort
 from mcp_eventscope.telemetry.tracing import TracerProvider
 
 URL_VARIABLE = "EVENTSCOPE_REDIS_URL"
-"""The environment variable that names Redis where neither a store nor a URL is given."""
+"""The environment variable with the Redis URL, used without a store and a URL."""
 DEFAULT_TTL = 3600
 """Seconds that events are kept: twice the SDK's session idle timeout."""
 HEALTH_TIMEOUT = 2.0
@@ -47,12 +47,15 @@ class FastMCPServer(Protocol):
 
     @property
     def http_app(self) -> Callable[..., Starlette]:
-        """Builds its HTTP application."""
+        """The function that builds the HTTP application."""
         ...
 
 
 class StreamableHTTPOptions(TypedDict, total=False):
-    """The keywords of the SDK's `streamable_http_app()` and of FastMCP's `http_app()`; each server knows its own."""
+    """The keywords of the SDK's `streamable_http_app()` and FastMCP's `http_app()`.
+
+    Each kind of server accepts its own.
+    """
 
     streamable_http_path: str
     json_response: bool
@@ -76,7 +79,7 @@ class StreamableHTTPOptions(TypedDict, total=False):
     allowed_origins: list[str] | None
 
 
-def http_app(  # noqa: PLR0913 - what an application chooses, once
+def http_app(  # noqa: PLR0913 - the options of an application
     mcp: MCPServer[Any] | Server[Any] | FastMCPServer,
     event_store: EventStore | None = None,
     *,
@@ -95,49 +98,49 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
     logger: Logger | None = None,
     **options: Unpack[StreamableHTTPOptions],
 ) -> Starlette:
-    """An ASGI application that serves an MCP server, lets its clients resume, and shows that they do.
+    """Build an ASGI application for an MCP server whose clients can resume.
 
     It is the framework's own application (the SDK's `streamable_http_app()`, FastMCP's `http_app()`), with its routes,
     authentication and middleware. Each session has its own view of the event store, and there are two more routes:
 
-    * `/metrics`: the registry, for Prometheus, unless it has a port of its own; with several workers that share
-      `PROMETHEUS_MULTIPROC_DIR`, what all of them say;
-    * `/healthz`: 200 and the latency while Redis answers, 503 and the reason while it does not.
+    * `/metrics`: the registry in Prometheus format, unless it has a separate port. With several workers that share
+      `PROMETHEUS_MULTIPROC_DIR`, it shows the metrics of all workers.
+    * `/healthz`: 200 and the latency while Redis answers, otherwise 503 and the reason.
 
-    Mounted in another application, it is started by that one: `lifespan=app.router.lifespan_context`.
-    To run `mcp.session_manager` alone, as with the SDK's, would start no embedded Valkey and close no client.
+    An application that mounts this one must run its lifespan: `lifespan=app.router.lifespan_context`. Running only
+    `mcp.session_manager`, as with the SDK, would start no embedded Valkey and close no client.
 
     Args:
         mcp: The server: an `MCPServer` or low-level `Server` of the SDK, or a `FastMCP`.
-        event_store: The store; instrumented here, unless it is already. It stays the caller's to close.
-        redis_url: Instead of a store: where Redis is. The client is made, and closed, here.
+        event_store: The store, which is instrumented unless it already is. The caller closes it.
+        redis_url: The URL of Redis, instead of a store. The application creates and closes the client.
             Without both: the environment variable `EVENTSCOPE_REDIS_URL`, else an embedded Valkey, with a warning.
-        ttl: Seconds that events are kept, for a store made here; None keeps them for ever.
+        ttl: Seconds that events are kept, for a store created here; None: no expiry.
         follow_timeout: As in `ResumableSessionManager`, in seconds.
         worker_lease: As in `ResumableSessionManager`, in seconds.
         shutdown_timeout: As in `ResumableSessionManager`, in seconds.
-        metrics_port: A port of its own for `/metrics`, which is then not served with the rest. Of several workers the
-            first that gets it serves for all, and another takes over when that one ends.
-        metrics_host: The address that the port is opened on; None: 127.0.0.1, so that nothing is published unasked.
-        metrics_token: What a scrape has to bring as its bearer token; None: nothing.
+        metrics_port: A separate port for `/metrics`, which the application itself then does not serve. The first of
+            several workers to open the port serves it for all; another worker takes over when that one ends.
+        metrics_host: The address of `metrics_port`; None: 127.0.0.1, so that metrics are not public by default.
+        metrics_token: The bearer token that a scrape must send; None: no authentication.
         redis_stats_interval: Seconds between polls of Redis statistics (keys, memory, keys without TTL); None: none.
-        registry: Where metrics go, and what `/metrics` shows; None: that of a store that is instrumented already, else
-            prometheus_client's global one.
-        tracer_provider: As in `InstrumentedEventStore`; for a store that is not instrumented already.
-        meter_provider: As in `InstrumentedEventStore`; for a store that is not instrumented already.
-        logger: As in `InstrumentedEventStore`; of a store that is instrumented already, for what the application says.
-        **options: The keywords of the framework's own function for that kind of server; they mean the same.
+        registry: The registry of the metrics, which `/metrics` shows; None: that of an instrumented store, else
+            prometheus_client's global registry.
+        tracer_provider: As in `InstrumentedEventStore`; only for a store that is not yet instrumented.
+        meter_provider: As in `InstrumentedEventStore`; only for a store that is not yet instrumented.
+        logger: As in `InstrumentedEventStore`. With an instrumented store, the logger of the application only.
+        **options: The keywords of the framework's own function for that kind of server, with the same meaning.
 
     Returns:
-        The application. `mcp.session_manager` is its session manager, as with the SDK's.
+        The application. `mcp.session_manager` is its session manager, as in the SDK.
 
     Raises:
-        TypeError: `event_store` is no event store, `logger` takes no fields, an argument is of another type, or the SDK
-            does not know an option.
-        ValueError: Two stores are named, an instrumented store comes with other telemetry than its own, an argument is
-            out of its range, or Redis statistics are not supported for the store.
-        IncompatibleSDKError: The installed SDK has changed in what sessions are scoped by.
-        EmbeddedUnavailableError: No Redis is named, and there is no embedded Valkey.
+        TypeError: `event_store` is not an event store, `logger` accepts no fields, an argument has another type, or
+            the framework does not know an option.
+        ValueError: Both a store and a URL are given, an instrumented store is combined with other telemetry, an
+            argument is out of range, or Redis statistics are not supported for the store.
+        IncompatibleSDKError: The installed SDK has changed the internals on which session isolation relies.
+        EmbeddedUnavailableError: No Redis is given, and the embedded Valkey is unavailable.
     """
     application = build(mcp, options)
     app = application.app
@@ -146,13 +149,13 @@ def http_app(  # noqa: PLR0913 - what an application chooses, once
     if event_store is None:
         event_store, resources = _own_store(redis_url or os.environ.get(URL_VARIABLE), ttl, log)
     elif redis_url is not None or ttl != DEFAULT_TTL:
-        msg = "redis_url and ttl are for a store that is made here; pass either them or event_store"
+        msg = "pass either event_store or redis_url/ttl, not both"
         raise ValueError(msg)
     if isinstance(event_store, InstrumentedEventStore):
         if tracer_provider is not None or meter_provider is not None or registry not in (None, event_store.registry):
             msg = (
-                "registry, tracer_provider and meter_provider are for a store that is instrumented here, and this one "
-                "is already; pass them to your InstrumentedEventStore"
+                "registry, tracer_provider and meter_provider must be omitted with an InstrumentedEventStore; "
+                "pass them to its constructor"
             )
             raise ValueError(msg)
         registry = event_store.registry
@@ -197,7 +200,7 @@ def _metrics_port(exposition: Exposition, port: int | None, host: str | None, lo
     if port is not None:
         return MetricsPort(exposition, LOOPBACK if host is None else host, port, log)
     if host is not None:
-        msg = "metrics_host is the address of metrics_port, and there is none: pass metrics_port too, or neither"
+        msg = "metrics_host must be used with metrics_port; pass both or neither"
         raise ValueError(msg)
     return None
 
@@ -205,7 +208,7 @@ def _metrics_port(exposition: Exposition, port: int | None, host: str | None, lo
 def _own_store(
     url: str | None, ttl: int | None, log: Log
 ) -> tuple[RedisEventStore, Callable[[], AbstractAsyncContextManager[object]]]:
-    """The store where none is given, and what has to be open while it is used."""
+    """Create a store and the context manager of its resources."""
     valkey = None if url else EmbeddedValkey()
     client = connect(valkey.url if valkey else url or "")
     store = RedisEventStore(client, ttl=ttl)
@@ -229,10 +232,10 @@ def _own_store(
 
 
 def _add_route(app: Starlette, path: str, endpoint: ASGIApp) -> None:
-    """Add a route for reading, before those of the server: one of them may match every path.
+    """Add a GET route before the server's routes, which may match every path.
 
     Raises:
-        ValueError: The server has a route there, which this one would hide.
+        ValueError: The server already has a route at the path.
     """
     if any(getattr(route, "path", None) == path for route in app.routes):
         msg = f"the MCP server already serves {path}, which http_app() needs; move that route"
@@ -241,23 +244,23 @@ def _add_route(app: Starlette, path: str, endpoint: ASGIApp) -> None:
 
 
 class _Health:
-    """Whether sessions are served, and whether the store answers, and how fast."""
+    """The health endpoint: whether sessions are served, and the latency of the store."""
 
     def __init__(self, store: InstrumentedEventStore, manager: ResumableSessionManager) -> None:
         self._store = store
         self._manager = manager
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        about: dict[str, object] = {"address": self._store.address}
+        details: dict[str, object] = {"address": self._store.address}
         started = time.perf_counter()
         if not self._manager.running:
-            idle = "the session manager is not running: mounted in another application, this one's lifespan must run"
+            idle = "session manager not running; if mounted, run this application's lifespan in the outer application"
             response = JSONResponse({"status": "unavailable", "error": idle}, 503)
         elif error := await _unreachable(self._store):
-            response = JSONResponse({"status": "unavailable", "store": {**about, "error": error}}, 503)
+            response = JSONResponse({"status": "unavailable", "store": {**details, "error": error}}, 503)
         else:
-            about["latency_ms"] = round((time.perf_counter() - started) * 1000, 3)
-            response = JSONResponse({"status": "ok", "store": about})
+            details["latency_ms"] = round((time.perf_counter() - started) * 1000, 3)
+            response = JSONResponse({"status": "ok", "store": details})
         await response(scope, receive, send)
 
 
@@ -267,12 +270,12 @@ async def _report_unreachable(store: InstrumentedEventStore, log: Log) -> None:
             catalog.UNREACHABLE,
             address=store.address,
             error=error,
-            fix="start Redis, or correct its address; nothing has to be restarted here",
+            fix="start Redis or correct its address; this process recovers without a restart",
         )
 
 
 async def _unreachable(store: InstrumentedEventStore) -> str | None:
-    """Why the store does not answer; None when it does."""
+    """The error of a store that does not answer; None if it answers."""
     try:
         with anyio.fail_after(HEALTH_TIMEOUT):
             await store.ping()

@@ -7,14 +7,14 @@ EventscopeError
 │   └── StoreRejectedError     … because Redis answered with an error
 │       └── WrongTypeError     … because a key has another type
 ├── CorruptEventError          a stored event could not be read; it is skipped and counted
-├── IncompatibleSDKError       the installed MCP SDK does not have the parts that sessions are scoped by
-└── EmbeddedUnavailableError   no embedded Valkey could be started
+├── IncompatibleSDKError       the installed MCP SDK lacks the internals on which session isolation relies
+└── EmbeddedUnavailableError   the embedded Valkey could not be started
 
 
-UnscopedStoreWarning         a root store is used as if all sessions were one
+UnscopedStoreWarning         a root store is shared by all sessions
 ```
 
-Bad arguments are `TypeError` and `ValueError`, as everywhere. No message holds a password or a payload.
+Invalid arguments raise `TypeError` and `ValueError`. No message contains a password or a payload.
 """
 
 
@@ -23,7 +23,7 @@ class EventscopeError(Exception):
 
 
 class StoreError(EventscopeError):
-    """An operation on the event store failed; the message says which, where, and what to look at."""
+    """An operation on the event store failed; the message names the operation and the cause."""
 
 
 class StoreUnavailableError(StoreError):
@@ -31,19 +31,19 @@ class StoreUnavailableError(StoreError):
 
 
 class StoreRejectedError(StoreError):
-    """Redis answered, with an error (READONLY, OOM, CROSSSLOT, NOAUTH, …)."""
+    """Redis answered with an error (READONLY, OOM, CROSSSLOT, NOAUTH, …)."""
 
 
 class WrongTypeError(StoreRejectedError):
-    """A key has another type: another program writes under the prefix. The same operation would fail again."""
+    """A key has another type, because another program uses the prefix. A retry would fail again."""
 
 
 class CorruptEventError(EventscopeError):
-    """A stored event could not be read. Replay skips it, goes on, and counts it."""
+    """A stored event could not be read. A replay skips and counts it."""
 
 
 class IncompatibleSDKError(EventscopeError):
-    """The installed MCP SDK lacks, or has changed, what `ResumableSessionManager` scopes sessions by."""
+    """The installed MCP SDK lacks the internals on which `ResumableSessionManager` relies."""
 
 
 class EmbeddedUnavailableError(EventscopeError):

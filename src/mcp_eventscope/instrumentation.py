@@ -1,4 +1,4 @@
-"""The decorator: the same store, and every operation on it timed, named and told."""
+"""The decorator that measures and traces every operation of a store."""
 
 import copy
 from collections.abc import Callable
@@ -45,26 +45,26 @@ from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, sessi
 
 
 class InstrumentedEventStore(EventStore):
-    """An event store, and spans, metrics and logs of everything that it does.
+    """Wraps an event store, and emits spans, metrics and logs of its operations.
 
-    It wraps any SDK `EventStore`; with one that returns facts, such as `RedisEventStore`, it shows more. What the
-    store returns and raises is passed on as it is, and a sink that fails changes nothing but its own counter.
+    It accepts any SDK `EventStore`, and shows more of an `ObservableEventStore` such as `RedisEventStore`. Results and
+    exceptions of the store are passed on unchanged. A telemetry sink that fails is counted, and has no other effect.
 
     Args:
         store: The store.
-        name: The `store` label, to tell several stores on one registry apart.
-        registry: Where the metrics go; None: nowhere.
-        tracer_provider: Where the spans go; None: the global provider (nowhere, until the application sets one).
-        meter_provider: Where the metrics go as OpenTelemetry's, too, or instead with `registry=None`; None: nowhere.
-        logger: Where the log events go; None: structlog, as the application configured it, else the standard
-            library's logger `mcp_eventscope`.
+        name: The `store` label, which distinguishes several stores on one registry.
+        registry: The Prometheus registry; None: no Prometheus metrics.
+        tracer_provider: The tracer provider; None: the global one (no spans until the application sets one).
+        meter_provider: The meter provider of OpenTelemetry metrics, in addition to `registry`; None: none.
+        logger: The logger; None: structlog, if the application has configured it, else the standard library's logger
+            `mcp_eventscope`.
 
     Raises:
-        TypeError: `store` is no event store, or `logger` takes no fields.
-        ValueError: `store` is instrumented already: everything would be counted twice.
+        TypeError: `store` is not an event store, or `logger` accepts no fields.
+        ValueError: `store` is already instrumented: everything would be counted twice.
     """
 
-    def __init__(  # noqa: PLR0913 - where each signal goes
+    def __init__(  # noqa: PLR0913 - the destination of each signal
         self,
         store: EventStore,
         *,
@@ -75,10 +75,10 @@ class InstrumentedEventStore(EventStore):
         logger: Logger | None = None,
     ) -> None:
         if isinstance(store, type):
-            msg = f"an event store must be an instance, and this is the class {store.__name__}: call it"
+            msg = f"store must be an instance, got the class {store.__name__}; call it"
             raise TypeError(msg)
         if isinstance(store, InstrumentedEventStore):
-            msg = "this store is instrumented already; a second InstrumentedEventStore would count everything twice"
+            msg = "store must not be an InstrumentedEventStore, which would count everything twice; use it as it is"
             raise ValueError(msg)  # noqa: TRY004 - the type is right, its state is not
         self._store: ObservableEventStore = (
             store if isinstance(store, ObservableEventStore) else EventStoreAdapter(store)
@@ -86,13 +86,13 @@ class InstrumentedEventStore(EventStore):
         self._sinks = Sinks(name, registry, tracer_provider, meter_provider, logger)
         self._registry = registry
         self._session: str | None = None
-        # A third-party store may be scoped, and may expire its events, in ways that cannot be seen from here.
+        # A third-party store may isolate sessions and expire events in its own way.
         ours = isinstance(store, ObservableEventStore)
         self._warn_not_isolated = ours
-        # Ours does its I/O in a task for many callers: the span of one has no children, and need not be current.
+        # Our stores do their I/O in a shared task: a caller's span has no children, and need not be current.
         self._current = not ours
         self._recorded: list[SampledObservation] = []
-        """Of acknowledged events whose spans are recorded: for the exemplars of the commit that they are in."""
+        """Acknowledged events with recorded spans, for the exemplars of their commit."""
         decorated = self._store
         self._sinks.count(MetricsSink.configured, self.ttl, lambda: decorated.backlog)
         self._store.observe(self._on_event)
@@ -100,17 +100,17 @@ class InstrumentedEventStore(EventStore):
 
     @property
     def ttl(self) -> int | None:
-        """Seconds that an event is kept; None: for ever, or the store does not say."""
+        """Seconds that an event is kept; None: no expiry, or unknown."""
         return self._store.ttl
 
     @property
     def registry(self) -> Registry | None:
-        """Where the metrics go; None: nowhere."""
+        """The Prometheus registry; None: no Prometheus metrics."""
         return self._registry
 
     @property
     def shared(self) -> bool:
-        """Whether a follower is woken whichever process stores; see the store."""
+        """Whether events of any process wake followers; see the store."""
         return self._store.shared
 
     @property
@@ -120,11 +120,11 @@ class InstrumentedEventStore(EventStore):
 
     @property
     def address(self) -> str:
-        """Where the store is, for people: never with a credential."""
+        """Readable location of the store, without credentials."""
         return self._store.address
 
     def for_session(self, session_id: str) -> Self:
-        """The part of the store that is one session's, instrumented alike."""
+        """Return the store of one session, with the same instrumentation."""
         part = copy.copy(self)
         part._store = self._store.for_session(session_id)
         part._session = session_hash(session_id)
@@ -136,47 +136,47 @@ class InstrumentedEventStore(EventStore):
         self._store.begin(stream_id, request_id)
 
     def bind(self, *, ended: Callable[[], None], fenced: Callable[[StreamId], None]) -> None:
-        """Call back when something ended elsewhere; see the store."""
+        """Register callbacks for ends on other workers; see the store."""
         self._store.bind(ended=ended, fenced=fenced)
 
     def followed(self, stream_id: StreamId) -> None:
-        """Store the events of a request without a pause; see the store."""
+        """Store the events of a request without lingering; see the store."""
         self._store.followed(stream_id)
 
     def close(self) -> None:
-        """Keep nothing of the session in this process; see the store."""
+        """Release the session in this process; see the store."""
         self._store.close()
 
     def readable(self, stream_id: StreamId, after: EventId) -> bool:
-        """Whether a replay is worth a try; see the store."""
+        """Whether a replay can succeed; see the store."""
         return self._store.readable(stream_id, after)
 
     async def open_standalone(self) -> EventId:
-        """A cursor on the standalone stream; see the store."""
+        """Return a cursor on the standalone stream; see the store."""
         return await self._store.open_standalone()
 
     async def give_up(self, stream_id: StreamId, request_id: RequestId) -> None:
-        """Answer a request that this process ran, and runs no longer; see the store."""
+        """Answer a request that this process no longer runs; see the store."""
         await self._store.give_up(stream_id, request_id)
         self._sinks.count(MetricsSink.orphaned)
 
     def observe(self, callback: Callable[[StoreEvent], None]) -> None:
-        """Have what no caller is told called back with; see the store."""
+        """Register a callback for background events; see the store."""
         self._store.observe(callback)
 
     @property
     def backlog(self) -> BacklogStatus:
-        """What is deferred now; see the store."""
+        """The deferred events; see the store."""
         return self._store.backlog
 
     async def flush(self, seconds: float) -> int:
-        """Store what waits; see the store."""
+        """Store the pending events; see the store."""
         lost = await self._store.flush(seconds)
         self._sinks.count(MetricsSink.flush)
         return lost
 
     async def ping(self) -> None:
-        """Return when the store answers. Raises what the store raises; it is not measured."""
+        """Return when the store answers, without a measurement. Its exceptions are passed on."""
         await self._store.ping()
 
     def poll_redis_stats(self, every: float) -> AbstractAsyncContextManager[None]:
@@ -197,7 +197,7 @@ class InstrumentedEventStore(EventStore):
         return poll_redis_stats(poller_of(self._store, every), every, self._polled)
 
     def record(self, fact: ServingFact, log: Log | None = None) -> None:
-        """Count and log what arises in serving the store. It never raises.
+        """Count and log a fact about sessions and requests. It never raises.
 
         Args:
             fact: What it is.
@@ -207,7 +207,7 @@ class InstrumentedEventStore(EventStore):
         self._sinks.safely("logs", self._sinks.logs.serving, fact, log)
 
     def log_failed(self, error: Exception) -> None:
-        """Count that a log event could not be written elsewhere, where nothing is counted."""
+        """Count a failure of another log, which has no counter."""
         self._sinks.failed("logs", error)
 
     def _polled(self, measured: RedisStatsMeasurement) -> None:
@@ -217,25 +217,25 @@ class InstrumentedEventStore(EventStore):
     # -- the SDK's interface ------------------------------------------------------------------------------------------
 
     async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
-        """Store one event; see the store. On a root store this says `event_store.sessions_not_isolated`, once."""
+        """Store one event; see the store. A root store logs `event_store.sessions_not_isolated`, once."""
         if self._warn_not_isolated:
             self._check_isolated()
         return (await self.append(stream_id, message)).event_id
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
-        """Send what is stored after an event; see the store. On a root store as in `store_event`."""
+        """Send the events after an event; see the store. A root store warns as in `store_event`."""
         self._check_isolated()
         facts = await self.replay(last_event_id, send_callback)
         return facts.stream_id if facts.miss is None else None
 
-    # -- the same, as facts -------------------------------------------------------------------------------------------
+    # -- the same, with results ---------------------------------------------------------------------------------------
 
     async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> AppendResult:
-        """Store one event, in a span, and measure it. Arguments, result and errors are the store's.
+        """Store one event, in a span, and measure it. Arguments, result and errors are those of the store.
 
-        Where the span is recorded it is kept with the event, in place of `traceparent`: a replay links to it.
+        A recorded span replaces `traceparent`, and is stored with the event, so that a replay can link to it.
         """
-        # For each event of each session: what is not needed when all is well is not made.
+        # Runs for each event of each session, so the success path allocates only what it needs.
         sinks = self._sinks
         span, opened = None, None
         if self._current:
@@ -272,7 +272,7 @@ class InstrumentedEventStore(EventStore):
         appended: AppendResult,
         span: Span | None,
     ) -> None:
-        """Measure the wait for an event that is stored in the background; `BatchCommitted` has the rest."""
+        """Measure the wait for an event that is stored in the background."""
         if span is not None and appended.pending is not None:
             began = perf_counter()
             appended.pending.add_done_callback(
@@ -293,7 +293,7 @@ class InstrumentedEventStore(EventStore):
         appended: AppendResult,
         span: Span,
     ) -> None:
-        """End the span of an event that was stored in the background: it lasts until the acknowledgement."""
+        """End the span of a background event, which lasts until the acknowledgement."""
         if outcome is StoreOutcome.STORED:
             ids = self._sinks.end_stored_span(span, self._session, stream_id, message, appended)
             if ids is not None:
@@ -312,7 +312,7 @@ class InstrumentedEventStore(EventStore):
         span: Span | None,
         opened: Opened | None,
     ) -> None:
-        """Tell of a store whose span was current, or that did not just go well."""
+        """Record an append with a current span, or one that was deferred, refused or failed."""
         measured = StoreMeasurement(
             seconds,
             outcome_of(error) if appended is None else store_outcome(appended),
@@ -332,7 +332,7 @@ class InstrumentedEventStore(EventStore):
     async def replay(
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
     ) -> ReplayResult:
-        """Deliver what is stored after an event, in a span, and measure it. Arguments and errors are the store's."""
+        """Deliver the events after an event, in a span, and measure it. Arguments and errors are those of the store."""
         opened = self._sinks.start_current_span(catalog.REPLAY_SPAN)
         facts: ReplayResult | None = None
         error: BaseException | None = None
@@ -355,7 +355,7 @@ class InstrumentedEventStore(EventStore):
                 timed.first,
                 timed.seconds,
             )
-            # Within the span, which it names.
+            # Within the span, whose ids it contains.
             self._sinks.safely("logs", self._sinks.logs.read, "replay", measured, self._session)
             self._sinks.count(
                 MetricsSink.replayed, measured, self._sinks.end_current_span(opened, measured, self._session)
@@ -363,7 +363,7 @@ class InstrumentedEventStore(EventStore):
         return facts
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> FollowResult:
-        """Deliver what is stored from now on, and measure it. Arguments, result and errors are the store's."""
+        """Deliver the events stored from now on, and measure it. Arguments, result and errors are the store's."""
         facts: FollowResult | None = None
         error: BaseException | None = None
         counted = Counted(send, partial(self._sinks.count, MetricsSink.followed_event))
@@ -388,7 +388,7 @@ class InstrumentedEventStore(EventStore):
         return facts
 
     def _on_event(self, fact: StoreEvent) -> None:
-        """What arises in the middle of operations."""
+        """Record a background event of the store."""
         if isinstance(fact, BatchCommitted):
             recorded = self._recorded[:]
             self._recorded.clear()
@@ -414,7 +414,7 @@ def instrument(
     meter_provider: MeterProvider | None = None,
     logger: Logger | None = None,
 ) -> InstrumentedEventStore:
-    """The store itself when it is instrumented already, with whatever it was given then; else instrumented here."""
+    """Instrument a store, unless it is already instrumented."""
     if isinstance(store, InstrumentedEventStore):
         return store
     return InstrumentedEventStore(

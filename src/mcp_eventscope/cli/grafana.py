@@ -1,4 +1,4 @@
-"""Dashboards into a Grafana, over its HTTP API: the one module that imports grafana-client (the extra `grafana`)."""
+"""Import dashboards into Grafana over its HTTP API (the extra `grafana`)."""
 
 import json
 from collections.abc import Iterable
@@ -12,32 +12,32 @@ _NOT_FOUND, _FORBIDDEN = 404, 403
 
 
 class PushError(EventscopeError):
-    """Grafana did not take a dashboard; the message says why, and what to do. It never holds the token."""
+    """A dashboard could not be imported; the message has the reason and the fix, never the token."""
 
 
 def push(url: str, token: str, dashboards: Iterable[tuple[str, str]], *, folder: str = FOLDER_TITLE) -> list[str]:
-    """Import dashboards, into a folder of their own; those that are there are replaced.
+    """Import dashboards into a separate folder, replacing existing ones.
 
     Args:
-        url: Where Grafana is, with a path if it is served below one.
-        token: Of a service account with the role Editor.
-        dashboards: The name and the JSON of each.
-        folder: The title of the folder, should it not be there yet.
+        url: The URL of Grafana, with the path below which it is served.
+        token: The token of a service account with the role Editor.
+        dashboards: The name and the JSON of each dashboard.
+        folder: The title of the folder if it does not exist yet.
 
     Returns:
-        The addresses of the dashboards, in order.
+        The URLs of the dashboards, in order.
 
     Raises:
-        PushError: grafana-client is not installed, Grafana cannot be reached, or refuses.
+        PushError: grafana-client is not installed, or Grafana is unreachable or refuses the import.
     """
     try:
         from grafana_client.api import GrafanaApi  # noqa: PLC0415 - an extra
         from grafana_client.client import GrafanaClientError, GrafanaException, GrafanaUnauthorizedError  # noqa: PLC0415
     except ImportError as error:
-        msg = "pushing needs grafana-client: pip install 'mcp-eventscope[grafana]'"
+        msg = "push requires grafana-client; install it with: pip install 'mcp-eventscope[grafana]'"
         raise PushError(msg) from error
     base = url.rstrip("/")
-    grafana = GrafanaApi.from_url(f"{base}/", credential=token)  # The slash, or a path is run into the one behind it.
+    grafana = GrafanaApi.from_url(f"{base}/", credential=token)  # The slash separates a path from the API's.
     try:
         try:
             grafana.folder.get_folder(FOLDER_UID)
@@ -47,14 +47,14 @@ def push(url: str, token: str, dashboards: Iterable[tuple[str, str]], *, folder:
             grafana.folder.create_folder(folder, uid=FOLDER_UID)
         return [f"{base}{_path(_import(grafana, name, text))}" for name, text in dashboards]
     except GrafanaUnauthorizedError as error:
-        msg = f"Grafana at {base} does not know this token: make one for a service account with the role Editor"
+        msg = f"Grafana at {base} rejected the token; create one for a service account with the role Editor"
         raise PushError(msg) from error
     except GrafanaException as error:
-        hint = ": the service account needs the role Editor" if error.status_code == _FORBIDDEN else ""
-        msg = f"Grafana at {base} refused: {error.message}{hint}"
+        hint = "; the service account needs the role Editor" if error.status_code == _FORBIDDEN else ""
+        msg = f"Grafana at {base} refused the import: {error.message}{hint}"
         raise PushError(msg) from error
-    except (OSError, ValueError) as error:  # What its HTTP library raises is an OSError.
-        msg = f"no Grafana answers at {base}: {type(error).__name__}. Is the address right, with its path?"
+    except (OSError, ValueError) as error:  # Includes the errors of the HTTP library.
+        msg = f"Grafana does not answer at {base}: {type(error).__name__}; check the URL and its path"
         raise PushError(msg) from error
 
 
@@ -62,7 +62,7 @@ def _import(grafana: Any, name: str, text: str) -> Any:
     dashboard = json.loads(text)
     return grafana.dashboard.update_dashboard(
         {
-            # Found by its uid: an id would be that of another Grafana.
+            # Matched by uid, because ids differ between Grafana instances.
             "dashboard": {**dashboard, "id": None},
             "folderUid": FOLDER_UID,
             "overwrite": True,
@@ -72,6 +72,6 @@ def _import(grafana: Any, name: str, text: str) -> Any:
 
 
 def _path(answer: Any) -> str:
-    """Where Grafana says that the dashboard is; below its own path if it is served below one, which the base has."""
+    """The path of a dashboard in Grafana's response, without the path of Grafana itself."""
     path = str(answer["url"])
     return path[path.index("/d/") :] if "/d/" in path else path

@@ -1,4 +1,4 @@
-"""`mcp-eventscope`: what an operator does on a command line: dashboards and rules out of the wheel, or into Grafana."""
+"""The command line `mcp-eventscope`: export dashboards and rules, or push them to Grafana."""
 
 import argparse
 import os
@@ -12,30 +12,30 @@ from urllib.parse import urlsplit
 from mcp_eventscope.cli.grafana import FOLDER_TITLE, PushError, push
 from mcp_eventscope.errors import EventscopeError
 
-TOKEN_VARIABLE = "GRAFANA_TOKEN"  # noqa: S105 - where it is, not what it is
-_CARRIED = "dashboards"
+TOKEN_VARIABLE = "GRAFANA_TOKEN"  # noqa: S105 - the name of the variable
+_BUNDLED = "dashboards"
 _LINK = '_url: "/d/'
-"""How the links of the alerts begin, which are relative to Grafana's address."""
+"""The prefix of the links in the alerts, which are relative to Grafana's URL."""
 
 
 class ExportError(EventscopeError):
-    """The dashboards could not be written; the message says why, and what to do."""
+    """The files could not be written; the message has the reason and the fix."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for.
+    """Run the command line.
 
     Args:
-        arguments: Without the name of the program; None: those that it was started with.
+        arguments: The arguments without the program name; None: `sys.argv`.
 
     Returns:
-        The exit status: 0, or 1 with the reason on standard error; a wrong command line exits with 2.
+        The exit status: 0, or 1 with the reason on standard error. An invalid command line exits with 2.
     """
     parsed = _parser().parse_args(arguments)
     try:
         done = parsed.run(parsed)
     except EventscopeError as error:
-        print(f"mcp-eventscope: {error}", file=sys.stderr)  # noqa: T201 - a program
+        print(f"mcp-eventscope: {error}", file=sys.stderr)  # noqa: T201 - command-line output
         return 1
     for line in done:
         print(line)  # noqa: T201
@@ -49,9 +49,9 @@ def _export(parsed: argparse.Namespace) -> list[Path]:
 def _push(parsed: argparse.Namespace) -> list[str]:
     token = parsed.token or os.environ.get(TOKEN_VARIABLE)
     if not token:
-        msg = f"a token is needed: --token, or the environment variable {TOKEN_VARIABLE}, which no process list shows"
+        msg = f"--token must be given; or set {TOKEN_VARIABLE}, which no process list shows"
         raise PushError(msg)
-    boards = [(name, text) for name, text in _carried() if name.endswith(".json")]
+    boards = [(name, text) for name, text in _bundled_files() if name.endswith(".json")]
     return push(parsed.grafana, token, boards, folder=parsed.folder)
 
 
@@ -59,17 +59,17 @@ def export(directory: Path, *, grafana_url: str | None = None, force: bool = Fal
     """Write the dashboards and rules.
 
     Args:
-        directory: Where to; it is made, and the folders `grafana` and `prometheus` in it.
-        grafana_url: Where Grafana is, so that the links of the alerts lead there from outside of it.
-        force: Whether files that are there, and are others, are replaced.
+        directory: The directory, which is created with the folders `grafana` and `prometheus`.
+        grafana_url: The URL of Grafana, for absolute links in the alerts.
+        force: Whether to replace existing files with different content.
 
     Returns:
         The files, in order.
 
     Raises:
-        ExportError: They cannot be written, would replace others, or are not in this installation.
+        ExportError: The files cannot be written, would replace others, or are not in this installation.
     """
-    texts = {directory / name: text for name, text in _carried()}
+    texts = {directory / name: text for name, text in _bundled_files()}
     if grafana_url is not None:
         base = grafana_url.rstrip("/")
         texts = {
@@ -77,9 +77,9 @@ def export(directory: Path, *, grafana_url: str | None = None, force: bool = Fal
             for path, text in texts.items()
         }
     try:
-        others = [path for path, text in texts.items() if path.exists() and path.read_text("utf-8") != text]
-        if others and not force:
-            msg = f"{others[0]} is there, and is another: --force replaces it ({len(others)} in all)"
+        changed = [path for path, text in texts.items() if path.exists() and path.read_text("utf-8") != text]
+        if changed and not force:
+            msg = f"{changed[0]} exists with different content ({len(changed)} in all); --force replaces it"
             raise ExportError(msg)
         for path, text in texts.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,11 +90,11 @@ def export(directory: Path, *, grafana_url: str | None = None, force: bool = Fal
     return list(texts)
 
 
-def _carried() -> Iterator[tuple[str, str]]:
-    """What the wheel carries: names below the directory, and texts."""
-    root = files("mcp_eventscope").joinpath(_CARRIED)
+def _bundled_files() -> Iterator[tuple[str, str]]:
+    """The relative names and texts of the files in the wheel."""
+    root = files("mcp_eventscope").joinpath(_BUNDLED)
     if not root.is_dir():
-        msg = "this installation carries no dashboards (an editable one does not): install the wheel"
+        msg = "this installation has no dashboards (an editable one has none); install the wheel"
         raise ExportError(msg)
     for folder in sorted(root.iterdir(), key=_name):
         for file in sorted(folder.iterdir(), key=_name):
@@ -108,7 +108,7 @@ def _name(entry: Traversable) -> str:
 def _address(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.netloc or parts.query or parts.fragment:
-        msg = f"{text!r} is no address such as https://grafana.example.com"
+        msg = f"must be a URL such as https://grafana.example.com, got {text!r}"
         raise argparse.ArgumentTypeError(msg)
     return text
 
@@ -120,27 +120,31 @@ def _parser() -> argparse.ArgumentParser:
     actions = dashboards.add_subparsers(title="actions", required=True, metavar="ACTION")
     writing = actions.add_parser(
         "export",
-        help="write them into a directory",
+        help="write dashboards and rules to a directory",
         description="Write the Grafana dashboards (grafana/*.json) and the Prometheus rules (prometheus/*.yaml).",
     )
-    writing.add_argument("directory", type=Path, metavar="DIR", help="where to; it is made if it is not there")
+    writing.add_argument(
+        "directory", type=Path, metavar="DIR", help="the directory, which is created if it does not exist"
+    )
     writing.add_argument(
         "--grafana-url",
         type=_address,
         metavar="URL",
-        help="where Grafana is, for the links in the alerts; without it they are relative to Grafana",
+        help="the URL of Grafana, for the links in the alerts; without it they are relative to Grafana",
     )
-    writing.add_argument("--force", action="store_true", help="replace files that are there and are others")
+    writing.add_argument("--force", action="store_true", help="replace existing files with different content")
     writing.set_defaults(run=_export)
     pushing = actions.add_parser(
         "push",
-        help="import them into a Grafana",
-        description="Import the dashboards into a Grafana over its HTTP API, replacing those of before. The rules are "
-        "Prometheus's: export them, and name them in its rule_files.",
+        help="import the dashboards into Grafana",
+        description="Import the dashboards into Grafana over its HTTP API, replacing earlier versions. The rules are "
+        "for Prometheus: export them, and list them in its rule_files.",
     )
-    pushing.add_argument("--grafana", type=_address, required=True, metavar="URL", help="where Grafana is")
-    pushing.add_argument("--token", help=f"of a service account with the role Editor; else {TOKEN_VARIABLE} says it")
-    pushing.add_argument("--folder", default=FOLDER_TITLE, help=f"the folder, if it is not there yet ({FOLDER_TITLE})")
+    pushing.add_argument("--grafana", type=_address, required=True, metavar="URL", help="the URL of Grafana")
+    pushing.add_argument("--token", help=f"token of a service account with the role Editor; default: {TOKEN_VARIABLE}")
+    pushing.add_argument(
+        "--folder", default=FOLDER_TITLE, help=f"title of the folder if it does not exist yet (default: {FOLDER_TITLE})"
+    )
     pushing.set_defaults(run=_push)
     return parser
 
