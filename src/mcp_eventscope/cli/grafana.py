@@ -12,7 +12,7 @@ _NOT_FOUND, _FORBIDDEN = 404, 403
 
 
 class PushError(EventscopeError):
-    """A dashboard could not be imported; the message has the reason and the fix, never the token."""
+    """A dashboard could not be imported. The message has the reason and fix, never the token."""
 
 
 def push(url: str, token: str, dashboards: Iterable[tuple[str, str]], *, folder: str = FOLDER_TITLE) -> list[str]:

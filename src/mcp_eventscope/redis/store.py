@@ -68,15 +68,15 @@ class RedisEventStore(EventStore):
 
     Args:
         redis: A `redis.asyncio.Redis` or `RedisCluster`, with either value of `decode_responses`. The caller closes it.
-        The store uses one connection of its pool for writes, one for subscriptions, and up to eight for replays.
-    key_prefix: The prefix of every key.
-    ttl: Seconds that a key is kept after its last write; None: no expiry, which fills Redis. It should exceed the
-        time that clients stay disconnected: twice the session idle timeout is a good start.
-    store_timeout: Seconds for which an append waits for Redis before its event is deferred.
-    backlog_bytes: The most bytes of deferred events in this process.
-    backlog_events: The most deferred events in this process.
-    max_session_bytes: The most bytes that the events of a session may use in Redis. Beyond it the oldest events
-        are evicted: those of finished requests first, responses last. A resume that misses them reports a gap.
+            The store uses one connection of its pool for writes, one for subscriptions, and up to eight for replays.
+        key_prefix: The prefix of every key.
+        ttl: Seconds that a key is kept after its last write; None: no expiry, which fills Redis. It should exceed the
+            time that clients stay disconnected: twice the session idle timeout is a good start.
+        store_timeout: Seconds for which an append waits for Redis before its event is deferred.
+        backlog_bytes: The most bytes of deferred events in this process.
+        backlog_events: The most deferred events in this process.
+        max_session_bytes: The most bytes that the events of a session may use in Redis. Beyond it the oldest events
+            are evicted: those of finished requests first, responses last. A resume that misses them reports a gap.
 
     Raises:
         TypeError: `redis` is not an asyncio client; `key_prefix` is not a string; `ttl` is not an int.

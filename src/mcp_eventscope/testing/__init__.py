@@ -1,7 +1,7 @@
-"""A conformance suite for event stores of the MCP SDK: any of them, bare or decorated. Needs the extra `testing`.
+"""Conformance suites for event stores of the MCP SDK, bare or decorated (the extra `testing`).
 
-The suite is a class of pytest tests that is inherited; what is tested is the fixture `store`. It asks for nothing but
-the SDK's `EventStore`, and for no plugin but AnyIO's, which comes with the SDK:
+A suite is a class of pytest tests to inherit, which tests the fixture `store`. It requires only the SDK's `EventStore`
+interface and AnyIO's pytest plugin, which comes with the SDK:
 
 ```python
 import contextlib
@@ -36,26 +36,26 @@ class TestMyStoreOfSeveralProcesses(SharedStoreConformance):
         return "postgresql:///test"
 ```
 
-The tests of `SharedStoreConformance` start processes, which import the function given as `open_store` by its name: it
-stands in a module that can be imported, at its top. Each test is to be given a store that holds nothing.
+The tests of `SharedStoreConformance` start processes, which import the function `open_store` by its name: define it at
+the top level of an importable module. Give each test an empty store.
 
-A store that differs on purpose overrides the test in question, and says why:
+A store that differs on purpose overrides the test, with a reason:
 
 ```python
     @pytest.mark.skip(reason="the column is 64 kB wide")
     def test_one_mebibyte_is_kept(self) -> None: ...
 ```
 
-A store that hands out parts of sessions (`for_session`), returns ids immediately and stores in the background is held
-to `SessionStoreConformance`, which opens two stores on the same data: override its fixture `open_store`, and the hooks
-`outage` and `declare_dead` where the store can be tested for them.
+`SessionStoreConformance` is for a store with separate stores of sessions (`for_session`), which returns ids immediately
+and stores in the background. It opens two stores on the same data: override its fixture `open_store`, and the hooks
+`outage` and `declare_dead` if the store supports these tests.
 
-`messages()` and `json_values()` are the Hypothesis strategies behind it, for tests of one's own.
+`messages()` and `json_values()` are the Hypothesis strategies of the suites, for your own tests.
 """
 
 import pytest
 
-# Before they are imported: a failing assertion then shows what it compared, as in a test file.
+# Before the imports, so that a failing assertion shows the compared values, as in a test file.
 pytest.register_assert_rewrite(
     "mcp_eventscope.testing.conformance",
     "mcp_eventscope.testing.session_pair",

@@ -18,9 +18,9 @@ from mcp_eventscope.testing.strategies import foreign_event_ids, messages
 MEBIBYTE = 1 << 20
 
 _SHARED_FIXTURE = [
-    HealthCheck.function_scoped_fixture,  # every example takes a stream of its own in the one store
-    HealthCheck.differing_executors,  # the tests are inherited; that is what they are for
-    HealthCheck.too_slow,  # a store may be far away
+    HealthCheck.function_scoped_fixture,  # every example uses a separate stream of the store
+    HealthCheck.differing_executors,  # the tests are meant to be inherited
+    HealthCheck.too_slow,  # a store may be distant
 ]
 few_examples = settings(max_examples=25, deadline=None, suppress_health_check=_SHARED_FIXTURE)
 more_examples = settings(few_examples, max_examples=60)
@@ -52,7 +52,7 @@ SENT: dict[str, JSONRPCMessage] = {
         jsonrpc="2.0", method="log", params={"text": 'id: 1\ndata: {"jsonrpc"}\n\n'}
     ),
 }
-"""Messages that stores have been seen to change."""
+"""Messages that some stores change."""
 
 
 def _nested(depth: int) -> JSONRPCResponse:
@@ -66,13 +66,13 @@ EXTREMES: dict[str, JSONRPCMessage] = {
     "5000 digits": JSONRPCResponse(jsonrpc="2.0", id=1, result={"n": [10**5000, -(10**5000) + 7]}),
     "nested as deep as the SDK writes": _nested(250),
 }
-"""What the SDK writes and its own parser refuses to read: digits past 4300, nesting past 200."""
+"""Messages that the SDK writes and its parser refuses: more than 4300 digits, nesting above 200."""
 
 
 class EventStoreConformance(SessionConformance):
-    """What every event store owes the SDK's transport. Inherit it, and override the fixture `store`.
+    """The contract between an event store and the SDK's transport.
 
-    See `mcp_eventscope.testing` for an example.
+    Inherit it, and override the fixture `store`. See `mcp_eventscope.testing` for an example.
 
     Attributes:
         ids_increase: Whether event ids are decimal numbers that increase. False for stores whose ids are opaque.
@@ -84,19 +84,19 @@ class EventStoreConformance(SessionConformance):
 
     @pytest.fixture
     def anyio_backend(self) -> str:
-        """The event loop that the tests run on: the SDK's servers run on asyncio."""
+        """The event loop of the tests: asyncio, as in the SDK's servers."""
         return "asyncio"
 
     @pytest.fixture
     def store(self) -> EventStore:
         """The store under test. Override it."""
-        msg = f"{type(self).__name__} has to override the fixture `store`; see the docstring of mcp_eventscope.testing"
+        msg = f"{type(self).__name__} must override the fixture `store`; see the docstring of mcp_eventscope.testing"
         raise NotImplementedError(msg)
 
     # -- order --------------------------------------------------------------------------------------------------------
 
     async def test_replay_is_what_followed_in_order(self, store: EventStore) -> None:
-        """After each event the replay is what was stored after it, in order, with the ids that were given out."""
+        """A replay returns the events after the given one, in order, with their ids."""
         stream = new_stream()
         stored = await store_all(store, stream, 10)
         for position, (event_id, _) in enumerate(stored):
@@ -104,7 +104,7 @@ class EventStoreConformance(SessionConformance):
             assert replayed.events == stored[position + 1 :]
 
     async def test_replay_names_the_stream(self, store: EventStore) -> None:
-        """The replay returns the stream, also when nothing followed: the transport goes on with it."""
+        """A replay returns the stream, even without later events: the transport continues with it."""
         stream = new_stream()
         first, last = await store.store_event(stream, note(0)), await store.store_event(stream, note(1))
         assert (await replay(store, first)).stream_id == stream
@@ -126,13 +126,13 @@ class EventStoreConformance(SessionConformance):
     # -- ids ----------------------------------------------------------------------------------------------------------
 
     async def test_ids_are_unique_over_all_streams(self, store: EventStore) -> None:
-        """No id is given out twice: it is all that a client comes back with."""
+        """No id is assigned twice: a client resumes with the id alone."""
         streams = [new_stream() for _ in range(5)]
         ids = [await store.store_event(streams[i % 5], note(i)) for i in range(100)]
         assert len(set(ids)) == 100
 
     async def test_ids_can_be_written_to_a_stream(self, store: EventStore) -> None:
-        """An id is not empty, and has no character that ends the line of an SSE field or that a header refuses."""
+        """An id is not empty, and valid in an SSE field and an HTTP header."""
         for message in (None, note(0)):
             event_id = await store.store_event(new_stream(), message)
             assert event_id
@@ -141,7 +141,7 @@ class EventStoreConformance(SessionConformance):
             assert event_id == event_id.strip()
 
     async def test_ids_increase(self, store: EventStore) -> None:
-        """A later event has the larger id, whatever its stream."""
+        """A later event has a larger id, whatever its stream."""
         if not self.ids_increase:
             pytest.skip("the ids of this store are opaque (ids_increase = False)")
         ids = [int(await store.store_event(new_stream(), note(i))) for i in range(20)]
@@ -150,7 +150,7 @@ class EventStoreConformance(SessionConformance):
     # -- streams ------------------------------------------------------------------------------------------------------
 
     async def test_streams_are_replayed_apart(self, store: EventStore) -> None:
-        """A replay has the events of its own stream only, however they were interleaved."""
+        """A replay has only the events of its own stream, however they were interleaved."""
         streams = [new_stream() for _ in range(3)]
         stored: dict[str, list[tuple[str, str]]] = {stream: [] for stream in streams}
         for i in range(30):
@@ -161,7 +161,7 @@ class EventStoreConformance(SessionConformance):
                 assert (await replay(store, events[0][0])).events == events[1:]
 
     async def test_stream_names_are_not_patterns(self, store: EventStore) -> None:
-        """A stream is found by its whole name: none is a prefix, a pattern or another spelling of another's."""
+        """A stream is found only by its exact name: no prefixes, patterns or equivalent spellings."""
         base = new_stream()
         ends = ("", "*", "?", "%", "_", "1", "11", " ", ":", ":1", "/", "'", '"', "\u00e9", "e\u0301")
         names = [base + end for end in ends]
@@ -172,14 +172,14 @@ class EventStoreConformance(SessionConformance):
 
     @few_examples
     @given(st.lists(st.tuples(st.integers(0, 2), st.none() | messages()), min_size=1, max_size=12))
-    async def test_any_conversation(self, store: EventStore, said: list[tuple[int, JSONRPCMessage | None]]) -> None:
-        """After any event of any interleaved streams, the replay is the later messages of that event's stream."""
+    async def test_any_conversation(self, store: EventStore, sent: list[tuple[int, JSONRPCMessage | None]]) -> None:
+        """After any event of interleaved streams, a replay returns the stream's later messages."""
         base = new_stream()
-        ids = [await store.store_event(f"{base}{number}", message) for number, message in said]
-        for position, (number, _) in enumerate(said):
+        ids = [await store.store_event(f"{base}{number}", message) for number, message in sent]
+        for position, (number, _) in enumerate(sent):
             owed = [
                 (event_id, on_the_wire(message))
-                for event_id, (other, message) in zip(ids[position + 1 :], said[position + 1 :], strict=True)
+                for event_id, (other, message) in zip(ids[position + 1 :], sent[position + 1 :], strict=True)
                 if other == number and message is not None
             ]
             assert (await replay(store, ids[position])).events == owed
@@ -187,14 +187,14 @@ class EventStoreConformance(SessionConformance):
     # -- priming events -----------------------------------------------------------------------------------------------
 
     async def test_priming_events_are_cursors(self, store: EventStore) -> None:
-        """A client that has only seen the priming event gets everything."""
+        """A client that has received only the priming event receives all events."""
         stream = new_stream()
         primed = await store.store_event(stream, None)
         stored = await store_all(store, stream, 2)
         assert (await replay(store, primed)).events == stored
 
     async def test_priming_events_are_never_replayed(self, store: EventStore) -> None:
-        """Each reconnection primes the stream anew, and none of that is sent again."""
+        """Each reconnection stores a priming event, and no replay returns them."""
         stream = new_stream()
         first = await store.store_event(stream, None)
         stored = []
@@ -205,16 +205,16 @@ class EventStoreConformance(SessionConformance):
         assert (await replay(store, first)).events == stored
 
     async def test_stream_of_priming_events_only(self, store: EventStore) -> None:
-        """A stream on which nothing was said yet is known, and replays nothing."""
+        """A stream without messages is known, and replays nothing."""
         stream = new_stream()
         first = await store.store_event(stream, None)
         await store.store_event(stream, None)
         assert await replay(store, first) == Collected(stream_id=stream)
 
-    # -- ids from outside ---------------------------------------------------------------------------------------------
+    # -- untrusted ids ------------------------------------------------------------------------------------------------
 
     async def test_ids_that_were_never_given_out(self, store: EventStore) -> None:
-        """A `Last-Event-ID` that is none replays nothing, names no stream, and raises nothing."""
+        """An invalid `Last-Event-ID` replays nothing, returns no stream, and raises nothing."""
         given_out = await store.store_event(new_stream(), note(0))
         hostile = [
             "",
@@ -257,13 +257,13 @@ class EventStoreConformance(SessionConformance):
     @few_examples
     @given(foreign_event_ids())
     async def test_any_text_as_id(self, store: EventStore, last_event_id: str) -> None:
-        """Whatever a header can hold is answered with nothing, unless it was given out."""
+        """Any header value replays nothing, unless it is an assigned id."""
         first = await store.store_event(new_stream(), None)
         if last_event_id != first:
             assert (await replay(store, last_event_id)).events == []
 
     async def test_ids_larger_than_any_given_out(self, store: EventStore) -> None:
-        """An id of the future replays nothing, neither now nor as if it were the last one."""
+        """A future id replays nothing, and is not treated as the last id."""
         if not self.ids_increase:
             pytest.skip("the ids of this store are opaque (ids_increase = False)")
         stored = await store_all(store, new_stream(), 2)
@@ -274,16 +274,16 @@ class EventStoreConformance(SessionConformance):
 
     @pytest.mark.parametrize("name", SENT)
     async def test_message_is_kept(self, store: EventStore, name: str) -> None:
-        """What is replayed is, byte for byte, what was sent live."""
+        """A message is replayed byte for byte as it was sent live."""
         await assert_kept(store, SENT[name])
 
     @pytest.mark.parametrize("name", EXTREMES)
     async def test_extreme_message_is_kept(self, store: EventStore, name: str) -> None:
-        """What the SDK can write live can be replayed, also where the SDK's own parser would refuse to read it."""
+        """Any message that the SDK can write is replayed, even if its parser refuses it."""
         await assert_kept(store, EXTREMES[name])
 
     async def test_one_mebibyte_is_kept(self, store: EventStore) -> None:
-        """A large payload comes back whole, and so does what follows it."""
+        """A large payload is replayed whole, and so are the events after it."""
         stream = new_stream()
         first = await store.store_event(stream, None)
         large = JSONRPCNotification(jsonrpc="2.0", method="log", params={"text": "aé漢🧪" * (MEBIBYTE // 10)})
@@ -291,20 +291,20 @@ class EventStoreConformance(SessionConformance):
         for message in (large, note(1), large):
             await store.store_event(stream, message)
         replayed = await replay(store, first)
-        # Compared without showing it: a difference of megabytes would take minutes to print.
+        # Compared without a diff: printing one of megabytes would take minutes.
         assert [text == on_the_wire(large) for text in replayed.data] == [True, False, True]
         assert replayed.data[1] == on_the_wire(note(1))
 
     @more_examples
     @given(messages())
     async def test_any_message_is_kept(self, store: EventStore, message: JSONRPCMessage) -> None:
-        """Whatever can be sent is replayed byte for byte."""
+        """Any message is replayed byte for byte."""
         await assert_kept(store, message)
 
-    # -- what goes wrong around it ------------------------------------------------------------------------------------
+    # -- failures and concurrency -------------------------------------------------------------------------------------
 
     async def test_callback_that_raises_ends_the_replay(self, store: EventStore) -> None:
-        """When the connection is gone the replay stops, says so, and leaves the store as it was."""
+        """When the connection breaks, the replay stops with its error, and the store is unchanged."""
         stored = await store_all(store, new_stream(), 5)
         delivered = Collected()
 
@@ -319,7 +319,7 @@ class EventStoreConformance(SessionConformance):
         assert (await replay(store, stored[0][0])).events == stored[1:]
 
     async def test_cancelled_replay_leaves_the_store_usable(self, store: EventStore) -> None:
-        """A replay that is cancelled in the middle ends, and the next one is whole."""
+        """A cancelled replay ends, and the next replay is complete."""
         stored = await store_all(store, new_stream(), 5)
         with anyio.CancelScope() as scope:
 
@@ -332,7 +332,7 @@ class EventStoreConformance(SessionConformance):
         assert (await replay(store, stored[0][0])).events == stored[1:]
 
     async def test_callback_may_use_the_store(self, store: EventStore) -> None:
-        """A callback that stores on another stream does not wait for the replay that called it."""
+        """A callback can store on another stream without waiting for its own replay."""
         stored = await store_all(store, new_stream(), 3)
         other = new_stream()
         first = await store.store_event(other, None)
@@ -345,7 +345,7 @@ class EventStoreConformance(SessionConformance):
         assert (await replay(store, first)).data == [data for _, data in stored[1:]]
 
     async def test_concurrent_writers(self, store: EventStore) -> None:
-        """Tasks that write to one stream at once lose nothing, share no id, and each keep their own order."""
+        """Concurrent tasks lose no events, share no ids, and keep their own order."""
         stream = new_stream()
         first = await store.store_event(stream, None)
         ids: dict[str, str] = {}
@@ -368,22 +368,22 @@ class EventStoreConformance(SessionConformance):
 
 
 def new_stream() -> str:
-    """The id of a stream that nobody else has."""
+    """A unique stream id."""
     return uuid.uuid4().hex
 
 
 def note(number: int, **params: int) -> JSONRPCNotification:
-    """A small notification that can be told from others."""
+    """A small, distinguishable notification."""
     return JSONRPCNotification(jsonrpc="2.0", method="note", params={"n": number, **params})
 
 
 async def store_all(store: EventStore, stream: str, count: int) -> list[tuple[str, str]]:
-    """Store that many notes on a stream, and return their ids, and their text on the wire."""
+    """Store `count` notes on a stream, and return their ids and texts on the wire."""
     return [(await store.store_event(stream, note(i)), on_the_wire(note(i))) for i in range(count)]
 
 
 async def assert_kept(store: EventStore, message: JSONRPCMessage) -> None:
-    """Store a message and replay it: the bytes are the same, and so is the kind."""
+    """Check that a stored message is replayed with the same bytes and type."""
     stream = new_stream()
     first = await store.store_event(stream, None)
     kinds: list[type] = []

@@ -1,4 +1,4 @@
-"""Two stores of sessions on the same data: one accepts events, and both are read."""
+"""Two stores on the same data: one accepts events, and both are read."""
 
 import uuid
 from collections.abc import Callable, Sequence
@@ -19,23 +19,23 @@ from mcp_eventscope.testing.conformance import note
 
 
 class SessionRoot(Protocol):
-    """The store of one process: it hands out the parts of sessions."""
+    """The root store of one process, which creates the stores of sessions."""
 
     def for_session(self, session_id: str) -> ObservableEventStore:
-        """The part of the store that is one session's."""
+        """Return the store of one session."""
         ...
 
-    def observe(self, told: Callable[[StoreEvent], None]) -> None:
-        """Call back with background events, the events that are lost among them."""
+    def observe(self, callback: Callable[[StoreEvent], None]) -> None:
+        """Register a callback for background events, including lost events."""
         ...
 
     async def flush(self, seconds: float) -> int:
-        """Store the pending events; returns the number of those that were lost."""
+        """Store the pending events; return the number of lost events."""
         ...
 
 
 OpenSessionStore: TypeAlias = Callable[[], AbstractAsyncContextManager[SessionRoot]]
-"""Opens one more store on the data of the others, as another process would."""
+"""Opens another store on the same data, as another process would."""
 
 
 @dataclass
@@ -45,11 +45,11 @@ class Accepted:
     appended: AppendResult
     message: JSONRPCMessage | None
     outcomes: list[StoreOutcome] = field(default_factory=list)
-    """The outcomes that were reported: one, in the end."""
+    """The reported outcomes; finally exactly one."""
 
     @property
     def event_id(self) -> str:
-        """The id that was given out."""
+        """The id of the event."""
         return self.appended.event_id
 
 
@@ -66,11 +66,11 @@ class Pair:
         self.writer.observe(lambda fact: self.lost.append(fact) if isinstance(fact, EventsLost) else None)
 
     def part(self, session: str) -> ObservableEventStore:
-        """A session's part of the store that writes."""
+        """The session's store of the writer."""
         return self._part(session, reads=False)
 
     def reading(self, session: str) -> ObservableEventStore:
-        """The same session's part of the store that reads."""
+        """The session's store of the reader."""
         return self._part(session, reads=True)
 
     def _part(self, session: str, *, reads: bool) -> ObservableEventStore:
@@ -79,7 +79,7 @@ class Pair:
         return self._parts[session, reads]
 
     async def append(self, session: str, stream: StreamId, message: JSONRPCMessage | None) -> Accepted:
-        """Hand the writing store an event, and record what becomes of it."""
+        """Append an event to the writing store, and record its outcome."""
         appended = await self.part(session).append(stream, message)
         accepted = Accepted(appended, message)
         if appended.pending is not None:
@@ -88,7 +88,7 @@ class Pair:
 
 
 class Stream:
-    """One request's stream in a session of its own: what most tests write to."""
+    """One request's stream in a separate session, as most tests use it."""
 
     def __init__(self, pair: Pair, request_id: RequestId = 1, session: str | None = None) -> None:
         self.pair = pair
@@ -99,24 +99,24 @@ class Stream:
         pair.part(self.session).begin(self.name, request_id)
 
     async def append(self, message: JSONRPCMessage | None) -> Accepted:
-        """Hand the store an event."""
+        """Append an event."""
         accepted = await self.pair.append(self.session, self.name, message)
         if accepted.event_id:
             self.accepted.append(accepted)
         return accepted
 
     async def append_all(self, count: int) -> list[Accepted]:
-        """Hand the store that many notes."""
+        """Append `count` notes."""
         return [await self.append(note(number)) for number in range(count)]
 
     async def replay(self, after: str, *, reads: bool = True) -> tuple[Collected, ReplayResult]:
-        """Replay after an event, through the other store or through the one that writes."""
+        """Replay after an event, through the reading or the writing store."""
         part = self.pair.reading(self.session) if reads else self.pair.part(self.session)
         collected = Collected()
         return collected, await part.replay(after, collected, stream_id=self.name)
 
     async def replayed_messages(self, after: str) -> list[JSONRPCMessage]:
-        """The messages that the other store replays after an event."""
+        """The messages that the reading store replays after an event."""
         replayed: list[JSONRPCMessage] = []
 
         async def collect(event: EventMessage) -> None:
@@ -128,7 +128,7 @@ class Stream:
 
 
 def events(accepted: Sequence[Accepted]) -> list[tuple[str, str]]:
-    """Ids and texts of events as a replay delivers them: without priming events."""
+    """Ids and texts of events as a replay delivers them, without priming events."""
     return [(one.event_id, on_the_wire(one.message)) for one in accepted if one.message is not None]
 
 
@@ -138,11 +138,11 @@ def response(request_id: RequestId = 1) -> JSONRPCResponse:
 
 
 def secret(session: str, request_id: str) -> JSONRPCResponse:
-    """A response that names the one session and request that may see it."""
+    """A response that contains the only session and request that may receive it."""
     return JSONRPCResponse(jsonrpc="2.0", id=1, result={"session": session, "request": request_id})
 
 
 def sized(size: int, fill: str = "x") -> JSONRPCNotification:
-    """A notification whose payload has exactly that many bytes."""
+    """A notification with a payload of exactly `size` bytes."""
     empty = len(on_the_wire(JSONRPCNotification(jsonrpc="2.0", method="log", params={"text": ""})))
     return JSONRPCNotification(jsonrpc="2.0", method="log", params={"text": fill * (size - empty)})

@@ -1,4 +1,4 @@
-"""The conformance suite for parts of sessions: stores that return ids immediately, and store in the background."""
+"""The conformance suite for stores of sessions, which store events in the background."""
 
 import asyncio
 import uuid
@@ -35,30 +35,30 @@ from mcp_eventscope.testing.strategies import foreign_event_ids, messages, sessi
 PATIENCE = 20.0
 """The time limit of a test, in seconds."""
 FLOOD = 40 * MEBIBYTE
-"""Payload bytes that are more than a store keeps in memory in an outage."""
+"""More payload bytes than a store keeps in memory during an outage."""
 BOUNDARY = 4096
-"""Payload bytes around which a store may keep a payload elsewhere."""
+"""Payload bytes above which a store may keep a payload in a separate place."""
 
 
 class SessionStoreConformance:
-    """The contract of a store of sessions, whichever process reads it. Inherit it, and override `open_store`.
+    """The contract of a store of sessions. Inherit it, and override `open_store`.
 
-    An id is given out before its event is stored, and the writing store may answer from memory; so each test reads
-    through a second store, too, before and after `settle`. The workers of both are to be alive: no request may be
-    answered in their place.
+    An id is returned before its event is stored, and the writing store may answer from memory. So each test also
+    reads through a second store, before and after `settle`. The workers of both stores must stay alive, so that no
+    request is answered in their place.
     """
 
     pytestmark: ClassVar[pytest.MarkDecorator] = pytest.mark.anyio
 
     @pytest.fixture
     def anyio_backend(self) -> str:
-        """The event loop that the tests run on: the SDK's servers run on asyncio."""
+        """The event loop of the tests: asyncio, as in the SDK's servers."""
         return "asyncio"
 
     @pytest.fixture
     def open_store(self) -> OpenSessionStore:
-        """Opens a store; each call one more on the same data. Override it."""
-        msg = f"{type(self).__name__} has to override the fixture `open_store`"
+        """Opens a store; each call opens another one on the same data. Override it."""
+        msg = f"{type(self).__name__} must override the fixture `open_store`"
         raise NotImplementedError(msg)
 
     @pytest.fixture
@@ -68,21 +68,21 @@ class SessionStoreConformance:
             yield Pair(writer, reader)
 
     async def settle(self, pair: Pair) -> None:
-        """Return when the writing store has stored all that it accepted."""
+        """Return when the writing store has stored all accepted events."""
         assert await pair.writer.flush(PATIENCE) == 0
 
     def outage(self, pair: Pair) -> AbstractAsyncContextManager[None]:
-        """Make the data unreachable until the block ends, and return when the writing store knows. Override it."""
+        """Make the data unreachable until the block ends; enter when the writer notices. Override it."""
         pytest.skip("this store is not tested in an outage (`outage` is not overridden)")
 
     async def declare_dead(self, pair: Pair) -> None:
-        """Have the worker of the writing store counted as dead, although its process goes on. Override it."""
+        """Declare the worker of the writing store dead while its process runs. Override it."""
         pytest.skip("the workers of this store are not declared dead (`declare_dead` is not overridden)")
 
     # -- ids and order ------------------------------------------------------------------------------------------------
 
     async def test_replay_is_what_followed_in_order(self, pair: Pair) -> None:
-        """After each event the writing store replays the later ones immediately, and the other one once settled."""
+        """The writing store replays later events immediately, the other one once settled."""
         stream = Stream(pair)
         accepted = [await stream.append(None), *await stream.append_all(9)]
         for settled in (False, True):
@@ -101,7 +101,7 @@ class SessionStoreConformance:
             await self.settle(pair)
 
     async def test_other_store_reads_a_part_of_it_before_it_is_settled(self, pair: Pair) -> None:
-        """The events that are stored so far are read in order, without a gap."""
+        """The events stored so far are read in order, without a gap."""
         stream = Stream(pair)
         first = await stream.append(None)
         await self.settle(pair)
@@ -116,16 +116,16 @@ class SessionStoreConformance:
         assert (await stream.replay(first.event_id))[0].events == owed
 
     async def test_ids_are_unique_over_sessions_and_streams(self, pair: Pair) -> None:
-        """No two events of a session share an id with its stream, nor two streams of one process an id."""
+        """No two events of a process share an id, in any session or stream."""
         sessions = [uuid.uuid4().hex for _ in range(3)]
         streams = [Stream(pair, number, session) for session in sessions for number in range(3)]
         ids = [(await stream.append(note(number))).event_id for number in range(10) for stream in streams]
-        addresses = {event_id.partition("-")[2] for event_id in ids}  # Number and run: the time is for people.
+        addresses = {event_id.partition("-")[2] for event_id in ids}  # Number and run, which identify an event.
         assert len(addresses) == len(set(ids)) == 90
         assert all(one and one.isascii() and one.isprintable() and not set(one) & set(" .") for one in ids)
 
     async def test_numbers_are_dense(self, pair: Pair) -> None:
-        """Each event of a stream has the next number: so a reader sees a gap, and its size."""
+        """Each event has the next number, so a reader detects gaps and their sizes."""
         stream = Stream(pair)
         accepted = [await stream.append(None), *await stream.append_all(5), await stream.append(response())]
         numbers = [int(one.event_id.split("-")[1]) for one in accepted]
@@ -152,7 +152,7 @@ class SessionStoreConformance:
             assert (await stream.replay(first.event_id, reads=reads))[0].events == events(accepted)
 
     async def test_concurrent_appends_keep_their_order(self, pair: Pair) -> None:
-        """Tasks that append to one stream share no id, and each task's events are stored in its order."""
+        """Concurrent tasks share no ids, and each task's events keep their order."""
         stream = Stream(pair)
         first = await stream.append(None)
         ids: dict[str, str] = {}
@@ -176,21 +176,21 @@ class SessionStoreConformance:
     # -- streams ------------------------------------------------------------------------------------------------------
 
     async def test_streams_are_replayed_apart(self, pair: Pair) -> None:
-        """A replay has the events of its own stream only, however they were interleaved."""
+        """A replay has only the events of its own stream, however they were interleaved."""
         session = uuid.uuid4().hex
         ids: list[RequestId] = [0, 1, "1", "", -1, "_GET_stream", "0" * 200, "1" * 200]
         streams = [Stream(pair, request_id, session) for request_id in ids]
         accepted: dict[int, list[Accepted]] = {number: [] for number in range(len(ids))}
         for number in range(40):
-            which = number * number % len(ids)
-            accepted[which].append(await streams[which].append(note(number)))
+            index = number * number % len(ids)
+            accepted[index].append(await streams[index].append(note(number)))
         await self.settle(pair)
-        for which, own in accepted.items():
+        for index, own in accepted.items():
             if own:
-                assert (await streams[which].replay(own[0].event_id))[0].events == events(own[1:])
+                assert (await streams[index].replay(own[0].event_id))[0].events == events(own[1:])
 
     async def test_reused_request_ids_never_meet(self, pair: Pair) -> None:
-        """A second request of the same id has a stream of its own; cursors of the first read the first."""
+        """A request with a reused id has a separate stream; old cursors read the first."""
         session = uuid.uuid4().hex
         calls = []
         for number in range(3):
@@ -206,7 +206,7 @@ class SessionStoreConformance:
                 assert facts.completed
 
     async def test_request_id_that_is_reused_while_it_runs(self, pair: Pair) -> None:
-        """The earlier request is ended with an error that carries its id; the later one is not disturbed."""
+        """The earlier request ends with an error with its id; the later one is unaffected."""
         session = uuid.uuid4().hex
         earlier = Stream(pair, "7", session)
         first = await earlier.append(note(0))
@@ -221,15 +221,15 @@ class SessionStoreConformance:
 
     @few_examples
     @given(st.lists(st.tuples(st.integers(0, 2), st.none() | messages()), min_size=1, max_size=12))
-    async def test_any_conversation(self, pair: Pair, said: list[tuple[int, JSONRPCMessage | None]]) -> None:
-        """After any event of any interleaved streams, both stores replay the rest of the run up to its response.
+    async def test_any_conversation(self, pair: Pair, sent: list[tuple[int, JSONRPCMessage | None]]) -> None:
+        """After any event of interleaved streams, both stores replay the rest of the run.
 
         A response ends its run; the next event of that stream begins another.
         """
         session = uuid.uuid4().hex
         runs: list[Stream] = []
         current: dict[int, Stream] = {}
-        for number, message in said:
+        for number, message in sent:
             if number not in current:
                 current[number] = Stream(pair, number, session)
                 runs.append(current[number])
@@ -246,7 +246,7 @@ class SessionStoreConformance:
                     assert facts.completed is answered
 
     async def test_standalone_stream_needs_no_request(self, pair: Pair) -> None:
-        """Both stores may write to it, and neither a response nor an error ends it."""
+        """Both stores may write to it, and no response or error ends it."""
         session = uuid.uuid4().hex
         cursor = await pair.part(session).open_standalone()
         sent: list[JSONRPCMessage] = [note(1), response(), note(2)]
@@ -264,7 +264,7 @@ class SessionStoreConformance:
             assert not facts.completed
 
     async def test_standalone_cursor_names_a_position_of_each_writer(self, pair: Pair) -> None:
-        """A client that goes from one store to the other is sent everything once."""
+        """A client that alternates between the stores receives each event once."""
         session = uuid.uuid4().hex
         cursor = await pair.part(session).open_standalone()
         seen: list[str] = []
@@ -283,7 +283,7 @@ class SessionStoreConformance:
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     async def test_response_ends_the_run(self, pair: Pair) -> None:
-        """A replay reports that the request is answered, also after the response itself."""
+        """A replay reports that the request was answered, even after the response."""
         stream = Stream(pair)
         first, last = await stream.append(None), await stream.append(response())
         await self.settle(pair)
@@ -293,7 +293,7 @@ class SessionStoreConformance:
                 assert (collected.events, facts.completed) == (events(owed), True)
 
     async def test_nothing_is_accepted_after_the_response(self, pair: Pair) -> None:
-        """It is refused, has no id, and nothing of it is stored."""
+        """Such events are refused, have no id, and are not stored."""
         stream = Stream(pair)
         first, last = await stream.append(None), await stream.append(response())
         for message in (None, note(1), response()):
@@ -304,12 +304,12 @@ class SessionStoreConformance:
         assert (await stream.replay(first.event_id))[0].events == events([last])
 
     async def test_nothing_is_accepted_before_the_request(self, pair: Pair) -> None:
-        """A stream that was not opened takes no event."""
+        """A stream that was not opened accepts no events."""
         appended = await pair.part(uuid.uuid4().hex).append(stream_name(1), note(1))
         assert (appended.refused, appended.event_id) == (True, "")
 
     async def test_response_without_json_form_is_replaced_by_an_error(self, pair: Pair) -> None:
-        """The transport could not write it either, and the stream still has an end."""
+        """The stream ends with an error, although the transport could not write the response."""
         stream = Stream(pair, "ü")
         first = await stream.append(None)
         await stream.append(JSONRPCResponse(jsonrpc="2.0", id="ü", result={"text": "\ud800"}))
@@ -320,7 +320,7 @@ class SessionStoreConformance:
 
     @pytest.mark.parametrize("request_id", [7, "7", -1, "", "x" * 130, "漢" * 20, 'a "b" \n', 2**64])
     async def test_request_that_is_given_up_is_answered_with_its_id(self, pair: Pair, request_id: RequestId) -> None:
-        """The error that stands in place of the response carries exactly the client's id."""
+        """The error that replaces the response has exactly the client's id."""
         stream = Stream(pair, request_id)
         first = await stream.append(None)
         await pair.part(stream.session).give_up(stream.name, request_id)
@@ -333,7 +333,7 @@ class SessionStoreConformance:
 
     @pytest.mark.parametrize("reads", [True, False], ids=["other store", "same store"])
     async def test_follow_delivers_until_the_response(self, pair: Pair, *, reads: bool) -> None:
-        """Events that are accepted meanwhile are delivered once, in order, with their ids."""
+        """Events accepted meanwhile are delivered once, in order, with their ids."""
         stream = Stream(pair)
         first = await stream.append(None)
         if reads:
@@ -357,7 +357,7 @@ class SessionStoreConformance:
         assert followed[0].last_event_id == accepted[-1].event_id
 
     async def test_follow_of_the_standalone_stream_across_stores(self, pair: Pair) -> None:
-        """A follower is sent the events of both stores."""
+        """A follower receives the events of both stores."""
         session = uuid.uuid4().hex
         cursor = await pair.reading(session).open_standalone()
         collected = Collected()
@@ -376,7 +376,7 @@ class SessionStoreConformance:
         )
 
     async def test_callback_that_raises_keeps_the_position(self, pair: Pair) -> None:
-        """A broken connection ends the replay, and leaves the store as it was."""
+        """A broken connection ends the replay, and the store is unchanged."""
         stream = Stream(pair)
         accepted = await stream.append_all(5)
         await self.settle(pair)
@@ -403,7 +403,7 @@ class SessionStoreConformance:
     @more_examples
     @given(messages())
     async def test_any_message_is_kept(self, pair: Pair, message: JSONRPCMessage) -> None:
-        """Whatever can be sent is replayed byte for byte."""
+        """Any message is replayed byte for byte."""
         await self._assert_kept(pair, message)
 
     async def _assert_kept(self, pair: Pair, message: JSONRPCMessage) -> None:
@@ -427,7 +427,7 @@ class SessionStoreConformance:
 
     @pytest.mark.parametrize("size", [BOUNDARY - 1, BOUNDARY, BOUNDARY + 1])
     async def test_payload_around_the_boundary_is_kept(self, pair: Pair, size: int) -> None:
-        """A payload that is kept elsewhere comes back in its place among the others."""
+        """A payload that is stored separately is replayed in order."""
         stream = Stream(pair)
         await stream.append(None)
         for number in range(6):
@@ -439,7 +439,7 @@ class SessionStoreConformance:
             assert (await stream.replay(one.event_id))[0].events == events(accepted[position + 1 :])
 
     async def test_one_mebibyte_is_kept(self, pair: Pair) -> None:
-        """A large payload comes back whole, and so does a later event."""
+        """A large payload is replayed whole, and so is a later event."""
         stream = Stream(pair)
         first = await stream.append(None)
         large = JSONRPCNotification(jsonrpc="2.0", method="log", params={"text": "aé漢🧪" * (MEBIBYTE // 10)})
@@ -447,14 +447,14 @@ class SessionStoreConformance:
             await stream.append(message)
         await self.settle(pair)
         replayed, _ = await stream.replay(first.event_id)
-        # Compared without showing it: a difference of megabytes would take minutes to print.
+        # Compared without a diff: printing one of megabytes would take minutes.
         assert [text == on_the_wire(large) for text in replayed.data] == [True, False, True]
         assert replayed.data[1] == on_the_wire(note(1))
 
-    # -- names and ids from outside -----------------------------------------------------------------------------------
+    # -- untrusted names and ids --------------------------------------------------------------------------------------
 
     async def test_sessions_with_hostile_names(self, pair: Pair) -> None:
-        """Each stream of each session replays its own response, and nothing with the cursor of another stream."""
+        """Each stream replays its own response, and nothing with the cursors of other streams."""
         base = uuid.uuid4().hex
         streams = {
             (session, request_id): Stream(pair, request_id, base + session)
@@ -474,7 +474,7 @@ class SessionStoreConformance:
         st.lists(st.tuples(session_ids(), st.text(max_size=200) | st.integers()), min_size=2, max_size=4, unique=True)
     )
     async def test_sessions_of_any_names(self, pair: Pair, names: list[tuple[str, RequestId]]) -> None:
-        """As with hostile names, for any others."""
+        """As with hostile names, for any names."""
         base = uuid.uuid4().hex
         streams = [Stream(pair, request_id, base + session) for session, request_id in names]
         cursors = [await stream.append(None) for stream in streams]
@@ -486,7 +486,7 @@ class SessionStoreConformance:
                 assert (await other.replay(cursor.event_id))[0].events == owed
 
     async def test_ids_that_were_never_given_out(self, pair: Pair) -> None:
-        """A cursor that is none replays nothing, and raises nothing: it comes from outside."""
+        """An invalid cursor replays nothing and raises nothing."""
         stream = Stream(pair)
         given_out = (await stream.append(note(0))).event_id
         await stream.append(note(1))
@@ -510,7 +510,7 @@ class SessionStoreConformance:
     @few_examples
     @given(foreign_event_ids() | st.from_regex(r"[1-9][0-9]{0,4}-[0-9]{1,4}-[0-9a-f]{13}(~[0-9]-[0-9a-f]{13})?"))
     async def test_any_text_as_id(self, pair: Pair, last_event_id: str) -> None:
-        """Whatever a header can hold replays nothing, on a request's stream and on the standalone one."""
+        """Any header value replays nothing, on a request's stream and the standalone stream."""
         stream = Stream(pair)
         await stream.append(note(0))
         await self.settle(pair)
@@ -520,7 +520,7 @@ class SessionStoreConformance:
     # -- every event has an outcome, and every stream an end ----------------------------------------------------------
 
     async def test_every_accepted_event_has_one_outcome(self, pair: Pair) -> None:
-        """All of them are stored, whether their requests are answered or go on."""
+        """All events are stored, whether or not their requests were answered."""
         streams = [Stream(pair, number) for number in range(5)]
         for _ in range(30):
             for stream in streams:
@@ -531,7 +531,7 @@ class SessionStoreConformance:
         assert await self.lost_events(pair, streams) == 0
 
     async def test_outage_is_not_noticed(self, pair: Pair) -> None:
-        """Ids are given out as always, this process replays from memory, and everything is stored afterwards, once."""
+        """An outage affects neither ids nor local replays; all events are stored later, once."""
         streams = [Stream(pair, number) for number in range(3)]
         for stream in streams:
             await stream.append(None)
@@ -546,7 +546,7 @@ class SessionStoreConformance:
         assert await self.lost_events(pair, streams) == 0
 
     async def test_events_beyond_the_bounds_are_reported_lost(self, pair: Pair) -> None:
-        """Each once; their numbers are a gap, of exactly that size, and a response is replaced by an error."""
+        """Each lost event is reported once; the gap is exact; errors replace responses."""
         streams = [Stream(pair, number) for number in range(8)]
         for stream in streams:
             await stream.append(None)
@@ -560,7 +560,7 @@ class SessionStoreConformance:
         assert await self.lost_events(pair, streams) > 0
 
     async def test_request_of_a_dead_worker_is_answered_once(self, pair: Pair) -> None:
-        """Its followers are sent an error with the client's id; later events of that worker are refused."""
+        """Followers receive an error with the client's id; later events of that worker are refused."""
         stream = Stream(pair, "ü 1")
         await stream.append_all(3)
         await self.settle(pair)
@@ -593,29 +593,29 @@ class SessionStoreConformance:
         """Compare the reported outcome of each event with the events that the second store reads.
 
         Args:
-            pair: The stores, settled.
-            streams: All that was written.
+            pair: The settled stores.
+            streams: All written streams.
 
         Returns:
-            The number of events that were lost.
+            The number of lost events.
         """
         lost = 0
         for stream in streams:
             first, *accepted = stream.accepted
-            assert all(len(one.outcomes) == 1 for one in stream.accepted), "an event has no outcome, or several"
+            assert all(len(one.outcomes) == 1 for one in stream.accepted), "an event has no outcome or several"
             collected, facts = await stream.replay(first.event_id)
             read = dict(collected.events)
             assert collected.ids == [one.event_id for one in accepted if one.event_id in read]
-            gone = 0
+            missing = 0
             for one in accepted:
                 if one.outcomes == [StoreOutcome.STORED]:
                     assert read.get(one.event_id) == (None if one.message is None else on_the_wire(one.message))
                 elif one.event_id in read:
-                    assert isinstance(one.message, FINAL), "something stands in place of an event that is no response"
+                    assert isinstance(one.message, FINAL), "an event other than a response was replaced"
                     assert '"error":' in read[one.event_id]
                 else:
-                    gone += 1
-            assert (facts.missing, facts.gap) == (gone, gone > 0)
+                    missing += 1
+            assert (facts.missing, facts.gap) == (missing, missing > 0)
             assert facts.completed is any(isinstance(one.message, FINAL) for one in accepted)
             lost += sum(one.outcomes == [StoreOutcome.LOST] for one in stream.accepted)
         assert lost == sum(fact.events for fact in pair.lost)

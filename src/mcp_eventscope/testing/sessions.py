@@ -1,4 +1,4 @@
-"""The part of the suite about sessions: the views of one store that a session manager hands out."""
+"""The tests of session isolation, through the views that a session manager creates."""
 
 import uuid
 from typing import ClassVar
@@ -15,7 +15,7 @@ from mcp_eventscope.testing.collected import Collected, on_the_wire, replay
 from mcp_eventscope.testing.strategies import session_ids, stream_ids
 
 FOLLOW_LIMIT = 0.01
-"""Seconds that a view follows a stream whose response was not stored."""
+"""Seconds for which a view follows a stream without a response."""
 
 HOSTILE = [
     ("1", "1"),
@@ -49,7 +49,7 @@ HOSTILE = [
     ("1", "x" * 1001),
     ("x" * 1000, "1"),
 ]
-"""Sessions and streams whose names, put together carelessly, are each other's."""
+"""Sessions and streams whose naively joined names collide."""
 
 few_examples = settings(
     max_examples=20,
@@ -63,12 +63,12 @@ few_examples = settings(
 
 
 class SessionConformance:
-    """That no session is told what was said in another, whatever sessions and streams are called."""
+    """No session receives the events of another, whatever the names of sessions and streams."""
 
     pytestmark: ClassVar[pytest.MarkDecorator] = pytest.mark.anyio
 
     async def test_sessions_with_hostile_names(self, store: EventStore) -> None:
-        """Each stream of each session replays its own response, and nothing with the ids of all others."""
+        """Each stream replays its own response, and nothing with the ids of other streams."""
         base = uuid.uuid4().hex
         views = {session: view_of(store, base + session) for session, _ in HOSTILE}
         cursors = {}
@@ -86,7 +86,7 @@ class SessionConformance:
     @few_examples
     @given(st.lists(st.tuples(session_ids(), stream_ids()), min_size=2, max_size=4, unique=True))
     async def test_sessions_of_any_names(self, store: EventStore, names: list[tuple[str, str]]) -> None:
-        """As with hostile names, for any others."""
+        """As with hostile names, for any names."""
         base = uuid.uuid4().hex
         views = {session: view_of(store, base + session) for session, _ in names}
         cursors = [await views[session].store_event(stream, None) for session, stream in names]
@@ -98,7 +98,7 @@ class SessionConformance:
                 assert stored(await replay(view, cursor)) == owed
 
     async def test_sessions_that_number_their_requests_alike(self, store: EventStore) -> None:
-        """Two clients that both count from 0, at the same time, each get their own answers."""
+        """Two clients that both number requests from 0 each receive their own answers."""
         base = uuid.uuid4().hex
         views = [view_of(store, f"{base}-{number}") for number in range(2)]
         cursors = [[await view.store_event(str(request), None) for request in range(3)] for view in views]
@@ -111,7 +111,7 @@ class SessionConformance:
                 assert replayed.data == [on_the_wire(secret(str(number), str(request)))]
 
     async def test_session_is_not_read_by_ids_of_the_store(self, store: EventStore) -> None:
-        """The ids that the store itself gives out, and ids that were tampered with, read nothing through a view."""
+        """The store's own ids and tampered ids replay nothing through a view."""
         base = uuid.uuid4().hex
         mine, other = view_of(store, f"{base}1"), view_of(store, f"{base}2")
         cursor = await other.store_event("1", None)
@@ -136,16 +136,16 @@ class SessionConformance:
 
 
 def view_of(store: EventStore, session_id: str) -> SessionView:
-    """A session's view of a store, as the session manager makes it."""
+    """A session's view of a store, as the session manager creates it."""
     decorated = store if isinstance(store, InstrumentedEventStore) else InstrumentedEventStore(store, registry=None)
     return SessionView(decorated.for_session(session_id), follow_timeout=FOLLOW_LIMIT)
 
 
 def stored(collected: Collected) -> list[str]:
-    """What was replayed out of the store. The answer that there is nothing to resume from has no event id."""
+    """The replayed stored messages. The error for a failed resume has no event id."""
     return [data for event_id, data in zip(collected.ids, collected.data, strict=True) if event_id]
 
 
 def secret(session: str, stream: str) -> JSONRPCResponse:
-    """A response that names the one session and stream that may see it."""
+    """A response that contains the only session and stream that may receive it."""
     return JSONRPCResponse(jsonrpc="2.0", id=1, result={"session": session, "stream": stream})

@@ -21,25 +21,25 @@ OpenStore: TypeAlias = Callable[[str], AbstractAsyncContextManager[EventStore]]
 WRITERS = 3
 EVENTS = 100
 START_TIMEOUT = 45.0
-"""Seconds until the last of the processes has imported what it needs."""
+"""Seconds until all processes have finished their imports."""
 
 
 class SharedStoreConformance(EventStoreConformance):
-    """The suite for a store that several processes open at once. Inherit it; see `mcp_eventscope.testing`.
+    """The suite for a store that several processes open concurrently; see `mcp_eventscope.testing`.
 
-    Override the fixture `url`, and `open_store`; the fixture `store` is made of the two.
+    Inherit it, and override the fixture `url` and the function `open_store`. The fixture `store` uses both.
     """
 
     @staticmethod
     def open_store(url: str) -> AbstractAsyncContextManager[EventStore]:
-        """Open the store at a URL. Override it, with a function that other processes can import."""
-        msg = f"`open_store` has to be overridden to open {url}; see the docstring of mcp_eventscope.testing"
+        """Open the store at a URL. Override it with a function that other processes can import."""
+        msg = f"open_store must be overridden to open {url}; see the docstring of mcp_eventscope.testing"
         raise NotImplementedError(msg)
 
     @pytest.fixture
     def url(self) -> str:
-        """Where the store keeps its events. Override it."""
-        msg = f"{type(self).__name__} has to override the fixture `url`; see the docstring of mcp_eventscope.testing"
+        """The URL of the store. Override it."""
+        msg = f"{type(self).__name__} must override the fixture `url`; see the docstring of mcp_eventscope.testing"
         raise NotImplementedError(msg)
 
     @pytest.fixture
@@ -49,7 +49,7 @@ class SharedStoreConformance(EventStoreConformance):
             yield store
 
     async def test_another_opening_goes_on(self, store: EventStore, url: str) -> None:
-        """What one has stored another replays, and goes on with: its ids are new, and come after."""
+        """A second opening replays the events of the first, and continues with new, later ids."""
         stream = new_stream()
         stored = await store_all(store, stream, 3)
         async with type(self).open_store(url) as other:
@@ -61,7 +61,7 @@ class SharedStoreConformance(EventStoreConformance):
         assert len({event_id for event_id, _ in stored}) == 9
 
     async def test_concurrent_writers_of_several_processes(self, store: EventStore, url: str) -> None:
-        """Processes that write to one stream at once lose nothing and share no id; each one's ids increase."""
+        """Concurrent processes lose no events, share no ids, and keep their own order."""
         stream = new_stream()
         first = await store.store_event(stream, None)
         written = await anyio.to_thread.run_sync(_write_in_processes, type(self).open_store, url, stream)
@@ -83,11 +83,11 @@ class SharedStoreConformance(EventStoreConformance):
 
 
 _barrier: Barrier | None = None
-"""In a writing process: where all of them wait for each other."""
+"""The barrier of the writing processes."""
 
 
 def _write_in_processes(open_store: OpenStore, url: str, stream: str) -> list[list[str]]:
-    """Start the writers, and return the ids that each was given, in order. Blocks."""
+    """Start the writers, and return the ids of each, in order. Blocks."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(WRITERS, context, _set_barrier, (context.Barrier(WRITERS),)) as writers:
         running = [writers.submit(_write, open_store, url, stream, writer) for writer in range(WRITERS)]
@@ -95,12 +95,12 @@ def _write_in_processes(open_store: OpenStore, url: str, stream: str) -> list[li
 
 
 def _set_barrier(barrier: Barrier) -> None:
-    global _barrier  # noqa: PLW0603 - a barrier cannot be sent to a process that runs
+    global _barrier  # noqa: PLW0603 - a barrier can be passed only when a process starts
     _barrier = barrier
 
 
 def _write(open_store: OpenStore, url: str, stream: str, writer: int) -> list[str]:
-    """What one process does."""
+    """Write the events of one process."""
 
     async def write() -> list[str]:
         async with open_store(url) as store:
@@ -111,7 +111,7 @@ def _write(open_store: OpenStore, url: str, stream: str, writer: int) -> list[st
 
 
 def _meet() -> None:
-    """Wait for the other writers, so that all write at once."""
+    """Wait for the other writers, so that all write concurrently."""
     if _barrier is None:
         raise threading.BrokenBarrierError
     _barrier.wait(START_TIMEOUT)

@@ -1,4 +1,4 @@
-"""Hypothesis strategies: any JSON-RPC message that the SDK can send, and ids that come from outside."""
+"""Hypothesis strategies for JSON-RPC messages that the SDK can send, and for untrusted ids."""
 
 from typing import Any
 
@@ -8,18 +8,18 @@ from mcp.types import ErrorData, JSONRPCError, JSONRPCMessage, JSONRPCNotificati
 _BEYOND_64_BITS = 10**40
 
 _TEXT = st.text(max_size=20)
-"""Without lone surrogates, as Hypothesis has it: they have no UTF-8, so the SDK's own transport cannot write them."""
+"""Without lone surrogates (Hypothesis's default): without a UTF-8 form, the SDK's transport cannot write them."""
 
 _INTEGERS = st.integers() | st.integers(-_BEYOND_64_BITS, _BEYOND_64_BITS)
 
 
 def json_values(max_leaves: int = 15) -> st.SearchStrategy[Any]:
-    """Anything that can stand in `params`, `result` or `data`.
+    """Any value of `params`, `result` or `data`.
 
-    Infinities and NaN are among it: JSON has none, and the SDK writes them as null.
+    The values include infinities and NaN, which JSON lacks, and which the SDK writes as null.
 
     Args:
-        max_leaves: About how many scalars a value holds.
+        max_leaves: The approximate most scalars in a value.
     """
     return st.recursive(
         st.none() | st.booleans() | _INTEGERS | st.floats() | _TEXT,
@@ -29,10 +29,10 @@ def json_values(max_leaves: int = 15) -> st.SearchStrategy[Any]:
 
 
 def messages() -> st.SearchStrategy[JSONRPCMessage]:
-    """Any JSON-RPC message: requests, notifications, responses and errors, with members set, null, and left out."""
+    """Any JSON-RPC message of any kind, with members set, null and omitted."""
     ids = _INTEGERS | _TEXT
     members = st.dictionaries(_TEXT, json_values(), max_size=5)
-    # `params` left out and `params: null` are two messages: what is unset is not written, what is None is.
+    # Omitted `params` and `params: null` are different messages: unset members are not written, None is.
     nothing: dict[str, Any] = {}
     params = st.just(nothing) | st.fixed_dictionaries({"params": st.none() | members})
     data = st.just(nothing) | st.fixed_dictionaries({"data": json_values()})
@@ -55,16 +55,16 @@ def messages() -> st.SearchStrategy[JSONRPCMessage]:
 
 
 def stream_ids() -> st.SearchStrategy[str]:
-    """The ids of streams, as the SDK makes them: request ids as text, which clients choose, and the standalone one."""
+    """Stream ids of the SDK: request ids as text, and that of the standalone stream."""
     return st.just("_GET_stream") | st.integers(0, 3).map(str) | st.text(max_size=200)
 
 
 def session_ids() -> st.SearchStrategy[str]:
-    """The ids of sessions: visible ASCII, as the specification wants them (2025-11-25, Transports)."""
+    """Session ids: visible ASCII, as specified (2025-11-25, Transports)."""
     return st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=30)
 
 
 def foreign_event_ids() -> st.SearchStrategy[str]:
-    """What a client may send as `Last-Event-ID`: a header's characters, and numbers in all their spellings."""
+    """Any `Last-Event-ID` of a client: header characters, and numbers in various forms."""
     header = st.text(st.characters(max_codepoint=255), max_size=50)
     return header | st.text(max_size=20) | st.integers().map(str) | st.text("0123456789-+_.%", max_size=30)
