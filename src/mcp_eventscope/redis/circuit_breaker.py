@@ -13,7 +13,7 @@ class CircuitBreaker:
     One outage is one degradation: while the circuit is open, further failures change the reason and are not reported.
 
     Args:
-        call_timeout: The most seconds that a message or a request waits for Redis. A reply that takes longer does not
+        call_timeout: Maximum seconds that a message or a request waits for Redis. A reply that takes longer does not
             close the circuit.
         observers: Called with `StoreDegraded` when the circuit opens, and with `StoreRecovered` when it closes.
     """

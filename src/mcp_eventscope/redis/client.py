@@ -39,7 +39,7 @@ CONNECT_TIMEOUT = 1.0
 REPLY_TIMEOUT = 1.0
 """Reply timeout, in seconds, of a client created by `connect`. `?socket_timeout=…` in the URL overrides it."""
 ANSWER_TIMEOUT = 5.0
-"""The most seconds of one operation, with any client: some clients wait forever, or retry for minutes."""
+"""Maximum seconds of one operation, with any client: some clients wait forever, or retry for minutes."""
 
 _SCHEMES = ("redis", "rediss", "unix")
 

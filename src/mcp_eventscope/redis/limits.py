@@ -5,15 +5,15 @@ from math import inf
 STORE_TIMEOUT = 0.25
 """Seconds for which an append to the root store waits for Redis before the event is deferred."""
 BACKLOG_BYTES = 16 << 20
-"""The most bytes of events that a process buffers until Redis recovers."""
+"""Maximum bytes of events that a process buffers until Redis recovers."""
 BACKLOG_EVENTS = 100_000
-"""The most events that a process buffers until Redis recovers."""
+"""Maximum number of events that a process buffers until Redis recovers."""
 MAX_SESSION_BYTES = 64 << 20
-"""The most bytes that a session's events may use in Redis."""
+"""Maximum bytes that a session's events may use in Redis."""
 LEAST_SESSION_BYTES = 1 << 20
 """The smallest `max_session_bytes`: the pending events of one session may be that large."""
 FLUSH_SECONDS = 2.0
-"""The most seconds for which a stopping process waits until its pending events are stored."""
+"""Maximum seconds for which a stopping process waits until its pending events are stored."""
 MAX_TTL = 10 * 365 * 24 * 3600
 """The longest TTL in seconds (ten years). Redis refuses far larger ones, in the middle of a write."""
 

@@ -17,7 +17,7 @@ Listener: TypeAlias = Callable[[bytes | None], None]
 
 RECONNECT_SECONDS = 0.2
 CHANNELS_AT_ONCE = 1000
-"""The most channels in one command: after a restart of Redis all channels are subscribed to again."""
+"""Maximum number of channels in one command: after a restart of Redis all channels are subscribed to again."""
 
 
 class Subscriptions:

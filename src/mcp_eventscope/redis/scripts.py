@@ -61,7 +61,7 @@ async def record(client: Client, keys: Keys, ttl: int, owner: str, handshake: st
         handshake: The `initialize` parameters, with which another worker can serve the session.
 
     Returns:
-        `live`; or `other` or `ended` when nothing was changed.
+        `live`; or `other` or `ended`, in which case nothing was changed.
     """
     state: bytes = await _record(client, [keys.session], [ttl, owner, handshake])
     return state.decode("ascii")
@@ -75,7 +75,7 @@ def queue_record(pipeline: Client, keys: Keys, ttl: int, owner: str, handshake: 
 
 
 async def touch(client: Client, keys: Keys, ttl: int, owner: str) -> tuple[str, str]:
-    """Renew and read a session's record, for its owner. A missing record is not created.
+    """Renew and read a session's record on behalf of its owner. A missing record is not created.
 
     Args:
         client: The client.
@@ -125,7 +125,7 @@ async def survey(client: Client, cursor: str, prefix: str, pattern: str, *, keys
         prefix: The prefix of the store.
         pattern: The prefix as a SCAN pattern.
         keys: The approximate number of keys to examine.
-        events: The most events to weigh.
+        events: Maximum number of events to weigh.
 
     Returns:
         The keys and events found.

@@ -247,7 +247,7 @@ class RedisSessionStore:
 
         Args:
             last_event_id: The last event that the client has. A malformed id is a miss, not an error.
-            send: Awaited with each event, in order. Its exceptions end the replay and are passed on.
+            send: Awaited with each event, in order. Its exceptions end the replay and propagate.
             stream_id: The stream.
 
         Returns:
@@ -389,8 +389,8 @@ class RedisSessionStore:
         Args:
             stream_id: The stream.
             after: The last event read from the stream: `ReplayResult.last_event_id`.
-            send: Awaited with each event, in order. Its exceptions end the following and are passed on.
-            limit: The most seconds to follow.
+            send: Awaited with each event, in order. Its exceptions stop it and propagate.
+            limit: Maximum seconds to follow.
 
         Returns:
             The delivered events, and why following ended. A failed read is counted and retried.

@@ -73,9 +73,9 @@ class RedisEventStore(EventStore):
         ttl: Seconds that a key is kept after its last write; None: no expiry, which fills Redis. It should exceed the
             time that clients stay disconnected: twice the session idle timeout is a good start.
         store_timeout: Seconds for which an append waits for Redis before its event is deferred.
-        backlog_bytes: The most bytes of deferred events in this process.
-        backlog_events: The most deferred events in this process.
-        max_session_bytes: The most bytes that the events of a session may use in Redis. Beyond it the oldest events
+        backlog_bytes: Maximum bytes of deferred events in this process.
+        backlog_events: Maximum number of deferred events in this process.
+        max_session_bytes: Maximum bytes that the events of a session may use in Redis. Beyond it the oldest events
             are evicted: those of finished requests first, responses last. A resume that misses them reports a gap.
 
     Raises:
@@ -248,7 +248,7 @@ class RedisEventStore(EventStore):
         Call it before the process ends and the client is closed. The store may be used again afterwards.
 
         Args:
-            seconds: The most seconds to take. Events that are not stored by then are lost and reported (`observe`).
+            seconds: Maximum seconds to take. Events that are not stored by then are lost and reported (`observe`).
 
         Returns:
             The number of events that were lost.
@@ -360,7 +360,7 @@ class RedisEventStore(EventStore):
 
         Args:
             last_event_id: The last event that the client has. A malformed id is a miss, not an error.
-            send: Awaited with each event, in order. Its exceptions end the replay and are passed on.
+            send: Awaited with each event, in order. Its exceptions end the replay and propagate.
             stream_id: The stream, to which the event must belong. Without it, the stored event determines the stream,
                 and the replay continues past a response.
 
@@ -405,8 +405,8 @@ class RedisEventStore(EventStore):
         Args:
             stream_id: The stream.
             after: The last event read from the stream: `ReplayResult.last_event_id`.
-            send: Awaited with each event, in order. Its exceptions end the following and are passed on.
-            limit: The most seconds to follow.
+            send: Awaited with each event, in order. Its exceptions stop it and propagate.
+            limit: Maximum seconds to follow.
 
         Returns:
             The delivered events, and why following ended. A failed read is counted and retried.

@@ -29,12 +29,12 @@ from mcp_eventscope.store.events import FailureReason, StoreEvent, StoreRecovere
 _RETRY_SECONDS = 0.25
 """Seconds until a failed renewal is retried."""
 _RECORD_SECONDS = 2.0
-"""The most seconds for which `initialize` waits for a slow Redis."""
+"""Maximum seconds for which `initialize` waits for a slow Redis."""
 _LOOK_SECONDS = 0.05
 """Seconds between checks, during that wait, whether Redis is unreachable."""
 _MICROSECONDS = 1_000_000
 _RECORDS_AT_ONCE = 256
-"""The most records written in one round trip."""
+"""Maximum number of records written in one round trip."""
 
 T = TypeVar("T")
 
@@ -206,7 +206,7 @@ class Workers:
             ttl: Seconds until the record expires.
 
         Returns:
-            `live`; or `other` or `ended` when nothing was changed.
+            `live`; or `other` or `ended`, in which case nothing was changed.
 
         Raises:
             StoreError: The write failed.

@@ -42,16 +42,16 @@ from mcp_eventscope.telemetry.tracing import session_hash
 _MOST_LATE = 10.0
 """The largest plausible delay of a message, in seconds. Outside of 0 to this, the workers' clocks differ."""
 DEFAULT_FOLLOW_TIMEOUT = 300.0
-"""The most seconds for which a resumed stream is followed."""
+"""Maximum seconds for which a resumed stream is followed."""
 
 _RECORD_TTL = 24 * 3600
 """Seconds that a session's record is kept after its last request, without an idle timeout."""
 _RENEWAL_FRACTION = 0.1
 """The fraction of a record's TTL after which the end of a request renews the record."""
 _STREAM_WAIT_SECONDS = 20.0
-"""The most seconds for which a request for a stream waits until its session's record can be read."""
+"""Maximum seconds for which a request for a stream waits until its session's record can be read."""
 _LATE_RECORD_SECONDS = 1.0
-"""The most seconds for which a request waits for a record that another worker may be about to write."""
+"""Maximum seconds for which a request waits for a record that another worker may be about to write."""
 _RECHECK_SECONDS = 0.25
 """Seconds between reads of the record during these waits."""
 _FIRST_ERROR_STATUS = 400
@@ -75,7 +75,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         session_idle_timeout: As in the SDK, in seconds.
         max_request_body_size: As in the SDK, in bytes.
         max_sessions: As in the SDK.
-        follow_timeout: The most seconds for which a resumed stream is followed; the client then reconnects by itself.
+        follow_timeout: Maximum seconds for which a resumed stream is followed; the client then reconnects by itself.
         worker_lease: Seconds without a renewal of its lease after which a worker is declared dead, and its requests are
             answered with an error.
         shutdown_timeout: Seconds for which running calls may finish when the server is stopped. Then they are answered

@@ -100,7 +100,7 @@ class SessionRegistry:
         return True
 
     async def renew(self, session_id: str, *, owner: str) -> SessionRecord:
-        """Renew and read a session's record, for its owner; `UNREAD` if Redis does not answer."""
+        """Renew and read a session's record on behalf of its owner; `UNREAD` if Redis does not answer."""
         with self._coordinator.best_effort():
             record = await self._coordinator.touch(session_id, owner=owner, ttl=self.ttl)
             if record.state != "absent" or session_id in self.handshakes or not self._coordinator.uncertain:

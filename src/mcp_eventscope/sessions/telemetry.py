@@ -54,7 +54,7 @@ class SessionTelemetry:
             stateless: Whether there are no sessions.
             json_response: Whether responses are JSON instead of streams.
             idle_timeout: Seconds after which an unused session ends; None: never.
-            follow_timeout: The most seconds for which a resumed stream is followed.
+            follow_timeout: Maximum seconds for which a resumed stream is followed.
         """
         for mode, on in (("stateless", stateless), ("json_response", json_response)):
             if on:

@@ -34,7 +34,7 @@ from mcp_eventscope.telemetry import propagation
 _PRIMED_SINCE = "2025-11-25"
 """The first revision whose clients support events without data (as in the SDK)."""
 _STREAM_END_SECONDS = 1.0
-"""The most seconds for which a stopping server waits to send the end of a stream to a slow client."""
+"""Maximum seconds for which a stopping server waits to send the end of a stream to a slow client."""
 
 
 class ResumableTransport(StreamableHTTPServerTransport):

@@ -31,7 +31,7 @@ from mcp_eventscope.store.results import AppendResult, FollowEnd, ReplayResult
 from mcp_eventscope.telemetry.propagation import Calls
 
 _LIVE_SECONDS = 1.0
-"""The most seconds for which an event that could not be stored waits for a slow client."""
+"""Maximum seconds for which an event that could not be stored waits for a slow client."""
 _POLL_SECONDS = 0.1
 """Seconds between checks of a waiting resume whether the store has recovered."""
 _RETRY_SECONDS = 0.5
@@ -95,7 +95,7 @@ class SessionView(EventStore):
 
     Args:
         store: The store of the session, which must report its own failures (`InstrumentedEventStore`).
-        follow_timeout: The most seconds for which a resumed stream is followed; the client then reconnects by itself.
+        follow_timeout: Maximum seconds for which a resumed stream is followed; the client then reconnects by itself.
     """
 
     def __init__(self, store: ObservableEventStore, *, follow_timeout: float) -> None:

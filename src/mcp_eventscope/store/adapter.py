@@ -29,7 +29,7 @@ from mcp_eventscope.store.messages import (
 from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowEnd, FollowResult, Miss, ReplayResult
 
 ANSWER_TIMEOUT = 5.0
-"""The most seconds that one operation may take."""
+"""Maximum seconds that one operation may take."""
 POLL_SECONDS = 0.5
 """Seconds between polls of a followed stream. A poll may cost the store a full scan, so not more often."""
 
@@ -122,7 +122,7 @@ class EventStoreAdapter:
 
         Args:
             last_event_id: The last event that the client has.
-            send: Awaited with each event, in order. Its exceptions end the replay and are passed on.
+            send: Awaited with each event, in order. Its exceptions end the replay and propagate.
             stream_id: The stream that the events must be of.
 
         Returns:

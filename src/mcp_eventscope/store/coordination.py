@@ -12,7 +12,7 @@ Notice: TypeAlias = dict[str, Any]
 DEFAULT_WORKER_LEASE = 10.0
 """Seconds after which a worker that does not renew its lease is declared dead."""
 LEAVE_SECONDS = 1.0
-"""The most seconds that a stopping worker spends on releasing its lease; after that the lease expires."""
+"""Maximum seconds that a stopping worker spends on releasing its lease; after that the lease expires."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Coordinator(Protocol):
             ttl: Seconds until the record expires.
 
         Returns:
-            `live`; or `other` or `ended` when nothing was changed.
+            `live`; or `other` or `ended`, in which case nothing was changed.
 
         Raises:
             StoreError: The write failed.
@@ -92,7 +92,7 @@ class Coordinator(Protocol):
         ...
 
     async def touch(self, session_id: str, *, owner: str, ttl: int) -> SessionRecord:
-        """Renew and return the record of a session, for its owner.
+        """Renew and return the record of a session on behalf of its owner.
 
         Raises:
             StoreError: The read failed.
@@ -112,7 +112,7 @@ class Coordinator(Protocol):
         ...
 
     async def wait_for_record(self, task: "asyncio.Task[None]") -> None:
-        """Wait until a session is recorded, for a limited time, even if the store is slow."""
+        """Wait until a session is recorded, with a time limit, even if the store is slow."""
         ...
 
     def best_effort(self) -> AbstractContextManager[None]:

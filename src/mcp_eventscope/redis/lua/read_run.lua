@@ -1,7 +1,7 @@
 -- Read one bounded chunk of a run: the elements after a number.
 --
 -- KEYS     the run's list; the session's `requests`
--- ARGV     the run; the number after which to read; the most elements; "1": return the elements one by one
+-- ARGV     the run; the number after which to read; maximum number of elements; "1": return the elements one by one
 -- Returns  { with spaces between: Redis's clock in microseconds, the number of the list's first element, of its last
 --            (0 without a list), 1 if the last one ends the run, and the number of elements; the run's entry in
 --            `requests`, or nil; the elements, with newlines between, because clients parse many strings slowly }

@@ -4,7 +4,7 @@
 -- KEYS[2]  {prefix}event:{cursor}
 -- ARGV[1]  the prefix; the other keys are built from it, because the index names the events
 -- ARGV[2]  the cursor, an event id
--- ARGV[3]  the most events to return
+-- ARGV[3]  maximum number of events to return
 -- ARGV[4]  payload bytes after which no further event is returned (the first one always is)
 -- ARGV[5]  the stream id, which may be empty; omitted: the stream of the cursor's event
 -- Returns  { the stream that the cursor's event names, or nil;
@@ -20,7 +20,7 @@
 -- An unreadable event is reported and does not fail the script. The reply has few elements, because clients parse
 -- many slowly.
 
-local DIGITS = 18 -- The most digits of an event id.
+local DIGITS = 18 -- Maximum number of digits of an event id.
 local TRACEPARENT = '^00%-' .. string.rep('%x', 32) .. '%-' .. string.rep('%x', 16) .. '%-%x%x$'
 local ZERO, NINE = 48, 57 -- As bytes.
 

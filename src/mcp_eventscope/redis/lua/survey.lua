@@ -6,7 +6,7 @@
 -- ARGV[2]  the prefix of the store
 -- ARGV[3]  the prefix as a pattern of SCAN
 -- ARGV[4]  the approximate number of keys to examine
--- ARGV[5]  the most events to weigh
+-- ARGV[5]  maximum number of events to weigh
 -- Returns  the next cursor ("0": all keys were examined), the number of keys under the prefix, the number of weighed
 --          events, their bytes, and the keys without TTL by kind: kind, number, kind, number, …
 

@@ -1,4 +1,4 @@
--- Renew and read a session's record, for its owner. A missing record is not created, because it would have no owner.
+-- Renew and read a session's record on behalf of its owner. A missing record is not created: it would have no owner.
 --
 -- KEYS[1]  {prefix}session
 -- ARGV[1]  ttl in whole seconds

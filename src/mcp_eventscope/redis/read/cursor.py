@@ -35,7 +35,7 @@ class Cursor:
         return f"{self.time}-{self.number}{self.suffix(self.run)}"
 
     def suffix(self, run: str) -> str:
-        """The part of an event id after the number, for an event of `run`."""
+        """The part of an event id after the number, given the event's run."""
         others = "".join([f"~{position}-{other}" for other, position in self.positions.items() if other != run])
         return f"-{run}{others}"
 

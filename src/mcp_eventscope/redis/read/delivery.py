@@ -9,7 +9,7 @@ from mcp_eventscope.store import codec
 from mcp_eventscope.store.messages import FINAL, EventCallback, EventId, EventMessage, StreamId
 
 PRODUCERS = 32
-"""The most producers that a replay reports."""
+"""Maximum number of producers that a replay reports."""
 
 
 class Delivery:

@@ -19,13 +19,13 @@ from mcp_eventscope.redis.write.runs import PendingEvent, Run
 from mcp_eventscope.store.messages import StreamId
 
 CHUNK_EVENTS = 512
-"""The most events of one read, which blocks Redis."""
+"""Maximum number of events of one read, which blocks Redis."""
 CHUNK_BYTES = 1 << 20
 """Payload bytes after which a read stops early; a single larger event is still returned whole."""
 TURN_EVENTS = 64
-"""The most events that are sent before yielding to other tasks, with a callback that never waits."""
+"""Maximum number of events that are sent before yielding to other tasks, with a callback that never waits."""
 CONCURRENT_READS = 8
-"""The most concurrent reads of a process, each on a connection of the client's pool. When thousands of clients resume
+"""Maximum concurrent reads of a process, each on a connection of the client's pool. When thousands of clients resume
 at the same moment, more reads would exhaust the pool without being faster, because Redis executes them one by one."""
 _POOL_SECONDS = 0.01
 """Seconds until an exhausted pool is tried again."""

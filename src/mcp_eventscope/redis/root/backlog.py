@@ -11,9 +11,9 @@ from mcp_eventscope.store.messages import EventId, JSONRPCError, JSONRPCResponse
 EVENT_BYTES = 512
 """Memory of a pending event besides its payload, in bytes."""
 BATCH_EVENTS = 64
-"""The most events of one batch: Redis executes it in about a millisecond."""
+"""Maximum number of events of one batch: Redis executes it in about a millisecond."""
 LARGE_BATCH_EVENTS = 256
-"""The most events of one batch when Redis is distant: the round trip then takes longer than the execution."""
+"""Maximum number of events of one batch when Redis is distant: the round trip then takes longer than the execution."""
 SMALL_BATCH = 12
 """More events than this are split into at least two batches: one is encoded while Redis executes the other."""
 
@@ -71,8 +71,8 @@ class Backlog:
     """The queue of a process. At most one batch is in flight, which preserves the order.
 
     Args:
-        max_bytes: The most bytes of deferred events.
-        max_events: The most deferred events.
+        max_bytes: Maximum bytes of deferred events.
+        max_events: Maximum number of deferred events.
     """
 
     def __init__(self, max_bytes: int, max_events: int) -> None:

@@ -11,11 +11,11 @@ from mcp_eventscope.redis.worker_id import WorkerId
 APPEND = Script("root_append.lua")
 
 COMMIT_SECONDS = 24 * 3600
-"""The least seconds that Redis keeps a worker's last commit: a batch may be resent after an outage this long."""
+"""Minimum seconds that Redis keeps a worker's last commit: a batch may be resent after an outage this long."""
 TRIM_CHECKS_PER_TTL = 64
 """Checks of a stream's index for expired entries per TTL, while the stream is written to."""
 TRIM_STREAMS = 8192
-"""The most streams whose last check is remembered."""
+"""Maximum number of streams whose last check is remembered."""
 _COPIED = 1 << 14
 """Payload bytes up to which a copy is cheaper than a separate piece."""
 _FIXED_ARGUMENTS = 10

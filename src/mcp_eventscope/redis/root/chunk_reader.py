@@ -14,13 +14,13 @@ from mcp_eventscope.redis.root.replay import ReplayCursor
 from mcp_eventscope.store.messages import EventId, StreamId
 
 CHUNK_EVENTS = 256
-"""The most events of one read, which blocks Redis."""
+"""Maximum number of events of one read, which blocks Redis."""
 CHUNK_BYTES = 1 << 20
 """Payload bytes after which a read stops early; a single larger event is still returned whole."""
 TURN_EVENTS = 32
-"""The most events that are sent before yielding to other tasks, with a callback that never waits."""
+"""Maximum number of events that are sent before yielding to other tasks, with a callback that never waits."""
 READS_AT_ONCE = 8
-"""The most concurrent reads of a process, each on a connection of the client's pool. When thousands of followers read
+"""Maximum concurrent reads of a process, each on a connection of the client's pool. When thousands of followers read
 at the same moment, for example after a restart, more reads would exhaust the pool without being faster, because Redis
 executes them one by one."""
 _POOL_SECONDS = 0.01

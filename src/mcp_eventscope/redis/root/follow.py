@@ -17,10 +17,10 @@ from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.store.messages import EventId, StreamId
 
 POLL_SECONDS = 0.5
-"""Seconds between polls of the followed streams: the most delay after a lost wake-up, or with a writer that does not
+"""Seconds between polls of the followed streams: the maximum delay after a lost wake-up, or with a writer that does not
 publish, such as mcp-persist."""
 POLL_STREAMS = 256
-"""The most streams polled in one round trip."""
+"""Maximum number of streams polled in one round trip."""
 
 
 class Follower:

@@ -13,7 +13,7 @@ _read = Script("root_read.lua")
 _peek = Script("root_peek.lua")
 
 PRODUCERS = 32
-"""The most events of a chunk whose producers are reported."""
+"""Maximum number of events of a chunk whose producers are reported."""
 
 _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -52,7 +52,7 @@ async def read(  # noqa: PLR0913 - the script's arguments
         keys: The store's keys.
         cursor: An event id, or `Chunk.after`.
         stream_id: The stream, or None for the stream of the cursor's event.
-        max_events: The most events to return.
+        max_events: Maximum number of events to return.
         max_bytes: Payload bytes after which no further event is returned; the first one always is.
 
     Returns:

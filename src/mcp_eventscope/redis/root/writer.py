@@ -22,8 +22,8 @@ DISTANT_SECONDS = 0.005
 class RootWriter:
     """Stores events in batches, one of them in flight.
 
-    A caller waits for at most the circuit breaker's `call_timeout`. While the circuit is open it does not wait: the
-    event is deferred, and stored in order when Redis has recovered.
+    A caller waits at most the circuit breaker's `call_timeout`. While the circuit is open it does not wait: the event
+    is deferred, and stored in order when Redis has recovered.
 
     Args:
         redis: The client, for its address.

@@ -25,7 +25,7 @@ SPARE_CONNECTIONS = 4
 LOOP_LATE = 0.05
 """Seconds by which a timer may be late before the loop, rather than Redis, counts as slow."""
 FIRST_RETRY, LAST_RETRY = 0.05, 0.25
-"""Seconds before the first retry, and the most seconds before later ones."""
+"""Seconds before the first retry, and the maximum before later ones."""
 
 
 class _InterruptedError(Exception):

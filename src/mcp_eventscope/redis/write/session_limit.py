@@ -61,7 +61,7 @@ class SessionLimit:
         ttl: Seconds that keys are kept; None: no expiry.
         breaker: The circuit breaker of the store.
         observers: Called with each eviction.
-        max_bytes: The most bytes of a session.
+        max_bytes: Maximum bytes of a session.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - constructed in one place
@@ -83,7 +83,7 @@ class SessionLimit:
         self._max_bytes = max_bytes
         self._entry_bytes = min(ENTRY_BYTES, max_bytes // 64)
         self._most_larges = max_bytes // LARGE_PAYLOAD
-        """The most large payloads of a run in Redis: the limit evicts older ones."""
+        """Maximum number of large payloads of a run in Redis: the limit evicts older ones."""
         self._names = count()
         self._entries: deque[tuple[Keys, str, int, bytes]] = deque()
         self._task: asyncio.Task[None] | None = None
@@ -124,7 +124,7 @@ class SessionLimit:
         run.unaccounted, run.larges_accounted = 0, len(run.larges)
 
     def account(self, session: SessionQueue) -> None:
-        """Account in Redis, in the background, for the events that a session has stored here."""
+        """Start accounting in Redis for the events that a session has stored here."""
         for run in tuple(session.unrecorded):
             self._add_piece(run, 0)
         pieces = session.pieces

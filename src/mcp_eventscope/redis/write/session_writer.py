@@ -28,7 +28,7 @@ from mcp_eventscope.store.results import StoreOutcome
 BATCH_EVENTS = 256
 """Events after which a batch is closed: Redis executes it in about a millisecond."""
 PART_EVENTS = 32
-"""The most events of one run in a batch, so that one busy run leaves room for the others."""
+"""Maximum number of events of one run in a batch, so that one busy run leaves room for the others."""
 LINGER_SECONDS = 0.005
 """Seconds for which events are collected before a commit. This halves the load of Redis, and delays followers on other
 workers; a run that another process follows is committed immediately."""
@@ -67,8 +67,8 @@ class SessionWriter:
         wake: Called when a batch is ready.
         account: Accounts for stored events.
         error_for: Creates the error that replaces a response, from the request id and the reason.
-        max_bytes: The most bytes of events in memory.
-        max_events: The most events in memory.
+        max_bytes: Maximum bytes of events in memory.
+        max_events: Maximum number of events in memory.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - constructed in one place

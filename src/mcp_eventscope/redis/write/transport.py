@@ -16,7 +16,7 @@ from mcp_eventscope.redis.client import ANSWER_TIMEOUT, AnyRedis
 from mcp_eventscope.redis.write.batch import Batch, Probe
 
 SLOWEST_TRANSFER = 1 << 20
-"""The least bytes per second of a transfer, whose time is added to the timeout of a reply."""
+"""Minimum bytes per second of a transfer, whose time is added to the timeout of a reply."""
 BUFFERED = 32 * 1024
 """Bytes that are always written without waiting for Redis: half of asyncio's limit."""
 _UNBOUND = nullcontext()
@@ -26,9 +26,9 @@ class Transport(Protocol):
     """An open connection to Redis."""
 
     depth: int
-    """The most batches in flight."""
+    """Maximum number of batches in flight."""
     parts: int
-    """The most sessions or request streams in one batch."""
+    """Maximum number of sessions or request streams in one batch."""
 
     async def send(self, batch: Batch, *, as_eval: bool) -> None:
         """Send a batch; `as_eval` as in `Batch.packed`."""
