@@ -78,7 +78,7 @@ class InstrumentedEventStore(EventStore):
             msg = f"store must be an instance, got the class {store.__name__}; call it"
             raise TypeError(msg)
         if isinstance(store, InstrumentedEventStore):
-            msg = "store must not be an InstrumentedEventStore, which would count everything twice; use it as it is"
+            msg = "store must not be instrumented already, or everything would be counted twice; use it as it is"
             raise ValueError(msg)  # noqa: TRY004 - the type is right, its state is not
         self._store: ObservableEventStore = (
             store if isinstance(store, ObservableEventStore) else EventStoreAdapter(store)

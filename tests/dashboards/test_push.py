@@ -128,11 +128,11 @@ def test_refusals(grafana: Grafana, capsys: pytest.CaptureFixture[str]) -> None:
     """A wrong token, a missing role, and an unreachable Grafana: each error has a remedy, and no token."""
     assert main(["dashboards", "push", "--grafana", grafana.url, "--token", "glsa_wrong"]) == 1
     wrong = capsys.readouterr().err
-    assert "does not know this token" in wrong
+    assert "rejected the token" in wrong
     assert "glsa_wrong" not in wrong
     grafana.role = "Viewer"
     assert main(["dashboards", "push", "--grafana", grafana.url, "--token", TOKEN]) == 1
     assert "Editor" in capsys.readouterr().err
     assert main(["dashboards", "push", "--grafana", f"http://{HOST}:{free_port()}", "--token", TOKEN]) == 1
-    assert "no Grafana answers" in capsys.readouterr().err
+    assert "Grafana does not answer" in capsys.readouterr().err
     assert grafana.dashboards == {}

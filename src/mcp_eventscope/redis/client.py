@@ -107,8 +107,8 @@ def require_one_slot(client: AnyRedis, prefix: str) -> None:
     """
     if isinstance(client, aioredis.RedisCluster) and "{" not in prefix:
         msg = (
-            f"key_prefix must contain a hash tag for a root store on Redis Cluster, got {prefix!r}; "
-            'use a prefix such as "{mcp}:", or the store of a session (for_session)'
+            f"key_prefix must put the keys of a root store in one slot of Redis Cluster, got {prefix!r}; "
+            'use a hash tag such as "{mcp}:", or the store of a session (for_session)'
         )
         raise StoreRejectedError(msg)
 
