@@ -87,16 +87,16 @@ class InstrumentedEventStore(EventStore):
         self._registry = registry
         self._session: str | None = None
         # A third-party store may isolate sessions and expire events in its own way.
-        ours = isinstance(store, ObservableEventStore)
-        self._warn_not_isolated = ours
-        # Our stores do their I/O in a shared task: a caller's span has no children, and need not be current.
-        self._current = not ours
+        observable = isinstance(store, ObservableEventStore)
+        self._warn_not_isolated = observable
+        # An observable store does its I/O in a shared task: a caller's span has no children, and need not be current.
+        self._current = not observable
         self._recorded: list[SampledObservation] = []
         """Acknowledged events with recorded spans, for the exemplars of their commit."""
         decorated = self._store
         self._sinks.count(MetricsSink.configured, self.ttl, lambda: decorated.backlog)
         self._store.observe(self._on_event)
-        self._sinks.safely("logs", self._sinks.logs.configured, ttl_missing=ours and self.ttl is None)
+        self._sinks.safely("logs", self._sinks.logs.configured, ttl_missing=observable and self.ttl is None)
 
     @property
     def ttl(self) -> int | None:
@@ -188,11 +188,11 @@ class InstrumentedEventStore(EventStore):
             every: Seconds between polls.
 
         Returns:
-            What is entered to begin, and left to end.
+            A context manager that polls until it is left.
 
         Raises:
-            TypeError: `every` is no number.
-            ValueError: `every` is not positive; or the store is no `RedisEventStore`, or on a cluster.
+            TypeError: `every` is not a number.
+            ValueError: `every` is not positive, or the store is not a `RedisEventStore`, or is on a cluster.
         """
         return poll_redis_stats(poller_of(self._store, every), every, self._polled)
 
@@ -200,8 +200,8 @@ class InstrumentedEventStore(EventStore):
         """Count and log a fact about sessions and requests. It never raises.
 
         Args:
-            fact: What it is.
-            log: Where its log event goes; None: where the store's go.
+            fact: The fact.
+            log: The log; None: the log of the store.
         """
         self._sinks.count(MetricsSink.served, fact)
         self._sinks.safely("logs", self._sinks.logs.serving, fact, log)
@@ -284,7 +284,7 @@ class InstrumentedEventStore(EventStore):
             except Exception as error:  # noqa: BLE001 - whatever a provider of the application's raises
                 self._sinks.failed(meter.name, error)
 
-    def _acknowledged(  # noqa: PLR0913, PLR0917 - what is known of it, one by one
+    def _acknowledged(  # noqa: PLR0913, PLR0917 - the fields of the measurement
         self,
         outcome: StoreOutcome,
         seconds: float,
@@ -302,7 +302,7 @@ class InstrumentedEventStore(EventStore):
         measured = StoreMeasurement(seconds, outcome.value, stream_id, None, kind_of(message), appended)
         self._sinks.end_span(span, measured, self._session)
 
-    def _appended(  # noqa: PLR0913, PLR0917 - what is known of it, one by one
+    def _appended(  # noqa: PLR0913, PLR0917 - the fields of the measurement
         self,
         seconds: float,
         stream_id: StreamId,

@@ -215,7 +215,7 @@ async def test_sse_writer_take_over_of_a_closed_stream_is_refused() -> None:
 async def test_sse_writer_of_an_ended_session_ends_the_response() -> None:
     """A writer whose stream a `DELETE` has closed ends the response without an error."""
     view = SessionView(RedisEventStore(FakeAsyncRedis(), ttl=60).for_session("s"), follow_timeout=1)
-    transport = ResumableTransport(view, stopped=lambda _: None, elsewhere=lambda _: None, mcp_session_id="s")
+    transport = ResumableTransport(view, stopped=lambda _: None, forward=lambda _: None, mcp_session_id="s")
     transport._request_streams["1"] = anyio.create_memory_object_stream[EventMessage](2)
     reader = transport._request_streams["1"][1]
     for end in transport._request_streams["1"]:

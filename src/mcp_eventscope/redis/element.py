@@ -1,4 +1,4 @@
-"""One element of a run's list: its header of number, time and marks, and its payload.
+"""Elements of a run's list: a header with number, time and marks, and the payload.
 
 `commit.lua`, `read_run.lua` and `evict.lua` read the number, the time, and whether the first mark is "f".
 """
@@ -10,18 +10,18 @@ PLAIN = b"%d %d\n%b"
 _FINAL, _LOST, _LARGE, _TRACEPARENT = b"f", b"l", b"g", b"t"
 
 
-def encode(  # noqa: PLR0913 - the parts of an element, one by one
+def encode(  # noqa: PLR0913 - the parts of an element
     seq: int, time: int, payload: bytes, *, final: bool = False, first: int | None = None, traceparent: str = ""
 ) -> bytes:
-    """An element with whatever marks it needs.
+    """Encode an element with its marks.
 
     Args:
         seq: The number of the event.
-        time: When it was accepted, in microseconds since 1970.
+        time: When the event was accepted, in microseconds since 1970.
         payload: The message as JSON; b"" for a priming event. Above `LARGE_PAYLOAD` only its size is in the element.
-        final: Whether it ends the run.
-        first: The first number that a placeholder of lost events stands for; None: it is an event.
-        traceparent: The span that produced it, in W3C notation; "": it is not kept.
+        final: Whether the event ends the run.
+        first: The first number that a placeholder of lost events stands for; None for an event.
+        traceparent: The producer's W3C traceparent; "": none.
     """
     header = [b"%d %d" % (seq, time)]
     if final:
@@ -37,11 +37,11 @@ def encode(  # noqa: PLR0913 - the parts of an element, one by one
 
 
 def parse_marks(seq: int, marks: list[bytes]) -> tuple[int | None, int | None, str]:
-    """The first lost number, the size of a large payload, and the `traceparent`, of the marks of an element.
+    """Parse an element's marks: first lost number, size of a large payload, `traceparent`.
 
     Args:
         seq: The number of the element.
-        marks: What follows the number and the time in its header.
+        marks: The words after number and time in the header.
 
     Raises:
         ValueError: A mark is damaged.

@@ -14,13 +14,13 @@ class Keys:
     """The keys under one prefix. The root layout is that of mcp-persist 0.1.1, plus `trimmed` and `commit`.
 
     ```
-    {prefix}counter              STRING  in the root: the last event id given out
+    {prefix}counter              STRING  in the root: the last assigned event id
     {prefix}event:{event_id}     HASH    in the root: stream_id, payload; final on a response; traceparent, if known
     {prefix}stream:{stream_id}   ZSET    in the root: event ids, scored by id; in a session a channel
     {prefix}trimmed:{stream_id}  STRING  in the root: the highest id removed from that index, once any was
     {prefix}stream:{stream}:{run}       LIST    in a session: the events of a run
     {prefix}large:{stream}:{run}:{n}    STRING  in a session: a payload above 4 KiB
-    {prefix}requests             HASH    in a session: the runs that are open, or were answered elsewhere
+    {prefix}requests             HASH    in a session: open runs, and answers in place of dead workers
     {prefix}sizes                HASH    in a session: the bytes of its runs (`SessionLimit`)
     {prefix}commit:{worker}      STRING  in the root: the worker's last commit, so that a batch is committed once
     {prefix}stored               channel in the root: the worker and the streams of each batch

@@ -1,4 +1,4 @@
-"""The entries of a session's `requests`: an open request, a standalone run, or an answer in place of a dead worker.
+"""The entries of a session's `requests`: open requests, standalone runs, and substitute answers.
 
 The scripts read the first letter of an entry: `answer.lua`, `commit.lua`, `peek_runs.lua` and `standalone.lua`.
 """
@@ -15,15 +15,15 @@ STANDALONE = b"s 0"
 
 
 def open_request(stream: StreamId, request_id: RequestId) -> bytes:
-    """The entry of an open request, whose id keeps its JSON type."""
+    """Encode the entry of an open request, whose id keeps its JSON type."""
     return b"r %b %b" % (stream.encode(), pydantic_core.to_json(request_id))
 
 
 def answer(time: int, payload: bytes) -> bytes:
-    """The entry of a request that was answered in place of its worker.
+    """Encode the entry of a request that was answered in place of its dead worker.
 
     Args:
-        time: When, in microseconds since 1970.
+        time: The time of the answer, in microseconds since 1970.
         payload: The error as JSON.
     """
     return b"%b %d %b" % (ANSWERED, time, payload)
@@ -35,7 +35,7 @@ def is_open(entry: bytes) -> bool:
 
 
 def answer_of(entry: bytes | None) -> bytes | None:
-    """The error that an entry holds, as JSON; None where it is no answer."""
+    """The error in an entry, as JSON; None if the entry is not an answer."""
     if entry is None or not entry.startswith(ANSWERED + b" "):
         return None
     return entry.split(b" ", 2)[2]

@@ -434,7 +434,7 @@ class RedisSessionStore:
                 read = not shared.breaker.unreachable and await self._attempt(
                     self._advance_or_answer(delivery, watch, name, following), following
                 )
-                if delivery.completed or following.over or following.gone:
+                if delivery.completed or following.over or following.worker_lost:
                     return
                 await watch.wait(following.remaining if read else min(following.remaining, POLL_SECONDS))
 
@@ -484,7 +484,7 @@ class RedisSessionStore:
         shared, keys = self._shared, self._keys
         entry = await shared.reader.call(lambda: self._entry(name))
         if entry is None:
-            following.gone = True  # There is no such request: the cursor may be invented.
+            following.worker_lost = True  # There is no such request: the cursor may be invented.
             return
         if run_entry.is_open(entry):
             error = codec.encode(orphaned(request_id_of(entry)))
@@ -513,7 +513,7 @@ class _FollowState:
         self._until = time.monotonic() + limit
         self.failures = 0
         self.orphaned = False
-        self.gone = False
+        self.worker_lost = False
 
     @property
     def remaining(self) -> float:
@@ -526,4 +526,4 @@ class _FollowState:
     def end(self, *, completed: bool) -> FollowEnd:
         if completed:
             return FollowEnd.COMPLETED
-        return FollowEnd.WORKER_LOST if self.gone else FollowEnd.TIMEOUT
+        return FollowEnd.WORKER_LOST if self.worker_lost else FollowEnd.TIMEOUT

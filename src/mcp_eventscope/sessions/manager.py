@@ -194,11 +194,11 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     def _transport_of(self, store: InstrumentedEventStore, session_id: str) -> ResumableTransport:
         """Create the transport of a session."""
         view = SessionView(store.for_session(session_id), follow_timeout=self._follow_timeout)
-        view.ended = lambda: self._ended_elsewhere(session_id)
+        view.ended = lambda: self._end_locally(session_id)
         return ResumableTransport(
             view,
             stopped=lambda name: self._publish(session=session_id, stop=name),
-            elsewhere=lambda message: self._publish(
+            forward=lambda message: self._publish(
                 session=session_id, deliver=message.model_dump(mode="json", by_alias=True, exclude_unset=True)
             ),
             mcp_session_id=session_id,
@@ -208,7 +208,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             idle_timeout=self.session_idle_timeout,
         )
 
-    def _ended_elsewhere(self, session_id: str) -> None:
+    def _end_locally(self, session_id: str) -> None:
         """Discard a session that was ended on another worker."""
         transport = self._server_instances.get(session_id)
         if transport is not None and not transport.is_terminated and self._task_group is not None:
@@ -404,7 +404,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                 message = jsonrpc_message_adapter.validate_python(notice["deliver"], by_name=False)
                 self._task_group.start_soon(transport.deliver, message)
         elif "ended" in notice:
-            self._ended_elsewhere(session_id)
+            self._end_locally(session_id)
 
     def _age_of(self, notice: Notice) -> float:
         """Seconds since another worker sent a message; 0.0 if the clocks differ."""

@@ -43,7 +43,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
     Args:
         view: The session's view of the store.
         stopped: Called with the name of a stream whose connections to other workers must end.
-        elsewhere: Called with an answer or a cancellation by the client that concerns no request on this worker.
+        forward: Called with an answer or a cancellation by the client that concerns no request on this worker.
         **settings: As in the SDK.
     """
 
@@ -54,7 +54,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
         view: SessionView,
         *,
         stopped: Callable[[str], None],
-        elsewhere: Callable[[JSONRPCMessage], None],
+        forward: Callable[[JSONRPCMessage], None],
         **settings: Any,
     ) -> None:
         super().__init__(event_store=view, **settings)
@@ -63,7 +63,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
         # Closes the live stream, too: the client resumes and receives the stored answer.
         view.fenced = super().close_sse_stream
         self._stopped = stopped
-        self._elsewhere = elsewhere
+        self._forward = forward
 
     @asynccontextmanager
     async def connect(
@@ -85,7 +85,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
 
     def _route(self, item: SessionMessage | Exception) -> None:
         if isinstance(item, SessionMessage) and self.view.concerns(item.message) is False:
-            self._elsewhere(item.message)
+            self._forward(item.message)
 
     def _sender(self) -> Context | None:
         """The context of the sender of the message that is being stored."""

@@ -42,13 +42,13 @@ SENT: dict[str, JSONRPCMessage] = {
     "floats": JSONRPCResponse(
         jsonrpc="2.0", id=1, result={"n": [-0.0, 0.1, 1e22, 1e16, 5e-324, 1.7976931348623157e308, 1.0]}
     ),
-    "floats that JSON has not": JSONRPCResponse(
+    "floats that JSON lacks": JSONRPCResponse(
         jsonrpc="2.0", id=1, result={"n": [float("nan"), float("inf"), float("-inf")]}
     ),
     "separators in text": JSONRPCNotification(
         jsonrpc="2.0", method="log", params={"text": "\u2028\u2029\x85\r\n\0\x1f\x7f\ufeff\uffff\U0001f9ea"}
     ),
-    "what looks like a stream of events": JSONRPCNotification(
+    "text like an event stream": JSONRPCNotification(
         jsonrpc="2.0", method="log", params={"text": 'id: 1\ndata: {"jsonrpc"}\n\n'}
     ),
 }

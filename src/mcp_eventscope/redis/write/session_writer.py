@@ -447,7 +447,7 @@ class SessionWriter:
         self.bytes += size
 
     def _uncount(self, session: SessionQueue, events: int, size: int) -> None:
-        """Uncount events that are no longer unacknowledged."""
+        """Uncount events that were acknowledged or dropped."""
         session.events -= events
         session.bytes -= size
         self.events -= events
