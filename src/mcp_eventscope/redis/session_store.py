@@ -177,7 +177,7 @@ class RedisSessionStore:
         writer.begin(self._queue, stream_id, request_id)
 
     async def give_up(self, stream_id: StreamId, request_id: RequestId) -> None:
-        """Answer a request that this process no longer runs with an error.
+        """Answer with an error a request that this process no longer runs.
 
         Args:
             stream_id: The stream.

@@ -146,7 +146,7 @@ class SessionView(EventStore):
         self._store.begin(name, request_id)
 
     async def abandon(self, request_id: RequestId) -> None:
-        """Answer an admitted request that never reached the server with an error."""
+        """Answer with an error an admitted request that never reached the server."""
         stream_id = str(request_id)
         if self._open.get(stream_id, ("", None))[1] == request_id:
             await self._give_up(stream_id)
@@ -395,7 +395,7 @@ class SessionView(EventStore):
                 resume.scope.cancel()
 
     async def give_up(self) -> None:
-        """Answer the running requests with an error, and release the session."""
+        """Answer all running requests with an error, and release the session."""
         try:
             for stream_id in tuple(self._open):
                 await self._give_up(stream_id)

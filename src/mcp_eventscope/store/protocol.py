@@ -43,7 +43,7 @@ class ObservableEventStore(Protocol):
 
     @property
     def shared(self) -> bool:
-        """Whether events of any process wake followers immediately. Streams may then be read from the store only."""
+        """Whether events of any process wake followers immediately, so that no live path is needed."""
         ...
 
     def begin(self, stream_id: StreamId, request_id: RequestId) -> None:
@@ -51,7 +51,7 @@ class ObservableEventStore(Protocol):
         ...
 
     async def give_up(self, stream_id: StreamId, request_id: RequestId) -> None:
-        """Answer a request that this process no longer runs with an error."""
+        """Answer with an error a request that this process no longer runs."""
         ...
 
     async def open_standalone(self) -> EventId:

@@ -252,7 +252,7 @@ class Sender:
             self._interrupted = error
 
     async def _on_failure(self, error: Exception) -> None:
-        """Prepare the next attempt: immediate after the first broken connection, which may have been stale."""
+        """Prepare the next attempt, immediately after a first broken connection, which may be stale."""
         interrupted, self._interrupted = self._interrupted, None
         # Judged by the end of the exchange: a connection may break after an error reply, too, and lose its replies.
         broken = not isinstance(error, _InterruptedError)
