@@ -1,4 +1,4 @@
-"""What is relied on of the SDK's session manager, none of which is public, and what happens when it has changed."""
+"""The private parts of the SDK that sessions depend on, and their check before anything is served."""
 
 import logging
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ CALLS = (
     ("_handle_stateful_request", "_discard_session"),
     ("_serve_opening_request", "_discard_session"),
 )
-"""Which method of the SDK's manager calls which: the called ones are overridden, and would never be asked."""
+"""Methods of the SDK's manager and the methods they call, which are overridden here."""
 
 
 MANAGER_ATTRIBUTES = (
@@ -55,7 +55,7 @@ DISPATCHER_ATTRIBUTES = ("_next_id",)
 
 
 class Guard(EventStore):
-    """Stands where the SDK expects the store. Only a session's view may be asked; this never stores or replays."""
+    """The event store of the SDK's manager. It refuses every call, since each session has a view of its own."""
 
     async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
         """Refuse."""
@@ -67,7 +67,7 @@ class Guard(EventStore):
 
 
 def check_calls() -> None:
-    """See that the SDK's manager still calls what is overridden.
+    """Check that the SDK's manager still calls the methods that are overridden.
 
     Raises:
         IncompatibleSDKError: It does not.
@@ -80,7 +80,7 @@ def check_calls() -> None:
 
 @contextmanager
 def unlogged() -> Iterator[None]:
-    """Keep the SDK's log quiet: nobody has to read of a session that is tried out."""
+    """Silence the SDK's log, which would report a session that is only made to check the SDK."""
     log.addFilter(_nothing)
     try:
         yield
@@ -89,11 +89,11 @@ def unlogged() -> Iterator[None]:
 
 
 def unavailable(message: str, *, retry_after: int | None = None) -> Response:
-    """A 503 as the SDK answers it at its session limit.
+    """A 503 response, in the form of the SDK's at its session limit.
 
     Args:
-        message: Why.
-        retry_after: Seconds after which to ask again.
+        message: The reason.
+        retry_after: Seconds after which the client may retry; None: the header is omitted.
     """
     body = JSONRPCError(jsonrpc="2.0", id=None, error=ErrorData(code=INTERNAL_ERROR, message=message))
     headers = None if retry_after is None else {"retry-after": str(retry_after)}
@@ -115,19 +115,19 @@ def incompatible(what: str) -> NoReturn:
 
 
 def _nothing(_: logging.LogRecord) -> bool:
-    """A filter that lets nothing through."""
+    """A filter that rejects every record."""
     return False
 
 
 def check_manager(manager: StreamableHTTPSessionManager) -> None:
-    """Try on this very SDK, before anything is served, what every session depends on.
+    """Check the private parts of the installed SDK that every session depends on.
 
     Raises:
-        IncompatibleSDKError: It is not as it was.
+        IncompatibleSDKError: One of them is missing or has changed.
     """
     check_calls()
     try:
-        # The first session of all: made as any other, and forgotten before it is connected.
+        # A session is made as any other, and removed before it is connected.
         with unlogged():
             transport = manager._admit_session(None)
     except (AttributeError, TypeError) as error:

@@ -22,7 +22,7 @@ Row: TypeAlias = tuple[int, int, int, str, bytes | None]
 
 @dataclass(slots=True)
 class Chunk:
-    """What `read_run.lua` returns."""
+    """The reply of `read_run.lua`."""
 
     clock: int
     """Redis's clock in microseconds since 1970."""

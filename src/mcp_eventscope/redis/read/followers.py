@@ -1,4 +1,4 @@
-"""Followers of streams: woken when events are stored, by whichever worker, and when a stream's worker is dead."""
+"""Followers of streams: woken when any worker stores an event, and when a worker is declared dead."""
 
 import asyncio
 import contextlib
@@ -25,19 +25,19 @@ from mcp_eventscope.redis.write.runs import worker_of
 from mcp_eventscope.store.messages import StreamId
 
 POLL_SECONDS = 0.5
-"""How often a process looks for what its followers have not been woken for: a lost wake-up costs at most this, and a
-request whose worker is dead is answered at most this after the lease."""
+"""Seconds between polls. A lost wake-up delays a follower by at most this, and the request of a dead worker is answered
+at most this after its lease."""
 STANDALONE_POLLS = 20
-"""Every so many polls, standalone streams are looked at although their channel is subscribed to: a worker may lack the
-right to publish."""
+"""Polls after which standalone streams are read although their channel is subscribed: a worker may lack the permission
+to publish."""
 POLL_STREAMS = 256
-"""Streams looked at in one round trip."""
+"""Streams per round trip."""
 
 _peek = Script("peek_runs.lua")
 
 
 class Watch:
-    """One follower, and what wakes it."""
+    """A follower: its position, and the reasons to wake it."""
 
     __slots__ = ("_waiter", "_woken", "delivery", "keys", "orphaned", "run", "unclaimed_since")
 
@@ -54,12 +54,12 @@ class Watch:
         self._waiter: asyncio.Future[None] | None = None
 
     def wake(self, _: object = None) -> None:
-        """There may be something to deliver. Takes, and ignores, a published message."""
+        """Wake the follower. A published message may be passed, and is ignored."""
         self._woken = True
         self._release()
 
     async def wait(self, seconds: float) -> None:
-        """Return when it was woken since the last wait, or after so many seconds."""
+        """Return when the follower was woken since the last wait, or after `seconds`."""
         if self._woken:
             await asyncio.sleep(0)
         else:
@@ -80,7 +80,7 @@ class Watch:
 
 
 class RunFollowers:
-    """The followers of one process that depend on Redis. Wake-ups only wake: the truth is read from the lists.
+    """The followers of one process that read from Redis. A wake-up carries no data; followers read the lists.
 
     Args:
         redis: The client.
@@ -104,7 +104,7 @@ class RunFollowers:
 
     @contextmanager
     def watching(self, watch: Watch, stream: StreamId) -> Iterator[None]:
-        """Wake a follower until the block ends. To be entered before reading, or a wake-up is missed."""
+        """Wake a follower until the block ends. Enter it before the first read, or a wake-up is missed."""
         channel = watch.keys.stream(stream)
         self._watches.add(watch)
         self._subscriptions.subscribe(channel, watch.wake)
@@ -135,7 +135,7 @@ class RunFollowers:
             if watch.run is not None:
                 requests.append((watch, watch.run))
             elif not (heard and self._subscriptions.confirmed(watch.keys.stream(watch.delivery.stream))):
-                watch.wake()  # It reads what its runs have.
+                watch.wake()  # It reads all runs of the stream.
         watches = iter(requests)
         # On a cluster a script sees one slot, so one session, at a time.
         size = POLL_STREAMS if isinstance(self._redis, aioredis.Redis) else 1
@@ -151,7 +151,7 @@ class RunFollowers:
                 self._check(watch, run, int(last), entry, expired)
 
     def _check(self, watch: Watch, run: str, last: int, entry: bytes, expired: set[str]) -> None:
-        """Wake a follower if there is something to deliver, or if nothing will ever be."""
+        """Wake a follower if it has events to read, or if its worker is dead."""
         if last > watch.delivery.cursor.positions.get(run, 0) or entry == ANSWERED:
             watch.wake()
         elif worker_of(run) in expired:

@@ -1,4 +1,4 @@
-"""A run: the events of one request, or of one worker on a standalone stream, numbered by the worker that runs it."""
+"""Runs: the numbered events of one request, or of one worker on a standalone stream."""
 
 import asyncio
 import re
@@ -12,7 +12,7 @@ from mcp_eventscope.store.messages import EventId, StreamId
 from mcp_eventscope.store.results import StoreOutcome
 
 EVENT_BYTES = 512
-"""Bytes of memory that an event counts for beside its payload, in the bounds."""
+"""Bytes of memory that an event counts for beside its payload."""
 WORKER_DIGITS = 12
 """Hexadecimal digits of a worker's name, with which the names of its runs begin."""
 
@@ -20,7 +20,7 @@ _RUN = re.compile(rf"[0-9a-f]{{{WORKER_DIGITS}}}[0-9a-f]{{1,16}}", re.ASCII)
 
 
 class PendingEvent:
-    """One event that was accepted: until it is acknowledged, and a while longer."""
+    """An accepted event. It is kept until it is acknowledged, and for a while after."""
 
     __slots__ = (
         "_callbacks",
@@ -66,7 +66,7 @@ class PendingEvent:
         self.final = final
         self._callbacks: list[Callable[[StoreOutcome], None]] | None = None
         self.outcome: StoreOutcome | None = None
-        """What became of it; None as long as that is not known."""
+        """Its outcome; None until it is known."""
 
     @property
     def event_id(self) -> EventId:
@@ -122,7 +122,7 @@ class PendingEvent:
 
 
 class LostRange:
-    """Stands for the type of a message where numbers stand for lost events."""
+    """The message type of a placeholder for lost events."""
 
 
 class SessionQueue:
@@ -164,15 +164,15 @@ class SessionQueue:
         self.on_fenced: Callable[[StreamId], None] | None = None
         """Called with a stream whose request was answered in this worker's place."""
         self.pieces: list[tuple[int, bytes]] = []
-        """What was stored of its runs, and is not accounted for, with its bytes (`SessionLimit`)."""
+        """The stored parts of its runs that are not accounted for, with their bytes (`SessionLimit`)."""
         self.unrecorded: dict[Run, int] = {}
-        """The runs of which more was stored than `pieces` has, each with the last number."""
+        """The runs with stored events that `pieces` lacks, each with the last number."""
         self.unaccounted = 0
-        """The bytes of both."""
+        """Bytes of the stored events that are not accounted for."""
 
 
 class Run:
-    """One run, and those of its events that are in memory: acknowledged ones first, then in flight, then pending."""
+    """A run, with its events in memory: acknowledged ones first, then in flight, then pending."""
 
     __slots__ = (
         "__weakref__",
@@ -205,11 +205,11 @@ class Run:
         self.stream = stream
         self.name = name
         self.entry = entry
-        """What `requests` has of it while it is open."""
+        """Its entry in `requests` while it is open (`run_entry`)."""
         self.standalone = standalone
         self.key = session.keys.run(stream, name)
         self.last = 0
-        """The last number that was given out."""
+        """The last number that was assigned."""
         self.acknowledged = 0
         """The last number that Redis has acknowledged."""
         self.retained: deque[PendingEvent] = deque()
@@ -217,17 +217,17 @@ class Run:
         self.in_flight: list[PendingEvent] = []
         self.pending: deque[PendingEvent] = deque()
         self.queued = False
-        """Whether it has its turn to come, or a commit in flight."""
+        """Whether it is queued for a batch, or has a commit in flight."""
         self.dirty = False
         """Whether Redis may have lost acknowledged events."""
         self.closed = False
-        """Whether its end was accepted: no number is given out any more."""
+        """Whether its last event was accepted: no number is assigned any more."""
         self.refused = False
         """Whether nothing of it will be committed any more."""
         self.followed = False
         """Whether another process follows it."""
         self.limit = 0
-        """The most events of its next commit, while the one is looked for that Redis refuses; 0: no such search."""
+        """The most events of its next commit while an event that Redis refuses is searched for; 0: no search."""
         self.renewed = 0
         """When its keys were last renewed, in microseconds."""
         self.larges: list[int] = []
