@@ -95,7 +95,7 @@ RESUMES = (
         "Followed streams",
         catalog.STREAMS_FOLLOWED,
         says(
-            "Resumed streams that are open and receive new events.",
+            "Streams that are read from the store as events arrive: resumed calls and standalone streams.",
             normal="about the number of clients: each has its standalone stream, and any call it resumed.",
             otherwise="growing without more clients: a proxy keeps connections of departed clients open, or calls "
             "never end. See 'Follow rate by outcome'.",
@@ -117,7 +117,8 @@ RESUMES = (
         26,
         "Undeliverable events",
         says(
-            "Missing: expired or evicted before the resume. Corrupt: could not be decoded.",
+            "Events due to a resuming client that could not be delivered. Missing: expired or evicted before the "
+            "resume. Corrupt: could not be decoded.",
             normal="0.",
             otherwise="missing: Redis evicts ('Key eviction rate', Redis dashboard), or the TTL is too short. Corrupt: "
             "another application writes under this prefix; the log event_store.replay_incomplete has the ids.",

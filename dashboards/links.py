@@ -10,7 +10,7 @@ RUNBOOK = "eventscope-runbook"
 SECTIONS = (
     "EventscopeResumesFailing",
     "EventscopeResumesFailingSlowly",
-    "EventscopeOwedEventsUndelivered",
+    "EventscopeDueEventsUndelivered",
     "EventscopeStoreDegraded",
     "EventscopeStoreFlapping",
     "EventscopeStoreErrors",
@@ -27,7 +27,7 @@ SECTIONS = (
     "EventscopeMetricsAbsent",
     "EventscopeTelemetryFailing",
     "EventscopeRedisStatsStale",
-    "EventscopeSessionsRefused",
+    "EventscopeRequestsRefused",
 )
 """One per alert. The position of a section is the id of its panel, so new sections go last."""
 

@@ -24,7 +24,7 @@ from dashboards.panels import (
     steps_of,
 )
 from mcp_eventscope.telemetry import catalog
-from mcp_eventscope.telemetry.catalog_sessions import SESSIONS_ACTIVE, SESSIONS_REFUSED
+from mcp_eventscope.telemetry.catalog_sessions import REQUESTS_REFUSED, SESSIONS_ACTIVE
 from mcp_eventscope.telemetry.declarations import Metric
 
 
@@ -51,7 +51,7 @@ _PROBLEMS = (
     _problem("Events lost", _times(catalog.EVENTS_LOST_TOTAL), "EventscopeEventsLost"),
     _problem("Requests orphaned", _times(catalog.REQUESTS_ORPHANED), "EventscopeRequestsOrphaned"),
     _problem(
-        "Requests refused", _times(SESSIONS_REFUSED, reason=("limit", "unavailable")), "EventscopeSessionsRefused"
+        "Requests refused", _times(REQUESTS_REFUSED, reason=("limit", "unavailable")), "EventscopeRequestsRefused"
     ),
     _problem("Resumes after expiry", _times(catalog.REPLAY_MISSES, reason="expired"), "EventscopeTTLHeadroomLow"),
     _problem(
@@ -99,14 +99,14 @@ _SCREEN = (
         (0.5, CALM),
         unit="percentunit",
         defaults={"noValue": "nothing due", "decimals": 1, "max": 1},
-        links=(to("Resume drill-down", RESUME), runbook("EventscopeOwedEventsUndelivered")),
+        links=(to("Resume drill-down", RESUME), runbook("EventscopeDueEventsUndelivered")),
     ),
     stat(
         3,
         "Redis",
         says(
-            "Whether Redis is unreachable or too slow for any worker right now. Messages are still sent, and pending "
-            "events are kept in memory; a client that resumes on another worker waits.",
+            "Whether Redis is unreachable, too slow, or refuses writes for any worker now. Messages are still sent, "
+            "and pending events are kept in memory; a client that resumes on another worker waits.",
             normal="available.",
             otherwise="see 'Redis state by worker': one worker or all? The Redis dashboard shows the reason. It is "
             "urgent once 'Events lost' rises.",

@@ -56,8 +56,8 @@ _WORKERS = (
         "Batch size",
         says(
             "Events per batch.",
-            normal="few at low load; towards 64 under load, which raises the throughput.",
-            otherwise="p50 constantly at 63 or more: the connection of a worker is saturated. Add workers.",
+            normal="few at low load; up to 256 under load, which raises the throughput.",
+            otherwise="p50 constantly at 128 or more: the connection of a worker is saturated. Add workers.",
         ),
         Target(promql.quantile(0.99, catalog.COMMIT_BATCH_SIZE), "p99"),
         Target(promql.quantile(0.5, catalog.COMMIT_BATCH_SIZE), "p50"),
@@ -81,7 +81,7 @@ _WORKERS = (
         "Degradation rate by reason",
         catalog.DEGRADATIONS,
         says(
-            "How often workers found Redis unreachable or too slow.",
+            "How often workers found Redis unreachable, too slow, or refusing writes.",
             normal="0.",
             otherwise="connection: Redis is down, or the network. Timeout: too slow. Loading: it restarted. Readonly: "
             "a replica, after a failover. Oom: full. Pool: max_connections. Auth: its ACL. Busy: a long script.",

@@ -159,7 +159,7 @@ def alerts() -> Iterator[Alert]:
         _UNDELIVERED,
     )
     yield Alert(
-        "EventscopeOwedEventsUndelivered",
+        "EventscopeDueEventsUndelivered",
         "warning",
         f"{OWED_RATIO} > 0.5\nand {OWED_NUMBER} >= {LEAST_RESUMES}",
         "5m",
@@ -174,8 +174,8 @@ def alerts() -> Iterator[Alert]:
         f"{_max(catalog.DEGRADED)} == 1",
         "1m",
         f"Redis is unavailable: {_WHO}",
-        "At least one worker has found Redis unreachable or too slow for a minute. Messages are sent, and pending "
-        "events stay in memory; clients that resume on another worker wait.",
+        "At least one worker has found Redis unreachable, too slow, or refusing writes for a minute. Messages are "
+        "sent, and pending events stay in memory; clients that resume on another worker wait.",
         links.REDIS,
     )
     yield Alert(
@@ -185,8 +185,8 @@ def alerts() -> Iterator[Alert]:
         f"max by (job, store) (\n  round({_all(catalog.DEGRADATIONS, '15m', by=('job', 'store', 'instance'))})\n) > 3",
         "0m",
         f"Redis is intermittently unavailable: {_WHO}",
-        f"One worker found Redis unreachable or too slow {_NUMBER} times within 15 minutes. No events are lost; "
-        "resumes on other workers are delayed.",
+        f"One worker found Redis unreachable, too slow, or refusing writes {_NUMBER} times within 15 minutes. "
+        "No events are lost; resumes on other workers are delayed.",
         links.REDIS,
     )
     yield Alert(
@@ -324,9 +324,9 @@ def alerts() -> Iterator[Alert]:
         links.REDIS,
     )
     yield Alert(
-        "EventscopeSessionsRefused",
+        "EventscopeRequestsRefused",
         "warning",
-        f"{_all(catalog_sessions.SESSIONS_REFUSED, '5m', 'rate', by=(*OF, 'reason'), reason=_REFUSED)} > 0",
+        f"{_all(catalog_sessions.REQUESTS_REFUSED, '5m', 'rate', by=(*OF, 'reason'), reason=_REFUSED)} > 0",
         "5m",
         f"Requests refused for want of a session: {_WHO}",
         f"{_RATE} requests per second are answered 503 ({{{{ $labels.reason }}}}). Clients have to retry.",

@@ -24,9 +24,9 @@ from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.catalog_sessions import (
     BUILD_INFO,
     REQUESTS_RECEIVED,
+    REQUESTS_REFUSED,
     SESSIONS_ACTIVE,
     SESSIONS_ENDED,
-    SESSIONS_REFUSED,
     SESSIONS_STARTED,
 )
 
@@ -37,7 +37,7 @@ REDIS_STATE = gauge(
     "Redis state by worker",
     catalog.DEGRADED,
     says(
-        "Whether a worker finds Redis unreachable or too slow.",
+        "Whether a worker finds Redis unreachable, too slow, or refusing writes.",
         normal="available on all workers.",
         otherwise="unavailable on all workers: Redis itself. On one: its network, or its connection pool. The Redis "
         "dashboard shows the reason.",
@@ -167,7 +167,7 @@ SESSIONS_ROW = (
     counter(
         56,
         "Requests refused by reason",
-        SESSIONS_REFUSED,
+        REQUESTS_REFUSED,
         says(
             "Requests without a session. Limit: too many sessions (503). Unknown: no such session (404). Not_owner: "
             "the session of another principal (404). Unavailable: Redis unavailable (503). Invalid: not a valid "
@@ -178,7 +178,7 @@ SESSIONS_ROW = (
             "event_store.session_refused.",
         ),
         "reason",
-        links=(to("Redis state by worker", links.OVERVIEW, 41), runbook("EventscopeSessionsRefused")),
+        links=(to("Redis state by worker", links.OVERVIEW, 41), runbook("EventscopeRequestsRefused")),
     ),
     counter(
         57,
@@ -198,7 +198,7 @@ SESSIONS_ROW = (
         52,
         "Orphaned request rate",
         says(
-            "Requests answered with an error since the worker that ran them died or was stopping, by the worker that "
+            "Requests answered with an error because the worker that ran them died or was stopping, by the worker that "
             "answered.",
             normal="0; a few per deployment, unless workers drain (shutdown_timeout=).",
             otherwise="without a deployment: workers crash or freeze. Blue lines mark starts; look for the OOM killer, "

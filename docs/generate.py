@@ -43,7 +43,7 @@ Each row is checked by a test: `tests/telemetry/test_questions.py`, `tests/e2e/t
 | Is the store slow, failing or degraded? | `eventscope_commit_duration_seconds`, `eventscope_store_wait_seconds`, `eventscope_errors_total`, `eventscope_degraded`, `eventscope_backlog_size_bytes` |
 | Were events lost? | `eventscope_events_lost_total` by `reason`; `event_store.events_lost` |
 | Is the TTL missing or too short? | no series `eventscope_ttl_seconds`; `eventscope_redis_keys_without_ttl`; `event_store.ttl_missing`, `event_store.keys_without_ttl`, `event_store.ttl_short` |
-| Are clients refused, and why? | `eventscope_sessions_refused_total` by `reason`; `event_store.session_refused` |
+| Are clients refused, and why? | `eventscope_requests_refused_total` by `reason`; `event_store.session_refused` |
 | How many requests cannot resume? | `eventscope_requests_received_total` with `protocol_version` 2026-07-28 and other; `event_store.resumption_disabled` |
 | Does the telemetry fail? | `eventscope_telemetry_failures_total` by `sink`; `event_store.telemetry_failed` |
 """  # noqa: E501 - rows

@@ -26,7 +26,7 @@ from support.tool_control import ToolControl
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 LOG = logging.getLogger("drill")
-RESUMES_FAIL = {"EventscopeResumesFailing", "EventscopeResumesFailingSlowly", "EventscopeOwedEventsUndelivered"}
+RESUMES_FAIL = {"EventscopeResumesFailing", "EventscopeResumesFailingSlowly", "EventscopeDueEventsUndelivered"}
 EXPECTED = {
     FLEET: {
         *RESUMES_FAIL,
@@ -58,7 +58,7 @@ NOT_DRILLED = {
     "EventscopeReplaySlow": "no replay takes seconds here",
     "EventscopeFollowersGrowing": "a hundred streams that nobody ends, for half an hour",
     "EventscopeTelemetryFailing": "needs an exporter or a logger that raises",
-    "EventscopeSessionsRefused": "no limit on sessions, and their records are known to all workers",
+    "EventscopeRequestsRefused": "no limit on sessions, and their records are known to all workers",
 }
 
 
@@ -199,7 +199,7 @@ def test_counters(after: Site, job: str) -> None:
     assert view.told("eventscope_requests_received_total", "protocol_version") == {VERSION: ledger.requests}
     assert view.told("eventscope_sessions_started_total", "origin") == ledger.begun
     assert view.told("eventscope_sessions_ended_total", "reason") == ledger.ended
-    assert view.told("eventscope_sessions_refused_total", "reason") == {}
+    assert view.told("eventscope_requests_refused_total", "reason") == {}
     assert view.told("eventscope_redis_keys_evicted_total", "job") == _some({job: after.evicted * (job == SHORT)})
 
 

@@ -98,7 +98,7 @@ CASES = [
         every="30m",
     ),
     Case(
-        "EventscopeOwedEventsUndelivered",
+        "EventscopeDueEventsUndelivered",
         "idle clients succeed, and those that were owed something do not",
         resumes(caught_up="0+200x70", resumed="0x70", missed="0+1x70"),
         "65m",
@@ -106,13 +106,13 @@ CASES = [
         "100%",
     ),
     Case(
-        "EventscopeOwedEventsUndelivered",
+        "EventscopeDueEventsUndelivered",
         "a third of those owed something: the objective's business",
         resumes(caught_up="0+200x70", resumed="0+2x70", missed="0+1x70"),
         "65m",
     ),
     Case(
-        "EventscopeOwedEventsUndelivered",
+        "EventscopeDueEventsUndelivered",
         "all of too few",
         resumes(caught_up="0+200x70", resumed="0x70", missed="0x50 1+1x15"),
         "65m",
@@ -385,17 +385,17 @@ CASES = [
         "9m",
     ),
     Case(
-        "EventscopeSessionsRefused",
+        "EventscopeRequestsRefused",
         "two requests per second hit the limit",
-        {'eventscope_sessions_refused_total{reason="limit"}': "0+120x20"},
+        {'eventscope_requests_refused_total{reason="limit"}': "0+120x20"},
         "12m",
         [{"reason": "limit"}],
         "2",
     ),
     Case(
-        "EventscopeSessionsRefused",
+        "EventscopeRequestsRefused",
         "clients of ended sessions",
-        {'eventscope_sessions_refused_total{reason="unknown"}': "0+120x20"},
+        {'eventscope_requests_refused_total{reason="unknown"}': "0+120x20"},
         "12m",
     ),
     Case(

@@ -87,4 +87,4 @@ async def test_metrics_after_a_kill_show_adoption_and_no_refusal(
         assert "result" in [event async for event in events(response)][-1].message
     after = (await scrape(left)).since(before)
     assert after.by(BEGUN, "origin") == {"adopted": 1}
-    assert after.by("eventscope_sessions_refused_total", "reason") == {}
+    assert after.by("eventscope_requests_refused_total", "reason") == {}

@@ -99,16 +99,16 @@ class Rig:
 
     def ended(self, name: str = "default") -> dict[str, float]:
         """Sessions that a worker ended, by reason."""
-        return self._by_reason("ended", name)
+        return self._by_reason("sessions_ended", name)
 
     def refused(self, name: str = "default") -> dict[str, float]:
         """Requests that a worker refused, by reason."""
-        return self._by_reason("refused", name)
+        return self._by_reason("requests_refused", name)
 
     def _by_reason(self, what: str, name: str) -> dict[str, float]:
-        label = catalog_sessions.SESSION_END_REASON if what == "ended" else catalog_sessions.REFUSAL_REASON
+        label = catalog_sessions.SESSION_END_REASON if what == "sessions_ended" else catalog_sessions.REFUSAL_REASON
         found = {
-            reason: self._value(f"eventscope_sessions_{what}_total", store=name, reason=reason) or 0
+            reason: self._value(f"eventscope_{what}_total", store=name, reason=reason) or 0
             for reason in label.values or ()
         }
         return {reason: number for reason, number in found.items() if number}

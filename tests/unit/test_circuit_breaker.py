@@ -95,8 +95,8 @@ async def test_breaker_when_writes_are_refused_is_reachable(
 async def test_breaker_on_each_failure_starts_a_probe(breaker: CircuitBreaker) -> None:
     """Every failure starts the probes, whichever caller records it."""
     probes: list[str] = []
-    breaker.on_open(lambda: probes.append("first"))
-    breaker.on_open(lambda: probes.append("second"))
+    breaker.on_failure(lambda: probes.append("first"))
+    breaker.on_failure(lambda: probes.append("second"))
     breaker.record_failure(FailureReason.TIMEOUT, "")
     breaker.record_failure(FailureReason.TIMEOUT, "")
     assert probes == ["first", "second"] * 2

@@ -1,4 +1,4 @@
-"""The applications of FastMCP, which is not imported: only a program that uses it has a server of it."""
+"""The applications of FastMCP, which is never imported here: only its users have servers of it."""
 
 import sys
 from collections.abc import Callable, Mapping

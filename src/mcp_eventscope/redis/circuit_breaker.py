@@ -32,7 +32,7 @@ class CircuitBreaker:
         """Whether every call to Redis fails, rather than only the writes that it refuses."""
         return self.reason is not None and self.reason.unreachable
 
-    def on_open(self, probe: Callable[[], None]) -> None:
+    def on_failure(self, probe: Callable[[], None]) -> None:
         """Register a callback for failures, which must probe Redis until it answers."""
         self._probes.append(probe)
 

@@ -27,9 +27,9 @@ class Script:
         self._text = text
         self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
-    def call(self, *, whole: bool) -> tuple[bytes, bytes]:
+    def call(self, *, as_eval: bool) -> tuple[bytes, bytes]:
         """Return the command with the digest or with the text, which also loads the script."""
-        return (b"EVAL", self._text.encode()) if whole else (b"EVALSHA", self._sha.encode())
+        return (b"EVAL", self._text.encode()) if as_eval else (b"EVALSHA", self._sha.encode())
 
     async def __call__(self, client: Client, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
         """Run the script and return its reply as bytes, regardless of the client's `decode_responses`.
@@ -69,7 +69,7 @@ async def record(client: Client, keys: Keys, ttl: int, owner: str, handshake: st
 
 def queue_record(pipeline: Client, keys: Keys, ttl: int, owner: str, handshake: str) -> None:
     """Queue a `record` on a pipeline. Redis must know the script; arguments as in `record`."""
-    _, sha = _record.call(whole=False)
+    _, sha = _record.call(as_eval=False)
     arguments = [1, keys.session.encode(), ttl, owner.encode(), handshake.encode()]
     pipeline.execute_command("EVALSHA", sha, *arguments)
 

@@ -72,7 +72,8 @@ class RedisEventStore(EventStore):
         key_prefix: The prefix of every key.
         ttl: Seconds that a key is kept after its last write; None: no expiry, which fills Redis. It should exceed the
             time that clients stay disconnected: twice the session idle timeout is a good start.
-        store_timeout: Seconds for which an append waits for Redis before its event is deferred.
+        store_timeout: Seconds after which a reply of Redis counts as an outage, and for which an append waits for Redis
+            at most before its event is deferred.
         backlog_bytes: Maximum bytes of deferred events in this process.
         backlog_events: Maximum number of deferred events in this process.
         max_session_bytes: Maximum bytes that the events of a session may use in Redis. Beyond it the oldest events

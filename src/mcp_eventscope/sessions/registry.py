@@ -101,6 +101,8 @@ class SessionRegistry:
 
     async def renew(self, session_id: str, *, owner: str) -> SessionRecord:
         """Renew and read a session's record on behalf of its owner; `UNREAD` if Redis does not answer."""
+        if session_id in self._ended:  # Redis may not know yet.
+            return SessionRecord("ended")
         with self._coordinator.best_effort():
             record = await self._coordinator.touch(session_id, owner=owner, ttl=self.ttl)
             if record.state != "absent" or session_id in self.handshakes or not self._coordinator.uncertain:

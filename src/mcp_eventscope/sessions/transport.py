@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from mcp_eventscope.sessions import event_ids
-from mcp_eventscope.sessions.handoff import replace_outbound_streams
+from mcp_eventscope.sessions.outbound_pipe import replace_outbound_streams
 from mcp_eventscope.sessions.sse_writer import Response, SSEWriter
 from mcp_eventscope.sessions.view import Priming, SessionView, WireId, understands_priming
 from mcp_eventscope.store.messages import EventMessage

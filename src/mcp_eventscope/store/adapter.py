@@ -38,8 +38,8 @@ class EventStoreAdapter:
     """An SDK `EventStore` whose operations return results.
 
     The view of a session (`for_session`) prefixes every stream id with the session id and its length, so no two
-    sessions can name the same stream, whatever their ids contain. It buffers a replay until the store has returned
-    the stream of the events, and drops it when the stream belongs to another session: such stores look up an event
+    sessions can name the same stream, whatever their ids contain. A replay is buffered until the store has returned
+    its stream, and discarded if that stream belongs to another session: such stores look up an event
     by its id alone, and would return the events of any session.
 
     Args:

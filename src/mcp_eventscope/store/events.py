@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 
 class FailureReason(StrEnum):
-    """Why a write to the store failed."""
+    """Why a call to the store failed."""
 
     TIMEOUT = "timeout"
     """Redis did not answer in time."""
@@ -47,7 +47,7 @@ class LossReason(StrEnum):
     OVERFLOW = "overflow"
     """The backlog was full, and the event's stream was dropped."""
     REJECTED = "rejected"
-    """Redis refused the event permanently: another program uses its key."""
+    """Redis refused the event permanently: it is too large, or another program uses its key."""
     ROLLBACK = "rollback"
     """Redis lost the event after acknowledging it, and it was no longer in memory."""
     SESSION_LIMIT = "session_limit"

@@ -91,7 +91,7 @@ COMMIT_RETRIES = Metric(
 DEGRADED = Metric(
     "eventscope_degraded",
     MetricType.GAUGE,
-    "1 while Redis is unreachable or too slow. Messages keep their ids, and are stored after recovery.",
+    "1 while Redis is unreachable, too slow, or refuses writes. Messages keep their ids; they are stored later.",
     (STORE,),
     counted="state",
     multiprocess_mode="livemax",
@@ -99,13 +99,13 @@ DEGRADED = Metric(
 DEGRADATION_DURATION = Metric(
     "eventscope_degradation_duration_seconds_total",
     MetricType.COUNTER,
-    "Seconds for which Redis was unreachable or too slow, by reason; added at recovery.",
+    "Seconds for which Redis was unreachable, too slow, or refused writes, by reason; added at recovery.",
     (STORE, FAILURE_REASON),
 )
 DEGRADATIONS = Metric(
     "eventscope_degradations_total",
     MetricType.COUNTER,
-    "Times that Redis became unreachable or too slow, by reason.",
+    "Times that Redis became unreachable, too slow, or refused writes, by reason.",
     (STORE, FAILURE_REASON),
     counted="degradation",
 )
@@ -180,7 +180,7 @@ EVENTS_CORRUPT = Metric(
 STREAMS_FOLLOWED = Metric(
     "eventscope_streams_followed",
     MetricType.GAUGE,
-    "Resumed streams that are open and receive new events.",
+    "Streams that are read from the store as events arrive: resumed calls and standalone streams.",
     (STORE,),
     counted="stream",
     multiprocess_mode="livesum",
@@ -202,7 +202,7 @@ EVENTS_FOLLOWED = Metric(
 REQUESTS_ORPHANED = Metric(
     "eventscope_requests_orphaned_total",
     MetricType.COUNTER,
-    "Orphaned requests: answered with an error by this worker, since their worker died or was stopping.",
+    "Orphaned requests: answered with an error by this worker because their worker died or was stopping.",
     (STORE,),
     counted="request",
 )
@@ -375,7 +375,7 @@ STORE_FAILED = LogEvent(
 STORE_DEGRADED = LogEvent(
     "event_store.degraded",
     "warning",
-    "Redis is unreachable or too slow. Messages keep their ids, and are stored after recovery.",
+    "Redis is unreachable, too slow, or refuses writes. Messages keep their ids, and are stored after recovery.",
     ("store", "reason", "error"),
 )
 STORE_RECOVERED = LogEvent(

@@ -34,8 +34,8 @@ SESSIONS_ENDED = Metric(
     (STORE, SESSION_END_REASON),
     counted="session",
 )
-SESSIONS_REFUSED = Metric(
-    "eventscope_sessions_refused_total",
+REQUESTS_REFUSED = Metric(
+    "eventscope_requests_refused_total",
     MetricType.COUNTER,
     "Requests refused for want of a session, by reason: too many sessions (limit, 503), no such session (unknown, "
     "404), the session of another principal (not_owner, 404), store unavailable (unavailable, 503), or an invalid "
@@ -60,7 +60,7 @@ BUILD_INFO = Metric(
     multiprocess_mode="livemax",  # 1 for each set of versions, however many workers run it.
 )
 
-METRICS = (SESSIONS_ACTIVE, SESSIONS_STARTED, SESSIONS_ENDED, SESSIONS_REFUSED, REQUESTS_RECEIVED, BUILD_INFO)
+METRICS = (SESSIONS_ACTIVE, SESSIONS_STARTED, SESSIONS_ENDED, REQUESTS_REFUSED, REQUESTS_RECEIVED, BUILD_INFO)
 
 SESSION_REFUSED = LogEvent(
     "event_store.session_refused",

@@ -25,7 +25,7 @@ class SessionMetrics:
             v: counter(catalog_sessions.SESSIONS_ENDED, v) for v in _values(catalog_sessions.SESSION_END_REASON)
         }
         self._refused = {
-            v: counter(catalog_sessions.SESSIONS_REFUSED, v) for v in _values(catalog_sessions.REFUSAL_REASON)
+            v: counter(catalog_sessions.REQUESTS_REFUSED, v) for v in _values(catalog_sessions.REFUSAL_REASON)
         }
         self._requests = {
             v: counter(catalog_sessions.REQUESTS_RECEIVED, v) for v in _values(catalog_sessions.PROTOCOL_VERSION)

@@ -217,4 +217,4 @@ async def wrong_ids(site: Site, new: NewCustomer) -> None:
             assert await customer.misses(site.a, other.calls[0].last, "unknown") == [GONE]
         else:
             assert await customer.is_refused((site.a, site.b)[number % 2], "no-id-of-ours") == 400
-    await site.fires(FLEET, "EventscopeResumesFailing", "EventscopeOwedEventsUndelivered")
+    await site.fires(FLEET, "EventscopeResumesFailing", "EventscopeDueEventsUndelivered")

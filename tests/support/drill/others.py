@@ -57,7 +57,7 @@ async def too_short(site: Site, new: NewCustomer) -> None:
     await until(lambda: min(_age(made) for _, made in calls) > site.ttl + 0.3, within=site.patience)
     await each(calls)
     await each(calls[:6])
-    await site.fires(SHORT, "EventscopeTTLHeadroomLow", "EventscopeResumesFailing", "EventscopeOwedEventsUndelivered")
+    await site.fires(SHORT, "EventscopeTTLHeadroomLow", "EventscopeResumesFailing", "EventscopeDueEventsUndelivered")
 
 
 async def for_ever(site: Site, new: NewCustomer) -> None:
@@ -79,7 +79,7 @@ async def for_ever(site: Site, new: NewCustomer) -> None:
     await site.fires(FOREVER, "EventscopeTTLMissing")
     assert not any("Resumes" in name for name in site.firing(FOREVER)), "of so few no share is taken"
     await strangers(LEAST_RESUMES)
-    await site.fires(FOREVER, "EventscopeResumesFailing", "EventscopeOwedEventsUndelivered")
+    await site.fires(FOREVER, "EventscopeResumesFailing", "EventscopeDueEventsUndelivered")
     await site.scraped(site.forever)
     site.forever.kill()
     site.ledgers[FOREVER].crashed(site.forever.url)

@@ -146,7 +146,8 @@ class RunFollowers:
             runs = [run for _, run in group]
             states = await call("read from", self._redis, self._breaker, partial(_peek, self._redis, keys, runs))
             expired = await self._workers.expired({worker_of(run) for run in runs} - {self._worker.name})
-            expired.add(self._worker.name)  # Its runs are followed in memory: this one it does not run any more.
+            # Runs that this worker still executes are followed in memory: a run of its own that is seen here has ended.
+            expired.add(self._worker.name)
             for (watch, run), last, entry in zip(group, states[::2], states[1::2], strict=True):
                 self._check(watch, run, int(last), entry, expired)
 
@@ -160,7 +161,7 @@ class RunFollowers:
         elif entry:
             watch.unclaimed_since = None
         elif watch.unclaimed_since is None:
-            # Its worker, if it runs the request, names the run again within its lease, should Redis have lost it.
+            # If Redis has lost the entry, a live worker writes it again within its lease.
             watch.unclaimed_since = time.monotonic()
         elif time.monotonic() - watch.unclaimed_since > self._workers.lease:
             watch.orphaned = True

@@ -25,7 +25,7 @@ class PendingEvent:
         stream_id: Its stream.
         payload: The message as JSON; b"" for a priming event.
         traceparent: The producer's W3C traceparent; "": none.
-    final: Whether the event is the response that ends its stream.
+        final: Whether the event is the response that ends its stream.
 
     Raises:
         ValueError: The stream id cannot be encoded.

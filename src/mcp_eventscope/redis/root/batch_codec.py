@@ -100,7 +100,7 @@ class BatchCodec:
 
     def arguments(self, first: int, events: Sequence[PendingEvent], floor: int, *, as_eval: bool) -> list[str | bytes]:
         """Encode the command as arguments for a client. Arguments as in `encode`."""
-        command, script = APPEND.call(whole=as_eval)
+        command, script = APPEND.call(as_eval=as_eval)
         arguments: list[str | bytes] = [
             command.decode(),  # The cluster client expects the command as text.
             script,
@@ -121,7 +121,7 @@ class BatchCodec:
         head = self._heads.get((worker, as_eval))
         if head is None:
             keys = (b"2", self._keys.counter.encode(), self._keys.commit(worker).encode())
-            head = b"".join(map(_bulk, (*APPEND.call(whole=as_eval), *keys, *self._settings)))
+            head = b"".join(map(_bulk, (*APPEND.call(as_eval=as_eval), *keys, *self._settings)))
             self._heads[worker, as_eval] = head
         return head
 

@@ -58,7 +58,7 @@ class RootWriter:
         """Seconds between sending the last batch and its acknowledgement."""
         self._waiting: deque[PendingEvent] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        breaker.on_open(self._defer_waiting)
+        breaker.on_failure(self._defer_waiting)
 
     @property
     def deferred(self) -> tuple[int, int]:

@@ -18,7 +18,7 @@ class Batch(ABC):
         self.sent = 0.0
         """When the batch was last sent, on the loop's clock."""
         self.broken = 0
-        """How often the connection broke while only this batch was in flight."""
+        """How often the connection broke while this large batch was in flight."""
 
     @abstractmethod
     def packed(self, *, as_eval: bool) -> list[bytes]:

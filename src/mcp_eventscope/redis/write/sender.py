@@ -73,7 +73,7 @@ class Sender:
         self._failures = 0
         self._broken = False
         """Whether the connection broke and was not yet reopened."""
-        breaker.on_open(self.wake)
+        breaker.on_failure(self.wake)
 
     @property
     def idle(self) -> bool:

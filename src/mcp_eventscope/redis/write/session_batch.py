@@ -97,7 +97,7 @@ class SessionBatch(Batch):
     def packed(self, *, as_eval: bool) -> list[bytes]:
         """Encode the command as bytes for the wire."""
         keys, arguments = self._command(as_eval=as_eval)
-        command = [*COMMIT.call(whole=as_eval), b"%d" % len(keys), *keys, *arguments]
+        command = [*COMMIT.call(as_eval=as_eval), b"%d" % len(keys), *keys, *arguments]
         # Packed here, in 0.2 µs per argument. The client takes 3.6 µs.
         pieces: list[bytes] = []
         small = [b"*%d\r\n" % len(command)]
@@ -113,7 +113,7 @@ class SessionBatch(Batch):
     def arguments(self, *, as_eval: bool) -> list[str | bytes]:
         """Encode the command as arguments."""
         keys, arguments = self._command(as_eval=as_eval)
-        command, script = COMMIT.call(whole=as_eval)
+        command, script = COMMIT.call(as_eval=as_eval)
         # The cluster client expects the command as text.
         return [command.decode(), script, b"%d" % len(keys), *keys, *arguments]
 

@@ -29,9 +29,9 @@ from mcp_eventscope.store.events import EventsLost, FailureReason, LossReason
 ELEMENT_BYTES, RUN_BYTES = 24, 160
 """Bytes of an element besides its payload, and of a run besides its elements."""
 ENTRY_RUNS = 32
-"""Number of runs after which a process accounts for them in Redis. Until then they are recorded in memory only."""
+"""Stored runs that a process adds to the session's size in Redis at a time. Until then only its memory has them."""
 ENTRY_BYTES = 1 << 20
-"""Bytes after which a process accounts for them, unless a 64th of the limit is less."""
+"""Stored bytes after which a process does so earlier; a 64th of the limit if that is less."""
 RETRY_SECONDS = 1.0
 """Seconds until a retry after a failure of Redis."""
 _PAGE = 4

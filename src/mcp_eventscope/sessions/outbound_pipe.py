@@ -8,7 +8,7 @@ import anyio
 from mcp.server.streamable_http import StreamableHTTPServerTransport
 
 
-class _Handoff:
+class _Pipe:
     """Passes items from senders to one receiver, in order. Senders wait until their item was received."""
 
     __slots__ = ("read_closed", "receiver", "senders", "write_closed")
@@ -35,10 +35,10 @@ _NOTHING = object()
 class WriteEnd:
     """The senders' end."""
 
-    __slots__ = ("_handoff",)
+    __slots__ = ("_pipe",)
 
-    def __init__(self, handoff: _Handoff) -> None:
-        self._handoff = handoff
+    def __init__(self, pipe: _Pipe) -> None:
+        self._pipe = pipe
 
     async def send(self, item: Any) -> None:
         """Send an item, and wait until it was received.
@@ -47,34 +47,34 @@ class WriteEnd:
             ClosedResourceError: This end was closed.
             BrokenResourceError: The other end was closed.
         """
-        handoff = self._handoff
+        pipe = self._pipe
         self._check()
-        receiver = handoff.receiver
+        receiver = pipe.receiver
         if receiver is not None and not receiver.done():
             receiver.set_result(item)
             return
         taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         entry = taken, item
-        handoff.senders.append(entry)
+        pipe.senders.append(entry)
         try:
             was_taken = await taken
         except asyncio.CancelledError:
-            if entry in handoff.senders:
-                handoff.senders.remove(entry)
+            if entry in pipe.senders:
+                pipe.senders.remove(entry)
             raise
         if not was_taken:
             self._check()
 
     def _check(self) -> None:
-        if self._handoff.write_closed:
+        if self._pipe.write_closed:
             raise anyio.ClosedResourceError
-        if self._handoff.read_closed:
+        if self._pipe.read_closed:
             raise anyio.BrokenResourceError
 
     def close(self) -> None:
         """Close the stream: the receiver gets `EndOfStream`."""
-        self._handoff.write_closed = True
-        self._handoff.end()
+        self._pipe.write_closed = True
+        self._pipe.end()
 
     async def aclose(self) -> None:
         """Close the stream."""
@@ -84,10 +84,10 @@ class WriteEnd:
 class ReadEnd:
     """The receiver's end."""
 
-    __slots__ = ("_handoff",)
+    __slots__ = ("_pipe",)
 
-    def __init__(self, handoff: _Handoff) -> None:
-        self._handoff = handoff
+    def __init__(self, pipe: _Pipe) -> None:
+        self._pipe = pipe
 
     async def receive(self) -> Any:
         """Receive the next item.
@@ -96,42 +96,42 @@ class ReadEnd:
             ClosedResourceError: This end was closed.
             EndOfStream: The other end was closed.
         """
-        handoff = self._handoff
+        pipe = self._pipe
         self._check()
-        while handoff.senders:
-            taken, item = handoff.senders.popleft()
+        while pipe.senders:
+            taken, item = pipe.senders.popleft()
             if not taken.done():  # Else its sender was cancelled.
                 taken.set_result(True)
                 return item
-        if handoff.write_closed:
+        if pipe.write_closed:
             raise anyio.EndOfStream
-        handoff.receiver = asyncio.get_running_loop().create_future()
+        pipe.receiver = asyncio.get_running_loop().create_future()
         try:
-            item = await handoff.receiver
+            item = await pipe.receiver
         finally:
-            handoff.receiver = None
+            pipe.receiver = None
         if item is _NOTHING:
             self._check()
             raise anyio.EndOfStream
         return item
 
     def _check(self) -> None:
-        if self._handoff.read_closed:
+        if self._pipe.read_closed:
             raise anyio.ClosedResourceError
 
     def close(self) -> None:
         """Close the stream: senders get `BrokenResourceError`."""
-        self._handoff.read_closed = True
-        self._handoff.end()
+        self._pipe.read_closed = True
+        self._pipe.end()
 
     async def aclose(self) -> None:
         """Close the stream."""
         self.close()
 
 
-def handoff() -> tuple[WriteEnd, ReadEnd]:
+def outbound_pipe() -> tuple[WriteEnd, ReadEnd]:
     """Create a stream and return its two ends."""
-    shared = _Handoff()
+    shared = _Pipe()
     return WriteEnd(shared), ReadEnd(shared)
 
 
@@ -146,4 +146,4 @@ def replace_outbound_streams(transport: StreamableHTTPServerTransport) -> None:
     if hasattr(writer, "_inner") and hasattr(reader, "_inner"):
         writer._inner.close()
         reader._inner.close()
-        writer._inner, reader._inner = handoff()
+        writer._inner, reader._inner = outbound_pipe()

@@ -8,7 +8,7 @@ from mcp.server.streamable_http import StreamableHTTPServerTransport
 from mcp.shared.message import SessionMessage
 from mcp.types import JSONRPCNotification
 
-from mcp_eventscope.sessions.handoff import handoff, replace_outbound_streams
+from mcp_eventscope.sessions.outbound_pipe import outbound_pipe, replace_outbound_streams
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +21,7 @@ async def turns(count: int = 3) -> None:
 
 async def test_send_to_a_waiting_receiver_returns_immediately() -> None:
     """A receiver that waits gets the item immediately."""
-    writer, reader = handoff()
+    writer, reader = outbound_pipe()
     receiving = asyncio.create_task(reader.receive())
     await turns()
     await writer.send("a")
@@ -30,7 +30,7 @@ async def test_send_to_a_waiting_receiver_returns_immediately() -> None:
 
 async def test_send_without_receiver_waits_in_order() -> None:
     """A sender waits until its item is taken; items are taken in the order they were sent."""
-    writer, reader = handoff()
+    writer, reader = outbound_pipe()
     sending = [asyncio.create_task(writer.send(number)) for number in range(3)]
     await turns()
     assert not any(task.done() for task in sending)
@@ -40,7 +40,7 @@ async def test_send_without_receiver_waits_in_order() -> None:
 
 async def test_send_after_a_handed_item_waits() -> None:
     """A second sender waits for the receiver that has just got an item."""
-    writer, reader = handoff()
+    writer, reader = outbound_pipe()
     receiving = asyncio.create_task(reader.receive())
     await turns()
     await writer.send("a")
@@ -53,7 +53,7 @@ async def test_send_after_a_handed_item_waits() -> None:
 
 async def test_send_that_is_cancelled_is_not_delivered() -> None:
     """The item of a cancelled sender is not delivered."""
-    writer, reader = handoff()
+    writer, reader = outbound_pipe()
     first, second = asyncio.create_task(writer.send("a")), asyncio.create_task(writer.send("b"))
     await turns()
     first.cancel()
@@ -64,7 +64,7 @@ async def test_send_that_is_cancelled_is_not_delivered() -> None:
 
 async def test_receive_that_is_cancelled_takes_no_item() -> None:
     """A cancelled receiver gets no item."""
-    writer, reader = handoff()
+    writer, reader = outbound_pipe()
     receiving = asyncio.create_task(reader.receive())
     await turns()
     receiving.cancel()
@@ -76,7 +76,7 @@ async def test_receive_that_is_cancelled_takes_no_item() -> None:
 
 async def test_close_of_the_write_end_ends_the_stream() -> None:
     """The receiver is at the end of the stream, and later senders are refused."""
-    writer, reader = handoff()
+    writer, reader = outbound_pipe()
     receiving = asyncio.create_task(reader.receive())
     await turns()
     await writer.aclose()
@@ -90,7 +90,7 @@ async def test_close_of_the_write_end_ends_the_stream() -> None:
 
 async def test_close_of_the_read_end_refuses_senders() -> None:
     """Waiting and later senders are refused, and so is the receiver."""
-    writer, reader = handoff()
+    writer, reader = outbound_pipe()
     sending = asyncio.create_task(writer.send("a"))
     await turns()
     await reader.aclose()
@@ -104,7 +104,7 @@ async def test_close_of_the_read_end_refuses_senders() -> None:
 
 async def test_close_of_the_read_end_refuses_a_waiting_receiver() -> None:
     """A receiver that waits is refused when its own end is closed."""
-    _, reader = handoff()
+    _, reader = outbound_pipe()
     receiving = asyncio.create_task(reader.receive())
     await turns()
     reader.close()
@@ -112,7 +112,7 @@ async def test_close_of_the_read_end_refuses_a_waiting_receiver() -> None:
         await receiving
 
 
-async def test_handoff_in_the_sdk_transport_passes_the_senders_context() -> None:
+async def test_outbound_pipe_in_the_sdk_transport_passes_the_senders_context() -> None:
     """The SDK's transport sends messages through it, with the sender's context."""
     transport = StreamableHTTPServerTransport("s")
     message = SessionMessage(JSONRPCNotification(jsonrpc="2.0", method="n"))
@@ -121,5 +121,5 @@ async def test_handoff_in_the_sdk_transport_passes_the_senders_context() -> None
         inner = getattr(writer, "_inner", None)
         await writer.send(message)
         await turns()
-    assert type(inner) is type(handoff()[0])
+    assert type(inner) is type(outbound_pipe()[0])
     assert getattr(transport._write_stream_reader, "last_context", None) is not None
