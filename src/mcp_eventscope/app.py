@@ -146,6 +146,9 @@ def http_app(  # noqa: PLR0913 - the options of an application
     app = application.app
     log = Log(logger)
     resources: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
+    if redis_url is not None and not redis_url:
+        msg = f"redis_url must be a URL, got {redis_url!r}; leave it out to use {URL_VARIABLE} or the embedded Valkey"
+        raise ValueError(msg)
     if event_store is None:
         event_store, resources = _own_store(redis_url or os.environ.get(URL_VARIABLE), ttl, log)
     elif redis_url is not None or ttl != DEFAULT_TTL:

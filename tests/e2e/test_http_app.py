@@ -350,3 +350,10 @@ async def test_http_app_with_contradictory_arguments_is_refused(valkey_url: str,
     with pytest.raises(ValueError, match="redis://host") as refused:
         http_app(MCPServer("s"), redis_url="http://me:hunter2@host", registry=registry)
     assert "hunter2" not in str(refused.value)
+
+
+def test_http_app_with_an_empty_url_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty setting of the application must not mean an embedded Valkey in each worker."""
+    monkeypatch.delenv("EVENTSCOPE_REDIS_URL", raising=False)
+    with pytest.raises(ValueError, match=r"redis_url must be a URL, got ''; leave it out"):
+        http_app(MCPServer("s"), redis_url="")

@@ -154,11 +154,26 @@ def test_manager_without_store_behaves_as_the_sdk() -> None:
     assert transport._event_store is None
 
 
-@pytest.mark.parametrize("limit", [0, -1, float("nan")])
-def test_manager_with_follow_timeout_of_zero_is_refused(limit: float) -> None:
-    """A timeout that ends every resume immediately is refused."""
-    with pytest.raises(ValueError, match="follow_timeout"):
-        manager(follow_timeout=limit)
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("follow_timeout", value) for value in (0, -1, float("nan"))),
+        *(("worker_lease", value) for value in (0.5, 10**12, float("inf"), float("nan"))),
+        *(("shutdown_timeout", value) for value in (-1, float("inf"), float("nan"))),
+    ],
+)
+def test_manager_with_timeout_out_of_range_is_refused(option: str, value: float) -> None:
+    """A timeout is refused that ends every resume immediately, declares live workers dead, or never ends."""
+    with pytest.raises(ValueError, match=rf"{option} must be between .* seconds, got .*; leave it out"):
+        manager(**{option: value})
+
+
+@pytest.mark.parametrize("option", ["follow_timeout", "worker_lease", "shutdown_timeout"])
+@pytest.mark.parametrize("value", ["60", None, True])
+def test_manager_with_timeout_of_another_type_is_refused(option: str, value: object) -> None:
+    """A value of an environment variable is a text."""
+    with pytest.raises(TypeError, match=rf"{option} must be a number of seconds, got .*; convert it with float"):
+        manager(**{option: value})
 
 
 @pytest.mark.anyio

@@ -1,29 +1,34 @@
 """Validate the options of a session manager."""
 
+from math import inf
+
 from mcp.server.lowlevel.server import Server
 
+DAY = 86_400.0
+_RANGES = {"follow_timeout": (0.001, inf), "worker_lease": (1.0, 3600.0), "shutdown_timeout": (0.0, DAY)}
+"""Seconds. A worker renews its lease three times in it: a shorter one would be missed by a busy process."""
 
-def check_settings(app: object, *, follow_timeout: float, worker_lease: float, shutdown_timeout: float) -> None:
+
+def check_settings(app: object, **timeouts: float) -> None:
     """Validate the server and the timeouts.
 
     Args:
         app: The low-level server.
-        follow_timeout: Seconds; positive.
-        worker_lease: Seconds; positive.
-        shutdown_timeout: Seconds; 0 or more.
+        timeouts: In seconds: `follow_timeout`, at least a millisecond, `inf` for no timeout; `worker_lease`, from a
+            second to an hour; `shutdown_timeout`, from 0 to a day.
 
     Raises:
-        TypeError: `app` is not a low-level server.
+        TypeError: `app` is not a low-level server, or a timeout is not a number.
         ValueError: A timeout is out of range.
     """
     if not isinstance(app, Server):
-        msg = f"app must be a low-level Server, got {type(app).__name__}; for an MCPServer use http_app()"
+        msg = f"app must be a low-level Server, got {type(app).__name__}; for an MCPServer or a FastMCP use http_app()"
         raise TypeError(msg)
-    for name, value, least in (
-        ("follow_timeout", follow_timeout, None),
-        ("worker_lease", worker_lease, None),
-        ("shutdown_timeout", shutdown_timeout, 0),
-    ):
-        if not (value > 0 or value == least):
-            msg = f"{name} must be a {'non-negative' if least == 0 else 'positive'} number of seconds, got {value!r}"
+    for name, value in timeouts.items():
+        least, most = _RANGES[name]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            msg = f"{name} must be a number of seconds, got {value!r}; convert it with float()"
+            raise TypeError(msg)
+        if not least <= value <= most:
+            msg = f"{name} must be between {least:g} and {most:g} seconds, got {value!r}; leave it out for the default"
             raise ValueError(msg)

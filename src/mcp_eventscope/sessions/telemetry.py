@@ -1,6 +1,6 @@
 """Record the telemetry of sessions and requests."""
 
-from math import ceil
+from math import ceil, inf
 
 from mcp.server.auth.middleware.bearer_auth import AuthorizationContext
 from mcp.server.streamable_http import StreamableHTTPServerTransport
@@ -68,7 +68,9 @@ class SessionTelemetry:
             fix = f"set ttl={ceil(2 * idle_timeout)} or more, or session_idle_timeout={ttl / 2:g} or less"
             self._record(TTLShort(ttl, "session_idle_timeout", idle_timeout, fix))
         if ttl < follow_timeout:
-            fix = f"set ttl= to more than {follow_timeout:g}, or follow_timeout={ttl} or less"
+            fix = f"set follow_timeout={ttl} or less"
+            if follow_timeout < inf:
+                fix = f"set ttl= to more than {follow_timeout:g}, or follow_timeout={ttl} or less"
             self._record(TTLShort(ttl, "follow_timeout", follow_timeout, fix))
 
     def requested(self, scope: Scope) -> None:
