@@ -30,6 +30,20 @@ async def test_by_hand(valkey_url: str, connect: Connect) -> None:
         assert await client.resume(received[0].id) == received[1:]
 
 
+async def test_fastmcp_server(valkey_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A FastMCP server gains resumability by one changed line."""
+    monkeypatch.setenv("EVENTSCOPE_REDIS_URL", valkey_url)
+    server = importlib.import_module("examples.fastmcp_server")
+    async with serving(server.app) as url:
+        client = connect(url)
+        await client.initialize()
+        async with client.call(1, "count", to=3) as response:
+            cursor = (await anext(events(response))).id
+        rest = await client.resume(cursor)
+    assert [event.message["params"]["progress"] for event in rest[:-1]] == [1, 2, 3]
+    assert rest[-1].message["result"]["content"][0]["text"] == "counted to 3"
+
+
 async def test_client(valkey_url: str) -> None:
     """The client of the quickstart calls the tool and prints its progress."""
     quickstart = importlib.import_module("examples.quickstart")
