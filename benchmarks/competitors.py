@@ -17,7 +17,7 @@ from opentelemetry.trace import Tracer
 from prometheus_client import CollectorRegistry
 from redis import asyncio as aioredis
 
-from mcp_eventscope import InstrumentedEventStore, RedisEventStore, UnscopedStoreWarning
+from mcp_eventscope import InstrumentedEventStore, RedisEventStore, SessionsNotIsolatedWarning
 from mcp_eventscope.store.messages import EventCallback, EventId, EventStore, JSONRPCMessage, StreamId
 
 PREFIX = "mcp:"
@@ -130,7 +130,7 @@ async def opened(competitor: Competitor, url: str, *, kept: int = 0) -> AsyncIte
         if competitor.product == "root":
             store = RedisEventStore(client, key_prefix=ROOT_PREFIX, ttl=TTL)
             # Its streams are named after their sessions here.
-            warnings.simplefilter("ignore", UnscopedStoreWarning)
+            warnings.simplefilter("ignore", SessionsNotIsolatedWarning)
             scoped = partial(_Prefixed, store)
         elif competitor.product == "ours":
             store = RedisEventStore(client, key_prefix=PREFIX, ttl=TTL)

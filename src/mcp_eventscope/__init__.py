@@ -10,10 +10,10 @@ if TYPE_CHECKING:
         EmbeddedUnavailableError,
         EventscopeError,
         IncompatibleSDKError,
+        SessionsNotIsolatedWarning,
         StoreError,
         StoreRejectedError,
         StoreUnavailableError,
-        UnscopedStoreWarning,
     )
     from mcp_eventscope.instrumentation import InstrumentedEventStore
     from mcp_eventscope.redis.store import RedisEventStore
@@ -28,10 +28,10 @@ __all__ = [
     "InstrumentedEventStore",
     "RedisEventStore",
     "ResumableSessionManager",
+    "SessionsNotIsolatedWarning",
     "StoreError",
     "StoreRejectedError",
     "StoreUnavailableError",
-    "UnscopedStoreWarning",
     "http_app",
     "metrics_app",
 ]

@@ -11,7 +11,7 @@ EventscopeError
 └── EmbeddedUnavailableError   the embedded Valkey could not be started
 
 
-UnscopedStoreWarning         a root store is shared by all sessions
+SessionsNotIsolatedWarning         a root store is shared by all sessions
 ```
 
 Invalid arguments raise `TypeError` and `ValueError`. No message contains a password or a payload.
@@ -50,5 +50,5 @@ class EmbeddedUnavailableError(EventscopeError):
     """The embedded Valkey is not installed, or could not be started."""
 
 
-class UnscopedStoreWarning(UserWarning):
+class SessionsNotIsolatedWarning(UserWarning):
     """`event_store.sessions_not_isolated`: the SDK uses a bare root store, so its sessions share streams."""

@@ -17,7 +17,7 @@ from mcp_eventscope.store.messages import (
     JSONRPCMessage,
     RequestId,
     StreamId,
-    kind_of,
+    type_of,
 )
 from mcp_eventscope.store.protocol import ObservableEventStore
 from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowResult, ReplayResult, StoreOutcome
@@ -299,7 +299,7 @@ class InstrumentedEventStore(EventStore):
             if ids is not None:
                 self._recorded.append((seconds, ids, time()))
             return
-        measured = StoreMeasurement(seconds, outcome.value, stream_id, None, kind_of(message), appended)
+        measured = StoreMeasurement(seconds, outcome.value, stream_id, None, type_of(message), appended)
         self._sinks.end_span(span, measured, self._session)
 
     def _appended(  # noqa: PLR0913, PLR0917 - the fields of the measurement
@@ -318,7 +318,7 @@ class InstrumentedEventStore(EventStore):
             outcome_of(error) if appended is None else store_outcome(appended),
             stream_id,
             error,
-            kind_of(message),
+            type_of(message),
             appended,
         )
         ids = self._sinks.end_current_span(opened, measured, self._session) or self._sinks.end_span(

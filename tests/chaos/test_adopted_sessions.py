@@ -16,7 +16,7 @@ from redis import asyncio as aioredis
 from benchmarks.e2e.delay_proxy import distant
 from mcp_eventscope import ResumableSessionManager, http_app
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
-from support.chaos import check_session, content_of, on_url
+from support.chaos import check_session, content_of, on_url, open_session
 from support.controlled_server import ControlledServer
 from support.http_client import VERSION, Connect, HTTPClient, events
 from support.processes import LEASE
@@ -120,8 +120,7 @@ async def test_full_worker_refuses_to_adopt_a_session(valkey_url: str, connect: 
 async def test_idle_session_ends_only_where_it_is_idle(valkey_url: str, connect: Connect) -> None:
     """A worker drops a session it does not serve, and can adopt it again; the serving worker keeps it."""
     async with two(valkey_url, session_idle_timeout=LEASE) as (a, b):
-        client = connect(a.url)
-        await client.initialize()
+        client = await open_session(connect, a.url)
         async with client.call(1, "steps", name="w") as response:
             stream = events(response)
             await anext(stream)
@@ -143,8 +142,7 @@ async def test_session_idle_everywhere_ends_everywhere(
 ) -> None:
     """A session without requests ends after the idle timeout, on all workers."""
     async with two(valkey_url, session_idle_timeout=1) as (a, b):
-        client = connect(a.url)
-        await client.initialize()
+        client = await open_session(connect, a.url)
         await check_session(on_url(client, b.url))
         await until(lambda: not a.sessions and not b.sessions)
         key = f"mcp:{{{client.session}}}:session"
@@ -160,8 +158,7 @@ async def test_session_idle_everywhere_ends_everywhere(
 async def test_large_request_to_a_session_to_adopt_is_413(valkey_url: str, connect: Connect) -> None:
     """It does the session no harm, on a worker that has never seen it."""
     async with two(valkey_url, max_request_body_size=2000) as (a, b):
-        client = connect(a.url)
-        await client.initialize()
+        client = await open_session(connect, a.url)
         for worker in (b, a):
             async with on_url(client, worker.url).post(PING | {"params": {"x": "y" * 3000}}) as response:
                 assert response.status_code == 413
@@ -229,8 +226,7 @@ async def test_open_stream_of_an_adopted_session_blocks_no_adoption(valkey_url: 
     """While a long GET adopts one session, others can be adopted and opened."""
     async with two(valkey_url) as (a, b), AsyncExitStack() as stack:
         for _ in range(3):
-            client = connect(a.url)
-            await client.initialize()
+            client = await open_session(connect, a.url)
             await stack.enter_async_context(on_url(client, b.url).get())
         another = connect(b.url)
         with anyio.fail_after(CEILING):
@@ -244,8 +240,7 @@ async def test_delete_on_one_worker_ends_the_session_on_all(
 ) -> None:
     """It ends there, whether the notice arrives or not."""
     async with two(mute_url if mute else valkey_url) as (a, b):
-        client = connect(a.url)
-        await client.initialize()
+        client = await open_session(connect, a.url)
         other = on_url(client, b.url)
         await check_session(other)
         assert await other.delete() == 200
@@ -266,8 +261,7 @@ async def test_delete_on_one_worker_ends_open_streams_on_the_other(
 ) -> None:
     """They end even if the subscriptions break during the DELETE."""
     async with two(valkey_url) as (a, b):
-        client = connect(a.url)
-        await client.initialize()
+        client = await open_session(connect, a.url)
         other = on_url(client, b.url)
         await check_session(other)
         async with client.call(1, "steps", name="w") as response, client.get() as standalone:
@@ -286,8 +280,7 @@ async def test_delete_on_one_worker_ends_open_streams_on_the_other(
 async def test_follower_without_pubsub_permission_gets_events_within_a_second(mute_url: str, connect: Connect) -> None:
     """A Redis user who may not publish or subscribe gets every event."""
     async with two(mute_url) as (a, b):
-        client = connect(a.url)
-        await client.initialize()
+        client = await open_session(connect, a.url)
         async with client.call(1, "steps", name="w") as response:
             received = [await anext(events(response))]
         async with on_url(client, b.url).get(received[0].id) as response:

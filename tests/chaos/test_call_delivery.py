@@ -10,7 +10,16 @@ import anyio
 import httpx2
 import pytest
 
-from support.chaos import NewToolControl, Pair, check_session, content_of, on_worker, start_call, until_stored
+from support.chaos import (
+    NewToolControl,
+    Pair,
+    check_session,
+    content_of,
+    on_worker,
+    open_session,
+    start_call,
+    until_stored,
+)
 from support.http_client import Connect, Event, HTTPClient, events
 from support.processes import WorkerProcess, worker_processes
 from support.proxy import Proxy
@@ -39,8 +48,7 @@ async def world(parts: World, connect: Connect) -> World:
     server, workers = parts
     server.drop_snapshot()
     for worker in workers:
-        client = connect(worker.url)
-        await client.initialize()
+        client = await open_session(connect, worker.url)
         async with client.call(1, "echo", text="x") as response:
             *_, last = [event async for event in events(response)]
         await until_stored(server.url, last.id)
@@ -181,8 +189,7 @@ async def test_event_that_a_service_refuses_leaves_ids_to_others(
         assert "id" in live[-1].message
         without_id = 0
         for number in range(20):
-            other = connect(workers[0].url)
-            await other.initialize()
+            other = await open_session(connect, workers[0].url)
             async with other.call(number, "echo", text="x") as response:
                 without_id += sum([not event.id async for event in events(response)])
         assert without_id == 0
@@ -350,8 +357,7 @@ async def test_error_for_call_of_killed_worker_has_its_id(
 ) -> None:
     """The id has its JSON type; otherwise the call would not end at the client."""
     a, b = pair
-    client = connect(a.url)
-    await client.initialize()
+    client = await open_session(connect, a.url)
     received = await start_call(client, new_tool(), "1", request_id=request_id)
     await until_stored(valkey_url, received[1].id)
     a.kill()
@@ -375,8 +381,7 @@ async def first_message(client: HTTPClient) -> Event:
 
 async def test_standalone_stream_opened_first_after_a_notification_delivers_it(pair: Pair, connect: Connect) -> None:
     """The first standalone GET of a session reads from the start of the session."""
-    client = connect(pair[0].url)
-    await client.initialize()
+    client = await open_session(connect, pair[0].url)
     async with client.call(1, "announce") as response:
         assert content_of([event async for event in events(response)][-1]) == "announced"
     with in_time(RESPONSE_SECONDS):

@@ -8,7 +8,16 @@ import pytest
 from mcp.client import Client
 from redis import asyncio as aioredis
 
-from support.chaos import NewToolControl, Pair, check_session, content_of, on_worker, start_call
+from support.chaos import (
+    NewToolControl,
+    Pair,
+    check_session,
+    content_of,
+    on_worker,
+    open_session,
+    resumed_call,
+    start_call,
+)
 from support.http_client import Connect, events
 from support.processes import Router
 from support.tool_control import WatchedCall
@@ -103,8 +112,7 @@ async def test_resume_of_a_finished_call_delivers_the_rest_and_closes(
 ) -> None:
     """It gives the same events on either worker, however often it is repeated."""
     a, b = pair
-    client = connect(a.url)
-    await client.initialize()
+    client = await open_session(connect, a.url)
     tool = new_tool()
     received = await start_call(client, tool, "a")
     await tool.step("b")
@@ -124,8 +132,7 @@ async def test_resume_ends_older_connections_of_its_stream(
 ) -> None:
     """The newest connection gets the events, on whichever worker."""
     a, b = pair
-    client = connect(a.url)
-    await client.initialize()
+    client = await open_session(connect, a.url)
     tool = new_tool()
     async with client.call(1, "steps", name=tool.name) as first:
         original = events(first)
@@ -154,12 +161,7 @@ async def test_follower_when_subscriptions_break_gets_events_within_a_second(
 ) -> None:
     """An event sent just as the subscriptions break arrives within a second."""
     a, b = pair
-    client = connect(a.url)
-    await client.initialize()
-    tool = new_tool()
-    received = await start_call(client, tool)
-    async with on_worker(client, b).get(received[-1].id) as response:
-        stream = events(response)
+    async with resumed_call(connect, new_tool, a, b) as (_, tool, stream):
         for number in range(5):
             await control.client_kill_filter(_type="pubsub")
             with promptly(LOOK):

@@ -8,7 +8,7 @@ from httpx2 import Response
 from redis import asyncio as aioredis
 
 from benchmarks import outage
-from support.chaos import NewToolControl, check_session, content_of, on_worker, start_call
+from support.chaos import NewToolControl, check_session, content_of, on_worker, open_session, start_call
 from support.http_client import Connect, HTTPClient, events
 from support.processes import WorkerProcess, worker_processes
 from support.valkeys import OwnValkey, own_valkey
@@ -52,8 +52,7 @@ async def test_standalone_stream_opened_in_an_outage_gets_later_messages(
 ) -> None:
     """It stays open, and receives later messages of the session, from either worker."""
     server, workers = world
-    client = connect(workers[0].url)
-    await client.initialize()
+    client = await open_session(connect, workers[0].url)
     for worker in workers:
         await check_session(on_worker(client, worker))
     server.kill()
@@ -90,8 +89,7 @@ async def test_emptied_redis_is_filled_again_by_its_workers(
 ) -> None:
     """Workers publish their lease, sessions and requests again, and a call continues on the other one."""
     server, (a, b) = world
-    client = connect(a.url)
-    await client.initialize()
+    client = await open_session(connect, a.url)
     tool = new_tool()
     received = await start_call(client, tool, "before")
     async with aioredis.Redis.from_url(server.url, decode_responses=True) as redis:

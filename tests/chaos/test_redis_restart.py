@@ -8,7 +8,7 @@ import pytest
 from mcp.client import Client
 
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
-from support.chaos import NewToolControl, check_session, content_of, on_worker, start_call
+from support.chaos import NewToolControl, check_session, content_of, on_worker, open_session, resumed_call
 from support.http_client import Connect, HTTPClient, events
 from support.processes import LEASE, Router, WorkerProcess, revive, worker_processes
 from support.tool_control import WatchedCall
@@ -37,8 +37,7 @@ async def world(parts: World, connect: Connect) -> World:
     workers = parts[1]
     await anyio.to_thread.run_sync(revive, workers)
     for worker in workers:
-        client = connect(worker.url)
-        await client.initialize()
+        client = await open_session(connect, worker.url)
 
         async def stores(client: HTTPClient = client) -> bool:
             async with client.call(1, "echo", text="x") as response:
@@ -65,12 +64,7 @@ async def test_follower_through_a_restart_of_redis_continues(
     """It gets later events on either worker, and no worker is declared dead."""
     server, (a, b) = world
     follower = (a, b)[there]
-    client = connect(a.url)
-    await client.initialize()
-    tool = new_tool()
-    received = await start_call(client, tool)
-    async with on_worker(client, follower).get(received[0].id) as response:
-        stream = events(response)
+    async with resumed_call(connect, new_tool, a, follower) as (client, tool, stream):
         await tool.step("before")
         assert content_of(await anext(stream)) == "before"
         with outage(server):
@@ -109,8 +103,7 @@ async def test_sdk_call_through_a_restart_of_redis_succeeds(
 async def test_session_that_cannot_be_looked_up_is_503(world: World, connect: Connect) -> None:
     """A 404 would make its client give the session up."""
     server, (a, b) = world
-    client = connect(a.url)
-    await client.initialize()
+    client = await open_session(connect, a.url)
     with outage(server):
         async with on_worker(client, b).post({"jsonrpc": "2.0", "id": 7, "method": "ping"}) as response:
             assert response.status_code == 503
@@ -128,8 +121,7 @@ async def test_session_that_cannot_be_looked_up_is_503(world: World, connect: Co
 async def test_delete_in_an_outage_ends_the_session_everywhere_afterwards(world: World, connect: Connect) -> None:
     """It ends immediately on the worker that receives the request, and soon on the others."""
     server, (a, b) = world
-    client = connect(a.url)
-    await client.initialize()
+    client = await open_session(connect, a.url)
     await check_session(on_worker(client, b))
     with outage(server):
         assert await client.delete() == 200
@@ -146,12 +138,7 @@ async def test_worker_that_dies_in_an_outage_is_found_afterwards(
 ) -> None:
     """Its call is answered with an error."""
     server, (a, b) = world
-    client = connect(a.url)
-    await client.initialize()
-    tool = new_tool()
-    received = await start_call(client, tool)
-    async with on_worker(client, b).get(received[0].id) as response:
-        stream = events(response)
+    async with resumed_call(connect, new_tool, a, b) as (client, tool, stream):
         await tool.step("a")
         assert content_of(await anext(stream)) == "a"
         with outage(server):
@@ -168,8 +155,7 @@ async def test_worker_shut_down_in_an_outage_ends_in_time(
 ) -> None:
     """It has sessions, a call and a follower, and cannot publish its end."""
     server, (a, _) = world
-    client = connect(a.url)
-    await client.initialize()
+    client = await open_session(connect, a.url)
     async with client.call(1, "steps", name=new_tool().name) as response:
         received = [await anext(events(response))]
         async with client.get(received[0].id):

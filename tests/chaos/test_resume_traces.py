@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.chaos import NewToolControl, Pair, content_of, on_worker
+from support.chaos import NewToolControl, Pair, content_of, on_worker, open_session
 from support.http_client import Connect, Event, HTTPClient, events
 from support.processes import WorkerProcess, revive
 from support.waiting import until
@@ -83,8 +83,7 @@ async def test_traces_of_a_cut_call_link_its_replay_to_its_stores(
 
     The Redis client of the workers is instrumented, too, and reports its own commands.
     """
-    client = connect(pair[0].url)
-    await client.initialize()
+    client = await open_session(connect, pair[0].url)
     meta: dict[str, Any] = {"progressToken": 1}
     if sent_in == "_meta":
         meta["traceparent"] = CALL

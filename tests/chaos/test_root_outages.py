@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 import pytest
@@ -16,7 +17,7 @@ from mcp_eventscope.redis.client import connect
 from mcp_eventscope.store.events import BatchCommitted, EventsLost, FailureReason, StoreDegraded, StoreRecovered
 from support.root_producers import RootProducer, check_all
 from support.stores import until_settled
-from support.valkeys import OwnValkey, own_valkey
+from support.valkeys import OwnValkey, fail_repeatedly, own_valkey
 from support.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -153,19 +154,7 @@ async def test_root_appends_while_redis_is_frozen_are_stored_once(world: World) 
 
 async def test_root_appends_while_redis_is_killed_repeatedly_are_stored_once(world: World) -> None:
     """Redis is killed and frozen at any moment of its recovery."""
-
-    async def outage() -> None:
-        for number in range(6):
-            if number % 2:
-                world.server.freeze()
-                await anyio.sleep(0.05 * number)
-                world.server.thaw()
-            world.server.kill()
-            await anyio.sleep(0.1)
-            await anyio.to_thread.run_sync(world.server.start)
-            await anyio.sleep(0.04 * number)
-
-    producers, _ = await append_through(world, outage)
+    producers, _ = await append_through(world, partial(fail_repeatedly, world.server))
     await check_all(producers, world.client)
     assert not [fact for fact in world.facts if isinstance(fact, EventsLost)]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 import pytest
@@ -11,7 +12,7 @@ from mcp_eventscope.redis.client import connect
 from mcp_eventscope.store.events import EventsLost, StoreDegraded, StoreRecovered
 from support.session_producers import Facts, SessionProducer, appending, observed
 from support.stores import patient_client
-from support.valkeys import OwnValkey, own_valkey
+from support.valkeys import OwnValkey, fail_repeatedly, own_valkey
 from support.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -80,16 +81,4 @@ async def test_session_appends_while_redis_is_frozen_are_stored_once(world: Worl
 
 async def test_session_appends_while_redis_is_killed_repeatedly_are_stored_once(world: World) -> None:
     """Redis is killed and frozen at any moment of its recovery."""
-
-    async def outage() -> None:
-        for number in range(6):
-            if number % 2:
-                world.server.freeze()
-                await anyio.sleep(0.05 * number)
-                world.server.thaw()
-            world.server.kill()
-            await anyio.sleep(0.1)
-            await anyio.to_thread.run_sync(world.server.start)
-            await anyio.sleep(0.04 * number)
-
-    await world.outlives(outage)
+    await world.outlives(partial(fail_repeatedly, world.server))

@@ -5,7 +5,17 @@ import pytest
 from mcp.client import Client
 
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
-from support.chaos import NewToolControl, Pair, check_session, content_of, on_worker, start_call, until_stored
+from support.chaos import (
+    NewToolControl,
+    Pair,
+    check_session,
+    content_of,
+    on_worker,
+    open_session,
+    resumed_call,
+    start_call,
+    until_stored,
+)
 from support.http_client import Connect, Event, events
 from support.processes import LEASE, Router, WorkerProcess, revive, worker_processes
 from support.tool_control import WatchedCall
@@ -59,12 +69,7 @@ async def test_worker_with_a_wrong_clock_is_not_declared_dead(
 ) -> None:
     """Its clock jumps back and forth while it runs a call."""
     a, b = pair
-    client = connect(a.url)
-    await client.initialize()
-    tool = new_tool()
-    received = await start_call(client, tool)
-    async with on_worker(client, b).get(received[-1].id) as response:
-        stream = events(response)
+    async with resumed_call(connect, new_tool, a, b) as (_, tool, stream):
         for number, seconds in enumerate((-3600, 3600)):
             await anyio.to_thread.run_sync(a.jump, seconds)
             await anyio.sleep(PATIENCE)  # Nothing is to happen.
@@ -79,8 +84,7 @@ async def test_call_of_a_killed_worker_has_one_answer_on_every_worker(
 ) -> None:
     """The other worker and the restarted one give the same answer."""
     a, b = pair
-    client = connect(a.url)
-    await client.initialize()
+    client = await open_session(connect, a.url)
     tool = new_tool()
     received = await start_call(client, tool, "a")
     await until_stored(valkey_url, received[-1].id)
@@ -106,8 +110,7 @@ async def test_worker_killed_as_it_answers_gives_one_outcome(
     for moment in range(4):
         a, b = pair
         await anyio.to_thread.run_sync(revive, pair)
-        client = connect(a.url)
-        await client.initialize()
+        client = await open_session(connect, a.url)
         tool = new_tool()
         received = await start_call(client, tool)
         await tool.finish()
@@ -128,8 +131,7 @@ async def test_followers_of_a_killed_worker_get_one_answer(
 ) -> None:
     """Followers on two workers, one after the other, get the same answer."""
     with worker_processes(1, valkey_url, valkey_url) as (third,):
-        client = connect(third.url)
-        await client.initialize()
+        client = await open_session(connect, third.url)
         received = await start_call(client, new_tool())
         answers: list[list[Event]] = []
         async with on_worker(client, pair[0]).get(received[-1].id) as response:
@@ -181,8 +183,7 @@ async def test_worker_stopped_with_open_streams_ends_them_properly(
 ) -> None:
     """Clients count broken streams as failures."""
     a, _ = pair
-    client = connect(a.url)
-    await client.initialize()
+    client = await open_session(connect, a.url)
     async with client.call(1, "steps", name=new_tool().name) as response, client.get() as standalone:
         live = events(response)
         primed = await anext(live)
@@ -238,8 +239,7 @@ async def test_worker_frozen_past_its_lease_is_fenced(
     Its own connection stays open, and may not show another end of the call than the store has.
     """
     a, b = pair
-    client = connect(a.url)
-    await client.initialize()
+    client = await open_session(connect, a.url)
     tool = new_tool()
     live: list[Event] = []
     async with client.call(1, "steps", name=tool.name) as response:

@@ -13,7 +13,7 @@ from support.stores import PATIENCE, TTL, open_bare, open_instrumented
 
 pytestmark = [
     pytest.mark.usefixtures("leaks"),
-    pytest.mark.filterwarnings("ignore::mcp_eventscope.errors.UnscopedStoreWarning"),
+    pytest.mark.filterwarnings("ignore::mcp_eventscope.errors.SessionsNotIsolatedWarning"),
 ]
 
 

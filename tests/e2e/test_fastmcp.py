@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from mcp_eventscope import IncompatibleSDKError, http_app
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
 from support.http_client import Connect, HTTPClient, events
 from support.processes import LEASE
-from support.serving import serving
+from support.serving import serving, serving_each
 from support.waiting import CEILING, until
 
 pytestmark = pytest.mark.anyio
@@ -95,20 +95,21 @@ class Worker:
 @pytest.fixture
 async def workers(valkey_url: str) -> AsyncIterator[list[Worker]]:
     """Two workers on one Valkey, with authentication and a middleware."""
-    async with AsyncExitStack() as stack:
-        found = []
-        for _ in range(2):
-            verifier = StaticTokenVerifier({TOKEN: {"client_id": "c", "scopes": []}})
-            server = Steps(options={"auth": verifier})
-            app = http_app(
-                server.mcp,
+    verifier = StaticTokenVerifier({TOKEN: {"client_id": "c", "scopes": []}})
+    servers = Steps(options={"auth": verifier}), Steps(options={"auth": verifier})
+    async with serving_each(
+        *(
+            http_app(
+                each.mcp,
                 redis_url=valkey_url,
                 registry=CollectorRegistry(),
                 worker_lease=LEASE,
                 middleware=[Middleware(Named)],
             )
-            found.append(Worker(server, await stack.enter_async_context(serving(app))))
-        yield found
+            for each in servers
+        )
+    ) as urls:
+        yield list(map(Worker, servers, urls))
 
 
 @pytest.fixture
@@ -196,7 +197,7 @@ async def test_http_app_with_fastmcp_of_another_endpoint_is_refused(monkeypatch:
             self.manager = None
 
     monkeypatch.setattr(sys.modules["fastmcp.server.http"], "StreamableHTTPASGIApp", Moved)
-    with pytest.raises(IncompatibleSDKError, match=r"fastmcp 4\.\d.* its session manager was not found"):
+    with pytest.raises(IncompatibleSDKError, match=r"fastmcp 4\.\d.* session manager was not found; install fastmcp"):
         http_app(FastMCP("s"), redis_url="redis://127.0.0.1:1")
 
 

@@ -18,7 +18,7 @@ from support.controlled_server import ControlledServer
 from support.http_client import Connect, Event, HTTPClient, events
 from support.processes import LEASE
 from support.servers import valkey
-from support.serving import serving
+from support.serving import serving, serving_each
 from support.waiting import CEILING, until
 
 pytestmark = pytest.mark.anyio
@@ -35,13 +35,14 @@ class Worker:
 @pytest.fixture
 async def workers(valkey_url: str) -> AsyncIterator[list[Worker]]:
     """Two workers on one Valkey, each with a store of its own; no routing is sticky."""
-    async with AsyncExitStack() as stack:
-        found = []
-        for _ in range(2):
-            controlled = ControlledServer()
-            app = http_app(controlled.mcp, redis_url=valkey_url, registry=CollectorRegistry(), worker_lease=LEASE)
-            found.append(Worker(controlled, await stack.enter_async_context(serving(app))))
-        yield found
+    servers = ControlledServer(), ControlledServer()
+    async with serving_each(
+        *(
+            http_app(each.mcp, redis_url=valkey_url, registry=CollectorRegistry(), worker_lease=LEASE)
+            for each in servers
+        )
+    ) as urls:
+        yield list(map(Worker, servers, urls))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import anyio.lowlevel
 import pytest
 from redis import asyncio as aioredis
 
-from mcp_eventscope import RedisEventStore, StoreRejectedError, StoreUnavailableError, UnscopedStoreWarning
+from mcp_eventscope import RedisEventStore, SessionsNotIsolatedWarning, StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.store.events import FailureReason, StoreDegraded, StoreEvent
 from mcp_eventscope.store.messages import EventMessage
@@ -49,7 +49,7 @@ async def test_operations_on_unreachable_redis_name_its_address(key_prefix: str)
                 await operation()
             assert PASSWORD not in str(caught.value)
         assert (await store.append("1", note(0, "a secret"))).deferred
-        with pytest.warns(UnscopedStoreWarning):
+        with pytest.warns(SessionsNotIsolatedWarning):
             assert await store.store_event("1", None) == ""
         assert [fact.reason for fact in facts if isinstance(fact, StoreDegraded)] == [FailureReason.CONNECTION]
         assert PASSWORD not in store.address + repr(store) + repr(facts)

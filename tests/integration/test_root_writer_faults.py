@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import anyio
@@ -20,6 +20,7 @@ from mcp_eventscope.store.events import (
     StoreDegraded,
     StoreRecovered,
 )
+from support.connection_faults import FAULTS, RETRIED, STORE_TIMEOUT, MakeClient, retrying_client
 from support.proxy import Fault, Proxy
 from support.root_producers import RootProducer, check_all
 from support.servers import Valkey
@@ -28,7 +29,6 @@ from support.waiting import cpu_aware_clock, in_time, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
-STORE_TIMEOUT = 0.25
 SLACK = 0.3
 """Seconds that a busy machine may add."""
 SESSIONS = 4
@@ -73,14 +73,6 @@ class World:
         assert slowest < STORE_TIMEOUT + SLACK
 
 
-MakeClient = Callable[[str], aioredis.Redis]
-
-
-def _default(url: str) -> aioredis.Redis:
-    """With common options: redis-py retries by itself."""
-    return aioredis.Redis.from_url(url)
-
-
 @pytest.fixture
 def make_client() -> MakeClient:
     """Makes the store's client."""
@@ -110,92 +102,8 @@ async def redis_client(valkey_url: str) -> AsyncIterator[aioredis.Redis]:
         yield client
 
 
-Break = Callable[[World], Awaitable[None]]
-
-
-async def _reset(world: World) -> None:
-    world.proxy.reset()
-
-
-async def _refused(world: World) -> None:
-    world.proxy.refuse()
-    world.proxy.reset()
-    await until(lambda: StoreDegraded in map(type, world.facts))
-    await world.proxy.listen()
-
-
-def _for(seconds: float, way: str) -> Break:
-    async def do(world: World) -> None:
-        getattr(world.proxy, way)()
-        await anyio.sleep(seconds)
-        world.proxy.clear()
-
-    return do
-
-
-async def _slow(world: World) -> None:
-    world.proxy.delay = STORE_TIMEOUT * 2
-    await anyio.sleep(STORE_TIMEOUT * 4)
-    world.proxy.clear()
-
-
-def _reply_dropped(times: int, skip: int = 0) -> Break:
-    async def do(world: World) -> None:
-        fault = world.proxy.drop_reply(world.token, times=times, skip=skip)
-        await until(lambda: fault.happened == times)
-
-    return do
-
-
-def _cut(after: int, skip: int = 0) -> Break:
-    async def do(world: World) -> None:
-        fault = world.proxy.cut_request(world.token, after=after, skip=skip)
-        await until(lambda: fault.happened)
-
-    return do
-
-
-def _answered(error: str, times: int = 3) -> Break:
-    async def do(world: World) -> None:
-        fault = world.proxy.answer(world.token, error, times=times)
-        await until(lambda: fault.happened == times)
-
-    return do
-
-
-FAULTS: dict[str, tuple[Break, set[FailureReason]]] = {
-    "reset": (_reset, set()),  # It may have happened between two batches.
-    "refused": (_refused, {FailureReason.CONNECTION}),
-    "held": (_for(STORE_TIMEOUT * 3, "hold"), {FailureReason.TIMEOUT}),
-    "muted": (_for(STORE_TIMEOUT * 3, "mute"), {FailureReason.TIMEOUT}),
-    "swallowed": (_for(STORE_TIMEOUT * 3, "black_hole"), {FailureReason.TIMEOUT}),
-    "slow": (_slow, {FailureReason.TIMEOUT}),
-    "reply eaten": (_reply_dropped(1), {FailureReason.CONNECTION}),
-    "second reply eaten": (_reply_dropped(1, skip=1), {FailureReason.CONNECTION}),
-    "three replies eaten": (_reply_dropped(3), {FailureReason.CONNECTION}),
-    "cut at once": (_cut(0), {FailureReason.CONNECTION}),
-    "cut in the middle": (_cut(100), {FailureReason.CONNECTION}),
-    "cut in the second": (_cut(100, skip=1), {FailureReason.CONNECTION}),
-    "busy": (_answered("BUSY Redis is busy running a script"), {FailureReason.BUSY}),
-    "loading": (_answered("LOADING Redis is loading the dataset in memory"), {FailureReason.LOADING}),
-    "full": (_answered("OOM command not allowed when used memory > 'maxmemory'."), {FailureReason.OOM}),
-    "read only": (_answered("READONLY You can't write against a read only replica."), {FailureReason.READONLY}),
-    "no script": (_answered("NOSCRIPT No matching script.", times=1), {FailureReason.NOSCRIPT}),
-    "no password": (_answered("NOAUTH Authentication required."), {FailureReason.AUTH}),
-    "no right": (_answered("NOPERM this user has no permissions to run the 'evalsha' command"), {FailureReason.AUTH}),
-    "no replicas": (_answered("NOREPLICAS Not enough good replicas to write."), {FailureReason.OTHER}),
-    "disk full": (_answered("MISCONF Errors writing to the AOF file: No space left on device"), {FailureReason.OTHER}),
-    "no primary": (
-        _answered("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'."),
-        set(),
-    ),
-    "cluster down": (_answered("CLUSTERDOWN The cluster is down"), set()),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_root_appends_through_a_fault_are_stored_once(world: World, fault: str) -> None:
-    """Nothing is lost or stored twice, and the reason is reported."""
+async def check_fault(world: World, fault: str) -> None:
+    """Inject a fault while events are appended: nothing is lost or stored twice, and the reason is reported."""
     happen, reported = FAULTS[fault]
     producers, over = world.producers(), asyncio.Event()
     with in_time(30):
@@ -213,11 +121,17 @@ async def test_root_appends_through_a_fault_are_stored_once(world: World, fault:
     assert reported <= world.reasons()
 
 
-@pytest.mark.parametrize("make_client", [_default], ids=["default"])
-@pytest.mark.parametrize("fault", ["refused", "held", "reply eaten", "cut in the middle", "loading"])
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_root_appends_through_a_fault_are_stored_once(world: World, fault: str) -> None:
+    """Nothing is lost or stored twice, and the reason is reported."""
+    await check_fault(world, fault)
+
+
+@pytest.mark.parametrize("make_client", [retrying_client], ids=["default"])
+@pytest.mark.parametrize("fault", RETRIED)
 async def test_root_appends_with_a_retrying_client_are_stored_once(world: World, fault: str) -> None:
     """A client that retries by itself stores nothing twice, and takes no longer."""
-    await test_root_appends_through_a_fault_are_stored_once(world, fault)
+    await check_fault(world, fault)
 
 
 @pytest.mark.parametrize("count", [1, 20])

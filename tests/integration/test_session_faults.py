@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import anyio
@@ -27,6 +27,7 @@ from mcp_eventscope.store.events import (
 )
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
 from mcp_eventscope.store.messages import JSONRPCError
+from support.connection_faults import FAULTS, RETRIED, STORE_TIMEOUT, MakeClient, retrying_client
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
@@ -37,7 +38,6 @@ from support.waiting import cpu_aware_clock, in_time, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
-STORE_TIMEOUT = 0.25
 SLACK = 0.3
 """Seconds that a busy machine may add."""
 TTL = 600
@@ -84,14 +84,6 @@ class World:
         assert kinds == [StoreDegraded, StoreRecovered] * (len(kinds) // 2)
 
 
-MakeClient = Callable[[str], aioredis.Redis]
-
-
-def _default(url: str) -> aioredis.Redis:
-    """With common options: redis-py retries by itself."""
-    return aioredis.Redis.from_url(url)
-
-
 @pytest.fixture
 def make_client() -> MakeClient:
     """Makes the store's client."""
@@ -116,89 +108,8 @@ async def world(make_client: MakeClient, valkey_server: Valkey, key_prefix: str)
             await direct.delete(*keys)
 
 
-Break = Callable[[World], Awaitable[None]]
-
-
-async def _reset(world: World) -> None:
-    world.proxy.reset()
-
-
-async def _refused(world: World) -> None:
-    world.proxy.refuse()
-    world.proxy.reset()
-    await until(lambda: world.store.backlog.failure)
-    await world.proxy.listen()
-
-
-def _for(seconds: float, way: str) -> Break:
-    async def do(world: World) -> None:
-        getattr(world.proxy, way)()
-        await anyio.sleep(seconds)
-        await until(lambda: FailureReason.TIMEOUT in world.reasons())  # A busy loop is late to look.
-        world.proxy.clear()
-
-    return do
-
-
-async def _slow(world: World) -> None:
-    world.proxy.delay = STORE_TIMEOUT * 2
-    await anyio.sleep(STORE_TIMEOUT * 4)
-    await until(lambda: FailureReason.TIMEOUT in world.reasons())
-    world.proxy.clear()
-
-
-def _reply_dropped(times: int, skip: int = 0) -> Break:
-    async def do(world: World) -> None:
-        fault = world.proxy.drop_reply(world.token, times=times, skip=skip)
-        await until(lambda: fault.happened == times)
-
-    return do
-
-
-def _cut(after: int, skip: int = 0) -> Break:
-    async def do(world: World) -> None:
-        fault = world.proxy.cut_request(world.token, after=after, skip=skip)
-        await until(lambda: fault.happened)
-
-    return do
-
-
-def _answered(error: str, times: int = 3) -> Break:
-    async def do(world: World) -> None:
-        fault = world.proxy.answer(world.token, error, times=times)
-        await until(lambda: fault.happened == times)
-
-    return do
-
-
-FAULTS: dict[str, tuple[Break, set[FailureReason]]] = {
-    "reset": (_reset, set()),  # It may have come between two batches.
-    "refused": (_refused, {FailureReason.CONNECTION}),
-    "held": (_for(STORE_TIMEOUT * 3, "hold"), {FailureReason.TIMEOUT}),
-    "muted": (_for(STORE_TIMEOUT * 3, "mute"), {FailureReason.TIMEOUT}),
-    "swallowed": (_for(STORE_TIMEOUT * 3, "black_hole"), {FailureReason.TIMEOUT}),
-    "slow": (_slow, {FailureReason.TIMEOUT}),
-    "reply eaten": (_reply_dropped(1), {FailureReason.CONNECTION}),
-    "three replies eaten": (_reply_dropped(3), {FailureReason.CONNECTION}),
-    "cut in the middle": (_cut(100), {FailureReason.CONNECTION}),
-    "cut in the second": (_cut(100, skip=1), {FailureReason.CONNECTION}),
-    "busy": (_answered("BUSY Redis is busy running a script"), {FailureReason.BUSY}),
-    "loading": (_answered("LOADING Redis is loading the dataset in memory"), {FailureReason.LOADING}),
-    "full": (_answered("OOM command not allowed when used memory > 'maxmemory'."), {FailureReason.OOM}),
-    "read only": (_answered("READONLY You can't write against a read only replica."), {FailureReason.READONLY}),
-    "no script": (_answered("NOSCRIPT No matching script.", times=1), {FailureReason.NOSCRIPT}),
-    "no password": (_answered("NOAUTH Authentication required."), {FailureReason.AUTH}),
-    "no right": (_answered("NOPERM this user has no permissions to run the 'evalsha' command"), {FailureReason.AUTH}),
-    "no replicas": (_answered("NOREPLICAS Not enough good replicas to write."), {FailureReason.OTHER}),
-    "disk full": (_answered("MISCONF Errors writing to the AOF file: No space left on device"), {FailureReason.OTHER}),
-    "no primary": (_answered("MASTERDOWN Link with MASTER is down."), set()),
-    "cluster down": (_answered("CLUSTERDOWN The cluster is down"), set()),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_session_appends_through_a_fault_are_stored_once(world: World, fault: str) -> None:
-    """All events have ids, none is lost or stored twice, and the reason is reported."""
+async def check_fault(world: World, fault: str) -> None:
+    """Inject a fault while events are appended: all are stored once, and the reason is reported."""
     happen, reported = FAULTS[fault]
     producers = world.producers()
     with in_time(30):
@@ -208,11 +119,17 @@ async def test_session_appends_through_a_fault_are_stored_once(world: World, fau
     assert reported <= world.reasons()
 
 
-@pytest.mark.parametrize("make_client", [_default], ids=["default"])
-@pytest.mark.parametrize("fault", ["refused", "held", "reply eaten", "cut in the middle", "loading"])
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_session_appends_through_a_fault_are_stored_once(world: World, fault: str) -> None:
+    """All events have ids, none is lost or stored twice, and the reason is reported."""
+    await check_fault(world, fault)
+
+
+@pytest.mark.parametrize("make_client", [retrying_client], ids=["default"])
+@pytest.mark.parametrize("fault", RETRIED)
 async def test_session_appends_with_a_retrying_client_are_stored_once(world: World, fault: str) -> None:
     """A client that retries by itself stores nothing twice."""
-    await test_session_appends_through_a_fault_are_stored_once(world, fault)
+    await check_fault(world, fault)
 
 
 async def test_session_append_in_an_outage_returns_immediately(world: World) -> None:

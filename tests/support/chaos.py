@@ -1,12 +1,13 @@
 """Steps that the tests of worker processes share."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 from redis import asyncio as aioredis
 
-from support.http_client import Event, HTTPClient, events
+from support.http_client import Connect, Event, HTTPClient, events
 from support.processes import WorkerProcess
 from support.tool_control import ToolControl
 from support.waiting import until
@@ -28,6 +29,24 @@ def content_of(event: Event) -> str:
     if "error" in message:
         return str(message["error"]["code"])
     return str(message["result"]["structuredContent"]["result"])
+
+
+async def open_session(connect: Connect, url: str) -> HTTPClient:
+    """A client with a session that it opened at the server with a base URL."""
+    client = connect(url)
+    await client.initialize()
+    return client
+
+
+@asynccontextmanager
+async def resumed_call(
+    connect: Connect, new_tool: NewToolControl, opener: WorkerProcess, follower: WorkerProcess
+) -> AsyncIterator[tuple[HTTPClient, ToolControl, AsyncIterator[Event]]]:
+    """A call that runs on one worker, and whose stream is resumed on another: its client, its tool, and its events."""
+    client, tool = await open_session(connect, opener.url), new_tool()
+    received = await start_call(client, tool)
+    async with on_worker(client, follower).get(received[-1].id) as response:
+        yield client, tool, events(response)
 
 
 async def start_call(client: HTTPClient, tool: ToolControl, *messages: str, request_id: int | str = 1) -> list[Event]:

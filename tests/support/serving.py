@@ -3,13 +3,20 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import uvicorn
 from starlette.types import ASGIApp
 
 from support.waiting import CEILING, until
+
+
+@asynccontextmanager
+async def serving_each(*apps: ASGIApp) -> AsyncIterator[list[str]]:
+    """Serve each application by a server of its own until the block ends. Yields their base URLs."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(serving(app)) for app in apps]
 
 
 @asynccontextmanager

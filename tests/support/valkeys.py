@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -166,3 +167,16 @@ def own_valkey(*, durable: bool = False, **options: object) -> Iterator[OwnValke
             yield server
         finally:
             server.kill()
+
+
+async def fail_repeatedly(server: OwnValkey) -> None:
+    """Kill and freeze a server at different moments of its recovery."""
+    for number in range(6):
+        if number % 2:
+            server.freeze()
+            await anyio.sleep(0.05 * number)
+            server.thaw()
+        server.kill()
+        await anyio.sleep(0.1)
+        await anyio.to_thread.run_sync(server.start)
+        await anyio.sleep(0.04 * number)

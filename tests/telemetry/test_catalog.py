@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.store.messages import MessageKind
+from mcp_eventscope.store.messages import MessageType
 from mcp_eventscope.store.results import FollowEnd, Miss
 from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, declarations, facts
 from support.binaries import promtool_problems
@@ -69,7 +69,7 @@ def test_names_keep_the_conventions() -> None:
 @pytest.mark.parametrize(
     ("label", "enum"),
     [
-        (catalog.MESSAGE_TYPE, MessageKind),
+        (catalog.MESSAGE_TYPE, MessageType),
         (catalog.MISS_REASON, Miss),
         (catalog_sessions.ORIGIN, facts.Origin),
         (catalog_sessions.SESSION_END_REASON, facts.SessionEnd),

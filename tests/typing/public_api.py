@@ -129,5 +129,5 @@ def errors(error: mcp_eventscope.StoreUnavailableError | mcp_eventscope.StoreRej
     """One base class catches every error of the store, another one every error of the library."""
     of_the_store: mcp_eventscope.StoreError = error
     of_the_library: mcp_eventscope.EventscopeError = of_the_store
-    warning: type[Warning] = mcp_eventscope.UnscopedStoreWarning
+    warning: type[Warning] = mcp_eventscope.SessionsNotIsolatedWarning
     del of_the_library, warning

@@ -25,10 +25,10 @@ def test_package_exports_these_names_only() -> None:
         "InstrumentedEventStore",
         "RedisEventStore",
         "ResumableSessionManager",
+        "SessionsNotIsolatedWarning",
         "StoreError",
         "StoreRejectedError",
         "StoreUnavailableError",
-        "UnscopedStoreWarning",
         "http_app",
         "metrics_app",
     ]

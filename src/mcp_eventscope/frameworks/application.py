@@ -19,7 +19,7 @@ class Application:
     server: Server[Any]
     """The low-level server."""
     manager_options: dict[str, Any]
-    """The keywords with which the framework would make the SDK's session manager."""
+    """The keywords with which the framework would create the SDK's session manager."""
     install: Callable[[StreamableHTTPSessionManager], None]
     """Puts a session manager where the application looks for it."""
 

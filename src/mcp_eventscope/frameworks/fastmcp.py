@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from typing import Any, NoReturn
 
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -18,19 +17,21 @@ _SETTINGS = ("json_response", "stateless_http", "http_session_idle_timeout")
 
 def is_server(server: object) -> bool:
     """Whether a server is FastMCP's: a `FastMCP`, or the low-level server inside of one."""
-    return any(
-        each.__module__.partition(".")[0] == "fastmcp" and each.__name__ in {"FastMCP", "LowLevelServer"}
-        for each in type(server).__mro__
-    )
+    return bool(_classes(server) & {"FastMCP", "LowLevelServer"})
+
+
+def _classes(server: object) -> set[str]:
+    """The classes of fastmcp that a server is an instance of."""
+    return {each.__name__ for each in type(server).__mro__ if each.__module__.partition(".")[0] == "fastmcp"}
 
 
 def build(server: Any, options: Mapping[str, Any]) -> Application:
     """Build the application as `FastMCP.http_app()` does. Arguments and errors as in `frameworks.build`.
 
-    Its authentication, routes and middleware are kept. FastMCP makes its session manager when the application starts;
-    the installed one takes its place, and enters the server's lifespan as that one would.
+    Its authentication, routes and middleware are kept. FastMCP creates its session manager when the application starts;
+    the installed one replaces it, and enters the server's lifespan in the same way.
     """
-    if any(each.__name__ == "LowLevelServer" for each in type(server).__mro__):
+    if "LowLevelServer" in _classes(server):
         msg = (
             "mcp must be a FastMCP server, got the low-level server inside of one, which has none of its "
             "authentication, routes and middleware; pass the FastMCP server itself"
@@ -42,9 +43,8 @@ def build(server: Any, options: Mapping[str, Any]) -> Application:
         raise ValueError(msg)
     make: Callable[..., Starlette] = server.http_app
     app = make(**options)
-    module: Any = sys.modules.get("fastmcp")
     endpoint_type = getattr(sys.modules.get("fastmcp.server.http"), "StreamableHTTPASGIApp", None)
-    settings = getattr(module, "settings", None)
+    settings = getattr(sys.modules.get("fastmcp"), "settings", None)
     if endpoint_type is None or not all(hasattr(settings, name) for name in _SETTINGS):
         _incompatible("its endpoint or its settings were not found")
     endpoints = [found for route in app.routes if (found := innermost(route, endpoint_type)) is not None]
@@ -77,7 +77,7 @@ def build(server: Any, options: Mapping[str, Any]) -> Application:
 
 def _incompatible(reason: str) -> NoReturn:
     msg = (
-        f"fastmcp {version('fastmcp')} builds its HTTP application in another way: {reason}. "
-        "Install a version of fastmcp that this version of mcp-eventscope was tested with (4.1 or later 4.x)"
+        f"fastmcp {getattr(sys.modules.get('fastmcp'), '__version__', '')} builds its HTTP application in another way: "
+        f"{reason}; install fastmcp 4.1.2, which this version of mcp-eventscope was tested with"
     )
     raise IncompatibleSDKError(msg)

@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 
-from mcp_eventscope.errors import StoreError, UnscopedStoreWarning
+from mcp_eventscope.errors import SessionsNotIsolatedWarning, StoreError
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.client import AnyRedis, address_of, map_redis_errors, require_async, require_one_slot
 from mcp_eventscope.redis.clock import EventClock
@@ -319,7 +319,7 @@ class RedisEventStore(EventStore):
                 "event_store.sessions_not_isolated: a RedisEventStore passed to the SDK directly cannot distinguish "
                 "sessions; clients number their requests from 0, so sessions share streams and receive each other's "
                 "events; serve with mcp_eventscope.http_app() or ResumableSessionManager",
-                UnscopedStoreWarning,
+                SessionsNotIsolatedWarning,
                 stacklevel=3,
             )
 

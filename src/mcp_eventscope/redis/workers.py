@@ -67,7 +67,7 @@ class Workers:
         self._redis = redis
         self._keys = keys
         self._worker = worker
-        self.clock = clock
+        self._clock = clock
         """Synchronized with Redis, hence nearly equal on all workers."""
         self._subscriptions = subscriptions
         self.lease = DEFAULT_WORKER_LEASE
@@ -98,7 +98,7 @@ class Workers:
     @property
     def now(self) -> int:
         """Microseconds since 1970, on Redis's clock."""
-        return self.clock.now()
+        return self._clock.now()
 
     @property
     def lapsed(self) -> bool:
@@ -155,13 +155,7 @@ class Workers:
     async def hold_lease(
         self, lease: float, on_message: Callable[[Notice], None], republish: Callable[[], Awaitable[None]]
     ) -> AsyncIterator[None]:
-        """Hold a lease, and receive the messages of other workers, until the block ends.
-
-        Args:
-            lease: Seconds without a renewal after which this worker is declared dead.
-            on_message: Called with each message; with `lost` when messages may have been lost.
-            republish: Called when Redis has recovered or lost data, to republish the state that it may lack.
-        """
+        """Hold a lease, and receive the messages of other workers; see `Coordinator.hold_lease`."""
         self.lease = lease
         self._began = time.monotonic()
 
@@ -199,18 +193,7 @@ class Workers:
         await self._call("write to", lambda: self._redis.publish(self._keys.workers, content))
 
     async def record(self, record: NewRecord, *, ttl: int) -> str:
-        """Record a session, unless it belongs to another principal or has ended.
-
-        Args:
-            record: The session.
-            ttl: Seconds until the record expires.
-
-        Returns:
-            `live`; or `other` or `ended`, in which case nothing was changed.
-
-        Raises:
-            StoreError: The write failed.
-        """
+        """Record a session; see `Coordinator.record`."""
         keys = self._keys.for_session(record.session_id)
         return await self._call(
             "write to",
@@ -218,7 +201,7 @@ class Workers:
         )
 
     async def record_all(self, records: Sequence[NewRecord], *, ttl: int) -> None:
-        """Record many sessions in few round trips. Arguments and errors as in `record`."""
+        """Record many sessions in few round trips; see `Coordinator.record_all`."""
         if not isinstance(self._redis, aioredis.Redis):  # The pipeline of a cluster does not support scripts.
             for record in records:
                 await self.record(record, ttl=ttl)

@@ -1,6 +1,7 @@
 """An unbuffered stream between tasks, like anyio's, without a loop iteration per call."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any
 
@@ -32,13 +33,27 @@ class _Pipe:
 _NOTHING = object()
 
 
-class WriteEnd:
-    """The senders' end."""
+class _End(ABC):
+    """One end of the stream."""
 
     __slots__ = ("_pipe",)
 
     def __init__(self, pipe: _Pipe) -> None:
         self._pipe = pipe
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close this end."""
+
+    async def aclose(self) -> None:
+        """Close this end."""
+        self.close()
+
+
+class WriteEnd(_End):
+    """The senders' end."""
+
+    __slots__ = ()
 
     async def send(self, item: Any) -> None:
         """Send an item, and wait until it was received.
@@ -76,18 +91,11 @@ class WriteEnd:
         self._pipe.write_closed = True
         self._pipe.end()
 
-    async def aclose(self) -> None:
-        """Close the stream."""
-        self.close()
 
-
-class ReadEnd:
+class ReadEnd(_End):
     """The receiver's end."""
 
-    __slots__ = ("_pipe",)
-
-    def __init__(self, pipe: _Pipe) -> None:
-        self._pipe = pipe
+    __slots__ = ()
 
     async def receive(self) -> Any:
         """Receive the next item.
@@ -123,10 +131,6 @@ class ReadEnd:
         """Close the stream: senders get `BrokenResourceError`."""
         self._pipe.read_closed = True
         self._pipe.end()
-
-    async def aclose(self) -> None:
-        """Close the stream."""
-        self.close()
 
 
 def outbound_pipe() -> tuple[WriteEnd, ReadEnd]:

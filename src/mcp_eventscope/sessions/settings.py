@@ -4,9 +4,9 @@ from math import inf
 
 from mcp.server.lowlevel.server import Server
 
-DAY = 86_400.0
-_RANGES = {"follow_timeout": (0.001, inf), "worker_lease": (1.0, 3600.0), "shutdown_timeout": (0.0, DAY)}
-"""Seconds. A worker renews its lease three times in it: a shorter one would be missed by a busy process."""
+_DAY = 86_400.0
+_RANGES = {"follow_timeout": (0.001, inf), "worker_lease": (1.0, 3600.0), "shutdown_timeout": (0.0, _DAY)}
+"""Minimum and maximum in seconds. A busy process cannot renew a lease of less than a second in time."""
 
 
 def check_settings(app: object, **timeouts: float) -> None:

@@ -1,4 +1,4 @@
-"""The SDK's message types that a store uses, and their kinds."""
+"""The SDK's messages as a store uses them, and their types by name."""
 
 from enum import StrEnum
 
@@ -17,17 +17,17 @@ __all__ = [
     "JSONRPCNotification",
     "JSONRPCRequest",
     "JSONRPCResponse",
-    "MessageKind",
+    "MessageType",
     "RequestId",
     "StreamId",
     "is_final",
-    "kind_of",
-    "kind_of_type",
+    "type_of",
+    "type_of_class",
 ]
 
 
-class MessageKind(StrEnum):
-    """The kind of message that an event carries."""
+class MessageType(StrEnum):
+    """The type of the message that an event carries."""
 
     PRIMING = "priming"
     REQUEST = "request"
@@ -36,23 +36,23 @@ class MessageKind(StrEnum):
     ERROR = "error"
 
 
-_KINDS: dict[type, MessageKind] = {
-    type(None): MessageKind.PRIMING,
-    JSONRPCRequest: MessageKind.REQUEST,
-    JSONRPCNotification: MessageKind.NOTIFICATION,
-    JSONRPCResponse: MessageKind.RESPONSE,
-    JSONRPCError: MessageKind.ERROR,
+_TYPES: dict[type, MessageType] = {
+    type(None): MessageType.PRIMING,
+    JSONRPCRequest: MessageType.REQUEST,
+    JSONRPCNotification: MessageType.NOTIFICATION,
+    JSONRPCResponse: MessageType.RESPONSE,
+    JSONRPCError: MessageType.ERROR,
 }
 
 
-def kind_of(message: JSONRPCMessage | None) -> MessageKind:
-    """The kind of a message; None is a priming event."""
-    return _KINDS[type(message)]
+def type_of(message: JSONRPCMessage | None) -> MessageType:
+    """The type of a message; None is a priming event."""
+    return _TYPES[type(message)]
 
 
-def kind_of_type(message: type) -> MessageKind:
-    """The kind of a message type."""
-    return _KINDS[message]
+def type_of_class(message: type) -> MessageType:
+    """The type of the messages of a class."""
+    return _TYPES[message]
 
 
 FINAL = (JSONRPCResponse, JSONRPCError)

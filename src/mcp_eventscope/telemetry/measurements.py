@@ -9,7 +9,7 @@ import anyio
 
 from mcp_eventscope.errors import StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.redis.redis_stats import RedisStats
-from mcp_eventscope.store.messages import EventCallback, EventMessage, MessageKind
+from mcp_eventscope.store.messages import EventCallback, EventMessage, MessageType
 from mcp_eventscope.store.results import AppendResult, FollowResult, ReplayResult
 
 _CLIENT_DISCONNECTED = (anyio.BrokenResourceError, anyio.ClosedResourceError)
@@ -39,7 +39,7 @@ class Measurement:
 class StoreMeasurement(Measurement):
     """An attempt to store an event."""
 
-    message_type: MessageKind
+    message_type: MessageType
     appended: AppendResult | None
 
 

@@ -11,7 +11,7 @@ from mcp_eventscope.store.events import (
     StoreEvent,
     StoreRecovered,
 )
-from mcp_eventscope.store.messages import kind_of_type
+from mcp_eventscope.store.messages import type_of_class
 from mcp_eventscope.store.results import BacklogStatus
 from mcp_eventscope.telemetry import catalog, declarations
 from mcp_eventscope.telemetry.facts import ServingFact
@@ -108,13 +108,13 @@ class MetricsSink:
     def _store(self, seconds: float, message: type, payload_bytes: int, span: SpanIds | None = None) -> None:
         self._store_seconds["ok"].observe(seconds, span and exemplar_of(span))
         self._stored_bytes.inc(payload_bytes)
-        self._stored[kind_of_type(message)].inc()
+        self._stored[type_of_class(message)].inc()
 
     def _write(self, batch: ObservationBatch) -> None:
         self._store_seconds["ok"].observe_all(batch.seconds, batch.recorded)
         self._stored_bytes.inc(batch.payload_bytes)
         for message, count in collections.Counter(batch.messages).items():
-            self._stored[kind_of_type(message)].inc(count)
+            self._stored[type_of_class(message)].inc(count)
 
     def _accept(self, seconds: float, message: type, payload_bytes: int, span: SpanIds | None = None) -> None:
         self._wait.observe(seconds)
@@ -147,7 +147,7 @@ class MetricsSink:
             self._store_seconds["ok"].observe_all(list(fact.latencies), recorded)
             self._stored_bytes.inc(fact.payload_bytes)
             for message, count in collections.Counter(fact.messages).items():
-                self._stored[kind_of_type(message)].inc(count)
+                self._stored[type_of_class(message)].inc(count)
 
     def record(self, fact: StoreEvent) -> None:
         """Record a background event of the store."""

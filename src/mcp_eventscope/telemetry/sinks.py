@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Concatenate, ParamSpec
 
-from mcp_eventscope.store.messages import JSONRPCMessage, StreamId, kind_of
+from mcp_eventscope.store.messages import JSONRPCMessage, StreamId, type_of
 from mcp_eventscope.store.results import AppendResult
 from mcp_eventscope.telemetry import catalog, declarations
 from mcp_eventscope.telemetry.logs import Log, Logger, LogSink
@@ -63,7 +63,7 @@ class Sinks:
         ids = self._ids(span)
         try:
             self.tracing.end_stored_span(
-                span, session, stream_id, kind_of(message).value, appended.event_id, appended.payload_bytes
+                span, session, stream_id, type_of(message).value, appended.event_id, appended.payload_bytes
             )
         except Exception as error:  # noqa: BLE001 - a processor or exporter of the application's
             self.failed("traces", error)
