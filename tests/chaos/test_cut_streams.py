@@ -29,7 +29,7 @@ LOOK = 1.0
 """Seconds that a lost wake-up may cost."""
 
 
-async def cut_and_move(pair: Pair, router: Router, new_tool: NewToolControl, *, wrong: float = 0) -> None:
+async def check_cut_and_resume(pair: Pair, router: Router, new_tool: NewToolControl, *, wrong: float = 0) -> None:
     """Cut a call of the SDK's client on the first worker, and finish it on the second."""
     a, b = pair
     router.to(a)
@@ -54,7 +54,7 @@ async def test_cut_call_resumed_on_another_worker_delivers_each_event_once(
     pair: Pair, router: Router, new_tool: NewToolControl
 ) -> None:
     """Events arrive in order and promptly, then the result; the session continues there."""
-    await cut_and_move(pair, router, new_tool)
+    await check_cut_and_resume(pair, router, new_tool)
 
 
 @pytest.mark.parametrize("wrong", [-3600.0, 3600.0])
@@ -62,7 +62,7 @@ async def test_cut_call_of_a_worker_with_a_wrong_clock_resumes(
     pair: Pair, router: Router, new_tool: NewToolControl, wrong: float
 ) -> None:
     """The clock of the first worker jumps an hour in a call, which does not matter."""
-    await cut_and_move(pair, router, new_tool, wrong=wrong)
+    await check_cut_and_resume(pair, router, new_tool, wrong=wrong)
 
 
 async def test_calls_cut_again_and_again_lose_nothing(

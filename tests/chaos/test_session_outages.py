@@ -30,7 +30,7 @@ class World:
     reader: RedisEventStore
     facts: Facts
 
-    async def outlives(self, outage: Callable[[], Awaitable[None]]) -> None:
+    async def check_outage(self, outage: Callable[[], Awaitable[None]]) -> None:
         """Fifty sessions append before, in and after an outage, and nothing is missing afterwards."""
         producers = [SessionProducer(self.store, f"s{number}") for number in range(SESSIONS)]
         async with appending(self.store, producers):
@@ -64,7 +64,7 @@ async def test_session_appends_while_redis_is_killed_are_stored_once(world: Worl
         await until(lambda: world.facts.of(StoreDegraded))
         await anyio.to_thread.run_sync(world.server.start)
 
-    await world.outlives(outage)
+    await world.check_outage(outage)
 
 
 async def test_session_appends_while_redis_is_frozen_are_stored_once(world: World) -> None:
@@ -76,9 +76,9 @@ async def test_session_appends_while_redis_is_frozen_are_stored_once(world: Worl
         await until(lambda: world.facts.of(StoreDegraded))  # A busy loop is late to look.
         world.server.thaw()
 
-    await world.outlives(outage)
+    await world.check_outage(outage)
 
 
 async def test_session_appends_while_redis_is_killed_repeatedly_are_stored_once(world: World) -> None:
     """Redis is killed and frozen at any moment of its recovery."""
-    await world.outlives(partial(fail_repeatedly, world.server))
+    await world.check_outage(partial(fail_repeatedly, world.server))

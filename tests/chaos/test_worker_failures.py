@@ -28,7 +28,7 @@ PATIENCE = LEASE + 1
 """Seconds within which the client of a dead worker gets an answer."""
 
 
-async def kill_in_a_call(pair: Pair, router: Router, new_tool: NewToolControl) -> None:
+async def check_killed_worker(pair: Pair, router: Router, new_tool: NewToolControl) -> None:
     """Kill the worker of a call; its client gets an answer, and its session continues."""
     a, b = pair
     router.to(a)
@@ -53,7 +53,7 @@ async def test_call_of_a_killed_worker_fails_within_the_lease(
     pair: Pair, router: Router, new_tool: NewToolControl
 ) -> None:
     """The client gets an error within the lease and a second, and its next call works."""
-    await kill_in_a_call(pair, router, new_tool)
+    await check_killed_worker(pair, router, new_tool)
 
 
 async def test_call_of_a_killed_worker_fails_in_time_despite_a_wrong_clock(
@@ -61,7 +61,7 @@ async def test_call_of_a_killed_worker_fails_in_time_despite_a_wrong_clock(
 ) -> None:
     """Leases follow Redis's clock, so that a worker an hour late does not matter."""
     await anyio.to_thread.run_sync(pair[1].jump, -3600)
-    await kill_in_a_call(pair, router, new_tool)
+    await check_killed_worker(pair, router, new_tool)
 
 
 async def test_worker_with_a_wrong_clock_is_not_declared_dead(

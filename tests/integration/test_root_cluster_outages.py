@@ -50,7 +50,7 @@ class Load:
         self.store.observe(self.facts.append)
         self.producers = [RootProducer(self.store, f"s{n}", stream) for n in range(10) for stream in ("1", "2")]
 
-    async def through(self, server: OwnValkey, outage: Callable[[], object], *, seconds: float) -> None:
+    async def check_outage(self, server: OwnValkey, outage: Callable[[], object], *, seconds: float) -> None:
         """Append before, in and after an outage; then Redis has exactly the appended numbers."""
         over = anyio.Event()
 
@@ -92,14 +92,14 @@ async def test_appends_while_the_node_is_killed_are_stored_once(
     server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str
 ) -> None:
     """The node is killed, and restarts with its data."""
-    await Load(cluster, key_prefix).through(server, server.kill, seconds=0.2)
+    await Load(cluster, key_prefix).check_outage(server, server.kill, seconds=0.2)
 
 
 async def test_appends_while_the_node_is_frozen_are_stored_once(
     server: OwnValkey, cluster: aioredis.RedisCluster, key_prefix: str
 ) -> None:
     """The node is frozen for longer than clients wait, and executes earlier commands later, not twice."""
-    await Load(cluster, key_prefix).through(server, server.freeze, seconds=1.5)
+    await Load(cluster, key_prefix).check_outage(server, server.freeze, seconds=1.5)
 
 
 async def test_appends_after_script_flush_load_the_script(

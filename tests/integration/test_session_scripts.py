@@ -83,7 +83,7 @@ async def test_key_guard_refuses_undeclared_keys_only(client: aioredis.Redis, ke
         await client.eval(GUARD + "return redis.pcall('GET', 'x')", 1, key_prefix)
 
 
-async def life(  # noqa: PLR0915 - one life, from beginning to end
+async def check_life(  # noqa: PLR0915 - one life, from beginning to end
     one: aioredis.Redis | aioredis.RedisCluster, two: aioredis.Redis | aioredis.RedisCluster, prefix: str
 ) -> None:
     """Every operation on a session: store, trim, read, follow, answer, lose, store again, end."""
@@ -149,7 +149,7 @@ async def life(  # noqa: PLR0915 - one life, from beginning to end
 @pytest.mark.usefixtures("guarded")
 async def test_scripts_of_a_session_touch_declared_keys_only(client: aioredis.Redis, key_prefix: str) -> None:
     """No script of a session's life touches a key that was not declared."""
-    await life(client, client, key_prefix)
+    await check_life(client, client, key_prefix)
 
 
 # -- a cluster --------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ async def test_scripts_of_sessions_on_a_cluster_never_cross_slots(
     cluster: aioredis.RedisCluster, key_prefix: str
 ) -> None:
     """Sessions of different slots live on a cluster, and no script crosses slots."""
-    await life(cluster, cluster, key_prefix)
+    await check_life(cluster, cluster, key_prefix)
 
 
 @pytest.mark.slow

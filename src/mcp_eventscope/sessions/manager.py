@@ -416,7 +416,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     def _publish(self, **notice: object) -> None:
         """Send a message to the other workers in the background."""
-        if self._task_group is not None:
+        if self._task_group is not None and self._registry.shared:
             self._task_group.start_soon(partial(self._registry.publish, sent=self._registry.now, **notice))
 
 

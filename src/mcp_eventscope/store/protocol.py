@@ -11,7 +11,10 @@ from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowResu
 
 @runtime_checkable
 class ObservableEventStore(Protocol):
-    """An event store that returns results. `EventStoreAdapter` adapts third-party stores to it."""
+    """An event store that returns results. `EventStoreAdapter` adapts third-party stores to it.
+
+    It does its I/O in tasks of its own, so spans that its calls start have no children.
+    """
 
     @property
     def ttl(self) -> int | None:
