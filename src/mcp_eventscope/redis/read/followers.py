@@ -63,7 +63,7 @@ class Watch:
         if self._woken:
             await asyncio.sleep(0)
         else:
-            # Thousands of followers may wait: a future and a timer take a quarter of the memory of an event and a timeout.
+            # Thousands may wait, and a future and a timer take a quarter of the memory of an event and a timeout.
             loop = asyncio.get_running_loop()
             self._waiter = loop.create_future()
             timer = loop.call_later(seconds, self._release)
