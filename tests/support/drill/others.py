@@ -20,6 +20,16 @@ def _age(call: Call) -> float:
     return time.time() - int(call.last.partition("-")[0]) / 1e6
 
 
+async def _expired(site: Site, customer: Customer, made: Call) -> bool:
+    """Whether the list of a call has expired: a TTL after its last commit, which its client may not have seen."""
+
+    def absent() -> bool:
+        with site.other_redis.client() as redis:
+            return not redis.exists(customer.list_of(made))
+
+    return await anyio.to_thread.run_sync(absent)
+
+
 async def too_short(site: Site, new: NewCustomer) -> None:
     """Clients come back when nine tenths of the TTL are over, and then again after it."""
     await anyio.to_thread.run_sync(revive, [site.short])
@@ -36,23 +46,15 @@ async def too_short(site: Site, new: NewCustomer) -> None:
             for customer, made in resumed:
                 tasks.start_soon(back, customer, made)
 
-    async def expired(customer: Customer, made: Call) -> bool:
-        # The age of an event does not say it: a list expires a TTL after its last commit.
-        def absent() -> bool:
-            with site.other_redis.client() as redis:
-                return not redis.exists(customer.list_of(made))
-
-        return await anyio.to_thread.run_sync(absent)
-
     async def all_expired() -> bool:
-        return all([await expired(customer, made) for customer, made in calls])
+        return all([await _expired(site, customer, made) for customer, made in calls])
 
     async def back(customer: Customer, made: Call) -> None:
-        expired_before = await expired(customer, made)
+        expired_before = await _expired(site, customer, made)
         said = await customer.comes_back(site.short, made.last)
         # It may expire on the way: then it had not when the client asked, and has when it is answered.
         if said == [GONE]:
-            assert await expired(customer, made)
+            assert await _expired(site, customer, made)
             customer.missed("expired")
         else:
             assert said == ["2", "2 steps"]
