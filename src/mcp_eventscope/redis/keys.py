@@ -27,7 +27,8 @@ class Keys:
     {prefix}session              HASH    in a session: the record with which another worker can adopt it
     {prefix}worker:{worker}      STRING  in the root: the worker's lease
     {prefix}sampler              STRING  in the root: the worker that samples Redis, until the key expires
-    {prefix}workers              channel in the root: the messages between workers
+    {prefix}{workers}:inbox:{worker}    STREAM  in the root: messages of other workers, with literal braces
+    {prefix}{workers}:announcements     STREAM  in the root: what concerns all workers: sessions that begin and end
     ```
 
     Args:
@@ -39,7 +40,7 @@ class Keys:
         ValueError: `prefix` breaks a rule above.
     """
 
-    __slots__ = ("counter", "prefix", "requests", "sampler", "session", "sizes", "stored", "workers")
+    __slots__ = ("announcements", "counter", "prefix", "requests", "sampler", "session", "sizes", "stored")
 
     def __init__(self, prefix: str) -> None:
         if not isinstance(prefix, str):
@@ -62,7 +63,7 @@ class Keys:
         self.requests = f"{prefix}requests"
         self.session = f"{prefix}session"
         self.sizes = f"{prefix}sizes"
-        self.workers = f"{prefix}workers"
+        self.announcements = f"{prefix}{{workers}}:announcements"
         self.sampler = f"{prefix}sampler"
         self.stored = f"{prefix}stored"
 
@@ -89,6 +90,10 @@ class Keys:
     def worker(self, worker: str) -> str:
         """The key of a worker's lease."""
         return f"{self.prefix}worker:{worker}"
+
+    def inbox(self, worker: str) -> str:
+        """The key of a worker's inbox, in one slot with the announcements: both are read by one command."""
+        return f"{self.prefix}{{workers}}:inbox:{worker}"
 
     def for_session(self, session_id: str) -> "Keys":
         """The keys of one session: `{prefix}{session}:…`, with literal braces, hence in one slot.

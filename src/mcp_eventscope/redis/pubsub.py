@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from redis import asyncio as aioredis
 from redis.asyncio.client import PubSub
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from mcp_eventscope.cancellation import cancel_task, is_cancelling
 from mcp_eventscope.redis.client import AnyRedis
@@ -16,6 +16,8 @@ Listener: TypeAlias = Callable[[bytes | None], None]
 """Called with a published message, or with None when messages may have been lost."""
 
 RECONNECT_SECONDS = 0.2
+REFUSED_SECONDS = 60.0
+"""Seconds until a subscription is retried that Redis refused: the user lacks the permission, and followers poll."""
 CHANNELS_AT_ONCE = 1000
 """Maximum number of channels in one command: after a restart of Redis all channels are subscribed to again."""
 
@@ -81,8 +83,8 @@ class Subscriptions:
                 self._touched = set(self._listeners)
                 try:
                     await self._serve(pubsub)
-                except Exception:  # noqa: BLE001 - all followers of the process depend on this loop
-                    await asyncio.sleep(RECONNECT_SECONDS)
+                except Exception as error:  # noqa: BLE001 - all followers of the process depend on this loop
+                    await asyncio.sleep(REFUSED_SECONDS if isinstance(error, NoPermissionError) else RECONNECT_SECONDS)
                 finally:
                     with contextlib.suppress(RedisError, OSError):
                         await pubsub.aclose()  # type: ignore[no-untyped-call]

@@ -27,7 +27,10 @@ HELD_INTERVALS = 3
 
 _GLOB = re.compile(r"([*?\[\]^\\])")
 _KINDS = frozenset(
-    {"commit", "counter", "event", "large", "requests", "sampler", "session", "stream", "trimmed", "worker"}
+    {
+        *("announcements", "commit", "counter", "event", "inbox", "large", "requests", "sampler", "session", "sizes"),
+        *("stream", "trimmed", "worker"),
+    }
 )
 
 

@@ -45,12 +45,17 @@ class Script:
             return await client.execute_command("EVAL", self._text, *sent, NEVER_DECODE=True)
 
 
+SERVING = "worker:"
+"""The prefix of those fields of a session's record that name the workers that serve the session."""
+
 _record = Script("record.lua")
 _touch = Script("touch.lua")
 _end = Script("end.lua")
 
 
-async def record(client: Client, keys: Keys, ttl: int, owner: str, handshake: str) -> str:
+async def record(  # noqa: PLR0913, PLR0917 - the script's arguments
+    client: Client, keys: Keys, ttl: int, owner: str, handshake: str, worker: str
+) -> str:
     """Record a session, unless it belongs to another owner or has ended.
 
     Args:
@@ -59,22 +64,25 @@ async def record(client: Client, keys: Keys, ttl: int, owner: str, handshake: st
         ttl: Seconds until the record expires.
         owner: The digest of the session's principal.
         handshake: The `initialize` parameters, with which another worker can serve the session.
+        worker: The name of this worker, which serves the session.
 
     Returns:
         `live`; or `other` or `ended`, in which case nothing was changed.
     """
-    state: bytes = await _record(client, [keys.session], [ttl, owner, handshake])
+    state: bytes = await _record(client, [keys.session], [ttl, owner, handshake, SERVING + worker])
     return state.decode("ascii")
 
 
-def queue_record(pipeline: Client, keys: Keys, ttl: int, owner: str, handshake: str) -> None:
+def queue_record(  # noqa: PLR0913, PLR0917 - the script's arguments
+    pipeline: Client, keys: Keys, ttl: int, owner: str, handshake: str, worker: str
+) -> None:
     """Queue a `record` on a pipeline. Redis must know the script; arguments as in `record`."""
     _, sha = _record.call(as_eval=False)
-    arguments = [1, keys.session.encode(), ttl, owner.encode(), handshake.encode()]
+    arguments = [1, keys.session.encode(), ttl, owner.encode(), handshake.encode(), (SERVING + worker).encode()]
     pipeline.execute_command("EVALSHA", sha, *arguments)
 
 
-async def touch(client: Client, keys: Keys, ttl: int, owner: str) -> tuple[str, str]:
+async def touch(client: Client, keys: Keys, ttl: int, owner: str, worker: str) -> tuple[str, str]:
     """Renew and read a session's record on behalf of its owner. A missing record is not created.
 
     Args:
@@ -82,11 +90,12 @@ async def touch(client: Client, keys: Keys, ttl: int, owner: str) -> tuple[str, 
         keys: The session's keys.
         ttl: Seconds until the record expires.
         owner: The digest of the caller's principal.
+        worker: The name of this worker, which serves the session from now on.
 
     Returns:
         `live`, `ended`, `other` (another owner) or `absent`; and the handshake of a live session.
     """
-    state, handshake = await _touch(client, [keys.session], [ttl, owner])
+    state, handshake = await _touch(client, [keys.session], [ttl, owner, SERVING + worker])
     return state.decode("ascii"), handshake.decode("utf-8", "replace")
 
 

@@ -131,7 +131,7 @@ class RedisEventStore(EventStore):
         )
         self._sender = Sender(redis, [session_writer, self._writer], breaker, observers, session_writer.verify)
         subscriptions = Subscriptions(redis)
-        self._workers = Workers(redis, self._keys, self._worker, clock, subscriptions, breaker, observers)
+        self._workers = Workers(redis, self._keys, self._worker, clock, breaker, observers)
         self._followers = Followers(redis, self._keys, self._worker, subscriptions)
         self._reader = ChunkReader(redis, breaker)
         self._workers.on_tick(session_writer.renew, session_writer.verify)

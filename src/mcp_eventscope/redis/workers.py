@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -11,6 +10,7 @@ from math import inf
 from typing import TypeVar
 
 import anyio
+import pydantic_core
 from redis import asyncio as aioredis
 
 from mcp_eventscope.cancellation import cancel_task
@@ -19,11 +19,20 @@ from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.client import AnyRedis, address_of, call, failure_reason, failure_text, map_redis_errors
 from mcp_eventscope.redis.clock import EventClock, boot_microseconds
+from mcp_eventscope.redis.inbox import Inbox
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
-from mcp_eventscope.redis.pubsub import Subscriptions
+from mcp_eventscope.redis.outbox import Outbox
 from mcp_eventscope.redis.worker_id import WorkerId
-from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE, LEAVE_SECONDS, NewRecord, Notice, SessionRecord
+from mcp_eventscope.store.coordination import (
+    DEFAULT_WORKER_LEASE,
+    LEAVE_SECONDS,
+    MESSAGE_SECONDS,
+    MessageKind,
+    NewRecord,
+    SessionRecord,
+    WorkerMessage,
+)
 from mcp_eventscope.store.events import FailureReason, StoreEvent, StoreRecovered
 
 _RETRY_SECONDS = 0.25
@@ -36,6 +45,11 @@ _MICROSECONDS = 1_000_000
 _RECORDS_AT_ONCE = 256
 """Maximum number of records written in one round trip."""
 
+_INBOX_LEASES = 6
+"""Leases for which the inbox of a worker is kept that does not renew it."""
+_ANNOUNCED_BYTES = 2048
+"""Maximum size of the handshake of a session that is announced to all workers."""
+
 T = TypeVar("T")
 
 
@@ -47,7 +61,6 @@ class Workers:
         keys: The keys of the root store.
         worker: The id of this worker.
         clock: The clock of event ids.
-        subscriptions: The subscriptions of this process.
         breaker: The circuit breaker of the store.
         observers: Report when Redis has recovered.
     """
@@ -58,7 +71,6 @@ class Workers:
         keys: Keys,
         worker: WorkerId,
         clock: EventClock,
-        subscriptions: Subscriptions,
         breaker: CircuitBreaker,
         observers: Observers,
     ) -> None:
@@ -69,7 +81,8 @@ class Workers:
         self._worker = worker
         self._clock = clock
         """Synchronized with Redis, hence nearly equal on all workers."""
-        self._subscriptions = subscriptions
+        self._inbox = Inbox(redis, keys, worker, clock)
+        self._outbox = Outbox(redis, keys, worker, clock, self._call)
         self.lease = DEFAULT_WORKER_LEASE
         """Seconds without a renewal after which a worker is declared dead."""
         self._blind_until = 0.0
@@ -83,6 +96,7 @@ class Workers:
         self._recovered = False
         self._sooner = asyncio.Event()
         self._republish = asyncio.Event()
+        self._on_message: Callable[[WorkerMessage], None] = _nothing
         self._tick: Callable[[], None] = _nothing
         self._state_lost: Callable[[], None] = _nothing
 
@@ -153,52 +167,54 @@ class Workers:
 
     @asynccontextmanager
     async def hold_lease(
-        self, lease: float, on_message: Callable[[Notice], None], republish: Callable[[], Awaitable[None]]
+        self, lease: float, on_message: Callable[[WorkerMessage], None], republish: Callable[[], Awaitable[None]]
     ) -> AsyncIterator[None]:
         """Hold a lease, and receive the messages of other workers; see `Coordinator.hold_lease`."""
         self.lease = lease
         self._began = time.monotonic()
-
-        def on_published(content: bytes | None) -> None:
-            if content is None:
-                on_message({"lost": True})
-                return
-            with contextlib.suppress(ValueError):
-                notice = json.loads(content)
-                if isinstance(notice, dict) and notice.get("worker") != self._worker.name:
-                    on_message(notice)
-
-        self._subscriptions.subscribe(self._keys.workers, on_published)
+        self._on_message = on_message
         with contextlib.suppress(StoreError):
             await self._renew()
             self._leased = True
-        renewing = asyncio.create_task(self._lease_loop(), name="eventscope-lease")
-        republishing = asyncio.create_task(self._republish_loop(republish), name="eventscope-republish")
+            await self._inbox.open(self._inbox_milliseconds)
+        tasks = [
+            asyncio.create_task(task, name=f"eventscope-{name}")
+            for name, task in (
+                ("lease", self._lease_loop()),
+                ("inbox", self._inbox.run(on_message)),
+                ("outbox", self._outbox.run()),
+                ("republish", self._republish_loop(republish)),
+            )
+        ]
         try:
             yield
         finally:
-            await cancel_task(republishing)
-            await cancel_task(renewing)
-            self._subscriptions.unsubscribe(self._keys.workers, on_published)
+            for task in reversed(tasks):
+                await cancel_task(task)
+            with anyio.CancelScope(shield=True), anyio.move_on_after(LEAVE_SECONDS), contextlib.suppress(StoreError):
+                await self._outbox.send()
             with anyio.CancelScope(shield=True), anyio.move_on_after(LEAVE_SECONDS), contextlib.suppress(StoreError):
                 await self._leave()
 
-    async def publish(self, **notice: object) -> None:
-        """Send a message to the workers that are subscribed now.
+    @property
+    def _inbox_milliseconds(self) -> int:
+        return round(max(_INBOX_LEASES * self.lease, MESSAGE_SECONDS) * 1000)
 
-        Raises:
-            StoreError: The write failed.
-        """
-        content = json.dumps({"worker": self._worker.name, **notice})
-        await self._call("write to", lambda: self._redis.publish(self._keys.workers, content))
+    def send(self, session_id: str, kind: MessageKind, content: str = "", *, to: str | None = None) -> None:
+        """Send a message to other workers in the background; see `Coordinator.send`."""
+        self._outbox.put(session_id, kind, content, to=to)
 
     async def record(self, record: NewRecord, *, ttl: int) -> str:
         """Record a session; see `Coordinator.record`."""
         keys = self._keys.for_session(record.session_id)
-        return await self._call(
+        state = await self._call(
             "write to",
-            lambda: scripts.record(self._redis, keys, ttl, record.owner, record.handshake),
+            lambda: scripts.record(self._redis, keys, ttl, record.owner, record.handshake, self._worker.name),
         )
+        if state == "live" and len(record.handshake) <= _ANNOUNCED_BYTES:
+            content = pydantic_core.to_json([record.owner, record.handshake]).decode()
+            self._outbox.put(record.session_id, MessageKind.BEGAN, content, announced_for=ttl)
+        return state
 
     async def record_all(self, records: Sequence[NewRecord], *, ttl: int) -> None:
         """Record many sessions in few round trips; see `Coordinator.record_all`."""
@@ -212,7 +228,7 @@ class Workers:
             pipeline = self._redis.pipeline(transaction=False)
             for each in others:
                 keys = self._keys.for_session(each.session_id)
-                scripts.queue_record(pipeline, keys, ttl, each.owner, each.handshake)
+                scripts.queue_record(pipeline, keys, ttl, each.owner, each.handshake, self._worker.name)
             await self._call("write to", pipeline.execute)
 
     async def touch(self, session_id: str, *, owner: str, ttl: int) -> SessionRecord:
@@ -221,7 +237,9 @@ class Workers:
         When a record is absent, also check for a recent data loss in Redis: the absence is then `uncertain`.
         """
         keys = self._keys.for_session(session_id)
-        record = SessionRecord(*await self._call("read from", lambda: scripts.touch(self._redis, keys, ttl, owner)))
+        record = SessionRecord(
+            *await self._call("read from", lambda: scripts.touch(self._redis, keys, ttl, owner, self._worker.name))
+        )
         doubtful = record.state == "absent" and self._leased and not self.uncertain
         lease = self._keys.worker(self._worker.name)
         if doubtful and not await self._call("read from", lambda: self._redis.exists(lease)):
@@ -251,11 +269,12 @@ class Workers:
         """
         keys = self._keys.for_session(session_id)
         await self._call("write to", lambda: scripts.end(self._redis, keys, ttl))
-        await self.publish(session=session_id, ended=True)
+        self._outbox.put(session_id, MessageKind.ENDED, "", announced_for=ttl)
 
     async def _leave(self) -> None:
         with map_redis_errors("write to", self._redis):
             await self._redis.delete(self._keys.worker(self._worker.name))
+            await self._redis.delete(self._keys.inbox(self._worker.name))
 
     async def expired(self, workers: set[str]) -> set[str]:
         """Return the workers whose lease has expired.
@@ -323,6 +342,13 @@ class Workers:
                 self._republish.set()
             self._leased = well = True
             self._tick()
+            await self._keep_inbox()
+
+    async def _keep_inbox(self) -> None:
+        """Keep the inbox. Its failure must not stop the renewals of the lease."""
+        with contextlib.suppress(StoreError, TimeoutError), anyio.fail_after(self.lease / 3):
+            if await self._inbox.open(self._inbox_milliseconds):
+                self._on_message(WorkerMessage(MessageKind.LOST))
 
     async def _republish_loop(self, republish: Callable[[], Awaitable[None]]) -> None:
         """Republish the state that Redis may have lost, until it succeeds."""
@@ -336,5 +362,5 @@ class Workers:
                 await asyncio.sleep(_RETRY_SECONDS)
 
 
-def _nothing() -> None:
+def _nothing(_: object = None) -> None:
     """Do nothing: there are no sessions."""

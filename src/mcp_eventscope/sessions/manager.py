@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from math import ceil, inf
 from typing import Any
 
@@ -28,19 +27,24 @@ from mcp_eventscope.instrumentation import InstrumentedEventStore, instrument
 from mcp_eventscope.redis.limits import FLUSH_SECONDS
 from mcp_eventscope.sessions import _sdk_compat
 from mcp_eventscope.sessions.adoption import handshake_of, owner_of, params_of, requestor_of, serve_adopted
+from mcp_eventscope.sessions.forwarder import Forwarder
 from mcp_eventscope.sessions.registry import UNREAD, LocalRegistry, SessionRegistry
 from mcp_eventscope.sessions.settings import check_settings
 from mcp_eventscope.sessions.telemetry import SessionTelemetry
 from mcp_eventscope.sessions.transport import ResumableTransport
 from mcp_eventscope.sessions.view import SessionView
-from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE, LEAVE_SECONDS, Notice, SessionRecord
+from mcp_eventscope.store.coordination import (
+    DEFAULT_WORKER_LEASE,
+    LEAVE_SECONDS,
+    MessageKind,
+    SessionRecord,
+    WorkerMessage,
+)
 from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry.facts import Origin, Refusal, SessionEnd
 from mcp_eventscope.telemetry.logs import Log, Logger
 from mcp_eventscope.telemetry.tracing import session_hash
 
-_MOST_LATE = 10.0
-"""The largest plausible delay of a message, in seconds. Outside of 0 to this, the workers' clocks differ."""
 DEFAULT_FOLLOW_TIMEOUT = 300.0
 """Maximum seconds for which a resumed stream is followed."""
 
@@ -124,12 +128,13 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._registry: SessionRegistry | LocalRegistry = LocalRegistry()
         if event_store is not None:
             self._store = instrument(event_store, logger=logger)
+            if self._store.coordinator is not None and not stateless:
+                ttl = ceil(session_idle_timeout or max(self._store.ttl or 0, _RECORD_TTL))
+                self._registry = SessionRegistry(self._store.coordinator, ttl)
+        self._forwarder = Forwarder(self._registry.send)
         self._telemetry = SessionTelemetry(self._store, Log(logger))
         if self._store is None:
             return
-        if self._store.coordinator is not None and not stateless:
-            ttl = ceil(session_idle_timeout or max(self._store.ttl or 0, _RECORD_TTL))
-            self._registry = SessionRegistry(self._store.coordinator, ttl)
         _sdk_compat.check_manager(self)
         self._telemetry.configured(
             stateless=stateless,
@@ -197,10 +202,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         view.ended = lambda: self._end_locally(session_id)
         return ResumableTransport(
             view,
-            stopped=lambda name: self._publish(session=session_id, stop=name),
-            forward=lambda message: self._publish(
-                session=session_id, deliver=message.model_dump(mode="json", by_alias=True, exclude_unset=True)
-            ),
+            stopped=lambda name: self._registry.send(session_id, MessageKind.STOP, name),
+            forward=lambda message: self._forwarder.forward(session_id, message),
             mcp_session_id=session_id,
             is_json_response_enabled=self.json_response,
             security_settings=self.security_settings,
@@ -283,7 +286,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             self._renew_soon(session_id, owner_of(requestor))
             self._telemetry.check(self, session_id, requestor)
             return None
-        record = await self._renew(session_id, owner_of(requestor))
+        record = await self._read_record(session_id, owner_of(requestor))
         began = anyio.current_time()
         limits = {
             UNREAD: _STREAM_WAIT_SECONDS if patient else 0,
@@ -293,7 +296,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             if anyio.current_time() - began >= limits.get(record.state, 0):
                 break
             await anyio.sleep(_RECHECK_SECONDS)
-            record = await self._renew(session_id, owner_of(requestor))
+            record = await self._read_record(session_id, owner_of(requestor))
         if session_id not in self._server_instances:
             if record.state == UNREAD:
                 self._telemetry.refused(Refusal.UNAVAILABLE, session_id)
@@ -303,6 +306,12 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                 return _sdk_compat.unavailable("Too many open sessions")
         self._telemetry.check(self, session_id, requestor, others=record.state == "other")
         return None
+
+    async def _read_record(self, session_id: str, owner: str) -> SessionRecord:
+        """Read the record of a session; while Redis cannot be read, the one that its worker has announced."""
+        record = await self._renew(session_id, owner)
+        announced = self._registry.learned(session_id, owner=owner) if record.state == UNREAD else None
+        return record if announced is None else announced
 
     def _renew_soon(self, session_id: str, owner: str) -> None:
         """Renew the record of a session in the background, unless it was renewed recently."""
@@ -388,36 +397,29 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         sessions = [transport.mcp_session_id or "" for transport in served]
         await self._registry.republish({each: owner_of(self._session_owners.get(each)) for each in sessions})
 
-    def _on_message(self, notice: Notice) -> None:
+    def _on_message(self, message: WorkerMessage) -> None:
         """Handle a message of another worker, or the possible loss of messages."""
-        if "lost" in notice and self._task_group is not None:
-            self._task_group.start_soon(self._renew_busy)
-        session_id = str(notice.get("session"))
-        transport = self._server_instances.get(session_id)
-        if not isinstance(transport, ResumableTransport) or self._task_group is None:
+        if self._task_group is None:
             return
-        if "stop" in notice:
-            transport.stop(str(notice["stop"]), self._age_of(notice))
-            transport.view.followed(str(notice["stop"]))  # The stream was resumed on that worker.
-        elif "deliver" in notice:
+        if message.kind is MessageKind.LOST:
+            self._task_group.start_soon(self._renew_busy)
+        session_id = self._registry.session_of(message.session) or ""
+        transport = self._server_instances.get(session_id)
+        if not isinstance(transport, ResumableTransport):
+            return
+        if message.kind is MessageKind.STOP:
+            transport.stop(message.content, message.age)
+            transport.view.followed(message.content)  # The stream was resumed on that worker.
+        elif message.kind is MessageKind.DELIVER:
             with contextlib.suppress(ValueError):
-                message = jsonrpc_message_adapter.validate_python(notice["deliver"], by_name=False)
-                self._task_group.start_soon(transport.deliver, message)
-        elif "ended" in notice:
+                content = jsonrpc_message_adapter.validate_json(message.content, by_name=False)
+                self._task_group.start_soon(transport.deliver, content)
+        elif message.kind is MessageKind.OFFER and transport.view.asked(message.content):
+            self._registry.send(session_id, MessageKind.WANTED, message.content, to=message.sender)
+        elif message.kind is MessageKind.WANTED:
+            self._forwarder.hand_over(session_id, message)
+        elif message.kind is MessageKind.ENDED:
             self._end_locally(session_id)
-
-    def _age_of(self, notice: Notice) -> float:
-        """Seconds since another worker sent a message; 0.0 if the clocks differ."""
-        sent = notice.get("sent")
-        if not isinstance(sent, int):
-            return 0.0
-        age = (self._registry.now - sent) / 1e6
-        return age if 0 <= age <= _MOST_LATE else 0.0
-
-    def _publish(self, **notice: object) -> None:
-        """Send a message to the other workers in the background."""
-        if self._task_group is not None and self._registry.shared:
-            self._task_group.start_soon(partial(self._registry.publish, sent=self._registry.now, **notice))
 
 
 async def _flush(store: InstrumentedEventStore) -> None:

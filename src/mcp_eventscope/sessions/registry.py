@@ -1,14 +1,24 @@
 """The records of this worker's sessions, which other workers read."""
 
 import asyncio
+import sys
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from math import inf
 
 import anyio
+import pydantic_core
 
 from mcp_eventscope.errors import StoreError
-from mcp_eventscope.store.coordination import Coordinator, NewRecord, Notice, SessionRecord
+from mcp_eventscope.store.coordination import (
+    Coordinator,
+    MessageKind,
+    NewRecord,
+    SessionRecord,
+    WorkerMessage,
+    session_digest,
+)
 
 UNREAD = "unread"
 """The state of a record that could not be read. The answer must not be 404, which makes a client drop its session."""
@@ -16,6 +26,12 @@ UNREAD = "unread"
 _RENEWED_PART, _RENEWED_SECONDS = 0.1, 1.0
 """How long a record counts as renewed: a fraction of its TTL, and at most this many seconds. A session that another
 worker has ended ends here within this time, even if the message is lost."""
+
+
+_LEARNED_BYTES = 16 * 1024 * 1024
+"""Maximum size of the records of other workers' sessions that are kept for an outage."""
+_LEARNED_OVERHEAD = 300
+"""Bytes that such a record takes beside its text."""
 
 
 class SessionRegistry:
@@ -38,13 +54,59 @@ class SessionRegistry:
         """By session, the parameters with which another worker can serve it."""
         self._ended: set[str] = set()
         self._renewed: dict[str, float] = {}
+        self._served: dict[str, str] = {}
+        """The sessions that are served here, by digest."""
+        self._learned: OrderedDict[str, SessionRecord] = OrderedDict()
+        """The records of other workers' sessions, by digest, in the order of their announcement."""
+        self._learned_bytes = 0
         self._writing: set[asyncio.Task[None]] = set()
 
     def hold_lease(
-        self, lease: float, on_message: Callable[[Notice], None], republish: Callable[[], Awaitable[None]]
+        self, lease: float, on_message: Callable[[WorkerMessage], None], republish: Callable[[], Awaitable[None]]
     ) -> AbstractAsyncContextManager[None]:
         """Hold this worker's lease until the block ends; see `Coordinator.hold_lease`."""
-        return self._coordinator.hold_lease(lease, on_message, republish)
+
+        def received(message: WorkerMessage) -> None:
+            if message.kind is MessageKind.BEGAN:
+                self._learn(message)
+            elif message.kind is MessageKind.ENDED:
+                self._forget(message.session)
+            on_message(message)
+
+        return self._coordinator.hold_lease(lease, received, republish)
+
+    def _learn(self, message: WorkerMessage) -> None:
+        """Keep the record of a session that began on another worker."""
+        try:
+            owner, handshake = pydantic_core.from_json(message.content)
+        except (ValueError, TypeError):
+            return
+        if not isinstance(owner, str) or not isinstance(handshake, str):
+            return
+        self._forget(message.session)
+        # Clients of one kind have the same handshake, so equal ones are kept once.
+        self._learned[message.session] = SessionRecord("live", sys.intern(handshake), owner)
+        self._learned_bytes += len(handshake) + _LEARNED_OVERHEAD
+        while self._learned_bytes > _LEARNED_BYTES:
+            self._forget(next(iter(self._learned)))
+
+    def _forget(self, digest: str) -> None:
+        if (record := self._learned.pop(digest, None)) is not None:
+            self._learned_bytes -= len(record.handshake) + _LEARNED_OVERHEAD
+
+    def learned(self, session_id: str, *, owner: str) -> SessionRecord | None:
+        """The record that another worker announced; None if there was none.
+
+        Args:
+            session_id: The session.
+            owner: The digest of the caller's principal.
+        """
+        record = self._learned.get(session_digest(session_id))
+        return record if record is None or record.owner == owner else SessionRecord("other")
+
+    def session_of(self, digest: str) -> str | None:
+        """The session of a message, if it is served here."""
+        return self._served.get(digest)
 
     async def add(self, session_id: str, *, owner: str, handshake: str) -> None:
         """Record a session, and keep its handshake in memory in case Redis loses it.
@@ -52,7 +114,7 @@ class SessionRegistry:
         Waits for a slow Redis, because other workers answer 404 until the record is written. While Redis is unreachable
         it does not wait; the record is written once Redis has recovered.
         """
-        self.handshakes[session_id] = handshake
+        self.remember(session_id, handshake)
         writing = asyncio.create_task(self._write(session_id, owner, handshake), name="eventscope-record")
         self._writing.add(writing)
         writing.add_done_callback(self._writing.discard)
@@ -84,8 +146,9 @@ class SessionRegistry:
         await self._coordinator.record_all(records, ttl=self.ttl)
 
     def remember(self, session_id: str, handshake: str) -> None:
-        """Keep the handshake of a session that another worker recorded, in case Redis loses it."""
+        """Keep the handshake of a session that is served here, in case Redis loses it."""
         self.handshakes[session_id] = handshake
+        self._served[session_digest(session_id)] = session_id
 
     def handshake(self, session_id: str) -> str | None:
         """The handshake of a session; None if it is unknown here."""
@@ -121,19 +184,14 @@ class SessionRegistry:
             await self._coordinator.end(session_id, ttl=self.ttl)
             self._ended.discard(session_id)
 
-    @property
-    def now(self) -> int:
-        """Microseconds since 1970, from a clock that all workers share."""
-        return self._coordinator.now
-
-    async def publish(self, **notice: object) -> None:
-        """Send a message to the other workers, which is lost while Redis is unreachable."""
-        with self._coordinator.best_effort():
-            await self._coordinator.publish(**notice)
+    def send(self, session_id: str, kind: MessageKind, content: str = "", *, to: str | None = None) -> None:
+        """Send a message in the background to the other workers that serve a session; see `Coordinator.send`."""
+        self._coordinator.send(session_id, kind, content, to=to)
 
     def remove(self, session_id: str) -> None:
         """Remove the state of a session that is no longer served here."""
         self.handshakes.pop(session_id, None)
+        self._served.pop(session_digest(session_id), None)
         self._renewed.pop(session_id, None)
 
 
@@ -142,7 +200,6 @@ class LocalRegistry:
 
     shared = False
     late = False
-    now = 0
     ttl = 0
 
     def hold_lease(self, *_: object) -> AbstractAsyncContextManager[None]:
@@ -174,8 +231,14 @@ class LocalRegistry:
     async def end(self, session_id: str) -> None:
         """Do nothing."""
 
-    async def publish(self, **notice: object) -> None:
-        """Do nothing."""
+    def send(self, session_id: str, kind: MessageKind, content: str = "", *, to: str | None = None) -> None:
+        """Do nothing: there are no other workers."""
+
+    def learned(self, session_id: str, *, owner: str) -> None:
+        """None: sessions stay on their worker."""
+
+    def session_of(self, digest: str) -> None:
+        """None: there are no messages."""
 
     def remove(self, session_id: str) -> None:
         """Do nothing."""

@@ -351,6 +351,14 @@ class SessionView(EventStore):
         """The transport's stream id; None for a request that does not run here."""
         return next((stream for stream, (open_name, _) in self._open.items() if open_name == name), None)
 
+    def asked(self, request_id: str) -> bool:
+        """Whether the server asked the client here, and awaits the answer.
+
+        Args:
+            request_id: The request id of the question, as text.
+        """
+        return request_id in self._asked
+
     def concerns(self, message: JSONRPCMessage) -> bool | None:
         """Whether a client message concerns a request that runs here.
 

@@ -1,18 +1,57 @@
 """Leases, session records and messages between workers: an optional capability of a store."""
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
-
-Notice: TypeAlias = dict[str, Any]
-"""A message from one worker to the others: JSON members."""
+from enum import StrEnum
+from typing import Protocol
 
 DEFAULT_WORKER_LEASE = 10.0
 """Seconds after which a worker that does not renew its lease is declared dead."""
+MESSAGE_SECONDS = 60.0
+"""Seconds for which a message between workers is retried while the store is unreachable."""
 LEAVE_SECONDS = 1.0
 """Maximum seconds that a stopping worker spends on releasing its lease; after that the lease expires."""
+
+
+class MessageKind(StrEnum):
+    """The subject of a message between workers."""
+
+    STOP = "stop"
+    """A stream was opened on the sending worker: older connections of it must end. Its content is the stream's name."""
+    DELIVER = "deliver"
+    """A message of the client that the receiving worker may have asked for. Its content is the message as JSON."""
+    OFFER = "offer"
+    """The sender holds a large answer of the client. Its content is the answer's request id, as JSON."""
+    WANTED = "wanted"
+    """The sender asked for the answer that was offered. Its content is that of the offer."""
+    BEGAN = "began"
+    """A session was recorded. Its content is the record."""
+    ENDED = "ended"
+    """A session was ended."""
+    LOST = "lost"
+    """Not sent by a worker: messages may have been lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerMessage:
+    """A message from another worker."""
+
+    kind: MessageKind
+    session: str = ""
+    """The `session_digest` of the session it concerns."""
+    content: str = ""
+    sender: str = ""
+    """The name of the worker that sent it."""
+    age: float = 0.0
+    """Seconds since it was sent, if the workers' clocks agree; otherwise 0.0."""
+
+
+def session_digest(session_id: str) -> str:
+    """The name of a session in messages between workers. Without authentication the session id is a credential."""
+    return hashlib.sha256(session_id.encode("utf-8", "replace")).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +71,8 @@ class SessionRecord:
 
     state: str
     handshake: str = ""
+    owner: str = ""
+    """The digest of its principal, where it was announced by another worker."""
 
 
 class Coordinator(Protocol):
@@ -53,22 +94,27 @@ class Coordinator(Protocol):
         ...
 
     def hold_lease(
-        self, lease: float, on_message: Callable[[Notice], None], republish: Callable[[], Awaitable[None]]
+        self, lease: float, on_message: Callable[[WorkerMessage], None], republish: Callable[[], Awaitable[None]]
     ) -> AbstractAsyncContextManager[None]:
         """Hold a lease, and receive the messages of other workers, until the block ends.
 
         Args:
             lease: Seconds without a renewal after which this worker is declared dead.
-            on_message: Called with each message; with `lost` when messages may have been lost.
+            on_message: Called with each message, once. It must not block.
             republish: Called when the store has recovered or lost data, to republish the state that it may lack.
         """
         ...
 
-    async def publish(self, **notice: object) -> None:
-        """Send a message to the other workers.
+    def send(self, session_id: str, kind: MessageKind, content: str = "", *, to: str | None = None) -> None:
+        """Send a message in the background, as soon as the store is reachable.
 
-        Raises:
-            StoreError: The write failed.
+        A message that could not be sent within `MESSAGE_SECONDS` is dropped.
+
+        Args:
+            session_id: The session that the message concerns.
+            kind: The subject.
+            content: As the kind demands.
+            to: The name of the receiving worker; None: all other workers that serve the session.
         """
         ...
 

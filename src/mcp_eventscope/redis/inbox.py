@@ -1,0 +1,138 @@
+"""The messages of other workers to this one, read from Redis Streams."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pydantic_core
+
+from mcp_eventscope.redis.client import ANSWER_TIMEOUT, AnyRedis, map_redis_errors
+from mcp_eventscope.redis.clock import EventClock
+from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.scripts import Script
+from mcp_eventscope.redis.worker_id import WorkerId
+from mcp_eventscope.store.coordination import MessageKind, WorkerMessage
+
+_BLOCK_SECONDS = 5.0
+"""Maximum seconds that Redis holds a read without messages."""
+_RETRY_SECONDS = 0.25
+"""Seconds until a failed read is retried."""
+_ENTRIES = 100
+"""Maximum entries of one read."""
+_REMEMBERED = 10_000
+"""Messages that are recognized when they arrive twice, since a sender repeats what it has seen no reply for."""
+_LATEST = 10.0
+"""The largest plausible age of a message that `stop`s something, in seconds. Outside of 0 to this, clocks differ."""
+_FIRST = "0-0"
+
+_open_inbox = Script("open_inbox.lua")
+_receive = Script("receive.lua")
+
+
+class Inbox:
+    """Reads the messages to this worker, and the announcements to all.
+
+    A message waits in Redis until it is read, so a lost connection loses none, and neither publish permission nor a
+    cluster's lack of subscriptions matters. Only a program that may write the keys of this prefix can send one.
+
+    Args:
+        redis: The client. The read that waits for messages occupies one of its connections.
+        keys: The keys of the root store.
+        worker: This process.
+        clock: Synchronized with Redis.
+    """
+
+    def __init__(self, redis: AnyRedis, keys: Keys, worker: WorkerId, clock: EventClock) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._worker = worker
+        self._clock = clock
+        self._read: dict[str, str] = {}
+        """The ids of the last entries that were handled, by key."""
+        self._seen: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self.ignored = 0
+        """Entries that were no messages."""
+
+    async def open(self, milliseconds: int) -> bool:
+        """Keep this worker's inbox, or open it.
+
+        Args:
+            milliseconds: Until the inbox of a dead worker expires.
+
+        Returns:
+            Whether it was absent: messages may have been lost.
+
+        Raises:
+            StoreError: Redis was not reached, or refused.
+        """
+        key = self._keys.inbox(self._worker.name)
+        with map_redis_errors("write to", self._redis):
+            opened: bytes = await _open_inbox(self._redis, [key], [milliseconds])
+        if opened:
+            self._read[key] = opened.decode("ascii")
+        return bool(opened)
+
+    async def run(self, on_message: Callable[[WorkerMessage], None]) -> None:
+        """Receive messages for ever.
+
+        Args:
+            on_message: Called with each message, once.
+        """
+        inbox, announcements = self._keys.inbox(self._worker.name), self._keys.announcements
+        while True:
+            try:
+                more = await self._receive(inbox, announcements, on_message)
+                if not more:
+                    await self._wait({each: self._read.get(each, _FIRST) for each in (inbox, announcements)})
+            except Exception:  # noqa: BLE001 - messages wait in Redis; nothing else would read them
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _wait(self, read: dict[Any, Any]) -> None:
+        """Return when there may be messages."""
+        kwargs = getattr(getattr(self._redis, "connection_pool", None), "connection_kwargs", None)
+        if kwargs is None:
+            kwargs = self._redis.get_connection_kwargs()
+        limit = kwargs.get("socket_timeout")
+        # The client would take a longer silence for a failure.
+        seconds = _BLOCK_SECONDS if limit is None else min(limit / 2, _BLOCK_SECONDS)
+        with anyio.fail_after(seconds + ANSWER_TIMEOUT):
+            # Its reply has another shape with each version of client and protocol: only a script's is stable.
+            await self._redis.xread(read, count=1, block=max(1, round(seconds * 1000)))
+
+    async def _receive(self, inbox: str, announcements: str, on_message: Callable[[WorkerMessage], None]) -> bool:
+        """Handle what has arrived; returns whether there may be more."""
+        keys = [inbox, announcements]
+        with anyio.fail_after(ANSWER_TIMEOUT):
+            arrived = await _receive(self._redis, keys, [*(self._read.get(each, _FIRST) for each in keys), _ENTRIES])
+        for key, entries in zip(keys, arrived, strict=True):
+            for entry_id, fields in entries:
+                self._read[key] = entry_id.decode("ascii")
+                if (message := self._message(fields)) is not None:
+                    on_message(message)
+        return any(len(entries) == _ENTRIES for entries in arrived)
+
+    def _message(self, fields: list[bytes]) -> WorkerMessage | None:
+        """Parse one entry; None for this worker's own, one that was handled already, and what is no message."""
+        if len(fields) == 2 and not fields[1]:  # A name and its value: the inbox was opened.
+            return None
+        try:
+            sender, number, kind, session, content, sent = pydantic_core.from_json(fields[1])
+            if not (
+                isinstance(number, int)
+                and isinstance(sent, int)
+                and all(isinstance(text, str) for text in (sender, session, content))
+            ):
+                raise ValueError  # noqa: TRY301 - one treatment for all that is no message
+            age = (self._clock.now() - sent) / 1e6
+            message = WorkerMessage(MessageKind(kind), session, content, sender, age if 0 <= age <= _LATEST else 0.0)
+        except (ValueError, TypeError, IndexError):
+            self.ignored += 1
+            return None
+        if sender == self._worker.name or (sender, number) in self._seen:
+            return None
+        self._seen[sender, number] = None
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        return message

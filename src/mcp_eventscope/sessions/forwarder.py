@@ -1,0 +1,80 @@
+"""Passes the client's answers and notifications to the worker that they concern."""
+
+import asyncio
+from collections import OrderedDict
+from typing import Protocol
+
+from mcp_eventscope.store.coordination import MESSAGE_SECONDS, MessageKind, WorkerMessage
+from mcp_eventscope.store.messages import JSONRPCError, JSONRPCMessage, JSONRPCResponse
+
+_SENT_BYTES = 16 * 1024
+"""Maximum size of a message that is sent without asking. A client may answer what was never asked."""
+_HELD_BYTES = 16 * 1024 * 1024
+"""Maximum size of the answers that are held until a worker asks for them. The oldest are dropped."""
+
+
+class Send(Protocol):
+    """Sends a message to other workers, as `SessionRegistry.send`."""
+
+    def __call__(self, session_id: str, kind: MessageKind, content: str = "", *, to: str | None = None) -> None:
+        """Send the message in the background."""
+        ...
+
+
+class Forwarder:
+    """Forwards what a client sent to a worker that it does not concern.
+
+    Small messages are sent to the workers that serve the session. A large answer is offered to them, and sent to the
+    one that asked the question: Redis never carries a large answer that no worker waits for.
+
+    Args:
+        send: Sends a message to other workers.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._held: OrderedDict[tuple[str, str], str] = OrderedDict()
+        """The offered answers, by session and request id."""
+        self._bytes = 0
+
+    def forward(self, session_id: str, message: JSONRPCMessage) -> None:
+        """Forward a message.
+
+        Args:
+            session_id: The session.
+            message: An answer, a cancellation or a notification of progress.
+        """
+        content = message.model_dump_json(by_alias=True, exclude_unset=True)
+        if len(content) <= _SENT_BYTES:
+            self._send(session_id, MessageKind.DELIVER, content)
+        elif isinstance(message, JSONRPCResponse | JSONRPCError) and len(request_id := str(message.id)) <= _SENT_BYTES:
+            self._hold((session_id, request_id), content)
+            self._send(session_id, MessageKind.OFFER, request_id)
+
+    def hand_over(self, session_id: str, wanted: WorkerMessage) -> None:
+        """Send an offered answer to the worker that asked for it.
+
+        Args:
+            session_id: The session.
+            wanted: The reply to the offer.
+        """
+        content = self._release((session_id, wanted.content))
+        if content is not None:
+            self._send(session_id, MessageKind.DELIVER, content, to=wanted.sender)
+
+    def _hold(self, key: tuple[str, str], content: str) -> None:
+        self._release(key)
+        self._held[key] = content
+        self._bytes += len(content)
+        while self._bytes > _HELD_BYTES:
+            self._release(next(iter(self._held)))
+        asyncio.get_running_loop().call_later(MESSAGE_SECONDS, self._expire, key, content)
+
+    def _expire(self, key: tuple[str, str], content: str) -> None:
+        if self._held.get(key) is content:
+            self._release(key)
+
+    def _release(self, key: tuple[str, str]) -> str | None:
+        content = self._held.pop(key, None)
+        self._bytes -= 0 if content is None else len(content)
+        return content
