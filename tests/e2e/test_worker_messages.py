@@ -8,6 +8,7 @@ import anyio
 import pydantic_core
 import pytest
 import redis
+from mcp_types import CONNECTION_CLOSED
 from prometheus_client import CollectorRegistry
 from redis import asyncio as aioredis
 
@@ -15,6 +16,7 @@ from mcp_eventscope import RedisEventStore, ResumableSessionManager, http_app
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.sessions.registry import SessionRegistry
 from mcp_eventscope.store.coordination import session_digest
+from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
 from support.chaos import content_of
 from support.controlled_server import ControlledServer
 from support.http_client import Connect, Event, HTTPClient, events
@@ -123,7 +125,8 @@ async def test_messages_without_pubsub_reach_the_worker_that_runs_the_call(
             await anext(stream)
             assert await on_b.delete() == 200
             with anyio.fail_after(CEILING):
-                assert content_of(await anext(stream)) == "-32000"
+                ending = {content_of(event) for event in [row async for row in stream]}
+            assert ending <= {str(CONNECTION_CLOSED), str(REQUEST_ORPHANED)}
         await until(lambda: not a.sessions and not b.sessions)
 
 
@@ -135,9 +138,9 @@ async def test_idle_workers_without_pubsub_permission_open_no_connections() -> N
         )
         mute = [aioredis.Redis(host=HOST, port=server.port, username="mute", password="x") for _ in range(2)]
         async with workers(*mute):
-            await anyio.sleep(1)
+            await anyio.sleep(0.5)
             before = client.info("stats")["total_connections_received"]
-            await anyio.sleep(3)
+            await anyio.sleep(1.5)
             assert client.info("stats")["total_connections_received"] - before <= 1
 
 
@@ -234,6 +237,7 @@ async def test_outage_is_not_noticed_on_whichever_worker_a_client_reaches(connec
                 async with unknown.post({"jsonrpc": "2.0", "id": 1, "method": "ping"}) as response:
                     assert response.status_code == 503, "not 404, which would end a session that exists"
                     assert response.headers["retry-after"] == "1"
+            server.start()  # Or stopping workers try for seconds to flush their events.
 
 
 async def test_inbox_of_a_worker_that_stopped_is_gone_and_no_longer_written(connect: Connect) -> None:
