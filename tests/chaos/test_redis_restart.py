@@ -101,9 +101,10 @@ async def test_sdk_call_through_a_restart_of_redis_succeeds(
 
 
 async def test_session_that_cannot_be_looked_up_is_503(world: World, connect: Connect) -> None:
-    """A 404 would make its client give the session up."""
+    """A 404 would make its client give the session up. Sessions with a large handshake are not announced to others."""
     server, (a, b) = world
-    client = await open_session(connect, a.url)
+    client = connect(a.url)
+    await client.initialize(name="x" * 4096)
     with outage(server):
         async with on_worker(client, b).post({"jsonrpc": "2.0", "id": 7, "method": "ping"}) as response:
             assert response.status_code == 503

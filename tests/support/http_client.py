@@ -44,12 +44,12 @@ class HTTPClient:
     session: str = ""
     headers: dict[str, str] = field(default_factory=dict)
 
-    async def initialize(self) -> None:
-        """Open the session."""
+    async def initialize(self, name: str = "raw") -> None:
+        """Open the session, as a client of this name."""
         params = {
             "protocolVersion": VERSION,
             "capabilities": {"elicitation": {}},
-            "clientInfo": {"name": "raw", "version": "0"},
+            "clientInfo": {"name": name, "version": "0"},
         }
         async with self.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}) as response:
             assert response.status_code == 200, await response.aread()

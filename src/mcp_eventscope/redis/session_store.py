@@ -216,8 +216,8 @@ class RedisSessionStore:
         event = writer.accept(run, kind, payload, traceparent, final=final)
         if writer.full(queue):
             await writer.wait_for_room(queue)
-        if final and self._shared.workers.lapsed and self._shared.breaker.reason is None:
-            # This process was suspended: another worker may have answered. The commit decides.
+        if not run.standalone and self._shared.workers.lapsed and self._shared.breaker.reason is None:
+            # This process was suspended: another worker may have answered the request. The commit decides.
             with anyio.move_on_after(self._shared.breaker.call_timeout):
                 await event.acknowledged()
         return AppendResult(event.event_id, len(payload), refused=run.refused, pending=event)
