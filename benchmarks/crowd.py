@@ -207,7 +207,7 @@ class _Crowd:
         async def settled() -> bool:
             nonlocal subscribed
             stats = await self._monitor.info("stats")
-            if not subscribed and stats["pubsub_channels"] > len(self._cursors):
+            if not subscribed and stats["pubsub_channels"] >= len(self._cursors):
                 subscribed = time.monotonic() - began
             return bool(subscribed) and _Counting.reading == 0
 

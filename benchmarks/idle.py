@@ -10,8 +10,10 @@ from benchmarks.latency import open_sessions
 from benchmarks.processes import Worker, cpu_seconds, valkey, worker
 from mcp_eventscope.redis.client import connect
 
-RENEWAL = "set"
-"""The command that renews a worker's lease."""
+RENEWALS = ("set", "pexpire")
+"""The commands that renew a worker's lease and its inbox."""
+INBOX = "xread"
+"""The command with which a worker waits for messages of others."""
 _SETTLING_SECONDS = 1.0
 
 
@@ -44,12 +46,14 @@ async def _watch(client: aioredis.Redis, workers: list[Worker], seconds: float) 
     before, used = await commands(client), [cpu_seconds(worker.pid) for worker in workers]
     await asyncio.sleep(seconds)
     told = per_second(before, await commands(client), seconds)
+    renewals = sum(told.get(name, 0.0) for name in RENEWALS)
     return {
         "seconds": seconds,
         "commands_per_second": told,
-        "lease_renewals_per_second": told.get(RENEWAL, 0.0),
+        "lease_renewals_per_second": round(renewals, 2),
+        "inbox_reads_per_second": told.get(INBOX, 0.0),
         "scripts_per_second": told.get("evalsha", 0.0),
-        "other_per_second": round(sum(told.values()) - told.get(RENEWAL, 0.0), 2),
+        "other_per_second": round(sum(told.values()) - renewals - told.get(INBOX, 0.0), 2),
         "worker_cpu_per_second": [
             round((cpu_seconds(worker.pid) - was) / seconds, 4) for worker, was in zip(workers, used, strict=True)
         ],

@@ -133,6 +133,7 @@ def lines(figures: dict[str, Any]) -> list[Line]:
     name = f"{idle['sessions']:,} idle sessions on {idle['workers']} workers"
     alone, streams = [idle["alone"]], [idle["with_standalone_streams"]]
     tell(f"{name}: lease renewals", alone, lambda r: r["lease_renewals_per_second"], "/s")
+    tell(f"{name}: reads of inboxes", alone, lambda r: r["inbox_reads_per_second"], "/s")
     tell(f"{name}: other commands", alone, lambda r: r["other_per_second"], "/s", 0, exactly=True)
     tell(f"{name}, each with its GET stream open: scripts", streams, lambda r: r["scripts_per_second"], "/s")
     tell(f"{name}, each with its GET stream open: commands", streams, lambda r: r["other_per_second"], "/s")

@@ -69,10 +69,11 @@ class Inbox:
         """
         key = self._keys.inbox(self._worker.name)
         with map_redis_errors("write to", self._redis):
+            if await self._redis.pexpire(key, milliseconds):
+                return False
             opened: bytes = await _open_inbox(self._redis, [key], [milliseconds])
-        if opened:
-            self._read[key] = opened.decode("ascii")
-        return bool(opened)
+        self._read[key] = opened.decode("ascii")
+        return True
 
     async def run(self, on_message: Callable[[WorkerMessage], None]) -> None:
         """Receive messages for ever.
@@ -81,16 +82,18 @@ class Inbox:
             on_message: Called with each message, once.
         """
         inbox, announcements = self._keys.inbox(self._worker.name), self._keys.announcements
+        arrived = True
         while True:
             try:
-                more = await self._receive(inbox, announcements, on_message)
-                if not more:
-                    await self._wait({each: self._read.get(each, _FIRST) for each in (inbox, announcements)})
+                if arrived:
+                    arrived = await self._receive(inbox, announcements, on_message)
+                if not arrived:
+                    arrived = await self._wait({each: self._read.get(each, _FIRST) for each in (inbox, announcements)})
             except Exception:  # noqa: BLE001 - messages wait in Redis; nothing else would read them
                 await asyncio.sleep(_RETRY_SECONDS)
 
-    async def _wait(self, read: dict[Any, Any]) -> None:
-        """Return when there may be messages."""
+    async def _wait(self, read: dict[Any, Any]) -> bool:
+        """Return whether there are messages, once there are, or after a while."""
         kwargs = getattr(getattr(self._redis, "connection_pool", None), "connection_kwargs", None)
         if kwargs is None:
             kwargs = self._redis.get_connection_kwargs()
@@ -99,7 +102,7 @@ class Inbox:
         seconds = _BLOCK_SECONDS if limit is None else min(limit / 2, _BLOCK_SECONDS)
         with anyio.fail_after(seconds + ANSWER_TIMEOUT):
             # Its reply has another shape with each version of client and protocol: only a script's is stable.
-            await self._redis.xread(read, count=1, block=max(1, round(seconds * 1000)))
+            return bool(await self._redis.xread(read, count=1, block=max(1, round(seconds * 1000))))
 
     async def _receive(self, inbox: str, announcements: str, on_message: Callable[[WorkerMessage], None]) -> bool:
         """Handle what has arrived; returns whether there may be more."""
