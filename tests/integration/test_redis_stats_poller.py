@@ -120,7 +120,7 @@ async def test_stats_poll_that_runs_out_of_time_stops(
 ) -> None:
     """When time is up, the next poll continues."""
     leaks.exempt()
-    monkeypatch.setattr(redis_stats, "WALK_SECONDS", 0.0)
+    monkeypatch.setattr(redis_stats, "SCAN_SECONDS", 0.0)
     await redis_client.mset({f"{store.key_prefix}event:{number + 1}": "x" for number in range(1000)})
     assert (await polled(store.redis_stats_poller())).keys is None
 
@@ -135,7 +135,7 @@ async def test_stats_poll_is_taken_by_one_worker_at_a_time(
     assert await other.poll(EVERY) is None
     await other.leave()
     await polled(poller)
-    assert 0 < await redis_client.pttl(f"{store.key_prefix}sampler") <= EVERY * redis_stats.HELD_INTERVALS * 1000
+    assert 0 < await redis_client.pttl(f"{store.key_prefix}poller") <= EVERY * redis_stats.HELD_INTERVALS * 1000
     await poller.leave()
     await polled(other)
     assert await poller.poll(EVERY) is None
@@ -170,14 +170,14 @@ async def test_stats_poll_without_permission_names_the_command(
     store: RedisEventStore, redis_client: aioredis.Redis, valkey_url: str
 ) -> None:
     """A user without the permission gets the name of the command."""
-    await redis_client.acl_setuser("sampler", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-info"])
+    await redis_client.acl_setuser("poller", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-info"])
     try:
-        async with aioredis.Redis.from_url(valkey_url, username="sampler", password="x") as limited:
+        async with aioredis.Redis.from_url(valkey_url, username="poller", password="x") as limited:
             with pytest.raises(StoreRejectedError, match="info"):
                 await RedisEventStore(limited, key_prefix=store.key_prefix, ttl=60).redis_stats_poller().poll(EVERY)
-            await limited.delete(f"{store.key_prefix}sampler")
+            await limited.delete(f"{store.key_prefix}poller")
     finally:
-        await redis_client.acl_deluser("sampler")
+        await redis_client.acl_deluser("poller")
 
 
 async def test_stats_poll_of_redis_7_is_the_same(redis_url: str, key_prefix: str) -> None:

@@ -250,7 +250,7 @@ async def test_what_is_told_of_a_replay(scope: Scope, redis: FakeAsyncRedis, mon
     assert scope.sample("replay_duration_seconds_count", outcome="resumed") == 1
 
 
-async def test_sampler_of_redis_raises(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_poller_of_redis_raises(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failed poll is counted and logged; events are still stored."""
 
     async def fail(*_: object) -> None:

@@ -176,7 +176,7 @@ async def test_without_metrics(scope: Scope, redis: FakeAsyncRedis, monkeypatch:
     assert {entry["event"] for entry in scope.log.entries} == {"event_store.keys_without_ttl"}
 
 
-async def test_real_sampler_is_the_stores(store: InstrumentedEventStore) -> None:
+async def test_real_poller_is_the_stores(store: InstrumentedEventStore) -> None:
     """By default the poller is that of the store."""
     assert isinstance(store._store, RedisEventStore)
     assert isinstance(store._store.redis_stats_poller(), RedisStatsPoller)

@@ -26,7 +26,7 @@ class Keys:
     {prefix}stored               channel in the root: the worker and the streams of each batch
     {prefix}session              HASH    in a session: the record with which another worker can adopt it
     {prefix}worker:{worker}      STRING  in the root: the worker's lease
-    {prefix}sampler              STRING  in the root: the worker that samples Redis, until the key expires
+    {prefix}poller               STRING  in the root: the worker that polls statistics, until the key expires
     {prefix}{workers}:inbox:{worker}    STREAM  in the root: messages of other workers, with literal braces
     {prefix}{workers}:announcements     STREAM  in the root: what concerns all workers: sessions that begin and end
     ```
@@ -40,7 +40,7 @@ class Keys:
         ValueError: `prefix` breaks a rule above.
     """
 
-    __slots__ = ("announcements", "counter", "prefix", "requests", "sampler", "session", "sizes", "stored")
+    __slots__ = ("announcements", "counter", "poller", "prefix", "requests", "session", "sizes", "stored")
 
     def __init__(self, prefix: str) -> None:
         if not isinstance(prefix, str):
@@ -64,7 +64,7 @@ class Keys:
         self.session = f"{prefix}session"
         self.sizes = f"{prefix}sizes"
         self.announcements = f"{prefix}{{workers}}:announcements"
-        self.sampler = f"{prefix}sampler"
+        self.poller = f"{prefix}poller"
         self.stored = f"{prefix}stored"
 
     def event(self, event_id: str) -> str:

@@ -18,7 +18,7 @@ SCANNED_PER_SCRIPT = 250
 """Keys that one script scans, approximately: it blocks Redis for 0.5 ms."""
 SCANNED_PER_POLL = 10_000
 """Keys that one poll scans, approximately; the next poll continues."""
-WALK_SECONDS = 0.25
+SCAN_SECONDS = 0.25
 """Seconds after which a poll stops scanning."""
 WEIGHED_PER_SCRIPT = 8
 """Events that one script weighs."""
@@ -28,7 +28,7 @@ HELD_INTERVALS = 3
 _GLOB = re.compile(r"([*?\[\]^\\])")
 _KINDS = frozenset(
     {
-        *("announcements", "commit", "counter", "event", "inbox", "large", "requests", "sampler", "session", "sizes"),
+        *("announcements", "commit", "counter", "event", "inbox", "large", "poller", "requests", "session", "sizes"),
         *("stream", "trimmed", "worker"),
     }
 )
@@ -56,7 +56,7 @@ class RedisStats:
 
 
 @dataclass(slots=True)
-class _Walk:
+class _Scan:
     """A scan of all keys, which may take several polls."""
 
     cursor: str = "0"
@@ -87,10 +87,10 @@ class RedisStatsPoller:
             raise ValueError(msg)  # noqa: TRY004 - the type of the client is valid, only polling it is not
         self._redis = redis
         self._prefix = keys.prefix
-        self._turn = keys.sampler
+        self._turn = keys.poller
         self._worker = worker
-        self._walk = _Walk()
-        self._walked: _Walk | None = None
+        self._scan = _Scan()
+        self._scanned: _Scan | None = None
         self._evicted: int | None = None
 
     async def poll(self, every: float) -> RedisStats | None:
@@ -108,18 +108,18 @@ class RedisStatsPoller:
         with map_redis_errors("read the statistics of", self._redis):
             if not await self._my_turn(round(every * HELD_INTERVALS * 1000)):
                 # A worker that takes over starts a new scan.
-                self._walk, self._walked, self._evicted = _Walk(), None, None
+                self._scan, self._scanned, self._evicted = _Scan(), None, None
                 return None
             memory = await self._redis.info("memory")
             stats = await self._redis.info("stats")
             db_keys = await self._redis.dbsize()
-            lasting = await self._look()
+            lasting = await self._scan_part()
         evicted, before = _number(stats, "evicted_keys"), self._evicted
         self._evicted = evicted
-        latest = self._walked if self._walked is not None and not self._walk.weighed else self._walk
+        latest = self._scanned if self._scanned is not None and not self._scan.weighed else self._scan
         return RedisStats(
-            keys=None if self._walked is None else self._walked.keys,
-            without_ttl=None if self._walked is None else self._walked.without_ttl,
+            keys=None if self._scanned is None else self._scanned.keys,
+            without_ttl=None if self._scanned is None else self._scanned.without_ttl,
             lasting=lasting,
             db_keys=int(db_keys),
             event_bytes=latest.bytes / latest.weighed if latest.weighed else None,
@@ -152,28 +152,28 @@ class RedisStatsPoller:
         await self._redis.pexpire(self._turn, milliseconds)
         return True
 
-    async def _look(self) -> Mapping[str, int]:
+    async def _scan_part(self) -> Mapping[str, int]:
         """Continue the scan within the limits of a poll; returns the keys without TTL, by type."""
-        until, lasting = time.monotonic() + WALK_SECONDS, Counter[str]()
+        until, lasting = time.monotonic() + SCAN_SECONDS, Counter[str]()
         for _ in range(SCANNED_PER_POLL // SCANNED_PER_SCRIPT):
-            walk = self._walk
+            scan = self._scan
             seen = await scripts.survey(
                 self._redis,
-                walk.cursor,
+                scan.cursor,
                 self._prefix,
                 _GLOB.sub(r"\\\1", self._prefix) + "*",
                 keys=SCANNED_PER_SCRIPT,
                 events=WEIGHED_PER_SCRIPT,
             )
-            walk.cursor = seen.cursor
-            walk.keys += seen.keys
-            walk.weighed += seen.weighed
-            walk.bytes += seen.bytes
+            scan.cursor = seen.cursor
+            scan.keys += seen.keys
+            scan.weighed += seen.weighed
+            scan.bytes += seen.bytes
             for kind, number in seen.lasting.items():
-                walk.without_ttl += number
+                scan.without_ttl += number
                 lasting[kind if kind in _KINDS else "other"] += number
-            if walk.cursor == "0":
-                self._walked, self._walk = walk, _Walk()
+            if scan.cursor == "0":
+                self._scanned, self._scan = scan, _Scan()
                 break
             if time.monotonic() > until:
                 break
