@@ -177,7 +177,7 @@ async def test_concurrent_appends_are_listed_in_order(store: RedisEventStore, re
 async def test_session_leaves_a_ttl_on_every_key(
     store: RedisEventStore, redis_client: aioredis.Redis, leaks: LeakChecker
 ) -> None:
-    """Lists, large payloads, `requests`, the record and the lease expire."""
+    """Lists, large payloads, `requests`, the record, the lease and the inbox expire."""
     producer = SessionProducer(store)
     await producer.append(None)
     await producer.append(note(1, "x" * 5000))
@@ -196,7 +196,7 @@ async def test_session_leaves_a_ttl_on_every_key(
         for key in await leaks.keys():
             kinds.add(key.removeprefix(store.key_prefix).split("}:")[-1].partition(":")[0])
             assert 0 < await redis_client.ttl(key) <= TTL, key
-    assert kinds == {"stream", "large", "requests", "session", "worker"}
+    assert kinds == {"stream", "large", "requests", "session", "worker", "inbox"}
 
 
 async def test_answer_for_a_dead_worker_renews_the_ttl(store: RedisEventStore, redis_client: aioredis.Redis) -> None:

@@ -240,7 +240,7 @@ async def test_closed_session_leaves_memory_and_expires(
         assert not root._session_writer.runs
 
         async def expired() -> bool:
-            keys = [key async for key in redis_client.scan_iter(match=f"{key_prefix}{{*", count=1000)]
+            keys = [key async for key in redis_client.scan_iter(match=f"{key_prefix}{{s*", count=1000)]
             return not keys
 
         await until(expired, within=5)
