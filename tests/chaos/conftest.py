@@ -9,7 +9,7 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope.redis.client import connect as connect_redis
-from support.http_client import LIMITS, Connect, HTTPClient
+from support.http_client import LIMITS, NO_TLS, Connect, HTTPClient
 from support.processes import Router, WorkerProcess, revive, worker_processes
 from support.tool_control import ToolControl
 from support.waiting import CEILING
@@ -58,7 +58,7 @@ def new_tool(control: aioredis.Redis) -> Callable[[], ToolControl]:
 @pytest.fixture
 async def connect() -> AsyncIterator[Connect]:
     """Makes plain HTTP clients."""
-    async with httpx2.AsyncClient(limits=LIMITS, timeout=CEILING, trust_env=False) as http:
+    async with httpx2.AsyncClient(verify=NO_TLS, limits=LIMITS, timeout=CEILING, trust_env=False) as http:
 
         def make(base_url: str, **headers: str) -> HTTPClient:
             return HTTPClient(http, f"{base_url}/mcp", headers=headers)

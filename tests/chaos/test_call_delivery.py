@@ -20,7 +20,7 @@ from support.chaos import (
     start_call,
     until_stored,
 )
-from support.http_client import Connect, Event, HTTPClient, events
+from support.http_client import NO_TLS, Connect, Event, HTTPClient, events
 from support.processes import WorkerProcess, worker_processes
 from support.proxy import Proxy
 from support.tool_control import ToolControl
@@ -65,7 +65,7 @@ def there(request: pytest.FixtureRequest) -> int:
 async def is_counted(workers: list[WorkerProcess], label: str) -> bool:
     """Whether a worker has counted something under this label and value."""
     pattern = rf"eventscope_\w*_total\{{[^}}]*{label}[^}}]*\}}"
-    async with httpx2.AsyncClient(trust_env=False) as http:
+    async with httpx2.AsyncClient(verify=NO_TLS, trust_env=False) as http:
         texts = [(await http.get(f"{worker.url}/scraped")).text for worker in workers]
     return any(re.search(rf"(?m)^{pattern} (?!0\.0$)", text) for text in texts)
 

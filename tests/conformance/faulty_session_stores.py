@@ -5,7 +5,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
-from hypothesis import Phase, settings
 from redis import asyncio as aioredis
 
 from mcp_eventscope.redis.keys import Keys
@@ -15,14 +14,9 @@ from mcp_eventscope.redis.write.session_writer import SessionWriter
 from mcp_eventscope.store import codec
 from mcp_eventscope.store.messages import JSONRPCMessage
 from mcp_eventscope.store.results import StoreOutcome
-
-# Before the suite is imported: the smallest example of an intended fault is of no use.
-settings.register_profile("any example will do", phases=[Phase.generate])
-settings.load_profile("any example will do")
-
-from mcp_eventscope.testing import OpenSessionStore, SessionRoot, session_store  # noqa: E402 - after the lines above
-from support.session_suite import OnFake  # noqa: E402
-from support.stores import living_store  # noqa: E402
+from mcp_eventscope.testing import OpenSessionStore, SessionRoot, session_store
+from support.session_suite import OnFake
+from support.stores import living_store
 
 Connected = Callable[[], AbstractAsyncContextManager[aioredis.Redis]]
 

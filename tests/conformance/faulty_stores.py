@@ -6,18 +6,12 @@ from typing import ClassVar
 import anyio
 import anyio.lowlevel
 import pytest
-from hypothesis import Phase, settings
 from mcp.server.streamable_http import EventCallback, EventId, EventMessage, EventStore, StreamId
 from mcp.types import JSONRPCMessage, jsonrpc_message_adapter
 
+from mcp_eventscope.sessions.view import SessionView
+from mcp_eventscope.testing import EventStoreConformance, on_the_wire, sessions
 from support.memory_store import MemoryEventStore
-
-# Before the suite is imported: the smallest example of an intended fault is of no use.
-settings.register_profile("any example will do", phases=[Phase.generate])
-settings.load_profile("any example will do")
-
-from mcp_eventscope.sessions.view import SessionView  # noqa: E402 - after the lines above
-from mcp_eventscope.testing import EventStoreConformance, on_the_wire, sessions  # noqa: E402
 
 
 class Rewriting(MemoryEventStore):

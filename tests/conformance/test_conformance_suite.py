@@ -1,5 +1,6 @@
 """The conformance suite finds faulty stores, and its documented example runs."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import mcp_eventscope.testing
 from mcp_eventscope.testing import EventStoreConformance, SharedStoreConformance
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
+TESTS = Path(__file__).parents[1]
 
 FOUND_BY = {
     "TestWithoutNulls": [
@@ -116,19 +118,18 @@ SESSION_FAULTS_FOUND_BY = {
     [("faulty_stores.py", FOUND_BY), ("faulty_session_stores.py", SESSION_FAULTS_FOUND_BY)],
     ids=["stores", "session stores"],
 )
-def test_suite_on_a_faulty_store_fails_the_tests_of_its_fault(
-    tmp_path: Path, stores: str, found_by: dict[str, list[str]]
-) -> None:
+def test_suite_on_a_faulty_store_fails_the_tests_of_its_fault(stores: str, found_by: dict[str, list[str]]) -> None:
     """A store with a fault fails the tests that concern it."""
     faulty = Path(__file__).with_name(stores)
     tests = {f"{suite}::{test}" for suite, found in found_by.items() for test in found}
     run = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "-c", PROJECT, "--rootdir", PROJECT.parent),
+            *(sys.executable, "-m", "pytest", "-c", PROJECT, "--rootdir", PROJECT.parent, "-p", "support.any_failure"),
             *("-p", "no:cacheprovider", "--tb=no", "--no-header", "-q", "-rpEfs"),
             *(f"{faulty}::{test}" for test in sorted(tests)),
         ],
-        cwd=tmp_path,  # Hypothesis must not retry these failures on other stores
+        cwd=PROJECT.parent,
+        env=os.environ | {"PYTHONPATH": str(TESTS)},  # Plugins are imported before pytest extends the path.
         capture_output=True,
         text=True,
         check=False,

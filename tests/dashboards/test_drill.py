@@ -20,7 +20,7 @@ from support.drill import fleet, others
 from support.drill.asking import Labels, Target, targets
 from support.drill.customer import Customer
 from support.drill.site import FLEET, FOREVER, SHORT, Site, address, site
-from support.http_client import LIMITS, VERSION, HTTPClient
+from support.http_client import LIMITS, NO_TLS, VERSION, HTTPClient
 from support.tool_control import ToolControl
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -74,7 +74,7 @@ async def drill(where: Site, control_url: str) -> None:
     """The whole drill: first without failures, then with one after another, in all deployments concurrently."""
     async with (
         connect(control_url) as control,
-        httpx2.AsyncClient(limits=LIMITS, timeout=1200, trust_env=False) as http,
+        httpx2.AsyncClient(verify=NO_TLS, limits=LIMITS, timeout=1200, trust_env=False) as http,
     ):
 
         def new(job: str) -> Customer:

@@ -6,7 +6,7 @@ import httpx2
 import pytest
 from prometheus_client import CollectorRegistry
 
-from support.http_client import LIMITS, Connect, HTTPClient
+from support.http_client import LIMITS, NO_TLS, Connect, HTTPClient
 from support.waiting import CEILING
 
 
@@ -19,7 +19,7 @@ def registry() -> CollectorRegistry:
 @pytest.fixture
 async def connect() -> AsyncIterator[Connect]:
     """Makes clients, whose connections are closed at the end of the test."""
-    async with httpx2.AsyncClient(limits=LIMITS, timeout=CEILING) as http:
+    async with httpx2.AsyncClient(verify=NO_TLS, limits=LIMITS, timeout=CEILING) as http:
 
         def make(base_url: str, **headers: str) -> HTTPClient:
             return HTTPClient(http, f"{base_url}/mcp", headers=headers)

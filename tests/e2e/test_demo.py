@@ -15,6 +15,7 @@ import pytest
 
 from examples.demo.figures import Figures
 from examples.demo.scenes import KILL_AFTER, STEPS
+from support.http_client import NO_TLS
 from support.waiting import CEILING
 
 ROOT = Path(__file__).parents[2]
@@ -151,7 +152,7 @@ def test_serve_answers_until_it_is_stopped(number: signal.Signals) -> None:
     with running("serve", "--port", "0") as run:
         url = run.read_until(r"http://127\.0\.0\.1:\d+(?=/healthz)").group()
         run.read_until("Press Ctrl-C to stop")
-        with httpx2.Client(trust_env=False, timeout=CEILING) as http:
+        with httpx2.Client(verify=NO_TLS, trust_env=False, timeout=CEILING) as http:
             health = http.get(f"{url}/healthz")
             scrape = http.get(f"{url}/metrics")
         assert (health.status_code, health.json()["status"]) == (200, "ok")

@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, ResumableSessionManager, http_app
 from support.controlled_server import ControlledServer
-from support.http_client import Connect, events
+from support.http_client import NO_TLS, Connect, events
 from support.logs import Recorder
 from support.serving import serving
 from support.waiting import CEILING
@@ -38,7 +38,7 @@ def log() -> Recorder:
 @pytest.fixture
 async def http() -> AsyncIterator[httpx2.AsyncClient]:
     """Plain HTTP."""
-    async with httpx2.AsyncClient(timeout=CEILING) as client:
+    async with httpx2.AsyncClient(verify=NO_TLS, timeout=CEILING) as client:
         yield client
 
 

@@ -9,7 +9,7 @@ import pytest
 from redis import asyncio as aioredis
 
 from examples.demo.figures import Figures
-from support.http_client import Connect, events
+from support.http_client import NO_TLS, Connect, events
 from support.processes import WorkerProcess, worker_processes
 from support.tool_control import ToolControl
 from support.waiting import until
@@ -32,7 +32,7 @@ def workers(valkey_url: str) -> Iterator[list[WorkerProcess]]:
 
 async def scrape(worker: WorkerProcess) -> Figures:
     """The metrics of one worker: Prometheus distinguishes workers by `instance`."""
-    async with httpx2.AsyncClient(trust_env=False) as http:
+    async with httpx2.AsyncClient(verify=NO_TLS, trust_env=False) as http:
         return Figures.of((await http.get(f"{worker.url}/metrics")).raise_for_status().text)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from examples.demo.figures import Figures
 from support.binaries import promtool_problems
-from support.http_client import HTTPClient, events
+from support.http_client import NO_TLS, HTTPClient, events
 from support.servers import HOST, free_port
 from support.uvicorn_workers import UvicornWorkers, uvicorn_workers
 from support.waiting import CEILING, until
@@ -37,7 +37,7 @@ def workers(valkey_url: str) -> Iterator[UvicornWorkers]:
 
 async def scrape(url: str = SCRAPE, **headers: str) -> str:
     """A scrape, on a connection of its own, so that any worker may get it."""
-    async with httpx2.AsyncClient(trust_env=False, headers=BEARER | headers) as http:
+    async with httpx2.AsyncClient(verify=NO_TLS, trust_env=False, headers=BEARER | headers) as http:
         return (await http.get(url)).raise_for_status().text
 
 
@@ -49,7 +49,7 @@ async def figures(url: str = SCRAPE) -> Figures:
 @asynccontextmanager
 async def client(server: UvicornWorkers) -> AsyncIterator[HTTPClient]:
     """A session, on connections of its own."""
-    async with httpx2.AsyncClient(trust_env=False, timeout=CEILING) as http:
+    async with httpx2.AsyncClient(verify=NO_TLS, trust_env=False, timeout=CEILING) as http:
         raw = HTTPClient(http, f"{server.url}/mcp")
         await raw.initialize()
         yield raw
@@ -84,7 +84,7 @@ async def test_scrape_serves_openmetrics_where_accepted() -> None:
 
 async def test_metrics_on_their_own_port_need_the_token(workers: UvicornWorkers) -> None:
     """The application does not serve them, and their port serves them only with the token."""
-    async with httpx2.AsyncClient(trust_env=False) as http:
+    async with httpx2.AsyncClient(verify=NO_TLS, trust_env=False) as http:
         assert (await http.get(f"{workers.url}/metrics", headers=BEARER)).status_code == 404
         assert (await http.get(SCRAPE)).status_code == 401
 

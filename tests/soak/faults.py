@@ -9,6 +9,7 @@ import httpx2
 
 from soak.history import Recorder, What
 from soak.schedule import LEAST_GAP, Fault, Incident
+from support.http_client import NO_TLS
 from support.processes import WorkerProcess
 from support.proxy import Proxy
 from support.valkeys import OwnValkey
@@ -139,7 +140,7 @@ class Faults:
                 return False
             return True
 
-        async with httpx2.AsyncClient(trust_env=False, timeout=_START_SECONDS) as http:
+        async with httpx2.AsyncClient(verify=NO_TLS, trust_env=False, timeout=_START_SECONDS) as http:
             await until(answers, within=_START_SECONDS, every=0.05)
 
     async def _watch(self) -> None:

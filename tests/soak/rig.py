@@ -13,6 +13,7 @@ from soak.client import SoakClient
 from soak.faults import Faults
 from soak.history import Observation, Recorder, What
 from soak.schedule import CALM, LEASE, ClientPlan, incidents
+from support.http_client import NO_TLS
 from support.processes import worker_processes
 from support.proxy import proxy_in_thread
 from support.valkeys import own_valkey
@@ -65,7 +66,7 @@ async def _soak(settings: Settings, urls: Sequence[str], faults: Faults, recorde
     tracks = incidents(settings.seed, settings.seconds, settings.workers)
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     async with (
-        httpx2.AsyncClient(timeout=None, limits=limits, trust_env=False) as http,
+        httpx2.AsyncClient(verify=NO_TLS, timeout=None, limits=limits, trust_env=False) as http,
         _lag_recorded(recorder),
         faults.watched(),
         asyncio.TaskGroup() as tasks,

@@ -1,6 +1,7 @@
 """A plain HTTP client of MCP that can cut, resume, and send invalid requests."""
 
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from support.waiting import CEILING
 
 LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
 """uvicorn closes a connection that was idle for 5 s: a request on it at that moment would get no response."""
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""`verify=` of every client: servers of tests speak HTTP, and certificates take 40 ms of CPU time to load."""
 VERSION = "2025-11-25"
 """The last protocol revision in which streams can be resumed."""
 

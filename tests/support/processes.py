@@ -15,6 +15,7 @@ import httpx2
 
 from examples.demo.switch import Switch
 from mcp_eventscope.app import URL_VARIABLE
+from support.http_client import NO_TLS
 from support.servers import HOST, free_port, text_of
 from support.waiting import CEILING, eventually, slowness
 from support.worker_app import CONTROL_VARIABLE, OPTIONS_VARIABLE, SPANS_VARIABLE, serve
@@ -79,7 +80,7 @@ class WorkerProcess:
 
     def wait_healthy(self) -> None:
         """Return once it serves."""
-        with httpx2.Client(trust_env=False, timeout=CEILING) as http:
+        with httpx2.Client(verify=NO_TLS, trust_env=False, timeout=CEILING) as http:
 
             def healthy() -> bool:
                 assert self.alive, self.log
@@ -116,7 +117,7 @@ class WorkerProcess:
 
     def jump(self, seconds: float) -> None:
         """Shift its wall clock by so many seconds."""
-        with httpx2.Client(trust_env=False) as http:
+        with httpx2.Client(verify=NO_TLS, trust_env=False) as http:
             http.post(f"{self.url}/clock", content=str(seconds)).raise_for_status()
 
     def close(self) -> None:

