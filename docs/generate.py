@@ -63,7 +63,8 @@ def _metrics() -> Iterator[str]:
     yield from ("## Metrics", "", _OTEL, "", "| metric | OpenTelemetry | type | labels | |", "|---|---|---|---|---|")
     for metric in catalog.METRICS:
         labels = "<br>".join(
-            f"`{label.name}`" + (f": {', '.join(label.values)}" if label.values else "") for label in metric.labels
+            f"`{label.name}`" + (f": {', '.join(filter(None, label.values))}" if label.values else "")
+            for label in metric.labels
         )
         type_ = f"{metric.type}<br>{_WORKERS[metric.multiprocess_mode]}" if metric.multiprocess_mode else metric.type
         yield f"| `{metric.name}` | `{metric.otel_name}`<br>{metric.unit} | {type_} | {labels} | {metric.help} |"

@@ -17,6 +17,7 @@ from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreUnavail
 from mcp_eventscope.redis.redis_stats import RedisStatsPoller
 from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.telemetry.facts import (
+    OperationEnded,
     Origin,
     Refusal,
     Requested,
@@ -44,7 +45,8 @@ pytestmark = pytest.mark.anyio
 NOTE = JSONRPCNotification(jsonrpc="2.0", method="note")
 FACTS: tuple[ServingFact, ...] = (
     SessionBegan(Origin.OPENED),
-    SessionEnded(SessionEnd.IDLE),
+    SessionEnded(SessionEnd.IDLE, 1.5, "2025-11-25"),
+    OperationEnded("tools/call", 0.1, "tool_error"),
     SessionRefused(Refusal.LIMIT, "s"),
     Requested("other"),
     ResumptionDisabled("stateless", "serve with sessions"),
