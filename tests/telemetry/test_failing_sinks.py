@@ -231,7 +231,7 @@ async def test_what_the_manager_tells(scope: Scope, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(SessionMetrics, "record", fail)
     store = scope.instrument(MemoryEventStore())
     store.record(fact, Log(RaisingLogger()))
-    logged = not isinstance(fact, SessionBegan | SessionEnded | Requested)
+    logged = not isinstance(fact, SessionBegan | SessionEnded | OperationEnded | Requested)
     assert scope.sample("telemetry_failures_total", sink="metrics") == 1
     assert scope.sample("telemetry_failures_total", sink="logs") == int(logged)
     assert {entry["sink"] for entry in scope.log.named("event_store.telemetry_failed")} == (

@@ -15,6 +15,7 @@ from mcp_eventscope.redis.client import connect as connect_redis
 from mcp_eventscope.sessions.telemetry import SessionTelemetry
 from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry import catalog_sessions
+from mcp_eventscope.telemetry.catalog_sessions import OPERATION_DURATION
 from mcp_eventscope.telemetry.facts import Origin
 from mcp_eventscope.telemetry.logs import Log
 from support.controlled_server import ControlledServer
@@ -103,7 +104,7 @@ def test_crashed(scope: Scope) -> None:
         telling.ended("s", transport, stopping=False)
     assert scope.sample("sessions_ended_total", reason="failed") == 1
     assert scope.sample("sessions_active") == 0
-    failed = {"mcp_protocol_version": "", "error_type": "failed"}
+    failed = {"mcp_protocol_version": VERSION, "error_type": "failed"}
     assert scope.conventional("mcp_server_session_duration_seconds_count", **failed) == 1
 
 
@@ -229,18 +230,11 @@ async def test_malformed_id(rig: Rig) -> None:
 
 def operations(rig: Rig, name: str = "default") -> dict[tuple[str, str], float]:
     """The operations of a worker, by method and error type."""
+    (family,) = [metric for metric in rig.scope.registry.collect() if metric.name == OPERATION_DURATION.name]
     return {
-        (method, error_type): count
-        for method in catalog_sessions.METHOD.values or ()
-        for error_type in catalog_sessions.OPERATION_ERROR_TYPE.values or ()
-        if (
-            count := rig.scope.conventional(
-                "mcp_server_operation_duration_seconds_count",
-                store=name,
-                mcp_method_name=method,
-                error_type=error_type,
-            )
-        )
+        (sample.labels["mcp_method_name"], sample.labels["error_type"]): sample.value
+        for sample in family.samples
+        if sample.name.endswith("_count") and sample.labels["store"] == name and sample.value
     }
 
 

@@ -8,7 +8,7 @@ from mcp.server.auth.middleware.bearer_auth import AuthorizationContext
 from mcp.server.streamable_http import StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
-from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from mcp_types.version import LATEST_HANDSHAKE_VERSION, MODERN_PROTOCOL_VERSIONS
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
@@ -43,7 +43,7 @@ class _Served:
     since: float
     """When this worker began to serve it, on a monotonic clock."""
     version: str
-    """Its protocol version; "": unknown."""
+    """Its protocol version."""
     end: SessionEnd | None = None
     """The reason of its imminent end, if known."""
 
@@ -185,7 +185,6 @@ class SessionTelemetry:
 
 
 def _version_of(handshake: str | None) -> str:
-    """The protocol version of a session; "" if it is unknown."""
+    """The protocol version of a session; the SDK's default if its handshake was invalid."""
     params = None if handshake is None else params_of(handshake)
-    version = "" if params is None else negotiated_version(params)
-    return version if version in (catalog_sessions.NEGOTIATED_VERSION.values or ()) else ""
+    return LATEST_HANDSHAKE_VERSION if params is None else negotiated_version(params)

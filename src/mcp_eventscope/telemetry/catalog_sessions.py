@@ -62,7 +62,7 @@ TOOL_CALL_ERRORS = ("", TOOL_ERROR, "-32603", "-32010")
 SESSION_ERROR_TYPE = Label("error_type", ("", "failed"), convention="error.type")
 NEGOTIATED_VERSION = Label(
     "mcp_protocol_version",
-    ("", "2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"),
+    ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"),
     convention="mcp.protocol.version",
 )
 
@@ -88,7 +88,6 @@ SESSION_DURATION = Metric(
     "that several workers serve counts once per worker.",
     (STORE, NEGOTIATED_VERSION, SESSION_ERROR_TYPE),
     DURATION_SECONDS,
-    on_demand=True,
     convention="mcp.server.session.duration",
 )
 

@@ -59,7 +59,7 @@ class SessionEnded:
     seconds: float
     """Seconds for which this worker served it."""
     protocol_version: str
-    """The negotiated version, a value of the catalog's label; "": unknown."""
+    """The negotiated version, a value of the catalog's label."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,11 @@ class SessionMetrics:
         self._requests = {
             v: counter(catalog_sessions.REQUESTS_RECEIVED, v) for v in _values(catalog_sessions.PROTOCOL_VERSION)
         }
-        self._session_seconds = _OnDemand(instruments, catalog_sessions.SESSION_DURATION)
+        self._session_seconds = {
+            (version, error_type): histogram(catalog_sessions.SESSION_DURATION, version, error_type)
+            for version in _values(catalog_sessions.NEGOTIATED_VERSION)
+            for error_type in _values(catalog_sessions.SESSION_ERROR_TYPE)
+        }
         self._operation_seconds = _OnDemand(instruments, catalog_sessions.OPERATION_DURATION)
         for error_type in catalog_sessions.TOOL_CALL_ERRORS:
             self._operation_seconds.of("tools/call", error_type)
@@ -58,7 +62,7 @@ class SessionMetrics:
                 self._ended[fact.reason].inc()
                 self._sessions.dec()
                 error_type = fact.reason.value if fact.reason is SessionEnd.FAILED else ""
-                self._session_seconds.of(fact.protocol_version, error_type).observe(fact.seconds)
+                self._session_seconds[fact.protocol_version, error_type].observe(fact.seconds)
             case OperationEnded():
                 self._operation_seconds.of(fact.method, fact.error_type).observe(fact.seconds)
             case SessionRefused():
