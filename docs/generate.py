@@ -57,9 +57,9 @@ up-down counter. After the OTLP-to-Prometheus translator they have the names in 
 `mcp.server.operation.duration` and `mcp.server.session.duration` are metrics of the OpenTelemetry semantic conventions
 for MCP (status: Development), with their attributes and buckets; `error_type` is absent on success. Operations are the
 requests of clients within sessions. Not counted: notifications, requests of protocol revision 2026-07-28 and of
-stateless servers, and requests that are refused before they reach their session. The name of a tool is no label, because
-clients choose it. Of operations, only the series of `tools/call` without an error and with its most important errors
-exist from the start; the others begin with their first observation, which a `rate()` does not include."""
+stateless servers, and requests that are refused before they reach their session. The name of a tool is no label,
+because clients choose it. Of operations, only the series of `tools/call` without an error and with its most important
+errors exist from the start; the others begin with their first observation, which a `rate()` does not include."""
 
 
 def telemetry() -> str:

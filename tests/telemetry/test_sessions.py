@@ -110,6 +110,15 @@ def test_crashed(scope: Scope) -> None:
     assert scope.conventional("mcp_server_session_duration_seconds_count", **failed) == 1
 
 
+def test_operation_outside_of_the_closed_sets_is_other(scope: Scope) -> None:
+    """Clients choose methods, and servers error codes: neither may create a series each."""
+    telemetry = SessionTelemetry(scope.instrument(MemoryEventStore()), Log(scope.log))
+    for number in range(3):
+        telemetry.operation_ended(f"x/{number}", 1, f"{number}")
+    labels = {"mcp_method_name": "_OTHER", "error_type": "_OTHER"}
+    assert scope.conventional("mcp_server_operation_duration_seconds_count", **labels) == 3
+
+
 async def test_too_many(rig: Rig) -> None:
     """At the limit sessions are neither opened nor adopted, and the log names the setting."""
     first = await rig.serve("a", max_sessions=1)
