@@ -170,6 +170,7 @@ def compare(
     """Compare a point with the sample in Prometheus."""
     assert isinstance(point, NumberDataPoint | HistogramDataPoint)
     attributes = {name: str(value) for name, value in (point.attributes or {}).items()}
+    assert "" not in attributes.values()
     possible = {label.attribute for label in declared.labels if "" in (label.values or ())}
     assert {label.attribute for label in declared.labels} - possible <= set(attributes)
     labels = {label.name: attributes.pop(label.attribute, "") for label in declared.labels}
