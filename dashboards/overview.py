@@ -231,6 +231,7 @@ OVERVIEW = Dashboard(
         Row(30, "Store: rate, errors, duration", diagnosis.STORE, collapsed=True),
         Row(40, "Durability: events lost, backlog memory, TTL", upkeep.DURABILITY, collapsed=True),
         Row(50, "Sessions and requests", upkeep.SESSIONS_ROW, collapsed=True),
+        Row(70, "Operations: rate, errors, duration by method", upkeep.OPERATIONS, collapsed=True),
         Row(60, "Telemetry health", upkeep.HEALTH, collapsed=True),
     ),
 )

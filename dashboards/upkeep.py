@@ -5,6 +5,7 @@ from dashboards.links import REDIS, RESUME, runbook, to
 from dashboards.objective import BACKLOG
 from dashboards.panels import (
     ASIDE,
+    BAD,
     CALM,
     DASHED,
     OUTCOMES,
@@ -17,17 +18,23 @@ from dashboards.panels import (
     counter,
     gauge,
     lines,
+    quantiles,
     redis_state,
     says,
 )
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.catalog_sessions import (
     BUILD_INFO,
+    CANCELLED,
+    FAILED_OPERATION,
+    OPERATION_DURATION,
     REQUESTS_RECEIVED,
     REQUESTS_REFUSED,
+    SESSION_DURATION,
     SESSIONS_ACTIVE,
     SESSIONS_ENDED,
     SESSIONS_STARTED,
+    TOOL_ERROR,
 )
 
 _VERSIONS = {"eventscope": "mcp-eventscope", "mcp": "MCP SDK", "redis": "redis-py", "python": "Python"}
@@ -206,6 +213,111 @@ SESSIONS_ROW = (
         ),
         Target(promql.rate(catalog.REQUESTS_ORPHANED, "", ("instance",)), "{{instance}}"),
         links=(runbook("EventscopeRequestsOrphaned"),),
+    ),
+)
+
+_METHOD = ("mcp_method_name",)
+_ANSWERED = ("", TOOL_ERROR)
+"""Requests that their handler answered."""
+
+OPERATIONS = (
+    lines(
+        71,
+        "Operation rate by method",
+        says(
+            "MCP requests within sessions that ended, by method. Each counts once, on the worker that ran it, however "
+            "often its client resumed.",
+            normal="follows the number of clients; mostly tools/call.",
+            otherwise="initialize as often as tools/call: clients open a session per call. _OTHER: methods that are "
+            "not in the protocol.",
+        ),
+        Target(promql.rate(OPERATION_DURATION, "count", _METHOD), "{{mcp_method_name}}"),
+        links=(to("Request rate by protocol version", links.OVERVIEW, 57),),
+    ),
+    lines(
+        72,
+        "Operation latency p99 by method",
+        says(
+            "From the arrival of a request to its response; without requests that ended in a JSON-RPC error. Tools "
+            "may run for minutes: the bound of the largest bucket is five.",
+            normal="tools/call as long as the slowest tools run; other methods below 100 ms.",
+            otherwise="all methods: the worker is busy, or its event loop is blocked. Only tools/call: the tools. "
+            "'Store wait' shows whether messages wait for Redis.",
+        ),
+        Target(
+            promql.quantile(0.99, OPERATION_DURATION, _METHOD, error_type=_ANSWERED),
+            "{{mcp_method_name}}",
+            exemplar=True,
+        ),
+        unit="s",
+        most=None,
+        links=(to("Store wait", links.OVERVIEW, 37),),
+    ),
+    lines(
+        73,
+        "Operation latency p50 by method",
+        says(
+            "As 'Operation latency p99 by method': the median.",
+            normal="constant for each method.",
+            otherwise="p99 grows and p50 does not: a few slow tools or arguments. Both grow: the server is saturated.",
+        ),
+        Target(
+            promql.quantile(0.5, OPERATION_DURATION, _METHOD, error_type=_ANSWERED),
+            "{{mcp_method_name}}",
+            exemplar=True,
+        ),
+        unit="s",
+        most=None,
+        links=(to("Operation latency p99 by method", links.OVERVIEW, 72),),
+    ),
+    lines(
+        74,
+        "Operation error ratio by method",
+        says(
+            "Requests that ended in a JSON-RPC error or a tool error, as a share of all requests of the method. "
+            "Requests that their client cancelled do not count as errors.",
+            normal="near 0; as often as tools report an error for tools/call.",
+            otherwise="see 'Operation error rate by type'.",
+        ),
+        Target(
+            f"{promql.rate(OPERATION_DURATION, 'count', _METHOD, error_type=FAILED_OPERATION)} / "
+            f"({promql.rate(OPERATION_DURATION, 'count', _METHOD)} > 0)",
+            "{{mcp_method_name}}",
+        ),
+        unit="percentunit",
+        most=0.05,
+        links=(to("Operation error rate by type", links.OVERVIEW, 75),),
+    ),
+    lines(
+        75,
+        "Operation error rate by type",
+        says(
+            "tool_error: the tool reported it. -32800: the client cancelled. -32010: the session or the worker ended, "
+            "or the worker was fenced. -32011: the client reused the request's id. -32602 and -32601: invalid "
+            "arguments, unknown methods. -32603: an exception in the server.",
+            normal="a few tool_error and -32800.",
+            otherwise="-32010: see 'Orphaned request rate'. -32603: the log of the application has the exception. "
+            "Other negative codes: clients and server disagree about tools or arguments.",
+        ),
+        Target(
+            promql.rate(OPERATION_DURATION, "count", ("error_type",), error_type=(*FAILED_OPERATION, CANCELLED)),
+            "{{error_type}}",
+        ),
+        overrides=coloured({TOOL_ERROR: WARN, "-32603": BAD, "-32010": "purple", CANCELLED: ASIDE}),
+        links=(runbook("EventscopeRequestsOrphaned"),),
+    ),
+    quantiles(
+        76,
+        "Session duration",
+        SESSION_DURATION,
+        says(
+            "Time for which a worker served a session, recorded when it ends. A session that several workers serve "
+            "counts once per worker. The bound of the largest bucket is five minutes.",
+            normal="as long as clients stay.",
+            otherwise="seconds: clients open a session per call, or sessions fail ('Sessions ended by reason').",
+        ),
+        labels={},
+        links=(to("Sessions ended by reason", links.OVERVIEW, 55),),
     ),
 )
 

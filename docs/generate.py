@@ -45,13 +45,21 @@ Each row is checked by a test: `tests/telemetry/test_questions.py`, `tests/e2e/t
 | Is the TTL missing or too short? | no series `eventscope_ttl_seconds`; `eventscope_redis_keys_without_ttl`; `event_store.ttl_missing`, `event_store.keys_without_ttl`, `event_store.ttl_short` |
 | Are clients refused, and why? | `eventscope_requests_refused_total` by `reason`; `event_store.session_refused` |
 | How many requests cannot resume? | `eventscope_requests_received_total` with `protocol_version` 2026-07-28 and other; `event_store.resumption_disabled` |
+| Which requests are slow or fail, and how long do sessions last? | `mcp_server_operation_duration_seconds` by `mcp_method_name` and `error_type`; `mcp_server_session_duration_seconds` |
 | Does the telemetry fail? | `eventscope_telemetry_failures_total` by `sink`; `event_store.telemetry_failed` |
 """  # noqa: E501 - rows
 
 
 _OTEL = """With `meter_provider=` the metrics go to OpenTelemetry too, with the name and unit in the second column, the
 labels as attributes (`error_type` as `error.type`), and the same buckets. A gauge that is summed over workers is an
-up-down counter. After the OTLP-to-Prometheus translator they have the names in the first column again."""
+up-down counter. After the OTLP-to-Prometheus translator they have the names in the first column again.
+
+`mcp.server.operation.duration` and `mcp.server.session.duration` are metrics of the OpenTelemetry semantic conventions
+for MCP (status: Development), with their attributes and buckets; `error_type` is absent on success. Operations are the
+requests of clients within sessions. Not counted: notifications, requests of protocol revision 2026-07-28 and of
+stateless servers, and requests that are refused before they reach their session. The name of a tool is no label,
+because clients choose it. Of operations, only the series of `tools/call` without an error and with its most important
+errors exist from the start; the others begin with their first observation, which a `rate()` does not include."""
 
 
 def telemetry() -> str:
@@ -63,7 +71,8 @@ def _metrics() -> Iterator[str]:
     yield from ("## Metrics", "", _OTEL, "", "| metric | OpenTelemetry | type | labels | |", "|---|---|---|---|---|")
     for metric in catalog.METRICS:
         labels = "<br>".join(
-            f"`{label.name}`" + (f": {', '.join(label.values)}" if label.values else "") for label in metric.labels
+            f"`{label.name}`" + (f": {', '.join(filter(None, label.values))}" if label.values else "")
+            for label in metric.labels
         )
         type_ = f"{metric.type}<br>{_WORKERS[metric.multiprocess_mode]}" if metric.multiprocess_mode else metric.type
         yield f"| `{metric.name}` | `{metric.otel_name}`<br>{metric.unit} | {type_} | {labels} | {metric.help} |"

@@ -45,6 +45,10 @@ class Scope:
         """One sample of a metric, without the prefix."""
         return self.registry.get_sample_value(f"eventscope_{name}", {"store": "default", **labels})
 
+    def conventional(self, name: str, **labels: str) -> float | None:
+        """One sample of a metric of the semantic conventions."""
+        return self.registry.get_sample_value(name, {"store": "default", **labels})
+
     def spans(self) -> list[ReadableSpan]:
         """Ended spans, in order."""
         return list(self.exporter.get_finished_spans())

@@ -6,11 +6,15 @@ from enum import StrEnum
 
 import pytest
 from fakeredis import FakeAsyncRedis
-from mcp_types.version import KNOWN_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSIONS
+from mcp.server.streamable_http import REQUEST_CANCELLED
+from mcp.types import INTERNAL_ERROR, INVALID_PARAMS
+from mcp_types import methods
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, KNOWN_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSIONS
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
 from mcp_eventscope import RedisEventStore
+from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE, REQUEST_ORPHANED
 from mcp_eventscope.store.messages import MessageType
 from mcp_eventscope.store.results import FollowEnd, Miss
 from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, declarations, facts
@@ -41,6 +45,9 @@ def test_every_child_is_there_before_anything_happens(scope: Scope, redis: FakeA
         expected = 0 if metric.polled else 1
         for label in metric.labels:
             expected *= len(label.values or ("default",))
+        if metric.on_demand:  # Of this one, the children that must not begin with their first observation.
+            assert metric is catalog_sessions.OPERATION_DURATION
+            expected = len(catalog_sessions.TOOL_CALL_ERRORS)
         suffix = "_count" if metric.type is declarations.MetricType.HISTOGRAM else ""
         found = [sample for sample in shown[metric.name].samples if sample.name == metric.name + suffix]
         assert len(found) == expected, metric.name
@@ -49,9 +56,9 @@ def test_every_child_is_there_before_anything_happens(scope: Scope, redis: FakeA
 
 
 def test_names_keep_the_conventions() -> None:
-    """Names follow the Prometheus naming guide; each metric has help; labels are closed sets."""
+    """Names follow the Prometheus naming guide, or a convention; each metric has help; labels are closed sets."""
     for metric in catalog.METRICS:
-        assert metric.name.startswith("eventscope_")
+        assert metric.name.startswith("eventscope_") != bool(metric.convention)
         assert (metric.type is declarations.MetricType.COUNTER) == metric.name.endswith("_total")
         assert not re.search(r"_(ms|milliseconds|kb|minutes)(_|$)", metric.name)
         assert metric.help.endswith(".") or ":" in metric.help
@@ -92,6 +99,17 @@ def test_revisions_are_those_of_the_sdk() -> None:
     revisions = set(catalog_sessions.PROTOCOL_VERSION.values or ())
     assert revisions == {*KNOWN_PROTOCOL_VERSIONS, "none", "other"}
     assert set(catalog_sessions.NEVER_RESUMES) == {*MODERN_PROTOCOL_VERSIONS, "other"}
+
+
+def test_operations_are_those_of_the_sdk() -> None:
+    """The methods are those that the SDK accepts in a session, and tasks; the error codes include those it sends."""
+    accepted = {method for method, version in methods.CLIENT_REQUESTS if version in HANDSHAKE_PROTOCOL_VERSIONS}
+    declared = {method for method in catalog_sessions.METHOD.values or () if not method.startswith("tasks/")}
+    assert declared == accepted | {catalog_sessions.OTHER}
+    codes = {str(code) for code in (REQUEST_ORPHANED, EVENTS_GONE, REQUEST_CANCELLED, INVALID_PARAMS, INTERNAL_ERROR)}
+    assert codes <= set(catalog_sessions.OPERATION_ERROR_TYPE.values or ())
+    assert set(catalog_sessions.TOOL_CALL_ERRORS) <= set(catalog_sessions.OPERATION_ERROR_TYPE.values or ())
+    assert set(catalog_sessions.NEGOTIATED_VERSION.values or ()) == set(HANDSHAKE_PROTOCOL_VERSIONS)
 
 
 def test_dimension_in_all_signals_has_one_name() -> None:

@@ -17,6 +17,7 @@ from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreUnavail
 from mcp_eventscope.redis.redis_stats import RedisStatsPoller
 from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.telemetry.facts import (
+    OperationEnded,
     Origin,
     Refusal,
     Requested,
@@ -44,7 +45,8 @@ pytestmark = pytest.mark.anyio
 NOTE = JSONRPCNotification(jsonrpc="2.0", method="note")
 FACTS: tuple[ServingFact, ...] = (
     SessionBegan(Origin.OPENED),
-    SessionEnded(SessionEnd.IDLE),
+    SessionEnded(SessionEnd.IDLE, 1.5, "2025-11-25"),
+    OperationEnded("tools/call", 0.1, "tool_error"),
     SessionRefused(Refusal.LIMIT, "s"),
     Requested("other"),
     ResumptionDisabled("stateless", "serve with sessions"),
@@ -229,7 +231,7 @@ async def test_what_the_manager_tells(scope: Scope, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(SessionMetrics, "record", fail)
     store = scope.instrument(MemoryEventStore())
     store.record(fact, Log(RaisingLogger()))
-    logged = not isinstance(fact, SessionBegan | SessionEnded | Requested)
+    logged = not isinstance(fact, SessionBegan | SessionEnded | OperationEnded | Requested)
     assert scope.sample("telemetry_failures_total", sink="metrics") == 1
     assert scope.sample("telemetry_failures_total", sink="logs") == int(logged)
     assert {entry["sink"] for entry in scope.log.named("event_store.telemetry_failed")} == (

@@ -33,6 +33,7 @@ from mcp_eventscope.store.events import (
 from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.store.results import AppendResult
 from mcp_eventscope.telemetry import catalog, declarations
+from mcp_eventscope.telemetry.facts import OperationEnded, SessionEnd, SessionEnded
 from mcp_eventscope.telemetry.measurements import RedisStatsMeasurement
 from support.boards import board_queries, rule_queries
 from support.logs import Recorder
@@ -124,6 +125,10 @@ async def story(store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) 
             ),
         )
     )
+    store.record(SessionEnded(SessionEnd.IDLE, 42, "2025-11-25"))
+    store.record(SessionEnded(SessionEnd.FAILED, 1, "2024-11-05"))
+    store.record(OperationEnded("tools/call", 0.3, ""))
+    store.record(OperationEnded("_OTHER", 0.02, "-32601"))
     store._sinks.failed("logs", ValueError())
     with monkeypatch.context() as patch:
         outcomes: Iterator[AppendResult | Exception] = iter(
@@ -165,8 +170,11 @@ def compare(
     """Compare a point with the sample in Prometheus."""
     assert isinstance(point, NumberDataPoint | HistogramDataPoint)
     attributes = {name: str(value) for name, value in (point.attributes or {}).items()}
-    assert list(attributes) == [label.attribute for label in declared.labels]
-    labels = {label.name: attributes[label.attribute] for label in declared.labels}
+    assert "" not in attributes.values()
+    possible = {label.attribute for label in declared.labels if "" in (label.values or ())}
+    assert {label.attribute for label in declared.labels} - possible <= set(attributes)
+    labels = {label.name: attributes.pop(label.attribute, "") for label in declared.labels}
+    assert not attributes
 
     def shown(suffix: str = "", **more: str) -> float | None:
         return scope.registry.get_sample_value(declared.name + suffix, {**labels, **more})
@@ -201,7 +209,10 @@ async def test_otlp_translator_metric_has_its_prometheus_name(
     exported = told(reader)[metric.otel_name]
     assert series_name(exported) == metric.name
     for point in exported.data.data_points:
-        assert [label_name(name) for name in point.attributes or {}] == [label.name for label in metric.labels]
+        found = {label_name(name) for name in point.attributes or {}}
+        absent = {label.name for label in metric.labels} - found
+        assert found | absent == {label.name for label in metric.labels}
+        assert all("" in (label.values or ()) for label in metric.labels if label.name in absent)
 
 
 @pytest.mark.parametrize("name", QUERIES)
@@ -212,7 +223,7 @@ async def test_otlp_translator_query_finds_its_series(
     await story(both, monkeypatch)
     delivered = {series_name(metric): metric for metric in told(reader).values()}
     for selector in QUERIES[name].selectors():
-        if not selector.name.startswith("eventscope_"):
+        if not selector.name.startswith(("eventscope_", "mcp_")):
             continue
         family = delivered[re.sub(r"_(bucket|count|sum)$", "", selector.name)]
         labels = {label_name(attribute) for point in family.data.data_points for attribute in point.attributes or {}}
@@ -279,12 +290,26 @@ async def test_otel_raises(
 _CLASSES = {"create_histogram.record": "Histogram.observe", "create_counter.add": "Counter.inc"}
 
 
+def test_durations_of_the_convention_have_its_names_and_buckets() -> None:
+    """As in the semantic conventions for MCP, which dashboards of others query."""
+    bounds = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300]
+    official = {metric.otel_name: metric for metric in catalog.METRICS if metric.convention}
+    assert set(official) == {"mcp.server.operation.duration", "mcp.server.session.duration"}
+    for metric in official.values():
+        assert (metric.unit, metric.type, list(metric.buckets)) == ("s", "histogram", bounds)
+    operation, session = official["mcp.server.operation.duration"], official["mcp.server.session.duration"]
+    assert [label.attribute for label in operation.labels] == ["store", "mcp.method.name", "error.type"]
+    assert [label.attribute for label in session.labels] == ["store", "mcp.protocol.version", "error.type"]
+
+
 def test_names() -> None:
     """Names are dotted, unique, without `_total`, and none is a namespace of another."""
     names = [metric.otel_name for metric in catalog.METRICS]
     assert len(set(names)) == len(names)
     for metric in catalog.METRICS:
-        assert re.fullmatch(r"eventscope(\.[a-z]+(_[a-z]+)*)+", metric.otel_name)
+        assert metric.otel_name == metric.convention or re.fullmatch(
+            r"eventscope(\.[a-z]+(_[a-z]+)*)+", metric.otel_name
+        )
         assert not metric.otel_name.endswith("total")
         assert metric.unit
         assert not [name for name in names if name.startswith(f"{metric.otel_name}.")]

@@ -20,7 +20,7 @@ from mcp_eventscope.store.messages import EventMessage, JSONRPCMessage
 from mcp_eventscope.store.results import AppendResult, ReplayResult
 from mcp_eventscope.telemetry import catalog_sessions
 from support.events import change
-from support.http_client import events
+from support.http_client import VERSION, events
 from support.messages import answer, note
 from support.waiting import until
 from telemetry.conftest import Rig, Scope
@@ -360,6 +360,21 @@ async def test_are_clients_refused(rig: Rig) -> None:
     async with client.http.stream("POST", client.url, json={}, headers={"accept": "text/event-stream"}) as response:
         assert response.status_code == httpx2.codes.SERVICE_UNAVAILABLE
     assert (rig.live(), rig.refused()) == (1, {"limit": 1})
+
+
+async def test_which_requests_are_slow_or_fail(rig: Rig) -> None:
+    """The durations of requests have their method and error; those of sessions, their protocol version."""
+    client = await rig.serve()
+    await client.initialize()
+    async with client.call(1, "echo") as response:
+        await response.aread()
+    labels = {"mcp_method_name": "tools/call", "error_type": "tool_error"}
+    assert rig.scope.conventional("mcp_server_operation_duration_seconds_count", **labels) == 1
+    assert rig.scope.conventional("mcp_server_operation_duration_seconds_bucket", le="300.0", **labels) == 1
+    await client.delete()
+    await until(lambda: rig.live() == 0)
+    labels = {"mcp_protocol_version": VERSION, "error_type": ""}
+    assert rig.scope.conventional("mcp_server_session_duration_seconds_count", **labels) == 1
 
 
 async def test_does_the_telemetry_fail(scope: Scope, redis: FakeAsyncRedis) -> None:

@@ -1,5 +1,6 @@
 """Metrics and log events of sessions and requests: started, active, refused, ended."""
 
+import asyncio
 from dataclasses import replace
 
 import anyio
@@ -14,16 +15,19 @@ from mcp_eventscope.redis.client import connect as connect_redis
 from mcp_eventscope.sessions.telemetry import SessionTelemetry
 from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry import catalog_sessions
+from mcp_eventscope.telemetry.catalog_sessions import OPERATION_DURATION
 from mcp_eventscope.telemetry.facts import Origin
 from mcp_eventscope.telemetry.logs import Log
 from support.controlled_server import ControlledServer
-from support.http_client import VERSION, HTTPClient
+from support.http_client import VERSION, HTTPClient, events
 from support.memory_store import MemoryEventStore
 from support.waiting import until
 from telemetry.conftest import Rig, Scope
 
 pytestmark = pytest.mark.anyio
 
+ADOPTING = "notifications/roots/list_changed"
+"""Sent to have a worker adopt a session. It is repeated while Redis is late, as on a busy machine."""
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 AUTH = AuthSettings(
     issuer_url=AnyHttpUrl("https://issuer.example"),
@@ -67,7 +71,7 @@ async def test_adopted_and_deleted_elsewhere(rig: Rig) -> None:
     on_b = await rig.serve("b")
     await client.initialize()
     on_b.session = client.session
-    assert await status(on_b) == 200
+    await on_b.notify(ADOPTING)
     assert (rig.live("a"), rig.live("b")) == (1, 1)
     assert (rig.begun("opened", "b"), rig.begun("adopted", "b")) == (0, 1)
     assert await on_b.delete() == 200
@@ -97,11 +101,22 @@ def test_crashed(scope: Scope) -> None:
     """A session that crashes ends as failed, once."""
     telling = SessionTelemetry(scope.instrument(MemoryEventStore()), Log(scope.log))
     transport = StreamableHTTPServerTransport("s")
-    telling.began("s", Origin.OPENED)
+    telling.began("s", Origin.OPENED, None)
     for _ in range(2):
         telling.ended("s", transport, stopping=False)
     assert scope.sample("sessions_ended_total", reason="failed") == 1
     assert scope.sample("sessions_active") == 0
+    failed = {"mcp_protocol_version": VERSION, "error_type": "failed"}
+    assert scope.conventional("mcp_server_session_duration_seconds_count", **failed) == 1
+
+
+def test_operation_outside_of_the_closed_sets_is_other(scope: Scope) -> None:
+    """Clients choose methods, and servers error codes: neither may create a series each."""
+    telemetry = SessionTelemetry(scope.instrument(MemoryEventStore()), Log(scope.log))
+    for number in range(3):
+        telemetry.operation_ended(f"x/{number}", 1, f"{number}")
+    labels = {"mcp_method_name": "_OTHER", "error_type": "_OTHER"}
+    assert scope.conventional("mcp_server_operation_duration_seconds_count", **labels) == 3
 
 
 async def test_too_many(rig: Rig) -> None:
@@ -222,3 +237,123 @@ async def test_malformed_id(rig: Rig) -> None:
         assert response.status_code == 400
     assert rig.scope.sample("replay_misses_total", reason="malformed") == 1
     assert rig.scope.sample("replay_duration_seconds_count", outcome="missed") == 1
+
+
+def operations(rig: Rig, name: str = "default") -> dict[tuple[str, str], float]:
+    """The operations of a worker, by method and error type."""
+    (family,) = [metric for metric in rig.scope.registry.collect() if metric.name == OPERATION_DURATION.name]
+    return {
+        (sample.labels["mcp_method_name"], sample.labels["error_type"]): sample.value
+        for sample in family.samples
+        if sample.name.endswith("_count") and sample.labels["store"] == name and sample.value
+    }
+
+
+OPENED: dict[tuple[str, str], float] = {("initialize", ""): 1}
+
+
+async def request(client: HTTPClient, method: str, **params: object) -> None:
+    """Send a request, and read its response."""
+    async with client.post({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}) as response:
+        await response.aread()
+
+
+@pytest.mark.parametrize("json_response", [False, True], ids=["stream", "json"])
+async def test_operations_with_responses_count_by_method_and_error(rig: Rig, *, json_response: bool) -> None:
+    """Results, errors of tools, JSON-RPC errors, and methods that only this client knows."""
+    client = await rig.serve(json_response=json_response)
+    if json_response:
+        params = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "raw", "version": "0"}}
+        message = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
+        async with client.post(message) as response:
+            client.session = response.headers["mcp-session-id"]
+            await response.aread()
+        await client.notify("notifications/initialized")
+    else:
+        await client.initialize()
+    await request(client, "ping")
+    await request(client, "tools/call", name="echo", arguments={"text": "a"})
+    await request(client, "tools/call", name="echo", arguments={})
+    await request(client, "tools/list", cursor=7)
+    await request(client, "x" * 1000)
+    assert operations(rig) == OPENED | {
+        ("ping", ""): 1,
+        ("tools/call", ""): 1,
+        ("tools/call", "tool_error"): 1,
+        ("tools/list", "-32602"): 1,
+        ("_OTHER", "-32601"): 1,
+    }
+
+
+async def test_operation_cancelled_by_its_client_counts_as_cancelled(rig: Rig) -> None:
+    """With the code of the error that the SDK sends as its response."""
+    steered = ControlledServer()
+    client = await rig.serve(steered=steered)
+    await client.initialize()
+    cancel: dict[str, object] = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_call, client)
+        await until(lambda: "one" in steered._steps)
+        assert await status(client, cancel) == 202
+    assert operations(rig) == OPENED | {("tools/call", catalog_sessions.CANCELLED): 1}
+
+
+@pytest.mark.parametrize("end", ["deleted", "deleted elsewhere", "shutdown"])
+async def test_operation_of_a_session_that_ends_counts_as_orphaned(rig: Rig, end: str) -> None:
+    """On the worker that ran it."""
+    steered = ControlledServer()
+    client = await rig.serve(steered=steered)
+    other = await rig.serve("other")
+    await client.initialize()
+    other.session = client.session
+    await other.notify(ADOPTING)
+    call = asyncio.create_task(_call(client))  # A task group could not outlive the servers.
+    await until(lambda: "one" in steered._steps)
+    if end == "shutdown":
+        await rig.stack.aclose()
+    else:
+        assert await (client if end == "deleted" else other).delete() == 200
+    await call
+    await until(lambda: len(operations(rig)) == 2)
+    assert operations(rig) == OPENED | {("tools/call", "-32010"): 1}
+    assert operations(rig, "other") == {}
+
+
+async def test_operation_resumed_elsewhere_counts_where_it_ran(rig: Rig) -> None:
+    """Once, however many clients receive its response."""
+    client = await rig.serve()
+    other = await rig.serve("other")
+    await client.initialize()
+    other.session = client.session
+    cursors: list[str] = []
+    async with client.call(1, "echo", text="a") as response:
+        cursors += [event.id async for event in events(response)]
+    assert len(await other.resume(cursors[0])) == 1
+    assert operations(rig) == OPENED | {("tools/call", ""): 1}
+    assert operations(rig, "other") == {}
+
+
+@pytest.mark.parametrize(
+    ("requested", "negotiated"), [("2025-03-26", "2025-03-26"), ("2099-01-01", VERSION)], ids=["known", "unknown"]
+)
+async def test_session_duration_has_the_negotiated_version(rig: Rig, requested: str, negotiated: str) -> None:
+    """On each worker that served it, for as long as it did."""
+    client = await rig.serve()
+    other = await rig.serve("other")
+    params = {"protocolVersion": requested, "capabilities": {}, "clientInfo": {"name": "raw", "version": "0"}}
+    async with client.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}) as response:
+        client.session = other.session = response.headers["mcp-session-id"]
+        await response.aread()
+    await other.notify(ADOPTING)
+    await client.delete()
+    await until(lambda: rig.live() == rig.live("other") == 0)
+    for name in ("default", "other"):
+        labels = {"store": name, "mcp_protocol_version": negotiated, "error_type": ""}
+        assert rig.scope.conventional("mcp_server_session_duration_seconds_count", **labels) == 1
+        assert 0 < (rig.scope.conventional("mcp_server_session_duration_seconds_sum", **labels) or 0) < 60
+
+
+async def _call(client: HTTPClient) -> None:
+    """Call a tool that does not return."""
+    async with client.call(1, "steps", name="one") as response:
+        await response.aread()

@@ -56,6 +56,12 @@ def params_of(handshake: str) -> InitializeRequestParams | None:
         return None
 
 
+def negotiated_version(params: InitializeRequestParams) -> str:
+    """The protocol version of a session with these `initialize` parameters, as the SDK negotiates it."""
+    known = params.protocol_version in HANDSHAKE_PROTOCOL_VERSIONS
+    return params.protocol_version if known else LATEST_HANDSHAKE_VERSION
+
+
 async def serve_adopted(
     app: Server[Any],
     transport: StreamableHTTPServerTransport,
@@ -80,8 +86,7 @@ async def serve_adopted(
         dispatcher._next_id = secrets.randbelow(2**40) + 2**32
         connection = Connection.for_loop(dispatcher, session_id=transport.mcp_session_id)
         connection.client_params = params
-        known = params.protocol_version in HANDSHAKE_PROTOCOL_VERSIONS
-        connection.protocol_version = params.protocol_version if known else LATEST_HANDSHAKE_VERSION
+        connection.protocol_version = negotiated_version(params)
         connection.initialized.set()
         task_status.started()
         with transport.idle_scope or anyio.CancelScope():

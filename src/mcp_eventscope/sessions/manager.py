@@ -200,6 +200,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         """Create the transport of a session."""
         view = SessionView(store.for_session(session_id), follow_timeout=self._follow_timeout)
         view.ended = lambda: self._end_locally(session_id)
+        view.operations.report = self._telemetry.operation_ended
         return ResumableTransport(
             view,
             stopped=lambda name: self._registry.send(session_id, MessageKind.STOP, name),
@@ -234,8 +235,9 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
         async def record_first(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] < _FIRST_ERROR_STATUS:
-                await self._record(http_transport.mcp_session_id, handshake_of(bytes(body)))
-                self._telemetry.began(http_transport.mcp_session_id, Origin.OPENED)
+                handshake = handshake_of(bytes(body))
+                await self._record(http_transport.mcp_session_id, handshake)
+                self._telemetry.began(http_transport.mcp_session_id, Origin.OPENED, handshake)
             elif message["type"] == "http.response.start":
                 self._telemetry.refused(Refusal.INVALID)
             await send(message)
@@ -360,7 +362,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             # Only now that it is connected: concurrent requests of the session would meet a transport without streams.
             if not transport.is_terminated:
                 self._server_instances[session_id] = transport
-                self._telemetry.began(session_id, Origin.ADOPTED)
+                self._telemetry.began(session_id, Origin.ADOPTED, record.handshake)
         return True
 
     async def _serve_adopted(

@@ -1,18 +1,22 @@
 """Record the telemetry of sessions and requests."""
 
+from dataclasses import dataclass
 from math import ceil, inf
+from time import monotonic
 
 from mcp.server.auth.middleware.bearer_auth import AuthorizationContext
 from mcp.server.streamable_http import StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
-from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from mcp_types.version import LATEST_HANDSHAKE_VERSION, MODERN_PROTOCOL_VERSIONS
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from mcp_eventscope.instrumentation import InstrumentedEventStore
+from mcp_eventscope.sessions.adoption import negotiated_version, params_of
 from mcp_eventscope.telemetry import catalog_sessions
 from mcp_eventscope.telemetry.facts import (
+    OperationEnded,
     Origin,
     Refusal,
     Requested,
@@ -28,6 +32,20 @@ from mcp_eventscope.telemetry.logs import Log
 from mcp_eventscope.telemetry.tracing import session_hash
 
 _PROTOCOL_VERSIONS = frozenset(catalog_sessions.PROTOCOL_VERSION.values or ())
+_METHODS = frozenset(catalog_sessions.METHOD.values or ())
+_ERROR_TYPES = frozenset(catalog_sessions.OPERATION_ERROR_TYPE.values or ())
+
+
+@dataclass(slots=True)
+class _Served:
+    """A session that is served here."""
+
+    since: float
+    """When this worker began to serve it, on a monotonic clock."""
+    version: str
+    """Its protocol version."""
+    end: SessionEnd | None = None
+    """The reason of its imminent end, if known."""
 
 
 class SessionTelemetry:
@@ -41,8 +59,7 @@ class SessionTelemetry:
     def __init__(self, store: InstrumentedEventStore | None, log: Log) -> None:
         self._store = store
         self._log = log
-        self._here: dict[str, SessionEnd | None] = {}
-        """The sessions that are served here, and the reason of their imminent end, if known."""
+        self._here: dict[str, _Served] = {}
         self._logged_version = False
 
     def configured(
@@ -86,16 +103,22 @@ class SessionTelemetry:
             )
             self._record(ResumptionDisabled(f"protocol revision {named}", fix))
 
-    def began(self, session_id: str | None, origin: Origin) -> None:
-        """Record that a session is served here from now on."""
+    def began(self, session_id: str | None, origin: Origin, handshake: str | None) -> None:
+        """Record that a session is served here from now on.
+
+        Args:
+            session_id: The session.
+            origin: How this worker came to serve it.
+            handshake: The parameters of its `initialize` request as JSON; None: unknown.
+        """
         if session_id is not None and session_id not in self._here:
-            self._here[session_id] = None
+            self._here[session_id] = _Served(monotonic(), _version_of(handshake))
             self._record(SessionBegan(origin))
 
     def ends(self, session_id: str, reason: SessionEnd) -> None:
         """Note the reason of a session's imminent end."""
         if session_id in self._here:
-            self._here[session_id] = reason
+            self._here[session_id].end = reason
 
     def ended(self, session_id: str, transport: StreamableHTTPServerTransport, *, stopping: bool) -> None:
         """Record, once, that a session is no longer served here.
@@ -107,7 +130,8 @@ class SessionTelemetry:
         """
         if session_id not in self._here:
             return
-        reason = self._here.pop(session_id)
+        served = self._here.pop(session_id)
+        reason = served.end
         if reason is None:
             idle = transport.idle_scope is not None and transport.idle_scope.cancel_called
             if stopping:
@@ -116,7 +140,19 @@ class SessionTelemetry:
                 reason = SessionEnd.IDLE
             else:
                 reason = SessionEnd.DELETED if transport.is_terminated else SessionEnd.FAILED
-        self._record(SessionEnded(reason))
+        self._record(SessionEnded(reason, monotonic() - served.since, served.version))
+
+    def operation_ended(self, method: str, seconds: float, error_type: str) -> None:
+        """Record that a request within a session has ended.
+
+        Args:
+            method: Its method, as the client wrote it.
+            seconds: Seconds from its arrival to its end.
+            error_type: A JSON-RPC error code, or `tool_error`; "": it succeeded.
+        """
+        other = catalog_sessions.OTHER
+        method = method if method in _METHODS else other
+        self._record(OperationEnded(method, seconds, error_type if error_type in _ERROR_TYPES else other))
 
     def refused(self, reason: Refusal, session_id: str | None = None) -> None:
         """Record a request without a valid session."""
@@ -146,3 +182,9 @@ class SessionTelemetry:
     def _record(self, fact: ServingFact) -> None:
         if self._store is not None:
             self._store.record(fact, self._log)
+
+
+def _version_of(handshake: str | None) -> str:
+    """The protocol version of a session; the SDK's default if its handshake was invalid."""
+    params = None if handshake is None else params_of(handshake)
+    return LATEST_HANDSHAKE_VERSION if params is None else negotiated_version(params)

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context, ContextVar
 from http import HTTPStatus
+from time import monotonic
 from typing import Any
 
 import anyio
@@ -19,7 +20,7 @@ from mcp.shared._context_streams import ContextSendStream
 from mcp.shared._stream_protocols import ReadStream, WriteStream
 from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
 from mcp.shared.message import SessionMessage
-from mcp.types import DEFAULT_NEGOTIATED_VERSION, JSONRPCMessage, RequestId
+from mcp.types import DEFAULT_NEGOTIATED_VERSION, JSONRPCMessage, JSONRPCRequest, RequestId
 from mcp_types.version import is_version_at_least
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
@@ -84,8 +85,18 @@ class ResumableTransport(StreamableHTTPServerTransport):
                 await inbox.send(SessionMessage(message))
 
     def _route(self, item: SessionMessage | Exception) -> None:
-        if isinstance(item, SessionMessage) and self.view.concerns(item.message) is False:
+        if not isinstance(item, SessionMessage):
+            return
+        admission = _admitting.get(None)
+        if self.is_json_response_enabled and admission is not None and isinstance(item.message, JSONRPCRequest):
+            # Its response is no stream, so the SDK mints no priming event.
+            self._begin_operation(admission, item.message.id, item.message.method)
+        if self.view.concerns(item.message) is False:
             self._forward(item.message)
+
+    def _begin_operation(self, admission: "_Admission", request_id: RequestId, method: str) -> None:
+        self.view.operations.begin(str(request_id), method, admission.received)
+        admission.begun = request_id
 
     def _sender(self) -> Context | None:
         """The context of the sender of the message that is being stored."""
@@ -113,10 +124,10 @@ class ResumableTransport(StreamableHTTPServerTransport):
     async def _mint_priming_event(self, stream_id: str, protocol_version: str) -> Any:
         """Open the request's stream. The SDK calls this when it has admitted a request."""
         admission = _admitting.get(None)
-        request_id = None if admission is None else admission.request_id
+        request_id, method = (None, "") if admission is None else admission.request
         if admission is not None and request_id is not None and str(request_id) == stream_id:
             self.view.begin(request_id)
-            admission.begun = request_id
+            self._begin_operation(admission, request_id, method)
         return await super()._mint_priming_event(stream_id, protocol_version)
 
     def _create_event_data(self, event_message: EventMessage) -> Any:
@@ -226,24 +237,25 @@ async def _discard(_: EventMessage) -> None:
 class _Admission:
     """A POST, from its arrival until the server has received the message."""
 
-    __slots__ = ("_body", "begun", "dispatched", "response")
+    __slots__ = ("_body", "begun", "dispatched", "received", "response")
 
     def __init__(self, body: bytes, response: Response | None) -> None:
+        self.received = monotonic()
         self._body = body
         self.response = response
         self.begun: RequestId | None = None
-        """The request whose stream was opened."""
+        """The request that was admitted."""
         self.dispatched = False
         """Whether the server has received the message."""
 
     @property
-    def request_id(self) -> RequestId | None:
-        """The request id with its JSON type, which the SDK's stream id does not preserve."""
+    def request(self) -> tuple[RequestId | None, str]:
+        """The request id with its JSON type, which the SDK's stream id does not preserve, and the method."""
         with suppress(ValueError):
             message = pydantic_core.from_json(self._body)
             if isinstance(message, dict) and isinstance(request_id := message.get("id"), int | str):
-                return request_id
-        return None
+                return request_id, str(message.get("method", ""))
+        return None, ""
 
 
 _admitting: ContextVar[_Admission | None] = ContextVar("admitting", default=None)

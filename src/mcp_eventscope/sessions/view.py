@@ -7,10 +7,12 @@ from contextvars import Context, ContextVar
 from math import inf
 
 import anyio
+from mcp.types import INTERNAL_ERROR
 
 from mcp_eventscope.errors import StoreError, StoreUnavailableError, WrongTypeError
 from mcp_eventscope.sessions import event_ids
-from mcp_eventscope.store.jsonrpc_errors import events_gone, not_stored, orphaned
+from mcp_eventscope.sessions.operations import Operations
+from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED, events_gone, not_stored, orphaned
 from mcp_eventscope.store.messages import (
     GET_STREAM_KEY,
     EventCallback,
@@ -104,6 +106,8 @@ class SessionView(EventStore):
         self._resuming: defaultdict[str, set[_Resume]] = defaultdict(set)
         self._open: dict[StreamId, tuple[str, RequestId]] = {}
         """The requests that run here: stream name and request id, by the transport's stream id."""
+        self.operations = Operations()
+        """The requests that run here, for the telemetry."""
         self._asked: set[str] = set()
         self._opened: set[EventId] = set()
         """Cursors of standalone streams that are opened rather than resumed."""
@@ -125,6 +129,7 @@ class SessionView(EventStore):
         for stream_id, (open_name, _) in tuple(self._open.items()):
             if open_name == name:
                 del self._open[stream_id]
+                self.operations.fail(stream_id, REQUEST_ORPHANED)
                 if self.fenced is not None:
                     self.fenced(stream_id)
 
@@ -148,7 +153,7 @@ class SessionView(EventStore):
     async def abandon(self, request_id: RequestId) -> None:
         """Answer with an error an admitted request that never reached the server."""
         stream_id = str(request_id)
-        if self._open.get(stream_id, ("", None))[1] == request_id:
+        if self._open.get(stream_id, ("", request_id))[1] == request_id:
             await self._give_up(stream_id)
 
     async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
@@ -180,6 +185,7 @@ class SessionView(EventStore):
         finally:
             if final:
                 self._open.pop(stream_id, None)
+                self.operations.answer(stream_id, message)
         if not appended.event_id or appended.refused:
             return ""
         joined = event_ids.join(appended.event_id, name)
@@ -404,13 +410,21 @@ class SessionView(EventStore):
 
     async def give_up(self) -> None:
         """Answer all running requests with an error, and release the session."""
+        for stream_id in self.operations.running:  # First: the answers may take longer than this task may live.
+            self._fail(stream_id)
         try:
             for stream_id in tuple(self._open):
                 await self._give_up(stream_id)
         finally:
             self._store.close()
 
+    def _fail(self, stream_id: StreamId) -> None:
+        """End an operation that is not answered by its handler."""
+        # A request without a stream has a JSON response, in which the SDK reports the end of the session.
+        self.operations.fail(stream_id, REQUEST_ORPHANED if stream_id in self._open else INTERNAL_ERROR)
+
     async def _give_up(self, stream_id: StreamId) -> None:
+        self._fail(stream_id)
         found = self._open.pop(stream_id, None)
         if found is None:
             return  # Already answered: a `DELETE` and the end of the session's task may run concurrently.

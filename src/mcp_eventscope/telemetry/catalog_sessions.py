@@ -11,6 +11,86 @@ PROTOCOL_VERSION = Label(
 NEVER_RESUMES = ("2026-07-28", "other")
 """Protocol versions whose requests never reach an event store: the newer has no sessions, others are refused."""
 
+OTHER = "_OTHER"
+"""The value of the semantic conventions for anything outside of a closed set."""
+METHOD = Label(
+    "mcp_method_name",
+    (
+        "initialize",
+        "ping",
+        "tools/call",
+        "tools/list",
+        "prompts/get",
+        "prompts/list",
+        "resources/list",
+        "resources/read",
+        "resources/subscribe",
+        "resources/templates/list",
+        "resources/unsubscribe",
+        "completion/complete",
+        "logging/setLevel",
+        "tasks/cancel",
+        "tasks/get",
+        "tasks/list",
+        "tasks/result",
+        OTHER,
+    ),
+    convention="mcp.method.name",
+)
+"""The requests of a client that has a session. Clients choose the text, so anything else is `_OTHER`."""
+TOOL_ERROR = "tool_error"
+"""The convention's value for a tool that returned `isError`."""
+CANCELLED = "-32800"
+"""The SDK's answer to a request that its client cancelled."""
+FAILED_OPERATION = (
+    TOOL_ERROR,
+    "-32600",
+    "-32601",
+    "-32602",
+    "-32603",
+    "-32001",
+    "-32002",
+    "-32010",
+    "-32011",
+    "-32042",
+    OTHER,
+)
+"""The errors of operations that the error ratio counts."""
+OPERATION_ERROR_TYPE = Label("error_type", ("", *FAILED_OPERATION, CANCELLED), convention="error.type")
+TOOL_CALL_ERRORS = ("", TOOL_ERROR, "-32603", "-32010")
+"""The error types of `tools/call` that are exposed from the start, so that a rate includes the first one."""
+SESSION_ERROR_TYPE = Label("error_type", ("", "failed"), convention="error.type")
+NEGOTIATED_VERSION = Label(
+    "mcp_protocol_version",
+    ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"),
+    convention="mcp.protocol.version",
+)
+
+# The conventions also recommend the protocol version of operations, and the network protocol and transport. The former
+# would multiply the series of the largest histogram, and the latter are constant. The name of a tool is chosen by the
+# client until the server has looked it up, which is not known here.
+DURATION_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
+"""The buckets of the semantic conventions for MCP."""
+OPERATION_DURATION = Metric(
+    "mcp_server_operation_duration_seconds",
+    MetricType.HISTOGRAM,
+    "Duration of an MCP request within a session, from its arrival to its response, by method; error_type on failure "
+    "only: a JSON-RPC error code, or tool_error. Counted once, by the worker that ran it.",
+    (STORE, METHOD, OPERATION_ERROR_TYPE),
+    DURATION_SECONDS,
+    on_demand=True,
+    convention="mcp.server.operation.duration",
+)
+SESSION_DURATION = Metric(
+    "mcp_server_session_duration_seconds",
+    MetricType.HISTOGRAM,
+    "Time for which this worker served an MCP session, by protocol version; error_type only if it failed. A session "
+    "that several workers serve counts once per worker.",
+    (STORE, NEGOTIATED_VERSION, SESSION_ERROR_TYPE),
+    DURATION_SECONDS,
+    convention="mcp.server.session.duration",
+)
+
 SESSIONS_ACTIVE = Metric(
     "eventscope_sessions_active",
     MetricType.GAUGE,
@@ -60,7 +140,16 @@ BUILD_INFO = Metric(
     multiprocess_mode="livemax",  # 1 for each set of versions, however many workers run it.
 )
 
-METRICS = (SESSIONS_ACTIVE, SESSIONS_STARTED, SESSIONS_ENDED, REQUESTS_REFUSED, REQUESTS_RECEIVED, BUILD_INFO)
+METRICS = (
+    SESSIONS_ACTIVE,
+    SESSIONS_STARTED,
+    SESSIONS_ENDED,
+    SESSION_DURATION,
+    OPERATION_DURATION,
+    REQUESTS_REFUSED,
+    REQUESTS_RECEIVED,
+    BUILD_INFO,
+)
 
 SESSION_REFUSED = LogEvent(
     "event_store.session_refused",

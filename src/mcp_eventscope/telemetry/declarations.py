@@ -21,7 +21,10 @@ class MetricType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A label and its values. None: the values depend on the installed versions, or on the application."""
+    """A label and its values. None: the values depend on the installed versions, or on the application.
+
+    With the value "" the label, and the OpenTelemetry attribute, are absent.
+    """
 
     name: str
     values: tuple[str, ...] | None
@@ -49,6 +52,8 @@ class Metric:
         multiprocess_mode: How one scrape merges a gauge of several workers; every gauge has one.
         polled: Whether Redis statistics set it. It is absent until the first poll: 0 keys would be wrong.
         optional: Whether it is absent where its value is unknown.
+        on_demand: Whether a series begins with its first observation, because its labels have too many combinations.
+        convention: Its OpenTelemetry name, where that is one of the semantic conventions.
     """
 
     name: str
@@ -60,6 +65,8 @@ class Metric:
     multiprocess_mode: MultiprocessMode | None = None
     polled: bool = False
     optional: bool = False
+    on_demand: bool = False
+    convention: str = ""
 
     @property
     def unit(self) -> str:
@@ -70,10 +77,12 @@ class Metric:
 
     @property
     def otel_name(self) -> str:
-        """Its OpenTelemetry name: dots between the first words; without the type and the unit.
+        """Its OpenTelemetry name: that of the convention, else dots between the first words; no type, no unit.
 
         The OTLP-to-Prometheus translator appends both again, so that one query serves both worlds.
         """
+        if self.convention:
+            return self.convention
         name = self.name.removesuffix("_total")
         for suffix in _UNITS:
             name = name.removesuffix(suffix)

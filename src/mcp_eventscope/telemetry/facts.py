@@ -56,6 +56,22 @@ class SessionEnded:
     """This worker no longer serves a session."""
 
     reason: SessionEnd
+    seconds: float
+    """Seconds for which this worker served it."""
+    protocol_version: str
+    """The negotiated version, a value of the catalog's label."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperationEnded:
+    """A request within a session has ended, whether or not it was answered by its handler."""
+
+    method: str
+    """A value of the catalog's label."""
+    seconds: float
+    """Seconds from its arrival to its end."""
+    error_type: str
+    """A value of the catalog's label; "": it succeeded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,4 +112,6 @@ class TTLShort:
     fix: str
 
 
-ServingFact: TypeAlias = SessionBegan | SessionEnded | SessionRefused | Requested | ResumptionDisabled | TTLShort
+ServingFact: TypeAlias = (
+    SessionBegan | SessionEnded | OperationEnded | SessionRefused | Requested | ResumptionDisabled | TTLShort
+)

@@ -4,14 +4,22 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from mcp_eventscope.telemetry import catalog_resumes, catalog_sessions
-from mcp_eventscope.telemetry.declarations import Label
-from mcp_eventscope.telemetry.facts import Requested, ServingFact, SessionBegan, SessionEnded, SessionRefused
-from mcp_eventscope.telemetry.instruments import Instruments
+from mcp_eventscope.telemetry.declarations import Label, Metric
+from mcp_eventscope.telemetry.facts import (
+    OperationEnded,
+    Requested,
+    ServingFact,
+    SessionBegan,
+    SessionEnd,
+    SessionEnded,
+    SessionRefused,
+)
+from mcp_eventscope.telemetry.instruments import Histogram, Instruments
 from mcp_eventscope.telemetry.measurements import ReplayMeasurement
 
 
 class SessionMetrics:
-    """Records facts about serving. Every child is bound once, in the constructor.
+    """Records facts about serving. Every child is bound once: in the constructor, or on demand where declared so.
 
     Args:
         instruments: The instruments of one store.
@@ -30,6 +38,14 @@ class SessionMetrics:
         self._requests = {
             v: counter(catalog_sessions.REQUESTS_RECEIVED, v) for v in _values(catalog_sessions.PROTOCOL_VERSION)
         }
+        self._session_seconds = {
+            (version, error_type): histogram(catalog_sessions.SESSION_DURATION, version, error_type)
+            for version in _values(catalog_sessions.NEGOTIATED_VERSION)
+            for error_type in _values(catalog_sessions.SESSION_ERROR_TYPE)
+        }
+        self._operation_seconds = _OnDemand(instruments, catalog_sessions.OPERATION_DURATION)
+        for error_type in catalog_sessions.TOOL_CALL_ERRORS:
+            self._operation_seconds.of("tools/call", error_type)
         self._first_event = histogram(catalog_resumes.REPLAY_TIME_TO_FIRST_EVENT)
         self._send = histogram(catalog_resumes.REPLAY_SEND_DURATION)
         self._ttl_ratio = histogram(catalog_resumes.RESUME_TTL_RATIO)
@@ -45,6 +61,10 @@ class SessionMetrics:
             case SessionEnded():
                 self._ended[fact.reason].inc()
                 self._sessions.dec()
+                error_type = fact.reason.value if fact.reason is SessionEnd.FAILED else ""
+                self._session_seconds[fact.protocol_version, error_type].observe(fact.seconds)
+            case OperationEnded():
+                self._operation_seconds.of(fact.method, fact.error_type).observe(fact.seconds)
             case SessionRefused():
                 self._refused[fact.reason].inc()
             case Requested():
@@ -58,6 +78,21 @@ class SessionMetrics:
             self._send.observe(replay.sending)
         if replay.ttl_ratio is not None:
             self._ttl_ratio.observe(replay.ttl_ratio)
+
+
+class _OnDemand:
+    """The children of a histogram, each bound when it is first needed. Its labels are closed sets."""
+
+    def __init__(self, instruments: Instruments, metric: Metric) -> None:
+        self._instruments = instruments
+        self._metric = metric
+        self._children: dict[tuple[str, ...], Histogram] = {}
+
+    def of(self, *values: str) -> Histogram:
+        """The child with these values of the labels after `store`."""
+        if values not in self._children:
+            self._children[values] = self._instruments.histogram(self._metric, *values)
+        return self._children[values]
 
 
 def _values(label: Label) -> tuple[str, ...]:
