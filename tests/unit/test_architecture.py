@@ -16,7 +16,7 @@ MODULES = {
 }
 
 LAYERS = [
-    ("errors", "cancellation", "process", "telemetry.declarations", "telemetry.facts"),
+    ("errors", "cancellation", "process", "embedded_guardian", "telemetry.declarations", "telemetry.facts"),
     ("telemetry.catalog_resumes", "telemetry.catalog_sessions"),
     ("telemetry.catalog",),
     ("store",),
