@@ -61,7 +61,7 @@ async def test_stop_signal_of_an_event_loop_handler_is_noticed() -> None:
 
 
 async def test_stop_signal_with_default_action_keeps_it() -> None:
-    """A process without a handler still ends at once."""
+    """A process without a handler still ends immediately."""
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         with on_stop_signal(pytest.fail):
