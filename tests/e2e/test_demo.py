@@ -157,7 +157,7 @@ def test_serve_answers_until_it_is_stopped(number: signal.Signals) -> None:
             scrape = http.get(f"{url}/metrics")
         assert (health.status_code, health.json()["status"]) == (200, "ok")
         assert Figures.of(scrape.text).total("eventscope_ttl_seconds") > 0
-        assert len(run.left_behind()) == 3, "itself, a worker and a Valkey"
+        assert len(run.left_behind()) == 4, "itself, a worker, a Valkey, and its guardian"
         run.process.send_signal(number)
         assert run.finish() == 0, run.output
     assert run.left_behind() == []

@@ -23,8 +23,9 @@ from mcp_eventscope import InstrumentedEventStore, RedisEventStore, ResumableSes
 from support.controlled_server import ControlledServer
 from support.http_client import NO_TLS, Connect, events
 from support.logs import Recorder
+from support.servers import valkey
 from support.serving import serving
-from support.waiting import CEILING
+from support.waiting import CEILING, until
 
 pytestmark = pytest.mark.anyio
 
@@ -53,6 +54,7 @@ async def test_healthz_reports_redis_and_its_latency(
     assert health["status"] == "ok"
     assert health["store"]["address"] == valkey_url.removeprefix("unix://")
     assert 0 < health["store"]["latency_ms"] < 2000
+    assert response.headers["cache-control"] == "no-store"
 
 
 async def test_http_app_without_redis_starts_and_names_the_address(
@@ -62,6 +64,7 @@ async def test_http_app_without_redis_starts_and_names_the_address(
     app = http_app(MCPServer("s"), redis_url="redis://me:hunter2@127.0.0.1:1/0", registry=registry, logger=log)
     async with serving(app) as url:
         response = await http.get(f"{url}/healthz")
+        assert (await http.get(f"{url}/livez")).json() == {"status": "ok"}
     assert response.status_code == 503
     assert response.json()["status"] == "unavailable"
     (unreachable,) = log.named("event_store.unreachable")
@@ -95,15 +98,69 @@ async def test_metrics_route_serves_an_instrumented_stores_registry(
     await redis.aclose()
 
 
-async def test_healthz_without_lifespan_is_unavailable(
-    valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient
+@pytest.mark.parametrize("path", ["readyz", "healthz"])
+async def test_health_without_lifespan_is_unavailable(
+    valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient, path: str
 ) -> None:
-    """No session can be served there."""
+    """No session can be served there, although the process is alive."""
     inner = http_app(MCPServer("s"), redis_url=valkey_url, registry=registry)
     async with serving(Starlette(routes=[Mount("/tools", inner)])) as url:
-        health = await http.get(f"{url}/tools/healthz")
+        health = await http.get(f"{url}/tools/{path}")
+        assert (await http.get(f"{url}/tools/livez")).status_code == 200
     assert health.status_code == 503
+    assert health.json()["reason"] == "not_running"
     assert "lifespan" in health.json()["error"]
+
+
+async def test_readyz_while_draining_is_unavailable(
+    valkey_url: str, registry: CollectorRegistry, http: httpx2.AsyncClient
+) -> None:
+    """A load balancer sends no new clients, while the process and its sessions live on."""
+    mcp = MCPServer("s")
+    async with serving(http_app(mcp, redis_url=valkey_url, registry=registry)) as url:
+        ready = await http.get(f"{url}/readyz")
+        assert isinstance(mcp.session_manager, ResumableSessionManager)
+        mcp.session_manager.drain()
+        draining = await http.get(f"{url}/readyz")
+        assert [(await http.get(f"{url}/{path}")).status_code for path in ("livez", "healthz")] == [200, 200]
+    assert (ready.status_code, ready.json()["status"], ready.json()["store"]["status"]) == (200, "ready", "ok")
+    assert (draining.status_code, draining.json()) == (503, {"status": "unavailable", "reason": "draining"})
+
+
+async def test_healthz_on_redis_that_refuses_writes_is_unavailable(
+    registry: CollectorRegistry, http: httpx2.AsyncClient
+) -> None:
+    """Such a Redis answers a PING. The worker stays ready: its sessions continue from memory."""
+    with valkey() as server:
+        async with (
+            Redis.from_url(server.url) as administrator,
+            serving(http_app(MCPServer("s"), redis_url=server.url, registry=registry)) as url,
+        ):
+            await administrator.replicaof("127.0.0.1", "1")
+            replica = await http.get(f"{url}/healthz")
+            await administrator.replicaof("NO", "ONE")
+            await administrator.config_set("maxmemory", 1)
+            full = await http.get(f"{url}/healthz")
+            assert (await http.get(f"{url}/readyz")).status_code == 200
+    for health, reason in ((replica, "read only"), (full, "maxmemory")):
+        assert health.status_code == 503
+        assert reason in health.json()["store"]["error"]
+
+
+async def test_readyz_in_an_outage_reports_it_and_stays_ready(
+    registry: CollectorRegistry, http: httpx2.AsyncClient
+) -> None:
+    """Every other worker has the same Redis, so none would remain."""
+    app = http_app(MCPServer("s"), redis_url="redis://me:hunter2@127.0.0.1:1/0", registry=registry)
+    async with serving(app) as url:
+
+        async def reported() -> bool:
+            ready = await http.get(f"{url}/readyz")
+            assert ready.status_code == 200
+            store: object = ready.json()["store"]
+            return store == {"address": "127.0.0.1:1", "status": "degraded", "reason": "connection"}
+
+        await until(reported)
 
 
 async def test_http_app_without_redis_url_embeds_valkey(
@@ -345,8 +402,9 @@ async def test_http_app_with_contradictory_arguments_is_refused(valkey_url: str,
         http_app(MCPServer("s"), store, registry=registry, nonsense=1)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="EventStore"):
         http_app(MCPServer("s"), object(), registry=registry)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="already serves /metrics"):
-        http_app(MCPServer("s"), store, registry=registry, streamable_http_path="/metrics")
+    for path in ("/metrics", "/livez", "/readyz", "/healthz"):
+        with pytest.raises(ValueError, match=f"already serves {path}"):
+            http_app(MCPServer("s"), store, registry=registry, streamable_http_path=path)
     with pytest.raises(ValueError, match="redis://host") as refused:
         http_app(MCPServer("s"), redis_url="http://me:hunter2@host", registry=registry)
     assert "hunter2" not in str(refused.value)

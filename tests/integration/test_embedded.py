@@ -1,5 +1,9 @@
 """The embedded Valkey runs within its block, and leaves nothing behind."""
 
+import os
+import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from mcp_eventscope import EmbeddedUnavailableError, http_app
 from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.redis.client import connect
 from support.controlled_server import ControlledServer
+from support.waiting import CEILING, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -41,6 +46,50 @@ async def test_embedded_valkey_that_does_not_start_is_an_error(monkeypatch: pyte
 
     monkeypatch.setattr(valkey._server, "start", fail)
     with pytest.raises(EmbeddedUnavailableError, match="no memory"):
+        async with valkey.running():
+            pytest.fail("it runs")
+    assert not socket_of(valkey).parent.exists()
+
+
+FORKING = """
+import asyncio, os, time
+from mcp_eventscope.embedded import EmbeddedValkey
+
+async def main():
+    valkey = EmbeddedValkey()
+    async with valkey.running():
+        if not (child := os.fork()):
+            time.sleep(600)
+        print(child, valkey.url.removeprefix("unix://"), flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+def test_embedded_valkey_of_a_killed_process_ends() -> None:
+    """The server and its directory are gone after a SIGKILL, although a forked child lives on."""
+    with subprocess.Popen([sys.executable, "-c", FORKING], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child, path = process.stdout.readline().split()
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(CEILING)
+                connection.connect(path)
+                process.kill()
+                assert connection.recv(1) == b"", "the server answers what it was not asked"
+            eventually(lambda: not Path(path).parent.exists())
+        finally:
+            os.kill(int(child), signal.SIGKILL)
+            process.kill()
+
+
+async def test_embedded_valkey_without_an_interpreter_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a guardian the server would outlive its process, so it does not start."""
+    valkey = EmbeddedValkey()
+    monkeypatch.setattr(sys, "executable", "")
+    with pytest.raises(EmbeddedUnavailableError, match="redis_url="):
         async with valkey.running():
             pytest.fail("it runs")
     assert not socket_of(valkey).parent.exists()

@@ -33,7 +33,7 @@ async def own_valkey() -> AsyncIterator[Valkey]:
 def operations(store: RedisEventStore) -> list[Callable[[], Awaitable[object]]]:
     """The operations that raise when Redis fails."""
     return [
-        store.ping,
+        store.probe,
         lambda: store.replay("5", Collected()),
     ]
 

@@ -273,7 +273,7 @@ async def test_follow_through_a_restart_of_redis_continues(
                 await follower.has(1)
                 own_valkey.stop()
                 with pytest.raises(StoreError):
-                    await store.ping()
+                    await store.probe()
                 own_valkey.start()
                 await store.append("1", note(1))
                 await store.append("1", answer())

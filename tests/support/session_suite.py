@@ -50,7 +50,7 @@ class OnRedis(SessionStoreConformance):
         """Return when both stores know that Redis is unreachable."""
         for root in (pair.writer, pair.reader):
             with contextlib.suppress(StoreError):
-                await root.for_session("any").ping()
+                await root.for_session("any").probe()
             assert store_of(root).backlog.failure
 
 

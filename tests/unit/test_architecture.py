@@ -16,7 +16,15 @@ MODULES = {
 }
 
 LAYERS = [
-    ("errors", "cancellation", "process", "telemetry.declarations", "telemetry.facts"),
+    (
+        "errors",
+        "cancellation",
+        "process",
+        "stop_signals",
+        "embedded_guardian",
+        "telemetry.declarations",
+        "telemetry.facts",
+    ),
     ("telemetry.catalog_resumes", "telemetry.catalog_sessions"),
     ("telemetry.catalog",),
     ("store",),
@@ -24,7 +32,7 @@ LAYERS = [
     ("telemetry",),
     ("instrumentation",),
     ("sessions", "frameworks"),
-    ("embedded",),
+    ("embedded", "health"),
     ("app",),
     ("testing",),
     ("cli",),

@@ -35,7 +35,7 @@ async def test_unreachable_cluster_is_unavailable_and_polled(no_cluster: aioredi
     """An unreachable cluster raises the usual error, and a follower polls it again."""
     store = RedisEventStore(no_cluster, ttl=60).for_session("s")
     with pytest.raises(StoreUnavailableError, match=r"127\.0\.0\.1:1"):
-        await store.ping()
+        await store.probe()
     store.begin("1", 1)
     assert (await store.append("1", None)).event_id
     assert await store.flush(0) == 1
@@ -52,7 +52,7 @@ async def test_client_without_timeout_on_silent_redis_gives_up(monkeypatch: pyte
         store = RedisEventStore(client, ttl=60).for_session("s")
         with anyio.fail_after(CEILING):
             with pytest.raises(StoreUnavailableError, match="no answer in time"):
-                await store.ping()
+                await store.probe()
             store.begin("1", 1)
             assert (await store.append("1", None)).event_id
             assert await store.flush(0) == 1

@@ -206,3 +206,32 @@ async def test_manager_with_concurrent_requests_adopts_once(monkeypatch: pytest.
             for turns in range(60):
                 tasks.start_soon(ask, turns)
         assert len(set(map(id, seen))) == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("sessions", "retry_interval", "least", "most"), [(1, None, 1000, 2000), (1000, 50, 50, 5050)])
+async def test_manager_that_drains_spreads_reconnects(
+    monkeypatch: pytest.MonkeyPatch, sessions: int, retry_interval: int | None, least: int, most: int
+) -> None:
+    """At most 200 clients a second return, over at least a second, and none before its usual delay."""
+    draining = manager(retry_interval=retry_interval)
+    served = [draining._transport_of(draining._store, str(number)) for number in range(sessions)]  # type: ignore[arg-type]
+    async with draining.run():
+        monkeypatch.setattr(draining, "_served", lambda: served)
+        draining.drain()
+        delays = [draining._reconnection_delay() for _ in range(1000)]
+        monkeypatch.undo()
+    assert least <= min(delays) < least + 100
+    assert most - 100 < max(delays) <= most
+    assert len(set(delays)) > 400
+
+
+@pytest.mark.anyio
+async def test_manager_drains_at_the_end_of_its_run() -> None:
+    """Without a signal the drain begins when the server ends the lifespan."""
+    draining = manager()
+    draining.drain()
+    assert not draining.draining, "it has not started"
+    async with draining.run():
+        assert not draining.draining
+    assert draining.draining

@@ -215,7 +215,9 @@ async def test_sse_writer_take_over_of_a_closed_stream_is_refused() -> None:
 async def test_sse_writer_of_an_ended_session_ends_the_response() -> None:
     """A writer whose stream a `DELETE` has closed ends the response without an error."""
     view = SessionView(RedisEventStore(FakeAsyncRedis(), ttl=60).for_session("s"), follow_timeout=1)
-    transport = ResumableTransport(view, stopped=lambda _: None, forward=lambda _: None, mcp_session_id="s")
+    transport = ResumableTransport(
+        view, stopped=lambda _: None, forward=lambda _: None, reconnection_delay=lambda: 0, mcp_session_id="s"
+    )
     transport._request_streams["1"] = anyio.create_memory_object_stream[EventMessage](2)
     reader = transport._request_streams["1"][1]
     for end in transport._request_streams["1"]:
@@ -230,3 +232,58 @@ async def test_sse_writer_of_an_ended_session_ends_the_response() -> None:
         await rest.receive()
     rest.close()
     assert not transport._request_streams
+
+
+SSE_START: Message = {**START, "headers": [(b"content-type", b"text/event-stream")]}
+PING: Message = {"type": "http.response.body", "body": b": ping\r\n\r\n", "more_body": True}
+PRIMING: Message = {"type": "http.response.body", "body": b"id: 1\r\ndata: \r\n\r\n", "more_body": True}
+RETRY = b"retry: 5\r\n\r\n"
+
+
+def leaving(*, resumable: bool) -> tuple[Response, Server]:
+    """A response of a server that stops, and the server."""
+    server = Server()
+    return Response(server, resumable=resumable, farewell=lambda: RETRY), server
+
+
+async def test_response_with_an_event_id_leaves_immediately() -> None:
+    """The stream ends with the farewell, and later parts are dropped."""
+    response, server = leaving(resumable=False)
+    await response(SSE_START)
+    await response(PRIMING)
+    await response.leave()
+    assert server.bodies == [PRIMING["body"], RETRY]
+    await response(PING)
+    await response.write(b"late")
+    await response(END)
+    await response.end()
+    assert server.bodies == [PRIMING["body"], RETRY]
+
+
+async def test_response_without_an_event_id_leaves_after_the_first() -> None:
+    """A client without an event id could not resume, and its call would be lost."""
+    response, server = leaving(resumable=False)
+    await response(SSE_START)
+    await response.leave()
+    await response(PING)
+    assert response.streaming
+    await response.write(PRIMING["body"])
+    assert server.bodies == [PING["body"], PRIMING["body"], RETRY]
+
+
+async def test_resume_that_arrives_late_leaves_after_its_headers() -> None:
+    """A client that resumes has an event id already."""
+    response, server = leaving(resumable=True)
+    await response.leave()
+    assert server.bodies == []
+    await response(SSE_START)
+    assert server.bodies == [RETRY]
+
+
+async def test_response_in_json_does_not_leave() -> None:
+    """A refusal of a GET is complete in itself."""
+    response, server = leaving(resumable=True)
+    await response.leave()
+    await response({**START, "headers": [(b"content-type", b"application/json")]})
+    await response({**END, "body": b"{}"})
+    assert server.bodies == [b"{}"]

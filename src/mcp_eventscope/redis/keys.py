@@ -26,6 +26,7 @@ class Keys:
     {prefix}stored               channel in the root: the worker and the streams of each batch
     {prefix}session              HASH    in a session: the record with which another worker can adopt it
     {prefix}worker:{worker}      STRING  in the root: the worker's lease
+    {prefix}probe:{worker}       STRING  the worker's last probe of Redis, until the key expires
     {prefix}poller               STRING  in the root: the worker that polls statistics, until the key expires
     {prefix}{workers}:inbox:{worker}    STREAM  in the root: messages of other workers, with literal braces
     {prefix}{workers}:announcements     STREAM  in the root: what concerns all workers: sessions that begin and end
@@ -94,6 +95,10 @@ class Keys:
     def inbox(self, worker: str) -> str:
         """The key of a worker's inbox, in one slot with the announcements: both are read by one command."""
         return f"{self.prefix}{{workers}}:inbox:{worker}"
+
+    def probe(self, worker: str) -> str:
+        """The key that a worker writes to probe Redis."""
+        return f"{self.prefix}probe:{worker}"
 
     def for_session(self, session_id: str) -> "Keys":
         """The keys of one session: `{prefix}{session}:…`, with literal braces, hence in one slot.

@@ -14,6 +14,8 @@ LEAST_SESSION_BYTES = 1 << 20
 """The smallest `max_session_bytes`: the pending events of one session may be that large."""
 FLUSH_SECONDS = 2.0
 """Maximum seconds for which a stopping process waits until its pending events are stored."""
+PROBE_SECONDS = 60
+"""Seconds for which the key of a probe is kept."""
 MAX_TTL = 10 * 365 * 24 * 3600
 """The longest TTL in seconds (ten years). Redis refuses far larger ones, in the middle of a write."""
 

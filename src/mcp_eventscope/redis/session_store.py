@@ -16,6 +16,7 @@ from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.client import AnyRedis, address_of, call
 from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.limits import PROBE_SECONDS
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.read.cursor import Cursor, parse
 from mcp_eventscope.redis.read.delivery import Delivery
@@ -149,14 +150,10 @@ class RedisSessionStore:
         """Store the pending events of all sessions; see `RedisEventStore.flush`."""
         return await self._shared.flush(seconds)
 
-    async def ping(self) -> None:
-        """Return when Redis answers.
-
-        Raises:
-            StoreError: Redis does not answer.
-        """
-        redis = self._shared.redis
-        await call("reach", redis, self._shared.breaker, redis.ping)
+    async def probe(self) -> None:
+        """Write a key of the session; see `RedisEventStore.probe`."""
+        redis, key = self._shared.redis, self._keys.probe(self._shared.worker.name)
+        await call("write to", redis, self._shared.breaker, lambda: redis.set(key, "", ex=PROBE_SECONDS))
 
     # -- writing ------------------------------------------------------------------------------------------------------
 

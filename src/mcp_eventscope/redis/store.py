@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from mcp_eventscope.errors import SessionsNotIsolatedWarning, StoreError
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.client import AnyRedis, address_of, map_redis_errors, require_async, require_one_slot
+from mcp_eventscope.redis.client import AnyRedis, address_of, call, require_async, require_one_slot
 from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
 from mcp_eventscope.redis.limits import (
@@ -14,6 +14,7 @@ from mcp_eventscope.redis.limits import (
     BACKLOG_EVENTS,
     FLUSH_SECONDS,
     MAX_SESSION_BYTES,
+    PROBE_SECONDS,
     STORE_TIMEOUT,
     check_limits,
     check_session_bytes,
@@ -267,14 +268,14 @@ class RedisEventStore(EventStore):
     def _wake(self) -> None:
         self._sender.wake()
 
-    async def ping(self) -> None:
-        """Return when Redis answers.
+    async def probe(self) -> None:
+        """Write a key that expires within a minute, and return when Redis has acknowledged it.
 
         Raises:
-            StoreError: Redis does not answer.
+            StoreError: Redis does not answer, or refuses writes.
         """
-        with map_redis_errors("reach", self._redis):
-            await self._redis.ping()
+        redis, key = self._redis, self._keys.probe(self._worker.name)
+        await call("write to", redis, self._breaker, lambda: redis.set(key, "", ex=PROBE_SECONDS))
 
     # -- the SDK's interface ------------------------------------------------------------------------------------------
 

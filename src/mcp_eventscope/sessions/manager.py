@@ -1,6 +1,7 @@
 """A drop-in replacement for the SDK's session manager, with a store view per session."""
 
 import contextlib
+import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from math import ceil, inf
@@ -17,6 +18,7 @@ from mcp.server.streamable_http_manager import (
     DEFAULT_SESSION_IDLE_TIMEOUT,
     StreamableHTTPSessionManager,
 )
+from mcp.server.subscriptions import ListenHandler
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp.types import InitializeRequestParams, jsonrpc_message_adapter
 from starlette.datastructures import Headers
@@ -58,6 +60,12 @@ _LATE_RECORD_SECONDS = 1.0
 """Maximum seconds for which a request waits for a record that another worker may be about to write."""
 _RECHECK_SECONDS = 0.25
 """Seconds between reads of the record during these waits."""
+_DEFAULT_RETRY_MILLISECONDS = 1000
+"""How long the SDK's clients wait before they reconnect, without a `retry:` of the server."""
+_RECONNECTS_PER_SECOND = 200
+"""The rate at which the clients of a stopped worker return, since other workers adopt sessions beside their work."""
+_SPREAD_SECONDS = (1.0, 10.0)
+"""The least and the most seconds over which they return. A user should not wait longer than that for a response."""
 _FIRST_ERROR_STATUS = 400
 """HTTP statuses from here on are errors."""
 
@@ -82,8 +90,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         follow_timeout: Maximum seconds for which a resumed stream is followed; the client then reconnects by itself.
         worker_lease: Seconds without a renewal of its lease after which a worker is declared dead, and its requests are
             answered with an error.
-        shutdown_timeout: Seconds for which running calls may finish when the server is stopped. Then they are answered
-            with an error. The process supervisor must allow slightly more.
+        shutdown_timeout: Seconds for which running calls may finish, from the stop signal (`drain`) or else from the
+            end of `run()`. Then they are answered with an error. The process supervisor must allow slightly more.
         logger: The logger of the manager; None: as in `InstrumentedEventStore`.
 
     Raises:
@@ -124,6 +132,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._follow_timeout = follow_timeout
         self._worker_lease = worker_lease
         self._shutdown_timeout = shutdown_timeout
+        self._draining_since: float | None = None
+        self._spread = _SPREAD_SECONDS[0]
         self._store: InstrumentedEventStore | None = None
         self._registry: SessionRegistry | LocalRegistry = LocalRegistry()
         if event_store is not None:
@@ -148,6 +158,35 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         """Whether sessions are served, that is, within `run()`."""
         return self._task_group is not None
 
+    @property
+    def draining(self) -> bool:
+        """Whether the worker was asked to stop. It still serves requests, and calls run for `shutdown_timeout`."""
+        return self._draining_since is not None
+
+    def drain(self) -> None:
+        """Begin to stop: end the streams that clients can resume on another worker. Calls continue.
+
+        Call it within `run()`, when the process is asked to stop: ASGI servers wait for open streams before they leave
+        `run()`, which otherwise calls this. Each stream ends with a `retry:` field for its client: the `retry_interval`
+        and a random part, so that the clients do not return all at the same time.
+        """
+        if self._task_group is None or self.draining:
+            return
+        self._draining_since = anyio.current_time()
+        served = self._served()
+        least, most = _SPREAD_SECONDS
+        self._spread = min(max(least, len(served) / _RECONNECTS_PER_SECOND), most)
+        for transport in served:
+            self._task_group.start_soon(transport.drain)
+        listen = self.app.get_request_handler("subscriptions/listen")
+        if listen is not None and isinstance(listen.handler, ListenHandler):
+            listen.handler.close()  # Answers the streams of revision 2026-07-28.
+
+    def _reconnection_delay(self) -> int:
+        """A random number of milliseconds after which a client should resume a stream that this worker has ended."""
+        least = _DEFAULT_RETRY_MILLISECONDS if self.retry_interval is None else self.retry_interval
+        return least + round(random.uniform(0, self._spread * 1000))  # noqa: S311 - it spreads load
+
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         """Run as the SDK's manager does, with a worker lease if the store supports it."""
@@ -164,11 +203,13 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             try:
                 yield
             finally:
+                self.drain()
                 await self._finish_running()
 
     async def _finish_running(self) -> None:
-        """Wait for at most `shutdown_timeout` until the running calls have ended."""
-        with anyio.move_on_after(self._shutdown_timeout):
+        """Wait until the running calls have ended, for at most `shutdown_timeout` from the beginning of the drain."""
+        since = self._draining_since or anyio.current_time()
+        with anyio.CancelScope(deadline=since + self._shutdown_timeout):
             while any(each.view.busy for each in self._served()):  # noqa: ASYNC110 - calls emit no event when they end
                 await anyio.sleep(0.05)
 
@@ -205,6 +246,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             view,
             stopped=lambda name: self._registry.send(session_id, MessageKind.STOP, name),
             forward=lambda message: self._forwarder.forward(session_id, message),
+            reconnection_delay=self._reconnection_delay,
             mcp_session_id=session_id,
             is_json_response_enabled=self.json_response,
             security_settings=self.security_settings,

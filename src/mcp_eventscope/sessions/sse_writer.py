@@ -19,12 +19,24 @@ from mcp_eventscope.store.messages import EventMessage
 
 
 class Response:
-    """The ASGI `send` of one response, and the state of the response."""
+    """The ASGI `send` of one response, and the state of the response.
 
-    __slots__ = ("_begin", "_begun", "_send", "streaming")
+    Args:
+        send: The server's `send`.
+        resumable: Whether the client can resume the stream before it has received an event id.
+        farewell: Returns the last bytes of a stream that the server ends before its time.
+    """
 
-    def __init__(self, send: Send) -> None:
+    __slots__ = ("_begin", "_begun", "_ended", "_farewell", "_leaving", "_resumable", "_send", "streaming")
+
+    def __init__(self, send: Send, *, resumable: bool = False, farewell: Callable[[], bytes] = bytes) -> None:
         self._send = send
+        self._farewell = farewell
+        self._resumable = resumable
+        self._leaving = False
+        """Whether the stream is to end once its client can resume it."""
+        self._ended = False
+        """Whether `end` has begun to complete the response."""
         self._begun = False
         """Whether the headers were sent."""
         self._begin: asyncio.Future[None] | None = None
@@ -33,20 +45,43 @@ class Response:
 
     async def __call__(self, message: Message) -> None:
         """Send a part of the response."""
+        if self._ended:
+            return
         starts = message["type"] == "http.response.start"
         self.streaming = starts or (self.streaming and message.get("more_body", False))
         await self._send(message)
         if starts:
             self._begun = True
+            self._resumable = self._resumable and _is_event_stream(message)
             _wake(self._begin)
+        await self._sent(message.get("body", b""))
 
     async def write(self, body: bytes) -> None:
         """Send a piece of the body after the headers, unless the response has ended."""
         if not self._begun:
             self._begin = asyncio.get_running_loop().create_future()
             await self._begin
-        if self.streaming:
+        if self.streaming and not self._ended:
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
+            await self._sent(body)
+
+    async def leave(self) -> None:
+        """End the stream as soon as its client can resume it, which is after the first event id."""
+        self._leaving = True
+        await self._sent(b"")
+
+    async def end(self) -> None:
+        """Complete a response that has begun, after the farewell. Later parts are dropped."""
+        if self.streaming:
+            self._ended = True
+            await self._send({"type": "http.response.body", "body": self._farewell(), "more_body": False})
+            self.streaming = False
+
+    async def _sent(self, body: bytes) -> None:
+        """Look for an event id in what was sent, and end a stream that is to be left."""
+        self._resumable = self._resumable or body.startswith(b"id: ") or b"\nid: " in body
+        if self._leaving and self._resumable and not self._ended:
+            await self.end()
 
 
 class EventQueue:
@@ -178,6 +213,10 @@ class SSEWriter:
             await self._flush()
         finally:
             self._stream.close()
+
+
+def _is_event_stream(start: Message) -> bool:
+    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in start["headers"])
 
 
 def _wake(waiter: "asyncio.Future[None] | None") -> None:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context, ContextVar
+from functools import partial
 from http import HTTPStatus
 from time import monotonic
 from typing import Any
@@ -22,6 +23,7 @@ from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
 from mcp.shared.message import SessionMessage
 from mcp.types import DEFAULT_NEGOTIATED_VERSION, JSONRPCMessage, JSONRPCRequest, RequestId
 from mcp_types.version import is_version_at_least
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
@@ -45,6 +47,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
         view: The session's view of the store.
         stopped: Called with the name of a stream whose connections to other workers must end.
         forward: Called with an answer or a cancellation by the client that concerns no request on this worker.
+        reconnection_delay: Returns the milliseconds after which a client should resume a stream that the server ends.
         **settings: As in the SDK.
     """
 
@@ -56,6 +59,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
         *,
         stopped: Callable[[str], None],
         forward: Callable[[JSONRPCMessage], None],
+        reconnection_delay: Callable[[], int],
         **settings: Any,
     ) -> None:
         super().__init__(event_store=view, **settings)
@@ -65,6 +69,9 @@ class ResumableTransport(StreamableHTTPServerTransport):
         view.fenced = super().close_sse_stream
         self._stopped = stopped
         self._forward = forward
+        self._reconnection_delay = reconnection_delay
+        self._responses: set[Response] = set()
+        self._draining = False
 
     @asynccontextmanager
     async def connect(
@@ -190,13 +197,33 @@ class ResumableTransport(StreamableHTTPServerTransport):
 
         Clients treat a broken stream as a failure: the SDK's client gives up its standalone stream after two.
         """
-        response = Response(send)
+        response = Response(send, resumable=scope["method"] == "GET", farewell=partial(self._farewell, scope))
+        self._responses.add(response)
         try:
+            if self._draining:
+                await response.leave()
             await super().handle_request(scope, receive, response)
         finally:
-            if response.streaming:
-                with anyio.CancelScope(shield=True), anyio.move_on_after(_STREAM_END_SECONDS), suppress(Exception):
-                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+            self._responses.discard(response)
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_STREAM_END_SECONDS), suppress(Exception):
+                await response.end()
+
+    async def drain(self) -> None:
+        """End the streams that clients can resume on another worker, now and from now on. Calls continue."""
+        self._draining = True
+        async with anyio.create_task_group() as tasks:
+            for response in tuple(self._responses):
+                tasks.start_soon(self._leave, response)
+
+    @staticmethod
+    async def _leave(response: Response) -> None:
+        with anyio.move_on_after(_STREAM_END_SECONDS), suppress(Exception):
+            await response.leave()
+
+    def _farewell(self, scope: Scope) -> bytes:
+        """The reconnection delay, for clients that support events without data."""
+        version = Headers(scope=scope).get(MCP_PROTOCOL_VERSION_HEADER, DEFAULT_NEGOTIATED_VERSION)
+        return b"retry: %d\r\n\r\n" % self._reconnection_delay() if is_version_at_least(version, _PRIMED_SINCE) else b""
 
     async def _handle_get_request(self, request: Request, send: Send) -> None:
         """Serve a resume, or the standalone stream, which is read from a new cursor."""

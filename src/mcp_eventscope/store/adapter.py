@@ -103,7 +103,7 @@ class EventStoreAdapter:
         """Return immediately: nothing is pending here."""
         return 0
 
-    async def ping(self) -> None:
+    async def probe(self) -> None:
         """Return immediately: the interface has no health check."""
 
     async def append(self, stream_id: StreamId, message: JSONRPCMessage | None, traceparent: str = "") -> AppendResult:

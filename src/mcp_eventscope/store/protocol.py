@@ -73,8 +73,8 @@ class ObservableEventStore(Protocol):
         """Release the session's stored state in this process, which no longer serves it."""
         ...
 
-    async def ping(self) -> None:
-        """Return when the store answers."""
+    async def probe(self) -> None:
+        """Write to the store, and return when it has acknowledged the write."""
         ...
 
     def observe(self, callback: Callable[[StoreEvent], None]) -> None:
