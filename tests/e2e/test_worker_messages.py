@@ -37,7 +37,8 @@ class Worker:
     def __init__(self, client: aioredis.Redis | aioredis.RedisCluster) -> None:
         self.controlled = ControlledServer()
         self.store = RedisEventStore(client, ttl=600)
-        self.app = http_app(self.controlled.mcp, self.store, registry=CollectorRegistry(), worker_lease=LEASE)
+        self.registry = CollectorRegistry()
+        self.app = http_app(self.controlled.mcp, self.store, registry=self.registry, worker_lease=LEASE)
         self.url = ""
 
     @property
@@ -209,7 +210,14 @@ async def test_foreign_text_in_the_inbox_is_ignored_and_counted(connect: Connect
             with redis.Redis(host=HOST, port=server.port, db=1) as other:
                 other.xadd(inbox, {"m": forged})
                 other.publish("mcp:workers", forged)
-            await until(lambda: a.store.coordinator._inbox.ignored == 6)
+            await until(
+                lambda: (
+                    a.registry.get_sample_value(
+                        "eventscope_worker_messages_dropped_total", {"store": "default", "reason": "malformed"}
+                    )
+                    == 6
+                )
+            )
             async with on_a.call(1, "ask") as response:
                 stream = events(response)
                 await send(at(on_a, b), answer_to(await question_of(stream)))

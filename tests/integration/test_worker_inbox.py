@@ -12,6 +12,7 @@ from mcp_eventscope.redis import inbox, outbox
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.workers import Workers
 from mcp_eventscope.store.coordination import MessageKind, NewRecord, WorkerMessage, session_digest
+from mcp_eventscope.store.events import DropReason, MessagesDropped, StoreEvent
 from support.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -87,10 +88,12 @@ async def test_message_that_expires_in_an_outage_is_dropped(
 ) -> None:
     """A late stop would end a newer connection."""
     monkeypatch.setattr(outbox, "_STOP_SECONDS", 0.01)
+    dropped: list[StoreEvent] = []
     async with worker(server) as (one, _):
+        one._outbox._observers.subscribe(dropped.append)
         server.connected = False
         one.send("s", MessageKind.STOP, "a")
-        await until(lambda: one._outbox.dropped == 1)
+        await until(lambda: MessagesDropped(reason=DropReason.EXPIRED, messages=1) in dropped)
 
 
 async def test_messages_beyond_the_bound_drop_the_oldest(
@@ -101,11 +104,13 @@ async def test_messages_beyond_the_bound_drop_the_oldest(
     async with worker(server) as (one, _), worker(server) as (two, received):
         await one.record(NewRecord("s", "", "{}"), ttl=60)
         await two.touch("s", owner="", ttl=60)
+        dropped: list[StoreEvent] = []
+        one._outbox._observers.subscribe(dropped.append)
         for number in range(10):
             one.send("s", MessageKind.STOP, f"{number}" * 200)
         await until(lambda: contents(received)[-1:] == ["9" * 200])
-        assert one._outbox.dropped == 10 - len(contents(received))
-        assert one._outbox.dropped
+        assert dropped == [MessagesDropped(reason=DropReason.OVERFLOW, messages=1)] * (10 - len(contents(received)))
+        assert dropped
 
 
 async def test_inbox_that_redis_lost_is_opened_again_and_reported(server: fakeredis.FakeServer) -> None:

@@ -11,9 +11,11 @@ import pydantic_core
 from mcp_eventscope.redis.client import ANSWER_TIMEOUT, AnyRedis, map_redis_errors
 from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.store.coordination import MessageKind, WorkerMessage
+from mcp_eventscope.store.events import DropReason, MessagesDropped
 
 _BLOCK_SECONDS = 5.0
 """Maximum seconds that Redis holds a read without messages."""
@@ -42,9 +44,10 @@ class Inbox:
         keys: The keys of the root store.
         worker: This process.
         clock: Synchronized with Redis.
+        observers: Report entries that are no messages.
     """
 
-    def __init__(self, redis: AnyRedis, keys: Keys, worker: WorkerId, clock: EventClock) -> None:
+    def __init__(self, redis: AnyRedis, keys: Keys, worker: WorkerId, clock: EventClock, observers: Observers) -> None:
         self._redis = redis
         self._keys = keys
         self._worker = worker
@@ -52,8 +55,7 @@ class Inbox:
         self._read: dict[str, str] = {}
         """The ids of the last entries that were handled, by key."""
         self._seen: OrderedDict[tuple[str, int], None] = OrderedDict()
-        self.ignored = 0
-        """Entries that were no messages."""
+        self._observers = observers
 
     async def open(self, milliseconds: int) -> bool:
         """Keep this worker's inbox, or open it.
@@ -131,7 +133,7 @@ class Inbox:
             age = (self._clock.now() - sent) / 1e6
             message = WorkerMessage(MessageKind(kind), session, content, sender, age if 0 <= age <= _LATEST else 0.0)
         except (ValueError, TypeError, IndexError):
-            self.ignored += 1
+            self._observers.emit(MessagesDropped(reason=DropReason.MALFORMED, messages=1))
             return None
         if sender == self._worker.name or (sender, number) in self._seen:
             return None

@@ -14,9 +14,11 @@ from redis.exceptions import ResponseError
 from mcp_eventscope.redis.client import AnyRedis, is_refusal
 from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.scripts import SERVING
 from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.store.coordination import MESSAGE_SECONDS, MessageKind, session_digest
+from mcp_eventscope.store.events import DropReason, MessagesDropped
 
 _RETRY_SECONDS = 0.25
 """Seconds until a failed write is retried."""
@@ -57,15 +59,17 @@ class Outbox:
         keys: The keys of the root store.
         worker: This process.
         clock: Synchronized with Redis.
+        observers: Report messages that were dropped.
         call: Calls Redis, as in `Workers`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - constructed in one place
         self,
         redis: AnyRedis,
         keys: Keys,
         worker: WorkerId,
         clock: EventClock,
+        observers: Observers,
         call: Callable[[str, Callable[[], Awaitable[list[Any]]]], Awaitable[list[Any]]],
     ) -> None:
         self._redis = redis
@@ -78,8 +82,7 @@ class Outbox:
         self._sending: list[_Outgoing] = []
         self._filled = asyncio.Event()
         self._number = 0
-        self.dropped = 0
-        """Messages that were not sent in time."""
+        self._observers = observers
 
     def put(
         self,
@@ -107,7 +110,7 @@ class Outbox:
         self._bytes += len(body)
         while self._bytes > _PENDING_BYTES:
             self._bytes -= len(self._pending.popleft().body)
-            self.dropped += 1
+            self._drop(DropReason.OVERFLOW, 1)
         self._filled.set()
 
     async def run(self) -> None:
@@ -134,12 +137,16 @@ class Outbox:
                 self._bytes -= len(outgoing.body)
                 self._sending.append(outgoing)
             kept = [each for each in self._sending if each.expires > now]
-            self.dropped += len(self._sending) - len(kept)
+            self._drop(DropReason.EXPIRED, len(self._sending) - len(kept))
             self._sending = kept
             if not kept:
                 return
             await self._send(kept)
             self._sending = []
+
+    def _drop(self, reason: DropReason, messages: int) -> None:
+        if messages:
+            self._observers.emit(MessagesDropped(reason=reason, messages=messages))
 
     async def _send(self, batch: Sequence[_Outgoing]) -> None:
         """Send one batch. Receivers recognize what is sent twice, because a reply was lost."""
@@ -170,7 +177,7 @@ class Outbox:
                     commands.append(("XADD", key, "NOMKSTREAM", "MAXLEN", "~", _INBOX_LENGTH, "*", "m", each.body))
                     receivers.append((each.session_id, name))
         sent = await self._all("write to", commands)
-        self.dropped += sum(isinstance(reply, Exception) for reply in sent)
+        self._drop(DropReason.REFUSED, sum(isinstance(reply, Exception) for reply in sent))
         # A worker without an inbox is dead.
         gone = {
             receiver for receiver, reply in zip(receivers, sent, strict=True) if receiver is not None and reply is None

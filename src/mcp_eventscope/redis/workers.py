@@ -81,8 +81,8 @@ class Workers:
         self._worker = worker
         self._clock = clock
         """Synchronized with Redis, hence nearly equal on all workers."""
-        self._inbox = Inbox(redis, keys, worker, clock)
-        self._outbox = Outbox(redis, keys, worker, clock, self._call)
+        self._inbox = Inbox(redis, keys, worker, clock, observers)
+        self._outbox = Outbox(redis, keys, worker, clock, observers, self._call)
         self.lease = DEFAULT_WORKER_LEASE
         """Seconds without a renewal after which a worker is declared dead."""
         self._blind_until = 0.0

@@ -56,6 +56,19 @@ class LossReason(StrEnum):
     """The process ended before the store recovered."""
 
 
+class DropReason(StrEnum):
+    """Why a message between workers had no effect."""
+
+    EXPIRED = "expired"
+    """It could not be sent in time, because the store was unreachable."""
+    OVERFLOW = "overflow"
+    """Too many messages were waiting for the store."""
+    REFUSED = "refused"
+    """The store refused it."""
+    MALFORMED = "malformed"
+    """An entry of this worker's inbox is no message: another program writes under the prefix."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchCommitted:
     """A batch was stored."""
@@ -110,5 +123,13 @@ class EventsLost:
     payload_bytes: int
 
 
-StoreEvent: TypeAlias = BatchCommitted | BatchRetried | StoreDegraded | StoreRecovered | EventsLost
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessagesDropped:
+    """Messages between workers that were not delivered."""
+
+    reason: DropReason
+    messages: int
+
+
+StoreEvent: TypeAlias = BatchCommitted | BatchRetried | StoreDegraded | StoreRecovered | EventsLost | MessagesDropped
 """A background event of a store."""

@@ -21,6 +21,7 @@ FAILURE_REASON = Label(
     "reason",
     ("timeout", "connection", "pool", "loading", "busy", "readonly", "oom", "noscript", "auth", "other"),
 )
+DROP_REASON = Label("reason", ("expired", "overflow", "refused", "malformed"))
 LOSS_REASON = Label("reason", ("overflow", "rejected", "rollback", "session_limit", "shutdown"))
 SINK = Label("sink", ("metrics", "otel_metrics", "traces", "logs"))
 REDIS_STATS_OUTCOME = Label("outcome", ("ok", "other_worker", "error", "cancelled"))
@@ -130,6 +131,13 @@ EVENTS_LOST_TOTAL = Metric(
     "Events never stored, lost by Redis, or evicted, by reason. A resume cannot deliver them.",
     (STORE, LOSS_REASON),
     counted="event",
+)
+WORKER_MESSAGES_DROPPED = Metric(
+    "eventscope_worker_messages_dropped_total",
+    MetricType.COUNTER,
+    "Messages between workers (answers, cancellations, ends of streams) that were not delivered, by reason.",
+    (STORE, DROP_REASON),
+    counted="message",
 )
 REPLAY_DURATION = Metric(
     "eventscope_replay_duration_seconds",
@@ -286,6 +294,7 @@ METRICS = (
     BACKLOG_LENGTH,
     BACKLOG_SIZE,
     EVENTS_LOST_TOTAL,
+    WORKER_MESSAGES_DROPPED,
     REPLAY_DURATION,
     REPLAY_EVENTS,
     REPLAY_SIZE,
@@ -391,6 +400,12 @@ EVENTS_LOST = LogEvent(
     "error.",
     ("store", "reason", "events", "payload_bytes", "fix", "suppressed"),
 )
+MESSAGES_DROPPED = LogEvent(
+    "event_store.messages_dropped",
+    "warning",
+    "Messages to or from other workers were not delivered: an answer, a cancellation, or the end of a stream.",
+    ("store", "reason", "messages", "fix", "suppressed"),
+)
 REPLAY_FAILED = LogEvent(
     "event_store.replay_failed",
     "error",
@@ -452,6 +467,7 @@ LOG_EVENTS = (
     STORE_DEGRADED,
     STORE_RECOVERED,
     EVENTS_LOST,
+    MESSAGES_DROPPED,
     REPLAY_FAILED,
     REPLAY_INCOMPLETE,
     TELEMETRY_FAILED,

@@ -7,7 +7,15 @@ from typing import Any, Protocol
 
 import structlog
 
-from mcp_eventscope.store.events import EventsLost, LossReason, StoreDegraded, StoreEvent, StoreRecovered
+from mcp_eventscope.store.events import (
+    DropReason,
+    EventsLost,
+    LossReason,
+    MessagesDropped,
+    StoreDegraded,
+    StoreEvent,
+    StoreRecovered,
+)
 from mcp_eventscope.store.results import BacklogStatus
 from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, declarations
 from mcp_eventscope.telemetry.facts import Refusal, ResumptionDisabled, ServingFact, SessionRefused, TTLShort
@@ -22,6 +30,12 @@ _DIMENSIONS = ("reason", "sink", "operation")
 
 _IDS_SHOWN = 5
 
+_DROPPED_FIXES = {
+    DropReason.EXPIRED: "make Redis reachable: messages between workers wait for it for up to a minute",
+    DropReason.OVERFLOW: "make Redis reachable: messages between workers wait for it in memory",
+    DropReason.REFUSED: "allow XADD and HKEYS, and keep other programs from writing under the key prefix",
+    DropReason.MALFORMED: "keep other programs from writing under the key prefix",
+}
 _FIXES = {
     LossReason.OVERFLOW: "the outage outlasted the backlog: end it, or raise backlog_bytes= and "
     "backlog_events= of RedisEventStore",
@@ -167,6 +181,14 @@ class LogSink:
                     events=fact.events,
                     payload_bytes=fact.payload_bytes,
                     fix=_FIXES.get(fact.reason),
+                )
+            case MessagesDropped():
+                self._log.write_limited(
+                    catalog.MESSAGES_DROPPED,
+                    store=self._store,
+                    reason=fact.reason.value,
+                    messages=fact.messages,
+                    fix=_DROPPED_FIXES[fact.reason],
                 )
 
     def read(self, operation: str, measured: Measurement, session_hash: str | None) -> None:

@@ -7,6 +7,7 @@ from mcp_eventscope.store.events import (
     BatchCommitted,
     BatchRetried,
     EventsLost,
+    MessagesDropped,
     StoreDegraded,
     StoreEvent,
     StoreRecovered,
@@ -53,6 +54,7 @@ class MetricsSink:
         self._degradations = {v: counter(catalog.DEGRADATIONS, v) for v in _values(catalog.FAILURE_REASON)}
         self._backlog_length = gauge(catalog.BACKLOG_LENGTH)
         self._backlog_size = gauge(catalog.BACKLOG_SIZE)
+        self._dropped = {v: counter(catalog.WORKER_MESSAGES_DROPPED, v) for v in _values(catalog.DROP_REASON)}
         self._lost = {v: counter(catalog.EVENTS_LOST_TOTAL, v) for v in _values(catalog.LOSS_REASON)}
         self._replay_seconds = {v: histogram(catalog.REPLAY_DURATION, v) for v in _values(catalog.REPLAY_OUTCOME)}
         self._replay_events = histogram(catalog.REPLAY_EVENTS)
@@ -164,6 +166,8 @@ class MetricsSink:
                 self._degradation_seconds[fact.reason].inc(fact.seconds)
             case EventsLost():
                 self._lost[fact.reason].inc(fact.events)
+            case MessagesDropped():
+                self._dropped[fact.reason].inc(fact.messages)
 
     def waiting(self, waiting: BacklogStatus) -> None:
         """Record the backlog."""
