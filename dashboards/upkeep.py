@@ -197,7 +197,7 @@ SESSIONS_ROW = (
             normal="mostly one version; older ones fade over months.",
             otherwise="2026-07-28 dominates: fewer clients need resumption. Other: versions that the server refuses.",
         ),
-        "protocol_version",
+        "mcp_protocol_version",
         overrides=coloured({"2025-11-25": "blue", "none": ASIDE, "2026-07-28": "purple"}),
         links=(to("Resume rate by outcome", links.OVERVIEW, 6),),
     ),

@@ -44,7 +44,7 @@ Each row is checked by a test: `tests/telemetry/test_questions.py`, `tests/e2e/t
 | Were events lost? | `eventscope_events_lost_total` by `reason`; `event_store.events_lost` |
 | Is the TTL missing or too short? | no series `eventscope_ttl_seconds`; `eventscope_redis_keys_without_ttl`; `event_store.ttl_missing`, `event_store.keys_without_ttl`, `event_store.ttl_short` |
 | Are clients refused, and why? | `eventscope_requests_refused_total` by `reason`; `event_store.session_refused` |
-| How many requests cannot resume? | `eventscope_requests_received_total` with `protocol_version` 2026-07-28 and other; `event_store.resumption_disabled` |
+| How many requests cannot resume? | `eventscope_requests_received_total` with `mcp_protocol_version` 2026-07-28 and other; `event_store.resumption_disabled` |
 | Which requests are slow or fail, and how long do sessions last? | `mcp_server_operation_duration_seconds` by `mcp_method_name` and `error_type`; `mcp_server_session_duration_seconds` |
 | Does the telemetry fail? | `eventscope_telemetry_failures_total` by `sink`; `event_store.telemetry_failed` |
 """  # noqa: E501 - rows

@@ -200,7 +200,7 @@ def test_counters(after: Site, job: str) -> None:
     assert view.told("eventscope_telemetry_failures_total", "sink") == {}
     assert view.told("eventscope_events_missing_total", "job") == {}
     assert view.told("eventscope_events_corrupt_total", "job") == {}
-    assert view.told("eventscope_requests_received_total", "protocol_version") == {VERSION: ledger.requests}
+    assert view.told("eventscope_requests_received_total", "mcp_protocol_version") == {VERSION: ledger.requests}
     assert view.told("eventscope_sessions_started_total", "origin") == ledger.begun
     assert view.told("eventscope_sessions_ended_total", "reason") == ledger.ended
     assert view.told("eventscope_requests_refused_total", "reason") == {}

@@ -109,5 +109,15 @@ async def test_lease_that_fails_at_the_start_is_retried_soon(server: fakeredis.F
         assert await one._redis.exists(one._keys.worker(one._worker.name))
 
 
+async def test_failed_renewal_opens_the_circuit(server: fakeredis.FakeServer) -> None:
+    """A worker without requests makes no other call that would notice an outage."""
+    one = worker(server)
+    async with one.hold_lease(1, lambda _: None, nothing):
+        server.connected = False
+        await until(lambda: one._breaker.unreachable)
+        server.connected = True
+        await until(lambda: not one._breaker.unreachable)
+
+
 async def nothing() -> None:
     """Publish nothing."""

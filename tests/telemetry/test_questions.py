@@ -344,7 +344,7 @@ async def test_which_requests_cannot_resume(rig: Rig) -> None:
     for revision in ("2026-07-28", "2026-07-28", "1999-01-01"):
         await client.http.post(client.url, json={}, headers={"mcp-protocol-version": revision})
     by_revision = {
-        revision: rig.scope.sample("requests_received_total", protocol_version=revision) or 0
+        revision: rig.scope.sample("requests_received_total", mcp_protocol_version=revision) or 0
         for revision in catalog_sessions.PROTOCOL_VERSION.values or ()
     }
     assert sum(by_revision[revision] for revision in catalog_sessions.NEVER_RESUMES) == 3

@@ -199,7 +199,7 @@ async def test_revisions(rig: Rig, named: str | None, counted: str) -> None:
     headers = {} if named is None else {"mcp-protocol-version": named}
     await client.http.post(client.url, json=PING, headers=headers | {"accept": "application/json, text/event-stream"})
     assert {
-        revision: rig.scope.sample("requests_received_total", protocol_version=revision)
+        revision: rig.scope.sample("requests_received_total", mcp_protocol_version=revision)
         for revision in catalog_sessions.PROTOCOL_VERSION.values or ()
     } == {revision: int(revision == counted) for revision in catalog_sessions.PROTOCOL_VERSION.values or ()}
 
@@ -209,7 +209,7 @@ async def test_requests_that_open(rig: Rig) -> None:
     client = await rig.serve()
     await client.initialize()
     assert await status(client) == 200
-    assert rig.scope.sample("requests_received_total", protocol_version=VERSION) == 3
+    assert rig.scope.sample("requests_received_total", mcp_protocol_version=VERSION) == 3
 
 
 async def test_many_at_once(rig: Rig) -> None:

@@ -329,7 +329,8 @@ class Workers:
             try:
                 with anyio.fail_after(self.lease / 3):
                     held = await self._renew()
-            except Exception:  # noqa: BLE001 - without renewals all calls of this worker end
+            except Exception as error:  # noqa: BLE001 - without renewals all calls of this worker end
+                self._record_failure(error)
                 well = False
                 self._blind_until = time.monotonic() + self.lease
                 continue
@@ -343,6 +344,12 @@ class Workers:
             self._leased = well = True
             self._tick()
             await self._keep_inbox()
+
+    def _record_failure(self, error: Exception) -> None:
+        """Open the circuit after a failed renewal: an idle worker makes no other call."""
+        cause = error.__cause__ or error
+        if isinstance(error, StoreUnavailableError | TimeoutError) and not self._breaker.unreachable:
+            self._breaker.record_failure(failure_reason(cause), failure_text(cause, self._redis))
 
     async def _keep_inbox(self) -> None:
         """Keep the inbox. Its failure must not stop the renewals of the lease."""

@@ -6,7 +6,9 @@ ORIGIN = Label("origin", ("opened", "adopted"))
 SESSION_END_REASON = Label("reason", ("deleted", "other_worker", "idle", "failed", "shutdown"))
 REFUSAL_REASON = Label("reason", ("limit", "unknown", "not_owner", "unavailable", "invalid"))
 PROTOCOL_VERSION = Label(
-    "protocol_version", ("none", "2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28", "other")
+    "mcp_protocol_version",
+    ("none", "2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28", "other"),
+    convention="mcp.protocol.version",
 )
 NEVER_RESUMES = ("2026-07-28", "other")
 """Protocol versions whose requests never reach an event store: the newer has no sessions, others are refused."""
