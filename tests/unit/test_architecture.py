@@ -177,7 +177,6 @@ def test_imported_package_is_the_installed_wheel() -> None:
         "peek_runs.lua",
         "read_run.lua",
         "receive.lua",
-        "receive.lua",
         "record.lua",
         "root_append.lua",
         "root_peek.lua",
