@@ -1,6 +1,7 @@
 """`http_app()`: a resumable MCP server over HTTP, with metrics and health endpoints."""
 
 import os
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any, Protocol, TypedDict, Unpack
@@ -21,6 +22,7 @@ from mcp_eventscope.instrumentation import InstrumentedEventStore, instrument
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.sessions.manager import DEFAULT_FOLLOW_TIMEOUT, ResumableSessionManager
+from mcp_eventscope.sessions.settings import check_name
 from mcp_eventscope.stop_signals import on_stop_signal
 from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE
 from mcp_eventscope.store.messages import EventStore
@@ -34,6 +36,14 @@ from mcp_eventscope.telemetry.tracing import TracerProvider
 
 URL_VARIABLE = "EVENTSCOPE_REDIS_URL"
 """The environment variable with the Redis URL, used without a store and a URL."""
+PREFIX_VARIABLE = "EVENTSCOPE_KEY_PREFIX"
+"""The environment variable with the key prefix, used without a store and a prefix."""
+NAME_VARIABLE = "EVENTSCOPE_NAME"
+"""The environment variable with the server's name, used without a name."""
+DEFAULT_PREFIX = "mcp:"
+"""The prefix of every key in Redis."""
+DEFAULT_NAME = "default"
+"""The name of a server without a fixed name of its own."""
 DEFAULT_TTL = 3600
 """Seconds that events are kept: twice the SDK's session idle timeout."""
 
@@ -81,6 +91,8 @@ def http_app(  # noqa: PLR0913 - the options of an application
     *,
     redis_url: str | None = None,
     ttl: int | None = DEFAULT_TTL,
+    key_prefix: str | None = None,
+    name: str | None = None,
     follow_timeout: float = DEFAULT_FOLLOW_TIMEOUT,
     worker_lease: float = DEFAULT_WORKER_LEASE,
     shutdown_timeout: float = 0.0,
@@ -112,6 +124,12 @@ def http_app(  # noqa: PLR0913 - the options of an application
         redis_url: The URL of Redis, instead of a store. The application creates and closes the client.
             Without both: the environment variable `EVENTSCOPE_REDIS_URL`, else an embedded Valkey, with a warning.
         ttl: Seconds that events are kept, for a store created here; None: no expiry.
+        key_prefix: The prefix of every key in Redis, for a store created here. Each server on one Redis needs its own.
+            None: the environment variable `EVENTSCOPE_KEY_PREFIX`, else `mcp:`.
+        name: The name of the server, the same on all of its workers. It is the label `store` of the metrics of a store
+            that is not yet instrumented, and sessions of servers with other names are answered 404.
+            None: the environment variable `EVENTSCOPE_NAME`, else the MCP server's own name; `default` if FastMCP has
+            generated that name, which is a different one in each process.
         follow_timeout: As in `ResumableSessionManager`, in seconds.
         worker_lease: As in `ResumableSessionManager`, in seconds.
         shutdown_timeout: As in `ResumableSessionManager`, in seconds.
@@ -146,10 +164,13 @@ def http_app(  # noqa: PLR0913 - the options of an application
         msg = f"redis_url must be a URL, got {redis_url!r}; leave it out to use {URL_VARIABLE} or the embedded Valkey"
         raise ValueError(msg)
     if event_store is None:
-        event_store, resources = _own_store(redis_url or os.environ.get(URL_VARIABLE), ttl, log)
-    elif redis_url is not None or ttl != DEFAULT_TTL:
-        msg = "pass either event_store or redis_url/ttl, not both"
+        prefix = key_prefix if key_prefix is not None else os.environ.get(PREFIX_VARIABLE) or DEFAULT_PREFIX
+        event_store, resources = _own_store(redis_url or os.environ.get(URL_VARIABLE), ttl, prefix, log)
+    elif redis_url is not None or ttl != DEFAULT_TTL or key_prefix is not None:
+        msg = "pass either event_store or redis_url/ttl/key_prefix, not both"
         raise ValueError(msg)
+    check_name(name)
+    name = name or os.environ.get(NAME_VARIABLE) or _own_name(mcp)
     if isinstance(event_store, InstrumentedEventStore):
         if tracer_provider is not None or meter_provider is not None or registry not in (None, event_store.registry):
             msg = (
@@ -160,7 +181,12 @@ def http_app(  # noqa: PLR0913 - the options of an application
         registry = event_store.registry
     registry = registry or DEFAULT_REGISTRY
     store = instrument(
-        event_store, registry=registry, tracer_provider=tracer_provider, meter_provider=meter_provider, logger=logger
+        event_store,
+        name=name,
+        registry=registry,
+        tracer_provider=tracer_provider,
+        meter_provider=meter_provider,
+        logger=logger,
     )
     log.report_failures(store.log_failed)
     manager = ResumableSessionManager(
@@ -170,6 +196,7 @@ def http_app(  # noqa: PLR0913 - the options of an application
         follow_timeout=follow_timeout,
         worker_lease=worker_lease,
         shutdown_timeout=shutdown_timeout,
+        name=name,
         logger=logger,
     )
     application.install(manager)
@@ -206,13 +233,20 @@ def _metrics_port(exposition: Exposition, port: int | None, host: str | None, lo
     return None
 
 
+def _own_name(mcp: object) -> str:
+    """The server's own name, unless its framework generates another one in each process."""
+    name = str(getattr(mcp, "name", "") or "")
+    generated = re.fullmatch(rf"{re.escape(type(mcp).__name__)}-[0-9a-f]{{4}}", name)
+    return DEFAULT_NAME if generated else name or DEFAULT_NAME
+
+
 def _own_store(
-    url: str | None, ttl: int | None, log: Log
+    url: str | None, ttl: int | None, key_prefix: str, log: Log
 ) -> tuple[RedisEventStore, Callable[[], AbstractAsyncContextManager[object]]]:
     """Create a store and the context manager of its resources."""
     valkey = None if url else EmbeddedValkey()
     client = connect(valkey.url if valkey else url or "")
-    store = RedisEventStore(client, ttl=ttl)
+    store = RedisEventStore(client, key_prefix=key_prefix, ttl=ttl)
 
     @asynccontextmanager
     async def resources() -> AsyncIterator[None]:

@@ -406,9 +406,10 @@ class InstrumentedEventStore(EventStore):
             self._sinks.safely("logs", self._sinks.logs.sessions_not_isolated)
 
 
-def instrument(
+def instrument(  # noqa: PLR0913 - the constructor's arguments
     store: EventStore,
     *,
+    name: str = "default",
     registry: Registry | None = DEFAULT_REGISTRY,
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
@@ -418,5 +419,10 @@ def instrument(
     if isinstance(store, InstrumentedEventStore):
         return store
     return InstrumentedEventStore(
-        store, registry=registry, tracer_provider=tracer_provider, meter_provider=meter_provider, logger=logger
+        store,
+        name=name,
+        registry=registry,
+        tracer_provider=tracer_provider,
+        meter_provider=meter_provider,
+        logger=logger,
     )

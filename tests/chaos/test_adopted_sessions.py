@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 import pytest
@@ -19,6 +19,7 @@ from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
 from support.chaos import check_session, content_of, on_url, open_session
 from support.controlled_server import ControlledServer
 from support.http_client import VERSION, Connect, HTTPClient, events
+from support.logs import Recorder
 from support.processes import LEASE
 from support.servers import HOST
 from support.serving import serving
@@ -48,8 +49,10 @@ class Worker:
 
 
 @asynccontextmanager
-async def two(url: str, *, auth: bool = False, **options: object) -> AsyncIterator[tuple[Worker, Worker]]:
-    """Two workers on one Redis."""
+async def two(
+    url: str, *, auth: bool = False, names: tuple[str | None, str | None] = (None, None), **options: object
+) -> AsyncIterator[tuple[Worker, Worker]]:
+    """Two workers on one Redis; with `names`, of servers with these names."""
     settings: dict[str, object] = {}
     if auth:
         settings = {
@@ -63,21 +66,29 @@ async def two(url: str, *, auth: bool = False, **options: object) -> AsyncIterat
         }
     async with AsyncExitStack() as stack:
         found = []
-        for _ in range(2):
+        for name in names:
             controlled = ControlledServer(**settings)
-            app = http_app(controlled.mcp, redis_url=url, registry=CollectorRegistry(), worker_lease=LEASE, **options)  # type: ignore[arg-type]
+            settled = {"registry": CollectorRegistry(), "worker_lease": LEASE, "name": name, **options}
+            app = http_app(controlled.mcp, redis_url=url, **settled)  # type: ignore[arg-type]
             found.append(Worker(await stack.enter_async_context(serving(app)), controlled))
         yield found[0], found[1]
 
 
 class Verifier:
-    """Accepts two tokens, of two principals."""
+    """Accepts the tokens of two principals. After "@" a token has its audience."""
 
     async def verify_token(self, token: str) -> AccessToken | None:
-        """The token's owner."""
-        if token not in {"alice", "bob"}:
+        """The token's owner and audience."""
+        owner, _, audience = token.partition("@")
+        if owner not in {"alice", "bob"}:
             return None
-        return AccessToken(token=token, client_id=token, scopes=["use"], subject=token)
+        return AccessToken(
+            token=token,
+            client_id=owner,
+            scopes=["use"],
+            subject=owner,
+            resource=f"http://{audience}" if audience else None,
+        )
 
 
 async def answer_of(client: HTTPClient, method: str = "POST") -> tuple[int, bytes]:
@@ -195,6 +206,80 @@ async def test_session_of_another_principal_is_not_found(valkey_url: str, connec
         assert (await answer_of(anonymous))[0] == 401
 
 
+async def timely_answer(client: HTTPClient, method: str) -> tuple[int, bytes]:
+    """The answer of a worker that is not kept waiting by a busy machine."""
+    answers: list[tuple[int, bytes]] = []
+
+    async def timely() -> bool:
+        answers.append(await answer_of(client, method))
+        return answers[-1][0] != 503
+
+    await until(timely)
+    return answers[-1]
+
+
+async def check_apart(client: HTTPClient, other: HTTPClient, redis: aioredis.Redis) -> None:
+    """A session is unknown to another server, whose answers disclose nothing, and stays as it is."""
+    async with client.call(1, "echo", text="x") as response:
+        received = [event async for event in events(response)]
+    (key,) = [key async for key in redis.scan_iter(match=f"*{client.session}*:session", count=1000)]
+    record = await redis.hgetall(key)
+    for method in ("POST", "GET", "DELETE"):
+        answers = [await timely_answer(each, method) for each in (other, replace(other, session="0" * 32))]
+        assert answers[0] == answers[1]
+    async with other.get(received[0].id) as stolen:
+        assert stolen.status_code == 404
+    assert await redis.hgetall(key) == record
+    await check_session(client)
+
+
+async def test_session_of_another_server_on_one_redis_is_not_found(
+    valkey_url: str, connect: Connect, redis_client: aioredis.Redis, key_prefix: str
+) -> None:
+    """The server that opened it keeps it. The second server logs once that it shares the prefix."""
+    log, registry = Recorder(), CollectorRegistry()
+    async with two(valkey_url, names=("calc", "mail"), key_prefix=key_prefix, logger=log, registry=registry) as (a, b):
+        for own, other in ((a, b), (b, a)):
+            client = await open_session(connect, own.url)
+            await check_apart(client, on_url(client, other.url), redis_client)
+            assert (own.sessions, other.sessions) in {(1, 0), (1, 1)}
+        await anyio.sleep(LEASE)
+        (warning,) = log.named("event_store.prefix_shared")
+        assert (warning["server"], warning["other_server"]) == ("mail", "calc")
+        for name in ("calc", "mail"):
+            assert registry.get_sample_value("eventscope_sessions_active", {"store": name}) == 1
+            labels = {"store": name, "reason": "other_server"}
+            assert registry.get_sample_value("eventscope_requests_refused_total", labels) == 4, "3 methods and a resume"
+
+
+async def test_session_of_another_audience_on_one_redis_is_not_found(
+    valkey_url: str, connect: Connect, redis_client: aioredis.Redis
+) -> None:
+    """The audience of their tokens distinguishes servers of one name."""
+    async with two(valkey_url, auth=True) as (a, b):
+        client = connect(a.url, authorization="Bearer alice@calc")
+        await client.initialize()
+        for token in ("alice@mail", "alice"):
+            other = connect(b.url, authorization=f"Bearer {token}")
+            other.session = client.session
+            await check_apart(client, other, redis_client)
+        await check_session(on_url(client, b.url))
+
+
+async def test_sessions_under_different_prefixes_do_not_meet(valkey_url: str, connect: Connect) -> None:
+    """Also two servers of one name are apart, without a warning."""
+    log = Recorder()
+    async with (
+        two(valkey_url, names=("calc", "calc"), key_prefix="calc:", logger=log) as (one, same),
+        two(valkey_url, names=("calc", "mail"), key_prefix="mail:") as (other, _),
+    ):
+        client = await open_session(connect, one.url)
+        await check_session(on_url(client, same.url))
+        assert (await answer_of(on_url(client, other.url)))[0] == 404
+        await check_session(client)
+    assert not log.named("event_store.prefix_shared")
+
+
 async def test_new_session_is_served_on_another_worker_immediately(valkey_url: str, connect: Connect) -> None:
     """Another worker serves it as soon as the response's headers name it."""
     async with two(valkey_url) as (a, b):
@@ -294,12 +379,16 @@ async def test_follower_without_pubsub_permission_gets_events_within_a_second(mu
 
 
 async def test_session_opened_on_a_slow_redis_is_served_elsewhere(connect: Connect) -> None:
-    """A client gets its session once other workers can find it, even where Redis is slow."""
+    """A client gets its session once other workers can find it, even where Redis is slow, and is known to be."""
     with own_valkey() as server:
         near = f"redis://{HOST}:{server.port}"
         async with distant(near, 0.3) as far, two(far) as (slow, _), two(near) as (other, _):
-            client = connect(slow.url)
-            params = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "x", "version": "0"}}
-            async with client.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}) as response:
-                client.session = response.headers["mcp-session-id"]
-                assert (await answer_of(on_url(client, other.url)))[0] == 200
+            for _ in range(2):
+                client = connect(slow.url)
+                params = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "x", "version": "0"}}
+                message = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
+                async with client.post(message) as response:
+                    client.session = response.headers["mcp-session-id"]
+                    assert (await answer_of(on_url(client, other.url)))[0] == 200
+                client.session = "0" * 32
+                assert (await answer_of(client))[0] == 503, "the worker knows from here on that Redis is slow"

@@ -22,6 +22,7 @@ from benchmarks.processes import ROOT
 from mcp_eventscope import RedisEventStore, ResumableSessionManager, http_app
 from mcp_eventscope.redis.client import connect as connect_redis
 from mcp_eventscope.sessions.registry import SessionRegistry
+from mcp_eventscope.store.coordination import NewRecord
 from support.chaos import content_of, on_url
 from support.controlled_server import ControlledServer
 from support.http_client import Connect, Event, HTTPClient, events
@@ -264,9 +265,9 @@ async def register(manager: ResumableSessionManager, idle: set[str]) -> float:
     store, records = manager._store, manager._registry
     assert isinstance(records, SessionRegistry)
     assert store is not None
-    records.handshakes.update(dict.fromkeys(idle, json.dumps(HANDSHAKE)))
+    records.records.update({each: NewRecord(each, "", json.dumps(HANDSHAKE), "steered") for each in idle})
     began, cpu = time.monotonic(), time.thread_time()
-    await records.republish(dict.fromkeys(idle, ""))
+    await records.republish(tuple(idle))
     registered = time.thread_time() - cpu
     assert time.monotonic() - began < SESSIONS * ROUND_TRIP, "a round trip for each session: they are not pipelined"
     for session in idle:

@@ -143,7 +143,7 @@ def _exported(target: Target) -> bool:
 def test_variables(after: Site) -> None:
     """The variables offer the jobs, the targets and the store of the drill."""
     workers = {address(worker) for worker in (after.a, after.b, after.short, after.forever)}
-    offered = {"job": {FLEET, SHORT, FOREVER}, "instance": workers, "store": {"default"}}
+    offered = {"job": {FLEET, SHORT, FOREVER}, "instance": workers, "store": {"chaos"}}
     view = after.view()
     asked = 0
     for board in BOARDS.values():

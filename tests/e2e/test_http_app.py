@@ -1,9 +1,11 @@
 """`http_app()`: its routes, its options, its log events and its errors."""
 
 from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 import httpx2
 import pytest
+from fastmcp import FastMCP
 from mcp import Client
 from mcp.server import MCPServer
 from mcp.server.auth.provider import AccessToken
@@ -82,7 +84,7 @@ async def test_metrics_route_serves_the_requested_format(
         openmetrics = await http.get(f"{url}/metrics", headers={"accept": "application/openmetrics-text"})
         refused = await http.post(f"{url}/metrics")
     assert text.headers["content-type"].startswith("text/plain")
-    assert 'eventscope_ttl_seconds{store="default"} 3600.0' in text.text
+    assert 'eventscope_ttl_seconds{store="s"} 3600.0' in text.text
     assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
     assert refused.status_code == 405
 
@@ -198,6 +200,50 @@ async def test_http_app_reads_the_redis_url_from_the_environment(
     async with serving(http_app(MCPServer("s"), registry=registry)) as url:
         health = (await http.get(f"{url}/healthz")).json()
     assert health["store"]["address"] == valkey_url.removeprefix("unix://")
+
+
+async def test_http_app_reads_prefix_and_name_from_the_environment(
+    valkey_url: str, registry: CollectorRegistry, connect: Connect, monkeypatch: pytest.MonkeyPatch, key_prefix: str
+) -> None:
+    """The variables name the prefix and the server where no argument does."""
+    monkeypatch.setenv("EVENTSCOPE_KEY_PREFIX", key_prefix)
+    monkeypatch.setenv("EVENTSCOPE_NAME", "from the environment")
+    for name, prefix in ((None, None), ("calc", f"{key_prefix}calc:")):
+        app = http_app(MCPServer("s"), redis_url=valkey_url, registry=registry, name=name, key_prefix=prefix)
+        async with serving(app) as url, Redis.from_url(valkey_url) as redis:
+            client = connect(url)
+            await client.initialize()
+            record = await redis.hget(f"{prefix or key_prefix}{{{client.session}}}:session", "server")
+        expected = name or "from the environment"
+        assert record == expected.encode()
+        assert (
+            registry.get_sample_value("eventscope_sessions_started_total", {"store": expected, "origin": "opened"}) == 1
+        )
+
+
+@pytest.mark.parametrize(
+    ("server", "name"),
+    [
+        (MCPServer("calc"), "calc"),
+        (Server("calc"), "calc"),
+        (FastMCP("calc"), "calc"),
+        (FastMCP(), "default"),
+        (MCPServer(), "mcp-server"),
+    ],
+)
+def test_http_app_without_a_name_uses_the_servers_own(
+    valkey_url: str, registry: CollectorRegistry, server: Any, name: str
+) -> None:
+    """FastMCP generates another name in each process, and its workers would not know each other's sessions."""
+    http_app(server, redis_url=valkey_url, registry=registry)
+    assert registry.get_sample_value("eventscope_sessions_active", {"store": name}) == 0
+
+
+@pytest.mark.parametrize("name", ["", " ", 7])
+def test_http_app_with_an_invalid_name_is_refused(registry: CollectorRegistry, name: Any) -> None:
+    """An empty setting of the application must not mean the name of another server."""
+    with pytest.raises((TypeError, ValueError), match=r"name must .*, got .*; leave it out"):
+        http_app(MCPServer("s"), registry=registry, name=name)
 
 
 async def test_http_app_serves_a_low_level_server(
@@ -389,6 +435,10 @@ async def test_http_app_with_contradictory_arguments_is_refused(valkey_url: str,
         http_app(MCPServer("s"), store, redis_url=valkey_url, registry=registry)
     with pytest.raises(ValueError, match="not both"):
         http_app(MCPServer("s"), store, ttl=5, registry=registry)
+    with pytest.raises(ValueError, match="not both"):
+        http_app(MCPServer("s"), store, key_prefix="mcp:", registry=registry)
+    with pytest.raises(ValueError, match="key_prefix must not be empty"):
+        http_app(MCPServer("s"), redis_url=valkey_url, key_prefix="", registry=registry)
     instrumented = InstrumentedEventStore(store, registry=registry)
     with pytest.raises(ValueError, match="InstrumentedEventStore"):
         http_app(MCPServer("s"), instrumented, registry=CollectorRegistry())

@@ -226,7 +226,7 @@ async def test_metrics_of_a_resume_count_it(
     """The metrics show its outcome, its deliveries, and how long the client was disconnected."""
 
     def sample(name: str, **labels: str) -> float | None:
-        return registry.get_sample_value(f"eventscope_{name}", {"store": "default", **labels})
+        return registry.get_sample_value(f"eventscope_{name}", {"store": "steered", **labels})
 
     async with cut_after(client, controlled, "a") as before:
         controlled.step("work", "b", "c")
@@ -258,4 +258,4 @@ async def test_server_shutdown_with_a_follower_ends(
             response = client.get(before[0].id)
             await response.__aenter__()
     await response.__aexit__(None, None, None)
-    assert registry.get_sample_value("eventscope_streams_followed", {"store": "default"}) == 0
+    assert registry.get_sample_value("eventscope_streams_followed", {"store": "steered"}) == 0

@@ -69,7 +69,7 @@ async def test_scrape_of_any_worker_sums_all_workers(workers: UvicornWorkers) ->
     for url in (SCRAPE, *[f"{workers.url}/scraped"] * 8):
         after = await figures(url)
         assert after.since(before).total(STORED, message_type="response") == 24
-        assert after.total("eventscope_ttl_seconds", store="default") == 3600
+        assert after.total("eventscope_ttl_seconds", store="chaos") == 3600
     counted = [file for file in workers.metrics.glob("counter_*.db") if file.stat().st_size]
     assert len(counted) >= 4
 

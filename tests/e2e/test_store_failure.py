@@ -48,13 +48,13 @@ async def test_call_when_redis_dies_continues_live_with_ids(
             last = [event async for event in events(response)][-1]
         assert last.message["result"]["structuredContent"] == {"result": "still here"}
     value = registry.get_sample_value
-    assert value("eventscope_degradations_total", {"store": "default", "reason": "connection"}) == 1
-    assert value("eventscope_degraded", {"store": "default"}) == 1
+    assert value("eventscope_degradations_total", {"store": "steered", "reason": "connection"}) == 1
+    assert value("eventscope_degraded", {"store": "steered"}) == 1
     # Lost with the process, since Redis did not come back: both calls' events, from the first that was not stored.
-    lost = value("eventscope_events_lost_total", {"store": "default", "reason": "shutdown"})
-    accepted = value("eventscope_events_accepted_total", {"store": "default"})
+    lost = value("eventscope_events_lost_total", {"store": "steered", "reason": "shutdown"})
+    accepted = value("eventscope_events_accepted_total", {"store": "steered"})
     stored = sum(
-        value("eventscope_events_stored_total", {"store": "default", "message_type": kind}) or 0 for kind in KINDS
+        value("eventscope_events_stored_total", {"store": "steered", "message_type": kind}) or 0 for kind in KINDS
     )
     assert lost is not None
     assert lost >= 5

@@ -58,10 +58,10 @@ async def test_session_on_a_cluster_never_crosses_slots(cluster: aioredis.RedisC
             facts = await other.replay(event.event_id, Collected(), stream_id="1" if event is first else "2")
             assert facts.completed
         assert await root.coordinator.record(NewRecord(name, "o", "{}"), ttl=60) == "live"
-        assert (await root.coordinator.touch(name, owner="o", ttl=60)).state == "live"
-        assert (await root.coordinator.touch(name, owner="x", ttl=60)).state == "other"
+        assert (await root.coordinator.read(name, owner="o", server="", ttl=60)).state == "live"
+        assert (await root.coordinator.read(name, owner="x", server="", ttl=60)).state == "other"
         await root.coordinator.end(name, ttl=60)
-        assert (await root.coordinator.touch(name, owner="o", ttl=60)).state == "ended"
+        assert (await root.coordinator.read(name, owner="o", server="", ttl=60)).state == "ended"
 
 
 async def test_follower_on_a_cluster_finds_an_orphaned_request(cluster: aioredis.RedisCluster) -> None:

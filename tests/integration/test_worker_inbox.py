@@ -49,7 +49,7 @@ async def test_message_reaches_only_workers_that_serve_the_session(server: faker
     """Its sender gets none, and it does not contain the session id."""
     async with worker(server) as (one, own), worker(server) as (two, received), worker(server) as (_, others):
         await one.record(NewRecord("secret", "", "{}"), ttl=60)
-        await two.touch("secret", owner="", ttl=60)
+        await two.touch([NewRecord("secret", "", "")], ttl=60)
         one.send("secret", MessageKind.STOP, "a")
         one.send("secret", MessageKind.STOP, "b", to=two._worker.name)
         await until(lambda: len(contents(received)) == 2)
@@ -75,7 +75,7 @@ async def test_message_in_an_outage_arrives_afterwards(server: fakeredis.FakeSer
     """It is kept, and sent when Redis is reachable."""
     async with worker(server) as (one, _), worker(server) as (two, received):
         await one.record(NewRecord("s", "", "{}"), ttl=60)
-        await two.touch("s", owner="", ttl=60)
+        await two.touch([NewRecord("s", "", "")], ttl=60)
         server.connected = False
         one.send("s", MessageKind.DELIVER, "a")
         await until(lambda: one._outbox._sending)
@@ -103,7 +103,7 @@ async def test_messages_beyond_the_bound_drop_the_oldest(
     monkeypatch.setattr(outbox, "_PENDING_BYTES", 1000)
     async with worker(server) as (one, _), worker(server) as (two, received):
         await one.record(NewRecord("s", "", "{}"), ttl=60)
-        await two.touch("s", owner="", ttl=60)
+        await two.touch([NewRecord("s", "", "")], ttl=60)
         dropped: list[StoreEvent] = []
         one._outbox._observers.subscribe(dropped.append)
         for number in range(10):

@@ -131,7 +131,7 @@ async def test_logger_raises(scope: Scope, redis: FakeAsyncRedis) -> None:
 async def test_logger_raises_while_an_application_starts(scope: Scope) -> None:
     """A failing logger does not prevent an application from starting, with warnings or without its Redis."""
     app = http_app(
-        MCPServer("s"),
+        MCPServer("default"),
         redis_url="redis://127.0.0.1:1",
         registry=scope.registry,
         logger=RaisingLogger(),

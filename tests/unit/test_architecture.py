@@ -169,6 +169,7 @@ def test_imported_package_is_the_installed_wheel() -> None:
     assert {path.name for path in (PACKAGE / "redis" / "lua").iterdir()} == {
         "account.lua",
         "answer.lua",
+        "claim.lua",
         "commit.lua",
         "end.lua",
         "evict.lua",

@@ -189,13 +189,13 @@ async def test_manager_with_concurrent_requests_adopts_once(monkeypatch: pytest.
     async def live(*_: object, **__: object) -> SessionRecord:
         return SessionRecord("live", handshake)
 
-    monkeypatch.setattr(SessionRegistry, "renew", live)
+    monkeypatch.setattr(SessionRegistry, "read", live)
     seen: list[ResumableTransport] = []
 
     async def ask(after: int) -> None:
         for _ in range(after):
             await anyio.lowlevel.checkpoint()
-        assert await other._prepare("session", None, patient=False) is None
+        assert await other._prepare("session", None, "s", patient=False) is None
         transport = other._server_instances["session"]
         assert isinstance(transport, ResumableTransport)
         assert transport._read_stream_writer is not None, "it is connected"

@@ -75,6 +75,8 @@ def test_unknown_name_is_an_attribute_error() -> None:
                 "event_store",
                 "*redis_url",
                 "*ttl",
+                "*key_prefix",
+                "*name",
                 "*follow_timeout",
                 "*worker_lease",
                 "*shutdown_timeout",

@@ -1,5 +1,6 @@
 """The registry of sessions: an ended session stays ended while Redis does not know it yet."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 
 from mcp_eventscope import StoreUnavailableError
 from mcp_eventscope.sessions.registry import SessionRegistry
-from mcp_eventscope.store.coordination import SessionRecord
+from mcp_eventscope.store.coordination import MessageKind, SessionRecord, WorkerMessage, session_digest
 
 pytestmark = pytest.mark.anyio
 
@@ -28,9 +29,9 @@ class SlowCoordinator:
         with suppress(StoreUnavailableError):
             yield
 
-    async def touch(self, session_id: str, *, owner: str, ttl: int) -> SessionRecord:
+    async def read(self, session_id: str, *, owner: str, server: str, ttl: int) -> SessionRecord:
         """Read the record."""
-        del session_id, owner, ttl
+        del session_id, owner, server, ttl
         return SessionRecord(self.state)
 
     async def end(self, session_id: str, *, ttl: int) -> None:
@@ -40,18 +41,41 @@ class SlowCoordinator:
             raise StoreUnavailableError
         self.state = "ended"
 
-    async def record_all(self, records: Any, *, ttl: int) -> None:
+    async def record_all(self, records: Any, *, ttl: int) -> list[str]:
         """Write no records."""
+        del records, ttl
+        return []
 
 
-async def test_registry_renew_after_an_end_that_was_not_written_is_ended() -> None:
+async def test_registry_read_after_an_end_that_was_not_written_is_ended() -> None:
     """A session that was deleted while Redis was slow is not adopted again, here, and ends once Redis takes it."""
     coordinator = SlowCoordinator()
     registry = SessionRegistry(coordinator, ttl=60)  # type: ignore[arg-type]
     await registry.end("s")
     assert coordinator.state == "live"
-    assert (await registry.renew("s", owner="")).state == "ended"
+    assert (await registry.read("s", owner="", server="")).state == "ended"
     coordinator.reachable = True
-    await registry.republish({})
+    await registry.republish([])
     assert coordinator.state == "ended"
-    assert (await registry.renew("s", owner="")).state == "ended"
+    assert (await registry.read("s", owner="", server="")).state == "ended"
+
+
+@pytest.mark.parametrize(
+    ("owner", "server", "state"),
+    [
+        ("alice", "calc", "live"),
+        ("bob", "calc", "other"),
+        ("alice", "mail", "other_server"),
+        ("alice", "", "other_server"),
+    ],
+)
+def test_registry_learned_record_is_that_of_its_owner_and_server(owner: str, server: str, state: str) -> None:
+    """While Redis is down, too, no other principal or server is served."""
+    registry = SessionRegistry(SlowCoordinator(), ttl=60)  # type: ignore[arg-type]
+    content = json.dumps(["alice", "calc", "{}"])
+    registry._learn(WorkerMessage(MessageKind.BEGAN, session_digest("s"), content))
+    registry._learn(WorkerMessage(MessageKind.BEGAN, session_digest("t"), '["alice", "{}"]'))
+    found = registry.learned("s", owner=owner, server=server)
+    assert found is not None
+    assert (found.state, found.handshake) == (state, "{}" if state == "live" else "")
+    assert registry.learned("t", owner="alice", server="") is None, "damaged"

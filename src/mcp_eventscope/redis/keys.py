@@ -25,6 +25,7 @@ class Keys:
     {prefix}commit:{worker}      STRING  in the root: the worker's last commit, so that a batch is committed once
     {prefix}stored               channel in the root: the worker and the streams of each batch
     {prefix}session              HASH    in a session: the record with which another worker can adopt it
+    {prefix}server               STRING  in the root: the name of the server that uses the prefix
     {prefix}worker:{worker}      STRING  in the root: the worker's lease
     {prefix}probe:{worker}       STRING  the worker's last probe of Redis, until the key expires
     {prefix}poller               STRING  in the root: the worker that polls statistics, until the key expires
@@ -41,7 +42,7 @@ class Keys:
         ValueError: `prefix` breaks a rule above.
     """
 
-    __slots__ = ("announcements", "counter", "poller", "prefix", "requests", "session", "sizes", "stored")
+    __slots__ = ("announcements", "counter", "poller", "prefix", "requests", "server", "session", "sizes", "stored")
 
     def __init__(self, prefix: str) -> None:
         if not isinstance(prefix, str):
@@ -62,6 +63,7 @@ class Keys:
         self.prefix = prefix
         self.counter = f"{prefix}counter"
         self.requests = f"{prefix}requests"
+        self.server = f"{prefix}server"
         self.session = f"{prefix}session"
         self.sizes = f"{prefix}sizes"
         self.announcements = f"{prefix}{{workers}}:announcements"

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from redis.exceptions import NoScriptError
 
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.store.coordination import NewRecord, SessionRecord
 
 
 class Client(Protocol):
@@ -51,52 +52,81 @@ SERVING = "worker:"
 _record = Script("record.lua")
 _touch = Script("touch.lua")
 _end = Script("end.lua")
+_claim = Script("claim.lua")
 
 
-async def record(  # noqa: PLR0913, PLR0917 - the script's arguments
-    client: Client, keys: Keys, ttl: int, owner: str, handshake: str, worker: str
-) -> str:
-    """Record a session, unless it belongs to another owner or has ended.
+async def record(client: Client, root: Keys, new: NewRecord, ttl: int, worker: str) -> str:
+    """Record a session, unless it belongs to another owner or server, or has ended.
 
     Args:
         client: The client.
-        keys: The session's keys.
+        root: The keys of the root store.
+        new: The session.
         ttl: Seconds until the record expires.
-        owner: The digest of the session's principal.
-        handshake: The `initialize` parameters, with which another worker can serve the session.
         worker: The name of this worker, which serves the session.
 
     Returns:
         `live`; or `other` or `ended`, in which case nothing was changed.
     """
-    state: bytes = await _record(client, [keys.session], [ttl, owner, handshake, SERVING + worker])
+    keys = [root.for_session(new.session_id).session]
+    state: bytes = await _record(client, keys, [ttl, new.owner, new.server, new.handshake, SERVING + worker])
     return state.decode("ascii")
 
 
-def queue_record(  # noqa: PLR0913, PLR0917 - the script's arguments
-    pipeline: Client, keys: Keys, ttl: int, owner: str, handshake: str, worker: str
-) -> None:
-    """Queue a `record` on a pipeline. Redis must know the script; arguments as in `record`."""
+def queue_record(pipeline: Client, root: Keys, new: NewRecord, ttl: int, worker: str) -> None:
+    """Queue a `record` on a pipeline; its reply is bytes. Redis must know the script. Arguments as in `record`."""
     _, sha = _record.call(as_eval=False)
-    arguments = [1, keys.session.encode(), ttl, owner.encode(), handshake.encode(), (SERVING + worker).encode()]
-    pipeline.execute_command("EVALSHA", sha, *arguments)
+    key = root.for_session(new.session_id).session
+    texts = [text.encode() for text in (new.owner, new.server, new.handshake, SERVING + worker)]
+    pipeline.execute_command("EVALSHA", sha, 1, key.encode(), ttl, *texts, NEVER_DECODE=True)
 
 
-async def touch(client: Client, keys: Keys, ttl: int, owner: str, worker: str) -> tuple[str, str]:
-    """Renew and read a session's record on behalf of its owner. A missing record is not created.
+async def touch(client: Client, root: Keys, sessions: Sequence[NewRecord], ttl: int, worker: str) -> list[str]:
+    """Renew sessions' records on behalf of their owners. A missing record is not created.
 
     Args:
         client: The client.
-        keys: The session's keys.
-        ttl: Seconds until the record expires.
-        owner: The digest of the caller's principal.
-        worker: The name of this worker, which serves the session from now on.
+        root: The keys of the root store.
+        sessions: The sessions, with the callers' owners and servers. Their handshakes are not used. On a cluster, one.
+        ttl: Seconds until the records expire.
+        worker: The name of this worker, which serves the sessions.
 
     Returns:
-        `live`, `ended`, `other` (another owner) or `absent`; and the handshake of a live session.
+        The state of each session; see `SessionRecord`.
     """
-    state, handshake = await _touch(client, [keys.session], [ttl, owner, SERVING + worker])
-    return state.decode("ascii"), handshake.decode("utf-8", "replace")
+    reply = await _touch(client, _records_of(root, sessions), [ttl, "", SERVING + worker, *_claims_of(sessions)])
+    return [state.decode("ascii") for state in reply[::2]]
+
+
+async def read(client: Client, root: Keys, session: NewRecord, ttl: int, worker: str) -> SessionRecord:
+    """Renew and read the record of a session that this worker serves from now on; arguments as in `touch`."""
+    reply = await _touch(client, _records_of(root, [session]), [ttl, "1", SERVING + worker, *_claims_of([session])])
+    state, handshake = reply
+    return SessionRecord(state.decode("ascii"), handshake.decode("utf-8", "replace"))
+
+
+def _records_of(root: Keys, sessions: Sequence[NewRecord]) -> list[str]:
+    return [root.for_session(each.session_id).session for each in sessions]
+
+
+def _claims_of(sessions: Sequence[NewRecord]) -> list[str]:
+    return [text for each in sessions for text in (each.owner, each.server)]
+
+
+async def claim(client: Client, root: Keys, server: str, ttl: int) -> str:
+    """Name the server that uses a prefix, unless another one does.
+
+    Args:
+        client: The client.
+        root: The keys of the root store.
+        server: The name of the server.
+        ttl: Seconds until the name expires.
+
+    Returns:
+        The name of the server that uses the prefix.
+    """
+    found: bytes = await _claim(client, [root.server], [ttl, server])
+    return found.decode("utf-8", "replace")
 
 
 async def end(client: Client, keys: Keys, ttl: int) -> None:

@@ -28,6 +28,7 @@ from mcp_eventscope.store.coordination import (
     DEFAULT_WORKER_LEASE,
     LEAVE_SECONDS,
     MESSAGE_SECONDS,
+    RECORD_SECONDS,
     MessageKind,
     NewRecord,
     SessionRecord,
@@ -37,8 +38,6 @@ from mcp_eventscope.store.events import FailureReason, StoreEvent, StoreRecovere
 
 _RETRY_SECONDS = 0.25
 """Seconds until a failed renewal is retried."""
-_RECORD_SECONDS = 2.0
-"""Maximum seconds for which `initialize` waits for a slow Redis."""
 _LOOK_SECONDS = 0.05
 """Seconds between checks, during that wait, whether Redis is unreachable."""
 _MICROSECONDS = 1_000_000
@@ -143,9 +142,9 @@ class Workers:
             task: Records the session. It continues when this returns early: after two seconds, or when Redis is
                 unreachable.
         """
-        until = time.monotonic() + _RECORD_SECONDS
+        until = time.monotonic() + RECORD_SECONDS
         while not task.done() and time.monotonic() < until:
-            if self._breaker.unreachable and self._breaker.reason is not FailureReason.TIMEOUT:
+            if self._breaker.unreachable and not self.slow:
                 return
             await asyncio.wait({task}, timeout=_LOOK_SECONDS)
 
@@ -163,6 +162,7 @@ class Workers:
     def _observed(self, fact: StoreEvent) -> None:
         if isinstance(fact, StoreRecovered):
             self._recovered = True
+            self._blind_until = time.monotonic() + self.lease  # Records may be missing until the workers republish.
             self._sooner.set()
 
     @asynccontextmanager
@@ -205,41 +205,53 @@ class Workers:
         self._outbox.put(session_id, kind, content, to=to)
 
     async def record(self, record: NewRecord, *, ttl: int) -> str:
-        """Record a session; see `Coordinator.record`."""
-        keys = self._keys.for_session(record.session_id)
-        state = await self._call(
-            "write to",
-            lambda: scripts.record(self._redis, keys, ttl, record.owner, record.handshake, self._worker.name),
-        )
+        """Record a session, also in a slow Redis; see `Coordinator.record`."""
+        function = partial(scripts.record, self._redis, self._keys, record, ttl, self._worker.name)
+        if self.slow:
+            state = await call("write to", self._redis, self._breaker, function)
+        else:
+            state = await self._call("write to", function)
         if state == "live" and len(record.handshake) <= _ANNOUNCED_BYTES:
-            content = pydantic_core.to_json([record.owner, record.handshake]).decode()
+            content = pydantic_core.to_json([record.owner, record.server, record.handshake]).decode()
             self._outbox.put(record.session_id, MessageKind.BEGAN, content, announced_for=ttl)
         return state
 
-    async def record_all(self, records: Sequence[NewRecord], *, ttl: int) -> None:
+    async def record_all(self, records: Sequence[NewRecord], *, ttl: int) -> list[str]:
         """Record many sessions in few round trips; see `Coordinator.record_all`."""
         if not isinstance(self._redis, aioredis.Redis):  # The pipeline of a cluster does not support scripts.
-            for record in records:
-                await self.record(record, ttl=ttl)
-            return
+            return [await self.record(record, ttl=ttl) for record in records]
+        states: list[str] = []
         for start in range(0, len(records), _RECORDS_AT_ONCE):
             first, *others = records[start : start + _RECORDS_AT_ONCE]
-            await self.record(first, ttl=ttl)  # Loads the script if Redis does not have it.
+            states.append(await self.record(first, ttl=ttl))  # Loads the script if Redis does not have it.
             pipeline = self._redis.pipeline(transaction=False)
             for each in others:
-                keys = self._keys.for_session(each.session_id)
-                scripts.queue_record(pipeline, keys, ttl, each.owner, each.handshake, self._worker.name)
-            await self._call("write to", pipeline.execute)
+                scripts.queue_record(pipeline, self._keys, each, ttl, self._worker.name)
+            states += [state.decode("ascii") for state in await self._call("write to", pipeline.execute)]
+        return states
 
-    async def touch(self, session_id: str, *, owner: str, ttl: int) -> SessionRecord:
-        """Renew and read a session's record; see `scripts.touch`.
+    async def touch(self, records: Sequence[NewRecord], *, ttl: int) -> list[str]:
+        """Renew the records of many sessions in few round trips; see `Coordinator.touch`."""
+        # The sessions of a cluster are on different nodes.
+        at_once = _RECORDS_AT_ONCE if isinstance(self._redis, aioredis.Redis) else 1
+        states: list[str] = []
+        for start in range(0, len(records), at_once):
+            some = records[start : start + at_once]
+            function = partial(scripts.touch, self._redis, self._keys, some, ttl, self._worker.name)
+            states += await self._call("write to", function)
+        return states
+
+    async def claim(self, server: str, *, ttl: int) -> str:
+        """Name the server that uses the prefix; see `Coordinator.claim`."""
+        return await self._call("write to", lambda: scripts.claim(self._redis, self._keys, server, ttl))
+
+    async def read(self, session_id: str, *, owner: str, server: str, ttl: int) -> SessionRecord:
+        """Renew and read a session's record; see `Coordinator.read`.
 
         When a record is absent, also check for a recent data loss in Redis: the absence is then `uncertain`.
         """
-        keys = self._keys.for_session(session_id)
-        record = SessionRecord(
-            *await self._call("read from", lambda: scripts.touch(self._redis, keys, ttl, owner, self._worker.name))
-        )
+        caller, worker = NewRecord(session_id, owner, "", server), self._worker.name
+        record = await self._call("read from", lambda: scripts.read(self._redis, self._keys, caller, ttl, worker))
         doubtful = record.state == "absent" and self._leased and not self.uncertain
         lease = self._keys.worker(self._worker.name)
         if doubtful and not await self._call("read from", lambda: self._redis.exists(lease)):
@@ -251,6 +263,11 @@ class Workers:
     def uncertain(self) -> bool:
         """Whether records may be missing after a recent outage or data loss of Redis."""
         return self._breaker.reason is not None or time.monotonic() < self._blind_until
+
+    @property
+    def slow(self) -> bool:
+        """Whether Redis is degraded because it answered too late."""
+        return self._breaker.reason is FailureReason.TIMEOUT
 
     @property
     def young(self) -> bool:

@@ -26,6 +26,12 @@ def requestor_of(scope: Scope) -> AuthorizationContext | None:
     return authorization_context(user) if isinstance(user, AuthenticatedUser) else None
 
 
+def audience_of(scope: Scope) -> str:
+    """The audience of a request's token (its RFC 8707 resource indicator); "" if it names none."""
+    user = scope.get("user")
+    return (user.access_token.resource or "") if isinstance(user, AuthenticatedUser) else ""
+
+
 def owner_of(requestor: AuthorizationContext | None) -> str:
     """The principal as stored in Redis: a digest, used for comparison only; "" without one."""
     if requestor is None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from math import ceil, inf
 from typing import Any
@@ -28,10 +28,17 @@ from starlette.types import Message, Receive, Scope, Send
 from mcp_eventscope.instrumentation import InstrumentedEventStore, instrument
 from mcp_eventscope.redis.limits import FLUSH_SECONDS
 from mcp_eventscope.sessions import _sdk_compat
-from mcp_eventscope.sessions.adoption import handshake_of, owner_of, params_of, requestor_of, serve_adopted
+from mcp_eventscope.sessions.adoption import (
+    audience_of,
+    handshake_of,
+    owner_of,
+    params_of,
+    requestor_of,
+    serve_adopted,
+)
 from mcp_eventscope.sessions.forwarder import Forwarder
 from mcp_eventscope.sessions.registry import UNREAD, LocalRegistry, SessionRegistry
-from mcp_eventscope.sessions.settings import check_settings
+from mcp_eventscope.sessions.settings import check_name, check_settings
 from mcp_eventscope.sessions.telemetry import SessionTelemetry
 from mcp_eventscope.sessions.transport import ResumableTransport
 from mcp_eventscope.sessions.view import SessionView
@@ -39,6 +46,7 @@ from mcp_eventscope.store.coordination import (
     DEFAULT_WORKER_LEASE,
     LEAVE_SECONDS,
     MessageKind,
+    NewRecord,
     SessionRecord,
     WorkerMessage,
 )
@@ -54,6 +62,12 @@ _RECORD_TTL = 24 * 3600
 """Seconds that a session's record is kept after its last request, without an idle timeout."""
 _RENEWAL_FRACTION = 0.1
 """The fraction of a record's TTL after which the end of a request renews the record."""
+_RENEWALS_PER_TTL = 4
+"""Renewals of the record of a session with a long request, per TTL."""
+_RENEWALS_PER_LEASE = 2
+"""Renewals of the record of a session with a running call, per lease."""
+_CLAIM_LEASES = 10
+"""Leases after which another server may use the prefix without a warning."""
 _STREAM_WAIT_SECONDS = 20.0
 """Maximum seconds for which a request for a stream waits until its session's record can be read."""
 _LATE_RECORD_SECONDS = 1.0
@@ -92,6 +106,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             answered with an error.
         shutdown_timeout: Seconds for which running calls may finish, from the stop signal (`drain`) or else from the
             end of `run()`. Then they are answered with an error. The process supervisor must allow slightly more.
+        name: The name of the server, the same on all of its workers. Sessions of servers with other names are unknown
+            here (404). None: the name of `app`.
         logger: The logger of the manager; None: as in `InstrumentedEventStore`.
 
     Raises:
@@ -115,9 +131,11 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         follow_timeout: float = DEFAULT_FOLLOW_TIMEOUT,
         worker_lease: float = DEFAULT_WORKER_LEASE,
         shutdown_timeout: float = 0.0,
+        name: str | None = None,
         logger: Logger | None = None,
     ) -> None:
         check_settings(app, follow_timeout=follow_timeout, worker_lease=worker_lease, shutdown_timeout=shutdown_timeout)
+        check_name(name)
         super().__init__(
             app,
             event_store=None if event_store is None else _sdk_compat.Guard(),
@@ -134,6 +152,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._shutdown_timeout = shutdown_timeout
         self._draining_since: float | None = None
         self._spread = _SPREAD_SECONDS[0]
+        self._name = app.name if name is None else name
         self._store: InstrumentedEventStore | None = None
         self._registry: SessionRegistry | LocalRegistry = LocalRegistry()
         if event_store is not None:
@@ -199,7 +218,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                 stack.push_async_callback(_flush, self._store)
             await stack.enter_async_context(super().run())
             if self._task_group is not None and self._registry.shared:
-                self._task_group.start_soon(self._keep_records, self._registry.ttl)
+                self._task_group.start_soon(self._keep_records)
             try:
                 yield
             finally:
@@ -278,7 +297,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         async def record_first(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] < _FIRST_ERROR_STATUS:
                 handshake = handshake_of(bytes(body))
-                await self._record(http_transport.mcp_session_id, handshake)
+                await self._record(http_transport.mcp_session_id, self._server_of(scope), handshake)
                 self._telemetry.began(http_transport.mcp_session_id, Origin.OPENED, handshake)
             elif message["type"] == "http.response.start":
                 self._telemetry.refused(Refusal.INVALID)
@@ -286,10 +305,15 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
         await super()._serve_opening_request(http_transport, scope, keep, record_first)
 
-    async def _record(self, session_id: str | None, handshake: str | None) -> None:
+    async def _record(self, session_id: str | None, server: str, handshake: str | None) -> None:
         if session_id is not None and handshake is not None:
             owner = owner_of(self._session_owners.get(session_id))
-            await self._registry.add(session_id, owner=owner, handshake=handshake)
+            await self._registry.add(NewRecord(session_id, owner, handshake, server))
+
+    def _server_of(self, scope: Scope) -> str:
+        """The server that a request addresses: our name, and the audience of its token if there is one."""
+        audience = audience_of(scope)
+        return f"{self._name}\n{audience}" if audience else self._name
 
     # -- sessions of other workers ------------------------------------------------------------------------------------
 
@@ -303,7 +327,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                 self._telemetry.check(self, session_id, requestor)
             await super()._handle_stateful_request(scope, receive, send)
             return
-        if refusal := await self._prepare(session_id, requestor, patient=scope["method"] == "GET"):
+        server = self._server_of(scope)
+        if refusal := await self._prepare(session_id, requestor, server, patient=scope["method"] == "GET"):
             await refusal(scope, receive, send)
             return
         ending = scope["method"] == "DELETE" and session_id in self._server_instances
@@ -317,20 +342,21 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         began = anyio.current_time()
         await super()._handle_stateful_request(scope, receive, end_first)
         if anyio.current_time() - began > registry.ttl * _RENEWAL_FRACTION:  # Else the renewal at its start suffices.
-            self._renew_soon(session_id, owner_of(requestor))
+            self._renew_soon(session_id)
 
     async def _prepare(
-        self, session_id: str, requestor: AuthorizationContext | None, *, patient: bool
+        self, session_id: str, requestor: AuthorizationContext | None, server: str, *, patient: bool
     ) -> Response | None:
         """Adopt the requestor's session if another worker serves it, or return a refusal.
 
         With `patient`, wait for Redis: a client that is refused twice stops resuming its stream.
         """
         if session_id in self._server_instances:
-            self._renew_soon(session_id, owner_of(requestor))
+            self._renew_soon(session_id)
             self._telemetry.check(self, session_id, requestor)
             return None
-        record = await self._read_record(session_id, owner_of(requestor))
+        owner = owner_of(requestor)
+        record = await self._read_record(session_id, owner, server)
         began = anyio.current_time()
         limits = {
             UNREAD: _STREAM_WAIT_SECONDS if patient else 0,
@@ -340,54 +366,70 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             if anyio.current_time() - began >= limits.get(record.state, 0):
                 break
             await anyio.sleep(_RECHECK_SECONDS)
-            record = await self._read_record(session_id, owner_of(requestor))
+            record = await self._read_record(session_id, owner, server)
         if session_id not in self._server_instances:
             if record.state == UNREAD:
                 self._telemetry.refused(Refusal.UNAVAILABLE, session_id)
                 return _sdk_compat.unavailable("Session store temporarily unavailable; retry", retry_after=1)
-            if record.state == "live" and not await self._adopt(session_id, requestor, record):
+            new = NewRecord(session_id, owner, record.handshake, server)
+            if record.state == "live" and not await self._adopt(requestor, new):
                 self._telemetry.refused(Refusal.LIMIT, session_id)
                 return _sdk_compat.unavailable("Too many open sessions")
-        self._telemetry.check(self, session_id, requestor, others=record.state == "other")
+        self._telemetry.check(self, session_id, requestor, record.state)
         return None
 
-    async def _read_record(self, session_id: str, owner: str) -> SessionRecord:
+    async def _read_record(self, session_id: str, owner: str, server: str) -> SessionRecord:
         """Read the record of a session; while Redis cannot be read, the one that its worker has announced."""
-        record = await self._renew(session_id, owner)
-        announced = self._registry.learned(session_id, owner=owner) if record.state == UNREAD else None
+        record = await self._registry.read(session_id, owner=owner, server=server)
+        announced = None
+        if record.state == UNREAD:
+            announced = self._registry.learned(session_id, owner=owner, server=server)
         return record if announced is None else announced
 
-    def _renew_soon(self, session_id: str, owner: str) -> None:
+    def _renew_soon(self, session_id: str) -> None:
         """Renew the record of a session in the background, unless it was renewed recently."""
         if self._task_group is not None and self._registry.due(session_id):
-            self._task_group.start_soon(self._renew, session_id, owner)
+            self._task_group.start_soon(self._renew, [session_id])
 
-    async def _renew(self, session_id: str, owner: str) -> SessionRecord:
-        """Renew a session's record. End the session if its record says so; write a lost record."""
-        record = await self._registry.renew(session_id, owner=owner)
-        transport = self._server_instances.get(session_id)
-        if transport is not None and record.state == "ended" and not transport.is_terminated:
-            self._telemetry.ends(session_id, SessionEnd.OTHER_WORKER)
-            await self._discard_session(session_id, transport)
-        elif transport is not None and record.state == "absent":
-            await self._record(session_id, self._registry.handshake(session_id))
-        return record
+    async def _renew(self, session_ids: Sequence[str]) -> None:
+        """Renew the records of sessions, write lost ones, and end the sessions that were ended elsewhere."""
+        for session_id in await self._registry.renew(session_ids):
+            self._end_locally(session_id)
 
-    async def _keep_records(self, ttl: int) -> None:
-        """Renew the records of sessions with long requests, so that other workers can adopt them."""
+    async def _keep_records(self) -> None:
+        """Renew the records of sessions with long requests, so that other workers can adopt them.
+
+        A session with a running call is renewed as often as the worker's lease. Also claim the prefix for this server.
+        """
+        interval = self._registry.ttl / _RENEWALS_PER_TTL
+        renewed = anyio.current_time()
         while True:
-            await anyio.sleep(ttl / 4)
-            await self._renew_busy()
+            await self._claim_prefix()
+            await anyio.sleep(min(interval, self._worker_lease / _RENEWALS_PER_LEASE))
+            if anyio.current_time() - renewed >= interval:
+                renewed = anyio.current_time()
+                await self._renew_used()
+            else:
+                await self._renew([each.mcp_session_id or "" for each in self._served() if each.view.busy])
 
-    async def _renew_busy(self) -> None:
-        for session_id, transport in tuple(self._server_instances.items()):
-            idle = transport.idle_scope is not None and transport.idle_scope.deadline != inf
-            owner = owner_of(self._session_owners.get(session_id))
-            if not idle and (await self._renew(session_id, owner)).state == UNREAD:
-                return
+    async def _renew_used(self) -> None:
+        """Renew the records of all sessions with a request."""
+        used = [
+            session_id
+            for session_id, transport in self._server_instances.items()
+            if transport.idle_scope is None or transport.idle_scope.deadline == inf
+        ]
+        await self._renew(used)
 
-    async def _adopt(self, session_id: str, requestor: AuthorizationContext | None, record: SessionRecord) -> bool:
+    async def _claim_prefix(self) -> None:
+        """Warn once if another server uses the same Redis and prefix."""
+        found = await self._registry.claim(self._name, ceil(self._worker_lease * _CLAIM_LEASES))
+        if found != self._name:
+            self._telemetry.shares_prefix(self._name, found)
+
+    async def _adopt(self, requestor: AuthorizationContext | None, record: NewRecord) -> bool:
         """Serve a session of another worker here, too. Return False if there are too many."""
+        session_id = record.session_id
         async with self._session_creation_lock:
             if session_id in self._server_instances or self._task_group is None or self._store is None:
                 return True
@@ -399,7 +441,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             transport = self._transport_of(self._store, session_id)
             if requestor is not None:
                 self._session_owners[session_id] = requestor
-            self._registry.remember(session_id, record.handshake)
+            self._registry.remember(record)
             await self._task_group.start(self._serve_adopted, session_id, transport, params)
             # Only now that it is connected: concurrent requests of the session would meet a transport without streams.
             if not transport.is_terminated:
@@ -438,15 +480,15 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     async def _republish(self) -> None:
         """Write the records again after a data loss or outage of Redis."""
         served = sorted(self._served(), key=lambda transport: not transport.view.busy)  # Running requests first.
-        sessions = [transport.mcp_session_id or "" for transport in served]
-        await self._registry.republish({each: owner_of(self._session_owners.get(each)) for each in sessions})
+        for session_id in await self._registry.republish([each.mcp_session_id or "" for each in served]):
+            self._end_locally(session_id)
 
     def _on_message(self, message: WorkerMessage) -> None:
         """Handle a message of another worker, or the possible loss of messages."""
         if self._task_group is None:
             return
         if message.kind is MessageKind.LOST:
-            self._task_group.start_soon(self._renew_busy)
+            self._task_group.start_soon(self._renew_used)
         session_id = self._registry.session_of(message.session) or ""
         transport = self._server_instances.get(session_id)
         if not isinstance(transport, ResumableTransport):

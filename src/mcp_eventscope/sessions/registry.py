@@ -3,8 +3,8 @@
 import asyncio
 import sys
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from math import inf
 
 import anyio
@@ -12,6 +12,7 @@ import pydantic_core
 
 from mcp_eventscope.errors import StoreError
 from mcp_eventscope.store.coordination import (
+    RECORD_SECONDS,
     Coordinator,
     MessageKind,
     NewRecord,
@@ -26,6 +27,10 @@ UNREAD = "unread"
 _RENEWED_PART, _RENEWED_SECONDS = 0.1, 1.0
 """How long a record counts as renewed: a fraction of its TTL, and at most this many seconds. A session that another
 worker has ended ends here within this time, even if the message is lost."""
+_RETRY_SECONDS = 0.05
+"""Seconds until a record is written again that a slow Redis has not acknowledged."""
+_RENEWED_AT_ONCE = 256
+"""Maximum number of records that are renewed within one time limit."""
 
 
 _LEARNED_BYTES = 16 * 1024 * 1024
@@ -50,8 +55,8 @@ class SessionRegistry:
     def __init__(self, coordinator: Coordinator, ttl: int) -> None:
         self._coordinator = coordinator
         self.ttl = ttl
-        self.handshakes: dict[str, str] = {}
-        """By session, the parameters with which another worker can serve it."""
+        self.records: dict[str, NewRecord] = {}
+        """The records of the sessions that are served here, in case Redis loses them."""
         self._ended: set[str] = set()
         self._renewed: dict[str, float] = {}
         self._served: dict[str, str] = {}
@@ -78,14 +83,14 @@ class SessionRegistry:
     def _learn(self, message: WorkerMessage) -> None:
         """Keep the record of a session that began on another worker."""
         try:
-            owner, handshake = pydantic_core.from_json(message.content)
+            owner, server, handshake = pydantic_core.from_json(message.content)
         except (ValueError, TypeError):
             return
-        if not isinstance(owner, str) or not isinstance(handshake, str):
+        if not all(isinstance(text, str) for text in (owner, server, handshake)):
             return
         self._forget(message.session)
         # Clients of one kind have the same handshake, so equal ones are kept once.
-        self._learned[message.session] = SessionRecord("live", sys.intern(handshake), owner)
+        self._learned[message.session] = SessionRecord("live", sys.intern(handshake), owner, sys.intern(server))
         self._learned_bytes += len(handshake) + _LEARNED_OVERHEAD
         while self._learned_bytes > _LEARNED_BYTES:
             self._forget(next(iter(self._learned)))
@@ -94,65 +99,71 @@ class SessionRegistry:
         if (record := self._learned.pop(digest, None)) is not None:
             self._learned_bytes -= len(record.handshake) + _LEARNED_OVERHEAD
 
-    def learned(self, session_id: str, *, owner: str) -> SessionRecord | None:
+    def learned(self, session_id: str, *, owner: str, server: str) -> SessionRecord | None:
         """The record that another worker announced; None if there was none.
 
         Args:
             session_id: The session.
             owner: The digest of the caller's principal.
+            server: The caller's server, as in `NewRecord`.
         """
         record = self._learned.get(session_digest(session_id))
+        if record is not None and record.server != server:
+            return SessionRecord("other_server")
         return record if record is None or record.owner == owner else SessionRecord("other")
 
     def session_of(self, digest: str) -> str | None:
         """The session of a message, if it is served here."""
         return self._served.get(digest)
 
-    async def add(self, session_id: str, *, owner: str, handshake: str) -> None:
-        """Record a session, and keep its handshake in memory in case Redis loses it.
+    async def add(self, record: NewRecord) -> None:
+        """Record a session, and keep its record in memory in case Redis loses it.
 
         Waits for a slow Redis, because other workers answer 404 until the record is written. While Redis is unreachable
         it does not wait; the record is written once Redis has recovered.
         """
-        self.remember(session_id, handshake)
-        writing = asyncio.create_task(self._write(session_id, owner, handshake), name="eventscope-record")
+        self.remember(record)
+        writing = asyncio.create_task(self._write(record), name="eventscope-record")
         self._writing.add(writing)
         writing.add_done_callback(self._writing.discard)
         await self._coordinator.wait_for_record(writing)
 
-    async def _write(self, session_id: str, owner: str, handshake: str) -> None:
-        record = NewRecord(session_id, owner, handshake)
-        try:
-            await self._coordinator.record(record, ttl=self.ttl)
-        except StoreError:
-            self._coordinator.republish()
+    async def _write(self, record: NewRecord) -> None:
+        """Write a record; keep trying while Redis is slow and the client waits for its session."""
+        until = anyio.current_time() + RECORD_SECONDS
+        while True:
+            try:
+                await self._coordinator.record(record, ttl=self.ttl)
+            except StoreError:
+                if not self._coordinator.slow or anyio.current_time() >= until:
+                    self._coordinator.republish()
+                    return
+                await anyio.sleep(_RETRY_SECONDS)
+            else:
+                return
 
-    async def republish(self, owners: Mapping[str, str]) -> None:
+    async def republish(self, session_ids: Sequence[str]) -> list[str]:
         """Write the records again, and retry ends of sessions that have failed.
 
         Args:
-            owners: The owners by session, in the order of writing.
+            session_ids: The sessions that are served here, in the order of writing.
+
+        Returns:
+            The sessions that were ended on another worker meanwhile.
 
         Raises:
             StoreError: A write failed.
         """
         for session_id in tuple(self._ended):
             await self.end(session_id)
-        records = [
-            NewRecord(session_id, owner, self.handshakes[session_id])
-            for session_id, owner in owners.items()
-            if session_id in self.handshakes
-        ]
-        await self._coordinator.record_all(records, ttl=self.ttl)
+        records = [self.records[session_id] for session_id in session_ids if session_id in self.records]
+        states = await self._coordinator.record_all(records, ttl=self.ttl)
+        return _ended(records, states)
 
-    def remember(self, session_id: str, handshake: str) -> None:
-        """Keep the handshake of a session that is served here, in case Redis loses it."""
-        self.handshakes[session_id] = handshake
-        self._served[session_digest(session_id)] = session_id
-
-    def handshake(self, session_id: str) -> str | None:
-        """The handshake of a session; None if it is unknown here."""
-        return self.handshakes.get(session_id)
+    def remember(self, record: NewRecord) -> None:
+        """Keep the record of a session that is served here, in case Redis loses it."""
+        self.records[record.session_id] = record
+        self._served[session_digest(record.session_id)] = record.session_id
 
     def due(self, session_id: str) -> bool:
         """Whether to renew the record now. The caller then renews it."""
@@ -162,15 +173,59 @@ class SessionRegistry:
         self._renewed[session_id] = now
         return True
 
-    async def renew(self, session_id: str, *, owner: str) -> SessionRecord:
-        """Renew and read a session's record on behalf of its owner; `UNREAD` if Redis does not answer."""
+    async def read(self, session_id: str, *, owner: str, server: str) -> SessionRecord:
+        """Renew and read the record of a session that is not served here; `UNREAD` if Redis does not answer.
+
+        Args:
+            session_id: The session.
+            owner: The digest of the caller's principal; "" without one.
+            server: The caller's server, as in `NewRecord`.
+        """
         if session_id in self._ended:  # Redis may not know yet.
             return SessionRecord("ended")
         with self._coordinator.best_effort():
-            record = await self._coordinator.touch(session_id, owner=owner, ttl=self.ttl)
-            if record.state != "absent" or session_id in self.handshakes or not self._coordinator.uncertain:
+            record = await self._coordinator.read(session_id, owner=owner, server=server, ttl=self.ttl)
+            if record.state != "absent" or not self._coordinator.uncertain:
                 return record
         return SessionRecord(UNREAD)
+
+    async def renew(self, session_ids: Sequence[str]) -> list[str]:
+        """Renew the records of sessions that are served here, and write those that Redis has lost.
+
+        Stops when Redis does not answer; `republish` writes the records when it has recovered.
+
+        Returns:
+            The sessions that were ended on another worker.
+        """
+        ended: list[str] = []
+        records = [self.records[session_id] for session_id in session_ids if session_id in self.records]
+        for start in range(0, len(records), _RENEWED_AT_ONCE):
+            some = records[start : start + _RENEWED_AT_ONCE]
+            states: list[str] = []
+            with self._coordinator.best_effort():
+                states = await self._coordinator.touch(some, ttl=self.ttl)
+            if not states:
+                break
+            ended += _ended(some, states)
+            lost = [record for record, state in zip(some, states, strict=True) if state == "absent"]
+            if lost:
+                with self._coordinator.best_effort():
+                    ended += _ended(lost, await self._coordinator.record_all(lost, ttl=self.ttl))
+        return ended
+
+    async def claim(self, server: str, ttl: int) -> str:
+        """Name the server that uses the store, unless another one does.
+
+        Args:
+            server: The name of the server.
+            ttl: Seconds until the name expires.
+
+        Returns:
+            The server that uses the store; `server` if Redis does not answer.
+        """
+        with suppress(StoreError):  # No caller waits for it, so a slow answer is no failure.
+            return await self._coordinator.claim(server, ttl=ttl)
+        return server
 
     @property
     def late(self) -> bool:
@@ -190,9 +245,13 @@ class SessionRegistry:
 
     def remove(self, session_id: str) -> None:
         """Remove the state of a session that is no longer served here."""
-        self.handshakes.pop(session_id, None)
+        self.records.pop(session_id, None)
         self._served.pop(session_digest(session_id), None)
         self._renewed.pop(session_id, None)
+
+
+def _ended(records: Sequence[NewRecord], states: Sequence[str]) -> list[str]:
+    return [record.session_id for record, state in zip(records, states, strict=True) if state == "ended"]
 
 
 class LocalRegistry:
@@ -206,27 +265,36 @@ class LocalRegistry:
         """Do nothing."""
         return nullcontext()
 
-    async def add(self, session_id: str, *, owner: str, handshake: str) -> None:
+    async def add(self, record: NewRecord) -> None:
         """Do nothing."""
 
-    async def republish(self, owners: Mapping[str, str]) -> None:
-        """Do nothing."""
+    async def republish(self, session_ids: Sequence[str]) -> list[str]:
+        """Return no sessions."""
+        del session_ids
+        return []
 
-    def remember(self, session_id: str, handshake: str) -> None:
+    def remember(self, record: NewRecord) -> None:
         """Do nothing."""
-
-    def handshake(self, session_id: str) -> None:
-        """None: there are no handshakes."""
 
     def due(self, session_id: str) -> bool:
         """False: there are no records."""
         del session_id
         return False
 
-    async def renew(self, session_id: str, *, owner: str) -> SessionRecord:
+    async def read(self, session_id: str, *, owner: str, server: str) -> SessionRecord:
         """Return `UNREAD`."""
-        del session_id, owner
+        del session_id, owner, server
         return SessionRecord(UNREAD)
+
+    async def renew(self, session_ids: Sequence[str]) -> list[str]:
+        """Return no sessions."""
+        del session_ids
+        return []
+
+    async def claim(self, server: str, ttl: int) -> str:
+        """Return the server: its sessions stay on their worker."""
+        del ttl
+        return server
 
     async def end(self, session_id: str) -> None:
         """Do nothing."""
@@ -234,7 +302,7 @@ class LocalRegistry:
     def send(self, session_id: str, kind: MessageKind, content: str = "", *, to: str | None = None) -> None:
         """Do nothing: there are no other workers."""
 
-    def learned(self, session_id: str, *, owner: str) -> None:
+    def learned(self, session_id: str, *, owner: str, server: str) -> None:
         """None: sessions stay on their worker."""
 
     def session_of(self, digest: str) -> None:

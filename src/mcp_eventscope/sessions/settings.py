@@ -9,6 +9,24 @@ _RANGES = {"follow_timeout": (0.001, inf), "worker_lease": (1.0, 3600.0), "shutd
 """Minimum and maximum in seconds. A busy process cannot renew a lease of less than a second in time."""
 
 
+def check_name(name: object) -> None:
+    """Validate the name of a server.
+
+    Args:
+        name: A text that is not empty; None: the server's own name.
+
+    Raises:
+        TypeError: It is not a string.
+        ValueError: It is empty.
+    """
+    if name is not None and not isinstance(name, str):
+        msg = f"name must be a string, got {type(name).__name__}; leave it out for the name of the MCP server"
+        raise TypeError(msg)
+    if name is not None and not name.strip():
+        msg = f"name must not be empty, got {name!r}; leave it out for the name of the MCP server"
+        raise ValueError(msg)
+
+
 def check_settings(app: object, **timeouts: float) -> None:
     """Validate the server and the timeouts.
 

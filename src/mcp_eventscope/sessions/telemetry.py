@@ -18,6 +18,7 @@ from mcp_eventscope.telemetry import catalog_sessions
 from mcp_eventscope.telemetry.facts import (
     OperationEnded,
     Origin,
+    PrefixShared,
     Refusal,
     Requested,
     ResumptionDisabled,
@@ -31,6 +32,8 @@ from mcp_eventscope.telemetry.facts import (
 from mcp_eventscope.telemetry.logs import Log
 from mcp_eventscope.telemetry.tracing import session_hash
 
+_REFUSALS = {"other": Refusal.NOT_OWNER, "other_server": Refusal.OTHER_SERVER}
+"""The reason of a 404, by the state of the session's record."""
 _PROTOCOL_VERSIONS = frozenset(catalog_sessions.PROTOCOL_VERSION.values or ())
 _METHODS = frozenset(catalog_sessions.METHOD.values or ())
 _ERROR_TYPES = frozenset(catalog_sessions.OPERATION_ERROR_TYPE.values or ())
@@ -61,6 +64,7 @@ class SessionTelemetry:
         self._log = log
         self._here: dict[str, _Served] = {}
         self._logged_version = False
+        self._warned_of_prefix = False
 
     def configured(
         self, *, stateless: bool, json_response: bool, idle_timeout: float | None, follow_timeout: float
@@ -102,6 +106,17 @@ class SessionTelemetry:
                 'in the SDK\'s client, mode="legacy"'
             )
             self._record(ResumptionDisabled(f"protocol revision {named}", fix))
+
+    def shares_prefix(self, server: str, other_server: str) -> None:
+        """Warn, once, that another server uses the same prefix.
+
+        Args:
+            server: The name of this server.
+            other_server: The name of the other one.
+        """
+        if not self._warned_of_prefix:
+            self._warned_of_prefix = True
+            self._record(PrefixShared(server, other_server))
 
     def began(self, session_id: str | None, origin: Origin, handshake: str | None) -> None:
         """Record that a session is served here from now on.
@@ -163,8 +178,7 @@ class SessionTelemetry:
         manager: StreamableHTTPSessionManager,
         session_id: str,
         requestor: AuthorizationContext | None,
-        *,
-        others: bool = False,
+        state: str = "",
     ) -> None:
         """Record the refusal if the SDK is about to answer with 404.
 
@@ -172,10 +186,10 @@ class SessionTelemetry:
             manager: The session manager.
             session_id: The requested session.
             requestor: The principal of the request.
-            others: Whether the session is known to belong to another principal.
+            state: The state of the session's record, if it was read (`SessionRecord`).
         """
         if session_id not in manager._server_instances:
-            self.refused(Refusal.NOT_OWNER if others else Refusal.UNKNOWN, session_id)
+            self.refused(_REFUSALS.get(state, Refusal.UNKNOWN), session_id)
         elif manager._session_owners.get(session_id) != requestor:
             self.refused(Refusal.NOT_OWNER, session_id)
 

@@ -15,6 +15,9 @@ MESSAGE_SECONDS = 60.0
 LEAVE_SECONDS = 1.0
 """Maximum seconds that a stopping worker spends on releasing its lease; after that the lease expires."""
 
+RECORD_SECONDS = 2.0
+"""Maximum seconds for which `initialize` waits for the record of its session, while the store is slow."""
+
 
 class MessageKind(StrEnum):
     """The subject of a message between workers."""
@@ -63,16 +66,23 @@ class NewRecord:
     """A digest of the session's principal; "" without one."""
     handshake: str
     """The parameters of the session's `initialize` request, as JSON."""
+    server: str = ""
+    """The server's name, and the audience of the principal's token if it has one."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """The record of a session as its owner reads it. `state` is `live`, `ended`, `other` or `absent`."""
+    """The record of a session as its owner reads it.
+
+    `state` is `live`, `ended`, `other` (of another principal), `other_server` or `absent`.
+    """
 
     state: str
     handshake: str = ""
     owner: str = ""
     """The digest of its principal, where it was announced by another worker."""
+    server: str = ""
+    """Its server as in `NewRecord`, where it was announced by another worker."""
 
 
 class Coordinator(Protocol):
@@ -86,6 +96,11 @@ class Coordinator(Protocol):
     @property
     def uncertain(self) -> bool:
         """Whether the store was unreachable or lost data so recently that records may be missing."""
+        ...
+
+    @property
+    def slow(self) -> bool:
+        """Whether the store answers too late, as far as known, rather than not at all."""
         ...
 
     @property
@@ -119,7 +134,7 @@ class Coordinator(Protocol):
         ...
 
     async def record(self, record: NewRecord, *, ttl: int) -> str:
-        """Record a session, unless it belongs to another principal or has ended.
+        """Record a session, unless it belongs to another principal or server, or has ended.
 
         Args:
             record: The session.
@@ -133,15 +148,51 @@ class Coordinator(Protocol):
         """
         ...
 
-    async def record_all(self, records: Sequence[NewRecord], *, ttl: int) -> None:
-        """Record many sessions in few round trips. Arguments and errors as in `record`."""
+    async def record_all(self, records: Sequence[NewRecord], *, ttl: int) -> list[str]:
+        """Record many sessions in few round trips. Arguments, results and errors as in `record`."""
         ...
 
-    async def touch(self, session_id: str, *, owner: str, ttl: int) -> SessionRecord:
+    async def touch(self, records: Sequence[NewRecord], *, ttl: int) -> list[str]:
+        """Renew the records of many sessions in few round trips, without reading or creating them.
+
+        Args:
+            records: The sessions, with their principals and servers.
+            ttl: Seconds until the records expire.
+
+        Returns:
+            The state of each session; see `SessionRecord`.
+
+        Raises:
+            StoreError: The write failed.
+        """
+        ...
+
+    async def read(self, session_id: str, *, owner: str, server: str, ttl: int) -> SessionRecord:
         """Renew and return the record of a session on behalf of its owner.
+
+        Args:
+            session_id: The session.
+            owner: The digest of the caller's principal; "" without one.
+            server: The caller's server, as in `NewRecord`.
+            ttl: Seconds until the record expires.
 
         Raises:
             StoreError: The read failed.
+        """
+        ...
+
+    async def claim(self, server: str, *, ttl: int) -> str:
+        """Name the server that uses this store, unless another one does.
+
+        Args:
+            server: The server's name.
+            ttl: Seconds until the name expires.
+
+        Returns:
+            The name of the server that uses the store.
+
+        Raises:
+            StoreError: The write failed.
         """
         ...
 

@@ -4,7 +4,7 @@ from mcp_eventscope.telemetry.declarations import STORE, Label, LogEvent, Metric
 
 ORIGIN = Label("origin", ("opened", "adopted"))
 SESSION_END_REASON = Label("reason", ("deleted", "other_worker", "idle", "failed", "shutdown"))
-REFUSAL_REASON = Label("reason", ("limit", "unknown", "not_owner", "unavailable", "invalid"))
+REFUSAL_REASON = Label("reason", ("limit", "unknown", "not_owner", "other_server", "unavailable", "invalid"))
 PROTOCOL_VERSION = Label(
     "mcp_protocol_version",
     ("none", "2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28", "other"),
@@ -120,8 +120,8 @@ REQUESTS_REFUSED = Metric(
     "eventscope_requests_refused_total",
     MetricType.COUNTER,
     "Requests refused for want of a session, by reason: too many sessions (limit, 503), no such session (unknown, "
-    "404), the session of another principal (not_owner, 404), store unavailable (unavailable, 503), or an invalid "
-    "request to open one (invalid, 4xx).",
+    "404), the session of another principal (not_owner, 404) or of another server under the same key prefix "
+    "(other_server, 404), store unavailable (unavailable, 503), or an invalid request to open one (invalid, 4xx).",
     (STORE, REFUSAL_REASON),
     counted="request",
 )
@@ -166,4 +166,11 @@ TTL_SHORT = LogEvent(
     ("store", "ttl_seconds", "setting", "setting_seconds", "fix"),
 )
 
-LOG_EVENTS = (SESSION_REFUSED, TTL_SHORT)
+PREFIX_SHARED = LogEvent(
+    "event_store.prefix_shared",
+    "warning",
+    "Another server uses the same Redis and key prefix. Their sessions stay apart, but not their keys and messages.",
+    ("store", "server", "other_server", "fix"),
+)
+
+LOG_EVENTS = (SESSION_REFUSED, TTL_SHORT, PREFIX_SHARED)

@@ -38,6 +38,8 @@ class Refusal(StrEnum):
     """There is no session with this id, or no longer."""
     NOT_OWNER = "not_owner"
     """It belongs to another principal; the answer is the same as for an unknown session."""
+    OTHER_SERVER = "other_server"
+    """It belongs to another server under the same prefix; the answer is the same as for an unknown session."""
     UNAVAILABLE = "unavailable"
     """The session store is unavailable."""
     INVALID = "invalid"
@@ -112,6 +114,21 @@ class TTLShort:
     fix: str
 
 
+@dataclass(frozen=True, slots=True)
+class PrefixShared:
+    """Another server uses the same Redis and key prefix."""
+
+    server: str
+    other_server: str
+
+
 ServingFact: TypeAlias = (
-    SessionBegan | SessionEnded | OperationEnded | SessionRefused | Requested | ResumptionDisabled | TTLShort
+    PrefixShared
+    | SessionBegan
+    | SessionEnded
+    | OperationEnded
+    | SessionRefused
+    | Requested
+    | ResumptionDisabled
+    | TTLShort
 )

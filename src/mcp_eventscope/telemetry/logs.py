@@ -18,7 +18,14 @@ from mcp_eventscope.store.events import (
 )
 from mcp_eventscope.store.results import BacklogStatus
 from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, declarations
-from mcp_eventscope.telemetry.facts import Refusal, ResumptionDisabled, ServingFact, SessionRefused, TTLShort
+from mcp_eventscope.telemetry.facts import (
+    PrefixShared,
+    Refusal,
+    ResumptionDisabled,
+    ServingFact,
+    SessionRefused,
+    TTLShort,
+)
 from mcp_eventscope.telemetry.measurements import Measurement, RedisStatsMeasurement, ReplayMeasurement
 from mcp_eventscope.telemetry.tracing import trace_ids
 
@@ -51,6 +58,7 @@ _FIXES = {
 _REFUSALS = {
     Refusal.LIMIT: "raise max_sessions=, lower session_idle_timeout=, or run more workers",
     Refusal.NOT_OWNER: "none if the client changed its credential; otherwise a client tries session ids of others",
+    Refusal.OTHER_SERVER: "give each server its own key_prefix=, and all workers of one server the same name=",
     Refusal.UNAVAILABLE: "restore Redis: see event_store.degraded and /healthz for the reason",
 }
 """The refusals that are logged, with the remedy. Unknown session ids are normal, and are not logged."""
@@ -230,6 +238,14 @@ class LogSink:
                     session_hash=fact.session_hash,
                     reason=fact.reason.value,
                     fix=_REFUSALS[fact.reason],
+                )
+            case PrefixShared():
+                log.write(
+                    catalog_sessions.PREFIX_SHARED,
+                    store=self._store,
+                    server=fact.server,
+                    other_server=fact.other_server,
+                    fix="give each server its own key_prefix= (EVENTSCOPE_KEY_PREFIX); none if this one was renamed",
                 )
             case ResumptionDisabled():
                 log.write(catalog.RESUMPTION_DISABLED, mode=fact.mode, fix=fact.fix)

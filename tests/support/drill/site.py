@@ -88,7 +88,7 @@ class Site:
         """Whether a worker reports now that its Redis is unreachable or slow."""
         async with httpx2.AsyncClient(verify=NO_TLS, trust_env=False) as http:
             answer = await http.get(f"{worker.url}/metrics")
-        return 'eventscope_degraded{store="default"} 1.0' in answer.raise_for_status().text
+        return 'eventscope_degraded{store="chaos"} 1.0' in answer.raise_for_status().text
 
     async def shows(self, expression: str) -> None:
         """Return when an expression has a value that is not 0."""
