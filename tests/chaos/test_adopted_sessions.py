@@ -148,6 +148,59 @@ async def test_idle_session_ends_only_where_it_is_idle(valkey_url: str, connect:
         await until(lambda: not a.sessions and not b.sessions)
 
 
+async def test_session_with_a_running_call_is_not_idle(valkey_url: str, connect: Connect) -> None:
+    """The call of a client that is disconnected, or connected through another worker, ends, and its result waits."""
+    async with two(valkey_url, session_idle_timeout=1) as (a, b):
+        clients = [await open_session(connect, a.url) for _ in range(2)]
+        primed = []
+        for number, client in enumerate(clients):
+            async with client.call(1, "steps", name=str(number)) as response:
+                primed.append(await anext(events(response)))
+        away, elsewhere = clients
+        async with on_url(elsewhere, b.url).get(primed[1].id) as response:
+            stream = events(response)
+            await anyio.sleep(2.5)
+            assert (a.sessions, b.sessions) == (2, 1)
+            a.controlled.finish("0")
+            a.controlled.finish("1")
+            assert content_of([event async for event in stream][-1]) == "0 steps"
+        await anyio.sleep(0.5)
+        assert content_of((await on_url(away, b.url).resume(primed[0].id))[-1]) == "0 steps"
+        await until(lambda: not a.sessions and not b.sessions)
+
+
+async def test_session_with_a_cancelled_call_is_idle(valkey_url: str, connect: Connect) -> None:
+    """The transport ends a call that the server does not answer, and the session is idle from then on."""
+    async with two(valkey_url, session_idle_timeout=1) as (a, b):
+        for canceller in (a, b):
+            client = await open_session(connect, a.url)
+            async with client.call(1, "steps", name="w") as response:
+                await anext(events(response))
+                cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
+                async with on_url(client, canceller.url).post(cancel) as accepted:
+                    assert accepted.status_code == 202
+        await until(lambda: not a.sessions and not b.sessions)
+
+
+async def test_lost_record_of_a_session_with_a_running_call_is_written_again(
+    valkey_url: str, connect: Connect, redis_client: aioredis.Redis
+) -> None:
+    """Another worker serves the session, and within a lease every other one can."""
+    async with two(valkey_url) as (a, b):
+        client = await open_session(connect, a.url)
+        async with client.call(1, "steps", name="w") as response:
+            primed = await anext(events(response))
+        key = f"mcp:{{{client.session}}}:"
+        await until(lambda: redis_client.exists(f"{key}requests"))
+        await redis_client.delete(f"{key}session")
+        with promptly(LEASE):
+            async with on_url(client, b.url).get(primed.id) as resumed:
+                assert resumed.status_code == 200
+                await until(lambda: redis_client.exists(f"{key}session"))
+        a.controlled.finish("w")
+        await check_session(on_url(client, b.url))
+
+
 async def test_session_idle_everywhere_ends_everywhere(
     valkey_url: str, connect: Connect, redis_client: aioredis.Redis
 ) -> None:

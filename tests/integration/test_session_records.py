@@ -9,11 +9,18 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.workers import Workers
 from mcp_eventscope.store.coordination import NewRecord, SessionRecord
+from support.messages import answer
+from support.session_producers import SessionProducer
+from support.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
 SESSION = "s"
 RECORD = NewRecord(SESSION, "alice", "{}", "calc")
+
+
+async def nothing() -> None:
+    """Republish nothing."""
 
 
 @pytest.fixture
@@ -79,6 +86,24 @@ async def test_end_of_an_expired_record_stays_ended(workers: Workers) -> None:
     for owner in ("", "alice"):
         assert (await read(workers, owner)).state == "ended"
         assert await workers.record(NewRecord(SESSION, owner, "{}", "calc"), ttl=60) == "ended"
+
+
+async def test_absent_record_of_a_session_with_a_running_call_is_lost(store: RedisEventStore) -> None:
+    """It is absent only once the call has ended, or its worker's lease."""
+    other = RedisEventStore(store._redis, key_prefix=store.key_prefix, ttl=60)
+    async with other.coordinator.hold_lease(60, lambda _: None, nothing):
+        await until(lambda: not other.coordinator.uncertain)
+        async with store.coordinator.hold_lease(60, lambda _: None, nothing):
+            for number in range(2):
+                producer = SessionProducer(store, SESSION, number)
+                await producer.append(None)
+                await producer.outcomes()
+                assert (await read(other.coordinator)).state == "lost"
+                if not number:
+                    await producer.append(answer())
+                    await producer.outcomes()
+                    assert (await read(other.coordinator)).state == "absent"
+        assert (await read(other.coordinator)).state == "absent"
 
 
 async def test_many_records_are_written_and_renewed_in_few_round_trips(

@@ -216,7 +216,12 @@ async def test_sse_writer_of_an_ended_session_ends_the_response() -> None:
     """A writer whose stream a `DELETE` has closed ends the response without an error."""
     view = SessionView(RedisEventStore(FakeAsyncRedis(), ttl=60).for_session("s"), follow_timeout=1)
     transport = ResumableTransport(
-        view, stopped=lambda _: None, forward=lambda _: None, reconnection_delay=lambda: 0, mcp_session_id="s"
+        view,
+        stopped=lambda _: None,
+        forward=lambda _: None,
+        reconnection_delay=lambda: 0,
+        rested=lambda: None,
+        mcp_session_id="s",
     )
     transport._request_streams["1"] = anyio.create_memory_object_stream[EventMessage](2)
     reader = transport._request_streams["1"][1]

@@ -23,7 +23,9 @@ from mcp_eventscope.redis.inbox import Inbox
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.outbox import Outbox
+from mcp_eventscope.redis.run_entry import is_open
 from mcp_eventscope.redis.worker_id import WorkerId
+from mcp_eventscope.redis.write.runs import worker_of
 from mcp_eventscope.store.coordination import (
     DEFAULT_WORKER_LEASE,
     LEAVE_SECONDS,
@@ -248,7 +250,8 @@ class Workers:
     async def read(self, session_id: str, *, owner: str, server: str, ttl: int) -> SessionRecord:
         """Renew and read a session's record; see `Coordinator.read`.
 
-        When a record is absent, also check for a recent data loss in Redis: the absence is then `uncertain`.
+        When a record is absent, also check for a recent data loss in Redis: the absence is then `uncertain`. While a
+        live worker runs a request of the session, only its record is lost.
         """
         caller, worker = NewRecord(session_id, owner, "", server), self._worker.name
         record = await self._call("read from", lambda: scripts.read(self._redis, self._keys, caller, ttl, worker))
@@ -257,7 +260,17 @@ class Workers:
         if doubtful and not await self._call("read from", lambda: self._redis.exists(lease)):
             self._blind_until = time.monotonic() + self.lease
             self._sooner.set()
+        elif doubtful and await self._runs(session_id):
+            return SessionRecord("lost")
         return record
+
+    async def _runs(self, session_id: str) -> bool:
+        """Whether a live worker runs a request of a session."""
+        key = self._keys.for_session(session_id).requests.encode()
+        function = partial(self._redis.execute_command, "HGETALL", key, NEVER_DECODE=True)
+        entries: dict[bytes, bytes] = await self._call("read from", function)
+        workers = {worker_of(run.decode("ascii", "replace")) for run, entry in entries.items() if is_open(entry)}
+        return bool(workers - await self.expired(workers))
 
     @property
     def uncertain(self) -> bool:

@@ -36,8 +36,10 @@ MANAGER_ATTRIBUTES = (
 )
 TRANSPORT_ATTRIBUTES = (
     "_event_store",
+    "_idle_timeout",
     "_read_stream_writer",
     "_request_streams",
+    "_requests_in_flight",
     "_retry_interval",
     "_write_stream",
     "_write_stream_reader",

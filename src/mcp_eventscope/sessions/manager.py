@@ -266,6 +266,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             stopped=lambda name: self._registry.send(session_id, MessageKind.STOP, name),
             forward=lambda message: self._forwarder.forward(session_id, message),
             reconnection_delay=self._reconnection_delay,
+            rested=lambda: self._renew_soon(session_id),
             mcp_session_id=session_id,
             is_json_response_enabled=self.json_response,
             security_settings=self.security_settings,

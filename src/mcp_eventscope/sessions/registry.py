@@ -185,7 +185,7 @@ class SessionRegistry:
             return SessionRecord("ended")
         with self._coordinator.best_effort():
             record = await self._coordinator.read(session_id, owner=owner, server=server, ttl=self.ttl)
-            if record.state != "absent" or not self._coordinator.uncertain:
+            if record.state != "lost" and (record.state != "absent" or not self._coordinator.uncertain):
                 return record
         return SessionRecord(UNREAD)
 

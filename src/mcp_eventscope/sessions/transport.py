@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager, suppress
 from contextvars import Context, ContextVar
 from functools import partial
 from http import HTTPStatus
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -48,6 +49,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
         stopped: Called with the name of a stream whose connections to other workers must end.
         forward: Called with an answer or a cancellation by the client that concerns no request on this worker.
         reconnection_delay: Returns the milliseconds after which a client should resume a stream that the server ends.
+        rested: Called when the last running call has ended.
         **settings: As in the SDK.
     """
 
@@ -60,16 +62,19 @@ class ResumableTransport(StreamableHTTPServerTransport):
         stopped: Callable[[str], None],
         forward: Callable[[JSONRPCMessage], None],
         reconnection_delay: Callable[[], int],
+        rested: Callable[[], None],
         **settings: Any,
     ) -> None:
         super().__init__(event_store=view, **settings)
         self.view = view
         view.sender = self._sender
+        view.rested = self._restart_idle_time
         # Closes the live stream, too: the client resumes and receives the stored answer.
         view.fenced = super().close_sse_stream
         self._stopped = stopped
         self._forward = forward
         self._reconnection_delay = reconnection_delay
+        self._rested = rested
         self._responses: set[Response] = set()
         self._draining = False
 
@@ -204,6 +209,8 @@ class ResumableTransport(StreamableHTTPServerTransport):
                 await response.leave()
             await super().handle_request(scope, receive, response)
         finally:
+            if self.view.busy and self.idle_scope is not None:
+                self.idle_scope.deadline = inf  # The result of a call waits for a client that is disconnected.
             self._responses.discard(response)
             with anyio.CancelScope(shield=True), anyio.move_on_after(_STREAM_END_SECONDS), suppress(Exception):
                 await response.end()
@@ -224,6 +231,12 @@ class ResumableTransport(StreamableHTTPServerTransport):
         """The reconnection delay, for clients that support events without data."""
         version = Headers(scope=scope).get(MCP_PROTOCOL_VERSION_HEADER, DEFAULT_NEGOTIATED_VERSION)
         return b"retry: %d\r\n\r\n" % self._reconnection_delay() if is_version_at_least(version, _PRIMED_SINCE) else b""
+
+    def _restart_idle_time(self) -> None:
+        """Start the session's idle time after its last call, if no client is connected."""
+        self._rested()
+        if self.idle_scope is not None and self._idle_timeout is not None and not self._requests_in_flight:
+            self.idle_scope.deadline = anyio.current_time() + self._idle_timeout
 
     async def _handle_get_request(self, request: Request, send: Send) -> None:
         """Serve a resume, or the standalone stream, which is read from a new cursor."""

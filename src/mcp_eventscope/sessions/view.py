@@ -119,6 +119,8 @@ class SessionView(EventStore):
         """Called with a stream whose running request was answered in this worker's place."""
         self.ended: Callable[[], None] | None = None
         """Called when the session was ended on another worker."""
+        self.rested: Callable[[], None] | None = None
+        """Called when the last running request has ended."""
         store.bind(ended=self._ended, fenced=self._fenced)
 
     def _ended(self) -> None:
@@ -128,7 +130,7 @@ class SessionView(EventStore):
     def _fenced(self, name: str) -> None:
         for stream_id, (open_name, _) in tuple(self._open.items()):
             if open_name == name:
-                del self._open[stream_id]
+                self._close(stream_id)
                 self.operations.fail(stream_id, REQUEST_ORPHANED)
                 if self.fenced is not None:
                     self.fenced(stream_id)
@@ -137,6 +139,13 @@ class SessionView(EventStore):
     def busy(self) -> bool:
         """Whether a request is running here."""
         return bool(self._open)
+
+    def _close(self, stream_id: StreamId) -> tuple[str, RequestId] | None:
+        """Remove a request that has ended; return its stream name and id."""
+        found = self._open.pop(stream_id, None)
+        if found is not None and not self._open and self.rested is not None:
+            self.rested()
+        return found
 
     # -- storing ------------------------------------------------------------------------------------------------------
 
@@ -184,7 +193,7 @@ class SessionView(EventStore):
             return ""
         finally:
             if final:
-                self._open.pop(stream_id, None)
+                self._close(stream_id)
                 self.operations.answer(stream_id, message)
         if not appended.event_id or appended.refused:
             return ""
@@ -425,7 +434,7 @@ class SessionView(EventStore):
 
     async def _give_up(self, stream_id: StreamId) -> None:
         self._fail(stream_id)
-        found = self._open.pop(stream_id, None)
+        found = self._close(stream_id)
         if found is None:
             return  # Already answered: a `DELETE` and the end of the session's task may run concurrently.
         name, request_id = found

@@ -74,7 +74,8 @@ class NewRecord:
 class SessionRecord:
     """The record of a session as its owner reads it.
 
-    `state` is `live`, `ended`, `other` (of another principal), `other_server` or `absent`.
+    `state` is `live`, `ended`, `other` (of another principal), `other_server`, `absent`, or `lost`: absent, although a
+    live worker runs a request of the session, and will write the record again.
     """
 
     state: str
