@@ -1,14 +1,16 @@
 """Limits, owners and ends of sessions that another worker has opened."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 import anyio
+import httpx2
 import pytest
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings
-from mcp_types import CONNECTION_CLOSED
+from mcp_types import CONNECTION_CLOSED, INVALID_REQUEST
 from prometheus_client import CollectorRegistry
 from pydantic import AnyHttpUrl
 from redis import asyncio as aioredis
@@ -227,6 +229,41 @@ async def test_large_request_to_a_session_to_adopt_is_413(valkey_url: str, conne
             async with on_url(client, worker.url).post(PING | {"params": {"x": "y" * 3000}}) as response:
                 assert response.status_code == 413
             await check_session(on_url(client, worker.url))
+
+
+def initialize_of(size: int) -> dict[str, object]:
+    """An `initialize` request of so many bytes."""
+    info = {"name": "é", "version": ""}
+    params = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": info}
+    message: dict[str, object] = {"jsonrpc": "2.0", "id": "first", "method": "initialize", "params": params}
+    info["version"] = "x" * (size - len(httpx2.Request("POST", "http://h", json=message).content))
+    return message
+
+
+async def test_initialize_that_is_too_large_to_record_is_413(
+    valkey_url: str, connect: Connect, redis_client: aioredis.Redis
+) -> None:
+    """One of 64 KiB opens a session that another worker serves; a larger one opens none, and names the limit."""
+    async with two(valkey_url) as (a, b):
+        client = connect(a.url)
+        for size in (65_537, 4_000_000):
+            async with client.post(initialize_of(size)) as response:
+                assert response.status_code == 413
+                refusal = json.loads(await response.aread())
+            assert (refusal["id"], refusal["error"]["code"]) == ("first", INVALID_REQUEST)
+            assert refusal["error"]["message"].startswith(
+                f"initialize request must have at most 65536 bytes, got {size}; send less"
+            )
+        assert a.sessions == 0
+        async with client.post(PING | {"params": {"x": "y" * 70_000}}) as response:
+            assert response.status_code == 400, "only initialize requests are recorded"
+        async with client.post(initialize_of(65_536)) as response:
+            assert response.status_code == 200
+            client.session = response.headers["mcp-session-id"]
+            assert [event async for event in events(response)][-1].message["id"] == "first"
+        await check_session(on_url(client, b.url))
+        key = f"mcp:{{{client.session}}}:session"
+        assert await redis_client.hstrlen(key, "handshake") < 65_536
 
 
 async def test_session_of_another_principal_is_not_found(valkey_url: str, connect: Connect) -> None:

@@ -124,6 +124,15 @@ async def test_many_records_are_written_and_renewed_in_few_round_trips(
     assert await redis_client.ttl(f"{key_prefix}{{s599}}:session") > 5
 
 
+async def test_touch_of_a_large_record_does_not_read_it(workers: Workers, redis_client: aioredis.Redis) -> None:
+    """Redis would send the handshake again for each request of the session."""
+    large = NewRecord(SESSION, "alice", "x" * 1_000_000, "calc")
+    await workers.record(large, ttl=60)
+    sent = (await redis_client.info("stats"))["total_net_output_bytes"]
+    assert await workers.touch([large], ttl=60) == ["live"]
+    assert (await redis_client.info("stats"))["total_net_output_bytes"] - sent < 100_000
+
+
 async def test_claim_of_a_prefix_of_another_server_returns_its_name(
     workers: Workers, redis_client: aioredis.Redis, key_prefix: str
 ) -> None:

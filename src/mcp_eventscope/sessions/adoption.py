@@ -3,6 +3,7 @@
 import hashlib
 import json
 import secrets
+from http import HTTPStatus
 from typing import Any
 
 import anyio
@@ -15,9 +16,13 @@ from mcp.server.runner import serve_connection
 from mcp.server.streamable_http import StreamableHTTPServerTransport
 from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
 from mcp.shared.transport_context import TransportContext
-from mcp.types import InitializeRequestParams
+from mcp.types import INVALID_REQUEST, ErrorData, InitializeRequestParams, JSONRPCError
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_HANDSHAKE_VERSION
+from starlette.responses import Response
 from starlette.types import Scope
+
+MOST_HANDSHAKE_BYTES = 64 * 1024
+"""Maximum bytes of an `initialize` request. Those of usual clients have a few hundred."""
 
 
 def requestor_of(scope: Scope) -> AuthorizationContext | None:
@@ -45,13 +50,36 @@ def handshake_of(body: bytes) -> str | None:
     Args:
         body: The body of the request that opened a session.
     """
+    message = _initialize_of(body)
+    return None if message is None else pydantic_core.to_json(message.get("params") or {}).decode()
+
+
+def _initialize_of(body: bytes) -> dict[str, Any] | None:
     try:
         message = pydantic_core.from_json(body)
     except ValueError:
         return None
-    if not isinstance(message, dict) or message.get("method") != "initialize":
+    return message if isinstance(message, dict) and message.get("method") == "initialize" else None
+
+
+def too_large(body: bytes) -> Response | None:
+    """The refusal of an `initialize` request whose parameters are too large to record; None for any other body.
+
+    Its parameters are kept in memory and in Redis for as long as the session.
+    """
+    if len(body) <= MOST_HANDSHAKE_BYTES or (message := _initialize_of(body)) is None:
         return None
-    return json.dumps(message.get("params") or {})
+    request_id = message.get("id")
+    text = (
+        f"initialize request must have at most {MOST_HANDSHAKE_BYTES} bytes, got {len(body)}; "
+        "send less in clientInfo, capabilities and _meta"
+    )
+    known = isinstance(request_id, int | str) and not isinstance(request_id, bool)
+    error = JSONRPCError(
+        jsonrpc="2.0", id=request_id if known else None, error=ErrorData(code=INVALID_REQUEST, message=text)
+    )
+    content = error.model_dump_json(by_alias=True, exclude_unset=True)
+    return Response(content, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, media_type="application/json")
 
 
 def params_of(handshake: str) -> InitializeRequestParams | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from math import ceil, inf
@@ -35,6 +36,7 @@ from mcp_eventscope.sessions.adoption import (
     params_of,
     requestor_of,
     serve_adopted,
+    too_large,
 )
 from mcp_eventscope.sessions.forwarder import Forwarder
 from mcp_eventscope.sessions.registry import UNREAD, LocalRegistry, SessionRegistry
@@ -323,6 +325,12 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         headers = Headers(scope=scope)
         session_id = headers.get(MCP_SESSION_ID_HEADER)
         requestor = requestor_of(scope)
+        if session_id is None and self._registry.shared and scope["method"] == "POST":
+            body, receive = await _body_of(receive)
+            if refusal := too_large(body):
+                self._telemetry.refused(Refusal.INVALID)
+                await refusal(scope, receive, send)
+                return
         if session_id is None or not self._registry.shared or not SESSION_ID_PATTERN.fullmatch(session_id):
             if session_id is not None:
                 self._telemetry.check(self, session_id, requestor)
@@ -507,6 +515,20 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             self._forwarder.hand_over(session_id, message)
         elif message.kind is MessageKind.ENDED:
             self._end_locally(session_id)
+
+
+async def _body_of(receive: Receive) -> tuple[bytes, Receive]:
+    """Receive the body of a request; return it, and a function that receives the same messages again."""
+    messages: deque[Message] = deque()
+    while True:
+        messages.append(await receive())
+        if messages[-1]["type"] != "http.request" or not messages[-1].get("more_body", False):
+            break
+
+    async def again() -> Message:
+        return messages.popleft() if messages else await receive()
+
+    return b"".join(message.get("body", b"") for message in messages), again
 
 
 async def _flush(store: InstrumentedEventStore) -> None:
