@@ -439,17 +439,22 @@ async def test_delete_on_one_worker_ends_open_streams_on_the_other(
         client = await open_session(connect, a.url)
         other = on_url(client, b.url)
         await check_session(other)
+        pattern = f"mcp:{{{client.session}}}:*"
         async with client.call(1, "steps", name="w") as response, client.get() as standalone:
             live = events(response)
             primed = await anext(live)
             async with client.get(primed.id) as resumed:
                 if lost:
                     await redis_client.client_kill_filter(_type="pubsub")
+                assert len([key async for key in redis_client.scan_iter(pattern)]) >= 6
                 assert await other.delete() == 200
+                assert len([key async for key in redis_client.scan_iter(pattern)]) == 1
                 with anyio.fail_after(CEILING):
                     for stream in (live, events(resumed), events(standalone)):
                         assert {content_of(event) for event in [row async for row in stream] if event.data} <= ENDINGS
         await until(lambda: not a.sessions and not b.sessions)
+    # Both workers have stopped: nothing that they stored or accounted for last has brought a key back.
+    assert [key async for key in redis_client.scan_iter(pattern)] == [f"mcp:{{{client.session}}}:session".encode()]
 
 
 async def test_follower_without_pubsub_permission_gets_events_within_a_second(mute_url: str, connect: Connect) -> None:

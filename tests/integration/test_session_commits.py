@@ -60,6 +60,11 @@ class Commits:
         """The session's record."""
         return f"{self.prefix}session"
 
+    @property
+    def index(self) -> str:
+        """The session's index."""
+        return f"{self.prefix}index"
+
     async def __call__(self, first: int, *numbers: int, marks: str = "r", last: int | None = None) -> str:
         """Commit elements with these numbers; returns the state.
 
@@ -72,7 +77,7 @@ class Commits:
         now = time.time_ns() // 1000
         found = [b"%d %d%b\np%d" % (number, now, b" f" if number == last else b"", number) for number in numbers]
         arguments: list[str | bytes | int] = [TTL, RUN, ENTRY, first, marks, 0, len(found), *found]
-        reply = await COMMIT(self.client, [self.elements_key, self.requests, self.session], arguments)
+        reply = await COMMIT(self.client, [self.elements_key, self.requests, self.session, self.index], arguments)
         clock, state = reply.decode().split("\n")
         assert abs(int(clock) - now) < 10_000_000
         return str(state)
@@ -168,7 +173,7 @@ async def test_commit_script_with_a_repeated_placeholder_skips_it(commit: Commit
     assert await commit.numbers() == [5, 6]
 
 
-@pytest.mark.parametrize("key", ["elements_key", "requests", "session"])
+@pytest.mark.parametrize("key", ["elements_key", "requests", "session", "index"])
 async def test_commit_script_on_a_key_of_another_type_writes_nothing(commit: Commits, key: str) -> None:
     """The error is that part's only."""
     name = getattr(commit, key)

@@ -141,8 +141,8 @@ async def test_keys_of_sessions_are_under_their_own_prefixes(store: RedisEventSt
     kinds = {
         key.removeprefix(prefix).partition(":")[0] for key in keys for prefix in prefixes if key.startswith(prefix)
     }
-    assert kinds == {"stream", "large", "requests"}
-    assert len(keys) == 3 * len(names)
+    assert kinds == {"stream", "large", "requests", "index"}
+    assert len(keys) == 4 * len(names)
 
 
 @pytest.mark.usefixtures("leaks")
@@ -196,7 +196,7 @@ async def test_session_leaves_a_ttl_on_every_key(
         for key in await leaks.keys():
             kinds.add(key.removeprefix(store.key_prefix).split("}:")[-1].partition(":")[0])
             assert 0 < await redis_client.ttl(key) <= TTL, key
-    assert kinds == {"stream", "large", "requests", "session", "worker", "inbox"}
+    assert kinds == {"stream", "large", "requests", "index", "session", "worker", "inbox"}
 
 
 async def test_answer_for_a_dead_worker_renews_the_ttl(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
@@ -295,7 +295,7 @@ async def test_session_without_ttl_never_expires(
     await producer.outcomes()
     await producer.part.open_standalone()
     keys = await leaks.keys()
-    assert len(keys) == 4
+    assert len(keys) == 5
     assert {await redis_client.ttl(key) for key in keys} == {-1}
     await producer.check(RedisEventStore(redis_client, key_prefix=key_prefix, ttl=None))
 

@@ -268,7 +268,9 @@ async def test_eviction_without_an_account_does_not_create_it(redis_client: aior
     """A new account would have no TTL."""
     keys = Keys(key_prefix).for_session("s")
     run = keys.run("1", "0123456789ab1")
-    assert await Script("evict.lua")(redis_client, [keys.sizes, run], [1, "name", "9 []", "", 7, "t", 0]) == [0, 0]
+    assert await Script("evict.lua")(
+        redis_client, [keys.sizes, keys.index, run], [1, "name", "9 []", "", 7, "t", 0]
+    ) == [0, 0]
     assert not await redis_client.exists(keys.sizes)
 
 

@@ -106,7 +106,7 @@ async def test_session_part_leaves_a_ttl_on_every_key(
     await append_all(part, note(2), stream=GET_STREAM_KEY)
     await stores[0].flush()
     assert keys.requests in await leaks.keys()
-    assert len(await leaks.keys()) == 4
+    assert len(await leaks.keys()) == 5
     assert await leaks.leaked() == []
     await append_all(part, answer())
     await stores[0].flush()

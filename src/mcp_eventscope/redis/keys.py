@@ -21,6 +21,7 @@ class Keys:
     {prefix}stream:{stream}:{run}       LIST    in a session: the events of a run
     {prefix}large:{stream}:{run}:{n}    STRING  in a session: a payload above 4 KiB
     {prefix}requests             HASH    in a session: open runs, and answers in place of dead workers
+    {prefix}index                LIST    in a session: its runs and large payloads, with the time of their last renewal
     {prefix}sizes                HASH    in a session: the bytes of its runs (`SessionLimit`)
     {prefix}commit:{worker}      STRING  in the root: the worker's last commit, so that a batch is committed once
     {prefix}stored               channel in the root: the worker and the streams of each batch
@@ -42,7 +43,18 @@ class Keys:
         ValueError: `prefix` breaks a rule above.
     """
 
-    __slots__ = ("announcements", "counter", "poller", "prefix", "requests", "server", "session", "sizes", "stored")
+    __slots__ = (
+        "announcements",
+        "counter",
+        "index",
+        "poller",
+        "prefix",
+        "requests",
+        "server",
+        "session",
+        "sizes",
+        "stored",
+    )
 
     def __init__(self, prefix: str) -> None:
         if not isinstance(prefix, str):
@@ -62,6 +74,7 @@ class Keys:
             raise ValueError(msg)
         self.prefix = prefix
         self.counter = f"{prefix}counter"
+        self.index = f"{prefix}index"
         self.requests = f"{prefix}requests"
         self.server = f"{prefix}server"
         self.session = f"{prefix}session"

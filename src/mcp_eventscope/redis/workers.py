@@ -292,14 +292,16 @@ class Workers:
         self._republish.set()
 
     async def end(self, session_id: str, *, ttl: int) -> None:
-        """End a session and notify all workers.
+        """End a session, notify all workers, and delete its keys.
 
         Raises:
-            StoreError: The write failed.
+            StoreError: A write failed.
         """
         keys = self._keys.for_session(session_id)
-        await self._call("write to", lambda: scripts.end(self._redis, keys, ttl))
+        remains = await self._call("write to", lambda: scripts.end(self._redis, keys, ttl))
         self._outbox.put(session_id, MessageKind.ENDED, "", announced_for=ttl)
+        while remains.next:
+            remains = await self._call("write to", partial(scripts.end, self._redis, keys, ttl, remains))
 
     async def _leave(self) -> None:
         with map_redis_errors("write to", self._redis):

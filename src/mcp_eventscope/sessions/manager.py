@@ -161,7 +161,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             self._store = instrument(event_store, logger=logger)
             if self._store.coordinator is not None and not stateless:
                 ttl = ceil(session_idle_timeout or max(self._store.ttl or 0, _RECORD_TTL))
-                self._registry = SessionRegistry(self._store.coordinator, ttl)
+                self._registry = SessionRegistry(self._store.coordinator, ttl, self._store.ttl)
         self._forwarder = Forwarder(self._registry.send)
         self._telemetry = SessionTelemetry(self._store, Log(logger))
         if self._store is None:

@@ -47,14 +47,17 @@ class SessionRegistry:
     Args:
         coordinator: The connection to the other workers.
         ttl: Seconds that a record is kept after the last request of its session.
+        event_ttl: Seconds that events are kept; None: no expiry, or unknown. The end of a session is remembered for at
+            least as long, in case another worker was suspended with events of it.
     """
 
     shared = True
     """Whether another worker may serve a session of this one."""
 
-    def __init__(self, coordinator: Coordinator, ttl: int) -> None:
+    def __init__(self, coordinator: Coordinator, ttl: int, event_ttl: int | None = None) -> None:
         self._coordinator = coordinator
         self.ttl = ttl
+        self._end_ttl = max(ttl, event_ttl or 0)
         self.records: dict[str, NewRecord] = {}
         """The records of the sessions that are served here, in case Redis loses them."""
         self._ended: set[str] = set()
@@ -155,7 +158,7 @@ class SessionRegistry:
             StoreError: A write failed.
         """
         for session_id in tuple(self._ended):
-            await self.end(session_id)
+            await self._end(session_id)
         records = [self.records[session_id] for session_id in session_ids if session_id in self.records]
         states = await self._coordinator.record_all(records, ttl=self.ttl)
         return _ended(records, states)
@@ -233,10 +236,17 @@ class SessionRegistry:
         return self._coordinator.young
 
     async def end(self, session_id: str) -> None:
-        """End a session on all workers. While Redis is unreachable, `republish` does so later."""
+        """End a session on all workers, and delete its keys. Until that has succeeded, `republish` repeats it."""
         self._ended.add(session_id)
+        try:
+            await self._end(session_id)
+        finally:  # Also if this request is cancelled.
+            if session_id in self._ended:
+                self._coordinator.republish()
+
+    async def _end(self, session_id: str) -> None:
         with self._coordinator.best_effort():
-            await self._coordinator.end(session_id, ttl=self.ttl)
+            await self._coordinator.end(session_id, ttl=self._end_ttl)
             self._ended.discard(session_id)
 
     def send(self, session_id: str, kind: MessageKind, content: str = "", *, to: str | None = None) -> None:

@@ -1,12 +1,12 @@
 -- Commit events of any number of runs: each event once, in the order of its run's numbers.
 --
--- KEYS     for each part: the run's list; the session's `requests`; the session's record; then one key for each
+-- KEYS     for each part: the run's list; the session's `requests`; its record; its `index`; then one key for each
 --          large payload: of the part, or, where the part has no elements, of the run, to renew its TTL
 -- ARGV[1]  ttl in whole seconds; 0 keeps the keys without expiry
 -- ARGV[2…] for each part: the run; its entry in `requests`; the number of its first event; its marks; how many
 --          keys of large payloads it has; how many elements; the elements; and the large payloads of the part
---          Marks: "f" the last element ends the run; "s" the run belongs to a standalone stream; "r" renew the TTLs
---          and trim.
+--          Marks: "f" the last element ends the run; "s" the run belongs to a standalone stream; "r" the TTLs were
+--          last renewed longer ago than a 64th of the TTL: renew them, and trim.
 -- Returns  lines: Redis's clock in microseconds; then one for each part:
 --            "k" last number, followed by "w" if another process follows the stream: committed
 --            "b" last number: the list ends before the part's first event; nothing was written
@@ -16,13 +16,18 @@
 --          An error that concerns more than the part's keys (OOM, READONLY, …) is an error of the whole call.
 --
 -- An element is "number time marks…\npayload". Numbers already in the list are skipped, so a commit may be repeated.
+-- A row of `index` is "time name": a list or a large payload (the key without the session's prefix), and a time from
+-- which on it is kept for the TTL, or a 64th longer. So `end.lua` finds all keys of a session.
 
 local TRIMMED_AT_ONCE = 64
+local ROWS_AT_ONCE = 1000
+local ROWS_PER_TRIM = 16
 
 local ttl = tonumber(ARGV[1])
 local now = redis.call('TIME')
 local clock = now[1] * 1000000 + now[2]
 local horizon = clock - ttl * 1000000
+local index_horizon = horizon - ttl * 1000000 / 32
 local ended = {}
 local replies = { string.format('%.0f', clock) }
 local broken
@@ -53,8 +58,27 @@ local function trim(list)
   end
 end
 
+local function add_to_index(index, rows)
+  local length, error
+  for first = 1, #rows, ROWS_AT_ONCE do
+    length, error = attempt('RPUSH', index, unpack(rows, first, math.min(first + ROWS_AT_ONCE - 1, #rows)))
+    if error then
+      return error
+    end
+  end
+  if ttl > 0 and length % ROWS_PER_TRIM < #rows then
+    for _ = 1, TRIMMED_AT_ONCE do
+      local time = string.match(redis.call('LINDEX', index, 0), '^%d+')
+      if tonumber(time or '0') >= index_horizon then
+        return
+      end
+      redis.call('LPOP', index)
+    end
+  end
+end
+
 local function commit(k, a, larges, count)
-  local list, requests, session = KEYS[k], KEYS[k + 1], KEYS[k + 2]
+  local list, requests, session, index = KEYS[k], KEYS[k + 1], KEYS[k + 2], KEYS[k + 3]
   local run, entry, first, marks = ARGV[a], ARGV[a + 1], tonumber(ARGV[a + 2]), ARGV[a + 3]
   local elements = a + 6
   local tail, known, error
@@ -87,12 +111,29 @@ local function commit(k, a, larges, count)
   while from < count and number_of(ARGV[elements + from]) <= last do
     from = from + 1
   end
-  local standalone = string.find(marks, 's', 1, true)
-  local renewing = last == 0 or string.find(marks, 'r', 1, true)
+  local standalone, final = string.find(marks, 's', 1, true), string.find(marks, 'f', 1, true)
+  local due = ttl > 0 and last > 0 and string.find(marks, 'r', 1, true)
+  local reopens = not known and not final and not over and (from < count or count == 0) -- Else a late duplicate.
+  local renewing = last == 0 or due or final or reopens or standalone and not known
   local wakes = 0
+  local rows = {}
+  if due or last == 0 and from < count then
+    rows[1] = replies[1] .. ' ' .. string.sub(list, #session - #'session' + 1)
+  end
+  if from < count or due and count == 0 then
+    for i = 1, larges do
+      rows[#rows + 1] = replies[1] .. ' ' .. string.sub(KEYS[k + 3 + i], #session - #'session' + 1)
+    end
+  end
+  if #rows > 0 then
+    error = add_to_index(index, rows)
+    if error then
+      return '!' .. error
+    end
+  end
   if from < count then
     for i = 0, larges - 1 do
-      local key, payload = KEYS[k + 3 + i], ARGV[elements + count + i]
+      local key, payload = KEYS[k + 4 + i], ARGV[elements + count + i]
       if ttl > 0 then
         error = select(2, attempt('SET', key, payload, 'EX', ttl))
       else
@@ -115,21 +156,21 @@ local function commit(k, a, larges, count)
   end
   if standalone then
     redis.call('HSET', requests, run, 's ' .. string.format('%.0f', last))
-    renewing = renewing or not known
-  elseif string.find(marks, 'f', 1, true) then
+  elseif final then
     if known then
       redis.call('HDEL', requests, run)
     end
-    renewing = true
-  elseif not known and not over and (from < count or count == 0) then -- Else a late duplicate.
+  elseif reopens then
     redis.call('HSET', requests, run, entry)
-    renewing = true
+  end
+  if ttl > 0 and (renewing or #rows > 0) then
+    redis.call('EXPIRE', index, ttl)
   end
   if renewing and ttl > 0 then
     redis.call('EXPIRE', list, ttl)
     redis.call('EXPIRE', requests, ttl)
     for i = 1, count == 0 and larges or 0 do
-      redis.call('EXPIRE', KEYS[k + 2 + i], ttl)
+      redis.call('EXPIRE', KEYS[k + 3 + i], ttl)
     end
   end
   return 'k' .. string.format('%.0f', last) .. (type(wakes) == 'number' and wakes > 0 and 'w' or '')
@@ -142,7 +183,7 @@ while a <= #ARGV do
   if broken then
     return redis.error_reply(broken)
   end
-  k = k + 3 + larges
+  k = k + 4 + larges
   a = a + 6 + count + (count > 0 and larges or 0)
 end
 return table.concat(replies, '\n')

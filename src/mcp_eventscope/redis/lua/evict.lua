@@ -1,14 +1,19 @@
 -- Evict the oldest events of some runs of a session, and change the entries that account for them.
 --
--- KEYS     the session's `sizes`; then for each run: its list, and the keys of the large payloads to delete
+-- KEYS     the session's `sizes`; its `index`; then for each run: its list, and the keys of the large payloads to delete
 -- ARGV[1…] how many entries; for each: its name; its expected value; the value to set, "" to delete it
 -- ARGV     then for each run: the number up to which to evict; the fate of the list: "t" keep its last element, "f"
 --          replace that element by a mark of its loss, "d" delete the list; how many large payloads
 -- Returns  { the bytes of all remaining entries, the number of evicted events }
 --
 -- A value begins with its bytes. An entry with an unexpected value was changed by another worker, and is kept.
+-- The oldest runs are evicted first, and have the first rows of `index`. A row that is not among these is pruned later, by
+-- its time.
 
-local sizes = KEYS[1]
+local ROWS_SEARCHED = 1024
+
+local sizes, index = KEYS[1], KEYS[2]
+local deleted = {}
 
 local function number_at(list, index)
   return tonumber(string.match(redis.call('LINDEX', list, index) or '', '^%d+') or '0')
@@ -40,6 +45,7 @@ local function evict(list, number, fate)
   local count = count_up_to(list, number)
   if fate == 'd' and count == length then
     redis.call('UNLINK', list)
+    deleted[string.sub(list, #sizes - #'sizes' + 1)] = true
     return 0 -- The events of such a run were counted before.
   end
   local trimmed = math.min(count, length - 1)
@@ -67,15 +73,23 @@ for _ = 1, tonumber(ARGV[1]) do
   end
   a = a + 3
 end
-local k = 2
+local k = 3
 while a <= #ARGV do
   local larges = tonumber(ARGV[a + 2])
   evicted = evicted + evict(KEYS[k], tonumber(ARGV[a]), ARGV[a + 1])
   for i = 1, larges do
     redis.call('UNLINK', KEYS[k + i])
+    deleted[string.sub(KEYS[k + i], #sizes - #'sizes' + 1)] = true
   end
   k = k + 1 + larges
   a = a + 3
+end
+if next(deleted) then
+  for _, row in ipairs(redis.call('LRANGE', index, 0, ROWS_SEARCHED - 1)) do
+    if deleted[string.match(row, ' (.*)')] then
+      redis.call('LREM', index, 1, row)
+    end
+  end
 end
 if change ~= 0 then -- Else the key may have expired, and would be created without TTL.
   redis.call('HINCRBY', sizes, 'total', change)

@@ -11,8 +11,6 @@ COMMIT = Script("commit.lua")
 
 _COPIED = 1 << 14
 """Payload bytes up to which a copy is cheaper than a separate piece."""
-_KEYS, _ARGUMENTS = 3, 6
-"""Keys and arguments of each part, without its events."""
 
 
 @dataclass(slots=True, eq=False)
@@ -80,7 +78,7 @@ class SessionBatch(Batch):
             larges = part.larges
             # Renewing a silent run also renews its large payloads.
             numbers = run.larges if part.renews and not part.events else [event.seq for event in larges]
-            keys += (run.key.encode(), names.requests.encode(), names.session.encode())
+            keys += (run.key.encode(), names.requests.encode(), names.session.encode(), names.index.encode())
             keys += (names.large(run.stream, run.name, number).encode() for number in numbers)
             arguments += (
                 run.name.encode(),

@@ -26,7 +26,7 @@ from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.write.runs import Run, SessionQueue
 from mcp_eventscope.store.events import EventsLost, FailureReason, LossReason
 
-ELEMENT_BYTES, RUN_BYTES = 24, 160
+ELEMENT_BYTES, RUN_BYTES = 24, 200
 """Bytes of an element besides its payload, and of a run besides its elements."""
 ENTRY_RUNS = 32
 """Stored runs that a process adds to the session's size in Redis at a time. Until then only its memory has them."""
@@ -182,7 +182,7 @@ class SessionLimit:
 
         If the entry was evicted meanwhile, it is created again without events, and removed by the next eviction.
         """
-        total: int = await self._script(_account, [keys.sizes], [self._ttl or 0, name, size, value])
+        total: int = await self._script(_account, [keys.sizes, keys.session], [self._ttl or 0, name, size, value])
         if total > self._max_bytes:
             await self._shrink(keys, total)
 
@@ -283,7 +283,7 @@ class _Eviction:
         self.freed = 0
         """Bytes freed by this call."""
         self._excess = excess
-        self.script_keys: list[str] = [keys.sizes]
+        self.script_keys: list[str] = [keys.sizes, keys.index]
         """The script's keys."""
         self._changes: list[bytes] = []
         self._runs: list[str | bytes | int] = []

@@ -324,7 +324,7 @@ class SessionWriter:
         self._in_flight_bytes += memory
         run.dirty = False
         # On the clock of ids, which includes suspend, because the TTL elapses in Redis meanwhile.
-        renews = now - run.renewed > self._ttl * _SECONDS // RENEWALS_PER_TTL or bool(events and events[-1].final)
+        renews = now - run.renewed > self._ttl * _SECONDS // RENEWALS_PER_TTL
         if renews:
             run.renewed = now
         return RunPart(run, run.acknowledged + 1, events, memory, larges, renews)
