@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 BENCH := $(VENV)-bench
 BENCH_STAMP := $(BENCH)/.installed
+SERVERS := $(VENV)-servers
+SERVERS_STAMP := $(SERVERS)/.installed
 SOURCES := pyproject.toml hatch_build.py $(shell find src dashboards -type f -not -name '*.py' -o -path 'src/*.py')
 
 # Duration of `make soak`.
@@ -15,7 +17,7 @@ SECONDS ?= 120
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-fast drill soak bench check format hooks matrix docs dashboards pictures clean
+.PHONY: help demo serve test test-fast test-servers drill soak bench check format hooks matrix docs dashboards pictures clean
 
 help:  ## List the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -31,6 +33,9 @@ test: $(STAMP)  ## Run all tests; needs no root
 
 test-fast: $(STAMP)  ## Run the tests that start no servers
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
+
+test-servers: $(SERVERS_STAMP)  ## Test two workers of uvicorn, gunicorn, hypercorn and granian; a few minutes
+	$(SERVERS)/bin/python -m pytest tests/servers $(PARALLEL)
 
 drill: $(STAMP)  ## Inject faults and check every panel and alert with a real Prometheus; a minute
 	$(BIN)/python -m pytest tests/dashboards/test_drill.py -o log_cli=true -o log_cli_level=INFO
@@ -69,7 +74,7 @@ pictures: $(STAMP)  ## Draw the dashboards with Grafana's components: make pictu
 	$(BIN)/python -m dashboards.pictures "$(RENDERER)"
 
 clean:  ## Remove the environments
-	rm -rf $(VENV) $(BENCH) .nox
+	rm -rf $(VENV) $(BENCH) $(SERVERS) .nox
 
 # Installs the wheel, not the source tree: tests import the package that users install.
 $(STAMP): $(SOURCES)
@@ -88,4 +93,11 @@ $(BENCH_STAMP): $(SOURCES)
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BENCH)/bin/python -m pip install --quiet --group bench ".[embedded]"
+	@touch $@
+
+# Separate, since uvicorn and its workers behave differently where other servers bring uvloop or httptools.
+$(SERVERS_STAMP): $(SOURCES)
+	test -x $(SERVERS)/bin/python || $(PYTHON) -m venv $(SERVERS)
+	$(SERVERS)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(SERVERS)/bin/python -m pip install --quiet --group test --group servers ".[embedded,testing]"
 	@touch $@

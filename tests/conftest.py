@@ -13,17 +13,17 @@ from support.servers import Valkey, redis_server, redis_server_binary, valkey
 from support.stores import patient_client
 
 LONGEST = (
-    "test_conformance_suite.py",
     "test_drill.py",
     "test_benchmarks.py",
     "test_end_to_end_benchmark.py",
     "test_demo.py",
+    "test_session_limit.py",
     "test_many_sessions.py",
     "test_redis_store.py",
     "test_redis_session_store.py",
+    "test_conformance_suite.py",
     "test_multiprocess.py",
     "test_call_delivery.py",
-    "test_session_limit.py",
     "test_root_outages.py",
     "test_outages_over_http.py",
     "test_redis_restart.py",
@@ -31,6 +31,7 @@ LONGEST = (
     "test_cut_streams.py",
     "test_worker_failures.py",
     "test_scrape_workers.py",
+    "test_otel_metrics.py",
     "test_session_scripts.py",
     "test_examples.py",
     "test_rules.py",
@@ -38,6 +39,7 @@ LONGEST = (
     "test_session_outages.py",
     "test_session_faults.py",
     "test_root_writer_faults.py",
+    "test_faulty_replies.py",
     "test_workers.py",
 )
 """The files that take longest, longest first, so that a run ends with short ones."""

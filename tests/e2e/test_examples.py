@@ -3,12 +3,14 @@
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
 import pytest
 from redis import asyncio as aioredis
 
+from examples.demo.figures import Figures
 from mcp_eventscope import http_app
 from support.http_client import Connect, events
 from support.serving import serving
@@ -42,6 +44,33 @@ async def test_fastmcp_server(valkey_url: str, connect: Connect, monkeypatch: py
         rest = await client.resume(cursor)
     assert [event.message["params"]["progress"] for event in rest[:-1]] == [1, 2, 3]
     assert rest[-1].message["result"]["content"][0]["text"] == "counted to 3"
+
+
+async def test_fastapi_two_servers(valkey_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of both servers with the same request id resume, apart, and one scrape shows both."""
+    monkeypatch.setenv("EVENTSCOPE_REDIS_URL", valkey_url)
+    two = importlib.import_module("examples.fastapi_two_servers")
+    async with serving(two.app) as url:
+        on_tools, on_notes = connect(f"{url}/tools"), connect(f"{url}/notes")
+        cursors = []
+        for client, tool, arguments in ((on_tools, "count", {"to": 3}), (on_notes, "note", {"text": "x"})):
+            await client.initialize()
+            async with client.call(1, tool, **arguments) as response:
+                cursors.append((await anext(events(response))).id)
+        counted, noted = await on_tools.resume(cursors[0]), await on_notes.resume(cursors[1])
+        ping = {"jsonrpc": "2.0", "id": 2, "method": "ping"}
+        async with replace(on_notes, session=on_tools.session).post(ping) as foreign:
+            assert foreign.status_code == 404, "a session of the other server"
+        scrape = (await on_tools.http.get(f"{url}/tools/metrics")).text
+        assert (await on_tools.http.get(f"{url}/version")).json() == {"version": "1"}
+    assert [event.message["params"]["progress"] for event in counted[:-1]] == [1, 2, 3]
+    assert counted[-1].message["result"]["content"][0]["text"] == "counted to 3"
+    assert noted[-1].message["result"]["content"][0]["text"] == "noted: x"
+    shown = Figures.of(scrape)
+    for name in ("tools", "notes"):
+        resumed = shown.total("eventscope_replay_duration_seconds_count", store=name, outcome="resumed")
+        caught_up = shown.total("eventscope_replay_duration_seconds_count", store=name, outcome="caught_up")
+        assert resumed + caught_up == 1
 
 
 async def test_client(valkey_url: str) -> None:

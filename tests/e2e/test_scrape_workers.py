@@ -13,8 +13,8 @@ from examples.demo.figures import Figures
 from support.binaries import promtool_problems
 from support.http_client import NO_TLS, HTTPClient, events
 from support.servers import HOST, free_port
-from support.uvicorn_workers import UvicornWorkers, uvicorn_workers
 from support.waiting import CEILING, until
+from support.worker_trees import WorkerTree, uvicorn_workers
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +28,7 @@ SCRAPE = f"http://{HOST}:{PORT}/metrics"
 
 
 @pytest.fixture(scope="module")
-def workers(valkey_url: str) -> Iterator[UvicornWorkers]:
+def workers(valkey_url: str) -> Iterator[WorkerTree]:
     """Four workers, on a database of their own, with the metrics on a port of their own."""
     options = {"metrics_port": PORT, "metrics_token": TOKEN, "redis_stats_interval": 0.1, "worker_lease": 5}
     with uvicorn_workers(4, f"{valkey_url}?db=7", f"{valkey_url}?db=8", **options) as running:
@@ -47,7 +47,7 @@ async def figures(url: str = SCRAPE) -> Figures:
 
 
 @asynccontextmanager
-async def client(server: UvicornWorkers) -> AsyncIterator[HTTPClient]:
+async def client(server: WorkerTree) -> AsyncIterator[HTTPClient]:
     """A session, on connections of its own."""
     async with httpx2.AsyncClient(verify=NO_TLS, trust_env=False, timeout=CEILING) as http:
         raw = HTTPClient(http, f"{server.url}/mcp")
@@ -55,7 +55,7 @@ async def client(server: UvicornWorkers) -> AsyncIterator[HTTPClient]:
         yield raw
 
 
-async def test_scrape_of_any_worker_sums_all_workers(workers: UvicornWorkers) -> None:
+async def test_scrape_of_any_worker_sums_all_workers(workers: WorkerTree) -> None:
     """The counters of every worker add up exactly, on the port and in the application."""
     before = await figures()
 
@@ -82,7 +82,7 @@ async def test_scrape_serves_openmetrics_where_accepted() -> None:
     assert not promtool_problems((await scrape()).encode())
 
 
-async def test_metrics_on_their_own_port_need_the_token(workers: UvicornWorkers) -> None:
+async def test_metrics_on_their_own_port_need_the_token(workers: WorkerTree) -> None:
     """The application does not serve them, and their port serves them only with the token."""
     async with httpx2.AsyncClient(verify=NO_TLS, trust_env=False) as http:
         assert (await http.get(f"{workers.url}/metrics", headers=BEARER)).status_code == 404
@@ -105,7 +105,7 @@ async def test_redis_statistics_are_polled_by_one_worker_for_all() -> None:
     assert "error" not in seen.by(SAMPLES, "outcome")
 
 
-async def test_scrape_after_a_kill_keeps_counters_and_drops_gauges(workers: UvicornWorkers) -> None:
+async def test_scrape_after_a_kill_keeps_counters_and_drops_gauges(workers: WorkerTree) -> None:
     """A worker that had the port is replaced, and new workers add to the same sums."""
     async with AsyncExitStack() as open_streams:
         followed = 0

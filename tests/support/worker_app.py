@@ -106,6 +106,10 @@ def app() -> Starlette:  # noqa: C901 - its tools
         clock.offset = float(await request.body())
         return PlainTextResponse(str(time.time()))
 
+    @mcp.custom_route("/pid", methods=["GET"])  # type: ignore[untyped-decorator]
+    async def pid(_: Request) -> Response:
+        return PlainTextResponse(str(os.getpid()))
+
     options = json.loads(os.environ[OPTIONS_VARIABLE])
     if "store_timeout" in options:
         options["event_store"] = RedisEventStore(
