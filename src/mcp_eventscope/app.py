@@ -1,7 +1,6 @@
 """`http_app()`: a resumable MCP server over HTTP, with metrics and health endpoints."""
 
-import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any, Protocol, TypedDict, Unpack
 
@@ -17,25 +16,21 @@ from starlette.types import ASGIApp
 from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.frameworks import build
 from mcp_eventscope.health import Endpoint, Health, probe
-from mcp_eventscope.instrumentation import InstrumentedEventStore, instrument
+from mcp_eventscope.instrumentation import InstrumentedEventStore, check_store, instrument
+from mcp_eventscope.options import check_text
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.store import RedisEventStore
-from mcp_eventscope.sessions.manager import DEFAULT_FOLLOW_TIMEOUT, ResumableSessionManager
+from mcp_eventscope.sessions.manager import ResumableSessionManager
+from mcp_eventscope.settings import STORE_OPTIONS, UNSET, URL_VARIABLE, Settings, Unset, load, variable
 from mcp_eventscope.stop_signals import on_stop_signal
-from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE
 from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.exposition import Exposition
 from mcp_eventscope.telemetry.logs import Log, Logger
 from mcp_eventscope.telemetry.otel_metrics import MeterProvider
-from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
+from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry, check_registry
 from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsApp, MetricsPort
 from mcp_eventscope.telemetry.tracing import TracerProvider
-
-URL_VARIABLE = "EVENTSCOPE_REDIS_URL"
-"""The environment variable with the Redis URL, used without a store and a URL."""
-DEFAULT_TTL = 3600
-"""Seconds that events are kept: twice the SDK's session idle timeout."""
 
 
 class FastMCPServer(Protocol):
@@ -80,10 +75,14 @@ def http_app(  # noqa: PLR0913 - the options of an application
     event_store: EventStore | None = None,
     *,
     redis_url: str | None = None,
-    ttl: int | None = DEFAULT_TTL,
-    follow_timeout: float = DEFAULT_FOLLOW_TIMEOUT,
-    worker_lease: float = DEFAULT_WORKER_LEASE,
-    shutdown_timeout: float = 0.0,
+    ttl: int | Unset | None = UNSET,
+    store_timeout: float | None = None,
+    backlog_bytes: int | None = None,
+    backlog_events: int | None = None,
+    max_session_bytes: int | None = None,
+    follow_timeout: float | None = None,
+    worker_lease: float | None = None,
+    shutdown_timeout: float | None = None,
     metrics_port: int | None = None,
     metrics_host: str | None = None,
     metrics_token: str | None = None,
@@ -106,12 +105,20 @@ def http_app(  # noqa: PLR0913 - the options of an application
     An application that mounts this one must run its lifespan: `lifespan=app.router.lifespan_context`. Running only
     `mcp.session_manager`, as with the SDK, would start no embedded Valkey and close no client.
 
+    Each option from `redis_url` to `redis_stats_interval` that is left out or None is taken from its environment
+    variable, `EVENTSCOPE_` and the option in capitals (`EVENTSCOPE_TTL`), and otherwise has its default. `ttl=None`
+    means no expiry; in the environment that is `none`.
+
     Args:
         mcp: The server: an `MCPServer` or low-level `Server` of the SDK, or a `FastMCP`.
         event_store: The store, which is instrumented unless it already is. The caller closes it.
         redis_url: The URL of Redis, instead of a store. The application creates and closes the client.
             Without both: the environment variable `EVENTSCOPE_REDIS_URL`, else an embedded Valkey, with a warning.
-        ttl: Seconds that events are kept, for a store created here; None: no expiry.
+        ttl: Seconds that events are kept, for a store created here; by default 3600; None: no expiry.
+        store_timeout: As in `RedisEventStore`, in seconds, for a store created here.
+        backlog_bytes: As in `RedisEventStore`, for a store created here.
+        backlog_events: As in `RedisEventStore`, for a store created here.
+        max_session_bytes: As in `RedisEventStore`, for a store created here.
         follow_timeout: As in `ResumableSessionManager`, in seconds.
         worker_lease: As in `ResumableSessionManager`, in seconds.
         shutdown_timeout: As in `ResumableSessionManager`, in seconds.
@@ -133,23 +140,37 @@ def http_app(  # noqa: PLR0913 - the options of an application
     Raises:
         TypeError: `event_store` is not an event store, `logger` accepts no fields, an argument has another type, or
             the framework does not know an option.
-        ValueError: Both a store and a URL are given, an instrumented store is combined with other telemetry, an
-            argument is out of range, or Redis statistics are not supported for the store.
+        ValueError: Both a store and options of one are given, an instrumented store is combined with other telemetry,
+            an argument or an environment variable is invalid, the server has a route of the same path, or Redis
+            statistics are not supported for the store.
         IncompatibleSDKError: The installed SDK has changed the internals on which session isolation relies.
         EmbeddedUnavailableError: No Redis is given, and the embedded Valkey is unavailable.
     """
+    arguments: dict[str, object] = {
+        "redis_url": redis_url,
+        "ttl": ttl,
+        "store_timeout": store_timeout,
+        "backlog_bytes": backlog_bytes,
+        "backlog_events": backlog_events,
+        "max_session_bytes": max_session_bytes,
+        "follow_timeout": follow_timeout,
+        "worker_lease": worker_lease,
+        "shutdown_timeout": shutdown_timeout,
+        "metrics_port": metrics_port,
+        "metrics_host": metrics_host,
+        "metrics_token": metrics_token,
+        "redis_stats_interval": redis_stats_interval,
+    }
+    settings = load(arguments)
+    log = Log(logger)
+    if event_store is not None:
+        _check_given_store(event_store, arguments)
+    _check_framework_paths(options)
     application = build(mcp, options)
     app = application.app
-    log = Log(logger)
     resources: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
-    if redis_url is not None and not redis_url:
-        msg = f"redis_url must be a URL, got {redis_url!r}; leave it out to use {URL_VARIABLE} or the embedded Valkey"
-        raise ValueError(msg)
     if event_store is None:
-        event_store, resources = _own_store(redis_url or os.environ.get(URL_VARIABLE), ttl, log)
-    elif redis_url is not None or ttl != DEFAULT_TTL:
-        msg = "pass either event_store or redis_url/ttl, not both"
-        raise ValueError(msg)
+        event_store, resources = _own_store(settings, log)
     if isinstance(event_store, InstrumentedEventStore):
         if tracer_provider is not None or meter_provider is not None or registry not in (None, event_store.registry):
             msg = (
@@ -158,28 +179,30 @@ def http_app(  # noqa: PLR0913 - the options of an application
             )
             raise ValueError(msg)
         registry = event_store.registry
-    registry = registry or DEFAULT_REGISTRY
+    registry = DEFAULT_REGISTRY if registry is None else registry
+    check_registry("registry", registry)
     store = instrument(
         event_store, registry=registry, tracer_provider=tracer_provider, meter_provider=meter_provider, logger=logger
     )
     log.report_failures(store.log_failed)
-    manager = ResumableSessionManager(
+    manager = _Manager(
         application.server,
         store,
         **application.manager_options,
-        follow_timeout=follow_timeout,
-        worker_lease=worker_lease,
-        shutdown_timeout=shutdown_timeout,
+        follow_timeout=settings.follow_timeout,
+        worker_lease=settings.worker_lease,
+        shutdown_timeout=settings.shutdown_timeout,
         logger=logger,
     )
     application.install(manager)
-    exposition = Exposition(registry, metrics_token)
-    port = _metrics_port(exposition, metrics_port, metrics_host, log)
+    exposition = Exposition(registry, settings.metrics_token)
+    port = _metrics_port(exposition, settings.metrics_port, settings.metrics_host, log)
     if port is None:
         _add_route(app, "/metrics", MetricsApp(exposition))
     for path, endpoint in Health(store, manager).endpoints.items():
         _add_route(app, path, endpoint)
-    polling = nullcontext() if redis_stats_interval is None else store.poll_redis_stats(redis_stats_interval)
+    interval = settings.redis_stats_interval
+    polling = nullcontext() if interval is None else store.poll_redis_stats(interval)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -197,22 +220,71 @@ def http_app(  # noqa: PLR0913 - the options of an application
     return app
 
 
+def _check_given_store(event_store: object, arguments: Mapping[str, object]) -> None:
+    """Validate a store of the application's, which has its own options.
+
+    Raises:
+        TypeError: It is not an event store.
+        ValueError: Options of a store are given, too.
+    """
+    check_store("event_store", event_store)
+    given = [name for name in STORE_OPTIONS if arguments[name] is not (UNSET if name == "ttl" else None)]
+    if given:
+        msg = f"pass either event_store or {', '.join(given)}, not both; configure the store that you pass"
+        raise ValueError(msg)
+
+
+def _check_framework_paths(options: Mapping[str, object]) -> None:
+    """Validate the paths among the framework's options, whose own error names none of them.
+
+    Raises:
+        TypeError: A path is not a string.
+        ValueError: A path does not begin with a slash.
+    """
+    for name in ("streamable_http_path", "path"):
+        path = options.get(name)
+        if path is None:
+            continue
+        check_text(name, path, '"/mcp"', "leave it out for the default")
+        if not str(path).startswith("/"):
+            msg = f'{name} must begin with a slash, got {path!r}; write "/{path}"'
+            raise ValueError(msg)
+
+
+class _Manager(ResumableSessionManager):
+    """The session manager of an application that keeps a FastMCP's authentication, routes and middleware."""
+
+    @staticmethod
+    def _check_server(app: object) -> None:
+        """Accept any server."""
+
+
 def _metrics_port(exposition: Exposition, port: int | None, host: str | None, log: Log) -> MetricsPort | None:
     if port is not None:
         return MetricsPort(exposition, LOOPBACK if host is None else host, port, log)
     if host is not None:
-        msg = "metrics_host must be used with metrics_port; pass both or neither"
+        msg = (
+            f"metrics_host ({variable('metrics_host')}) must be used with metrics_port ({variable('metrics_port')}), "
+            "got no port; pass both or neither"
+        )
         raise ValueError(msg)
     return None
 
 
 def _own_store(
-    url: str | None, ttl: int | None, log: Log
+    settings: Settings, log: Log
 ) -> tuple[RedisEventStore, Callable[[], AbstractAsyncContextManager[object]]]:
     """Create a store and the context manager of its resources."""
-    valkey = None if url else EmbeddedValkey()
-    client = connect(valkey.url if valkey else url or "")
-    store = RedisEventStore(client, ttl=ttl)
+    valkey = EmbeddedValkey() if settings.redis_url is None else None
+    client = connect(valkey.url if valkey is not None else settings.redis_url or "")
+    store = RedisEventStore(
+        client,
+        ttl=settings.ttl,
+        store_timeout=settings.store_timeout,
+        backlog_bytes=settings.backlog_bytes,
+        backlog_events=settings.backlog_events,
+        max_session_bytes=settings.max_session_bytes,
+    )
 
     @asynccontextmanager
     async def resources() -> AsyncIterator[None]:
@@ -238,7 +310,8 @@ def _add_route(app: Starlette, path: str, endpoint: ASGIApp | Endpoint) -> None:
     Raises:
         ValueError: The server already has a route at the path.
     """
-    if any(getattr(route, "path", None) == path for route in app.routes):
+    # Also with a slash at the end: requests would meet one or the other by a slash.
+    if any(str(getattr(route, "path", "")).removesuffix("/") == path for route in app.routes):
         msg = f"the MCP server already serves {path}, which http_app() needs; move that route"
         raise ValueError(msg)
     app.router.routes.insert(0, Route(path, endpoint, methods=["GET"]))

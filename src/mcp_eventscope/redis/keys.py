@@ -45,10 +45,12 @@ class Keys:
 
     def __init__(self, prefix: str) -> None:
         if not isinstance(prefix, str):
-            msg = f'key_prefix must be a string such as "mcp:", got {type(prefix).__name__}'
+            msg = f'key_prefix must be a string such as "mcp:", got {type(prefix).__name__}; leave it out for "mcp:"'
             raise TypeError(msg)
         if not prefix:
-            msg = "key_prefix must not be empty, or keys mix with those of other programs; use for example 'mcp:'"
+            msg = (
+                "key_prefix must not be empty, got '', or keys mix with those of other programs; use for example 'mcp:'"
+            )
             raise ValueError(msg)
         if _UNSAFE.search(prefix):
             msg = f"key_prefix must not contain spaces or control characters, got {prefix!r}; use for example 'mcp:'"

@@ -17,8 +17,6 @@ from mcp_eventscope.redis.limits import (
     PROBE_SECONDS,
     STORE_TIMEOUT,
     check_limits,
-    check_session_bytes,
-    check_ttl,
 )
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.pubsub import Subscriptions
@@ -81,9 +79,10 @@ class RedisEventStore(EventStore):
             are evicted: those of finished requests first, responses last. A resume that misses them reports a gap.
 
     Raises:
-        TypeError: `redis` is not an asyncio client; `key_prefix` is not a string; `ttl` is not an int.
+        TypeError: `redis` is not an asyncio client; `key_prefix` is not a string; a number has another type.
         ValueError: `key_prefix` is empty or has misplaced braces; `ttl` is not between 1 second and ten years;
-            `store_timeout` is not positive; a bound of the backlog is below 1; `max_session_bytes` is below 1 MiB.
+            `store_timeout` is not between a millisecond and an hour; a bound of the backlog is below 1;
+            `max_session_bytes` is below 1 MiB.
     """
 
     def __init__(  # noqa: PLR0913 - the options of an operator
@@ -98,9 +97,13 @@ class RedisEventStore(EventStore):
         max_session_bytes: int = MAX_SESSION_BYTES,
     ) -> None:
         require_async(redis)
-        check_ttl(ttl)
-        check_limits(store_timeout=store_timeout, backlog_bytes=backlog_bytes, backlog_events=backlog_events)
-        check_session_bytes(max_session_bytes)
+        check_limits(
+            ttl=ttl,
+            store_timeout=store_timeout,
+            backlog_bytes=backlog_bytes,
+            backlog_events=backlog_events,
+            max_session_bytes=max_session_bytes,
+        )
         self._redis = redis
         self._keys = Keys(key_prefix)
         self._ttl = ttl

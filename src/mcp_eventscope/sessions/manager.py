@@ -25,7 +25,8 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from mcp_eventscope.instrumentation import InstrumentedEventStore, instrument
+from mcp_eventscope.frameworks.fastmcp import refuse_inner
+from mcp_eventscope.instrumentation import InstrumentedEventStore, check_store, instrument
 from mcp_eventscope.redis.limits import FLUSH_SECONDS
 from mcp_eventscope.sessions import _sdk_compat
 from mcp_eventscope.sessions.adoption import handshake_of, owner_of, params_of, requestor_of, serve_adopted
@@ -96,7 +97,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     Raises:
         ValueError: A number is out of range.
-        TypeError: `app` is not a low-level server, `event_store` is not an event store, or `logger` accepts no fields.
+        TypeError: `app` is not a low-level server, or is the one inside of a `FastMCP`; `event_store` is not an event
+            store; `logger` accepts no fields; or a number has another type.
         IncompatibleSDKError: The installed SDK has changed the internals on which session isolation relies.
     """
 
@@ -117,6 +119,9 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         shutdown_timeout: float = 0.0,
         logger: Logger | None = None,
     ) -> None:
+        self._check_server(app)
+        if event_store is not None:
+            check_store("event_store", event_store)
         check_settings(app, follow_timeout=follow_timeout, worker_lease=worker_lease, shutdown_timeout=shutdown_timeout)
         super().__init__(
             app,
@@ -152,6 +157,11 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             idle_timeout=session_idle_timeout,
             follow_timeout=follow_timeout,
         )
+
+    @staticmethod
+    def _check_server(app: object) -> None:
+        """Refuse the low-level server inside of a `FastMCP`. `http_app()` accepts it, since it keeps the protection."""
+        refuse_inner("app", app)
 
     @property
     def running(self) -> bool:

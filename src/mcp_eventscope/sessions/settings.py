@@ -1,12 +1,20 @@
-"""Validate the options of a session manager."""
+"""Ranges and validation of the options of a session manager."""
 
 from math import inf
 
 from mcp.server.lowlevel.server import Server
 
-_DAY = 86_400.0
-_RANGES = {"follow_timeout": (0.001, inf), "worker_lease": (1.0, 3600.0), "shutdown_timeout": (0.0, _DAY)}
-"""Minimum and maximum in seconds. A busy process cannot renew a lease of less than a second in time."""
+from mcp_eventscope.options import Number
+
+_DAY = 86_400
+
+NUMBERS = {
+    "follow_timeout": Number("seconds", 0.001, inf),
+    # A busy process cannot renew a lease of less than a second in time.
+    "worker_lease": Number("seconds", 1, 3600),
+    "shutdown_timeout": Number("seconds", 0, _DAY),
+}
+"""The types and ranges of the numeric options of `ResumableSessionManager`."""
 
 
 def check_settings(app: object, **timeouts: float) -> None:
@@ -25,10 +33,4 @@ def check_settings(app: object, **timeouts: float) -> None:
         msg = f"app must be a low-level Server, got {type(app).__name__}; for an MCPServer or a FastMCP use http_app()"
         raise TypeError(msg)
     for name, value in timeouts.items():
-        least, most = _RANGES[name]
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            msg = f"{name} must be a number of seconds, got {value!r}; convert it with float()"
-            raise TypeError(msg)
-        if not least <= value <= most:
-            msg = f"{name} must be between {least:g} and {most:g} seconds, got {value!r}; leave it out for the default"
-            raise ValueError(msg)
+        NUMBERS[name].check(name, value)

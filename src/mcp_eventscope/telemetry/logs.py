@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from mcp_eventscope.options import check_logger
 from mcp_eventscope.store.events import (
     DropReason,
     EventsLost,
@@ -77,16 +78,12 @@ class Log:
             standard library, since structlog prints to standard output by default, which the stdio transport uses.
 
     Raises:
-        TypeError: `logger` is one of the standard library, which accepts no fields.
+        TypeError: `logger` lacks a method, or accepts no fields: one of the standard library, for example.
     """
 
     def __init__(self, logger: Logger | None = None) -> None:
-        if isinstance(logger, logging.Logger | logging.LoggerAdapter):
-            msg = (
-                f"logger must accept fields, as structlog loggers do, got {type(logger).__name__}; "
-                "pass structlog.wrap_logger(logger), or None for logging.getLogger('mcp_eventscope')"
-            )
-            raise TypeError(msg)
+        if logger is not None:
+            check_logger("logger", logger)
         self._given = logger
         self._last: dict[tuple[object, ...], float] = {}
         self._suppressed: dict[tuple[object, ...], int] = {}

@@ -10,11 +10,31 @@ from importlib.metadata import version
 from opentelemetry import metrics
 from opentelemetry.metrics import MeterProvider
 
+from mcp_eventscope.options import check_type
 from mcp_eventscope.telemetry import declarations
 from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.observations import ObservationBatch, SampledObservation
 
-__all__ = ["MeterProvider", "otel_sink"]
+__all__ = ["MeterProvider", "check_meter_provider", "otel_sink"]
+
+
+def check_meter_provider(option: str, provider: object) -> None:
+    """Validate a meter provider.
+
+    Args:
+        option: The name in the error.
+        provider: The value.
+
+    Raises:
+        TypeError: It is not a `MeterProvider`: a `Meter`, for example.
+    """
+    check_type(
+        option,
+        provider,
+        MeterProvider,
+        "an opentelemetry MeterProvider",
+        "pass the provider whose get_meter() makes meters, or leave it out for no OpenTelemetry metrics",
+    )
 
 
 def otel_sink(store: str, provider: MeterProvider, failed: Callable[[Exception], None]) -> MetricsSink:

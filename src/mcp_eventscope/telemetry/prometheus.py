@@ -10,12 +10,13 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar
 
+from mcp_eventscope.options import check_type
 from mcp_eventscope.telemetry import catalog, declarations, multiprocess, observations
 from mcp_eventscope.telemetry.instruments import exemplar_of
 from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.observations import ObservationBatch, ObservationBuffer, SampledObservation
 
-__all__ = ["DEFAULT_REGISTRY", "MetricsSink", "Registry", "prometheus_sink"]
+__all__ = ["DEFAULT_REGISTRY", "MetricsSink", "Registry", "check_registry", "prometheus_sink"]
 
 Registry = CollectorRegistry
 DEFAULT_REGISTRY: Final = REGISTRY
@@ -30,6 +31,25 @@ _buffers: WeakKeyDictionary[Registry, dict[tuple[str, str], ObservationBuffer]] 
 # two instruments of the same name would both write.
 _shared: dict[str, _Family] = {}
 _stores: set[str] = set()
+
+
+def check_registry(option: str, registry: object) -> None:
+    """Validate a registry.
+
+    Args:
+        option: The name in the error.
+        registry: The value.
+
+    Raises:
+        TypeError: It is not a `CollectorRegistry`.
+    """
+    check_type(
+        option,
+        registry,
+        Registry,
+        "a prometheus_client.CollectorRegistry",
+        "leave it out for the global registry, prometheus_client.REGISTRY",
+    )
 
 
 class _Counter(Counter):
