@@ -1,9 +1,11 @@
 """Write the generated pages: `python docs/generate.py`. Tests check that they are current."""
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 from mcp_eventscope import settings
+from mcp_eventscope.redis import self_test
 from mcp_eventscope.telemetry import catalog, declarations
 
 TARGET = Path(__file__).with_name("telemetry.md")
@@ -12,6 +14,7 @@ SETTINGS_TARGET = Path(__file__).with_name("settings.md")
 _WORKERS: dict[declarations.MultiprocessMode, str] = {
     "livesum": "sum of workers",
     "livemax": "maximum of workers",
+    "livemin": "minimum of workers",
     "livemostrecent": "latest poll of all workers, with `redis_stats_interval=`",
 }
 
@@ -111,11 +114,21 @@ without `EVENTSCOPE_`; the [README](../README.md#options) describes the options.
 | variable | default | values |
 |---|---|---|
 """
+REDIS_HEAD = """
+## The user in Redis
+
+At start, a worker tests whether Redis has every capability that the store needs, and otherwise logs
+`event_store.redis_limited` with the fix. These rules suffice for the `key_prefix` `mcp:`; `redis_stats_interval=` also
+needs `+dbsize +memory|usage +pttl +scan +type`:
+
+```
+"""
 
 
 def settings_page() -> str:
     """The page of the environment variables."""
-    return SETTINGS_HEAD + "".join(f"{row}\n" for row in _settings())
+    rules = textwrap.fill(f"ACL SETUSER mcp on >PASSWORD {self_test.acl_rules('mcp:')}", 116, break_on_hyphens=False)
+    return SETTINGS_HEAD + "".join(f"{row}\n" for row in _settings()) + REDIS_HEAD + rules + "\n```\n"
 
 
 def _settings() -> Iterator[str]:

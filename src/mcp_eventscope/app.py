@@ -28,7 +28,7 @@ from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.exposition import Exposition
 from mcp_eventscope.telemetry.logs import Log, Logger
 from mcp_eventscope.telemetry.otel_metrics import MeterProvider
-from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry, check_registry
+from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
 from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsApp, MetricsPort
 from mcp_eventscope.telemetry.tracing import TracerProvider
 
@@ -180,7 +180,6 @@ def http_app(  # noqa: PLR0913 - the options of an application
             raise ValueError(msg)
         registry = event_store.registry
     registry = DEFAULT_REGISTRY if registry is None else registry
-    check_registry("registry", registry)
     store = instrument(
         event_store, registry=registry, tracer_provider=tracer_provider, meter_provider=meter_provider, logger=logger
     )
@@ -211,6 +210,8 @@ def http_app(  # noqa: PLR0913 - the options of an application
             if port is not None:
                 await stack.enter_async_context(port.served())
             await stack.enter_async_context(polling)
+            store.started(log)
+            await stack.enter_async_context(store.test_redis())
             await _report_unreachable(store, log)
             await stack.enter_async_context(manager.run())
             stack.enter_context(on_stop_signal(manager.drain))

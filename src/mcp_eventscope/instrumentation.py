@@ -2,12 +2,15 @@
 
 import copy
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
+from importlib.metadata import version
 from time import perf_counter, time
 from typing import Self
 
 from mcp_eventscope.options import check_text, given
+from mcp_eventscope.redis.self_test import Capabilities
+from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.store.adapter import EventStoreAdapter
 from mcp_eventscope.store.coordination import Coordinator
 from mcp_eventscope.store.events import BatchCommitted, BatchRetried, StoreEvent
@@ -23,7 +26,7 @@ from mcp_eventscope.store.messages import (
 from mcp_eventscope.store.protocol import ObservableEventStore
 from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowResult, ReplayResult, StoreOutcome
 from mcp_eventscope.telemetry import catalog
-from mcp_eventscope.telemetry.facts import ServingFact
+from mcp_eventscope.telemetry.facts import ServingFact, Started
 from mcp_eventscope.telemetry.logs import Log, Logger
 from mcp_eventscope.telemetry.measurements import (
     Counted,
@@ -40,6 +43,7 @@ from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.observations import SampledObservation
 from mcp_eventscope.telemetry.otel_metrics import MeterProvider, check_meter_provider
 from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry, check_registry
+from mcp_eventscope.telemetry.redis_self_test import in_background
 from mcp_eventscope.telemetry.redis_stats import poll_redis_stats, poller_of
 from mcp_eventscope.telemetry.sinks import Sinks
 from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, check_tracer_provider, session_hash
@@ -222,6 +226,35 @@ class InstrumentedEventStore(EventStore):
             ValueError: `every` is out of range, or the store is not a `RedisEventStore`, or is on a cluster.
         """
         return poll_redis_stats(poller_of(self._store, every), every, self._polled)
+
+    def test_redis(self) -> AbstractAsyncContextManager[None]:
+        """Test in the background, once, what the store's Redis allows, and record the result.
+
+        An unreachable Redis is no error: the test is repeated later. Third-party stores are not tested.
+
+        Returns:
+            A context manager that cancels an unfinished test when it is left.
+        """
+        if not isinstance(self._store, RedisEventStore):
+            return nullcontext()
+        return in_background(self._store.self_test(), self._tested, partial(self._sinks.failed, "metrics"))
+
+    def _tested(self, found: Capabilities) -> None:
+        self._sinks.count(MetricsSink.tested, found)
+        self._sinks.safely("logs", self._sinks.logs.tested, found)
+
+    def started(self, log: Log) -> None:
+        """Log that an application has started with this store.
+
+        Args:
+            log: The log of the application.
+        """
+        store, package = self._store, version("mcp-eventscope")
+        if isinstance(store, RedisEventStore):
+            fact = Started(package, store.kind, store.address, store.ttl, store.key_prefix, store.worker)
+        else:
+            fact = Started(package, "third-party store", store.address, store.ttl)
+        self.record(fact, log)
 
     def record(self, fact: ServingFact, log: Log | None = None) -> None:
         """Count and log a fact about sessions and requests. It never raises.

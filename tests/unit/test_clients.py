@@ -106,5 +106,5 @@ async def test_store_with_a_wrong_url_reports_the_fix() -> None:
         ):
             async with connect(f"{scheme}://{password}127.0.0.1:{server.port}") as client:
                 with pytest.raises(StoreError, match=f"at 127.0.0.1:{server.port}: .*{fix}") as caught:
-                    await RedisEventStore(client, ttl=60).ping()
+                    await RedisEventStore(client, ttl=60).probe()
             assert "hunter2" not in str(caught.value)

@@ -193,6 +193,13 @@ def address_of(client: AnyRedis) -> str:
     return f"{arguments.get('host', 'localhost')}:{arguments.get('port', 6379)}"
 
 
+def kind_of(client: AnyRedis) -> str:
+    """The kind of Redis that a client uses."""
+    if isinstance(client, aioredis.RedisCluster):
+        return "Redis Cluster"
+    return "Redis behind Sentinel" if isinstance(client.connection_pool, SentinelConnectionPool) else "Redis"
+
+
 T = TypeVar("T")
 
 

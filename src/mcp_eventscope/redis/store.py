@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from mcp_eventscope.errors import SessionsNotIsolatedWarning, StoreError
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.client import AnyRedis, address_of, call, require_async, require_one_slot
+from mcp_eventscope.redis.client import AnyRedis, address_of, call, kind_of, require_async, require_one_slot
 from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
 from mcp_eventscope.redis.limits import (
@@ -29,6 +29,7 @@ from mcp_eventscope.redis.root.chunk_reader import ChunkReader
 from mcp_eventscope.redis.root.follow import Followers
 from mcp_eventscope.redis.root.replay import ReplayCursor, age_of, lost_after, miss_of
 from mcp_eventscope.redis.root.writer import RootWriter
+from mcp_eventscope.redis.self_test import SelfTest
 from mcp_eventscope.redis.session_store import RedisSessionStore, SessionResources
 from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.workers import Workers
@@ -188,6 +189,20 @@ class RedisEventStore(EventStore):
             ValueError: The store is on a Redis Cluster.
         """
         return RedisStatsPoller(self._redis, self._keys, self._worker)
+
+    def self_test(self) -> SelfTest:
+        """Return a self-test of what the store's Redis allows."""
+        return SelfTest(self._redis, self._keys, self._worker)
+
+    @property
+    def kind(self) -> str:
+        """The kind of Redis: alone, a cluster, or behind Sentinel."""
+        return kind_of(self._redis)
+
+    @property
+    def worker(self) -> str:
+        """The name of this process among the workers of the store. A forked child has another one."""
+        return self._worker.name
 
     @property
     def address(self) -> str:

@@ -71,6 +71,12 @@ _FIRST_ERROR_STATUS = 400
 """HTTP statuses from here on are errors."""
 
 
+_LIFESPAN_FIX = (
+    "run the lifespan of this application in the one that mounts it: lifespan=app.router.lifespan_context, with the "
+    "application that http_app() returned for app"
+)
+
+
 class ResumableSessionManager(StreamableHTTPSessionManager):
     """A `StreamableHTTPSessionManager` with a separate view of the store for each session.
 
@@ -139,6 +145,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._shutdown_timeout = shutdown_timeout
         self._draining_since: float | None = None
         self._spread = _SPREAD_SECONDS[0]
+        self._begun = False
+        """Whether `run()` was entered, now or earlier."""
         self._store: InstrumentedEventStore | None = None
         self._registry: SessionRegistry | LocalRegistry = LocalRegistry()
         if event_store is not None:
@@ -200,6 +208,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         """Run as the SDK's manager does, with a worker lease if the store supports it."""
+        self._begun = True
         async with AsyncExitStack() as stack:
             # The lease is released last, or other workers would answer requests whose events are about to be stored.
             await stack.enter_async_context(
@@ -228,8 +237,14 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         return [each for each in self._server_instances.values() if isinstance(each, ResumableTransport)]
 
     async def _handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Count the request, and serve it as the SDK does."""
+        """Count the request, and serve it as the SDK does; outside of `run()` answer 503, instead of raising."""
         self._telemetry.requested(scope)
+        if self._task_group is None:
+            if not self._begun:
+                self._telemetry.not_running(_LIFESPAN_FIX)
+            reason = "the server has stopped" if self._begun else f"the server was not started; {_LIFESPAN_FIX}"
+            await _sdk_compat.unavailable(reason)(scope, receive, send)
+            return
         await super()._handle_request(scope, receive, send)
 
     # -- sessions that begin here -------------------------------------------------------------------------------------

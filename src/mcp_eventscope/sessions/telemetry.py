@@ -16,6 +16,7 @@ from mcp_eventscope.instrumentation import InstrumentedEventStore
 from mcp_eventscope.sessions.adoption import negotiated_version, params_of
 from mcp_eventscope.telemetry import catalog_sessions
 from mcp_eventscope.telemetry.facts import (
+    LifespanMissing,
     OperationEnded,
     Origin,
     Refusal,
@@ -61,6 +62,7 @@ class SessionTelemetry:
         self._log = log
         self._here: dict[str, _Served] = {}
         self._logged_version = False
+        self._logged_lifespan = False
 
     def configured(
         self, *, stateless: bool, json_response: bool, idle_timeout: float | None, follow_timeout: float
@@ -102,6 +104,12 @@ class SessionTelemetry:
                 'in the SDK\'s client, mode="legacy"'
             )
             self._record(ResumptionDisabled(f"protocol revision {named}", fix))
+
+    def not_running(self, fix: str) -> None:
+        """Log the first request that arrived before the manager was started."""
+        if not self._logged_lifespan:
+            self._logged_lifespan = True
+            self._record(LifespanMissing(fix))
 
     def began(self, session_id: str | None, origin: Origin, handshake: str | None) -> None:
         """Record that a session is served here from now on.

@@ -2,12 +2,13 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol
 
 import structlog
 
 from mcp_eventscope.options import check_logger
+from mcp_eventscope.redis.self_test import Capabilities, Capability
 from mcp_eventscope.store.events import (
     DropReason,
     EventsLost,
@@ -18,8 +19,16 @@ from mcp_eventscope.store.events import (
     StoreRecovered,
 )
 from mcp_eventscope.store.results import BacklogStatus
-from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, declarations
-from mcp_eventscope.telemetry.facts import Refusal, ResumptionDisabled, ServingFact, SessionRefused, TTLShort
+from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, catalog_start, declarations
+from mcp_eventscope.telemetry.facts import (
+    LifespanMissing,
+    Refusal,
+    ResumptionDisabled,
+    ServingFact,
+    SessionRefused,
+    Started,
+    TTLShort,
+)
 from mcp_eventscope.telemetry.measurements import Measurement, RedisStatsMeasurement, ReplayMeasurement
 from mcp_eventscope.telemetry.tracing import trace_ids
 
@@ -239,6 +248,33 @@ class LogSink:
                     setting_seconds=fact.seconds,
                     fix=fact.fix,
                 )
+            case Started():
+                log.write(
+                    catalog_start.STARTED,
+                    store=self._store,
+                    version=fact.version,
+                    kind=fact.kind,
+                    address=fact.address,
+                    key_prefix=fact.key_prefix,
+                    ttl_seconds=fact.ttl,
+                    worker=fact.worker,
+                )
+            case LifespanMissing():
+                log.write(catalog_start.LIFESPAN_MISSING, store=self._store, fix=fact.fix)
+
+    def tested(self, found: Capabilities) -> None:
+        """Log the result of a self-test of Redis."""
+        if not (missing := found.missing):
+            capabilities = sorted(each.value for each in found.available)
+            self._log.write(catalog_start.REDIS_TESTED, store=self._store, capabilities=capabilities)
+            return
+        self._log.write(
+            catalog_start.REDIS_LIMITED,
+            store=self._store,
+            missing=sorted(each.value for each in missing),
+            commands=list(found.refused) or None,
+            fix="; ".join(_capability_fixes(found)),
+        )
 
     def polled(self, poll: RedisStatsMeasurement, ttl: int | None) -> None:
         """Log a failed poll of Redis statistics, or keys without TTL."""
@@ -271,6 +307,20 @@ class LogSink:
             "error": str(measured.error) if measured.error_type != "other" else type(measured.error).__qualname__,
             "error_type": measured.error_type,
         }
+
+
+def _capability_fixes(found: Capabilities) -> Iterator[str]:
+    """The changes that give Redis the missing capabilities."""
+    missing = frozenset(found.missing)
+    rules = [f"+{command}" for command in found.refused]
+    rules += [f"~{found.key_prefix}*"] if Capability.KEYS in missing else []
+    rules += [f"&{found.key_prefix}*"] if missing & {Capability.PUBLISH, Capability.SUBSCRIBE} else []
+    if rules:
+        yield f"allow it to the user of the URL: ACL SETUSER USER {' '.join(rules)}"
+    if Capability.WRITES in missing:
+        yield "connect to the primary: this server is a replica"
+    if Capability.NO_EVICTION in missing:
+        yield f"set maxmemory-policy noeviction instead of {found.policy}, which deletes events before their TTL"
 
 
 def _default_logger() -> Logger:

@@ -79,8 +79,8 @@ class _Instruments:
         )
         return _Histogram(made, self._attributes(metric, values))
 
-    def optional_gauge(self, metric: declarations.Metric) -> "_OptionalGauge":
-        return _OptionalGauge(self._made(metric), self._attributes(metric, ()))
+    def optional_gauge(self, metric: declarations.Metric, *values: str) -> "_OptionalGauge":
+        return _OptionalGauge(self._made(metric), self._attributes(metric, values))
 
     def _made(self, metric: declarations.Metric) -> "metrics._Gauge":
         return self._meter.create_gauge(metric.otel_name, metric.unit, metric.help)

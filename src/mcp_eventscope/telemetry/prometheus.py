@@ -174,8 +174,8 @@ class _Instruments:
     def histogram(self, metric: declarations.Metric, *values: str) -> _Histogram:
         return _typed(_Histogram, self._families[metric.name]).labels(self._store, *values)
 
-    def optional_gauge(self, metric: declarations.Metric) -> "_OptionalGauge":
-        return _OptionalGauge(_typed(Gauge, self._families[metric.name]), self._store)
+    def optional_gauge(self, metric: declarations.Metric, *values: str) -> "_OptionalGauge":
+        return _OptionalGauge(_typed(Gauge, self._families[metric.name]), (self._store, *values))
 
 
 def prometheus_sink(store: str, registry: Registry, failed: Callable[[Exception], None]) -> MetricsSink:
@@ -195,16 +195,16 @@ def prometheus_sink(store: str, registry: Registry, failed: Callable[[Exception]
 class _OptionalGauge:
     """A gauge that is absent while its value is unknown."""
 
-    def __init__(self, family: Gauge, store: str) -> None:
+    def __init__(self, family: Gauge, values: tuple[str, ...]) -> None:
         self._family = family
-        self._store = store
+        self._values = values
 
     def set(self, value: float | None) -> None:
         """Set the value; None: unknown."""
         if value is not None:
-            self._family.labels(self._store).set(value)
+            self._family.labels(*self._values).set(value)
         elif multiprocess.directory() is None:
-            self._family.remove(self._store)
+            self._family.remove(*self._values)
         # In multiprocess mode children cannot be removed; the latest value of all workers counts.
 
 
