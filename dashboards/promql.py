@@ -64,6 +64,11 @@ def highest(expr: str, by: tuple[str, ...] = ()) -> str:
     return f"max{_by(by)}({expr})"
 
 
+def lowest(expr: str, by: tuple[str, ...] = ()) -> str:
+    """The minimum, in total or by labels."""
+    return f"min{_by(by)}({expr})"
+
+
 def rate(metric: Metric, part: str = "", by: tuple[str, ...] = (), /, **labels: Values) -> str:
     """The rate per second, over time."""
     _check_by(metric, by)

@@ -24,6 +24,7 @@ from dashboards.panels import (
     says,
 )
 from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry.catalog_start import REDIS_CAPABILITY
 
 _POLLED = "Needs Redis statistics (redis_stats_interval=)."
 
@@ -115,6 +116,19 @@ _WORKERS = (
         ),
         "store",
         links=(to("Pending events by worker", OVERVIEW, 42), runbook("EventscopeBacklogGrowing")),
+    ),
+    lines(
+        17,
+        "Redis capabilities",
+        says(
+            "1 if Redis has a capability that the store needs, tested when a worker starts.",
+            normal="1 throughout.",
+            otherwise="the log event event_store.redis_limited has the fix, such as the ACL rule. Without publish or "
+            "subscribe resumed streams are polled; without the others events are not stored, or are evicted.",
+        ),
+        Target(promql.lowest(promql.series(REDIS_CAPABILITY), ("capability",)), "{{capability}}"),
+        unit="short",
+        width=24,
     ),
 )
 

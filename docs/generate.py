@@ -1,15 +1,20 @@
-"""Write docs/telemetry.md from the catalog: `python docs/generate.py`. A test checks that it is current."""
+"""Write the generated pages: `python docs/generate.py`. Tests check that they are current."""
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+from mcp_eventscope import settings
+from mcp_eventscope.redis import self_test
 from mcp_eventscope.telemetry import catalog, declarations
 
 TARGET = Path(__file__).with_name("telemetry.md")
+SETTINGS_TARGET = Path(__file__).with_name("settings.md")
 
 _WORKERS: dict[declarations.MultiprocessMode, str] = {
     "livesum": "sum of workers",
     "livemax": "maximum of workers",
+    "livemin": "minimum of workers",
     "livemostrecent": "latest poll of all workers, with `redis_stats_interval=`",
 }
 
@@ -92,5 +97,51 @@ def _logs() -> Iterator[str]:
         yield f"| `{event.name}` | {event.level} | {', '.join(f'`{name}`' for name in event.fields)} | {event.help} |"
 
 
+SETTINGS_HEAD = """# Settings from the environment
+
+<!-- Written by docs/generate.py from mcp_eventscope/settings.py. Do not edit. -->
+
+`http_app()` reads these variables when it is called. Each has the meaning of the option of the same name in lower case,
+without `EVENTSCOPE_`; the [README](../README.md#options) describes the options.
+
+* **An argument has priority** over its variable, which is then not validated. An argument of None counts as left out;
+  `ttl=None` alone is a value (no expiry), written `none` in the environment.
+* **An invalid or empty value is an error at start** that names the variable. It is not replaced by the default.
+* With `event_store=` the variables of the store (`EVENTSCOPE_REDIS_URL` to `EVENTSCOPE_MAX_SESSION_BYTES`) have no
+  effect, since the store has its own options.
+* `RedisEventStore`, `InstrumentedEventStore` and `ResumableSessionManager` read no variables.
+
+| variable | default | values |
+|---|---|---|
+"""
+REDIS_HEAD = """
+## The user in Redis
+
+At start, a worker tests whether Redis has every capability that the store needs, and otherwise logs
+`event_store.redis_limited` with the fix. These rules suffice for the `key_prefix` `mcp:`; `redis_stats_interval=` also
+needs `+dbsize +memory|usage +pttl +scan +type`:
+
+```
+"""
+
+
+def settings_page() -> str:
+    """The page of the environment variables."""
+    rules = textwrap.fill(f"ACL SETUSER mcp on >PASSWORD {self_test.acl_rules('mcp:')}", 116, break_on_hyphens=False)
+    return SETTINGS_HEAD + "".join(f"{row}\n" for row in _settings()) + REDIS_HEAD + rules + "\n```\n"
+
+
+def _settings() -> Iterator[str]:
+    for option, field in settings.Settings.model_fields.items():
+        if (number := settings.NUMBERS.get(option)) is not None:
+            otherwise = f", or `{settings.NEVER}`: {number.none}" if number.none else ""
+            values = f"{number.expected()}{otherwise}"
+        else:
+            values = settings.TEXTS[option][1]
+        default = "unset" if field.default is None else field.default
+        yield f"| `{settings.variable(option)}` | {default} | {values} |"
+
+
 if __name__ == "__main__":
     TARGET.write_text(telemetry(), encoding="utf-8")
+    SETTINGS_TARGET.write_text(settings_page(), encoding="utf-8")

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from examples.demo.worker import Worker
-from mcp_eventscope.app import URL_VARIABLE
 from mcp_eventscope.embedded import EmbeddedValkey
+from mcp_eventscope.settings import URL_VARIABLE
 
 
 @asynccontextmanager

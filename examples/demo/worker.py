@@ -14,7 +14,7 @@ from typing import IO
 import httpx2
 
 from examples.demo.waiting import DemoError, within
-from mcp_eventscope.app import URL_VARIABLE
+from mcp_eventscope.settings import URL_VARIABLE
 
 HOST = "127.0.0.1"
 START_SECONDS = 20.0

@@ -1,6 +1,5 @@
 """The server of the stack: a slow tool whose connection breaks now and then."""
 
-import os
 import random
 
 import anyio
@@ -28,16 +27,9 @@ async def report(pages: int, ctx: Context) -> str:
 
 
 def app() -> Starlette:
-    """The application, for `uvicorn --factory --workers 2`, on the Redis of EVENTSCOPE_REDIS_URL.
+    """The application, for `uvicorn --factory --workers 2`, with the settings of the environment (compose.yaml).
 
     `/metrics` has a separate port, which is not published outside the network of the stack. Whichever worker answers
     reports for all of them (PROMETHEUS_MULTIPROC_DIR).
     """
-    return http_app(
-        mcp,
-        ttl=int(os.environ.get("EVENTSCOPE_TTL", "3600")),
-        retry_interval=200,
-        metrics_port=int(os.environ.get("METRICS_PORT", "9464")),
-        metrics_host=os.environ.get("METRICS_HOST", "127.0.0.1"),
-        redis_stats_interval=float(os.environ.get("REDIS_STATS_INTERVAL", "15")),
-    )
+    return http_app(mcp, retry_interval=200)

@@ -1,8 +1,7 @@
 """`http_app()`: a resumable MCP server over HTTP, with metrics and health endpoints."""
 
-import os
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any, Protocol, TypedDict, Unpack
 
@@ -18,13 +17,13 @@ from starlette.types import ASGIApp
 from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.frameworks import build
 from mcp_eventscope.health import Endpoint, Health, probe
-from mcp_eventscope.instrumentation import InstrumentedEventStore, instrument
+from mcp_eventscope.instrumentation import InstrumentedEventStore, check_store, instrument
+from mcp_eventscope.options import check_text
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.store import RedisEventStore
-from mcp_eventscope.sessions.manager import DEFAULT_FOLLOW_TIMEOUT, ResumableSessionManager
-from mcp_eventscope.sessions.settings import check_name
+from mcp_eventscope.sessions.manager import ResumableSessionManager
+from mcp_eventscope.settings import STORE_OPTIONS, UNSET, URL_VARIABLE, Settings, Unset, load, variable
 from mcp_eventscope.stop_signals import on_stop_signal
-from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE
 from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.exposition import Exposition
@@ -34,18 +33,8 @@ from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
 from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsApp, MetricsPort
 from mcp_eventscope.telemetry.tracing import TracerProvider
 
-URL_VARIABLE = "EVENTSCOPE_REDIS_URL"
-"""The environment variable with the Redis URL, used without a store and a URL."""
-PREFIX_VARIABLE = "EVENTSCOPE_KEY_PREFIX"
-"""The environment variable with the key prefix, used without a store and a prefix."""
-NAME_VARIABLE = "EVENTSCOPE_NAME"
-"""The environment variable with the server's name, used without a name."""
-DEFAULT_PREFIX = "mcp:"
-"""The prefix of every key in Redis."""
 DEFAULT_NAME = "default"
 """The name of a server without a fixed name of its own."""
-DEFAULT_TTL = 3600
-"""Seconds that events are kept: twice the SDK's session idle timeout."""
 
 
 class FastMCPServer(Protocol):
@@ -90,12 +79,16 @@ def http_app(  # noqa: PLR0913 - the options of an application
     event_store: EventStore | None = None,
     *,
     redis_url: str | None = None,
-    ttl: int | None = DEFAULT_TTL,
+    ttl: int | Unset | None = UNSET,
     key_prefix: str | None = None,
     name: str | None = None,
-    follow_timeout: float = DEFAULT_FOLLOW_TIMEOUT,
-    worker_lease: float = DEFAULT_WORKER_LEASE,
-    shutdown_timeout: float = 0.0,
+    store_timeout: float | None = None,
+    backlog_bytes: int | None = None,
+    backlog_events: int | None = None,
+    max_session_bytes: int | None = None,
+    follow_timeout: float | None = None,
+    worker_lease: float | None = None,
+    shutdown_timeout: float | None = None,
     metrics_port: int | None = None,
     metrics_host: str | None = None,
     metrics_token: str | None = None,
@@ -118,18 +111,26 @@ def http_app(  # noqa: PLR0913 - the options of an application
     An application that mounts this one must run its lifespan: `lifespan=app.router.lifespan_context`. Running only
     `mcp.session_manager`, as with the SDK, would start no embedded Valkey and close no client.
 
+    Each option from `redis_url` to `redis_stats_interval` that is left out or None is taken from its environment
+    variable, `EVENTSCOPE_` and the option in capitals (`EVENTSCOPE_TTL`), and otherwise has its default. `ttl=None`
+    means no expiry; in the environment that is `none`.
+
     Args:
         mcp: The server: an `MCPServer` or low-level `Server` of the SDK, or a `FastMCP`.
         event_store: The store, which is instrumented unless it already is. The caller closes it.
         redis_url: The URL of Redis, instead of a store. The application creates and closes the client.
             Without both: the environment variable `EVENTSCOPE_REDIS_URL`, else an embedded Valkey, with a warning.
-        ttl: Seconds that events are kept, for a store created here; None: no expiry.
+        ttl: Seconds that events are kept, for a store created here; by default 3600; None: no expiry.
         key_prefix: The prefix of every key in Redis, for a store created here. Each server on one Redis needs its own.
             None: the environment variable `EVENTSCOPE_KEY_PREFIX`, else `mcp:`.
         name: The name of the server, the same on all of its workers. It is the label `store` of the metrics of a store
             that is not yet instrumented, and sessions of servers with other names are answered 404.
             None: the environment variable `EVENTSCOPE_NAME`, else the MCP server's own name; `default` if FastMCP has
             generated that name, which is a different one in each process.
+        store_timeout: As in `RedisEventStore`, in seconds, for a store created here.
+        backlog_bytes: As in `RedisEventStore`, for a store created here.
+        backlog_events: As in `RedisEventStore`, for a store created here.
+        max_session_bytes: As in `RedisEventStore`, for a store created here.
         follow_timeout: As in `ResumableSessionManager`, in seconds.
         worker_lease: As in `ResumableSessionManager`, in seconds.
         shutdown_timeout: As in `ResumableSessionManager`, in seconds.
@@ -151,26 +152,40 @@ def http_app(  # noqa: PLR0913 - the options of an application
     Raises:
         TypeError: `event_store` is not an event store, `logger` accepts no fields, an argument has another type, or
             the framework does not know an option.
-        ValueError: Both a store and a URL are given, an instrumented store is combined with other telemetry, an
-            argument is out of range, or Redis statistics are not supported for the store.
+        ValueError: Both a store and options of one are given, an instrumented store is combined with other telemetry,
+            an argument or an environment variable is invalid, the server has a route of the same path, or Redis
+            statistics are not supported for the store.
         IncompatibleSDKError: The installed SDK has changed the internals on which session isolation relies.
         EmbeddedUnavailableError: No Redis is given, and the embedded Valkey is unavailable.
     """
+    arguments: dict[str, object] = {
+        "redis_url": redis_url,
+        "ttl": ttl,
+        "key_prefix": key_prefix,
+        "name": name,
+        "store_timeout": store_timeout,
+        "backlog_bytes": backlog_bytes,
+        "backlog_events": backlog_events,
+        "max_session_bytes": max_session_bytes,
+        "follow_timeout": follow_timeout,
+        "worker_lease": worker_lease,
+        "shutdown_timeout": shutdown_timeout,
+        "metrics_port": metrics_port,
+        "metrics_host": metrics_host,
+        "metrics_token": metrics_token,
+        "redis_stats_interval": redis_stats_interval,
+    }
+    settings = load(arguments)
+    log = Log(logger)
+    if event_store is not None:
+        _check_given_store(event_store, arguments)
+    _check_framework_paths(options)
     application = build(mcp, options)
     app = application.app
-    log = Log(logger)
     resources: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
-    if redis_url is not None and not redis_url:
-        msg = f"redis_url must be a URL, got {redis_url!r}; leave it out to use {URL_VARIABLE} or the embedded Valkey"
-        raise ValueError(msg)
     if event_store is None:
-        prefix = key_prefix if key_prefix is not None else os.environ.get(PREFIX_VARIABLE) or DEFAULT_PREFIX
-        event_store, resources = _own_store(redis_url or os.environ.get(URL_VARIABLE), ttl, prefix, log)
-    elif redis_url is not None or ttl != DEFAULT_TTL or key_prefix is not None:
-        msg = "pass either event_store or redis_url/ttl/key_prefix, not both"
-        raise ValueError(msg)
-    check_name(name)
-    name = name or os.environ.get(NAME_VARIABLE) or _own_name(mcp)
+        event_store, resources = _own_store(settings, log)
+    name = settings.name or _own_name(mcp)
     if isinstance(event_store, InstrumentedEventStore):
         if tracer_provider is not None or meter_provider is not None or registry not in (None, event_store.registry):
             msg = (
@@ -179,7 +194,7 @@ def http_app(  # noqa: PLR0913 - the options of an application
             )
             raise ValueError(msg)
         registry = event_store.registry
-    registry = registry or DEFAULT_REGISTRY
+    registry = DEFAULT_REGISTRY if registry is None else registry
     store = instrument(
         event_store,
         name=name,
@@ -189,24 +204,25 @@ def http_app(  # noqa: PLR0913 - the options of an application
         logger=logger,
     )
     log.report_failures(store.log_failed)
-    manager = ResumableSessionManager(
+    manager = _Manager(
         application.server,
         store,
         **application.manager_options,
-        follow_timeout=follow_timeout,
-        worker_lease=worker_lease,
-        shutdown_timeout=shutdown_timeout,
+        follow_timeout=settings.follow_timeout,
+        worker_lease=settings.worker_lease,
+        shutdown_timeout=settings.shutdown_timeout,
         name=name,
         logger=logger,
     )
     application.install(manager)
-    exposition = Exposition(registry, metrics_token)
-    port = _metrics_port(exposition, metrics_port, metrics_host, log)
+    exposition = Exposition(registry, settings.metrics_token)
+    port = _metrics_port(exposition, settings.metrics_port, settings.metrics_host, log)
     if port is None:
         _add_route(app, "/metrics", MetricsApp(exposition))
     for path, endpoint in Health(store, manager).endpoints.items():
         _add_route(app, path, endpoint)
-    polling = nullcontext() if redis_stats_interval is None else store.poll_redis_stats(redis_stats_interval)
+    interval = settings.redis_stats_interval
+    polling = nullcontext() if interval is None else store.poll_redis_stats(interval)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -215,6 +231,8 @@ def http_app(  # noqa: PLR0913 - the options of an application
             if port is not None:
                 await stack.enter_async_context(port.served())
             await stack.enter_async_context(polling)
+            store.started(log)
+            await stack.enter_async_context(store.test_redis())
             await _report_unreachable(store, log)
             await stack.enter_async_context(manager.run())
             stack.enter_context(on_stop_signal(manager.drain))
@@ -224,11 +242,53 @@ def http_app(  # noqa: PLR0913 - the options of an application
     return app
 
 
+def _check_given_store(event_store: object, arguments: Mapping[str, object]) -> None:
+    """Validate a store of the application's, which has its own options.
+
+    Raises:
+        TypeError: It is not an event store.
+        ValueError: Options of a store are given, too.
+    """
+    check_store("event_store", event_store)
+    given = [name for name in STORE_OPTIONS if arguments[name] is not (UNSET if name == "ttl" else None)]
+    if given:
+        msg = f"pass either event_store or {', '.join(given)}, not both; configure the store that you pass"
+        raise ValueError(msg)
+
+
+def _check_framework_paths(options: Mapping[str, object]) -> None:
+    """Validate the paths among the framework's options, whose own error names none of them.
+
+    Raises:
+        TypeError: A path is not a string.
+        ValueError: A path does not begin with a slash.
+    """
+    for name in ("streamable_http_path", "path"):
+        path = options.get(name)
+        if path is None:
+            continue
+        check_text(name, path, '"/mcp"', "leave it out for the default")
+        if not str(path).startswith("/"):
+            msg = f'{name} must begin with a slash, got {path!r}; write "/{path}"'
+            raise ValueError(msg)
+
+
+class _Manager(ResumableSessionManager):
+    """The session manager of an application that keeps a FastMCP's authentication, routes and middleware."""
+
+    @staticmethod
+    def _check_server(app: object) -> None:
+        """Accept any server."""
+
+
 def _metrics_port(exposition: Exposition, port: int | None, host: str | None, log: Log) -> MetricsPort | None:
     if port is not None:
         return MetricsPort(exposition, LOOPBACK if host is None else host, port, log)
     if host is not None:
-        msg = "metrics_host must be used with metrics_port; pass both or neither"
+        msg = (
+            f"metrics_host ({variable('metrics_host')}) must be used with metrics_port ({variable('metrics_port')}), "
+            "got no port; pass both or neither"
+        )
         raise ValueError(msg)
     return None
 
@@ -241,12 +301,20 @@ def _own_name(mcp: object) -> str:
 
 
 def _own_store(
-    url: str | None, ttl: int | None, key_prefix: str, log: Log
+    settings: Settings, log: Log
 ) -> tuple[RedisEventStore, Callable[[], AbstractAsyncContextManager[object]]]:
     """Create a store and the context manager of its resources."""
-    valkey = None if url else EmbeddedValkey()
-    client = connect(valkey.url if valkey else url or "")
-    store = RedisEventStore(client, key_prefix=key_prefix, ttl=ttl)
+    valkey = EmbeddedValkey() if settings.redis_url is None else None
+    client = connect(valkey.url if valkey is not None else settings.redis_url or "")
+    store = RedisEventStore(
+        client,
+        key_prefix=settings.key_prefix,
+        ttl=settings.ttl,
+        store_timeout=settings.store_timeout,
+        backlog_bytes=settings.backlog_bytes,
+        backlog_events=settings.backlog_events,
+        max_session_bytes=settings.max_session_bytes,
+    )
 
     @asynccontextmanager
     async def resources() -> AsyncIterator[None]:
@@ -272,7 +340,8 @@ def _add_route(app: Starlette, path: str, endpoint: ASGIApp | Endpoint) -> None:
     Raises:
         ValueError: The server already has a route at the path.
     """
-    if any(getattr(route, "path", None) == path for route in app.routes):
+    # Also with a slash at the end: requests would meet one or the other by a slash.
+    if any(str(getattr(route, "path", "")).removesuffix("/") == path for route in app.routes):
         msg = f"the MCP server already serves {path}, which http_app() needs; move that route"
         raise ValueError(msg)
     app.router.routes.insert(0, Route(path, endpoint, methods=["GET"]))

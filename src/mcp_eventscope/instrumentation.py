@@ -2,11 +2,15 @@
 
 import copy
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
+from importlib.metadata import version
 from time import perf_counter, time
 from typing import Self
 
+from mcp_eventscope.options import check_text, given
+from mcp_eventscope.redis.self_test import Capabilities
+from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.store.adapter import EventStoreAdapter
 from mcp_eventscope.store.coordination import Coordinator
 from mcp_eventscope.store.events import BatchCommitted, BatchRetried, StoreEvent
@@ -22,7 +26,7 @@ from mcp_eventscope.store.messages import (
 from mcp_eventscope.store.protocol import ObservableEventStore
 from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowResult, ReplayResult, StoreOutcome
 from mcp_eventscope.telemetry import catalog
-from mcp_eventscope.telemetry.facts import ServingFact
+from mcp_eventscope.telemetry.facts import ServingFact, Started
 from mcp_eventscope.telemetry.logs import Log, Logger
 from mcp_eventscope.telemetry.measurements import (
     Counted,
@@ -37,11 +41,33 @@ from mcp_eventscope.telemetry.measurements import (
 )
 from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.observations import SampledObservation
-from mcp_eventscope.telemetry.otel_metrics import MeterProvider
-from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
+from mcp_eventscope.telemetry.otel_metrics import MeterProvider, check_meter_provider
+from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry, check_registry
+from mcp_eventscope.telemetry.redis_self_test import in_background
 from mcp_eventscope.telemetry.redis_stats import poll_redis_stats, poller_of
 from mcp_eventscope.telemetry.sinks import Sinks
-from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, session_hash
+from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, check_tracer_provider, session_hash
+
+
+def check_store(option: str, store: object) -> None:
+    """Validate an event store.
+
+    Args:
+        option: The name in the error.
+        store: The value.
+
+    Raises:
+        TypeError: It is not an instance of the SDK's `EventStore`, and not an `ObservableEventStore`.
+    """
+    if isinstance(store, EventStore | ObservableEventStore) and not isinstance(store, type):
+        return
+    fix = "pass RedisEventStore(client, ttl=3600), for example"
+    if isinstance(store, type):
+        fix = "call it, and pass an instance"
+    elif isinstance(store, str):
+        fix = "pass the URL of Redis to http_app() as redis_url="
+    msg = f"{option} must be an mcp.server.streamable_http.EventStore, got {given(store)}; {fix}"
+    raise TypeError(msg)
 
 
 class InstrumentedEventStore(EventStore):
@@ -60,8 +86,8 @@ class InstrumentedEventStore(EventStore):
             `mcp_eventscope`.
 
     Raises:
-        TypeError: `store` is not an event store, or `logger` accepts no fields.
-        ValueError: `store` is already instrumented: everything would be counted twice.
+        TypeError: `store` is not an event store, `logger` accepts no fields, or an argument has another type.
+        ValueError: `store` is already instrumented: everything would be counted twice; or `name` is empty.
     """
 
     def __init__(  # noqa: PLR0913 - the destination of each signal
@@ -74,9 +100,14 @@ class InstrumentedEventStore(EventStore):
         meter_provider: MeterProvider | None = None,
         logger: Logger | None = None,
     ) -> None:
-        if isinstance(store, type):
-            msg = f"store must be an instance, got the class {store.__name__}; call it"
-            raise TypeError(msg)
+        check_store("store", store)
+        check_text("name", name, '"orders"', 'leave it out for "default"')
+        if registry is not None:
+            check_registry("registry", registry)
+        if tracer_provider is not None:
+            check_tracer_provider("tracer_provider", tracer_provider)
+        if meter_provider is not None:
+            check_meter_provider("meter_provider", meter_provider)
         if isinstance(store, InstrumentedEventStore):
             msg = "store must not be instrumented already, or everything would be counted twice; use it as it is"
             raise ValueError(msg)  # noqa: TRY004 - the type is right, its state is not
@@ -192,9 +223,38 @@ class InstrumentedEventStore(EventStore):
 
         Raises:
             TypeError: `every` is not a number.
-            ValueError: `every` is not positive, or the store is not a `RedisEventStore`, or is on a cluster.
+            ValueError: `every` is out of range, or the store is not a `RedisEventStore`, or is on a cluster.
         """
         return poll_redis_stats(poller_of(self._store, every), every, self._polled)
+
+    def test_redis(self) -> AbstractAsyncContextManager[None]:
+        """Test in the background, once, what the store's Redis allows, and record the result.
+
+        An unreachable Redis is no error: the test is repeated later. Third-party stores are not tested.
+
+        Returns:
+            A context manager that cancels an unfinished test when it is left.
+        """
+        if not isinstance(self._store, RedisEventStore):
+            return nullcontext()
+        return in_background(self._store.self_test(), self._tested, partial(self._sinks.failed, "metrics"))
+
+    def _tested(self, found: Capabilities) -> None:
+        self._sinks.count(MetricsSink.tested, found)
+        self._sinks.safely("logs", self._sinks.logs.tested, found)
+
+    def started(self, log: Log) -> None:
+        """Log that an application has started with this store.
+
+        Args:
+            log: The log of the application.
+        """
+        store, package = self._store, version("mcp-eventscope")
+        if isinstance(store, RedisEventStore):
+            fact = Started(package, store.kind, store.address, store.ttl, store.key_prefix, store.worker)
+        else:
+            fact = Started(package, "third-party store", store.address, store.ttl)
+        self.record(fact, log)
 
     def record(self, fact: ServingFact, log: Log | None = None) -> None:
         """Count and log a fact about sessions and requests. It never raises.

@@ -13,8 +13,8 @@ import pytest
 from dashboards.external import REDIS_EXPORTER
 from dashboards.links import OVERVIEW, REDIS, RESUME
 from dashboards.rules import alerts
-from mcp_eventscope.app import DEFAULT_TTL
 from mcp_eventscope.redis.client import connect
+from mcp_eventscope.settings import DEFAULT_TTL
 from mcp_eventscope.telemetry import catalog
 from support.boards import BOARDS
 from support.drill import fleet, others

@@ -1,6 +1,6 @@
 """`http_app()`: its routes, its options, its log events and its errors."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import httpx2
@@ -465,3 +465,33 @@ def test_http_app_with_an_empty_url_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("EVENTSCOPE_REDIS_URL", raising=False)
     with pytest.raises(ValueError, match=r"redis_url must be a URL, got ''; leave it out"):
         http_app(MCPServer("s"), redis_url="")
+
+
+@pytest.mark.parametrize("server", [MCPServer, FastMCP])
+async def test_http_app_mounted_without_its_lifespan_answers_503_and_warns_once(
+    registry: CollectorRegistry, http: httpx2.AsyncClient, log: Recorder, server: Callable[[str], MCPServer[None]]
+) -> None:
+    """The body and the warning name the argument to add; after a stop they would mislead."""
+    app = http_app(server("s"), redis_url="redis://127.0.0.1:1", registry=registry, logger=log)
+    async with serving(Starlette(routes=[Mount("/tools", app)])) as url:
+        for _ in range(2):
+            response = await http.post(f"{url}/tools/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "ping"})
+            assert response.status_code == 503
+            assert "lifespan=app.router.lifespan_context" in response.json()["error"]["message"]
+    (entry,) = log.named("event_store.lifespan_missing")
+    assert (entry["level"], entry["store"]) == ("warning", "default")
+    assert "lifespan=app.router.lifespan_context" in entry["fix"]
+
+
+async def test_http_app_after_its_lifespan_answers_503_without_a_warning(
+    registry: CollectorRegistry, http: httpx2.AsyncClient, log: Recorder
+) -> None:
+    """A worker that has stopped is not one that was never started."""
+    app = http_app(MCPServer("s"), redis_url="redis://127.0.0.1:1", registry=registry, logger=log)
+    async with app.router.lifespan_context(app):
+        pass
+    async with serving(Starlette(routes=[Mount("/tools", app)])) as url:
+        response = await http.post(f"{url}/tools/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "ping"})
+    assert response.status_code == 503
+    assert "the server has stopped" in response.json()["error"]["message"]
+    assert log.named("event_store.lifespan_missing") == []

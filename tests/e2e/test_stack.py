@@ -44,8 +44,8 @@ def _served(redis_url: str, metrics: Path, metrics_port: int) -> Iterator[str]:
         | {
             "EVENTSCOPE_REDIS_URL": redis_url,
             "PROMETHEUS_MULTIPROC_DIR": str(metrics),
-            "METRICS_PORT": str(metrics_port),
-            "REDIS_STATS_INTERVAL": "1",
+            "EVENTSCOPE_METRICS_PORT": str(metrics_port),
+            "EVENTSCOPE_REDIS_STATS_INTERVAL": "1",
         },
     )
     try:
@@ -100,7 +100,7 @@ def test_stack_files_name_existing_paths_services_and_ports() -> None:
     (targets,) = _read(STACK / "targets.yaml")
     host, _, port = targets["targets"][0].partition(":")
     assert host in services
-    assert f'"METRICS_PORT", "{port}"' in (STACK / "server.py").read_text("utf-8")
+    assert services["server"]["environment"]["EVENTSCOPE_METRICS_PORT"] == port
     assert services["server"]["environment"]["EVENTSCOPE_REDIS_URL"].split("/")[2].split(":")[0] in services
 
 

@@ -14,7 +14,7 @@ from typing import IO
 import httpx2
 
 from examples.demo.switch import Switch
-from mcp_eventscope.app import URL_VARIABLE
+from mcp_eventscope.settings import URL_VARIABLE
 from support.http_client import NO_TLS
 from support.servers import HOST, free_port, text_of
 from support.waiting import CEILING, eventually, slowness

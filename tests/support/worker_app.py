@@ -26,9 +26,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from mcp_eventscope import RedisEventStore, http_app, metrics_app
-from mcp_eventscope.app import DEFAULT_TTL, URL_VARIABLE
-from mcp_eventscope.redis.client import connect
+from mcp_eventscope import http_app, metrics_app
 from support.servers import HOST
 
 CONTROL_VARIABLE = "CHAOS_CONTROL_URL"
@@ -110,14 +108,7 @@ def app() -> Starlette:  # noqa: C901 - its tools
     async def pid(_: Request) -> Response:
         return PlainTextResponse(str(os.getpid()))
 
-    options = json.loads(os.environ[OPTIONS_VARIABLE])
-    if "store_timeout" in options:
-        options["event_store"] = RedisEventStore(
-            connect(os.environ[URL_VARIABLE]),
-            ttl=options.pop("ttl", DEFAULT_TTL),
-            store_timeout=options.pop("store_timeout"),
-        )
-    served = http_app(mcp, **options)
+    served = http_app(mcp, **json.loads(os.environ[OPTIONS_VARIABLE]))
     served.router.routes.insert(0, Route("/scraped", metrics_app()))
     if spans := os.environ.get(SPANS_VARIABLE):
         trace_to(Path(spans))

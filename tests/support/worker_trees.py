@@ -13,7 +13,7 @@ from typing import IO
 
 from prometheus_client.mmap_dict import MmapedDict
 
-from mcp_eventscope.app import URL_VARIABLE
+from mcp_eventscope.settings import URL_VARIABLE
 from support.servers import HOST, free_port, healthy, short_directory, text_of
 from support.waiting import CEILING, eventually
 from support.worker_app import CONTROL_VARIABLE, OPTIONS_VARIABLE

@@ -14,10 +14,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
 from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis.self_test import Capability
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE, REQUEST_ORPHANED
 from mcp_eventscope.store.messages import MessageType
 from mcp_eventscope.store.results import FollowEnd, Miss
-from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, declarations, facts
+from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, catalog_start, declarations, facts
 from support.binaries import promtool_problems
 from telemetry.conftest import Scope
 
@@ -42,7 +43,7 @@ def test_every_child_is_there_before_anything_happens(scope: Scope, redis: FakeA
     scope.instrument(RedisEventStore(redis, ttl=60))
     shown = exposed(scope.registry)
     for metric in catalog.METRICS:
-        expected = 0 if metric.polled else 1
+        expected = 0 if metric.polled or metric is catalog_start.REDIS_CAPABILITY else 1
         for label in metric.labels:
             expected *= len(label.values or ("default",))
         if metric.on_demand:  # Of this one, the children that must not begin with their first observation.
@@ -81,8 +82,9 @@ def test_names_keep_the_conventions() -> None:
         (catalog_sessions.ORIGIN, facts.Origin),
         (catalog_sessions.SESSION_END_REASON, facts.SessionEnd),
         (catalog_sessions.REFUSAL_REASON, facts.Refusal),
+        (catalog_start.CAPABILITY, Capability),
     ],
-    ids=["message_type", "reason", "origin", "end", "refusal"],
+    ids=["message_type", "reason", "origin", "end", "refusal", "capability"],
 )
 def test_labels_are_the_facts(label: declarations.Label, enum: type[StrEnum]) -> None:
     """The values of a label are those of the store's enum."""
@@ -143,7 +145,7 @@ def test_every_log_event_is_written_somewhere() -> None:
     )
     constants = {
         f"{module.__name__.rpartition('.')[2]}.{name}"
-        for module in (catalog, catalog_resumes, catalog_sessions)
+        for module in (catalog, catalog_resumes, catalog_sessions, catalog_start)
         for name, value in vars(module).items()
         if isinstance(value, declarations.LogEvent)
     }

@@ -21,6 +21,7 @@ from prometheus_client.utils import floatToGoString
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreUnavailableError, http_app
 from mcp_eventscope.redis.redis_stats import RedisStats
+from mcp_eventscope.redis.self_test import Capabilities, Capability
 from mcp_eventscope.store.events import (
     BatchCommitted,
     BatchRetried,
@@ -129,6 +130,7 @@ async def story(store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) 
     store.record(SessionEnded(SessionEnd.FAILED, 1, "2024-11-05"))
     store.record(OperationEnded("tools/call", 0.3, ""))
     store.record(OperationEnded("_OTHER", 0.02, "-32601"))
+    store._tested(Capabilities(dict.fromkeys(Capability, True), (), "mcp:", "noeviction"))
     store._sinks.failed("logs", ValueError())
     with monkeypatch.context() as patch:
         outcomes: Iterator[AppendResult | Exception] = iter(

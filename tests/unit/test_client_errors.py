@@ -1,5 +1,6 @@
 """Errors of the Redis client become store errors, with an address and without credentials."""
 
+import re
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -29,6 +30,7 @@ PASSWORD = "hunter2"
         f"redis://:{PASSWORD}@localhost:99999999999",
         f"redis://:{PASSWORD}@localhost?socket_timeout=abc",
         f"valkey://:{PASSWORD}@localhost",
+        "redis://",
     ],
 )
 def test_connect_with_invalid_url_does_not_repeat_it(url: str) -> None:
@@ -41,12 +43,71 @@ def test_connect_with_invalid_url_does_not_repeat_it(url: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "mistake"),
+    [
+        (f"http://:{PASSWORD}@db", "begin with redis://, rediss:// or unix://, got http://; "),
+        (f"valkey://:{PASSWORD}@db", "begin with redis://, rediss:// or unix://, got valkey://; "),
+        (f"redis:/:{PASSWORD}@db", "begin with redis://, rediss:// or unix://, got no scheme; "),
+        (f"redis://:{PASSWORD}@db/mydb", "end in the number of a database, got something else; "),
+        (f"redis://:{PASSWORD}@db/1/2", "end in the number of a database, got something else; "),
+        (f"redis://:{PASSWORD}@db/-1", "end in the number of a database, got something else; "),
+        (f"redis://:{PASSWORD}@db:port/0", "have a port between 1 and 65535, got another one; "),
+        (f"redis://:{PASSWORD}@db:0/0", "have a port between 1 and 65535, got another one; "),
+        (f"redis://:{PASSWORD}@db:65536/0", "have a port between 1 and 65535, got another one; "),
+        (f"redis://:{PASSWORD}/0", "have a port between 1 and 65535, got another one; "),
+        (f"redis://:{PASSWORD}@/0", "have a host, got none; "),
+        (f"redis://:{PASSWORD}@:6379/0", "have a host, got none; "),
+        (f"redis://:{PASSWORD}@[::1/0", "have a valid host, got brackets that do not match; "),
+        (f"redis://:6/{PASSWORD}@db/0", "have no / or # in the user name and password, got one; "),
+        (f"redis://db/0#{PASSWORD}", "have no / or # in the user name and password, got one; "),
+        ("unix://", "have the path of a socket, got none; "),
+        (f"unix://:{PASSWORD}@/", "have the path of a socket, got none; "),
+        ("unix://run/valkey.sock", "have three slashes before a socket's path, got two; "),
+        (f"redis://:{PASSWORD}@db?sockettimeout=1", "have only options that redis-py supports, got another one or an "),
+        (f"redis://:{PASSWORD}@db?db=x", "have only options that redis-py supports, got another one or an "),
+    ],
+)
+def test_connect_with_invalid_url_names_the_mistake(url: str, mistake: str) -> None:
+    """redis-py would use localhost or database 0 instead of most of these parts."""
+    with pytest.raises(ValueError, match=f"^redis_url must {re.escape(mistake)}") as caught:
+        connect(url)
+    assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["redis://db/", "redis://[::1]:1/15", "redis://db?db=7", "unix:///a.sock?db=2"])
+def test_connect_with_valid_url_is_accepted(url: str) -> None:
+    """The number of the database may be left out, or be an option."""
+    connect(url)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "raised", "hint"),
+    [
+        ("rediss", redis.exceptions.TimeoutError("Timeout connecting to server"), "has no TLS, write redis:// in"),
+        ("redis", redis.exceptions.ConnectionError("Connection closed by server."), "has TLS, write rediss:// in"),
+        ("redis", redis.exceptions.AuthenticationError("Authentication required."), "requires a password; add it to"),
+        ("redis", redis.exceptions.AuthenticationError("invalid username-password pair"), "; correct them in the URL"),
+        ("redis", redis.exceptions.TimeoutError("Timeout connecting to server"), "no answer in time$"),
+        ("rediss", redis.exceptions.ConnectionError("Connection closed by server."), r"closed by server\.$"),
+        ("rediss", redis.exceptions.TimeoutError("Timeout reading from db:1"), "no answer in time$"),
+    ],
+)
+async def test_error_of_a_wrong_url_names_the_fix(scheme: str, raised: Exception, hint: str) -> None:
+    """Each symptom of a wrong URL has the change that ends it, and only where it may be wrong."""
+    client = connect(f"{scheme}://:{PASSWORD}@db:1")
+    with pytest.raises(StoreError, match=rf"^could not reach Redis at db:1: .*{hint}") as caught:  # noqa: SIM117
+        with map_redis_errors("reach", client):
+            raise raised
+    assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("url", "address"),
     [
         (f"redis://user:{PASSWORD}@db.example:6380/3", "db.example:6380"),
         (f"rediss://:{PASSWORD}@db.example", "db.example:6379"),
         (f"unix://user:{PASSWORD}@/run/valkey.sock", "/run/valkey.sock"),
-        ("redis://", "localhost:6379"),
+        ("redis://localhost", "localhost:6379"),
     ],
 )
 def test_address_of_url_has_no_credential(url: str, address: str) -> None:

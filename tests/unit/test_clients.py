@@ -8,11 +8,12 @@ import anyio
 import pytest
 from redis import asyncio as aioredis
 
-from mcp_eventscope import RedisEventStore, StoreUnavailableError
+from mcp_eventscope import RedisEventStore, StoreError, StoreUnavailableError
 from mcp_eventscope.redis import client as client_module
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.store.results import FollowEnd
+from support.valkeys import own_valkey
 from support.waiting import CEILING
 
 pytestmark = pytest.mark.anyio
@@ -92,3 +93,18 @@ async def test_client_of_another_encoding_stores_utf8_names(valkey_url: str, key
         first = await store.append("ü€", None)
         facts = await store.replay(first.event_id, no_client, stream_id="ü€")
     assert (facts.stream_id, facts.miss) == ("ü€", None)
+
+
+async def test_store_with_a_wrong_url_reports_the_fix() -> None:
+    """A real server: no password, a wrong one, and TLS to a port that has none."""
+    with own_valkey() as server:
+        server.set(requirepass="sesame")
+        for scheme, password, fix in (
+            ("redis", "", "requires a password; add it to the URL"),
+            ("redis", ":hunter2@", "refused the user name or password; correct them in the URL"),
+            ("rediss", ":sesame@", "if this port has no TLS, write redis:// in the URL"),
+        ):
+            async with connect(f"{scheme}://{password}127.0.0.1:{server.port}") as client:
+                with pytest.raises(StoreError, match=f"at 127.0.0.1:{server.port}: .*{fix}") as caught:
+                    await RedisEventStore(client, ttl=60).probe()
+            assert "hunter2" not in str(caught.value)

@@ -9,7 +9,7 @@ import pytest
 
 import generate
 import mcp_eventscope
-from mcp_eventscope import app
+from mcp_eventscope import settings
 from mcp_eventscope.telemetry import catalog
 from support import drawn_paths
 
@@ -20,6 +20,11 @@ README = (ROOT / "README.md").read_text("utf-8")
 def test_telemetry_page_is_current() -> None:
     """docs/telemetry.md is generated from the catalog, by `make docs`."""
     assert generate.TARGET.read_text("utf-8") == generate.telemetry()
+
+
+def test_settings_page_is_current() -> None:
+    """docs/settings.md is generated from the settings class, by `make docs`."""
+    assert generate.SETTINGS_TARGET.read_text("utf-8") == generate.settings_page()
 
 
 def test_questions_are_answered_by_what_is_there() -> None:
@@ -52,7 +57,7 @@ def test_readme_names_what_exists() -> None:
         assert name.removesuffix("_count") in exposed, name
     imported = re.findall(r"from mcp_eventscope import ([^\n]+)", README)
     assert {name for line in imported for name in line.split(", ")} <= set(mcp_eventscope.__all__)
-    assert app.URL_VARIABLE in README
+    assert settings.URL_VARIABLE in README
 
 
 @pytest.mark.parametrize(("table", "function"), [(0, mcp_eventscope.http_app), (1, mcp_eventscope.RedisEventStore)])
@@ -63,10 +68,14 @@ def test_readme_options_are_those_of_the_code(table: int, function: Callable[...
     options = [each for each in signature(function).parameters.values() if each.kind is not each.VAR_KEYWORD][1:]
     assert [name for name, _ in rows] == [each.name for each in options]
     for (name, default), option in zip(rows, options, strict=True):
-        if isinstance(option.default, int | float):
-            assert float(default) == option.default, name
+        expected = option.default
+        if function is mcp_eventscope.http_app and name in settings.Settings.model_fields:
+            assert expected in {None, settings.UNSET}, f"{name} would hide its environment variable"
+            expected = settings.Settings.model_fields[name].default
+        if isinstance(expected, int | float):
+            assert float(default) == expected, name
         else:
-            assert option.default in {None, default.strip("`")}, name
+            assert expected in {None, default.strip("`")}, name
 
 
 @pytest.mark.parametrize("reference", sorted(drawn_paths.references()), ids=" ".join)

@@ -20,6 +20,24 @@ def is_server(server: object) -> bool:
     return bool(_classes(server) & {"FastMCP", "LowLevelServer"})
 
 
+def refuse_inner(option: str, server: object) -> None:
+    """Refuse the low-level server inside of a `FastMCP`, which would be served openly where the `FastMCP` is not.
+
+    Args:
+        option: The name in the error.
+        server: Any server.
+
+    Raises:
+        TypeError: It is one.
+    """
+    if "LowLevelServer" in _classes(server):
+        msg = (
+            f"{option} must not be the low-level server inside of a FastMCP, got one, which has none of its "
+            "authentication, routes and middleware; pass the FastMCP server itself to http_app()"
+        )
+        raise TypeError(msg)
+
+
 def _classes(server: object) -> set[str]:
     """The classes of fastmcp that a server is an instance of."""
     return {each.__name__ for each in type(server).__mro__ if each.__module__.partition(".")[0] == "fastmcp"}
@@ -31,12 +49,7 @@ def build(server: Any, options: Mapping[str, Any]) -> Application:
     Its authentication, routes and middleware are kept. FastMCP creates its session manager when the application starts;
     the installed one replaces it, and enters the server's lifespan in the same way.
     """
-    if "LowLevelServer" in _classes(server):
-        msg = (
-            "mcp must be a FastMCP server, got the low-level server inside of one, which has none of its "
-            "authentication, routes and middleware; pass the FastMCP server itself"
-        )
-        raise TypeError(msg)
+    refuse_inner("mcp", server)
     transport = options.get("transport", "http")
     if transport not in _TRANSPORTS:
         msg = f'transport must be "http", got {transport!r}; only streamable HTTP can be resumed'

@@ -11,14 +11,15 @@ from starlette.applications import Starlette
 
 from mcp_eventscope.errors import IncompatibleSDKError
 from mcp_eventscope.frameworks.application import Application, innermost
+from mcp_eventscope.options import given
 
 
 def build(server: object, options: Mapping[str, Any]) -> Application:
     """Build the application as `streamable_http_app()` does. Arguments and errors as in `frameworks.build`."""
     if not isinstance(server, MCPServer | Server):
         msg = (
-            f"mcp must be an MCPServer, a low-level Server or a FastMCP, got {type(server).__name__}; "
-            "pass the MCP server, not the application around it"
+            f"mcp must be an MCPServer, a low-level Server or a FastMCP, got {given(server)}; "
+            "pass the MCP server itself, and mount the application that http_app() returns in your own"
         )
         raise TypeError(msg)
     make: Callable[..., Starlette] = server.streamable_http_app

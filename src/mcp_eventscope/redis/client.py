@@ -1,9 +1,10 @@
 """Redis clients: creation, validation, and the mapping of their errors."""
 
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import anyio
 import redis
@@ -28,6 +29,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailableError, WrongTypeError
+from mcp_eventscope.options import given
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.store.events import FailureReason
 
@@ -42,6 +44,79 @@ ANSWER_TIMEOUT = 5.0
 """Maximum seconds of one operation, with any client: some clients wait forever, or retry for minutes."""
 
 _SCHEMES = ("redis", "rediss", "unix")
+_SCHEME = re.compile(r"[a-z][a-z+-]*(?=://)")
+_EXAMPLES = "write redis://host:6379/0, rediss://host:6379/0 for TLS, or unix:///path/to.sock"
+_UNENCODED = "percent-encode / ? # and @ in the user name and password"
+
+
+def check_url(option: str, url: object) -> None:
+    """Validate the URL of Redis. redis-py would take localhost or database 0 for a part that it does not understand.
+
+    Args:
+        option: The name in the error.
+        url: `redis://[user:password@]host[:port][/db]`, `rediss://…` for TLS, or `unix:///path`. The query may have
+            options of redis-py.
+
+    Raises:
+        TypeError: The URL is not a string.
+        ValueError: The URL is none of these. The message names the mistake and omits the URL, because it may contain a
+            password.
+    """
+    if not isinstance(url, str):
+        msg = f"{option} must be the URL of Redis, got {given(url)}; {_EXAMPLES}"
+        raise TypeError(msg)
+    if problem := _problem_of(url):
+        msg = f"{option} must {problem} (the URL is not shown here, because it may contain a password)"
+        raise ValueError(msg) from None
+
+
+def _problem_of(url: str) -> str | None:
+    """Describe the first mistake in a URL; None if it is valid."""
+    if not url.strip():
+        return f"be a URL, got {url!r}; leave it out, or {_EXAMPLES}"
+    scheme = _SCHEME.match(url)
+    if scheme is None or scheme[0] not in _SCHEMES:
+        got = "no scheme" if scheme is None else f"{scheme[0]}://"
+        return f"begin with redis://, rediss:// or unix://, got {got}; {_EXAMPLES}"
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return f"have a valid host, got brackets that do not match; {_EXAMPLES}, or [::1] as the host for IPv6"
+    if "@" in parts.path or parts.fragment:
+        return f"have no / or # in the user name and password, got one; {_EXAMPLES}, and {_UNENCODED}"
+    return (_unix_problem if parts.scheme == "unix" else _tcp_problem)(parts) or _option_problem(url)
+
+
+def _unix_problem(parts: SplitResult) -> str | None:
+    if parts.hostname is not None:
+        return f"have three slashes before a socket's path, got two; {_EXAMPLES}"
+    if parts.path in {"", "/"}:
+        return f"have the path of a socket, got none; {_EXAMPLES}"
+    return None
+
+
+def _tcp_problem(parts: SplitResult) -> str | None:
+    try:
+        # A password with a slash, which ends the host, looks like a port.
+        valid = parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        return f"have a port between 1 and 65535, got another one; {_EXAMPLES}, and {_UNENCODED}"
+    if not parts.hostname:
+        return f"have a host, got none; {_EXAMPLES}, and {_UNENCODED}"
+    if not re.fullmatch(r"/?|/[0-9]{1,9}", parts.path):
+        return f"end in the number of a database, got something else; {_EXAMPLES}"
+    return None
+
+
+def _option_problem(url: str) -> str | None:
+    try:
+        pool = aioredis.ConnectionPool.from_url(url)
+        pool.connection_class(**pool.connection_kwargs)  # Only this validates the URL's options.
+    except (ValueError, TypeError, AttributeError, RedisError):
+        return f"have only options that redis-py supports, got another one or an invalid value; {_EXAMPLES}"
+    return None
 
 
 def connect(url: str) -> aioredis.Redis:
@@ -51,33 +126,23 @@ def connect(url: str) -> aioredis.Redis:
     twice. A caller that finds all connections in use waits for one.
 
     Args:
-        url: `redis://[user:password@]host[:port][/db]`, `rediss://…` for TLS, or `unix://path`.
+        url: As in `check_url`.
 
     Returns:
         The client, which the caller must close.
 
     Raises:
-        ValueError: The URL is none of these. The message omits it, because it may contain a password.
+        TypeError: The URL is not a string.
+        ValueError: The URL is invalid.
     """
-    try:
-        # Without both slashes everything is a path, and the client would silently connect to localhost.
-        if urlsplit(url).scheme not in _SCHEMES or "://" not in url:
-            raise ValueError  # noqa: TRY301 - one message for all causes, below
-        pool = aioredis.BlockingConnectionPool.from_url(
-            url,
-            timeout=REPLY_TIMEOUT,
-            socket_connect_timeout=CONNECT_TIMEOUT,
-            socket_timeout=REPLY_TIMEOUT,
-            retry=Retry(NoBackoff(), 0),
-        )
-        pool.connection_class(**pool.connection_kwargs)  # Only this validates the URL's options.
-    except (ValueError, TypeError, AttributeError, RedisError):
-        msg = (
-            "redis_url must be a valid Redis URL (it is not shown here, because it may contain a password); "
-            "write redis://host:6379/0, rediss://… for TLS, or unix:///path/to.sock, "
-            "percent-encode special characters in the password, and use only options that redis-py supports"
-        )
-        raise ValueError(msg) from None
+    check_url("redis_url", url)
+    pool = aioredis.BlockingConnectionPool.from_url(
+        url,
+        timeout=REPLY_TIMEOUT,
+        socket_connect_timeout=CONNECT_TIMEOUT,
+        socket_timeout=REPLY_TIMEOUT,
+        retry=Retry(NoBackoff(), 0),
+    )
     return aioredis.Redis.from_pool(pool)
 
 
@@ -95,7 +160,10 @@ def require_async(client: object) -> None:
             "use redis.asyncio.Redis with the same arguments"
         )
     else:
-        msg = f"redis must be a redis.asyncio.Redis or RedisCluster, got {type(client).__name__}"
+        msg = (
+            f"redis must be a redis.asyncio.Redis or RedisCluster, got {type(client).__name__}; "
+            'pass redis.asyncio.Redis.from_url("redis://host:6379/0"), for example'
+        )
     raise TypeError(msg)
 
 
@@ -123,6 +191,13 @@ def address_of(client: AnyRedis) -> str:
     if path := arguments.get("path"):
         return str(path)
     return f"{arguments.get('host', 'localhost')}:{arguments.get('port', 6379)}"
+
+
+def kind_of(client: AnyRedis) -> str:
+    """The kind of Redis that a client uses."""
+    if isinstance(client, aioredis.RedisCluster):
+        return "Redis Cluster"
+    return "Redis behind Sentinel" if isinstance(client.connection_pool, SentinelConnectionPool) else "Redis"
 
 
 T = TypeVar("T")
@@ -176,7 +251,8 @@ def map_redis_errors(operation: str, client: AnyRedis) -> Iterator[None]:
         with anyio.fail_after(ANSWER_TIMEOUT):
             yield
     except (RedisError, RedisClusterException, OSError) as error:
-        raise _store_error(error, f"could not {operation} Redis at {address_of(client)}") from error
+        failed = f"could not {operation} Redis at {address_of(client)}"
+        raise _store_error(error, failed, tls=_uses_tls(client)) from error
 
 
 TRANSIENT_CODES = frozenset({"BUSY", "MISCONF", "NOREPLICAS", "UNKILLABLE"})
@@ -230,19 +306,33 @@ _FAILURE_REASONS: tuple[tuple[tuple[type[BaseException], ...], FailureReason], .
 )
 
 
-def _store_error(error: RedisError | RedisClusterException | OSError, failed: str) -> StoreError:
-    """Convert an error of the client into a `StoreError`."""
+def _uses_tls(client: AnyRedis) -> bool:
+    pool = getattr(client, "connection_pool", None)
+    return issubclass(getattr(pool, "connection_class", object), aioredis.SSLConnection)
+
+
+_UNAUTHENTICATED = ("NOAUTH", "Authentication required", "HELLO must be called with the client already authenticated")
+"""How the errors begin for a client without a password."""
+
+
+def _store_error(error: RedisError | RedisClusterException | OSError, failed: str, *, tls: bool) -> StoreError:
+    """Convert an error of the client into a `StoreError`, with the remedy where the URL is likely to be wrong."""
     if isinstance(error, RedisConnectionError) and isinstance(error.__cause__, AuthenticationError | ResponseError):
         error = error.__cause__  # redis-py wraps the errors that Redis sends during the connection handshake.
     if isinstance(error, RedisTimeoutError | TimeoutError):
-        return StoreUnavailableError(f"{failed}: no answer in time")
+        # A port without TLS waits for more of the handshake.
+        plain = "; if this port has no TLS, write redis:// in the URL" if tls and "connecting" in str(error) else ""
+        return StoreUnavailableError(f"{failed}: no answer in time{plain}")
     if isinstance(error, AuthenticationError):
-        return StoreRejectedError(f"{failed}: it refused the user name or password")
+        if str(error).startswith(_UNAUTHENTICATED):
+            return StoreRejectedError(f"{failed}: it requires a password; add it to the URL: redis://user:password@…")
+        return StoreRejectedError(f"{failed}: it refused the user name or password; correct them in the URL")
     if isinstance(error, ResponseError):
         # The error for an unknown command repeats its arguments, the payload among them.
         kind = WrongTypeError if str(error).startswith("WRONGTYPE") else StoreRejectedError
         return kind(f"{failed}: it answered {str(error).partition(', with args')[0]}")
     if isinstance(error, RedisConnectionError | OSError):
-        return StoreUnavailableError(f"{failed}: {error}")
+        secured = "; if this port has TLS, write rediss:// in the URL" if not tls and "closed by" in str(error) else ""
+        return StoreUnavailableError(f"{failed}: {error}{secured}")
     # For example, an unreachable cluster.
     return StoreUnavailableError(f"{failed}: {type(error).__name__}: {error}")

@@ -10,6 +10,34 @@ EVENT_ID = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 """An event id of this layout: decimal, no sign, no leading zeros, at most 18 digits, so that it fits 64 bits."""
 
 
+def check_prefix(option: str, prefix: object) -> None:
+    """Validate a key prefix.
+
+    Args:
+        option: The name of the option in the error.
+        prefix: The prefix; see `Keys`.
+
+    Raises:
+        TypeError: It is not a string.
+        ValueError: It breaks a rule of `Keys`.
+    """
+    if not isinstance(prefix, str):
+        msg = f'{option} must be a string such as "mcp:", got {type(prefix).__name__}; leave it out for "mcp:"'
+        raise TypeError(msg)
+    if not prefix:
+        msg = "{option} must not be empty, got '', or keys mix with those of other programs; use for example 'mcp:'"
+        raise ValueError(msg)
+    if _UNSAFE.search(prefix):
+        msg = f"{option} must not contain spaces or control characters, got {prefix!r}; use for example 'mcp:'"
+        raise ValueError(msg)
+    if not _HASH_TAG.fullmatch(prefix):
+        msg = (
+            f"{option} must contain braces only as a complete hash tag, got {prefix!r}; write a pair of braces "
+            "with text between them (Redis Cluster hashes that text), or no braces"
+        )
+        raise ValueError(msg)
+
+
 class Keys:
     """The keys under one prefix. The root layout is that of mcp-persist 0.1.1, plus `trimmed` and `commit`.
 
@@ -57,21 +85,7 @@ class Keys:
     )
 
     def __init__(self, prefix: str) -> None:
-        if not isinstance(prefix, str):
-            msg = f'key_prefix must be a string such as "mcp:", got {type(prefix).__name__}'
-            raise TypeError(msg)
-        if not prefix:
-            msg = "key_prefix must not be empty, or keys mix with those of other programs; use for example 'mcp:'"
-            raise ValueError(msg)
-        if _UNSAFE.search(prefix):
-            msg = f"key_prefix must not contain spaces or control characters, got {prefix!r}; use for example 'mcp:'"
-            raise ValueError(msg)
-        if not _HASH_TAG.fullmatch(prefix):
-            msg = (
-                f"key_prefix must contain braces only as a complete hash tag, got {prefix!r}; write a pair of braces "
-                "with text between them (Redis Cluster hashes that text), or no braces"
-            )
-            raise ValueError(msg)
+        check_prefix("key_prefix", prefix)
         self.prefix = prefix
         self.counter = f"{prefix}counter"
         self.index = f"{prefix}index"

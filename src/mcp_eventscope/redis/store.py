@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from mcp_eventscope.errors import SessionsNotIsolatedWarning, StoreError
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.client import AnyRedis, address_of, call, require_async, require_one_slot
+from mcp_eventscope.redis.client import AnyRedis, address_of, call, kind_of, require_async, require_one_slot
 from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
 from mcp_eventscope.redis.limits import (
@@ -17,8 +17,6 @@ from mcp_eventscope.redis.limits import (
     PROBE_SECONDS,
     STORE_TIMEOUT,
     check_limits,
-    check_session_bytes,
-    check_ttl,
 )
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.pubsub import Subscriptions
@@ -31,6 +29,7 @@ from mcp_eventscope.redis.root.chunk_reader import ChunkReader
 from mcp_eventscope.redis.root.follow import Followers
 from mcp_eventscope.redis.root.replay import ReplayCursor, age_of, lost_after, miss_of
 from mcp_eventscope.redis.root.writer import RootWriter
+from mcp_eventscope.redis.self_test import SelfTest
 from mcp_eventscope.redis.session_store import RedisSessionStore, SessionResources
 from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.workers import Workers
@@ -81,9 +80,10 @@ class RedisEventStore(EventStore):
             are evicted: those of finished requests first, responses last. A resume that misses them reports a gap.
 
     Raises:
-        TypeError: `redis` is not an asyncio client; `key_prefix` is not a string; `ttl` is not an int.
+        TypeError: `redis` is not an asyncio client; `key_prefix` is not a string; a number has another type.
         ValueError: `key_prefix` is empty or has misplaced braces; `ttl` is not between 1 second and ten years;
-            `store_timeout` is not positive; a bound of the backlog is below 1; `max_session_bytes` is below 1 MiB.
+            `store_timeout` is not between a millisecond and an hour; a bound of the backlog is below 1;
+            `max_session_bytes` is below 1 MiB.
     """
 
     def __init__(  # noqa: PLR0913 - the options of an operator
@@ -98,9 +98,13 @@ class RedisEventStore(EventStore):
         max_session_bytes: int = MAX_SESSION_BYTES,
     ) -> None:
         require_async(redis)
-        check_ttl(ttl)
-        check_limits(store_timeout=store_timeout, backlog_bytes=backlog_bytes, backlog_events=backlog_events)
-        check_session_bytes(max_session_bytes)
+        check_limits(
+            ttl=ttl,
+            store_timeout=store_timeout,
+            backlog_bytes=backlog_bytes,
+            backlog_events=backlog_events,
+            max_session_bytes=max_session_bytes,
+        )
         self._redis = redis
         self._keys = Keys(key_prefix)
         self._ttl = ttl
@@ -185,6 +189,20 @@ class RedisEventStore(EventStore):
             ValueError: The store is on a Redis Cluster.
         """
         return RedisStatsPoller(self._redis, self._keys, self._worker)
+
+    def self_test(self) -> SelfTest:
+        """Return a self-test of what the store's Redis allows."""
+        return SelfTest(self._redis, self._keys, self._worker)
+
+    @property
+    def kind(self) -> str:
+        """The kind of Redis: alone, a cluster, or behind Sentinel."""
+        return kind_of(self._redis)
+
+    @property
+    def worker(self) -> str:
+        """The name of this process among the workers of the store. A forked child has another one."""
+        return self._worker.name
 
     @property
     def address(self) -> str:

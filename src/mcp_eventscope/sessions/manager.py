@@ -26,7 +26,8 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from mcp_eventscope.instrumentation import InstrumentedEventStore, instrument
+from mcp_eventscope.frameworks.fastmcp import refuse_inner
+from mcp_eventscope.instrumentation import InstrumentedEventStore, check_store, instrument
 from mcp_eventscope.redis.limits import FLUSH_SECONDS
 from mcp_eventscope.sessions import _sdk_compat
 from mcp_eventscope.sessions.adoption import (
@@ -86,6 +87,12 @@ _FIRST_ERROR_STATUS = 400
 """HTTP statuses from here on are errors."""
 
 
+_LIFESPAN_FIX = (
+    "run the lifespan of this application in the one that mounts it: lifespan=app.router.lifespan_context, with the "
+    "application that http_app() returned for app"
+)
+
+
 class ResumableSessionManager(StreamableHTTPSessionManager):
     """A `StreamableHTTPSessionManager` with a separate view of the store for each session.
 
@@ -114,7 +121,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     Raises:
         ValueError: A number is out of range.
-        TypeError: `app` is not a low-level server, `event_store` is not an event store, or `logger` accepts no fields.
+        TypeError: `app` is not a low-level server, or is the one inside of a `FastMCP`; `event_store` is not an event
+            store; `logger` accepts no fields; or a number has another type.
         IncompatibleSDKError: The installed SDK has changed the internals on which session isolation relies.
     """
 
@@ -136,8 +144,12 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         name: str | None = None,
         logger: Logger | None = None,
     ) -> None:
+        self._check_server(app)
+        if event_store is not None:
+            check_store("event_store", event_store)
         check_settings(app, follow_timeout=follow_timeout, worker_lease=worker_lease, shutdown_timeout=shutdown_timeout)
-        check_name(name)
+        if name is not None:
+            check_name("name", name)
         super().__init__(
             app,
             event_store=None if event_store is None else _sdk_compat.Guard(),
@@ -155,6 +167,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._draining_since: float | None = None
         self._spread = _SPREAD_SECONDS[0]
         self._name = app.name if name is None else name
+        self._begun = False
+        """Whether `run()` was entered, now or earlier."""
         self._store: InstrumentedEventStore | None = None
         self._registry: SessionRegistry | LocalRegistry = LocalRegistry()
         if event_store is not None:
@@ -173,6 +187,11 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             idle_timeout=session_idle_timeout,
             follow_timeout=follow_timeout,
         )
+
+    @staticmethod
+    def _check_server(app: object) -> None:
+        """Refuse the low-level server inside of a `FastMCP`. `http_app()` accepts it, since it keeps the protection."""
+        refuse_inner("app", app)
 
     @property
     def running(self) -> bool:
@@ -211,6 +230,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         """Run as the SDK's manager does, with a worker lease if the store supports it."""
+        self._begun = True
         async with AsyncExitStack() as stack:
             # The lease is released last, or other workers would answer requests whose events are about to be stored.
             await stack.enter_async_context(
@@ -239,8 +259,14 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         return [each for each in self._server_instances.values() if isinstance(each, ResumableTransport)]
 
     async def _handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Count the request, and serve it as the SDK does."""
+        """Count the request, and serve it as the SDK does; outside of `run()` answer 503, instead of raising."""
         self._telemetry.requested(scope)
+        if self._task_group is None:
+            if not self._begun:
+                self._telemetry.not_running(_LIFESPAN_FIX)
+            reason = "the server has stopped" if self._begun else f"the server was not started; {_LIFESPAN_FIX}"
+            await _sdk_compat.unavailable(reason)(scope, receive, send)
+            return
         await super()._handle_request(scope, receive, send)
 
     # -- sessions that begin here -------------------------------------------------------------------------------------

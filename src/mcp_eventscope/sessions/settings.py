@@ -1,30 +1,34 @@
-"""Validate the options of a session manager."""
+"""Ranges and validation of the options of a session manager."""
 
 from math import inf
 
 from mcp.server.lowlevel.server import Server
 
-_DAY = 86_400.0
-_RANGES = {"follow_timeout": (0.001, inf), "worker_lease": (1.0, 3600.0), "shutdown_timeout": (0.0, _DAY)}
-"""Minimum and maximum in seconds. A busy process cannot renew a lease of less than a second in time."""
+from mcp_eventscope.options import Number, check_text
+
+_DAY = 86_400
+
+NUMBERS = {
+    "follow_timeout": Number("seconds", 0.001, inf),
+    # A busy process cannot renew a lease of less than a second in time.
+    "worker_lease": Number("seconds", 1, 3600),
+    "shutdown_timeout": Number("seconds", 0, _DAY),
+}
+"""The types and ranges of the numeric options of `ResumableSessionManager`."""
 
 
-def check_name(name: object) -> None:
+def check_name(option: str, name: object) -> None:
     """Validate the name of a server.
 
     Args:
-        name: A text that is not empty; None: the server's own name.
+        option: The name of the option in the error.
+        name: A text that is not empty.
 
     Raises:
         TypeError: It is not a string.
         ValueError: It is empty.
     """
-    if name is not None and not isinstance(name, str):
-        msg = f"name must be a string, got {type(name).__name__}; leave it out for the name of the MCP server"
-        raise TypeError(msg)
-    if name is not None and not name.strip():
-        msg = f"name must not be empty, got {name!r}; leave it out for the name of the MCP server"
-        raise ValueError(msg)
+    check_text(option, name, '"shop"', "leave it out for the name of the MCP server")
 
 
 def check_settings(app: object, **timeouts: float) -> None:
@@ -43,10 +47,4 @@ def check_settings(app: object, **timeouts: float) -> None:
         msg = f"app must be a low-level Server, got {type(app).__name__}; for an MCPServer or a FastMCP use http_app()"
         raise TypeError(msg)
     for name, value in timeouts.items():
-        least, most = _RANGES[name]
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            msg = f"{name} must be a number of seconds, got {value!r}; convert it with float()"
-            raise TypeError(msg)
-        if not least <= value <= most:
-            msg = f"{name} must be between {least:g} and {most:g} seconds, got {value!r}; leave it out for the default"
-            raise ValueError(msg)
+        NUMBERS[name].check(name, value)

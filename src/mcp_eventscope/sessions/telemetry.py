@@ -16,6 +16,7 @@ from mcp_eventscope.instrumentation import InstrumentedEventStore
 from mcp_eventscope.sessions.adoption import negotiated_version, params_of
 from mcp_eventscope.telemetry import catalog_sessions
 from mcp_eventscope.telemetry.facts import (
+    LifespanMissing,
     OperationEnded,
     Origin,
     PrefixShared,
@@ -65,6 +66,7 @@ class SessionTelemetry:
         self._here: dict[str, _Served] = {}
         self._logged_version = False
         self._warned_of_prefix = False
+        self._logged_lifespan = False
 
     def configured(
         self, *, stateless: bool, json_response: bool, idle_timeout: float | None, follow_timeout: float
@@ -117,6 +119,12 @@ class SessionTelemetry:
         if not self._warned_of_prefix:
             self._warned_of_prefix = True
             self._record(PrefixShared(server, other_server))
+
+    def not_running(self, fix: str) -> None:
+        """Log the first request that arrived before the manager was started."""
+        if not self._logged_lifespan:
+            self._logged_lifespan = True
+            self._record(LifespanMissing(fix))
 
     def began(self, session_id: str | None, origin: Origin, handshake: str | None) -> None:
         """Record that a session is served here from now on.

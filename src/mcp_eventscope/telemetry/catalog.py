@@ -5,7 +5,7 @@ closed sets; ids of sessions, streams and events are in spans and logs, never in
 everywhere: a label and a log field `outcome`, a span attribute `eventscope.outcome`.
 """
 
-from mcp_eventscope.telemetry import catalog_resumes, catalog_sessions
+from mcp_eventscope.telemetry import catalog_resumes, catalog_sessions, catalog_start
 from mcp_eventscope.telemetry.declarations import STORE, Label, LogEvent, Metric, MetricType, Span
 
 STORE_OUTCOME = Label("outcome", ("ok", "deferred", "refused", "error", "cancelled"))
@@ -319,6 +319,7 @@ METRICS = (
     REDIS_STATS_DURATION,
     *catalog_resumes.METRICS,
     *catalog_sessions.METRICS,
+    *catalog_start.METRICS,
 )
 
 _COMMON = ("eventscope.store", "eventscope.stream_id", "eventscope.session_hash", "eventscope.outcome", "error.type")
@@ -476,4 +477,5 @@ LOG_EVENTS = (
     KEYS_WITHOUT_TTL,
     *catalog_resumes.LOG_EVENTS,
     *catalog_sessions.LOG_EVENTS,
+    *catalog_start.LOG_EVENTS,
 )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
-MultiprocessMode: TypeAlias = Literal["livesum", "livemax", "livemostrecent"]
+MultiprocessMode: TypeAlias = Literal["livesum", "livemax", "livemin", "livemostrecent"]
 """How one scrape merges a gauge of several workers: prometheus_client's modes that ignore dead processes."""
 
 _UNITS = {"_seconds": "s", "_bytes": "By"}

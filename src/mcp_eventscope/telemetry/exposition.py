@@ -11,7 +11,7 @@ from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.registry import Collector
 
 from mcp_eventscope.telemetry import multiprocess, observations
-from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
+from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry, check_registry
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """The syntax of bearer tokens (RFC 6750, section 2.1)."""
@@ -26,6 +26,28 @@ class Answer:
     status: int
     headers: dict[str, str]
     body: bytes
+
+
+def check_token(option: str, token: object) -> None:
+    """Validate a bearer token.
+
+    Args:
+        option: The name in the error.
+        token: The value.
+
+    Raises:
+        TypeError: It is not a string.
+        ValueError: It is not a valid bearer token. The message omits it.
+    """
+    if not isinstance(token, str):
+        msg = f"{option} must be a string, got {type(token).__name__}; leave it out to require no token"
+        raise TypeError(msg)
+    if not _TOKEN.fullmatch(token):
+        msg = (
+            f"{option} must be a bearer token of letters, digits and -._~+/ with = at its end only, got "
+            f"{'another text, which is not shown here' if token else 'an empty one'}; leave it out to require no token"
+        )
+        raise ValueError(msg)
 
 
 class Exposition:
@@ -44,18 +66,9 @@ class Exposition:
     def __init__(self, registry: Registry | None = None, token: str | None = None) -> None:
         if registry is None:
             registry = DEFAULT_REGISTRY
-        if not isinstance(registry, Registry):
-            msg = f"registry must be a prometheus_client.CollectorRegistry, got {type(registry).__name__}"
-            raise TypeError(msg)
-        if token is not None and not isinstance(token, str):
-            msg = f"the metrics token must be a string, got {type(token).__name__}"
-            raise TypeError(msg)
-        if token is not None and not _TOKEN.fullmatch(token):
-            msg = (
-                "the metrics token must be a bearer token: letters, digits and -._~+/, with = at its end only (the "
-                "value is omitted here); pass None to require no token"
-            )
-            raise ValueError(msg)
+        check_registry("registry", registry)
+        if token is not None:
+            check_token("token", token)
         self._registry = registry
         self._token = None if token is None else token.encode()
         self._directory = multiprocess.directory()

@@ -122,6 +122,31 @@ class PrefixShared:
     other_server: str
 
 
+@dataclass(frozen=True, slots=True)
+class Started:
+    """An application has started."""
+
+    version: str
+    """The version of this package."""
+    kind: str
+    """The kind of the store: Redis, Redis Cluster, Redis behind Sentinel, or the class of a third-party store."""
+    address: str
+    """The address of the store, without credentials."""
+    ttl: int | None
+    """Seconds that events are kept; None: no expiry, or unknown."""
+    key_prefix: str | None = None
+    """The prefix of its keys; None: unknown."""
+    worker: str | None = None
+    """The name of this process among the workers of the store; None: it has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class LifespanMissing:
+    """A request arrived before the session manager was started."""
+
+    fix: str
+
+
 ServingFact: TypeAlias = (
     PrefixShared
     | SessionBegan
@@ -131,4 +156,6 @@ ServingFact: TypeAlias = (
     | Requested
     | ResumptionDisabled
     | TTLShort
+    | Started
+    | LifespanMissing
 )

@@ -72,7 +72,7 @@ class Instruments(Protocol):
         """An empty histogram."""
         ...
 
-    def optional_gauge(self, metric: declarations.Metric) -> OptionalGauge:
+    def optional_gauge(self, metric: declarations.Metric, *values: str) -> OptionalGauge:
         """A gauge that is absent until it is set."""
         ...
 

@@ -2,11 +2,13 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol
 
 import structlog
 
+from mcp_eventscope.options import check_logger
+from mcp_eventscope.redis.self_test import Capabilities, Capability
 from mcp_eventscope.store.events import (
     DropReason,
     EventsLost,
@@ -17,13 +19,15 @@ from mcp_eventscope.store.events import (
     StoreRecovered,
 )
 from mcp_eventscope.store.results import BacklogStatus
-from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, declarations
+from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, catalog_start, declarations
 from mcp_eventscope.telemetry.facts import (
+    LifespanMissing,
     PrefixShared,
     Refusal,
     ResumptionDisabled,
     ServingFact,
     SessionRefused,
+    Started,
     TTLShort,
 )
 from mcp_eventscope.telemetry.measurements import Measurement, RedisStatsMeasurement, ReplayMeasurement
@@ -85,16 +89,12 @@ class Log:
             standard library, since structlog prints to standard output by default, which the stdio transport uses.
 
     Raises:
-        TypeError: `logger` is one of the standard library, which accepts no fields.
+        TypeError: `logger` lacks a method, or accepts no fields: one of the standard library, for example.
     """
 
     def __init__(self, logger: Logger | None = None) -> None:
-        if isinstance(logger, logging.Logger | logging.LoggerAdapter):
-            msg = (
-                f"logger must accept fields, as structlog loggers do, got {type(logger).__name__}; "
-                "pass structlog.wrap_logger(logger), or None for logging.getLogger('mcp_eventscope')"
-            )
-            raise TypeError(msg)
+        if logger is not None:
+            check_logger("logger", logger)
         self._given = logger
         self._last: dict[tuple[object, ...], float] = {}
         self._suppressed: dict[tuple[object, ...], int] = {}
@@ -258,6 +258,33 @@ class LogSink:
                     setting_seconds=fact.seconds,
                     fix=fact.fix,
                 )
+            case Started():
+                log.write(
+                    catalog_start.STARTED,
+                    store=self._store,
+                    version=fact.version,
+                    kind=fact.kind,
+                    address=fact.address,
+                    key_prefix=fact.key_prefix,
+                    ttl_seconds=fact.ttl,
+                    worker=fact.worker,
+                )
+            case LifespanMissing():
+                log.write(catalog_start.LIFESPAN_MISSING, store=self._store, fix=fact.fix)
+
+    def tested(self, found: Capabilities) -> None:
+        """Log the result of a self-test of Redis."""
+        if not (missing := found.missing):
+            capabilities = sorted(each.value for each in found.available)
+            self._log.write(catalog_start.REDIS_TESTED, store=self._store, capabilities=capabilities)
+            return
+        self._log.write(
+            catalog_start.REDIS_LIMITED,
+            store=self._store,
+            missing=sorted(each.value for each in missing),
+            commands=list(found.refused) or None,
+            fix="; ".join(_capability_fixes(found)),
+        )
 
     def polled(self, poll: RedisStatsMeasurement, ttl: int | None) -> None:
         """Log a failed poll of Redis statistics, or keys without TTL."""
@@ -290,6 +317,20 @@ class LogSink:
             "error": str(measured.error) if measured.error_type != "other" else type(measured.error).__qualname__,
             "error_type": measured.error_type,
         }
+
+
+def _capability_fixes(found: Capabilities) -> Iterator[str]:
+    """The changes that give Redis the missing capabilities."""
+    missing = frozenset(found.missing)
+    rules = [f"+{command}" for command in found.refused]
+    rules += [f"~{found.key_prefix}*"] if Capability.KEYS in missing else []
+    rules += [f"&{found.key_prefix}*"] if missing & {Capability.PUBLISH, Capability.SUBSCRIBE} else []
+    if rules:
+        yield f"allow it to the user of the URL: ACL SETUSER USER {' '.join(rules)}"
+    if Capability.WRITES in missing:
+        yield "connect to the primary: this server is a replica"
+    if Capability.NO_EVICTION in missing:
+        yield f"set maxmemory-policy noeviction instead of {found.policy}, which deletes events before their TTL"
 
 
 def _default_logger() -> Logger:

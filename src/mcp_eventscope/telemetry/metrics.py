@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Callable
 
+from mcp_eventscope.redis.self_test import Capabilities
 from mcp_eventscope.store.events import (
     BatchCommitted,
     BatchRetried,
@@ -14,7 +15,7 @@ from mcp_eventscope.store.events import (
 )
 from mcp_eventscope.store.messages import type_of_class
 from mcp_eventscope.store.results import BacklogStatus
-from mcp_eventscope.telemetry import catalog, declarations
+from mcp_eventscope.telemetry import catalog, catalog_start, declarations
 from mcp_eventscope.telemetry.facts import ServingFact
 from mcp_eventscope.telemetry.instruments import Instruments, exemplar_of
 from mcp_eventscope.telemetry.measurements import (
@@ -78,6 +79,9 @@ class MetricsSink:
         }
         self._evicted = counter(catalog.REDIS_KEYS_EVICTED)
         self._polled = {metric.name: instruments.optional_gauge(metric) for metric in catalog.METRICS if metric.polled}
+        self._capabilities = {
+            v: instruments.optional_gauge(catalog_start.REDIS_CAPABILITY, v) for v in _values(catalog_start.CAPABILITY)
+        }
         self._failures = {v: counter(catalog.TELEMETRY_FAILURES, v) for v in _values(catalog.SINK)}
         self.serving = SessionMetrics(instruments)
         self._stored_buffer = instruments.buffer("stored", self._write, failed)
@@ -237,6 +241,11 @@ class MetricsSink:
             for gauge in self._polled.values():
                 gauge.set(None)
         # After a failure the gauges keep their values; the failure is counted.
+
+    def tested(self, capabilities: Capabilities) -> None:
+        """Record the result of a self-test of Redis."""
+        for capability, has in capabilities.available.items():
+            self._capabilities[capability].set(float(has))
 
     def served(self, fact: ServingFact) -> None:
         """Record a fact about sessions and requests."""

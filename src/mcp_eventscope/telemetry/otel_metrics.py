@@ -10,11 +10,31 @@ from importlib.metadata import version
 from opentelemetry import metrics
 from opentelemetry.metrics import MeterProvider
 
+from mcp_eventscope.options import check_type
 from mcp_eventscope.telemetry import declarations
 from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.observations import ObservationBatch, SampledObservation
 
-__all__ = ["MeterProvider", "otel_sink"]
+__all__ = ["MeterProvider", "check_meter_provider", "otel_sink"]
+
+
+def check_meter_provider(option: str, provider: object) -> None:
+    """Validate a meter provider.
+
+    Args:
+        option: The name in the error.
+        provider: The value.
+
+    Raises:
+        TypeError: It is not a `MeterProvider`: a `Meter`, for example.
+    """
+    check_type(
+        option,
+        provider,
+        MeterProvider,
+        "an opentelemetry MeterProvider",
+        "pass the provider whose get_meter() makes meters, or leave it out for no OpenTelemetry metrics",
+    )
 
 
 def otel_sink(store: str, provider: MeterProvider, failed: Callable[[Exception], None]) -> MetricsSink:
@@ -59,8 +79,8 @@ class _Instruments:
         )
         return _Histogram(made, self._attributes(metric, values))
 
-    def optional_gauge(self, metric: declarations.Metric) -> "_OptionalGauge":
-        return _OptionalGauge(self._made(metric), self._attributes(metric, ()))
+    def optional_gauge(self, metric: declarations.Metric, *values: str) -> "_OptionalGauge":
+        return _OptionalGauge(self._made(metric), self._attributes(metric, values))
 
     def _made(self, metric: declarations.Metric) -> "metrics._Gauge":
         return self._meter.create_gauge(metric.otel_name, metric.unit, metric.help)

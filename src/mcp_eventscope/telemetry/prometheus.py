@@ -10,12 +10,13 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar
 
+from mcp_eventscope.options import check_type
 from mcp_eventscope.telemetry import catalog, declarations, multiprocess, observations
 from mcp_eventscope.telemetry.instruments import exemplar_of
 from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.observations import ObservationBatch, ObservationBuffer, SampledObservation
 
-__all__ = ["DEFAULT_REGISTRY", "MetricsSink", "Registry", "prometheus_sink"]
+__all__ = ["DEFAULT_REGISTRY", "MetricsSink", "Registry", "check_registry", "prometheus_sink"]
 
 Registry = CollectorRegistry
 DEFAULT_REGISTRY: Final = REGISTRY
@@ -30,6 +31,25 @@ _buffers: WeakKeyDictionary[Registry, dict[tuple[str, str], ObservationBuffer]] 
 # two instruments of the same name would both write.
 _shared: dict[str, _Family] = {}
 _stores: set[str] = set()
+
+
+def check_registry(option: str, registry: object) -> None:
+    """Validate a registry.
+
+    Args:
+        option: The name in the error.
+        registry: The value.
+
+    Raises:
+        TypeError: It is not a `CollectorRegistry`.
+    """
+    check_type(
+        option,
+        registry,
+        Registry,
+        "a prometheus_client.CollectorRegistry",
+        "leave it out for the global registry, prometheus_client.REGISTRY",
+    )
 
 
 class _Counter(Counter):
@@ -154,8 +174,8 @@ class _Instruments:
     def histogram(self, metric: declarations.Metric, *values: str) -> _Histogram:
         return _typed(_Histogram, self._families[metric.name]).labels(self._store, *values)
 
-    def optional_gauge(self, metric: declarations.Metric) -> "_OptionalGauge":
-        return _OptionalGauge(_typed(Gauge, self._families[metric.name]), self._store)
+    def optional_gauge(self, metric: declarations.Metric, *values: str) -> "_OptionalGauge":
+        return _OptionalGauge(_typed(Gauge, self._families[metric.name]), (self._store, *values))
 
 
 def prometheus_sink(store: str, registry: Registry, failed: Callable[[Exception], None]) -> MetricsSink:
@@ -175,16 +195,16 @@ def prometheus_sink(store: str, registry: Registry, failed: Callable[[Exception]
 class _OptionalGauge:
     """A gauge that is absent while its value is unknown."""
 
-    def __init__(self, family: Gauge, store: str) -> None:
+    def __init__(self, family: Gauge, values: tuple[str, ...]) -> None:
         self._family = family
-        self._store = store
+        self._values = values
 
     def set(self, value: float | None) -> None:
         """Set the value; None: unknown."""
         if value is not None:
-            self._family.labels(self._store).set(value)
+            self._family.labels(*self._values).set(value)
         elif multiprocess.directory() is None:
-            self._family.remove(self._store)
+            self._family.remove(*self._values)
         # In multiprocess mode children cannot be removed; the latest value of all workers counts.
 
 

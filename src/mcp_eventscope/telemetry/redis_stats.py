@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,11 +10,14 @@ import anyio
 
 from mcp_eventscope.cancellation import cancel_task
 from mcp_eventscope.errors import StoreError
+from mcp_eventscope.options import Number
 from mcp_eventscope.redis.redis_stats import RedisStats, RedisStatsPoller
 from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.store.protocol import ObservableEventStore
 from mcp_eventscope.telemetry.measurements import RedisStatsMeasurement
 
+INTERVAL = Number("seconds", 0.01, 86_400, fix="leave it out to poll no statistics")
+"""The range of `redis_stats_interval`."""
 PARTING_SECONDS = 0.25
 """The limit for releasing the lock of the poller at shutdown."""
 
@@ -29,14 +31,9 @@ def poller_of(store: ObservableEventStore, every: object) -> RedisStatsPoller:
 
     Raises:
         TypeError: `every` is no number.
-        ValueError: `every` is not positive and finite, or the store is no `RedisEventStore`, or on a cluster.
+        ValueError: `every` is out of range, or the store is no `RedisEventStore`, or on a cluster.
     """
-    if isinstance(every, bool) or not isinstance(every, int | float):
-        msg = f"redis_stats_interval must be a number of seconds between polls, or None to disable them; got {every!r}"
-        raise TypeError(msg)
-    if not (every > 0 and math.isfinite(every)):
-        msg = f"redis_stats_interval must be a positive number of seconds between polls, got {every!r}"
-        raise ValueError(msg)
+    INTERVAL.check("redis_stats_interval", every)
     if not isinstance(store, RedisEventStore):
         msg = "redis_stats_interval needs a RedisEventStore, got a third-party store; omit redis_stats_interval"
         raise ValueError(msg)  # noqa: TRY004 - stores of any type can be decorated, but not polled

@@ -19,6 +19,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from mcp_eventscope.options import Number, given
 from mcp_eventscope.telemetry import catalog, multiprocess
 from mcp_eventscope.telemetry.exposition import PLAIN, Answer, Exposition
 from mcp_eventscope.telemetry.logs import Log
@@ -33,6 +34,32 @@ _STALLED_SECONDS = 10.0
 _STOP_SECONDS = 0.1
 """The interval at which the port's thread checks for its end."""
 _METHODS = ("GET", "HEAD")
+
+
+PORT = Number("", 1, 65535, whole=True, fix="leave it out to serve /metrics with the application")
+"""The range of `metrics_port`."""
+
+
+def check_host(option: str, host: object) -> None:
+    """Validate the address of a port.
+
+    Args:
+        option: The name in the error.
+        host: The value.
+
+    Raises:
+        TypeError: It is not a string.
+        ValueError: It is empty.
+    """
+    if not isinstance(host, str):
+        msg = (
+            f'{option} must be an address such as "127.0.0.1" or "0.0.0.0", got {given(host)}; '
+            f"leave it out for {LOOPBACK}"
+        )
+        raise TypeError(msg)
+    if not host.strip():
+        msg = f'{option} must not be empty, got {host!r}; pass "0.0.0.0" or "::" for all interfaces'
+        raise ValueError(msg)
 
 
 class MetricsApp:
@@ -178,18 +205,8 @@ class MetricsPort:
     """
 
     def __init__(self, exposition: Exposition, host: str, port: int, log: Log, *, retry: float = RETRY_SECONDS) -> None:
-        if isinstance(port, bool) or not isinstance(port, int):
-            msg = f"metrics_port must be a port number, got {port!r}"
-            raise TypeError(msg)
-        if not 0 < port < 1 << 16:
-            msg = f"metrics_port must be between 1 and 65535, got {port}"
-            raise ValueError(msg)
-        if not isinstance(host, str):
-            msg = f'metrics_host must be an address such as "127.0.0.1" or "0.0.0.0", got {host!r}'
-            raise TypeError(msg)
-        if not host:
-            msg = 'metrics_host must not be empty; pass "0.0.0.0" or "::" for all interfaces'
-            raise ValueError(msg)
+        PORT.check("metrics_port", port)
+        check_host("metrics_host", host)
         self._exposition = exposition
         self._host = host
         self._port = port

@@ -24,17 +24,37 @@ from opentelemetry.trace import (
 )
 from opentelemetry.util.types import AttributeValue
 
+from mcp_eventscope.options import check_type
 from mcp_eventscope.telemetry import declarations
 from mcp_eventscope.telemetry.measurements import Measurement, ReplayMeasurement, StoreMeasurement
 from mcp_eventscope.telemetry.observations import SpanIds
 
-__all__ = ["Opened", "Span", "TracerProvider", "Tracing", "session_hash", "trace_ids"]
+__all__ = ["Opened", "Span", "TracerProvider", "Tracing", "check_tracer_provider", "session_hash", "trace_ids"]
 
 Opened: TypeAlias = tuple[Span, Token[Context]]
 """A current span, and the token that detaches it."""
 
 _REMEMBERED = 256
 """The number of contexts that are remembered as not sampled."""
+
+
+def check_tracer_provider(option: str, provider: object) -> None:
+    """Validate a tracer provider.
+
+    Args:
+        option: The name in the error.
+        provider: The value.
+
+    Raises:
+        TypeError: It is not a `TracerProvider`: a `Tracer`, for example.
+    """
+    check_type(
+        option,
+        provider,
+        TracerProvider,
+        "an opentelemetry TracerProvider",
+        "pass the provider whose get_tracer() makes tracers, or leave it out for the global one",
+    )
 
 
 class Tracing:

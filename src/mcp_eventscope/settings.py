@@ -1,0 +1,156 @@
+"""The options of `http_app()` as environment variables `EVENTSCOPE_*`."""
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Annotated, Any, Final
+
+from pydantic import BeforeValidator, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from mcp_eventscope.options import Number
+from mcp_eventscope.redis import limits
+from mcp_eventscope.redis.client import check_url
+from mcp_eventscope.redis.keys import check_prefix
+from mcp_eventscope.sessions import settings as sessions
+from mcp_eventscope.sessions.manager import DEFAULT_FOLLOW_TIMEOUT
+from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE
+from mcp_eventscope.telemetry.exposition import check_token
+from mcp_eventscope.telemetry.redis_stats import INTERVAL
+from mcp_eventscope.telemetry.scrape import LOOPBACK, PORT, check_host
+
+PREFIX = "EVENTSCOPE_"
+URL_VARIABLE = f"{PREFIX}REDIS_URL"
+"""The environment variable with the Redis URL, used without a store and a URL."""
+DEFAULT_PREFIX = "mcp:"
+"""The prefix of every key in Redis."""
+DEFAULT_TTL = 3600
+"""Seconds that events are kept: twice the SDK's session idle timeout."""
+NEVER = "none"
+"""The text for None in the environment, for an option whose None has a meaning of its own."""
+
+
+class Unset(Enum):
+    """The type of `UNSET`."""
+
+    UNSET = "unset"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+UNSET: Final = Unset.UNSET
+"""The default of an option whose None has a meaning of its own: use the environment variable, else the default."""
+
+
+def _or_none(value: object) -> object:
+    return None if isinstance(value, str) and value.lower() == NEVER else value
+
+
+class Settings(BaseSettings):
+    """The options that both `http_app()` and the environment accept, with their defaults."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    redis_url: str | None = None
+    """None: an embedded Valkey."""
+    key_prefix: str = DEFAULT_PREFIX
+    name: str | None = None
+    """None: the MCP server's own name."""
+    ttl: Annotated[int | None, BeforeValidator(_or_none)] = DEFAULT_TTL
+    store_timeout: float = limits.STORE_TIMEOUT
+    backlog_bytes: int = limits.BACKLOG_BYTES
+    backlog_events: int = limits.BACKLOG_EVENTS
+    max_session_bytes: int = limits.MAX_SESSION_BYTES
+    follow_timeout: float = DEFAULT_FOLLOW_TIMEOUT
+    worker_lease: float = DEFAULT_WORKER_LEASE
+    shutdown_timeout: float = 0.0
+    metrics_port: int | None = None
+    metrics_host: str | None = None
+    """None: 127.0.0.1."""
+    metrics_token: str | None = None
+    redis_stats_interval: float | None = None
+
+    @field_validator("*")
+    @classmethod
+    def _validated(cls, value: object, info: ValidationInfo) -> object:
+        check(info.field_name or "", value, variable(info.field_name or ""))
+        return value
+
+
+STORE_OPTIONS = ("redis_url", "key_prefix", "ttl", *(name for name in limits.NUMBERS if name != "ttl"))
+"""The options of a store that `http_app()` creates."""
+NUMBERS: Mapping[str, Number] = {
+    **limits.NUMBERS,
+    **sessions.NUMBERS,
+    "metrics_port": PORT,
+    "redis_stats_interval": INTERVAL,
+}
+"""The types and ranges of the numeric options."""
+TEXTS: Mapping[str, tuple[Callable[[str, object], None], str]] = {
+    "redis_url": (check_url, "the URL of Redis"),
+    "key_prefix": (check_prefix, "the prefix of every key in Redis"),
+    "name": (sessions.check_name, "the name of the server; the MCP server's own name if unset"),
+    "metrics_host": (check_host, f"an address; {LOOPBACK} if unset"),
+    "metrics_token": (check_token, "a bearer token"),
+}
+"""The checks of the other options, each with a description of the valid values."""
+
+
+def variable(option: str) -> str:
+    """The environment variable of an option."""
+    return f"{PREFIX}{option.upper()}"
+
+
+def check(option: str, value: object, name: str | None = None) -> None:
+    """Validate the value of an option. None is valid where it is the default.
+
+    Args:
+        option: The option.
+        value: Its value.
+        name: The name in the error; None: that of the option.
+
+    Raises:
+        TypeError: It has another type.
+        ValueError: It is out of range.
+    """
+    if value is None and Settings.model_fields[option].default is None:
+        return
+    validate = NUMBERS[option].check if option in NUMBERS else TEXTS[option][0]
+    validate(name or option, value)
+
+
+def load(arguments: Mapping[str, object]) -> Settings:
+    """Combine arguments, which have priority, with the environment.
+
+    Args:
+        arguments: Options by name. None and `UNSET` mean that an option is not given, except for the `ttl` None.
+
+    Returns:
+        The options; those that are given nowhere have their defaults.
+
+    Raises:
+        TypeError: An argument has another type.
+        ValueError: An argument or a variable is invalid. The error names it.
+    """
+    chosen: dict[str, Any] = {
+        option: value
+        for option, value in arguments.items()
+        if value is not UNSET and (value is not None or option == "ttl")
+    }
+    for option, value in chosen.items():
+        check(option, value)
+    try:
+        return Settings(**chosen)
+    except ValidationError as error:
+        raise ValueError(_message(error)) from None
+
+
+def _message(error: ValidationError) -> str:
+    """The first error, with the name of its variable. It must be one, since the arguments were checked."""
+    first = error.errors(include_url=False)[0]
+    if (cause := first.get("ctx", {}).get("error")) is not None:
+        return str(cause)
+    option = str(first["loc"][0])
+    number = NUMBERS[option]
+    otherwise = f" or {NEVER} ({number.none})" if number.none else ""
+    return f"{variable(option)} must be {number.expected()}{otherwise}, got another text; unset it for the default"

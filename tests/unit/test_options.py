@@ -1,0 +1,316 @@
+"""Every option of the public constructors is checked with its type and range at construction."""
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping
+from math import inf, nan
+from typing import Any
+
+import pytest
+import structlog
+from fakeredis import FakeAsyncRedis
+from fastmcp import FastMCP
+from mcp.server import MCPServer
+from mcp.server.lowlevel.server import Server
+from opentelemetry.metrics import NoOpMeter, NoOpMeterProvider
+from opentelemetry.trace import NoOpTracer, NoOpTracerProvider
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+
+from mcp_eventscope import InstrumentedEventStore, RedisEventStore, ResumableSessionManager, http_app, settings
+from mcp_eventscope.settings import NUMBERS, PREFIX, STORE_OPTIONS, Settings, variable
+from mcp_eventscope.telemetry.exposition import Exposition
+from mcp_eventscope.telemetry.logs import Log
+from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsPort
+from support.logs import Recorder
+
+SECRET = "hunter2"
+
+
+class FormatOnlyLogger(Recorder):
+    """A logger whose methods accept no fields."""
+
+    def warning(self, event: str, *args: object) -> None:  # type: ignore[override]
+        """Log."""
+
+
+def store() -> RedisEventStore:
+    """A store whose client is never connected."""
+    return RedisEventStore(FakeAsyncRedis(), ttl=60)
+
+
+def make_store(**options: Any) -> object:
+    """Make a Redis store."""
+    return RedisEventStore(**{"redis": FakeAsyncRedis(), **options})
+
+
+def make_decorator(**options: Any) -> object:
+    """Make a decorator."""
+    return InstrumentedEventStore(**{"store": store(), "registry": CollectorRegistry(), **options})
+
+
+def make_manager(**options: Any) -> object:
+    """Make a session manager."""
+    return ResumableSessionManager(**{"app": Server("s"), **options})
+
+
+def make_port(**options: Any) -> object:
+    """Make a metrics port."""
+    given = {"exposition": Exposition(CollectorRegistry()), "host": LOOPBACK, "port": 9464, "log": Log(), **options}
+    return MetricsPort(**given)
+
+
+def make_app(**options: Any) -> object:
+    """Make an application."""
+    given: dict[str, Any] = {"mcp": MCPServer("s"), "registry": CollectorRegistry(), **options}
+    if not {"event_store", *STORE_OPTIONS} & given.keys():
+        given["event_store"] = store()
+    if "metrics_host" in given:
+        given["metrics_port"] = 9464
+    return http_app(**given)
+
+
+Cases = dict[str, tuple[list[object], list[object]]]
+"""By option: values of wrong types, and values out of range."""
+
+SECONDS: tuple[list[object], list[object]] = (["10", True, [10], 10j], [-1, nan, -inf])
+WHOLE: tuple[list[object], list[object]] = (["10", 10.0, True, nan, inf], [0, -1])
+LOGGERS: list[object] = ["x", 5, print, structlog.BoundLogger, FormatOnlyLogger()]
+STORE: Cases = {
+    "ttl": ([*WHOLE[0]], [*WHOLE[1], 10**12]),
+    "store_timeout": (SECONDS[0], [*SECONDS[1], 0, inf]),
+    "backlog_bytes": WHOLE,
+    "backlog_events": WHOLE,
+    "max_session_bytes": (WHOLE[0], [*WHOLE[1], 1000]),
+}
+TELEMETRY: Cases = {
+    "registry": (["x", 5, CollectorRegistry, False], []),
+    "tracer_provider": (["x", NoOpTracer(), NoOpTracerProvider, False], []),
+    "meter_provider": (["x", NoOpMeter("m"), NoOpMeterProvider, 0], []),
+    "logger": (LOGGERS, []),
+}
+TIMEOUTS: Cases = {
+    "follow_timeout": (SECONDS[0], [*SECONDS[1], 0]),
+    "worker_lease": (SECONDS[0], [*SECONDS[1], 0.5, inf]),
+    "shutdown_timeout": (SECONDS[0], [*SECONDS[1], inf]),
+}
+EVENT_STORES: list[object] = [5, "redis://h", RedisEventStore, FakeAsyncRedis()]
+MAKERS: dict[str, tuple[Callable[..., object], Callable[..., object], Cases]] = {
+    "RedisEventStore": (
+        make_store,
+        RedisEventStore,
+        {"redis": ([None, "redis://h", FakeAsyncRedis], []), "key_prefix": ([b"mcp:", 5], ["", " ", "{"]), **STORE},
+    ),
+    "InstrumentedEventStore": (
+        make_decorator,
+        InstrumentedEventStore,
+        {"store": ([None, *EVENT_STORES], []), "name": ([5, b"x"], ["", " "]), **TELEMETRY},
+    ),
+    "ResumableSessionManager": (
+        make_manager,
+        ResumableSessionManager,
+        {
+            "app": ([None, MCPServer("s"), FastMCP("f"), FastMCP("f")._mcp_server], []),
+            "event_store": (EVENT_STORES, []),
+            **TIMEOUTS,
+            "logger": (LOGGERS, []),
+        },
+    ),
+    "MetricsPort": (
+        make_port,
+        MetricsPort,
+        {"host": ([5, b"::"], ["", " "]), "port": (WHOLE[0], [*WHOLE[1], 65536])},
+    ),
+    "http_app": (
+        make_app,
+        http_app,
+        {
+            "mcp": ([None, "mcp", Starlette(), MCPServer, FastMCP("f")._mcp_server], []),
+            "event_store": (EVENT_STORES, []),
+            "redis_url": ([5, b"redis://h", True], ["", "redis://h/abc", "unix://"]),
+            **STORE,
+            **TIMEOUTS,
+            "metrics_port": (WHOLE[0], [*WHOLE[1], 65536]),
+            "metrics_host": ([5, b"::"], ["", " "]),
+            "metrics_token": ([5, b"x"], ["", "a b", f"{SECRET}\n"]),
+            "redis_stats_interval": (SECONDS[0], [*SECONDS[1], 0, inf]),
+            **TELEMETRY,
+        },
+    ),
+}
+SDKS_OWN = set(inspect.signature(ResumableSessionManager.__mro__[1]).parameters)
+UNCHECKED = {"exposition", "log", "retry", "options"}
+"""What only `http_app` gives to a `MetricsPort`, and the framework's keywords."""
+VALUES = [
+    pytest.param(make, option, value, error, id=f"{name}-{option}-{str(value)[:20]}-{type(value).__name__}")
+    for name, (make, _, cases) in MAKERS.items()
+    for option, values in cases.items()
+    for error, of_kind in zip((TypeError, ValueError), values, strict=True)
+    for value in of_kind
+]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment without settings."""
+    for name in os.environ:
+        if name.startswith(PREFIX):
+            monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_option_of_a_constructor_has_cases(name: str) -> None:
+    """A new option needs a check, and a case here."""
+    _, function, cases = MAKERS[name]
+    options = set(inspect.signature(function).parameters) - UNCHECKED
+    assert set(cases) == options - (SDKS_OWN - {"app", "event_store"} if name == "ResumableSessionManager" else set())
+
+
+@pytest.mark.parametrize(("make", "option", "value", "error"), VALUES)
+def test_option_with_an_invalid_value_is_refused(
+    make: Callable[..., object], option: str, value: object, error: type[Exception]
+) -> None:
+    """The error names the option, the value's type or number, and the fix."""
+    named = f"metrics_{option}" if make is make_port else option
+    with pytest.raises(error, match=rf"^{named} must .*got .*; ") as caught:
+        make(**{option: value})
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_option_with_its_default_is_accepted(name: str) -> None:
+    """The defaults are within their ranges, and None is accepted wherever it is the default."""
+    make, function, cases = MAKERS[name]
+    parameters = inspect.signature(function).parameters
+    for option in cases:
+        if (default := parameters[option].default) is not inspect.Parameter.empty and option != "redis_url":
+            make(**{option: default})
+
+
+@pytest.mark.parametrize("value", [None, Recorder(), structlog.get_logger(), structlog.stdlib.get_logger("x")])
+def test_logger_with_fields_is_accepted(value: object) -> None:
+    """Loggers of structlog, configured or not, and objects like them are accepted."""
+    make_decorator(logger=value)
+
+
+def test_url_as_event_store_is_refused_with_the_right_option() -> None:
+    """A positional URL is the mistake of a new user."""
+    with pytest.raises(TypeError, match=r"event_store must be .*got str; pass the URL of Redis .* as redis_url="):
+        http_app(MCPServer("s"), f"redis://:{SECRET}@h")  # type: ignore[arg-type]  # what is tested
+
+
+@pytest.mark.parametrize("option", STORE_OPTIONS)
+def test_event_store_with_an_option_of_a_store_is_refused(option: str) -> None:
+    """The options of a store are those of the one that is created; the default value is no exception."""
+    value = "redis://h" if option == "redis_url" else Settings.model_fields[option].default
+    with pytest.raises(ValueError, match=rf"event_store or {option}, not both"):
+        make_app(event_store=store(), **{option: value})
+
+
+@pytest.mark.parametrize(("server", "option"), [(MCPServer, "streamable_http_path"), (FastMCP, "path")])
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("/metrics", "already serves /metrics"),
+        ("/metrics/", "already serves /metrics"),
+        ("/healthz", "already serves /healthz"),
+        ("mcp", "must begin with a slash, got 'mcp'; write \"/mcp\""),
+        ("", "must not be empty"),
+    ],
+)
+def test_path_that_cannot_be_served_is_refused(
+    server: Callable[[str], object], option: str, path: str, error: str
+) -> None:
+    """A path of ours, with a slash at the end or without, would answer some of the server's requests."""
+    with pytest.raises(ValueError, match=error):
+        make_app(mcp=server("s"), **{option: path})
+
+
+# -- the environment --------------------------------------------------------------------------------------------------
+
+
+def load(monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str], **arguments: object) -> object:
+    """The settings of an environment and arguments."""
+    for option, text in environment.items():
+        monkeypatch.setenv(variable(option), text)
+    return settings.load(arguments)
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """Invalid texts of each variable."""
+    for option in Settings.model_fields:
+        yield option, ""
+        if option in NUMBERS:
+            yield from ((option, text) for text in ("abc", "-1", "nan", SECRET))
+    yield from (("redis_url", f"redis://:{SECRET}@h/abc"), ("metrics_token", f"{SECRET} x"), ("ttl", "0"))
+
+
+@pytest.mark.parametrize(("option", "text"), list(texts()))
+def test_variable_with_an_invalid_value_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, option: str, text: str
+) -> None:
+    """The error names the variable, and never repeats a secret."""
+    with pytest.raises(ValueError, match=rf"^{variable(option)} must .*got .*; ") as caught:
+        load(monkeypatch, {option: text})
+    assert SECRET not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+VALID: dict[str, tuple[str, object]] = {
+    "redis_url": ("redis://h/1", "redis://h/1"),
+    "ttl": ("60", 60),
+    "store_timeout": ("0.5", 0.5),
+    "backlog_bytes": ("1000", 1000),
+    "backlog_events": ("1000", 1000),
+    "max_session_bytes": ("2000000", 2_000_000),
+    "follow_timeout": ("inf", inf),
+    "worker_lease": ("5", 5.0),
+    "shutdown_timeout": ("0", 0.0),
+    "metrics_port": ("9464", 9464),
+    "metrics_host": ("::", "::"),
+    "metrics_token": ("none", "none"),
+    "redis_stats_interval": ("15", 15.0),
+}
+
+
+@pytest.mark.parametrize("option", Settings.model_fields)
+def test_argument_has_priority_over_its_variable(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    """A variable sets the option; an argument wins, whatever the variable has; None is left out."""
+    text, value = VALID[option]
+    assert getattr(load(monkeypatch, {option: text}), option) == value
+    assert getattr(load(monkeypatch, {}, **({} if option == "ttl" else {option: None})), option) == value
+    assert getattr(load(monkeypatch, {option: ""}, **{option: value}), option) == value
+
+
+def test_ttl_of_none_is_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None means no expiry, as an argument and in the environment."""
+    assert getattr(load(monkeypatch, {"ttl": "60"}, ttl=None), "ttl", 0) is None
+    assert getattr(load(monkeypatch, {"ttl": "None"}), "ttl", 0) is None
+
+
+def test_http_app_applies_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store, the manager and the metrics have the settings of the environment."""
+    registry, made = CollectorRegistry(), MCPServer("s")
+    for option, text in (("redis_url", "redis://db:1/2"), ("ttl", "77"), ("worker_lease", "5"), ("metrics_token", "t")):
+        monkeypatch.setenv(variable(option), text)
+    http_app(made, registry=registry)
+    assert registry.get_sample_value("eventscope_ttl_seconds", {"store": "default"}) == 77
+    manager = made.session_manager
+    assert isinstance(manager, ResumableSessionManager)
+    assert manager._worker_lease == 5
+    assert manager._store is not None
+    assert manager._store.address == "db:1"
+
+
+def test_http_app_passes_every_option_of_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No option of the created store is forgotten on the way."""
+    made: dict[str, object] = {}
+
+    def recorded(_: object, **options: object) -> RedisEventStore:
+        made.update(options)
+        return store()
+
+    monkeypatch.setattr("mcp_eventscope.app.RedisEventStore", recorded)
+    given = {option: VALID[option][1] for option in STORE_OPTIONS}
+    http_app(MCPServer("s"), registry=CollectorRegistry(), **given)  # type: ignore[arg-type]  # one of each type
+    assert made == {option: value for option, value in given.items() if option != "redis_url"}
