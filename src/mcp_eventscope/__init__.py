@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from mcp_eventscope.sdk_versions import require_sessions
+from mcp_eventscope.sdk_versions import SESSIONS, require_sdk
 
 if TYPE_CHECKING:
     from mcp_eventscope.app import http_app
@@ -57,7 +57,7 @@ def __getattr__(name: str) -> object:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
     if name in _SESSIONS:
-        require_sessions(name)
+        require_sdk(name, SESSIONS)
     value: object = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
     globals()[name] = value
     return value

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any, Protocol, TypedDict, Unpack
 
-from mcp.server import MCPServer
 from mcp.server.auth.provider import OAuthAuthorizationServerProvider, TokenVerifier
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.lowlevel.server import Server
@@ -16,6 +15,7 @@ from starlette.types import ASGIApp
 
 from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.frameworks import build
+from mcp_eventscope.frameworks.sdk import MCPServer
 from mcp_eventscope.health import Endpoint, Health, probe
 from mcp_eventscope.instrumentation import InstrumentedEventStore, instrument
 from mcp_eventscope.redis.client import connect
@@ -76,7 +76,7 @@ class StreamableHTTPOptions(TypedDict, total=False):
 
 
 def http_app(  # noqa: PLR0913 - the options of an application
-    mcp: MCPServer[Any] | Server[Any] | FastMCPServer,
+    mcp: "MCPServer[Any] | Server[Any] | FastMCPServer",
     event_store: EventStore | None = None,
     *,
     redis_url: str | None = None,
@@ -189,6 +189,7 @@ def http_app(  # noqa: PLR0913 - the options of an application
                 await stack.enter_async_context(port.served())
             await stack.enter_async_context(polling)
             await _report_unreachable(store, log)
+            await stack.enter_async_context(application.lifespan())
             await stack.enter_async_context(manager.run())
             stack.enter_context(on_stop_signal(manager.drain))
             yield

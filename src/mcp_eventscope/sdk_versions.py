@@ -5,47 +5,38 @@ from importlib.metadata import PackageNotFoundError, version
 
 from mcp_eventscope.errors import IncompatibleSDKError
 
-_STORES = "1.23 or a later 1.x, or 2.2 or a later 2.x"
-_SESSIONS = "2.2 or a later 2.x"
-_INSTALL = "run pip install 'mcp>=2.2,<3'"
+STORES = ((1, 23), (2, 2))
+"""The first versions, one for each major version, with the interface of event stores: 1.23 brought priming events."""
+SESSIONS = ((1, 30), (2, 2))
+"""The first versions with the session manager that this package extends."""
+TESTING = ((2, 2),)
+"""The first versions whose messages the conformance suites pass to stores: without a wrapper."""
+
+TESTED = "mcp 2.3.0, 2.2.0 or 1.30.0, with which this version of mcp-eventscope was tested"
+"""For the errors of an installed SDK whose internals have changed."""
 
 
-def require_stores() -> None:
-    """Check that the installed SDK has the interface of event stores.
+def require_sdk(part: str, first: tuple[tuple[int, int], ...]) -> None:
+    """Check that a part of this package supports the installed SDK.
 
-    Priming events came with 1.23. 2.0 and 2.1 lack parts that sessions need, and a store alone does not need those
-    versions: each server that runs on them also runs on 2.2.
-
-    Raises:
-        IncompatibleSDKError: It has another interface.
-    """
-    installed = _installed()
-    if installed and not ((1, 23) <= installed < (2, 0) or _has_sessions(installed)):
-        msg = f"mcp must be {_STORES}, got {version('mcp')}; {_INSTALL}"
-        raise IncompatibleSDKError(msg)
-
-
-def require_sessions(name: str) -> None:
-    """Check that the installed SDK has the session manager on which a part of this package relies.
+    2.0 and 2.1 are not supported, since each server that runs on them also runs on 2.2.
 
     Args:
-        name: The part, which the message names.
+        part: The part, which the message names.
+        first: The first supported version of each supported major version.
 
     Raises:
-        IncompatibleSDKError: It has another session manager.
+        IncompatibleSDKError: It does not.
     """
-    require_stores()
     installed = _installed()
-    if installed and not _has_sessions(installed):
-        msg = (
-            f"mcp must be {_SESSIONS} for {name}, got {version('mcp')}; {_INSTALL}, or use RedisEventStore and "
-            "InstrumentedEventStore, which support this version"
-        )
-        raise IncompatibleSDKError(msg)
-
-
-def _has_sessions(installed: tuple[int, int]) -> bool:
-    return (2, 2) <= installed < (3, 0)
+    if installed is None or any(each <= installed < (each[0] + 1, 0) for each in first):
+        return
+    supported = ", or ".join(f"{major}.{minor} or a later {major}.x" for major, minor in reversed(first))
+    instead = ""
+    if first != STORES and any(each <= installed < (each[0] + 1, 0) for each in STORES):
+        instead = ", or use RedisEventStore and InstrumentedEventStore, which support this version"
+    msg = f"mcp must be {supported} for {part}, got {version('mcp')}; run pip install 'mcp>=2.2,<3'{instead}"
+    raise IncompatibleSDKError(msg)
 
 
 def _installed() -> tuple[int, int] | None:

@@ -1,13 +1,10 @@
 """A FastMCP server of mcp 1.x with a decorated store on a real Valkey: clients that are cut and resume."""
 
-import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
-import httpx
 import pytest
 from mcp import ClientSession, types
 from mcp.client import streamable_http
@@ -19,19 +16,11 @@ from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.instrumentation import instrument
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.store.results import FollowEnd
+from sdk1.client import cut_after, resume, session, step_of
 from support.serving import serving
 from support.waiting import in_time, until
 
 pytestmark = pytest.mark.anyio
-
-VERSION = types.LATEST_PROTOCOL_VERSION
-"""A revision whose clients receive priming events: the first is 2025-11-25, and mcp 1.23 sends them to all clients."""
-CALL = {
-    "jsonrpc": "2.0",
-    "id": 7,
-    "method": "tools/call",
-    "params": {"name": "steps", "arguments": {}},
-}
 
 
 @dataclass
@@ -90,70 +79,6 @@ async def served(registry: CollectorRegistry) -> AsyncIterator[Served]:
         await root.flush()
 
 
-@asynccontextmanager
-async def session(served: Served) -> AsyncIterator[httpx.AsyncClient]:
-    """An HTTP client with an initialized session."""
-    headers = {"accept": "application/json, text/event-stream", "mcp-protocol-version": VERSION}
-    async with httpx.AsyncClient(headers=headers, timeout=60, trust_env=False) as http:
-        opening = {
-            "jsonrpc": "2.0",
-            "id": 0,
-            "method": "initialize",
-            "params": {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "c", "version": "1"}},
-        }
-        opened = await http.post(served.url, json=opening)
-        http.headers["mcp-session-id"] = opened.headers["mcp-session-id"]
-        (await http.post(served.url, json={"jsonrpc": "2.0", "method": "notifications/initialized"})).raise_for_status()
-        yield http
-
-
-async def events(response: httpx.Response) -> AsyncIterator[tuple[str, Any]]:
-    """The events of a stream: ids and messages; None is a priming event."""
-    event_id = ""
-    async for line in response.aiter_lines():
-        name, _, value = line.partition(": ")
-        if name == "id":
-            event_id = value
-        elif name.rstrip(":") == "data":
-            yield event_id, json.loads(value) if value else None
-
-
-def step_of(message: Any) -> str | None:
-    """The text of a log message, whose `related_request_id` is the call's; None for any other message."""
-    return message["params"]["data"] if message and message.get("method") == "notifications/message" else None
-
-
-async def call_until_step_2(http: httpx.AsyncClient, url: str) -> str:
-    """Call the tool, cut the connection after its second step, and return the id of that event."""
-    seen = []
-    async with http.stream("POST", url, json=CALL) as response:
-        async for event_id, message in events(response):
-            assert event_id
-            seen.append(step_of(message))
-            if seen[-1] == "2":
-                break
-    assert seen == [None, "1", "2"]
-    return event_id
-
-
-async def resume(
-    http: httpx.AsyncClient, url: str, last_event_id: str, primed: Callable[[], None] | None = None
-) -> list[tuple[str, Any]]:
-    """Resume a stream, call `primed` with its priming event, and return its messages up to the response."""
-    received = []
-    async with http.stream("GET", url, headers={"last-event-id": last_event_id}) as response:
-        assert response.status_code == 200
-        async for event_id, message in events(response):
-            if message is None:
-                if primed is not None:
-                    primed()
-                continue
-            received.append((event_id, message))
-            if "result" in message:
-                break
-    return received
-
-
 def check(received: list[tuple[str, Any]], last_event_id: str) -> None:
     """Check that each missed event arrived once and in order, then the response."""
     assert [step_of(message) for _, message in received] == ["3", "4", None]
@@ -166,8 +91,8 @@ def check(received: list[tuple[str, Any]], last_event_id: str) -> None:
 async def test_client_that_resumes_after_the_response_receives_all(served: Served) -> None:
     """The missed events come from Valkey. The metrics name their types, and the response ends the stream."""
     with in_time(30):
-        async with session(served) as http:
-            last = await call_until_step_2(http, served.url)
+        async with session(served.url) as http:
+            last = await cut_after(http, served.url, "2")
             served.gate.set()
             await until(lambda: served.stored("response") == 2)  # That of `initialize` is the first.
             check(await resume(http, served.url, last), last)
@@ -186,8 +111,8 @@ async def test_client_that_resumes_after_the_response_receives_all(served: Serve
 async def test_client_that_resumes_during_the_call_receives_all(served: Served) -> None:
     """The tool still runs when the client resumes. With its priming event, the SDK switches to live events."""
     with in_time(30):
-        async with session(served) as http:
-            last = await call_until_step_2(http, served.url)
+        async with session(served.url) as http:
+            last = await cut_after(http, served.url, "2")
             check(await resume(http, served.url, last, served.gate.set), last)
     assert served.replays("caught_up") == 1
 

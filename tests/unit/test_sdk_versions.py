@@ -16,54 +16,44 @@ from mcp_eventscope import IncompatibleSDKError, sdk_versions
 
 PACKAGE = Path(mcp_eventscope.__file__).parent
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
-SESSIONS = ("2.2.0", "2.3.0", "2.3.1", "2.10.0")
-STORES_ONLY = ("1.23.0", "1.23.3", "1.29.1", "1.30.0")
+NEWEST = ("2.2.0", "2.3.0", "2.3.1", "2.10.0")
+SESSIONS = (*NEWEST, "1.30.0", "1.30.1", "1.31.0")
+STORES = (*SESSIONS, "1.23.0", "1.23.3", "1.29.1")
 REFUSED = ("0.9.1", "1.2.0", "1.22.0", "2.0.0", "2.0.1", "2.1.1", "3.0.0", "10.0.0")
+PARTS = {
+    sdk_versions.STORES: (STORES, "2.2 or a later 2.x, or 1.23 or a later 1.x"),
+    sdk_versions.SESSIONS: (SESSIONS, "2.2 or a later 2.x, or 1.30 or a later 1.x"),
+    sdk_versions.TESTING: (NEWEST, "2.2 or a later 2.x"),
+}
 
 
-@pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """The version of the SDK that appears to be installed."""
-    version: str = request.param
-    monkeypatch.setattr(sdk_versions, "version", lambda _: version)
-    return version
-
-
-@pytest.mark.parametrize("installed", [*SESSIONS, *STORES_ONLY], indirect=True)
-@pytest.mark.usefixtures("installed")
-def test_require_stores_of_supported_version_passes() -> None:
-    """The event store's interface is the same in these versions."""
-    sdk_versions.require_stores()
-
-
-@pytest.mark.parametrize("installed", SESSIONS, indirect=True)
-@pytest.mark.usefixtures("installed")
-def test_require_sessions_of_supported_version_passes() -> None:
-    """The session manager of these versions may be extended."""
-    sdk_versions.require_sessions("http_app")
-
-
-@pytest.mark.parametrize("installed", REFUSED, indirect=True)
-def test_any_part_on_unsupported_version_is_refused(installed: str) -> None:
-    """The error names the supported versions, the installed one, and a command."""
-    expected = f"mcp must be 1.23 or a later 1.x, or 2.2 or a later 2.x, got {installed}; run pip install 'mcp>=2.2,<3'"
-    for require in (sdk_versions.require_stores, lambda: sdk_versions.require_sessions("http_app")):
-        with pytest.raises(IncompatibleSDKError) as caught:
-            require()
-        assert str(caught.value) == expected
+@pytest.mark.parametrize("first", PARTS, ids=["stores", "sessions", "testing"])
+@pytest.mark.parametrize("installed", [*STORES, *REFUSED])
+def test_require_sdk_accepts_the_versions_of_the_part(
+    first: tuple[tuple[int, int], ...], installed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the supported versions, the installed one, a command, and the parts that work."""
+    supported, text = PARTS[first]
+    monkeypatch.setattr(sdk_versions, "version", lambda _: installed)
+    if installed in supported:
+        sdk_versions.require_sdk("this", first)
+        return
+    with pytest.raises(IncompatibleSDKError) as caught:
+        sdk_versions.require_sdk("this", first)
+    instead = ", or use RedisEventStore and InstrumentedEventStore, which support this version"
+    assert str(caught.value) == (
+        f"mcp must be {text} for this, got {installed}; run pip install 'mcp>=2.2,<3'"
+        f"{instead if installed in STORES else ''}"
+    )
 
 
 @pytest.mark.parametrize("name", ["http_app", "ResumableSessionManager"])
-@pytest.mark.parametrize("installed", STORES_ONLY, indirect=True)
-def test_sessions_on_1_x_are_refused_by_name(name: str, installed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the part, the versions that it needs, and what works instead."""
+def test_sessions_on_old_1_x_are_refused_by_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names that need the session manager are refused when they are imported."""
+    monkeypatch.setattr(sdk_versions, "version", lambda _: "1.29.1")
     monkeypatch.delitem(vars(mcp_eventscope), name, raising=False)
-    with pytest.raises(IncompatibleSDKError) as caught:
+    with pytest.raises(IncompatibleSDKError, match=rf"1\.30 or a later 1\.x for {name}, got 1\.29\.1"):
         getattr(mcp_eventscope, name)
-    assert str(caught.value) == (
-        f"mcp must be 2.2 or a later 2.x for {name}, got {installed}; run pip install 'mcp>=2.2,<3', or use "
-        "RedisEventStore and InstrumentedEventStore, which support this version"
-    )
 
 
 def test_sdk_without_metadata_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +63,7 @@ def test_sdk_without_metadata_is_accepted(monkeypatch: pytest.MonkeyPatch) -> No
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(sdk_versions, "version", version)
-    sdk_versions.require_sessions("http_app")
+    sdk_versions.require_sdk("http_app", sdk_versions.SESSIONS)
 
 
 @pytest.mark.parametrize(
@@ -109,8 +99,7 @@ def test_import_on_unsupported_version_raises_first(version: str, code: str, ref
 def test_metadata_allows_the_versions_that_import_accepts() -> None:
     """A package installer chooses no version that the import refuses, and rejects none that it accepts."""
     (sdk,) = [found for text in PYPROJECT["project"]["dependencies"] if (found := Requirement(text)).name == "mcp"]
-    versions = (*SESSIONS, *STORES_ONLY, *REFUSED)
-    assert [version for version in versions if sdk.specifier.contains(version)] == [*SESSIONS, *STORES_ONLY]
+    assert [version for version in (*STORES, *REFUSED) if sdk.specifier.contains(version)] == [*STORES]
 
 
 def test_store_and_decorator_import_the_sdk_in_one_module() -> None:

@@ -7,7 +7,7 @@ import pydantic_core
 
 from mcp_eventscope.errors import CorruptEventError
 from mcp_eventscope.store.messages import (
-    EXCLUDE_NONE,
+    SDK_1,
     JSONRPCError,
     JSONRPCMessage,
     JSONRPCNotification,
@@ -42,9 +42,7 @@ def encode(message: JSONRPCMessage | None) -> bytes:
     if message is None:
         return b""
     # As `model_dump_json`, without the intermediate text.
-    return message.__pydantic_serializer__.to_json(
-        message, by_alias=True, exclude_unset=not EXCLUDE_NONE, exclude_none=EXCLUDE_NONE
-    )
+    return message.__pydantic_serializer__.to_json(message, by_alias=True, exclude_unset=not SDK_1, exclude_none=SDK_1)
 
 
 def decode(payload: bytes) -> JSONRPCMessage:

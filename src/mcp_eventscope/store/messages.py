@@ -7,7 +7,7 @@ calls or is called. Nothing else depends on the major version of the SDK.
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from mcp.server.streamable_http import GET_STREAM_KEY, EventCallback, EventId, EventMessage, EventStore, StreamId
 from mcp.types import (
@@ -21,9 +21,9 @@ from mcp.types import (
 )
 
 __all__ = [
-    "EXCLUDE_NONE",
     "FINAL",
     "GET_STREAM_KEY",
+    "SDK_1",
     "ErrorData",
     "EventCallback",
     "EventId",
@@ -46,20 +46,22 @@ __all__ = [
     "wrapping",
 ]
 
+M = TypeVar("M", bound=JSONRPCMessage | None)
 _message: Any = JSONRPCMessage
 _wrapper: Any = _message if isinstance(_message, type) else None
 """The `RootModel` of mcp 1.x; None in mcp 2.x, where `JSONRPCMessage` is a union."""
 
-EXCLUDE_NONE = _wrapper is not None
-"""Whether the transport omits members that are null (mcp 1.x), not those that are unset (mcp 2.x)."""
+SDK_1 = _wrapper is not None
+"""Whether this is mcp 1.x, whose transport omits members that are null. That of mcp 2.x omits those that are unset."""
 
 
-def unwrapped(message: JSONRPCMessage | None) -> JSONRPCMessage | None:
+def unwrapped(message: M) -> M:
     """The message that the SDK passes to a store, without the wrapper of mcp 1.x."""
-    return message.root if _wrapper and isinstance(message, _wrapper) else message
+    received: Any = message
+    return received.root if _wrapper and isinstance(received, _wrapper) else message
 
 
-def wrapped(message: JSONRPCMessage | None) -> JSONRPCMessage | None:
+def wrapped(message: M) -> M:
     """The inverse of `unwrapped`: the form that a store of the SDK's interface receives."""
     return _wrapper.model_construct(message) if _wrapper and message is not None else message
 

@@ -55,9 +55,9 @@ and stores in the background. It opens two stores on the same data: override its
 
 import pytest
 
-from mcp_eventscope.sdk_versions import require_sessions
+from mcp_eventscope.sdk_versions import TESTING, require_sdk
 
-require_sessions("mcp_eventscope.testing")
+require_sdk("mcp_eventscope.testing", TESTING)
 
 # Before the imports, so that a failing assertion shows the compared values, as in a test file.
 pytest.register_assert_rewrite(
