@@ -8,7 +8,7 @@ import nox
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 # The ends of the two ranges in pyproject.toml.
-SDKS_1 = (("mcp==1.23.0",), ("mcp<2", "fastmcp>=3.4,<4"))
+SDKS_1 = (("mcp==1.23.0",), ("mcp<2", "fastmcp>=2.14,<3"), ("mcp<2", "fastmcp>=3.4,<4"))
 SDKS_2 = ("mcp==2.2.0", "mcp>=2.2,<3")
 PARALLEL = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
 PACKAGE = (".[embedded,grafana,testing]", "--group", "test", "--group", "demo")
@@ -35,9 +35,9 @@ def oldest(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS[0])
-@nox.parametrize("sdk", SDKS_1, ids=("1.oldest", "1.newest"))
+@nox.parametrize("sdk", SDKS_1, ids=("1.oldest", "1.fastmcp2", "1.newest"))
 def sdk1(session: nox.Session, sdk: tuple[str, ...]) -> None:
-    """Run the tests of mcp 1.x: store and decorator, and from 1.30 on sessions, with FastMCP 3 too."""
+    """Run the tests of mcp 1.x: store and decorator, and from 1.30 on sessions, with FastMCP 2 and 3 too."""
     session.install(*REBUILT, "--upgrade", ".[embedded]", "--group", "sdk1", *sdk)
     session.run("pytest", "tests/sdk1", *session.posargs)
 

@@ -107,7 +107,8 @@ def http_app(  # noqa: PLR0913 - the options of an application
     `mcp.session_manager`, as with the SDK, would start no embedded Valkey and close no client.
 
     Args:
-        mcp: The server: an `MCPServer` or low-level `Server` of the SDK, or a `FastMCP`.
+        mcp: The server: an `MCPServer` or low-level `Server` of the SDK, or a `FastMCP`. With mcp 1.30 the SDK's own
+            `FastMCP`, whose options are those of its constructor, or a `FastMCP` of FastMCP 2.14 or 3.
         event_store: The store, which is instrumented unless it already is. The caller closes it.
         redis_url: The URL of Redis, instead of a store. The application creates and closes the client.
             Without both: the environment variable `EVENTSCOPE_REDIS_URL`, else an embedded Valkey, with a warning.

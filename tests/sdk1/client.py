@@ -21,19 +21,17 @@ def call(tool: str, request_id: int = 7) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def session(url: str, **capabilities: object) -> AsyncIterator[httpx.AsyncClient]:
+async def session(url: str, *, token: str = "", **capabilities: object) -> AsyncIterator[httpx.AsyncClient]:
     """An HTTP client with an initialized session."""
     headers = {"accept": "application/json, text/event-stream", "mcp-protocol-version": VERSION}
+    if token:
+        headers["authorization"] = f"Bearer {token}"
     async with httpx.AsyncClient(headers=headers, timeout=60, trust_env=False) as http:
         opening = {
             "jsonrpc": "2.0",
             "id": 0,
             "method": "initialize",
-            "params": {
-                "protocolVersion": VERSION,
-                "capabilities": capabilities,
-                "clientInfo": {"name": "c", "version": "1"},
-            },
+            "params": {"protocolVersion": VERSION, "capabilities": capabilities, "clientInfo": CLIENT},
         }
         opened = await http.post(url, json=opening)
         http.headers["mcp-session-id"] = opened.headers["mcp-session-id"]

@@ -1,4 +1,4 @@
-"""Sessions on mcp 1.30: servers of the SDK and of FastMCP 3 on two workers."""
+"""Sessions on mcp 1.30: servers of the SDK and of FastMCP on two workers."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -50,9 +50,9 @@ def sdk_server(_: Callable[[Any], Any]) -> tuple[Any, Any]:
 
 
 def fastmcp_server(lifespan: Callable[[Any], Any]) -> tuple[Any, Any]:
-    """A server of FastMCP 3."""
+    """A server of FastMCP 2 or 3."""
     fastmcp = pytest.importorskip("fastmcp")
-    return fastmcp.FastMCP("fastmcp3", lifespan=lifespan), fastmcp.Context
+    return fastmcp.FastMCP("fastmcp", lifespan=lifespan), fastmcp.Context
 
 
 @pytest.fixture(params=[sdk_server, fastmcp_server], ids=["sdk", "fastmcp"])
@@ -157,12 +157,36 @@ async def test_session_that_is_deleted_on_one_worker_ends_on_both(workers: Worke
 async def test_endpoints_are_served_and_the_lifespan_is_entered(
     workers: Workers, request: pytest.FixtureRequest
 ) -> None:
-    """Each worker of FastMCP 3 enters the server's lifespan once, as FastMCP's own application does."""
+    """Each worker of FastMCP enters the server's lifespan once, as FastMCP's own application does."""
     base = workers.first.removesuffix("/mcp")
     async with httpx.AsyncClient(trust_env=False) as http:
         assert (await http.get(f"{base}/healthz")).json()["status"] == "ok"
         assert "eventscope_sessions_started_total" in (await http.get(f"{base}/metrics")).text
     assert workers.entered == (["entered"] * 2 if "fastmcp" in request.node.name.rpartition("[")[2] else [])
+
+
+async def test_session_of_fastmcp_belongs_to_its_principal() -> None:
+    """Another worker adopts the session for its owner only, and its authentication is kept."""
+    fastmcp = pytest.importorskip("fastmcp")
+    auth = pytest.importorskip("fastmcp.server.auth").StaticTokenVerifier(
+        {token: {"client_id": token, "scopes": []} for token in ("owner", "other")}
+    )
+    valkey = EmbeddedValkey()
+    apps = [
+        http_app(fastmcp.FastMCP("s", auth=auth), redis_url=valkey.url, registry=CollectorRegistry()) for _ in range(2)
+    ]
+    ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+    with in_time(30):
+        async with (
+            valkey.running(),
+            serving_each(*apps) as (first, second),
+            session(f"{first}/mcp", token="owner") as http,
+        ):
+            statuses = [
+                (await http.post(f"{second}/mcp", json=ping, headers={"authorization": token})).status_code
+                for token in ("", "Bearer other", "Bearer owner")
+            ]
+    assert statuses == [401, 404, 200]
 
 
 def test_http_app_of_low_level_server_is_refused() -> None:

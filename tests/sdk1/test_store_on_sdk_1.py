@@ -214,11 +214,11 @@ async def test_callback_that_raises_ends_the_replay(store: EventStore) -> None:
 async def test_bare_store_warns_that_sessions_are_not_isolated(fake_client: aioredis.Redis) -> None:
     """The warning names the versions with which its advice can be followed."""
     root = RedisEventStore(fake_client, ttl=600)
-    with pytest.warns(SessionsNotIsolatedWarning, match=r"mcp 2\.2"):
+    with pytest.warns(SessionsNotIsolatedWarning, match=r"mcp 1\.30, or 2\.2"):
         await root.store_event("7", None)
     log = Recorder()
     await instrument(root, registry=CollectorRegistry(), logger=log).store_event("7", None)
-    assert "mcp 2.2" in log.named("event_store.sessions_not_isolated")[0]["fix"]
+    assert "mcp 1.30, or 2.2" in log.named("event_store.sessions_not_isolated")[0]["fix"]
     await root.flush()
 
 

@@ -55,7 +55,7 @@ def build(server: Any, options: Mapping[str, Any]) -> Application:
         _incompatible("the place of its session manager was not found")
     if not hasattr(getattr(server, "_mcp_server", None), "lifespan"):
         _incompatible("its low-level server was not found")
-    # In FastMCP 3 the application enters the server's lifespan, in FastMCP 4 the session manager.
+    # In FastMCP 2 and 3 the application enters the server's lifespan, in FastMCP 4 the session manager.
     lifespan = getattr(server, "_lifespan_manager", None) if SDK_1 else nullcontext
     if lifespan is None:
         _incompatible("its lifespan was not found")

@@ -321,7 +321,7 @@ class RedisEventStore(EventStore):
             warnings.warn(
                 "event_store.sessions_not_isolated: a RedisEventStore passed to the SDK directly cannot distinguish "
                 "sessions; clients number their requests from 0, so sessions share streams and receive each other's "
-                "events; serve with mcp_eventscope.http_app() or ResumableSessionManager (mcp 2.2 or later)",
+                "events; serve with mcp_eventscope.http_app() or ResumableSessionManager (mcp 1.30, or 2.2 and later)",
                 SessionsNotIsolatedWarning,
                 stacklevel=3,
             )

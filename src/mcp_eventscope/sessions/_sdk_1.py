@@ -146,7 +146,7 @@ async def _begin(params: InitializeRequestParams, to_server: Any, from_server: A
 
 
 def _renumbered(item: Any, by: int) -> Any:
-    """Shift the ids of the server's requests: up in what the server sends, down in what the client sends."""
+    """Shift the ids of the server's requests: up in messages of the server, down in messages of the client."""
     if not isinstance(item, SessionMessage):
         return item
     message: Any = unwrapped(item.message)
