@@ -39,7 +39,9 @@ async def test_route_passes_no_answer_to_a_server_that_did_not_ask(
     view.begin(1)
     await view.store_event("1", ASKED)
     sent: list[JSONRPCMessage] = []
-    transport = ResumableTransport(view, stopped=lambda _: None, forward=sent.append, mcp_session_id="s")
+    transport = ResumableTransport(
+        view, stopped=lambda _: None, forward=sent.append, reconnection_delay=lambda: 0, mcp_session_id="s"
+    )
     assert transport._route(SessionMessage(message)) is received
     assert sent == ([message] if forwarded else [])
     await root.flush()
