@@ -1,4 +1,4 @@
-"""Test on each supported Python, with the newest and the oldest dependencies: `make matrix`.
+"""Test on each Python, with the newest and the oldest dependencies, and on each supported SDK: `make matrix`.
 
 `nox -s tests-3.13` runs one session, `nox --list` lists them. A Python that is not installed is skipped. Arguments
 after `--` go to pytest: `nox -s oldest-3.11 -- tests/unit -x`.
@@ -7,6 +7,9 @@ after `--` go to pytest: `nox -s oldest-3.11 -- tests/unit -x`.
 import nox
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+# The ends of the two ranges in pyproject.toml.
+SDKS_1 = (("mcp==1.23.0",), ("mcp<2", "fastmcp>=2.14,<3"), ("mcp<2", "fastmcp>=3.4,<4"))
+SDKS_2 = ("mcp==2.2.0", "mcp>=2.2,<3")
 PARALLEL = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
 PACKAGE = (".[embedded,grafana,testing]", "--group", "test", "--group", "demo")
 # uv caches a build by pyproject.toml alone, and would install the package as it was before an edit of the sources.
@@ -31,5 +34,23 @@ def oldest(session: nox.Session) -> None:
     _test(session)
 
 
-def _test(session: nox.Session) -> None:
+@nox.session(python=PYTHONS[0])
+@nox.parametrize("sdk", SDKS_1, ids=("1.oldest", "1.fastmcp2", "1.newest"))
+def sdk1(session: nox.Session, sdk: tuple[str, ...]) -> None:
+    """Run the tests of mcp 1.x: store and decorator, and from 1.30 on sessions, with FastMCP 2 and 3 too."""
+    session.install(*REBUILT, "--upgrade", ".[embedded]", "--group", "sdk1", *sdk)
+    session.run("pytest", "tests/sdk1", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+@nox.parametrize("sdk", SDKS_2, ids=("2.oldest", "2.newest"))
+def sdk2(session: nox.Session, sdk: str) -> None:
+    """Run the tests that start no servers, and those of `http_app`, on mcp 2.x."""
+    session.install(*REBUILT, "--upgrade", *PACKAGE, sdk)
+    _test(session, "tests/e2e/test_http_app.py", "tests/e2e/test_resume.py")
+
+
+def _test(session: nox.Session, *slow: str) -> None:
     session.run("pytest", *(session.posargs or ("-m", "not slow", *PARALLEL)))
+    if slow and not session.posargs:
+        session.run("pytest", *PARALLEL, *slow)

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from mcp_eventscope.sdk_versions import SESSIONS, require_sdk
+
 if TYPE_CHECKING:
     from mcp_eventscope.app import http_app
     from mcp_eventscope.errors import (
@@ -45,12 +47,17 @@ _MODULES = {
 }
 """The modules of the public names; the exceptions are all in `errors`."""
 
+_SESSIONS = {"http_app", "ResumableSessionManager"}
+"""The names that need the SDK's session manager. The others need its event store at most, which `store` checks."""
+
 
 def __getattr__(name: str) -> object:
     """Import a public name on first use, so that a bare store imports no telemetry."""
     if name not in __all__:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
+    if name in _SESSIONS:
+        require_sdk(name, SESSIONS)
     value: object = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
     globals()[name] = value
     return value

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any, Protocol, TypedDict, Unpack
 
-from mcp.server import MCPServer
 from mcp.server.auth.provider import OAuthAuthorizationServerProvider, TokenVerifier
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.lowlevel.server import Server
@@ -16,6 +15,7 @@ from starlette.types import ASGIApp
 
 from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.frameworks import build
+from mcp_eventscope.frameworks.sdk import MCPServer
 from mcp_eventscope.health import Endpoint, Health, probe
 from mcp_eventscope.instrumentation import InstrumentedEventStore, check_store, instrument
 from mcp_eventscope.options import check_text
@@ -75,7 +75,7 @@ class StreamableHTTPOptions(TypedDict, total=False):
 
 
 def http_app(  # noqa: PLR0913 - the options of an application
-    mcp: MCPServer[Any] | Server[Any] | FastMCPServer,
+    mcp: "MCPServer[Any] | Server[Any] | FastMCPServer",
     event_store: EventStore | None = None,
     *,
     redis_url: str | None = None,
@@ -116,7 +116,8 @@ def http_app(  # noqa: PLR0913 - the options of an application
     means no expiry; in the environment that is `none`.
 
     Args:
-        mcp: The server: an `MCPServer` or low-level `Server` of the SDK, or a `FastMCP`.
+        mcp: The server: an `MCPServer` or low-level `Server` of the SDK, or a `FastMCP`. With mcp 1.30 the SDK's own
+            `FastMCP`, whose options are those of its constructor, or a `FastMCP` of FastMCP 2.14 or 3.
         event_store: The store, which is instrumented unless it already is. The caller closes it.
         redis_url: The URL of Redis, instead of a store. The application creates and closes the client.
             Without both: the environment variable `EVENTSCOPE_REDIS_URL`, else an embedded Valkey, with a warning.
@@ -234,6 +235,7 @@ def http_app(  # noqa: PLR0913 - the options of an application
             store.started(log)
             await stack.enter_async_context(store.test_redis())
             await _report_unreachable(store, log)
+            await stack.enter_async_context(application.lifespan())
             await stack.enter_async_context(manager.run())
             stack.enter_context(on_stop_signal(manager.drain))
             yield

@@ -7,7 +7,7 @@ EventscopeError
 │   └── StoreRejectedError     … because Redis answered with an error
 │       └── WrongTypeError     … because a key has another type
 ├── CorruptEventError          a stored event could not be read; it is skipped and counted
-├── IncompatibleSDKError       the installed MCP SDK lacks the internals on which session isolation relies
+├── IncompatibleSDKError       the installed MCP SDK is not supported, or has changed internals that are relied on
 └── EmbeddedUnavailableError   the embedded Valkey could not be started
 
 
@@ -43,7 +43,7 @@ class CorruptEventError(EventscopeError):
 
 
 class IncompatibleSDKError(EventscopeError):
-    """The installed MCP SDK lacks the internals on which `ResumableSessionManager` relies."""
+    """The installed MCP SDK is not supported, or lacks internals on which `ResumableSessionManager` relies."""
 
 
 class EmbeddedUnavailableError(EventscopeError):

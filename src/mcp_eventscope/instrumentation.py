@@ -22,6 +22,8 @@ from mcp_eventscope.store.messages import (
     RequestId,
     StreamId,
     type_of,
+    unwrapped,
+    wrapping,
 )
 from mcp_eventscope.store.protocol import ObservableEventStore
 from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowResult, ReplayResult, StoreOutcome
@@ -280,12 +282,12 @@ class InstrumentedEventStore(EventStore):
         """Store one event; see the store. A root store logs `event_store.sessions_not_isolated`, once."""
         if self._warn_not_isolated:
             self._check_isolated()
-        return (await self.append(stream_id, message)).event_id
+        return (await self.append(stream_id, unwrapped(message))).event_id
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
         """Send the events after an event; see the store. A root store warns as in `store_event`."""
         self._check_isolated()
-        facts = await self.replay(last_event_id, send_callback)
+        facts = await self.replay(last_event_id, wrapping(send_callback))
         return facts.stream_id if facts.miss is None else None
 
     # -- the same, with results ---------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ MODULES = {
 LAYERS = [
     (
         "errors",
+        "sdk_versions",
         "cancellation",
         "process",
         "options",

@@ -103,7 +103,7 @@ def test_manager_on_a_changed_sdk_refuses_to_serve(change: Callable[[pytest.Monk
     """Whatever changed where sessions are scoped, nothing is served, and the message names the fix."""
     with pytest.MonkeyPatch.context() as patch:
         change(patch)
-        with pytest.raises(IncompatibleSDKError, match="Install a version of mcp"):
+        with pytest.raises(IncompatibleSDKError, match=r"Install mcp 2\.3\.0"):
             manager()
     assert manager()._server_instances == {}
 

@@ -1,6 +1,7 @@
 """An application as a framework builds it."""
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,14 @@ class Application:
 
     app: Starlette
     """Its lifespan is to be replaced by one that runs the installed manager."""
-    server: Server[Any]
+    server: "Server[Any]"
     """The low-level server."""
     manager_options: dict[str, Any]
     """The keywords with which the framework would create the SDK's session manager."""
     install: Callable[[StreamableHTTPSessionManager], None]
     """Puts a session manager where the application looks for it."""
+    lifespan: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+    """Runs around the session manager."""
 
 
 def innermost(route: BaseRoute, endpoint_type: type) -> object:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -10,9 +11,10 @@ from starlette.applications import Starlette
 
 from mcp_eventscope.errors import IncompatibleSDKError
 from mcp_eventscope.frameworks.application import Application, innermost
+from mcp_eventscope.store.messages import SDK_1
 
 _TRANSPORTS = ("http", "streamable-http")
-_SETTINGS = ("json_response", "stateless_http", "http_session_idle_timeout")
+_SETTINGS = ("json_response", "stateless_http", *(() if SDK_1 else ("http_session_idle_timeout",)))
 
 
 def is_server(server: object) -> bool:
@@ -66,6 +68,10 @@ def build(server: Any, options: Mapping[str, Any]) -> Application:
         _incompatible("the place of its session manager was not found")
     if not hasattr(getattr(server, "_mcp_server", None), "lifespan"):
         _incompatible("its low-level server was not found")
+    # In FastMCP 2 and 3 the application enters the server's lifespan, in FastMCP 4 the session manager.
+    lifespan = getattr(server, "_lifespan_manager", None) if SDK_1 else nullcontext
+    if lifespan is None:
+        _incompatible("its lifespan was not found")
 
     def chosen(option: str, setting: str) -> Any:
         value = options.get(option)
@@ -78,19 +84,19 @@ def build(server: Any, options: Mapping[str, Any]) -> Application:
         # FastMCP protects against DNS rebinding by a middleware of its own.
         "security_settings": TransportSecuritySettings(enable_dns_rebinding_protection=False),
     }
-    idle_timeout = chosen("session_idle_timeout", "http_session_idle_timeout")
+    idle_timeout = "auto" if SDK_1 else chosen("session_idle_timeout", "http_session_idle_timeout")
     if idle_timeout != "auto":  # Which is the SDK's default.
         manager_options["session_idle_timeout"] = idle_timeout
 
     def install(manager: StreamableHTTPSessionManager) -> None:
         endpoint.session_manager = manager
 
-    return Application(app, server._mcp_server, manager_options, install)
+    return Application(app, server._mcp_server, manager_options, install, lifespan)
 
 
 def _incompatible(reason: str) -> NoReturn:
     msg = (
         f"fastmcp {getattr(sys.modules.get('fastmcp'), '__version__', '')} builds its HTTP application in another way: "
-        f"{reason}; install fastmcp 4.1.2, which this version of mcp-eventscope was tested with"
+        f"{reason}; install fastmcp 4.1.2, or 3.4.11 with mcp 1.30, with which this version was tested"
     )
     raise IncompatibleSDKError(msg)

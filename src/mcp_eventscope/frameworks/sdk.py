@@ -2,16 +2,26 @@
 
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mcp.server import MCPServer
 from mcp.server.lowlevel.server import Server
-from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from starlette.applications import Starlette
 
 from mcp_eventscope.errors import IncompatibleSDKError
 from mcp_eventscope.frameworks.application import Application, innermost
 from mcp_eventscope.options import given
+from mcp_eventscope.sdk_versions import TESTED
+from mcp_eventscope.store.messages import SDK_1
+
+if TYPE_CHECKING or not SDK_1:
+    from mcp.server import MCPServer
+    from mcp.server.streamable_http_manager import StreamableHTTPASGIApp
+else:
+    from mcp.server.fastmcp import FastMCP as MCPServer
+    from mcp.server.fastmcp.server import StreamableHTTPASGIApp
+
+__all__ = ["MCPServer", "build"]
 
 
 def build(server: object, options: Mapping[str, Any]) -> Application:
@@ -22,21 +32,28 @@ def build(server: object, options: Mapping[str, Any]) -> Application:
             "pass the MCP server itself, and mount the application that http_app() returns in your own"
         )
         raise TypeError(msg)
+    if not hasattr(server, "streamable_http_app"):  # mcp 1.x
+        msg = (
+            "mcp must be a FastMCP with mcp 1.x, got a low-level Server, which has no HTTP application; "
+            "use ResumableSessionManager"
+        )
+        raise TypeError(msg)
     make: Callable[..., Starlette] = server.streamable_http_app
     app = make(**options)
     built = server.session_manager
     endpoints = [found for route in app.routes if (found := innermost(route, StreamableHTTPASGIApp)) is not None]
     endpoint: Any = endpoints[0] if len(endpoints) == 1 else None
-    if endpoint is None or endpoint.session_manager is not built or built.app._session_manager is not built:
+    keeper: Any = server if SDK_1 else built.app
+    if endpoint is None or endpoint.session_manager is not built or keeper._session_manager is not built:
         msg = (
             f"mcp {version('mcp')} builds its HTTP application in another way: its session manager was not found. "
-            "Install a version of mcp that this version of mcp-eventscope names"
+            f"Install {TESTED}"
         )
         raise IncompatibleSDKError(msg)
 
     def install(manager: StreamableHTTPSessionManager) -> None:
         endpoint.session_manager = manager
-        built.app._session_manager = manager  # What `mcp.session_manager` returns.
+        keeper._session_manager = manager  # What `mcp.session_manager` returns.
 
     names = (
         *("json_response", "stateless", "security_settings", "retry_interval", "session_idle_timeout"),

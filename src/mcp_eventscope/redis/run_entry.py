@@ -4,9 +4,8 @@ The scripts read the first letter of an entry: `answer.lua`, `commit.lua`, `peek
 """
 
 import pydantic_core
-from mcp.types import RequestId
 
-from mcp_eventscope.store.messages import StreamId
+from mcp_eventscope.store.messages import RequestId, StreamId
 
 ANSWERED = b"a"
 """The first letter of an answer, which `peek_runs.lua` returns alone."""

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Self
 
 import anyio
-from mcp.types import RequestId
 
 from mcp_eventscope.errors import StoreError, StoreUnavailableError
 from mcp_eventscope.redis import run_entry
@@ -32,7 +31,15 @@ from mcp_eventscope.redis.write.session_writer import SessionWriter
 from mcp_eventscope.store import codec
 from mcp_eventscope.store.events import StoreEvent
 from mcp_eventscope.store.jsonrpc_errors import not_stored, orphaned, superseded
-from mcp_eventscope.store.messages import FINAL, GET_STREAM_KEY, EventCallback, EventId, JSONRPCMessage, StreamId
+from mcp_eventscope.store.messages import (
+    FINAL,
+    GET_STREAM_KEY,
+    EventCallback,
+    EventId,
+    JSONRPCMessage,
+    RequestId,
+    StreamId,
+)
 from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowEnd, FollowResult, Miss, ReplayResult
 
 _MICROSECONDS = 1_000_000

@@ -48,6 +48,8 @@ from mcp_eventscope.store.messages import (
     JSONRPCMessage,
     RequestId,
     StreamId,
+    unwrapped,
+    wrapping,
 )
 from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowEnd, FollowResult, Miss, ReplayResult
 
@@ -311,7 +313,7 @@ class RedisEventStore(EventStore):
             StoreRejectedError: Redis refused this event permanently.
         """
         self._check_isolated()
-        return (await self.append(stream_id, message)).event_id
+        return (await self.append(stream_id, unwrapped(message))).event_id
 
     async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
         """Send the events after an event (`EventStore.replay_events_after` of the SDK).
@@ -327,7 +329,7 @@ class RedisEventStore(EventStore):
             StoreError: Redis could not be read.
         """
         self._check_isolated()
-        facts = await self.replay(last_event_id, send_callback)
+        facts = await self.replay(last_event_id, wrapping(send_callback))
         return facts.stream_id if facts.miss is None else None
 
     def _check_isolated(self) -> None:
@@ -337,7 +339,7 @@ class RedisEventStore(EventStore):
             warnings.warn(
                 "event_store.sessions_not_isolated: a RedisEventStore passed to the SDK directly cannot distinguish "
                 "sessions; clients number their requests from 0, so sessions share streams and receive each other's "
-                "events; serve with mcp_eventscope.http_app() or ResumableSessionManager",
+                "events; serve with mcp_eventscope.http_app() or ResumableSessionManager (mcp 1.30, or 2.2 and later)",
                 SessionsNotIsolatedWarning,
                 stacklevel=3,
             )
@@ -349,7 +351,7 @@ class RedisEventStore(EventStore):
 
         Args:
             stream_id: The stream.
-            message: The message, or None for a priming event.
+            message: The message without the `RootModel` of mcp 1.x, or None for a priming event.
             traceparent: The producer's W3C traceparent, for `ReplayResult.producers`; "": none.
 
         Returns:

@@ -4,16 +4,70 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from mcp.server.streamable_http import StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
 from mcp.types import INTERNAL_ERROR, ErrorData, JSONRPCError
 from starlette.responses import Response
 
 from mcp_eventscope.errors import IncompatibleSDKError
-from mcp_eventscope.store.messages import EventCallback, EventId, EventStore, JSONRPCMessage, StreamId
+from mcp_eventscope.sdk_versions import TESTED
+from mcp_eventscope.store.messages import SDK_1, EventCallback, EventId, EventStore, JSONRPCMessage, StreamId
+
+if TYPE_CHECKING or not SDK_1:
+    from mcp_eventscope.sessions._sdk_2 import (
+        DISPATCHER_ATTRIBUTES,
+        LATEST_HANDSHAKE_VERSION,
+        LIFESPAN_ATTRIBUTES,
+        MCP_PROTOCOL_VERSION_HEADER,
+        MODERN_PROTOCOL_VERSIONS,
+        NO_REQUEST,
+        accepts_sse,
+        close_subscriptions,
+        is_version_at_least,
+        missing,
+        negotiated_version,
+        serve_adopted,
+    )
+else:
+    from mcp_eventscope.sessions._sdk_1 import (
+        DISPATCHER_ATTRIBUTES,
+        LATEST_HANDSHAKE_VERSION,
+        LIFESPAN_ATTRIBUTES,
+        MCP_PROTOCOL_VERSION_HEADER,
+        MODERN_PROTOCOL_VERSIONS,
+        NO_REQUEST,
+        accepts_sse,
+        close_subscriptions,
+        is_version_at_least,
+        missing,
+        negotiated_version,
+        serve_adopted,
+    )
+
+__all__ = [
+    "CALLS",
+    "DISPATCHER_ATTRIBUTES",
+    "LATEST_HANDSHAKE_VERSION",
+    "MANAGER_ATTRIBUTES",
+    "MCP_PROTOCOL_VERSION_HEADER",
+    "MODERN_PROTOCOL_VERSIONS",
+    "TRANSPORT_ATTRIBUTES",
+    "TRANSPORT_METHODS",
+    "Guard",
+    "accepts_sse",
+    "check_calls",
+    "check_manager",
+    "close_subscriptions",
+    "incompatible",
+    "is_version_at_least",
+    "log",
+    "negotiated_version",
+    "serve_adopted",
+    "unavailable",
+    "unlogged",
+]
 
 log = logging.getLogger(StreamableHTTPSessionManager.__module__)
 
@@ -28,7 +82,7 @@ CALLS = (
 
 
 MANAGER_ATTRIBUTES = (
-    "_lifespan_state",
+    *LIFESPAN_ATTRIBUTES,
     "_server_instances",
     "_session_creation_lock",
     "_session_owners",
@@ -52,7 +106,6 @@ TRANSPORT_METHODS = (
     "_mint_priming_event",
     "_run_sse_writer",
 )
-DISPATCHER_ATTRIBUTES = ("_next_id",)
 """The private names of the SDK that this package uses beside `CALLS`. A test compares them with the source."""
 
 
@@ -97,7 +150,7 @@ def unavailable(message: str, *, retry_after: int | None = None) -> Response:
         message: The reason.
         retry_after: Seconds after which the client may retry; None: the header is omitted.
     """
-    body = JSONRPCError(jsonrpc="2.0", id=None, error=ErrorData(code=INTERNAL_ERROR, message=message))
+    body = JSONRPCError(jsonrpc="2.0", id=NO_REQUEST, error=ErrorData(code=INTERNAL_ERROR, message=message))
     headers = None if retry_after is None else {"retry-after": str(retry_after)}
     return Response(body.model_dump_json(by_alias=True, exclude_unset=True), 503, headers, "application/json")
 
@@ -111,7 +164,7 @@ def incompatible(what: str) -> NoReturn:
     msg = (
         f"mcp {version('mcp')} is not an SDK that sessions can be kept apart on: {what}. "
         "Nothing is served, since sessions could read each other's events. "
-        "Install a version of mcp that this version of mcp-eventscope names, or a newer mcp-eventscope"
+        f"Install {TESTED}, or a newer mcp-eventscope"
     )
     raise IncompatibleSDKError(msg)
 
@@ -144,9 +197,8 @@ def check_manager(manager: StreamableHTTPSessionManager) -> None:
         for name in names:
             if not hasattr(owner, name):
                 incompatible(f"{_class_of(owner)} has no `{name}`")
-    for name in DISPATCHER_ATTRIBUTES:
-        if name not in JSONRPCDispatcher.__init__.__code__.co_names:
-            incompatible(f"JSONRPCDispatcher has no `{name}`")
+    for reason in missing():
+        incompatible(reason)
     if transport.mcp_session_id not in manager._server_instances:
         incompatible("StreamableHTTPSessionManager does not keep its sessions in `_server_instances`")
     manager._server_instances.clear()

@@ -2,23 +2,13 @@
 
 import hashlib
 import json
-import secrets
 from http import HTTPStatus
 from typing import Any
 
-import anyio
 import pydantic_core
-from anyio.abc import TaskStatus
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser, AuthorizationContext, authorization_context
-from mcp.server.connection import Connection
-from mcp.server.lowlevel.server import Server
-from mcp.server.runner import serve_connection
-from mcp.server.streamable_http import StreamableHTTPServerTransport
-from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
-from mcp.shared.transport_context import TransportContext
-from mcp.types import INVALID_REQUEST, ErrorData, InitializeRequestParams, JSONRPCError
-from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_HANDSHAKE_VERSION
-from starlette.responses import Response
+from mcp.types import INVALID_REQUEST, InitializeRequestParams
+from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 MOST_HANDSHAKE_BYTES = 64 * 1024
@@ -75,11 +65,9 @@ def too_large(body: bytes) -> Response | None:
         "send less in clientInfo, capabilities and _meta"
     )
     known = isinstance(request_id, int | str) and not isinstance(request_id, bool)
-    error = JSONRPCError(
-        jsonrpc="2.0", id=request_id if known else None, error=ErrorData(code=INVALID_REQUEST, message=text)
-    )
-    content = error.model_dump_json(by_alias=True, exclude_unset=True)
-    return Response(content, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, media_type="application/json")
+    error = {"code": INVALID_REQUEST, "message": text}
+    content = {"jsonrpc": "2.0", "id": request_id if known else None, "error": error}
+    return JSONResponse(content, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 
 
 def params_of(handshake: str) -> InitializeRequestParams | None:
@@ -88,40 +76,3 @@ def params_of(handshake: str) -> InitializeRequestParams | None:
         return InitializeRequestParams.model_validate_json(handshake, by_name=False)
     except ValueError:
         return None
-
-
-def negotiated_version(params: InitializeRequestParams) -> str:
-    """The protocol version of a session with these `initialize` parameters, as the SDK negotiates it."""
-    known = params.protocol_version in HANDSHAKE_PROTOCOL_VERSIONS
-    return params.protocol_version if known else LATEST_HANDSHAKE_VERSION
-
-
-async def serve_adopted(
-    app: Server[Any],
-    transport: StreamableHTTPServerTransport,
-    params: InitializeRequestParams,
-    lifespan_state: Any,
-    *,
-    task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
-) -> None:
-    """Serve a session of another worker until it ends or its idle timeout expires.
-
-    Args:
-        app: The low-level server.
-        transport: The session's transport here.
-        params: The session's `initialize` parameters. The session starts initialized, or it would refuse every request.
-        lifespan_state: The lifespan state of the server.
-        task_status: Started once requests can be served.
-    """
-    async with transport.connect() as (read_stream, write_stream):
-        dispatcher: JSONRPCDispatcher[TransportContext] = JSONRPCDispatcher(read_stream, write_stream)
-        # The worker that opened the session numbers its requests to the client from 1. Another range keeps the answers
-        # apart.
-        dispatcher._next_id = secrets.randbelow(2**40) + 2**32
-        connection = Connection.for_loop(dispatcher, session_id=transport.mcp_session_id)
-        connection.client_params = params
-        connection.protocol_version = negotiated_version(params)
-        connection.initialized.set()
-        task_status.started()
-        with transport.idle_scope or anyio.CancelScope():
-            await serve_connection(app, dispatcher, connection=connection, lifespan_state=lifespan_state)

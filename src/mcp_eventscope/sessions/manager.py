@@ -19,13 +19,13 @@ from mcp.server.streamable_http_manager import (
     DEFAULT_SESSION_IDLE_TIMEOUT,
     StreamableHTTPSessionManager,
 )
-from mcp.server.subscriptions import ListenHandler
 from mcp.server.transport_security import TransportSecuritySettings
-from mcp.types import InitializeRequestParams, jsonrpc_message_adapter
+from mcp.types import InitializeRequestParams
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from mcp_eventscope.errors import CorruptEventError
 from mcp_eventscope.frameworks.fastmcp import refuse_inner
 from mcp_eventscope.instrumentation import InstrumentedEventStore, check_store, instrument
 from mcp_eventscope.redis.limits import FLUSH_SECONDS
@@ -36,7 +36,6 @@ from mcp_eventscope.sessions.adoption import (
     owner_of,
     params_of,
     requestor_of,
-    serve_adopted,
     too_large,
 )
 from mcp_eventscope.sessions.forwarder import Forwarder
@@ -45,6 +44,7 @@ from mcp_eventscope.sessions.settings import check_name, check_settings
 from mcp_eventscope.sessions.telemetry import SessionTelemetry
 from mcp_eventscope.sessions.transport import ResumableTransport
 from mcp_eventscope.sessions.view import SessionView
+from mcp_eventscope.store import codec
 from mcp_eventscope.store.coordination import (
     DEFAULT_WORKER_LEASE,
     LEAVE_SECONDS,
@@ -128,7 +128,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     def __init__(  # noqa: PLR0913, PLR0917 - the SDK's arguments, in the SDK's order
         self,
-        app: Server[Any],
+        app: "Server[Any]",
         event_store: EventStore | None = None,
         json_response: bool = False,  # noqa: FBT001, FBT002 - positional in the SDK
         stateless: bool = False,  # noqa: FBT001, FBT002
@@ -218,9 +218,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._spread = min(max(least, len(served) / _RECONNECTS_PER_SECOND), most)
         for transport in served:
             self._task_group.start_soon(transport.drain)
-        listen = self.app.get_request_handler("subscriptions/listen")
-        if listen is not None and isinstance(listen.handler, ListenHandler):
-            listen.handler.close()  # Answers the streams of revision 2026-07-28.
+        _sdk_compat.close_subscriptions(self.app)
 
     def _reconnection_delay(self) -> int:
         """A random number of milliseconds after which a client should resume a stream that this worker has ended."""
@@ -493,7 +491,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
         try:
-            await serve_adopted(self.app, transport, params, self._lifespan_state, task_status=task_status)
+            lifespan_state = getattr(self, "_lifespan_state", None)  # Of mcp 2.x.
+            await _sdk_compat.serve_adopted(self.app, transport, params, lifespan_state, task_status=task_status)
         except Exception:  # noqa: BLE001 - as in the SDK: the crash of one session must not affect others
             _sdk_compat.log.exception("Session %s crashed", session_hash(session_id))
         finally:
@@ -532,8 +531,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             transport.stop(message.content, message.age)
             transport.view.followed(message.content)  # The stream was resumed on that worker.
         elif message.kind is MessageKind.DELIVER:
-            with contextlib.suppress(ValueError):
-                content = jsonrpc_message_adapter.validate_json(message.content, by_name=False)
+            with contextlib.suppress(CorruptEventError):
+                content = codec.decode(message.content.encode())
                 self._task_group.start_soon(transport.deliver, content)
         elif message.kind is MessageKind.OFFER and transport.view.asked(message.content):
             self._registry.send(session_id, MessageKind.WANTED, message.content, to=message.sender)

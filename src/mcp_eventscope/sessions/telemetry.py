@@ -7,13 +7,17 @@ from time import monotonic
 from mcp.server.auth.middleware.bearer_auth import AuthorizationContext
 from mcp.server.streamable_http import StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
-from mcp_types.version import LATEST_HANDSHAKE_VERSION, MODERN_PROTOCOL_VERSIONS
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from mcp_eventscope.instrumentation import InstrumentedEventStore
-from mcp_eventscope.sessions.adoption import negotiated_version, params_of
+from mcp_eventscope.sessions._sdk_compat import (
+    LATEST_HANDSHAKE_VERSION,
+    MCP_PROTOCOL_VERSION_HEADER,
+    MODERN_PROTOCOL_VERSIONS,
+    negotiated_version,
+)
+from mcp_eventscope.sessions.adoption import params_of
 from mcp_eventscope.telemetry import catalog_sessions
 from mcp_eventscope.telemetry.facts import (
     LifespanMissing,

@@ -7,7 +7,7 @@ from functools import partial
 from http import HTTPStatus
 from math import inf
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pydantic_core
@@ -16,24 +16,24 @@ from mcp.server.streamable_http import (
     GET_STREAM_KEY,
     LAST_EVENT_ID_HEADER,
     StreamableHTTPServerTransport,
-    check_accept_headers,
 )
-from mcp.shared._context_streams import ContextSendStream
-from mcp.shared._stream_protocols import ReadStream, WriteStream
-from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
 from mcp.shared.message import SessionMessage
 from mcp.types import DEFAULT_NEGOTIATED_VERSION, JSONRPCMessage, JSONRPCRequest, RequestId
-from mcp_types.version import is_version_at_least
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from mcp_eventscope.sessions import event_ids
+from mcp_eventscope.sessions._sdk_compat import MCP_PROTOCOL_VERSION_HEADER, accepts_sse, is_version_at_least
 from mcp_eventscope.sessions.outbound_pipe import replace_outbound_streams
 from mcp_eventscope.sessions.sse_writer import Response, SSEWriter
 from mcp_eventscope.sessions.view import Priming, SessionView, WireId, understands_priming
-from mcp_eventscope.store.messages import EventMessage
+from mcp_eventscope.store.messages import EventMessage, JSONRPCError, JSONRPCResponse, unwrapped, wrapped
 from mcp_eventscope.telemetry import propagation
+
+if TYPE_CHECKING:  # Of mcp 2.x.
+    from mcp.shared._context_streams import ContextSendStream
+    from mcp.shared._stream_protocols import ReadStream, WriteStream
 
 _PRIMED_SINCE = "2025-11-25"
 """The first revision whose clients support events without data (as in the SDK)."""
@@ -53,7 +53,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
         **settings: As in the SDK.
     """
 
-    _inbox: ContextSendStream[SessionMessage | Exception] | None = None
+    _inbox: "ContextSendStream[SessionMessage | Exception] | None" = None
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
     @asynccontextmanager
     async def connect(
         self,
-    ) -> AsyncGenerator[tuple[ReadStream[SessionMessage | Exception], WriteStream[SessionMessage]], None]:
+    ) -> AsyncGenerator["tuple[ReadStream[SessionMessage | Exception], WriteStream[SessionMessage]]", None]:
         """Connect as the SDK does, and route the client's messages for other workers."""
         async with super().connect() as streams:
             replace_outbound_streams(self)
@@ -94,17 +94,23 @@ class ResumableTransport(StreamableHTTPServerTransport):
         inbox = self._inbox
         if inbox is not None and self.view.concerns(message):
             with suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
-                await inbox.send(SessionMessage(message))
+                await inbox.send(SessionMessage(wrapped(message)))
 
-    def _route(self, item: SessionMessage | Exception) -> None:
+    def _route(self, item: SessionMessage | Exception) -> bool:
+        """Forward a message that concerns no request here. Return whether the server here receives it."""
         if not isinstance(item, SessionMessage):
-            return
+            return True
+        message = unwrapped(item.message)
         admission = _admitting.get(None)
-        if self.is_json_response_enabled and admission is not None and isinstance(item.message, JSONRPCRequest):
+        if self.is_json_response_enabled and admission is not None and isinstance(message, JSONRPCRequest):
             # Its response is no stream, so the SDK mints no priming event.
-            self._begin_operation(admission, item.message.id, item.message.method)
-        if self.view.concerns(item.message) is False:
-            self._forward(item.message)
+            self._begin_operation(admission, message.id, message.method)
+        if self.view.concerns(message) is not False:
+            return True
+        self._forward(message)
+        # The server of mcp 1.x reports answers to unknown requests to the client. Cancellations do no harm, and concern
+        # a request here if responses are JSON.
+        return not isinstance(message, JSONRPCResponse | JSONRPCError)
 
     def _begin_operation(self, admission: "_Admission", request_id: RequestId, method: str) -> None:
         self.view.operations.begin(str(request_id), method, admission.received)
@@ -257,8 +263,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
             name = parts[1]
         else:
             name = GET_STREAM_KEY
-            _, accepts = check_accept_headers(request)
-            cursor = await self.view.open_standalone() if accepts else ""
+            cursor = await self.view.open_standalone() if accepts_sse(request) else ""
             if cursor:
                 header = LAST_EVENT_ID_HEADER.encode()  # Replaces an empty one.
                 headers = [*(row for row in request.scope["headers"] if row[0] != header), (header, cursor.encode())]
@@ -305,15 +310,14 @@ class _RoutingStream:
     """The stream of client messages, with a callback for each message."""
 
     def __init__(
-        self, stream: ContextSendStream[SessionMessage | Exception] | None, route: Callable[[Any], None]
+        self, stream: "ContextSendStream[SessionMessage | Exception] | None", route: Callable[[Any], bool]
     ) -> None:
         self._stream = stream
         self._route = route
 
     async def send(self, item: SessionMessage | Exception) -> None:
-        """Pass an item to the callback, then to the stream."""
-        self._route(item)
-        if self._stream is not None:
+        """Pass an item to the stream if the callback allows it."""
+        if self._route(item) and self._stream is not None:
             await self._stream.send(item)
             admission = _admitting.get(None)
             if admission is not None:

@@ -27,6 +27,7 @@ from mcp_eventscope.store.messages import (
     RequestId,
     StreamId,
     is_final,
+    unwrapped,
 )
 from mcp_eventscope.store.protocol import ObservableEventStore
 from mcp_eventscope.store.results import AppendResult, FollowEnd, ReplayResult
@@ -175,6 +176,7 @@ class SessionView(EventStore):
         Returns:
             The event's id on the wire; "" if it is not stored. The transport then sends it live, without an id.
         """
+        message = unwrapped(message)
         if isinstance(message, JSONRPCRequest):
             self._asked.add(str(message.id))
         if stream_id == GET_STREAM_KEY:

@@ -25,6 +25,8 @@ from mcp_eventscope.store.messages import (
     RequestId,
     StreamId,
     is_final,
+    unwrapping,
+    wrapped,
 )
 from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowEnd, FollowResult, Miss, ReplayResult
 
@@ -112,7 +114,7 @@ class EventStoreAdapter:
         Exceptions of the store are passed on; `StoreUnavailableError` is raised when it does not answer.
         """
         with self._bounded("store on"):
-            event_id = await self._store.store_event(self._scope + stream_id, message)
+            event_id = await self._store.store_event(self._scope + stream_id, wrapped(message))
         return AppendResult(event_id, _size(message))
 
     async def replay(
@@ -185,7 +187,7 @@ class EventStoreAdapter:
             held.append(event)
 
         with self._bounded("replay from"):
-            named = await self._store.replay_events_after(last_event_id, hold)
+            named = await self._store.replay_events_after(last_event_id, unwrapping(hold))
         if named is None or not named.startswith(self._scope):
             return None, []
         return named.removeprefix(self._scope), held
@@ -209,7 +211,7 @@ class EventStoreAdapter:
     async def _pass_through(self, last_event_id: EventId, send: EventCallback) -> ReplayResult:
         """Replay without a buffer, as the SDK does."""
         delivered = _Delivered("", last_event_id, send)
-        named = await self._store.replay_events_after(last_event_id, delivered.take)
+        named = await self._store.replay_events_after(last_event_id, unwrapping(delivered.take))
         if named is None and not delivered.count:
             return ReplayResult(miss=Miss.UNKNOWN)
         delivered.stream_id = named

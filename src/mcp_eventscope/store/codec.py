@@ -4,9 +4,16 @@ import json
 from typing import Any
 
 import pydantic_core
-from mcp.types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
 
 from mcp_eventscope.errors import CorruptEventError
+from mcp_eventscope.store.messages import (
+    SDK_1,
+    JSONRPCError,
+    JSONRPCMessage,
+    JSONRPCNotification,
+    JSONRPCRequest,
+    JSONRPCResponse,
+)
 
 _DIGITS = 4000
 """Digits of an integer that are parsed in one step: Python refuses to parse more than 4300."""
@@ -15,13 +22,13 @@ _from_json = pydantic_core.from_json
 _notification = JSONRPCNotification.__pydantic_validator__.validate_json
 """Bypasses `model_validate_json`, which takes twice as long."""
 _NOTIFICATION = b'{"jsonrpc":"2.0","method":'
-"""The prefix of every notification that `encode` writes; in a request the id precedes the method."""
+"""The prefix of every notification that `encode` writes in mcp 2.x; in a request the id precedes the method."""
 
 
 def encode(message: JSONRPCMessage | None) -> bytes:
     """Encode a message exactly as the transport writes it live; b"" for a priming event.
 
-    `exclude_unset`, not `exclude_none`: the latter drops the `id: null` of an error, and explicit nulls.
+    In mcp 2.x with `exclude_unset`, since `exclude_none` drops the `id: null` of an error, and explicit nulls.
 
     Args:
         message: A JSON-RPC message, or None for a priming event.
@@ -35,7 +42,7 @@ def encode(message: JSONRPCMessage | None) -> bytes:
     if message is None:
         return b""
     # As `model_dump_json`, without the intermediate text.
-    return message.__pydantic_serializer__.to_json(message, by_alias=True, exclude_unset=True)
+    return message.__pydantic_serializer__.to_json(message, by_alias=True, exclude_unset=not SDK_1, exclude_none=SDK_1)
 
 
 def decode(payload: bytes) -> JSONRPCMessage:

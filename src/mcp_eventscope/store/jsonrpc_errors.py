@@ -4,7 +4,7 @@ JSON-RPC leaves the codes -32000 to -32099 to implementations. MCP reserves all 
 which the SDK uses the first two.
 """
 
-from mcp.types import ErrorData, JSONRPCError, RequestId
+from mcp_eventscope.store.messages import ErrorData, JSONRPCError, RequestId
 
 REQUEST_ORPHANED = -32010
 """The worker that ran the request has stopped or is declared dead."""

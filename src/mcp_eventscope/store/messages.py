@@ -1,13 +1,30 @@
-"""The SDK's messages as a store uses them, and their types by name."""
+"""The SDK's messages as a store uses them, their types by name, and their form at the SDK's interface.
 
+In mcp 2.x a message is one of four models. mcp 1.x passes it to a store in a `RootModel`, and expects it so from a
+replay. In this package a message never has this wrapper: it is removed and added where the SDK or a third-party store
+calls or is called. Nothing else depends on the major version of the SDK.
+"""
+
+from collections.abc import Callable
 from enum import StrEnum
+from typing import Any, TypeVar
 
 from mcp.server.streamable_http import GET_STREAM_KEY, EventCallback, EventId, EventMessage, EventStore, StreamId
-from mcp.types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse, RequestId
+from mcp.types import (
+    ErrorData,
+    JSONRPCError,
+    JSONRPCMessage,
+    JSONRPCNotification,
+    JSONRPCRequest,
+    JSONRPCResponse,
+    RequestId,
+)
 
 __all__ = [
     "FINAL",
     "GET_STREAM_KEY",
+    "SDK_1",
+    "ErrorData",
     "EventCallback",
     "EventId",
     "EventMessage",
@@ -23,7 +40,53 @@ __all__ = [
     "is_final",
     "type_of",
     "type_of_class",
+    "unwrapped",
+    "unwrapping",
+    "wrapped",
+    "wrapping",
 ]
+
+M = TypeVar("M", bound=JSONRPCMessage | None)
+_message: Any = JSONRPCMessage
+_wrapper: Any = _message if isinstance(_message, type) else None
+"""The `RootModel` of mcp 1.x; None in mcp 2.x, where `JSONRPCMessage` is a union."""
+
+SDK_1 = _wrapper is not None
+"""Whether this is mcp 1.x, whose transport omits members that are null. That of mcp 2.x omits those that are unset."""
+
+
+def unwrapped(message: M) -> M:
+    """The message that the SDK passes to a store, without the wrapper of mcp 1.x."""
+    received: Any = message
+    return received.root if _wrapper and isinstance(received, _wrapper) else message
+
+
+def wrapped(message: M) -> M:
+    """The inverse of `unwrapped`: the form that a store of the SDK's interface receives."""
+    return _wrapper.model_construct(message) if _wrapper and message is not None else message
+
+
+def unwrapping(send: EventCallback) -> EventCallback:
+    """A callback for a third-party store, which passes its messages to `send` without wrapper."""
+    return _converting(send, unwrapped)
+
+
+def wrapping(send: EventCallback) -> EventCallback:
+    """A callback for a replay of this package, which passes its messages to the SDK's `send` with wrapper."""
+    return _converting(send, wrapped)
+
+
+def _converting(
+    send: EventCallback, convert: Callable[[JSONRPCMessage | None], JSONRPCMessage | None]
+) -> EventCallback:
+    if not _wrapper:
+        return send
+
+    async def converted(event: EventMessage) -> None:
+        message: Any = convert(event.message)
+        await send(EventMessage(message, event.event_id))
+
+    return converted
 
 
 class MessageType(StrEnum):

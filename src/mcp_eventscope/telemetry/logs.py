@@ -160,7 +160,7 @@ class LogSink:
         self._log.write(
             catalog.SESSIONS_NOT_ISOLATED,
             store=self._store,
-            fix="serve with mcp_eventscope.http_app() or ResumableSessionManager, which isolate sessions",
+            fix="serve with mcp_eventscope.http_app() or ResumableSessionManager (mcp 1.30, or 2.2 and later)",
         )
 
     def stored(self, measured: Measurement, session_hash: str | None) -> None:

@@ -55,6 +55,10 @@ and stores in the background. It opens two stores on the same data: override its
 
 import pytest
 
+from mcp_eventscope.sdk_versions import TESTING, require_sdk
+
+require_sdk("mcp_eventscope.testing", TESTING)
+
 # Before the imports, so that a failing assertion shows the compared values, as in a test file.
 pytest.register_assert_rewrite(
     "mcp_eventscope.testing.conformance",
@@ -64,7 +68,7 @@ pytest.register_assert_rewrite(
     "mcp_eventscope.testing.shared",
 )
 
-from mcp_eventscope.testing.collected import Collected, on_the_wire, replay  # noqa: E402 - after the line above
+from mcp_eventscope.testing.collected import Collected, on_the_wire, replay  # noqa: E402 - after the lines above
 from mcp_eventscope.testing.conformance import EventStoreConformance  # noqa: E402
 from mcp_eventscope.testing.session_pair import OpenSessionStore, Pair, SessionRoot  # noqa: E402
 from mcp_eventscope.testing.session_store import SessionStoreConformance  # noqa: E402

@@ -7,8 +7,6 @@ from contextlib import contextmanager, suppress
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-from mcp.types import RequestId
-
 from mcp_eventscope.redis import run_entry
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.clock import EventClock
@@ -22,7 +20,7 @@ from mcp_eventscope.redis.write.runs import EVENT_BYTES, LostRange, PendingEvent
 from mcp_eventscope.redis.write.session_batch import RunPart, SessionBatch
 from mcp_eventscope.redis.write.session_limit import ELEMENT_BYTES
 from mcp_eventscope.store.events import BatchCommitted, EventsLost, LossReason
-from mcp_eventscope.store.messages import GET_STREAM_KEY, JSONRPCError, StreamId
+from mcp_eventscope.store.messages import GET_STREAM_KEY, JSONRPCError, RequestId, StreamId
 from mcp_eventscope.store.results import StoreOutcome
 
 BATCH_EVENTS = 256
