@@ -140,6 +140,19 @@ DURABILITY = (
         colour=PROBLEM,
         links=(to("Keys", REDIS, 22), runbook("EventscopeKeysWithoutTTL")),
     ),
+    counter(
+        47,
+        "Dropped worker messages by reason",
+        catalog.WORKER_MESSAGES_DROPPED,
+        says(
+            "Messages between workers that were not delivered: answers and cancellations of clients, ends of streams.",
+            normal="0.",
+            otherwise="expired, overflow: Redis was unreachable for more than a minute. Refused: the user may not "
+            "write an inbox, see event_store.messages_dropped. Malformed: another program writes under the prefix.",
+        ),
+        "reason",
+        links=(to("Redis state by worker", links.OVERVIEW, 41),),
+    ),
 )
 
 SESSIONS_ROW = (

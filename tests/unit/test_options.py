@@ -94,17 +94,19 @@ TIMEOUTS: Cases = {
     "worker_lease": (SECONDS[0], [*SECONDS[1], 0.5, inf]),
     "shutdown_timeout": (SECONDS[0], [*SECONDS[1], inf]),
 }
+PREFIXES: tuple[list[object], list[object]] = ([b"mcp:", 5], ["", " ", "{"])
+NAMES: tuple[list[object], list[object]] = ([5, b"x"], ["", " "])
 EVENT_STORES: list[object] = [5, "redis://h", RedisEventStore, FakeAsyncRedis()]
 MAKERS: dict[str, tuple[Callable[..., object], Callable[..., object], Cases]] = {
     "RedisEventStore": (
         make_store,
         RedisEventStore,
-        {"redis": ([None, "redis://h", FakeAsyncRedis], []), "key_prefix": ([b"mcp:", 5], ["", " ", "{"]), **STORE},
+        {"redis": ([None, "redis://h", FakeAsyncRedis], []), "key_prefix": PREFIXES, **STORE},
     ),
     "InstrumentedEventStore": (
         make_decorator,
         InstrumentedEventStore,
-        {"store": ([None, *EVENT_STORES], []), "name": ([5, b"x"], ["", " "]), **TELEMETRY},
+        {"store": ([None, *EVENT_STORES], []), "name": NAMES, **TELEMETRY},
     ),
     "ResumableSessionManager": (
         make_manager,
@@ -113,6 +115,7 @@ MAKERS: dict[str, tuple[Callable[..., object], Callable[..., object], Cases]] = 
             "app": ([None, MCPServer("s"), FastMCP("f"), FastMCP("f")._mcp_server], []),
             "event_store": (EVENT_STORES, []),
             **TIMEOUTS,
+            "name": NAMES,
             "logger": (LOGGERS, []),
         },
     ),
@@ -128,6 +131,8 @@ MAKERS: dict[str, tuple[Callable[..., object], Callable[..., object], Cases]] = 
             "mcp": ([None, "mcp", Starlette(), MCPServer, FastMCP("f")._mcp_server], []),
             "event_store": (EVENT_STORES, []),
             "redis_url": ([5, b"redis://h", True], ["", "redis://h/abc", "unix://"]),
+            "key_prefix": PREFIXES,
+            "name": NAMES,
             **STORE,
             **TIMEOUTS,
             "metrics_port": (WHOLE[0], [*WHOLE[1], 65536]),
@@ -258,6 +263,8 @@ def test_variable_with_an_invalid_value_is_refused_by_name(
 
 VALID: dict[str, tuple[str, object]] = {
     "redis_url": ("redis://h/1", "redis://h/1"),
+    "key_prefix": ("shop:", "shop:"),
+    "name": ("shop", "shop"),
     "ttl": ("60", 60),
     "store_timeout": ("0.5", 0.5),
     "backlog_bytes": ("1000", 1000),
@@ -294,7 +301,7 @@ def test_http_app_applies_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     for option, text in (("redis_url", "redis://db:1/2"), ("ttl", "77"), ("worker_lease", "5"), ("metrics_token", "t")):
         monkeypatch.setenv(variable(option), text)
     http_app(made, registry=registry)
-    assert registry.get_sample_value("eventscope_ttl_seconds", {"store": "default"}) == 77
+    assert registry.get_sample_value("eventscope_ttl_seconds", {"store": "s"}) == 77
     manager = made.session_manager
     assert isinstance(manager, ResumableSessionManager)
     assert manager._worker_lease == 5

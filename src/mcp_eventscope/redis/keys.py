@@ -25,7 +25,7 @@ def check_prefix(option: str, prefix: object) -> None:
         msg = f'{option} must be a string such as "mcp:", got {type(prefix).__name__}; leave it out for "mcp:"'
         raise TypeError(msg)
     if not prefix:
-        msg = "{option} must not be empty, got '', or keys mix with those of other programs; use for example 'mcp:'"
+        msg = f"{option} must not be empty, got '', or keys mix with those of other programs; use for example 'mcp:'"
         raise ValueError(msg)
     if _UNSAFE.search(prefix):
         msg = f"{option} must not contain spaces or control characters, got {prefix!r}; use for example 'mcp:'"
