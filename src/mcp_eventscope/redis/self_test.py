@@ -211,6 +211,7 @@ def _tries(names: Sequence[str]) -> list[Sequence[str]]:
         ("HINCRBY", hashed, "b", "1"),
         *((read, hashed, "a") for read in ("HGET", "HMGET", "HEXISTS", "HDEL")),
         ("HGETALL", hashed),
+        ("HKEYS", hashed),
         ("RPUSH", listed, "a", "b"),
         ("EXPIRE", listed, _SECONDS),
         ("LLEN", listed),
