@@ -142,7 +142,8 @@ async def test_idle_workers_without_pubsub_permission_open_no_connections() -> N
             await anyio.sleep(0.5)
             before = client.info("stats")["total_connections_received"]
             await anyio.sleep(1.5)
-            assert client.info("stats")["total_connections_received"] - before <= 1
+            opened = client.info("stats")["total_connections_received"] - before
+            assert opened < 5, "a refused subscription that is retried opens twelve"
 
 
 async def test_answer_sent_while_redis_is_down_arrives_when_it_is_back(connect: Connect) -> None:
@@ -213,7 +214,7 @@ async def test_foreign_text_in_the_inbox_is_ignored_and_counted(connect: Connect
             await until(
                 lambda: (
                     a.registry.get_sample_value(
-                        "eventscope_worker_messages_dropped_total", {"store": "default", "reason": "malformed"}
+                        "eventscope_worker_messages_dropped_total", {"store": "steered", "reason": "malformed"}
                     )
                     == 6
                 )

@@ -220,6 +220,7 @@ def _tries(names: Sequence[str]) -> list[Sequence[str]]:
         ("LSET", listed, "0", "c"),
         ("LTRIM", listed, "0", "-1"),
         ("LPOP", listed),
+        ("LREM", listed, "1", "b"),
         ("ZADD", sorted_set, "1", "a"),
         ("EXPIRE", sorted_set, _SECONDS),
         ("ZSCORE", sorted_set, "a"),
