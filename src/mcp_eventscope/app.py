@@ -355,5 +355,5 @@ async def _report_unreachable(store: InstrumentedEventStore, log: Log) -> None:
             catalog.UNREACHABLE,
             address=store.address,
             error=error,
-            fix="start Redis, let it accept writes, or correct its address; this process recovers without a restart",
+            fix="start Redis, or let it accept writes: this process recovers; or correct redis_url, and restart",
         )

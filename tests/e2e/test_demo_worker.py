@@ -72,7 +72,9 @@ def test_a_worker_that_does_not_start_says_why() -> None:
     """The message has its status, and its log."""
 
     async def test() -> None:
-        with pytest.raises(DemoError, match=r"ended with status \d+\n(?s:.*)redis_url must be a valid Redis URL"):
+        with pytest.raises(
+            DemoError, match=r"ended with status \d+\n(?s:.*)EVENTSCOPE_REDIS_URL must begin with redis://"
+        ):
             async with Worker("nonsense://").running():
                 pytest.fail("it started")
 
