@@ -69,7 +69,7 @@ class Number:
             raise ValueError(msg)
 
     def expected(self) -> str:
-        """The type and range in words, for a value that was given as text."""
+        """The type and range in words, without those of None."""
         if not self.whole:
             return self.range
         return f"a whole number {'of ' if self.most == inf else ''}{self.range}"

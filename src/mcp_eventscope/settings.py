@@ -26,7 +26,7 @@ DEFAULT_PREFIX = "mcp:"
 DEFAULT_TTL = 3600
 """Seconds that events are kept: twice the SDK's session idle timeout."""
 NEVER = "none"
-"""The text for None in the environment, for an option whose None has a meaning of its own."""
+"""The text that stands for None in the environment, where None has a meaning of its own."""
 
 
 class Unset(Enum):
