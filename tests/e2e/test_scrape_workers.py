@@ -66,6 +66,11 @@ async def test_scrape_of_any_worker_sums_all_workers(workers: WorkerTree) -> Non
     async with anyio.create_task_group() as tasks:
         for _ in range(12):
             tasks.start_soon(call)
+
+    async def stored() -> bool:
+        return (await figures()).since(before).total(STORED, message_type="response") >= 24
+
+    await until(stored)  # In the background.
     for url in (SCRAPE, *[f"{workers.url}/scraped"] * 8):
         after = await figures(url)
         assert after.since(before).total(STORED, message_type="response") == 24

@@ -78,7 +78,7 @@ async def test_stats_poll_counts_keys_without_ttl_by_kind(
     found = await polled(store.redis_stats_poller())
     # Of the store and of the session: all but the worker's last commit, and the turn of the poller.
     assert found.without_ttl == len(await leaks.keys()) - 2 == sum(found.lasting.values())
-    assert found.lasting == {"counter": 1, "event": 1, "stream": 2, "large": 1, "requests": 1, "other": 1}
+    assert found.lasting == {"counter": 1, "event": 1, "stream": 2, "large": 1, "requests": 1, "index": 1, "other": 1}
 
 
 async def test_stats_poll_of_a_prefix_with_wildcards_matches_literally(redis_client: aioredis.Redis) -> None:

@@ -28,8 +28,8 @@ HELD_INTERVALS = 3
 _GLOB = re.compile(r"([*?\[\]^\\])")
 _KINDS = frozenset(
     {
-        *("announcements", "commit", "counter", "event", "inbox", "large", "poller", "requests", "session", "sizes"),
-        *("stream", "trimmed", "worker"),
+        *("announcements", "commit", "counter", "event", "inbox", "index", "large", "poller", "probe", "requests"),
+        *("server", "session", "sizes", "stream", "trimmed", "worker"),
     }
 )
 
