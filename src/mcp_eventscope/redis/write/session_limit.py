@@ -4,11 +4,10 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import astuple, dataclass, replace
 from enum import IntEnum
 from functools import partial
 from itertools import count, product
-from typing import Annotated, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import pydantic_core
 from pydantic import Field, TypeAdapter
@@ -252,8 +251,7 @@ class _Step(IntEnum):
     """The marks of runs without other remaining events."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
+class _Piece(NamedTuple):
     """Consecutive events of a run, as one row of an entry of `sizes`."""
 
     stream: str
@@ -303,11 +301,11 @@ class _Eviction:
                 return piece
             if piece.response:
                 last -= 1
-                left = replace(piece, bytes=0, larges=tuple(number for number in piece.larges if number > last))
+                left = piece._replace(bytes=0, larges=tuple(number for number in piece.larges if number > last))
         elif self.step is _Step.RESPONSES:
             if piece.response <= RUN_BYTES:
                 return piece
-            fate, left = "f", replace(piece, response=RUN_BYTES, larges=())
+            fate, left = "f", piece._replace(response=RUN_BYTES, larges=())
         else:
             fate = "d"
         keys, larges = self.keys, [number for number in piece.larges if number <= last]
@@ -321,7 +319,7 @@ class _Eviction:
         """Change an entry to its remaining pieces."""
         left = [piece for piece in pieces if piece is not None]
         size = sum(piece.bytes + piece.response for piece in left)
-        changed = b"%d %b" % (size, pydantic_core.to_json([astuple(piece) for piece in left])) if left else b""
+        changed = b"%d %b" % (size, pydantic_core.to_json(left)) if left else b""
         if changed != value:
             self._changes += (name, value, changed)
 
