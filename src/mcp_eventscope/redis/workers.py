@@ -380,7 +380,9 @@ class Workers:
     def _record_failure(self, error: Exception) -> None:
         """Open the circuit after a failed renewal: an idle worker makes no other call."""
         cause = error.__cause__ or error
-        if isinstance(error, StoreUnavailableError | TimeoutError) and not self._breaker.unreachable:
+        # A renewal waits for a third of the lease, which is too short for a judgement if `store_timeout` is longer.
+        late = isinstance(error, TimeoutError) and self.lease / 3 >= self._breaker.call_timeout
+        if (late or isinstance(error, StoreUnavailableError)) and not self._breaker.unreachable:
             self._breaker.record_failure(failure_reason(cause), failure_text(cause, self._redis))
 
     async def _keep_inbox(self) -> None:

@@ -239,6 +239,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             await stack.enter_async_context(super().run())
             if self._task_group is not None and self._registry.shared:
                 self._task_group.start_soon(self._keep_records)
+                self._task_group.start_soon(self._keep_claim)
             try:
                 yield
             finally:
@@ -432,12 +433,11 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     async def _keep_records(self) -> None:
         """Renew the records of sessions with long requests, so that other workers can adopt them.
 
-        A session with a running call is renewed as often as the worker's lease. Also claim the prefix for this server.
+        A session with a running call is renewed as often as the worker's lease.
         """
         interval = self._registry.ttl / _RENEWALS_PER_TTL
         renewed = anyio.current_time()
         while True:
-            await self._claim_prefix()
             await anyio.sleep(min(interval, self._worker_lease / _RENEWALS_PER_LEASE))
             if anyio.current_time() - renewed >= interval:
                 renewed = anyio.current_time()
@@ -454,11 +454,13 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         ]
         await self._renew(used)
 
-    async def _claim_prefix(self) -> None:
-        """Warn once if another server uses the same Redis and prefix."""
-        found = await self._registry.claim(self._name, ceil(self._worker_lease * _CLAIM_LEASES))
-        if found != self._name:
-            self._telemetry.shares_prefix(self._name, found)
+    async def _keep_claim(self) -> None:
+        """Claim the prefix for this server, and warn once if another server uses the same Redis and prefix."""
+        while True:
+            found = await self._registry.claim(self._name, ceil(self._worker_lease * _CLAIM_LEASES))
+            if found != self._name:
+                self._telemetry.shares_prefix(self._name, found)
+            await anyio.sleep(self._worker_lease * _CLAIM_LEASES / 3)
 
     async def _adopt(self, requestor: AuthorizationContext | None, record: NewRecord) -> bool:
         """Serve a session of another worker here, too. Return False if there are too many."""
