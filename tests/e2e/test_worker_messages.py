@@ -56,6 +56,8 @@ async def workers(*clients: aioredis.Redis | aioredis.RedisCluster) -> AsyncIter
     async with AsyncExitStack() as stack:
         for client in clients:
             stack.push_async_callback(client.aclose)
+        for worker in made:
+            stack.push_async_callback(worker.store.flush)
         for worker, url in zip(
             made, await stack.enter_async_context(serving_each(*(each.app for each in made))), strict=True
         ):

@@ -62,6 +62,7 @@ async def test_session_on_a_cluster_never_crosses_slots(cluster: aioredis.RedisC
         assert (await root.coordinator.read(name, owner="x", server="", ttl=60)).state == "other"
         await root.coordinator.end(name, ttl=60)
         assert (await root.coordinator.read(name, owner="o", server="", ttl=60)).state == "ended"
+    await root.flush()
 
 
 async def test_follower_on_a_cluster_finds_an_orphaned_request(cluster: aioredis.RedisCluster) -> None:
@@ -84,7 +85,8 @@ async def test_follower_on_a_cluster_finds_an_orphaned_request(cluster: aioredis
 
 async def test_view_on_a_cluster_stores_and_resumes(cluster: aioredis.RedisCluster) -> None:
     """A session's view stores and resumes with short ids and separate streams."""
-    store = InstrumentedEventStore(RedisEventStore(cluster, ttl=60), registry=None)
+    root = RedisEventStore(cluster, ttl=60)
+    store = InstrumentedEventStore(root, registry=None)
     view = SessionView(store.for_session("view"), follow_timeout=5)
     cursor = await view.store_event("1", None)
     await view.store_event("2", note(2))
@@ -92,6 +94,7 @@ async def test_view_on_a_cluster_stores_and_resumes(cluster: aioredis.RedisClust
     collected = Collected()
     await view.replay_events_after(cursor, collected)
     assert len(collected.data) == 1
+    await root.flush()
 
 
 async def test_root_store_on_a_cluster_needs_a_hash_tag(cluster: aioredis.RedisCluster) -> None:

@@ -1,12 +1,14 @@
 """`replay` of a session: results, chunks, corrupt and missing elements, cursors."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import anyio
 import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
+from mcp_eventscope.redis.read import elements as read_elements
 from mcp_eventscope.redis.read.run_reader import CHUNK_BYTES, CHUNK_EVENTS
 from mcp_eventscope.store.messages import GET_STREAM_KEY
 from mcp_eventscope.store.results import FollowEnd, Miss, ReplayResult
@@ -127,15 +129,22 @@ async def test_replay_of_large_events_delivers_them_whole(store: RedisEventStore
 
 
 async def test_replay_reads_bounded_chunks(
-    store: RedisEventStore, reader: RedisEventStore, redis_client: aioredis.Redis
+    store: RedisEventStore, reader: RedisEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long replay is read in chunks, so that Redis is not blocked for all of it."""
     producer = await stored_run(store, CHUNK_EVENTS * 3)
     await store.flush()
-    before = (await redis_client.info("commandstats"))["cmdstat_evalsha"]["calls"]
+    reads = 0
+    read = read_elements._read
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return await read(*arguments)
+
+    monkeypatch.setattr(read_elements, "_read", counted)
     await producer.replayed(reader)
-    calls = (await redis_client.info("commandstats"))["cmdstat_evalsha"]["calls"] - before
-    assert calls == 3
+    assert reads == 3
 
 
 # -- elements that cannot be read -------------------------------------------------------------------------------------
