@@ -168,3 +168,4 @@ async def test_application_is_started_before_the_self_test_ends(
     app = http_app(MCPServer("s"), store, logger=scope.log)
     async with app.router.lifespan_context(app):
         await begun.wait()
+        assert scope.sample("redis_capability", capability=Capability.SCRIPTS.value) is None

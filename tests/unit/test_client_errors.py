@@ -74,10 +74,13 @@ def test_connect_with_invalid_url_names_the_mistake(url: str, mistake: str) -> N
     assert PASSWORD not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["redis://db/", "redis://[::1]:1/15", "redis://db?db=7", "unix:///a.sock?db=2"])
-def test_connect_with_valid_url_is_accepted(url: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "database"),
+    [("redis://db/", 0), ("redis://[::1]:1/15", 15), ("redis://db?db=7", 7), ("unix:///a.sock?db=2", 2)],
+)
+def test_connect_with_valid_url_uses_its_database(url: str, database: int) -> None:
     """The number of the database may be left out, or be an option."""
-    connect(url)
+    assert connect(url).connection_pool.connection_kwargs.get("db", 0) == database
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import asyncio
 from collections import OrderedDict
 from typing import Protocol
 
+from mcp_eventscope.store import codec
 from mcp_eventscope.store.coordination import MESSAGE_SECONDS, MessageKind, WorkerMessage
 from mcp_eventscope.store.messages import JSONRPCError, JSONRPCMessage, JSONRPCResponse
 
@@ -25,7 +26,8 @@ class Forwarder:
     """Forwards what a client sent to a worker that it does not concern.
 
     Small messages are sent to the workers that serve the session. A large answer is offered to them, and sent to the
-    one that asked the question: Redis never carries a large answer that no worker waits for.
+    one that asked the question: Redis never carries a large answer that was not asked for. A notification of that size
+    is dropped: cancellations and progress are small.
 
     Args:
         send: Sends a message to other workers.
@@ -44,7 +46,7 @@ class Forwarder:
             session_id: The session.
             message: An answer, a cancellation or a notification of progress.
         """
-        content = message.model_dump_json(by_alias=True, exclude_unset=True)
+        content = codec.encode(message).decode()
         if len(content) <= _SENT_BYTES:
             self._send(session_id, MessageKind.DELIVER, content)
         elif isinstance(message, JSONRPCResponse | JSONRPCError) and len(request_id := str(message.id)) <= _SENT_BYTES:
