@@ -162,8 +162,8 @@ def own_valkey(*, durable: bool = False, **options: object) -> Iterator[OwnValke
     """
     with short_directory() as directory:
         server = OwnValkey(directory, durable=durable, **options)
-        server.start()
         try:
+            server.start()
             yield server
         finally:
             server.kill()
