@@ -157,4 +157,8 @@ async def test_scrape_after_a_kill_keeps_counters_and_drops_gauges(workers: Work
         await until(lambda: len(workers.workers()) == 4)
         async with client(workers):
             pass
-        assert (await figures()).total(STORED) > stored
+
+        async def counted_again() -> bool:
+            return (await figures()).total(STORED) > stored
+
+        await until(counted_again)
