@@ -9,6 +9,8 @@ STORES = ((1, 23), (2, 2))
 """The first versions, one for each major version, with the interface of event stores: 1.23 brought priming events."""
 SESSIONS = ((1, 30), (2, 2))
 """The first versions with the session manager that this package extends."""
+MODERN = ((2, 2),)
+"""The first versions with protocol revision 2026-07-28."""
 TESTING = ((2, 2),)
 """The first versions whose messages the conformance suites pass to stores: without a wrapper."""
 

@@ -70,7 +70,9 @@ def test_names_keep_the_conventions() -> None:
         assert bool(metric.multiprocess_mode) == (metric.type is declarations.MetricType.GAUGE), (
             f"{metric.name}: what of workers?"
         )
-    names = [declared.name for declared in (*catalog.METRICS, *catalog.SPANS, *catalog.LOG_EVENTS)]
+    names = [each.name for each in catalog.METRICS]
+    names += [each.name for each in catalog.SPANS]
+    names += [each.name for each in catalog.LOG_EVENTS]
     assert len(set(names)) == len(names)
 
 

@@ -26,14 +26,24 @@ LAYERS = [
         "embedded_guardian",
         "telemetry.declarations",
         "telemetry.facts",
+        "subscriptions.facts",
+        "request_state.facts",
+        "tasks.facts",
     ),
-    ("telemetry.catalog_resumes", "telemetry.catalog_sessions", "telemetry.catalog_start"),
+    (
+        "telemetry.catalog_resumes",
+        "telemetry.catalog_sessions",
+        "telemetry.catalog_start",
+        "telemetry.catalog_subscriptions",
+        "telemetry.catalog_request_state",
+        "telemetry.catalog_tasks",
+    ),
     ("telemetry.catalog",),
     ("store",),
     ("redis",),
     ("telemetry",),
     ("instrumentation",),
-    ("sessions", "frameworks"),
+    ("sessions", "frameworks", "subscriptions", "request_state", "tasks"),
     ("embedded", "settings", "health"),
     ("app",),
     ("testing",),
@@ -118,6 +128,14 @@ def test_redis_imports_no_telemetry() -> None:
     below = [name for name in MODULES if name.startswith("mcp_eventscope.redis")]
     assert below
     assert [used for name in below for used in imports(name) if "telemetry" in used] == []
+
+
+@pytest.mark.parametrize("part", ["subscriptions", "request_state", "tasks"])
+def test_part_imports_telemetry_in_its_decorator_only(part: str) -> None:
+    """The logic returns facts; `instrumented` records them."""
+    logic = [name for name in MODULES if name.startswith(f"mcp_eventscope.{part}") and "instrumented" not in name]
+    assert logic
+    assert [used for name in logic for used in imports(name) if "telemetry" in used] == []
 
 
 def test_catalog_imports_declarations_only() -> None:

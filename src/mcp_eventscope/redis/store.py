@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from mcp_eventscope.errors import SessionsNotIsolatedWarning, StoreError
+from mcp_eventscope.redis.backend import RedisBackend
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.client import AnyRedis, address_of, call, kind_of, require_async, require_one_slot
 from mcp_eventscope.redis.clock import EventClock
@@ -157,7 +158,15 @@ class RedisEventStore(EventStore):
             self.flush,
             lambda: self.backlog,
         )
+        self._backend = RedisBackend(
+            redis, self._keys, self._worker, self._workers, clock, breaker, observers, subscriptions, ttl
+        )
         self._warned = False
+
+    @property
+    def backend(self) -> RedisBackend:
+        """The objects that other parts on the same Redis and prefix share with this store."""
+        return self._backend
 
     @property
     def ttl(self) -> int | None:

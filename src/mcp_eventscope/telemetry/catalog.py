@@ -5,7 +5,14 @@ closed sets; ids of sessions, streams and events are in spans and logs, never in
 everywhere: a label and a log field `outcome`, a span attribute `eventscope.outcome`.
 """
 
-from mcp_eventscope.telemetry import catalog_resumes, catalog_sessions, catalog_start
+from mcp_eventscope.telemetry import (
+    catalog_request_state,
+    catalog_resumes,
+    catalog_sessions,
+    catalog_start,
+    catalog_subscriptions,
+    catalog_tasks,
+)
 from mcp_eventscope.telemetry.declarations import STORE, Label, LogEvent, Metric, MetricType, Span
 
 STORE_OUTCOME = Label("outcome", ("ok", "deferred", "refused", "error", "cancelled"))
@@ -320,6 +327,9 @@ METRICS = (
     *catalog_resumes.METRICS,
     *catalog_sessions.METRICS,
     *catalog_start.METRICS,
+    *catalog_subscriptions.METRICS,
+    *catalog_request_state.METRICS,
+    *catalog_tasks.METRICS,
 )
 
 _COMMON = ("eventscope.store", "eventscope.stream_id", "eventscope.session_hash", "eventscope.outcome", "error.type")
@@ -344,7 +354,13 @@ REPLAY_SPAN = Span(
     ),
 )
 
-SPANS = (STORE_SPAN, REPLAY_SPAN)
+SPANS = (
+    STORE_SPAN,
+    REPLAY_SPAN,
+    *catalog_subscriptions.SPANS,
+    *catalog_request_state.SPANS,
+    *catalog_tasks.SPANS,
+)
 
 TTL_MISSING = LogEvent(
     "event_store.ttl_missing",
@@ -478,4 +494,7 @@ LOG_EVENTS = (
     *catalog_resumes.LOG_EVENTS,
     *catalog_sessions.LOG_EVENTS,
     *catalog_start.LOG_EVENTS,
+    *catalog_subscriptions.LOG_EVENTS,
+    *catalog_request_state.LOG_EVENTS,
+    *catalog_tasks.LOG_EVENTS,
 )

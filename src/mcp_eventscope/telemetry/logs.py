@@ -146,6 +146,10 @@ class LogSink:
         self._store = store
         self._log = log
 
+    def limited(self, event: declarations.LogEvent, **fields: object) -> None:
+        """Log an event with the name of the store; see `Log.write_limited`."""
+        self._log.write_limited(event, store=self._store, **fields)
+
     def configured(self, *, ttl_missing: bool) -> None:
         """Log the configuration of a store."""
         if ttl_missing:

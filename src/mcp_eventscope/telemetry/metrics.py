@@ -41,6 +41,7 @@ class MetricsSink:
 
     def __init__(self, name: str, instruments: Instruments, failed: Callable[[Exception], None]) -> None:
         self.name = name
+        self.instruments = instruments
         counter, gauge, histogram = instruments.counter, instruments.gauge, instruments.histogram
         self._store_seconds = {v: histogram(catalog.STORE_DURATION, v) for v in _values(catalog.STORE_OUTCOME)}
         self._stored = {v: counter(catalog.EVENTS_STORED, v) for v in _values(catalog.MESSAGE_TYPE)}

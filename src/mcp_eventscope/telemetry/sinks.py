@@ -3,11 +3,12 @@
 import contextlib
 from collections.abc import Callable
 from functools import partial
-from typing import Concatenate, ParamSpec
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from mcp_eventscope.store.messages import JSONRPCMessage, StreamId, type_of
 from mcp_eventscope.store.results import AppendResult
 from mcp_eventscope.telemetry import catalog, declarations
+from mcp_eventscope.telemetry.instruments import Instruments
 from mcp_eventscope.telemetry.logs import Log, Logger, LogSink
 from mcp_eventscope.telemetry.measurements import Measurement
 from mcp_eventscope.telemetry.metrics import MetricsSink
@@ -17,7 +18,17 @@ from mcp_eventscope.telemetry.prometheus import Registry, prometheus_sink
 from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, Tracing
 
 P = ParamSpec("P")
+F = TypeVar("F")
+Fact_contra = TypeVar("Fact_contra", contravariant=True)
 _NO_SPAN = (None, "")
+
+
+class FactMetrics(Protocol[Fact_contra]):
+    """The metrics of one part of the package, recorded from its facts."""
+
+    def record(self, fact: Fact_contra) -> None:
+        """Record a fact."""
+        ...
 
 
 class Sinks:
@@ -107,6 +118,27 @@ class Sinks:
                 verb(meter, *args, **kwargs)
             except Exception as error:  # noqa: BLE001 - the registry or provider of the application
                 self.failed(meter.name, error)
+
+    def recorder(
+        self, metrics: Callable[[Instruments], FactMetrics[F]], log: Callable[[LogSink, F], None]
+    ) -> Callable[[F], None]:
+        """Create the function that records the facts of one part: its metrics in each metrics sink, and its log events.
+
+        Args:
+            metrics: Creates the metrics from the instruments of a sink. It binds every child, to expose zeros.
+            log: Logs a fact, if it needs attention.
+
+        Returns:
+            Records a fact. It never raises.
+        """
+        bound = [(meter.name, metrics(meter.instruments)) for meter in self.meters]
+
+        def record(fact: F) -> None:
+            for name, each in bound:
+                self.safely(name, each.record, fact)
+            self.safely("logs", log, self.logs, fact)
+
+        return record
 
     def safely(self, sink: str, record: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Call a method of a sink."""

@@ -1,0 +1,1 @@
+"""Facts about sealed states and the answers to them, for telemetry."""

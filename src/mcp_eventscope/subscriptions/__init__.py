@@ -1,0 +1,1 @@
+"""Subscriptions of revision 2026-07-28 across workers."""

@@ -1,0 +1,1 @@
+"""Facts about streams, signals and gaps, for telemetry."""

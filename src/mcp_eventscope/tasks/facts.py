@@ -1,0 +1,1 @@
+"""Facts about tasks, their runs and their polls, for telemetry."""
