@@ -1,5 +1,6 @@
 """Leases of workers: when a worker counts as expired."""
 
+import asyncio
 import time
 
 import fakeredis
@@ -96,6 +97,48 @@ async def test_no_worker_is_expired_when_redis_lost_all_leases(server: fakeredis
         assert await one.expired({other._worker.name}) == set()
         await fakeredis.FakeAsyncRedis(server=server).flushall()
         assert await one.expired({other._worker.name}) == set()
+
+
+async def test_lease_of_several_holders_ends_with_the_last(server: fakeredis.FakeServer) -> None:
+    """A scope and a session manager hold it together, and leave in any order."""
+    one = worker(server)
+    lease = one._keys.worker(one._worker.name)
+    outer = one.hold_lease(DEFAULT_WORKER_LEASE, lambda _: None, nothing)
+    inner = one.hold_lease(DEFAULT_WORKER_LEASE, lambda _: None, nothing)
+    await outer.__aenter__()
+    await inner.__aenter__()
+    tasks = tuple(one._tasks)
+    await outer.__aexit__(None, None, None)
+    assert await one._redis.exists(lease)
+    assert not any(task.done() for task in tasks), "one loop renews it"
+    await inner.__aexit__(None, None, None)
+    assert not await one._redis.exists(lease)
+    assert all(task.done() for task in tasks)
+
+
+async def test_lease_is_kept_for_a_second_holder_whose_first_was_cancelled(server: fakeredis.FakeServer) -> None:
+    """The second one does not wait for the first renewal, which is the first one's."""
+    one = worker(server)
+    renewing = asyncio.Event()
+    renew = one._renew
+
+    async def hang() -> bool:
+        renewing.set()
+        return await asyncio.Future()
+
+    one._renew = hang  # type: ignore[method-assign]
+
+    async def hold() -> None:
+        async with one.hold_lease(DEFAULT_WORKER_LEASE, lambda _: None, nothing):
+            pass
+
+    first = asyncio.create_task(hold())
+    await renewing.wait()
+    async with one.hold_lease(DEFAULT_WORKER_LEASE, lambda _: None, nothing):
+        one._renew = renew  # type: ignore[method-assign]
+        first.cancel()
+        await until(lambda: one._leased)
+    assert not await one._redis.exists(one._keys.worker(one._worker.name))
 
 
 async def test_lease_that_fails_at_the_start_is_retried_soon(server: fakeredis.FakeServer) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from math import inf
 from typing import TypeVar
@@ -54,6 +55,14 @@ _ANNOUNCED_BYTES = 2048
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Holder:
+    """A part of this process that relies on its lease."""
+
+    on_message: Callable[[WorkerMessage], None]
+    republish: Callable[[], Awaitable[None]]
+
+
 class Workers:
     """This process as a worker: its lease, and its messages to and from others.
 
@@ -97,7 +106,8 @@ class Workers:
         self._recovered = False
         self._sooner = asyncio.Event()
         self._republish = asyncio.Event()
-        self._on_message: Callable[[WorkerMessage], None] = _nothing
+        self._holders: list[_Holder] = []
+        self._tasks: list[asyncio.Task[None]] = []
         self._tick: Callable[[], None] = _nothing
         self._state_lost: Callable[[], None] = _nothing
 
@@ -173,30 +183,50 @@ class Workers:
     ) -> AsyncIterator[None]:
         """Hold a lease, and receive the messages of other workers; see `Coordinator.hold_lease`."""
         self.lease = lease
+        holder = _Holder(on_message, republish)
+        self._holders.append(holder)
+        try:
+            if len(self._holders) == 1:
+                await self._acquire()
+            yield
+        finally:
+            self._holders.remove(holder)
+            if not self._holders:
+                await self._release()
+            elif not self._tasks:  # This holder was cancelled while it began.
+                self._start_tasks()
+
+    async def _acquire(self) -> None:
         self._began = time.monotonic()
-        self._on_message = on_message
         with contextlib.suppress(StoreError):
             await self._renew()
             self._leased = True
             await self._inbox.open(self._inbox_milliseconds)
-        tasks = [
+        self._start_tasks()
+
+    def _start_tasks(self) -> None:
+        self._tasks = [
             asyncio.create_task(task, name=f"eventscope-{name}")
             for name, task in (
                 ("lease", self._lease_loop()),
-                ("inbox", self._inbox.run(on_message)),
+                ("inbox", self._inbox.run(self._received)),
                 ("outbox", self._outbox.run()),
-                ("republish", self._republish_loop(republish)),
+                ("republish", self._republish_loop()),
             )
         ]
-        try:
-            yield
-        finally:
-            for task in reversed(tasks):
-                await cancel_task(task)
-            with anyio.CancelScope(shield=True), anyio.move_on_after(LEAVE_SECONDS), contextlib.suppress(StoreError):
-                await self._outbox.send()
-            with anyio.CancelScope(shield=True), anyio.move_on_after(LEAVE_SECONDS), contextlib.suppress(StoreError):
-                await self._leave()
+
+    async def _release(self) -> None:
+        tasks, self._tasks = self._tasks, []
+        for task in reversed(tasks):
+            await cancel_task(task)
+        with anyio.CancelScope(shield=True), anyio.move_on_after(LEAVE_SECONDS), contextlib.suppress(StoreError):
+            await self._outbox.send()
+        with anyio.CancelScope(shield=True), anyio.move_on_after(LEAVE_SECONDS), contextlib.suppress(StoreError):
+            await self._leave()
+
+    def _received(self, message: WorkerMessage) -> None:
+        for holder in tuple(self._holders):
+            holder.on_message(message)
 
     @property
     def _inbox_milliseconds(self) -> int:
@@ -389,15 +419,16 @@ class Workers:
         """Keep the inbox. Its failure must not stop the renewals of the lease."""
         with contextlib.suppress(StoreError, TimeoutError), anyio.fail_after(self.lease / 3):
             if await self._inbox.open(self._inbox_milliseconds):
-                self._on_message(WorkerMessage(MessageKind.LOST))
+                self._received(WorkerMessage(MessageKind.LOST))
 
-    async def _republish_loop(self, republish: Callable[[], Awaitable[None]]) -> None:
+    async def _republish_loop(self) -> None:
         """Republish the state that Redis may have lost, until it succeeds."""
         while True:
             await self._republish.wait()
             self._republish.clear()
             try:
-                await republish()
+                for holder in tuple(self._holders):
+                    await holder.republish()
             except Exception:  # noqa: BLE001 - retried after any failure
                 self._republish.set()
                 await asyncio.sleep(_RETRY_SECONDS)

@@ -114,6 +114,8 @@ class Coordinator(Protocol):
     ) -> AbstractAsyncContextManager[None]:
         """Hold a lease, and receive the messages of other workers, until the block ends.
 
+        Several parts of a process may hold it at the same time; the last one releases it.
+
         Args:
             lease: Seconds without a renewal after which this worker is declared dead.
             on_message: Called with each message, once. It must not block.
