@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     )
     from mcp_eventscope.instrumentation import InstrumentedEventStore
     from mcp_eventscope.redis.store import RedisEventStore
+    from mcp_eventscope.scope import EventScope
     from mcp_eventscope.sessions.manager import ResumableSessionManager
     from mcp_eventscope.telemetry.scrape import metrics_app
 
 __all__ = [
     "CorruptEventError",
     "EmbeddedUnavailableError",
+    "EventScope",
     "EventscopeError",
     "IncompatibleSDKError",
     "InstrumentedEventStore",
@@ -40,6 +42,7 @@ __all__ = [
 
 _MODULES = {
     "http_app": "app",
+    "EventScope": "scope",
     "InstrumentedEventStore": "instrumentation",
     "RedisEventStore": "redis.store",
     "ResumableSessionManager": "sessions.manager",

@@ -1,7 +1,7 @@
 """`http_app()`: a resumable MCP server over HTTP, with metrics and health endpoints."""
 
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any, Protocol, TypedDict, Unpack
 
@@ -13,16 +13,14 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.frameworks import build
 from mcp_eventscope.frameworks.sdk import MCPServer
 from mcp_eventscope.health import Endpoint, Health, probe
 from mcp_eventscope.instrumentation import InstrumentedEventStore, check_store, instrument
-from mcp_eventscope.options import check_text
-from mcp_eventscope.redis.client import connect
-from mcp_eventscope.redis.store import RedisEventStore
+from mcp_eventscope.options import check_text, check_type
+from mcp_eventscope.scope import DEFAULT_NAME, EventScope
 from mcp_eventscope.sessions.manager import ResumableSessionManager
-from mcp_eventscope.settings import STORE_OPTIONS, UNSET, URL_VARIABLE, Settings, Unset, load, variable
+from mcp_eventscope.settings import STORE_OPTIONS, UNSET, Unset, load, variable
 from mcp_eventscope.stop_signals import on_stop_signal
 from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry import catalog
@@ -32,9 +30,6 @@ from mcp_eventscope.telemetry.otel_metrics import MeterProvider
 from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
 from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsApp, MetricsPort
 from mcp_eventscope.telemetry.tracing import TracerProvider
-
-DEFAULT_NAME = "default"
-"""The name of a server without a fixed name of its own."""
 
 
 class FastMCPServer(Protocol):
@@ -78,6 +73,7 @@ def http_app(  # noqa: PLR0913 - the options of an application
     mcp: "MCPServer[Any] | Server[Any] | FastMCPServer",
     event_store: EventStore | None = None,
     *,
+    scope: EventScope | None = None,
     redis_url: str | None = None,
     ttl: int | Unset | None = UNSET,
     key_prefix: str | None = None,
@@ -119,8 +115,10 @@ def http_app(  # noqa: PLR0913 - the options of an application
         mcp: The server: an `MCPServer` or low-level `Server` of the SDK, or a `FastMCP`. With mcp 1.30 the SDK's own
             `FastMCP`, whose options are those of its constructor, or a `FastMCP` of FastMCP 2.14 or 3.
         event_store: The store, which is instrumented unless it already is. The caller closes it.
-        redis_url: The URL of Redis, instead of a store. The application creates and closes the client.
-            Without both: the environment variable `EVENTSCOPE_REDIS_URL`, else an embedded Valkey, with a warning.
+        scope: The scope of the server, instead of a store: the application starts and stops its parts. Without a store
+            and a scope, the application creates a scope from the options from `redis_url` to `worker_lease`.
+        redis_url: The URL of Redis, instead of a store or a scope. The application creates and closes the client.
+            Without all three: the environment variable `EVENTSCOPE_REDIS_URL`, else an embedded Valkey, with a warning.
         ttl: Seconds that events are kept, for a store created here; by default 3600; None: no expiry.
         key_prefix: The prefix of every key in Redis, for a store created here. Each server on one Redis needs its own.
             None: the environment variable `EVENTSCOPE_KEY_PREFIX`, else `mcp:`.
@@ -178,24 +176,35 @@ def http_app(  # noqa: PLR0913 - the options of an application
     }
     settings = load(arguments)
     log = Log(logger)
+    telemetry = {"registry": registry, "tracer_provider": tracer_provider, "meter_provider": meter_provider}
     if event_store is not None:
-        _check_given_store(event_store, arguments)
+        _check_given_store(event_store, scope, arguments, telemetry)
+    if scope is not None:
+        _check_given_scope(scope, arguments, telemetry)
     _check_framework_paths(options)
     application = build(mcp, options)
     app = application.app
-    resources: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
-    if event_store is None:
-        event_store, resources = _own_store(settings, log)
     name = settings.name or _own_name(mcp)
-    if isinstance(event_store, InstrumentedEventStore):
-        if tracer_provider is not None or meter_provider is not None or registry not in (None, event_store.registry):
-            msg = (
-                "registry, tracer_provider and meter_provider must be omitted with an InstrumentedEventStore; "
-                "pass them to its constructor"
-            )
-            raise ValueError(msg)
-        registry = event_store.registry
+    lease = settings.worker_lease
     registry = DEFAULT_REGISTRY if registry is None else registry
+    running: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
+    if event_store is None:
+        scope = scope or EventScope(
+            name,
+            redis_url=redis_url,
+            ttl=ttl,
+            key_prefix=key_prefix,
+            store_timeout=store_timeout,
+            backlog_bytes=backlog_bytes,
+            backlog_events=backlog_events,
+            max_session_bytes=max_session_bytes,
+            worker_lease=worker_lease,
+            registry=registry,
+            tracer_provider=tracer_provider,
+            meter_provider=meter_provider,
+            logger=logger,
+        )
+        event_store, name, lease, running = scope.event_store, scope.name, scope.worker_lease, scope.running
     store = instrument(
         event_store,
         name=name,
@@ -204,13 +213,14 @@ def http_app(  # noqa: PLR0913 - the options of an application
         meter_provider=meter_provider,
         logger=logger,
     )
+    registry = store.registry or DEFAULT_REGISTRY
     log.report_failures(store.log_failed)
     manager = _Manager(
         application.server,
         store,
         **application.manager_options,
         follow_timeout=settings.follow_timeout,
-        worker_lease=settings.worker_lease,
+        worker_lease=lease,
         shutdown_timeout=settings.shutdown_timeout,
         name=name,
         logger=logger,
@@ -228,7 +238,7 @@ def http_app(  # noqa: PLR0913 - the options of an application
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(resources())
+            await stack.enter_async_context(running())
             if port is not None:
                 await stack.enter_async_context(port.served())
             await stack.enter_async_context(polling)
@@ -244,18 +254,54 @@ def http_app(  # noqa: PLR0913 - the options of an application
     return app
 
 
-def _check_given_store(event_store: object, arguments: Mapping[str, object]) -> None:
+def _check_given_store(
+    event_store: object, scope: object, arguments: Mapping[str, object], telemetry: Mapping[str, object]
+) -> None:
     """Validate a store of the application's, which has its own options.
+
+    Args:
+        event_store: The store.
+        scope: The scope, which must not be given, too.
+        arguments: The options that have environment variables.
+        telemetry: The destinations of its signals.
 
     Raises:
         TypeError: It is not an event store.
-        ValueError: Options of a store are given, too.
+        ValueError: A scope or options of a store are given, too, or other telemetry than that of an instrumented store.
     """
     check_store("event_store", event_store)
-    given = [name for name in STORE_OPTIONS if arguments[name] is not (UNSET if name == "ttl" else None)]
+    given = [*_given(STORE_OPTIONS, arguments), *(["scope"] if scope is not None else [])]
     if given:
         msg = f"pass either event_store or {', '.join(given)}, not both; configure the store that you pass"
         raise ValueError(msg)
+    if isinstance(event_store, InstrumentedEventStore):
+        own = {"registry": event_store.registry, "tracer_provider": None, "meter_provider": None}
+        if any(value not in (None, own[name]) for name, value in telemetry.items()):
+            msg = (
+                "registry, tracer_provider and meter_provider must be omitted with an InstrumentedEventStore; "
+                "pass them to its constructor"
+            )
+            raise ValueError(msg)
+
+
+def _check_given_scope(scope: object, arguments: Mapping[str, object], telemetry: Mapping[str, object]) -> None:
+    """Validate a scope, which has its own options. Arguments as in `_check_given_store`.
+
+    Raises:
+        TypeError: It is not a scope.
+        ValueError: Options of a scope are given, too.
+    """
+    check_type("scope", scope, EventScope, "an EventScope", 'pass EventScope("orders"), for example')
+    given = _given((*STORE_OPTIONS, "name", "worker_lease"), arguments)
+    given += [name for name, value in telemetry.items() if value is not None]
+    if given:
+        msg = f"{', '.join(given)} must be omitted with a scope, got both; pass them to EventScope"
+        raise ValueError(msg)
+
+
+def _given(names: Iterable[str], arguments: Mapping[str, object]) -> list[str]:
+    """The options among `names` that are given as arguments."""
+    return [name for name in names if arguments[name] is not (UNSET if name == "ttl" else None)]
 
 
 def _check_framework_paths(options: Mapping[str, object]) -> None:
@@ -300,40 +346,6 @@ def _own_name(mcp: object) -> str:
     name = str(getattr(mcp, "name", "") or "")
     generated = re.fullmatch(rf"{re.escape(type(mcp).__name__)}-[0-9a-f]{{4}}", name)
     return DEFAULT_NAME if generated else name or DEFAULT_NAME
-
-
-def _own_store(
-    settings: Settings, log: Log
-) -> tuple[RedisEventStore, Callable[[], AbstractAsyncContextManager[object]]]:
-    """Create a store and the context manager of its resources."""
-    valkey = EmbeddedValkey() if settings.redis_url is None else None
-    client = connect(valkey.url if valkey is not None else settings.redis_url or "")
-    store = RedisEventStore(
-        client,
-        key_prefix=settings.key_prefix,
-        ttl=settings.ttl,
-        store_timeout=settings.store_timeout,
-        backlog_bytes=settings.backlog_bytes,
-        backlog_events=settings.backlog_events,
-        max_session_bytes=settings.max_session_bytes,
-    )
-
-    @asynccontextmanager
-    async def resources() -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            if valkey is not None:
-                await stack.enter_async_context(valkey.running())
-            stack.push_async_callback(client.aclose)
-            yield
-
-    if valkey is not None:
-        log.announce(
-            catalog.EMBEDDED,
-            address=store.address,
-            consequence="events are lost when this process ends, and no other worker sees them: not for production",
-            fix=f"pass redis_url=, or set {URL_VARIABLE}",
-        )
-    return store, resources
 
 
 def _add_route(app: Starlette, path: str, endpoint: ASGIApp | Endpoint) -> None:

@@ -45,6 +45,7 @@ LAYERS = [
     ("instrumentation",),
     ("sessions", "frameworks", "subscriptions", "request_state", "tasks"),
     ("embedded", "settings", "health"),
+    ("scope",),
     ("app",),
     ("testing",),
     ("cli",),

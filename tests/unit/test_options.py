@@ -17,7 +17,14 @@ from opentelemetry.trace import NoOpTracer, NoOpTracerProvider
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 
-from mcp_eventscope import InstrumentedEventStore, RedisEventStore, ResumableSessionManager, http_app, settings
+from mcp_eventscope import (
+    EventScope,
+    InstrumentedEventStore,
+    RedisEventStore,
+    ResumableSessionManager,
+    http_app,
+    settings,
+)
 from mcp_eventscope.settings import NUMBERS, PREFIX, STORE_OPTIONS, Settings, variable
 from mcp_eventscope.telemetry.exposition import Exposition
 from mcp_eventscope.telemetry.logs import Log
@@ -49,6 +56,14 @@ def make_decorator(**options: Any) -> object:
     return InstrumentedEventStore(**{"store": store(), "registry": CollectorRegistry(), **options})
 
 
+def make_scope(**options: Any) -> object:
+    """Make a scope."""
+    given: dict[str, Any] = {"name": "s", "registry": CollectorRegistry(), **options}
+    if "redis_url" not in given:
+        given.setdefault("redis", FakeAsyncRedis())
+    return EventScope(**given)
+
+
 def make_manager(**options: Any) -> object:
     """Make a session manager."""
     return ResumableSessionManager(**{"app": Server("s"), **options})
@@ -63,7 +78,7 @@ def make_port(**options: Any) -> object:
 def make_app(**options: Any) -> object:
     """Make an application."""
     given: dict[str, Any] = {"mcp": MCPServer("s"), "registry": CollectorRegistry(), **options}
-    if not {"event_store", *STORE_OPTIONS} & given.keys():
+    if not {"event_store", "scope", *STORE_OPTIONS} & given.keys():
         given["event_store"] = store()
     if "metrics_host" in given:
         given["metrics_port"] = 9464
@@ -95,6 +110,7 @@ TIMEOUTS: Cases = {
     "shutdown_timeout": (SECONDS[0], [*SECONDS[1], inf]),
 }
 PREFIXES: tuple[list[object], list[object]] = ([b"mcp:", 5], ["", " ", "{"])
+URLS: tuple[list[object], list[object]] = ([5, b"redis://h", True], ["", "redis://h/abc", "unix://"])
 NAMES: tuple[list[object], list[object]] = ([5, b"x"], ["", " "])
 EVENT_STORES: list[object] = [5, "redis://h", RedisEventStore, FakeAsyncRedis()]
 MAKERS: dict[str, tuple[Callable[..., object], Callable[..., object], Cases]] = {
@@ -119,6 +135,19 @@ MAKERS: dict[str, tuple[Callable[..., object], Callable[..., object], Cases]] = 
             "logger": (LOGGERS, []),
         },
     ),
+    "EventScope": (
+        make_scope,
+        EventScope,
+        {
+            "name": NAMES,
+            "redis": (["redis://h", FakeAsyncRedis], []),
+            "redis_url": URLS,
+            "key_prefix": PREFIXES,
+            "worker_lease": TIMEOUTS["worker_lease"],
+            **STORE,
+            **TELEMETRY,
+        },
+    ),
     "MetricsPort": (
         make_port,
         MetricsPort,
@@ -130,7 +159,8 @@ MAKERS: dict[str, tuple[Callable[..., object], Callable[..., object], Cases]] = 
         {
             "mcp": ([None, "mcp", Starlette(), MCPServer, FastMCP("f")._mcp_server], []),
             "event_store": (EVENT_STORES, []),
-            "redis_url": ([5, b"redis://h", True], ["", "redis://h/abc", "unix://"]),
+            "scope": ([5, "orders", EventScope, FakeAsyncRedis()], []),
+            "redis_url": URLS,
             "key_prefix": PREFIXES,
             "name": NAMES,
             **STORE,
@@ -202,6 +232,32 @@ def test_url_as_event_store_is_refused_with_the_right_option() -> None:
     """A positional URL is the mistake of a new user."""
     with pytest.raises(TypeError, match=r"event_store must be .*got str; pass the URL of Redis .* as redis_url="):
         http_app(MCPServer("s"), f"redis://:{SECRET}@h")  # type: ignore[arg-type]  # what is tested
+
+
+def test_scope_with_a_client_and_a_url_is_refused() -> None:
+    """Only one of them can be used."""
+    with pytest.raises(ValueError, match="redis_url must be omitted with redis, got both; pass one of them"):
+        make_scope(redis=FakeAsyncRedis(), redis_url="redis://h")
+
+
+def test_scope_with_an_event_store_is_refused() -> None:
+    """A scope has a store."""
+    with pytest.raises(ValueError, match="event_store or scope, not both"):
+        make_app(event_store=store(), scope=make_scope())
+
+
+@pytest.mark.parametrize("option", [*STORE_OPTIONS, "name", "worker_lease", "tracer_provider", "meter_provider"])
+def test_scope_with_an_option_of_a_scope_is_refused(option: str) -> None:
+    """The options of the scope that is given are its own."""
+    values: dict[str, object] = {
+        "redis_url": "redis://h",
+        "name": "s",
+        "tracer_provider": NoOpTracerProvider(),
+        "meter_provider": NoOpMeterProvider(),
+    }
+    value = values[option] if option in values else Settings.model_fields[option].default
+    with pytest.raises(ValueError, match=f"{option} must be omitted with a scope, got both; pass them to EventScope"):
+        http_app(MCPServer("s"), scope=make_scope(), **{option: value})  # type: ignore[arg-type]  # one of each type
 
 
 @pytest.mark.parametrize("option", STORE_OPTIONS)
@@ -317,7 +373,7 @@ def test_http_app_passes_every_option_of_a_store(monkeypatch: pytest.MonkeyPatch
         made.update(options)
         return store()
 
-    monkeypatch.setattr("mcp_eventscope.app.RedisEventStore", recorded)
+    monkeypatch.setattr("mcp_eventscope.scope.RedisEventStore", recorded)
     given = {option: VALID[option][1] for option in STORE_OPTIONS}
     http_app(MCPServer("s"), registry=CollectorRegistry(), **given)  # type: ignore[arg-type]  # one of each type
     assert made == {option: value for option, value in given.items() if option != "redis_url"}
