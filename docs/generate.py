@@ -101,12 +101,13 @@ SETTINGS_HEAD = """# Settings from the environment
 
 <!-- Written by docs/generate.py from mcp_eventscope/settings.py. Do not edit. -->
 
-`http_app()` reads these variables when it is called. Each has the meaning of the option of the same name in lower case,
+`http_app()` and `EventScope` read these variables when they are called. Each has the meaning of the option of the same name in lower case,
 without `EVENTSCOPE_`; the [README](../README.md#options) describes the options.
 
 * **An argument has priority** over its variable, which is then not validated. An argument of None counts as left out;
   `ttl=None` alone is a value (no expiry), written `none` in the environment.
 * **An invalid or empty value is an error at start** that names the variable. It is not replaced by the default.
+* **A mistyped name** (`EVENTSCOPE_TLL`) has no effect; `event_store.setting_unknown` names the variable that was meant.
 * With `event_store=` the variables of the store (`EVENTSCOPE_REDIS_URL` to `EVENTSCOPE_MAX_SESSION_BYTES`) have no
   effect, since the store has its own options.
 * `RedisEventStore`, `InstrumentedEventStore` and `ResumableSessionManager` read no variables.

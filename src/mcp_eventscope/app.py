@@ -20,10 +20,10 @@ from mcp_eventscope.instrumentation import InstrumentedEventStore, check_store, 
 from mcp_eventscope.options import check_text, check_type
 from mcp_eventscope.scope import DEFAULT_NAME, EventScope
 from mcp_eventscope.sessions.manager import ResumableSessionManager
-from mcp_eventscope.settings import STORE_OPTIONS, UNSET, Unset, load, variable
+from mcp_eventscope.settings import STORE_OPTIONS, UNSET, Unset, load, mistyped, variable
 from mcp_eventscope.stop_signals import on_stop_signal
 from mcp_eventscope.store.messages import EventStore
-from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry import catalog, catalog_start
 from mcp_eventscope.telemetry.exposition import Exposition
 from mcp_eventscope.telemetry.logs import Log, Logger
 from mcp_eventscope.telemetry.otel_metrics import MeterProvider
@@ -176,6 +176,8 @@ def http_app(  # noqa: PLR0913 - the options of an application
     }
     settings = load(arguments)
     log = Log(logger)
+    for wrong, meant in mistyped().items():
+        log.announce(catalog_start.SETTING_UNKNOWN, variable=wrong, fix=f"rename it to {meant}, or unset it")
     telemetry = {"registry": registry, "tracer_provider": tracer_provider, "meter_provider": meter_provider}
     if event_store is not None:
         _check_given_store(event_store, scope, arguments, telemetry)

@@ -1,5 +1,7 @@
 """The options of `http_app()` as environment variables `EVENTSCOPE_*`."""
 
+import difflib
+import os
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Annotated, Any, Final
@@ -25,6 +27,8 @@ DEFAULT_PREFIX = "mcp:"
 """The prefix of every key in Redis."""
 DEFAULT_TTL = 3600
 """Seconds that events are kept: twice the SDK's session idle timeout."""
+_SIMILAR = 0.85
+"""The similarity from which a variable counts as mistyped: one wrong, missing or swapped character, or two in ten."""
 NEVER = "none"
 """The text that stands for None in the environment, where None has a meaning of its own."""
 
@@ -143,6 +147,17 @@ def load(arguments: Mapping[str, object]) -> Settings:
         return Settings(**chosen)
     except ValidationError as error:
         raise ValueError(_message(error)) from None
+
+
+def mistyped() -> dict[str, str]:
+    """The environment variables that resemble those of options, each with the one that was probably meant.
+
+    Others with the prefix are left alone: Kubernetes sets `EVENTSCOPE_…_SERVICE_HOST` for a service of such a name.
+    """
+    known = {variable(option) for option in Settings.model_fields}
+    unknown = (name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+    meant = {name: difflib.get_close_matches(name.upper(), known, n=1, cutoff=_SIMILAR) for name in unknown}
+    return {name: found[0] for name, found in meant.items() if found}
 
 
 def _message(error: ValidationError) -> str:

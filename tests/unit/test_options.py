@@ -377,3 +377,28 @@ def test_http_app_passes_every_option_of_a_store(monkeypatch: pytest.MonkeyPatch
     given = {option: VALID[option][1] for option in STORE_OPTIONS}
     http_app(MCPServer("s"), registry=CollectorRegistry(), **given)  # type: ignore[arg-type]  # one of each type
     assert made == {option: value for option, value in given.items() if option != "redis_url"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"), [("TLL", "ttl"), ("WORKER_LEASES", "worker_lease"), ("REDISURL", "redis_url")]
+)
+def test_mistyped_variable_is_logged_with_the_right_one(
+    monkeypatch: pytest.MonkeyPatch, wrong: str, meant: str
+) -> None:
+    """It has no effect, which its author would notice late. Its value may be a secret."""
+    monkeypatch.setenv(f"{PREFIX}{wrong}", SECRET)
+    log = Recorder()
+    make_app(logger=log)
+    (entry,) = log.named("event_store.setting_unknown")
+    assert entry["variable"] == f"{PREFIX}{wrong}"
+    assert entry["fix"] == f"rename it to {variable(meant)}, or unset it"
+    assert SECRET not in str(log.entries)
+
+
+@pytest.mark.parametrize("name", ["TTL", "REDIS_SERVICE_HOST", "REDIS_PORT_6379_TCP", "COLOUR"])
+def test_other_variable_of_the_prefix_is_not_logged(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Kubernetes sets such variables for a service called eventscope-redis."""
+    monkeypatch.setenv(f"{PREFIX}{name}", "5")
+    log = Recorder()
+    make_app(logger=log)
+    assert not log.named("event_store.setting_unknown")

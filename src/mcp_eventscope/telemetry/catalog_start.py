@@ -42,5 +42,11 @@ REDIS_LIMITED = LogEvent(
     "Redis lacks capabilities that the store needs.",
     ("store", "missing", "commands", "fix"),
 )
+SETTING_UNKNOWN = LogEvent(
+    "event_store.setting_unknown",
+    "warning",
+    "An environment variable resembles that of an option, and has no effect.",
+    ("variable", "fix"),
+)
 
-LOG_EVENTS = (STARTED, LIFESPAN_MISSING, REDIS_TESTED, REDIS_LIMITED)
+LOG_EVENTS = (SETTING_UNKNOWN, STARTED, LIFESPAN_MISSING, REDIS_TESTED, REDIS_LIMITED)
