@@ -101,8 +101,8 @@ SETTINGS_HEAD = """# Settings from the environment
 
 <!-- Written by docs/generate.py from mcp_eventscope/settings.py. Do not edit. -->
 
-`http_app()` and `EventScope` read these variables when they are called. Each has the meaning of the option of the same name in lower case,
-without `EVENTSCOPE_`; the [README](../README.md#options) describes the options.
+`http_app()` and `EventScope` read these variables when they are called. Each has the meaning of the option of the same
+name in lower case, without `EVENTSCOPE_`; the [README](../README.md#options) describes the options.
 
 * **An argument has priority** over its variable, which is then not validated. An argument of None counts as left out;
   `ttl=None` alone is a value (no expiry), written `none` in the environment.

@@ -1,8 +1,9 @@
 """Catalog, sinks and documentation agree."""
 
-import inspect
 import re
 from enum import StrEnum
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 from fakeredis import FakeAsyncRedis
@@ -13,6 +14,7 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, KNOWN_PROTOCOL_VERSIO
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
+import mcp_eventscope
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.self_test import Capability
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE, REQUEST_ORPHANED
@@ -133,22 +135,15 @@ def test_near_the_ttl_is_a_bucket() -> None:
 
 def test_every_log_event_is_written_somewhere() -> None:
     """Every declared log event is written by some module."""
-    import mcp_eventscope.app  # noqa: PLC0415 - read, not used
-    import mcp_eventscope.telemetry.logs  # noqa: PLC0415
-    import mcp_eventscope.telemetry.scrape  # noqa: PLC0415
-
-    written = "".join(
-        inspect.getsource(module)
-        for module in (
-            mcp_eventscope.app,
-            mcp_eventscope.telemetry.logs,
-            mcp_eventscope.telemetry.scrape,
-        )
-    )
+    package = Path(mcp_eventscope.__file__).parent
+    catalogs = {
+        path.stem: import_module(f"mcp_eventscope.telemetry.{path.stem}") for path in package.glob("*/catalog*.py")
+    }
+    written = "".join(path.read_text("utf-8") for path in package.rglob("*.py") if path.stem not in catalogs)
     constants = {
-        f"{module.__name__.rpartition('.')[2]}.{name}"
-        for module in (catalog, catalog_resumes, catalog_sessions, catalog_start)
-        for name, value in vars(module).items()
+        f"{module}.{name}"
+        for module, declared in catalogs.items()
+        for name, value in vars(declared).items()
         if isinstance(value, declarations.LogEvent)
     }
     assert len(constants) == len(catalog.LOG_EVENTS)
