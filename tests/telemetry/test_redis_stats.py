@@ -71,7 +71,7 @@ async def test_facts_are_gauges(scope: Scope, store: InstrumentedEventStore, mon
     poller = scripted(monkeypatch, FACTS)
     assert scope.sample("redis_keys") is None
     async with store.poll_redis_stats(0.01):
-        await until(lambda: scope.sample(DURATION, outcome="ok") == 2)
+        await until(lambda: (scope.sample(DURATION, outcome="ok") or 0) >= 2)
     assert poller.left == 1
     assert [scope.sample(f"redis_{name}") for name in ("keys", "keys_without_ttl", "db_keys", "event_size_bytes")] == [
         7,
@@ -80,15 +80,16 @@ async def test_facts_are_gauges(scope: Scope, store: InstrumentedEventStore, mon
         150.5,
     ]
     assert (scope.sample("redis_memory_used_bytes"), scope.sample("redis_memory_max_bytes")) == (1000, 0)
-    assert scope.sample("redis_keys_evicted_total") == 6
+    polls = scope.sample(DURATION, outcome="ok") or 0
+    assert scope.sample("redis_keys_evicted_total") == 3 * polls
 
 
 async def test_elsewhere(scope: Scope, store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once another worker polls, the gauges of this one are removed."""
     scripted(monkeypatch, FACTS, None)
     async with store.poll_redis_stats(0.01):
-        await until(lambda: scope.sample("redis_keys") == 7)
         await until(lambda: scope.sample(DURATION, outcome="other_worker"))
+    assert scope.sample(DURATION, outcome="ok") == 1
     assert scope.sample("redis_keys") is None
 
 
@@ -96,20 +97,20 @@ async def test_failures(scope: Scope, store: InstrumentedEventStore, monkeypatch
     """A failed poll is counted, logged once, and followed by the next; gauges keep their values."""
     scripted(monkeypatch, FACTS, StoreUnavailableError("no Redis"), RuntimeError("secret"), FACTS)
     async with store.poll_redis_stats(0.01):
-        await until(lambda: scope.sample(DURATION, outcome="ok") == 2)
+        await until(lambda: (scope.sample(DURATION, outcome="ok") or 0) >= 2)
     assert scope.sample(DURATION, outcome="error") == 2
     assert scope.sample("redis_keys") == 7
     (failed,) = scope.log.named("event_store.redis_stats_failed")
     assert (failed["error"], failed["error_type"], failed["level"]) == ("no Redis", "unavailable", "warning")
 
 
-async def test_keys_without_ttl_are_told(
+async def test_keys_without_ttl_are_logged(
     scope: Scope, store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keys without TTL are logged rarely, by type, with the remedy."""
     scripted(monkeypatch, LASTING)
     async with store.poll_redis_stats(0.01):
-        await until(lambda: scope.sample(DURATION, outcome="ok") == 5)
+        await until(lambda: (scope.sample(DURATION, outcome="ok") or 0) >= 5)
     (missing,) = scope.log.named("event_store.keys_without_ttl")
     assert (missing["keys"], missing["key_types"]) == (3, ["event", "stream"])
     assert "ttl" in missing["fix"]
