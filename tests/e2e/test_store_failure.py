@@ -37,7 +37,7 @@ async def test_call_when_redis_dies_continues_live_with_ids(
         async with client.call(1, "steps", name="work") as response:
             stream = events(response)
             assert (await anext(stream)).id
-            doomed._server.terminate()
+            doomed._stop()
             controlled.step("work", "a", "b")
             controlled.finish("work")
             with anyio.fail_after(CEILING):

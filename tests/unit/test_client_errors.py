@@ -11,7 +11,7 @@ from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailab
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.client import address_of, call, connect, failure_text, is_refusal, map_redis_errors
 from mcp_eventscope.redis.observers import Observers
-from mcp_eventscope.store.events import FailureReason, StoreDegraded, StoreEvent
+from mcp_eventscope.store.events import FailureReason, StoreDegraded, StoreEvent, StoreRecovered
 
 pytestmark = pytest.mark.anyio
 
@@ -238,6 +238,22 @@ class TestCall:
         errors: list[Exception] = [redis.exceptions.ConnectionError("closed by server")]
         assert await call("read from", aioredis.Redis(), breaker, failing(errors)) == "reply"
         assert facts == []
+
+    async def test_call_that_outlasts_an_outage_on_a_stale_connection_is_retried(
+        self, breaker: CircuitBreaker, facts: list[StoreEvent]
+    ) -> None:
+        """It began while the circuit was open; its failure is no second outage."""
+        breaker.record_failure(FailureReason.CONNECTION, "")
+        outcomes = ["broken", "reply"]
+
+        async def function() -> str:
+            if (outcome := outcomes.pop(0)) == "broken":
+                breaker.record_success(0.001)
+                raise redis.exceptions.ConnectionError(outcome)
+            return outcome
+
+        assert await call("read from", aioredis.Redis(), breaker, function) == "reply"
+        assert [type(fact) for fact in facts] == [StoreDegraded, StoreRecovered]
 
     async def test_call_that_fails_twice_opens_the_circuit(
         self, breaker: CircuitBreaker, facts: list[StoreEvent]

@@ -41,5 +41,5 @@ async def test_embedded_valkey_start_that_is_cancelled_leaves_no_server() -> Non
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await asyncio.get_running_loop().shutdown_default_executor()  # whatever goes on in a thread
-    assert not valkey._server.is_running()
+    assert valkey._guardian is None
     assert not directory_of(valkey).exists()

@@ -216,7 +216,7 @@ async def call(operation: str, client: AnyRedis, breaker: CircuitBreaker, functi
         StoreUnavailableError: Redis was not reached, or did not answer in time.
         StoreRejectedError: Redis answered with an error.
     """
-    stale = breaker.reason is None
+    repeated = False
     while True:
         try:
             with map_redis_errors(operation, client):
@@ -224,8 +224,10 @@ async def call(operation: str, client: AnyRedis, breaker: CircuitBreaker, functi
         except StoreUnavailableError as error:
             cause = error.__cause__ or error
             reason = failure_reason(cause)
-            if stale and reason is FailureReason.CONNECTION and isinstance(client, aioredis.Redis):
-                stale = False
+            # Judged now: the call may have begun in an outage that is over.
+            closed = breaker.reason is None and not repeated
+            if closed and reason is FailureReason.CONNECTION and isinstance(client, aioredis.Redis):
+                repeated = True
                 await client.connection_pool.disconnect(inuse_connections=False)
                 continue
             if not breaker.unreachable:

@@ -137,7 +137,14 @@ class RedisEventStore(EventStore):
             backlog_bytes,
             backlog_events,
         )
-        self._sender = Sender(redis, [session_writer, self._writer], breaker, observers, session_writer.verify)
+        self._sender = Sender(
+            redis,
+            [session_writer, self._writer],
+            breaker,
+            observers,
+            session_writer.verify,
+            lambda: self._keys.probe(self._worker.name),
+        )
         subscriptions = Subscriptions(redis)
         self._workers = Workers(redis, self._keys, self._worker, clock, breaker, observers)
         self._followers = Followers(redis, self._keys, self._worker, subscriptions)
@@ -290,9 +297,7 @@ class RedisEventStore(EventStore):
         await self._limit.drain(max(0.0, until - time.monotonic()))
         for batch in left:
             batch.abandon()
-        lost = self._writer.clear() + self._session_writer.clear()
-        self._breaker.reset()
-        return lost
+        return self._writer.clear() + self._session_writer.clear()
 
     def _wake(self) -> None:
         self._sender.wake()

@@ -15,7 +15,7 @@ import pydantic_core
 from redis import asyncio as aioredis
 
 from mcp_eventscope.cancellation import cancel_task
-from mcp_eventscope.errors import StoreError, StoreUnavailableError
+from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.client import AnyRedis, address_of, call, failure_reason, failure_text, map_redis_errors
@@ -133,17 +133,10 @@ class Workers:
     @contextmanager
     def best_effort(self) -> Iterator[None]:
         """Limit a call to `call_timeout` and suppress its failure, which the circuit breaker records."""
-        try:
-            with anyio.move_on_after(self._breaker.call_timeout) as scope:
-                yield
-            if scope.cancelled_caught:
-                self._breaker.record_failure(FailureReason.TIMEOUT, failure_text(TimeoutError(), self._redis))
-        except StoreUnavailableError as error:
-            if not self._breaker.unreachable:
-                cause = error.__cause__ or error
-                self._breaker.record_failure(failure_reason(cause), failure_text(cause, self._redis))
-        except StoreError:
-            pass
+        with contextlib.suppress(StoreError), anyio.move_on_after(self._breaker.call_timeout) as scope:
+            yield
+        if scope.cancelled_caught:
+            self._breaker.record_failure(FailureReason.TIMEOUT, failure_text(TimeoutError(), self._redis))
 
     async def wait_for_record(self, task: "asyncio.Task[None]") -> None:
         """Wait until a session is recorded, even if Redis is slow.
@@ -198,10 +191,12 @@ class Workers:
 
     async def _acquire(self) -> None:
         self._began = time.monotonic()
-        with contextlib.suppress(StoreError):
+        try:
             await self._renew()
             self._leased = True
             await self._inbox.open(self._inbox_milliseconds)
+        except StoreError as error:
+            self._record_failure(error)
         self._start_tasks()
 
     def _start_tasks(self) -> None:
@@ -223,6 +218,7 @@ class Workers:
             await self._outbox.send()
         with anyio.CancelScope(shield=True), anyio.move_on_after(LEAVE_SECONDS), contextlib.suppress(StoreError):
             await self._leave()
+        self._breaker.reset()
 
     def _received(self, message: WorkerMessage) -> None:
         for holder in tuple(self._holders):
@@ -372,12 +368,16 @@ class Workers:
         key, milliseconds = self._keys.worker(self._worker.name), round(self.lease * 1000)
         self._attempted = value = self._attempted + 1
         began = boot_microseconds()
-        with map_redis_errors("write to", self._redis):
-            held = await self._redis.execute_command(
+        held = await call(
+            "write to",
+            self._redis,
+            self._breaker,
+            lambda: self._redis.execute_command(
                 "SET", key, str(value), "PX", milliseconds, "GET", get=True, NEVER_DECODE=True
-            )
-        # A renewal whose reply was lost may have succeeded.
-        expected = held is not None and held.isdigit() and self._written <= int(held) < value
+            ),
+        )
+        # A renewal whose reply was lost may have succeeded, also this one if it was repeated.
+        expected = held is not None and held.isdigit() and self._written <= int(held) <= value
         self._written, self._renewed_at = value, began
         return expected
 
@@ -408,11 +408,17 @@ class Workers:
             await self._keep_inbox()
 
     def _record_failure(self, error: Exception) -> None:
-        """Open the circuit after a failed renewal: an idle worker makes no other call."""
-        cause = error.__cause__ or error
-        # A renewal waits for a third of the lease, which is too short for a judgement if `store_timeout` is longer.
-        late = isinstance(error, TimeoutError) and self.lease / 3 >= self._breaker.call_timeout
-        if (late or isinstance(error, StoreUnavailableError)) and not self._breaker.unreachable:
+        """Open the circuit after a failed renewal: an idle worker makes no other call.
+
+        `call` has recorded an unreachable Redis. Left are one that is too slow, and one that refuses the lease, as it
+        will refuse events.
+        """
+        if isinstance(error, TimeoutError):
+            # A renewal waits for a third of the lease, too short for a judgement if `store_timeout` is longer.
+            if self.lease / 3 >= self._breaker.call_timeout and not self._breaker.unreachable:
+                self._breaker.record_failure(FailureReason.TIMEOUT, failure_text(error, self._redis))
+        elif isinstance(error, StoreRejectedError) and self._breaker.reason is None:
+            cause = error.__cause__ or error
             self._breaker.record_failure(failure_reason(cause), failure_text(cause, self._redis))
 
     async def _keep_inbox(self) -> None:

@@ -5,9 +5,8 @@ import asyncio
 from redis.exceptions import MaxConnectionsError
 
 from mcp_eventscope.cancellation import cancel_task
-from mcp_eventscope.errors import StoreUnavailableError
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.client import AnyRedis, failure_reason, failure_text, map_redis_errors
+from mcp_eventscope.redis.client import AnyRedis, call
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.root import scripts
 from mcp_eventscope.redis.root.replay import ReplayCursor
@@ -46,14 +45,8 @@ class ChunkReader:
         Raises:
             StoreError: Redis could not be read.
         """
-        try:
-            async with self._reads:
-                with map_redis_errors("read from", self._redis):
-                    return await self._read(keys, cursor, stream_id)
-        except StoreUnavailableError as error:
-            cause = error.__cause__ or error
-            self._breaker.record_failure(failure_reason(cause), failure_text(cause, self._redis))
-            raise
+        async with self._reads:
+            return await call("read from", self._redis, self._breaker, lambda: self._read(keys, cursor, stream_id))
 
     async def _read(self, keys: Keys, cursor: EventId, stream_id: StreamId | None) -> scripts.Chunk:
         while True:

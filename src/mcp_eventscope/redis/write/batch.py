@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from typing import Protocol
 
+from mcp_eventscope.redis.limits import PROBE_SECONDS
+
 BATCH_BYTES = 128 * 1024
 """Payload bytes after which a batch is closed. A larger event is sent alone, so only its transfer delays others."""
 
@@ -74,23 +76,34 @@ class BatchSource(Protocol):
 
 
 class Probe(Batch):
-    """A `PING`, which checks whether Redis answers in time."""
+    """A small write, which checks whether Redis accepts writes, and answers in time.
 
-    __slots__ = ()
+    A full Redis, a replica, and one that refuses this user's keys all answer a `PING`.
+
+    Args:
+        key: The key, which expires within a minute.
+    """
+
+    __slots__ = ("_arguments",)
+
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self._arguments: list[str | bytes] = ["SET", key, "", "EX", str(PROBE_SECONDS)]
 
     def packed(self, *, as_eval: bool) -> list[bytes]:
         """Encode the command as bytes for the wire."""
-        return [b"*1\r\n$4\r\nPING\r\n"]
+        texts = [each.encode() if isinstance(each, str) else each for each in self._arguments]
+        return [b"*%d\r\n" % len(texts), *(b"$%d\r\n%b\r\n" % (len(text), text) for text in texts)]
 
     def arguments(self, *, as_eval: bool) -> list[str | bytes]:
         """Encode the command as arguments."""
-        return ["PING"]
+        return self._arguments
 
     def acknowledge(self, reply: bytes, seconds: float) -> None:
         """Do nothing: any reply is sufficient."""
 
     def refuse(self, error: str) -> bool:
-        """Do nothing: a `PING` is retried."""
+        """Do nothing: the write is retried."""
         return False
 
     def abandon(self) -> None:

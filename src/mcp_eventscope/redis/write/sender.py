@@ -44,21 +44,24 @@ class Sender:
         breaker: Records failures and replies. While it is open, the sender probes Redis until it answers.
         observers: Called with each `BatchRetried`.
         reconnected: Called when a connection is open after another one broke.
+        probe_key: Returns the key of this worker's probes.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - constructed in one place
         self,
         redis: AnyRedis,
         sources: Sequence[BatchSource],
         breaker: CircuitBreaker,
         observers: Observers,
         reconnected: Callable[[], None],
+        probe_key: Callable[[], str],
     ) -> None:
         self._redis = redis
         self._sources = sources
         self._breaker = breaker
         self._observers = observers
         self._reconnected = reconnected
+        self._probe_key = probe_key
         self._transport: Transport | None = None
         self._lingering: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -125,7 +128,7 @@ class Sender:
                     if self.idle:
                         await asyncio.sleep(LAST_RETRY if probes else 0)
                         probes += 1
-                        self._retry_queue.append((Probe(), False))
+                        self._retry_queue.append((Probe(self._probe_key()), False))
                     await self._exchange(self._transport)
                 except Exception as error:  # noqa: BLE001 - pending events must stay pending after any failure
                     await self._on_failure(error)
