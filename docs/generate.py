@@ -1,6 +1,5 @@
 """Write the generated pages: `python docs/generate.py`. Tests check that they are current."""
 
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +22,8 @@ HEAD = """# Metrics, spans and log events
 <!-- Written by docs/generate.py from the catalog (mcp_eventscope/telemetry/catalog.py). Do not edit. -->
 
 Labels are closed sets. Ids of sessions, streams and events are in spans and logs only; a session id, which is a
-credential on a server without authentication, only as a short hash. The label `store` is the name in
-`InstrumentedEventStore(store, name=…)`, by default `default`.
+credential on a server without authentication, only as a short hash. The label `store` is the name of
+the server: `name=` in `http_app()`, `EventScope` and `InstrumentedEventStore`.
 
 A dimension has one name in all signals: a label and a log field `outcome`, a span attribute `eventscope.outcome`. The
 exception is `error.type`, a name of the semantic conventions: the label and the log field are `error_type`, with the
@@ -119,8 +118,8 @@ REDIS_HEAD = """
 ## The user in Redis
 
 At start, a worker tests whether Redis has every capability that the store needs, and otherwise logs
-`event_store.redis_limited` with the fix. These rules suffice for the `key_prefix` `mcp:`; `redis_stats_interval=` also
-needs `+dbsize +memory|usage +pttl +scan +type`:
+`event_store.redis_limited` with the fix. In `redis-cli`, this command creates a user with sufficient rights
+for the `key_prefix` `mcp:`; `redis_stats_interval=` also needs `+dbsize +memory|usage +pttl +scan +type`:
 
 ```
 """
@@ -128,7 +127,7 @@ needs `+dbsize +memory|usage +pttl +scan +type`:
 
 def settings_page() -> str:
     """The page of the environment variables."""
-    rules = textwrap.fill(f"ACL SETUSER mcp on >PASSWORD {self_test.acl_rules('mcp:')}", 116, break_on_hyphens=False)
+    rules = f"ACL SETUSER mcp on >PASSWORD {self_test.acl_rules('mcp:')}"
     return SETTINGS_HEAD + "".join(f"{row}\n" for row in _settings()) + REDIS_HEAD + rules + "\n```\n"
 
 

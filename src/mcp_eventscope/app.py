@@ -1,5 +1,7 @@
 """`http_app()`: a resumable MCP server over HTTP, with metrics and health endpoints."""
 
+import difflib
+import inspect
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
@@ -20,7 +22,7 @@ from mcp_eventscope.instrumentation import InstrumentedEventStore, check_store, 
 from mcp_eventscope.options import check_text, check_type
 from mcp_eventscope.scope import DEFAULT_NAME, EventScope
 from mcp_eventscope.sessions.manager import ResumableSessionManager
-from mcp_eventscope.settings import STORE_OPTIONS, UNSET, Unset, load, mistyped, variable
+from mcp_eventscope.settings import SIMILAR, STORE_OPTIONS, UNSET, Unset, load, mistyped, variable
 from mcp_eventscope.stop_signals import on_stop_signal
 from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry import catalog, catalog_start
@@ -183,6 +185,7 @@ def http_app(  # noqa: PLR0913 - the options of an application
         _check_given_store(event_store, scope, arguments, telemetry)
     if scope is not None:
         _check_given_scope(scope, arguments, telemetry)
+    _check_option_names(options)
     _check_framework_paths(options)
     application = build(mcp, options)
     app = application.app
@@ -304,6 +307,19 @@ def _check_given_scope(scope: object, arguments: Mapping[str, object], telemetry
 def _given(names: Iterable[str], arguments: Mapping[str, object]) -> list[str]:
     """The options among `names` that are given as arguments."""
     return [name for name in names if arguments[name] is not (UNSET if name == "ttl" else None)]
+
+
+def _check_option_names(options: Mapping[str, object]) -> None:
+    """Refuse a mistyped option, which the framework would call an option of its own function.
+
+    Raises:
+        TypeError: The name of an option resembles that of another one, and is not a keyword of a framework.
+    """
+    known = {*StreamableHTTPOptions.__annotations__, *inspect.signature(http_app).parameters}
+    for name in options.keys() - known:
+        if meant := difflib.get_close_matches(name, known, n=1, cutoff=SIMILAR):
+            msg = f"{name} must be an option of http_app() or of the server's framework, got a name that is neither; "
+            raise TypeError(msg + f"write {meant[0]}=")
 
 
 def _check_framework_paths(options: Mapping[str, object]) -> None:

@@ -42,7 +42,7 @@ class Number:
     def range(self) -> str:
         """The range in words."""
         unit = f" {self.unit}" if self.unit else ""
-        if self.whole and self.most == inf:
+        if self.most == inf:
             return f"at least {_shown(self.least)}{unit}"
         return f"between {_shown(self.least)} and {_shown(self.most)}{unit}"
 

@@ -27,8 +27,8 @@ DEFAULT_PREFIX = "mcp:"
 """The prefix of every key in Redis."""
 DEFAULT_TTL = 3600
 """Seconds that events are kept: twice the SDK's session idle timeout."""
-_SIMILAR = 0.85
-"""The similarity from which a variable counts as mistyped: one wrong, missing or swapped character, or two in ten."""
+SIMILAR = 0.85
+"""The similarity from which a name counts as mistyped: one wrong, missing or swapped character, or two in ten."""
 NEVER = "none"
 """The text that stands for None in the environment, where None has a meaning of its own."""
 
@@ -156,7 +156,7 @@ def mistyped() -> dict[str, str]:
     """
     known = {variable(option) for option in Settings.model_fields}
     unknown = (name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
-    meant = {name: difflib.get_close_matches(name.upper(), known, n=1, cutoff=_SIMILAR) for name in unknown}
+    meant = {name: difflib.get_close_matches(name.upper(), known, n=1, cutoff=SIMILAR) for name in unknown}
     return {name: found[0] for name, found in meant.items() if found}
 
 

@@ -166,7 +166,7 @@ MAKERS: dict[str, tuple[Callable[..., object], Callable[..., object], Cases]] = 
             **STORE,
             **TIMEOUTS,
             "metrics_port": (WHOLE[0], [*WHOLE[1], 65536]),
-            "metrics_host": ([5, b"::"], ["", " "]),
+            "metrics_host": ([5, b"::"], ["", " ", "not a host"]),
             "metrics_token": ([5, b"x"], ["", "a b", f"{SECRET}\n"]),
             "redis_stats_interval": (SECONDS[0], [*SECONDS[1], 0, inf]),
             **TELEMETRY,
@@ -402,3 +402,13 @@ def test_other_variable_of_the_prefix_is_not_logged(monkeypatch: pytest.MonkeyPa
     log = Recorder()
     make_app(logger=log)
     assert not log.named("event_store.setting_unknown")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"), [("ttll", "ttl"), ("redis_ulr", "redis_url"), ("stateless_htpp", "stateless_http")]
+)
+@pytest.mark.parametrize("server", [MCPServer, FastMCP])
+def test_mistyped_option_is_refused_with_the_right_one(server: Callable[[str], object], wrong: str, meant: str) -> None:
+    """The error of the framework would name a function that the user did not call."""
+    with pytest.raises(TypeError, match=rf"{wrong} must be an option of http_app\(\) .*; write {meant}="):
+        make_app(mcp=server("s"), **{wrong: 5})

@@ -11,7 +11,14 @@ from mcp.server.lowlevel.server import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
 import mcp_eventscope
-from mcp_eventscope import InstrumentedEventStore, RedisEventStore, ResumableSessionManager, http_app, metrics_app
+from mcp_eventscope import (
+    EventScope,
+    InstrumentedEventStore,
+    RedisEventStore,
+    ResumableSessionManager,
+    http_app,
+    metrics_app,
+)
 from mcp_eventscope.app import StreamableHTTPOptions
 
 
@@ -20,6 +27,7 @@ def test_package_exports_these_names_only() -> None:
     assert mcp_eventscope.__all__ == [
         "CorruptEventError",
         "EmbeddedUnavailableError",
+        "EventScope",
         "EventscopeError",
         "IncompatibleSDKError",
         "InstrumentedEventStore",
@@ -69,10 +77,30 @@ def test_unknown_name_is_an_attribute_error() -> None:
         (InstrumentedEventStore, ["store", "*name", "*registry", "*tracer_provider", "*meter_provider", "*logger"]),
         (metrics_app, ["registry", "*token"]),
         (
+            EventScope,
+            [
+                "name",
+                "*redis",
+                "*redis_url",
+                "*ttl",
+                "*key_prefix",
+                "*store_timeout",
+                "*backlog_bytes",
+                "*backlog_events",
+                "*max_session_bytes",
+                "*worker_lease",
+                "*registry",
+                "*tracer_provider",
+                "*meter_provider",
+                "*logger",
+            ],
+        ),
+        (
             http_app,
             [
                 "mcp",
                 "event_store",
+                "*scope",
                 "*redis_url",
                 "*ttl",
                 "*key_prefix",

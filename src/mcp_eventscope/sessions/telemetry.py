@@ -85,7 +85,8 @@ class SessionTelemetry:
         """
         for mode, on in (("stateless", stateless), ("json_response", json_response)):
             if on:
-                fix = f"serve without {mode} to let clients resume, or without an event store"
+                also = " (of http_app(): stateless_http=)" if mode == "stateless" else ""
+                fix = f"leave out {mode}={also} to let clients resume; none if they do not need to"
                 self._record(ResumptionDisabled(mode, fix))
         ttl = None if self._store is None or stateless else self._store.ttl
         if ttl is None:

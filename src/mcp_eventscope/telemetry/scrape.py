@@ -49,7 +49,7 @@ def check_host(option: str, host: object) -> None:
 
     Raises:
         TypeError: It is not a string.
-        ValueError: It is empty.
+        ValueError: It is empty, or contains spaces.
     """
     if not isinstance(host, str):
         msg = (
@@ -57,8 +57,9 @@ def check_host(option: str, host: object) -> None:
             f"leave it out for {LOOPBACK}"
         )
         raise TypeError(msg)
-    if not host.strip():
-        msg = f'{option} must not be empty, got {host!r}; pass "0.0.0.0" or "::" for all interfaces'
+    if len(host.split()) != 1:
+        problem = "not contain spaces" if host.strip() else "not be empty"
+        msg = f'{option} must {problem}, got {host!r}; pass "0.0.0.0" or "::" for all interfaces'
         raise ValueError(msg)
 
 
