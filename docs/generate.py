@@ -90,11 +90,15 @@ def _spans() -> Iterator[str]:
 
 
 def _logs() -> Iterator[str]:
-    yield from ("## Log events", "", "Within a trace, each has `trace_id` and `span_id`.", "")
+    yield from ("## Log events", "", LOGS, "")
     yield from ("| event | level | fields | |", "|---|---|---|---|")
     for event in catalog.LOG_EVENTS:
         yield f"| `{event.name}` | {event.level} | {', '.join(f'`{name}`' for name in event.fields)} | {event.help} |"
 
+
+LOGS = """Within a trace, each has `trace_id` and `span_id`. Without structlog they go to the standard library's logger
+`mcp_eventscope`, where Python shows warnings and errors only. To see the others, too, configure logging, for example
+with `logging.basicConfig(level=logging.INFO)`."""
 
 SETTINGS_HEAD = """# Settings from the environment
 
