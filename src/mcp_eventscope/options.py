@@ -111,7 +111,7 @@ def check_text(option: str, value: object, example: str, fix: str) -> None:
 
     Raises:
         TypeError: It is not a string.
-        ValueError: It is blank.
+        ValueError: It is blank, or no Unicode.
     """
     if not isinstance(value, str):
         msg = f"{option} must be a string such as {example}, got {given(value)}; convert it with str()"
@@ -119,6 +119,24 @@ def check_text(option: str, value: object, example: str, fix: str) -> None:
     if not value.strip():
         msg = f"{option} must not be empty, got {value!r}; {fix}"
         raise ValueError(msg)
+    check_unicode(option, value)
+
+
+def check_unicode(option: str, text: str) -> None:
+    """Validate that a text can be sent to Redis. A variable with bytes that are no UTF-8 has surrogates instead.
+
+    Args:
+        option: The name in the error.
+        text: The value.
+
+    Raises:
+        ValueError: It has surrogates.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        msg = f"{option} must be valid Unicode, got bytes that are no UTF-8; correct the encoding of the text"
+        raise ValueError(msg) from None
 
 
 def check_logger(option: str, logger: object) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import anyio
 import httpx2
@@ -17,6 +18,7 @@ from redis import asyncio as aioredis
 
 from benchmarks.e2e.delay_proxy import distant
 from mcp_eventscope import ResumableSessionManager, http_app
+from mcp_eventscope.sessions.transport import ResumableTransport
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
 from support.chaos import check_session, content_of, on_url, open_session
 from support.controlled_server import ControlledServer
@@ -128,6 +130,82 @@ async def test_full_worker_refuses_to_adopt_a_session(valkey_url: str, connect: 
         await second.delete()
         await check_session(adopted)
         assert b.sessions == 1
+
+
+async def test_full_worker_ends_a_session_of_another_worker(valkey_url: str, connect: Connect) -> None:
+    """An end needs no room, and frees some on the other worker."""
+    async with two(valkey_url, max_sessions=1) as (a, b):
+        first, second = connect(a.url), connect(b.url)
+        await first.initialize()
+        await second.initialize()
+        assert await on_url(first, b.url).delete() == 200
+        await until(lambda: not a.sessions)
+        assert (await answer_of(first))[0] == 404
+        await check_session(second)
+
+
+async def test_session_adopted_again_survives_the_end_of_its_first_transport(valkey_url: str, connect: Connect) -> None:
+    """A transport is discarded twice: at its end, and with its task, which may end late."""
+    async with two(valkey_url) as (a, b):
+        client = await open_session(connect, a.url)
+        manager = a.controlled.mcp.session_manager
+        assert isinstance(manager, ResumableSessionManager)
+        first = manager._server_instances[client.session or ""]
+        await manager._discard_session(client.session or "", first)
+        await check_session(client)
+        second = manager._server_instances[client.session or ""]
+        assert second is not first
+        await manager._discard_session(client.session or "", first)
+        assert manager._server_instances[client.session or ""] is second
+        assert client.session in manager._registry.records, "it is renewed"
+        await check_session(client)
+        assert await on_url(client, b.url).delete() == 200
+        await until(lambda: not a.sessions)
+        assert (await answer_of(client))[0] == 404
+
+
+async def test_session_whose_calls_wait_for_an_absent_client_is_idle(valkey_url: str, connect: Connect) -> None:
+    """Otherwise clients that vanish before they answer would fill the worker."""
+    async with two(valkey_url, session_idle_timeout=1) as (a, _):
+        clients = [await open_session(connect, a.url) for _ in range(2)]
+        for client in clients:
+            async with client.call(1, "ask") as response:
+                stream = events(response)
+                while not (event := await anext(stream)).data or event.message.get("method") != "elicitation/create":
+                    pass
+        await until(lambda: not a.sessions)
+
+
+async def test_standalone_stream_that_never_begins_is_forgotten(
+    valkey_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client may leave while its cursor is created."""
+
+    def leave(_: str) -> NoReturn:
+        raise anyio.BrokenResourceError
+
+    async with two(valkey_url) as (a, _):
+        client = await open_session(connect, a.url)
+        transport = a.controlled.mcp.session_manager._server_instances[client.session or ""]
+        assert isinstance(transport, ResumableTransport)
+        monkeypatch.setattr(transport.view, "connecting", leave)
+        async with client.get() as response:
+            assert response.status_code == 500
+        assert not transport.view._opened
+
+
+async def test_refused_resume_leaves_the_live_stream_open(valkey_url: str, connect: Connect) -> None:
+    """A request without the header for streams is refused before it replaces an older connection."""
+    async with two(valkey_url) as (a, _):
+        client = await open_session(connect, a.url)
+        async with client.call(1, "steps", name="w") as response:
+            stream = events(response)
+            primed = await anext(stream)
+            headers = {**client._headers(), "accept": "application/json", "last-event-id": primed.id}
+            refused = await client.http.get(client.url, headers=headers)
+            assert refused.status_code == 406
+            a.controlled.finish("w")
+            assert content_of([event async for event in stream][-1]) == "0 steps"
 
 
 async def test_idle_session_ends_only_where_it_is_idle(valkey_url: str, connect: Connect) -> None:
@@ -350,9 +428,10 @@ async def test_session_of_another_audience_on_one_redis_is_not_found(
         client = connect(a.url, authorization="Bearer alice@calc")
         await client.initialize()
         for token in ("alice@mail", "alice"):
-            other = connect(b.url, authorization=f"Bearer {token}")
-            other.session = client.session
-            await check_apart(client, other, redis_client)
+            for worker in (b, a):
+                other = connect(worker.url, authorization=f"Bearer {token}")
+                other.session = client.session
+                await check_apart(client, other, redis_client)
         await check_session(on_url(client, b.url))
 
 

@@ -70,12 +70,20 @@ def test_connect_with_unknown_url_option_is_refused(option: str) -> None:
     assert "hunter2" not in str(refused.value)
 
 
+@pytest.mark.parametrize("option", ["max_connections=7", "socket_timeout=0", "socket_timeout=-1", "socket_timeout=inf"])
+def test_connect_with_url_option_that_stops_a_worker_is_refused(option: str) -> None:
+    """A blocking read would take the only connection, or no reply would come in time."""
+    with pytest.raises(ValueError, match=option.partition("=")[0]) as refused:
+        connect(f"redis://me:hunter2@127.0.0.1:1/0?{option}")
+    assert "hunter2" not in str(refused.value)
+
+
 async def test_connect_with_fewer_connections_than_callers_waits(valkey_url: str, key_prefix: str) -> None:
     """A caller waits for a free connection of the pool."""
-    async with connect(f"{valkey_url}?max_connections=1") as client:
+    async with connect(f"{valkey_url}?max_connections=8") as client:
         store = RedisEventStore(client, key_prefix=key_prefix, ttl=60)
-        appended = await asyncio.gather(*(store.append("1", None) for _ in range(20)))
-    assert len({each.event_id for each in appended}) == 20
+        appended = await asyncio.gather(*(store.append("1", None) for _ in range(60)))
+    assert len({each.event_id for each in appended}) == 60
 
 
 def test_address_of_sentinel_client_names_the_master() -> None:

@@ -195,7 +195,7 @@ async def test_manager_with_concurrent_requests_adopts_once(monkeypatch: pytest.
     async def ask(after: int) -> None:
         for _ in range(after):
             await anyio.lowlevel.checkpoint()
-        assert await other._prepare("session", None, "s", patient=False) is None
+        assert await other._prepare("session", None, "s", "POST") is None
         transport = other._server_instances["session"]
         assert isinstance(transport, ResumableTransport)
         assert transport._read_stream_writer is not None, "it is connected"

@@ -109,9 +109,9 @@ TIMEOUTS: Cases = {
     "worker_lease": (SECONDS[0], [*SECONDS[1], 0.5, inf]),
     "shutdown_timeout": (SECONDS[0], [*SECONDS[1], inf]),
 }
-PREFIXES: tuple[list[object], list[object]] = ([b"mcp:", 5], ["", " ", "{"])
+PREFIXES: tuple[list[object], list[object]] = ([b"mcp:", 5], ["", " ", "{", "\udcff:"])
 URLS: tuple[list[object], list[object]] = ([5, b"redis://h", True], ["", "redis://h/abc", "unix://"])
-NAMES: tuple[list[object], list[object]] = ([5, b"x"], ["", " "])
+NAMES: tuple[list[object], list[object]] = ([5, b"x"], ["", " ", "\udcff"])
 EVENT_STORES: list[object] = [5, "redis://h", RedisEventStore, FakeAsyncRedis()]
 MAKERS: dict[str, tuple[Callable[..., object], Callable[..., object], Cases]] = {
     "RedisEventStore": (

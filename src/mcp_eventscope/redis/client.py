@@ -3,6 +3,7 @@
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import TypeAlias, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
@@ -42,6 +43,8 @@ REPLY_TIMEOUT = 1.0
 """Reply timeout, in seconds, of a client created by `connect`. `?socket_timeout=…` in the URL overrides it."""
 ANSWER_TIMEOUT = 5.0
 """Maximum seconds of one operation, with any client: some clients wait forever, or retry for minutes."""
+LEAST_CONNECTIONS = 8
+"""The connections of a worker: three with blocking reads and a subscription, one with writes, and some for replays."""
 
 _SCHEMES = ("redis", "rediss", "unix")
 _SCHEME = re.compile(r"[a-z][a-z+-]*(?=://)")
@@ -116,6 +119,11 @@ def _option_problem(url: str) -> str | None:
         pool.connection_class(**pool.connection_kwargs)  # Only this validates the URL's options.
     except (ValueError, TypeError, AttributeError, RedisError):
         return f"have only options that redis-py supports, got another one or an invalid value; {_EXAMPLES}"
+    if pool.max_connections < LEAST_CONNECTIONS:
+        return f"allow at least {LEAST_CONNECTIONS} connections (max_connections), got fewer; leave it out for 50"
+    for option in ("socket_timeout", "socket_connect_timeout"):
+        if (seconds := pool.connection_kwargs.get(option)) is not None and not 0 < float(seconds) < inf:
+            return f"have a positive {option}, got another one; leave it out for the default"
     return None
 
 

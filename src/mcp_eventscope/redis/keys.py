@@ -3,6 +3,8 @@
 import re
 from urllib.parse import quote
 
+from mcp_eventscope.options import check_unicode
+
 _UNSAFE = re.compile(r"[\x00-\x20\x7f]")
 _HASH_TAG = re.compile(r"[^{}]*(\{[^{}]+\}[^{}]*)*")
 
@@ -28,11 +30,12 @@ def check_prefix(option: str, prefix: object) -> None:
         msg = f"{option} must not be empty, got '', or keys mix with those of other programs; use for example 'mcp:'"
         raise ValueError(msg)
     if _UNSAFE.search(prefix):
-        msg = f"{option} must not contain spaces or control characters, got {prefix!r}; use for example 'mcp:'"
+        msg = f"{option} must not contain spaces or control characters, got one; use for example 'mcp:'"
         raise ValueError(msg)
+    check_unicode(option, prefix)
     if not _HASH_TAG.fullmatch(prefix):
         msg = (
-            f"{option} must contain braces only as a complete hash tag, got {prefix!r}; write a pair of braces "
+            f"{option} must contain braces only as a complete hash tag, got others; write a pair of braces "
             "with text between them (Redis Cluster hashes that text), or no braces"
         )
         raise ValueError(msg)

@@ -128,6 +128,7 @@ class RedisSessionStore:
             fenced: Called with a stream whose request was answered in this worker's place. No further event of the
                 stream may be sent.
         """
+        self._queue.bound = self
         self._queue.on_ended, self._queue.on_fenced = ended, fenced
 
     def followed(self, stream_id: StreamId) -> None:
@@ -141,8 +142,12 @@ class RedisSessionStore:
             self._shared.writer.followed(run)
 
     def close(self) -> None:
-        """End this process's run of the standalone stream: it no longer serves the session."""
-        self._shared.writer.close(self._queue)
+        """End this process's run of the standalone stream: it no longer serves the session.
+
+        Nothing happens if another store has been bound meanwhile: this process serves the session again.
+        """
+        if self._queue.bound in (None, self):
+            self._shared.writer.close(self._queue)
 
     def for_session(self, session_id: str) -> Self:
         """Refuse: this is already the store of a session.

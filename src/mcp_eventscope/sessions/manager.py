@@ -5,6 +5,7 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from http import HTTPStatus
 from math import ceil, inf
 from typing import Any
 
@@ -23,7 +24,7 @@ from mcp.server.transport_security import TransportSecuritySettings
 from mcp.types import InitializeRequestParams
 from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mcp_eventscope.errors import CorruptEventError
 from mcp_eventscope.frameworks.fastmcp import refuse_inner
@@ -83,6 +84,8 @@ _RECONNECTS_PER_SECOND = 200
 """The rate at which the clients of a stopped worker return, since other workers adopt sessions beside their work."""
 _SPREAD_SECONDS = (1.0, 10.0)
 """The least and the most seconds over which they return. A user should not wait longer than that for a response."""
+_NO_SESSION = b"0" * 32
+"""The id of no session."""
 _FIRST_ERROR_STATUS = 400
 """HTTP statuses from here on are errors."""
 
@@ -362,8 +365,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             await super()._handle_stateful_request(scope, receive, send)
             return
         server = self._server_of(scope)
-        if refusal := await self._prepare(session_id, requestor, server, patient=scope["method"] == "GET"):
-            await refusal(scope, receive, send)
+        if answer := await self._prepare(session_id, requestor, server, scope["method"]):
+            await answer(scope, receive, send)
             return
         ending = scope["method"] == "DELETE" and session_id in self._server_instances
 
@@ -379,23 +382,22 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             self._renew_soon(session_id)
 
     async def _prepare(
-        self, session_id: str, requestor: AuthorizationContext | None, server: str, *, patient: bool
-    ) -> Response | None:
-        """Adopt the requestor's session if another worker serves it, or return a refusal.
+        self, session_id: str, requestor: AuthorizationContext | None, server: str, method: str
+    ) -> ASGIApp | None:
+        """Adopt the requestor's session if another worker serves it, or return an answer.
 
-        With `patient`, wait for Redis: a client that is refused twice stops resuming its stream.
+        A GET waits for Redis: a client that is refused twice stops resuming its stream. A DELETE succeeds even if this
+        worker has no room for the session.
         """
+        patient = method == "GET"
         if session_id in self._server_instances:
-            self._renew_soon(session_id)
-            self._telemetry.check(self, session_id, requestor)
-            return None
+            return self._check_served(session_id, requestor, server)
         owner = owner_of(requestor)
         record = await self._read_record(session_id, owner, server)
         began = anyio.current_time()
-        limits = {
-            UNREAD: _STREAM_WAIT_SECONDS if patient else 0,
-            "absent": _LATE_RECORD_SECONDS if self._registry.late else 0,
-        }
+        late = _LATE_RECORD_SECONDS if self._registry.late else 0
+        # As long for a session of another principal, which must not be told from an unknown one.
+        limits = {UNREAD: _STREAM_WAIT_SECONDS if patient else 0, "absent": late, "other": late, "other_server": late}
         while session_id not in self._server_instances:
             if anyio.current_time() - began >= limits.get(record.state, 0):
                 break
@@ -407,10 +409,31 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                 return _sdk_compat.unavailable("Session store temporarily unavailable; retry", retry_after=1)
             new = NewRecord(session_id, owner, record.handshake, server)
             if record.state == "live" and not await self._adopt(requestor, new):
+                if method == "DELETE":
+                    await self._registry.end(session_id)
+                    return Response(status_code=HTTPStatus.OK)
                 self._telemetry.refused(Refusal.LIMIT, session_id)
-                return _sdk_compat.unavailable("Too many open sessions")
-        self._telemetry.check(self, session_id, requestor, record.state)
+                return _sdk_compat.unavailable("Too many open sessions", retry_after=1)
+            self._telemetry.check(self, session_id, requestor, record.state)
+            return None
+        return self._check_served(session_id, requestor, server)
+
+    def _check_served(self, session_id: str, requestor: AuthorizationContext | None, server: str) -> ASGIApp | None:
+        """Check a request for a session that is served here; return the refusal of one for another audience."""
+        record = self._registry.records.get(session_id)
+        if record is not None and record.server != server:
+            self._telemetry.refused(Refusal.OTHER_SERVER, session_id)
+            return self._answer_unknown
+        if self._session_owners.get(session_id) == requestor:
+            self._renew_soon(session_id)
+        self._telemetry.check(self, session_id, requestor)
         return None
+
+    async def _answer_unknown(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as the SDK answers a request for a session that does not exist."""
+        name = MCP_SESSION_ID_HEADER.encode()
+        headers = [(key, _NO_SESSION if key.lower() == name else value) for key, value in scope["headers"]]
+        await super()._handle_stateful_request({**scope, "headers": headers}, receive, send)
 
     async def _read_record(self, session_id: str, owner: str, server: str) -> SessionRecord:
         """Read the record of a session; while Redis cannot be read, the one that its worker has announced."""
@@ -474,14 +497,15 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             if params is None:
                 return True
             transport = self._transport_of(self._store, session_id)
-            if requestor is not None:
-                self._session_owners[session_id] = requestor
-            self._registry.remember(record)
             await self._task_group.start(self._serve_adopted, session_id, transport, params)
             # Only now that it is connected: concurrent requests of the session would meet a transport without streams.
             if not transport.is_terminated:
+                if requestor is not None:
+                    self._session_owners[session_id] = requestor
+                self._registry.remember(record)
                 self._server_instances[session_id] = transport
                 self._telemetry.began(session_id, Origin.ADOPTED, record.handshake)
+                self._renew_soon(session_id)  # Another worker may have ended it since its record was read.
         return True
 
     async def _serve_adopted(
@@ -503,12 +527,19 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     # -- sessions that end --------------------------------------------------------------------------------------------
 
     async def _discard_session(self, session_id: str, transport: StreamableHTTPServerTransport) -> None:
-        """Discard the session here and answer its local requests. Other workers may continue it."""
-        self._telemetry.ended(session_id, transport, stopping=self._task_group is None)
-        self._registry.remove(session_id)
+        """Discard the session here and answer its local requests. Other workers may continue it.
+
+        A transport may be discarded twice, and the session may have been adopted again in between.
+        """
         if isinstance(transport, ResumableTransport):
             transport.view.close()
-        await super()._discard_session(session_id, transport)
+        if self._server_instances.get(session_id, transport) is transport:
+            self._telemetry.ended(session_id, transport, stopping=self._task_group is None)
+            self._registry.remove(session_id)
+            await super()._discard_session(session_id, transport)
+        elif not transport.is_terminated:
+            with anyio.CancelScope(shield=True):
+                await transport.terminate()
         if isinstance(transport, ResumableTransport):
             with anyio.CancelScope(shield=True), anyio.move_on_after(LEAVE_SECONDS):
                 await transport.view.give_up()

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from math import inf
 
@@ -103,7 +103,7 @@ class SessionRegistry:
             self._learned_bytes -= len(record.handshake) + _LEARNED_OVERHEAD
 
     def learned(self, session_id: str, *, owner: str, server: str) -> SessionRecord | None:
-        """The record that another worker announced; None if there was none.
+        """The record that another worker announced; None if there was none, or for another principal or server.
 
         Args:
             session_id: The session.
@@ -111,9 +111,7 @@ class SessionRegistry:
             server: The caller's server, as in `NewRecord`.
         """
         record = self._learned.get(session_digest(session_id))
-        if record is not None and record.server != server:
-            return SessionRecord("other_server")
-        return record if record is None or record.owner == owner else SessionRecord("other")
+        return record if record is not None and (record.owner, record.server) == (owner, server) else None
 
     def session_of(self, digest: str) -> str | None:
         """The session of a message, if it is served here."""
@@ -270,6 +268,7 @@ class LocalRegistry:
     shared = False
     late = False
     ttl = 0
+    records: Mapping[str, NewRecord] = {}
 
     def hold_lease(self, *_: object) -> AbstractAsyncContextManager[None]:
         """Do nothing."""

@@ -215,8 +215,9 @@ class ResumableTransport(StreamableHTTPServerTransport):
                 await response.leave()
             await super().handle_request(scope, receive, response)
         finally:
-            if self.view.busy and self.idle_scope is not None:
-                self.idle_scope.deadline = inf  # The result of a call waits for a client that is disconnected.
+            # The result of a call waits for a client that is disconnected, but a call does not wait for one for ever.
+            if self.view.working and self.idle_scope is not None:
+                self.idle_scope.deadline = inf
             self._responses.discard(response)
             with anyio.CancelScope(shield=True), anyio.move_on_after(_STREAM_END_SECONDS), suppress(Exception):
                 await response.end()
@@ -263,7 +264,14 @@ class ResumableTransport(StreamableHTTPServerTransport):
             name = parts[1]
         else:
             name = GET_STREAM_KEY
-            cursor = await self.view.open_standalone() if accepts_sse(request) else ""
+            cursor = ""
+        if not accepts_sse(request) or not await self._validate_request_headers(request, send):
+            if not accepts_sse(request):
+                await super()._handle_get_request(request, send)  # Refuses it.
+            return
+        opened = ""
+        if not cursor:
+            cursor = opened = await self.view.open_standalone()
             if cursor:
                 header = LAST_EVENT_ID_HEADER.encode()  # Replaces an empty one.
                 headers = [*(row for row in request.scope["headers"] if row[0] != header), (header, cursor.encode())]
@@ -271,8 +279,11 @@ class ResumableTransport(StreamableHTTPServerTransport):
         # Only the newest connection receives messages, because an older one may be half-open.
         self.stop(name)
         self._stopped(name)
-        with self.view.connecting(cursor):
-            await super()._handle_get_request(request, send)
+        try:
+            with self.view.connecting(cursor):
+                await super()._handle_get_request(request, send)
+        finally:
+            self.view.forget_opened(opened)
 
 
 async def _discard(_: EventMessage) -> None:

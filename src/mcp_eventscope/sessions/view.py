@@ -109,7 +109,8 @@ class SessionView(EventStore):
         """The requests that run here: stream name and request id, by the transport's stream id."""
         self.operations = Operations()
         """The requests that run here, for the telemetry."""
-        self._asked: set[str] = set()
+        self._asked: dict[str, StreamId] = {}
+        """The questions to the client without an answer: their request ids as text, with the transport's stream ids."""
         self._opened: set[EventId] = set()
         """Cursors of standalone streams that are opened rather than resumed."""
         self._closed = False
@@ -121,7 +122,7 @@ class SessionView(EventStore):
         self.ended: Callable[[], None] | None = None
         """Called when the session was ended on another worker."""
         self.rested: Callable[[], None] | None = None
-        """Called when the last running request has ended."""
+        """Called when no request is running here any more, or each one waits for an answer of the client."""
         store.bind(ended=self._ended, fenced=self._fenced)
 
     def _ended(self) -> None:
@@ -141,9 +142,17 @@ class SessionView(EventStore):
         """Whether a request is running here."""
         return bool(self._open)
 
+    @property
+    def working(self) -> bool:
+        """Whether a request is running here that does not wait for an answer of the client."""
+        waiting = set(self._asked.values())
+        return any(stream_id not in waiting for stream_id in self._open)
+
     def _close(self, stream_id: StreamId) -> tuple[str, RequestId] | None:
         """Remove a request that has ended; return its stream name and id."""
         found = self._open.pop(stream_id, None)
+        for question in [question for question, asker in self._asked.items() if asker == stream_id]:
+            del self._asked[question]
         if found is not None and not self._open and self.rested is not None:
             self.rested()
         return found
@@ -178,7 +187,9 @@ class SessionView(EventStore):
         """
         message = unwrapped(message)
         if isinstance(message, JSONRPCRequest):
-            self._asked.add(str(message.id))
+            self._asked[str(message.id)] = stream_id
+            if not self.working and self.rested is not None:
+                self.rested()  # Whether the session is idle depends on its client now.
         if stream_id == GET_STREAM_KEY:
             name = GET_STREAM_KEY
         else:
@@ -352,6 +363,10 @@ class SessionView(EventStore):
         self._opened.add(cursor)
         return cursor
 
+    def forget_opened(self, cursor: EventId) -> None:
+        """Forget the cursor of a standalone stream whose request has ended."""
+        self._opened.discard(cursor)
+
     def followed(self, name: str) -> None:
         """Store a stream's events without lingering, because a client follows it on another worker.
 
@@ -386,9 +401,7 @@ class SessionView(EventStore):
             True: a request here. False: a request on another worker, or an unknown one. None: no request.
         """
         if isinstance(message, JSONRPCResponse | JSONRPCError):
-            asked = str(message.id) in self._asked
-            self._asked.discard(str(message.id))
-            return asked
+            return self._asked.pop(str(message.id), None) is not None
         if not isinstance(message, JSONRPCNotification):
             return None
         params = message.params or {}

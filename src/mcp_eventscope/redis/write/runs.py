@@ -134,6 +134,7 @@ class SessionQueue:
 
     __slots__ = (
         "__weakref__",
+        "bound",
         "bytes",
         "ended",
         "events",
@@ -159,6 +160,8 @@ class SessionQueue:
         """Whether the session was ended, here or elsewhere."""
         self.opened = False
         """Whether a client has opened the session's standalone stream here."""
+        self.bound: object = None
+        """The store whose callbacks are called."""
         self.on_ended: Callable[[], None] | None = None
         """Called when a commit finds that the session was ended elsewhere."""
         self.on_fenced: Callable[[StreamId], None] | None = None

@@ -148,7 +148,7 @@ class SessionWriter:
 
     def close(self, session: SessionQueue) -> None:
         """Release a session. Only this ends its standalone run and the renewal of its keys."""
-        session.on_ended = session.on_fenced = None
+        session.bound = session.on_ended = session.on_fenced = None
         self._account.account(session)
         run = session.runs.pop(GET_STREAM_KEY, None)
         if run is not None:
@@ -532,11 +532,11 @@ class SessionWriter:
             self._forget(event, StoreOutcome.REFUSED)
         run.wake()
         session = run.session
-        if ended and not session.ended:
+        if ended:
             session.ended = True
-            if session.on_ended is not None:
+            if first and session.on_ended is not None:
                 session.on_ended()
-        elif not ended and first and session.on_fenced is not None:
+        elif first and session.on_fenced is not None:
             session.on_fenced(run.stream)
 
     def _take_pending(self, run: Run, events: list[PendingEvent]) -> None:
