@@ -3,11 +3,11 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
 
 import anyio
 import pydantic_core
 
+from mcp_eventscope.redis.blocking_read import wait_for_entries
 from mcp_eventscope.redis.client import ANSWER_TIMEOUT, AnyRedis, map_redis_errors
 from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import Keys
@@ -17,8 +17,6 @@ from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.store.coordination import MessageKind, WorkerMessage
 from mcp_eventscope.store.events import DropReason, MessagesDropped
 
-_BLOCK_SECONDS = 5.0
-"""Maximum seconds that Redis holds a read without messages."""
 _RETRY_SECONDS = 0.25
 """Seconds until a failed read is retried."""
 _ENTRIES = 100
@@ -90,21 +88,10 @@ class Inbox:
                 if arrived:
                     arrived = await self._receive(inbox, announcements, on_message)
                 if not arrived:
-                    arrived = await self._wait({each: self._read.get(each, _FIRST) for each in (inbox, announcements)})
+                    read = {each: self._read.get(each, _FIRST) for each in (inbox, announcements)}
+                    arrived = await wait_for_entries(self._redis, read)
             except Exception:  # noqa: BLE001 - messages wait in Redis; nothing else would read them
                 await asyncio.sleep(_RETRY_SECONDS)
-
-    async def _wait(self, read: dict[Any, Any]) -> bool:
-        """Return whether there are messages, once there are, or after a while."""
-        kwargs = getattr(getattr(self._redis, "connection_pool", None), "connection_kwargs", None)
-        if kwargs is None:
-            kwargs = self._redis.get_connection_kwargs()
-        limit = kwargs.get("socket_timeout")
-        # The client would take a longer silence for a failure.
-        seconds = _BLOCK_SECONDS if limit is None else min(limit / 2, _BLOCK_SECONDS)
-        with anyio.fail_after(seconds + ANSWER_TIMEOUT):
-            # Its reply has another shape with each version of client and protocol: only a script's is stable.
-            return bool(await self._redis.xread(read, count=1, block=max(1, round(seconds * 1000))))
 
     async def _receive(self, inbox: str, announcements: str, on_message: Callable[[WorkerMessage], None]) -> bool:
         """Handle what has arrived; returns whether there may be more."""

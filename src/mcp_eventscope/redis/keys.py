@@ -63,6 +63,7 @@ class Keys:
     {prefix}poller               STRING  in the root: the worker that polls statistics, until the key expires
     {prefix}{workers}:inbox:{worker}    STREAM  in the root: messages of other workers, with literal braces
     {prefix}{workers}:announcements     STREAM  in the root: what concerns all workers: sessions that begin and end
+    {prefix}changes              STREAM  in the root: batches of changes for subscriptions, numbered densely
     ```
 
     Args:
@@ -76,6 +77,7 @@ class Keys:
 
     __slots__ = (
         "announcements",
+        "changes",
         "counter",
         "index",
         "poller",
@@ -99,6 +101,7 @@ class Keys:
         self.announcements = f"{prefix}{{workers}}:announcements"
         self.poller = f"{prefix}poller"
         self.stored = f"{prefix}stored"
+        self.changes = f"{prefix}changes"
 
     def event(self, event_id: str) -> str:
         """The key of an event."""

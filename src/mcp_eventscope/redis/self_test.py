@@ -232,6 +232,7 @@ def _tries(names: Sequence[str]) -> list[Sequence[str]]:
         ("XADD", stream, "*", "a", "1"),
         ("EXPIRE", stream, _SECONDS),
         ("XRANGE", stream, "-", "+"),
+        ("XREVRANGE", stream, "+", "-"),
         ("XREAD", "STREAMS", stream, "0"),
         ("XTRIM", stream, "MAXLEN", "0"),
         ("UNLINK", *names),
