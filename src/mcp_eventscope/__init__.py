@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from mcp_eventscope.sdk_versions import SESSIONS, require_sdk
+from mcp_eventscope.sdk_versions import MODERN, SESSIONS, require_sdk
 
 if TYPE_CHECKING:
     from mcp_eventscope.app import http_app
@@ -21,16 +21,22 @@ if TYPE_CHECKING:
     from mcp_eventscope.redis.store import RedisEventStore
     from mcp_eventscope.scope import EventScope
     from mcp_eventscope.sessions.manager import ResumableSessionManager
+    from mcp_eventscope.subscriptions.ending import EndSubscriptionsOnStop
+    from mcp_eventscope.subscriptions.instrumented import InstrumentedSubscriptionBus
+    from mcp_eventscope.subscriptions.redis_bus import RedisSubscriptionBus
     from mcp_eventscope.telemetry.scrape import metrics_app
 
 __all__ = [
     "CorruptEventError",
     "EmbeddedUnavailableError",
+    "EndSubscriptionsOnStop",
     "EventScope",
     "EventscopeError",
     "IncompatibleSDKError",
     "InstrumentedEventStore",
+    "InstrumentedSubscriptionBus",
     "RedisEventStore",
+    "RedisSubscriptionBus",
     "ResumableSessionManager",
     "SessionsNotIsolatedWarning",
     "StoreError",
@@ -42,9 +48,12 @@ __all__ = [
 
 _MODULES = {
     "http_app": "app",
+    "EndSubscriptionsOnStop": "subscriptions.ending",
     "EventScope": "scope",
     "InstrumentedEventStore": "instrumentation",
+    "InstrumentedSubscriptionBus": "subscriptions.instrumented",
     "RedisEventStore": "redis.store",
+    "RedisSubscriptionBus": "subscriptions.redis_bus",
     "ResumableSessionManager": "sessions.manager",
     "metrics_app": "telemetry.scrape",
 }
@@ -52,6 +61,8 @@ _MODULES = {
 
 _SESSIONS = {"http_app", "ResumableSessionManager"}
 """The names that need the SDK's session manager. The others need its event store at most, which `store` checks."""
+_MODERN = {"EndSubscriptionsOnStop", "InstrumentedSubscriptionBus", "RedisSubscriptionBus"}
+"""The names that need revision 2026-07-28."""
 
 
 def __getattr__(name: str) -> object:
@@ -61,6 +72,8 @@ def __getattr__(name: str) -> object:
         raise AttributeError(msg)
     if name in _SESSIONS:
         require_sdk(name, SESSIONS)
+    if name in _MODERN:
+        require_sdk(name, MODERN)
     value: object = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
     globals()[name] = value
     return value

@@ -61,7 +61,7 @@ def negotiated_version(params: InitializeRequestParams) -> str:
     return requested if requested in SUPPORTED_PROTOCOL_VERSIONS else LATEST_HANDSHAKE_VERSION
 
 
-def close_subscriptions(_: object) -> None:
+async def end_subscriptions(_: object) -> None:
     """Do nothing: this SDK does not speak the revision with `subscriptions/listen`."""
 
 

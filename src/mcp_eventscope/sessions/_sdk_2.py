@@ -10,7 +10,6 @@ from mcp.server.connection import Connection
 from mcp.server.lowlevel.server import Server
 from mcp.server.runner import serve_connection
 from mcp.server.streamable_http import StreamableHTTPServerTransport, check_accept_headers
-from mcp.server.subscriptions import ListenHandler
 from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
 from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
 from mcp.shared.transport_context import TransportContext
@@ -23,6 +22,8 @@ from mcp_types.version import (
 )
 from starlette.requests import Request
 
+from mcp_eventscope.subscriptions.ending import end_subscriptions
+
 __all__ = [
     "DISPATCHER_ATTRIBUTES",
     "LATEST_HANDSHAKE_VERSION",
@@ -31,7 +32,7 @@ __all__ = [
     "MODERN_PROTOCOL_VERSIONS",
     "NO_REQUEST",
     "accepts_sse",
-    "close_subscriptions",
+    "end_subscriptions",
     "is_version_at_least",
     "missing",
     "negotiated_version",
@@ -53,13 +54,6 @@ def negotiated_version(params: InitializeRequestParams) -> str:
     """The protocol version of a session with these `initialize` parameters, as the SDK negotiates it."""
     known = params.protocol_version in HANDSHAKE_PROTOCOL_VERSIONS
     return params.protocol_version if known else LATEST_HANDSHAKE_VERSION
-
-
-def close_subscriptions(app: Server[Any]) -> None:
-    """Answer the `subscriptions/listen` streams of revision 2026-07-28."""
-    listen = app.get_request_handler("subscriptions/listen")
-    if listen is not None and isinstance(listen.handler, ListenHandler):
-        listen.handler.close()
 
 
 def missing() -> Iterator[str]:

@@ -221,7 +221,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._spread = min(max(least, len(served) / _RECONNECTS_PER_SECOND), most)
         for transport in served:
             self._task_group.start_soon(transport.drain)
-        _sdk_compat.close_subscriptions(self.app)
+        self._task_group.start_soon(_sdk_compat.end_subscriptions, self.app)
 
     def _reconnection_delay(self) -> int:
         """A random number of milliseconds after which a client should resume a stream that this worker has ended."""

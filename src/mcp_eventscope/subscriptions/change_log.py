@@ -93,7 +93,8 @@ class ChangeLog:
         number, epoch = await self._backend.call("write to", function)
         appended = Position(epoch, int(number), name)
         position = self.position
-        if position is not None and appended.epoch == position.epoch and appended.number > position.number:
+        # Of another epoch, its readers are repaired.
+        if position is None or (appended.epoch == position.epoch and appended.number > position.number):
             self._appended = appended
 
     async def read(self) -> Reading:
@@ -105,9 +106,10 @@ class ChangeLog:
             StoreError: Redis was not reached, or refused.
         """
         position, appended = self.position, self._appended
-        args: list[str | bytes | int] = [self._new_name()]
-        args += ["", "", ""] if position is None else [position.epoch, position.number, position.name]
-        args += ["", ""] if appended is None else [appended.number, appended.name]
+        known = position or appended
+        args: list[str | bytes | int] = [self._new_name(), "" if known is None else known.epoch]
+        for each in (position, appended):
+            args += ["", ""] if each is None else [each.number, each.name]
         args += [_BATCHES, KEPT_SECONDS]
         reply = await self._backend.call("read from", partial(_read, self._backend.redis, self._keys, args))
         self._backend.clock.synchronize(int(reply[0]))
@@ -145,20 +147,25 @@ def judge(position: Position | None, reply: Sequence[Any]) -> Reading:
     end = Position(epoch, int(number), name)
     if position is None:
         return Reading(end, None)
+    gap = None
     if lost:
-        return Reading(end, GapReason.ROLLED_BACK)
-    if end.epoch != position.epoch:
-        return Reading(end, GapReason.LOST)
-    if at_position != position.name:
-        return Reading(end, GapReason.TRIMMED if int(first) > position.number else GapReason.DAMAGED)
+        gap = GapReason.ROLLED_BACK
+    elif end.epoch != position.epoch:
+        gap = GapReason.LOST
+    elif at_position != position.name:
+        gap = GapReason.TRIMMED if int(first) > position.number else GapReason.DAMAGED
+    return _follow(position, entries, end) if gap is None else Reading(end, gap)
+
+
+def _follow(position: Position, entries: Sequence[Any], end: Position) -> Reading:
+    """Read entries of the log that must follow a position without a hole."""
     batches: list[tuple[bytes, bytes]] = []
-    reached = position
     for entry_id, fields in entries:
         found = _ID.fullmatch(entry_id)
-        if found is None or int(found[1]) != reached.number + 1 or fields[0:5:2] != [b"e", b"n", b"b"]:
+        if found is None or int(found[1]) != position.number + 1 or fields[0:5:2] != [b"e", b"n", b"b"]:
             return Reading(end, GapReason.DAMAGED)
-        reached = Position(fields[1], int(found[1]), fields[3])
-        if reached.epoch != position.epoch:
+        if fields[1] != position.epoch:
             return Reading(end, GapReason.LOST)
-        batches.append((reached.name, fields[5]))
-    return Reading(reached, None, tuple(batches), more=len(batches) == _BATCHES)
+        position = Position(fields[1], int(found[1]), fields[3])
+        batches.append((position.name, fields[5]))
+    return Reading(position, None, tuple(batches), more=len(batches) == _BATCHES)

@@ -47,6 +47,11 @@ class PublishFailure(StrEnum):
     UNSUPPORTED = "unsupported"
     """An event of an unknown type, which only streams of this worker receive."""
 
+    @property
+    def repeated(self) -> bool:
+        """Whether the changes stay pending, and are sent again."""
+        return self in {PublishFailure.UNREACHABLE, PublishFailure.REFUSED}
+
 
 @dataclass(frozen=True, slots=True)
 class Signalled:

@@ -115,8 +115,7 @@ def _chained(first: ServerEvent, others: Iterator[ServerEvent]) -> Iterator[Serv
 def _call(listener: Listener, event: ServerEvent) -> None:
     try:
         listener(event)
-    except Exception:
-        # As in the SDK: the other listeners and the publisher must not notice.
+    except Exception:  # noqa: BLE001 - as in the SDK: the other listeners and the publisher must not notice
         _log.exception("subscription listener raised")
 
 

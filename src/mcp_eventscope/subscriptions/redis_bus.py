@@ -90,6 +90,9 @@ class RedisSubscriptionBus:
         self._users = 0
         """How many `running()` blocks are open."""
         self._tasks: list[asyncio.Task[None]] = []
+        self._warned = False
+        self._changing = asyncio.Lock()
+        """Held while the tasks start or stop."""
         self._filled = asyncio.Event()
         self._positioned = asyncio.Event()
 
@@ -114,7 +117,7 @@ class RedisSubscriptionBus:
         elif self._tasks:
             self._add(event)
         else:
-            self._emit(NotRunning())
+            self._warn()
         self._emit(Signalled(SignalPath.LOCAL, self._listeners.deliver(event)))
         # As in the SDK: streams send between the events of a burst, instead of overflowing.
         await anyio.lowlevel.checkpoint()
@@ -129,8 +132,13 @@ class RedisSubscriptionBus:
             The function that removes it, which may be called twice.
         """
         if not self._tasks:
-            self._emit(NotRunning())
+            self._warn()
         return self._listeners.add(listener)
+
+    def _warn(self) -> None:
+        if not self._warned:
+            self._warned = True
+            self._emit(NotRunning())
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -142,30 +150,33 @@ class RedisSubscriptionBus:
         """
         self._users += 1
         try:
-            if not self._tasks:
-                self._start()
+            async with self._changing:
+                if not self._tasks:
+                    self._start()
             with anyio.move_on_after(self._backend.breaker.call_timeout):
                 await self._positioned.wait()
             yield
         finally:
             self._users -= 1
-            if not self._users:
-                await self._stop()
+            with anyio.CancelScope(shield=True):
+                async with self._changing:
+                    if not self._users:
+                        await self._stop()
 
     def _start(self) -> None:
-        self._positioned.clear()
+        # Of this event loop: the bus may have run in another one.
+        self._filled, self._positioned = asyncio.Event(), asyncio.Event()
         self._tasks = [
             asyncio.create_task(task, name=f"eventscope-changes-{name}")
             for name, task in (("read", self._read_loop()), ("send", self._send_loop()))
         ]
 
     async def _stop(self) -> None:
-        with anyio.CancelScope(shield=True):
-            for task in self._tasks:
-                await cancel_task(task)
-            with anyio.move_on_after(LEAVE_SECONDS), contextlib.suppress(Exception):
-                while self._pending:
-                    await self._send()
+        for task in self._tasks:
+            await cancel_task(task)
+        with anyio.move_on_after(LEAVE_SECONDS), contextlib.suppress(Exception):
+            while self._pending:
+                await self._send()
         self._tasks = []
         if lost := self._pending.clear():
             self._emit(PublishFailed(PublishFailure.SHUTDOWN, lost))
