@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import mcp_eventscope.testing
-from mcp_eventscope.testing import EventStoreConformance, SharedStoreConformance
+from mcp_eventscope.testing import EventStoreConformance, SharedStoreConformance, SharedSubscriptionBusConformance
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 TESTS = Path(__file__).parents[1]
@@ -111,12 +111,49 @@ SESSION_FAULTS_FOUND_BY = {
 }
 """The same for session stores."""
 
+BUS_FAULTS_FOUND_BY = {
+    "TestUnshared": [
+        "test_event_of_another_worker_arrives[tools]",
+        "test_events_of_both_workers_arrive_at_both",
+    ],
+    "TestForgetful": ["test_event_of_an_outage_arrives_afterwards"],
+    "TestRaising": ["test_event_of_an_outage_arrives_afterwards"],
+    "TestWaiting": ["test_event_of_an_outage_arrives_afterwards"],
+    "TestDeduplicating": ["test_change_after_a_signal_is_signalled_again"],
+    "TestBounded": ["test_burst_of_another_worker_arrives"],
+    "TestLate": ["test_listener_receives_the_changes_after_its_subscription"],
+    "TestAscii": [
+        "test_event_of_another_worker_arrives[resource beyond ASCII]",
+        "test_event_of_another_worker_arrives[resource with a lone surrogate]",
+    ],
+    "TestTruncating": [
+        "test_event_reaches_every_listener[resource with a long URI]",
+        "test_event_of_another_worker_arrives[resource with a long URI]",
+    ],
+    "TestReversed": ["test_events_keep_their_order"],
+    "TestReplaying": ["test_event_without_listeners_is_accepted"],
+    "TestKeyed": ["test_listener_may_subscribe_twice"],
+    "TestStrict": ["test_unsubscribed_listener_receives_nothing"],
+    "TestUncaught": ["test_listener_that_raises_is_isolated"],
+    "TestIterating": ["test_listeners_may_change_during_delivery"],
+    "TestGreedy": ["test_burst_does_not_overflow_a_stream"],
+    "TestCancellable": [
+        "test_cancelled_publisher_has_published",
+        "test_cancelled_publisher_reaches_other_workers",
+    ],
+}
+"""The same for buses."""
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stores", "found_by"),
-    [("faulty_stores.py", FOUND_BY), ("faulty_session_stores.py", SESSION_FAULTS_FOUND_BY)],
-    ids=["stores", "session stores"],
+    [
+        ("faulty_stores.py", FOUND_BY),
+        ("faulty_session_stores.py", SESSION_FAULTS_FOUND_BY),
+        ("faulty_subscription_buses.py", BUS_FAULTS_FOUND_BY),
+    ],
+    ids=["stores", "session stores", "buses"],
 )
 def test_suite_on_a_faulty_store_fails_the_tests_of_its_fault(stores: str, found_by: dict[str, list[str]]) -> None:
     """A store with a fault fails the tests that concern it."""
@@ -136,6 +173,13 @@ def test_suite_on_a_faulty_store_fails_the_tests_of_its_fault(stores: str, found
     )
     failed = {line.split(f"{stores}::")[1].split(" - ")[0] for line in re.findall("FAILED .*", run.stdout)}
     assert failed == tests, run.stdout + run.stderr
+
+
+def test_suite_of_buses_has_a_fault_for_each_check() -> None:
+    """No check of a bus passes whatever the bus does."""
+    checks = {name for name in dir(SharedSubscriptionBusConformance) if name.startswith("test_")}
+    found = {test.partition("[")[0] for tests in BUS_FAULTS_FOUND_BY.values() for test in tests}
+    assert found == checks
 
 
 def test_suite_example_of_the_documentation_runs() -> None:

@@ -36,7 +36,7 @@ _GAP_FIXES = {
 }
 _FAILURE_FIXES = {
     PublishFailure.UNREACHABLE: "make Redis reachable: the changes are sent when it is",
-    PublishFailure.REFUSED: "see event_store.redis_limited, and keep other programs from writing the key {prefix}changes",
+    PublishFailure.REFUSED: "see event_store.redis_limited; keep other programs from writing the key {prefix}changes",
     PublishFailure.OVERFLOW: _GAP_FIXES[GapReason.OVERFLOW],
     PublishFailure.SHUTDOWN: "stop workers only while Redis is reachable",
     PublishFailure.UNSUPPORTED: "publish the event types of mcp.server.subscriptions only",

@@ -1,4 +1,4 @@
-"""Conformance suites for event stores of the MCP SDK, bare or decorated (the extra `testing`).
+"""Conformance suites for event stores and buses of the MCP SDK, bare or decorated (the extra `testing`).
 
 A suite is a class of pytest tests to inherit, which tests the fixture `store`. It requires only the SDK's `EventStore`
 interface and AnyIO's pytest plugin, which comes with the SDK:
@@ -50,6 +50,9 @@ A store that differs on purpose overrides the test, with a reason:
 and stores in the background. It opens two stores on the same data: override its fixture `open_store`, and the hooks
 `outage` and `declare_dead` if the store supports these tests.
 
+`SubscriptionBusConformance` tests the fixture `bus`: any `SubscriptionBus`. `SharedSubscriptionBusConformance` opens
+several buses with the fixture `open_bus`, each of which acts as a worker; its hook `outage` is optional.
+
 `messages()` and `json_values()` are the Hypothesis strategies of the suites, for your own tests.
 """
 
@@ -66,6 +69,7 @@ pytest.register_assert_rewrite(
     "mcp_eventscope.testing.session_store",
     "mcp_eventscope.testing.sessions",
     "mcp_eventscope.testing.shared",
+    "mcp_eventscope.testing.subscriptions",
 )
 
 from mcp_eventscope.testing.collected import Collected, on_the_wire, replay  # noqa: E402 - after the lines above
@@ -74,16 +78,24 @@ from mcp_eventscope.testing.session_pair import OpenSessionStore, Pair, SessionR
 from mcp_eventscope.testing.session_store import SessionStoreConformance  # noqa: E402
 from mcp_eventscope.testing.shared import OpenStore, SharedStoreConformance  # noqa: E402
 from mcp_eventscope.testing.strategies import json_values, messages  # noqa: E402
+from mcp_eventscope.testing.subscriptions import (  # noqa: E402
+    OpenBus,
+    SharedSubscriptionBusConformance,
+    SubscriptionBusConformance,
+)
 
 __all__ = [
     "Collected",
     "EventStoreConformance",
+    "OpenBus",
     "OpenSessionStore",
     "OpenStore",
     "Pair",
     "SessionRoot",
     "SessionStoreConformance",
     "SharedStoreConformance",
+    "SharedSubscriptionBusConformance",
+    "SubscriptionBusConformance",
     "json_values",
     "messages",
     "on_the_wire",
