@@ -20,9 +20,12 @@ local function last_entry()
   return redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 end
 
+local function name_of(entry)
+  return entry and entry[2][4] or '' -- Another program's entry may have fewer fields.
+end
+
 local function name_at(number)
-  local entry = redis.call('XRANGE', KEYS[1], number .. '-0', number .. '-0')[1]
-  return entry and entry[2][4] or ''
+  return name_of(redis.call('XRANGE', KEYS[1], number .. '-0', number .. '-0')[1])
 end
 
 local last = last_entry()
@@ -56,6 +59,6 @@ if ARGV[3] ~= '' then
 end
 return {
   string.format('%.0f', time[1] * 1000000 + time[2]), lost,
-  string.format('%.0f', number_of(first)), string.format('%.0f', number_of(last)), last[2][2], last[2][4],
+  string.format('%.0f', number_of(first)), string.format('%.0f', number_of(last)), last[2][2], name_of(last),
   ARGV[3] == '' and '' or name_at(ARGV[3]), behind,
 }
