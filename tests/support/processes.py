@@ -18,7 +18,7 @@ from mcp_eventscope.settings import URL_VARIABLE
 from support.http_client import NO_TLS
 from support.servers import HOST, free_port, text_of
 from support.waiting import CEILING, eventually, slowness
-from support.worker_app import CONTROL_VARIABLE, OPTIONS_VARIABLE, SPANS_VARIABLE, serve
+from support.worker_app import CONTROL_VARIABLE, DEFAULT_APP, OPTIONS_VARIABLE, SPANS_VARIABLE, serve
 
 LEASE = min(max(1.0, slowness() / 2), 4.0)
 """Seconds. Longer on a busy machine, where processes renew it late."""
@@ -36,17 +36,26 @@ class WorkerProcess:
     Args:
         redis_url: Where events go.
         control_url: The Redis that controls its tools.
-        graceful: Seconds that running requests get when it is asked to stop.
+        graceful: Seconds that running requests get when it is asked to stop; None: no limit.
+        app: The factory of its application.
         spans: A file that it writes its spans to; None: it has no tracing.
         options: For `http_app`.
     """
 
     def __init__(
-        self, redis_url: str, control_url: str, *, graceful: int = 1, spans: Path | None = None, **options: object
+        self,
+        redis_url: str,
+        control_url: str,
+        *,
+        graceful: int | None = 1,
+        app: str = DEFAULT_APP,
+        spans: Path | None = None,
+        **options: object,
     ) -> None:
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"
         self._graceful = graceful
+        self._app = app
         self._environment = {
             URL_VARIABLE: redis_url,
             CONTROL_VARIABLE: control_url,
@@ -74,7 +83,7 @@ class WorkerProcess:
         self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115 - closed at the next start, or with us
         # A daemon: it is ended with us, whatever becomes of the test.
         self._process = _FORKSERVER.Process(
-            target=serve, args=(self._environment, self._log.name, self.port, self._graceful), daemon=True
+            target=serve, args=(self._environment, self._log.name, self.port, self._graceful, self._app), daemon=True
         )
         self._process.start()
 
@@ -140,7 +149,10 @@ def worker_processes(
     count: int, redis_url: str, control_url: str, *, graceful: int = 1, **options: object
 ) -> Iterator[list[WorkerProcess]]:
     """Some workers, which end with the block. `revive` restarts them."""
-    workers = [WorkerProcess(redis_url, control_url, graceful=graceful, spans=None, **options) for _ in range(count)]
+    workers = [
+        WorkerProcess(redis_url, control_url, graceful=graceful, app=DEFAULT_APP, spans=None, **options)
+        for _ in range(count)
+    ]
     try:
         revive(workers)
         yield workers

@@ -32,6 +32,7 @@ from support.servers import HOST
 CONTROL_VARIABLE = "CHAOS_CONTROL_URL"
 OPTIONS_VARIABLE = "CHAOS_OPTIONS"
 SPANS_VARIABLE = "CHAOS_SPANS"
+DEFAULT_APP = "support.worker_app:app"
 
 
 class _Clock:
@@ -134,21 +135,22 @@ def _add_numbered_tools(mcp: MCPServer[object]) -> None:
         return f"{name} 0"
 
 
-def serve(environment: Mapping[str, str], log: str, port: int, graceful: int) -> None:
+def serve(environment: Mapping[str, str], log: str, port: int, graceful: int | None, app: str = DEFAULT_APP) -> None:
     """Serve until a signal ends the process: the entry point of a worker.
 
     Args:
         environment: Variables for this process.
         log: The file that it writes its output to.
         port: Where it listens.
-        graceful: Seconds that running requests get when it is asked to stop.
+        graceful: Seconds that running requests get when it is asked to stop; None: no limit.
+        app: The factory of its application.
     """
     os.environ |= environment
     with Path(log).open("ab") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
     uvicorn.run(
-        "support.worker_app:app",
+        app,
         factory=True,
         host=HOST,
         port=port,
