@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fakeredis import FakeAsyncRedis
 from mcp.server.streamable_http import REQUEST_CANCELLED
+from mcp.server.subscriptions import InMemorySubscriptionBus
 from mcp.types import INTERNAL_ERROR, INVALID_PARAMS
 from mcp_types import methods
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, KNOWN_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSIONS
@@ -15,12 +16,21 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
 import mcp_eventscope
-from mcp_eventscope import RedisEventStore
+from mcp_eventscope import InstrumentedSubscriptionBus, RedisEventStore
 from mcp_eventscope.redis.self_test import Capability
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE, REQUEST_ORPHANED
 from mcp_eventscope.store.messages import MessageType
 from mcp_eventscope.store.results import FollowEnd, Miss
-from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, catalog_start, declarations, facts
+from mcp_eventscope.subscriptions.facts import GapReason, PublishFailure, SignalPath
+from mcp_eventscope.telemetry import (
+    catalog,
+    catalog_resumes,
+    catalog_sessions,
+    catalog_start,
+    catalog_subscriptions,
+    declarations,
+    facts,
+)
 from support.binaries import promtool_problems
 from telemetry.conftest import Scope
 
@@ -43,6 +53,7 @@ def test_exposed_is_declared(scope: Scope, redis: FakeAsyncRedis) -> None:
 def test_every_child_is_there_before_anything_happens(scope: Scope, redis: FakeAsyncRedis) -> None:
     """Every child is exposed at 0, so that alerts see the first increase; unknown values are absent, not 0."""
     scope.instrument(RedisEventStore(redis, ttl=60))
+    InstrumentedSubscriptionBus(InMemorySubscriptionBus(), registry=scope.registry)
     shown = exposed(scope.registry)
     for metric in catalog.METRICS:
         expected = 0 if metric.polled or metric is catalog_start.REDIS_CAPABILITY else 1
@@ -87,8 +98,11 @@ def test_names_keep_the_conventions() -> None:
         (catalog_sessions.SESSION_END_REASON, facts.SessionEnd),
         (catalog_sessions.REFUSAL_REASON, facts.Refusal),
         (catalog_start.CAPABILITY, Capability),
+        (catalog_subscriptions.SIGNAL_PATH, SignalPath),
+        (catalog_subscriptions.GAP_REASON, GapReason),
+        (catalog_subscriptions.PUBLISH_FAILURE, PublishFailure),
     ],
-    ids=["message_type", "reason", "origin", "end", "refusal", "capability"],
+    ids=["message_type", "reason", "origin", "end", "refusal", "capability", "path", "gap", "failure"],
 )
 def test_labels_are_the_facts(label: declarations.Label, enum: type[StrEnum]) -> None:
     """The values of a label are those of the store's enum."""

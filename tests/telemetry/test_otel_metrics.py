@@ -38,6 +38,7 @@ from mcp_eventscope.telemetry.facts import OperationEnded, SessionEnd, SessionEn
 from mcp_eventscope.telemetry.measurements import RedisStatsMeasurement
 from support.boards import board_queries, rule_queries
 from support.logs import Recorder
+from support.subscription_story import subscription_story
 from telemetry.conftest import Scope
 from telemetry.otlp_translator import label_name, series_name
 
@@ -70,6 +71,7 @@ def provider(reader: InMemoryMetricReader) -> Iterator[MeterProvider]:
 @pytest.fixture
 def both(scope: Scope, provider: MeterProvider, redis: FakeAsyncRedis) -> InstrumentedEventStore:
     """A store with Prometheus and OpenTelemetry metrics."""
+    subscription_story(registry=scope.registry, meter_provider=provider, logger=scope.log)
     return InstrumentedEventStore(
         RedisEventStore(redis, ttl=60), registry=scope.registry, meter_provider=provider, logger=scope.log
     )

@@ -12,6 +12,7 @@ from mcp.server import MCPServer
 from mcp.server.lowlevel.server import Server
 from mcp.server.streamable_http import EventId, EventMessage, EventStore, StreamId
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.server.subscriptions import InMemorySubscriptionBus, SubscriptionBus
 from mcp.types import JSONRPCMessage
 from opentelemetry.metrics import get_meter_provider
 from opentelemetry.trace import get_tracer_provider
@@ -25,8 +26,11 @@ from structlog.typing import FilteringBoundLogger
 
 import mcp_eventscope
 from mcp_eventscope import (
+    EndSubscriptionsOnStop,
     InstrumentedEventStore,
+    InstrumentedSubscriptionBus,
     RedisEventStore,
+    RedisSubscriptionBus,
     ResumableSessionManager,
     http_app,
     metrics_app,
@@ -131,3 +135,17 @@ def errors(error: mcp_eventscope.StoreUnavailableError | mcp_eventscope.StoreRej
     of_the_library: mcp_eventscope.EventscopeError = of_the_store
     warning: type[Warning] = mcp_eventscope.SessionsNotIsolatedWarning
     del of_the_library, warning
+
+
+async def bus_of_the_sdk(client: Redis, server: MCPServer[None], app: Starlette) -> None:
+    """Both buses are buses of the SDK; any bus can be decorated; the middleware is one of Starlette's."""
+    bus = RedisSubscriptionBus(RedisEventStore(client).backend, max_pending=10, kept_batches=100, repair_seconds=0.5)
+    buses: list[SubscriptionBus] = [bus, InstrumentedSubscriptionBus(bus, name="shop")]
+    InstrumentedSubscriptionBus(InMemorySubscriptionBus())
+    MCPServer[None]("shop", subscriptions=buses[0])
+    running: AbstractAsyncContextManager[None] = bus.running()
+    async with running, InstrumentedSubscriptionBus(bus).running():
+        pass
+    app.add_middleware(EndSubscriptionsOnStop, server=server)
+    assert_type(EndSubscriptionsOnStop(app, server), EndSubscriptionsOnStop)
+    RedisSubscriptionBus(client)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]

@@ -192,6 +192,8 @@ def test_imported_package_is_the_installed_wheel() -> None:
     assert {path.name for path in (PACKAGE / "redis" / "lua").iterdir()} == {
         "account.lua",
         "answer.lua",
+        "changes_append.lua",
+        "changes_read.lua",
         "claim.lua",
         "commit.lua",
         "end.lua",

@@ -99,3 +99,11 @@ def test_architecture_links_lead_to_its_sections() -> None:
     linked = set(re.findall(r"\]\(#([^)]+)\)", drawn_paths.PAGE))
     assert linked
     assert linked <= anchors
+
+
+def test_subscriptions_example_runs() -> None:
+    """The example creates a server, as it stands; it connects to Redis only when it is served."""
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "subscriptions.md").read_text("utf-8"), re.DOTALL)
+    namespace: dict[str, object] = {}
+    exec(compile(example, "example", "exec"), namespace)  # noqa: S102 - it is ours
+    assert namespace["app"]

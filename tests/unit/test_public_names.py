@@ -12,9 +12,12 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
 import mcp_eventscope
 from mcp_eventscope import (
+    EndSubscriptionsOnStop,
     EventScope,
     InstrumentedEventStore,
+    InstrumentedSubscriptionBus,
     RedisEventStore,
+    RedisSubscriptionBus,
     ResumableSessionManager,
     http_app,
     metrics_app,
@@ -27,11 +30,14 @@ def test_package_exports_these_names_only() -> None:
     assert mcp_eventscope.__all__ == [
         "CorruptEventError",
         "EmbeddedUnavailableError",
+        "EndSubscriptionsOnStop",
         "EventScope",
         "EventscopeError",
         "IncompatibleSDKError",
         "InstrumentedEventStore",
+        "InstrumentedSubscriptionBus",
         "RedisEventStore",
+        "RedisSubscriptionBus",
         "ResumableSessionManager",
         "SessionsNotIsolatedWarning",
         "StoreError",
@@ -76,6 +82,12 @@ def test_unknown_name_is_an_attribute_error() -> None:
         ),
         (InstrumentedEventStore, ["store", "*name", "*registry", "*tracer_provider", "*meter_provider", "*logger"]),
         (metrics_app, ["registry", "*token"]),
+        (RedisSubscriptionBus, ["backend", "*max_pending", "*kept_batches", "*repair_seconds"]),
+        (
+            InstrumentedSubscriptionBus,
+            ["bus", "*name", "*registry", "*tracer_provider", "*meter_provider", "*logger"],
+        ),
+        (EndSubscriptionsOnStop, ["app", "server"]),
         (
             EventScope,
             [

@@ -30,7 +30,7 @@ _read = Script("changes_read.lua")
 class Position:
     """The last batch that was read or appended.
 
-    The name tells a batch from another one of the same number, which replaces it if Redis loses the first one.
+    The name distinguishes a batch from another one with its number, which replaces it if Redis loses the first one.
     """
 
     epoch: bytes

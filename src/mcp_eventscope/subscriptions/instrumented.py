@@ -66,13 +66,13 @@ class InstrumentedSubscriptionBus:
     """Wraps a bus, and emits metrics and logs of its streams, signals and gaps.
 
     It accepts any `SubscriptionBus` of the SDK, and shows more of a `RedisSubscriptionBus`. A telemetry sink that fails
-    is counted, and has no other effect. A publication makes no span: it waits for nothing.
+    is counted, and has no other effect. A publication makes no span, because it waits for nothing.
 
     Args:
         bus: The bus.
         name: The `store` label, as in `InstrumentedEventStore`.
         registry: The Prometheus registry; None: no Prometheus metrics.
-        tracer_provider: The tracer provider, for the ids of traces in log events; None: the global one.
+        tracer_provider: As in `InstrumentedEventStore`. The bus itself makes no spans.
         meter_provider: The meter provider of OpenTelemetry metrics, in addition to `registry`; None: none.
         logger: The logger, as in `InstrumentedEventStore`.
 
