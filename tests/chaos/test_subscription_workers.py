@@ -55,7 +55,7 @@ async def workers(started: list[WorkerProcess]) -> AsyncIterator[list[WorkerProc
 
 @dataclass
 class Listening:
-    """What the SDK's client receives on one stream."""
+    """The events that the SDK's client receives on one stream."""
 
     received: list[ServerEvent] = field(default_factory=list)
     ended: str = ""
@@ -132,7 +132,7 @@ async def _equals(worker: WorkerProcess, name: str, value: float) -> bool:
 
 
 async def test_frozen_worker_signals_its_streams_when_it_wakes_up(workers: list[WorkerProcess]) -> None:
-    """What the other workers have published meanwhile is not lost, and nothing is repaired."""
+    """Changes that other workers published in the meantime are not lost, and nothing is repaired."""
     frozen, *others = workers
     async with listening(frozen.url, "x:a", "x:b") as stream:
         frozen.freeze()
@@ -165,7 +165,7 @@ async def test_redis_that_restarts_empty_is_repaired_on_all_workers(
 
 
 async def test_client_of_a_killed_worker_listens_on_another_one(workers: list[WorkerProcess]) -> None:
-    """Its stream is lost, not ended; the new one is signalled what is published after its acknowledgement."""
+    """Its stream is lost, not ended; the new one is signalled each change after its acknowledgement."""
     async with listening(workers[0].url, "x:a") as stream:
         workers[0].kill()
         await until(lambda: stream.ended)

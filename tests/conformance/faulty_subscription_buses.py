@@ -71,7 +71,7 @@ class Unshared(NetworkBus):
 
 
 class Forgetful(NetworkBus):
-    """Drops what is published during an outage."""
+    """Drops the events of an outage."""
 
     def distribute(self, event: ServerEvent) -> None:
         """Send it now or never."""

@@ -73,7 +73,7 @@ async def test_signals_of_any_bus_are_counted(scope: Scope) -> None:
 
 
 async def test_signals_of_another_task_of_a_third_party_bus_are_remote(scope: Scope) -> None:
-    """What a bus delivers outside of a publication comes from elsewhere."""
+    """Deliveries outside of a publication come from elsewhere."""
     inner = InMemorySubscriptionBus()
     bus = instrument(scope, inner)
     bus.subscribe(lambda _: None)

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from mcp_eventscope import EndSubscriptionsOnStop
-from mcp_eventscope.subscriptions.ending import listen_handler
+from mcp_eventscope.subscriptions.ending import end_subscriptions, listen_handler
 from support.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -85,8 +85,17 @@ async def test_application_without_a_lifespan_notices_signals_from_its_first_req
     await until(lambda: handler.closed >= 2)
     assert handled == [signal.SIGTERM]
     app._unended.close()
-    assert app._ending is not None
-    app._ending.cancel()
+    assert app._stop_ending is not None
+    app._stop_ending()
+
+
+async def test_streams_end_before_the_call_returns() -> None:
+    """An application may stop its tasks right after the signal."""
+    handler = Handler()
+    stop = end_subscriptions(handler)
+    assert handler.closed == 1
+    stop()
+    stop()
 
 
 def test_middleware_passes_requests_through() -> None:

@@ -56,7 +56,7 @@ def test_changes_beyond_the_limit_become_one_of_everything() -> None:
 
 
 def test_changes_put_back_beyond_the_limit_become_one_of_everything() -> None:
-    """What was taken counts again."""
+    """Changes that were taken count again."""
     changes = pending(2, a=5, b=6)
     batch = changes.take()
     changes.add(C, 7)

@@ -56,6 +56,15 @@ def test_sessions_on_old_1_x_are_refused_by_name(name: str, monkeypatch: pytest.
         getattr(mcp_eventscope, name)
 
 
+@pytest.mark.parametrize("name", ["RedisSubscriptionBus", "InstrumentedSubscriptionBus", "EndSubscriptionsOnStop"])
+def test_parts_of_revision_2026_on_1_x_are_refused_by_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """These SDKs do not speak it; the package itself can be imported."""
+    monkeypatch.setattr(sdk_versions, "version", lambda _: "1.30.0")
+    monkeypatch.delitem(vars(mcp_eventscope), name, raising=False)
+    with pytest.raises(IncompatibleSDKError, match=rf"2\.2 or a later 2\.x for {name}, got 1\.30\.0"):
+        getattr(mcp_eventscope, name)
+
+
 def test_sdk_without_metadata_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A frozen application may contain the SDK without its metadata."""
 

@@ -141,5 +141,5 @@ def test_change_of_a_later_version_may_be_anything() -> None:
     ],
 )
 def test_event_is_supported_by_its_type(event: object, *, supported: bool) -> None:
-    """What has no form in Redis is recognized before it is pending."""
+    """An event without a form in Redis is recognized before it is pending."""
     assert is_supported(event) is supported

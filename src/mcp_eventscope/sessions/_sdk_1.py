@@ -5,7 +5,7 @@ its recorded handshake, and its requests to the client are renumbered on their w
 """
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -61,8 +61,9 @@ def negotiated_version(params: InitializeRequestParams) -> str:
     return requested if requested in SUPPORTED_PROTOCOL_VERSIONS else LATEST_HANDSHAKE_VERSION
 
 
-async def end_subscriptions(_: object) -> None:
+def end_subscriptions(_: object) -> Callable[[], None]:
     """Do nothing: this SDK does not speak the revision with `subscriptions/listen`."""
+    return lambda: None
 
 
 def missing() -> Iterator[str]:

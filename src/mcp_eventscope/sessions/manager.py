@@ -4,7 +4,7 @@ import contextlib
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from http import HTTPStatus
 from math import ceil, inf
 from typing import Any
@@ -168,6 +168,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._worker_lease = worker_lease
         self._shutdown_timeout = shutdown_timeout
         self._draining_since: float | None = None
+        self._ending = ExitStack()
+        """Stops what `drain` has begun."""
         self._spread = _SPREAD_SECONDS[0]
         self._name = app.name if name is None else name
         self._begun = False
@@ -221,7 +223,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._spread = min(max(least, len(served) / _RECONNECTS_PER_SECOND), most)
         for transport in served:
             self._task_group.start_soon(transport.drain)
-        self._task_group.start_soon(_sdk_compat.end_subscriptions, self.app)
+        self._ending.callback(_sdk_compat.end_subscriptions(self.app))
 
     def _reconnection_delay(self) -> int:
         """A random number of milliseconds after which a client should resume a stream that this worker has ended."""
@@ -233,6 +235,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         """Run as the SDK's manager does, with a worker lease if the store supports it."""
         self._begun = True
         async with AsyncExitStack() as stack:
+            stack.enter_context(self._ending)
             # The lease is released last, or other workers would answer requests whose events are about to be stored.
             await stack.enter_async_context(
                 self._registry.hold_lease(self._worker_lease, self._on_message, self._republish)

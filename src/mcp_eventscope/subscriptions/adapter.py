@@ -11,7 +11,7 @@ from mcp_eventscope.subscriptions.facts import Signalled, SignalPath
 from mcp_eventscope.subscriptions.protocol import Listener, Observer
 
 _publishing: ContextVar[bool] = ContextVar("mcp_eventscope_publishing", default=False)
-"""Whether the current task publishes: what a bus delivers in the meantime is local."""
+"""Whether the current task publishes: deliveries in the meantime are local."""
 
 
 class SubscriptionBusAdapter:

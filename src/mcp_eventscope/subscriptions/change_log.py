@@ -18,6 +18,8 @@ KEPT_BATCHES = 2048
 """Approximate maximum number of batches that Redis keeps, for workers that are frozen or cut off."""
 _BATCHES = 64
 """Maximum batches of one read."""
+_UNREAD = 1024
+"""Maximum number of own batches whose presence in Redis is checked."""
 _BLOCK_SECONDS = 2.0
 """Maximum seconds between two reads: if Redis loses its data without a broken connection, a read notices it."""
 _ID = re.compile(rb"([0-9]+)-0")
@@ -68,8 +70,11 @@ class ChangeLog:
         self._numbers = itertools.count(1)
         self.position: Position | None = None
         """The last batch that was read; None: the log was not read."""
-        self._appended: Position | None = None
-        """The last own batch beyond the position. Redis may lose it before any worker has read it."""
+        self._unread: dict[bytes, Position] = {}
+        """The own batches, by name, that Redis has acknowledged and this worker has not read, oldest first.
+
+        Redis may lose them before any worker has read them, and give their numbers to others.
+        """
 
     def is_own(self, name: bytes) -> bool:
         """Whether this worker has appended a batch."""
@@ -77,7 +82,8 @@ class ChangeLog:
 
     def forget(self) -> None:
         """Forget the position: changes are no longer read."""
-        self.position = self._appended = None
+        self.position = None
+        self._unread.clear()
 
     async def append(self, batch: bytes) -> None:
         """Append a batch. After an error it may or may not have been appended.
@@ -91,11 +97,9 @@ class ChangeLog:
         name = self._new_name()
         function = partial(_append, self._backend.redis, self._keys, [name, batch, self._kept, KEPT_SECONDS])
         number, epoch = await self._backend.call("write to", function)
-        appended = Position(epoch, int(number), name)
-        position = self.position
-        # Of another epoch, its readers are repaired.
-        if position is None or (appended.epoch == position.epoch and appended.number > position.number):
-            self._appended = appended
+        self._unread[name] = Position(epoch, int(number), name)
+        if len(self._unread) > _UNREAD:
+            del self._unread[next(iter(self._unread))]
 
     async def read(self) -> Reading:
         """Read the batches behind the position. The first read establishes the position, and returns none.
@@ -105,17 +109,23 @@ class ChangeLog:
         Raises:
             StoreError: Redis was not reached, or refused.
         """
-        position, appended = self.position, self._appended
-        known = position or appended
+        position = self.position
+        epoch = b"" if position is None else position.epoch
+        oldest = next((own for own in self._unread.values() if position is None or own.epoch == epoch), None)
+        known = position or oldest
         args: list[str | bytes | int] = [self._new_name(), "" if known is None else known.epoch]
-        for each in (position, appended):
+        for each in (position, oldest):
             args += ["", ""] if each is None else [each.number, each.name]
         args += [_BATCHES, KEPT_SECONDS]
         reply = await self._backend.call("read from", partial(_read, self._backend.redis, self._keys, args))
         self._backend.clock.synchronize(int(reply[0]))
         reading = judge(position, reply)
-        if appended is not None and appended.number <= reading.position.number and self._appended == appended:
-            self._appended = None
+        if oldest is not None and oldest.number <= reading.position.number:
+            self._unread.pop(oldest.name, None)  # The script has found it, or has begun another epoch.
+        for name, _ in reading.batches:
+            self._unread.pop(name, None)
+        if known is not None and known.epoch != reading.position.epoch:  # Which has every worker repaired.
+            self._unread = {name: own for name, own in self._unread.items() if own.epoch != known.epoch}
         return reading
 
     async def wait(self) -> None:

@@ -1,17 +1,15 @@
 """End open `subscriptions/listen` streams in good order when the worker is asked to stop."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import anyio
 from mcp.server import MCPServer
 from mcp.server.lowlevel.server import Server
 from mcp.server.subscriptions import ListenHandler
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mcp_eventscope.cancellation import cancel_task
 from mcp_eventscope.options import given
 from mcp_eventscope.stop_signals import on_stop_signal
 
@@ -32,8 +30,8 @@ def listen_handler(server: "MCPServer[Any] | Server[Any] | ListenHandler") -> Li
     return entry.handler if entry is not None and isinstance(entry.handler, ListenHandler) else None
 
 
-async def end_subscriptions(server: "MCPServer[Any] | Server[Any] | ListenHandler") -> None:
-    """End the open streams, and those that are still opened, until this is cancelled.
+def end_subscriptions(server: "MCPServer[Any] | Server[Any] | ListenHandler") -> Callable[[], None]:
+    """End the open streams, and those that are still opened, until the returned function is called.
 
     Each stream sends its pending changes, then its `SubscriptionsListenResult`, after which its client knows that the
     stream ended in good order (SEP-2575). Without it an ASGI server waits for the streams, and does not stop.
@@ -41,10 +39,21 @@ async def end_subscriptions(server: "MCPServer[Any] | Server[Any] | ListenHandle
     Args:
         server: The server, or its handler of `subscriptions/listen`.
     """
-    while True:
+    loop = asyncio.get_running_loop()
+    following: asyncio.TimerHandle | None = None
+
+    def end() -> None:
+        nonlocal following
+        following = loop.call_later(_INTERVAL_SECONDS, end)
         if (handler := listen_handler(server)) is not None:
             handler.close()
-        await anyio.sleep(_INTERVAL_SECONDS)
+
+    def stop() -> None:
+        if following is not None:
+            following.cancel()
+
+    end()
+    return stop
 
 
 class EndSubscriptionsOnStop:
@@ -82,12 +91,12 @@ class EndSubscriptionsOnStop:
         """Whether stop signals are noticed."""
         self._unended = ExitStack()
         """Of an application without a lifespan: signals are noticed until the process ends."""
-        self._ending: asyncio.Task[None] | None = None
+        self._stop_ending: Callable[[], None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or run the lifespan."""
         if scope["type"] == "lifespan":
-            async with self._watching():
+            with self._watching():
                 await self._app(scope, receive, send)
             return
         if not self._watched:
@@ -95,18 +104,18 @@ class EndSubscriptionsOnStop:
             self._unended.enter_context(on_stop_signal(self._end))
         await self._app(scope, receive, send)
 
-    @asynccontextmanager
-    async def _watching(self) -> AsyncIterator[None]:
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
         self._watched = True
         try:
             with on_stop_signal(self._end):
                 yield
         finally:
             self._watched = False
-            if self._ending is not None:
-                await cancel_task(self._ending)
-                self._ending = None
+            if self._stop_ending is not None:
+                self._stop_ending()
+                self._stop_ending = None
 
     def _end(self) -> None:
-        if self._ending is None:
-            self._ending = asyncio.create_task(end_subscriptions(self._server), name="eventscope-end-subscriptions")
+        if self._stop_ending is None:
+            self._stop_ending = end_subscriptions(self._server)

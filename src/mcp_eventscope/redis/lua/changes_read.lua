@@ -5,7 +5,7 @@
 -- ARGV[1]  a unique name for an epoch that begins
 -- ARGV[2]  the epoch of the next two; '' if there is neither
 -- ARGV[3]  number and ARGV[4] name of the last batch that was read; '' if none was
--- ARGV[5]  number and ARGV[6] name of the last batch that this worker has appended beyond that one; '' if none
+-- ARGV[5]  number and ARGV[6] name of the oldest batch that this worker has appended and not read; '' if none
 -- ARGV[7]  maximum number of batches; ARGV[8] seconds until the key expires
 -- Returns  { time in microseconds, 1 if batches were lost, first number, last number, its epoch, its name,
 --            name of the batch at the position or '', batches behind the position }
