@@ -23,6 +23,8 @@ LONGEST = (
     "test_redis_session_store.py",
     "test_conformance_suite.py",
     "test_multiprocess.py",
+    "test_subscription_workers.py",
+    "test_subscription_faults.py",
     "test_call_delivery.py",
     "test_root_outages.py",
     "test_outages_over_http.py",

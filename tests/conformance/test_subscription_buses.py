@@ -83,16 +83,17 @@ class TestRedisBusOnValkey(SharedSubscriptionBusConformance):
             await proxy.listen()
 
 
-class TestDecodingInstrumentedOnValkey(SharedSubscriptionBusConformance):
-    """The bus on a client that decodes responses, decorated."""
+class TestDecodingInstrumentedOnValkey(TestRedisBusOnValkey):
+    """The same on a client that decodes responses, decorated."""
 
     @pytest.fixture
-    def open_bus(self, valkey_url: str, key_prefix: str) -> OpenBus:
+    def open_bus(self, proxy: Proxy, key_prefix: str) -> OpenBus:
         """Open a bus with a client of its own."""
+        type(self).proxied = proxy
 
         @asynccontextmanager
         async def open_bus() -> AsyncIterator[SubscriptionBus]:
-            async with aioredis.Redis.from_url(valkey_url, decode_responses=True) as client:
+            async with aioredis.Redis.from_url(proxy.url, decode_responses=True) as client:
                 bare = RedisSubscriptionBus(RedisEventStore(client, key_prefix=key_prefix, ttl=TTL).backend)
                 bus = InstrumentedSubscriptionBus(bare, registry=CollectorRegistry())
                 async with bus.running():
