@@ -128,7 +128,7 @@ class RedisSessionStore:
             fenced: Called with a stream whose request was answered in this worker's place. No further event of the
                 stream may be sent.
         """
-        self._queue.bound = self
+        self._queue.bound, self._queue.ended = self, False  # If it has ended, the next commit reports it to this store.
         self._queue.on_ended, self._queue.on_fenced = ended, fenced
 
     def followed(self, stream_id: StreamId) -> None:

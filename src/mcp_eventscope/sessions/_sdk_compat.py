@@ -105,6 +105,7 @@ TRANSPORT_METHODS = (
     "_handle_post_request",
     "_mint_priming_event",
     "_run_sse_writer",
+    "_validate_request_headers",
 )
 """The private names of the SDK that this package uses beside `CALLS`. A test compares them with the source."""
 

@@ -532,11 +532,11 @@ class SessionWriter:
             self._forget(event, StoreOutcome.REFUSED)
         run.wake()
         session = run.session
-        if ended:
+        if ended and not session.ended:
             session.ended = True
-            if first and session.on_ended is not None:
+            if session.on_ended is not None:
                 session.on_ended()
-        elif first and session.on_fenced is not None:
+        elif not ended and first and session.on_fenced is not None:
             session.on_fenced(run.stream)
 
     def _take_pending(self, run: Run, events: list[PendingEvent]) -> None:
