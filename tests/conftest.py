@@ -25,6 +25,7 @@ LONGEST = (
     "test_multiprocess.py",
     "test_subscription_workers.py",
     "test_subscription_faults.py",
+    "test_request_state_answers.py",
     "test_call_delivery.py",
     "test_root_outages.py",
     "test_outages_over_http.py",

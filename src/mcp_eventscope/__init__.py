@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     )
     from mcp_eventscope.instrumentation import InstrumentedEventStore
     from mcp_eventscope.redis.store import RedisEventStore
+    from mcp_eventscope.request_state.instrumented import InstrumentedRequestState
+    from mcp_eventscope.request_state.store import RedisRequestState
     from mcp_eventscope.scope import EventScope
     from mcp_eventscope.sessions.manager import ResumableSessionManager
     from mcp_eventscope.subscriptions.ending import EndSubscriptionsOnStop
@@ -34,8 +36,10 @@ __all__ = [
     "EventscopeError",
     "IncompatibleSDKError",
     "InstrumentedEventStore",
+    "InstrumentedRequestState",
     "InstrumentedSubscriptionBus",
     "RedisEventStore",
+    "RedisRequestState",
     "RedisSubscriptionBus",
     "ResumableSessionManager",
     "SessionsNotIsolatedWarning",
@@ -51,8 +55,10 @@ _MODULES = {
     "EndSubscriptionsOnStop": "subscriptions.ending",
     "EventScope": "scope",
     "InstrumentedEventStore": "instrumentation",
+    "InstrumentedRequestState": "request_state.instrumented",
     "InstrumentedSubscriptionBus": "subscriptions.instrumented",
     "RedisEventStore": "redis.store",
+    "RedisRequestState": "request_state.store",
     "RedisSubscriptionBus": "subscriptions.redis_bus",
     "ResumableSessionManager": "sessions.manager",
     "metrics_app": "telemetry.scrape",
@@ -61,7 +67,13 @@ _MODULES = {
 
 _SESSIONS = {"http_app", "ResumableSessionManager"}
 """The names that need the SDK's session manager. The others need its event store at most, which `store` checks."""
-_MODERN = {"EndSubscriptionsOnStop", "InstrumentedSubscriptionBus", "RedisSubscriptionBus"}
+_MODERN = {
+    "EndSubscriptionsOnStop",
+    "InstrumentedRequestState",
+    "InstrumentedSubscriptionBus",
+    "RedisRequestState",
+    "RedisSubscriptionBus",
+}
 """The names that need revision 2026-07-28."""
 
 

@@ -13,6 +13,7 @@ from mcp_eventscope.options import Number
 from mcp_eventscope.redis import limits
 from mcp_eventscope.redis.client import check_url
 from mcp_eventscope.redis.keys import check_prefix
+from mcp_eventscope.request_state.secret import FILE_VARIABLE, VARIABLE
 from mcp_eventscope.sessions import settings as sessions
 from mcp_eventscope.sessions.manager import DEFAULT_FOLLOW_TIMEOUT
 from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE
@@ -23,6 +24,11 @@ from mcp_eventscope.telemetry.scrape import LOOPBACK, PORT, check_host
 PREFIX = "EVENTSCOPE_"
 URL_VARIABLE = f"{PREFIX}REDIS_URL"
 """The environment variable with the Redis URL, used without a store and a URL."""
+REQUEST_STATE_VARIABLES: Mapping[str, str] = {
+    VARIABLE: "secrets of `RedisRequestState`, each of at least 32 bytes, newest first, separated by commas or spaces",
+    FILE_VARIABLE: "the path of a file with these secrets, instead of the variable",
+}
+"""The variables that `RedisRequestState` reads, with a description of the valid values."""
 DEFAULT_PREFIX = "mcp:"
 """The prefix of every key in Redis."""
 DEFAULT_TTL = 3600
@@ -154,7 +160,7 @@ def mistyped() -> dict[str, str]:
 
     Others with the prefix are left alone: Kubernetes sets `EVENTSCOPE_…_SERVICE_HOST` for a service of such a name.
     """
-    known = {variable(option) for option in Settings.model_fields}
+    known = {variable(option) for option in Settings.model_fields} | {*REQUEST_STATE_VARIABLES}
     unknown = (name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     meant = {name: difflib.get_close_matches(name.upper(), known, n=1, cutoff=SIMILAR) for name in unknown}
     return {name: found[0] for name, found in meant.items() if found}

@@ -10,6 +10,7 @@ from typing import assert_type
 
 from mcp.server import MCPServer
 from mcp.server.lowlevel.server import Server
+from mcp.server.request_state import RequestStateSecurity
 from mcp.server.streamable_http import EventId, EventMessage, EventStore, StreamId
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.subscriptions import InMemorySubscriptionBus, SubscriptionBus
@@ -28,8 +29,10 @@ import mcp_eventscope
 from mcp_eventscope import (
     EndSubscriptionsOnStop,
     InstrumentedEventStore,
+    InstrumentedRequestState,
     InstrumentedSubscriptionBus,
     RedisEventStore,
+    RedisRequestState,
     RedisSubscriptionBus,
     ResumableSessionManager,
     http_app,
@@ -119,6 +122,16 @@ def session_manager(app: Server[None], store: EventStore) -> None:
     """The session manager is one of the SDK's, and its `run()` is a context manager."""
     manager: StreamableHTTPSessionManager = ResumableSessionManager(app, store)
     running: AbstractAsyncContextManager[None] = manager.run()
+    del running
+
+
+def request_state(client: Redis, mcp: MCPServer[None], policy: RequestStateSecurity) -> None:
+    """A request state takes the backend of a store. The decorator takes it, or a policy of the SDK."""
+    state = RedisRequestState(RedisEventStore(client).backend, keys=["secret", b"secret"], ttl=60, audience="orders")
+    running: AbstractAsyncContextManager[None] = InstrumentedRequestState(state, registry=None).running()
+    InstrumentedRequestState(policy).install(mcp)
+    RedisRequestState(client)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    InstrumentedRequestState("orders")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     del running
 
 

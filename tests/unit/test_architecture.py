@@ -209,6 +209,9 @@ def test_imported_package_is_the_installed_wheel() -> None:
         "root_read.lua",
         "self_test.lua",
         "standalone.lua",
+        "state_claim.lua",
+        "state_keys.lua",
+        "state_settle.lua",
         "survey.lua",
         "touch.lua",
     }

@@ -56,7 +56,16 @@ def test_sessions_on_old_1_x_are_refused_by_name(name: str, monkeypatch: pytest.
         getattr(mcp_eventscope, name)
 
 
-@pytest.mark.parametrize("name", ["RedisSubscriptionBus", "InstrumentedSubscriptionBus", "EndSubscriptionsOnStop"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "EndSubscriptionsOnStop",
+        "InstrumentedRequestState",
+        "InstrumentedSubscriptionBus",
+        "RedisRequestState",
+        "RedisSubscriptionBus",
+    ],
+)
 def test_parts_of_revision_2026_on_1_x_are_refused_by_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """These SDKs do not speak it; the package itself can be imported."""
     monkeypatch.setattr(sdk_versions, "version", lambda _: "1.30.0")

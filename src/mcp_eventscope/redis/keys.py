@@ -64,6 +64,9 @@ class Keys:
     {prefix}{workers}:inbox:{worker}    STREAM  in the root: messages of other workers, with literal braces
     {prefix}{workers}:announcements     STREAM  in the root: what concerns all workers: sessions that begin and end
     {prefix}changes              STREAM  in the root: batches of changes for subscriptions, numbered densely
+    {prefix}{state}:keys         HASH    in the root: generated keys that seal request states, with literal braces
+    {prefix}{state}:epoch        HASH    in the root: the same without keys, where these come from a secret
+    {prefix}{state}:answer:{state}      HASH    in the root: the answer to a request state, by digest, and its outcome
     ```
 
     Args:
@@ -86,6 +89,8 @@ class Keys:
         "server",
         "session",
         "sizes",
+        "state_epoch",
+        "state_keys",
         "stored",
     )
 
@@ -100,6 +105,8 @@ class Keys:
         self.sizes = f"{prefix}sizes"
         self.announcements = f"{prefix}{{workers}}:announcements"
         self.poller = f"{prefix}poller"
+        self.state_epoch = f"{prefix}{{state}}:epoch"
+        self.state_keys = f"{prefix}{{state}}:keys"
         self.stored = f"{prefix}stored"
         self.changes = f"{prefix}changes"
 
@@ -145,3 +152,7 @@ class Keys:
             msg = "session_id must not be empty; pass the MCP session id"
             raise ValueError(msg)
         return Keys(f"{self.prefix}{{{quote(session_id, safe='')}}}:")
+
+    def answer(self, state: str) -> str:
+        """The key of the answer to a request state, by its digest, in one slot with the keys and the epoch."""
+        return f"{self.prefix}{{state}}:answer:{state}"

@@ -126,6 +126,11 @@ class Workers:
         return self._clock.now()
 
     @property
+    def leased(self) -> bool:
+        """Whether this worker has held a lease. Other workers cannot judge one that has not."""
+        return self._leased
+
+    @property
     def lapsed(self) -> bool:
         """Whether this worker's lease may have expired, so that others may have answered its requests."""
         return self._leased and boot_microseconds() - self._renewed_at > self.lease * _MICROSECONDS

@@ -10,6 +10,10 @@ REQUEST_ORPHANED = -32010
 """The worker that ran the request has stopped or is declared dead."""
 EVENTS_GONE = -32011
 """The missed events, or the response, are not available."""
+ANSWER_IN_PROGRESS = -32012
+"""The same answer to a request state is still being processed."""
+STATE_UNAVAILABLE = -32013
+"""An answer to a request state was not processed, and had no effect, because Redis is unavailable."""
 
 _UNKNOWN = "The request may have taken effect. Do not repeat it unless the tool is idempotent."
 

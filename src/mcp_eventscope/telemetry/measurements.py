@@ -73,6 +73,14 @@ class FollowMeasurement(Measurement):
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerMeasurement(Measurement):
+    """A request with an answer to a request state."""
+
+    reason: str | None
+    """Why it was refused; None: it was not."""
+
+
+@dataclass(frozen=True, slots=True)
 class RedisStatsMeasurement(Measurement):
     """A poll of Redis statistics. There are no facts if it failed, or if another worker polls."""
 

@@ -26,7 +26,7 @@ from opentelemetry.util.types import AttributeValue
 
 from mcp_eventscope.options import check_type
 from mcp_eventscope.telemetry import declarations
-from mcp_eventscope.telemetry.measurements import Measurement, ReplayMeasurement, StoreMeasurement
+from mcp_eventscope.telemetry.measurements import AnswerMeasurement, Measurement, ReplayMeasurement, StoreMeasurement
 from mcp_eventscope.telemetry.observations import SpanIds
 
 __all__ = ["Opened", "Span", "TracerProvider", "Tracing", "check_tracer_provider", "session_hash", "trace_ids"]
@@ -223,6 +223,8 @@ def _details(measured: Measurement) -> Mapping[str, AttributeValue]:
             details["eventscope.event_id"] = measured.appended.event_id
             details["eventscope.payload_bytes"] = measured.appended.payload_bytes
         return details
+    if isinstance(measured, AnswerMeasurement):
+        return {} if measured.reason is None else {"eventscope.reason": measured.reason}
     details = {}
     if isinstance(measured, ReplayMeasurement):
         details["eventscope.events"] = measured.delivered

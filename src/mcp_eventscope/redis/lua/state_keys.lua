@@ -1,0 +1,84 @@
+-- Report and read the generated keys that seal request states: create the first one, rotate, and drop unused ones.
+--
+-- KEYS[1]  {prefix}{state}:keys, or {prefix}{state}:epoch where no keys are generated
+-- ARGV     microseconds that a key is kept after its last use; its lifetime, in microseconds; a fresh key, or "" to
+--          generate none; a fresh epoch; the hash's ttl in milliseconds; then for each key that the caller knows, its
+--          own sealing key first: the key, its creation in microseconds, and the microseconds since its last use
+-- Returns  Redis's time in microseconds; the epoch, which changes when the hash was lost; the number of this call in the
+--          epoch, which rises unless Redis was rolled back; the sealing key, or ""; then for each key: the key, its
+--          creation, and its last use
+
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local kept, lifetime, fresh = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
+-- Workers learn a new key within this time. One that cannot reach Redis for longer reports its use later.
+local GRACE = 60000000
+
+local keys, epoch, current = {}, false, false
+local stored = redis.call('HGETALL', KEYS[1])
+for i = 1, #stored, 2 do
+  local field, value = stored[i], stored[i + 1]
+  if field == 'epoch' then
+    epoch = value
+  elseif field == 'current' then
+    current = value
+  elseif field ~= 'calls' then
+    local created, used = string.match(value, '^(%d+) (%d+)$')
+    if created then
+      keys[field] = {tonumber(created), tonumber(used)}
+    end
+  end
+end
+
+if not epoch then
+  epoch = ARGV[4]
+  redis.call('HSET', KEYS[1], 'epoch', epoch)
+end
+
+local function write(key)
+  redis.call('HSET', KEYS[1], key, string.format('%.0f %.0f', keys[key][1], keys[key][2]))
+end
+
+for i = 6, #ARGV, 3 do
+  local key, created, used = ARGV[i], math.min(tonumber(ARGV[i + 1]), now), now - tonumber(ARGV[i + 2])
+  if not keys[key] then
+    keys[key] = {created, used}
+    write(key)
+  elseif used > keys[key][2] then
+    keys[key][2] = used
+    write(key)
+  end
+end
+
+if fresh ~= '' then
+  local before = current
+  if not (current and keys[current]) then
+    current = ARGV[6] or fresh
+  end
+  if not keys[current] then
+    keys[current] = {now, now}
+  elseif keys[current][1] + lifetime < now then
+    keys[current][2] = math.max(keys[current][2], now + GRACE)
+    write(current)
+    current = fresh
+    keys[current] = {now, now}
+  end
+  if current ~= before then
+    write(current)
+    redis.call('HSET', KEYS[1], 'current', current)
+  end
+end
+
+local calls = redis.call('HINCRBY', KEYS[1], 'calls', 1)
+local reply = {string.format('%.0f', now), epoch, tostring(calls), current or ''}
+for key, times in pairs(keys) do
+  if key ~= current and times[2] + kept < now then
+    redis.call('HDEL', KEYS[1], key)
+  else
+    reply[#reply + 1] = key
+    reply[#reply + 1] = string.format('%.0f', times[1])
+    reply[#reply + 1] = string.format('%.0f', times[2])
+  end
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
+return reply
