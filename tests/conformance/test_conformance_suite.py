@@ -145,6 +145,84 @@ BUS_FAULTS_FOUND_BY = {
 """The same for buses."""
 
 
+STATE_FAULTS_FOUND_BY = {
+    "TestSharedKeysOfTheSDK": [
+        "test_repeated_answer_takes_effect_once",
+        "test_concurrent_answers_take_effect_once",
+        "test_other_answer_is_refused",
+        "test_repeated_answer_gets_the_same_next_question",
+    ],
+    "TestEphemeralKeysOfTheSDK": [
+        "test_answer_on_another_worker_takes_effect",
+    ],
+    "TestReadable": [
+        "test_state_on_the_wire_is_not_readable",
+        "test_changed_state_is_refused",
+    ],
+    "TestSealedInside": [
+        "test_answer_on_the_same_worker_takes_effect",
+    ],
+    "TestUnbound": [
+        "test_state_of_another_request_is_refused[arguments]",
+        "test_state_of_another_request_is_refused[tool]",
+        "test_state_of_another_request_is_refused[method]",
+    ],
+    "TestImpersonal": [
+        "test_state_of_another_principal_is_refused[alice-bob]",
+        "test_state_of_another_principal_is_refused[alice-None]",
+        "test_state_of_another_principal_is_refused[None-bob]",
+        "test_recorded_result_is_for_its_principal_only",
+    ],
+    "TestCommon": [
+        "test_state_of_another_service_is_refused",
+    ],
+    "TestTalkative": [
+        "test_refusals_on_the_wire_are_alike",
+    ],
+    "TestIntrusive": [
+        "test_requests_without_state_pass",
+    ],
+    "TestLocal": [
+        "test_repeated_answer_takes_effect_once",
+        "test_concurrent_answers_take_effect_once",
+        "test_other_answer_during_the_first_use_is_refused",
+    ],
+    "TestImpatient": [
+        "test_concurrent_answers_take_effect_once",
+    ],
+    "TestLiteral": [
+        "test_members_in_another_order_are_the_same_answer",
+    ],
+    "TestIndifferent": [
+        "test_other_answer_is_refused",
+        "test_other_answer_during_the_first_use_is_refused",
+    ],
+    "TestOneForAll": [
+        "test_two_questions_have_answers_of_their_own",
+    ],
+    "TestForgivingErrors": [
+        "test_repeated_answer_gets_the_recorded_error",
+        "test_repeated_answer_gets_an_error_after_an_exception",
+    ],
+    "TestForgivingCancellation": [
+        "test_answer_whose_first_use_was_cancelled_is_not_run_again",
+    ],
+    "TestLeaking": [
+        "test_repeated_answer_gets_an_error_after_an_exception",
+    ],
+    "TestResealing": [
+        "test_repeated_answer_gets_the_same_next_question",
+    ],
+    "TestServingAnyone": [
+        "test_recorded_result_is_for_its_principal_only",
+    ],
+    "TestStateless": [
+        "test_question_without_state_is_answered_once",
+    ],
+}
+"""The same for request states, and for policies of the SDK, which lack single use."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stores", "found_by"),
@@ -152,8 +230,9 @@ BUS_FAULTS_FOUND_BY = {
         ("faulty_stores.py", FOUND_BY),
         ("faulty_session_stores.py", SESSION_FAULTS_FOUND_BY),
         ("faulty_subscription_buses.py", BUS_FAULTS_FOUND_BY),
+        ("faulty_request_states.py", STATE_FAULTS_FOUND_BY),
     ],
-    ids=["stores", "session stores", "buses"],
+    ids=["stores", "session stores", "buses", "request states"],
 )
 def test_suite_on_a_faulty_store_fails_the_tests_of_its_fault(stores: str, found_by: dict[str, list[str]]) -> None:
     """A store with a fault fails the tests that concern it."""

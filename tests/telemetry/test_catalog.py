@@ -16,14 +16,21 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
 import mcp_eventscope
-from mcp_eventscope import InstrumentedSubscriptionBus, RedisEventStore
+from mcp_eventscope import (
+    InstrumentedRequestState,
+    InstrumentedSubscriptionBus,
+    RedisEventStore,
+    RedisRequestState,
+)
 from mcp_eventscope.redis.self_test import Capability
+from mcp_eventscope.request_state.facts import AnswerEnd, KeySource, StateRefusal
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE, REQUEST_ORPHANED
 from mcp_eventscope.store.messages import MessageType
 from mcp_eventscope.store.results import FollowEnd, Miss
 from mcp_eventscope.subscriptions.facts import GapReason, PublishFailure, SignalPath
 from mcp_eventscope.telemetry import (
     catalog,
+    catalog_request_state,
     catalog_resumes,
     catalog_sessions,
     catalog_start,
@@ -42,7 +49,9 @@ def exposed(registry: CollectorRegistry) -> dict[str, Metric]:
 
 def test_exposed_is_declared(scope: Scope, redis: FakeAsyncRedis) -> None:
     """Exactly the declared metrics are exposed from the start, as declared."""
-    scope.instrument(RedisEventStore(redis, ttl=60))
+    store = RedisEventStore(redis, ttl=60)
+    scope.instrument(store)
+    InstrumentedRequestState(RedisRequestState(store.backend), registry=scope.registry)
     shown = exposed(scope.registry)
     assert set(shown) == {metric.name for metric in catalog.METRICS}
     for metric in catalog.METRICS:
@@ -52,11 +61,14 @@ def test_exposed_is_declared(scope: Scope, redis: FakeAsyncRedis) -> None:
 
 def test_every_child_is_there_before_anything_happens(scope: Scope, redis: FakeAsyncRedis) -> None:
     """Every child is exposed at 0, so that alerts see the first increase; unknown values are absent, not 0."""
-    scope.instrument(RedisEventStore(redis, ttl=60))
+    store = RedisEventStore(redis, ttl=60)
+    scope.instrument(store)
     InstrumentedSubscriptionBus(InMemorySubscriptionBus(), registry=scope.registry)
+    InstrumentedRequestState(RedisRequestState(store.backend), registry=scope.registry)
     shown = exposed(scope.registry)
+    absent = (catalog_start.REDIS_CAPABILITY, catalog_request_state.KEY_AGE)
     for metric in catalog.METRICS:
-        expected = 0 if metric.polled or metric is catalog_start.REDIS_CAPABILITY else 1
+        expected = 0 if metric.polled or metric in absent else 1
         for label in metric.labels:
             expected *= len(label.values or ("default",))
         if metric.on_demand:  # Of this one, the children that must not begin with their first observation.
@@ -101,8 +113,24 @@ def test_names_keep_the_conventions() -> None:
         (catalog_subscriptions.SIGNAL_PATH, SignalPath),
         (catalog_subscriptions.GAP_REASON, GapReason),
         (catalog_subscriptions.PUBLISH_FAILURE, PublishFailure),
+        (catalog_request_state.KEY_SOURCE, KeySource),
+        (catalog_request_state.STATE_REFUSAL_REASON, StateRefusal),
+        (catalog_request_state.ANSWER_OUTCOME, AnswerEnd),
     ],
-    ids=["message_type", "reason", "origin", "end", "refusal", "capability", "path", "gap", "failure"],
+    ids=[
+        "message_type",
+        "reason",
+        "origin",
+        "end",
+        "refusal",
+        "capability",
+        "path",
+        "gap",
+        "failure",
+        "key_source",
+        "state_refusal",
+        "answer_outcome",
+    ],
 )
 def test_labels_are_the_facts(label: declarations.Label, enum: type[StrEnum]) -> None:
     """The values of a label are those of the store's enum."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from fakeredis import FakeAsyncRedis
 from mcp.server import MCPServer
+from mcp.server.request_state import RequestStateSecurity
 from mcp.types import JSONRPCNotification, JSONRPCResponse
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import (
@@ -19,9 +20,26 @@ from opentelemetry.sdk.metrics.export import (
 )
 from prometheus_client.utils import floatToGoString
 
-from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreUnavailableError, http_app
+from mcp_eventscope import (
+    InstrumentedEventStore,
+    InstrumentedRequestState,
+    RedisEventStore,
+    StoreUnavailableError,
+    http_app,
+)
 from mcp_eventscope.redis.redis_stats import RedisStats
 from mcp_eventscope.redis.self_test import Capabilities, Capability
+from mcp_eventscope.request_state.facts import (
+    AnswerEnd,
+    AnswerEnded,
+    AnswerRepeated,
+    KeysChanged,
+    KeySource,
+    StateOpened,
+    StateRefusal,
+    StateRefused,
+    StateSealed,
+)
 from mcp_eventscope.store.events import (
     BatchCommitted,
     BatchRetried,
@@ -70,8 +88,20 @@ def provider(reader: InMemoryMetricReader) -> Iterator[MeterProvider]:
 
 @pytest.fixture
 def both(scope: Scope, provider: MeterProvider, redis: FakeAsyncRedis) -> InstrumentedEventStore:
-    """A store with Prometheus and OpenTelemetry metrics."""
+    """A store with Prometheus and OpenTelemetry metrics, after some of everything that happens to the other parts."""
     subscription_story(registry=scope.registry, meter_provider=provider, logger=scope.log)
+    state = InstrumentedRequestState(
+        RequestStateSecurity.ephemeral(), registry=scope.registry, meter_provider=provider, logger=scope.log
+    )
+    for fact in (
+        KeysChanged(KeySource.REDIS, rotated=False),
+        StateSealed(KeySource.REDIS, 12.5),
+        StateOpened(),
+        StateRefused(StateRefusal.EXPIRED),
+        AnswerEnded(AnswerEnd.COMPLETED, 0.3),
+        AnswerRepeated(0.02),
+    ):
+        state._on_fact(fact)
     return InstrumentedEventStore(
         RedisEventStore(redis, ttl=60), registry=scope.registry, meter_provider=provider, logger=scope.log
     )

@@ -1,4 +1,4 @@
-"""Conformance suites for event stores and buses of the MCP SDK, bare or decorated (the extra `testing`).
+"""Conformance suites for event stores, buses and request states, bare or decorated (the extra `testing`).
 
 A suite is a class of pytest tests to inherit, which tests the fixture `store`. It requires only the SDK's `EventStore`
 interface and AnyIO's pytest plugin, which comes with the SDK:
@@ -53,6 +53,9 @@ and stores in the background. It opens two stores on the same data: override its
 `SubscriptionBusConformance` tests the fixture `bus`: any `SubscriptionBus`. `SharedSubscriptionBusConformance` opens
 several buses with the fixture `open_bus`, each of which acts as a worker; its hook `outage` is optional.
 
+`RequestStateConformance` is for the request states of two workers of one service, also with a policy of the SDK;
+`SingleUseConformance` adds that each answer takes effect once. Both open the workers with the fixture `open_workers`.
+
 `messages()` and `json_values()` are the Hypothesis strategies of the suites, for your own tests.
 """
 
@@ -65,6 +68,7 @@ require_sdk("mcp_eventscope.testing", TESTING)
 # Before the imports, so that a failing assertion shows the compared values, as in a test file.
 pytest.register_assert_rewrite(
     "mcp_eventscope.testing.conformance",
+    "mcp_eventscope.testing.request_state",
     "mcp_eventscope.testing.session_pair",
     "mcp_eventscope.testing.session_store",
     "mcp_eventscope.testing.sessions",
@@ -74,6 +78,12 @@ pytest.register_assert_rewrite(
 
 from mcp_eventscope.testing.collected import Collected, on_the_wire, replay  # noqa: E402 - after the lines above
 from mcp_eventscope.testing.conformance import EventStoreConformance  # noqa: E402
+from mcp_eventscope.testing.request_state import (  # noqa: E402
+    OpenWorkers,
+    RequestStateConformance,
+    SingleUseConformance,
+    StateUnderTest,
+)
 from mcp_eventscope.testing.session_pair import OpenSessionStore, Pair, SessionRoot  # noqa: E402
 from mcp_eventscope.testing.session_store import SessionStoreConformance  # noqa: E402
 from mcp_eventscope.testing.shared import OpenStore, SharedStoreConformance  # noqa: E402
@@ -90,11 +100,15 @@ __all__ = [
     "OpenBus",
     "OpenSessionStore",
     "OpenStore",
+    "OpenWorkers",
     "Pair",
+    "RequestStateConformance",
     "SessionRoot",
     "SessionStoreConformance",
     "SharedStoreConformance",
     "SharedSubscriptionBusConformance",
+    "SingleUseConformance",
+    "StateUnderTest",
     "SubscriptionBusConformance",
     "json_values",
     "messages",
