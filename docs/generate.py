@@ -113,7 +113,8 @@ name in lower case, without `EVENTSCOPE_`; the [README](../README.md#options) de
 * **A mistyped name** (`EVENTSCOPE_TLL`) has no effect; `event_store.setting_unknown` names the variable that was meant.
 * With `event_store=` the variables of the store (`EVENTSCOPE_REDIS_URL` to `EVENTSCOPE_MAX_SESSION_BYTES`) have no
   effect, since the store has its own options.
-* `RedisEventStore`, `InstrumentedEventStore` and `ResumableSessionManager` read no variables.
+* `RedisEventStore`, `InstrumentedEventStore` and `ResumableSessionManager` read no variables. `RedisRequestState` reads
+  the variables of its own, unless `keys=` is given.
 
 | variable | default | values |
 |---|---|---|
@@ -144,6 +145,8 @@ def _settings() -> Iterator[str]:
             values = settings.TEXTS[option][1]
         default = "unset" if field.default is None else field.default
         yield f"| `{settings.variable(option)}` | {default} | {values} |"
+    for name, values in settings.REQUEST_STATE_VARIABLES.items():
+        yield f"| `{name}` | unset | {values} |"
 
 
 if __name__ == "__main__":
