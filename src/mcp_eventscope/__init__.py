@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from mcp_eventscope.subscriptions.ending import EndSubscriptionsOnStop
     from mcp_eventscope.subscriptions.instrumented import InstrumentedSubscriptionBus
     from mcp_eventscope.subscriptions.redis_bus import RedisSubscriptionBus
+    from mcp_eventscope.tasks.client import TasksClient
+    from mcp_eventscope.tasks.extension import TasksExtension
+    from mcp_eventscope.tasks.instrumented import InstrumentedTaskStore
+    from mcp_eventscope.tasks.memory_store import InMemoryTaskStore
+    from mcp_eventscope.tasks.protocol import TaskStore
+    from mcp_eventscope.tasks.redis_store import RedisTaskStore
     from mcp_eventscope.telemetry.scrape import metrics_app
 
 __all__ = [
@@ -34,18 +40,24 @@ __all__ = [
     "EndSubscriptionsOnStop",
     "EventScope",
     "EventscopeError",
+    "InMemoryTaskStore",
     "IncompatibleSDKError",
     "InstrumentedEventStore",
     "InstrumentedRequestState",
     "InstrumentedSubscriptionBus",
+    "InstrumentedTaskStore",
     "RedisEventStore",
     "RedisRequestState",
     "RedisSubscriptionBus",
+    "RedisTaskStore",
     "ResumableSessionManager",
     "SessionsNotIsolatedWarning",
     "StoreError",
     "StoreRejectedError",
     "StoreUnavailableError",
+    "TaskStore",
+    "TasksClient",
+    "TasksExtension",
     "http_app",
     "metrics_app",
 ]
@@ -62,17 +74,19 @@ _MODULES = {
     "RedisSubscriptionBus": "subscriptions.redis_bus",
     "ResumableSessionManager": "sessions.manager",
     "metrics_app": "telemetry.scrape",
+    "InMemoryTaskStore": "tasks.memory_store",
+    "InstrumentedTaskStore": "tasks.instrumented",
+    "RedisTaskStore": "tasks.redis_store",
+    "TaskStore": "tasks.protocol",
+    "TasksClient": "tasks.client",
+    "TasksExtension": "tasks.extension",
 }
 """The modules of the public names; the exceptions are all in `errors`."""
 
 _SESSIONS = {"http_app", "ResumableSessionManager"}
 """The names that need the SDK's session manager. The others need its event store at most, which `store` checks."""
 _MODERN = {
-    "EndSubscriptionsOnStop",
-    "InstrumentedRequestState",
-    "InstrumentedSubscriptionBus",
-    "RedisRequestState",
-    "RedisSubscriptionBus",
+    name for name, module in _MODULES.items() if module.startswith(("subscriptions.", "request_state.", "tasks."))
 }
 """The names that need revision 2026-07-28."""
 

@@ -64,6 +64,9 @@ class Keys:
     {prefix}{workers}:inbox:{worker}    STREAM  in the root: messages of other workers, with literal braces
     {prefix}{workers}:announcements     STREAM  in the root: what concerns all workers: sessions that begin and end
     {prefix}changes              STREAM  in the root: batches of changes for subscriptions, numbered densely
+    {prefix}{tasks:worker}:task:{name}    HASH    in the root: a task that the worker runs, with literal braces
+    {prefix}{tasks:worker}:result:{name}  STRING  in the root: the result of a completed task
+    {prefix}{tasks:worker}:signals    channel in the root: wakes the worker when a task is cancelled or answered
     {prefix}{state}:keys         HASH    in the root: generated keys that seal request states, with literal braces
     {prefix}{state}:epoch        HASH    in the root: the same without keys, where these come from a secret
     {prefix}{state}:answer:{state}      HASH    in the root: the answer to a request state, by digest, and its outcome
@@ -141,6 +144,18 @@ class Keys:
     def probe(self, worker: str) -> str:
         """The key that a worker writes to probe Redis."""
         return f"{self.prefix}probe:{worker}"
+
+    def task(self, worker: str, name: str) -> str:
+        """The key of a task, in one slot with all tasks of its worker, which renews them by one command."""
+        return f"{self.prefix}{{tasks:{worker}}}:task:{name}"
+
+    def task_result(self, worker: str, name: str) -> str:
+        """The key of a task's result, which polls of its status do not read."""
+        return f"{self.prefix}{{tasks:{worker}}}:result:{name}"
+
+    def task_signals(self, worker: str) -> str:
+        """The channel that wakes the worker of a task."""
+        return f"{self.prefix}{{tasks:{worker}}}:signals"
 
     def for_session(self, session_id: str) -> "Keys":
         """The keys of one session: `{prefix}{session}:…`, with literal braces, hence in one slot.

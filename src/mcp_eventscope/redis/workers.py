@@ -126,6 +126,11 @@ class Workers:
         return self._clock.now()
 
     @property
+    def holding(self) -> bool:
+        """Whether this worker is within `hold_lease`. Redis may not have its lease yet, or no longer."""
+        return bool(self._holders)
+
+    @property
     def leased(self) -> bool:
         """Whether this worker has held a lease. Other workers cannot judge one that has not."""
         return self._leased

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from contextvars import Token
 from importlib.metadata import version
 from typing import TypeAlias
@@ -12,6 +13,7 @@ from opentelemetry import context, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import (
     INVALID_SPAN,
+    Link,
     NoOpTracer,
     ProxyTracer,
     Span,
@@ -114,6 +116,44 @@ class Tracing:
         """
         span = self._tracer.start_span(declared.name, kind=SpanKind.INTERNAL)
         return span if span.is_recording() else None
+
+    def start_detached_span(self, declared: declarations.Span) -> Span | None:
+        """Start a span in a trace of its own, linked to the current span: for work that outlives the current call.
+
+        Args:
+            declared: The span.
+
+        Returns:
+            A span that is recorded, for `end_with`; None when there is none.
+        """
+        call = trace.get_current_span().get_span_context()
+        links = [Link(call)] if call.is_valid else []
+        span = self._tracer.start_span(declared.name, context=Context(), kind=SpanKind.INTERNAL, links=links)
+        return span if span.is_recording() else None
+
+    @staticmethod
+    def within(span: Span) -> AbstractContextManager[object]:
+        """Return a context manager that makes a span current, without ending it."""
+        return trace.use_span(span, end_on_exit=False, record_exception=False, set_status_on_exception=False)
+
+    def end_with(self, span: Span, outcome: str, *, failed: bool = False, producer: str = "") -> None:
+        """End a span with its outcome.
+
+        Args:
+            span: The span.
+            outcome: A value of the catalog's label.
+            failed: Whether the outcome is a failure of this server.
+            producer: A `traceparent` to link to; "": none.
+        """
+        try:
+            span.set_attributes({"eventscope.store": self._store, "eventscope.outcome": outcome})
+            if producer and (linked := _linked(producer)) is not None:
+                span.add_link(linked)
+            if failed:
+                span.set_attribute("error.type", outcome)
+                span.set_status(Status(StatusCode.ERROR))
+        finally:
+            span.end()
 
     @staticmethod
     def traceparent(span: Span) -> str:

@@ -1,0 +1,387 @@
+"""Runs the tools of tasks in the background, in step with their store."""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeAlias, TypeVar
+
+import anyio
+
+from mcp_eventscope.cancellation import cancel_task
+from mcp_eventscope.errors import StoreError
+from mcp_eventscope.store.messages import ErrorData
+from mcp_eventscope.tasks.errors import result_unavailable, worker_lost
+from mcp_eventscope.tasks.protocol import (
+    JSONObject,
+    NewTask,
+    RunSignals,
+    RunState,
+    Settled,
+    Task,
+    TaskStore,
+    TracedTaskStore,
+)
+
+MESSAGE_CHARACTERS = 1024
+"""Maximum length of a status message; the rest is cut."""
+_RETRY_SECONDS = 0.25
+"""Seconds until a failed write of an end is repeated."""
+_CANCEL_SECONDS = 5.0
+"""Seconds that a tool gets to react to its cancellation, before its task ends without it."""
+_SETTLE_SECONDS = 2.0
+"""Seconds within which a stopping process must store that its remaining tasks have failed."""
+_REMEMBERED = 10_000
+"""Maximum number of ended tasks of which the runner checks whether a client has read them."""
+_UNREAD_RATIO = 0.9
+"""The part of a task's TTL after which that is checked."""
+_CHECKED_AT_ONCE = 256
+
+
+_STOPPING = "the server process is stopping; retry"
+
+T = TypeVar("T")
+
+
+class Busy(Exception):  # noqa: N818 - no error of the server
+    """A limit of running tasks is reached. The message is for the client."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A tool returned a result."""
+
+    result: JSONObject
+
+
+Outcome: TypeAlias = Completed | ErrorData | None
+"""How a tool ended; None: it was cancelled."""
+Tool: TypeAlias = Callable[["Run"], Awaitable[Outcome]]
+
+
+class Run:
+    """A task that this process runs.
+
+    Args:
+        task: The task, as created.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.message = ""
+        self.fenced = False
+        self.cancelled = asyncio.Event()
+        """Set when the tool must end: the task was cancelled or fenced, or the process stops."""
+        self.failure: ErrorData | None = None
+        """The end of the task if its tool is cancelled: an error. None: it is cancelled by its client."""
+        self.requests: dict[str, JSONObject] = {}
+        self.received: list[str] = []
+        self._answers: dict[str, asyncio.Future[JSONObject]] = {}
+        self._asked = 0
+
+    @property
+    def state(self) -> RunState:
+        """The required content of the task's record."""
+        return RunState(self.task, self.message, dict(self.requests), tuple(self.received))
+
+    def report(self, text: str) -> None:
+        """Set the status message, which the next `sync` publishes."""
+        self.message = text[:MESSAGE_CHARACTERS]
+
+    def ask(self, method: str, params: JSONObject) -> "tuple[str, asyncio.Future[JSONObject]]":
+        """Add a request for input. Its key is never used again (SEP-2663).
+
+        Returns:
+            The key, and the future of the answer.
+        """
+        self._asked += 1
+        key = f"input-{self._asked}"
+        self.requests[key] = {"method": method, "params": params}
+        answer = self._answers[key] = asyncio.get_running_loop().create_future()
+        return key, answer
+
+    def withdraw(self, key: str) -> None:
+        """Forget a request for input whose answer the tool no longer awaits."""
+        if self.requests.pop(key, None) is not None:
+            self.received.append(key)
+        self._answers.pop(key, None)
+
+    def apply(self, signals: RunSignals, reported: RunState) -> None:
+        """Apply the signals of a `sync`.
+
+        Args:
+            signals: The signals.
+            reported: The state that was passed to it.
+        """
+        self.received = [key for key in self.received if key not in reported.received]
+        for key, answer in signals.input_responses.items():
+            if key in self.requests:
+                del self.requests[key]
+                self.received.append(key)
+                if not (future := self._answers.pop(key)).done():
+                    future.set_result(answer)
+        if signals.fenced:
+            self.fenced = True
+        if signals.fenced or signals.cancel_age is not None:
+            self.cancelled.set()
+
+
+class TaskRunner:
+    """Runs tools as tasks.
+
+    Args:
+        store: Where tasks are stored.
+        max_tasks: Maximum number of tasks that this process runs.
+        max_tasks_per_principal: The same for one principal. Without authentication all clients are one.
+        shutdown_timeout: Seconds that running tasks get when the process stops.
+    """
+
+    def __init__(
+        self, store: TaskStore, *, max_tasks: int, max_tasks_per_principal: int, shutdown_timeout: float
+    ) -> None:
+        self._store = store
+        self._max_tasks = max_tasks
+        self._max_tasks_per_principal = max_tasks_per_principal
+        self._shutdown_timeout = shutdown_timeout
+        self._runs: dict[str, Run] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stubborn: set[asyncio.Future[Outcome]] = set()
+        """Tools that run on although they were cancelled. Their results are dropped."""
+        self._owners: Counter[str | None] = Counter()
+        self._wakeup = asyncio.Event()
+        self._ended: deque[tuple[float, str]] = deque(maxlen=_REMEMBERED)
+        self._accepting = False
+        self._users = 0
+        self._started = False
+
+    @property
+    def started(self) -> bool:
+        """Whether `running` was entered."""
+        return self._started
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run tasks until the block ends. The tasks that then run get `shutdown_timeout`, and are failed.
+
+        It may be entered several times, as by servers that run their lifespan for each connection.
+        """
+        if not self._users:
+            self._remove = self._store.on_signal(self._wakeup.set)
+            self._syncing = asyncio.create_task(self._sync_loop(), name="eventscope-tasks-sync")
+            self._accepting = self._started = True
+        self._users += 1
+        try:
+            yield
+        finally:
+            await self._leave()
+
+    async def _leave(self) -> None:
+        """Stop, if this is the last block."""
+        self._users -= 1
+        if self._users:
+            return
+        self._accepting = False
+        with anyio.CancelScope(shield=True):
+            await self._drain()
+            await cancel_task(self._syncing)
+        self._remove()
+
+    async def start(self, owner: str | None, tool: Tool) -> Task:
+        """Create a task and run a tool in it.
+
+        If the caller is cancelled meanwhile, because its client has disconnected, the task is deleted and not run.
+
+        Args:
+            owner: The principal.
+            tool: The tool.
+
+        Returns:
+            The task, which every process finds from now on.
+
+        Raises:
+            Busy: Too many tasks run.
+            StoreError: The task could not be created.
+        """
+        if not self._accepting:
+            raise Busy(_STOPPING)
+        if self._owners.total() >= self._max_tasks:
+            msg = f"the server process runs {self._max_tasks} tasks already; retry later"
+            raise Busy(msg)
+        if self._owners[owner] >= self._max_tasks_per_principal:
+            msg = f"{self._max_tasks_per_principal} of your tasks run already; wait for one of them, or cancel it"
+            raise Busy(msg)
+        self._owners[owner] += 1
+        # Redis may take the task although the reply is lost, or the caller cancelled: the write is never interrupted.
+        creating = self._in_background(self._store.create(NewTask(owner)))
+        try:
+            task = await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            self._in_background(self._discard(creating, owner))
+            raise
+        except BaseException:
+            self._forget(owner)
+            raise
+        if not self._accepting:  # The process has begun to stop meanwhile.
+            self._in_background(self._discard(creating, owner))
+            raise Busy(_STOPPING)
+        run = self._runs[task.task_id] = Run(task)
+        self._in_background(self._run(run, tool))
+        if len(self._runs) == 1:  # Else the loop synchronizes at intervals already.
+            self._wakeup.set()
+        return task
+
+    def _in_background(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        task = asyncio.create_task(work, name="eventscope-task")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _forget(self, owner: str | None) -> None:
+        self._owners[owner] -= 1
+        if not self._owners[owner]:
+            del self._owners[owner]
+
+    async def _discard(self, creating: "asyncio.Task[Task]", owner: str | None) -> None:
+        """Delete a task whose caller has been cancelled."""
+        try:
+            with contextlib.suppress(StoreError):
+                state = RunState(await creating)
+                try:
+                    await self._store.discard(state)
+                finally:
+                    self._store.release(state)
+        finally:
+            self._forget(owner)
+
+    # -- one task -----------------------------------------------------------------------------------------------------
+
+    async def _run(self, run: Run, tool: Tool) -> None:
+        store = self._store
+        context = store.run_context(run.task) if isinstance(store, TracedTaskStore) else nullcontext()
+        try:
+            with context:
+                outcome = await self._outcome(run, tool)
+            if not run.fenced:
+                await self._settle(run, outcome)
+        finally:
+            self._runs.pop(run.task.task_id, None)
+            self._forget(run.task.owner)
+            store.release(run.state)
+
+    async def _outcome(self, run: Run, tool: Tool) -> Outcome:
+        """Run the tool until it ends, or must end."""
+        running = asyncio.ensure_future(tool(run))
+        stopped = asyncio.create_task(run.cancelled.wait())
+        try:
+            await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                running.cancel()
+                await asyncio.wait({running}, timeout=_CANCEL_SECONDS if self._accepting else _SETTLE_SECONDS)
+        finally:
+            stopped.cancel()
+            if not running.done():
+                running.cancel()
+                self._stubborn.add(running)
+                running.add_done_callback(self._stubborn.discard)
+        if not running.done() or running.cancelled():
+            return run.failure
+        return running.result()
+
+    async def _settle(self, run: Run, outcome: Outcome) -> None:
+        """Store the end of a task, until the store has taken or refused it."""
+        store = self._store
+        while True:
+            try:
+                if isinstance(outcome, Completed):
+                    settled = await store.set_completed(run.state, outcome.result)
+                elif outcome is None:
+                    settled = await store.set_cancelled(run.state)
+                else:
+                    settled = await store.set_failed(run.state, outcome)
+            except StoreError:
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            except Exception:
+                if not isinstance(outcome, Completed):
+                    raise
+                outcome = result_unavailable("it has no JSON form")
+                continue
+            if settled is not Settled.FENCED and run.task.ttl_ms is not None:
+                self._ended.append((time.monotonic() + _UNREAD_RATIO * run.task.ttl_ms / 1000, run.task.task_id))
+                if len(self._ended) == 1:
+                    self._wakeup.set()
+            return
+
+    async def request_input(self, run: Run, requests: Mapping[str, JSONObject]) -> dict[str, JSONObject]:
+        """Ask the client, and wait for its answers.
+
+        Args:
+            run: The task.
+            requests: Requests with `method` and `params`, by any keys.
+
+        Returns:
+            The answers, by the same keys.
+        """
+        asked = {name: run.ask(request["method"], request.get("params", {})) for name, request in requests.items()}
+        try:
+            while True:
+                try:
+                    if await self._store.set_input_requests(run.state) is Settled.FENCED:
+                        run.fenced = True
+                        run.cancelled.set()
+                except StoreError:
+                    await asyncio.sleep(_RETRY_SECONDS)
+                    continue
+                break
+            return {name: await answer for name, (_, answer) in asked.items()}
+        finally:
+            for key, _ in asked.values():
+                run.withdraw(key)
+
+    # -- all tasks ----------------------------------------------------------------------------------------------------
+
+    async def _sync_loop(self) -> None:
+        """Synchronize the running tasks with the store. Without tasks, it waits."""
+        while True:
+            self._wakeup.clear()
+            due = self._ended[0][0] - time.monotonic() if self._ended else None
+            with anyio.move_on_after(self._store.sync_interval if self._runs else due):
+                await self._wakeup.wait()
+            try:
+                await self._sync()
+                await self._check_read()
+            except Exception:  # noqa: BLE001 - without this loop, all tasks of the process would be declared failed
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _sync(self) -> None:
+        runs = list(self._runs.values())
+        if not runs:
+            return
+        states = [run.state for run in runs]
+        for run, state, signals in zip(runs, states, await self._store.sync(states), strict=True):
+            run.apply(signals, state)
+
+    async def _check_read(self) -> None:
+        """Count the tasks that expire soon, and that no client has read."""
+        now = time.monotonic()
+        due = [task_id for when, task_id in islice(self._ended, _CHECKED_AT_ONCE) if when <= now]
+        if due:
+            await self._store.count_uncollected(due)
+            for _ in due:
+                self._ended.popleft()
+
+    async def _drain(self) -> None:
+        """Wait for the running tasks, then fail those that are left."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._shutdown_timeout)
+        for run in tuple(self._runs.values()):
+            run.failure = worker_lost()
+            run.cancelled.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2 * _SETTLE_SECONDS)
+        for task in tuple(self._tasks):
+            await cancel_task(task)
