@@ -144,6 +144,35 @@ BUS_FAULTS_FOUND_BY = {
 }
 """The same for buses."""
 
+TASK_FAULTS_FOUND_BY = {
+    "TestLazy": ["test_created_task_is_found_immediately"],
+    "TestCounting": ["test_task_ids_are_unguessable"],
+    "TestUntraced": ["test_trace_context_is_kept"],
+    "TestRaising": ["test_unknown_id_is_not_found[0]"],
+    "TestOpen": ["test_task_of_another_owner_is_unknown"],
+    "TestNameless": ["test_task_without_owner_is_found_without_one_only"],
+    "TestKeeping": ["test_discarded_task_is_unknown"],
+    "TestSilent": ["test_progress_is_visible_after_sync"],
+    "TestShuffled": ["test_sync_keeps_runs_apart"],
+    "TestWithoutNulls": ["test_any_result_is_kept"],
+    "TestShortened": ["test_error_is_kept"],
+    "TestTruncating": ["test_too_large_result_fails_the_task"],
+    "TestReopening": ["test_final_status_never_changes[completed-failed]"],
+    "TestRacing": ["test_one_of_many_concurrent_ends_stands"],
+    "TestExpiring": ["test_ttl_counts_from_the_end"],
+    "TestForgetful": ["test_first_read_of_an_end_is_reported_once"],
+    "TestConsuming": ["test_cancellation_reaches_the_run", "test_answers_are_returned_until_they_are_received"],
+    "TestImpatient": ["test_cancellation_reaches_the_run"],
+    "TestAllOrNothing": ["test_input_is_requested_and_answered"],
+    "TestLastAnswer": ["test_first_answer_stands"],
+    "TestInsisting": ["test_answered_request_is_not_asked_again"],
+    "TestClinging": ["test_request_that_the_tool_has_given_up_is_withdrawn"],
+    "TestUnfenced": ["test_task_of_a_dead_process_fails_once"],
+    "TestCondemning": ["test_end_of_a_dead_process_stands"],
+    "TestMortal": ["test_lost_record_is_created_again"],
+}
+"""The same for task stores."""
+
 
 STATE_FAULTS_FOUND_BY = {
     "TestSharedKeysOfTheSDK": [
@@ -231,8 +260,9 @@ STATE_FAULTS_FOUND_BY = {
         ("faulty_session_stores.py", SESSION_FAULTS_FOUND_BY),
         ("faulty_subscription_buses.py", BUS_FAULTS_FOUND_BY),
         ("faulty_request_states.py", STATE_FAULTS_FOUND_BY),
+        ("faulty_task_stores.py", TASK_FAULTS_FOUND_BY),
     ],
-    ids=["stores", "session stores", "buses", "request states"],
+    ids=["stores", "session stores", "buses", "request states", "task stores"],
 )
 def test_suite_on_a_faulty_store_fails_the_tests_of_its_fault(stores: str, found_by: dict[str, list[str]]) -> None:
     """A store with a fault fails the tests that concern it."""

@@ -146,12 +146,11 @@ class WorkerProcess:
 
 @contextlib.contextmanager
 def worker_processes(
-    count: int, redis_url: str, control_url: str, *, graceful: int = 1, **options: object
+    count: int, redis_url: str, control_url: str, *, graceful: int = 1, app: str = DEFAULT_APP, **options: object
 ) -> Iterator[list[WorkerProcess]]:
     """Some workers, which end with the block. `revive` restarts them."""
     workers = [
-        WorkerProcess(redis_url, control_url, graceful=graceful, app=DEFAULT_APP, spans=None, **options)
-        for _ in range(count)
+        WorkerProcess(redis_url, control_url, graceful=graceful, app=app, spans=None, **options) for _ in range(count)
     ]
     try:
         revive(workers)

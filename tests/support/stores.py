@@ -41,15 +41,15 @@ async def open_instrumented(url: str) -> AsyncIterator[EventStore]:
         yield InstrumentedEventStore(store, registry=CollectorRegistry())
 
 
+async def nothing_to_publish() -> None:
+    """Publish nothing: there are no sessions."""
+
+
 @asynccontextmanager
 async def living_store(client: aioredis.Redis, key_prefix: str, *, instrumented: bool) -> AsyncIterator[SessionRoot]:
     """A root store whose worker holds a lease, so that no other worker answers its requests."""
-
-    async def lost() -> None:
-        """Publish nothing: there are no sessions."""
-
     store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL)
-    async with store.coordinator.hold_lease(LEASE, lambda _: None, lost):
+    async with store.coordinator.hold_lease(LEASE, lambda _: None, nothing_to_publish):
         # Redis may have been too slow for the first renewal: the next one follows after a third of the lease.
         await until(lambda: store.coordinator._leased)
         yield InstrumentedEventStore(store, registry=CollectorRegistry()) if instrumented else store

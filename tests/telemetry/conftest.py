@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from mcp_eventscope import InstrumentedEventStore, RedisEventStore, http_app
+from mcp_eventscope import InstrumentedEventStore, InstrumentedTaskStore, RedisEventStore, TaskStore, http_app
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry import catalog_sessions
@@ -40,6 +40,10 @@ class Scope:
         return InstrumentedEventStore(
             store, name=name, registry=self.registry, tracer_provider=self.provider, logger=self.log
         )
+
+    def instrument_tasks(self, store: TaskStore) -> InstrumentedTaskStore:
+        """Decorate a task store."""
+        return InstrumentedTaskStore(store, registry=self.registry, tracer_provider=self.provider, logger=self.log)
 
     def sample(self, name: str, **labels: str) -> float | None:
         """One sample of a metric, without the prefix."""

@@ -17,6 +17,7 @@ from prometheus_client.core import Metric
 
 import mcp_eventscope
 from mcp_eventscope import (
+    InMemoryTaskStore,
     InstrumentedRequestState,
     InstrumentedSubscriptionBus,
     RedisEventStore,
@@ -35,6 +36,7 @@ from mcp_eventscope.telemetry import (
     catalog_sessions,
     catalog_start,
     catalog_subscriptions,
+    catalog_tasks,
     declarations,
     facts,
 )
@@ -65,6 +67,7 @@ def test_every_child_is_there_before_anything_happens(scope: Scope, redis: FakeA
     scope.instrument(store)
     InstrumentedSubscriptionBus(InMemorySubscriptionBus(), registry=scope.registry)
     InstrumentedRequestState(RedisRequestState(store.backend), registry=scope.registry)
+    scope.instrument_tasks(InMemoryTaskStore())
     shown = exposed(scope.registry)
     absent = (catalog_start.REDIS_CAPABILITY, catalog_request_state.KEY_AGE)
     for metric in catalog.METRICS:
@@ -72,8 +75,10 @@ def test_every_child_is_there_before_anything_happens(scope: Scope, redis: FakeA
         for label in metric.labels:
             expected *= len(label.values or ("default",))
         if metric.on_demand:  # Of this one, the children that must not begin with their first observation.
-            assert metric is catalog_sessions.OPERATION_DURATION
-            expected = len(catalog_sessions.TOOL_CALL_ERRORS)
+            expected = {
+                catalog_sessions.OPERATION_DURATION: len(catalog_sessions.TOOL_CALL_ERRORS),
+                catalog_tasks.OPERATION_DURATION: len(catalog_tasks.TASK_OPERATION.values or ()),
+            }[metric]
         suffix = "_count" if metric.type is declarations.MetricType.HISTOGRAM else ""
         found = [sample for sample in shown[metric.name].samples if sample.name == metric.name + suffix]
         assert len(found) == expected, metric.name

@@ -21,8 +21,10 @@ from opentelemetry.sdk.metrics.export import (
 from prometheus_client.utils import floatToGoString
 
 from mcp_eventscope import (
+    InMemoryTaskStore,
     InstrumentedEventStore,
     InstrumentedRequestState,
+    InstrumentedTaskStore,
     RedisEventStore,
     StoreUnavailableError,
     http_app,
@@ -57,6 +59,7 @@ from mcp_eventscope.telemetry.measurements import RedisStatsMeasurement
 from support.boards import board_queries, rule_queries
 from support.logs import Recorder
 from support.subscription_story import subscription_story
+from support.task_story import task_story
 from telemetry.conftest import Scope
 from telemetry.otlp_translator import label_name, series_name
 
@@ -87,7 +90,7 @@ def provider(reader: InMemoryMetricReader) -> Iterator[MeterProvider]:
 
 
 @pytest.fixture
-def both(scope: Scope, provider: MeterProvider, redis: FakeAsyncRedis) -> InstrumentedEventStore:
+async def both(scope: Scope, provider: MeterProvider, redis: FakeAsyncRedis) -> InstrumentedEventStore:
     """A store with Prometheus and OpenTelemetry metrics, after some of everything that happens to the other parts."""
     subscription_story(registry=scope.registry, meter_provider=provider, logger=scope.log)
     state = InstrumentedRequestState(
@@ -102,6 +105,9 @@ def both(scope: Scope, provider: MeterProvider, redis: FakeAsyncRedis) -> Instru
         AnswerRepeated(0.02),
     ):
         state._on_fact(fact)
+    await task_story(
+        InstrumentedTaskStore(InMemoryTaskStore(), registry=scope.registry, meter_provider=provider, logger=scope.log)
+    )
     return InstrumentedEventStore(
         RedisEventStore(redis, ttl=60), registry=scope.registry, meter_provider=provider, logger=scope.log
     )

@@ -8,6 +8,7 @@ import logging
 from contextlib import AbstractAsyncContextManager
 from typing import assert_type
 
+from mcp.client import Client
 from mcp.server import MCPServer
 from mcp.server.lowlevel.server import Server
 from mcp.server.request_state import RequestStateSecurity
@@ -28,13 +29,19 @@ from structlog.typing import FilteringBoundLogger
 import mcp_eventscope
 from mcp_eventscope import (
     EndSubscriptionsOnStop,
+    InMemoryTaskStore,
     InstrumentedEventStore,
     InstrumentedRequestState,
     InstrumentedSubscriptionBus,
+    InstrumentedTaskStore,
     RedisEventStore,
     RedisRequestState,
     RedisSubscriptionBus,
+    RedisTaskStore,
     ResumableSessionManager,
+    TasksClient,
+    TasksExtension,
+    TaskStore,
     http_app,
     metrics_app,
 )
@@ -162,3 +169,15 @@ async def bus_of_the_sdk(client: Redis, server: MCPServer[None], app: Starlette)
     app.add_middleware(EndSubscriptionsOnStop, server=server)
     assert_type(EndSubscriptionsOnStop(app, server), EndSubscriptionsOnStop)
     RedisSubscriptionBus(client)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+def tasks_extension_takes_any_task_store(events: RedisEventStore) -> None:
+    """Each store is a `TaskStore`, decorated or not; the extensions are those of the SDK's server and client."""
+    stores: list[TaskStore] = [InMemoryTaskStore(), RedisTaskStore(events.backend)]
+    stores.append(InstrumentedTaskStore(stores[0], registry=None))
+    tasks = TasksExtension(stores[0], tools={"build"})
+    MCPServer("s", extensions=[tasks])
+    Client("http://localhost/mcp", extensions=[TasksClient()])
+    running: AbstractAsyncContextManager[None] = tasks.running()
+    del running
+    TasksExtension(events, tools=())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]

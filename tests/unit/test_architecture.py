@@ -213,5 +213,10 @@ def test_imported_package_is_the_installed_wheel() -> None:
         "state_keys.lua",
         "state_settle.lua",
         "survey.lua",
+        "task_put.lua",
+        "task_read.lua",
+        "task_signal.lua",
+        "task_sync.lua",
+        "task_uncollected.lua",
         "touch.lua",
     }

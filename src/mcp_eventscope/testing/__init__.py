@@ -53,6 +53,10 @@ and stores in the background. It opens two stores on the same data: override its
 `SubscriptionBusConformance` tests the fixture `bus`: any `SubscriptionBus`. `SharedSubscriptionBusConformance` opens
 several buses with the fixture `open_bus`, each of which acts as a worker; its hook `outage` is optional.
 
+`TaskStoreConformance` is for a task store (`mcp_eventscope.TaskStore`). Override its fixture `stores` with two stores
+on the same data, or with one store twice, and its hooks `declare_dead` and `lose_data` if the store supports these
+tests.
+
 `RequestStateConformance` is for the request states of two workers of one service, also with a policy of the SDK;
 `SingleUseConformance` adds that each answer takes effect once. Both open the workers with the fixture `open_workers`.
 
@@ -74,6 +78,7 @@ pytest.register_assert_rewrite(
     "mcp_eventscope.testing.sessions",
     "mcp_eventscope.testing.shared",
     "mcp_eventscope.testing.subscriptions",
+    "mcp_eventscope.testing.tasks",
 )
 
 from mcp_eventscope.testing.collected import Collected, on_the_wire, replay  # noqa: E402 - after the lines above
@@ -93,6 +98,7 @@ from mcp_eventscope.testing.subscriptions import (  # noqa: E402
     SharedSubscriptionBusConformance,
     SubscriptionBusConformance,
 )
+from mcp_eventscope.testing.tasks import TaskStoreConformance, TaskStores  # noqa: E402
 
 __all__ = [
     "Collected",
@@ -110,6 +116,8 @@ __all__ = [
     "SingleUseConformance",
     "StateUnderTest",
     "SubscriptionBusConformance",
+    "TaskStoreConformance",
+    "TaskStores",
     "json_values",
     "messages",
     "on_the_wire",
