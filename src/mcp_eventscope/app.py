@@ -210,6 +210,7 @@ def http_app(  # noqa: PLR0913 - the options of an application
             logger=logger,
         )
         event_store, name, lease, running = scope.event_store, scope.name, scope.worker_lease, scope.running
+        scope.install(mcp)
     store = instrument(
         event_store,
         name=name,

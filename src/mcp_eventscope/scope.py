@@ -1,12 +1,15 @@
 """`EventScope`: everything that one server keeps in Redis, under one name and prefix."""
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.instrumentation import InstrumentedEventStore
+from mcp_eventscope.redis.backend import RedisBackend
 from mcp_eventscope.redis.client import AnyRedis, connect
 from mcp_eventscope.redis.store import RedisEventStore
+from mcp_eventscope.sdk_versions import MODERN, require_sdk
 from mcp_eventscope.settings import UNSET, URL_VARIABLE, Unset, load
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.logs import Log, Logger
@@ -14,19 +17,50 @@ from mcp_eventscope.telemetry.otel_metrics import MeterProvider
 from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
 from mcp_eventscope.telemetry.tracing import TracerProvider
 
+if TYPE_CHECKING:
+    from mcp_eventscope.request_state.instrumented import InstrumentedRequestState
+    from mcp_eventscope.subscriptions.instrumented import InstrumentedSubscriptionBus
+    from mcp_eventscope.tasks.extension import TasksExtension
+
 DEFAULT_NAME = "default"
 """The name of a server without a fixed name of its own."""
+
+
+class ServerOptions(TypedDict, total=False):
+    """Keywords of `MCPServer`."""
+
+    subscriptions: "InstrumentedSubscriptionBus"
+    extensions: "list[TasksExtension]"
+
+
+class TaskOptions(TypedDict, total=False):
+    """Keywords of `TasksExtension`."""
+
+    max_tasks: int
+    max_tasks_per_principal: int
+    shutdown_timeout: float
+
+
+class _Telemetry(TypedDict):
+    """The destinations of the signals of each part."""
+
+    name: str
+    registry: Registry | None
+    tracer_provider: TracerProvider | None
+    meter_provider: MeterProvider | None
+    logger: Logger | None
 
 
 class EventScope:
     """What a server keeps in Redis: the events of its sessions, and the state of its 2026-07-28 clients.
 
     Its parts share one client, one key prefix, one circuit breaker, one worker lease, and one set of metrics. A part
-    is created when it is first used, which must be before the application starts.
+    is created when it is first used, which must be before the application starts. Those for 2026-07-28 clients need mcp
+    2.2 or later.
 
     ```python
     scope = EventScope("orders", redis_url="redis://localhost:6379/0")
-    mcp = MCPServer("orders", **scope.options)
+    mcp = MCPServer("orders", **scope.server_options(tasks={"ship"}))
     app = http_app(mcp, scope=scope)
     ```
 
@@ -92,6 +126,8 @@ class EventScope:
             msg = "redis_url must be omitted with redis, got both; pass one of them"
             raise ValueError(msg)
         self._name = settings.name or DEFAULT_NAME
+        self._audience = settings.name
+        """The audience of request states; None: the name of the MCP server."""
         self._worker_lease = settings.worker_lease
         log = Log(logger)
         self._valkey = EmbeddedValkey() if redis is None and settings.redis_url is None else None
@@ -113,15 +149,19 @@ class EventScope:
                 consequence="events are lost when this process ends, and no other worker sees them: not for production",
                 fix=f"pass redis_url=, or set {URL_VARIABLE}",
             )
-        self._event_store = InstrumentedEventStore(
-            self._store,
-            name=self._name,
-            registry=registry,
-            tracer_provider=tracer_provider,
-            meter_provider=meter_provider,
-            logger=logger,
-        )
+        self._telemetry: _Telemetry = {
+            "name": self._name,
+            "registry": registry,
+            "tracer_provider": tracer_provider,
+            "meter_provider": meter_provider,
+            "logger": logger,
+        }
+        self._event_store = InstrumentedEventStore(self._store, **self._telemetry)
         log.report_failures(self._event_store.log_failed)
+        self._subscriptions: InstrumentedSubscriptionBus | None = None
+        self._request_state: InstrumentedRequestState | None = None
+        self._parts: list[Callable[[], AbstractAsyncContextManager[object]]] = []
+        """What runs within `running`."""
 
     @property
     def name(self) -> str:
@@ -138,6 +178,81 @@ class EventScope:
         """The event store, which makes the streams of sessions resumable."""
         return self._event_store
 
+    @property
+    def backend(self) -> RedisBackend:
+        """What all parts share, to build one with other options than its defaults."""
+        return self._store.backend
+
+    @property
+    def subscriptions(self) -> "InstrumentedSubscriptionBus":
+        """The bus for `MCPServer(subscriptions=…)`: a change on one worker is signalled to the streams of all."""
+        if self._subscriptions is None:
+            require_sdk("EventScope.subscriptions", MODERN)
+            from mcp_eventscope.subscriptions.instrumented import InstrumentedSubscriptionBus  # noqa: PLC0415 - mcp 2.x
+            from mcp_eventscope.subscriptions.redis_bus import RedisSubscriptionBus  # noqa: PLC0415
+
+            self._subscriptions = InstrumentedSubscriptionBus(RedisSubscriptionBus(self.backend), **self._telemetry)
+            self._parts.append(self._subscriptions.running)
+        return self._subscriptions
+
+    @property
+    def request_state(self) -> "InstrumentedRequestState":
+        """The request state: any worker accepts an answer to a question, once. `http_app` installs it in the server."""
+        if self._request_state is None:
+            require_sdk("EventScope.request_state", MODERN)
+            from mcp_eventscope.request_state.instrumented import InstrumentedRequestState  # noqa: PLC0415 - mcp 2.x
+            from mcp_eventscope.request_state.store import RedisRequestState  # noqa: PLC0415
+
+            state = RedisRequestState(self.backend, audience=self._audience)
+            self._request_state = InstrumentedRequestState(state, **self._telemetry)
+        return self._request_state
+
+    def tasks(self, tools: Collection[str], **options: Unpack[TaskOptions]) -> "TasksExtension":
+        """Create the extension for `MCPServer(extensions=[…])` that runs tools as tasks, which any worker serves.
+
+        Args:
+            tools: The names of the tools.
+            **options: As in `TasksExtension`.
+
+        Raises:
+            TypeError: `tools` is not a collection of names, or an option has another type.
+            ValueError: An option is out of range.
+        """
+        require_sdk("EventScope.tasks", MODERN)
+        from mcp_eventscope.tasks.extension import TasksExtension  # noqa: PLC0415 - mcp 2.x
+        from mcp_eventscope.tasks.instrumented import InstrumentedTaskStore  # noqa: PLC0415
+        from mcp_eventscope.tasks.redis_store import RedisTaskStore  # noqa: PLC0415
+
+        store = InstrumentedTaskStore(RedisTaskStore(self.backend), **self._telemetry)
+        extension = TasksExtension(store, tools=tools, **options)
+        self._parts.append(extension.running)
+        return extension
+
+    def server_options(self, *, tasks: Collection[str] = ()) -> ServerOptions:
+        """Return the keywords with which an `MCPServer` uses all parts of the scope.
+
+        Args:
+            tasks: The names of the tools that run as tasks.
+        """
+        options: ServerOptions = {"subscriptions": self.subscriptions}
+        _ = self.request_state  # `http_app` installs it.
+        if tasks:
+            options["extensions"] = [self.tasks(tasks)]
+        return options
+
+    def install(self, server: object) -> None:
+        """Install the request state in a server, if it is in use. `http_app` calls this.
+
+        Args:
+            server: An `MCPServer`, a low-level `Server`, or a `FastMCP`.
+
+        Raises:
+            TypeError: The server is none of these.
+            ValueError: The server has a request state already, or a name that differs between its processes.
+        """
+        if self._request_state is not None:
+            self._request_state.install(server)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run the parts in use, and hold the worker lease, until the block ends. `http_app` enters it.
@@ -153,6 +268,8 @@ class EventScope:
             await stack.enter_async_context(
                 self._store.coordinator.hold_lease(self._worker_lease, lambda _: None, _nothing)
             )
+            for part in self._parts:
+                await stack.enter_async_context(part())
             yield
 
 

@@ -109,8 +109,8 @@ class SessionTelemetry:
         if named in MODERN_PROTOCOL_VERSIONS and not self._logged_version:
             self._logged_version = True
             fix = (
-                "none, if clients do not need to resume; otherwise let them use protocol revision 2025-11-25: "
-                'in the SDK\'s client, mode="legacy"'
+                "none, if clients do not need to resume; otherwise let long tools run as tasks (EventScope.tasks), or "
+                'let clients use protocol revision 2025-11-25: in the SDK\'s client, mode="legacy"'
             )
             self._record(ResumptionDisabled(f"protocol revision {named}", fix))
 

@@ -1,0 +1,178 @@
+"""One scope: legacy and 2026-07-28 clients of one server, on two workers."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import anyio
+import pytest
+from mcp.client import Client, ClientRequestContext
+from mcp.client.subscriptions import ResourceUpdated
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.resolve import Elicit, Resolve
+from mcp.types import ElicitRequestParams, ElicitResult
+from prometheus_client import CollectorRegistry
+from pydantic import BaseModel
+from redis import asyncio as aioredis
+
+from mcp_eventscope import EventScope, TasksClient, http_app
+from support.chaos import on_url
+from support.http_client import Connect, events
+from support.logs import Recorder
+from support.processes import LEASE
+from support.serving import serving
+from support.waiting import CEILING, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+
+class Approval(BaseModel):
+    """The answer of a user."""
+
+    sure: bool
+
+
+async def approve() -> Elicit[Approval]:
+    """Ask the user."""
+    return Elicit("Ship it?", Approval)
+
+
+@dataclass
+class Worker:
+    """One worker in this process."""
+
+    url: str
+    registry: CollectorRegistry
+    release: anyio.Event
+    shipped: list[str]
+    log: Recorder
+
+    def sample(self, name: str, **labels: str) -> float:
+        """A metric."""
+        return self.registry.get_sample_value(f"eventscope_{name}", {"store": "orders", **labels}) or 0.0
+
+
+@pytest.fixture
+async def pair(valkey_url: str, key_prefix: str) -> AsyncIterator[tuple[Worker, Worker]]:
+    """Two workers, each with a scope of the same prefix and name."""
+    async with AsyncExitStack() as stack:
+        made = []
+        for _ in range(2):
+            registry, log, release, shipped = CollectorRegistry(), Recorder(), anyio.Event(), list[str]()
+            scope = EventScope(
+                "orders", redis_url=valkey_url, key_prefix=key_prefix, worker_lease=LEASE, registry=registry, logger=log
+            )
+            mcp: MCPServer[Any] = MCPServer("orders", **scope.server_options(tasks={"build"}))
+            add_tools(mcp, release, shipped)
+            url = await stack.enter_async_context(serving(http_app(mcp, scope=scope)))
+            made.append(Worker(url, registry, release, shipped, log))
+        yield made[0], made[1]
+
+
+def add_tools(mcp: MCPServer[Any], release: anyio.Event, shipped: list[str]) -> None:
+    """Add the tools of one worker."""
+
+    @mcp.tool()
+    async def build(ctx: Context) -> str:
+        """Report progress, and end when the test lets it."""
+        await ctx.report_progress(1, 2, "half")
+        await release.wait()
+        return "built"
+
+    @mcp.tool()
+    async def ship(order: str, answer: Annotated[Approval, Resolve(approve)], ctx: Context) -> str:
+        """Ship an order after a question, and publish the change."""
+        if answer.sure:
+            shipped.append(order)
+            await ctx.notify_resource_updated(f"order://{order}")
+        return "shipped" if answer.sure else "kept"
+
+
+async def test_session_of_a_legacy_client_continues_on_another_worker(
+    pair: tuple[Worker, Worker], connect: Connect
+) -> None:
+    """The tool that is a task for others is a call that resumes."""
+    a, b = pair
+    client = connect(a.url)
+    await client.initialize()
+    async with client.call(1, "build") as response:
+        cursor = (await anext(events(response))).id
+    async with on_url(client, b.url).get(cursor) as response:
+        a.release.set()
+        with anyio.fail_after(CEILING):
+            rest = [event async for event in events(response)]
+    assert rest[-1].message["result"]["structuredContent"] == {"result": "built"}
+    assert a.sample("tasks_created_total") == 0
+
+
+async def test_task_created_on_one_worker_ends_on_another(pair: tuple[Worker, Worker]) -> None:
+    """The client that created it has left."""
+    a, b = pair
+    created: list[str] = []
+
+    class LeftError(Exception):
+        """The client leaves."""
+
+    def leave(task: Any) -> None:
+        created.append(task.task_id)
+        raise LeftError
+
+    with pytest.raises((LeftError, ExceptionGroup)):
+        async with Client(f"{a.url}/mcp", extensions=[TasksClient(on_task=leave)]) as client:
+            await client.call_tool("build", {})
+    seen: list[str | None] = []
+
+    def look(task: Any) -> None:
+        seen.append(task.status_message)
+        if task.status_message == "half":
+            a.release.set()
+
+    tasks = TasksClient(on_task=look)
+    async with Client(f"{b.url}/mcp", extensions=[tasks]) as client:
+        result = await tasks.poll(client.session, created[0])
+    assert result.structured_content == {"result": "built"}
+    assert "half" in seen
+    await until(lambda: a.sample("tasks_ended_total", outcome="completed") == 1)
+
+
+async def test_answer_on_another_worker_acts_once_and_its_change_reaches_all(pair: tuple[Worker, Worker]) -> None:
+    """Asked on one worker, answered on the other; a stream on the first one is signalled."""
+    a, b = pair
+
+    async def answer(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
+        del context, params
+        return ElicitResult(action="accept", content={"sure": True})
+
+    async with (
+        Client(f"{a.url}/mcp") as listener,
+        listener.listen(resource_subscriptions=["order://7"]) as stream,
+        Client(f"{b.url}/mcp", elicitation_callback=answer) as client,
+    ):
+        result = await client.call_tool("ship", {"order": "7"})
+        assert result.structured_content == {"result": "shipped"}
+        with anyio.fail_after(CEILING):
+            async for event in stream:
+                assert event == ResourceUpdated("order://7")
+                break
+    assert (a.shipped, b.shipped) == ([], ["7"])
+    assert a.sample("subscriptions_signals_delivered_total", path="remote") == 1
+    assert b.sample("request_state_answers_total", outcome="completed") == 1
+
+
+async def test_stopped_scope_leaves_no_key_without_expiry_and_no_lease(
+    pair: tuple[Worker, Worker], redis_client: aioredis.Redis, key_prefix: str
+) -> None:
+    """All parts share one lease, which the scope releases."""
+    a, _ = pair
+    async with Client(f"{a.url}/mcp") as client:
+        await client.list_tools()
+    keys = [key async for key in redis_client.scan_iter(match=f"{key_prefix}*", count=1000)]
+    assert len([key for key in keys if f"{key_prefix}worker:" in _text(key)]) == 2
+    for key in keys:
+        assert await redis_client.pttl(key) > 0, key
+
+
+def _text(key: bytes | str) -> str:
+    return key.decode() if isinstance(key, bytes) else key
