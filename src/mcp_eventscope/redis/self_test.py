@@ -205,6 +205,7 @@ def _tries(names: Sequence[str]) -> list[Sequence[str]]:
         ("SET", string, "1", "EX", _SECONDS),
         *((read, string) for read in ("GET", "MGET", "EXISTS", "PERSIST", "TTL")),
         ("PEXPIRE", string, f"{_SECONDS}000"),
+        ("PTTL", string),
         ("HSET", hashed, "a", "1"),
         ("EXPIRE", hashed, _SECONDS),
         ("HSETNX", hashed, "b", "1"),
