@@ -22,7 +22,15 @@ class Kind(StrEnum):
     RESULT = "result"
     """A call returned."""
     FAILURE = "failure"
-    """A call failed; the number is the code of its JSON-RPC error, or 0."""
+    """A call or a task failed; the number is the code of its JSON-RPC error, or 0."""
+    TASK = "task"
+    """A worker began to run a tool as a task; the text names the tool."""
+    LEFT = "left"
+    """The client of a task closed its connection."""
+    STATUS = "status"
+    """A worker answered a poll with a new status message."""
+    SIGNAL = "signal"
+    """A worker signalled a change on a `subscriptions/listen` stream; the text names the resource."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,11 @@
-"""`make demo`: two workers, two scenes, the metrics of the remaining worker, and the verdict."""
+"""`make demo`: two workers, three scenes, the metrics of the remaining worker, and the verdict."""
 
 import io
 import logging
 
 from rich.console import Console
 
-from examples.demo import scenes
+from examples.demo import modern, scenes
 from examples.demo.stack import running
 from examples.demo.switch import Switch
 from examples.demo.timeline import Timeline
@@ -31,9 +31,12 @@ async def demo(console: Console) -> int:
             stage = scenes.Stage(workers, switch, timeline)
             timeline.scene(1, "A stream is cut; the other worker resumes it while the tool runs on")
             found = [f"scene 1: {fault}" for fault in await scenes.cut(stage, await stage.figures())]
-            timeline.scene(2, "A worker is killed during a call")
+            timeline.scene(2, "Revision 2026-07-28: a task outlives its client; a change is signalled on all workers")
+            runner, other = workers
+            found += [f"scene 2: {fault}" for fault in await modern.outlive(runner, other, timeline)]
+            timeline.scene(3, "A worker is killed during a call and a task")
             before = await stage.figures()
-            found += [f"scene 2: {fault}" for fault in await scenes.kill(stage, before)]
+            found += [f"scene 3: {fault}" for fault in await scenes.kill(stage, before)]
             figures = await stage.figures()
     timeline.figures(figures, lost={name: last for name, last in before.items() if name not in figures})
     timeline.verdict(found)

@@ -1,4 +1,4 @@
-"""The two scenes: a cut stream resumes on the other worker; a worker is killed."""
+"""The scenes of sessions: a cut stream resumes on the other worker; a worker is killed."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from typing import Any
 
 from mcp.client import Client
 
-from examples.demo import verdict
+from examples.demo import modern, verdict
 from examples.demo.client import count_down, count_words, in_session
 from examples.demo.figures import Figures
 from examples.demo.record import Kind, Record, of
@@ -84,7 +84,7 @@ async def cut(stage: Stage, before: Mapping[str, Figures]) -> list[str]:
 
 
 async def kill(stage: Stage, before: Mapping[str, Figures]) -> list[str]:
-    """Kill the worker that runs a call, then call again. Returns the faults of the answer and the session.
+    """Kill the worker that runs a call and a task, then call again. Returns the faults of their ends and the session.
 
     Args:
         stage: The parts.
@@ -93,12 +93,15 @@ async def kill(stage: Stage, before: Mapping[str, Figures]) -> list[str]:
     Raises:
         DemoError: A condition did not hold in time.
     """
-    record = Record(stage.timeline.show)
+    record, task = Record(stage.timeline.show), Record(stage.timeline.show)
+    tasks: list[str] = []
 
     async def heard(progress: float, total: float | None, message: str | None) -> None:  # noqa: ARG001 - the SDK's names
         record.add(Kind.EVENT, message or "", int(progress))
         if progress == KILL_AFTER and not of(Kind.KILL, record.moments):
             worker = stage.named(record.running_on)
+            if worker is not None:
+                tasks.append(await modern.start(worker, task))
             ended_by = 0 if worker is None else await worker.kill()
             record.add(Kind.KILL, number=ended_by, worker=record.running_on)
 
@@ -109,11 +112,14 @@ async def kill(stage: Stage, before: Mapping[str, Figures]) -> list[str]:
 
     async with within(_SCENE_SECONDS, "an answer to the call of the killed worker"):
         await in_session(f"{stage.switch.url}/mcp", record, stage.worker_of, call)
+        other = next(worker for worker in stage.workers if worker.alive)
+        for task_id in tasks:
+            await modern.collect(other, task, task_id)
     words = len(WORDS.split())
     found, _ = await _settled(
         stage, before, lambda counts: verdict.of_kill(record.moments, counts, STEPS, LEASE_SECONDS, words)
     )
-    return found
+    return [*found, *verdict.of_orphaned_task(task.moments, other.name)]
 
 
 async def _settled(

@@ -1,4 +1,4 @@
-"""The MCP server of the demo: three small tools, with resumable streams."""
+"""The MCP server of the demo: three small tools, for clients of every revision."""
 
 import hashlib
 import time
@@ -10,14 +10,15 @@ from mcp.server.mcpserver import Context
 from pydantic import Field
 from starlette.applications import Starlette
 
-from mcp_eventscope import http_app
+from mcp_eventscope import EventScope, http_app
 
 RETRY_MILLISECONDS = 600
 """How long a client waits before it reconnects: longer than one step of the countdown, so that it misses events."""
 LEASE_SECONDS = 2.0
 """How long a dead worker keeps its lease. Short, so that the demo is short."""
-
-mcp: MCPServer[Any] = MCPServer("eventscope-demo", log_level="WARNING")
+LAUNCHES = "demo://launches"
+"""The resource that a countdown changes at its end."""
+NAME = "eventscope-demo"
 
 
 class Liftoff(TypedDict):
@@ -28,7 +29,6 @@ class Liftoff(TypedDict):
     """When each step was sent, by this server's clock."""
 
 
-@mcp.tool()
 async def countdown(
     ctx: Context,
     steps: Annotated[int, Field(ge=1, le=1000)] = 16,
@@ -40,16 +40,15 @@ async def countdown(
         await anyio.sleep(interval)
         sent_at.append(time.time())
         await ctx.report_progress(step, steps, f"T-{steps - step}")
+    await ctx.notify_resource_updated(LAUNCHES)
     return {"steps": steps, "sent_at": sent_at}
 
 
-@mcp.tool()
 async def word_count(text: str) -> dict[str, int]:
     """Count the characters, words and lines of a text."""
     return {"characters": len(text), "words": len(text.split()), "lines": len(text.splitlines())}
 
 
-@mcp.tool()
 async def sha256(text: str) -> str:
     """Return the SHA-256 of a text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
@@ -57,4 +56,8 @@ async def sha256(text: str) -> str:
 
 def app() -> Starlette:
     """The application, for `uvicorn --factory`: /mcp, /metrics and /healthz, on the Redis of EVENTSCOPE_REDIS_URL."""
-    return http_app(mcp, retry_interval=RETRY_MILLISECONDS, worker_lease=LEASE_SECONDS)
+    scope = EventScope(NAME, worker_lease=LEASE_SECONDS)
+    mcp: MCPServer[Any] = MCPServer(NAME, log_level="WARNING", **scope.server_options(tasks={"countdown"}))
+    for tool in (countdown, word_count, sha256):
+        mcp.tool()(tool)
+    return http_app(mcp, scope=scope, retry_interval=RETRY_MILLISECONDS)

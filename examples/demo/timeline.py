@@ -17,6 +17,14 @@ _LONGEST_BAR = 56
 _WHAT, _VALUE = 24, 8
 """Columns of the table of metrics; within 80 they leave room for the longest name."""
 
+_TASKS = {
+    Kind.TASK: ("task", _CYAN, "{text} runs on {who} as a task"),
+    Kind.LEFT: ("left", _RED, "its client closes the connection"),
+    Kind.STATUS: ("poll", _YELLOW, "{who} answers: working, {text}"),
+    Kind.SIGNAL: ("signal", _GREEN, "{who}: {text} has changed"),
+}
+"""The rows of the moments of tasks and subscriptions."""
+
 
 class Timeline:
     """Writes on a console.
@@ -77,6 +85,9 @@ class Timeline:
                 self._row(moment, "result", _CYAN, moment.text)
             case Kind.FAILURE:
                 self._row(moment, "error", _RED, f"{moment.number}: {moment.text}" if moment.number else moment.text)
+            case _:
+                phase, style, what = _TASKS[moment.kind]
+                self._row(moment, phase, style, what.format(text=moment.text, who=who))
 
     def served(self, figures: Mapping[str, Figures]) -> None:
         """Print which workers served the resumed streams.
@@ -150,7 +161,7 @@ class Timeline:
             self._gap()
             stored = f"{last.total(names.EVENTS_STORED):.0f} events stored, {last.delivered} sent on resumed streams"
             self._say(
-                f"The counters of worker {name} ended with it. At its last scrape, before scene 2: {stored}.", "dim"
+                f"The counters of worker {name} ended with it. At its last scrape, before scene 3: {stored}.", "dim"
             )
 
     def verdict(self, faults: Sequence[str]) -> None:
@@ -159,7 +170,9 @@ class Timeline:
         if not faults:
             text = f"PASS  {self._steps} of {self._steps} events, each once and in order, resumed on the other worker."
             self._say(text, "bold green")
+            self._say("PASS  A task outlived its client; the other worker had its result and its signal.", "bold green")
             self._say("PASS  The killed worker's call was answered in time; its session continued.", "bold green")
+            self._say("PASS  The killed worker's task failed with an error, on the other worker.", "bold green")
         for fault in faults:
             self._say(f"FAIL  {fault}", _RED)
         self._gap()

@@ -68,6 +68,48 @@ def of_kill(
     return [*found, *_of_figures(moments[: end + 1], figures, orphaned=1)]
 
 
+def of_task(moments: Sequence[Moment], runner: str, other: str, steps: int) -> list[str]:
+    """Check that a task outlived its client, and that the other worker had its progress, its result and its signal.
+
+    Args:
+        moments: The moments of the clients.
+        runner: The worker that ran the task.
+        other: The other worker.
+        steps: The expected result.
+
+    Returns:
+        One sentence for each fault.
+    """
+    if [moment.worker for moment in of(Kind.TASK, moments)] != [runner]:
+        return [f"no task was created on worker {runner}, so nothing was shown"]
+    found = [] if of(Kind.LEFT, after(Kind.TASK, moments)) else ["the client of the task did not leave"]
+    found += [f"the task failed: {moment.text}" for moment in of(Kind.FAILURE, moments)]
+    results = [(moment.worker, moment.number) for moment in of(Kind.RESULT, after(Kind.LEFT, moments))]
+    if results != [(other, steps)]:
+        found.append(f"worker {other} did not have the result of the task once, after its client had left")
+    if not of(Kind.STATUS, moments):
+        found.append("no poll showed the progress of the task")
+    if [moment.worker for moment in of(Kind.SIGNAL, moments)] != [other]:
+        found.append(f"the change was not signalled on worker {other}")
+    return found
+
+
+def of_orphaned_task(moments: Sequence[Moment], other: str) -> list[str]:
+    """Check that the task of a killed worker failed honestly.
+
+    Args:
+        moments: The moments of its clients.
+        other: The worker that answered the polls.
+
+    Returns:
+        One sentence for each fault.
+    """
+    failures = [(moment.worker, moment.number) for moment in of(Kind.FAILURE, moments)]
+    if failures == [(other, REQUEST_ORPHANED)] and not of(Kind.RESULT, moments):
+        return []
+    return [f"the task of the killed worker did not fail once with {REQUEST_ORPHANED} on worker {other}"]
+
+
 def _of_events(numbers: Sequence[int], steps: int) -> list[str]:
     found = []
     if missing := sorted(set(range(1, steps + 1)) - set(numbers)):

@@ -9,7 +9,7 @@ from examples.demo import figures as names
 from examples.demo.figures import Figures
 from examples.demo.record import Kind, Moment
 from examples.demo.scenes import CUT_AFTER, KILL_AFTER, STEPS
-from examples.demo.verdict import GRACE_SECONDS, of_cut, of_kill
+from examples.demo.verdict import GRACE_SECONDS, of_cut, of_kill, of_orphaned_task, of_task
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE, REQUEST_ORPHANED
 from mcp_eventscope.telemetry import catalog
 
@@ -191,6 +191,55 @@ def test_the_verdict_finds_what_the_survivor_counted(figures: Figures, fault: st
 
 
 # -- the figures ------------------------------------------------------------------------------------------------------
+
+
+TASK = [
+    Moment(0.0, Kind.TASK, "countdown", worker="A"),
+    Moment(0.1, Kind.LEFT),
+    Moment(1.0, Kind.STATUS, "T-2", worker="B"),
+    Moment(2.0, Kind.RESULT, "6 steps counted", 6, "B"),
+    Moment(2.1, Kind.SIGNAL, "demo://launches", worker="B"),
+]
+
+
+def test_a_task_that_outlived_its_client_has_no_faults() -> None:
+    """The other worker had its progress, its result and its signal."""
+    assert of_task(TASK, "A", "B", 6) == []
+
+
+@pytest.mark.parametrize(
+    ("left_out", "more", "fault"),
+    [
+        (Kind.TASK, [], "no task was created on worker A"),
+        (Kind.LEFT, [], "did not leave"),
+        (Kind.STATUS, [], "no poll showed the progress"),
+        (Kind.RESULT, [], "did not have the result of the task once"),
+        (Kind.RESULT, [Moment(2.0, Kind.RESULT, "", 6, "A")], "did not have the result of the task once"),
+        (Kind.RESULT, [Moment(2.0, Kind.RESULT, "", 5, "B")], "did not have the result of the task once"),
+        (None, [Moment(3.0, Kind.RESULT, "", 6, "B")], "did not have the result of the task once"),
+        (None, [Moment(3.0, Kind.FAILURE, "gone", 1, "B")], "the task failed: gone"),
+        (Kind.SIGNAL, [], "was not signalled on worker B"),
+        (Kind.SIGNAL, [Moment(2.1, Kind.SIGNAL, "", worker="A")], "was not signalled on worker B"),
+    ],
+)
+def test_the_verdict_finds_what_is_wrong_with_a_task(left_out: Kind | None, more: list[Moment], fault: str) -> None:
+    """Each part of the scene must be there, from the right worker, once."""
+    moments = [*(moment for moment in TASK if moment.kind is not left_out), *more]
+    assert any(fault in found for found in of_task(moments, "A", "B", 6))
+
+
+@pytest.mark.parametrize(
+    ("moments", "faults"),
+    [
+        ([Moment(1.0, Kind.FAILURE, "", REQUEST_ORPHANED, "B")], 0),
+        ([], 1),
+        ([Moment(1.0, Kind.FAILURE, "", -32603, "B")], 1),
+        ([Moment(1.0, Kind.FAILURE, "", REQUEST_ORPHANED, "B"), Moment(2.0, Kind.RESULT, "", 6, "B")], 1),
+    ],
+)
+def test_task_of_a_killed_worker_must_fail_once(moments: list[Moment], faults: int) -> None:
+    """With the error that says that it may have taken effect."""
+    assert len(of_orphaned_task(moments, "B")) == faults
 
 
 def test_figures_add_up_and_subtract() -> None:
