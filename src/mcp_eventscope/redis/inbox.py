@@ -27,7 +27,7 @@ _LATEST = 10.0
 """The largest plausible age of a message that `stop`s something, in seconds. Outside of 0 to this, clocks differ."""
 _FIRST = "0-0"
 
-_open_inbox = Script("open_inbox.lua")
+_keep_inbox = Script("keep_inbox.lua")
 _receive = Script("receive.lua")
 
 
@@ -56,7 +56,7 @@ class Inbox:
         self._observers = observers
 
     async def open(self, milliseconds: int) -> bool:
-        """Keep this worker's inbox, or open it.
+        """Keep this worker's inbox, or open it. A key of another type in its place is deleted, and counted.
 
         Args:
             milliseconds: Until the inbox of a dead worker expires.
@@ -69,17 +69,21 @@ class Inbox:
         """
         key = self._keys.inbox(self._worker.name)
         with map_redis_errors("write to", self._redis):
-            if await self._redis.pexpire(key, milliseconds):
-                return False
-            opened: bytes = await _open_inbox(self._redis, [key], [milliseconds])
-        self._read[key] = opened.decode("ascii")
-        return True
+            opened, deleted = await _keep_inbox(self._redis, [key, self._keys.announcements], [milliseconds])
+        if deleted:
+            self._drop(DropReason.MALFORMED, deleted)
+        if opened:
+            self._read[key] = opened.decode("ascii")
+        return bool(opened)
+
+    def _drop(self, reason: DropReason, messages: int = 1) -> None:
+        self._observers.emit(MessagesDropped(reason=reason, messages=messages))
 
     async def run(self, on_message: Callable[[WorkerMessage], None]) -> None:
         """Receive messages for ever.
 
         Args:
-            on_message: Called with each message, once.
+            on_message: Called with each message, once. It does not raise.
         """
         inbox, announcements = self._keys.inbox(self._worker.name), self._keys.announcements
         arrived = True
@@ -97,13 +101,17 @@ class Inbox:
         """Handle what has arrived; returns whether there may be more."""
         keys = [inbox, announcements]
         with anyio.fail_after(ANSWER_TIMEOUT):
-            arrived = await _receive(self._redis, keys, [*(self._read.get(each, _FIRST) for each in keys), _ENTRIES])
+            read = [self._read.get(each, _FIRST) for each in keys]
+            missing, *arrived = await _receive(self._redis, keys, [*read, _ENTRIES])
+        if missing:
+            self._drop(DropReason.LOST)
+            on_message(WorkerMessage(MessageKind.LOST))
         for key, entries in zip(keys, arrived, strict=True):
             for entry_id, fields in entries:
                 self._read[key] = entry_id.decode("ascii")
                 if (message := self._message(fields)) is not None:
                     on_message(message)
-        return any(len(entries) == _ENTRIES for entries in arrived)
+        return any(len(entries) >= _ENTRIES for entries in arrived)
 
     def _message(self, fields: list[bytes]) -> WorkerMessage | None:
         """Parse one entry; None for this worker's own, one that was handled already, and what is no message."""
@@ -119,8 +127,8 @@ class Inbox:
                 raise ValueError  # noqa: TRY301 - one treatment for all that is no message
             age = (self._clock.now() - sent) / 1e6
             message = WorkerMessage(MessageKind(kind), session, content, sender, age if 0 <= age <= _LATEST else 0.0)
-        except (ValueError, TypeError, IndexError):
-            self._observers.emit(MessagesDropped(reason=DropReason.MALFORMED, messages=1))
+        except Exception:  # noqa: BLE001 - whatever another program wrote, the entries after it are read
+            self._drop(DropReason.MALFORMED)
             return None
         if sender == self._worker.name or (sender, number) in self._seen:
             return None

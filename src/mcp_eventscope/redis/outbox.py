@@ -1,12 +1,16 @@
 """The messages of this worker to others, sent in the background."""
 
 import asyncio
+import heapq
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter, OrderedDict, deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from math import inf
 from typing import Any, TypeAlias
 
+import anyio
 import pydantic_core
 from redis import asyncio as aioredis
 from redis.exceptions import ResponseError
@@ -15,21 +19,23 @@ from mcp_eventscope.redis.client import AnyRedis, is_refusal
 from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
-from mcp_eventscope.redis.scripts import SERVING
+from mcp_eventscope.redis.scripts import SERVING, SINCE
 from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.store.coordination import MESSAGE_SECONDS, MessageKind, session_digest
 from mcp_eventscope.store.events import DropReason, MessagesDropped
 
 _RETRY_SECONDS = 0.25
-"""Seconds until a failed write is retried."""
+"""Seconds until a failed write is retried, also one to a worker whose inbox is full or missing."""
+_LOOK_SECONDS = 1.0
+"""Seconds between reads of a record that may not name all workers yet."""
 _STOP_SECONDS = 5.0
 """Seconds for which a stop is retried. Later its stream has other connections."""
 _BATCH = 256
 """Maximum number of messages in a round trip."""
 _PENDING_BYTES = 16 * 1024 * 1024
-"""Maximum bytes of the messages that are kept while Redis is unreachable. The oldest are dropped."""
+"""Maximum bytes of the messages that wait to be sent. Of the session with the most, the oldest are dropped."""
 _INBOX_LENGTH = 1024
-"""Approximate maximum number of messages that Redis keeps for a worker that does not read."""
+"""Approximate maximum number of unread messages in an inbox. Further ones wait for room, and displace none."""
 _ANNOUNCEMENTS = 8192
 """Approximate maximum number of announcements that Redis keeps."""
 _SERVING = SERVING.encode()
@@ -37,10 +43,12 @@ _SERVING = SERVING.encode()
 Command: TypeAlias = tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Outgoing:
-    """A message that is not yet sent."""
+    """A message that is not yet sent to all of its receivers."""
 
+    number: int
+    kind: MessageKind
     session_id: str
     to: str | None
     """The receiving worker; None: those that serve the session."""
@@ -49,10 +57,29 @@ class _Outgoing:
     body: bytes
     expires: float
     """On the monotonic clock."""
+    reached: set[str] = field(default_factory=set)
+    """The workers to which it was sent, or that refuse it."""
+    unsent: bool = True
+    """Whether a known receiver lacks it, or none is known because the session has no record."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Receivers:
+    """The workers that a message concerns."""
+
+    names: AbstractSet[str] = frozenset()
+    known: bool = True
+    """Whether there is a record that names them."""
+    complete: bool = True
+    """Whether there are certainly no others."""
 
 
 class Outbox:
-    """Sends messages in the background, in batches, and retries while Redis is unreachable.
+    """Sends messages in the background, in batches, and retries those that have not reached all of their receivers.
+
+    After a data loss in Redis, workers open their inboxes and register in the records again within a lease. Until then
+    a message without a receiver waits. The messages of a session displace none of another one: sessions take turns, a
+    full inbox accepts no further message, and beyond the bound the session with the most loses its oldest.
 
     Args:
         redis: The client.
@@ -61,6 +88,9 @@ class Outbox:
         clock: Synchronized with Redis.
         observers: Report messages that were dropped.
         call: Calls Redis, as in `Workers`.
+        expired: Returns those workers whose lease has expired.
+        complete: Returns whether a record that was written first at a time, in microseconds on Redis's clock, names all
+            workers that serve its session.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - constructed in one place
@@ -71,14 +101,24 @@ class Outbox:
         clock: EventClock,
         observers: Observers,
         call: Callable[[str, Callable[[], Awaitable[list[Any]]]], Awaitable[list[Any]]],
+        *,
+        expired: Callable[[set[str]], Awaitable[set[str]]],
+        complete: Callable[[int], bool],
     ) -> None:
         self._redis = redis
         self._keys = keys
         self._worker = worker
         self._clock = clock
         self._call = call
-        self._pending: deque[_Outgoing] = deque()
-        self._bytes = 0
+        self._expired = expired
+        self._complete = complete
+        self._pending: OrderedDict[str, deque[_Outgoing]] = OrderedDict()
+        """The messages that are sent next, by session, in the order of the sessions' turns."""
+        self._bytes: Counter[str] = Counter()
+        """The size of the pending messages, by session."""
+        self._total = 0
+        self._later: list[tuple[float, int, _Outgoing]] = []
+        """The messages that are retried, as a heap, with the time of the retry on the monotonic clock."""
         self._sending: list[_Outgoing] = []
         self._filled = asyncio.Event()
         self._number = 0
@@ -105,87 +145,191 @@ class Outbox:
         self._number += 1
         row = [self._worker.name, self._number, kind, session_digest(session_id), content, self._clock.now()]
         seconds = _STOP_SECONDS if kind is MessageKind.STOP else MESSAGE_SECONDS
-        body = pydantic_core.to_json(row)
-        self._pending.append(_Outgoing(session_id, to, announced_for, body, time.monotonic() + seconds))
-        self._bytes += len(body)
-        while self._bytes > _PENDING_BYTES:
-            self._bytes -= len(self._pending.popleft().body)
-            self._drop(DropReason.OVERFLOW, 1)
+        body, expires = pydantic_core.to_json(row), time.monotonic() + seconds
+        self._enqueue(_Outgoing(self._number, kind, session_id, to, announced_for, body, expires))
         self._filled.set()
+
+    def _enqueue(self, outgoing: _Outgoing) -> None:
+        self._pending.setdefault(outgoing.session_id, deque()).append(outgoing)
+        self._account(outgoing, len(outgoing.body))
+        while self._total > _PENDING_BYTES:
+            ((largest, _),) = self._bytes.most_common(1)
+            self._drop(DropReason.OVERFLOW, [self._dequeue(largest)])
+
+    def _dequeue(self, session_id: str) -> _Outgoing:
+        """Remove the oldest message of a session. The next turn of the session is the last one."""
+        messages = self._pending.pop(session_id)
+        outgoing = messages.popleft()
+        if messages:
+            self._pending[session_id] = messages
+        self._account(outgoing, -len(outgoing.body))
+        return outgoing
+
+    def _account(self, outgoing: _Outgoing, size: int) -> None:
+        self._total += size
+        self._bytes[outgoing.session_id] += size
+        if outgoing.session_id not in self._pending:
+            del self._bytes[outgoing.session_id]
+
+    def _drop(self, reason: DropReason, dropped: Iterable[_Outgoing]) -> None:
+        """Count the messages that are dropped although a receiver may lack them."""
+        self._count(reason, sum(each.unsent for each in dropped))
+
+    def _count(self, reason: DropReason, messages: int) -> None:
+        if messages:
+            self._observers.emit(MessagesDropped(reason=reason, messages=messages))
 
     async def run(self) -> None:
         """Send messages for ever."""
         while True:
-            await self._filled.wait()
+            if not self._pending and not self._sending:
+                with anyio.move_on_after(self._later[0][0] - time.monotonic() if self._later else inf):
+                    await self._filled.wait()
             self._filled.clear()
-            while self._pending or self._sending:
-                try:
-                    await self.send()
-                except Exception:  # noqa: BLE001 - sent when Redis has recovered, until the messages expire
-                    await asyncio.sleep(_RETRY_SECONDS)
+            try:
+                await self.send()
+            except Exception:  # noqa: BLE001 - sent when Redis has recovered, until the messages expire
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def close(self) -> None:
+        """Send all messages, once more where they are retried, and drop those that are left.
+
+        Raises:
+            StoreError: Redis was not reached.
+        """
+        try:
+            self._resume(inf)
+            await self.send()
+        finally:
+            self._resume(inf)
+            left, self._sending = self._sending, []
+            while self._pending:
+                left.append(self._dequeue(next(iter(self._pending))))
+            self._drop(DropReason.EXPIRED, left)
 
     async def send(self) -> None:
-        """Send all pending messages.
+        """Send the messages that are due.
 
         Raises:
             StoreError: Redis was not reached. What was not sent is kept until it expires.
         """
+        self._resume(time.monotonic())
         while True:
-            now = time.monotonic()
             while self._pending and len(self._sending) < _BATCH:
-                outgoing = self._pending.popleft()
-                self._bytes -= len(outgoing.body)
-                self._sending.append(outgoing)
-            kept = [each for each in self._sending if each.expires > now]
-            self._drop(DropReason.EXPIRED, len(self._sending) - len(kept))
-            self._sending = kept
-            if not kept:
+                self._sending.append(self._dequeue(next(iter(self._pending))))
+            now = time.monotonic()
+            self._drop(DropReason.EXPIRED, [each for each in self._sending if each.expires <= now])
+            self._sending = [each for each in self._sending if each.expires > now]
+            if not self._sending:
                 return
-            await self._send(kept)
+            await self._send(self._sending)
             self._sending = []
 
-    def _drop(self, reason: DropReason, messages: int) -> None:
-        if messages:
-            self._observers.emit(MessagesDropped(reason=reason, messages=messages))
+    def _resume(self, until: float) -> None:
+        """Queue the messages that are retried up to a time."""
+        while self._later and self._later[0][0] <= until:
+            self._enqueue(heapq.heappop(self._later)[2])
+
+    def _retry(self, outgoing: _Outgoing, seconds: float) -> None:
+        heapq.heappush(self._later, (time.monotonic() + seconds, outgoing.number, outgoing))
 
     async def _send(self, batch: Sequence[_Outgoing]) -> None:
         """Send one batch. Receivers recognize what is sent twice, because a reply was lost."""
-        asked = sorted({each.session_id for each in batch if each.to is None and each.announced_for is None})
-        records = [self._keys.for_session(each).session for each in asked]
-        replies = await self._all("read from", [("HKEYS", record) for record in records])
-        serving = {
-            session_id: [
-                field[len(_SERVING) :].decode("utf-8", "replace") for field in fields if field.startswith(_SERVING)
+        await self._announce([each for each in batch if each.announced_for is not None])
+        addressed = [each for each in batch if each.announced_for is None]
+        records = await self._records({each.session_id for each in addressed if each.to is None})
+        receivers = [_Receivers({each.to}) if each.to is not None else records[each.session_id] for each in addressed]
+        await self._deliver(
+            [
+                (each, name)
+                for each, found in zip(addressed, receivers, strict=True)
+                for name in found.names - each.reached
             ]
-            for session_id, fields in zip(asked, replies, strict=True)
-            if not isinstance(fields, Exception)  # Another program wrote to the key.
-        }
-        commands: list[Command] = []
-        receivers: list[tuple[str, str] | None] = []
-        for each in batch:
-            if each.announced_for is not None:
-                key = self._keys.announcements
-                commands += [
-                    ("XADD", key, "MAXLEN", "~", _ANNOUNCEMENTS, "*", "m", each.body),
-                    ("EXPIRE", key, each.announced_for),
-                ]
-                receivers += [None, None]
-                continue
-            for name in serving.get(each.session_id, ()) if each.to is None else [each.to]:
-                if name != self._worker.name:
-                    key = self._keys.inbox(name)
-                    commands.append(("XADD", key, "NOMKSTREAM", "MAXLEN", "~", _INBOX_LENGTH, "*", "m", each.body))
-                    receivers.append((each.session_id, name))
-        sent = await self._all("write to", commands)
-        self._drop(DropReason.REFUSED, sum(isinstance(reply, Exception) for reply in sent))
-        # A worker without an inbox is dead.
-        gone = {
-            receiver for receiver, reply in zip(receivers, sent, strict=True) if receiver is not None and reply is None
+        )
+        lacking = [found.names - each.reached for each, found in zip(addressed, receivers, strict=True)]
+        dead = await self._expired(set().union(*lacking)) if any(lacking) else set()
+        for each, found, names in zip(addressed, receivers, lacking, strict=True):
+            each.unsent = bool(names - dead) or not found.known
+            if each.unsent:
+                self._retry(each, _RETRY_SECONDS)
+            elif not found.complete and each.kind is not MessageKind.STOP:  # A stop without effect does no harm.
+                self._retry(each, _LOOK_SECONDS)
+        forgotten = {
+            (each.session_id, name)
+            for each, names in zip(addressed, lacking, strict=True)
+            for name in names & dead
+            if each.to is None
         }
         await self._all(
             "write to",
-            [("HDEL", self._keys.for_session(each).session, _SERVING + name.encode()) for each, name in gone],
+            [
+                ("HDEL", self._keys.for_session(session_id).session, _SERVING + name.encode())
+                for session_id, name in forgotten
+            ],
         )
+
+    async def _announce(self, batch: Sequence[_Outgoing]) -> None:
+        """Send announcements to all workers."""
+        key = self._keys.announcements
+        commands: list[Command] = []
+        for each in batch:
+            commands += [
+                ("XADD", key, "MAXLEN", "~", _ANNOUNCEMENTS, "*", "m", each.body),
+                ("EXPIRE", key, each.announced_for),
+            ]
+        replies = await self._all("write to", commands)
+        for each, reply in zip(batch, replies[::2], strict=True):
+            if _is_foreign(reply):
+                self._retry(each, _RETRY_SECONDS)
+            elif isinstance(reply, Exception):
+                self._count(DropReason.REFUSED, 1)
+
+    async def _records(self, session_ids: set[str]) -> dict[str, _Receivers]:
+        """Read which workers serve sessions."""
+        commands: list[Command] = []
+        for session_id in session_ids:
+            record = self._keys.for_session(session_id).session
+            commands += [("HKEYS", record), ("HGET", record, SINCE)]
+        replies = await self._all("read from", commands)
+        return {
+            session_id: self._receivers(fields, since)
+            for session_id, fields, since in zip(session_ids, replies[::2], replies[1::2], strict=True)
+        }
+
+    def _receivers(self, fields: list[bytes] | Exception, since: bytes | None) -> _Receivers:
+        if isinstance(fields, Exception):  # Another program wrote to the key.
+            self._count(DropReason.REFUSED, 1)
+            return _Receivers()
+        if b"ended" in fields:
+            return _Receivers()
+        if b"owner" not in fields:
+            return _Receivers(known=False, complete=False)
+        found = {field[len(_SERVING) :].decode("utf-8", "replace") for field in fields if field.startswith(_SERVING)}
+        written = int(since) if since is not None and since.isdigit() else 0
+        return _Receivers(found - {self._worker.name}, complete=self._complete(written))
+
+    async def _deliver(self, addressed: Sequence[tuple[_Outgoing, str]]) -> None:
+        """Write messages to the inboxes of workers, as far as those have room."""
+        names = sorted({name for _, name in addressed})
+        lengths = await self._all("read from", [("XLEN", self._keys.inbox(name)) for name in names])
+        room = {
+            name: 0 if isinstance(length, Exception) else _INBOX_LENGTH - length
+            for name, length in zip(names, lengths, strict=True)
+        }
+        written: list[tuple[_Outgoing, str]] = []
+        for each, name in addressed:
+            if room[name] > 0:
+                room[name] -= 1
+                written.append((each, name))
+        replies = await self._all(
+            "write to",
+            [("XADD", self._keys.inbox(name), "NOMKSTREAM", "*", "m", each.body) for each, name in written],
+        )
+        for (each, name), reply in zip(written, replies, strict=True):
+            refused = isinstance(reply, Exception) and not _is_foreign(reply)
+            self._count(DropReason.REFUSED, refused)
+            if refused or isinstance(reply, bytes):
+                each.reached.add(name)
 
     async def _all(self, operation: str, commands: Sequence[Command]) -> list[Any]:
         """Send commands, in one round trip except on a cluster.
@@ -222,3 +366,8 @@ async def _reply(replying: Awaitable[Any]) -> Any:
         if is_refusal(error):
             return error
         raise
+
+
+def _is_foreign(reply: Any) -> bool:
+    """Whether a key of ours has another type, until a worker that reads it replaces it."""
+    return isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE")

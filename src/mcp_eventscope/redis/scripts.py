@@ -49,6 +49,9 @@ class Script:
 SERVING = "worker:"
 """The prefix of those fields of a session's record that name the workers that serve the session."""
 
+SINCE = "since"
+"""The field of a session's record with the time at which it was written first, in microseconds on Redis's clock."""
+
 _record = Script("record.lua")
 _touch = Script("touch.lua")
 _end = Script("end.lua")

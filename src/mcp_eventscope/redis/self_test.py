@@ -231,6 +231,7 @@ def _tries(names: Sequence[str]) -> list[Sequence[str]]:
         ("ZREVRANGEBYSCORE", sorted_set, "+inf", "-inf"),
         ("ZREM", sorted_set, "a"),
         ("XADD", stream, "*", "a", "1"),
+        ("XLEN", stream),
         ("EXPIRE", stream, _SECONDS),
         ("XRANGE", stream, "-", "+"),
         ("XREVRANGE", stream, "+", "-"),

@@ -37,7 +37,7 @@ from mcp_eventscope.store.coordination import (
     SessionRecord,
     WorkerMessage,
 )
-from mcp_eventscope.store.events import FailureReason, StoreEvent, StoreRecovered
+from mcp_eventscope.store.events import DropReason, FailureReason, MessagesDropped, StoreEvent, StoreRecovered
 
 _RETRY_SECONDS = 0.25
 """Seconds until a failed renewal is retried."""
@@ -92,7 +92,10 @@ class Workers:
         self._clock = clock
         """Synchronized with Redis, hence nearly equal on all workers."""
         self._inbox = Inbox(redis, keys, worker, clock, observers)
-        self._outbox = Outbox(redis, keys, worker, clock, observers, self._call)
+        self._outbox = Outbox(
+            redis, keys, worker, clock, observers, self._call, expired=self.expired, complete=self._complete
+        )
+        self._observers = observers
         self.lease = DEFAULT_WORKER_LEASE
         """Seconds without a renewal after which a worker is declared dead."""
         self._blind_until = 0.0
@@ -225,14 +228,26 @@ class Workers:
         for task in reversed(tasks):
             await cancel_task(task)
         with anyio.CancelScope(shield=True), anyio.move_on_after(LEAVE_SECONDS), contextlib.suppress(StoreError):
-            await self._outbox.send()
+            await self._outbox.close()
         with anyio.CancelScope(shield=True), anyio.move_on_after(LEAVE_SECONDS), contextlib.suppress(StoreError):
             await self._leave()
         self._breaker.reset()
 
     def _received(self, message: WorkerMessage) -> None:
         for holder in tuple(self._holders):
-            holder.on_message(message)
+            try:
+                holder.on_message(message)
+            except Exception:  # noqa: BLE001 - a forged message must neither stop the lease nor hide later messages
+                self.drop(DropReason.MALFORMED)
+
+    def _complete(self, since: int) -> bool:
+        """Whether a record names all workers that serve its session. Redis may have lost an earlier one.
+
+        Args:
+            since: The time at which the record was written first, in microseconds on Redis's clock. Within a lease from
+                then, all workers have renewed the records of their running calls.
+        """
+        return not self.uncertain and self.now - since > self.lease * _MICROSECONDS
 
     @property
     def _inbox_milliseconds(self) -> int:
@@ -241,6 +256,10 @@ class Workers:
     def send(self, session_id: str, kind: MessageKind, content: str = "", *, to: str | None = None) -> None:
         """Send a message to other workers in the background; see `Coordinator.send`."""
         self._outbox.put(session_id, kind, content, to=to)
+
+    def drop(self, reason: DropReason) -> None:
+        """Count a message that is dropped; see `Coordinator.drop`."""
+        self._observers.emit(MessagesDropped(reason=reason, messages=1))
 
     async def record(self, record: NewRecord, *, ttl: int) -> str:
         """Record a session, also in a slow Redis; see `Coordinator.record`."""

@@ -1,17 +1,20 @@
 """Passes the client's answers and notifications to the worker that they concern."""
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Protocol
 
 from mcp_eventscope.store import codec
 from mcp_eventscope.store.coordination import MESSAGE_SECONDS, MessageKind, WorkerMessage
+from mcp_eventscope.store.events import DropReason
 from mcp_eventscope.store.messages import JSONRPCError, JSONRPCMessage, JSONRPCResponse
 
 _SENT_BYTES = 16 * 1024
 """Maximum size of a message that is sent without asking. A client may answer what was never asked."""
 _HELD_BYTES = 16 * 1024 * 1024
-"""Maximum size of the answers that are held until a worker asks for them. The oldest are dropped."""
+"""Maximum size of the answers that are held until a worker asks for them. Of the session with the most, the oldest are
+dropped."""
 
 
 class Send(Protocol):
@@ -31,13 +34,16 @@ class Forwarder:
 
     Args:
         send: Sends a message to other workers.
+        drop: Counts a message that is dropped.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, drop: Callable[[DropReason], None]) -> None:
         self._send = send
-        self._held: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._drop = drop
+        self._held: defaultdict[str, dict[str, str]] = defaultdict(dict)
         """The offered answers, by session and request id."""
-        self._bytes = 0
+        self._bytes: Counter[str] = Counter()
+        """Their sizes, by session."""
 
     def forward(self, session_id: str, message: JSONRPCMessage) -> None:
         """Forward a message.
@@ -50,8 +56,10 @@ class Forwarder:
         if len(content) <= _SENT_BYTES:
             self._send(session_id, MessageKind.DELIVER, content)
         elif isinstance(message, JSONRPCResponse | JSONRPCError) and len(request_id := str(message.id)) <= _SENT_BYTES:
-            self._hold((session_id, request_id), content)
+            self._hold(session_id, request_id, content)
             self._send(session_id, MessageKind.OFFER, request_id)
+        else:
+            self._drop(DropReason.TOO_LARGE)
 
     def hand_over(self, session_id: str, wanted: WorkerMessage) -> None:
         """Send an offered answer to the worker that asked for it.
@@ -60,23 +68,28 @@ class Forwarder:
             session_id: The session.
             wanted: The reply to the offer.
         """
-        content = self._release((session_id, wanted.content))
+        content = self._release(session_id, wanted.content)
         if content is not None:
             self._send(session_id, MessageKind.DELIVER, content, to=wanted.sender)
 
-    def _hold(self, key: tuple[str, str], content: str) -> None:
-        self._release(key)
-        self._held[key] = content
-        self._bytes += len(content)
-        while self._bytes > _HELD_BYTES:
-            self._release(next(iter(self._held)))
-        asyncio.get_running_loop().call_later(MESSAGE_SECONDS, self._expire, key, content)
+    def _hold(self, session_id: str, request_id: str, content: str) -> None:
+        self._release(session_id, request_id)
+        self._held[session_id][request_id] = content
+        self._bytes[session_id] += len(content)
+        while self._bytes.total() > _HELD_BYTES:
+            ((largest, _),) = self._bytes.most_common(1)
+            self._release(largest, next(iter(self._held[largest])))
+            self._drop(DropReason.OVERFLOW)
+        asyncio.get_running_loop().call_later(MESSAGE_SECONDS, self._expire, session_id, request_id, content)
 
-    def _expire(self, key: tuple[str, str], content: str) -> None:
-        if self._held.get(key) is content:
-            self._release(key)
+    def _expire(self, session_id: str, request_id: str, content: str) -> None:
+        if self._held.get(session_id, {}).get(request_id) is content:
+            self._release(session_id, request_id)
 
-    def _release(self, key: tuple[str, str]) -> str | None:
-        content = self._held.pop(key, None)
-        self._bytes -= 0 if content is None else len(content)
+    def _release(self, session_id: str, request_id: str) -> str | None:
+        content = self._held.get(session_id, {}).pop(request_id, None)
+        if content is not None:
+            self._bytes[session_id] -= len(content)
+            if not self._held[session_id]:
+                del self._held[session_id], self._bytes[session_id]
         return content

@@ -181,7 +181,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             if self._store.coordinator is not None and not stateless:
                 ttl = ceil(session_idle_timeout or max(self._store.ttl or 0, _RECORD_TTL))
                 self._registry = SessionRegistry(self._store.coordinator, ttl, self._store.ttl)
-        self._forwarder = Forwarder(self._registry.send)
+        self._forwarder = Forwarder(self._registry.send, self._registry.drop)
         self._telemetry = SessionTelemetry(self._store, Log(logger))
         if self._store is None:
             return

@@ -20,6 +20,7 @@ from mcp_eventscope.store.coordination import (
     WorkerMessage,
     session_digest,
 )
+from mcp_eventscope.store.events import DropReason
 
 UNREAD = "unread"
 """The state of a record that could not be read. The answer must not be 404, which makes a client drop its session."""
@@ -251,6 +252,10 @@ class SessionRegistry:
         """Send a message in the background to the other workers that serve a session; see `Coordinator.send`."""
         self._coordinator.send(session_id, kind, content, to=to)
 
+    def drop(self, reason: DropReason) -> None:
+        """Count a message that is dropped instead of sent; see `Coordinator.drop`."""
+        self._coordinator.drop(reason)
+
     def remove(self, session_id: str) -> None:
         """Remove the state of a session that is no longer served here."""
         self.records.pop(session_id, None)
@@ -309,6 +314,9 @@ class LocalRegistry:
         """Do nothing."""
 
     def send(self, session_id: str, kind: MessageKind, content: str = "", *, to: str | None = None) -> None:
+        """Do nothing: there are no other workers."""
+
+    def drop(self, reason: DropReason) -> None:
         """Do nothing: there are no other workers."""
 
     def learned(self, session_id: str, *, owner: str, server: str) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from mcp_eventscope.store.events import DropReason
+
 DEFAULT_WORKER_LEASE = 10.0
 """Seconds after which a worker that does not renew its lease is declared dead."""
 MESSAGE_SECONDS = 60.0
@@ -126,13 +128,22 @@ class Coordinator(Protocol):
     def send(self, session_id: str, kind: MessageKind, content: str = "", *, to: str | None = None) -> None:
         """Send a message in the background, as soon as the store is reachable.
 
-        A message that could not be sent within `MESSAGE_SECONDS` is dropped.
+        A message that could not be sent within `MESSAGE_SECONDS` is dropped and counted. Workers that serve the session
+        and register late, after a data loss of the store, receive it, too.
 
         Args:
             session_id: The session that the message concerns.
             kind: The subject.
             content: As the kind demands.
             to: The name of the receiving worker; None: all other workers that serve the session.
+        """
+        ...
+
+    def drop(self, reason: DropReason) -> None:
+        """Count a message that is dropped instead of sent.
+
+        Args:
+            reason: The reason.
         """
         ...
 

@@ -60,13 +60,17 @@ class DropReason(StrEnum):
     """Why a message between workers had no effect."""
 
     EXPIRED = "expired"
-    """It could not be sent in time, because the store was unreachable."""
+    """It could not be sent in time: the store was unreachable, or the receiving worker did not read."""
     OVERFLOW = "overflow"
-    """Too many messages were waiting for the store."""
+    """Too many messages were pending. Of the session with the most, the oldest are dropped."""
     REFUSED = "refused"
     """The store refused it."""
     MALFORMED = "malformed"
     """An entry of this worker's inbox is no message: another program writes under the prefix."""
+    LOST = "lost"
+    """The store lost messages in this worker's inbox. Their number is unknown: each loss counts as one."""
+    TOO_LARGE = "too_large"
+    """A client's notification above 16 KiB concerns another worker. Those are small."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ FAILURE_REASON = Label(
     "reason",
     ("timeout", "connection", "pool", "loading", "busy", "readonly", "oom", "noscript", "auth", "other"),
 )
-DROP_REASON = Label("reason", ("expired", "overflow", "refused", "malformed"))
+DROP_REASON = Label("reason", ("expired", "overflow", "refused", "malformed", "lost", "too_large"))
 LOSS_REASON = Label("reason", ("overflow", "rejected", "rollback", "session_limit", "shutdown"))
 SINK = Label("sink", ("metrics", "otel_metrics", "traces", "logs"))
 REDIS_STATS_OUTCOME = Label("outcome", ("ok", "other_worker", "error", "cancelled"))

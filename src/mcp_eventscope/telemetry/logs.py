@@ -42,10 +42,15 @@ _DIMENSIONS = ("reason", "sink", "operation")
 _IDS_SHOWN = 5
 
 _DROPPED_FIXES = {
-    DropReason.EXPIRED: "make Redis reachable: messages between workers wait for it for up to a minute",
-    DropReason.OVERFLOW: "make Redis reachable: messages between workers wait for it in memory",
-    DropReason.REFUSED: "allow XADD and HKEYS, and keep other programs from writing under the key prefix",
+    DropReason.EXPIRED: "make Redis reachable, and keep workers responsive: messages between workers are retried for "
+    "up to a minute",
+    DropReason.OVERFLOW: "make Redis reachable, and keep workers responsive: until then messages between workers are "
+    "kept in memory, at most 16 MiB; otherwise a client sends too many",
+    DropReason.REFUSED: "allow HKEYS, HGET, XLEN and XADD, and keep other programs from writing under the key prefix",
     DropReason.MALFORMED: "keep other programs from writing under the key prefix",
+    DropReason.LOST: "set appendonly yes, use a failover that keeps acknowledged writes, and keep other programs from "
+    "writing under the key prefix",
+    DropReason.TOO_LARGE: "none: clients of MCP send small notifications",
 }
 _FIXES = {
     LossReason.OVERFLOW: "the outage outlasted the backlog: end it, or raise backlog_bytes= and "

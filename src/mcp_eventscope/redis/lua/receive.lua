@@ -4,10 +4,16 @@
 -- KEYS[2]  {prefix}{workers}:announcements
 -- ARGV[1]  the id of the last handled entry of the inbox; ARGV[2] of the announcements
 -- ARGV[3]  maximum number of entries of each
--- Returns  { entries, entries }, each entry as { id, { "m", message } }
+-- Returns  { 1 if entries of the inbox may be missing, else 0; entries; entries }, each entry as { id, { "m", message } }
+--
+-- The last handled entry is kept. Where it is missing, Redis has restored an older inbox, or another program has deleted
+-- entries: some that were not handled may be missing, too.
 
 redis.call('XTRIM', KEYS[1], 'MINID', ARGV[1])
-return {
-  redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[3]),
-  redis.call('XRANGE', KEYS[2], '(' .. ARGV[2], '+', 'COUNT', ARGV[3]),
-}
+local inbox, missing = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[3] + 1), 0
+if inbox[1] and inbox[1][1] == ARGV[1] then
+  table.remove(inbox, 1)
+elseif inbox[1] and ARGV[1] ~= '0-0' then
+  missing = 1
+end
+return { missing, inbox, redis.call('XRANGE', KEYS[2], '(' .. ARGV[2], '+', 'COUNT', ARGV[3]) }
