@@ -239,15 +239,16 @@ class Outbox:
         addressed = [each for each in batch if each.announced_for is None]
         records = await self._records({each.session_id for each in addressed if each.to is None})
         receivers = [_Receivers({each.to}) if each.to is not None else records[each.session_id] for each in addressed]
-        await self._deliver(
+        absent = await self._deliver(
             [
                 (each, name)
                 for each, found in zip(addressed, receivers, strict=True)
                 for name in found.names - each.reached
             ]
         )
+        # A worker without an inbox is dead, or opens it again within a lease.
+        dead = await self._expired(absent) if absent else set()
         lacking = [found.names - each.reached for each, found in zip(addressed, receivers, strict=True)]
-        dead = await self._expired(set().union(*lacking)) if any(lacking) else set()
         for each, found, names in zip(addressed, receivers, lacking, strict=True):
             each.unsent = bool(names - dead) or not found.known
             if each.unsent:
@@ -308,8 +309,12 @@ class Outbox:
         written = int(since) if since is not None and since.isdigit() else 0
         return _Receivers(found - {self._worker.name}, complete=self._complete(written))
 
-    async def _deliver(self, addressed: Sequence[tuple[_Outgoing, str]]) -> None:
-        """Write messages to the inboxes of workers, as far as those have room."""
+    async def _deliver(self, addressed: Sequence[tuple[_Outgoing, str]]) -> set[str]:
+        """Write messages to the inboxes of workers, as far as those have room.
+
+        Returns:
+            The workers without an inbox.
+        """
         names = sorted({name for _, name in addressed})
         lengths = await self._all("read from", [("XLEN", self._keys.inbox(name)) for name in names])
         room = {
@@ -330,6 +335,7 @@ class Outbox:
             self._count(DropReason.REFUSED, refused)
             if refused or isinstance(reply, bytes):
                 each.reached.add(name)
+        return {name for (_, name), reply in zip(written, replies, strict=True) if reply is None}
 
     async def _all(self, operation: str, commands: Sequence[Command]) -> list[Any]:
         """Send commands, in one round trip except on a cluster.
