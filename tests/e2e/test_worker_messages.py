@@ -1,8 +1,9 @@
 """Messages between workers: answers, cancellations and ends arrive, once, whatever Redis allows."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import anyio
 import pydantic_core
@@ -13,7 +14,9 @@ from prometheus_client import CollectorRegistry
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, ResumableSessionManager, http_app
+from mcp_eventscope.redis import inbox, outbox
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.sessions import forwarder
 from mcp_eventscope.sessions.registry import SessionRegistry
 from mcp_eventscope.store.coordination import session_digest
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
@@ -148,9 +151,11 @@ async def test_idle_workers_without_pubsub_permission_open_no_connections() -> N
             assert opened < 5, "a refused subscription that is retried opens twelve"
 
 
-async def test_answer_sent_while_redis_is_down_arrives_when_it_is_back(connect: Connect) -> None:
-    """It is accepted, and kept until it can be sent."""
-    with own_valkey(durable=True) as server:
+@pytest.mark.parametrize("durable", [True, False], ids=["with its data", "empty"])
+@pytest.mark.parametrize("sent_first", [True, False], ids=["during the outage", "just after it"])
+async def test_answer_around_a_restart_of_redis_arrives(connect: Connect, *, durable: bool, sent_first: bool) -> None:
+    """It is accepted, and kept until Redis knows the worker that asked."""
+    with own_valkey(durable=durable) as server:
         async with workers(*_clients(server, 2)) as (a, b):
             on_a = connect(a.url)
             await on_a.initialize()
@@ -160,10 +165,69 @@ async def test_answer_sent_while_redis_is_down_arrives_when_it_is_back(connect: 
                 stream = events(response)
                 question = await question_of(stream)
                 server.kill()
+                if not sent_first:
+                    server.start()
                 await send(on_b, answer_to(question))
-                server.start()
+                if sent_first:
+                    server.start()
                 with anyio.fail_after(CEILING):
                     assert content_of(await anext(stream)) == "Ada"
+            assert _dropped(a) == _dropped(b) == {}
+
+
+async def test_answer_of_a_flooded_session_displaces_no_other(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither unasked answers in the inbox of a busy worker nor large ones that it has not read yet."""
+    monkeypatch.setattr(inbox, "_ENTRIES", 5)
+    monkeypatch.setattr(outbox, "_INBOX_LENGTH", 10)
+    monkeypatch.setattr(forwarder, "_HELD_BYTES", MEBIBYTE)
+    with own_valkey() as server:
+        async with workers(*_clients(server, 2)) as (a, b):
+            victim, flood = connect(a.url), connect(a.url)
+            for each in (victim, flood):
+                await each.initialize()
+                assert content_of(await _called(at(each, b), 1)) == "x"
+            for answer in ("Ada", "z" * 50_000):
+                async with victim.call(2, "ask") as response:
+                    stream = events(response)
+                    question = await question_of(stream)
+                    async with _paused(a):
+                        await send(at(victim, b), answer_to(question, answer))
+                        for number in range(30):
+                            await send(at(flood, b), answer_to(10_000 + number, answer * (1 + 10 * (number < 5))))
+                    with anyio.fail_after(CEILING):
+                        assert content_of(await anext(stream)) == answer
+            assert _dropped(b).keys() == {"overflow"}
+
+
+async def test_answer_survives_the_loss_of_single_keys(connect: Connect) -> None:
+    """Redis may evict the record of a session or the inbox of a worker, or another program overwrite it."""
+    with own_valkey() as server, server.client() as client:
+        async with workers(*_clients(server, 2)) as (a, b):
+            on_a = connect(a.url)
+            await on_a.initialize()
+            on_b = at(on_a, b)
+            assert content_of(await _called(on_b, 1)) == "x"
+            own_inbox = Keys("mcp:").inbox(a.store.coordinator._worker.name)
+            announcements = Keys("mcp:").announcements
+            record = Keys("mcp:").for_session(on_a.session).session
+            faults: dict[str, Callable[[], object]] = {
+                "no inbox": lambda: client.delete(own_inbox),
+                "no record": lambda: client.delete(record),
+                "another inbox": lambda: client.set(own_inbox, "x"),
+                "other announcements": lambda: client.set(announcements, "x"),
+            }
+            for number, fault in enumerate(faults.values(), 2):
+                async with on_a.call(number, "ask") as response:
+                    stream = events(response)
+                    question = await question_of(stream)
+                    fault()
+                    await send(on_b, answer_to(question))
+                    with anyio.fail_after(CEILING):
+                        assert content_of(await anext(stream)) == "Ada"
+            malformed = _dropped(a).get("malformed", 0) + _dropped(b).get("malformed", 0)
+            assert malformed == 2, "either worker replaces the announcements"
 
 
 async def test_large_answer_is_carried_only_for_the_worker_that_asked(connect: Connect) -> None:
@@ -198,8 +262,8 @@ async def test_foreign_text_in_the_inbox_is_ignored_and_counted(connect: Connect
         async with workers(*_clients(server, 2)) as (a, b):
             on_a = connect(a.url)
             await on_a.initialize()
-            inbox = Keys("mcp:").inbox(a.store.coordinator._worker.name)
-            await until(lambda: client.exists(inbox))
+            own_inbox = Keys("mcp:").inbox(a.store.coordinator._worker.name)
+            await until(lambda: client.exists(own_inbox))
             forged = pydantic_core.to_json(["x", 1, "ended", session_digest(on_a.session), "", 0])
             for text in (
                 b"[" * 100_000,
@@ -209,9 +273,9 @@ async def test_foreign_text_in_the_inbox_is_ignored_and_counted(connect: Connect
                 b'["x",1,"unknown","","",0]',
                 b'["x","1","stop","","",0]',
             ):
-                client.xadd(inbox, {"m": text})
+                client.xadd(own_inbox, {"m": text})
             with redis.Redis(host=HOST, port=server.port, db=1) as other:
-                other.xadd(inbox, {"m": forged})
+                other.xadd(own_inbox, {"m": forged})
                 other.publish("mcp:workers", forged)
             await until(
                 lambda: (
@@ -269,6 +333,35 @@ async def test_inbox_of_a_worker_that_stopped_is_gone_and_no_longer_written(conn
             await until(lambda: not client.hexists(record, f"worker:{name}"))
             assert not client.exists(Keys("mcp:").inbox(name))
             assert {key: client.ttl(key) for key in client.keys("*") if client.ttl(key) == -1} == {}
+
+
+def _dropped(worker: Worker) -> dict[str, float]:
+    """How many messages a worker has dropped, by reason."""
+    return {
+        sample.labels["reason"]: sample.value
+        for metric in worker.registry.collect()
+        for sample in metric.samples
+        if sample.name == "eventscope_worker_messages_dropped_total" and sample.value
+    }
+
+
+@asynccontextmanager
+async def _paused(worker: Worker) -> AsyncIterator[None]:
+    """Let a worker read no messages within the block."""
+    reader: Any = worker.store.coordinator._inbox
+    receive, go_on = reader._receive, anyio.Event()
+
+    async def wait(*args: Any) -> bool:
+        await go_on.wait()
+        arrived: bool = await receive(*args)
+        return arrived
+
+    reader._receive = wait
+    try:
+        yield
+    finally:
+        reader._receive = receive
+        go_on.set()
 
 
 def _clients(server: OwnValkey, count: int) -> list[aioredis.Redis]:

@@ -2,18 +2,24 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
+import anyio
 import fakeredis
 import pydantic_core
 import pytest
+from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis import inbox, outbox
+from mcp_eventscope.redis.inbox import Inbox
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.workers import Workers
 from mcp_eventscope.store.coordination import MessageKind, NewRecord, WorkerMessage, session_digest
 from mcp_eventscope.store.events import DropReason, MessagesDropped, StoreEvent
-from support.waiting import until
+from support.valkeys import OwnValkey, own_valkey
+from support.waiting import CEILING, until
 
 pytestmark = pytest.mark.anyio
 
@@ -28,16 +34,54 @@ def server() -> fakeredis.FakeServer:
 
 
 @asynccontextmanager
-async def worker(server: fakeredis.FakeServer) -> AsyncIterator[tuple[Workers, list[WorkerMessage]]]:
+async def worker(server: fakeredis.FakeServer | OwnValkey) -> AsyncIterator[tuple[Workers, list[WorkerMessage]]]:
     """One more worker, and the messages that it has received."""
     received: list[WorkerMessage] = []
-    store = RedisEventStore(fakeredis.FakeAsyncRedis(server=server), ttl=60)
-    async with store.coordinator.hold_lease(LEASE, received.append, nothing):
-        yield store.coordinator, received
+    client = (
+        aioredis.Redis(port=server.port) if isinstance(server, OwnValkey) else fakeredis.FakeAsyncRedis(server=server)
+    )
+    async with client:
+        store = RedisEventStore(client, ttl=60)
+        async with store.coordinator.hold_lease(LEASE, received.append, nothing):
+            yield store.coordinator, received
 
 
 async def nothing() -> None:
     """Publish nothing."""
+
+
+def record_drops(worker: Workers) -> list[StoreEvent]:
+    """The messages that a worker reports as dropped from now on."""
+    dropped: list[StoreEvent] = []
+    worker._observers.subscribe(dropped.append)
+    return dropped
+
+
+def dropped_as(reason: DropReason, messages: int = 1) -> MessagesDropped:
+    """The report of dropped messages."""
+    return MessagesDropped(reason=reason, messages=messages)
+
+
+async def serve(session_id: str, *servers: Workers) -> None:
+    """Record a session that some workers serve."""
+    for each in servers:
+        await each.record(NewRecord(session_id, "", "{}"), ttl=60)
+
+
+async def paused_worker(one: Workers, session_id: str) -> str:
+    """Add a worker to a session that has a lease and an inbox, and does not read. Return its name."""
+    name = "paused"
+    await serve(session_id, one)
+    await one._redis.hset(KEYS.for_session(session_id).session, f"worker:{name}", "")
+    await one._redis.set(KEYS.worker(name), 1)
+    await one._redis.xadd(KEYS.inbox(name), {"m": ""})
+    return name
+
+
+async def texts_in(one: Workers, name: str) -> list[str]:
+    """The contents of the messages in an inbox."""
+    entries: list[tuple[bytes, dict[bytes, bytes]]] = await one._redis.xrange(KEYS.inbox(name))
+    return [str(pydantic_core.from_json(fields[b"m"])[4]) for _, fields in entries if fields[b"m"]]
 
 
 def contents(received: list[WorkerMessage], kind: MessageKind = MessageKind.STOP) -> list[str]:
@@ -136,3 +180,227 @@ async def test_more_messages_than_one_read_arrive_in_order(server: fakeredis.Fak
 
         # The next read deletes what was handled before.
         assert await two._redis.xlen(KEYS.inbox(two._worker.name)) <= 2
+
+
+async def test_message_after_a_data_loss_waits_for_inbox_and_record(server: fakeredis.FakeServer) -> None:
+    """The receiver opens its inbox and registers again within a lease."""
+    async with worker(server) as (one, _), worker(server) as (two, received):
+        await one._redis.flushall()
+        dropped = record_drops(one)
+        one.send("s", MessageKind.DELIVER, "a")
+        one.send("s", MessageKind.WANTED, "b", to=two._worker.name)
+        await until(lambda: len(one._outbox._later) == 2)
+        await serve("s", one, two)
+        await two._keep_inbox()
+        await until(lambda: contents(received, MessageKind.DELIVER) == ["a"])
+        await until(lambda: contents(received, MessageKind.WANTED) == ["b"])
+        assert dropped == []
+
+
+async def test_message_of_a_young_record_reaches_workers_that_register_later(server: fakeredis.FakeServer) -> None:
+    """Another worker may have written a lost record first, in which the receiver is not named yet."""
+    async with worker(server) as (one, _), worker(server) as (two, early), worker(server) as (three, late):
+        await serve("s", one, two)
+        one.send("s", MessageKind.DELIVER, "a")
+        await until(lambda: contents(early, MessageKind.DELIVER) == ["a"])
+        await serve("s", three)
+        await until(lambda: contents(late, MessageKind.DELIVER) == ["a"])
+        assert contents(early, MessageKind.DELIVER) == ["a"]
+
+
+async def test_message_of_a_complete_record_is_not_kept(server: fakeredis.FakeServer) -> None:
+    """A session of one worker has no receivers, which is no loss."""
+    async with worker(server) as (one, _):
+        await serve("s", one)
+        await one._redis.hset(KEYS.for_session("s").session, "since", 1)
+        one._blind_until = 0.0
+        dropped = record_drops(one)
+        one.send("s", MessageKind.DELIVER, "a")
+        await until(lambda: not one._outbox._pending and not one._outbox._sending)
+        assert one._outbox._later == []
+        assert dropped == []
+
+
+async def test_live_worker_without_inbox_stays_in_the_record(server: fakeredis.FakeServer) -> None:
+    """Only a worker without a lease is dead."""
+    async with worker(server) as (one, _), worker(server) as (two, received):
+        await serve("s", one, two)
+        await one._redis.delete(KEYS.inbox(two._worker.name))
+        one.send("s", MessageKind.DELIVER, "a")
+        await until(lambda: one._outbox._later)
+        assert await one._redis.hexists(KEYS.for_session("s").session, f"worker:{two._worker.name}")
+        await two._keep_inbox()
+        await until(lambda: contents(received, MessageKind.DELIVER) == ["a"])
+
+
+async def test_message_without_a_record_expires_and_is_counted(
+    server: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that all named workers have received is no loss."""
+    monkeypatch.setattr(outbox, "MESSAGE_SECONDS", 0.3)
+    monkeypatch.setattr(outbox, "_LOOK_SECONDS", 0.1)
+    async with worker(server) as (one, _), worker(server) as (two, received):
+        await serve("recorded", one, two)
+        dropped = record_drops(one)
+        one.send("recorded", MessageKind.DELIVER, "a")
+        one.send("unknown", MessageKind.DELIVER, "b")
+        await until(lambda: dropped and not one._outbox._later)
+        assert dropped == [dropped_as(DropReason.EXPIRED)]
+        assert contents(received, MessageKind.DELIVER) == ["a"]
+
+
+async def test_messages_that_a_stopping_worker_could_not_send_are_counted(server: fakeredis.FakeServer) -> None:
+    """No other worker sends them."""
+    async with worker(server) as (one, _):
+        dropped = record_drops(one)
+        one.send("unknown", MessageKind.DELIVER, "a")
+        await until(lambda: one._outbox._later)
+    assert dropped == [dropped_as(DropReason.EXPIRED)]
+
+
+async def test_message_to_a_record_of_another_type_is_counted() -> None:
+    """No worker replaces that key, so the message is not retried."""
+    with own_valkey() as valkey:
+        async with worker(valkey) as (one, _):
+            await one._redis.set(KEYS.for_session("s").session, "x")
+            dropped = record_drops(one)
+            one.send("s", MessageKind.DELIVER, "a")
+            await until(lambda: dropped == [dropped_as(DropReason.REFUSED)])
+            await until(lambda: not one._outbox._sending)
+            assert one._outbox._later == []
+
+
+async def test_full_inbox_delays_further_messages_and_displaces_none(
+    server: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One session cannot push the answer of another one out of the inbox of a paused worker."""
+    monkeypatch.setattr(outbox, "_INBOX_LENGTH", 6)
+    async with worker(server) as (one, _):
+        name = await paused_worker(one, "victim")
+        assert await paused_worker(one, "flood") == name
+        held = await one._redis.xlen(KEYS.inbox(name))
+        one.send("victim", MessageKind.DELIVER, "first")
+        for number in range(20):
+            one.send("flood", MessageKind.DELIVER, f"flood {number}")
+        one.send("victim", MessageKind.DELIVER, "second")
+        await until(lambda: len(one._outbox._later) == 22)
+        in_turns = ["first", "flood 0", "second", "flood 1", "flood 2", "flood 3"]
+        assert await texts_in(one, name) == in_turns[: 6 - held]
+
+        arrived: list[str] = []
+        with anyio.fail_after(CEILING):
+            while len(arrived) < 22:
+                arrived += await texts_in(one, name)
+                await one._redis.xtrim(KEYS.inbox(name), maxlen=0, approximate=False)
+                await anyio.sleep(0.05)
+        assert sorted(arrived) == sorted(["first", "second", *(f"flood {number}" for number in range(20))])
+
+
+async def test_messages_beyond_the_bound_drop_those_of_the_largest_session(
+    server: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer of another session is older, and kept."""
+    monkeypatch.setattr(outbox, "_PENDING_BYTES", 2000)
+    async with worker(server) as (one, _), worker(server) as (two, received):
+        await serve("victim", one, two)
+        await serve("flood", one, two)
+        dropped = record_drops(one)
+        server.connected = False
+        one.send("victim", MessageKind.DELIVER, "answer")
+        for number in range(300):
+            one.send("flood", MessageKind.DELIVER, str(number))
+        server.connected = True
+        await until(lambda: "299" in contents(received, MessageKind.DELIVER))
+        await until(lambda: "answer" in contents(received, MessageKind.DELIVER))
+        overflown = [each for each in dropped if isinstance(each, MessagesDropped)]
+        assert overflown
+        assert set(overflown) == {dropped_as(DropReason.OVERFLOW)}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        b'["x",1,"stop","d","c",1' + b"0" * 400 + b"]",
+        b'["x",1,"stop","d","c",-1' + b"0" * 400 + b"]",
+        b'["x",1,"stop","d","c",1e400]',
+        b'["x",1,{"a":1},"d","c",1]',
+        b'["x",1,["stop"],"d","c",1]',
+        b"[" * 100_000,
+        b"\xff",
+    ],
+    ids=["huge time", "huge negative time", "infinite time", "object", "list", "deep", "no text"],
+)
+async def test_forged_entry_is_counted_and_delays_no_message(
+    server: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch, entry: bytes
+) -> None:
+    """However its parsing fails, the entries behind it are read."""
+    monkeypatch.setattr(inbox, "_RETRY_SECONDS", 3600.0)
+    async with worker(server) as (one, received):
+        dropped = record_drops(one)
+        key = KEYS.inbox(one._worker.name)
+        await one._redis.xadd(key, {"m": entry})
+        await one._redis.xadd(key, {"m": pydantic_core.to_json(["x", 2, "stop", "d", "a", 0])})
+        await until(lambda: contents(received) == ["a"])
+        assert dropped == [dropped_as(DropReason.MALFORMED)]
+
+
+async def test_message_that_a_holder_fails_to_handle_is_counted(
+    server: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other holders receive it, and later messages are read."""
+    monkeypatch.setattr(inbox, "_RETRY_SECONDS", 3600.0)
+
+    def fail(_: WorkerMessage) -> None:
+        raise LookupError
+
+    received: list[WorkerMessage] = []
+    store = RedisEventStore(fakeredis.FakeAsyncRedis(server=server), ttl=60)
+    one = store.coordinator
+    async with one.hold_lease(LEASE, fail, nothing), one.hold_lease(LEASE, received.append, nothing):
+        dropped = record_drops(one)
+        for number in range(2):
+            entry = pydantic_core.to_json(["x", number, "stop", "d", str(number), 0])
+            await one._redis.xadd(KEYS.inbox(one._worker.name), {"m": entry})
+        await until(lambda: contents(received) == ["0", "1"])
+        assert dropped == [dropped_as(DropReason.MALFORMED)] * 2
+
+
+async def test_keys_of_another_type_are_replaced_and_counted() -> None:
+    """A string in place of the announcements would keep all workers from reading their inboxes."""
+    with own_valkey() as valkey:
+        async with worker(valkey) as (one, _), worker(valkey) as (two, received):
+            dropped = record_drops(two)
+            for key in (KEYS.inbox(two._worker.name), KEYS.announcements):
+                await one._redis.set(key, "x")
+            one.send("s", MessageKind.WANTED, "a", to=two._worker.name)
+            await serve("t", one)
+            await until(lambda: len(one._outbox._later) == 2)
+            await two._keep_inbox()
+            assert dropped == [dropped_as(DropReason.MALFORMED, 2)]
+            assert MessageKind.LOST in {each.kind for each in received}
+            await until(lambda: contents(received, MessageKind.WANTED) == ["a"])
+            await until(lambda: len(contents(received, MessageKind.BEGAN)) == 1)
+
+
+async def test_entries_deleted_before_they_were_read_are_reported(server: fakeredis.FakeServer) -> None:
+    """Redis may restore an older inbox. Sessions then renew their records."""
+    async with worker(server) as (one, _):
+        dropped = record_drops(one)
+        received: list[WorkerMessage] = []
+        own = Inbox(one._redis, KEYS, WorkerId(), one._clock, one._observers)
+        key = KEYS.inbox(own._worker.name)
+        await own.open(60_000)
+        read = partial(own._receive, key, KEYS.announcements, received.append)
+        for number in range(2):
+            await one._redis.xadd(key, {"m": pydantic_core.to_json(["x", number, "stop", "d", str(number), 0])})
+            await read()
+        assert contents(received) == ["0", "1"]
+        assert dropped == []
+        for number in (2, 3):
+            await one._redis.xadd(key, {"m": pydantic_core.to_json(["x", number, "stop", "d", str(number), 0])})
+        await one._redis.xtrim(key, maxlen=1, approximate=False)
+        for _ in range(2):
+            await read()
+        assert [each.kind for each in received[2:]] == [MessageKind.LOST, MessageKind.STOP]
+        assert contents(received)[-1] == "3"
+        assert dropped == [dropped_as(DropReason.LOST)]

@@ -7,6 +7,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 from typing import Any, TypeAlias
 
@@ -19,7 +20,7 @@ from mcp_eventscope.redis.client import AnyRedis, is_refusal
 from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
-from mcp_eventscope.redis.scripts import SERVING, SINCE
+from mcp_eventscope.redis.scripts import SERVING, Serving, serving
 from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.store.coordination import MESSAGE_SECONDS, MessageKind, session_digest
 from mcp_eventscope.store.events import DropReason, MessagesDropped
@@ -35,10 +36,10 @@ _BATCH = 256
 _PENDING_BYTES = 16 * 1024 * 1024
 """Maximum bytes of the messages that wait to be sent. Of the session with the most, the oldest are dropped."""
 _INBOX_LENGTH = 1024
-"""Approximate maximum number of unread messages in an inbox. Further ones wait for room, and displace none."""
+"""Approximate maximum length of an inbox. Further messages wait for room, and displace none. It must exceed the number
+that the receiver reads at once, since those are deleted with its next read."""
 _ANNOUNCEMENTS = 8192
 """Approximate maximum number of announcements that Redis keeps."""
-_SERVING = SERVING.encode()
 
 Command: TypeAlias = tuple[Any, ...]
 
@@ -89,8 +90,7 @@ class Outbox:
         observers: Report messages that were dropped.
         call: Calls Redis, as in `Workers`.
         expired: Returns those workers whose lease has expired.
-        complete: Returns whether a record that was written first at a time, in microseconds on Redis's clock, names all
-            workers that serve its session.
+        complete: Returns whether a record of an age in microseconds names all workers that serve its session.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - constructed in one place
@@ -237,7 +237,7 @@ class Outbox:
         """Send one batch. Receivers recognize what is sent twice, because a reply was lost."""
         await self._announce([each for each in batch if each.announced_for is not None])
         addressed = [each for each in batch if each.announced_for is None]
-        records = await self._records({each.session_id for each in addressed if each.to is None})
+        records = await self._records(sorted({each.session_id for each in addressed if each.to is None}))
         receivers = [_Receivers({each.to}) if each.to is not None else records[each.session_id] for each in addressed]
         absent = await self._deliver(
             [
@@ -264,7 +264,7 @@ class Outbox:
         await self._all(
             "write to",
             [
-                ("HDEL", self._keys.for_session(session_id).session, _SERVING + name.encode())
+                ("HDEL", self._keys.for_session(session_id).session, (SERVING + name).encode())
                 for session_id, name in forgotten
             ],
         )
@@ -285,29 +285,23 @@ class Outbox:
             elif isinstance(reply, Exception):
                 self._count(DropReason.REFUSED, 1)
 
-    async def _records(self, session_ids: set[str]) -> dict[str, _Receivers]:
+    async def _records(self, session_ids: Sequence[str]) -> dict[str, _Receivers]:
         """Read which workers serve sessions."""
-        commands: list[Command] = []
-        for session_id in session_ids:
-            record = self._keys.for_session(session_id).session
-            commands += [("HKEYS", record), ("HGET", record, SINCE)]
-        replies = await self._all("read from", commands)
-        return {
-            session_id: self._receivers(fields, since)
-            for session_id, fields, since in zip(session_ids, replies[::2], replies[1::2], strict=True)
-        }
+        at_once = _BATCH if isinstance(self._redis, aioredis.Redis) else 1  # A cluster has them on different nodes.
+        found: list[Serving] = []
+        for start in range(0, len(session_ids), at_once):
+            some = session_ids[start : start + at_once]
+            found += await self._call("read from", partial(serving, self._redis, self._keys, some))
+        return {each: self._receivers(record) for each, record in zip(session_ids, found, strict=True)}
 
-    def _receivers(self, fields: list[bytes] | Exception, since: bytes | None) -> _Receivers:
-        if isinstance(fields, Exception):  # Another program wrote to the key.
-            self._count(DropReason.REFUSED, 1)
-            return _Receivers()
-        if b"ended" in fields:
-            return _Receivers()
-        if b"owner" not in fields:
+    def _receivers(self, record: Serving) -> _Receivers:
+        if record.state == "absent":
             return _Receivers(known=False, complete=False)
-        found = {field[len(_SERVING) :].decode("utf-8", "replace") for field in fields if field.startswith(_SERVING)}
-        written = int(since) if since is not None and since.isdigit() else 0
-        return _Receivers(found - {self._worker.name}, complete=self._complete(written))
+        if record.state == "other":  # Another program wrote to the key.
+            self._count(DropReason.REFUSED, 1)
+        if record.state != "live":
+            return _Receivers()
+        return _Receivers(record.workers - {self._worker.name}, complete=self._complete(record.age))
 
     async def _deliver(self, addressed: Sequence[tuple[_Outgoing, str]]) -> set[str]:
         """Write messages to the inboxes of workers, as far as those have room.

@@ -49,13 +49,11 @@ class Script:
 SERVING = "worker:"
 """The prefix of those fields of a session's record that name the workers that serve the session."""
 
-SINCE = "since"
-"""The field of a session's record with the time at which it was written first, in microseconds on Redis's clock."""
-
 _record = Script("record.lua")
 _touch = Script("touch.lua")
 _end = Script("end.lua")
 _claim = Script("claim.lua")
+_serving = Script("serving.lua")
 _DELETED_AT_ONCE = 512
 """Keys of an ended session that are deleted in one step, which takes Redis less than a millisecond."""
 
@@ -108,6 +106,34 @@ async def read(client: Client, root: Keys, session: NewRecord, ttl: int, worker:
     reply = await _touch(client, _records_of(root, [session]), [ttl, "1", SERVING + worker, *_claims_of([session])])
     state, handshake = reply
     return SessionRecord(state.decode("ascii"), handshake.decode("utf-8", "replace"))
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The workers that a session's record names.
+
+    `state` is `live`, `ended`, `absent`, or `other`: the key of the record has another type.
+    """
+
+    state: str
+    age: int
+    """Microseconds since the record was written first, or again after Redis had lost it."""
+    workers: frozenset[str]
+
+
+async def serving(client: Client, root: Keys, session_ids: Sequence[str]) -> list[Serving]:
+    """Read which workers serve sessions.
+
+    Args:
+        client: The client.
+        root: The keys of the root store.
+        session_ids: The sessions. On a cluster, one.
+    """
+    records = [root.for_session(each).session for each in session_ids]
+    return [
+        Serving(state.decode("ascii"), age, frozenset(name.decode("utf-8", "replace") for name in names))
+        for state, age, *names in await _serving(client, records, [SERVING])
+    ]
 
 
 def _records_of(root: Keys, sessions: Sequence[NewRecord]) -> list[str]:

@@ -240,14 +240,14 @@ class Workers:
             except Exception:  # noqa: BLE001 - a forged message must neither stop the lease nor hide later messages
                 self.drop(DropReason.MALFORMED)
 
-    def _complete(self, since: int) -> bool:
+    def _complete(self, age: int) -> bool:
         """Whether a record names all workers that serve its session. Redis may have lost an earlier one.
 
         Args:
-            since: The time at which the record was written first, in microseconds on Redis's clock. Within a lease from
-                then, all workers have renewed the records of their running calls.
+            age: Microseconds since the record was written first. Within a lease, all workers renew the records of their
+                running calls.
         """
-        return not self.uncertain and self.now - since > self.lease * _MICROSECONDS
+        return not self.uncertain and age > self.lease * _MICROSECONDS
 
     @property
     def _inbox_milliseconds(self) -> int:

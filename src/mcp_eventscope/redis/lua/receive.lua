@@ -7,13 +7,13 @@
 -- Returns  { 1 if entries of the inbox may be missing, else 0; entries; entries }, each entry as { id, { "m", message } }
 --
 -- The last handled entry is kept. Where it is missing, Redis has restored an older inbox, or another program has deleted
--- entries: some that were not handled may be missing, too.
+-- entries: some that were not handled may be missing, too. An inbox that was opened again begins with an empty entry.
 
 redis.call('XTRIM', KEYS[1], 'MINID', ARGV[1])
 local inbox, missing = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[3] + 1), 0
 if inbox[1] and inbox[1][1] == ARGV[1] then
   table.remove(inbox, 1)
-elseif inbox[1] and ARGV[1] ~= '0-0' then
+elseif inbox[1] and inbox[1][2][2] ~= '' and ARGV[1] ~= '0-0' then
   missing = 1
 end
 return { missing, inbox, redis.call('XRANGE', KEYS[2], '(' .. ARGV[2], '+', 'COUNT', ARGV[3]) }
