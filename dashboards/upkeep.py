@@ -147,8 +147,10 @@ DURABILITY = (
         says(
             "Messages between workers that were not delivered: answers and cancellations of clients, ends of streams.",
             normal="0.",
-            otherwise="expired, overflow: Redis was unreachable for more than a minute. Refused: the user may not "
-            "write an inbox, see event_store.messages_dropped. Malformed: another program writes under the prefix.",
+            otherwise="expired, overflow: Redis was unreachable for more than a minute, a worker did not read, or a "
+            "client sent too many. Refused: the user may not write an inbox, see event_store.messages_dropped. "
+            "Malformed: another program writes under the prefix. Lost: Redis lost messages before they were read. "
+            "too_large: a client sent a notification above 16 KiB.",
         ),
         "reason",
         links=(to("Redis state by worker", links.OVERVIEW, 41),),

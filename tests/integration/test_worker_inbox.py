@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import anyio
 import fakeredis
@@ -53,7 +54,7 @@ async def nothing() -> None:
 def record_drops(worker: Workers) -> list[StoreEvent]:
     """The messages that a worker reports as dropped from now on."""
     dropped: list[StoreEvent] = []
-    worker._observers.subscribe(dropped.append)
+    worker._outbox._observers.subscribe(dropped.append)
     return dropped
 
 
@@ -80,7 +81,7 @@ async def paused_worker(one: Workers, session_id: str) -> str:
 
 async def texts_in(one: Workers, name: str) -> list[str]:
     """The contents of the messages in an inbox."""
-    entries: list[tuple[bytes, dict[bytes, bytes]]] = await one._redis.xrange(KEYS.inbox(name))
+    entries: Any = await one._redis.xrange(KEYS.inbox(name))
     return [str(pydantic_core.from_json(fields[b"m"])[4]) for _, fields in entries if fields[b"m"]]
 
 

@@ -211,7 +211,7 @@ class Outbox:
         """Send the messages that are due.
 
         Raises:
-            StoreError: Redis was not reached. What was not sent is kept until it expires.
+            StoreError: Redis was not reached. Unsent messages are kept until they expire.
         """
         self._resume(time.monotonic())
         while True:
@@ -234,7 +234,7 @@ class Outbox:
         heapq.heappush(self._later, (time.monotonic() + seconds, outgoing.number, outgoing))
 
     async def _send(self, batch: Sequence[_Outgoing]) -> None:
-        """Send one batch. Receivers recognize what is sent twice, because a reply was lost."""
+        """Send one batch. Receivers recognize a message that is sent twice because a reply was lost."""
         await self._announce([each for each in batch if each.announced_for is not None])
         addressed = [each for each in batch if each.announced_for is None]
         records = await self._records(sorted({each.session_id for each in addressed if each.to is None}))
