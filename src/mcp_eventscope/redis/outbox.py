@@ -235,7 +235,7 @@ class Outbox:
 
     async def _send(self, batch: Sequence[_Outgoing]) -> None:
         """Send one batch. Receivers recognize a message that is sent twice because a reply was lost."""
-        await self._announce([each for each in batch if each.announced_for is not None])
+        unannounced = await self._announce([each for each in batch if each.announced_for is not None])
         addressed = [each for each in batch if each.announced_for is None]
         records = await self._records(sorted({each.session_id for each in addressed if each.to is None}))
         receivers = [_Receivers({each.to}) if each.to is not None else records[each.session_id] for each in addressed]
@@ -249,12 +249,6 @@ class Outbox:
         # A worker without an inbox is dead, or opens it again within a lease.
         dead = await self._expired(absent) if absent else set()
         lacking = [found.names - each.reached for each, found in zip(addressed, receivers, strict=True)]
-        for each, found, names in zip(addressed, receivers, lacking, strict=True):
-            each.unsent = bool(names - dead) or not found.known
-            if each.unsent:
-                self._retry(each, _RETRY_SECONDS)
-            elif not found.complete and each.kind is not MessageKind.STOP:  # A stop without effect does no harm.
-                self._retry(each, _LOOK_SECONDS)
         forgotten = {
             (each.session_id, name)
             for each, names in zip(addressed, lacking, strict=True)
@@ -268,9 +262,18 @@ class Outbox:
                 for session_id, name in forgotten
             ],
         )
+        # From here on nothing fails, or the batch would be sent again beside its messages that are retried.
+        for each in unannounced:
+            self._retry(each, _RETRY_SECONDS)
+        for each, found, names in zip(addressed, receivers, lacking, strict=True):
+            each.unsent = bool(names - dead) or not found.known
+            if each.unsent:
+                self._retry(each, _RETRY_SECONDS)
+            elif not found.complete and each.kind is not MessageKind.STOP:  # A stop without effect does no harm.
+                self._retry(each, _LOOK_SECONDS)
 
-    async def _announce(self, batch: Sequence[_Outgoing]) -> None:
-        """Send announcements to all workers."""
+    async def _announce(self, batch: Sequence[_Outgoing]) -> list[_Outgoing]:
+        """Send announcements to all workers; return those that are to be retried."""
         key = self._keys.announcements
         commands: list[Command] = []
         for each in batch:
@@ -278,12 +281,10 @@ class Outbox:
                 ("XADD", key, "MAXLEN", "~", _ANNOUNCEMENTS, "*", "m", each.body),
                 ("EXPIRE", key, each.announced_for),
             ]
-        replies = await self._all("write to", commands)
-        for each, reply in zip(batch, replies[::2], strict=True):
-            if _is_foreign(reply):
-                self._retry(each, _RETRY_SECONDS)
-            elif isinstance(reply, Exception):
-                self._count(DropReason.REFUSED, 1)
+        replies = (await self._all("write to", commands))[::2]
+        refused = sum(isinstance(reply, Exception) and not _is_foreign(reply) for reply in replies)
+        self._count(DropReason.REFUSED, refused)
+        return [each for each, reply in zip(batch, replies, strict=True) if _is_foreign(reply)]
 
     async def _records(self, session_ids: Sequence[str]) -> dict[str, _Receivers]:
         """Read which workers serve sessions."""
