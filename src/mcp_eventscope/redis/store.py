@@ -297,7 +297,10 @@ class RedisEventStore(EventStore):
         await self._limit.drain(max(0.0, until - time.monotonic()))
         for batch in left:
             batch.abandon()
-        return self._writer.clear() + self._session_writer.clear()
+        lost = self._writer.clear() + self._session_writer.clear()
+        if not self._workers.holding:  # Else the lease is about to be given up, and its end resets the circuit.
+            self._breaker.reset()
+        return lost
 
     def _wake(self) -> None:
         self._sender.wake()
