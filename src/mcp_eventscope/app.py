@@ -20,7 +20,7 @@ from mcp_eventscope.frameworks.sdk import MCPServer
 from mcp_eventscope.health import Endpoint, Health, probe
 from mcp_eventscope.instrumentation import InstrumentedEventStore, check_store, instrument
 from mcp_eventscope.options import check_text, check_type
-from mcp_eventscope.scope import DEFAULT_NAME, EventScope
+from mcp_eventscope.scope import EventScope, scopes_of
 from mcp_eventscope.sessions.manager import ResumableSessionManager
 from mcp_eventscope.settings import SIMILAR, STORE_OPTIONS, UNSET, Unset, load, mistyped, variable
 from mcp_eventscope.stop_signals import on_stop_signal
@@ -32,6 +32,9 @@ from mcp_eventscope.telemetry.otel_metrics import MeterProvider
 from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
 from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsApp, MetricsPort
 from mcp_eventscope.telemetry.tracing import TracerProvider
+
+DEFAULT_NAME = "default"
+"""The name of a server without a fixed name of its own."""
 
 
 class FastMCPServer(Protocol):
@@ -118,7 +121,7 @@ def http_app(  # noqa: PLR0913 - the options of an application
             `FastMCP`, whose options are those of its constructor, or a `FastMCP` of FastMCP 2.14 or 3.
         event_store: The store, which is instrumented unless it already is. The caller closes it.
         scope: The scope of the server, instead of a store: the application starts and stops its parts. Without a store
-            and a scope, the application creates a scope from the options from `redis_url` to `worker_lease`.
+            and a scope, the application creates a scope from the options of a store, `name` and `worker_lease`.
         redis_url: The URL of Redis, instead of a store or a scope. The application creates and closes the client.
             Without all three: the environment variable `EVENTSCOPE_REDIS_URL`, else an embedded Valkey, with a warning.
         ttl: Seconds that events are kept, for a store created here; by default 3600; None: no expiry.
@@ -178,13 +181,9 @@ def http_app(  # noqa: PLR0913 - the options of an application
     }
     settings = load(arguments)
     log = Log(logger)
-    for wrong, meant in mistyped().items():
-        log.announce(catalog_start.SETTING_UNKNOWN, variable=wrong, fix=f"rename it to {meant}, or unset it")
+    _report_mistyped(log)
     telemetry = {"registry": registry, "tracer_provider": tracer_provider, "meter_provider": meter_provider}
-    if event_store is not None:
-        _check_given_store(event_store, scope, arguments, telemetry)
-    if scope is not None:
-        _check_given_scope(scope, arguments, telemetry)
+    _check_combination(mcp, event_store, scope, arguments, telemetry)
     _check_option_names(options)
     _check_framework_paths(options)
     application = build(mcp, options)
@@ -231,6 +230,8 @@ def http_app(  # noqa: PLR0913 - the options of an application
         name=name,
         logger=logger,
     )
+    if scope is not None and scope.modern:
+        manager.serves_modern_clients()
     application.install(manager)
     exposition = Exposition(registry, settings.metrics_token)
     port = _metrics_port(exposition, settings.metrics_port, settings.metrics_host, log)
@@ -258,6 +259,35 @@ def http_app(  # noqa: PLR0913 - the options of an application
 
     app.router.lifespan_context = lifespan
     return app
+
+
+def _report_mistyped(log: Log) -> None:
+    """Log the environment variables that have no effect because their names are mistyped."""
+    for wrong, meant in mistyped().items():
+        log.announce(catalog_start.SETTING_UNKNOWN, variable=wrong, fix=f"rename it to {meant}, or unset it")
+
+
+def _check_combination(
+    mcp: object,
+    event_store: object,
+    scope: EventScope | None,
+    arguments: Mapping[str, object],
+    telemetry: Mapping[str, object],
+) -> None:
+    """Validate a store or scope of the application's, together with the other options.
+
+    Raises:
+        TypeError: The store or the scope has another type.
+        ValueError: Options contradict each other, or the server has parts of a scope that is not passed.
+    """
+    if event_store is not None:
+        _check_given_store(event_store, scope, arguments, telemetry)
+    if scope is not None:
+        _check_given_scope(scope, arguments, telemetry)
+    if any(owner is not scope for owner in scopes_of(mcp)):
+        got = "none" if scope is None else "another one"
+        msg = f"scope must be the EventScope whose parts the server has, got {got}; pass scope=scope"
+        raise ValueError(msg)
 
 
 def _check_given_store(

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, TypedDict, Unpack
+from weakref import WeakKeyDictionary
 
 from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.instrumentation import InstrumentedEventStore
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from mcp_eventscope.subscriptions.instrumented import InstrumentedSubscriptionBus
     from mcp_eventscope.tasks.extension import TasksExtension
 
-DEFAULT_NAME = "default"
-"""The name of a server without a fixed name of its own."""
+_owners: "WeakKeyDictionary[object, EventScope]" = WeakKeyDictionary()
+"""The scopes of the parts that were handed out."""
 
 
 class ServerOptions(TypedDict, total=False):
@@ -68,8 +69,8 @@ class EventScope:
     default.
 
     Args:
-        name: The name of the server, the same on all of its workers: the label `store` of its metrics.
-            None: the environment variable `EVENTSCOPE_NAME`, else `default`.
+        name: The name of the server, the same on all of its workers: the label `store` of its metrics, and the audience
+            of its request states. None: the environment variable `EVENTSCOPE_NAME`.
         redis: A `redis.asyncio.Redis` or `RedisCluster`, instead of a URL. The caller closes it.
         redis_url: The URL of Redis. The scope creates and closes the client. Without both: the environment variable
             `EVENTSCOPE_REDIS_URL`, else an embedded Valkey, with a warning.
@@ -87,7 +88,8 @@ class EventScope:
 
     Raises:
         TypeError: An argument has another type.
-        ValueError: Both `redis` and `redis_url` are given, or an argument or an environment variable is invalid.
+        ValueError: No name is given, both `redis` and `redis_url` are, or an argument or an environment variable is
+            invalid.
         EmbeddedUnavailableError: No Redis is given, and the embedded Valkey is unavailable.
     """
 
@@ -125,9 +127,10 @@ class EventScope:
         if redis is not None and redis_url is not None:
             msg = "redis_url must be omitted with redis, got both; pass one of them"
             raise ValueError(msg)
-        self._name = settings.name or DEFAULT_NAME
-        self._audience = settings.name
-        """The audience of request states; None: the name of the MCP server."""
+        if settings.name is None:
+            msg = 'name must be the name of the server, such as "orders", got none; pass it, or set EVENTSCOPE_NAME'
+            raise ValueError(msg)
+        self._name = settings.name
         self._worker_lease = settings.worker_lease
         log = Log(logger)
         self._valkey = EmbeddedValkey() if redis is None and settings.redis_url is None else None
@@ -162,6 +165,8 @@ class EventScope:
         self._request_state: InstrumentedRequestState | None = None
         self._parts: list[Callable[[], AbstractAsyncContextManager[object]]] = []
         """What runs within `running`."""
+        self._serving = False
+        """Whether an application uses this scope, so that further parts would not run."""
 
     @property
     def name(self) -> str:
@@ -187,23 +192,24 @@ class EventScope:
     def subscriptions(self) -> "InstrumentedSubscriptionBus":
         """The bus for `MCPServer(subscriptions=…)`: a change on one worker is signalled to the streams of all."""
         if self._subscriptions is None:
-            require_sdk("EventScope.subscriptions", MODERN)
+            self._begin("subscriptions")
             from mcp_eventscope.subscriptions.instrumented import InstrumentedSubscriptionBus  # noqa: PLC0415 - mcp 2.x
             from mcp_eventscope.subscriptions.redis_bus import RedisSubscriptionBus  # noqa: PLC0415
 
             self._subscriptions = InstrumentedSubscriptionBus(RedisSubscriptionBus(self.backend), **self._telemetry)
             self._parts.append(self._subscriptions.running)
+            _owners[self._subscriptions] = self
         return self._subscriptions
 
     @property
     def request_state(self) -> "InstrumentedRequestState":
         """The request state: any worker accepts an answer to a question, once. `http_app` installs it in the server."""
         if self._request_state is None:
-            require_sdk("EventScope.request_state", MODERN)
+            self._begin("request_state")
             from mcp_eventscope.request_state.instrumented import InstrumentedRequestState  # noqa: PLC0415 - mcp 2.x
             from mcp_eventscope.request_state.store import RedisRequestState  # noqa: PLC0415
 
-            state = RedisRequestState(self.backend, audience=self._audience)
+            state = RedisRequestState(self.backend, audience=self._name)
             self._request_state = InstrumentedRequestState(state, **self._telemetry)
         return self._request_state
 
@@ -218,7 +224,7 @@ class EventScope:
             TypeError: `tools` is not a collection of names, or an option has another type.
             ValueError: An option is out of range.
         """
-        require_sdk("EventScope.tasks", MODERN)
+        self._begin("tasks")
         from mcp_eventscope.tasks.extension import TasksExtension  # noqa: PLC0415 - mcp 2.x
         from mcp_eventscope.tasks.instrumented import InstrumentedTaskStore  # noqa: PLC0415
         from mcp_eventscope.tasks.redis_store import RedisTaskStore  # noqa: PLC0415
@@ -226,7 +232,20 @@ class EventScope:
         store = InstrumentedTaskStore(RedisTaskStore(self.backend), **self._telemetry)
         extension = TasksExtension(store, tools=tools, **options)
         self._parts.append(extension.running)
+        _owners[extension] = self
         return extension
+
+    def _begin(self, part: str) -> None:
+        """Check that a part can be created.
+
+        Raises:
+            IncompatibleSDKError: The installed SDK lacks protocol revision 2026-07-28.
+            RuntimeError: An application uses the scope already.
+        """
+        require_sdk(f"EventScope.{part}", MODERN)
+        if self._serving:
+            msg = f"{part} must be used before http_app(mcp, scope=scope), got its first use afterwards; move it up"
+            raise RuntimeError(msg)
 
     def server_options(self, *, tasks: Collection[str] = ()) -> ServerOptions:
         """Return the keywords with which an `MCPServer` uses all parts of the scope.
@@ -240,6 +259,11 @@ class EventScope:
             options["extensions"] = [self.tasks(tasks)]
         return options
 
+    @property
+    def modern(self) -> bool:
+        """Whether it has parts for 2026-07-28 clients."""
+        return bool(self._parts) or self._request_state is not None
+
     def install(self, server: object) -> None:
         """Install the request state in a server, if it is in use. `http_app` calls this.
 
@@ -248,8 +272,13 @@ class EventScope:
 
         Raises:
             TypeError: The server is none of these.
-            ValueError: The server has a request state already, or a name that differs between its processes.
+            ValueError: The scope has a server already, or the server has a request state already, or a name that
+                differs between its processes.
         """
+        if self._serving:
+            msg = "scope must have one server and one http_app(), got a second one; create an EventScope for each"
+            raise ValueError(msg)
+        self._serving = True
         if self._request_state is not None:
             self._request_state.install(server)
 
@@ -260,6 +289,7 @@ class EventScope:
         Raises:
             EmbeddedUnavailableError: The embedded Valkey did not start.
         """
+        self._serving = True
         async with AsyncExitStack() as stack:
             if self._valkey is not None:
                 await stack.enter_async_context(self._valkey.running())
@@ -271,6 +301,16 @@ class EventScope:
             for part in self._parts:
                 await stack.enter_async_context(part())
             yield
+
+
+def scopes_of(server: object) -> list[EventScope]:
+    """The scopes whose bus or tasks a server has; empty for a server that the SDK builds in another way.
+
+    Args:
+        server: Any server.
+    """
+    parts = [getattr(server, "_subscriptions", None), *(getattr(server, "_extensions", None) or ())]
+    return [_owners[part] for part in parts if part.__hash__ is not None and part is not None and part in _owners]
 
 
 async def _nothing() -> None:

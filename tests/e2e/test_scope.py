@@ -135,6 +135,36 @@ async def test_task_created_on_one_worker_ends_on_another(pair: tuple[Worker, Wo
     assert result.structured_content == {"result": "built"}
     assert "half" in seen
     await until(lambda: a.sample("tasks_ended_total", outcome="completed") == 1)
+    assert not a.log.named("event_store.resumption_disabled"), "its clients have tasks"
+
+
+async def test_abandoned_poll_leaves_the_task_running(pair: tuple[Worker, Worker]) -> None:
+    """Only a call that is cancelled cancels its task."""
+    a, b = pair
+    known = anyio.Event()
+    ids: list[str] = []
+
+    def keep(task: Any) -> None:
+        ids.append(task.task_id)
+        known.set()
+
+    results: list[Any] = []
+
+    async def call() -> None:
+        async with Client(f"{a.url}/mcp", extensions=[TasksClient(on_task=keep)]) as client:
+            results.append(await client.call_tool("build", {}))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(call)
+        await known.wait()
+        polled = anyio.Event()
+        tasks = TasksClient(on_task=lambda _: polled.set())
+        async with Client(f"{b.url}/mcp", extensions=[tasks]) as client, anyio.create_task_group() as polling:
+            polling.start_soon(tasks.poll, client.session, ids[0])
+            await polled.wait()
+            polling.cancel_scope.cancel()
+        a.release.set()
+    assert results[0].structured_content == {"result": "built"}
 
 
 async def test_answer_on_another_worker_acts_once_and_its_change_reaches_all(pair: tuple[Worker, Worker]) -> None:

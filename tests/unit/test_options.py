@@ -217,8 +217,9 @@ def test_option_with_its_default_is_accepted(name: str) -> None:
     """The defaults are within their ranges, and None is accepted wherever it is the default."""
     make, function, cases = MAKERS[name]
     parameters = inspect.signature(function).parameters
-    for option in cases:
-        if (default := parameters[option].default) is not inspect.Parameter.empty and option != "redis_url":
+    needed = {"redis_url", "name"} if name == "EventScope" else {"redis_url"}
+    for option in cases.keys() - needed:
+        if (default := parameters[option].default) is not inspect.Parameter.empty:
             make(**{option: default})
 
 
@@ -412,3 +413,35 @@ def test_mistyped_option_is_refused_with_the_right_one(server: Callable[[str], o
     """The error of the framework would name a function that the user did not call."""
     with pytest.raises(TypeError, match=rf"{wrong} must be an option of http_app\(\) .*; write {meant}="):
         make_app(mcp=server("s"), **{wrong: 5})
+
+
+def test_scope_without_a_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two servers without a name would serve the sessions of each other. The environment may have it."""
+    with pytest.raises(ValueError, match='name must be the name of the server, such as "orders", got none'):
+        EventScope(redis=FakeAsyncRedis(), registry=CollectorRegistry())
+    monkeypatch.setenv(f"{PREFIX}NAME", "orders")
+    assert EventScope(redis=FakeAsyncRedis(), registry=CollectorRegistry()).name == "orders"
+
+
+def test_server_with_parts_of_another_scope_is_refused() -> None:
+    """Its parts would not run."""
+    scope = make_scope()
+    assert isinstance(scope, EventScope)
+    mcp: MCPServer[Any] = MCPServer("s", **scope.server_options(tasks={"t"}))
+    with pytest.raises(ValueError, match="whose parts the server has, got none; pass scope=scope"):
+        make_app(mcp=mcp)
+    with pytest.raises(ValueError, match="whose parts the server has, got another one"):
+        http_app(mcp, scope=make_scope())  # type: ignore[arg-type]  # made untyped
+    http_app(mcp, scope=scope)
+    with pytest.raises(ValueError, match=r"one server and one http_app\(\), got a second one"):
+        http_app(MCPServer("s"), scope=scope)
+
+
+@pytest.mark.parametrize("part", ["subscriptions", "request_state", "tasks"])
+def test_part_of_a_scope_that_is_in_use_is_refused(part: str) -> None:
+    """It would not run."""
+    scope = make_scope()
+    assert isinstance(scope, EventScope)
+    http_app(MCPServer("s"), scope=scope)
+    with pytest.raises(RuntimeError, match=rf"{part} must be used before http_app"):
+        _ = scope.tasks({"t"}) if part == "tasks" else getattr(scope, part)

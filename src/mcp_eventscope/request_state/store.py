@@ -14,7 +14,7 @@ from mcp.server.request_state import RequestStateSecurity, authenticated_princip
 
 from mcp_eventscope.cancellation import cancel_task
 from mcp_eventscope.errors import StoreError
-from mcp_eventscope.options import Number
+from mcp_eventscope.options import Number, check_type
 from mcp_eventscope.redis.backend import RedisBackend
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.request_state import installation, outcomes
@@ -97,6 +97,7 @@ class RedisRequestState:
         bind_principal: Callable[[ServerRequestContext[Any, Any]], str | None] | None = authenticated_principal,
         audience: str | None = None,
     ) -> None:
+        check_type("backend", backend, RedisBackend, "a RedisBackend", "pass RedisEventStore(redis).backend")
         for name, value in (("ttl", ttl), ("rotation", rotation), ("wait_timeout", wait_timeout)):
             NUMBERS[name].check(name, value)
         if audience is not None:

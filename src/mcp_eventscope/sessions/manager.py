@@ -203,6 +203,10 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         """Whether sessions are served, that is, within `run()`."""
         return self._task_group is not None
 
+    def serves_modern_clients(self) -> None:
+        """Note that clients of revision 2026-07-28 have parts of their own, so that their requests need no warning."""
+        self._telemetry.expects_modern_clients()
+
     @property
     def draining(self) -> bool:
         """Whether the worker was asked to stop. It still serves requests, and calls run for `shutdown_timeout`."""

@@ -101,6 +101,10 @@ class SessionTelemetry:
                 fix = f"set ttl= to more than {follow_timeout:g}, or follow_timeout={ttl} or less"
             self._record(TTLShort(ttl, "follow_timeout", follow_timeout, fix))
 
+    def expects_modern_clients(self) -> None:
+        """Log no request of a revision without resumption: its clients have other means."""
+        self._logged_version = True
+
     def requested(self, scope: Scope) -> None:
         """Record a request. Also log the first request of a revision without resumption."""
         named = Headers(scope=scope).get(MCP_PROTOCOL_VERSION_HEADER)

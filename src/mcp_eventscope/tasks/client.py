@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import anyio
@@ -71,10 +72,15 @@ class TasksClient(ClientExtension):
     async def _resolve(self, created: CreateTaskResult, ctx: ClaimContext) -> CallToolResult:
         if self._on_task is not None:
             self._on_task(created)
-        return await self.poll(ctx.session, created.task_id)
+        try:
+            return await self.poll(ctx.session, created.task_id)
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(2, shield=True), suppress(Exception):  # The connection may be the reason.
+                await self.cancel(ctx.session, created.task_id)
+            raise
 
     async def poll(self, session: ClientSession, task_id: str) -> CallToolResult:
-        """Poll a task until it ends, and answer its requests for input.
+        """Poll a task until it ends, and answer its requests for input. If this is cancelled, the task continues.
 
         Args:
             session: `Client.session`, of any connection of the same principal.
@@ -88,32 +94,27 @@ class TasksClient(ClientExtension):
             TaskCancelledError: The task was cancelled.
         """
         answers: dict[str, dict[str, Any]] = {}
-        try:
-            while True:
-                task = await self._get(session, task_id)
-                if self._on_task is not None:
-                    self._on_task(task)
-                match task.status:
-                    case TaskStatus.COMPLETED:
-                        return CallToolResult.model_validate(task.result, by_name=False)
-                    case TaskStatus.FAILED:
-                        raise MCPError.from_error_data(ErrorData.model_validate(task.error))
-                    case TaskStatus.CANCELLED:
-                        msg = "the task was cancelled"
-                        raise TaskCancelledError(msg)
-                if requests := task.open_requests or {}:
-                    new = requests.keys() - answers
-                    answers |= {key: await _answer(session, key, requests[key]) for key in new}
-                    # One that is open although it was answered: the server has lost the answer.
-                    await self._update(session, task_id, {key: answers[key] for key in requests})
-                    if new:
-                        continue
-                seconds = POLL_SECONDS if task.poll_interval_ms is None else task.poll_interval_ms / 1000
-                await anyio.sleep(min(seconds, _MOST_SECONDS))
-        except anyio.get_cancelled_exc_class():
-            with anyio.move_on_after(2, shield=True):
-                await self.cancel(session, task_id)
-            raise
+        while True:
+            task = await self._get(session, task_id)
+            if self._on_task is not None:
+                self._on_task(task)
+            match task.status:
+                case TaskStatus.COMPLETED:
+                    return CallToolResult.model_validate(task.result, by_name=False)
+                case TaskStatus.FAILED:
+                    raise MCPError.from_error_data(ErrorData.model_validate(task.error))
+                case TaskStatus.CANCELLED:
+                    msg = "the task was cancelled"
+                    raise TaskCancelledError(msg)
+            if requests := task.open_requests or {}:
+                new = requests.keys() - answers
+                answers |= {key: await _answer(session, key, requests[key]) for key in new}
+                # One that is open although it was answered: the server has lost the answer.
+                await self._update(session, task_id, {key: answers[key] for key in requests})
+                if new:
+                    continue
+            seconds = POLL_SECONDS if task.poll_interval_ms is None else task.poll_interval_ms / 1000
+            await anyio.sleep(min(seconds, _MOST_SECONDS))
 
     async def cancel(self, session: ClientSession, task_id: str) -> None:
         """Ask the server to cancel a task. It may have ended before.

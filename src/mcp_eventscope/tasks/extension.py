@@ -24,7 +24,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mcp_eventscope.errors import StoreError, StoreUnavailableError
-from mcp_eventscope.options import Number, given
+from mcp_eventscope.options import Number, check_type, given
 from mcp_eventscope.tasks.channel import detached
 from mcp_eventscope.tasks.facts import TaskStatus
 from mcp_eventscope.tasks.protocol import JSONObject, TaskStore
@@ -85,6 +85,7 @@ class TasksExtension(Extension):
         }
         for name, value in numbers.items():
             NUMBERS[name].check(name, value)
+        check_type("store", store, TaskStore, "a TaskStore", "pass RedisTaskStore(RedisEventStore(redis).backend)")
         if isinstance(tools, str) or not all(isinstance(name, str) for name in tools):
             msg = f'tools must be a collection of names, got {given(tools)}; write tools={{"build"}}, for example'
             raise TypeError(msg)

@@ -94,6 +94,7 @@ class Settled(StrEnum):
     """The result exceeds the limit of the store, and the task was failed with an error that names the reason."""
 
 
+@runtime_checkable
 class TaskStore(Protocol):
     """Stores tasks. Any process can read them; one process runs each.
 
