@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from dashboards.modern import MODERN
 from dashboards.overview import OVERVIEW
 from dashboards.redis import REDIS
 from dashboards.resume import RESUME
@@ -16,7 +17,7 @@ PROMETHEUS = HERE / "prometheus"
 
 def files() -> dict[Path, str]:
     """The files and their contents."""
-    dashboards = (OVERVIEW.json(), RESUME.json(), REDIS.json(), runbook())
+    dashboards = (OVERVIEW.json(), RESUME.json(), REDIS.json(), MODERN.json(), runbook())
     return {
         GRAFANA / f"{dashboard['uid']}.json": json.dumps(dashboard, indent=1, ensure_ascii=False) + "\n"
         for dashboard in dashboards

@@ -5,6 +5,7 @@ from dashboards.panels import Json, Link
 OVERVIEW = "eventscope-overview"
 RESUME = "eventscope-resume"
 REDIS = "eventscope-redis"
+MODERN = "eventscope-modern"
 RUNBOOK = "eventscope-runbook"
 
 SECTIONS = (
@@ -28,6 +29,10 @@ SECTIONS = (
     "EventscopeTelemetryFailing",
     "EventscopeRedisStatsStale",
     "EventscopeRequestsRefused",
+    "EventscopeTasksOrphaned",
+    "EventscopeTasksUncollected",
+    "EventscopeChangesNotDelivered",
+    "EventscopeAnswersRefused",
 )
 """One per alert. The position of a section is the id of its panel, so new sections go last."""
 

@@ -17,3 +17,9 @@ BACKLOG = 1000
 """Pending events from which a growing backlog fires an alert."""
 MEMORY = 0.9
 """The share of maxmemory from which an alert fires."""
+UNCOLLECTED = 0.05
+"""The share of results of tasks that no client collects from which an alert fires."""
+LEAST_UNCOLLECTED = 5
+"""Uncollected results from which that alert fires."""
+ANSWERS_REFUSED = ("unknown_key", "audience", "unavailable", "not_running", "in_progress")
+"""Reasons to refuse an answer that operators can remove. Clients cause the others."""

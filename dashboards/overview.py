@@ -5,7 +5,7 @@ from dataclasses import replace
 from dashboards import diagnosis, links, promql, upkeep
 from dashboards.board import STACKED, Dashboard
 from dashboards.links import REDIS, RESUME, runbook, to
-from dashboards.objective import BACKLOG, OBJECTIVE
+from dashboards.objective import ANSWERS_REFUSED, BACKLOG, OBJECTIVE
 from dashboards.panels import (
     BAD,
     CALM,
@@ -23,7 +23,7 @@ from dashboards.panels import (
     stat,
     steps_of,
 )
-from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry import catalog, catalog_request_state, catalog_subscriptions, catalog_tasks
 from mcp_eventscope.telemetry.catalog_sessions import REQUESTS_REFUSED, SESSIONS_ACTIVE
 from mcp_eventscope.telemetry.declarations import Metric
 
@@ -61,6 +61,14 @@ _PROBLEMS = (
     ),
     _problem("Replays with a gap", _times(catalog.REPLAY_DURATION, "count", outcome="gap"), "EventscopeResumesFailing"),
     _problem("Replay errors", _times(catalog.REPLAY_DURATION, "count", outcome="error"), "EventscopeResumesFailing"),
+    _problem("Tasks orphaned", _times(catalog_tasks.TASKS_ORPHANED), "EventscopeTasksOrphaned"),
+    _problem("Task results uncollected", _times(catalog_tasks.TASKS_UNCOLLECTED), "EventscopeTasksUncollected"),
+    _problem("Gaps in subscriptions", _times(catalog_subscriptions.GAPS), "EventscopeChangesNotDelivered"),
+    _problem(
+        "Answers refused",
+        _times(catalog_request_state.STATES_REFUSED, reason=ANSWERS_REFUSED),
+        "EventscopeAnswersRefused",
+    ),
     _problem("Signals not recorded", _times(catalog.TELEMETRY_FAILURES), "EventscopeTelemetryFailing"),
 )
 
@@ -213,7 +221,11 @@ _SCREEN = (
             },
             {"id": "sortBy", "options": {"fields": {}, "sort": [{"field": "Value", "desc": True}]}},
         ),
-        links=(to("Resume drill-down", RESUME), to("Redis dashboard", REDIS)),
+        links=(
+            to("Resume drill-down", RESUME),
+            to("Redis dashboard", REDIS),
+            to("Tasks and subscriptions", links.MODERN),
+        ),
     ),
     _on_screen(diagnosis.STORE_LATENCY),
     _on_screen(upkeep.PENDING_EVENTS),

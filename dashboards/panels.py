@@ -218,6 +218,12 @@ OUTCOMES = coloured(
         "other_worker": ASIDE,
         "client_disconnected": ASIDE,
         "cancelled": "#5f5f5f",
+        # of tasks, and of answers to questions
+        "failed": "red",
+        "fenced": "purple",
+        "discarded": ASIDE,
+        "unsettled": "orange",
+        "too_large": "yellow",
     }
 )
 """An outcome has the same colour on all panels."""
@@ -251,6 +257,24 @@ REASONS = coloured(
         "not_owner": "purple",
         "invalid": "yellow",
         "unknown": ASIDE,
+        "malformed": ASIDE,
+        "unknown_key": "dark-red",
+        "expired": "orange",
+        "binding": "super-light-purple",
+        "audience": "purple",
+        "principal": "dark-purple",
+        "other_answer": "blue",
+        "in_progress": "yellow",
+        "not_running": "super-light-blue",
+        # of gaps, and of changes that were not published
+        "late": "yellow",
+        "lost": "dark-red",
+        "rolled_back": "purple",
+        "trimmed": "orange",
+        "damaged": "blue",
+        "unreachable": "orange",
+        "refused": "purple",
+        "unsupported": ASIDE,
         # of sinks
         "metrics": "blue",
         "otel_metrics": "super-light-blue",

@@ -6,17 +6,26 @@ from typing import Literal
 
 from dashboards import links, yaml
 from dashboards.objective import (
+    ANSWERS_REFUSED,
     BACKLOG,
     BUDGET,
     HEADROOM,
     LATE,
     LEAST_RESUMES,
+    LEAST_UNCOLLECTED,
     MEMORY,
     REPLAY_SECONDS,
     STREAMS,
+    UNCOLLECTED,
 )
 from dashboards.promql import FAILED, OWED, SUCCEEDED, Values, series
-from mcp_eventscope.telemetry import catalog, catalog_sessions
+from mcp_eventscope.telemetry import (
+    catalog,
+    catalog_request_state,
+    catalog_sessions,
+    catalog_subscriptions,
+    catalog_tasks,
+)
 from mcp_eventscope.telemetry.catalog_resumes import RESUME_TTL_RATIO
 from mcp_eventscope.telemetry.declarations import Metric
 
@@ -63,6 +72,8 @@ def _p99(metric: Metric, window: str, **labels: Values) -> str:
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 _LOST = tuple(reason for reason in catalog.LOSS_REASON.values or () if reason != "session_limit")
 _REFUSED = ("limit", "unavailable")
+_GAPS = ("lost", "rolled_back", "trimmed", "damaged")
+_UNPUBLISHED = ("refused", "overflow", "shutdown")
 _COUNTED = (*SUCCEEDED, *FAILED)
 FOLLOWERS = "job_store:eventscope_streams_followed:sum"
 SESSIONS = "job_store:eventscope_sessions_active:sum"
@@ -330,6 +341,53 @@ def alerts() -> Iterator[Alert]:
         "5m",
         f"Requests refused for want of a session: {_WHO}",
         f"{_RATE} requests per second are answered 503 ({{{{ $labels.reason }}}}). Clients have to retry.",
+        of=(*OF, "reason"),
+    )
+    yield Alert(
+        "EventscopeTasksOrphaned",
+        "warning",
+        f"{_all(catalog_tasks.TASKS_ORPHANED, '15m')} > 0",
+        "0m",
+        f"Tasks orphaned: {_WHO}",
+        f"{_NUMBER} tasks within 15 minutes were declared failed, because their worker was dead or no longer knew "
+        "them. They may have taken effect, and are not run again. See the panel 'Orphaned and uncollected tasks'.",
+        links.MODERN,
+    )
+    uncollected = _all(catalog_tasks.TASKS_UNCOLLECTED, "1h")
+    yield Alert(
+        "EventscopeTasksUncollected",
+        "warning",
+        f"{uncollected}\n/ ({uncollected} + {_all(catalog_tasks.POLL_AGE, '1h', part='count')}) > {UNCOLLECTED:g}\n"
+        f"and round({uncollected}) >= {LEAST_UNCOLLECTED}",
+        "5m",
+        f"Results of tasks are not collected: {_WHO}",
+        f"No poll had returned {_SHARE} of the results within an hour when nine tenths of their TTL were over (limit: "
+        f"{UNCOLLECTED:.0%}). Results expire before their clients see them. See the panel 'Age of collected results'.",
+        links.MODERN,
+    )
+    gaps = _all(catalog_subscriptions.GAPS, "15m", by=(*OF, "reason"), reason=_GAPS)
+    unpublished = _all(catalog_subscriptions.PUBLISH_FAILURES, "15m", by=(*OF, "reason"), reason=_UNPUBLISHED)
+    yield Alert(
+        "EventscopeChangesNotDelivered",
+        "warning",
+        f"({gaps}\nor {unpublished}) > 0",
+        "0m",
+        f"Changes may not have reached clients: {_WHO}",
+        f"{_NUMBER} gaps, or failures to publish, within 15 minutes ({{{{ $labels.reason }}}}). Clients refetch "
+        "everything, or, after a shutdown, may keep outdated data. See the panel 'Subscription gaps by reason'.",
+        links.MODERN,
+        of=(*OF, "reason"),
+    )
+    refused = catalog_request_state.STATES_REFUSED
+    yield Alert(
+        "EventscopeAnswersRefused",
+        "warning",
+        f"{_all(refused, '5m', 'rate', by=(*OF, 'reason'), reason=ANSWERS_REFUSED)} > 0",
+        "5m",
+        f"Answers of clients are refused: {_WHO}",
+        f"{_RATE} answers per second are refused ({{{{ $labels.reason }}}}). Their users have to be asked again, or "
+        "their clients have to retry. See the panel 'Refused answers by reason'.",
+        links.MODERN,
         of=(*OF, "reason"),
     )
 

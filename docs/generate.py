@@ -32,7 +32,8 @@ same values.
 
 QUESTIONS = """## Questions and answers
 
-Each row is checked by a test: `tests/telemetry/test_questions.py`, `tests/e2e/test_metrics_per_worker.py`.
+Each row is checked by a test: `tests/telemetry/test_questions.py`, `tests/e2e/test_metrics_per_worker.py`; those about
+revision 2026-07-28 in `tests/telemetry/test_subscription_signals.py`, `test_request_states.py` and `test_task_signals.py`.
 
 | question | answer |
 |---|---|
@@ -50,6 +51,9 @@ Each row is checked by a test: `tests/telemetry/test_questions.py`, `tests/e2e/t
 | Are clients refused, and why? | `eventscope_requests_refused_total` by `reason`; `event_store.session_refused` |
 | How many requests cannot resume? | `eventscope_requests_received_total` with `mcp_protocol_version` 2026-07-28 and other; `event_store.resumption_disabled` |
 | Which requests are slow or fail, and how long do sessions last? | `mcp_server_operation_duration_seconds` by `mcp_method_name` and `error_type`; `mcp_server_session_duration_seconds` |
+| Are signals to subscribers late or missed? | `eventscope_subscriptions_signal_lag_seconds`, `eventscope_subscriptions_changes_pending`; `eventscope_subscriptions_gaps_total` by `reason`; `subscriptions.gap_repaired` |
+| Why are answers to questions refused? | `eventscope_request_state_refused_total` by `reason`; `request_state.refused` |
+| Are tasks orphaned or never collected? | `eventscope_tasks_orphaned_total`, `eventscope_tasks_uncollected_total`, `eventscope_tasks_poll_age_seconds`; `task_store.orphaned`, `task_store.uncollected` |
 | Does the telemetry fail? | `eventscope_telemetry_failures_total` by `sink`; `event_store.telemetry_failed` |
 """  # noqa: E501 - rows
 

@@ -417,6 +417,87 @@ CASES = [
         },
         "15m",
     ),
+    # -- revision 2026-07-28 ------------------------------------------------------------------------------------------
+    Case("EventscopeTasksOrphaned", "three", {"eventscope_tasks_orphaned_total{}": "0x5 3x20"}, "10m", [{}], "3"),
+    Case("EventscopeTasksOrphaned", "three, long ago", {"eventscope_tasks_orphaned_total{}": "0x5 3x40"}, "30m"),
+    Case(
+        "EventscopeTasksUncollected",
+        "one of ten results",
+        {"eventscope_tasks_uncollected_total{}": "0+1x100", "eventscope_tasks_poll_age_seconds_count{}": "0+9x100"},
+        "90m",
+        [{}],
+        "10%",
+    ),
+    Case(
+        "EventscopeTasksUncollected",
+        "all results, and no client has ever polled",
+        {"eventscope_tasks_uncollected_total{}": "0x30 5x60", "eventscope_tasks_poll_age_seconds_count{}": "0x90"},
+        "60m",
+        [{}],
+        "100%",
+    ),
+    Case(
+        "EventscopeTasksUncollected",
+        "one of a hundred results",
+        {"eventscope_tasks_uncollected_total{}": "0+1x100", "eventscope_tasks_poll_age_seconds_count{}": "0+99x100"},
+        "90m",
+    ),
+    Case(
+        "EventscopeTasksUncollected",
+        "four results: one client that gave up",
+        {"eventscope_tasks_uncollected_total{}": "0x30 4x60", "eventscope_tasks_poll_age_seconds_count{}": "0x90"},
+        "60m",
+    ),
+    Case(
+        "EventscopeChangesNotDelivered",
+        "Redis lost the changes, and one worker stopped with changes",
+        {
+            'eventscope_subscriptions_gaps_total{instance="a", reason="lost"}': "0x5 1x20",
+            'eventscope_subscriptions_gaps_total{instance="b", reason="lost"}': "0x5 1x20",
+            'eventscope_subscriptions_publish_failures_total{reason="shutdown"}': "0x5 2x20",
+        },
+        "10m",
+        [{"reason": "lost"}, {"reason": "shutdown"}],
+        "2",
+    ),
+    Case(
+        "EventscopeChangesNotDelivered",
+        "an outage: changes are repeated, and a worker starts in it",
+        {
+            'eventscope_subscriptions_publish_failures_total{reason="unreachable"}': "0+60x20",
+            'eventscope_subscriptions_gaps_total{reason="late"}': "0x5 1x20",
+        },
+        "10m",
+    ),
+    Case(
+        "EventscopeChangesNotDelivered",
+        "half an hour ago",
+        {'eventscope_subscriptions_gaps_total{reason="trimmed"}': "0x5 1x40"},
+        "35m",
+    ),
+    Case(
+        "EventscopeAnswersRefused",
+        "one in a second, of another key",
+        {'eventscope_request_state_refused_total{reason="unknown_key"}': "0+60x20"},
+        "12m",
+        [{"reason": "unknown_key"}],
+        "1",
+    ),
+    Case(
+        "EventscopeAnswersRefused",
+        "users that answer late, and clients that change states",
+        {
+            f'eventscope_request_state_refused_total{{reason="{reason}"}}': "0+60x20"
+            for reason in ("expired", "malformed", "binding", "principal", "other_answer")
+        },
+        "12m",
+    ),
+    Case(
+        "EventscopeAnswersRefused",
+        "one, once",
+        {'eventscope_request_state_refused_total{reason="audience"}': "0x3 1x20"},
+        "9m",
+    ),
 ]
 
 
@@ -454,7 +535,7 @@ def test_every_alert_leads_on(name: str) -> None:
     section = RUNBOOK.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
     for part in ("**Meaning.**", "**Diagnosis.**", "**Mitigation"):
         assert section.count(part) == 1, part
-    assert ALERTS[name].dashboard in {links.OVERVIEW, links.RESUME, links.REDIS}
+    assert ALERTS[name].dashboard in {links.OVERVIEW, links.RESUME, links.REDIS, links.MODERN}
     assert ALERTS[name].severity in {"critical", "warning"}
 
 
