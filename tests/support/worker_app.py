@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from mcp.server import MCPServer
@@ -33,6 +34,7 @@ CONTROL_VARIABLE = "CHAOS_CONTROL_URL"
 OPTIONS_VARIABLE = "CHAOS_OPTIONS"
 SPANS_VARIABLE = "CHAOS_SPANS"
 DEFAULT_APP = "support.worker_app:app"
+NAME = "chaos"
 
 
 class _Clock:
@@ -47,9 +49,18 @@ class _Clock:
         return self._real() + self.offset
 
 
-def app() -> Starlette:  # noqa: C901 - its tools
+def app() -> Starlette:
     """The application, for `uvicorn --factory`."""
-    mcp: MCPServer[object] = MCPServer("chaos", log_level="WARNING")
+    return application(server(), **json.loads(os.environ[OPTIONS_VARIABLE]))
+
+
+def server(**options: Any) -> MCPServer[Any]:  # noqa: C901 - its tools
+    """A server with all tools.
+
+    Args:
+        options: For `MCPServer`.
+    """
+    mcp: MCPServer[Any] = MCPServer(NAME, log_level="WARNING", **options)
     clock = _Clock()
 
     def control() -> aioredis.Redis:
@@ -109,7 +120,17 @@ def app() -> Starlette:  # noqa: C901 - its tools
     async def pid(_: Request) -> Response:
         return PlainTextResponse(str(os.getpid()))
 
-    served = http_app(mcp, **json.loads(os.environ[OPTIONS_VARIABLE]))
+    return mcp
+
+
+def application(mcp: MCPServer[Any], **options: Any) -> Starlette:
+    """The application of a server.
+
+    Args:
+        mcp: The server.
+        options: For `http_app`.
+    """
+    served = http_app(mcp, **options)
     served.router.routes.insert(0, Route("/scraped", metrics_app()))
     if spans := os.environ.get(SPANS_VARIABLE):
         trace_to(Path(spans))
@@ -117,7 +138,7 @@ def app() -> Starlette:  # noqa: C901 - its tools
     return served
 
 
-def _add_numbered_tools(mcp: MCPServer[object]) -> None:
+def _add_numbered_tools(mcp: MCPServer[Any]) -> None:
     """Add the tools of the soak: each message carries a name and a number."""
 
     @mcp.tool()

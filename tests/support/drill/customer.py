@@ -1,5 +1,6 @@
 """A client that calls, is cut, and comes back, and notes in the ledger what that must have been for the server."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mcp_eventscope.redis.keys import Keys
@@ -125,3 +126,7 @@ class Customer:
     def _asks(self, worker: WorkerProcess) -> None:
         self.ledger.requests += 1
         self.ledger.served(worker.url, self.client.session)
+
+
+NewCustomer = Callable[[str], Customer]
+"""Makes one, for a job."""

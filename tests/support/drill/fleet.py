@@ -2,21 +2,19 @@
 
 import itertools
 import time
-from collections.abc import Callable
 from functools import partial
 
 import anyio
 
 from support.chaos import content_of
-from support.drill.customer import GONE, ORPHANED, Customer
+from support.drill import modern
+from support.drill.customer import GONE, ORPHANED, Customer, NewCustomer
 from support.drill.site import FLEET, Site, has_stored
 from support.http_client import Event, events
 from support.processes import revive
 from support.tool_control import ToolControl
 from support.waiting import until
 
-NewCustomer = Callable[[str], Customer]
-"""Makes one, for a job."""
 LEAST_RESUMES = 20
 """Of fewer no share is taken, and no alert fires."""
 LEAST_OUTAGES = 5
@@ -97,11 +95,12 @@ async def calm(site: Site, new: NewCustomer) -> None:
 
 
 async def crash(site: Site, new: NewCustomer) -> None:
-    """A worker is killed in two calls; the clients come back on the other one, and are told."""
+    """A worker is killed in two calls and a task; the clients come back on the other one, and receive an error."""
     customers = [new(FLEET) for _ in range(2)]
     for customer in customers:
         await customer.arrives(site.a)
         await customer.calls_and_is_cut(site.a, "1")
+    task = await modern.starts(customers[0], site.a)
     # What it has counted and nobody has scraped is lost with it.
     await site.scraped(site.a, site.b)
     site.a.kill()
@@ -115,7 +114,8 @@ async def crash(site: Site, new: NewCustomer) -> None:
     async with anyio.create_task_group() as tasks:
         for customer in customers:
             tasks.start_soon(one, customer)
-    await site.fires(FLEET, "EventscopeRequestsOrphaned")
+        tasks.start_soon(modern.is_orphaned, site, customers[0], task)
+    await site.fires(FLEET, "EventscopeRequestsOrphaned", "EventscopeTasksOrphaned")
     await anyio.to_thread.run_sync(revive, [site.a])
     await site.scraped(site.a)
 

@@ -28,6 +28,18 @@ class Ledger:
     """The sessions of each worker, by its address."""
     requests: int = 0
     """HTTP requests, all of one revision."""
+    tasks: Counter[str] = field(default_factory=Counter)
+    """Tasks by outcome, on workers that have not been killed with them."""
+    tasks_orphaned: int = 0
+    tasks_uncollected: int = 0
+    answers: Counter[str] = field(default_factory=Counter)
+    """First uses of answers by outcome."""
+    repeated: int = 0
+    """Repeated answers."""
+    answers_refused: Counter[str] = field(default_factory=Counter)
+    signals: Counter[str] = field(default_factory=Counter)
+    """Signals to open streams, by path."""
+    gaps: Counter[str] = field(default_factory=Counter)
     outages: list[float] = field(default_factory=list)
     """Seconds of each, as long as Redis did not run."""
 

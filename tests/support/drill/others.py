@@ -5,8 +5,9 @@ from functools import partial
 
 import anyio
 
-from support.drill.customer import GONE, Call, Customer
-from support.drill.fleet import LEAST_RESUMES, NewCustomer
+from support.drill import modern
+from support.drill.customer import GONE, Call, Customer, NewCustomer
+from support.drill.fleet import LEAST_RESUMES
 from support.drill.site import FOREVER, SHORT, Site, has_stored
 from support.processes import revive
 from support.waiting import until
@@ -34,6 +35,7 @@ async def too_short(site: Site, new: NewCustomer) -> None:
     """Clients come back when nine tenths of the TTL are over, and then again after it."""
     await anyio.to_thread.run_sync(revive, [site.short])
     await site.scraped(site.short)
+    await modern.are_forgotten(site, new(SHORT))
     customers = [new(SHORT) for _ in range(4)]
 
     async def call(customer: Customer) -> None:
@@ -71,6 +73,7 @@ async def too_short(site: Site, new: NewCustomer) -> None:
     await each(calls)
     await each(calls[:6])
     await site.fires(SHORT, "EventscopeTTLHeadroomLow", "EventscopeResumesFailing", "EventscopeDueEventsUndelivered")
+    await site.fires(SHORT, "EventscopeTasksUncollected")
 
 
 async def for_ever(site: Site, new: NewCustomer) -> None:

@@ -23,7 +23,8 @@ RULES = Path(__file__).parents[3] / "dashboards" / "prometheus"
 FLEET, SHORT, FOREVER = "mcp", "short", "forever"
 """The jobs: two workers; one that keeps events for too short a time; one that keeps them for ever."""
 TTL = 8
-"""Intervals for which `short` keeps events."""
+"""Intervals for which `short` keeps events and tasks."""
+APP = "support.drill.app:app"
 
 
 def has_stored(redis: OwnValkey, key: str, events: int) -> bool:
@@ -157,14 +158,14 @@ def site(directory: Path, control_url: str) -> Iterator[Site]:
 
         def worker(redis: OwnValkey, **options: object) -> WorkerProcess:
             # A busy machine may take longer than the default for a reply, and no fault of the drill is a slow Redis.
-            made = WorkerProcess(redis.url, control_url, store_timeout=CEILING, **options)  # type: ignore[arg-type]
+            made = WorkerProcess(redis.url, control_url, app=APP, store_timeout=CEILING, **options)  # type: ignore[arg-type]
             stack.callback(made.close)
             return made
 
         a, b = worker(fleet_redis), worker(fleet_redis)
         revive([a, b])
         interval = pace()
-        short = worker(other_redis, ttl=TTL * interval, redis_stats_interval=interval / 2)
+        short = worker(other_redis, ttl=TTL * interval, task_ttl=TTL * interval, redis_stats_interval=interval / 2)
         forever = worker(other_redis, ttl=None)
         shrink(RULES, directory / "rules", interval)
         jobs = {FLEET: (a, b), SHORT: (short,), FOREVER: (forever,)}
