@@ -252,8 +252,8 @@ def test_outages(after: Site) -> None:
     view, ledger = after.view(FLEET), after.ledgers[FLEET]
     a = address(after.a)
     times = view.told("eventscope_degradations_total", "instance")
-    # The other worker says nothing meanwhile, and need not notice an outage of a moment.
-    assert times.pop(a) == len(ledger.outages) > times.pop(address(after.b)) >= 1
+    # No tool reports on the other worker: its reader of changes may miss an outage of a moment.
+    assert times.pop(a) == len(ledger.outages) >= times.pop(address(after.b)) >= 1
     seconds = view.told("eventscope_degradation_duration_seconds_total", "instance")[a]
     # It is noticed by the next message, and over with the first that is stored: within an interval, each.
     assert abs(seconds - sum(ledger.outages)) < len(ledger.outages) * view.interval
