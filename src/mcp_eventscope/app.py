@@ -191,7 +191,8 @@ def http_app(  # noqa: PLR0913 - the options of an application
     name = settings.name or _own_name(mcp)
     lease = settings.worker_lease
     registry = DEFAULT_REGISTRY if registry is None else registry
-    running: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
+    connected: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
+    parts: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
     if event_store is None:
         scope = scope or EventScope(
             name,
@@ -208,7 +209,8 @@ def http_app(  # noqa: PLR0913 - the options of an application
             meter_provider=meter_provider,
             logger=logger,
         )
-        event_store, name, lease, running = scope.event_store, scope.name, scope.worker_lease, scope.running
+        event_store, name, lease = scope.event_store, scope.name, scope.worker_lease
+        connected, parts = scope.connected, scope.parts
         scope.install(mcp)
     store = instrument(
         event_store,
@@ -245,7 +247,7 @@ def http_app(  # noqa: PLR0913 - the options of an application
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(running())
+            await stack.enter_async_context(connected())
             if port is not None:
                 await stack.enter_async_context(port.served())
             await stack.enter_async_context(polling)
@@ -254,6 +256,7 @@ def http_app(  # noqa: PLR0913 - the options of an application
             await _report_unreachable(store, log)
             await stack.enter_async_context(application.lifespan())
             await stack.enter_async_context(manager.run())
+            await stack.enter_async_context(parts())  # Tasks end before the lifespan of the server, which they may use.
             stack.enter_context(on_stop_signal(manager.drain))
             yield
 

@@ -284,7 +284,19 @@ class EventScope:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run the parts in use, and hold the worker lease, until the block ends. `http_app` enters it.
+        """Run the parts in use, and hold the worker lease, until the block ends. `http_app` does the same.
+
+        Enter it within the lifespan of the server, whose tools may use what that provides until they have ended.
+
+        Raises:
+            EmbeddedUnavailableError: The embedded Valkey did not start.
+        """
+        async with self.connected(), self.parts():
+            yield
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """Start the embedded Valkey, if there is one, and hold the worker lease, until the block ends.
 
         Raises:
             EmbeddedUnavailableError: The embedded Valkey did not start.
@@ -298,6 +310,12 @@ class EventScope:
             await stack.enter_async_context(
                 self._store.coordinator.hold_lease(self._worker_lease, lambda _: None, _nothing)
             )
+            yield
+
+    @asynccontextmanager
+    async def parts(self) -> AsyncIterator[None]:
+        """Run the parts in use until the block ends, within `connected`."""
+        async with AsyncExitStack() as stack:
             for part in self._parts:
                 await stack.enter_async_context(part())
             yield

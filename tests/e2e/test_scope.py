@@ -1,12 +1,14 @@
 """One scope: legacy and 2026-07-28 clients of one server, on two workers."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import anyio
 import pytest
+from mcp import MCPError
 from mcp.client import Client, ClientRequestContext
 from mcp.client.subscriptions import ResourceUpdated
 from mcp.server import MCPServer
@@ -26,6 +28,10 @@ from support.serving import serving
 from support.waiting import CEILING, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+
+class LeftError(Exception):
+    """The client leaves."""
 
 
 class Approval(BaseModel):
@@ -64,11 +70,19 @@ async def pair(valkey_url: str, key_prefix: str) -> AsyncIterator[tuple[Worker, 
             scope = EventScope(
                 "orders", redis_url=valkey_url, key_prefix=key_prefix, worker_lease=LEASE, registry=registry, logger=log
             )
-            mcp: MCPServer[Any] = MCPServer("orders", **scope.server_options(tasks={"build"}))
+            mcp: MCPServer[Any] = MCPServer("orders", **scope.server_options(tasks={"build", "spoil", "ask"}))
             add_tools(mcp, release, shipped)
             url = await stack.enter_async_context(serving(http_app(mcp, scope=scope)))
             made.append(Worker(url, registry, release, shipped, log))
         yield made[0], made[1]
+
+
+@asynccontextmanager
+async def provided(_: MCPServer[Any]) -> AsyncIterator[dict[str, bool]]:
+    """The lifespan of a server."""
+    state = {"open": True}
+    yield state
+    state["open"] = False
 
 
 def add_tools(mcp: MCPServer[Any], release: anyio.Event, shipped: list[str]) -> None:
@@ -80,6 +94,20 @@ def add_tools(mcp: MCPServer[Any], release: anyio.Event, shipped: list[str]) -> 
         await ctx.report_progress(1, 2, "half")
         await release.wait()
         return "built"
+
+    @mcp.tool()
+    async def spoil(ctx: Context) -> str:
+        """Report a text without a form in UTF-8, and fail with it when the test lets it."""
+        text = "x\ud800"
+        await ctx.report_progress(1, 2, text)
+        await release.wait()
+        raise MCPError(-32050, text, data={"text": text})
+
+    @mcp.tool()
+    async def ask(ctx: Context) -> str:
+        """Ask the user."""
+        answer = await ctx.elicit("Sure?", Approval)
+        return answer.action
 
     @mcp.tool()
     async def ship(order: str, answer: Annotated[Approval, Resolve(approve)], ctx: Context) -> str:
@@ -111,9 +139,6 @@ async def test_task_created_on_one_worker_ends_on_another(pair: tuple[Worker, Wo
     """The client that created it has left."""
     a, b = pair
     created: list[str] = []
-
-    class LeftError(Exception):
-        """The client leaves."""
 
     def leave(task: Any) -> None:
         created.append(task.task_id)
@@ -165,6 +190,85 @@ async def test_abandoned_poll_leaves_the_task_running(pair: tuple[Worker, Worker
             polling.cancel_scope.cancel()
         a.release.set()
     assert results[0].structured_content == {"result": "built"}
+
+
+async def test_text_without_a_form_in_utf8_affects_only_its_own_task(pair: tuple[Worker, Worker]) -> None:
+    """Clients and file names may bring surrogates. The tasks of a worker are renewed in one call."""
+    a, b = pair
+    ended: dict[str, object] = {}
+
+    async def call(tool: str) -> None:
+        async with Client(f"{a.url}/mcp", extensions=[TasksClient()]) as client:
+            try:
+                ended[tool] = (await client.call_tool(tool, {})).structured_content
+            except MCPError as error:
+                ended[tool] = error.code, error.message
+
+    with anyio.fail_after(CEILING):
+        async with anyio.create_task_group() as calls:
+            calls.start_soon(call, "build")
+            calls.start_soon(call, "spoil")
+            await until(lambda: a.sample("tasks_created_total") == 2)
+            await anyio.sleep(2 * LEASE)
+            a.release.set()
+    assert ended == {"build": {"result": "built"}, "spoil": (-32050, "x?")}
+    assert b.sample("tasks_orphaned_total") == a.sample("tasks_orphaned_total") == 0
+
+
+async def test_question_that_a_client_cannot_answer_ends_its_task(pair: tuple[Worker, Worker]) -> None:
+    """A task that waited for ever would take up a place."""
+    a, _ = pair
+
+    async def fail(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
+        del context, params
+        msg = "no user"
+        raise RuntimeError(msg)
+
+    async with Client(f"{a.url}/mcp", extensions=[TasksClient()], elicitation_callback=fail) as client:
+        with pytest.raises((RuntimeError, MCPError)):
+            await client.call_tool("ask", {})
+    await until(lambda: a.sample("tasks_ended_total", outcome="cancelled") == 1)
+
+
+async def test_task_ends_before_the_lifespan_of_its_server(valkey_url: str, key_prefix: str) -> None:
+    """It gets its time when the server stops, and may use what the lifespan provides until then."""
+    release, seen = anyio.Event(), list[bool]()
+    scope = EventScope("orders", redis_url=valkey_url, key_prefix=key_prefix, registry=CollectorRegistry())
+    mcp: MCPServer[Any] = MCPServer("orders", **scope.server_options(tasks={"late"}), lifespan=provided)
+
+    @mcp.tool()
+    async def late(ctx: Context) -> str:
+        """End after the server was asked to stop."""
+        await release.wait()
+        seen.append(ctx.request_context.lifespan_context["open"])
+        return "late"
+
+    def leave(_: Any) -> None:
+        raise LeftError
+
+    async with serving(http_app(mcp, scope=scope)) as url:
+        with pytest.raises((LeftError, ExceptionGroup)):
+            async with Client(f"{url}/mcp", extensions=[TasksClient(on_task=leave)]) as client:
+                await client.call_tool("late", {})
+        asyncio.get_running_loop().call_later(0.5, release.set)
+    assert seen == [True]
+
+
+def test_scope_in_another_event_loop_holds_its_lease(valkey_url: str, key_prefix: str) -> None:
+    """Tests and scripts run several loops, one after the other."""
+    scope = EventScope("orders", redis_url=valkey_url, key_prefix=key_prefix, registry=CollectorRegistry())
+    scope.server_options(tasks={"t"})
+
+    async def run() -> None:
+        async with scope.running():
+            workers = scope.backend.workers
+            written = workers._written
+            workers._sooner.set()
+            await until(lambda: workers._written > written)
+            assert not any(task.done() for task in workers._tasks)
+
+    for _ in range(2):
+        asyncio.run(run())
 
 
 async def test_answer_on_another_worker_acts_once_and_its_change_reaches_all(pair: tuple[Worker, Worker]) -> None:

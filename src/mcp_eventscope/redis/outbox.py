@@ -181,6 +181,7 @@ class Outbox:
 
     async def run(self) -> None:
         """Send messages for ever."""
+        self._filled = asyncio.Event()  # Of this event loop.
         while True:
             if not self._pending and not self._sending:
                 with anyio.move_on_after(self._later[0][0] - time.monotonic() if self._later else inf):

@@ -203,6 +203,7 @@ class Workers:
                 self._start_tasks()
 
     async def _acquire(self) -> None:
+        self._sooner, self._republish = asyncio.Event(), asyncio.Event()  # Of this event loop.
         self._began = time.monotonic()
         try:
             await self._renew()

@@ -42,6 +42,14 @@ class TaskCancelledError(Exception):
     """The task of a call was cancelled."""
 
 
+class _UnansweredError(Exception):
+    """A callback of the client failed, so that the task would wait for ever."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__()
+        self.cause = cause
+
+
 class TasksClient(ClientExtension):
     """Finishes calls that a server runs as tasks: polls them, and answers their requests for input.
 
@@ -73,10 +81,12 @@ class TasksClient(ClientExtension):
         if self._on_task is not None:
             self._on_task(created)
         try:
-            return await self.poll(ctx.session, created.task_id)
-        except anyio.get_cancelled_exc_class():
+            return await self._poll(ctx.session, created.task_id)
+        except (anyio.get_cancelled_exc_class(), _UnansweredError) as error:
             with anyio.move_on_after(2, shield=True), suppress(Exception):  # The connection may be the reason.
                 await self.cancel(ctx.session, created.task_id)
+            if isinstance(error, _UnansweredError):
+                raise error.cause from None
             raise
 
     async def poll(self, session: ClientSession, task_id: str) -> CallToolResult:
@@ -93,6 +103,12 @@ class TasksClient(ClientExtension):
             MCPError: The task failed, is not known, or has expired.
             TaskCancelledError: The task was cancelled.
         """
+        try:
+            return await self._poll(session, task_id)
+        except _UnansweredError as error:
+            raise error.cause from None
+
+    async def _poll(self, session: ClientSession, task_id: str) -> CallToolResult:
         answers: dict[str, dict[str, Any]] = {}
         while True:
             task = await self._get(session, task_id)
@@ -108,7 +124,10 @@ class TasksClient(ClientExtension):
                     raise TaskCancelledError(msg)
             if requests := task.open_requests or {}:
                 new = requests.keys() - answers
-                answers |= {key: await _answer(session, key, requests[key]) for key in new}
+                try:
+                    answers |= {key: await _answer(session, key, requests[key]) for key in new}
+                except Exception as error:
+                    raise _UnansweredError(error) from error
                 # One that is open although it was answered: the server has lost the answer.
                 await self._update(session, task_id, {key: answers[key] for key in requests})
                 if new:

@@ -4,16 +4,18 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
 import anyio
+import pydantic_core
+from mcp.types import INTERNAL_ERROR
 
 from mcp_eventscope.cancellation import cancel_task
-from mcp_eventscope.errors import StoreError
+from mcp_eventscope.errors import StoreError, StoreUnavailableError
 from mcp_eventscope.store.messages import ErrorData
 from mcp_eventscope.tasks.errors import result_unavailable, worker_lost
 from mcp_eventscope.tasks.protocol import (
@@ -28,6 +30,8 @@ from mcp_eventscope.tasks.protocol import (
 )
 
 MESSAGE_CHARACTERS = 1024
+_DATA_BYTES = 64 * 1024
+"""Maximum bytes of the data of an error, which every poll returns."""
 """Maximum length of a status message; the rest is cut."""
 _RETRY_SECONDS = 0.25
 """Seconds until a failed write of an end is repeated."""
@@ -90,7 +94,7 @@ class Run:
 
     def report(self, text: str) -> None:
         """Set the status message, which the next `sync` publishes."""
-        self.message = text[:MESSAGE_CHARACTERS]
+        self.message = _valid(text)[:MESSAGE_CHARACTERS]
 
     def ask(self, method: str, params: JSONObject) -> "tuple[str, asyncio.Future[JSONObject]]":
         """Add a request for input. Its key is never used again (SEP-2663).
@@ -170,6 +174,7 @@ class TaskRunner:
         It may be entered several times, as by servers that run their lifespan for each connection.
         """
         if not self._users:
+            self._wakeup = asyncio.Event()  # Of this event loop, which may be another one than before.
             self._remove = self._store.on_signal(self._wakeup.set)
             self._syncing = asyncio.create_task(self._sync_loop(), name="eventscope-tasks-sync")
             self._accepting = self._started = True
@@ -289,11 +294,15 @@ class TaskRunner:
                 running.add_done_callback(self._stubborn.discard)
         if not running.done() or running.cancelled():
             return run.failure
+        if running.exception() is not None:
+            return ErrorData(code=INTERNAL_ERROR, message="Internal server error")
         return running.result()
 
     async def _settle(self, run: Run, outcome: Outcome) -> None:
         """Store the end of a task, until the store has taken or refused it."""
         store = self._store
+        if isinstance(outcome, ErrorData):
+            outcome = _storable(outcome)
         while True:
             try:
                 if isinstance(outcome, Completed):
@@ -362,7 +371,26 @@ class TaskRunner:
         if not runs:
             return
         states = [run.state for run in runs]
-        for run, state, signals in zip(runs, states, await self._store.sync(states), strict=True):
+        try:
+            signals = await self._store.sync(states)
+        except StoreUnavailableError:
+            raise
+        except Exception:  # noqa: BLE001 - one task that cannot be synchronized must not affect the others
+            await self._sync_each(runs)
+            return
+        for run, state, each in zip(runs, states, signals, strict=True):
+            run.apply(each, state)
+
+    async def _sync_each(self, runs: Sequence[Run]) -> None:
+        """Synchronize tasks one by one, and leave out those that fail."""
+        for run in runs:
+            state = run.state
+            try:
+                (signals,) = await self._store.sync([state])
+            except StoreUnavailableError:
+                raise
+            except Exception:  # noqa: BLE001, S112 - polls find that the task is not renewed
+                continue
             run.apply(signals, state)
 
     async def _check_read(self) -> None:
@@ -385,3 +413,20 @@ class TaskRunner:
             await asyncio.wait(self._tasks, timeout=2 * _SETTLE_SECONDS)
         for task in tuple(self._tasks):
             await cancel_task(task)
+
+
+def _valid(text: str) -> str:
+    """A text without the surrogates that JSON from a client, or a file name, may contain. UTF-8 has none."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _storable(error: ErrorData) -> ErrorData:
+    """An error that a store can write: of valid text, bounded, and without data that has no JSON form."""
+    stored = ErrorData(code=error.code, message=_valid(error.message)[:MESSAGE_CHARACTERS])
+    try:
+        data = pydantic_core.to_json(error.data)
+    except ValueError:
+        return stored
+    if error.data is None or len(data) > _DATA_BYTES:
+        return stored
+    return stored.model_copy(update={"data": error.data})
