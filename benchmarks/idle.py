@@ -15,6 +15,8 @@ RENEWALS = ("set", "pexpire")
 INBOX = "xread"
 """The command with which a worker waits for messages of others."""
 _SETTLING_SECONDS = 1.0
+_MOST_SETTLING = 15
+"""How often that is repeated at most while opened sessions still cause commands: for longer than a lease."""
 
 
 async def measure(*, sessions: int, seconds: float) -> dict[str, Any]:
@@ -42,7 +44,11 @@ async def measure(*, sessions: int, seconds: float) -> dict[str, Any]:
 
 
 async def _watch(client: aioredis.Redis, workers: list[Worker], seconds: float) -> dict[str, Any]:
-    await asyncio.sleep(_SETTLING_SECONDS)
+    for _ in range(_MOST_SETTLING):
+        earlier = await commands(client)
+        await asyncio.sleep(_SETTLING_SECONDS)
+        if not _others(per_second(earlier, await commands(client), _SETTLING_SECONDS)):
+            break
     before, used = await commands(client), [cpu_seconds(worker.pid) for worker in workers]
     await asyncio.sleep(seconds)
     told = per_second(before, await commands(client), seconds)
@@ -53,11 +59,15 @@ async def _watch(client: aioredis.Redis, workers: list[Worker], seconds: float) 
         "lease_renewals_per_second": round(renewals, 2),
         "inbox_reads_per_second": told.get(INBOX, 0.0),
         "scripts_per_second": told.get("evalsha", 0.0),
-        "other_per_second": round(sum(told.values()) - renewals - told.get(INBOX, 0.0), 2),
+        "other_per_second": _others(told),
         "worker_cpu_per_second": [
             round((cpu_seconds(worker.pid) - was) / seconds, 4) for worker, was in zip(workers, used, strict=True)
         ],
     }
+
+
+def _others(rates: dict[str, float]) -> float:
+    return round(sum(rate for name, rate in rates.items() if name not in {*RENEWALS, INBOX}), 2)
 
 
 async def commands(client: aioredis.Redis) -> dict[str, int]:

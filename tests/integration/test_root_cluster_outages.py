@@ -59,7 +59,17 @@ class Load:
                 await producer.append_next()
                 await anyio.sleep(0.01)
 
+        late = 0.0
+
+        async def watch_the_loop() -> None:
+            nonlocal late
+            while not over.is_set():
+                began = anyio.current_time()
+                await anyio.sleep(0.02)
+                late = max(late, anyio.current_time() - began - 0.02)
+
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch_the_loop)
             for producer in self.producers:
                 tasks.start_soon(say, producer)
             await self.more()
@@ -75,7 +85,8 @@ class Load:
         async with aioredis.Redis.from_url(server.url) as direct:
             await check_all(self.producers, direct)
         assert not [fact for fact in self.facts if isinstance(fact, EventsLost)]
-        assert max(call.seconds for producer in self.producers for call in producer.calls) < 0.25 + 0.3
+        # On a busy machine the event loop itself is late.
+        assert max(call.seconds for producer in self.producers for call in producer.calls) < 0.25 + 0.3 + late
 
     @staticmethod
     def _recover(server: OwnValkey) -> None:
