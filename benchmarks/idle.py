@@ -10,8 +10,8 @@ from benchmarks.latency import open_sessions
 from benchmarks.processes import Worker, cpu_seconds, valkey, worker
 from mcp_eventscope.redis.client import connect
 
-RENEWALS = ("set", "pexpire")
-"""The commands that renew a worker's lease and its inbox."""
+RENEWAL = {"set": 1, "evalsha": 1, "pexpire": 1, "xrange": 2}
+"""The commands with which a worker renews its lease (SET) and its inbox (a script), and how often each of them."""
 INBOX = "xread"
 """The command with which a worker waits for messages of others."""
 _SETTLING_SECONDS = 1.0
@@ -52,11 +52,10 @@ async def _watch(client: aioredis.Redis, workers: list[Worker], seconds: float) 
     before, used = await commands(client), [cpu_seconds(worker.pid) for worker in workers]
     await asyncio.sleep(seconds)
     told = per_second(before, await commands(client), seconds)
-    renewals = sum(told.get(name, 0.0) for name in RENEWALS)
     return {
         "seconds": seconds,
         "commands_per_second": told,
-        "lease_renewals_per_second": round(renewals, 2),
+        "lease_renewals_per_second": told.get("set", 0.0),
         "inbox_reads_per_second": told.get(INBOX, 0.0),
         "scripts_per_second": told.get("evalsha", 0.0),
         "other_per_second": _others(told),
@@ -67,7 +66,10 @@ async def _watch(client: aioredis.Redis, workers: list[Worker], seconds: float) 
 
 
 def _others(rates: dict[str, float]) -> float:
-    return round(sum(rate for name, rate in rates.items() if name not in {*RENEWALS, INBOX}), 2)
+    """The rate of the commands that are neither renewals nor reads of an inbox."""
+    renewals = rates.get("set", 0.0)
+    others = (rate - renewals * RENEWAL.get(name, 0) for name, rate in rates.items() if name != INBOX)
+    return round(sum(max(0.0, rate) for rate in others), 2)
 
 
 async def commands(client: aioredis.Redis) -> dict[str, int]:
