@@ -8,7 +8,7 @@ from importlib.metadata import version
 from time import perf_counter, time
 from typing import Self
 
-from mcp_eventscope.options import check_text, given
+from mcp_eventscope.options import given
 from mcp_eventscope.redis.self_test import Capabilities
 from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.store.adapter import EventStoreAdapter
@@ -43,12 +43,12 @@ from mcp_eventscope.telemetry.measurements import (
 )
 from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.observations import SampledObservation
-from mcp_eventscope.telemetry.otel_metrics import MeterProvider, check_meter_provider
-from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry, check_registry
+from mcp_eventscope.telemetry.otel_metrics import MeterProvider
+from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
 from mcp_eventscope.telemetry.redis_self_test import in_background
 from mcp_eventscope.telemetry.redis_stats import poll_redis_stats, poller_of
 from mcp_eventscope.telemetry.sinks import Sinks
-from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, check_tracer_provider, session_hash
+from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, session_hash
 
 
 def check_store(option: str, store: object) -> None:
@@ -103,13 +103,6 @@ class InstrumentedEventStore(EventStore):
         logger: Logger | None = None,
     ) -> None:
         check_store("store", store)
-        check_text("name", name, '"orders"', 'leave it out for "default"')
-        if registry is not None:
-            check_registry("registry", registry)
-        if tracer_provider is not None:
-            check_tracer_provider("tracer_provider", tracer_provider)
-        if meter_provider is not None:
-            check_meter_provider("meter_provider", meter_provider)
         if isinstance(store, InstrumentedEventStore):
             msg = "store must not be instrumented already, or everything would be counted twice; use it as it is"
             raise ValueError(msg)  # noqa: TRY004 - the type is right, its state is not

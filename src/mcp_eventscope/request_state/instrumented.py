@@ -10,7 +10,7 @@ from mcp.server.context import CallNext, HandlerResult, ServerMiddleware, Server
 from mcp.server.request_state import RequestStateSecurity
 from mcp_types.methods import INPUT_REQUIRED_METHODS
 
-from mcp_eventscope.options import check_text, given
+from mcp_eventscope.options import given
 from mcp_eventscope.request_state import installation
 from mcp_eventscope.request_state.adapter import PolicyRequestState
 from mcp_eventscope.request_state.facts import (
@@ -28,11 +28,11 @@ from mcp_eventscope.request_state.protocol import RequestState
 from mcp_eventscope.telemetry import catalog_request_state
 from mcp_eventscope.telemetry.logs import Logger, LogSink
 from mcp_eventscope.telemetry.measurements import AnswerMeasurement
-from mcp_eventscope.telemetry.otel_metrics import MeterProvider, check_meter_provider
-from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry, check_registry
+from mcp_eventscope.telemetry.otel_metrics import MeterProvider
+from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
 from mcp_eventscope.telemetry.request_state_metrics import RequestStateMetrics
 from mcp_eventscope.telemetry.sinks import Sinks
-from mcp_eventscope.telemetry.tracing import TracerProvider, check_tracer_provider
+from mcp_eventscope.telemetry.tracing import TracerProvider
 
 _FIXES = {
     StateRefusal.MALFORMED: "none: a client has changed a state, or invented one",
@@ -81,13 +81,6 @@ class InstrumentedRequestState:
         meter_provider: MeterProvider | None = None,
         logger: Logger | None = None,
     ) -> None:
-        check_text("name", name, '"orders"', 'leave it out for "default"')
-        if registry is not None:
-            check_registry("registry", registry)
-        if tracer_provider is not None:
-            check_tracer_provider("tracer_provider", tracer_provider)
-        if meter_provider is not None:
-            check_meter_provider("meter_provider", meter_provider)
         if isinstance(state, InstrumentedRequestState):
             msg = "state must not be instrumented already, or everything would be counted twice; use it as it is"
             raise ValueError(msg)  # noqa: TRY004 - the type is right, its state is not

@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 
 from mcp.server.subscriptions import ServerEvent, SubscriptionBus
 
-from mcp_eventscope.options import check_text, given
+from mcp_eventscope.options import given
 from mcp_eventscope.subscriptions.adapter import SubscriptionBusAdapter
 from mcp_eventscope.subscriptions.facts import (
     GapFound,
@@ -20,11 +20,11 @@ from mcp_eventscope.subscriptions.facts import (
 from mcp_eventscope.subscriptions.protocol import Listener, ObservableSubscriptionBus
 from mcp_eventscope.telemetry import catalog_subscriptions
 from mcp_eventscope.telemetry.logs import Logger, LogSink
-from mcp_eventscope.telemetry.otel_metrics import MeterProvider, check_meter_provider
-from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry, check_registry
+from mcp_eventscope.telemetry.otel_metrics import MeterProvider
+from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
 from mcp_eventscope.telemetry.sinks import Sinks
 from mcp_eventscope.telemetry.subscriptions_metrics import SubscriptionMetrics
-from mcp_eventscope.telemetry.tracing import TracerProvider, check_tracer_provider
+from mcp_eventscope.telemetry.tracing import TracerProvider
 
 _GAP_FIXES = {
     GapReason.LATE: "make Redis reachable before this worker starts",
@@ -92,13 +92,6 @@ class InstrumentedSubscriptionBus:
         logger: Logger | None = None,
     ) -> None:
         check_bus("bus", bus)
-        check_text("name", name, '"orders"', 'leave it out for "default"')
-        if registry is not None:
-            check_registry("registry", registry)
-        if tracer_provider is not None:
-            check_tracer_provider("tracer_provider", tracer_provider)
-        if meter_provider is not None:
-            check_meter_provider("meter_provider", meter_provider)
         if isinstance(bus, InstrumentedSubscriptionBus):
             msg = "bus must not be instrumented already, or everything would be counted twice; use it as it is"
             raise ValueError(msg)  # noqa: TRY004 - the type is right, its state is not

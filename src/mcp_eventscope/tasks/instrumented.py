@@ -7,7 +7,6 @@ from time import perf_counter
 from typing import TypeVar
 
 from mcp_eventscope.errors import StoreUnavailableError
-from mcp_eventscope.options import check_text
 from mcp_eventscope.store.messages import ErrorData
 from mcp_eventscope.tasks.facts import (
     InputReceived,
@@ -26,11 +25,11 @@ from mcp_eventscope.tasks.protocol import JSONObject, NewTask, RunSignals, RunSt
 from mcp_eventscope.telemetry import catalog_tasks
 from mcp_eventscope.telemetry.logs import Logger, LogSink
 from mcp_eventscope.telemetry.measurements import outcome_of
-from mcp_eventscope.telemetry.otel_metrics import MeterProvider, check_meter_provider
-from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry, check_registry
+from mcp_eventscope.telemetry.otel_metrics import MeterProvider
+from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
 from mcp_eventscope.telemetry.sinks import Sinks
 from mcp_eventscope.telemetry.tasks_metrics import TasksMetrics
-from mcp_eventscope.telemetry.tracing import Span, TracerProvider, check_tracer_provider
+from mcp_eventscope.telemetry.tracing import Span, TracerProvider
 
 T = TypeVar("T")
 
@@ -97,13 +96,6 @@ class InstrumentedTaskStore:
         meter_provider: MeterProvider | None = None,
         logger: Logger | None = None,
     ) -> None:
-        check_text("name", name, '"orders"', 'leave it out for "default"')
-        if registry is not None:
-            check_registry("registry", registry)
-        if tracer_provider is not None:
-            check_tracer_provider("tracer_provider", tracer_provider)
-        if meter_provider is not None:
-            check_meter_provider("meter_provider", meter_provider)
         if isinstance(store, InstrumentedTaskStore):
             msg = "store must not be instrumented already, or everything would be counted twice; use it as it is"
             raise ValueError(msg)  # noqa: TRY004 - the type is right, its state is not

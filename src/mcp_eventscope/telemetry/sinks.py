@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
+from mcp_eventscope.options import check_text
 from mcp_eventscope.store.messages import JSONRPCMessage, StreamId, type_of
 from mcp_eventscope.store.results import AppendResult
 from mcp_eventscope.telemetry import catalog, declarations
@@ -13,9 +14,9 @@ from mcp_eventscope.telemetry.logs import Log, Logger, LogSink
 from mcp_eventscope.telemetry.measurements import Measurement
 from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.observations import SpanIds
-from mcp_eventscope.telemetry.otel_metrics import MeterProvider, otel_sink
-from mcp_eventscope.telemetry.prometheus import Registry, prometheus_sink
-from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, Tracing
+from mcp_eventscope.telemetry.otel_metrics import MeterProvider, check_meter_provider, otel_sink
+from mcp_eventscope.telemetry.prometheus import Registry, check_registry, prometheus_sink
+from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, Tracing, check_tracer_provider
 
 P = ParamSpec("P")
 F = TypeVar("F")
@@ -32,7 +33,12 @@ class FactMetrics(Protocol[Fact_contra]):
 
 
 class Sinks:
-    """The sinks of one store. Arguments as in `InstrumentedEventStore`."""
+    """The sinks of one store. Arguments as in `InstrumentedEventStore`, which are checked here for each decorator.
+
+    Raises:
+        TypeError: An argument has another type.
+        ValueError: `name` is empty.
+    """
 
     def __init__(
         self,
@@ -42,6 +48,13 @@ class Sinks:
         meter_provider: MeterProvider | None,
         logger: Logger | None,
     ) -> None:
+        check_text("name", name, '"orders"', 'leave it out for "default"')
+        if registry is not None:
+            check_registry("registry", registry)
+        if tracer_provider is not None:
+            check_tracer_provider("tracer_provider", tracer_provider)
+        if meter_provider is not None:
+            check_meter_provider("meter_provider", meter_provider)
         self.tracing = Tracing(name, tracer_provider)
         meters: list[MetricsSink] = []
         if registry is not None:
