@@ -303,7 +303,15 @@ async def test_signal_wakes_the_worker(pair: tuple[Worker, Worker]) -> None:
     before = len(woken)
     await second.tasks.request_cancel(run.task.task_id, owner="ada")
     await until(lambda: len(woken) > before)
+    later: list[None] = []
+    remove_later = first.tasks.on_signal(lambda: later.append(None))
     remove()
+    before = len(woken)
+    run = await first.create()
+    await second.tasks.request_cancel(run.task.task_id, owner="ada")
+    await until(lambda: later)
+    assert len(woken) == before
+    remove_later()
 
 
 @pytest.fixture(scope="module")
