@@ -14,6 +14,7 @@ from mcp_eventscope.sessions.view import Priming, SessionView, understands_primi
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
 from mcp_eventscope.store.messages import EventCallback, EventId, EventMessage, StreamId
 from mcp_eventscope.store.results import AppendResult, ReplayResult
+from support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -133,6 +134,30 @@ async def test_view_of_a_stream_of_another_type_ends_with_an_error(
     (error,) = sent.messages
     assert isinstance(error, JSONRPCError)
     assert (error.id, error.error.code) == ("1", EVENTS_GONE)
+
+
+async def test_view_of_a_call_that_stored_nothing_gives_one_error(
+    store: RedisSessionStore, client: FakeAsyncRedis
+) -> None:
+    """A resume before its worker is declared dead ends with the same error as one after."""
+    root = RedisEventStore(client, ttl=60)
+    cursor = await SessionView(root.for_session("s"), follow_timeout=1).store_event("1", None)
+    await root.flush(5)
+    await client.flushall()
+    lease = root.backend.keys.worker(root.backend.worker.name)
+    await client.set(lease, "1", ex=60)
+    view = SessionView(store, follow_timeout=20)
+    before, after = Sent(), Sent()
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(view.replay_events_after, cursor, before)
+            await until(lambda: bool(store._shared.followers._watches))
+            await client.delete(lease)
+        await view.replay_events_after(cursor, after)
+    (error,) = before.messages
+    assert isinstance(error, JSONRPCError)
+    assert error.error.code == EVENTS_GONE
+    assert after.messages == before.messages
 
 
 async def test_view_stopped_before_the_first_read_ends_the_resume(store: RedisSessionStore) -> None:

@@ -12,7 +12,7 @@ from mcp.types import INTERNAL_ERROR
 from mcp_eventscope.errors import StoreError, StoreUnavailableError, WrongTypeError
 from mcp_eventscope.sessions import event_ids
 from mcp_eventscope.sessions.operations import Operations
-from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED, events_gone, not_stored, orphaned
+from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED, events_gone, not_stored
 from mcp_eventscope.store.messages import (
     GET_STREAM_KEY,
     EventCallback,
@@ -326,7 +326,8 @@ class SessionView(EventStore):
     async def _follow(self, resume: _Resume, name: str, after: EventId, limit: float) -> None:
         facts = await self._store.follow(name, after, resume.send, limit=limit)
         if facts.end is FollowEnd.WORKER_LOST:
-            await resume.send_live(orphaned(_request_id(name)))
+            # The same error as a later resume receives, which finds neither the worker nor any event.
+            await resume.send_live(events_gone(_request_id(name)))
         elif facts.end is FollowEnd.COMPLETED:
             await self._end(resume, name, facts.last_event_id)
 
