@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -14,6 +14,8 @@ from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.request_state import answers as request_state_answers
 from mcp_eventscope.request_state import middleware as request_state_middleware
+from mcp_eventscope.request_state import store as request_state_store
+from mcp_eventscope.request_state.answers import _Run
 from mcp_eventscope.request_state.facts import (
     AnswerEnd,
     AnswerEnded,
@@ -281,6 +283,77 @@ async def test_answer_in_a_redis_that_restarts_empty_is_not_run_again(
                 tool.gate.set()
             await running
             assert tool.effects == [YES]
+
+
+@pytest.mark.slow
+async def test_answer_waits_until_its_worker_has_restored_all_of_its_answers(
+    key_prefix: str, tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long a worker writes its answers again, the others use none before it has finished."""
+    monkeypatch.setattr(request_state_store, "REFRESH_SECONDS", 0.1)
+    monkeypatch.setattr(request_state_answers, "_BATCH_ANSWERS", 1)
+    with own_valkey() as server:
+        async with pair_on(server, key_prefix, tool) as (one, other):
+            states = [await one.ask() for _ in range(3)]
+            for state in states:
+                await one.answer(state)
+            calls, gate = 0, asyncio.Event()
+            call_redis = one.state._answers._call
+
+            async def call_slowly(function: Callable[[], Awaitable[object]]) -> object:
+                nonlocal calls
+                calls += 1
+                if calls > 1:
+                    await gate.wait()
+                return await call_redis(function)
+
+            monkeypatch.setattr(one.state._answers, "_call", call_slowly)
+            async with connect(server.url) as client:
+                await client.flushall()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(other.answer, states[0])  # The oldest one, which is written last.
+                await until(lambda: calls > 1)
+                await until(lambda: other.of(AnswersLost))
+                await until(lambda: other.state._uncertain_until < time.monotonic())
+                seen = other.state._finished
+                await until(lambda: other.state._finished > seen + 1)
+                assert len(tool.effects) == 3
+                gate.set()
+            assert len(tool.effects) == 3
+
+
+async def test_restored_answers_are_written_in_batches(
+    redis_client: aioredis.Redis, key_prefix: str, tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch is bounded by its number of answers and by the size of their outcomes."""
+    async with state_workers(redis_client, key_prefix, tool, 1) as (one,):
+        answers = one.state._answers
+        sizes: list[int] = []
+        expires = time.monotonic() + 60
+
+        async def restored(outcomes: list[bytes]) -> list[int]:
+            answers._runs = {str(n): _Run(str(n), "a", f"w-{n}", expires, each) for n, each in enumerate(outcomes)}
+            sizes.clear()
+            assert await answers.restore() == len(outcomes)
+            keys = [answers._backend.keys.answer(str(n)) for n in range(len(outcomes))]
+            assert await redis_client.exists(*keys) == len(keys)
+            assert [await redis_client.pttl(key) > 0 for key in keys[:3]] == [True] * len(keys[:3])
+            await redis_client.delete(*keys)
+            return sizes
+
+        call_redis = request_state_answers._restore
+
+        async def counted(client: aioredis.Redis, keys: list[str], args: list[str | bytes | int]) -> object:
+            sizes.append(len(keys) - 1)
+            return await call_redis(client, keys, args)
+
+        monkeypatch.setattr(request_state_answers, "_restore", counted)
+        assert await restored([b"x"] * 600) == [256, 256, 88]
+        assert await restored([b"x" * 600_000] * 3) == [1, 1, 1]
+        assert await restored([b"x" * 3_000_000]) == [1]
+        answers._runs = {}
+        fields = {str(field) for field in await redis_client.hkeys(one.state.epoch_key)}
+        assert not [field for field in fields if "restoring" in field]
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import itertools
+import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeVar
@@ -28,6 +29,7 @@ from mcp_eventscope.request_state.facts import (
 
 _claim = Script("state_claim.lua")
 _settle = Script("state_settle.lua")
+_restore = Script("state_restore.lua")
 
 RETAINED_BYTES = 16 * 1024 * 1024
 """Maximum size of the outcomes that a process retains, to record them later or again."""
@@ -35,6 +37,11 @@ _POLL_SECONDS = (0.02, 0.5)
 """The first and the longest pause between two looks at an answer that is being processed elsewhere."""
 RETAINED_ANSWERS = 100_000
 """Maximum number of answers that a process retains."""
+RESTORE_SECONDS = 10.0
+"""Seconds for which other workers wait for the next batch of restored answers."""
+_BATCH_ANSWERS = 256
+_BATCH_BYTES = 1024 * 1024
+"""Bounds of a batch: Redis writes it in about a millisecond."""
 
 _ERRORS: Mapping[StateRefusal, Callable[[], MCPError]] = {
     StateRefusal.OTHER_ANSWER: outcomes.other_answer,
@@ -115,6 +122,8 @@ class RedisAnswers:
         self._abandoned: list[_Run] = []
         """Claims that may have reached Redis, and were not used."""
         self._tasks: set[asyncio.Task[bytes]] = set()
+        self.announcement = secrets.token_hex(8)
+        """The name under which this process announces in Redis that it writes answers again."""
 
     async def claim(self, state: str, answer: str) -> "bytes | _Claim":
         """Claim an answer; see `Answers.claim`."""
@@ -273,7 +282,9 @@ class RedisAnswers:
         self._drop()
 
     async def restore(self) -> int:
-        """Write those answers of this process again that Redis may have lost.
+        """Write those answers of this process again that Redis may have lost, newest first.
+
+        Other workers wait for the last batch: each announces the next one.
 
         Returns:
             The number of answers.
@@ -281,17 +292,16 @@ class RedisAnswers:
         Raises:
             StoreError: A write failed.
         """
-        runs = [run for run in self._runs.values() if run.milliseconds]
+        runs = [run for run in reversed(self._runs.values()) if run.milliseconds]
         worker = self._backend.worker.name if self._backend.workers.leased else ""
-        for run in runs:
-            keys = [self._backend.keys.answer(run.state)]
-            if run.outcome:
-                args: Sequence[str | bytes | int] = (run.name, run.outcome, run.answer, run.milliseconds)
-                await self._call(partial(_settle, self._backend.redis, keys, args))
-            else:
-                keys.append(self._keeper.epoch_key)
-                args = (run.name, worker, run.answer, run.milliseconds, "", 0)
-                await self._call(partial(_claim, self._backend.redis, keys, args))
+        batches = list(_batches(runs)) or [[]]
+        for number, batch in enumerate(batches, 1):
+            keys = [self._keeper.epoch_key, *(self._backend.keys.answer(run.state) for run in batch)]
+            announced = round(RESTORE_SECONDS * 1000) if number < len(batches) else 0
+            args: list[str | bytes | int] = [self.announcement, announced]
+            for run in batch:
+                args += (run.name, "" if run.outcome else worker, run.answer, run.milliseconds, run.outcome)
+            await self._call(partial(_restore, self._backend.redis, keys, args))
         return len(runs)
 
     def _drop(self) -> None:
@@ -309,6 +319,20 @@ class RedisAnswers:
 
     async def _call(self, function: Callable[[], Awaitable[T]]) -> T:
         return await self._backend.call("record an answer in", function)
+
+
+def _batches(runs: Sequence[_Run]) -> Iterator[list[_Run]]:
+    """Split answers into batches of bounded number and size."""
+    batch: list[_Run] = []
+    size = 0
+    for run in runs:
+        if batch and (len(batch) >= _BATCH_ANSWERS or size + len(run.outcome) > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(run)
+        size += len(run.outcome)
+    if batch:
+        yield batch
 
 
 class _Claim:

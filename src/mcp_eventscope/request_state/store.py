@@ -18,7 +18,7 @@ from mcp_eventscope.options import Number, check_type
 from mcp_eventscope.redis.backend import RedisBackend
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.request_state import installation, outcomes
-from mcp_eventscope.request_state.answers import RedisAnswers
+from mcp_eventscope.request_state.answers import RESTORE_SECONDS, RedisAnswers
 from mcp_eventscope.request_state.facts import (
     AnswersLost,
     KeysChanged,
@@ -123,7 +123,9 @@ class RedisRequestState:
         self.epoch = ("", 0)
         self._confirmed = False
         self._uncertain_until = 0.0
-        """Until then other workers may have to write answers again that Redis has lost."""
+        """Until then other workers may not have noticed that Redis has lost data."""
+        self._restored_at = 0.0
+        """When the last announcement of a worker that writes answers again ends, unless it announces more."""
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
         self._started = self._finished = 0
@@ -237,14 +239,21 @@ class RedisRequestState:
 
     async def confirm(self, until: float) -> bool:
         """Wait until Redis is reachable and its data is confirmed; see `Keeper.confirm`."""
-        while not self._confirmed or self._backend.breaker.unreachable:
-            if not await self._refreshed(until):
-                return False
-        if (pause := self._uncertain_until - time.monotonic()) > 0:
-            if time.monotonic() + pause > until:
-                return False
-            await anyio.sleep(pause)
-        return True
+        while True:
+            now = time.monotonic()
+            if not self._confirmed or self._backend.breaker.unreachable:
+                if not await self._refreshed(until):
+                    return False
+            elif self._uncertain_until > now:
+                if self._uncertain_until > until:
+                    return False
+                await anyio.sleep(self._uncertain_until - now)
+                self.doubt()  # A worker may have announced meanwhile that it writes answers again.
+            elif self._restored_at > now:
+                await anyio.sleep(_REFRESH_PAUSE)
+                self.doubt()
+            else:
+                return True
 
     def doubt(self) -> None:
         """Confirm the data again; see `Keeper.doubt`."""
@@ -287,17 +296,18 @@ class RedisRequestState:
         lifetime = round(self._rotation * _MICROSECONDS)
         milliseconds = round((self._rotation + 2 * self._lifetime) * 1000) + _DAY * 1000
         fresh = "" if self._secret else _fresh().hex()
-        before, calls_before = self.epoch
-        args = [kept, lifetime, fresh, secrets.token_hex(8), milliseconds, *self._reported()]
+        announced = (self._answers.announcement, round(RESTORE_SECONDS * 1000))
+        args = [kept, lifetime, fresh, secrets.token_hex(8), milliseconds, *self.epoch, *announced, *self._reported()]
         reply: list[bytes] = await self._backend.call(
             "share the keys of request states with", lambda: _state_keys(self._backend.redis, [self.epoch_key], args)
         )
-        now, epoch, calls, current, *rows = reply
+        now, epoch, calls, lost, others_restore, current, *rows = reply
         self._backend.clock.synchronize(int(now))
         if not self._secret:
             self._take(current, rows)
         found = epoch.decode("ascii", "replace")
-        if before and (before != found or int(calls) <= calls_before):
+        self._restored_at = time.monotonic() + int(others_restore) / 1000 if int(others_restore) else 0.0
+        if lost == b"1":
             self._emit(AnswersLost(await self._answers.restore()))
             self._uncertain_until = time.monotonic() + 2 * REFRESH_SECONDS  # The others do the same.
             self.epoch = (found, int(calls))
