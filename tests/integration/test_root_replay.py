@@ -2,6 +2,7 @@
 
 import json
 import time
+from typing import Any
 
 import anyio
 import pytest
@@ -11,6 +12,7 @@ from redis import asyncio as aioredis
 from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.root.chunk_reader import CHUNK_BYTES, CHUNK_EVENTS
+from mcp_eventscope.redis.root.scripts import Chunk
 from mcp_eventscope.store.messages import GET_STREAM_KEY, EventMessage
 from mcp_eventscope.store.results import Miss, ReplayResult
 from mcp_eventscope.testing import Collected, on_the_wire
@@ -120,23 +122,24 @@ async def test_replay_of_large_events_delivers_them_whole(store: RedisEventStore
     assert facts.payload_bytes == sum(len(data) for data in collected.data)
 
 
-async def test_replay_reads_bounded_chunks(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
+async def test_replay_reads_bounded_chunks(store: RedisEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long replay is read in chunks bounded by number and size, so that Redis is never blocked for long."""
+    read, calls = store._reader.read, 0
 
-    async def reads(last_event_id: str) -> int:
-        calls = []
-        await store.replay(last_event_id, Collected())  # Loads the script, which a test may have flushed.
-        for _ in range(2):
-            stats = await redis_client.info("commandstats")
-            calls.append(int(stats["cmdstat_evalsha"]["calls"]))
-            await store.replay(last_event_id, Collected())
-        return calls[1] - calls[0]
+    async def counted(*arguments: Any) -> Chunk:
+        nonlocal calls
+        calls += 1
+        return await read(*arguments)
 
-    assert await reads((await stored(store, CHUNK_EVENTS * 3))[0]) == 4
+    monkeypatch.setattr(store._reader, "read", counted)
+    small = await stored(store, CHUNK_EVENTS * 3)
+    await store.replay(small[0], Collected())
+    assert calls == 4
     large = await stored(store, 0, "2")
     for i in range(6):
         await store.append("2", note(i, "x" * (CHUNK_BYTES // 2 - 1000)))
-    assert await reads(large[0]) == 3
+    await store.replay(large[0], Collected())
+    assert calls == 4 + 3
 
 
 async def test_replay_after_script_flush_continues(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
