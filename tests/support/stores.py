@@ -48,7 +48,7 @@ async def nothing_to_publish() -> None:
 @asynccontextmanager
 async def living_store(client: aioredis.Redis, key_prefix: str, *, instrumented: bool) -> AsyncIterator[SessionRoot]:
     """A root store whose worker holds a lease, so that no other worker answers its requests."""
-    store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL)
+    store = RedisEventStore(client, key_prefix=key_prefix, ttl=TTL, store_timeout=PATIENCE)
     async with store.coordinator.hold_lease(LEASE, lambda _: None, nothing_to_publish):
         # Redis may have been too slow for the first renewal: the next one follows after a third of the lease.
         await until(lambda: store.coordinator._leased)
