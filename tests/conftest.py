@@ -8,9 +8,10 @@ import fakeredis
 import pytest
 from redis import asyncio as aioredis
 
+from mcp_eventscope import RedisEventStore
 from support.leaks import LeakChecker
 from support.servers import Valkey, redis_server, redis_server_binary, valkey
-from support.stores import patient_client
+from support.stores import PATIENCE, patient_client
 
 LONGEST = (
     "test_drill.py",
@@ -52,6 +53,15 @@ LONGEST = (
 def anyio_backend() -> str:
     """The event loop: the SDK's servers run on asyncio."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stores of this process wait for a busy machine: the default of a store is too short for it.
+
+    A test of outages passes `store_timeout`. Worker processes have the default.
+    """
+    monkeypatch.setitem(RedisEventStore.__init__.__kwdefaults__, "store_timeout", PATIENCE)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
+from mcp_eventscope.redis.limits import STORE_TIMEOUT
 from mcp_eventscope.store.events import BatchRetried, EventsLost, FailureReason, StoreDegraded
 from support.root_producers import RootProducer, check_all
 from support.servers import free_port
@@ -45,7 +46,7 @@ class Load:
     """Concurrent producers on a store, and the store's events."""
 
     def __init__(self, cluster: aioredis.RedisCluster, prefix: str) -> None:
-        self.store = RedisEventStore(cluster, key_prefix=f"{{{prefix}}}:", ttl=600)
+        self.store = RedisEventStore(cluster, key_prefix=f"{{{prefix}}}:", ttl=600, store_timeout=STORE_TIMEOUT)
         self.facts: list[object] = []
         self.store.observe(self.facts.append)
         self.producers = [RootProducer(self.store, f"s{n}", stream) for n in range(10) for stream in ("1", "2")]
@@ -86,7 +87,7 @@ class Load:
             await check_all(self.producers, direct)
         assert not [fact for fact in self.facts if isinstance(fact, EventsLost)]
         # On a busy machine the event loop itself is late.
-        assert max(call.seconds for producer in self.producers for call in producer.calls) < 0.25 + 0.3 + late
+        assert max(call.seconds for producer in self.producers for call in producer.calls) < STORE_TIMEOUT + 0.3 + late
 
     @staticmethod
     def _recover(server: OwnValkey) -> None:

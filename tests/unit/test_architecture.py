@@ -212,6 +212,7 @@ def test_imported_package_is_the_installed_wheel() -> None:
         "standalone.lua",
         "state_claim.lua",
         "state_keys.lua",
+        "state_restore.lua",
         "state_settle.lua",
         "survey.lua",
         "task_put.lua",

@@ -61,6 +61,11 @@ def test_readme_names_what_exists() -> None:
     assert settings.URL_VARIABLE in README
 
 
+@pytest.fixture(autouse=True)
+def patience() -> None:
+    """Leave the defaults as they are documented."""
+
+
 @pytest.mark.parametrize(("table", "function"), [(0, mcp_eventscope.http_app), (1, mcp_eventscope.RedisEventStore)])
 def test_readme_options_are_those_of_the_code(table: int, function: Callable[..., object]) -> None:
     """Each table of options names every option of its function, in order, with the default."""
