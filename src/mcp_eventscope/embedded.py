@@ -5,6 +5,7 @@ import importlib.util
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,8 @@ START_TIMEOUT = 10.0
 _STOP_SECONDS = 5.0
 """Seconds to wait for the server to end."""
 _READY = "ready"
+_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+"""What the guardian ignores."""
 _GUARDIAN = Path(__file__).with_name("embedded_guardian.py")
 
 
@@ -86,6 +89,8 @@ class EmbeddedValkey:
                 shutil.rmtree(self._directory, ignore_errors=True)
 
     def _start(self) -> None:
+        # One that arrives before the guardian has left this process's group stays pending until it ignores signals.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             self._guardian = subprocess.Popen(  # noqa: S603 - a file of this package
                 # Not with the directory of this file on its path, whose modules have common names.
@@ -102,6 +107,8 @@ class EmbeddedValkey:
         except OSError as error:
             msg = f"the embedded Valkey cannot be started by {sys.executable!r}: {error}; pass redis_url= instead"
             raise EmbeddedUnavailableError(msg) from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         said = "" if self._guardian.stdout is None else self._guardian.stdout.readline().strip()
         if said != _READY:
             msg = f"the embedded Valkey did not start: {said or 'it has no server for this machine'}; pass redis_url="

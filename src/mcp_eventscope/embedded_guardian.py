@@ -46,6 +46,8 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):  # A supervisor may signal all processes of the service.
+    ignored = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    for number in ignored:  # A supervisor may signal all processes of the service.
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ignored)  # The server needs them; `EmbeddedValkey` has blocked them.
     sys.exit(main(Path(sys.argv[1]), float(sys.argv[2])))

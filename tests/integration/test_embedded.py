@@ -1,11 +1,14 @@
 """The embedded Valkey runs within its block, and leaves nothing behind."""
 
+import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -95,11 +98,42 @@ def test_embedded_valkey_of_a_killed_process_ends() -> None:
                 connection.settimeout(CEILING)
                 connection.connect(path)
                 process.kill()
-                assert connection.recv(1) == b"", "the server answers what it was not asked"
+                with contextlib.suppress(ConnectionResetError):  # The server ends before it accepts the connection.
+                    assert connection.recv(1) == b"", "the server answers what it was not asked"
             eventually(lambda: not Path(path).parent.exists())
         finally:
             os.kill(int(child), signal.SIGKILL)
             process.kill()
+
+
+def blocked_by(pid: int) -> set[int]:
+    """The signals that a process blocks."""
+    mask = re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    assert mask is not None
+    return {number for number in range(1, 32) if int(mask[1], 16) >> (number - 1) & 1}
+
+
+async def test_embedded_valkey_starts_despite_signals_to_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ctrl-C that arrives before its guardian has left the process group does not end the guardian."""
+    signals = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
+    blocked = []
+
+    def started(*arguments: Any, **options: Any) -> subprocess.Popen[str]:
+        blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        guardian = popen(*arguments, **options)
+        for number in signals:
+            guardian.send_signal(number)
+        return guardian
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", started)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    valkey = EmbeddedValkey()
+    async with valkey.running(), connect(valkey.url) as client:
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+        server = (await client.info("server"))["process_id"]
+        assert not signals & blocked_by(server)
+    assert signals <= blocked[0]
 
 
 async def test_embedded_valkey_without_an_interpreter_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
