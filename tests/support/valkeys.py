@@ -107,6 +107,11 @@ class OwnValkey:
                 client.config_set(name.replace("_", "-"), str(value))
 
     @property
+    def running(self) -> bool:
+        """Whether the process runs; frozen counts."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def pid(self) -> int:
         """Of the process."""
         assert self._process is not None
