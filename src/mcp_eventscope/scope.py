@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.instrumentation import InstrumentedEventStore
 from mcp_eventscope.redis.backend import RedisBackend
-from mcp_eventscope.redis.client import AnyRedis, connect
+from mcp_eventscope.redis.client import AnyRedis, client_for
 from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.sdk_versions import MODERN, require_sdk
 from mcp_eventscope.settings import UNSET, URL_VARIABLE, Unset, load
@@ -72,8 +72,8 @@ class EventScope:
         name: The name of the server, the same on all of its workers: the label `store` of its metrics, and the audience
             of its request states. None: the environment variable `EVENTSCOPE_NAME`.
         redis: A `redis.asyncio.Redis` or `RedisCluster`, instead of a URL. The caller closes it.
-        redis_url: The URL of Redis. The scope creates and closes the client. Without both: the environment variable
-            `EVENTSCOPE_REDIS_URL`, else an embedded Valkey, with a warning.
+        redis_url: The URL of Redis, or `redis+cluster://…` of Redis Cluster. The scope creates and closes the client.
+            Without both: the environment variable `EVENTSCOPE_REDIS_URL`, else an embedded Valkey, with a warning.
         ttl: Seconds that events are kept; by default 3600; None: no expiry.
         key_prefix: The prefix of every key in Redis. Each server on one Redis needs its own.
         store_timeout: As in `RedisEventStore`, in seconds.
@@ -135,7 +135,7 @@ class EventScope:
         log = Log(logger)
         self._valkey = EmbeddedValkey() if redis is None and settings.redis_url is None else None
         self._owns_client = redis is None
-        self._client = redis or connect(settings.redis_url or "" if self._valkey is None else self._valkey.url)
+        self._client = redis or client_for(settings.redis_url or "" if self._valkey is None else self._valkey.url)
         self._store = RedisEventStore(
             self._client,
             key_prefix=settings.key_prefix,

@@ -35,10 +35,10 @@ class Node:
         """The port of clients."""
         return self.server.port
 
-    def run(self, *command: object) -> Any:
+    def run(self, *command: Any) -> Any:
         """Run an administrative command on this node; returns its reply as bytes."""
         with self.server.client() as client:
-            return client.execute_command(*command, NEVER_DECODE=True)  # type: ignore[arg-type, no-untyped-call]
+            return client.execute_command(*command, NEVER_DECODE=True)  # type: ignore[no-untyped-call]
 
     @property
     def info(self) -> dict[str, str]:
@@ -171,7 +171,7 @@ def _in_step(node: Node) -> bool:
     return bool(replication["master_link_status"] == "up")
 
 
-def _started(directory: Path, **options: object) -> Node:
+def _started(directory: Path, **options: Any) -> Node:
     """Start one node on ports that are free."""
     for attempt in range(_STARTS):
         where = directory / str(attempt)

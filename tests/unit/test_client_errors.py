@@ -9,7 +9,15 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.client import address_of, call, connect, failure_text, is_refusal, map_redis_errors
+from mcp_eventscope.redis.client import (
+    address_of,
+    call,
+    client_for,
+    connect,
+    failure_text,
+    is_refusal,
+    map_redis_errors,
+)
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.store.events import FailureReason, StoreDegraded, StoreEvent, StoreRecovered
 
@@ -30,13 +38,15 @@ PASSWORD = "hunter2"
         f"redis://:{PASSWORD}@localhost:99999999999",
         f"redis://:{PASSWORD}@localhost?socket_timeout=abc",
         f"valkey://:{PASSWORD}@localhost",
+        f"redis+cluster://:{PASSWORD}@localhost,localhost:port",
         "redis://",
+        "redis+cluster://",
     ],
 )
 def test_connect_with_invalid_url_does_not_repeat_it(url: str) -> None:
     """The error leaves out the URL, which may contain a password."""
     with pytest.raises(ValueError, match="write redis://host:6379/0") as caught:
-        connect(url)
+        client_for(url)
     assert PASSWORD not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
@@ -65,12 +75,22 @@ def test_connect_with_invalid_url_does_not_repeat_it(url: str) -> None:
         ("unix://run/valkey.sock", "have three slashes before a socket's path, got two; "),
         (f"redis://:{PASSWORD}@db?sockettimeout=1", "have only options that redis-py supports, got another one or an "),
         (f"redis://:{PASSWORD}@db?db=x", "have only options that redis-py supports, got another one or an "),
+        (f"redis+cluster://:{PASSWORD}@db,:6380", "have a host, got none; "),
+        (f"redis+cluster://:{PASSWORD}@db,db:port", "have a port between 1 and 65535, got another one; "),
+        (f"redis+cluster://:{PASSWORD}@db/1", "have no database in a URL of Redis Cluster, got one; "),
+        (f"redis+cluster://:{PASSWORD}@db?db=1", "have no database in a URL of Redis Cluster, got one; "),
+        (f"redis+cluster://:{PASSWORD}@db?x=1", "have only options that redis-py supports, got another one or an "),
+        (
+            f"redis+cluster://:{PASSWORD}@db?retry_on_timeout=1",
+            "have only options that redis-py supports for a cluster",
+        ),
+        (f"unix+cluster://:{PASSWORD}@db", "begin with redis://, rediss:// or unix://, got unix+cluster://; "),
     ],
 )
 def test_connect_with_invalid_url_names_the_mistake(url: str, mistake: str) -> None:
     """redis-py would use localhost or database 0 instead of most of these parts."""
     with pytest.raises(ValueError, match=f"^redis_url must {re.escape(mistake)}") as caught:
-        connect(url)
+        client_for(url)
     assert PASSWORD not in str(caught.value)
 
 
@@ -83,6 +103,18 @@ def test_connect_with_valid_url_uses_its_database(url: str, database: int) -> No
     assert connect(url).connection_pool.connection_kwargs.get("db", 0) == database
 
 
+def test_client_for_the_url_of_a_cluster_knows_its_nodes_and_options() -> None:
+    """All nodes have one user, TLS and options; a node without a port has the default."""
+    client = client_for(f"rediss+cluster://me:{PASSWORD}@a,b:7001,[::1]:7002/?max_connections=9&socket_timeout=3")
+    assert isinstance(client, aioredis.RedisCluster)
+    assert set(client.nodes_manager.startup_nodes) == {"a:6379", "b:7001", "::1:7002"}
+    options = client.get_connection_kwargs()
+    assert (options["username"], options["password"]) == ("me", PASSWORD)
+    assert (options["socket_timeout"], options["max_connections"]) == (3, 9)
+    assert options["connection_class"] is aioredis.SSLConnection
+    assert not isinstance(client_for("redis://db"), aioredis.RedisCluster)
+
+
 @pytest.mark.parametrize(
     ("scheme", "raised", "hint"),
     [
@@ -93,6 +125,11 @@ def test_connect_with_valid_url_uses_its_database(url: str, database: int) -> No
         ("redis", redis.exceptions.TimeoutError("Timeout connecting to server"), "no answer in time$"),
         ("rediss", redis.exceptions.ConnectionError("Connection closed by server."), r"closed by server\.$"),
         ("rediss", redis.exceptions.TimeoutError("Timeout reading from db:1"), "no answer in time$"),
+        (
+            "redis",
+            redis.exceptions.MovedError("1 db:2"),
+            r"a node of Redis Cluster; write redis\+cluster:// in the URL",
+        ),
     ],
 )
 async def test_error_of_a_wrong_url_names_the_fix(scheme: str, raised: Exception, hint: str) -> None:

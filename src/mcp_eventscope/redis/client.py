@@ -4,12 +4,14 @@ import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from math import inf
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 import anyio
 import redis
 from redis import asyncio as aioredis
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
@@ -18,6 +20,7 @@ from redis.exceptions import (
     AuthorizationError,
     BusyLoadingError,
     MaxConnectionsError,
+    MovedError,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
@@ -46,9 +49,16 @@ ANSWER_TIMEOUT = 5.0
 LEAST_CONNECTIONS = 8
 """The connections of a worker: three with blocking reads and a subscription, one with writes, and some for replays."""
 
-_SCHEMES = ("redis", "rediss", "unix")
+_CLUSTER = "+cluster"
+"""The end of the schemes for Redis Cluster."""
+_CLUSTER_ATTEMPTS = 1
+"""Retries of a command to a node that has failed, after its successor was looked up. Commits are idempotent."""
+_SCHEMES = ("redis", "rediss", "unix", f"redis{_CLUSTER}", f"rediss{_CLUSTER}")
 _SCHEME = re.compile(r"[a-z][a-z+-]*(?=://)")
-_EXAMPLES = "write redis://host:6379/0, rediss://host:6379/0 for TLS, or unix:///path/to.sock"
+_EXAMPLES = (
+    "write redis://host:6379/0, rediss://host:6379/0 for TLS, unix:///path/to.sock, "
+    "or redis+cluster://host:6379,host:6379 for Redis Cluster"
+)
 _UNENCODED = "percent-encode / ? # and @ in the user name and password"
 
 
@@ -57,8 +67,9 @@ def check_url(option: str, url: object) -> None:
 
     Args:
         option: The name in the error.
-        url: `redis://[user:password@]host[:port][/db]`, `rediss://…` for TLS, or `unix:///path`. The query may have
-            options of redis-py.
+        url: `redis://[user:password@]host[:port][/db]`, `rediss://…` for TLS, or `unix:///path`. For Redis Cluster
+            `redis+cluster://[user:password@]host[:port][,host[:port]…]`, or `rediss+cluster://…`, with some of its
+            nodes. The query may have options of redis-py.
 
     Raises:
         TypeError: The URL is not a string.
@@ -81,6 +92,8 @@ def _problem_of(url: str) -> str | None:
     if scheme is None or scheme[0] not in _SCHEMES:
         got = "no scheme" if scheme is None else f"{scheme[0]}://"
         return f"begin with redis://, rediss:// or unix://, got {got}; {_EXAMPLES}"
+    if scheme[0].endswith(_CLUSTER):
+        return _cluster_problem(url)
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -88,6 +101,28 @@ def _problem_of(url: str) -> str | None:
     if "@" in parts.path or parts.fragment:
         return f"have no / or # in the user name and password, got one; {_EXAMPLES}, and {_UNENCODED}"
     return (_unix_problem if parts.scheme == "unix" else _tcp_problem)(parts) or _option_problem(url)
+
+
+def _cluster_problem(url: str) -> str | None:
+    nodes = _nodes_of(url)
+    for node in nodes:
+        if problem := _problem_of(node):
+            return problem
+    if parse_url(nodes[0]).get("db"):
+        return f"have no database in a URL of Redis Cluster, got one; {_EXAMPLES}"
+    try:
+        _connect_cluster(url)
+    except TypeError:
+        return f"have only options that redis-py supports for a cluster, got another one; {_EXAMPLES}"
+    return None
+
+
+def _nodes_of(url: str) -> list[str]:
+    """The URLs of the nodes that the URL of a cluster names."""
+    scheme, _, rest = url.partition("://")
+    authority, found, tail = re.fullmatch(r"([^/?#]*)([/?#]?)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+    user, at, hosts = authority.rpartition("@")
+    return [f"{scheme.removesuffix(_CLUSTER)}://{user}{at}{host}{found}{tail}" for host in hosts.split(",")]
 
 
 def _unix_problem(parts: SplitResult) -> str | None:
@@ -127,8 +162,26 @@ def _option_problem(url: str) -> str | None:
     return None
 
 
+def client_for(url: str) -> AnyRedis:
+    """Create a client for the URL of a server or a cluster; it connects when it is first used.
+
+    Args:
+        url: As in `check_url`.
+
+    Returns:
+        The client, which the caller must close. That of a server is as in `connect`. That of a cluster repeats a
+        command once, at the successor of a node that has failed, and serves the other slots when some have no node.
+
+    Raises:
+        TypeError: The URL is not a string.
+        ValueError: The URL is invalid.
+    """
+    check_url("redis_url", url)
+    return _connect_cluster(url) if url.partition("://")[0].endswith(_CLUSTER) else connect(url)
+
+
 def connect(url: str) -> aioredis.Redis:
-    """Create a client for a URL; it connects when it is first used.
+    """Create a client for the URL of one server; it connects when it is first used.
 
     The client does not retry: an append whose reply was lost may have succeeded, and a retry would store the event
     twice. A caller that finds all connections in use waits for one.
@@ -152,6 +205,28 @@ def connect(url: str) -> aioredis.Redis:
         retry=Retry(NoBackoff(), 0),
     )
     return aioredis.Redis.from_pool(pool)
+
+
+def _connect_cluster(url: str) -> aioredis.RedisCluster:
+    """Create a client of Redis Cluster.
+
+    Raises:
+        TypeError: The URL has an option that this client does not have.
+    """
+    nodes = [parse_url(node) for node in _nodes_of(url)]
+    options: dict[str, Any] = {
+        "socket_connect_timeout": CONNECT_TIMEOUT,
+        "socket_timeout": REPLY_TIMEOUT,
+        **{name: value for name, value in nodes[0].items() if name not in {"host", "port", "db", "connection_class"}},
+    }
+    return aioredis.RedisCluster(
+        startup_nodes=[ClusterNode(node.get("host", "localhost"), node.get("port", 6379)) for node in nodes],
+        ssl=urlsplit(url).scheme.startswith("rediss"),
+        retry=Retry(NoBackoff(), _CLUSTER_ATTEMPTS),
+        require_full_coverage=False,
+        reinitialize_steps=0,  # Else every few moved slots it closes all connections, with the commands in flight.
+        **options,
+    )
 
 
 def require_async(client: object) -> None:
@@ -340,7 +415,10 @@ def _store_error(error: RedisError | RedisClusterException | OSError, failed: st
     if isinstance(error, ResponseError):
         # The error for an unknown command repeats its arguments, the payload among them.
         kind = WrongTypeError if str(error).startswith("WRONGTYPE") else StoreRejectedError
-        return kind(f"{failed}: it answered {str(error).partition(', with args')[0]}")
+        answered = f"it answered {str(error).partition(', with args')[0]}"
+        if isinstance(error, MovedError):
+            answered = "it is a node of Redis Cluster; write redis+cluster:// in the URL"
+        return kind(f"{failed}: {answered}")
     if isinstance(error, RedisConnectionError | OSError):
         secured = "; if this port has TLS, write rediss:// in the URL" if not tls and "closed by" in str(error) else ""
         return StoreUnavailableError(f"{failed}: {error}{secured}")
