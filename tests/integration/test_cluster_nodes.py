@@ -39,7 +39,7 @@ class TestSessionsOnCluster(OnRedis):
     """Session stores."""
 
     @pytest.fixture
-    def connected(self, cluster: Cluster) -> Callable[[], AbstractAsyncContextManager[aioredis.RedisCluster]]:  # type: ignore[override]
+    def connected(self, cluster: Cluster) -> Callable[[], AbstractAsyncContextManager[aioredis.RedisCluster]]:
         """Makes a client of the cluster."""
         return lambda: cluster.client(socket_timeout=PATIENCE)
 

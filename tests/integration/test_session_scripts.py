@@ -262,7 +262,8 @@ async def test_session_appends_after_a_node_flushed_scripts_are_stored(
 async def test_idle_store_on_a_cluster_finds_its_recovery(cluster: aioredis.RedisCluster, key_prefix: str) -> None:
     """A store that has nothing to send finds out that the cluster has recovered."""
     store = RedisEventStore(cluster, key_prefix=key_prefix, ttl=600)
-    store._breaker.record_failure(FailureReason.TIMEOUT, "no reply in time")
+    store._breaker.open(FailureReason.TIMEOUT, "no reply in time")
     assert store.backlog.failure
+    store._sender.wake()
     await until_settled(store, within=5)
     await store.flush()

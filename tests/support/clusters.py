@@ -38,7 +38,7 @@ class Node:
     def run(self, *command: Any) -> Any:
         """Run an administrative command on this node; returns its reply as bytes."""
         with self.server.client() as client:
-            return client.execute_command(*command, NEVER_DECODE=True)  # type: ignore[no-untyped-call]
+            return client.execute_command(*command, NEVER_DECODE=True)
 
     @property
     def info(self) -> dict[str, str]:

@@ -250,6 +250,11 @@ def require_async(client: object) -> None:
     raise TypeError(msg)
 
 
+def is_cluster(client: AnyRedis) -> bool:
+    """Whether a client's keys are on several nodes, of which one may fail alone."""
+    return isinstance(client, aioredis.RedisCluster)
+
+
 def require_one_slot(client: AnyRedis, prefix: str) -> None:
     """Refuse keys that a cluster would refuse permanently, since the backlog would retry them forever.
 

@@ -7,7 +7,15 @@ from collections.abc import Callable, Sequence
 from mcp_eventscope.errors import SessionsNotIsolatedWarning, StoreError
 from mcp_eventscope.redis.backend import RedisBackend
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.client import AnyRedis, address_of, call, kind_of, require_async, require_one_slot
+from mcp_eventscope.redis.client import (
+    AnyRedis,
+    address_of,
+    call,
+    is_cluster,
+    kind_of,
+    require_async,
+    require_one_slot,
+)
 from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
 from mcp_eventscope.redis.limits import (
@@ -113,7 +121,7 @@ class RedisEventStore(EventStore):
         self._ttl = ttl
         self._worker = WorkerId()
         self._observers = observers = Observers()
-        self._breaker = breaker = CircuitBreaker(store_timeout, observers)
+        self._breaker = breaker = CircuitBreaker(store_timeout, observers, cluster=is_cluster(redis))
         self._writer = RootWriter(
             redis,
             breaker,

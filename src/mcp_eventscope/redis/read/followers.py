@@ -3,17 +3,15 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 
-from redis import asyncio as aioredis
-
 from mcp_eventscope.cancellation import is_cancelling
 from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.client import AnyRedis, call
+from mcp_eventscope.redis.client import AnyRedis, call, is_cluster
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.pubsub import Subscriptions
 from mcp_eventscope.redis.read.delivery import Delivery
@@ -32,6 +30,8 @@ STANDALONE_POLLS = 20
 to publish."""
 POLL_STREAMS = 256
 """Streams per round trip."""
+_CLUSTER_POLLS = 32
+"""Sessions on a cluster that are polled concurrently."""
 
 _peek = Script("peek_runs.lua")
 
@@ -137,19 +137,31 @@ class RunFollowers:
             elif not (heard and self._subscriptions.confirmed(watch.keys.stream(watch.delivery.stream))):
                 watch.wake()  # It reads all runs of the stream.
         watches = iter(requests)
-        # On a cluster a script sees one slot, so one session, at a time.
-        size = POLL_STREAMS if isinstance(self._redis, aioredis.Redis) else 1
-        while group := list(islice(watches, size)):
-            keys = [
-                key for watch, run in group for key in (watch.keys.run(watch.delivery.stream, run), watch.keys.requests)
-            ]
-            runs = [run for _, run in group]
-            states = await call("read from", self._redis, self._breaker, partial(_peek, self._redis, keys, runs))
-            expired = await self._workers.expired({worker_of(run) for run in runs} - {self._worker.name})
-            # Runs that this worker still executes are followed in memory: a run of its own that is seen here has ended.
-            expired.add(self._worker.name)
-            for (watch, run), last, entry in zip(group, states[::2], states[1::2], strict=True):
-                self._check(watch, run, int(last), entry, expired)
+        if not is_cluster(self._redis):
+            while group := list(islice(watches, POLL_STREAMS)):
+                await self._poll_group(group)
+            return
+        # A script sees one slot, so one session. A node that fails holds up the followers of its own sessions only.
+        while some := list(islice(watches, _CLUSTER_POLLS)):
+            await asyncio.gather(*(self._poll_session(each) for each in some))
+
+    async def _poll_session(self, watch: tuple[Watch, str]) -> None:
+        with contextlib.suppress(StoreError, ValueError):
+            await self._poll_group([watch])
+
+    async def _poll_group(self, group: Sequence[tuple[Watch, str]]) -> None:
+        """Check streams by one script."""
+        keys = [
+            key for watch, run in group for key in (watch.keys.run(watch.delivery.stream, run), watch.keys.requests)
+        ]
+        runs = [run for _, run in group]
+        states = await call("read from", self._redis, self._breaker, partial(_peek, self._redis, keys, runs))
+        # Runs that this worker still executes are followed in memory: a run of its own that is seen here has ended.
+        expired = {self._worker.name}
+        with contextlib.suppress(StoreError):  # The leases may be on another node than the events, which are delivered.
+            expired |= await self._workers.expired({worker_of(run) for run in runs} - expired)
+        for (watch, run), last, entry in zip(group, states[::2], states[1::2], strict=True):
+            self._check(watch, run, int(last), entry, expired)
 
     def _check(self, watch: Watch, run: str, last: int, entry: bytes, expired: set[str]) -> None:
         """Wake a follower if it has events to read, or if its worker is dead."""

@@ -82,13 +82,21 @@ class Probe(Batch):
 
     Args:
         key: The key, which expires within a minute.
+        seconds: Seconds after which a node of Redis Cluster has failed.
     """
 
-    __slots__ = ("_arguments",)
+    __slots__ = ("_arguments", "key", "seconds")
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, seconds: float) -> None:
         super().__init__()
-        self._arguments: list[str | bytes] = ["SET", key, "", "EX", str(PROBE_SECONDS)]
+        self.key = key
+        self.seconds = seconds
+        self._arguments = self.write(key)
+
+    @staticmethod
+    def write(key: str) -> list[str | bytes]:
+        """The arguments of the write of a key."""
+        return ["SET", key, "", "EX", str(PROBE_SECONDS)]
 
     def packed(self, *, as_eval: bool) -> list[bytes]:
         """Encode the command as bytes for the wire."""

@@ -6,6 +6,7 @@ import contextvars
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import inf
 
 from mcp_eventscope.cancellation import cancel_task
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
@@ -13,7 +14,7 @@ from mcp_eventscope.redis.client import AnyRedis, failure_reason, failure_text, 
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.write import transport
 from mcp_eventscope.redis.write.batch import BATCH_BYTES, Batch, BatchSource, Probe
-from mcp_eventscope.redis.write.transport import Transport
+from mcp_eventscope.redis.write.transport import ProbeFailedError, Transport
 from mcp_eventscope.store.events import BatchRetried, FailureReason
 
 MOST_BROKEN = 3
@@ -26,6 +27,9 @@ LOOP_LATE = 0.05
 """Seconds by which a timer may be late before the loop, rather than Redis, counts as slow."""
 FIRST_RETRY, LAST_RETRY = 0.05, 0.25
 """Seconds before the first retry, and the maximum before later ones."""
+OUTAGE_RETRY = 1.0
+"""Maximum seconds before a batch is resent to a node of a cluster while a probe of it fails. The client looks up all
+nodes after each failure, and commands to the others wait for that."""
 
 
 class _InterruptedError(Exception):
@@ -38,12 +42,15 @@ class Sender:
     The task ends when there is no work. A batch whose reply is lost is resent unchanged: Redis detects by its numbers
     whether it was committed.
 
+    On Redis Cluster each batch goes to the node of its session. A batch that fails is resent after a pause, while those
+    of other nodes continue, and causes a probe of all nodes, which decides on the circuit.
+
     Args:
         redis: The client.
         sources: The sources of batches, by priority.
         breaker: Records failures and replies. While it is open, the sender probes Redis until it answers.
         observers: Called with each `BatchRetried`.
-        reconnected: Called when a connection is open after another one broke.
+        reconnected: Called when a connection is open after another one broke, and when a cluster has recovered.
         probe_key: Returns the key of this worker's probes.
     """
 
@@ -76,12 +83,19 @@ class Sender:
         self._failures = 0
         self._broken = False
         """Whether the connection broke and was not yet reopened."""
-        breaker.on_failure(self.wake)
+        self._delayed: dict[Batch, asyncio.TimerHandle] = {}
+        """The batches to nodes of a cluster that are resent after a pause."""
+        self._suspected = False
+        """Whether a failure calls for a probe of a cluster."""
+        self._probed = -inf
+        """When a cluster was last probed."""
+        breaker.on_failure(self._suspect)
 
     @property
     def idle(self) -> bool:
         """Whether nothing is ready or in flight."""
-        return not (self._in_flight or self._retry_queue or any(source.ready for source in self._sources))
+        sources = any(source.ready for source in self._sources)
+        return not (self._in_flight or self._retry_queue or self._delayed or sources)
 
     def wake(self) -> None:
         """Start sending the batches that are ready."""
@@ -94,6 +108,10 @@ class Sender:
             self._task = loop.create_task(self._run(), name="eventscope-writer", context=contextvars.Context())
         else:
             self._wake_exchange()
+
+    def _suspect(self) -> None:
+        self._suspected = self._breaker.cluster
+        self.wake()
 
     async def drain(self, seconds: float) -> list[Batch]:
         """Send ready batches for at most `seconds`, then stop and release the connection.
@@ -118,23 +136,27 @@ class Sender:
         loop = asyncio.get_running_loop()
         probes = 0
         try:
-            while not self.idle or self._breaker.reason is not None:
+            while not self.idle or self._breaker.reason is not None or self._suspected:
                 try:
                     if self._transport is None:
                         self._transport = await transport.connect(self._redis)
                         if self._broken:
                             self._broken = False
                             self._reconnected()
-                    if self.idle:
+                    if self.idle and not self._transport.isolated:
                         await asyncio.sleep(LAST_RETRY if probes else 0)
                         probes += 1
-                        self._retry_queue.append((Probe(self._probe_key()), False))
+                        self._retry_queue.append((self._new_probe(), False))
                     await self._exchange(self._transport)
                 except Exception as error:  # noqa: BLE001 - pending events must stay pending after any failure
                     await self._on_failure(error)
         finally:
             self._task = None
             self._requeue(None, "")
+            for batch, timer in self._delayed.items():
+                timer.cancel()
+                self._retry_queue.append((batch, False))
+            self._delayed.clear()
             if self._watchdog is not None:
                 self._watchdog.cancel()
                 self._watchdog = None
@@ -151,7 +173,7 @@ class Sender:
         reading.add_done_callback(self._wake_exchange)
         try:
             while True:
-                while (following := self._next_batch(open_transport)) is not None:
+                while (following := self._due_probe() or self._next_batch(open_transport)) is not None:
                     batch, as_eval = following
                     batch.sent = loop.time()
                     self._in_flight.append(batch)
@@ -161,7 +183,13 @@ class Sender:
                         self._wake_reader()
                 if reading.done():
                     reading.result()
-                if self._in_flight:
+                in_doubt = self._suspected or self._breaker.reason is not None
+                if open_transport.isolated and (self._in_flight or self._delayed or in_doubt):
+                    self._wakeup = loop.create_future()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(LAST_RETRY if in_doubt else None):  # Then the next probe is due.
+                            await self._wakeup
+                elif self._in_flight:
                     self._wakeup = loop.create_future()
                     await self._wakeup
                 elif self._interrupted is not None:
@@ -180,7 +208,7 @@ class Sender:
 
     def _next_batch(self, open_transport: Transport) -> tuple[Batch, bool] | None:
         """Return the next batch, and whether to send the script's text; None without one."""
-        if len(self._in_flight) >= open_transport.depth or self._interrupted is not None:
+        if self._interrupted is not None or self._full(open_transport):
             return None
         if self._retry_queue:
             batch, _ = self._retry_queue[0]
@@ -193,6 +221,31 @@ class Sender:
             if source.ready and (taken := source.take(open_transport.parts)) is not None:
                 return taken, False
         return None
+
+    def _new_probe(self) -> Probe:
+        self._suspected = False
+        self._probed = asyncio.get_running_loop().time()
+        return Probe(self._probe_key(), self._breaker.call_timeout)
+
+    def _due_probe(self) -> tuple[Batch, bool] | None:
+        """A probe of a cluster, after a failure and while the circuit is open, with pauses; None if none is due."""
+        due = self._breaker.cluster and (self._suspected or self._breaker.reason is not None)
+        if (
+            not due
+            or asyncio.get_running_loop().time() - self._probed < LAST_RETRY
+            or any(isinstance(batch, Probe) for batch in self._in_flight)
+        ):
+            return None
+        return self._new_probe(), False
+
+    def _full(self, open_transport: Transport) -> bool:
+        """Whether to wait for a reply before the next batch is sent."""
+        waiting = len(self._in_flight)
+        if waiting >= open_transport.depth and open_transport.isolated:
+            # A node that does not answer holds up no other one. Each session has at most one batch in flight.
+            overdue = asyncio.get_running_loop().time() - self._breaker.call_timeout
+            waiting = sum(batch.sent > overdue for batch in self._in_flight)
+        return waiting >= open_transport.depth
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Open the circuit when a batch is not acknowledged in time."""
@@ -238,21 +291,48 @@ class Sender:
                     batch.acknowledge(reply, seconds)
                     self._in_flight.remove(batch)
                     self._failures = 0
-                    self._breaker.record_success(seconds)
+                    opened = self._breaker.reason is not None
+                    self._breaker.record_success(seconds, probe=isinstance(batch, Probe))
+                    if isinstance(batch, Probe) and open_transport.isolated and self._breaker.reason is None:
+                        self._resend(*self._delayed)
+                        if opened:  # A replica may have taken over without the last writes.
+                            self._reconnected()
                 self._wake_exchange()
             self._expected = expected = loop.create_future()
 
     def _on_error_reply(self, batch: Batch, error: Exception) -> None:
         """Handle an error reply or, on a cluster, an unreachable node."""
+        if isinstance(error, ProbeFailedError) and isinstance(cause := error.__cause__, Exception):
+            text = f"{failure_text(cause, self._redis)} ({error})"
+            self._breaker.open(failure_reason(cause), text, partial=error.partial)
+            return
         reason, text = failure_reason(error), failure_text(error, self._redis)
         if is_refusal(error) and batch.refuse(text):
             return
         if batch.events:
             self._observers.emit(BatchRetried(reason=reason, events=batch.events, error=text))
         script_missing = reason is FailureReason.NOSCRIPT
+        if self._transport is not None and self._transport.isolated and not script_missing:
+            self._resend_later(batch, reason, text)
+            return
         self._retry_queue.append((batch, script_missing))
         if not script_missing:
             self._interrupted = error
+
+    def _resend_later(self, batch: Batch, reason: FailureReason, text: str) -> None:
+        """Handle the failure of one node of a cluster."""
+        if isinstance(batch, Probe):  # Before any node answered.
+            self._breaker.open(reason, text)
+            return
+        delay = (OUTAGE_RETRY if self._breaker.reason else LAST_RETRY) * random.uniform(0.7, 1.0)  # noqa: S311 - spreads
+        self._delayed[batch] = asyncio.get_running_loop().call_later(delay, self._resend, batch)
+        self._breaker.record_failure(reason, text)
+
+    def _resend(self, *batches: Batch) -> None:
+        for batch in batches:
+            self._delayed.pop(batch).cancel()
+            self._retry_queue.append((batch, False))
+        self._wake_exchange()
 
     async def _on_failure(self, error: Exception) -> None:
         """Prepare the next attempt, immediately after a first broken connection, which may be stale."""

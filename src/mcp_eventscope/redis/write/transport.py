@@ -3,13 +3,13 @@
 import asyncio
 from collections import deque
 from contextlib import nullcontext, suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from redis import asyncio as aioredis
 from redis.asyncio.connection import Connection
 from redis.client import NEVER_DECODE
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from mcp_eventscope.cancellation import cancel_task
 from mcp_eventscope.redis.client import ANSWER_TIMEOUT, AnyRedis
@@ -20,6 +20,23 @@ SLOWEST_TRANSFER = 1 << 20
 BUFFERED = 32 * 1024
 """Bytes that are always written without waiting for Redis: half of asyncio's limit."""
 _UNBOUND = nullcontext()
+_DRAWS = 20
+"""Keys that are tried for each master of a cluster, until each has one."""
+_BYTES: dict[str, Any] = {NEVER_DECODE: True}
+
+
+class ProbeFailedError(Exception):
+    """Some masters of a cluster failed in a probe; the cause is the error of the first.
+
+    Args:
+        failed: How many.
+        masters: Of how many.
+    """
+
+    def __init__(self, failed: int, masters: int) -> None:
+        super().__init__(f"{failed} of {masters} masters failed")
+        self.partial = failed < masters
+        """Whether others answered."""
 
 
 class Transport(Protocol):
@@ -29,6 +46,8 @@ class Transport(Protocol):
     """Maximum number of batches in flight."""
     parts: int
     """Maximum number of sessions or request streams in one batch."""
+    isolated: bool
+    """Whether a failure concerns one batch, whose session is on one of several nodes."""
 
     async def send(self, batch: Batch, *, as_eval: bool) -> None:
         """Send a batch; `as_eval` as in `Batch.packed`."""
@@ -61,6 +80,7 @@ class PipelinedTransport:
 
     depth = 4
     parts = 1000
+    isolated = False
 
     def __init__(self, redis: aioredis.Redis, connection: Connection) -> None:
         self._pool = redis.connection_pool
@@ -129,8 +149,9 @@ class ClusterTransport:
 
     depth = 32
     parts = 1
+    isolated = True
 
-    def __init__(self, redis: AnyRedis) -> None:
+    def __init__(self, redis: aioredis.RedisCluster) -> None:
         self._redis = redis
         self._replies: asyncio.Queue[tuple[Batch, bytes | Exception]] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -143,16 +164,53 @@ class ClusterTransport:
 
     async def _execute(self, batch: Batch, *, as_eval: bool) -> None:
         reply: bytes | Exception
-        # With several nodes, the client merges the replies to `PING` with a function that accepts no options.
-        options = (
-            {"target_nodes": aioredis.RedisCluster.PRIMARIES} if isinstance(batch, Probe) else {NEVER_DECODE: True}
-        )
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT + batch.payload_bytes / SLOWEST_TRANSFER):
-                reply = await self._redis.execute_command(*batch.arguments(as_eval=as_eval), **options)
+                if isinstance(batch, Probe):
+                    reply = await self._probe(batch)
+                else:
+                    reply = await self._redis.execute_command(*batch.arguments(as_eval=as_eval), **_BYTES)
         except Exception as error:  # noqa: BLE001 - handled by the receiver
             reply = error
         self._replies.put_nowait((batch, reply))
+
+    async def _probe(self, probe: Probe) -> bytes:
+        """Write to all masters concurrently.
+
+        Raises:
+            ProbeFailedError: One of them failed, or did not answer in time.
+        """
+        async with asyncio.timeout(probe.seconds):
+            await self._redis.initialize()
+
+        async def write(key: str) -> Exception | None:
+            try:
+                async with asyncio.timeout(probe.seconds):
+                    await self._redis.execute_command(*probe.write(key), **_BYTES)
+            except Exception as error:  # noqa: BLE001 - handled by the sender
+                return error
+            return None
+
+        results = await asyncio.gather(*map(write, self._keys_of_masters(probe.key)))
+        failures = [error for error in results if error is not None]
+        if failures:
+            raise ProbeFailedError(len(failures), len(results)) from failures[0]
+        return b""
+
+    def _keys_of_masters(self, key: str) -> list[str]:
+        """A key in a slot of each master; of a prefix with a hash tag, the only key, whose master has all others."""
+        keys: dict[str | None, str] = {}
+        masters = len(self._redis.get_primaries())
+        for number in range(1 if "{" in key else _DRAWS * masters):
+            candidate = f"{key}:{number}"
+            try:
+                name = self._redis.get_node_from_key(candidate).name  # type: ignore[union-attr]
+            except (RedisError, RedisClusterException):  # No node serves its slot.
+                name = None
+            keys.setdefault(name, candidate)
+            if len(keys) == masters:
+                break
+        return list(keys.values())
 
     async def receive(self) -> tuple[Batch, bytes | Exception]:
         """Wait for any reply."""
