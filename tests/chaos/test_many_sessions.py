@@ -204,7 +204,7 @@ class World:
     @property
     def lease(self) -> str:
         """The key of the worker's lease."""
-        return f"{self.store.key_prefix}worker:{self.store._worker.name}"
+        return self.store._keys.worker(self.store._worker.name)
 
     def report(self, message: str, calls: list[Call]) -> None:
         """Let calls report a message."""

@@ -120,7 +120,7 @@ async def _published(redis: aioredis.Redis, session: str) -> dict[str, object]:
     """The leases, the session and the running request that workers have published."""
     running = await redis.hget(f"mcp:{{{session}}}:running", "1")
     return {
-        "workers": sorted([key async for key in redis.scan_iter(match="mcp:worker:*")]),
+        "workers": sorted([key async for key in redis.scan_iter(match="mcp:{workers}:worker:*")]),
         "session": await redis.hmget(f"mcp:{{{session}}}:session", "owner", "handshake"),
         "running": str(running or "").partition(":")[0],
     }

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 async def leases(url: str) -> set[bytes]:
     """Those of all workers."""
     async with Redis.from_url(url) as redis:
-        return {key async for key in redis.scan_iter(match="mcp:worker:*")}
+        return {key async for key in redis.scan_iter(match="mcp:{workers}:worker:*")}
 
 
 async def test_forked_workers_have_leases_and_writers_of_their_own(valkey_url: str, connect: Connect) -> None:

@@ -303,7 +303,7 @@ async def test_stopped_scope_leaves_no_key_without_expiry_and_no_lease(
     async with Client(f"{a.url}/mcp") as client:
         await client.list_tools()
     keys = [key async for key in redis_client.scan_iter(match=f"{key_prefix}*", count=1000)]
-    assert len([key for key in keys if f"{key_prefix}worker:" in _text(key)]) == 2
+    assert len([key for key in keys if f"{key_prefix}{{workers}}:worker:" in _text(key)]) == 2
     for key in keys:
         assert await redis_client.pttl(key) > 0, key
 

@@ -191,7 +191,7 @@ async def test_rollback_without_traffic_is_found_by_the_lease(server: OwnValkey,
         elif how == "flushall":
             await world.client.flushall()
         else:  # As after a failover behind a proxy: an older value of the lease, and no events.
-            lease = f"mcp:worker:{world.store._worker.name}"
+            lease = world.store._keys.worker(world.store._worker.name)
             await world.client.flushall()
             await world.client.set(lease, "0", px=int(LEASE * 1000))
 

@@ -67,6 +67,7 @@ class Cluster:
 
     def __init__(self, nodes: list[Node]) -> None:
         self.nodes = nodes
+        self.node_timeout = QUIET_MILLISECONDS
 
     @property
     def alive(self) -> list[Node]:
@@ -126,12 +127,19 @@ class Cluster:
         """Start or continue all nodes, and return when they are a cluster with replicas again."""
         for node in self.nodes:
             node.server.revive()
+            node.server.set(masterauth="")
         self.until_replicated()
 
     def set(self, **settings: object) -> None:
         """Change settings of all living nodes."""
         for node in self.alive:
             node.server.set(**settings)
+
+    def cut_off(self, replica: Node, master: Node) -> None:
+        """Break the replication of a master, until the replica is revived."""
+        replica.server.set(masterauth="wrong")
+        master.run("CLIENT", "KILL", "TYPE", "replica")
+        eventually(lambda: not _in_step(replica))
 
     def begin_move(self, slot: int, to: Node) -> Node:
         """Begin to move a slot: its present and absent keys are redirected by ASK. Returns the node that it leaves."""

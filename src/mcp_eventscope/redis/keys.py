@@ -58,7 +58,7 @@ class Keys:
     {prefix}stored               channel in the root: the worker and the streams of each batch
     {prefix}session              HASH    in a session: the record with which another worker can adopt it
     {prefix}server               STRING  in the root: the name of the server that uses the prefix
-    {prefix}worker:{worker}      STRING  in the root: the worker's lease
+    {prefix}{workers}:worker:{worker}   STRING  in the root: the worker's lease, with literal braces
     {prefix}probe:{worker}       STRING  the worker's last probe of Redis, until the key expires
     {prefix}poller               STRING  in the root: the worker that polls statistics, until the key expires
     {prefix}{workers}:inbox:{worker}    STREAM  in the root: messages of other workers, with literal braces
@@ -134,8 +134,8 @@ class Keys:
         return f"{self.prefix}commit:{worker}"
 
     def worker(self, worker: str) -> str:
-        """The key of a worker's lease."""
-        return f"{self.prefix}worker:{worker}"
+        """The key of a worker's lease, in one slot with all leases: no outage of another one's escapes a worker."""
+        return f"{self.prefix}{{workers}}:worker:{worker}"
 
     def inbox(self, worker: str) -> str:
         """The key of a worker's inbox, in one slot with the announcements: both are read by one command."""
