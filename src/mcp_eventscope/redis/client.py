@@ -255,6 +255,17 @@ def is_cluster(client: AnyRedis) -> bool:
     return isinstance(client, aioredis.RedisCluster)
 
 
+def node_of(client: AnyRedis, key: str) -> str:
+    """The name of the node of a cluster that serves a key, by the client's map; "" if none is known."""
+    if not isinstance(client, aioredis.RedisCluster):
+        return ""
+    try:
+        node = client.get_node_from_key(key)
+    except (RedisError, RedisClusterException):
+        return ""
+    return node.name if node is not None else ""
+
+
 def require_one_slot(client: AnyRedis, prefix: str) -> None:
     """Refuse keys that a cluster would refuse permanently, since the backlog would retry them forever.
 

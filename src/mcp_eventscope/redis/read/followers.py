@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,7 +12,7 @@ from itertools import islice
 from mcp_eventscope.cancellation import is_cancelling
 from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.client import AnyRedis, call, is_cluster
+from mcp_eventscope.redis.client import AnyRedis, call, is_cluster, node_of
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.pubsub import Subscriptions
 from mcp_eventscope.redis.read.delivery import Delivery
@@ -30,8 +31,8 @@ STANDALONE_POLLS = 20
 to publish."""
 POLL_STREAMS = 256
 """Streams per round trip."""
-_CLUSTER_POLLS = 32
-"""Sessions on a cluster that are polled concurrently."""
+_CALLS = 16
+"""Maximum number of concurrent calls to each node of a cluster."""
 
 _peek = Script("peek_runs.lua")
 
@@ -99,6 +100,10 @@ class RunFollowers:
         self._workers = workers
         self._subscriptions = subscriptions
         self._watches: set[Watch] = set()
+        self._polled: dict[Watch, asyncio.Task[None]] = {}
+        """The calls in progress on a cluster."""
+        self._calls: defaultdict[str, asyncio.Semaphore] = defaultdict(partial(asyncio.Semaphore, _CALLS))
+        """The limits of calls, by node."""
         self._polling: asyncio.Task[None] | None = None
         self._polls = 0
 
@@ -124,6 +129,10 @@ class RunFollowers:
                     await self._poll()
         finally:
             self._polling = None
+            for task in self._polled.values():
+                task.cancel()
+            self._polled.clear()
+            self._calls.clear()  # Of this event loop.
 
     async def _poll(self) -> None:
         self._polls += 1
@@ -142,12 +151,21 @@ class RunFollowers:
                 await self._poll_group(group)
             return
         # A script sees one slot, so one session. A node that fails holds up the followers of its own sessions only.
-        while some := list(islice(watches, _CLUSTER_POLLS)):
-            await asyncio.gather(*(self._poll_session(each) for each in some))
+        for watch, run in requests:
+            if watch not in self._polled:
+                task = asyncio.create_task(self._poll_session(watch, run), name="eventscope-followers-poll")
+                self._polled[watch] = task
+                task.add_done_callback(partial(self._poll_ended, watch))
 
-    async def _poll_session(self, watch: tuple[Watch, str]) -> None:
+    def _poll_ended(self, watch: Watch, task: "asyncio.Task[None]") -> None:
+        if self._polled.get(watch) is task:
+            del self._polled[watch]
+
+    async def _poll_session(self, watch: Watch, run: str) -> None:
+        """Check a stream on a cluster, with a bounded number of calls to each node."""
         with contextlib.suppress(StoreError, ValueError):
-            await self._poll_group([watch])
+            async with self._calls[node_of(self._redis, watch.keys.requests)]:
+                await self._poll_group([(watch, run)])
 
     async def _poll_group(self, group: Sequence[tuple[Watch, str]]) -> None:
         """Check streams by one script."""
@@ -156,18 +174,22 @@ class RunFollowers:
         ]
         runs = [run for _, run in group]
         states = await call("read from", self._redis, self._breaker, partial(_peek, self._redis, keys, runs))
-        # Runs that this worker still executes are followed in memory: a run of its own that is seen here has ended.
-        expired = {self._worker.name}
-        with contextlib.suppress(StoreError):  # The leases may be on another node than the events, which are delivered.
-            expired |= await self._workers.expired({worker_of(run) for run in runs} - expired)
+        waiting: list[tuple[Watch, str, bytes]] = []
         for (watch, run), last, entry in zip(group, states[::2], states[1::2], strict=True):
-            self._check(watch, run, int(last), entry, expired)
+            if int(last) > watch.delivery.cursor.positions.get(run, 0) or entry == ANSWERED:
+                watch.wake()
+            else:
+                waiting.append((watch, run, entry))
+        # Last, because the leases of a cluster may be on a node that fails.
+        expired = await self._workers.expired({worker_of(run) for _, run, _ in waiting} - {self._worker.name})
+        # Runs that this worker still executes are followed in memory: a run of its own that is seen here has ended.
+        expired.add(self._worker.name)
+        for watch, run, entry in waiting:
+            self._check(watch, run, entry, expired)
 
-    def _check(self, watch: Watch, run: str, last: int, entry: bytes, expired: set[str]) -> None:
-        """Wake a follower if it has events to read, or if its worker is dead."""
-        if last > watch.delivery.cursor.positions.get(run, 0) or entry == ANSWERED:
-            watch.wake()
-        elif worker_of(run) in expired:
+    def _check(self, watch: Watch, run: str, entry: bytes, expired: set[str]) -> None:
+        """Wake a follower if its worker is dead."""
+        if worker_of(run) in expired:
             watch.orphaned = True
             watch.wake()
         elif entry:

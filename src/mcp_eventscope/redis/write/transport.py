@@ -9,10 +9,10 @@ from redis import asyncio as aioredis
 from redis.asyncio.connection import Connection
 from redis.client import NEVER_DECODE
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisClusterException, RedisError
+from redis.exceptions import RedisError
 
 from mcp_eventscope.cancellation import cancel_task
-from mcp_eventscope.redis.client import ANSWER_TIMEOUT, AnyRedis
+from mcp_eventscope.redis.client import ANSWER_TIMEOUT, AnyRedis, node_of
 from mcp_eventscope.redis.write.batch import Batch, Probe
 
 SLOWEST_TRANSFER = 1 << 20
@@ -199,15 +199,11 @@ class ClusterTransport:
 
     def _keys_of_masters(self, key: str) -> list[str]:
         """A key in a slot of each master; of a prefix with a hash tag, the only key, whose master has all others."""
-        keys: dict[str | None, str] = {}
+        keys: dict[str, str] = {}
         masters = len(self._redis.get_primaries())
         for number in range(1 if "{" in key else _DRAWS * masters):
             candidate = f"{key}:{number}"
-            try:
-                name = self._redis.get_node_from_key(candidate).name  # type: ignore[union-attr]
-            except (RedisError, RedisClusterException):  # No node serves its slot.
-                name = None
-            keys.setdefault(name, candidate)
+            keys.setdefault(node_of(self._redis, candidate), candidate)
             if len(keys) == masters:
                 break
         return list(keys.values())
