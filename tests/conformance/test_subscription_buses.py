@@ -1,6 +1,6 @@
 """The conformance suites of buses: the SDK's in-memory bus, and the bus on Redis, each bare and instrumented."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -12,7 +12,7 @@ from mcp_eventscope import InstrumentedSubscriptionBus, RedisEventStore, RedisSu
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.testing import OpenBus, SharedSubscriptionBusConformance, SubscriptionBusConformance
 from support.proxy import Proxy
-from support.servers import Valkey, cluster_of_one
+from support.servers import Valkey
 from support.stores import TTL
 
 
@@ -96,31 +96,6 @@ class TestDecodingInstrumentedOnValkey(TestRedisBusOnValkey):
             async with aioredis.Redis.from_url(proxy.url, decode_responses=True) as client:
                 bare = RedisSubscriptionBus(RedisEventStore(client, key_prefix=key_prefix, ttl=TTL).backend)
                 bus = InstrumentedSubscriptionBus(bare, registry=CollectorRegistry())
-                async with bus.running():
-                    yield bus
-
-        return open_bus
-
-
-@pytest.fixture(scope="module")
-def cluster_port() -> Iterator[int]:
-    """The port of a cluster for all tests."""
-    with cluster_of_one() as port:
-        yield port
-
-
-@pytest.mark.slow
-class TestRedisBusOnCluster(SharedSubscriptionBusConformance):
-    """The bus on a Redis Cluster, whose prefix has no hash tag."""
-
-    @pytest.fixture
-    def open_bus(self, cluster_port: int, key_prefix: str) -> OpenBus:
-        """Open a bus with a client of its own."""
-
-        @asynccontextmanager
-        async def open_bus() -> AsyncIterator[SubscriptionBus]:
-            async with aioredis.RedisCluster(host="127.0.0.1", port=cluster_port) as client:
-                bus = RedisSubscriptionBus(RedisEventStore(client, key_prefix=key_prefix, ttl=TTL).backend)
                 async with bus.running():
                     yield bus
 

@@ -125,3 +125,41 @@ async def test_breaker_with_an_observer_that_raises_still_opens(facts: list[Stor
     breaker.record_failure(FailureReason.TIMEOUT, "")
     assert breaker.unreachable
     assert len(facts) == 1
+
+
+@pytest.fixture
+def nodes(facts: list[StoreEvent]) -> CircuitBreaker:
+    """A closed circuit of a cluster."""
+    observers = Observers()
+    observers.subscribe(facts.append)
+    return CircuitBreaker(TIMEOUT, observers, cluster=True)
+
+
+async def test_breaker_of_a_cluster_after_a_failure_stays_closed_and_probes(
+    nodes: CircuitBreaker, facts: list[StoreEvent]
+) -> None:
+    """The failure may be that of one node."""
+    probes: list[str] = []
+    nodes.on_failure(lambda: probes.append("probe"))
+    nodes.record_failure(FailureReason.CONNECTION, "refused")
+    assert probes == ["probe"]
+    assert nodes.reason is None
+    assert facts == []
+
+
+@pytest.mark.parametrize("partial", [True, False])
+async def test_breaker_of_a_cluster_is_closed_by_a_probe_only(
+    nodes: CircuitBreaker, facts: list[StoreEvent], *, partial: bool
+) -> None:
+    """Replies of other nodes close nothing; Redis is unreachable only if no node answers."""
+    nodes.open(FailureReason.CONNECTION, "refused", partial=partial)
+    nodes.record_success(0)
+    assert nodes.reason
+    assert nodes.unreachable is not partial
+    nodes.open(FailureReason.TIMEOUT, "no reply in time", partial=not partial)
+    assert nodes.unreachable is partial
+    nodes.record_success(TIMEOUT, probe=True)
+    assert nodes.reason
+    nodes.record_success(0, probe=True)
+    assert nodes.reason is None
+    assert [type(fact) for fact in facts] == [StoreDegraded, StoreRecovered]
