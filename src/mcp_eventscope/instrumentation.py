@@ -218,7 +218,7 @@ class InstrumentedEventStore(EventStore):
 
         Raises:
             TypeError: `every` is not a number.
-            ValueError: `every` is out of range, or the store is not a `RedisEventStore`, or is on a cluster.
+            ValueError: `every` is out of range, or the store is not a `RedisEventStore`.
         """
         return poll_redis_stats(poller_of(self._store, every), every, self._polled)
 

@@ -304,3 +304,31 @@ async def stored_anew(producer: SessionProducer) -> None:
     assert pending is not None
     with anyio.fail_after(CEILING):
         assert await pending.acknowledged() is StoreOutcome.STORED
+
+
+# -- statistics -------------------------------------------------------------------------------------------------------
+
+
+async def test_stats_of_a_cluster_are_those_of_all_masters(
+    spread: Spread, cluster: Cluster, client: aioredis.RedisCluster
+) -> None:
+    """Keys of all masters are counted; the memory and its limit are those of the fullest one."""
+    fullest = cluster.masters[1]
+    fullest.server.set(maxmemory="200mb", maxmemory_policy="noeviction")
+    try:
+        await client.set(f"{spread.store.key_prefix}counter", "1")
+        poller = spread.store.redis_stats_poller()
+        found = None
+        while found is None or found.keys is None:  # Suites of this file leave keys to scan.
+            found = await poller.poll(60)
+            assert found is not None
+        assert found.without_ttl == 1
+        prefix = spread.store.key_prefix
+        counted = [key for node in cluster.masters for key in node.run("KEYS", "*") if key.startswith(prefix.encode())]
+        assert len(spread.all) * 3 < found.keys <= len(counted) + 1  # A poll itself has a key.
+        assert found.db_keys >= found.keys
+        assert found.event_bytes
+        assert found.memory_limit == 200 << 20
+        await poller.leave()
+    finally:
+        fullest.server.set(maxmemory=0)

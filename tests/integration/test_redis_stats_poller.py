@@ -190,10 +190,3 @@ async def test_stats_poll_of_redis_7_is_the_same(redis_url: str, key_prefix: str
         assert (found.keys, found.without_ttl) == (len(await keys.keys()), 0)
         assert found.event_bytes
         await keys.clean()
-
-
-async def test_stats_poller_of_a_cluster_is_refused() -> None:
-    """One node's statistics are not those of a cluster."""
-    cluster = aioredis.RedisCluster(host="127.0.0.1", port=1)
-    with pytest.raises(ValueError, match="does not support Redis Cluster"):
-        RedisEventStore(cluster, ttl=60).redis_stats_poller()

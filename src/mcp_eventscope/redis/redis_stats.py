@@ -2,9 +2,9 @@
 
 import re
 import time
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from redis import asyncio as aioredis
@@ -39,7 +39,8 @@ class RedisStats:
     """The result of a poll.
 
     `keys` and `without_ttl` are those of the last full scan, and None before it. `lasting` counts the keys without TTL
-    in the part that this poll scanned, by type.
+    in the part that this poll scanned, by type. On Redis Cluster all counts are those of all masters together, and the
+    memory is that of the fullest master, since keys are evicted or refused there first.
     """
 
     keys: int | None
@@ -59,6 +60,8 @@ class RedisStats:
 class _Scan:
     """A scan of all keys, which may take several polls."""
 
+    nodes: deque[str | None] = field(default_factory=deque)
+    """The masters of a cluster that are not scanned yet, the current one first; None stands for the only server."""
     cursor: str = "0"
     keys: int = 0
     without_ttl: int = 0
@@ -73,25 +76,17 @@ class RedisStatsPoller:
         redis: The client.
         keys: The keys of the root store.
         worker: This process.
-
-    Raises:
-        ValueError: `redis` is a cluster, whose nodes would have to be polled one by one.
     """
 
     def __init__(self, redis: AnyRedis, keys: Keys, worker: WorkerId) -> None:
-        if isinstance(redis, aioredis.RedisCluster):
-            msg = (
-                "redis_stats_interval does not support Redis Cluster, since statistics are those of one server; "
-                "omit it, and run an exporter for each node"
-            )
-            raise ValueError(msg)  # noqa: TRY004 - the type of the client is valid, only polling it is not
         self._redis = redis
         self._prefix = keys.prefix
         self._turn = keys.poller
         self._worker = worker
         self._scan = _Scan()
         self._scanned: _Scan | None = None
-        self._evicted: int | None = None
+        self._evicted: dict[str | None, int] = {}
+        """The evicted keys by master, as counted in the previous poll."""
 
     async def poll(self, every: float) -> RedisStats | None:
         """Read the statistics, and scan the next part of the keys.
@@ -108,26 +103,46 @@ class RedisStatsPoller:
         with map_redis_errors("read the statistics of", self._redis):
             if not await self._my_turn(round(every * HELD_INTERVALS * 1000)):
                 # A worker that takes over starts a new scan.
-                self._scan, self._scanned, self._evicted = _Scan(), None, None
+                self._scan, self._scanned, self._evicted = _Scan(), None, {}
                 return None
-            memory = await self._redis.info("memory")
-            stats = await self._redis.info("stats")
-            db_keys = await self._redis.dbsize()
-            lasting = await self._scan_part()
-        evicted, before = _number(stats, "evicted_keys"), self._evicted
-        self._evicted = evicted
+            nodes = await self._nodes()
+            memories = [await self._info(node, "memory") for node in nodes]
+            stats = {node: _number(await self._info(node, "stats"), "evicted_keys") for node in nodes}
+            db_keys = sum([int(await self._redis.dbsize(**self._at(node))) for node in nodes])
+            lasting = await self._scan_part(nodes)
+        before, self._evicted = self._evicted, stats
+        memory = max(memories, key=_fullness)
         latest = self._scanned if self._scanned is not None and not self._scan.weighed else self._scan
         return RedisStats(
             keys=None if self._scanned is None else self._scanned.keys,
             without_ttl=None if self._scanned is None else self._scanned.without_ttl,
             lasting=lasting,
-            db_keys=int(db_keys),
+            db_keys=db_keys,
             event_bytes=latest.bytes / latest.weighed if latest.weighed else None,
             memory_bytes=_number(memory, "used_memory"),
             memory_limit=_number(memory, "maxmemory"),
             # Fewer than before: Redis restarted, and counts from 0.
-            evicted=0 if before is None else evicted - before if evicted >= before else evicted,
+            evicted=sum(
+                now - was if now >= (was := before[node]) else now for node, now in stats.items() if node in before
+            ),
         )
+
+    async def _nodes(self) -> list[str | None]:
+        """The names of the masters of a cluster."""
+        if not isinstance(self._redis, aioredis.RedisCluster):
+            return [None]
+        await self._redis.initialize()
+        return [*sorted(node.name for node in self._redis.get_primaries())]
+
+    def _at(self, node: str | None) -> dict[str, Any]:
+        """The options of a command that concerns one master."""
+        if not isinstance(self._redis, aioredis.RedisCluster):
+            return {}
+        return {"target_nodes": self._redis.get_node(node_name=node)}
+
+    async def _info(self, node: str | None, section: str) -> Mapping[str, Any]:
+        info: Mapping[str, Any] = await self._redis.info(section, **self._at(node))
+        return info
 
     async def leave(self) -> None:
         """Release the turn to another worker.
@@ -152,13 +167,17 @@ class RedisStatsPoller:
         await self._redis.pexpire(self._turn, milliseconds)
         return True
 
-    async def _scan_part(self) -> Mapping[str, int]:
+    async def _scan_part(self, nodes: list[str | None]) -> Mapping[str, int]:
         """Continue the scan within the limits of a poll; returns the keys without TTL, by type."""
         until, lasting = time.monotonic() + SCAN_SECONDS, Counter[str]()
+        if not set(nodes).issuperset(self._scan.nodes):  # Other masters have their keys now.
+            self._scan = _Scan()
         for _ in range(SCANNED_PER_POLL // SCANNED_PER_SCRIPT):
             scan = self._scan
+            if not scan.nodes:
+                scan.nodes.extend(nodes)
             seen = await scripts.survey(
-                self._redis,
+                _Master(self._redis, self._at(scan.nodes[0])),
                 scan.cursor,
                 self._prefix,
                 _GLOB.sub(r"\\\1", self._prefix) + "*",
@@ -173,6 +192,8 @@ class RedisStatsPoller:
                 scan.without_ttl += number
                 lasting[kind if kind in _KINDS else "other"] += number
             if scan.cursor == "0":
+                scan.nodes.popleft()
+            if not scan.nodes:
                 self._scanned, self._scan = scan, _Scan()
                 break
             if time.monotonic() > until:
@@ -180,7 +201,27 @@ class RedisStatsPoller:
         return dict(lasting)
 
 
+@dataclass(frozen=True, slots=True)
+class _Master:
+    """The client of one master, for scripts."""
+
+    redis: AnyRedis
+    at: dict[str, Any]
+
+    def execute_command(self, *args: Any, **options: Any) -> Awaitable[Any]:
+        """Send one command and return its reply."""
+        any_client: Any = self.redis
+        reply: Awaitable[Any] = any_client.execute_command(*args, **options, **self.at)
+        return reply
+
+
 def _number(info: Mapping[str, Any], name: str) -> int:
     """A number of INFO; 0 if this server does not report it."""
     value = info.get(name, 0)
     return int(value) if isinstance(value, int | float) else 0
+
+
+def _fullness(memory: Mapping[str, Any]) -> tuple[float, int]:
+    """How full a server is: the part of its limit, then its memory."""
+    used, limit = _number(memory, "used_memory"), _number(memory, "maxmemory")
+    return used / limit if limit else 0.0, used

@@ -209,11 +209,7 @@ class RedisEventStore(EventStore):
         return self._workers
 
     def redis_stats_poller(self) -> RedisStatsPoller:
-        """Return a poller of the statistics of the store's Redis.
-
-        Raises:
-            ValueError: The store is on a Redis Cluster.
-        """
+        """Return a poller of the statistics of the store's Redis."""
         return RedisStatsPoller(self._redis, self._keys, self._worker)
 
     def self_test(self) -> SelfTest:

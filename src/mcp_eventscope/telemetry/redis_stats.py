@@ -31,7 +31,7 @@ def poller_of(store: ObservableEventStore, every: object) -> RedisStatsPoller:
 
     Raises:
         TypeError: `every` is no number.
-        ValueError: `every` is out of range, or the store is no `RedisEventStore`, or on a cluster.
+        ValueError: `every` is out of range, or the store is no `RedisEventStore`.
     """
     INTERVAL.check("redis_stats_interval", every)
     if not isinstance(store, RedisEventStore):
