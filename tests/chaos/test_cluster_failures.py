@@ -13,6 +13,7 @@ from mcp.client.subscriptions import ResourceUpdated
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import client_for
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE
 from mcp_eventscope.store.events import EventsLost, StoreDegraded
 from mcp_eventscope.store.results import StoreOutcome
 from support.chaos import NewToolControl, check_session, content_of, on_worker, open_session, resumed_call
@@ -48,8 +49,11 @@ async def cluster(nodes: Cluster) -> Cluster:
 
 @pytest.fixture(scope="module")
 def workers(nodes: Cluster, valkey_url: str) -> Iterator[list[WorkerProcess]]:
-    """Two workers with the URL of the cluster, controlled through another Redis."""
-    with worker_processes(2, nodes.url, valkey_url, app=APP) as workers:
+    """Two workers with the URL of the cluster, controlled through another Redis.
+
+    Their lease is longer than redis-py holds up its renewals while it looks up the successor of a master.
+    """
+    with worker_processes(2, nodes.url, valkey_url, app=APP, worker_lease=DEFAULT_WORKER_LEASE) as workers:
         yield workers
 
 
