@@ -4,10 +4,11 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from mcp_eventscope.cli.bundled import FOLDER_TITLE
 from mcp_eventscope.errors import EventscopeError
 
 FOLDER_UID = "mcp-event-store"
-FOLDER_TITLE = "MCP event store"
+TOKEN_VARIABLE = "GRAFANA_TOKEN"  # noqa: S105 - the name of the variable
 _NOT_FOUND, _FORBIDDEN = 404, 403
 
 

@@ -1,152 +1,537 @@
-"""The command line `mcp-eventscope`: export dashboards and rules, or push them to Grafana."""
+"""The command line `mcp-eventscope`: diagnose, inspect and serve resumable MCP servers.
 
-import argparse
+Commands are declared here, and import their implementation when they run: `--version`, `--help` and completion need
+neither the SDK nor Redis.
+"""
+
+import asyncio
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from importlib.resources import files
-from importlib.resources.abc import Traversable
+import traceback
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from mcp_eventscope.cli.grafana import FOLDER_TITLE, PushError, push
-from mcp_eventscope.errors import EventscopeError
+import click
 
-TOKEN_VARIABLE = "GRAFANA_TOKEN"  # noqa: S105 - the name of the variable
-_BUNDLED = "dashboards"
-_LINK = '_url: "/d/'
-"""The prefix of the links in the alerts, which are relative to Grafana's URL."""
+from mcp_eventscope.cli import bundled
+from mcp_eventscope.cli.output import Exit, print_error, print_json, print_lines, redacted
+from mcp_eventscope.errors import EventscopeError, StoreError
+
+PROGRAM = "mcp-eventscope"
+COMPLETE_VARIABLE = "_MCP_EVENTSCOPE_COMPLETE"
+"""The variable of click's shell completion."""
+EPILOG = (
+    "Exit codes: 0 nothing is wrong; 1 something is wrong, or the command failed; 2 the command line or a variable is "
+    "invalid; 3 Redis or the server is unreachable or refuses the credentials."
+)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-class ExportError(EventscopeError):
-    """The files could not be written; the message has the reason and the fix."""
+def _address(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Check the URL of an HTTP server. The error does not repeat it, because its query may have a token."""
+    if value is None:
+        return None
+    try:
+        parts = urlsplit(value)
+        valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and not parts.query and not parts.fragment
+    except ValueError:
+        valid = False
+    if not valid or parts.username is not None:
+        msg = "must be a URL such as https://grafana.example.com, without user, query and fragment"
+        raise click.BadParameter(msg, ctx, param)
+    return value
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def _connection(function: F) -> F:
+    """Add the options of a connection to Redis."""
+    for option in (
+        click.option("--name", metavar="NAME", help="Name of the server. [env: EVENTSCOPE_NAME]"),
+        click.option(
+            "--key-prefix", metavar="PREFIX", help="Prefix of every key. [env: EVENTSCOPE_KEY_PREFIX] [default: mcp:]"
+        ),
+        click.option("--redis-url", metavar="URL", help="URL of Redis. [env: EVENTSCOPE_REDIS_URL]"),
+    ):
+        function = option(function)
+    return function
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_max_keys = click.option(
+    "--max-keys",
+    type=click.IntRange(min=1000),
+    default=1_000_000,
+    show_default=True,
+    help="Keys that a walk through the database examines at most.",
+)
+
+
+def _run(work: Coroutine[Any, Any, Exit]) -> None:
+    """Run a command, and end with its exit code."""
+    code = asyncio.run(work)
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EPILOG)
+@click.version_option(package_name=PROGRAM, prog_name=PROGRAM, message="%(prog)s %(version)s")
+def cli() -> None:
+    """Diagnose, inspect and serve resumable MCP servers on Redis or Valkey.
+
+    Every command has --json. Passwords and tokens are never printed, message contents only with --payloads, and session
+    ids only by the commands about sessions.
+    """
+
+
+@cli.command()
+@click.argument("url", required=False)
+@_connection
+@_max_keys
+@click.option("--no-writes", is_flag=True, help="Skip the permissions, which are tested on keys that expire.")
+@_json
+def doctor(
+    url: str | None,
+    redis_url: str | None,
+    key_prefix: str | None,
+    name: str | None,
+    max_keys: int,
+    no_writes: bool,
+    as_json: bool,
+) -> None:
+    """Check Redis, its configuration, the user's permissions, and this installation.
+
+    URL is that of Redis; without it, --redis-url or the environment. Each finding has its fix. The exit code is 1 if
+    there is an error or a warning.
+    """
+    from mcp_eventscope.cli import doctor as implementation
+
+    _run(
+        implementation.run(url or redis_url, key_prefix, name, max_keys=max_keys, writes=not no_writes, as_json=as_json)
+    )
+
+
+@cli.command()
+@_connection
+@_max_keys
+@_json
+def workers(redis_url: str | None, key_prefix: str | None, name: str | None, max_keys: int, as_json: bool) -> None:
+    """List the workers: their leases, sessions and running requests.
+
+    The exit code is 1 if no worker is alive, or a dead one has running requests.
+    """
+    from mcp_eventscope.cli import sessions as implementation
+
+    _run(
+        implementation.list_workers(
+            implementation.settings_of(redis_url, key_prefix, name), max_keys=max_keys, as_json=as_json
+        )
+    )
+
+
+@cli.group()
+def sessions() -> None:
+    """List, show and end sessions."""
+
+
+@sessions.command("list")
+@_connection
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Sessions at most.")
+@click.option("--all", "ended", is_flag=True, help="Include sessions that have ended.")
+@_max_keys
+@_json
+def sessions_list(
+    redis_url: str | None,
+    key_prefix: str | None,
+    name: str | None,
+    limit: int,
+    ended: bool,
+    max_keys: int,
+    as_json: bool,
+) -> None:
+    """List live sessions. Without authentication a session id is a credential."""
+    from mcp_eventscope.cli import sessions as implementation
+
+    _run(
+        implementation.list_sessions(
+            implementation.settings_of(redis_url, key_prefix, name),
+            limit=limit,
+            ended=ended,
+            max_keys=max_keys,
+            as_json=as_json,
+        )
+    )
+
+
+@sessions.command("show")
+@click.argument("session")
+@_connection
+@_max_keys
+@_json
+def sessions_show(
+    session: str, redis_url: str | None, key_prefix: str | None, name: str | None, max_keys: int, as_json: bool
+) -> None:
+    """Show one session with its streams. SESSION is its id, or its hash in logs and spans."""
+    from mcp_eventscope.cli import sessions as implementation
+
+    _run(
+        implementation.show(
+            implementation.settings_of(redis_url, key_prefix, name), session, max_keys=max_keys, as_json=as_json
+        )
+    )
+
+
+@sessions.command("end")
+@click.argument("session")
+@_connection
+@_max_keys
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@_json
+def sessions_end(
+    session: str,
+    redis_url: str | None,
+    key_prefix: str | None,
+    name: str | None,
+    max_keys: int,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """End a session on all workers, cancel its calls, and delete its events.
+
+    SESSION is its id, or its hash in logs and spans. This is what a client's DELETE does; it cannot be undone.
+    """
+    from mcp_eventscope.cli import sessions as implementation
+
+    _run(
+        implementation.end(
+            implementation.settings_of(redis_url, key_prefix, name),
+            session,
+            yes=yes,
+            max_keys=max_keys,
+            as_json=as_json,
+        )
+    )
+
+
+@cli.command()
+@click.argument("last_event_id")
+@click.option("--session", metavar="SESSION", help="Its id, or its hash in logs and spans; else it is searched for.")
+@_connection
+@_max_keys
+@_json
+def why(
+    last_event_id: str,
+    session: str | None,
+    redis_url: str | None,
+    key_prefix: str | None,
+    name: str | None,
+    max_keys: int,
+    as_json: bool,
+) -> None:
+    """Explain in one sentence why a Last-Event-ID can or cannot be resumed.
+
+    The exit code is 0 if the client would miss nothing, else 1.
+    """
+    from mcp_eventscope.cli import why as implementation
+
+    _run(
+        implementation.run(
+            implementation.settings_of(redis_url, key_prefix, name),
+            last_event_id,
+            session,
+            max_keys=max_keys,
+            as_json=as_json,
+        )
+    )
+
+
+@cli.command()
+@click.argument("session")
+@_connection
+@_max_keys
+@click.option("--from-start", is_flag=True, help="Begin with the retained events, not with the next one.")
+@click.option("--payloads", is_flag=True, help="Print the messages, which may be confidential.")
+@click.option("--seconds", type=click.FloatRange(min=0), help="Stop after so many seconds.")
+@_json
+def tail(
+    session: str,
+    redis_url: str | None,
+    key_prefix: str | None,
+    name: str | None,
+    max_keys: int,
+    from_start: bool,
+    payloads: bool,
+    seconds: float | None,
+    as_json: bool,
+) -> None:
+    """Print the events of a session as they are stored, without affecting it.
+
+    SESSION is its id, or its hash in logs and spans. With --json, one object a line. It ends when the session ends.
+    """
+    from mcp_eventscope.cli import tail as implementation
+
+    _run(
+        implementation.run(
+            implementation.settings_of(redis_url, key_prefix, name),
+            session,
+            from_start=from_start,
+            payloads=payloads,
+            seconds=seconds,
+            max_keys=max_keys,
+            as_json=as_json,
+        )
+    )
+
+
+@cli.command()
+@click.argument("url", callback=_address)
+@click.option("--token", metavar="TOKEN", help="Bearer token. [env: MCP_TOKEN]")
+@click.option(
+    "--header", "-H", "headers", multiple=True, metavar="NAME:VALUE", help="Header of every request; repeatable."
+)
+@click.option("--tool", metavar="NAME", help="Cut a call of this tool, instead of the list of tools.")
+@click.option("--arguments", metavar="JSON", default="{}", help="Arguments of the tool.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Seconds for the whole check."
+)
+@_json
+def verify(
+    url: str,
+    token: str | None,
+    headers: tuple[str, ...],
+    tool: str | None,
+    arguments: str,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Cut a stream of a running server and resume it, for cron and CI.
+
+    URL is the MCP endpoint, such as https://mcp.example.com/mcp. A session is opened, the stream of one request is cut
+    after its first event id, and a GET resumes it, which must deliver the response. The session is then deleted.
+    """
+    from mcp_eventscope.cli import verify as implementation
+
+    _run(
+        implementation.run(
+            url,
+            token=token or os.environ.get("MCP_TOKEN"),
+            headers=headers,
+            tool=tool,
+            arguments=arguments,
+            timeout=timeout,
+            as_json=as_json,
+        )
+    )
+
+
+@cli.command()
+@_connection
+@_max_keys
+@click.option("--rate", type=click.FloatRange(min=0), help="Events per second; measured if left out.")
+@click.option("--event-bytes", type=click.FloatRange(min=1), help="Bytes per event in Redis; measured if left out.")
+@click.option(
+    "--ttl", type=click.IntRange(min=1), help="Seconds that events are kept. [env: EVENTSCOPE_TTL] [default: 3600]"
+)
+@click.option("--maxmemory", type=click.IntRange(min=1), help="Bytes that Redis may use; read from Redis if left out.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Duration of the measurement."
+)
+@click.option(
+    "--sample", type=click.IntRange(min=1), default=1000, show_default=True, help="Sessions that are measured at most."
+)
+@_json
+def forecast(
+    redis_url: str | None,
+    key_prefix: str | None,
+    name: str | None,
+    max_keys: int,
+    rate: float | None,
+    event_bytes: float | None,
+    ttl: int | None,
+    maxmemory: int | None,
+    seconds: float,
+    sample: int,
+    as_json: bool,
+) -> None:
+    """Forecast the memory of events: rate x bytes x TTL, against maxmemory.
+
+    Given --rate, --event-bytes, --ttl and --maxmemory, nothing is measured, and no Redis is needed.
+    """
+    from mcp_eventscope.cli import forecast as implementation
+
+    _run(
+        implementation.run(
+            redis_url,
+            key_prefix,
+            name,
+            implementation.Assumptions(rate=rate, event_bytes=event_bytes, ttl=ttl, maxmemory=maxmemory),
+            seconds=seconds,
+            sample=sample,
+            max_keys=max_keys,
+            as_json=as_json,
+        )
+    )
+
+
+@cli.command()
+@click.argument("server", metavar="MODULE:SERVER")
+@_connection
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes.")
+@click.option(
+    "--app-dir",
+    type=click.Path(file_okay=False, exists=True),
+    default=".",
+    show_default=True,
+    help="Directory of the module.",
+)
+def serve(
+    server: str,
+    redis_url: str | None,
+    key_prefix: str | None,
+    name: str | None,
+    host: str,
+    port: int,
+    workers: int,
+    app_dir: str,
+) -> None:
+    """Serve an MCP server with http_app() and uvicorn.
+
+    MODULE:SERVER names an MCPServer, a low-level Server or a FastMCP, such as quickstart:mcp. Other options are
+    variables EVENTSCOPE_*.
+    """
+    from mcp_eventscope.cli import serve as implementation
+
+    implementation.run(server, redis_url, key_prefix, name, host=host, port=port, workers=workers, app_dir=app_dir)
+
+
+@cli.group()
+def dashboards() -> None:
+    """Export or push Grafana dashboards and Prometheus rules."""
+
+
+@dashboards.command("export")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(bundled.FORMATS),
+    default="files",
+    show_default=True,
+    help="Plain files, files with a provider for Grafana's provisioning, or Kubernetes objects.",
+)
+@click.option(
+    "--grafana-url",
+    callback=_address,
+    metavar="URL",
+    help="URL of Grafana, for the links in the alerts; without it they are relative to Grafana.",
+)
+@click.option("--namespace", metavar="NAMESPACE", help="Namespace of the Kubernetes objects.")
+@click.option(
+    "--provisioned",
+    metavar="DIR",
+    default=bundled.PROVISIONED,
+    show_default=True,
+    help="Directory of the dashboards on Grafana's host.",
+)
+@click.option("--force", is_flag=True, help="Replace existing files with different content.")
+@_json
+def dashboards_export(
+    directory: Path,
+    layout: str,
+    grafana_url: str | None,
+    namespace: str | None,
+    provisioned: str,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write the dashboards and rules to a directory, which is created if it does not exist."""
+    written = bundled.export(
+        directory, layout=layout, grafana_url=grafana_url, namespace=namespace, provisioned=provisioned, force=force
+    )
+    if as_json:
+        print_json("dashboards export", files=[str(path) for path in written])
+    else:
+        print_lines(str(path) for path in written)
+
+
+@dashboards.command("push")
+@click.option("--grafana", callback=_address, required=True, metavar="URL", help="URL of Grafana.")
+@click.option("--token", metavar="TOKEN", help="Token of a service account with the role Editor. [env: GRAFANA_TOKEN]")
+@click.option(
+    "--folder", default=bundled.FOLDER_TITLE, show_default=True, help="Title of the folder if it does not exist yet."
+)
+@_json
+def dashboards_push(grafana: str, token: str | None, folder: str, as_json: bool) -> None:
+    """Import the dashboards into Grafana over its HTTP API, replacing earlier versions.
+
+    The rules are for Prometheus: export them, and list them in its rule_files.
+    """
+    from mcp_eventscope.cli.grafana import TOKEN_VARIABLE, PushError, push
+
+    token = token or os.environ.get(TOKEN_VARIABLE)
+    if not token:
+        msg = f"--token must be given, got none; or set {TOKEN_VARIABLE}, which no process list shows"
+        raise PushError(msg)
+    boards = [(name, text) for name, text in bundled.bundled_files() if name.endswith(".json")]
+    urls = push(grafana, token, boards, folder=folder)
+    if as_json:
+        print_json("dashboards push", urls=urls)
+    else:
+        print_lines(urls)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - an exit code each
     """Run the command line.
 
     Args:
         arguments: The arguments without the program name; None: `sys.argv`.
 
     Returns:
-        The exit status: 0, or 1 with the reason on standard error. An invalid command line exits with 2.
+        The exit code; see `Exit`. The reason of a failure is on standard error, or on standard output with `--json`.
     """
-    parsed = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        done = parsed.run(parsed)
+        # The code of `Exit`, or the result of a command, which has none.
+        code = cli.main(given, prog_name=PROGRAM, standalone_mode=False, complete_var=COMPLETE_VARIABLE)
+    except click.UsageError as error:
+        usage = f"{error.ctx.get_usage()}\n" if error.ctx else ""
+        return _failed(given, Exit.USAGE, error.format_message(), before=usage)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Else the interpreter's flush fails, too.
+    except (StoreError, ConnectionError) as error:
+        return _failed(given, Exit.UNREACHABLE, str(error))
     except EventscopeError as error:
-        print(f"mcp-eventscope: {error}", file=sys.stderr)  # noqa: T201 - command-line output
-        return 1
-    for line in done:
-        print(line)  # noqa: T201
-    return 0
+        return _failed(given, Exit.FAILED, str(error))
+    except (click.Abort, KeyboardInterrupt):
+        return _failed(given, Exit.INTERRUPTED, "interrupted")
+    except Exception:  # noqa: BLE001 - printed by the interpreter it could show a secret
+        return _failed(given, Exit.FAILED, traceback.format_exc())
+    else:
+        return code if isinstance(code, int) else Exit.OK
+    return Exit.OK
 
 
-def _export(parsed: argparse.Namespace) -> list[Path]:
-    return export(parsed.directory, grafana_url=parsed.grafana_url, force=parsed.force)
+def _failed(arguments: Sequence[str], code: Exit, message: str, *, before: str = "") -> int:
+    """Report a failure without secrets, and return its code."""
+    message = redacted(message, arguments)
+    if "--json" in arguments:
+        print_json(" ".join(_command_of(arguments)), error={"code": code.name.lower(), "message": message})
+    else:
+        print_error(f"{before}{PROGRAM}: {message}")
+    return code
 
 
-def _push(parsed: argparse.Namespace) -> list[str]:
-    token = parsed.token or os.environ.get(TOKEN_VARIABLE)
-    if not token:
-        msg = f"--token must be given; or set {TOKEN_VARIABLE}, which no process list shows"
-        raise PushError(msg)
-    boards = [(name, text) for name, text in _bundled_files() if name.endswith(".json")]
-    return push(parsed.grafana, token, boards, folder=parsed.folder)
-
-
-def export(directory: Path, *, grafana_url: str | None = None, force: bool = False) -> list[Path]:
-    """Write the dashboards and rules.
-
-    Args:
-        directory: The directory, which is created with the folders `grafana` and `prometheus`.
-        grafana_url: The URL of Grafana, for absolute links in the alerts.
-        force: Whether to replace existing files with different content.
-
-    Returns:
-        The files, in order.
-
-    Raises:
-        ExportError: The files cannot be written, would replace others, or are not in this installation.
-    """
-    texts = {directory / name: text for name, text in _bundled_files()}
-    if grafana_url is not None:
-        base = grafana_url.rstrip("/")
-        texts = {
-            path: text.replace(_LINK, f'_url: "{base}/d/') if path.suffix == ".yaml" else text
-            for path, text in texts.items()
-        }
-    try:
-        changed = [path for path, text in texts.items() if path.exists() and path.read_text("utf-8") != text]
-        if changed and not force:
-            msg = f"{changed[0]} exists with different content ({len(changed)} in all); --force replaces it"
-            raise ExportError(msg)
-        for path, text in texts.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"cannot write to {directory}: {error}"
-        raise ExportError(msg) from error
-    return list(texts)
-
-
-def _bundled_files() -> Iterator[tuple[str, str]]:
-    """The relative names and texts of the files in the wheel."""
-    root = files("mcp_eventscope").joinpath(_BUNDLED)
-    if not root.is_dir():
-        msg = "this installation has no dashboards (an editable one has none); install the wheel"
-        raise ExportError(msg)
-    for folder in sorted(root.iterdir(), key=_name):
-        for file in sorted(folder.iterdir(), key=_name):
-            yield f"{folder.name}/{file.name}", file.read_text("utf-8")
-
-
-def _name(entry: Traversable) -> str:
-    return entry.name
-
-
-def _address(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.netloc or parts.query or parts.fragment:
-        msg = f"must be a URL such as https://grafana.example.com, got {text!r}"
-        raise argparse.ArgumentTypeError(msg)
-    return text
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mcp-eventscope", description="Operate MCP event stores.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    dashboards = commands.add_parser("dashboards", help="Grafana dashboards and Prometheus rules")
-    actions = dashboards.add_subparsers(title="actions", required=True, metavar="ACTION")
-    writing = actions.add_parser(
-        "export",
-        help="write dashboards and rules to a directory",
-        description="Write the Grafana dashboards (grafana/*.json) and the Prometheus rules (prometheus/*.yaml).",
-    )
-    writing.add_argument(
-        "directory", type=Path, metavar="DIR", help="the directory, which is created if it does not exist"
-    )
-    writing.add_argument(
-        "--grafana-url",
-        type=_address,
-        metavar="URL",
-        help="the URL of Grafana, for the links in the alerts; without it they are relative to Grafana",
-    )
-    writing.add_argument("--force", action="store_true", help="replace existing files with different content")
-    writing.set_defaults(run=_export)
-    pushing = actions.add_parser(
-        "push",
-        help="import the dashboards into Grafana",
-        description="Import the dashboards into Grafana over its HTTP API, replacing earlier versions. The rules are "
-        "for Prometheus: export them, and list them in its rule_files.",
-    )
-    pushing.add_argument("--grafana", type=_address, required=True, metavar="URL", help="the URL of Grafana")
-    pushing.add_argument("--token", help=f"token of a service account with the role Editor; default: {TOKEN_VARIABLE}")
-    pushing.add_argument(
-        "--folder", default=FOLDER_TITLE, help=f"title of the folder if it does not exist yet (default: {FOLDER_TITLE})"
-    )
-    pushing.set_defaults(run=_push)
-    return parser
+def _command_of(arguments: Sequence[str]) -> list[str]:
+    """The names of the command and its subcommand."""
+    names: list[str] = []
+    found: click.Command | None = cli
+    for argument in arguments:
+        if not isinstance(found, click.Group) or (found := found.commands.get(argument)) is None:
+            break
+        names.append(argument)
+    return names
 
 
 if __name__ == "__main__":

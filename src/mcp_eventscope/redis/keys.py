@@ -8,8 +8,15 @@ from mcp_eventscope.options import check_unicode
 _UNSAFE = re.compile(r"[\x00-\x20\x7f]")
 _HASH_TAG = re.compile(r"[^{}]*(\{[^{}]+\}[^{}]*)*")
 
+_GLOB = re.compile(r"([*?\[\]^\\])")
+
 EVENT_ID = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 """An event id of this layout: decimal, no sign, no leading zeros, at most 18 digits, so that it fits 64 bits."""
+
+
+def pattern_of(text: str) -> str:
+    """A text as a pattern of SCAN that matches the text itself."""
+    return _GLOB.sub(r"\\\1", text)
 
 
 def check_prefix(option: str, prefix: object) -> None:

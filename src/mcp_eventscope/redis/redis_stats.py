@@ -1,6 +1,5 @@
 """Statistics of Redis: memory, keys, and keys without TTL, polled in bounded steps."""
 
-import re
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Mapping
@@ -11,7 +10,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.client import AnyRedis, map_redis_errors
-from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.keys import Keys, pattern_of
 from mcp_eventscope.redis.worker_id import WorkerId
 
 SCANNED_PER_SCRIPT = 250
@@ -25,7 +24,6 @@ WEIGHED_PER_SCRIPT = 8
 HELD_INTERVALS = 3
 """Intervals after which a worker that no longer polls loses its turn."""
 
-_GLOB = re.compile(r"([*?\[\]^\\])")
 _KINDS = frozenset(
     {
         *("announcements", "commit", "counter", "event", "inbox", "index", "large", "poller", "probe", "requests"),
@@ -180,7 +178,7 @@ class RedisStatsPoller:
                 _Master(self._redis, self._at(scan.nodes[0])),
                 scan.cursor,
                 self._prefix,
-                _GLOB.sub(r"\\\1", self._prefix) + "*",
+                f"{pattern_of(self._prefix)}*",
                 keys=SCANNED_PER_SCRIPT,
                 events=WEIGHED_PER_SCRIPT,
             )

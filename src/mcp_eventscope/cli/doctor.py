@@ -1,0 +1,328 @@
+"""`doctor`: checks Redis, its configuration, the user's permissions, and this installation."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+
+from mcp_eventscope import sdk_versions
+from mcp_eventscope.cli.connection import Target, opened, settings_of
+from mcp_eventscope.cli.output import Exit, duration, print_json, print_lines, print_table, progress, size
+from mcp_eventscope.errors import IncompatibleSDKError, StoreRejectedError
+from mcp_eventscope.redis import scripts
+from mcp_eventscope.redis.client import map_redis_errors
+from mcp_eventscope.redis.inspection import ServerFacts
+from mcp_eventscope.redis.keys import pattern_of
+from mcp_eventscope.redis.limits import STORE_TIMEOUT
+from mcp_eventscope.redis.redis_stats import SCANNED_PER_SCRIPT
+from mcp_eventscope.redis.self_test import Capability, acl_rules
+from mcp_eventscope.settings import mistyped
+
+ROUND_TRIPS = 50
+"""Round trips of the measurement of latency."""
+SLOW_SECONDS = 0.05
+"""A p99 latency above which followers on other workers lag noticeably."""
+CLOCK_SECONDS = 2.0
+"""A difference of clocks above which times in logs and event ids are hard to compare."""
+FULL, NEARLY_FULL = 0.95, 0.8
+"""Parts of maxmemory."""
+
+
+class Severity(StrEnum):
+    """The severity of a finding."""
+
+    OK = "ok"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one check."""
+
+    check: str
+    severity: Severity
+    message: str
+    fix: str = ""
+    """What to do; empty if there is nothing to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """The latency of `PING`, in seconds."""
+
+    p50: float
+    p99: float
+    samples: int
+
+
+async def run(  # noqa: PLR0913 - the options of the command
+    redis_url: str | None, key_prefix: str | None, name: str | None, *, max_keys: int, writes: bool, as_json: bool
+) -> Exit:
+    """Run all checks, and print the findings."""
+    settings = settings_of(redis_url, key_prefix, name)
+    async with opened(settings) as target:
+        latency, skew = await _measure(target)  # Reaches Redis first: else no check can run.
+        facts = await target.inspector.server()
+        findings = [
+            *_of_server(facts),
+            _of_latency(latency),
+            *_of_replication(facts),
+            *_of_persistence(facts),
+            *_of_memory(facts),
+            _of_clock(skew),
+            *(await _of_permissions(target) if writes else ()),
+            await _of_ttl(target, max_keys),
+            await _of_name(target),
+            *_of_installation(),
+        ]
+    problems = [each for each in findings if each.severity in {Severity.WARNING, Severity.ERROR}]
+    if as_json:
+        print_json(
+            "doctor",
+            ok=not problems,
+            address=target.address,
+            server={"kind": facts.kind, "version": facts.version},
+            latency_seconds=latency,
+            clock_difference_seconds=skew,
+            findings=findings,
+        )
+    else:
+        _print(target.address, findings)
+        print_lines(
+            [f"{len(problems)} of {len(findings)} checks found something wrong" if problems else "nothing is wrong"]
+        )
+    return Exit.FAILED if problems else Exit.OK
+
+
+def _print(address: str, findings: list[Finding]) -> None:
+    from rich.text import Text  # noqa: PLC0415 - JSON needs no colours
+
+    colours = {Severity.OK: "green", Severity.INFO: "cyan", Severity.WARNING: "yellow", Severity.ERROR: "bold red"}
+    print_table(
+        ("check", "", "finding"),
+        [
+            (
+                each.check,
+                Text(each.severity.value, style=colours[each.severity]),
+                f"{each.message}. Fix: {each.fix}" if each.fix else each.message,
+            )
+            for each in findings
+        ],
+        title=f"Redis at {address}",
+    )
+
+
+async def _measure(target: Target) -> tuple[Latency, float]:
+    """Measure the latency, and how far Redis's clock is ahead of this one, in seconds."""
+    took: list[float] = []
+    skew, best = 0.0, float("inf")
+    for _ in range(ROUND_TRIPS):
+        began = time.perf_counter()
+        clock = await target.inspector.clock()
+        elapsed = time.perf_counter() - began
+        took.append(elapsed)
+        if elapsed < best:  # The fastest reply says most about the clock.
+            best, skew = elapsed, clock / 1_000_000 - time.time() + elapsed / 2
+    took.sort()
+    return Latency(took[len(took) // 2], took[min(len(took) - 1, int(len(took) * 0.99))], len(took)), skew
+
+
+def _of_server(facts: ServerFacts) -> Iterator[Finding]:
+    if not facts.info:
+        yield Finding(
+            "server",
+            Severity.INFO,
+            "the user may not run INFO, so version, role, persistence and memory are unknown",
+            "allow +info, or run doctor as another user",
+        )
+        return
+    yield Finding(
+        "server", Severity.OK, f"{facts.kind} {facts.version}, up for {duration(_number(facts, 'uptime_in_seconds'))}"
+    )
+    if _number(facts, "cluster_enabled"):
+        yield Finding(
+            "cluster",
+            Severity.WARNING,
+            "the server is a node of a Redis Cluster, of which this command sees one node only",
+            "run it for each primary; http_app() itself needs event_store= with a RedisCluster client",
+        )
+
+
+def _of_latency(latency: Latency) -> Finding:
+    message = f"p50 {latency.p50 * 1000:.1f} ms, p99 {latency.p99 * 1000:.1f} ms over {latency.samples} round trips"
+    if latency.p99 > STORE_TIMEOUT:
+        return Finding(
+            "latency",
+            Severity.ERROR,
+            f"{message}, above store_timeout ({STORE_TIMEOUT * 1000:.0f} ms): workers count such replies as an outage",
+            "run Redis nearer to the workers; look for slow commands with SLOWLOG GET, and for swapping or fork pauses",
+        )
+    if latency.p99 > SLOW_SECONDS:
+        return Finding("latency", Severity.WARNING, message, "run Redis nearer to the workers; see SLOWLOG GET")
+    return Finding("latency", Severity.OK, message)
+
+
+def _of_replication(facts: ServerFacts) -> Iterator[Finding]:
+    role = facts.info.get("role")
+    if role is None:
+        return
+    if role == "master":
+        yield Finding("role", Severity.OK, f"primary with {_number(facts, 'connected_slaves')} replicas")
+    else:
+        yield Finding(
+            "role", Severity.ERROR, "a replica, which refuses writes", "let redis_url name the primary, or fail over"
+        )
+
+
+def _of_persistence(facts: ServerFacts) -> Iterator[Finding]:
+    if "aof_enabled" not in facts.info:
+        return
+    failed = [name for name in ("rdb_last_bgsave_status", "aof_last_write_status") if facts.info.get(name) == "err"]
+    if failed:
+        yield Finding(
+            "persistence",
+            Severity.ERROR,
+            f"the last write to disk failed ({', '.join(failed)}), and Redis may refuse writes (MISCONF)",
+            "free disk space and check permissions; the server's log has the reason",
+        )
+    elif _number(facts, "aof_enabled"):
+        yield Finding("persistence", Severity.OK, "append-only file")
+    else:
+        yield Finding(
+            "persistence",
+            Severity.INFO,
+            "no append-only file: a restart loses events since the last snapshot; workers store the newest again",
+            "set appendonly yes if streams must survive a restart of Redis",
+        )
+
+
+def _of_memory(facts: ServerFacts) -> Iterator[Finding]:
+    if "used_memory" not in facts.info:
+        return
+    used, limit = _number(facts, "used_memory"), _number(facts, "maxmemory")
+    policy = str(facts.info.get("maxmemory_policy", "unknown"))
+    if not limit:
+        yield Finding(
+            "memory",
+            Severity.INFO,
+            f"{size(used)} used, without maxmemory",
+            "set maxmemory below the memory of the host; mcp-eventscope forecast estimates the need",
+        )
+        return
+    message = f"{size(used)} of {size(limit)} used ({used / limit:.0%})"
+    fix = "raise maxmemory, or lower ttl or max_session_bytes; mcp-eventscope forecast estimates the need"
+    if used > FULL * limit:
+        yield Finding("memory", Severity.ERROR, message, fix)
+    elif used > NEARLY_FULL * limit:
+        yield Finding("memory", Severity.WARNING, message, fix)
+    else:
+        yield Finding("memory", Severity.OK, message)
+    if policy == "noeviction":
+        yield Finding("eviction", Severity.OK, "noeviction")
+    else:
+        evicted = _number(facts, "evicted_keys")
+        yield Finding(
+            "eviction",
+            Severity.ERROR if evicted else Severity.WARNING,
+            f"{policy}: Redis may evict events and sessions that are in use ({evicted} keys evicted so far)",
+            "CONFIG SET maxmemory-policy noeviction; use a server of its own if others need eviction",
+        )
+
+
+def _of_clock(skew: float) -> Finding:
+    ahead = "ahead of" if skew > 0 else "behind"
+    message = f"Redis is {duration(abs(skew))} {ahead} this host"
+    if abs(skew) > CLOCK_SECONDS:
+        fix = "synchronize both hosts (NTP): times in event ids are those of Redis, times in logs those of workers"
+        return Finding("clock", Severity.WARNING, message, fix)
+    return Finding("clock", Severity.OK, message)
+
+
+async def _of_permissions(target: Target) -> list[Finding]:
+    """Try the operations of a store on keys of their own, which it removes."""
+    found = await target.store.self_test().run()
+    missing = [each for each in found.missing if each is not Capability.NO_EVICTION]  # A check of its own.
+    if not missing:
+        return [Finding("permissions", Severity.OK, "scripts, commands, keys and channels work")]
+    refused = f"; refused: {', '.join(found.refused)}" if found.refused else ""
+    return [
+        Finding(
+            "permissions",
+            Severity.ERROR,
+            f"Redis does not provide: {', '.join(missing)}{refused}",
+            f"ACL SETUSER <user> {acl_rules(target.keys.prefix)}"
+            if Capability.WRITES not in missing
+            else "let redis_url name the primary",
+        )
+    ]
+
+
+async def _of_ttl(target: Target, max_keys: int) -> Finding:
+    """Look for keys without TTL under the prefix, in steps that block Redis for half a millisecond."""
+    lasting, keys, scanned, cursor = Counter[str](), 0, 0, "0"
+    pattern = f"{pattern_of(target.keys.prefix)}*"
+    with progress("keys without TTL") as shown:
+        while True:
+            try:
+                with map_redis_errors("scan", target.redis):
+                    seen = await scripts.survey(
+                        target.redis, cursor, target.keys.prefix, pattern, keys=SCANNED_PER_SCRIPT, events=0
+                    )
+            except StoreRejectedError as error:
+                return Finding(
+                    "ttl", Severity.INFO, f"could not be checked: {error}", "allow +scan +pttl +type +memory|usage"
+                )
+            cursor, keys, scanned = seen.cursor, keys + seen.keys, scanned + SCANNED_PER_SCRIPT
+            lasting.update(seen.lasting)
+            shown.update(f"{scanned} keys")
+            if cursor == "0" or scanned >= max_keys:
+                break
+    part = "" if cursor == "0" else f" among the first {scanned} keys of the database (--max-keys)"
+    if not lasting:
+        return Finding("ttl", Severity.OK, f"all {keys} keys under {target.keys.prefix} expire{part}")
+    kinds = ", ".join(f"{number} {kind or 'unknown'}" for kind, number in lasting.most_common())
+    return Finding(
+        "ttl",
+        Severity.WARNING,
+        f"{sum(lasting.values())} of {keys} keys under {target.keys.prefix} never expire{part}: {kinds}",
+        "set ttl= (EVENTSCOPE_TTL) on all workers; or another program uses the prefix",
+    )
+
+
+async def _of_name(target: Target) -> Finding:
+    """The server that has claimed the prefix. The key may not be readable, or hold another program's value."""
+    owner, name = await target.inspector.server_name(), target.settings.name
+    if owner is None:
+        return Finding("server_name", Severity.INFO, f"no running server has claimed the prefix {target.keys.prefix}")
+    if name is not None and owner != name:
+        return Finding(
+            "server_name",
+            Severity.ERROR,
+            f"the server {owner!r} uses the prefix {target.keys.prefix}; sessions of {name!r} are answered 404",
+            "give each server its own key_prefix",
+        )
+    return Finding("server_name", Severity.OK, f"the server {owner!r} uses the prefix {target.keys.prefix}")
+
+
+def _of_installation() -> Iterator[Finding]:
+    try:
+        installed = version("mcp")
+    except PackageNotFoundError:
+        installed = "of an unknown version"
+    try:
+        sdk_versions.require_sdk("http_app", sdk_versions.SESSIONS)
+    except IncompatibleSDKError as error:
+        yield Finding("sdk", Severity.ERROR, f"mcp {installed}: {error}", "pip install 'mcp>=2.2,<3'")
+    else:
+        yield Finding("sdk", Severity.OK, f"mcp {installed} (of this environment, not of the workers)")
+    for name, meant in mistyped().items():
+        yield Finding("environment", Severity.WARNING, f"{name} has no effect", f"write {meant}")
+
+
+def _number(facts: ServerFacts, name: str) -> int:
+    value = facts.info.get(name, 0)
+    return int(value) if isinstance(value, int | float) else 0

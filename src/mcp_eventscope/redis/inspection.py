@@ -1,0 +1,559 @@
+"""Facts about workers and sessions, read from Redis without changing anything.
+
+For an operator's tools. Walks use SCAN in small steps, and reads are pipelines of bounded size, so Redis serves its
+workers in between. No key is created, renewed or removed.
+"""
+
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+import pydantic_core
+from redis import asyncio as aioredis
+
+from mcp_eventscope.redis import run_entry
+from mcp_eventscope.redis.client import map_redis_errors
+from mcp_eventscope.redis.keys import Keys, pattern_of
+from mcp_eventscope.redis.read.elements import Row, read_run
+from mcp_eventscope.redis.read.run_reader import CHUNK_BYTES, CHUNK_EVENTS
+from mcp_eventscope.redis.scripts import SERVING, Client
+from mcp_eventscope.redis.write.runs import is_run, worker_of
+from mcp_eventscope.store.messages import GET_STREAM_KEY, RequestId, StreamId
+
+SCANNED_AT_ONCE = 1000
+"""Keys that one SCAN examines: it blocks Redis for less than a millisecond."""
+MAX_KEYS = 1_000_000
+"""Keys that one walk examines by default."""
+READ_AT_ONCE = 100
+"""Sessions or runs that one pipeline reads."""
+INDEX_ROWS = 1000
+"""Rows of a session's index that are read at most, the newest."""
+HANDSHAKE_BYTES = 64 << 10
+"""Bytes of the largest handshake that is read. A client may send one of several megabytes."""
+
+_SECONDS = 1_000_000
+_WORKER = re.compile(r"[0-9a-f]{12}", re.ASCII)
+_HEADER = re.compile(rb"([0-9]{1,16}) ([0-9]{1,18})( f)?")
+
+
+@dataclass(slots=True)
+class Walk:
+    """The bounds and the progress of walks through the database."""
+
+    max_keys: int = MAX_KEYS
+    """Keys that each walk examines at most, approximately."""
+    on_step: Callable[[int], None] | None = None
+    """Called after each step with the keys that were examined so far."""
+    scanned: int = 0
+    """Keys that were examined, by all walks."""
+    truncated: bool = False
+    """Whether a walk ended at `max_keys`, so that keys were left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFacts:
+    """A Redis server, as it describes itself."""
+
+    kind: str
+    """`valkey`, `redis`, or the name that the server gives."""
+    version: str
+    clock: float
+    """Its time, in seconds since 1970."""
+    info: Mapping[str, Any]
+    """Its INFO; empty where the user may not read it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerFacts:
+    """A worker: a process that serves sessions."""
+
+    name: str
+    alive: bool
+    """Whether its lease lives. A dead worker is listed while its inbox or its sessions name it."""
+    lease_seconds: float | None
+    """Seconds until its lease expires unless it is renewed; None without a lease."""
+    inbox: int
+    """Unread messages of other workers, plus one."""
+    sessions: int
+    """Live sessions whose record names it."""
+    requests: int
+    """Requests that it runs, or ran when it died."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """The events of one request, or of one worker on a session's standalone stream."""
+
+    stream: StreamId
+    run: str
+    worker: str
+    state: str
+    """`running`: without a response yet. `completed`: ends with the response. `answered`: an error was stored in place
+    of a dead worker. `standalone`: it has no end. `unclaimed`: neither a response nor an entry of a running request."""
+    request_id: RequestId | None
+    """The id of a running request, with its JSON type."""
+    first: int
+    """The number of the first retained event; 0 without any."""
+    last: int
+    """The number of the last event; 0 without any."""
+    retained: int
+    """Elements in Redis."""
+    last_time: float | None
+    """When the last event was accepted, in seconds since 1970."""
+    expires_in: float | None
+    """Seconds until the events expire; None without events, or without a TTL."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionFacts:
+    """A session."""
+
+    session_id: str
+    state: str
+    """`live`, `ended`, or `absent`: without a record, which has expired or was lost."""
+    server: str
+    """The name of the server that it belongs to, and the audience of its token if there is one."""
+    authenticated: bool
+    """Whether it belongs to a principal."""
+    age: float | None
+    """Seconds since its record was written; None if unknown."""
+    expires_in: float | None
+    """Seconds until its record expires unless a request renews it; None without a TTL."""
+    workers: tuple[str, ...]
+    """The workers that serve it."""
+    running: int
+    """Requests without a response."""
+    accounted_bytes: int
+    """Bytes of its events, as its workers account for them; the newest are not yet included."""
+    client: str
+    """The client's name and version, from its `initialize` request: untrusted. Empty if unknown."""
+    protocol_version: str
+    """The revision that the client asked for: untrusted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionPage:
+    """The sessions that a walk found."""
+
+    sessions: tuple[SessionFacts, ...]
+    truncated: bool
+    """Whether there may be more: the walk ended at its limit of keys or of sessions."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entries:
+    """The entries of a session's `requests`, by run."""
+
+    entries: Mapping[str, bytes]
+
+    @property
+    def running(self) -> list[str]:
+        return [run for run, entry in self.entries.items() if run_entry.is_open(entry)]
+
+
+class Inspector:
+    """Reads facts about workers and sessions.
+
+    Args:
+        redis: The client of a single server, not of a cluster.
+        keys: The keys of the root store.
+    """
+
+    def __init__(self, redis: aioredis.Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+
+    async def server(self) -> ServerFacts:
+        """Read the description of the server.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        seconds, microseconds, info = 0, 0, {}
+        with map_redis_errors("read from", self._redis):
+            seconds, microseconds = await self._redis.time()
+            found = (await self._pipeline([("INFO",)]))[0]
+            info = found if isinstance(found, dict) else {}
+        kind = str(info.get("server_name") or ("dragonfly" if "dragonfly_version" in info else "redis"))
+        version = info.get(f"{kind}_version") or info.get("redis_version") or ""
+        return ServerFacts(kind=kind, version=str(version), clock=seconds + microseconds / _SECONDS, info=info)
+
+    async def clock(self) -> int:
+        """Redis's time in microseconds since 1970.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        with map_redis_errors("read from", self._redis):
+            seconds, microseconds = await self._redis.time()
+        return int(seconds * _SECONDS + microseconds)
+
+    async def scan(self, pattern: str, walk: Walk) -> AsyncIterator[list[str]]:
+        """Walk the keys of the database that match a pattern, in steps of about `SCANNED_AT_ONCE` keys.
+
+        Args:
+            pattern: The pattern.
+            walk: The bounds of the walk.
+
+        Yields:
+            The names of the keys of each step, each key at least once.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        cursor, scanned = 0, 0
+        client: Client = self._redis
+        while True:
+            with map_redis_errors("read from", self._redis):
+                cursor, found = await client.execute_command(
+                    "SCAN", cursor, "MATCH", pattern, "COUNT", SCANNED_AT_ONCE, NEVER_DECODE=True
+                )
+            scanned += SCANNED_AT_ONCE
+            walk.scanned += SCANNED_AT_ONCE
+            if walk.on_step is not None:
+                walk.on_step(walk.scanned)
+            yield [key.decode("utf-8", "replace") for key in found]
+            if not int(cursor):
+                return
+            if scanned >= walk.max_keys:
+                walk.truncated = True
+                return
+
+    # -- workers ------------------------------------------------------------------------------------------------------
+
+    async def workers(self, walk: Walk) -> list[WorkerFacts]:
+        """Read the workers, with the sessions that they serve and the requests that they run.
+
+        Args:
+            walk: The bounds of the walks.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        sessions: dict[str, int] = {}
+        requests: dict[str, int] = {}
+        async for ids in self._session_ids(walk):
+            for facts, runs in await self._sessions(ids):
+                if facts.state == "live":
+                    for worker in facts.workers:
+                        sessions[worker] = sessions.get(worker, 0) + 1
+                for run in runs.running:
+                    requests[worker_of(run)] = requests.get(worker_of(run), 0) + 1
+        names = {*sessions, *requests}
+        for prefix in (self._keys.worker(""), self._keys.inbox("")):
+            async for keys in self.scan(f"{pattern_of(prefix)}*", walk):
+                names |= {key.removeprefix(prefix) for key in keys}
+        ordered = sorted(name for name in names if _WORKER.fullmatch(name))
+        replies = await self._batches(
+            command
+            for name in ordered
+            for command in (("PTTL", self._keys.worker(name)), ("XLEN", self._keys.inbox(name)))
+        )
+        return [
+            WorkerFacts(
+                name=name,
+                alive=_number(lease) != -2,
+                lease_seconds=_seconds(lease),
+                inbox=max(0, _number(inbox)),
+                sessions=sessions.get(name, 0),
+                requests=requests.get(name, 0),
+            )
+            for name, lease, inbox in zip(ordered, replies[::2], replies[1::2], strict=True)
+        ]
+
+    async def alive(self, workers: Iterable[str]) -> dict[str, bool]:
+        """Whether each worker has a lease.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        names = sorted(set(workers))
+        replies = await self._batches(("EXISTS", self._keys.worker(name)) for name in names)
+        return {name: reply == 1 for name, reply in zip(names, replies, strict=True)}
+
+    async def server_name(self) -> str | None:
+        """The name of the server that uses the prefix; None if none has claimed it.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        (name,) = await self._batches([("GET", self._keys.server)])
+        return _text(name) if isinstance(name, bytes) else None
+
+    # -- sessions -----------------------------------------------------------------------------------------------------
+
+    async def sessions(self, walk: Walk, *, limit: int, ended: bool = True) -> SessionPage:
+        """Read sessions that have a record, in no particular order.
+
+        Args:
+            walk: The bounds of the walk.
+            limit: Maximum number of sessions.
+            ended: Whether to include sessions that have ended.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        found: dict[str, SessionFacts] = {}
+        async for ids in self._session_ids(walk):
+            for facts, _ in await self._sessions([each for each in ids if each not in found]):
+                if facts.state == "live" or (ended and facts.state == "ended"):
+                    found[facts.session_id] = facts
+            if len(found) > limit:
+                break
+        truncated = len(found) > limit or walk.truncated
+        return SessionPage(sessions=tuple(found.values())[:limit], truncated=truncated)
+
+    async def session(self, session_id: str) -> SessionFacts:
+        """Read one session.
+
+        Args:
+            session_id: The session; `absent` where it has no record.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        ((facts, _),) = await self._sessions([session_id])
+        return facts
+
+    async def runs(self, session_id: str) -> list[RunFacts]:
+        """Read the runs of a session: those of its requests, and one of each worker on its standalone stream.
+
+        Of a session with very many runs, the open ones and the most recent others.
+
+        Args:
+            session_id: The session.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        (runs,) = await self._runs([session_id])
+        return runs
+
+    async def positions(self, session_ids: Sequence[str]) -> list[dict[tuple[StreamId, str], int]]:
+        """The number of the last event by stream and run, for each session.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        found = await self._runs(session_ids)
+        return [{(run.stream, run.run): run.last for run in runs} for runs in found]
+
+    async def events(self, session_id: str, stream: StreamId, run: str, after: int) -> list[Row]:
+        """Read a chunk of the events of a run after a number.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        keys = self._keys.for_session(session_id)
+        with map_redis_errors("read from", self._redis):
+            chunk = await read_run(
+                self._redis, keys, stream, run, after, max_events=CHUNK_EVENTS, max_bytes=CHUNK_BYTES
+            )
+        return chunk.rows
+
+    async def find_run(self, stream: StreamId, run: str, walk: Walk) -> str | None:
+        """Find the session of a run by its events, or else by its entry in a session's `requests`.
+
+        Args:
+            stream: The stream.
+            run: The run.
+            walk: The bounds of the walks.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        suffix = f":stream:{stream}:{run}"
+        async for keys in self.scan(self._session_pattern(suffix), walk):
+            for session_id in self._ids_of(keys, suffix):
+                return session_id
+        async for ids in self._session_ids(walk):
+            replies = await self._batches(("HEXISTS", self._keys.for_session(each).requests, run) for each in ids)
+            for session_id, reply in zip(ids, replies, strict=True):
+                if reply == 1:
+                    return session_id
+        return None
+
+    async def _session_ids(self, walk: Walk) -> AsyncIterator[list[str]]:
+        suffix = ":session"
+        async for keys in self.scan(self._session_pattern(suffix), walk):
+            yield list(dict.fromkeys(self._ids_of(keys, suffix)))
+
+    def _session_pattern(self, suffix: str) -> str:
+        return f"{pattern_of(self._keys.prefix)}{{*}}{pattern_of(suffix)}"
+
+    def _ids_of(self, keys: Iterable[str], suffix: str) -> list[str]:
+        """The sessions of keys with a suffix, without those of a prefix that begins as this one does."""
+        found = []
+        for key in keys:
+            rest = key.removeprefix(self._keys.prefix).removesuffix(suffix)
+            session_id = unquote(rest[1:-1])
+            if session_id and self._keys.for_session(session_id).prefix == f"{self._keys.prefix}{rest}:":
+                found.append(session_id)
+        return found
+
+    async def _sessions(self, session_ids: Sequence[str]) -> list[tuple[SessionFacts, _Entries]]:
+        """Read sessions: the record without the handshake, then small handshakes."""
+        if not session_ids:
+            return []
+        keys = [self._keys.for_session(each) for each in session_ids]
+        replies = await self._batches(
+            command
+            for each in keys
+            for command in (
+                ("HMGET", each.session, "ended", "owner", "server", "since"),
+                ("HKEYS", each.session),
+                ("HSTRLEN", each.session, "handshake"),
+                ("PTTL", each.session),
+                ("HGET", each.sizes, "total"),
+                ("HGETALL", each.requests),
+            )
+        )
+        rows = [replies[at : at + 6] for at in range(0, len(replies), 6)]
+        handshakes = await self._batches(
+            ("HGET", each.session, "handshake" if 0 < _number(row[2]) <= HANDSHAKE_BYTES else "")
+            for each, row in zip(keys, rows, strict=True)
+        )
+        now = await self.clock()
+        return [
+            (_session(session_id, row, handshake, now), _entries(row[5]))
+            for session_id, row, handshake in zip(session_ids, rows, handshakes, strict=True)
+        ]
+
+    async def _runs(self, session_ids: Sequence[str]) -> list[list[RunFacts]]:
+        keys = [self._keys.for_session(each) for each in session_ids]
+        replies = await self._batches(
+            command
+            for each in keys
+            for command in (("HGETALL", each.requests), ("LRANGE", each.index, -INDEX_ROWS, -1))
+        )
+        named: list[dict[str, tuple[StreamId, bytes | None]]] = []
+        for entries, index in zip(replies[::2], replies[1::2], strict=True):
+            named.append(_named_runs(_entries(entries).entries, index if isinstance(index, list) else []))
+        lists = [
+            each.run(stream, run) for each, runs in zip(keys, named, strict=True) for run, (stream, _) in runs.items()
+        ]
+        states = await self._batches(
+            command
+            for key in lists
+            for command in (("LINDEX", key, 0), ("LINDEX", key, -1), ("LLEN", key), ("PTTL", key))
+        )
+        rows = iter([states[at : at + 4] for at in range(0, len(states), 4)])
+        return [[_run(stream, run, entry, next(rows)) for run, (stream, entry) in runs.items()] for runs in named]
+
+    async def _batches(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """Run commands in pipelines of bounded size; an error of one command is its reply."""
+        replies: list[Any] = []
+        pending: list[tuple[Any, ...]] = []
+        for command in commands:
+            pending.append(command)
+            if len(pending) == READ_AT_ONCE:
+                replies += await self._pipeline(pending)
+                pending = []
+        return replies + (await self._pipeline(pending) if pending else [])
+
+    async def _pipeline(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for name, *arguments in commands:
+            sent = [each.encode() if isinstance(each, str) else each for each in arguments]
+            pipeline.execute_command(name, *sent, NEVER_DECODE=True)
+        with map_redis_errors("read from", self._redis):
+            return list(await pipeline.execute(raise_on_error=False))
+
+
+def _session(session_id: str, row: Sequence[Any], handshake: object, now: int) -> SessionFacts:
+    fields, names, _, ttl, total, requests = row
+    ended, owner, server, since = fields if isinstance(fields, list) else (None, None, None, None)
+    client, version = _client_of(handshake)
+    started = int(since) if isinstance(since, bytes) and since.isdigit() else None
+    workers = [_text(name) for name in names] if isinstance(names, list) else []
+    return SessionFacts(
+        session_id=session_id,
+        state="ended" if ended is not None else "absent" if owner is None else "live",
+        server=_text(server or b""),
+        authenticated=bool(owner),
+        age=None if started is None else max(0, now - started) / _SECONDS,
+        expires_in=_seconds(ttl),
+        workers=tuple(sorted(name.removeprefix(SERVING) for name in workers if name.startswith(SERVING))),
+        running=len(_entries(requests).running),
+        accounted_bytes=int(total) if isinstance(total, bytes) and total.isdigit() else 0,
+        client=client,
+        protocol_version=version,
+    )
+
+
+def _client_of(handshake: object) -> tuple[str, str]:
+    """The client's name and revision; empty where the handshake is absent or has another form."""
+    if not isinstance(handshake, bytes):
+        return "", ""
+    try:
+        members = pydantic_core.from_json(handshake)
+        info = members.get("clientInfo") or {}
+        return f"{info.get('name', '')} {info.get('version', '')}".strip()[:200], str(
+            members.get("protocolVersion", "")
+        )[:40]
+    except (ValueError, AttributeError):
+        return "", ""
+
+
+def _entries(reply: object) -> _Entries:
+    if not isinstance(reply, dict):
+        return _Entries({})
+    return _Entries({_text(run): entry for run, entry in reply.items()})
+
+
+def _named_runs(entries: Mapping[str, bytes], index: Sequence[bytes]) -> dict[str, tuple[StreamId, bytes | None]]:
+    """The streams and entries of a session's runs, from its index and its `requests`."""
+    found: dict[str, tuple[StreamId, bytes | None]] = {}
+    for row in index:
+        kind, _, rest = _text(row.partition(b" ")[2]).partition(":")
+        stream, _, run = rest.rpartition(":")
+        if kind == "stream" and is_run(run):
+            found[run] = stream, entries.get(run)
+    for run, entry in entries.items():
+        if run not in found and is_run(run):
+            if run_entry.is_open(entry):
+                found[run] = _text(entry.split(b" ", 2)[1]), entry
+            elif entry.startswith(b"s "):
+                found[run] = GET_STREAM_KEY, entry
+    return found
+
+
+def _run(stream: StreamId, run: str, entry: bytes | None, states: Sequence[Any]) -> RunFacts:
+    head, tail, length, ttl = states
+    first, last = (_HEADER.match(each) if isinstance(each, bytes) else None for each in (head, tail))
+    is_open = entry is not None and run_entry.is_open(entry)
+    if stream == GET_STREAM_KEY:
+        state = "standalone"
+    elif run_entry.answer_of(entry) is not None:
+        state = "answered"
+    elif last is not None and last[3]:
+        state = "completed"
+    else:
+        state = "running" if is_open else "unclaimed"
+    return RunFacts(
+        stream=stream,
+        run=run,
+        worker=worker_of(run),
+        state=state,
+        request_id=run_entry.request_id_of(entry) if is_open and entry is not None else None,
+        first=int(first[1]) if first else 0,
+        last=int(last[1]) if last else 0,
+        retained=_number(length),
+        last_time=int(last[2]) / _SECONDS if last else None,
+        expires_in=_seconds(ttl),
+    )
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def _number(reply: object) -> int:
+    """A reply that is a number; 0 for an error, such as that of a key of another type."""
+    return reply if isinstance(reply, int) else 0
+
+
+def _seconds(milliseconds: object) -> float | None:
+    return milliseconds / 1000 if isinstance(milliseconds, int) and milliseconds >= 0 else None
