@@ -65,7 +65,8 @@ async def run(  # noqa: PLR0913 - the options of the command
     """Run all checks, and print the findings."""
     settings = settings_of(redis_url, key_prefix, name)
     async with opened(settings) as target:
-        latency, skew = await _measure(target)  # Reaches Redis first: else no check can run.
+        latency = await _latency(target)  # Reaches Redis first: else no check can run.
+        skew = await _skew(target)
         facts = await target.inspector.server()
         findings = [
             *_of_server(facts),
@@ -116,19 +117,31 @@ def _print(address: str, findings: list[Finding]) -> None:
     )
 
 
-async def _measure(target: Target) -> tuple[Latency, float]:
-    """Measure the latency, and how far Redis's clock is ahead of this one, in seconds."""
+async def _latency(target: Target) -> Latency:
+    """Measure round trips."""
     took: list[float] = []
+    with map_redis_errors("reach", target.redis):
+        for _ in range(ROUND_TRIPS + 1):
+            began = time.perf_counter()
+            await target.redis.ping()
+            took.append(time.perf_counter() - began)
+    took = sorted(took[1:])  # The first one connects.
+    return Latency(took[len(took) // 2], took[int(len(took) * 0.99)], len(took))
+
+
+async def _skew(target: Target) -> float | None:
+    """How far Redis's clock is ahead of this one, in seconds; None if the user may not read it."""
     skew, best = 0.0, float("inf")
-    for _ in range(ROUND_TRIPS):
-        began = time.perf_counter()
-        clock = await target.inspector.clock()
-        elapsed = time.perf_counter() - began
-        took.append(elapsed)
-        if elapsed < best:  # The fastest reply says most about the clock.
-            best, skew = elapsed, clock / 1_000_000 - time.time() + elapsed / 2
-    took.sort()
-    return Latency(took[len(took) // 2], took[min(len(took) - 1, int(len(took) * 0.99))], len(took)), skew
+    try:
+        for _ in range(5):
+            began = time.perf_counter()
+            clock = await target.inspector.clock()
+            elapsed = time.perf_counter() - began
+            if elapsed < best:  # The fastest reply says most.
+                best, skew = elapsed, clock / 1_000_000 - time.time() + elapsed / 2
+    except StoreRejectedError:
+        return None
+    return skew
 
 
 def _of_server(facts: ServerFacts) -> Iterator[Finding]:
@@ -233,7 +246,9 @@ def _of_memory(facts: ServerFacts) -> Iterator[Finding]:
         )
 
 
-def _of_clock(skew: float) -> Finding:
+def _of_clock(skew: float | None) -> Finding:
+    if skew is None:
+        return Finding("clock", Severity.INFO, "the user may not run TIME", "see permissions")
     ahead = "ahead of" if skew > 0 else "behind"
     message = f"Redis is {duration(abs(skew))} {ahead} this host"
     if abs(skew) > CLOCK_SECONDS:
@@ -244,7 +259,11 @@ def _of_clock(skew: float) -> Finding:
 
 async def _of_permissions(target: Target) -> list[Finding]:
     """Try the operations of a store on keys of their own, which it removes."""
-    found = await target.store.self_test().run()
+    try:
+        found = await target.store.self_test().run()
+    except StoreRejectedError as error:
+        fix = "free memory, or end the state that the error names, and run doctor again"
+        return [Finding("permissions", Severity.ERROR, str(error), fix)]
     missing = [each for each in found.missing if each is not Capability.NO_EVICTION]  # A check of its own.
     if not missing:
         return [Finding("permissions", Severity.OK, "scripts, commands, keys and channels work")]

@@ -186,4 +186,7 @@ async def _rate(target: Target, *, seconds: float, sample: int, max_keys: int) -
         for earlier, later in zip(before, after, strict=True)
         for run, last in later.items()
     )
+    if not events:
+        msg = f"the rate must be measured while events are stored, got none in {took:.0f} s; give --rate"
+        raise NotMeasurableError(msg)
     return events / took * len(ids) / len(sampled), len(sampled)

@@ -99,7 +99,7 @@ def doctor(
     no_writes: bool,
     as_json: bool,
 ) -> None:
-    """Check Redis, its configuration, the user's permissions, and this installation.
+    """Check Redis, the permissions, and this installation.
 
     URL is that of Redis; without it, --redis-url or the environment. Each finding has its fix. The exit code is 1 if
     there is an error or a warning.
@@ -116,7 +116,7 @@ def doctor(
 @_max_keys
 @_json
 def workers(redis_url: str | None, key_prefix: str | None, name: str | None, max_keys: int, as_json: bool) -> None:
-    """List the workers: their leases, sessions and running requests.
+    """List workers, their leases, sessions and requests.
 
     The exit code is 1 if no worker is alive, or a dead one has running requests.
     """
@@ -228,7 +228,7 @@ def why(
     max_keys: int,
     as_json: bool,
 ) -> None:
-    """Explain in one sentence why a Last-Event-ID can or cannot be resumed.
+    """Explain why a Last-Event-ID can or cannot resume.
 
     The exit code is 0 if the client would miss nothing, else 1.
     """
@@ -264,9 +264,10 @@ def tail(
     seconds: float | None,
     as_json: bool,
 ) -> None:
-    """Print the events of a session as they are stored, without affecting it.
+    """Print the events of a session live.
 
-    SESSION is its id, or its hash in logs and spans. With --json, one object a line. It ends when the session ends.
+    SESSION is its id, or its hash in logs and spans. The session and its clients are not affected. With --json, one
+    object a line. It ends when the session ends.
     """
     from mcp_eventscope.cli import tail as implementation
 
@@ -304,7 +305,7 @@ def verify(
     timeout: float,
     as_json: bool,
 ) -> None:
-    """Cut a stream of a running server and resume it, for cron and CI.
+    """Cut a stream of a running server and resume it.
 
     URL is the MCP endpoint, such as https://mcp.example.com/mcp. A session is opened, the stream of one request is cut
     after its first event id, and a GET resumes it, which must deliver the response. The session is then deleted.
@@ -353,9 +354,10 @@ def forecast(
     sample: int,
     as_json: bool,
 ) -> None:
-    """Forecast the memory of events: rate x bytes x TTL, against maxmemory.
+    """Forecast the memory that events will use.
 
-    Given --rate, --event-bytes, --ttl and --maxmemory, nothing is measured, and no Redis is needed.
+    It is rate x bytes x TTL, against maxmemory. Given --rate, --event-bytes and --maxmemory, nothing is measured, and
+    no Redis is needed.
     """
     from mcp_eventscope.cli import forecast as implementation
 
@@ -464,9 +466,9 @@ def dashboards_export(
 )
 @_json
 def dashboards_push(grafana: str, token: str | None, folder: str, as_json: bool) -> None:
-    """Import the dashboards into Grafana over its HTTP API, replacing earlier versions.
+    """Import the dashboards into Grafana over its HTTP API.
 
-    The rules are for Prometheus: export them, and list them in its rule_files.
+    Earlier versions are replaced. The rules are for Prometheus: export them, and list them in its rule_files.
     """
     from mcp_eventscope.cli.grafana import TOKEN_VARIABLE, PushError, push
 

@@ -115,7 +115,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
         table.add_row(*(each if isinstance(each, Text) else Text(_cell(each)) for each in row))
     # A pipe has no width: rows stay whole there.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 10_000
-    Console(highlight=False, width=width).print(table)
+    console = Console(highlight=False, width=width)
+    with console.capture() as captured:
+        console.print(table)
+    # Cells are padded to the width of their column, also the last ones.
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines() if line.strip()))
+    sys.stdout.flush()
 
 
 def _cell(value: object) -> str:

@@ -55,7 +55,7 @@ async def list_sessions(settings: Settings, *, limit: int, ended: bool, max_keys
         print_json("sessions list", truncated=page.truncated, sessions=[_members(each) for each in found])
         return Exit.OK
     print_table(
-        ("session", "hash", "state", "age", "expires", "running", "bytes", "workers", "client"),
+        ("session", "hash", "state", "age", "expires", "running", "accounted", "workers", "client"),
         [
             (
                 each.session_id,
@@ -109,11 +109,12 @@ def _print_session(facts: SessionFacts, runs: Sequence[RunFacts], alive: dict[st
             ("age", duration(facts.age)),
             ("expires in", duration(facts.expires_in)),
             ("workers", ", ".join(workers)),
-            ("bytes", size(facts.accounted_bytes)),
+            ("accounted", f"{size(facts.accounted_bytes)}, without the newest events"),
+            ("memory", size(sum(each.memory or 0 for each in runs))),
         ],
     )
     print_table(
-        ("stream", "run", "state", "worker", "events", "retained", "expires"),
+        ("stream", "run", "state", "worker", "events", "retained", "memory", "expires"),
         [
             (
                 each.stream,
@@ -122,6 +123,7 @@ def _print_session(facts: SessionFacts, runs: Sequence[RunFacts], alive: dict[st
                 "alive" if alive[each.worker] else "dead",
                 f"{each.first}-{each.last}" if each.last else "none",
                 each.retained,
+                size(each.memory),
                 duration(each.expires_in),
             )
             for each in runs

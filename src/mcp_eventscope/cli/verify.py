@@ -137,7 +137,7 @@ class _Check:
         if not cursor:
             msg = "the stream must begin with an event id, got none; serve with http_app(), which adds an event store"
             raise VerificationError(msg)
-        detail.append(f"after {self.before} messages")
+        detail.append(f"after {_messages(self.before)}")
         return cursor
 
     async def _resume(self, cursor: str, detail: list[str]) -> None:
@@ -160,7 +160,7 @@ class _Check:
                     if (message.get("error") or {}).get("code") in {-32010, -32011}:
                         msg = f"the resume must deliver the response, got the error {_error_of(message)}"
                         raise VerificationError(msg)
-                    detail.append(f"{self.after} messages, the response included")
+                    detail.append(f"{_messages(self.after)}, the response included")
                     return
         msg = "the resumed stream must deliver the response, got its end; see mcp-eventscope why for the reason"
         raise VerificationError(msg)
@@ -201,8 +201,8 @@ async def run(  # noqa: PLR0913 - the options of the command
     verified = (
         ""
         if failure
-        else f"the stream of {request} was cut after {check.before} messages, and a GET with Last-Event-ID delivered "
-        f"the other {check.after}, the response included"
+        else f"the stream of {request} was cut after {_messages(check.before)}, and a GET with Last-Event-ID "
+        f"delivered {_messages(check.after)}, the response included"
     )
     limits = "which workers served the two connections is not known to a client" + (
         "; whether the call still ran at the cut is not, either"
@@ -312,6 +312,10 @@ def _is_response(data: str) -> bool:
     except ValueError:
         return False
     return isinstance(message, dict) and message.get("id") == _REQUEST_ID and "method" not in message
+
+
+def _messages(number: int) -> str:
+    return f"{number} {'message' if number == 1 else 'messages'}"
 
 
 def _error_of(message: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import pydantic_core
 from redis import asyncio as aioredis
+from redis.exceptions import ResponseError
 
 from mcp_eventscope.redis import run_entry
 from mcp_eventscope.redis.client import map_redis_errors
@@ -59,8 +60,6 @@ class ServerFacts:
     kind: str
     """`valkey`, `redis`, or the name that the server gives."""
     version: str
-    clock: float
-    """Its time, in seconds since 1970."""
     info: Mapping[str, Any]
     """Its INFO; empty where the user may not read it."""
 
@@ -100,6 +99,8 @@ class RunFacts:
     """The number of the last event; 0 without any."""
     retained: int
     """Elements in Redis."""
+    memory: int | None
+    """Bytes that these use, without payloads above 4 KiB, which have keys of their own; None if Redis does not say."""
     last_time: float | None
     """When the last event was accepted, in seconds since 1970."""
     expires_in: float | None
@@ -171,14 +172,11 @@ class Inspector:
         Raises:
             StoreError: Redis could not be read.
         """
-        seconds, microseconds, info = 0, 0, {}
-        with map_redis_errors("read from", self._redis):
-            seconds, microseconds = await self._redis.time()
-            found = (await self._pipeline([("INFO",)]))[0]
-            info = found if isinstance(found, dict) else {}
+        (found,) = await self._pipeline([("INFO",)], optional=True)
+        info = found if isinstance(found, dict) else {}
         kind = str(info.get("server_name") or ("dragonfly" if "dragonfly_version" in info else "redis"))
         version = info.get(f"{kind}_version") or info.get("redis_version") or ""
-        return ServerFacts(kind=kind, version=str(version), clock=seconds + microseconds / _SECONDS, info=info)
+        return ServerFacts(kind=kind, version=str(version), info=info)
 
     async def clock(self) -> int:
         """Redis's time in microseconds since 1970.
@@ -439,27 +437,43 @@ class Inspector:
             for key in lists
             for command in (("LINDEX", key, 0), ("LINDEX", key, -1), ("LLEN", key), ("PTTL", key))
         )
+        sizes = iter(await self._batches((("MEMORY", "USAGE", key) for key in lists), optional=True))
         rows = iter([states[at : at + 4] for at in range(0, len(states), 4)])
-        return [[_run(stream, run, entry, next(rows)) for run, (stream, entry) in runs.items()] for runs in named]
+        return [
+            [_run(stream, run, entry, next(rows), next(sizes)) for run, (stream, entry) in runs.items()]
+            for runs in named
+        ]
 
-    async def _batches(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
-        """Run commands in pipelines of bounded size; an error of one command is its reply."""
+    async def _batches(self, commands: Iterable[tuple[Any, ...]], *, optional: bool = False) -> list[Any]:
+        """Run commands in pipelines of bounded size; arguments and replies as in `_pipeline`."""
         replies: list[Any] = []
         pending: list[tuple[Any, ...]] = []
         for command in commands:
             pending.append(command)
             if len(pending) == READ_AT_ONCE:
-                replies += await self._pipeline(pending)
+                replies += await self._pipeline(pending, optional=optional)
                 pending = []
-        return replies + (await self._pipeline(pending) if pending else [])
+        return replies + (await self._pipeline(pending, optional=optional) if pending else [])
 
-    async def _pipeline(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    async def _pipeline(self, commands: Sequence[tuple[Any, ...]], *, optional: bool = False) -> list[Any]:
+        """Run commands in one round trip.
+
+        Args:
+            commands: The commands.
+            optional: Whether a refused command has the reply None. That of a key that another program uses always has.
+        """
         pipeline = self._redis.pipeline(transaction=False)
         for name, *arguments in commands:
             sent = [each.encode() if isinstance(each, str) else each for each in arguments]
             pipeline.execute_command(name, *sent, NEVER_DECODE=True)
         with map_redis_errors("read from", self._redis):
-            return list(await pipeline.execute(raise_on_error=False))
+            replies = list(await pipeline.execute(raise_on_error=False))
+            for place, reply in enumerate(replies):
+                if isinstance(reply, Exception):
+                    if not (isinstance(reply, ResponseError) and (optional or str(reply).startswith("WRONGTYPE"))):
+                        raise reply
+                    replies[place] = None
+        return replies
 
 
 def _session(session_id: str, row: Sequence[Any], handshake: object, now: int) -> SessionFacts:
@@ -520,7 +534,7 @@ def _named_runs(entries: Mapping[str, bytes], index: Sequence[bytes]) -> dict[st
     return found
 
 
-def _run(stream: StreamId, run: str, entry: bytes | None, states: Sequence[Any]) -> RunFacts:
+def _run(stream: StreamId, run: str, entry: bytes | None, states: Sequence[Any], memory: Any) -> RunFacts:
     head, tail, length, ttl = states
     first, last = (_HEADER.match(each) if isinstance(each, bytes) else None for each in (head, tail))
     is_open = entry is not None and run_entry.is_open(entry)
@@ -541,6 +555,7 @@ def _run(stream: StreamId, run: str, entry: bytes | None, states: Sequence[Any])
         first=int(first[1]) if first else 0,
         last=int(last[1]) if last else 0,
         retained=_number(length),
+        memory=memory if isinstance(memory, int) else None,
         last_time=int(last[2]) / _SECONDS if last else None,
         expires_in=_seconds(ttl),
     )
