@@ -1,9 +1,11 @@
 """Generated files: current, contained in the wheel, and exported by the command line."""
 
+import json
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dashboards.__main__ import files
 from mcp_eventscope.cli.main import main
@@ -63,9 +65,7 @@ def test_export_leads_alerts_to_a_grafana(tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ["grafana.example.com", "ftp://grafana", "https://", "https://g/?orgId=1"])
 def test_export_refuses_what_is_no_address(tmp_path: Path, address: str, capsys: pytest.CaptureFixture[str]) -> None:
     """An invalid address is refused before any file is written."""
-    with pytest.raises(SystemExit) as ended:
-        main(["dashboards", "export", str(tmp_path / "new"), "--grafana-url", address])
-    assert ended.value.code == 2
+    assert main(["dashboards", "export", str(tmp_path / "new"), "--grafana-url", address]) == 2
     assert "https://grafana.example.com" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
@@ -77,13 +77,44 @@ def test_export_says_why_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.startswith(f"mcp-eventscope: cannot write to {tmp_path / 'file'}: ")
 
 
-@pytest.mark.parametrize("arguments", [[], ["dashboards"], ["dashboards", "export"], ["serve"]])
-def test_wrong_command_lines(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Status 2, and the usage."""
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 2
-    assert "usage: mcp-eventscope" in capsys.readouterr().err
+def test_export_for_kubernetes_writes_objects_that_can_be_applied(tmp_path: Path) -> None:
+    """One ConfigMap per dashboard, small enough for client-side `kubectl apply`, and one PrometheusRule per file."""
+    arguments = ["dashboards", "export", str(tmp_path), "--format", "kubernetes", "--namespace", "monitoring"]
+    assert main(arguments) == 0
+    written = {path.name: path for path in tmp_path.iterdir()}
+    assert len(written) == len(COMMITTED)
+    for name, path in COMMITTED.items():
+        kind = "configmap" if name.endswith(".json") else "prometheusrule"
+        manifest = yaml.safe_load(written[f"{kind}-{path.stem}.yaml"].read_text("utf-8"))
+        assert manifest["metadata"]["namespace"] == "monitoring"
+        if kind == "configmap":
+            assert written[f"{kind}-{path.stem}.yaml"].stat().st_size < 256 << 10
+            assert manifest["metadata"]["labels"]["grafana_dashboard"] == "1"
+            assert json.loads(manifest["data"][path.name]) == json.loads(path.read_text("utf-8"))
+        else:
+            assert manifest["apiVersion"] == "monitoring.coreos.com/v1"
+            assert manifest["spec"] == yaml.safe_load(path.read_text("utf-8"))
+
+
+def test_export_for_provisioning_adds_a_provider(tmp_path: Path) -> None:
+    """The provider names the directory on Grafana's host."""
+    arguments = ["dashboards", "export", str(tmp_path), "--format", "provisioning", "--provisioned", "/d"]
+    assert main(arguments) == 0
+    provider = yaml.safe_load(
+        (tmp_path / "grafana" / "provisioning" / "dashboards" / "mcp-eventscope.yaml").read_text("utf-8")
+    )
+    assert provider["providers"][0]["options"]["path"] == "/d"
+    assert len(list((tmp_path / "grafana").glob("*.json"))) == len(list(GRAFANA.iterdir()))
+
+
+def test_export_and_its_failure_have_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One object each."""
+    assert main(["dashboards", "export", str(tmp_path / "d"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["files"]) == len(COMMITTED)
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert main(["dashboards", "export", str(tmp_path / "file"), "--json"]) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert (result["command"], result["error"]["code"]) == ("dashboards export", "failed")
 
 
 def test_console_script() -> None:

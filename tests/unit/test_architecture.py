@@ -77,9 +77,10 @@ BUILDER = {f"dashboards.{path.stem}": path for path in sorted((Path(__file__).pa
 del BUILDER["dashboards.pictures"]  # It renders the output.
 
 
-def imports(module: str) -> Iterator[str]:
-    """Every module that a module names in an import, wherever it stands."""
-    for node in ast.walk(ast.parse((MODULES | BUILDER)[module].read_text("utf-8"))):
+def imports(module: str, *, nested: bool = True) -> Iterator[str]:
+    """Every module that a module names in an import, wherever it stands; without `nested`, at its top only."""
+    tree = ast.parse((MODULES | BUILDER)[module].read_text("utf-8"))
+    for node in ast.walk(tree) if nested else tree.body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -160,13 +161,17 @@ def test_sessions_import_no_instruments() -> None:
     assert [used for name in above for used in imports(name) if used.endswith("telemetry.prometheus")] == []
 
 
-def test_command_line_imports_errors_and_grafana_only() -> None:
-    """The command line starts without the SDK, Redis and telemetry."""
-    used = {name for module in ("cli.main", "cli.grafana") for name in imports(f"mcp_eventscope.{module}")}
+def test_command_line_starts_without_the_sdk_and_redis() -> None:
+    """The declarations of the commands import their implementations only when these run."""
+    starting = ("cli.main", "cli.output", "cli.bundled")
+    used = {name for module in starting for name in imports(f"mcp_eventscope.{module}", nested=False)}
     assert {name for name in used if name.startswith("mcp_eventscope")} == {
         "mcp_eventscope.errors",
-        "mcp_eventscope.cli.grafana",
+        "mcp_eventscope.cli.bundled",
+        "mcp_eventscope.cli.output",
+        "mcp_eventscope.sdk_versions",
     }
+    assert {name.split(".")[0] for name in used} - {"mcp_eventscope", "click"} <= sys.stdlib_module_names
 
 
 def test_dashboard_builder_imports_the_catalog_only() -> None:

@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Coroutine, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ import click
 from mcp_eventscope.cli import bundled
 from mcp_eventscope.cli.output import Exit, print_error, print_json, print_lines, redacted
 from mcp_eventscope.errors import EventscopeError, StoreError
+from mcp_eventscope.sdk_versions import SESSIONS, require_sdk
 
 PROGRAM = "mcp-eventscope"
 COMPLETE_VARIABLE = "_MCP_EVENTSCOPE_COMPLETE"
@@ -45,7 +47,14 @@ def _address(ctx: click.Context, param: click.Parameter, value: str | None) -> s
 
 
 def _connection(function: F) -> F:
-    """Add the options of a connection to Redis."""
+    """Add the options of a connection to Redis, and check the SDK before the implementation imports it."""
+
+    @wraps(function)
+    def checked(**options: Any) -> Any:
+        require_sdk(f"{PROGRAM} {function.__name__.replace('_', ' ')}", SESSIONS)
+        return function(**options)
+
+    command: Any = checked
     for option in (
         click.option("--name", metavar="NAME", help="Name of the server. [env: EVENTSCOPE_NAME]"),
         click.option(
@@ -53,8 +62,9 @@ def _connection(function: F) -> F:
         ),
         click.option("--redis-url", metavar="URL", help="URL of Redis. [env: EVENTSCOPE_REDIS_URL]"),
     ):
-        function = option(function)
-    return function
+        command = option(command)
+    decorated: F = command
+    return decorated
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -498,6 +508,9 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - an e
         # The code of `Exit`, or the result of a command, which has none.
         code = cli.main(given, prog_name=PROGRAM, standalone_mode=False, complete_var=COMPLETE_VARIABLE)
     except click.UsageError as error:
+        if isinstance(error, click.exceptions.NoArgsIsHelpError) and "--json" not in given:
+            print_error(error.format_message())
+            return Exit.USAGE
         usage = f"{error.ctx.get_usage()}\n" if error.ctx else ""
         return _failed(given, Exit.USAGE, error.format_message(), before=usage)
     except BrokenPipeError:

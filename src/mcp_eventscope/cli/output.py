@@ -1,4 +1,4 @@
-"""What commands print: results as tables or JSON, errors without secrets, and progress."""
+"""The output of commands: results as tables or JSON, errors without secrets, and progress."""
 
 import dataclasses
 import json
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
+from itertools import zip_longest
 from urllib.parse import unquote, urlsplit
 
 TOKEN_VARIABLES = ("EVENTSCOPE_REDIS_URL", "EVENTSCOPE_METRICS_TOKEN", "GRAFANA_TOKEN", "MCP_TOKEN")
@@ -55,7 +56,7 @@ def redacted(text: str, arguments: Sequence[str] = ()) -> str:
 
 def _secrets(arguments: Sequence[str]) -> Iterator[str]:
     values = [os.environ.get(name, "") for name in TOKEN_VARIABLES]
-    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for option, value in zip_longest(arguments, arguments[1:], fillvalue=""):
         name, equals, joined = option.partition("=")
         if name in _SECRET_OPTIONS:
             values.append(joined if equals else value)

@@ -9,7 +9,7 @@ import click
 import uvicorn
 from starlette.applications import Starlette
 
-from mcp_eventscope import http_app
+from mcp_eventscope.app import http_app
 from mcp_eventscope.cli.connection import options_of
 from mcp_eventscope.settings import variable
 
