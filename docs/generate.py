@@ -1,14 +1,19 @@
 """Write the generated pages: `python docs/generate.py`. Tests check that they are current."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from inspect import cleandoc
 from pathlib import Path
 
+import click
+
 from mcp_eventscope import settings
+from mcp_eventscope.cli import main as command_line
 from mcp_eventscope.redis import self_test
 from mcp_eventscope.telemetry import catalog, declarations
 
 TARGET = Path(__file__).with_name("telemetry.md")
 SETTINGS_TARGET = Path(__file__).with_name("settings.md")
+CLI_TARGET = Path(__file__).with_name("cli_reference.md")
 
 _WORKERS: dict[declarations.MultiprocessMode, str] = {
     "livesum": "sum of workers",
@@ -153,6 +158,45 @@ def _settings() -> Iterator[str]:
         yield f"| `{name}` | unset | {values} |"
 
 
+CLI_HEAD = """# Command line reference
+
+<!-- Written by docs/generate.py from mcp_eventscope/cli/main.py. Do not edit. -->
+
+[cli.md](cli.md) describes the commands with examples, the exit codes, and the shapes of the JSON.
+"""
+
+
+def cli_page() -> str:
+    """The page of the command line."""
+    return "\n".join([CLI_HEAD, *_commands(command_line.cli, (command_line.PROGRAM,))]) + "\n"
+
+
+def _commands(command: click.Command, path: tuple[str, ...]) -> Iterator[str]:
+    if isinstance(command, click.Group):
+        for name in sorted(command.commands):
+            yield from _commands(command.commands[name], (*path, name))
+        return
+    arguments = [each for each in command.params if isinstance(each, click.Argument)]
+    options = [each for each in command.params if isinstance(each, click.Option)]
+    named = " ".join(
+        name if each.required else f"[{name}]" for each in arguments for name in [each.metavar or each.name.upper()]
+    )
+    yield from (f"## {' '.join(path)}", "", f"`{' '.join(path)} [OPTIONS]{f' {named}' if named else ''}`", "")
+    yield from (*cleandoc(command.help or "").splitlines(), "", "| option | default | |", "|---|---|---|")
+    for option in options:
+        choices = option.type.choices if isinstance(option.type, click.Choice) else ()
+        values = "" if option.is_flag else f" {option.metavar or _values(choices)}"
+        default = option.default if option.show_default else ""
+        yield f"| `{', '.join(option.opts)}{values}` | {default} | {option.help} |"
+    yield ""
+
+
+def _values(choices: Sequence[object]) -> str:
+    """The values of an option without a name of their own."""
+    return "{" + ",".join(map(str, choices)) + "}" if choices else "VALUE"
+
+
 if __name__ == "__main__":
+    CLI_TARGET.write_text(cli_page(), encoding="utf-8")
     TARGET.write_text(telemetry(), encoding="utf-8")
     SETTINGS_TARGET.write_text(settings_page(), encoding="utf-8")

@@ -38,7 +38,7 @@ HOSTILE = "evil\x1b[2J"
 
 @pytest.fixture(scope="module")
 def workers(valkey_url: str) -> Iterator[list[WorkerProcess]]:
-    """Two workers, for all tests."""
+    """Two workers that all tests share."""
     with worker_processes(2, valkey_url, valkey_url, key_prefix=PREFIX) as both:
         yield both
 
@@ -84,7 +84,7 @@ def operator(valkey_url: str, capsys: pytest.CaptureFixture[str]) -> Operator:
 
 @dataclass
 class Call:
-    """A call that runs on the first worker, and whose client is away."""
+    """A call that runs on the first worker, and whose client has disconnected."""
 
     client: HTTPClient
     tool: ToolControl
@@ -126,7 +126,7 @@ async def test_sessions_and_workers_show_what_runs(call: Call, operator: Operato
     assert (code, session["state"], session["server"], session["running"]) == (Exit.OK, "live", NAME, 1)
     assert session["client"] == f"{HOSTILE} 0"
     hashed = session_hash(call.session)
-    assert session["hash"] == hashed
+    assert session["session_hash"] == hashed
     assert hashed is not None
     code, shown = await operator.json("sessions", "show", hashed)
     (stream,) = [each for each in shown["streams"] if each["state"] == "running"]
@@ -143,7 +143,7 @@ async def test_why_explains_a_running_call_and_its_end(call: Call, operator: Ope
     """It names the session by its hash only, found by the event id alone."""
     code, found = await operator.json("why", call.ids[1])
     assert (code, found["verdict"], found["delivered"], found["worker_alive"]) == (Exit.OK, "running", 1, True)
-    assert found["session"]["hash"] == session_hash(call.session)
+    assert found["session"]["session_hash"] == session_hash(call.session)
     code, text = await operator("why", call.ids[1])
     assert (code, text.splitlines()[0]) == (
         Exit.OK,

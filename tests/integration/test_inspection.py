@@ -147,7 +147,7 @@ async def test_inspection_of_busy_prefix_returns_facts_and_changes_nothing(rig: 
 
 
 async def test_walk_beyond_its_limit_reports_that_it_was_truncated(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A limited walk says so, and a search that found nothing within it decides nothing."""
+    """A limited walk is marked, and a search that found nothing within it decides nothing."""
     monkeypatch.setattr(inspection, "SCANNED_AT_ONCE", 1)
     for number in range(50):
         await rig.record(rig.worker, f"s{number}")
@@ -288,7 +288,7 @@ async def test_diagnosis_distinguishes_ended_expired_and_unknown_sessions(rig: R
 
 
 async def test_diagnosis_of_expired_events_in_live_session_is_expired(rig: Rig) -> None:
-    """The events of a finished request are older than the TTL, and its list is gone."""
+    """The events of a finished request are older than the TTL, and its list has expired."""
     await rig.record(rig.worker)
     old = f"{await rig.inspector.clock() - 2 * TTL * 1_000_000}-1-{rig.worker.worker}ff.7"
     found = await diagnose(rig.reader, rig.inspector, old, Walk(), session_id="s")

@@ -162,7 +162,7 @@ def test_unexpected_error_exits_with_1_and_hides_secrets(
 def test_unsupported_sdk_is_named_before_it_is_imported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Commands that need the SDK say which versions they support."""
+    """Commands that need the SDK name the supported versions."""
     monkeypatch.setattr(sdk_versions, "version", lambda _: "1.29.0")
     assert main(["sessions", "list", "--redis-url", "redis://host"]) == Exit.FAILED
     assert "for mcp-eventscope sessions list, got 1.29.0" in capsys.readouterr().err

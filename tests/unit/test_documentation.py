@@ -10,6 +10,9 @@ import pytest
 import generate
 import mcp_eventscope
 from mcp_eventscope import settings
+from mcp_eventscope.cli.main import cli
+from mcp_eventscope.cli.output import Exit
+from mcp_eventscope.sessions.diagnosis import Verdict
 from mcp_eventscope.telemetry import catalog
 from support import drawn_paths
 
@@ -25,6 +28,19 @@ def test_telemetry_page_is_current() -> None:
 def test_settings_page_is_current() -> None:
     """docs/settings.md is generated from the settings class, by `make docs`."""
     assert generate.SETTINGS_TARGET.read_text("utf-8") == generate.settings_page()
+
+
+def test_command_line_page_is_current() -> None:
+    """docs/cli_reference.md is generated from the declarations of the commands, by `make docs`."""
+    assert generate.CLI_TARGET.read_text("utf-8") == generate.cli_page()
+
+
+def test_command_line_page_describes_each_command_and_exit_code() -> None:
+    """docs/cli.md has a section about each command, and the exit codes of the code."""
+    page = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    assert {name for name in cli.commands if f"mcp-eventscope {name}" not in page} == set()
+    assert re.findall(r"^\| (\d+) \|", page, re.MULTILINE) == [str(each.value) for each in Exit]
+    assert {each.value for each in Verdict} <= set(re.findall(r"`([a-z_]+)`", page))
 
 
 def test_questions_are_answered_by_what_is_there() -> None:

@@ -137,7 +137,7 @@ async def _skew(target: Target) -> float | None:
             began = time.perf_counter()
             clock = await target.inspector.clock()
             elapsed = time.perf_counter() - began
-            if elapsed < best:  # The fastest reply says most.
+            if elapsed < best:  # The fastest reply is the most accurate.
                 best, skew = elapsed, clock / 1_000_000 - time.time() + elapsed / 2
     except StoreRejectedError:
         return None

@@ -14,7 +14,7 @@ from mcp_eventscope.cli.connection import options_of
 from mcp_eventscope.settings import variable
 
 SERVER_VARIABLE = "_MCP_EVENTSCOPE_SERVER"
-"""Passes the server to worker processes, which import this module anew."""
+"""Passes the server to worker processes, which import this module."""
 
 
 def run(  # noqa: PLR0913 - the options of the command

@@ -147,7 +147,7 @@ async def end(settings: Settings, session: str, *, yes: bool, max_keys: int, as_
             await anyio.to_thread.run_sync(lambda: click.confirm(question, abort=True, err=True))
         await _end(target, session_id, facts)
     if as_json:
-        print_json("sessions end", session_id=session_id, hash=session_hash(session_id), ended=True)
+        print_json("sessions end", session_id=session_id, session_hash=session_hash(session_id), ended=True)
     else:
         print_lines([f"session {session_hash(session_id)} ended"])
     return Exit.OK
@@ -171,7 +171,7 @@ async def _end(target: Target, session_id: str, facts: SessionFacts) -> None:
 def _members(facts: SessionFacts) -> dict[str, object]:
     return {
         "session_id": facts.session_id,
-        "hash": session_hash(facts.session_id),
+        "session_hash": session_hash(facts.session_id),
         **{name: getattr(facts, name) for name in SessionFacts.__dataclass_fields__ if name != "session_id"},
     }
 

@@ -29,7 +29,7 @@ def _members(found: Diagnosis) -> dict[str, object]:
         None
         if session is None
         else {
-            "hash": session_hash(session.session_id),
+            "session_hash": session_hash(session.session_id),
             "state": session.state,
             "server": session.server,
             "expires_in": session.expires_in,

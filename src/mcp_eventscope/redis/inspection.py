@@ -100,7 +100,7 @@ class RunFacts:
     retained: int
     """Elements in Redis."""
     memory: int | None
-    """Bytes that these use, without payloads above 4 KiB, which have keys of their own; None if Redis does not say."""
+    """Bytes that these use, without payloads above 4 KiB, which have keys of their own; None if unknown."""
     last_time: float | None
     """When the last event was accepted, in seconds since 1970."""
     expires_in: float | None
@@ -330,7 +330,7 @@ class Inspector:
         return runs
 
     async def positions(self, session_ids: Sequence[str]) -> list[dict[tuple[StreamId, str], int]]:
-        """The number of the last event by stream and run, for each session.
+        """Read each session's last event numbers, by stream and run.
 
         Raises:
             StoreError: Redis could not be read.
