@@ -131,6 +131,8 @@ async def test_inspection_of_busy_prefix_returns_facts_and_changes_nothing(rig: 
     assert facts.expires_in is not None
     assert 0 < facts.expires_in <= TTL
     assert sessions["other {x}*"].authenticated
+    assert len((await rig.inspector.sessions(Walk(), limit=10, server="srv")).sessions) == 2
+    assert (await rig.inspector.sessions(Walk(), limit=10, server="other")).sessions == ()
 
     one, two, three = (runs[run_of(each.ids[0])] for each in (running, complete, abandoned))
     assert (one.state, one.request_id, one.first, one.last, one.retained) == ("running", 1, 1, 3, 3)

@@ -212,6 +212,14 @@ def test_redaction_includes_variables_and_both_forms_of_a_password(monkeypatch: 
     assert redacted("a://b:c@d?x=1&access_token=e#f") == "a://***@d?x=1&access_token=***#f"
 
 
+def test_output_without_unicode_is_escaped() -> None:
+    """A container may have a locale in which a name of a client cannot be printed."""
+    code = "from mcp_eventscope.cli.main import main; import sys; sys.exit(main(['workers', 'é']))"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert (run.returncode, "(\\xe9)" in run.stderr) == (Exit.USAGE, True), run.stderr
+
+
 def test_characters_that_act_on_a_terminal_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     """Escape sequences, C1 controls, direction overrides, and lone surrogates; other characters are kept."""
     hostile = "a\x1b[2J\x07\x7f\x9b\u202e\u2028\n\ud800é漢"

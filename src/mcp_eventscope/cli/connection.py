@@ -63,7 +63,7 @@ class Target:
         return found
 
 
-def options_of(redis_url: str | None, key_prefix: str | None, name: str | None) -> Settings:
+def options_of(redis_url: str | None, key_prefix: str | None, name: str | None = None) -> Settings:
     """The options of `http_app()` with the environment, as a server reads them.
 
     Raises:
@@ -75,7 +75,7 @@ def options_of(redis_url: str | None, key_prefix: str | None, name: str | None) 
         raise click.UsageError(str(error)) from None
 
 
-def settings_of(redis_url: str | None, key_prefix: str | None, name: str | None) -> Settings:
+def settings_of(redis_url: str | None, key_prefix: str | None, name: str | None = None) -> Settings:
     """As `options_of`, with a URL of Redis.
 
     Raises:

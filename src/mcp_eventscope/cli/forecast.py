@@ -53,7 +53,6 @@ class Measured:
 async def run(  # noqa: PLR0913 - the options of the command
     redis_url: str | None,
     key_prefix: str | None,
-    name: str | None,
     given: Assumptions,
     *,
     seconds: float,
@@ -63,10 +62,10 @@ async def run(  # noqa: PLR0913 - the options of the command
 ) -> Exit:
     """Print the forecast."""
     if given.rate is not None and given.event_bytes is not None and given.maxmemory is not None:
-        ttl = given.ttl or options_of(redis_url, key_prefix, name).ttl
+        ttl = given.ttl or options_of(redis_url, key_prefix).ttl
         measured = Measured(given.rate, given.event_bytes, ttl, given.maxmemory)
     else:
-        async with opened(settings_of(redis_url, key_prefix, name)) as target:
+        async with opened(settings_of(redis_url, key_prefix)) as target:
             measured = await _measure(target, given, seconds=seconds, sample=sample, max_keys=max_keys)
     need = None if measured.ttl is None else measured.rate * measured.event_bytes * measured.ttl
     part = None if need is None or not measured.maxmemory else need / measured.maxmemory

@@ -5,6 +5,7 @@ neither the SDK nor Redis.
 """
 
 import asyncio
+import io
 import os
 import sys
 import traceback
@@ -56,7 +57,6 @@ def _connection(function: F) -> F:
 
     command: Any = checked
     for option in (
-        click.option("--name", metavar="NAME", help="Name of the server. [env: EVENTSCOPE_NAME]"),
         click.option(
             "--key-prefix", metavar="PREFIX", help="Prefix of every key. [env: EVENTSCOPE_KEY_PREFIX] [default: mcp:]"
         ),
@@ -75,6 +75,9 @@ _max_keys = click.option(
     show_default=True,
     help="Keys that a walk through the database examines at most.",
 )
+
+
+_name = click.option("--name", metavar="NAME", help="Name of the server. [env: EVENTSCOPE_NAME]")
 
 
 def _run(work: Coroutine[Any, Any, Exit]) -> None:
@@ -97,6 +100,7 @@ def cli() -> None:
 @cli.command()
 @click.argument("url", required=False)
 @_connection
+@_name
 @_max_keys
 @click.option("--no-writes", is_flag=True, help="Skip the permissions, which are tested on keys that expire.")
 @_json
@@ -125,7 +129,7 @@ def doctor(
 @_connection
 @_max_keys
 @_json
-def workers(redis_url: str | None, key_prefix: str | None, name: str | None, max_keys: int, as_json: bool) -> None:
+def workers(redis_url: str | None, key_prefix: str | None, max_keys: int, as_json: bool) -> None:
     """List workers, their leases, sessions and requests.
 
     The exit code is 1 if no worker is alive, or a dead one has running requests.
@@ -134,7 +138,7 @@ def workers(redis_url: str | None, key_prefix: str | None, name: str | None, max
 
     _run(
         implementation.list_workers(
-            implementation.settings_of(redis_url, key_prefix, name), max_keys=max_keys, as_json=as_json
+            implementation.settings_of(redis_url, key_prefix), max_keys=max_keys, as_json=as_json
         )
     )
 
@@ -146,6 +150,7 @@ def sessions() -> None:
 
 @sessions.command("list")
 @_connection
+@_name
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Sessions at most.")
 @click.option("--all", "ended", is_flag=True, help="Include sessions that have ended.")
 @_max_keys
@@ -178,15 +183,13 @@ def sessions_list(
 @_connection
 @_max_keys
 @_json
-def sessions_show(
-    session: str, redis_url: str | None, key_prefix: str | None, name: str | None, max_keys: int, as_json: bool
-) -> None:
+def sessions_show(session: str, redis_url: str | None, key_prefix: str | None, max_keys: int, as_json: bool) -> None:
     """Show one session with its streams. SESSION is its id, or its hash in logs and spans."""
     from mcp_eventscope.cli import sessions as implementation
 
     _run(
         implementation.show(
-            implementation.settings_of(redis_url, key_prefix, name), session, max_keys=max_keys, as_json=as_json
+            implementation.settings_of(redis_url, key_prefix), session, max_keys=max_keys, as_json=as_json
         )
     )
 
@@ -201,7 +204,6 @@ def sessions_end(
     session: str,
     redis_url: str | None,
     key_prefix: str | None,
-    name: str | None,
     max_keys: int,
     yes: bool,
     as_json: bool,
@@ -214,7 +216,7 @@ def sessions_end(
 
     _run(
         implementation.end(
-            implementation.settings_of(redis_url, key_prefix, name),
+            implementation.settings_of(redis_url, key_prefix),
             session,
             yes=yes,
             max_keys=max_keys,
@@ -234,7 +236,6 @@ def why(
     session: str | None,
     redis_url: str | None,
     key_prefix: str | None,
-    name: str | None,
     max_keys: int,
     as_json: bool,
 ) -> None:
@@ -246,7 +247,7 @@ def why(
 
     _run(
         implementation.run(
-            implementation.settings_of(redis_url, key_prefix, name),
+            implementation.settings_of(redis_url, key_prefix),
             last_event_id,
             session,
             max_keys=max_keys,
@@ -267,7 +268,6 @@ def tail(
     session: str,
     redis_url: str | None,
     key_prefix: str | None,
-    name: str | None,
     max_keys: int,
     from_start: bool,
     payloads: bool,
@@ -283,7 +283,7 @@ def tail(
 
     _run(
         implementation.run(
-            implementation.settings_of(redis_url, key_prefix, name),
+            implementation.settings_of(redis_url, key_prefix),
             session,
             from_start=from_start,
             payloads=payloads,
@@ -354,7 +354,6 @@ def verify(
 def forecast(
     redis_url: str | None,
     key_prefix: str | None,
-    name: str | None,
     max_keys: int,
     rate: float | None,
     event_bytes: float | None,
@@ -375,7 +374,6 @@ def forecast(
         implementation.run(
             redis_url,
             key_prefix,
-            name,
             implementation.Assumptions(rate=rate, event_bytes=event_bytes, ttl=ttl, maxmemory=maxmemory),
             seconds=seconds,
             sample=sample,
@@ -388,6 +386,7 @@ def forecast(
 @cli.command()
 @click.argument("server", metavar="MODULE:SERVER")
 @_connection
+@_name
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes.")
@@ -494,7 +493,7 @@ def dashboards_push(grafana: str, token: str | None, folder: str, as_json: bool)
         print_lines(urls)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - an exit code each
+def main(arguments: Sequence[str] | None = None) -> int:  # noqa: C901, PLR0911 - an exit code each
     """Run the command line.
 
     Args:
@@ -504,6 +503,9 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - an e
         The exit code; see `Exit`. The reason of a failure is on standard error, or on standard output with `--json`.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # A container may have a locale without Unicode.
     try:
         # The code of `Exit`, or the result of a command, which has none.
         code = cli.main(given, prog_name=PROGRAM, standalone_mode=False, complete_var=COMPLETE_VARIABLE)

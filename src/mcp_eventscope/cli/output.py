@@ -110,12 +110,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
     from rich.text import Text  # noqa: PLC0415
 
     table = Table(title=Text(printable(title)) if title else None, title_justify="left", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for place, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=place == 0)  # The first one is an id, to be copied.
     for row in rows:
         table.add_row(*(each if isinstance(each, Text) else Text(_cell(each)) for each in row))
     # A pipe has no width: rows stay whole there.
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 10_000
+    width = None if sys.stdout.isatty() else 10_000
     console = Console(highlight=False, width=width)
     with console.capture() as captured:
         console.print(table)

@@ -49,7 +49,7 @@ async def list_sessions(settings: Settings, *, limit: int, ended: bool, max_keys
     """Print sessions, the youngest first."""
     async with opened(settings) as target:
         with walking("sessions", max_keys) as walk:
-            page = await target.inspector.sessions(walk, limit=limit, ended=ended)
+            page = await target.inspector.sessions(walk, limit=limit, ended=ended, server=settings.name)
     found = sorted(page.sessions, key=lambda each: each.age if each.age is not None else float("inf"))
     if as_json:
         print_json("sessions list", truncated=page.truncated, sessions=[_members(each) for each in found])
@@ -103,6 +103,7 @@ def _print_session(facts: SessionFacts, runs: Sequence[RunFacts], alive: dict[st
             ("hash", session_hash(facts.session_id)),
             ("state", facts.state),
             ("server", facts.server),
+            ("audience", facts.audience),
             ("authenticated", facts.authenticated),
             ("client", facts.client),
             ("revision", facts.protocol_version),

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import click
 
-from mcp_eventscope.cli.output import Exit, print_json, print_lines, print_table
+from mcp_eventscope.cli.output import Exit, print_json, print_lines, print_table, redacted
 from mcp_eventscope.errors import EventscopeError
 
 PROTOCOL_VERSION = "2025-11-25"
@@ -197,6 +197,8 @@ async def run(  # noqa: PLR0913 - the options of the command
                 msg = f"the server does not answer: {type(error).__name__}; check the URL, and that it runs"
                 raise RefusedError(msg) from error
             failure = f"the connection failed in the step {check.step!r}: {type(error).__name__}"
+    # A server may repeat the credentials in its error.
+    failure = redacted(failure, ["--token", token or "", *(part for each in headers for part in ("--header", each))])
     request = "tools/list" if tool is None else "a call of the tool"
     verified = (
         ""

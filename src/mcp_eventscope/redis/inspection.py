@@ -31,6 +31,8 @@ READ_AT_ONCE = 100
 """Sessions or runs that one pipeline reads."""
 INDEX_ROWS = 1000
 """Rows of a session's index that are read at most, the newest."""
+RECENT_ROWS = 128
+"""The same, for readers that poll."""
 HANDSHAKE_BYTES = 64 << 10
 """Bytes of the largest handshake that is read. A client may send one of several megabytes."""
 
@@ -115,7 +117,9 @@ class SessionFacts:
     state: str
     """`live`, `ended`, or `absent`: without a record, which has expired or was lost."""
     server: str
-    """The name of the server that it belongs to, and the audience of its token if there is one."""
+    """The name of the server that it belongs to."""
+    audience: str
+    """The audience of the token with which it was opened; empty without one."""
     authenticated: bool
     """Whether it belongs to a principal."""
     age: float | None
@@ -232,8 +236,11 @@ class Inspector:
         """
         sessions: dict[str, int] = {}
         requests: dict[str, int] = {}
+        seen: set[str] = set()  # A walk may find a key twice.
         async for ids in self._session_ids(walk):
-            for facts, runs in await self._sessions(ids):
+            new = [each for each in ids if each not in seen]
+            seen.update(new)
+            for facts, runs in await self._sessions(new):
                 if facts.state == "live":
                     for worker in facts.workers:
                         sessions[worker] = sessions.get(worker, 0) + 1
@@ -282,13 +289,14 @@ class Inspector:
 
     # -- sessions -----------------------------------------------------------------------------------------------------
 
-    async def sessions(self, walk: Walk, *, limit: int, ended: bool = True) -> SessionPage:
+    async def sessions(self, walk: Walk, *, limit: int, ended: bool = True, server: str | None = None) -> SessionPage:
         """Read sessions that have a record, in no particular order.
 
         Args:
             walk: The bounds of the walk.
             limit: Maximum number of sessions.
-            ended: Whether to include sessions that have ended.
+            ended: Whether to include sessions that have ended. Their server is unknown.
+            server: Only sessions of the server with this name; None: of all.
 
         Raises:
             StoreError: Redis could not be read.
@@ -296,7 +304,8 @@ class Inspector:
         found: dict[str, SessionFacts] = {}
         async for ids in self._session_ids(walk):
             for facts, _ in await self._sessions([each for each in ids if each not in found]):
-                if facts.state == "live" or (ended and facts.state == "ended"):
+                listed = facts.state == "live" or (ended and facts.state == "ended")
+                if listed and server in {None, facts.server}:
                     found[facts.session_id] = facts
             if len(found) > limit:
                 break
@@ -326,17 +335,31 @@ class Inspector:
         Raises:
             StoreError: Redis could not be read.
         """
-        (runs,) = await self._runs([session_id])
-        return runs
+        (runs,) = named = await self._named([session_id], INDEX_ROWS)
+        lists = self._lists([session_id], named)
+        states = await self._batches(
+            command
+            for key in lists
+            for command in (("LINDEX", key, 0), ("LINDEX", key, -1), ("LLEN", key), ("PTTL", key))
+        )
+        sizes = await self._batches((("MEMORY", "USAGE", key) for key in lists), optional=True)
+        return [
+            _run(stream, run, entry, states[4 * place : 4 * place + 4], sizes[place])
+            for place, (run, (stream, entry)) in enumerate(runs.items())
+        ]
 
     async def positions(self, session_ids: Sequence[str]) -> list[dict[tuple[StreamId, str], int]]:
-        """Read each session's last event numbers, by stream and run.
+        """Read each session's last event numbers, by stream and run: of open runs, and of the most recent others.
+
+        Args:
+            session_ids: The sessions.
 
         Raises:
             StoreError: Redis could not be read.
         """
-        found = await self._runs(session_ids)
-        return [{(run.stream, run.run): run.last for run in runs} for runs in found]
+        named = await self._named(session_ids, RECENT_ROWS)
+        tails = iter(await self._batches(("LINDEX", key, -1) for key in self._lists(session_ids, named)))
+        return [{(stream, run): _numbered(next(tails)) for run, (stream, _) in runs.items()} for runs in named]
 
     async def events(self, session_id: str, stream: StreamId, run: str, after: int) -> list[Row]:
         """Read a chunk of the events of a run after a number.
@@ -419,29 +442,23 @@ class Inspector:
             for session_id, row, handshake in zip(session_ids, rows, handshakes, strict=True)
         ]
 
-    async def _runs(self, session_ids: Sequence[str]) -> list[list[RunFacts]]:
+    async def _named(self, session_ids: Sequence[str], rows: int) -> list[dict[str, tuple[StreamId, bytes | None]]]:
+        """Read the streams and entries of sessions' runs: of open ones, and of those in the last rows of the index."""
         keys = [self._keys.for_session(each) for each in session_ids]
         replies = await self._batches(
-            command
-            for each in keys
-            for command in (("HGETALL", each.requests), ("LRANGE", each.index, -INDEX_ROWS, -1))
+            command for each in keys for command in (("HGETALL", each.requests), ("LRANGE", each.index, -rows, -1))
         )
-        named: list[dict[str, tuple[StreamId, bytes | None]]] = []
-        for entries, index in zip(replies[::2], replies[1::2], strict=True):
-            named.append(_named_runs(_entries(entries).entries, index if isinstance(index, list) else []))
-        lists = [
-            each.run(stream, run) for each, runs in zip(keys, named, strict=True) for run, (stream, _) in runs.items()
-        ]
-        states = await self._batches(
-            command
-            for key in lists
-            for command in (("LINDEX", key, 0), ("LINDEX", key, -1), ("LLEN", key), ("PTTL", key))
-        )
-        sizes = iter(await self._batches((("MEMORY", "USAGE", key) for key in lists), optional=True))
-        rows = iter([states[at : at + 4] for at in range(0, len(states), 4)])
         return [
-            [_run(stream, run, entry, next(rows), next(sizes)) for run, (stream, entry) in runs.items()]
-            for runs in named
+            _named_runs(_entries(entries).entries, index if isinstance(index, list) else [])
+            for entries, index in zip(replies[::2], replies[1::2], strict=True)
+        ]
+
+    def _lists(
+        self, session_ids: Sequence[str], named: Sequence[Mapping[str, tuple[StreamId, bytes | None]]]
+    ) -> list[str]:
+        keys = [self._keys.for_session(each) for each in session_ids]
+        return [
+            each.run(stream, run) for each, runs in zip(keys, named, strict=True) for run, (stream, _) in runs.items()
         ]
 
     async def _batches(self, commands: Iterable[tuple[Any, ...]], *, optional: bool = False) -> list[Any]:
@@ -480,12 +497,14 @@ def _session(session_id: str, row: Sequence[Any], handshake: object, now: int) -
     fields, names, _, ttl, total, requests = row
     ended, owner, server, since = fields if isinstance(fields, list) else (None, None, None, None)
     client, version = _client_of(handshake)
+    name, _, audience = _text(server or b"").partition("\n")
     started = int(since) if isinstance(since, bytes) and since.isdigit() else None
     workers = [_text(name) for name in names] if isinstance(names, list) else []
     return SessionFacts(
         session_id=session_id,
         state="ended" if ended is not None else "absent" if owner is None else "live",
-        server=_text(server or b""),
+        server=name,
+        audience=audience,
         authenticated=bool(owner),
         age=None if started is None else max(0, now - started) / _SECONDS,
         expires_in=_seconds(ttl),
@@ -559,6 +578,12 @@ def _run(stream: StreamId, run: str, entry: bytes | None, states: Sequence[Any],
         last_time=int(last[2]) / _SECONDS if last else None,
         expires_in=_seconds(ttl),
     )
+
+
+def _numbered(element: object) -> int:
+    """The number of an element; 0 without one."""
+    found = _HEADER.match(element) if isinstance(element, bytes) else None
+    return int(found[1]) if found else 0
 
 
 def _text(data: bytes) -> str:
