@@ -289,6 +289,17 @@ async def test_diagnosis_distinguishes_ended_expired_and_unknown_sessions(rig: R
     assert (await diagnose(rig.reader, rig.inspector, old, Walk())).verdict is Verdict.EXPIRED
 
 
+async def test_diagnosis_without_record_depends_on_a_live_worker_of_the_session(rig: Rig) -> None:
+    """A live worker that runs a request writes a lost record again; without one, every worker answers 404."""
+    await rig.record(rig.worker)
+    orphan = await rig.run(rig.dead, 1, request_id=2)
+    await rig.redis.delete(f"{rig.reader.key_prefix}{{s}}:session")
+    assert (await rig.why(orphan, 0)).verdict is Verdict.EXPIRED
+    running = await rig.run(rig.worker, 1, request_id=3)
+    assert (await rig.why(running, 0)).verdict is Verdict.RUNNING
+    assert (await rig.why(orphan, 0)).verdict is Verdict.ORPHANED
+
+
 async def test_diagnosis_of_expired_events_in_live_session_is_expired(rig: Rig) -> None:
     """The events of a finished request are older than the TTL, and its list has expired."""
     await rig.record(rig.worker)

@@ -109,7 +109,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(title=Text(printable(title)) if title else None, title_justify="left", box=None, pad_edge=False)
+    if title:
+        print_lines([title])
+    table = Table(box=None, pad_edge=False)
     for place, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=place == 0)  # The first one is an id, to be copied.
     for row in rows:

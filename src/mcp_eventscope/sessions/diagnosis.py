@@ -116,21 +116,27 @@ async def diagnose(
     run, number, worker = cursor.run, cursor.number, worker_of(cursor.run)
     age = max(0, store.backend.clock.now() - cursor.time) / _MICROSECONDS
     expired = store.ttl is not None and age >= store.ttl
-    alive = (await inspector.alive([worker]))[worker]
     standalone = stream == GET_STREAM_KEY
     if session_id is None:
         session_id = await inspector.find_run(stream, run, walk)
     session = None if session_id is None else await inspector.session(session_id)
     runs = [] if session_id is None else await inspector.runs(session_id)
+    running = {each.worker for each in runs if each.state == "running"}
+    leases = await inspector.alive({worker, *running})
+    alive = leases[worker]
+    # A live worker that runs a request of the session writes a lost record again, and others wait for that.
+    served = session is not None and (session.state == "live" or any(leases[each] for each in running))
     retained = next((each for each in runs if each.run == run and each.stream == stream), None)
     result = None
     if session_id is not None:
         result = await store.for_session(session_id).replay(event_id, _discard, stream_id=stream)
-    if session is None and walk.truncated:
+    if session is not None and result is not None:
+        verdict, sentence = _judge(session, retained, result, alive=alive, served=served)
+    elif walk.truncated:
         searched = f"the first {walk.max_keys} keys of the database"
         verdict, sentence = Verdict.UNKNOWN_SESSION, f"Undecided: no session was found among {searched}; name it."
     else:
-        verdict, sentence = _judge(session, retained, result, alive=alive, expired=expired)
+        verdict, sentence = (Verdict.EXPIRED, _NOTHING_LEFT) if expired else (Verdict.UNKNOWN_SESSION, _NO_SESSION)
     return Diagnosis(
         verdict=verdict,
         sentence=sentence,
@@ -175,19 +181,17 @@ async def _diagnose_root(store: RedisEventStore, event_id: str) -> Diagnosis:
 
 
 def _judge(  # noqa: PLR0911 - a verdict each
-    session: SessionFacts | None,
+    session: SessionFacts,
     retained: RunFacts | None,
-    result: ReplayResult | None,
+    result: ReplayResult,
     *,
     alive: bool,
-    expired: bool,
+    served: bool,
 ) -> tuple[Verdict, str]:
     """The verdict, and a sentence with the numbers of the case."""
-    if session is None or result is None:
-        return (Verdict.EXPIRED, _NOTHING_LEFT) if expired else (Verdict.UNKNOWN_SESSION, _NO_SESSION)
     if session.state == "ended":
         return Verdict.SESSION_ENDED, "Cannot be resumed: the session was ended, and its events were deleted."
-    if session.state == "absent" and not session.running:
+    if not served:
         return Verdict.EXPIRED, _NO_RECORD
     if result.miss is Miss.EXPIRED:
         return Verdict.EXPIRED, "Cannot be resumed: the events have expired, so the client is answered with an error."
