@@ -1,23 +1,28 @@
 """Facts about workers and sessions, and why event ids resume: read from Redis without changing it."""
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 import pytest
 from redis import asyncio as aioredis
 
-from mcp_eventscope import RedisEventStore, StoreRejectedError
+from mcp_eventscope import RedisEventStore
+from mcp_eventscope.cli.main import main
+from mcp_eventscope.cli.output import Exit
 from mcp_eventscope.redis import inspection
+from mcp_eventscope.redis.client import client_for
 from mcp_eventscope.redis.inspection import Inspector, Walk
 from mcp_eventscope.redis.keys import Keys, pattern_of
 from mcp_eventscope.sessions import event_ids
 from mcp_eventscope.sessions.diagnosis import RESUMABLE, Diagnosis, Verdict, diagnose
 from mcp_eventscope.store.coordination import NewRecord
 from mcp_eventscope.store.messages import GET_STREAM_KEY
+from support.clusters import valkey_cluster
 from support.leaks import LeakChecker
 from support.messages import answer, note
-from support.servers import cluster_of_one
 from support.session_producers import Received, SessionProducer, run_of
 from support.stores import patient_client, until_settled
 from support.waiting import CEILING, until
@@ -185,13 +190,39 @@ async def test_damaged_and_large_handshake_leaves_client_unknown(rig: Rig) -> No
         assert (await rig.inspector.session(session_id)).client == ""
 
 
-async def test_inspection_of_cluster_node_is_refused(key_prefix: str) -> None:
-    """A slot of another node is an error, not an absent session."""
-    with cluster_of_one() as port:
-        async with aioredis.Redis(port=port) as node:
-            await node.execute_command("CLUSTER", "DELSLOTSRANGE", 0, 16383)  # type: ignore[no-untyped-call]
-            with pytest.raises(StoreRejectedError, match="not served"):
-                await Inspector(node, Keys(key_prefix)).session("s")
+async def test_cluster_is_inspected_on_all_masters(key_prefix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Walks visit each master, and reads are sent to the master of the session; one node alone is refused."""
+    with valkey_cluster(replicas=False) as cluster:
+        url = f"{cluster.url}?socket_timeout={CEILING}&socket_connect_timeout={CEILING}"
+        async with client_for(url) as redis:
+            worker, reader = (RedisEventStore(redis, key_prefix=key_prefix, ttl=TTL) for _ in range(2))
+            inspector = Inspector(redis, Keys(key_prefix))
+            async with worker.coordinator.hold_lease(LEASE, lambda _: None, nothing):
+                names = {f"s{number}" for number in range(12)}
+                for name in names:
+                    await worker.coordinator.record(NewRecord(name, "", HANDSHAKE, "srv"), ttl=TTL)
+                producer = SessionProducer(worker, "s3")
+                await producer.append(None)
+                await producer.append_next(2)
+                await producer.outcomes()
+                page = await inspector.sessions(Walk(), limit=100)
+                assert {each.session_id for each in page.sessions} == names
+                wire_id = event_ids.join(producer.ids[0], producer.stream)
+                found = await diagnose(reader, inspector, wire_id, Walk())
+                assert (found.verdict, found.delivered) == (Verdict.RUNNING, 2)
+                assert found.retained is not None
+                assert found.retained.memory
+                assert [(each.sessions, each.requests) for each in await inspector.workers(Walk())] == [(12, 1)]
+                await worker.flush()
+        arguments = ["doctor", url, "--key-prefix", key_prefix, "--json"]
+        await anyio.to_thread.run_sync(main, arguments)
+        result = json.loads(capsys.readouterr().out)
+        assert [each["kind"] for each in result["servers"]] == ["valkey"] * 3
+        assert {each["severity"] for each in result["findings"] if each["check"] != "latency"} <= {"ok", "info"}
+        one = url.replace("redis+cluster://", "redis://").replace(url[url.index(",") : url.index("?")], "")
+        assert await anyio.to_thread.run_sync(main, ["doctor", one, "--json"]) == Exit.FAILED
+        found_wrong = {each["check"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
+        assert found_wrong["cluster"]["fix"] == "write redis+cluster:// in the URL"
 
 
 # -- why --------------------------------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ def test_unexpected_error_exits_with_1_and_hides_secrets(
         msg = f"cannot handle {url}\x1b[31m"
         raise RuntimeError(msg)
 
-    monkeypatch.setattr("mcp_eventscope.cli.connection.connect", fail)
+    monkeypatch.setattr("mcp_eventscope.cli.connection.client_for", fail)
     assert main(["workers", "--redis-url", f"redis://:{SECRET}@host"]) == Exit.FAILED
     printed = capsys.readouterr().err
     assert "RuntimeError: cannot handle redis://***@host\\x1b[31m" in printed
@@ -170,7 +170,7 @@ def test_unsupported_sdk_is_named_before_it_is_imported(
 
 def test_interruption_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a traceback."""
-    monkeypatch.setattr("mcp_eventscope.cli.connection.connect", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("mcp_eventscope.cli.connection.client_for", Mock(side_effect=KeyboardInterrupt))
     assert main(["workers", "--redis-url", "redis://host"]) == Exit.INTERRUPTED
     assert capsys.readouterr().err.strip() == "mcp-eventscope: interrupted"
 

@@ -6,11 +6,10 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import click
-from redis import asyncio as aioredis
 
 from mcp_eventscope.cli.output import progress
 from mcp_eventscope.errors import EventscopeError
-from mcp_eventscope.redis.client import address_of, connect
+from mcp_eventscope.redis.client import AnyRedis, address_of, client_for
 from mcp_eventscope.redis.inspection import Inspector, Walk
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.store import RedisEventStore
@@ -28,7 +27,7 @@ class NotFoundError(EventscopeError):
 class Target:
     """A prefix on a Redis."""
 
-    redis: aioredis.Redis
+    redis: AnyRedis
     keys: Keys
     inspector: Inspector
     store: RedisEventStore
@@ -98,7 +97,7 @@ def walking(label: str, max_keys: int) -> Iterator[Walk]:
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Target]:
     """Connect until the block ends; nothing is sent yet."""
-    async with connect(settings.redis_url or "") as redis:
+    async with client_for(settings.redis_url or "") as redis:
         keys = Keys(settings.key_prefix)
         store = RedisEventStore(redis, key_prefix=settings.key_prefix, ttl=settings.ttl)
         yield Target(redis, keys, Inspector(redis, keys), store, settings)

@@ -3,20 +3,16 @@
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 
 from mcp_eventscope import sdk_versions
-from mcp_eventscope.cli.connection import Target, opened, settings_of
-from mcp_eventscope.cli.output import Exit, duration, print_json, print_lines, print_table, progress, size
+from mcp_eventscope.cli.connection import Target, opened, settings_of, walking
+from mcp_eventscope.cli.output import Exit, duration, print_json, print_lines, print_table, size
 from mcp_eventscope.errors import IncompatibleSDKError, StoreRejectedError
-from mcp_eventscope.redis import scripts
-from mcp_eventscope.redis.client import map_redis_errors
 from mcp_eventscope.redis.inspection import ServerFacts
-from mcp_eventscope.redis.keys import pattern_of
 from mcp_eventscope.redis.limits import STORE_TIMEOUT
-from mcp_eventscope.redis.redis_stats import SCANNED_PER_SCRIPT
 from mcp_eventscope.redis.self_test import Capability, acl_rules
 from mcp_eventscope.settings import mistyped
 
@@ -67,13 +63,10 @@ async def run(  # noqa: PLR0913 - the options of the command
     async with opened(settings) as target:
         latency = await _latency(target)  # Reaches Redis first: else no check can run.
         skew = await _skew(target)
-        facts = await target.inspector.server()
+        servers = await target.inspector.servers()
         findings = [
-            *_of_server(facts),
+            *(finding for facts in servers for finding in _of_node(facts)),
             _of_latency(latency),
-            *_of_replication(facts),
-            *_of_persistence(facts),
-            *_of_memory(facts),
             _of_clock(skew),
             *(await _of_permissions(target) if writes else ()),
             await _of_ttl(target, max_keys),
@@ -86,7 +79,7 @@ async def run(  # noqa: PLR0913 - the options of the command
             "doctor",
             ok=not problems,
             address=target.address,
-            server={"kind": facts.kind, "version": facts.version},
+            servers=[{"node": each.node, "kind": each.kind, "version": each.version} for each in servers],
             latency_seconds=latency,
             clock_difference_seconds=skew,
             findings=findings,
@@ -122,8 +115,7 @@ async def _latency(target: Target) -> Latency:
     took: list[float] = []
     for _ in range(ROUND_TRIPS + 1):
         began = time.perf_counter()
-        with map_redis_errors("reach", target.redis):  # Each has a time limit of its own.
-            await target.redis.ping()
+        await target.inspector.ping()
         took.append(time.perf_counter() - began)
     took = sorted(took[1:])  # The first one connects.
     return Latency(took[len(took) // 2], took[int(len(took) * 0.99)], len(took))
@@ -144,6 +136,13 @@ async def _skew(target: Target) -> float | None:
     return skew
 
 
+def _of_node(facts: ServerFacts) -> Iterator[Finding]:
+    """The findings about one server, which name it in a cluster."""
+    for check in (_of_server, _of_replication, _of_persistence, _of_memory):
+        for each in check(facts):
+            yield replace(each, message=f"{facts.node}: {each.message}") if facts.node else each
+
+
 def _of_server(facts: ServerFacts) -> Iterator[Finding]:
     if not facts.info:
         yield Finding(
@@ -156,12 +155,12 @@ def _of_server(facts: ServerFacts) -> Iterator[Finding]:
     yield Finding(
         "server", Severity.OK, f"{facts.kind} {facts.version}, up for {duration(_number(facts, 'uptime_in_seconds'))}"
     )
-    if _number(facts, "cluster_enabled"):
+    if _number(facts, "cluster_enabled") and not facts.node:
         yield Finding(
             "cluster",
-            Severity.WARNING,
-            "the server is a node of a Redis Cluster, of which this command sees one node only",
-            "run it for each primary; http_app() itself needs event_store= with a RedisCluster client",
+            Severity.ERROR,
+            "the server is a node of a Redis Cluster, and refuses the keys of other nodes",
+            "write redis+cluster:// in the URL",
         )
 
 
@@ -282,25 +281,15 @@ async def _of_permissions(target: Target) -> list[Finding]:
 
 async def _of_ttl(target: Target, max_keys: int) -> Finding:
     """Look for keys without TTL under the prefix, in steps that block Redis for half a millisecond."""
-    lasting, keys, scanned, cursor = Counter[str](), 0, 0, "0"
-    pattern = f"{pattern_of(target.keys.prefix)}*"
-    with progress("keys without TTL") as shown:
-        while True:
-            try:
-                with map_redis_errors("scan", target.redis):
-                    seen = await scripts.survey(
-                        target.redis, cursor, target.keys.prefix, pattern, keys=SCANNED_PER_SCRIPT, events=0
-                    )
-            except StoreRejectedError as error:
-                return Finding(
-                    "ttl", Severity.INFO, f"could not be checked: {error}", "allow +scan +pttl +type +memory|usage"
-                )
-            cursor, keys, scanned = seen.cursor, keys + seen.keys, scanned + SCANNED_PER_SCRIPT
-            lasting.update(seen.lasting)
-            shown.update(f"{scanned} keys")
-            if cursor == "0" or scanned >= max_keys:
-                break
-    part = "" if cursor == "0" else f" among the first {scanned} keys of the database (--max-keys)"
+    lasting, keys = Counter[str](), 0
+    try:
+        with walking("keys without TTL", max_keys) as walk:
+            async for seen in target.inspector.survey(walk):
+                keys += seen.keys
+                lasting.update(seen.lasting)
+    except StoreRejectedError as error:
+        return Finding("ttl", Severity.INFO, f"could not be checked: {error}", "allow +scan +pttl +type +memory|usage")
+    part = f" among the first {walk.scanned} keys of the database (--max-keys)" if walk.truncated else ""
     if not lasting:
         return Finding("ttl", Severity.OK, f"all {keys} keys under {target.keys.prefix} expire{part}")
     kinds = ", ".join(f"{number} {kind or 'unknown'}" for kind, number in lasting.most_common())
@@ -314,7 +303,11 @@ async def _of_ttl(target: Target, max_keys: int) -> Finding:
 
 async def _of_name(target: Target) -> Finding:
     """The server that has claimed the prefix. The key may not be readable, or hold another program's value."""
-    owner, name = await target.inspector.server_name(), target.settings.name
+    name = target.settings.name
+    try:
+        owner = await target.inspector.server_name()
+    except StoreRejectedError as error:
+        return Finding("server_name", Severity.INFO, f"could not be read: {error}", "see permissions and cluster")
     if owner is None:
         return Finding("server_name", Severity.INFO, f"no running server has claimed the prefix {target.keys.prefix}")
     if name is not None and owner != name:

@@ -8,10 +8,6 @@ import anyio
 from mcp_eventscope.cli.connection import Target, opened, options_of, settings_of, walking
 from mcp_eventscope.cli.output import Exit, print_json, print_lines, print_table, progress, size
 from mcp_eventscope.errors import EventscopeError
-from mcp_eventscope.redis import scripts
-from mcp_eventscope.redis.client import map_redis_errors
-from mcp_eventscope.redis.keys import pattern_of
-from mcp_eventscope.redis.redis_stats import SCANNED_PER_SCRIPT
 
 WEIGHED = 400
 """Runs that are weighed at most, which determine the bytes per event."""
@@ -116,11 +112,11 @@ def _print(measured: Measured, need: float | None, part: float | None, *, fits: 
 async def _measure(target: Target, given: Assumptions, *, seconds: float, sample: int, max_keys: int) -> Measured:
     maxmemory = given.maxmemory
     if maxmemory is None:
-        info = (await target.inspector.server()).info
-        if "maxmemory" not in info:
+        limits = [each.info.get("maxmemory") for each in await target.inspector.servers()]
+        if None in limits:
             msg = "maxmemory must be readable by INFO, got no permission; give --maxmemory"
             raise NotMeasurableError(msg)
-        maxmemory = int(info["maxmemory"])
+        maxmemory = sum(int(each or 0) for each in limits) if all(limits) else 0
     event_bytes = given.event_bytes if given.event_bytes is not None else await _weigh(target, max_keys)
     rate, sampled = given.rate, 0
     if rate is None:
@@ -136,23 +132,11 @@ async def _measure(target: Target, given: Assumptions, *, seconds: float, sample
 
 async def _weigh(target: Target, max_keys: int) -> float:
     """The average bytes per event of some of the stored ones."""
-    cursor, scanned, weighed, total = "0", 0, 0, 0
-    pattern = f"{pattern_of(target.keys.prefix)}*"
-    with progress("weighing events") as shown:
-        while True:
-            with map_redis_errors("scan", target.redis):
-                seen = await scripts.survey(
-                    target.redis,
-                    cursor,
-                    target.keys.prefix,
-                    pattern,
-                    keys=SCANNED_PER_SCRIPT,
-                    events=WEIGHED_PER_SCRIPT,
-                )
-            cursor, scanned = seen.cursor, scanned + SCANNED_PER_SCRIPT
+    weighed = total = 0
+    with walking("weighing events", max_keys) as walk:
+        async for seen in target.inspector.survey(walk, events=WEIGHED_PER_SCRIPT):
             weighed, total = weighed + seen.weighed, total + seen.bytes
-            shown.update(f"{weighed} of {WEIGHED}")
-            if cursor == "0" or weighed >= WEIGHED or scanned >= max_keys:
+            if weighed >= WEIGHED:
                 break
     if not weighed:
         msg = "event bytes must be measured on stored events, got none under the prefix; give --event-bytes"

@@ -6,20 +6,22 @@ workers in between. No key is created, renewed or removed.
 
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
 import pydantic_core
-from redis import asyncio as aioredis
 from redis.exceptions import ResponseError
 
 from mcp_eventscope.redis import run_entry
-from mcp_eventscope.redis.client import map_redis_errors
+from mcp_eventscope.redis.client import AnyRedis, map_redis_errors
 from mcp_eventscope.redis.keys import Keys, pattern_of
+from mcp_eventscope.redis.masters import Master, masters
 from mcp_eventscope.redis.read.elements import Row, read_run
 from mcp_eventscope.redis.read.run_reader import CHUNK_BYTES, CHUNK_EVENTS
-from mcp_eventscope.redis.scripts import SERVING, Client
+from mcp_eventscope.redis.redis_stats import SCANNED_PER_SCRIPT
+from mcp_eventscope.redis.scripts import SERVING, Survey, survey
 from mcp_eventscope.redis.write.runs import is_run, worker_of
 from mcp_eventscope.store.messages import GET_STREAM_KEY, RequestId, StreamId
 
@@ -54,11 +56,19 @@ class Walk:
     truncated: bool = False
     """Whether a walk ended at `max_keys`, so that keys were left out."""
 
+    def step(self, keys: int) -> None:
+        """Count examined keys."""
+        self.scanned += keys
+        if self.on_step is not None:
+            self.on_step(self.scanned)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFacts:
     """A Redis server, as it describes itself."""
 
+    node: str
+    """The name of the master of a cluster; empty otherwise."""
     kind: str
     """`valkey`, `redis`, or the name that the server gives."""
     version: str
@@ -162,35 +172,54 @@ class Inspector:
     """Reads facts about workers and sessions.
 
     Args:
-        redis: The client of a single server, not of a cluster.
+        redis: The client.
         keys: The keys of the root store.
     """
 
-    def __init__(self, redis: aioredis.Redis, keys: Keys) -> None:
+    def __init__(self, redis: AnyRedis, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
 
-    async def server(self) -> ServerFacts:
-        """Read the description of the server.
+    async def servers(self) -> list[ServerFacts]:
+        """Read the descriptions of the server, or of each master of a cluster.
 
         Raises:
             StoreError: Redis could not be read.
         """
-        (found,) = await self._pipeline([("INFO",)], optional=True)
-        info = found if isinstance(found, dict) else {}
+        return [await self._server(node) for node in await self._masters()]
+
+    async def _server(self, node: str | None) -> ServerFacts:
+        info: Mapping[str, Any] = {}
+        with map_redis_errors("read from", self._redis), suppress(ResponseError):
+            info = await Master(self._redis, node).execute_command("INFO")
         kind = str(info.get("server_name") or ("dragonfly" if "dragonfly_version" in info else "redis"))
         version = info.get(f"{kind}_version") or info.get("redis_version") or ""
-        return ServerFacts(kind=kind, version=str(version), info=info)
+        return ServerFacts(node=node or "", kind=kind, version=str(version), info=info)
+
+    async def _masters(self) -> list[str | None]:
+        with map_redis_errors("read from", self._redis):
+            return await masters(self._redis)
+
+    async def ping(self) -> None:
+        """Make a round trip, on a cluster to one of its masters.
+
+        Raises:
+            StoreError: Redis did not answer.
+        """
+        node, *_ = await self._masters()
+        with map_redis_errors("reach", self._redis):
+            await Master(self._redis, node).execute_command("PING")
 
     async def clock(self) -> int:
-        """Redis's time in microseconds since 1970.
+        """Redis's time in microseconds since 1970, on a cluster that of one of its masters.
 
         Raises:
             StoreError: Redis could not be read.
         """
+        node, *_ = await self._masters()
         with map_redis_errors("read from", self._redis):
-            seconds, microseconds = await self._redis.time()
-        return int(seconds * _SECONDS + microseconds)
+            seconds, microseconds = await Master(self._redis, node).execute_command("TIME")
+        return int(seconds) * _SECONDS + int(microseconds)
 
     async def scan(self, pattern: str, walk: Walk) -> AsyncIterator[list[str]]:
         """Walk the keys of the database that match a pattern, in steps of about `SCANNED_AT_ONCE` keys.
@@ -205,23 +234,55 @@ class Inspector:
         Raises:
             StoreError: Redis could not be read.
         """
-        cursor, scanned = 0, 0
-        client: Client = self._redis
-        while True:
-            with map_redis_errors("read from", self._redis):
-                cursor, found = await client.execute_command(
-                    "SCAN", cursor, "MATCH", pattern, "COUNT", SCANNED_AT_ONCE, NEVER_DECODE=True
-                )
-            scanned += SCANNED_AT_ONCE
-            walk.scanned += SCANNED_AT_ONCE
-            if walk.on_step is not None:
-                walk.on_step(walk.scanned)
-            yield [key.decode("utf-8", "replace") for key in found]
-            if not int(cursor):
-                return
-            if scanned >= walk.max_keys:
-                walk.truncated = True
-                return
+        left = walk.max_keys
+        for node in await self._masters():
+            master, cursor = Master(self._redis, node), "0"
+            while True:
+                with map_redis_errors("read from", self._redis):
+                    reply = await master.execute_command(
+                        "SCAN", cursor, "MATCH", pattern, "COUNT", SCANNED_AT_ONCE, NEVER_DECODE=True
+                    )
+                found = reply[1]
+                cursor = _cursor(reply[0])
+                left -= SCANNED_AT_ONCE
+                walk.step(SCANNED_AT_ONCE)
+                yield [key.decode("utf-8", "replace") for key in found]
+                if cursor == "0":
+                    break
+                if left <= 0:
+                    walk.truncated = True
+                    return
+
+    async def survey(self, walk: Walk, *, events: int = 0) -> AsyncIterator[Survey]:
+        """Examine the keys under the prefix, in steps that block Redis for about half a millisecond.
+
+        Args:
+            walk: The bounds of the walk.
+            events: Maximum number of runs that one step weighs.
+
+        Yields:
+            The result of each step.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        left, pattern = walk.max_keys, f"{pattern_of(self._keys.prefix)}*"
+        for node in await self._masters():
+            master, cursor = Master(self._redis, node), "0"
+            while True:
+                with map_redis_errors("scan", self._redis):
+                    seen = await survey(
+                        master, cursor, self._keys.prefix, pattern, keys=SCANNED_PER_SCRIPT, events=events
+                    )
+                cursor = seen.cursor
+                left -= SCANNED_PER_SCRIPT
+                walk.step(SCANNED_PER_SCRIPT)
+                yield seen
+                if cursor == "0":
+                    break
+                if left <= 0:
+                    walk.truncated = True
+                    return
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
@@ -342,7 +403,7 @@ class Inspector:
             for key in lists
             for command in (("LINDEX", key, 0), ("LINDEX", key, -1), ("LLEN", key), ("PTTL", key))
         )
-        sizes = await self._batches((("MEMORY", "USAGE", key) for key in lists), optional=True)
+        sizes = await self._batches((("MEMORY USAGE", key) for key in lists), optional=True)
         return [
             _run(stream, run, entry, states[4 * place : 4 * place + 4], sizes[place])
             for place, (run, (stream, entry)) in enumerate(runs.items())
@@ -479,7 +540,7 @@ class Inspector:
             commands: The commands.
             optional: Whether a refused command has the reply None. That of a key that another program uses always has.
         """
-        pipeline = self._redis.pipeline(transaction=False)
+        pipeline: Any = self._redis.pipeline(transaction=False)
         for name, *arguments in commands:
             sent = [each.encode() if isinstance(each, str) else each for each in arguments]
             pipeline.execute_command(name, *sent, NEVER_DECODE=True)
@@ -578,6 +639,13 @@ def _run(stream: StreamId, run: str, entry: bytes | None, states: Sequence[Any],
         last_time=int(last[2]) / _SECONDS if last else None,
         expires_in=_seconds(ttl),
     )
+
+
+def _cursor(cursor: object) -> str:
+    """The cursor in a reply of SCAN; the client of a cluster names the node with it."""
+    if isinstance(cursor, dict):
+        (cursor,) = cursor.values()
+    return cursor.decode("ascii") if isinstance(cursor, bytes) else str(cursor)
 
 
 def _numbered(element: object) -> int:

@@ -2,15 +2,14 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from redis import asyncio as aioredis
 
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.client import AnyRedis, map_redis_errors
 from mcp_eventscope.redis.keys import Keys, pattern_of
+from mcp_eventscope.redis.masters import Master, at, masters
 from mcp_eventscope.redis.worker_id import WorkerId
 
 SCANNED_PER_SCRIPT = 250
@@ -103,10 +102,10 @@ class RedisStatsPoller:
                 # A worker that takes over starts a new scan.
                 self._scan, self._scanned, self._evicted = _Scan(), None, {}
                 return None
-            nodes = await self._nodes()
+            nodes = await masters(self._redis)
             memories = [await self._info(node, "memory") for node in nodes]
             stats = {node: _number(await self._info(node, "stats"), "evicted_keys") for node in nodes}
-            db_keys = sum([int(await self._redis.dbsize(**self._at(node))) for node in nodes])
+            db_keys = sum([int(await self._redis.dbsize(**at(self._redis, node))) for node in nodes])
             lasting = await self._scan_part(nodes)
         before, self._evicted = self._evicted, stats
         memory = max(memories, key=_fullness)
@@ -125,21 +124,8 @@ class RedisStatsPoller:
             ),
         )
 
-    async def _nodes(self) -> list[str | None]:
-        """The names of the masters of a cluster."""
-        if not isinstance(self._redis, aioredis.RedisCluster):
-            return [None]
-        await self._redis.initialize()
-        return [*sorted(node.name for node in self._redis.get_primaries())]
-
-    def _at(self, node: str | None) -> dict[str, Any]:
-        """The options of a command that concerns one master."""
-        if not isinstance(self._redis, aioredis.RedisCluster):
-            return {}
-        return {"target_nodes": self._redis.get_node(node_name=node)}
-
     async def _info(self, node: str | None, section: str) -> Mapping[str, Any]:
-        info: Mapping[str, Any] = await self._redis.info(section, **self._at(node))
+        info: Mapping[str, Any] = await self._redis.info(section, **at(self._redis, node))
         return info
 
     async def leave(self) -> None:
@@ -175,7 +161,7 @@ class RedisStatsPoller:
             if not scan.nodes:
                 scan.nodes.extend(nodes)
             seen = await scripts.survey(
-                _Master(self._redis, self._at(scan.nodes[0])),
+                Master(self._redis, scan.nodes[0]),
                 scan.cursor,
                 self._prefix,
                 f"{pattern_of(self._prefix)}*",
@@ -197,20 +183,6 @@ class RedisStatsPoller:
             if time.monotonic() > until:
                 break
         return dict(lasting)
-
-
-@dataclass(frozen=True, slots=True)
-class _Master:
-    """The client of one master, for scripts."""
-
-    redis: AnyRedis
-    at: dict[str, Any]
-
-    def execute_command(self, *args: Any, **options: Any) -> Awaitable[Any]:
-        """Send one command and return its reply."""
-        any_client: Any = self.redis
-        reply: Awaitable[Any] = any_client.execute_command(*args, **options, **self.at)
-        return reply
 
 
 def _number(info: Mapping[str, Any], name: str) -> int:
