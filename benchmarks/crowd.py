@@ -279,7 +279,7 @@ async def _main() -> None:
     async with connect(f"{order['url']}?client_name={NAME}") as client, connect(order["url"]) as monitor:
         store = RedisEventStore(client, key_prefix=PREFIX, ttl=TTL)
         shared = store._sessions
-        store._sessions = replace(shared, reader=_Counting(client, shared.breaker, shared.writer.find))
+        store._sessions = replace(shared, reader=_Counting(client, shared.breaker, shared.clock, shared.writer.find))
         crowd = _Crowd(store, monitor, order["cursors"])
         _say(await crowd.follow(trace=order["trace"]))
         for step in ("idle", "wake", "end"):

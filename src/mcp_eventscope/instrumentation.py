@@ -13,7 +13,7 @@ from mcp_eventscope.redis.self_test import Capabilities
 from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.store.adapter import EventStoreAdapter
 from mcp_eventscope.store.coordination import Coordinator
-from mcp_eventscope.store.events import BatchCommitted, BatchRetried, StoreEvent
+from mcp_eventscope.store.events import BatchCommitted, BatchRetried, SessionSized, StoreEvent
 from mcp_eventscope.store.messages import (
     EventCallback,
     EventId,
@@ -172,6 +172,10 @@ class InstrumentedEventStore(EventStore):
     def close(self) -> None:
         """Release the session in this process; see the store."""
         self._store.close()
+
+    def lag(self, event_id: EventId) -> float | None:
+        """Seconds since another process accepted an event; see the store."""
+        return self._store.lag(event_id)
 
     def readable(self, stream_id: StreamId, after: EventId) -> bool:
         """Whether a replay can succeed; see the store."""
@@ -421,7 +425,7 @@ class InstrumentedEventStore(EventStore):
         """Deliver the events stored from now on, and measure it. Arguments, result and errors are the store's."""
         facts: FollowResult | None = None
         error: BaseException | None = None
-        counted = Counted(send, partial(self._sinks.count, MetricsSink.followed_event))
+        counted = Counted(send, self._store.lag, partial(self._sinks.count, MetricsSink.followed_event))
         started = perf_counter()
         self._sinks.count(MetricsSink.following)
         try:
@@ -444,6 +448,9 @@ class InstrumentedEventStore(EventStore):
 
     def _on_event(self, fact: StoreEvent) -> None:
         """Record a background event of the store."""
+        if isinstance(fact, SessionSized):
+            self._sinks.count(MetricsSink.record, fact)
+            return
         if isinstance(fact, BatchCommitted):
             recorded = self._recorded[:]
             self._recorded.clear()

@@ -9,6 +9,7 @@ from mcp.types import JSONRPCError, JSONRPCNotification, JSONRPCResponse
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.read.cursor import Cursor
 from mcp_eventscope.redis.read.delivery import Delivery
 from mcp_eventscope.redis.read.run_reader import RunReader
@@ -109,7 +110,7 @@ class TestRollback:
         rig.writer.runs[run.name] = run  # As if it had been found while Redis's reply was on its way.
         rig.writer._queue_check(run)
         rig.reply(rig.take(), "b1")
-        reader = RunReader(FakeAsyncRedis(), rig.breaker, rig.writer.find)
+        reader = RunReader(FakeAsyncRedis(), rig.breaker, EventClock(), rig.writer.find)
         collected = Collected()
         delivery = Delivery("1", Cursor(1, run.name, {run.name: 1}), collected, standalone=False)
         assert await reader.advance(run.session.keys, delivery, run.name) is None

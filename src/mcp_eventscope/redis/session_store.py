@@ -233,6 +233,17 @@ class RedisSessionStore:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
+    def lag(self, event_id: EventId) -> float | None:
+        """Seconds since another worker accepted an event, by Redis's clock; None: this worker did, or no such id.
+
+        Args:
+            event_id: The id.
+        """
+        cursor = parse(event_id)
+        if cursor is None or worker_of(cursor.run) == self._shared.worker.name:
+            return None
+        return max(0, self._shared.clock.now() - cursor.time) / _MICROSECONDS
+
     def readable(self, stream_id: StreamId, after: EventId) -> bool:
         """Whether a replay can succeed: from memory, or from Redis unless known unreachable.
 

@@ -158,7 +158,7 @@ class RedisEventStore(EventStore):
         self._followers = Followers(redis, self._keys, self._worker, subscriptions)
         self._reader = ChunkReader(redis, breaker)
         self._workers.on_tick(session_writer.renew, session_writer.verify)
-        reader = RunReader(redis, breaker, session_writer.find)
+        reader = RunReader(redis, breaker, clock, session_writer.find)
         self._sessions = SessionResources(
             redis,
             ttl,
@@ -253,6 +253,9 @@ class RedisEventStore(EventStore):
 
     def close(self) -> None:
         """Do nothing: the root store holds no state of a session."""
+
+    def lag(self, event_id: EventId) -> None:
+        """None: the ids of the root store contain no time."""
 
     def readable(self, stream_id: StreamId, after: EventId) -> bool:
         """Whether Redis is not known to be unreachable."""

@@ -70,6 +70,8 @@ _RENEWALS_PER_TTL = 4
 """Renewals of the record of a session with a long request, per TTL."""
 _RENEWALS_PER_LEASE = 2
 """Renewals of the record of a session with a running call, per lease."""
+_MEASURE_SECONDS = 5.0
+"""Seconds between updates of the gauges of session ages."""
 _CLAIM_LEASES = 10
 """Leases after which another server may use the prefix without a warning."""
 _STREAM_WAIT_SECONDS = 20.0
@@ -247,6 +249,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             if self._store is not None:
                 stack.push_async_callback(_flush, self._store)
             await stack.enter_async_context(super().run())
+            if self._task_group is not None:
+                self._task_group.start_soon(self._measure)
             if self._task_group is not None and self._registry.shared:
                 self._task_group.start_soon(self._keep_records)
                 self._task_group.start_soon(self._keep_claim)
@@ -255,6 +259,11 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             finally:
                 self.drain()
                 await self._finish_running()
+
+    async def _measure(self) -> None:
+        while True:
+            self._telemetry.measure()
+            await anyio.sleep(_MEASURE_SECONDS)
 
     async def _finish_running(self) -> None:
         """Wait until the running calls have ended, for at most `shutdown_timeout` from the beginning of the drain."""
@@ -369,7 +378,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         if session_id is None or not self._registry.shared or not SESSION_ID_PATTERN.fullmatch(session_id):
             if session_id is not None:
                 self._telemetry.check(self, session_id, requestor)
-            await super()._handle_stateful_request(scope, receive, send)
+            with self._telemetry.using(session_id or ""):
+                await super()._handle_stateful_request(scope, receive, send)
             return
         server = self._server_of(scope)
         if answer := await self._prepare(session_id, requestor, server, scope["method"]):
@@ -384,7 +394,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
         registry = self._registry
         began = anyio.current_time()
-        await super()._handle_stateful_request(scope, receive, end_first)
+        with self._telemetry.using(session_id):
+            await super()._handle_stateful_request(scope, receive, end_first)
         if anyio.current_time() - began > registry.ttl * _RENEWAL_FRACTION:  # Else the renewal at its start suffices.
             self._renew_soon(session_id)
 

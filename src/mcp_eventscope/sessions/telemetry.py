@@ -1,5 +1,7 @@
 """Record the telemetry of sessions and requests."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, inf
 from time import monotonic
@@ -32,6 +34,8 @@ from mcp_eventscope.telemetry.facts import (
     SessionEnd,
     SessionEnded,
     SessionRefused,
+    SessionsAged,
+    SessionUsed,
     TTLShort,
 )
 from mcp_eventscope.telemetry.logs import Log
@@ -54,6 +58,8 @@ class _Served:
     """Its protocol version."""
     end: SessionEnd | None = None
     """The reason of its imminent end, if known."""
+    requests: int = 0
+    """The requests that are in progress."""
 
 
 class SessionTelemetry:
@@ -68,6 +74,9 @@ class SessionTelemetry:
         self._store = store
         self._log = log
         self._here: dict[str, _Served] = {}
+        """The sessions that are served here, oldest first."""
+        self._idle: dict[str, float] = {}
+        """Those without a request, with the time since when, longest first."""
         self._logged_version = False
         self._warned_of_prefix = False
         self._logged_lifespan = False
@@ -144,8 +153,39 @@ class SessionTelemetry:
             handshake: The parameters of its `initialize` request as JSON; None: unknown.
         """
         if session_id is not None and session_id not in self._here:
-            self._here[session_id] = _Served(monotonic(), _version_of(handshake))
+            now = monotonic()
+            self._here[session_id] = _Served(now, _version_of(handshake))
+            self._idle[session_id] = now
             self._record(SessionBegan(origin))
+
+    @contextmanager
+    def using(self, session_id: str) -> Iterator[None]:
+        """Count a request of a session that is served here, which is not idle until the block ends.
+
+        Args:
+            session_id: The session.
+        """
+        served = self._here.get(session_id)
+        if served is None:
+            yield
+            return
+        served.requests += 1
+        idle_since = self._idle.pop(session_id, None)
+        if idle_since is not None:
+            self._record(SessionUsed(monotonic() - idle_since))
+        try:
+            yield
+        finally:
+            served.requests -= 1
+            if not served.requests and self._here.get(session_id) is served:
+                self._idle[session_id] = monotonic()
+
+    def measure(self) -> None:
+        """Record the age of the oldest session, and the longest pause. Takes constant time."""
+        now = monotonic()
+        oldest = next(iter(self._here.values()), None)
+        idle_since = next(iter(self._idle.values()), now)
+        self._record(SessionsAged(0.0 if oldest is None else now - oldest.since, now - idle_since))
 
     def ends(self, session_id: str, reason: SessionEnd) -> None:
         """Note the reason of a session's imminent end."""
@@ -172,7 +212,9 @@ class SessionTelemetry:
                 reason = SessionEnd.IDLE
             else:
                 reason = SessionEnd.DELETED if transport.is_terminated else SessionEnd.FAILED
-        self._record(SessionEnded(reason, monotonic() - served.since, served.version))
+        now, idle_since = monotonic(), self._idle.pop(session_id, None)
+        idle_seconds = None if idle_since is None else now - idle_since
+        self._record(SessionEnded(reason, now - served.since, served.version, idle_seconds))
 
     def operation_ended(self, method: str, seconds: float, error_type: str) -> None:
         """Record that a request within a session has ended.

@@ -80,6 +80,9 @@ class EventStoreAdapter:
     def close(self) -> None:
         """Do nothing: the adapter holds no state of a session."""
 
+    def lag(self, event_id: EventId) -> None:
+        """None: the ids of third-party stores contain no time."""
+
     def readable(self, stream_id: StreamId, after: EventId) -> bool:
         """True: the interface does not show whether the store is reachable."""
         del stream_id, after

@@ -128,6 +128,16 @@ class EventsLost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSized:
+    """The bytes of a session in the store were summed up."""
+
+    size: int
+    """Bytes of all its events, of all workers."""
+    limit: int
+    """Maximum bytes of a session."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MessagesDropped:
     """Messages between workers that were not delivered."""
 
@@ -135,5 +145,7 @@ class MessagesDropped:
     messages: int
 
 
-StoreEvent: TypeAlias = BatchCommitted | BatchRetried | StoreDegraded | StoreRecovered | EventsLost | MessagesDropped
+StoreEvent: TypeAlias = (
+    BatchCommitted | BatchRetried | StoreDegraded | StoreRecovered | EventsLost | SessionSized | MessagesDropped
+)
 """A background event of a store."""

@@ -39,6 +39,10 @@ class ObservableEventStore(Protocol):
         """Deliver the events stored from now on, until the response or the limit."""
         ...
 
+    def lag(self, event_id: EventId) -> float | None:
+        """Seconds since another process accepted an event; None: this process did, or unknown."""
+        ...
+
     @property
     def coordinator(self) -> Coordinator | None:
         """Leases, session records and messages between workers; None: the store does not support them."""

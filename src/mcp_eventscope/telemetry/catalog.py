@@ -41,6 +41,8 @@ REPLAY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 COUNTS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 10_000, 100_000)
 BYTES = (0, 1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216, 67_108_864)
 REDIS_STATS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0)
+SIZE_RATIOS = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 AGE_SECONDS = (0.5, 1, 2, 5, 10, 30, 60, 300, 900, 1_800, 3_600, 14_400, 86_400)
 
 STORE_DURATION = Metric(
@@ -207,6 +209,22 @@ FOLLOW_DURATION = Metric(
     (STORE, FOLLOW_OUTCOME),
     AGE_SECONDS,
 )
+FOLLOW_LAG = Metric(
+    "eventscope_follow_lag_seconds",
+    MetricType.HISTOGRAM,
+    "Time from the acceptance of an event by one worker, by Redis's clock, to its delivery to a follower on another "
+    "one. Without events that are older than the following.",
+    (STORE,),
+    LAG_SECONDS,
+)
+SESSION_SIZE_RATIO = Metric(
+    "eventscope_sessions_size_ratio",
+    MetricType.HISTOGRAM,
+    "Bytes of a session in Redis, divided by max_session_bytes, whenever a worker adds to them: after 32 requests, a "
+    "64th of the limit, or the end of a session. Above 1, its oldest events are evicted.",
+    (STORE,),
+    SIZE_RATIOS,
+)
 EVENTS_FOLLOWED = Metric(
     "eventscope_events_followed_total",
     MetricType.COUNTER,
@@ -312,6 +330,8 @@ METRICS = (
     STREAMS_FOLLOWED,
     FOLLOW_DURATION,
     EVENTS_FOLLOWED,
+    FOLLOW_LAG,
+    SESSION_SIZE_RATIO,
     REQUESTS_ORPHANED,
     ERRORS,
     TTL,

@@ -71,6 +71,8 @@ NEGOTIATED_VERSION = Label(
 # The conventions also recommend the protocol version of operations, and the network protocol and transport. The former
 # would multiply the series of the largest histogram, and the latter are constant. The name of a tool is chosen by the
 # client until the server has looked it up, which is not known here.
+LIFE_SECONDS = (1, 5, 15, 60, 300, 900, 1_800, 3_600, 14_400, 43_200, 86_400)
+"""The buckets of what lasts as long as clients stay."""
 DURATION_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 """The buckets of the semantic conventions for MCP."""
 OPERATION_DURATION = Metric(
@@ -93,6 +95,37 @@ SESSION_DURATION = Metric(
     convention="mcp.server.session.duration",
 )
 
+SESSION_DURATION_BY_END = Metric(
+    "eventscope_sessions_duration_seconds",
+    MetricType.HISTOGRAM,
+    "Time for which this worker served a session, by the reason of its end (eventscope_sessions_ended_total). Beyond "
+    "the five minutes of mcp_server_session_duration_seconds.",
+    (STORE, SESSION_END_REASON),
+    LIFE_SECONDS,
+)
+SESSION_IDLE = Metric(
+    "eventscope_sessions_idle_seconds",
+    MetricType.HISTOGRAM,
+    "Time for which a session had no request on this worker, observed at its next request or its end. Near "
+    "session_idle_timeout, clients are about to lose their sessions.",
+    (STORE,),
+    LIFE_SECONDS,
+)
+SESSIONS_OLDEST_AGE = Metric(
+    "eventscope_sessions_oldest_age_seconds",
+    MetricType.GAUGE,
+    "Time for which this worker has served the oldest of its sessions; 0 without sessions. Updated every 5 seconds.",
+    (STORE,),
+    multiprocess_mode="livemax",
+)
+SESSIONS_LONGEST_IDLE = Metric(
+    "eventscope_sessions_longest_idle_seconds",
+    MetricType.GAUGE,
+    "Time for which the session that has been idle for longest had no request on this worker; 0 if none is idle. "
+    "Updated every 5 seconds.",
+    (STORE,),
+    multiprocess_mode="livemax",
+)
 SESSIONS_ACTIVE = Metric(
     "eventscope_sessions_active",
     MetricType.GAUGE,
@@ -147,6 +180,10 @@ METRICS = (
     SESSIONS_STARTED,
     SESSIONS_ENDED,
     SESSION_DURATION,
+    SESSION_DURATION_BY_END,
+    SESSION_IDLE,
+    SESSIONS_OLDEST_AGE,
+    SESSIONS_LONGEST_IDLE,
     OPERATION_DURATION,
     REQUESTS_REFUSED,
     REQUESTS_RECEIVED,

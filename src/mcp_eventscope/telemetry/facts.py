@@ -62,6 +62,26 @@ class SessionEnded:
     """Seconds for which this worker served it."""
     protocol_version: str
     """The negotiated version, a value of the catalog's label."""
+    idle: float | None = None
+    """Seconds for which it had no request; None: it had one."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionUsed:
+    """A session received a request after a pause."""
+
+    idle: float
+    """Seconds for which it had no request."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionsAged:
+    """The extremes of the sessions that this worker serves, from time to time."""
+
+    oldest: float
+    """Seconds for which the oldest session has been served; 0: there is none."""
+    idle: float
+    """Seconds for which the session that has been idle for longest had no request; 0: none is idle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +171,8 @@ ServingFact: TypeAlias = (
     PrefixShared
     | SessionBegan
     | SessionEnded
+    | SessionUsed
+    | SessionsAged
     | OperationEnded
     | SessionRefused
     | Requested

@@ -9,7 +9,7 @@ import anyio
 
 from mcp_eventscope.errors import StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.redis.redis_stats import RedisStats
-from mcp_eventscope.store.messages import EventCallback, EventMessage, MessageType
+from mcp_eventscope.store.messages import EventCallback, EventId, EventMessage, MessageType
 from mcp_eventscope.store.results import AppendResult, FollowResult, ReplayResult
 
 _CLIENT_DISCONNECTED = (anyio.BrokenResourceError, anyio.ClosedResourceError)
@@ -111,21 +111,37 @@ def outcome_of(error: BaseException | None) -> str:
 
 
 class Counted:
-    """A callback that counts deliveries, since a follower that raises returns no facts."""
+    """A callback of a follower that counts deliveries, since one that raises returns no facts.
 
-    __slots__ = ("_on_delivered", "_send", "delivered")
+    Args:
+        send: Sends to the client.
+        lag: Returns the seconds since another process accepted an event (`ObservableEventStore.lag`).
+        delivered: Called after each delivery with the lag at its beginning, which a slow client does not prolong; None:
+            unknown, or the event is older than the following.
+    """
 
-    def __init__(self, send: EventCallback, delivered: Callable[[], None] | None = None) -> None:
+    __slots__ = ("_began", "_lag", "_on_delivered", "_send", "delivered")
+
+    def __init__(
+        self,
+        send: EventCallback,
+        lag: Callable[[EventId], float | None],
+        delivered: Callable[[float | None], None],
+    ) -> None:
         self._send = send
+        self._lag = lag
         self._on_delivered = delivered
+        self._began = perf_counter()
         self.delivered = 0
 
     async def __call__(self, event: EventMessage) -> None:
         """Forward an event, and count it."""
+        lag = None if event.event_id is None else self._lag(event.event_id)
+        if lag is not None and lag > perf_counter() - self._began:
+            lag = None  # A backlog: the first standalone stream begins at the session's start.
         await self._send(event)
         self.delivered += 1
-        if self._on_delivered is not None:
-            self._on_delivered()
+        self._on_delivered(lag)
 
 
 class Timed:

@@ -9,6 +9,7 @@ from mcp_eventscope.store.events import (
     BatchRetried,
     EventsLost,
     MessagesDropped,
+    SessionSized,
     StoreDegraded,
     StoreEvent,
     StoreRecovered,
@@ -68,6 +69,8 @@ class MetricsSink:
         self._streams_followed = gauge(catalog.STREAMS_FOLLOWED)
         self._follow_seconds = {v: histogram(catalog.FOLLOW_DURATION, v) for v in _values(catalog.FOLLOW_OUTCOME)}
         self._followed = counter(catalog.EVENTS_FOLLOWED)
+        self._follow_lag = histogram(catalog.FOLLOW_LAG)
+        self._session_size = histogram(catalog.SESSION_SIZE_RATIO)
         self._errors = {
             (operation, error_type): counter(catalog.ERRORS, operation, error_type)
             for operation in _values(catalog.OPERATION)
@@ -171,6 +174,8 @@ class MetricsSink:
                 self._degradation_seconds[fact.reason].inc(fact.seconds)
             case EventsLost():
                 self._lost[fact.reason].inc(fact.events)
+            case SessionSized():
+                self._session_size.observe(fact.size / fact.limit)
             case MessagesDropped():
                 self._dropped[fact.reason].inc(fact.messages)
 
@@ -202,9 +207,15 @@ class MetricsSink:
         """Record that a stream is followed."""
         self._streams_followed.inc()
 
-    def followed_event(self) -> None:
-        """Record the delivery of an event to a followed stream, which may last for minutes."""
+    def followed_event(self, lag: float | None = None) -> None:
+        """Record the delivery of an event to a followed stream, which may last for minutes.
+
+        Args:
+            lag: Seconds since another worker accepted the event; None: this worker did, or unknown.
+        """
         self._followed.inc()
+        if lag is not None:
+            self._follow_lag.observe(lag)
 
     def followed(self, follow: FollowMeasurement) -> None:
         """Record that a stream is no longer followed."""

@@ -13,6 +13,8 @@ from mcp_eventscope.telemetry.facts import (
     SessionEnd,
     SessionEnded,
     SessionRefused,
+    SessionsAged,
+    SessionUsed,
 )
 from mcp_eventscope.telemetry.instruments import Histogram, Instruments
 from mcp_eventscope.telemetry.measurements import ReplayMeasurement
@@ -43,6 +45,13 @@ class SessionMetrics:
             for version in _values(catalog_sessions.NEGOTIATED_VERSION)
             for error_type in _values(catalog_sessions.SESSION_ERROR_TYPE)
         }
+        self._lives = {
+            v: histogram(catalog_sessions.SESSION_DURATION_BY_END, v)
+            for v in _values(catalog_sessions.SESSION_END_REASON)
+        }
+        self._idle = histogram(catalog_sessions.SESSION_IDLE)
+        self._oldest_age = gauge(catalog_sessions.SESSIONS_OLDEST_AGE)
+        self._longest_idle = gauge(catalog_sessions.SESSIONS_LONGEST_IDLE)
         self._operation_seconds = _OnDemand(instruments, catalog_sessions.OPERATION_DURATION)
         for error_type in catalog_sessions.TOOL_CALL_ERRORS:
             self._operation_seconds.of("tools/call", error_type)
@@ -63,6 +72,14 @@ class SessionMetrics:
                 self._sessions.dec()
                 error_type = fact.reason.value if fact.reason is SessionEnd.FAILED else ""
                 self._session_seconds[fact.protocol_version, error_type].observe(fact.seconds)
+                self._lives[fact.reason].observe(fact.seconds)
+                if fact.idle is not None:
+                    self._idle.observe(fact.idle)
+            case SessionUsed():
+                self._idle.observe(fact.idle)
+            case SessionsAged():
+                self._oldest_age.set(fact.oldest)
+                self._longest_idle.set(fact.idle)
             case OperationEnded():
                 self._operation_seconds.of(fact.method, fact.error_type).observe(fact.seconds)
             case SessionRefused():

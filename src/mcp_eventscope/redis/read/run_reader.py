@@ -11,6 +11,7 @@ from redis.exceptions import MaxConnectionsError
 from mcp_eventscope.cancellation import cancel_task
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.client import AnyRedis, call
+from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.read.delivery import Delivery
 from mcp_eventscope.redis.read.elements import Chunk, Row, read_run
@@ -40,12 +41,16 @@ class RunReader:
     Args:
         redis: The client.
         breaker: The circuit breaker of the store.
+        clock: The clock of event ids, which each reply synchronizes: a worker may follow streams, and store nothing.
         find: Returns a run in this process's memory by its name.
     """
 
-    def __init__(self, redis: AnyRedis, breaker: CircuitBreaker, find: Callable[[str], Run | None]) -> None:
+    def __init__(
+        self, redis: AnyRedis, breaker: CircuitBreaker, clock: EventClock, find: Callable[[str], Run | None]
+    ) -> None:
         self._redis = redis
         self._breaker = breaker
+        self._clock = clock
         self._find = find
         self._reads = asyncio.Semaphore(CONCURRENT_READS)
 
@@ -113,9 +118,14 @@ class RunReader:
         return chunk
 
     async def _read(self, keys: Keys, stream: StreamId, run: str, after: int) -> Chunk:
-        return await self.call(
-            lambda: read_run(self._redis, keys, stream, run, after, max_events=CHUNK_EVENTS, max_bytes=CHUNK_BYTES)
-        )
+        async def read() -> Chunk:
+            chunk = await read_run(
+                self._redis, keys, stream, run, after, max_events=CHUNK_EVENTS, max_bytes=CHUNK_BYTES
+            )
+            self._clock.synchronize(chunk.clock)
+            return chunk
+
+        return await self.call(read)
 
     async def standalone_runs(self, keys: Keys) -> tuple[int, dict[str, int]]:
         """Read Redis's clock, in microseconds, and the last numbers of the standalone stream's runs.
@@ -124,6 +134,7 @@ class RunReader:
             StoreError: Redis could not be read.
         """
         clock, line = await self.call(lambda: _standalone(self._redis, [keys.requests], []))
+        self._clock.synchronize(int(clock))
         words = line.decode("ascii", "replace").split()
         return int(clock), dict(zip(words[::2], map(int, words[1::2]), strict=True))
 

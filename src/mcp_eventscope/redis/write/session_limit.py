@@ -23,7 +23,7 @@ from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.write.runs import Run, SessionQueue
-from mcp_eventscope.store.events import EventsLost, FailureReason, LossReason
+from mcp_eventscope.store.events import EventsLost, FailureReason, LossReason, SessionSized
 
 ELEMENT_BYTES, RUN_BYTES = 24, 200
 """Bytes of an element besides its payload, and of a run besides its elements."""
@@ -59,7 +59,7 @@ class SessionLimit:
         clock: The clock of event ids.
         ttl: Seconds that keys are kept; None: no expiry.
         breaker: The circuit breaker of the store.
-        observers: Called with each eviction.
+        observers: Called with the size of each session that was accounted for, and with each eviction.
         max_bytes: Maximum bytes of a session.
     """
 
@@ -182,6 +182,8 @@ class SessionLimit:
         If the entry was evicted meanwhile, it is created again without events, and removed by the next eviction.
         """
         total: int = await self._script(_account, [keys.sizes, keys.session], [self._ttl or 0, name, size, value])
+        if total:
+            self._observers.emit(SessionSized(size=total, limit=self._max_bytes))
         if total > self._max_bytes:
             await self._shrink(keys, total)
 
