@@ -7,15 +7,16 @@ import pytest
 from fakeredis import FakeAsyncRedis
 from mcp.server.streamable_http import StreamableHTTPServerTransport
 from mcp.types import JSONRPCNotification, JSONRPCResponse
-from redis.asyncio import Redis
 
 from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.write.session_limit import ENTRY_RUNS
 from mcp_eventscope.sessions.telemetry import SessionTelemetry
 from mcp_eventscope.store.messages import GET_STREAM_KEY, EventMessage
 from mcp_eventscope.store.results import FollowEnd
 from mcp_eventscope.telemetry.facts import Origin, SessionEnd
 from mcp_eventscope.telemetry.logs import Log
+from mcp_eventscope.telemetry.measurements import Counted
 from support.memory_store import MemoryEventStore
 from support.waiting import until
 from telemetry.conftest import Rig, Scope
@@ -32,21 +33,36 @@ async def ignore(_: EventMessage) -> None:
     """A client that accepts everything."""
 
 
-async def test_event_followed_on_another_worker_has_a_lag(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """Each event counts once, on the worker that delivers it; what was missed before has an age and no lag."""
+async def test_event_followed_on_another_worker_has_a_lag(
+    scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each event counts once, on the worker that delivers it."""
+    monkeypatch.setattr(EventClock, "synchronize", lambda *_: None)  # Both have the same clock: lags are exact.
     writer = scope.instrument(RedisEventStore(redis, ttl=60), "writer").for_session("s")
     reader = scope.instrument(RedisEventStore(redis, ttl=60)).for_session("s")
     writer.begin("1", 1)
     first = await writer.append("1", None)
-    await writer.append("1", NOTE)
     following = asyncio.create_task(reader.follow("1", first.event_id, ignore, limit=60))
-    await until(lambda: scope.sample("events_followed_total") == 1)
-    assert scope.sample("follow_lag_seconds_count") == 0, "a backlog"
+    await until(lambda: scope.sample("streams_followed") == 1)
     await writer.append("1", NOTE)
     await writer.append("1", RESPONSE)
     assert (await following).end is FollowEnd.COMPLETED
+    assert scope.sample("events_followed_total") == 2
     assert scope.sample("follow_lag_seconds_count") == 2
     assert scope.registry.get_sample_value("eventscope_follow_lag_seconds_count", {"store": "writer"}) == 0
+
+
+@pytest.mark.parametrize(
+    ("event_id", "lag", "counted"), [("a", 0.0, 0.0), ("a", HOUR, None), ("a", None, None), (None, 0.0, None)]
+)
+async def test_lag_of_an_event_that_is_older_than_the_following_is_unknown(
+    event_id: str | None, lag: float | None, counted: float | None
+) -> None:
+    """A first standalone stream begins at the start of the session: what was sent meanwhile is late by design."""
+    lags: list[float | None] = []
+    follower = Counted(ignore, lambda _: lag, lags.append)
+    await follower(EventMessage(NOTE, event_id))
+    assert (lags, follower.delivered) == ([counted], 1)
 
 
 async def test_event_followed_on_its_own_worker_has_no_lag(scope: Scope, redis: FakeAsyncRedis) -> None:
@@ -62,40 +78,25 @@ async def test_event_followed_on_its_own_worker_has_no_lag(scope: Scope, redis: 
     assert scope.sample("follow_lag_seconds_count") == 0
 
 
+@pytest.mark.parametrize("standalone", [False, True])
 async def test_lag_with_another_clock_is_measured_by_that_of_redis(
-    scope: Scope, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch, *, standalone: bool
 ) -> None:
-    """A worker whose clock is an hour behind, and that stores nothing, learns Redis's time as it reads."""
+    """A worker whose clock is decades behind, and that stores nothing, learns Redis's time as it reads."""
     writer = RedisEventStore(redis, ttl=60).for_session("s")
     monkeypatch.setattr("mcp_eventscope.redis.clock.time.time_ns", lambda: 1_000_000_000)  # In 1970.
-    reading = RedisEventStore(redis, ttl=60)
+    reader = RedisEventStore(redis, ttl=60).for_session("s")
     monkeypatch.undo()
-    reader = scope.instrument(reading).for_session("s")
-    assert reading._sessions.clock.now() < 10**15
-    writer.begin("1", 1)
-    first = await writer.append("1", None)
-    following = asyncio.create_task(reader.follow("1", first.event_id, ignore, limit=60))
-    await until(lambda: scope.sample("streams_followed") == 1)
-    await writer.append("1", NOTE)
-    await writer.append("1", RESPONSE)
-    await following
-    assert reading._sessions.clock.now() > 10**15
-    assert scope.sample("follow_lag_seconds_count") == 2
-    assert 0 < (scope.sample("follow_lag_seconds_sum") or 0) < HOUR
-
-
-async def test_first_standalone_stream_has_a_backlog_and_no_lag(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """It begins at the start of the session: what was sent meanwhile is late by design."""
-    writer = RedisEventStore(redis, ttl=60)
-    reader = scope.instrument(RedisEventStore(redis, ttl=60)).for_session("s")
-    await writer.for_session("s").append(GET_STREAM_KEY, NOTE)
-    await writer.flush(10)
-    await asyncio.sleep(0.01)  # Older than the following, by the resolution of the clocks.
-    cursor = await reader.open_standalone()
-    following = asyncio.create_task(reader.follow(GET_STREAM_KEY, cursor, ignore, limit=60))
-    await until(lambda: scope.sample("events_followed_total") == 1)
-    following.cancel()
-    assert scope.sample("follow_lag_seconds_count") == 0
+    stream = GET_STREAM_KEY if standalone else "1"
+    if not standalone:
+        writer.begin(stream, 1)
+    event = await writer.append(stream, NOTE)
+    assert event.pending is not None
+    await event.pending.acknowledged()
+    assert reader.lag(event.event_id) == 0
+    await reader.replay(event.event_id, ignore, stream_id=stream)
+    assert 0 < (reader.lag(event.event_id) or 0) < HOUR
+    assert writer.lag(event.event_id) is None
 
 
 async def test_size_of_a_session_is_a_share_of_its_limit(scope: Scope, redis: FakeAsyncRedis) -> None:

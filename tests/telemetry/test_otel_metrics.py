@@ -48,6 +48,7 @@ from mcp_eventscope.store.events import (
     EventsLost,
     FailureReason,
     LossReason,
+    SessionSized,
     StoreDegraded,
     StoreRecovered,
 )
@@ -56,6 +57,7 @@ from mcp_eventscope.store.results import AppendResult
 from mcp_eventscope.telemetry import catalog, declarations
 from mcp_eventscope.telemetry.facts import OperationEnded, SessionEnd, SessionEnded
 from mcp_eventscope.telemetry.measurements import RedisStatsMeasurement
+from mcp_eventscope.telemetry.metrics import MetricsSink
 from support.boards import board_queries, rule_queries
 from support.logs import Recorder
 from support.subscription_story import subscription_story
@@ -146,6 +148,8 @@ async def story(store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) 
     store._on_event(StoreRecovered(reason=FailureReason.TIMEOUT, seconds=1.5))
     store._on_event(StoreDegraded(reason=FailureReason.OOM))
     store._on_event(EventsLost(reason=LossReason.OVERFLOW, events=2, payload_bytes=20))
+    store._on_event(SessionSized(size=500, limit=1000))
+    store._sinks.count(MetricsSink.followed_event, 0.02)
     store._polled(
         RedisStatsMeasurement(
             0.01,
@@ -164,7 +168,7 @@ async def story(store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) 
             ),
         )
     )
-    store.record(SessionEnded(SessionEnd.IDLE, 42, "2025-11-25"))
+    store.record(SessionEnded(SessionEnd.IDLE, 42, "2025-11-25", idle=40))
     store.record(SessionEnded(SessionEnd.FAILED, 1, "2024-11-05"))
     store.record(OperationEnded("tools/call", 0.3, ""))
     store.record(OperationEnded("_OTHER", 0.02, "-32601"))
