@@ -5,7 +5,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.session_store import RedisSessionStore
-from mcp_eventscope.store.results import Miss, ReplayResult
+from mcp_eventscope.store.results import Gap, Miss, ReplayResult
 from mcp_eventscope.testing import Collected
 from support.leaks import LeakChecker
 from support.messages import answer, note
@@ -131,6 +131,7 @@ async def test_replay_of_a_missing_large_payload_counts_it(
     facts = await replayed(reader, ids[0], collected)
     assert collected.ids == ids[3:]
     assert (facts.missing, facts.gap, facts.completed) == (2, True, True)
+    assert facts.gaps == {Gap.STORE_LOST: 2}
 
 
 HOSTILE = [

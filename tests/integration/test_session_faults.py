@@ -27,6 +27,7 @@ from mcp_eventscope.store.events import (
 )
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
 from mcp_eventscope.store.messages import JSONRPCError
+from mcp_eventscope.store.results import Gap
 from support.connection_faults import FAULTS, RETRIED, STORE_TIMEOUT, MakeClient, retrying_client
 from support.messages import answer, note
 from support.proxy import Proxy
@@ -228,6 +229,7 @@ async def test_session_backlog_beyond_its_bound_drops_the_oldest_runs(valkey_ser
                 assert isinstance(message, JSONRPCError)
                 assert (message.id, message.error.code) == (int(producer.stream), EVENTS_GONE)
                 assert (resumed.missing, received.ids) == (8, producer.ids[-1:])
+                assert resumed.gaps == {Gap.OVERFLOW: 8}
             else:
                 assert received.ids == producer.ids[1:]
         assert dropped == sorted(dropped, reverse=True)

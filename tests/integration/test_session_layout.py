@@ -9,7 +9,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.store.messages import GET_STREAM_KEY
-from mcp_eventscope.store.results import StoreOutcome
+from mcp_eventscope.store.results import Gap, StoreOutcome
 from mcp_eventscope.testing import on_the_wire
 from support.leaks import LeakChecker
 from support.messages import answer, failure, note
@@ -319,6 +319,7 @@ async def test_expired_elements_are_trimmed_from_the_head(redis_client: aioredis
     assert numbers == [6, 7, 8], "the element that was the last one before the write stays"
     facts, received = await producer.replayed(RedisEventStore(redis_client, key_prefix=key_prefix, ttl=1), after=2)
     assert (facts.gap, facts.missing, received.contents) == (True, 2, [5, 6, 7])
+    assert facts.gaps == {Gap.TRIMMED: 2}
     await store.flush()
 
 

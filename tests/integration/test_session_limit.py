@@ -16,7 +16,7 @@ from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.session_store import RedisSessionStore
 from mcp_eventscope.store.events import EventsLost, LossReason, StoreEvent
 from mcp_eventscope.store.messages import GET_STREAM_KEY, JSONRPCMessage
-from mcp_eventscope.store.results import ReplayResult
+from mcp_eventscope.store.results import Gap, ReplayResult
 from mcp_eventscope.testing import Collected
 from support.leaks import LeakChecker
 from support.messages import answer, note
@@ -108,6 +108,7 @@ async def test_finished_requests_are_evicted_first(
     assert (facts.missing, list(ids), facts.completed) == (0, calls[199][1:], True)
     facts, ids = await replay(reader, 1, calls[1][0])
     assert (facts.missing, list(ids), facts.completed, facts.gap) == (20, calls[1][-1:], True, True)
+    assert facts.gaps == {Gap.EVICTED: 20}
     await worker.store.flush(5)
 
 
@@ -164,6 +165,7 @@ async def test_responses_are_evicted_last(
     await small_enough(redis_client, leaks)
     facts, ids = await replay(reader, 1, calls[1][0])
     assert (facts.missing, list(ids), facts.completed) == (1, [], True)
+    assert facts.gaps == {Gap.EVICTED: 1}
     facts, ids = await replay(reader, count - 1, calls[count - 1][0])
     assert (facts.missing, list(ids), facts.completed) == (0, calls[count - 1][1:], True)
     await worker.store.flush(5)

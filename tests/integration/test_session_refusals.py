@@ -6,6 +6,7 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.store.events import EventsLost, LossReason
 from mcp_eventscope.store.messages import JSONRPCError, JSONRPCResponse
+from mcp_eventscope.store.results import Gap
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.session_producers import SessionProducer, observed
@@ -48,6 +49,7 @@ async def test_session_event_above_a_limit_is_replaced(limit: str, *, response: 
             assert (lost.reason, lost.events) == (LossReason.REJECTED, 1)
             replayed, received = await producer.replayed(reader)
             assert (replayed.miss, replayed.completed, replayed.missing) == (None, True, 0 if response else 1)
+            assert replayed.gaps == ({} if response else {Gap.REJECTED: 1})
             assert received.ids == [each for each in producer.ids[1:] if response or each != producer.ids[3]]
             assert isinstance(received.messages[-1], JSONRPCError) is response
             assert (await other.replayed(reader))[0].completed

@@ -11,7 +11,7 @@ from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.read import elements as read_elements
 from mcp_eventscope.redis.read.run_reader import CHUNK_BYTES, CHUNK_EVENTS
 from mcp_eventscope.store.messages import GET_STREAM_KEY
-from mcp_eventscope.store.results import FollowEnd, Miss, ReplayResult
+from mcp_eventscope.store.results import FollowEnd, Gap, Miss, ReplayResult
 from mcp_eventscope.testing import on_the_wire
 from support.messages import answer, failure, note
 from support.session_producers import Received, SessionProducer, elements, run_of
@@ -211,6 +211,7 @@ async def test_replay_of_an_element_without_a_number_counts_it_missing(
         facts, received = await producer.replayed(reader)
     assert received.ids == [producer.ids[1], *producer.ids[3:]]
     assert (facts.missing, facts.gap, facts.corrupt) == (1, True, ())
+    assert facts.gaps == {Gap.STORE_LOST: 1}, "it was not at the head of the list"
 
 
 async def test_replay_to_a_corrupt_response_is_complete(

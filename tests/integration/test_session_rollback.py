@@ -14,7 +14,7 @@ from mcp_eventscope.redis.write import session_writer
 from mcp_eventscope.store.events import BatchCommitted, EventsLost, LossReason, StoreDegraded, StoreRecovered
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
 from mcp_eventscope.store.messages import GET_STREAM_KEY, JSONRPCError
-from mcp_eventscope.store.results import StoreOutcome
+from mcp_eventscope.store.results import Gap, StoreOutcome
 from support.messages import answer, note
 from support.session_producers import Facts, Received, SessionProducer, appending, observed, run_of
 from support.stores import patient_client, until_settled
@@ -151,6 +151,7 @@ async def test_rollback_of_released_events_is_a_counted_gap(server: OwnValkey, w
     assert [(fact.reason, fact.events) for fact in world.facts.of(EventsLost)] == [(LossReason.ROLLBACK, lost)]
     facts, received = await producer.replayed(world.reader)
     assert (facts.gap, facts.missing) == (True, 4 if saved else 7)
+    assert facts.gaps == {Gap.ROLLBACK: facts.missing}
     assert received.ids == [*(producer.ids[1:4] if saved else []), *producer.ids[8:]]
     for after in (5, 7):  # In the lost range, and behind it.
         facts, received = await producer.replayed(world.reader, after=after)

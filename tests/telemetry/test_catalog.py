@@ -27,7 +27,7 @@ from mcp_eventscope.redis.self_test import Capability
 from mcp_eventscope.request_state.facts import AnswerEnd, KeySource, StateRefusal
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE, REQUEST_ORPHANED
 from mcp_eventscope.store.messages import MessageType
-from mcp_eventscope.store.results import FollowEnd, Miss
+from mcp_eventscope.store.results import FollowEnd, Gap, Miss
 from mcp_eventscope.subscriptions.facts import GapReason, PublishFailure, SignalPath
 from mcp_eventscope.telemetry import (
     catalog,
@@ -111,6 +111,7 @@ def test_names_keep_the_conventions() -> None:
     [
         (catalog.MESSAGE_TYPE, MessageType),
         (catalog.MISS_REASON, Miss),
+        (catalog.GAP_REASON, Gap),
         (catalog_sessions.ORIGIN, facts.Origin),
         (catalog_sessions.SESSION_END_REASON, facts.SessionEnd),
         (catalog_sessions.REFUSAL_REASON, facts.Refusal),
@@ -125,6 +126,7 @@ def test_names_keep_the_conventions() -> None:
     ids=[
         "message_type",
         "reason",
+        "missing",
         "origin",
         "end",
         "refusal",

@@ -92,7 +92,7 @@ async def test_why_do_resumes_not_work(scope: Scope, session: InstrumentedEventS
     await change(redis, f"mcp:event:{corrupt}", payload="{")
     await session.replay(first, take, stream_id="1")
     assert resumes(scope) == {"missed": 3, "gap": 1}
-    assert scope.sample("events_missing_total") == scope.sample("events_corrupt_total") == 1
+    assert scope.sample("events_missing_total", reason="store_lost") == scope.sample("events_corrupt_total") == 1
 
 
 async def test_how_near_is_the_ttl(scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis) -> None:

@@ -16,6 +16,7 @@ from opentelemetry.trace import StatusCode
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.redis.write.session_writer import LINGER_SECONDS
 from mcp_eventscope.store.messages import EventMessage
+from mcp_eventscope.store.results import FollowEnd, FollowResult, Gap
 from mcp_eventscope.telemetry import prometheus
 from mcp_eventscope.telemetry.logs import REPEAT_SECONDS
 from support.events import change
@@ -134,9 +135,29 @@ async def test_corrupt_and_missing(scope: Scope, session: InstrumentedEventStore
     assert facts.delivered == 1
     assert scope.sample("replay_duration_seconds_count", outcome="gap") == 1
     assert scope.sample("events_corrupt_total") == 1
-    assert scope.sample("events_missing_total") == 1
+    assert scope.sample("events_missing_total", reason="store_lost") == 1
     (entry,) = scope.log.named("event_store.replay_incomplete")
+    assert (entry["operation"], entry["reason"]) == ("replay", "store_lost")
+    assert "noeviction" in entry["fix"]
+    assert (scope.spans()[-1].attributes or {})["eventscope.reason"] == "store_lost"
     assert entry["event_ids"] == (corrupt,)
+
+
+@pytest.mark.parametrize("reason", list(Gap))
+async def test_gap_while_following_has_a_reason(
+    scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch, reason: Gap
+) -> None:
+    """It is counted and logged as that of a replay, with the change that prevents the next one."""
+
+    async def follow(*_: object, **__: object) -> FollowResult:
+        return FollowResult(last_event_id="9", end=FollowEnd.COMPLETED, missing=3, gaps={reason: 3})
+
+    monkeypatch.setattr(RedisEventStore, "follow", follow)
+    await scope.instrument(RedisEventStore(redis, ttl=60)).follow("1", "5", ignore, limit=1)
+    assert scope.sample("events_missing_total", reason=reason) == 3
+    (entry,) = scope.log.named("event_store.replay_incomplete")
+    assert (entry["operation"], entry["outcome"], entry["reason"]) == ("follow", "gap", reason)
+    assert entry["fix"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from mcp_eventscope.redis.read.delivery import PRODUCERS, Delivery
 from mcp_eventscope.redis.read.elements import Row
 from mcp_eventscope.store.codec import encode
 from mcp_eventscope.store.messages import EventMessage
+from mcp_eventscope.store.results import Gap
 from mcp_eventscope.testing import Collected, on_the_wire
 from support.messages import answer, failure, note
 
@@ -64,6 +65,27 @@ async def test_delivery_counts_missing_numbers_exactly(
     assert (one.missing, one.delivered, one.corrupt) == (missing, len(numbers), [])
     assert one.payload_bytes == sum(len(encode(note(n))) for n in numbers)
     assert one.cursor.positions == {RUN: max(after, rows[-1][0])}
+
+
+@pytest.mark.parametrize(
+    ("rows", "head", "horizon", "reason"),
+    [
+        ([row(4)], 4, 5, Gap.EVICTED),
+        ([row(4)], 4, 11, Gap.TRIMMED),
+        ([row(4)], 1, 11, Gap.STORE_LOST),
+        ([lost(2, 3), row(4)], 1, 5, Gap.STORE_LOST),
+        ([(3, 30, 2, "rollback", None), row(4)], 1, 5, Gap.ROLLBACK),
+        ([(3, 30, 2, "overflow", None), row(4)], 1, 99, Gap.OVERFLOW),
+        ([(3, 30, 2, "of a later version", None), row(4)], 1, 5, Gap.STORE_LOST),
+        ([(3, 30, 2, "", None), row(4)], 1, 31, Gap.TRIMMED),
+    ],
+)
+async def test_delivery_names_the_reason_of_a_gap(rows: list[Row], head: int, horizon: int, reason: Gap) -> None:
+    """Two events are missing: before the head of the list, in its middle, or with a placeholder."""
+    cursor = Cursor(10, RUN, {RUN: 1})
+    one = Delivery("1", cursor, Collected(), standalone=False, horizon=lambda: horizon)
+    await one.take(RUN, rows, head=head)
+    assert (one.gaps, one.missing) == ({reason: 2}, 2)
 
 
 async def test_delivery_at_a_response_ends() -> None:

@@ -9,7 +9,7 @@ from mcp_eventscope.redis.run_entry import request_id_of
 from mcp_eventscope.redis.write.runs import is_run, worker_of
 from mcp_eventscope.sessions.event_ids import stream_name
 from mcp_eventscope.store.codec import encode
-from mcp_eventscope.store.results import StoreOutcome
+from mcp_eventscope.store.results import Gap, StoreOutcome
 from support.messages import answer, note
 from support.writer_rig import WriterRig
 
@@ -61,9 +61,9 @@ async def test_run_element_has_marks_only_where_needed() -> None:
     assert event.element() == b"1 %b g%d t00-a-b-01\n" % (time, LARGE_PAYLOAD + 1)
     final = rig.accept(run, answer())
     assert final.element().split(b"\n")[0] == b"2 %d f" % final.time
-    placeholder = rig.writer._placeholder(run, 3, 9)
+    placeholder = rig.writer._placeholder(run, 3, 9, Gap.OVERFLOW)
     assert placeholder.lost
-    assert placeholder.element() == b"9 %d l3\n" % placeholder.time
+    assert placeholder.element() == b"9 %d l3/overflow\n" % placeholder.time
 
 
 async def test_run_events_in_memory_are_one_ordered_sequence() -> None:

@@ -93,7 +93,7 @@ class TestRollback:
         rig.reply(rig.take(), "b1")
         elements = [element.partition(b"\n") for element in rig.commit_all()]
         assert [header.split(b" ")[0] for header, _, _ in elements] == [b"3", b"4"]
-        assert elements[0][0].endswith(b" l2")
+        assert elements[0][0].endswith(b" l2/rollback")
         assert [fact for fact in rig.facts if isinstance(fact, EventsLost)] == [
             EventsLost(reason=LossReason.ROLLBACK, events=2, payload_bytes=0)
         ]
@@ -117,7 +117,7 @@ class TestRollback:
         assert delivery.completed
         assert delivery.missing == 1
         placeholder, element = rig.commit_all()
-        assert placeholder.split(b" ")[::2] == [b"2", b"l2\n"]
+        assert placeholder.split(b" ")[::2] == [b"2", b"l2/rollback\n"]
         header, _, payload = element.partition(b"\n")
         assert header.split(b" ")[::2] == [b"3", b"f"]
         assert [data.encode() for data in collected.data] == [payload]
@@ -383,7 +383,7 @@ class TestOverflow:
             rig.accept(run, message)
         rig.accept(rig.begin(request_id=2), note(1))
         placeholder, error, _ = rig.commit_all()
-        assert placeholder.split(b"\n")[0].split(b" ")[::2] == [b"2", b"l1"]
+        assert placeholder.split(b"\n")[0].split(b" ")[::2] == [b"2", b"l1/overflow"]
         header, _, payload = error.partition(b"\n")
         assert header.split(b" ")[::2] == [b"3", b"f"]
         decoded = codec.decode(payload)

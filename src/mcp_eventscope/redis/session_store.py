@@ -285,7 +285,7 @@ class RedisSessionStore:
                 return ReplayResult(miss=Miss.UNKNOWN)
             stream_id = run.stream
         standalone = stream_id == GET_STREAM_KEY
-        delivery = Delivery(stream_id, cursor, send, standalone=standalone)
+        delivery = Delivery(stream_id, cursor, send, standalone=standalone, horizon=self._horizon)
         began_at = cursor.time
         miss = await (self._replay_standalone(delivery) if standalone else self._replay_run(delivery))
         now = self._shared.clock.now()
@@ -301,12 +301,17 @@ class RedisSessionStore:
             delivered=delivery.delivered,
             payload_bytes=delivery.payload_bytes,
             missing=delivery.missing,
+            gaps=delivery.gaps,
             corrupt=tuple(delivery.corrupt),
             gap=delivery.missing > 0,
             age=age,
             completed=delivery.completed,
             producers=tuple(delivery.producers),
         )
+
+    def _horizon(self) -> int:
+        """The time before which events have expired, in microseconds since 1970."""
+        return self._shared.clock.now() - self.ttl * _MICROSECONDS if self.ttl else 0
 
     async def _replay_run(self, delivery: Delivery) -> Miss | None:
         cursor = delivery.cursor
@@ -419,7 +424,7 @@ class RedisSessionStore:
         if cursor is None:
             return FollowResult(last_event_id=after, end=FollowEnd.TIMEOUT)
         standalone = stream_id == GET_STREAM_KEY
-        delivery = Delivery(stream_id, cursor, send, standalone=standalone)
+        delivery = Delivery(stream_id, cursor, send, standalone=standalone, horizon=self._horizon)
         following = _FollowState(limit)
         if standalone:
             await self._follow_standalone(delivery, following)
@@ -431,6 +436,7 @@ class RedisSessionStore:
             delivered=delivery.delivered,
             payload_bytes=delivery.payload_bytes,
             missing=delivery.missing,
+            gaps=delivery.gaps,
             corrupt=tuple(delivery.corrupt),
             failures=following.failures,
             orphaned=following.orphaned,

@@ -36,7 +36,7 @@ from mcp_eventscope.redis.root.backlog import Backlog, PendingEvent
 from mcp_eventscope.redis.root.batch_codec import BatchCodec
 from mcp_eventscope.redis.root.chunk_reader import ChunkReader
 from mcp_eventscope.redis.root.follow import Followers
-from mcp_eventscope.redis.root.replay import ReplayCursor, age_of, lost_after, miss_of
+from mcp_eventscope.redis.root.replay import ReplayCursor, age_of, gaps_of, lost_after, miss_of
 from mcp_eventscope.redis.root.writer import RootWriter
 from mcp_eventscope.redis.self_test import SelfTest
 from mcp_eventscope.redis.session_store import RedisSessionStore, SessionResources
@@ -60,7 +60,7 @@ from mcp_eventscope.store.messages import (
     unwrapped,
     wrapping,
 )
-from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowEnd, FollowResult, Miss, ReplayResult
+from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowEnd, FollowResult, Gap, Miss, ReplayResult
 
 
 class RedisEventStore(EventStore):
@@ -436,6 +436,7 @@ class RedisEventStore(EventStore):
             delivered=replay.delivered,
             payload_bytes=replay.payload_bytes,
             missing=replay.missing,
+            gaps=gaps_of(replay.missing, chunk, cursor),
             corrupt=tuple(replay.corrupt),
             gap=replay.missing > 0 or lost_after(chunk, cursor),
             age=age,
@@ -478,6 +479,7 @@ class RedisEventStore(EventStore):
             delivered=replay.delivered,
             payload_bytes=replay.payload_bytes,
             missing=replay.missing,
+            gaps={Gap.STORE_LOST: replay.missing} if replay.missing else {},
             corrupt=tuple(replay.corrupt),
             failures=failures,
         )

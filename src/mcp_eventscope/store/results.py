@@ -1,8 +1,8 @@
 """The results of operations on a store, as frozen records."""
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
@@ -19,6 +19,23 @@ class Miss(StrEnum):
     """This session has no such event: it belongs to another session, was never assigned, or was lost with the data."""
     EXPIRED = "expired"
     """The event and all its successors are older than the TTL."""
+
+
+class Gap(StrEnum):
+    """Why an event that was due to a client could not be delivered."""
+
+    TRIMMED = "trimmed"
+    """It was older than the TTL."""
+    EVICTED = "evicted"
+    """Its session exceeded `max_session_bytes`, and the event was among the oldest."""
+    OVERFLOW = "overflow"
+    """The store was unreachable for so long that the backlog of the event's worker was full."""
+    REJECTED = "rejected"
+    """The store refused it: too large, or its key has another type."""
+    ROLLBACK = "rollback"
+    """The store lost it after acknowledging it, and the event's worker, which noticed, no longer had it in memory."""
+    STORE_LOST = "store_lost"
+    """The store no longer has it, before its TTL, and no worker has noticed: Redis evicted or lost its key."""
 
 
 class FollowEnd(StrEnum):
@@ -88,7 +105,9 @@ class ReplayResult:
     payload_bytes: int = 0
     """Stored bytes of the delivered events."""
     missing: int = 0
-    """Events that the index still lists although they have expired or were evicted."""
+    """Events that were due and no longer exist."""
+    gaps: Mapping[Gap, int] = field(default_factory=dict)
+    """Why they no longer exist: their number by reason."""
     corrupt: tuple[EventId, ...] = ()
     """Unreadable events, which were skipped."""
     gap: bool = False
@@ -112,6 +131,7 @@ class FollowResult:
     delivered: int = 0
     payload_bytes: int = 0
     missing: int = 0
+    gaps: Mapping[Gap, int] = field(default_factory=dict)
     corrupt: tuple[EventId, ...] = ()
     failures: int = 0
     """Failed reads, which were retried."""

@@ -22,6 +22,7 @@ REPLAY_OUTCOME = Label(
 )
 FOLLOW_OUTCOME = Label("outcome", ("completed", "timeout", "worker_lost", "error", "client_disconnected", "cancelled"))
 MISS_REASON = Label("reason", ("malformed", "unknown", "expired"))
+GAP_REASON = Label("reason", ("trimmed", "evicted", "overflow", "rejected", "rollback", "store_lost"))
 OPERATION = Label("operation", ("store", "replay", "follow"))
 ERROR_TYPE = Label("error_type", ("unavailable", "rejected", "other"), convention="error.type")
 FAILURE_REASON = Label(
@@ -183,8 +184,10 @@ RESUME_AGE = Metric(
 EVENTS_MISSING = Metric(
     "eventscope_events_missing_total",
     MetricType.COUNTER,
-    "Events due to a resuming client that had expired or been evicted.",
-    (STORE,),
+    "Events due to a resuming client that no longer existed, by reason: older than the TTL (trimmed), evicted by "
+    "max_session_bytes, dropped in a long outage (overflow), refused by Redis (rejected), lost by Redis and reported "
+    "by their worker (rollback), or lost by Redis unnoticed (store_lost).",
+    (STORE, GAP_REASON),
     counted="event",
 )
 EVENTS_CORRUPT = Metric(
@@ -452,16 +455,19 @@ REPLAY_FAILED = LogEvent(
 REPLAY_INCOMPLETE = LogEvent(
     "event_store.replay_incomplete",
     "warning",
-    "A resume could not deliver all events that were due to the client.",
+    "A resume could not deliver all events that were due to the client. Of several reasons, that of the most events; "
+    "none if events are corrupt only.",
     (
         "store",
         "session_hash",
         "stream_id",
+        "operation",
         "outcome",
         "reason",
         "missing_events",
         "corrupt_events",
         "event_ids",
+        "fix",
         "suppressed",
     ),
 )

@@ -18,7 +18,7 @@ from mcp_eventscope.store.events import (
     StoreEvent,
     StoreRecovered,
 )
-from mcp_eventscope.store.results import BacklogStatus
+from mcp_eventscope.store.results import BacklogStatus, FollowResult, Gap, Miss, ReplayResult
 from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, catalog_start, declarations
 from mcp_eventscope.telemetry.facts import (
     LifespanMissing,
@@ -30,7 +30,12 @@ from mcp_eventscope.telemetry.facts import (
     Started,
     TTLShort,
 )
-from mcp_eventscope.telemetry.measurements import Measurement, RedisStatsMeasurement, ReplayMeasurement
+from mcp_eventscope.telemetry.measurements import (
+    FollowMeasurement,
+    Measurement,
+    RedisStatsMeasurement,
+    ReplayMeasurement,
+)
 from mcp_eventscope.telemetry.tracing import trace_ids
 
 REPEAT_SECONDS = 10.0
@@ -64,6 +69,18 @@ _FIXES = {
 }
 
 
+_INCOMPLETE_FIXES: Mapping[str, str] = {
+    Miss.MALFORMED: "none: the client sent an id that no server of this version has sent",
+    Miss.UNKNOWN: "none if clients invent ids; otherwise Redis has lost its data: set appendonly yes",
+    Miss.EXPIRED: "raise ttl=: the client was disconnected for longer than events are kept",
+    Gap.TRIMMED: "raise ttl=: the client was disconnected for longer than events are kept",
+    Gap.EVICTED: "raise max_session_bytes=, lower ttl=, or send smaller messages",
+    Gap.OVERFLOW: "end outages of Redis sooner, or raise backlog_bytes= and backlog_events= of RedisEventStore",
+    Gap.REJECTED: "send smaller messages, and use a separate key_prefix= for this store",
+    Gap.ROLLBACK: "set appendonly yes, and use a failover that keeps acknowledged writes",
+    Gap.STORE_LOST: "set maxmemory-policy noeviction and appendonly yes, and delete no keys of this prefix",
+}
+_CORRUPT_FIX = "keep other programs from writing under the key prefix"
 _REFUSALS = {
     Refusal.LIMIT: "raise max_sessions=, lower session_idle_timeout=, or run more workers",
     Refusal.NOT_OWNER: "none if the client changed its credential; otherwise a client tries session ids of others",
@@ -213,18 +230,9 @@ class LogSink:
         if measured.outcome == "error":
             self._log.write_limited(catalog.REPLAY_FAILED, operation=operation, **self._failure(measured, session_hash))
         elif isinstance(measured, ReplayMeasurement) and measured.outcome in {"gap", "missed"} and measured.facts:
-            facts = measured.facts
-            self._log.write_limited(
-                catalog.REPLAY_INCOMPLETE,
-                store=self._store,
-                session_hash=session_hash,
-                stream_id=measured.stream_id,
-                outcome=measured.outcome,
-                reason=None if facts.miss is None else facts.miss.value,
-                missing_events=facts.missing,
-                corrupt_events=len(facts.corrupt),
-                event_ids=facts.corrupt[:_IDS_SHOWN] or None,
-            )
+            self._incomplete(operation, measured.outcome, measured, measured.facts, session_hash)
+        elif isinstance(measured, FollowMeasurement) and measured.facts and (measured.gaps or measured.facts.corrupt):
+            self._incomplete(operation, "gap", measured, measured.facts, session_hash)
         elif isinstance(measured, ReplayMeasurement) and (measured.ttl_ratio or 0) > catalog_resumes.NEAR_TTL:
             self._log.write_limited(
                 catalog_resumes.RESUME_LATE,
@@ -235,6 +243,29 @@ class LogSink:
                 ttl_seconds=measured.ttl,
                 fix="raise ttl=: clients stay disconnected for almost as long as events are kept",
             )
+
+    def _incomplete(
+        self,
+        operation: str,
+        outcome: str,
+        measured: ReplayMeasurement | FollowMeasurement,
+        facts: ReplayResult | FollowResult,
+        session_hash: str | None,
+    ) -> None:
+        reason = measured.reason
+        self._log.write_limited(
+            catalog.REPLAY_INCOMPLETE,
+            store=self._store,
+            session_hash=session_hash,
+            stream_id=measured.stream_id,
+            operation=operation,
+            outcome=outcome,
+            reason=reason,
+            missing_events=facts.missing,
+            corrupt_events=len(facts.corrupt),
+            event_ids=facts.corrupt[:_IDS_SHOWN] or None,
+            fix=_CORRUPT_FIX if reason is None else _INCOMPLETE_FIXES[reason],
+        )
 
     def serving(self, fact: ServingFact, log: Log | None) -> None:
         """Log a fact about sessions and requests, if it needs attention."""

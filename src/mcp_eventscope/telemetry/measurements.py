@@ -1,7 +1,7 @@
 """Measurements of operations, which every sink receives."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -10,7 +10,7 @@ import anyio
 from mcp_eventscope.errors import StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.redis.redis_stats import RedisStats
 from mcp_eventscope.store.messages import EventCallback, EventId, EventMessage, MessageType
-from mcp_eventscope.store.results import AppendResult, FollowResult, ReplayResult
+from mcp_eventscope.store.results import AppendResult, FollowResult, Gap, ReplayResult
 
 _CLIENT_DISCONNECTED = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 """Errors that the SDK's callback raises when its connection is closed."""
@@ -57,6 +57,13 @@ class ReplayMeasurement(Measurement):
     """Seconds spent in the client's callback."""
 
     @property
+    def reason(self) -> str | None:
+        """Why not all events were delivered; None: they were, or some are corrupt."""
+        if self.facts is None:
+            return None
+        return self.facts.miss.value if self.facts.miss is not None else _most_frequent(self.facts.gaps)
+
+    @property
     def ttl_ratio(self) -> float | None:
         """The age of the client's last event, divided by the TTL; None if either is unknown."""
         if not self.ttl or self.facts is None or self.facts.age is None:
@@ -70,6 +77,20 @@ class FollowMeasurement(Measurement):
 
     delivered: int
     facts: FollowResult | None
+
+    @property
+    def gaps(self) -> Mapping[Gap, int]:
+        """The number of missing events, by reason."""
+        return {} if self.facts is None else self.facts.gaps
+
+    @property
+    def reason(self) -> str | None:
+        """Why not all events were delivered; None: they were, or some are corrupt."""
+        return _most_frequent(self.gaps)
+
+
+def _most_frequent(gaps: Mapping[Gap, int]) -> str | None:
+    return max(gaps, key=lambda gap: gaps[gap]).value if gaps else None
 
 
 @dataclass(frozen=True, slots=True)

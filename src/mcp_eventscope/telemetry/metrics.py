@@ -1,7 +1,7 @@
 """The metrics of one store, independent of the kind of instruments."""
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from mcp_eventscope.redis.self_test import Capabilities
 from mcp_eventscope.store.events import (
@@ -15,7 +15,7 @@ from mcp_eventscope.store.events import (
     StoreRecovered,
 )
 from mcp_eventscope.store.messages import type_of_class
-from mcp_eventscope.store.results import BacklogStatus
+from mcp_eventscope.store.results import BacklogStatus, Gap
 from mcp_eventscope.telemetry import catalog, catalog_start, declarations
 from mcp_eventscope.telemetry.facts import ServingFact
 from mcp_eventscope.telemetry.instruments import Instruments, exemplar_of
@@ -64,7 +64,7 @@ class MetricsSink:
         self._replay_size = histogram(catalog.REPLAY_SIZE)
         self._misses = {v: counter(catalog.REPLAY_MISSES, v) for v in _values(catalog.MISS_REASON)}
         self._age = histogram(catalog.RESUME_AGE)
-        self._missing = counter(catalog.EVENTS_MISSING)
+        self._missing = {v: counter(catalog.EVENTS_MISSING, v) for v in _values(catalog.GAP_REASON)}
         self._corrupt = counter(catalog.EVENTS_CORRUPT)
         self._streams_followed = gauge(catalog.STREAMS_FOLLOWED)
         self._follow_seconds = {v: histogram(catalog.FOLLOW_DURATION, v) for v in _values(catalog.FOLLOW_OUTCOME)}
@@ -200,8 +200,12 @@ class MetricsSink:
             return
         self._replay_events.observe(facts.delivered)
         self._replay_size.observe(facts.payload_bytes)
-        self._missing.inc(facts.missing)
+        self._gaps(facts.gaps)
         self._corrupt.inc(len(facts.corrupt))
+
+    def _gaps(self, gaps: Mapping[Gap, int]) -> None:
+        for reason, events in gaps.items():
+            self._missing[reason].inc(events)
 
     def following(self) -> None:
         """Record that a stream is followed."""
@@ -224,7 +228,7 @@ class MetricsSink:
         if follow.error_type is not None:
             self._errors["follow", follow.error_type].inc()
         if follow.facts is not None:
-            self._missing.inc(follow.facts.missing)
+            self._gaps(follow.facts.gaps)
             self._corrupt.inc(len(follow.facts.corrupt))
             self._errors["follow", "unavailable"].inc(follow.facts.failures)
             if follow.facts.orphaned:

@@ -272,8 +272,8 @@ def _details(measured: Measurement) -> Mapping[str, AttributeValue]:
             details["eventscope.payload_bytes"] = facts.payload_bytes
             details["eventscope.missing_events"] = facts.missing
             details["eventscope.corrupt_events"] = len(facts.corrupt)
-            if facts.miss is not None:
-                details["eventscope.reason"] = facts.miss.value
+            if measured.reason is not None:
+                details["eventscope.reason"] = measured.reason
             if facts.age is not None:
                 details["eventscope.age_seconds"] = facts.age
     return details

@@ -53,7 +53,7 @@ local function evict(list, number, fate)
   if fate == 'f' and count == length then
     local seq, time, marks = string.match(redis.call('LINDEX', list, -1), '^(%d+) (%d+)([^\n]*)\n')
     if seq and string.find(marks, ' f', 1, true) == 1 and not string.find(marks, ' l', 1, true) then
-      redis.call('LSET', list, -1, seq .. ' ' .. time .. ' f l' .. seq .. '\n')
+      redis.call('LSET', list, -1, seq .. ' ' .. time .. ' f l' .. seq .. '/evicted\n')
       trimmed = trimmed + 1
     end
   end

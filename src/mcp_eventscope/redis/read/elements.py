@@ -8,8 +8,10 @@ from typing import TypeAlias
 from mcp_eventscope.redis.element import parse_marks
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.scripts import Client, Script
+from mcp_eventscope.store.results import Gap
 
 _read = Script("read_run.lua")
+_REASONS = frozenset(Gap)
 _PLAIN = re.compile(rb"^([0-9]{1,16}) ([0-9]{1,18})(?: f)?\n(.*)$", re.MULTILINE)
 """An element whose payload is a message or a priming event, without a key of its own or a `traceparent`."""
 _NUMBER = re.compile(rb"[0-9]{1,16}(?![0-9])")
@@ -17,7 +19,7 @@ _NUMBER = re.compile(rb"[0-9]{1,16}(?![0-9])")
 
 Row: TypeAlias = tuple[int, int, int, str, bytes | None]
 """One element: its number; when it was accepted, in microseconds since 1970; the first number that it stands for; the
-`traceparent` of its producer or ""; its payload, None where it is gone."""
+`traceparent` of its producer or "", or the reason of its loss (`Gap`); its payload, None where it is gone."""
 
 
 @dataclass(slots=True)
@@ -82,11 +84,31 @@ async def read_run(  # noqa: PLR0913 - the script's arguments, one by one
             large.append(len(chunk.rows))
         chunk.rows.append(row)
     if large:
-        names = [keys.large(stream, run, chunk.rows[index][0]).encode() for index in large]
-        payloads = await client.execute_command("MGET", *names, NEVER_DECODE=True)
-        for index, payload in zip(large, payloads, strict=True):
-            chunk.rows[index] = (*chunk.rows[index][:4], payload)
+        await _read_large(client, keys, stream, run, chunk, large)
     return chunk
+
+
+async def _read_large(  # noqa: PLR0913, PLR0917 - the arguments of `read_run`
+    client: Client, keys: Keys, stream: str, run: str, chunk: Chunk, large: list[int]
+) -> None:
+    """Add the payloads that have keys of their own, or the reason of their absence, to rows of a chunk."""
+    names = [keys.large(stream, run, chunk.rows[index][0]).encode() for index in large]
+    payloads = await client.execute_command("MGET", *names, NEVER_DECODE=True)
+    for index, payload in zip(large, payloads, strict=True):
+        chunk.rows[index] = (*chunk.rows[index][:4], payload)
+    if None in payloads:
+        await _explain_absence(client, keys.run(stream, run), chunk)
+
+
+async def _explain_absence(client: Client, key: str, chunk: Chunk) -> None:
+    """Add the reason to the rows whose payload has disappeared: evicted since the list was read, or lost."""
+    head = await client.execute_command("LINDEX", key.encode(), 0, NEVER_DECODE=True)
+    found = _NUMBER.match(head or b"")
+    first = int(found[0]) if found else 0
+    for index, (number, time, start, note, payload) in enumerate(chunk.rows):
+        if payload is None and note not in _REASONS:
+            reason = Gap.EVICTED if number < first else Gap.STORE_LOST
+            chunk.rows[index] = (number, time, start, reason.value, None)
 
 
 def _row(header: bytes, payload: bytes, clock: int) -> tuple[Row | None, int | None]:
@@ -109,7 +131,7 @@ def _parsed(seq: int, words: list[bytes], payload: bytes) -> tuple[Row, int | No
     number, time, *marks = words
     if int(number) != seq:
         raise ValueError
-    first, large_size, traceparent = parse_marks(seq, marks)
+    first, large_size, note = parse_marks(seq, marks)
     if first is not None:
-        return (seq, int(time), first, traceparent, None), large_size
-    return (seq, int(time), seq, traceparent, payload), large_size
+        return (seq, int(time), first, note, None), large_size
+    return (seq, int(time), seq, note, payload), large_size

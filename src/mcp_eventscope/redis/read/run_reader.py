@@ -104,7 +104,7 @@ class RunReader:
                     ahead = asyncio.create_task(self._read(keys, delivery.stream, run, last), name="eventscope-read")
                 for start in range(0, len(chunk.rows), TURN_EVENTS):
                     await asyncio.sleep(0)
-                    await delivery.take(run, chunk.rows[start : start + TURN_EVENTS])
+                    await delivery.take(run, chunk.rows[start : start + TURN_EVENTS], head=chunk.first)
                     if delivery.completed:
                         return chunk
                 if ahead is None:
@@ -158,6 +158,6 @@ class RunReader:
 
 def _row(event: PendingEvent) -> Row:
     if event.lost:
-        return event.seq, event.time, event.first, "", None
+        return event.seq, event.time, event.first, event.reason, None
     # An error that replaces a lost response has that response's number, which shows the gap before it.
     return event.seq, event.time, event.seq, event.traceparent, event.payload

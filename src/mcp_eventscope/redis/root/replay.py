@@ -6,7 +6,7 @@ from mcp_eventscope.errors import CorruptEventError
 from mcp_eventscope.redis.root import scripts
 from mcp_eventscope.store import codec
 from mcp_eventscope.store.messages import FINAL, GET_STREAM_KEY, EventCallback, EventId, EventMessage, StreamId
-from mcp_eventscope.store.results import Miss
+from mcp_eventscope.store.results import Gap, Miss
 
 _MICROSECONDS = 1_000_000
 _FIRST_CLOCK_ID = 10**15
@@ -106,3 +106,19 @@ def miss_of(chunk: scripts.Chunk, cursor: int, stream_id: StreamId | None, ttl: 
 def lost_after(chunk: scripts.Chunk, cursor: int) -> bool:
     """Whether events after the cursor were removed: trimmed, or lost with the index."""
     return chunk.trimmed > cursor or (not chunk.cursor_held and chunk.trimmed < cursor)
+
+
+def gaps_of(missing: int, chunk: scripts.Chunk, cursor: int) -> dict[Gap, int]:
+    """The reasons of a gap, with the numbers of missing events: 0 where they are unknown.
+
+    Args:
+        missing: The number of events that the index listed, and that no longer exist.
+        chunk: The first chunk of the replay.
+        cursor: The last event that the client has.
+    """
+    gaps = {Gap.STORE_LOST: missing} if missing else {}
+    if chunk.trimmed > cursor:
+        gaps[Gap.TRIMMED] = 0
+    elif lost_after(chunk, cursor):
+        gaps.setdefault(Gap.STORE_LOST, 0)
+    return gaps

@@ -30,6 +30,7 @@ class PendingEvent:
         "message",
         "outcome",
         "payload",
+        "reason",
         "run",
         "seq",
         "size",
@@ -53,6 +54,8 @@ class PendingEvent:
         self.seq = seq
         self.first = seq
         """The first number that it stands for: less than `seq` for a placeholder of a lost range."""
+        self.reason = ""
+        """Of a placeholder, why the range was lost (`Gap`)."""
         self.time = time
         """When it was accepted, by Redis's clock, in microseconds since 1970."""
         self.accepted = accepted
@@ -112,6 +115,7 @@ class PendingEvent:
             self.payload,
             final=self.final,
             first=self.first if self.message is LostRange else None,
+            reason=self.reason,
             traceparent=self.traceparent,
         )
 

@@ -21,7 +21,7 @@ from mcp_eventscope.redis.write.session_batch import RunPart, SessionBatch
 from mcp_eventscope.redis.write.session_limit import ELEMENT_BYTES
 from mcp_eventscope.store.events import BatchCommitted, EventsLost, LossReason
 from mcp_eventscope.store.messages import GET_STREAM_KEY, JSONRPCError, RequestId, StreamId
-from mcp_eventscope.store.results import StoreOutcome
+from mcp_eventscope.store.results import Gap, StoreOutcome
 
 BATCH_EVENTS = 256
 """Events after which a batch is closed: Redis executes it in about a millisecond."""
@@ -498,18 +498,18 @@ class SessionWriter:
                 error = self._error_for(request_id_of(run.entry), "the event store lost the response")
                 resent.appendleft(self._error(run, run.last, self._clock.now(), error))
             if missing > response:
-                resent.appendleft(self._placeholder(run, last + 1, last + missing - response))
+                resent.appendleft(self._placeholder(run, last + 1, last + missing - response, Gap.ROLLBACK))
             self._observers.emit(EventsLost(reason=LossReason.ROLLBACK, events=missing, payload_bytes=0))
         self._queued += len(resent)
         resent.extend(run.pending)
         run.pending = resent
         self._pending[run] = None
 
-    def _placeholder(self, run: Run, first: int, last: int) -> PendingEvent:
+    def _placeholder(self, run: Run, first: int, last: int, reason: Gap) -> PendingEvent:
         """Create the placeholder of a range of lost events."""
         now = asyncio.get_running_loop().time()
         event = PendingEvent(run, last, self._clock.now(), now, LostRange, b"", "", final=False)
-        event.first = first
+        event.first, event.reason = first, reason.value
         self._count(event)
         return event
 
@@ -594,12 +594,13 @@ class SessionWriter:
             return False
         self._clear_in_flight(part)
         self._report_lost([event], LossReason.REJECTED)
-        self._substitute(run, [event], "the response was too large for the event store, or was refused by it")
+        reason = "the response was too large for the event store, or was refused by it"
+        self._substitute(run, [event], reason, Gap.REJECTED)
         self._ready.append(run)
         self._end_linger()
         return True
 
-    def _substitute(self, run: Run, events: list[PendingEvent], reason: str) -> None:
+    def _substitute(self, run: Run, events: list[PendingEvent], reason: str, gap: Gap) -> None:
         """Replace pending events with a placeholder, and a response with an error."""
         first, last = events[0].first, events[-1]
         kept: list[PendingEvent] = []
@@ -607,7 +608,7 @@ class SessionWriter:
             kept.append(self._error(run, last.seq, last.time, self._error_for(request_id_of(run.entry), reason)))
         end = last.seq - len(kept)
         if end >= first:
-            kept.insert(0, self._placeholder(run, first, end))
+            kept.insert(0, self._placeholder(run, first, end, gap))
         for event in events:
             self._forget(event, StoreOutcome.LOST)
         if not run.pending and kept:
@@ -632,7 +633,8 @@ class SessionWriter:
                 continue
             self._take_pending(run, [])
             self._report_lost(events, LossReason.OVERFLOW)
-            self._substitute(run, events, "the response was sent while the event store was unreachable, and dropped")
+            reason = "the response was sent while the event store was unreachable, and dropped"
+            self._substitute(run, events, reason, Gap.OVERFLOW)
             self._pending.move_to_end(run)
 
     def _over(self, retained_bytes: int) -> bool:
