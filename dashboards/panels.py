@@ -131,7 +131,12 @@ def counter(
 def gauge(
     number: int, title: str, metric: Metric, description: str, *by: str, unit: str = "short", **rest: Any
 ) -> Panel:
-    """A gauge of the catalog as lines: the sum of the workers, or their maximum, as its multiprocess mode says."""
+    """A gauge of the catalog as lines: the sum of the workers, or their maximum, as its multiprocess mode says.
+
+    By `instance` means by worker: where workers share a target, the label `pid` distinguishes them.
+    """
+    if metric.per_worker and "instance" in by:
+        by = (*by, "pid")
     fold = promql.total if metric.multiprocess_mode == "livesum" else promql.highest
     legend = " ".join(f"{{{{{label}}}}}" for label in by) or title.lower()
     return lines(number, title, description, Target(fold(promql.series(metric), by), legend), unit=unit, **rest)

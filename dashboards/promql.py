@@ -128,7 +128,8 @@ def _by(labels: tuple[str, ...]) -> str:
 
 
 def _check_by(metric: Metric, by: tuple[str, ...]) -> None:
-    unknown = set(by) - COMES_WITH_A_SCRAPE - {label.name for label in metric.labels}
+    from_scrape = COMES_WITH_A_SCRAPE | ({"pid"} if metric.per_worker else set())
+    unknown = set(by) - from_scrape - {label.name for label in metric.labels}
     if unknown:
         msg = f"{metric.name} has no label {sorted(unknown)}"
         raise ValueError(msg)

@@ -49,7 +49,7 @@ revision 2026-07-28 in `tests/telemetry/test_subscription_signals.py`, `test_req
 | What latency does a client perceive? | `eventscope_replay_time_to_first_event_seconds` |
 | Is the store slow, or the client? | `eventscope_replay_send_duration_seconds` is the client's part of `eventscope_replay_duration_seconds` |
 | Which streams are followed, and where? | `eventscope_streams_followed` by `instance` |
-| How is the load distributed? | `eventscope_events_stored_total`, `eventscope_sessions_active` by `instance`; not in multiprocess mode |
+| How is the load distributed? | `eventscope_events_stored_total`, `eventscope_sessions_active` by `instance` and `pid`; counters not in multiprocess mode |
 | Is the store slow, failing or degraded? | `eventscope_commit_duration_seconds`, `eventscope_store_wait_seconds`, `eventscope_errors_total`, `eventscope_degraded`, `eventscope_backlog_size_bytes` |
 | Were events lost? | `eventscope_events_lost_total` by `reason`; `event_store.events_lost` |
 | Is the TTL missing or too short? | no series `eventscope_ttl_seconds`; `eventscope_redis_keys_without_ttl`; `event_store.ttl_missing`, `event_store.keys_without_ttl`, `event_store.ttl_short` |
@@ -64,8 +64,11 @@ revision 2026-07-28 in `tests/telemetry/test_subscription_signals.py`, `test_req
 
 
 _OTEL = """With `meter_provider=` the metrics go to OpenTelemetry too, with the name and unit in the second column, the
-labels as attributes (`error_type` as `error.type`), and the same buckets. A gauge that is summed over workers is an
-up-down counter. After the OTLP-to-Prometheus translator they have the names in the first column again.
+labels as attributes (`error_type` as `error.type`), and the same buckets. A gauge whose sum over workers has a meaning
+is an up-down counter. After the OTLP-to-Prometheus translator they have the names in the first column again.
+
+Gauges "of each worker": where workers share a directory (`PROMETHEUS_MULTIPROC_DIR`), such a gauge has a series for
+each live worker, with the label `pid`. Workers that are scraped separately differ in `instance`.
 
 `mcp.server.operation.duration` and `mcp.server.session.duration` are metrics of the OpenTelemetry semantic conventions
 for MCP (status: Development), with their attributes and buckets; `error_type` is absent on success. Operations are the
@@ -87,8 +90,12 @@ def _metrics() -> Iterator[str]:
             f"`{label.name}`" + (f": {', '.join(filter(None, label.values))}" if label.values else "")
             for label in metric.labels
         )
-        type_ = f"{metric.type}<br>{_WORKERS[metric.multiprocess_mode]}" if metric.multiprocess_mode else metric.type
+        type_ = f"{metric.type}<br>{_workers(metric)}" if metric.multiprocess_mode else metric.type
         yield f"| `{metric.name}` | `{metric.otel_name}`<br>{metric.unit} | {type_} | {labels} | {metric.help} |"
+
+
+def _workers(metric: declarations.Metric) -> str:
+    return "of each worker" if metric.per_worker else _WORKERS[metric.multiprocess_mode or "livesum"]
 
 
 def _spans() -> Iterator[str]:

@@ -57,8 +57,8 @@ class WorkerTree:
         return found
 
     def gauge(self, pid: int, name: str) -> float:
-        """The value of a gauge that is added up, in the file of one worker."""
-        file = self.metrics / f"gauge_livesum_{pid}.db"
+        """The value of a gauge with a series for each worker, in the file of one."""
+        file = self.metrics / f"gauge_liveall_{pid}.db"
         found = MmapedDict.read_all_values_from_file(str(file))  # type: ignore[no-untyped-call]
         return sum(float(value) for key, value, *_ in found if json.loads(key)[0] == name)
 

@@ -14,12 +14,14 @@ from prometheus_client import CollectorRegistry
 from mcp_eventscope import metrics_app
 
 BEGINNING = """
-import os, signal, sys, time
+import os, re, signal, sys, time
 from pathlib import Path
 from fakeredis import FakeAsyncRedis
 from prometheus_client import CollectorRegistry, Gauge
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore
+from mcp_eventscope.store.messages import MessageType
 from mcp_eventscope.telemetry import multiprocess
+from mcp_eventscope.telemetry.measurements import StoreMeasurement
 from mcp_eventscope.telemetry.exposition import Exposition
 
 WHERE = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
@@ -34,6 +36,13 @@ def scrape(query=""):
 
 def shows(line):
     return line in scrape().splitlines()
+
+def gauges(name, store="default"):
+    found = re.findall(rf'^eventscope_{name}{{pid="(\\d+)",store="{store}"}} (.*)$', scrape(), re.M)
+    return {pid: float(value) for pid, value in found}
+
+def followed():
+    return gauges("streams_followed")
 """
 
 
@@ -76,7 +85,7 @@ sink = instrument()
 other = Gauge("others", "Of the application.", registry=registry, multiprocess_mode="liveall")
 other.set(1)
 sink.following(); sink.orphaned()
-Path(WHERE, "gauge_livesum_1.db").write_bytes(Path(WHERE, f"gauge_livesum_{os.getpid()}.db").read_bytes())
+Path(WHERE, "gauge_liveall_1.db").write_bytes(Path(WHERE, f"gauge_liveall_{os.getpid()}.db").read_bytes())
 ready, told = os.pipe()
 child = os.fork()
 if child == 0:
@@ -85,16 +94,69 @@ if child == 0:
     time.sleep(60)
 os.read(ready, 1)
 assert Path(WHERE, f"eventscope-{child}.alive").exists()
-assert shows('eventscope_streams_followed{store="default"} 4.0'), scrape()
+assert followed() == {"1": 1, str(os.getpid()): 1, str(child): 2}, scrape()
 assert f'others{{pid="{child}"}} 2.0' in scrape()
 os.kill(child, signal.SIGKILL)
 os.waitpid(child, 0)
 # Pid 1 holds no lock: it is not ours to judge.
-assert shows('eventscope_streams_followed{store="default"} 2.0'), scrape()
+assert followed() == {"1": 1, str(os.getpid()): 1}, scrape()
 assert shows('eventscope_requests_orphaned_total{store="default"} 2.0')
 assert f'others{{pid="{child}"}}' not in scrape()
 assert f'others{{pid="{os.getpid()}"}} 1.0' in scrape()
 assert not Path(WHERE, f"eventscope-{child}.alive").exists()
+""",
+    )
+
+
+def test_gauges_show_which_worker_is_degraded(tmp_path: Path) -> None:
+    """A scrape of several workers has a series for each, with its pid, that an alert can aggregate."""
+    run(
+        tmp_path,
+        """
+from mcp_eventscope.store.events import FailureReason, StoreDegraded
+sink = instrument()
+ready, told = os.pipe()
+child = os.fork()
+if child == 0:
+    sink.record(StoreDegraded(reason=FailureReason.CONNECTION))
+    os.write(told, b"x")
+    time.sleep(60)
+os.read(ready, 1)
+assert gauges("degraded") == {str(os.getpid()): 0, str(child): 1}, scrape()
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+assert gauges("degraded") == {str(os.getpid()): 0}, scrape()
+""",
+    )
+
+
+def test_files_of_dead_processes_are_merged(tmp_path: Path) -> None:
+    """A server that replaces its workers all the time keeps a bounded number of files, and every count."""
+    run(
+        tmp_path,
+        """
+sink = instrument()
+sink.orphaned()
+for number in range(1, 4):
+    child = os.fork()
+    if child == 0:
+        for _ in range(number):
+            sink.orphaned()
+            sink.appended(StoreMeasurement(0.002, "error", None, None, MessageType.RESPONSE, None))
+        os._exit(0)
+    os.waitpid(child, 0)
+    files = {path.name for path in WHERE.glob("*.db")}
+    assert f"counter_{child}.db" in files
+    scrape()
+    assert not list(WHERE.glob(f"*_{child}.db"))
+    total = 1 + sum(range(number + 1))
+    assert shows(f'eventscope_requests_orphaned_total{{store="default"}} {total}.0'), scrape()
+    count = f'eventscope_store_duration_seconds_count{{outcome="error",store="default"}} {total - 1}.0'
+    assert shows(count), scrape()
+    assert shows(count.replace("_count{", '_bucket{le="0.0025",')), scrape()
+archives = sorted(path.name for path in WHERE.glob("*eventscope-*.db"))
+assert archives == ["counter_eventscope-3.db", "histogram_eventscope-3.db"], archives
+assert not [path for path in WHERE.glob("*.new")]
 """,
     )
 
@@ -116,10 +178,10 @@ if child == 0:
     os.write(told, b"x")
     time.sleep(60)
 os.read(ready, 1)
-assert shows('eventscope_sessions_active{store="default"} 3.0'), scrape()
+assert gauges("sessions_active") == {str(os.getpid()): 1, str(child): 2}, scrape()
 os.kill(child, signal.SIGKILL)
 os.waitpid(child, 0)
-assert shows('eventscope_sessions_active{store="default"} 1.0'), scrape()
+assert gauges("sessions_active") == {str(os.getpid()): 1}, scrape()
 assert shows('eventscope_sessions_started_total{origin="opened",store="default"} 3.0'), scrape()
 (info,) = [line for line in scrape().splitlines() if line.startswith("eventscope_build_info{")]
 assert info.endswith(" 1.0") and 'redis="' in info, info
@@ -134,7 +196,7 @@ def test_what_a_process_of_the_same_pid_left(tmp_path: Path) -> None:
         """
 def left(kind, count):
     from prometheus_client.mmap_dict import MmapedDict, mmap_key
-    suffix = "" if kind == "gauge_livesum" else "_total"
+    suffix = "" if kind == "gauge_liveall" else "_total"
     name = "eventscope_requests_orphaned" if suffix else "eventscope_streams_followed"
     help = next(m.help for m in multiprocess_catalog.METRICS if m.name == name + suffix)
     file = MmapedDict(str(WHERE / f"{kind}_{os.getpid()}.db"))
@@ -142,14 +204,14 @@ def left(kind, count):
     file.close()
 
 from mcp_eventscope.telemetry import catalog as multiprocess_catalog
-left("gauge_livesum", 5.0); left("counter", 7.0)
+left("gauge_liveall", 5.0); left("counter", 7.0)
 Path(WHERE, f"eventscope-{os.getpid()}.alive").touch()
 sink = instrument()
-assert shows('eventscope_streams_followed{store="default"} 0.0'), scrape()
+assert followed() == {str(os.getpid()): 0}, scrape()
 sink.following(); sink.orphaned()
 assert shows('eventscope_requests_orphaned_total{store="default"} 8.0'), scrape()
 instrument(CollectorRegistry())
-assert shows('eventscope_streams_followed{store="default"} 1.0'), scrape()
+assert followed() == {str(os.getpid()): 1}, scrape()
 """,
     )
 

@@ -56,6 +56,7 @@ SHAPES = "mcp_eventscope.telemetry.declarations"
 ONLY_IN = {
     # The instruments, a scrape as text, and the files of several processes.
     "prometheus_client": {
+        "mcp_eventscope.telemetry.dead_processes",
         "mcp_eventscope.telemetry.prometheus",
         "mcp_eventscope.telemetry.exposition",
         "mcp_eventscope.telemetry.multiprocess",

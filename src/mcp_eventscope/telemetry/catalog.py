@@ -106,6 +106,7 @@ DEGRADED = Metric(
     (STORE,),
     counted="state",
     multiprocess_mode="livemax",
+    per_worker=True,
 )
 DEGRADATION_DURATION = Metric(
     "eventscope_degradation_duration_seconds_total",
@@ -127,6 +128,7 @@ BACKLOG_LENGTH = Metric(
     (STORE,),
     counted="event",
     multiprocess_mode="livesum",
+    per_worker=True,
 )
 BACKLOG_SIZE = Metric(
     "eventscope_backlog_size_bytes",
@@ -134,6 +136,7 @@ BACKLOG_SIZE = Metric(
     "Memory that pending events take up.",
     (STORE,),
     multiprocess_mode="livesum",
+    per_worker=True,
 )
 EVENTS_LOST_TOTAL = Metric(
     "eventscope_events_lost_total",
@@ -204,6 +207,7 @@ STREAMS_FOLLOWED = Metric(
     (STORE,),
     counted="stream",
     multiprocess_mode="livesum",
+    per_worker=True,
 )
 FOLLOW_DURATION = Metric(
     "eventscope_follow_duration_seconds",

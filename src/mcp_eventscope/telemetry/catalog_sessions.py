@@ -117,6 +117,7 @@ SESSIONS_OLDEST_AGE = Metric(
     "Time for which this worker has served the oldest of its sessions; 0 without sessions. Updated every 5 seconds.",
     (STORE,),
     multiprocess_mode="livemax",
+    per_worker=True,
 )
 SESSIONS_LONGEST_IDLE = Metric(
     "eventscope_sessions_longest_idle_seconds",
@@ -125,6 +126,7 @@ SESSIONS_LONGEST_IDLE = Metric(
     "Updated every 5 seconds.",
     (STORE,),
     multiprocess_mode="livemax",
+    per_worker=True,
 )
 SESSIONS_ACTIVE = Metric(
     "eventscope_sessions_active",
@@ -133,6 +135,7 @@ SESSIONS_ACTIVE = Metric(
     (STORE,),
     counted="session",
     multiprocess_mode="livesum",
+    per_worker=True,
 )
 SESSIONS_STARTED = Metric(
     "eventscope_sessions_started_total",

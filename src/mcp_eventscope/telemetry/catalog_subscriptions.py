@@ -16,6 +16,7 @@ STREAMS_OPEN = Metric(
     (STORE,),
     counted="stream",
     multiprocess_mode="livesum",
+    per_worker=True,
 )
 SIGNALS_DELIVERED = Metric(
     "eventscope_subscriptions_signals_delivered_total",
@@ -63,6 +64,7 @@ CHANGES_PENDING = Metric(
     (STORE,),
     counted="change",
     multiprocess_mode="livesum",
+    per_worker=True,
 )
 PUBLISH_FAILURES = Metric(
     "eventscope_subscriptions_publish_failures_total",

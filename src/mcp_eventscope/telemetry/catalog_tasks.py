@@ -19,6 +19,7 @@ TASKS_RUNNING = Metric(
     (STORE, TASK_STATUS),
     counted="task",
     multiprocess_mode="livesum",
+    per_worker=True,
 )
 TASKS_CREATED = Metric(
     "eventscope_tasks_created_total",

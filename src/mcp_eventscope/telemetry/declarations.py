@@ -50,6 +50,8 @@ class Metric:
     Attributes:
         counted: The singular of the things that a number counts; "" where the name has a unit, or none.
         multiprocess_mode: How one scrape merges a gauge of several workers; every gauge has one.
+        per_worker: Whether one scrape of several workers has a series for each instead, with the label `pid`: for
+            gauges that answer whether one worker is concerned, or all are.
         polled: Whether Redis statistics set it. It is absent until the first poll: 0 keys would be wrong.
         optional: Whether it is absent where its value is unknown.
         on_demand: Whether a series begins with its first observation, because its labels have too many combinations.
@@ -63,6 +65,7 @@ class Metric:
     buckets: tuple[float, ...] = ()
     counted: str = ""
     multiprocess_mode: MultiprocessMode | None = None
+    per_worker: bool = False
     polled: bool = False
     optional: bool = False
     on_demand: bool = False

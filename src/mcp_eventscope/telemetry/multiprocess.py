@@ -1,16 +1,15 @@
 """prometheus_client's multiprocess mode: one exposition of all processes, without gauges of dead ones.
 
 Every process writes its values into files of its own in `PROMETHEUS_MULTIPROC_DIR`. Counters and histograms of dead
-processes still count. Their gauges must not, but prometheus_client relies on a hook of gunicorn to remove them, and no
-hook runs after SIGKILL. Here, each process locks a file named after its pid, which the kernel unlocks when the process
-ends, and a scrape removes the gauges of processes whose file is unlocked. A check of the pid would not do, since pids
-are reused. Files of processes without a lock file are kept.
+processes still count, and are merged (`dead_processes`). Their gauges must not, but prometheus_client relies on a hook
+of gunicorn to remove them, and no hook runs after SIGKILL. Here, each process locks a file named after its pid, which
+the kernel unlocks when the process ends, and a scrape removes the gauges of processes whose file is unlocked. A check
+of the pid would not do, since pids are reused. Files of processes without a lock file are kept.
 """
 
 import contextlib
 import fcntl
 import os
-import struct
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,13 +19,12 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from mcp_eventscope import process
+from mcp_eventscope.telemetry import dead_processes
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable that enables the mode; prometheus_client reads it when it is imported."""
 
 _HELD = "eventscope-{}.alive"
-_UNREADABLE = (OSError, ValueError, RuntimeError, struct.error)
-"""Errors of prometheus_client for files that were just created, or that are damaged."""
 
 _place: tuple[int, int] | None = None
 _one_scrape = threading.Lock()
@@ -118,21 +116,45 @@ def _locked(path: Path) -> int:
 
 
 def remove_dead_processes(where: Path) -> None:
-    """Remove the live gauges of dead processes."""
+    """Remove the live gauges of dead processes, and merge their other values."""
     own = _HELD.format(os.getpid())  # Closing it would release the lock.
-    for path in where.glob(_HELD.format("*")):
-        pid = path.stem.partition("-")[2]
-        if path.name == own or not pid.isdecimal():
-            continue
-        # Another process may do the same concurrently; a later scrape removes the rest.
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.ExitStack() as held:
+        dead: dict[int, Path] = {}
+        for path in where.glob(_HELD.format("*")):
+            pid = path.stem.partition("-")[2]
+            # Another process may do the same concurrently; a later scrape removes the rest.
+            if path.name != own and pid.isdecimal() and _lock_of_dead(path, held):
                 mark_process_dead(int(pid), str(where))  # type: ignore[no-untyped-call]
+                if not _exists(int(pid)):
+                    dead[int(pid)] = path
+        if dead and dead_processes.merge(where, dead):
+            for path in dead.values():
                 path.unlink()
-            finally:
-                os.close(descriptor)
+
+
+def _lock_of_dead(path: Path, held: contextlib.ExitStack) -> bool:
+    """Lock the file of a process if it is dead. A new process with its pid then waits before it uses the directory."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    held.callback(os.close, descriptor)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return path.exists()
+
+
+def _exists(pid: int) -> bool:
+    """Whether there is a process with this pid: it may have opened a file before it has locked its own."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 class AllProcessesCollector(Collector):
@@ -151,20 +173,20 @@ class AllProcessesCollector(Collector):
         """Merge the files, after removing the gauges of dead processes."""
         with _one_scrape:  # Locks belong to the process, not to a thread.
             remove_dead_processes(self._where)
-        metrics = self._merged()
+        metrics = dead_processes.read(self._where, _merged)
         if self._names is None:
             return metrics
         for metric in metrics:
             metric.samples = [sample for sample in metric.samples if sample.name in self._names]
         return [metric for metric in metrics if metric.samples]
 
-    def _merged(self) -> list[Metric]:
-        files = sorted(map(str, self._where.glob("*.db")))
-        try:
-            return _merge(files)
-        except _UNREADABLE:
-            # One unreadable file must not hide the others.
-            return _merge([file for file in files if _readable(file)])
+
+def _merged(files: list[str]) -> list[Metric]:
+    try:
+        return _merge(files)
+    except dead_processes.UNREADABLE:
+        # One unreadable file must not hide the others.
+        return _merge([file for file in files if _readable(file)])
 
 
 def _merge(files: list[str]) -> list[Metric]:
@@ -174,6 +196,6 @@ def _merge(files: list[str]) -> list[Metric]:
 def _readable(file: str) -> bool:
     try:
         _merge([file])
-    except _UNREADABLE:
+    except dead_processes.UNREADABLE:
         return False
     return True

@@ -138,9 +138,8 @@ def _register(metric: declarations.Metric, registry: Registry) -> _Family:
     if metric.type is declarations.MetricType.COUNTER:
         return _Counter(metric.name, metric.help, names, registry=registry)
     if metric.type is declarations.MetricType.GAUGE:
-        return Gauge(
-            metric.name, metric.help, names, registry=registry, multiprocess_mode=metric.multiprocess_mode or "livesum"
-        )
+        mode = "liveall" if metric.per_worker else metric.multiprocess_mode or "livesum"
+        return Gauge(metric.name, metric.help, names, registry=registry, multiprocess_mode=mode)
     return _Histogram(metric.name, metric.help, names, registry=registry, buckets=metric.buckets)
 
 
