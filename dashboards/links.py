@@ -33,6 +33,10 @@ SECTIONS = (
     "EventscopeTasksUncollected",
     "EventscopeChangesNotDelivered",
     "EventscopeAnswersRefused",
+    "EventscopeStoreSlow",
+    "EventscopeFollowLagHigh",
+    "EventscopeOperationsFailing",
+    "EventscopeVersionsDiffer",
 )
 """One per alert. The position of a section is the id of its panel, so new sections go last."""
 

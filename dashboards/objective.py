@@ -13,6 +13,12 @@ STREAMS = 4
 """Followed streams per session, on average, from which an alert fires."""
 REPLAY_SECONDS = 2.5
 """The p99 latency of a resume from which an alert fires."""
+COMMIT_SECONDS = 0.25
+"""The p99 latency of writes from which an alert fires: that of the default of `store_timeout`."""
+LAG_SECONDS = 2.5
+"""The p99 lag of followers from which an alert fires."""
+OPERATIONS_FAILED = 0.05
+"""The share of operations with an error of the server from which an alert fires."""
 BACKLOG = 1000
 """Pending events from which a growing backlog fires an alert."""
 MEMORY = 0.9

@@ -50,7 +50,7 @@ _WORKERS = (
             "the network is slow. Does the host of Redis swap?",
         ),
         labels={},
-        links=(to("Store latency", OVERVIEW, 32), runbook("EventscopeStoreErrors")),
+        links=(to("Store latency", OVERVIEW, 32), runbook("EventscopeStoreSlow"), runbook("EventscopeStoreErrors")),
     ),
     lines(
         12,

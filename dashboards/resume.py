@@ -184,12 +184,13 @@ _REASONS = (
         23,
         "Undeliverable events by worker",
         says(
-            "Missing: expired or evicted before the resume. Corrupt: could not be decoded.",
+            "Missing events by reason, and corrupt ones, which could not be decoded.",
             normal="0.",
-            otherwise="missing: evictions ('Key eviction rate', Redis dashboard), or streams that outlive the TTL. "
-            "Corrupt: a second writer; the log event_store.replay_incomplete has the ids.",
+            otherwise="trimmed: raise the TTL. Evicted: raise max_session_bytes. Overflow: a long outage. Rejected: "
+            "too large for Redis. Rollback: Redis lost data. Store_lost: it lost or evicted keys unnoticed. Corrupt: a "
+            "second writer. The log event_store.replay_incomplete has the fix.",
         ),
-        Target(promql.rate(catalog.EVENTS_MISSING, "", _WORKER), "missing, {{instance}}"),
+        Target(promql.rate(catalog.EVENTS_MISSING, "", ("reason", *_WORKER)), "{{reason}}, {{instance}}"),
         Target(promql.rate(catalog.EVENTS_CORRUPT, "", _WORKER), "corrupt, {{instance}}"),
         links=(to("Key eviction rate", REDIS, 23), runbook("EventscopeRedisEvicting")),
     ),
@@ -234,6 +235,19 @@ _REASONS = (
             otherwise="very short: clients are cut again and again. Set the timeouts of proxies to more than a minute.",
         ),
         labels={},
+    ),
+    quantiles(
+        39,
+        "Follow lag",
+        catalog.FOLLOW_LAG,
+        says(
+            "From the acceptance of an event on one worker to its delivery to a client on another one.",
+            normal="milliseconds: a commit and a read.",
+            otherwise="half a second: followers poll, since the Redis user lacks a channel, or Redis its pub/sub. "
+            "More: Redis is slow ('Redis write latency'), or a worker is busy.",
+        ),
+        labels={},
+        links=(to("Redis write latency", REDIS, 11), runbook("EventscopeFollowLagHigh")),
     ),
 )
 

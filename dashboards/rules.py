@@ -1,7 +1,7 @@
 """Recording rules and alerts: those of the objective first, then those of its causes."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dashboards import links, yaml
@@ -9,11 +9,14 @@ from dashboards.objective import (
     ANSWERS_REFUSED,
     BACKLOG,
     BUDGET,
+    COMMIT_SECONDS,
     HEADROOM,
+    LAG_SECONDS,
     LATE,
     LEAST_RESUMES,
     LEAST_UNCOLLECTED,
     MEMORY,
+    OPERATIONS_FAILED,
     REPLAY_SECONDS,
     STREAMS,
     UNCOLLECTED,
@@ -74,6 +77,9 @@ _LOST = tuple(reason for reason in catalog.LOSS_REASON.values or () if reason !=
 _REFUSED = ("limit", "unavailable")
 _GAPS = ("lost", "rolled_back", "trimmed", "damaged")
 _UNPUBLISHED = ("refused", "overflow", "shutdown")
+_TARGET = (*OF, "instance")
+_SERVER_ERRORS = ("-32603", "-32010", "-32011")
+"""The errors of operations that clients do not cause: an exception, a lost worker, lost events."""
 _COUNTED = (*SUCCEEDED, *FAILED)
 FOLLOWERS = "job_store:eventscope_streams_followed:sum"
 SESSIONS = "job_store:eventscope_sessions_active:sum"
@@ -151,8 +157,59 @@ def _rate_now(metric: Metric, window: str, *labels: str) -> str:
     return f"{{{{ with printf `{query}` {arguments} | query }}}}{{{{ . | first | value | {_AS_RATE} }}}}{{{{ end }}}}"
 
 
+def _unless_degraded(error: str = "", value: str = "") -> str:
+    """Except during an outage, which EventscopeStoreDegraded reports, and until it has left the ranges of the rules.
+
+    Args:
+        error: The label whose value an outage causes; "": the expression has none.
+        value: That value.
+    """
+    outage = f"max by ({', '.join(OF)}) (max_over_time({series(catalog.DEGRADED, '', ())}[10m])) == 1"
+    if not error:
+        return f"\nunless on ({', '.join(OF)}) {outage}"
+    return f'\nunless on ({", ".join((*OF, error))}) label_replace({outage}, "{error}", "{value}", "", "")'
+
+
+FIRST = {
+    "EventscopeResumesFailing": "mcp-eventscope doctor",
+    "EventscopeResumesFailingSlowly": "mcp-eventscope doctor",
+    "EventscopeDueEventsUndelivered": "mcp-eventscope why LAST_EVENT_ID",
+    "EventscopeStoreDegraded": "mcp-eventscope doctor",
+    "EventscopeStoreFlapping": "redis-cli --latency-history",
+    "EventscopeStoreErrors": "mcp-eventscope doctor",
+    "EventscopeEventsLost": "mcp-eventscope doctor",
+    "EventscopeBacklogGrowing": "mcp-eventscope doctor",
+    "EventscopeTTLHeadroomLow": "mcp-eventscope forecast",
+    "EventscopeTTLMissing": "mcp-eventscope workers",
+    "EventscopeKeysWithoutTTL": "mcp-eventscope doctor",
+    "EventscopeRequestsOrphaned": "mcp-eventscope workers",
+    "EventscopeReplaySlow": "redis-cli --latency-history",
+    "EventscopeFollowersGrowing": "mcp-eventscope sessions list",
+    "EventscopeRedisEvicting": "mcp-eventscope forecast",
+    "EventscopeRedisMemoryNearLimit": "mcp-eventscope forecast",
+    "EventscopeMetricsAbsent": "curl http://WORKER/metrics",
+    "EventscopeTelemetryFailing": "grep event_store.telemetry_failed LOG",
+    "EventscopeRedisStatsStale": "mcp-eventscope doctor",
+    "EventscopeRequestsRefused": "mcp-eventscope sessions list",
+    "EventscopeTasksOrphaned": "mcp-eventscope workers",
+    "EventscopeTasksUncollected": "grep task_store.uncollected LOG",
+    "EventscopeChangesNotDelivered": "grep subscriptions. LOG",
+    "EventscopeAnswersRefused": "grep request_state.refused LOG",
+    "EventscopeStoreSlow": "redis-cli --latency-history",
+    "EventscopeFollowLagHigh": "mcp-eventscope doctor",
+    "EventscopeOperationsFailing": "grep Traceback LOG",
+    "EventscopeVersionsDiffer": "mcp-eventscope workers",
+}
+"""The first command to run, by alert."""
+
+
 def alerts() -> Iterator[Alert]:
     """The alerts, in the order of the runbook."""
+    for alert in _alerts():
+        yield replace(alert, description=f"{alert.description} First run: {FIRST[alert.name]}")
+
+
+def _alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeResumesFailing",
         "critical",
@@ -192,18 +249,20 @@ def alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeStoreFlapping",
         "warning",
-        # Rounded: `increase` extrapolates, and makes slightly more than three of three.
-        f"max by (job, store) (\n  round({_all(catalog.DEGRADATIONS, '15m', by=('job', 'store', 'instance'))})\n) > 3",
+        # Rounded: `increase` extrapolates, and makes slightly more than three of three. Workers that share a target add
+        # up their counters, and have a gauge each.
+        f"max by (job, store) (round(\n  {_all(catalog.DEGRADATIONS, '15m', by=_TARGET)}\n"
+        f"  / count by ({', '.join(_TARGET)}) ({series(catalog.DEGRADED, '', ())})\n)) > 3",
         "0m",
         f"Redis is intermittently unavailable: {_WHO}",
-        f"One worker found Redis unreachable, too slow, or refusing writes {_NUMBER} times within 15 minutes. "
+        f"Redis was unreachable, too slow, or refused writes {_NUMBER} times per worker within 15 minutes. "
         "No events are lost; resumes on other workers are delayed.",
         links.REDIS,
     )
     yield Alert(
         "EventscopeStoreErrors",
         "warning",
-        f"{_error_ratio('5m')} > 0",
+        f"({_error_ratio('5m')} > 0){_unless_degraded('error_type', 'unavailable')}",
         "5m",
         f"{{{{ $labels.operation }}}} operations fail: {_WHO}",
         f"{_SHARE} of {{{{ $labels.operation }}}} operations fail "
@@ -337,7 +396,8 @@ def alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeRequestsRefused",
         "warning",
-        f"{_all(catalog_sessions.REQUESTS_REFUSED, '5m', 'rate', by=(*OF, 'reason'), reason=_REFUSED)} > 0",
+        f"{_all(catalog_sessions.REQUESTS_REFUSED, '5m', 'rate', by=(*OF, 'reason'), reason=_REFUSED)} > 0"
+        f"{_unless_degraded('reason', 'unavailable')}",
         "5m",
         f"Requests refused for want of a session: {_WHO}",
         f"{_RATE} requests per second are answered 503 ({{{{ $labels.reason }}}}). Clients have to retry.",
@@ -390,6 +450,52 @@ def alerts() -> Iterator[Alert]:
         links.MODERN,
         of=(*OF, "reason"),
     )
+    yield Alert(
+        "EventscopeStoreSlow",
+        "warning",
+        f"{_p99(catalog.COMMIT_DURATION, '10m')} > {COMMIT_SECONDS}\n"
+        f"and {_all(catalog.COMMIT_DURATION, '10m', part='count')} >= {LEAST_RESUMES}{_unless_degraded()}",
+        "10m",
+        f"Redis write latency high: {_WHO}",
+        f"The p99 latency of writes is {{{{ $value | humanizeDuration }}}} (limit: {COMMIT_SECONDS} s). Messages are "
+        "not delayed; clients that resume on another worker receive events that much later.",
+        links.REDIS,
+    )
+    yield Alert(
+        "EventscopeFollowLagHigh",
+        "warning",
+        f"{_p99(catalog.FOLLOW_LAG, '10m')} > {LAG_SECONDS}\n"
+        f"and {_all(catalog.FOLLOW_LAG, '10m', part='count')} >= {LEAST_RESUMES}{_unless_degraded()}",
+        "10m",
+        f"Followers are late: {_WHO}",
+        f"1 % of the events for resumed clients arrive more than {{{{ $value | humanizeDuration }}}} late (limit: "
+        f"{LAG_SECONDS} s). Clients that resumed on another worker see progress and results that much later.",
+        links.RESUME,
+    )
+    method = (*OF, "mcp_method_name")
+    failed = _all(catalog_sessions.OPERATION_DURATION, "10m", part="count", by=method, error_type=_SERVER_ERRORS)
+    ended = _all(catalog_sessions.OPERATION_DURATION, "10m", part="count", by=method)
+    yield Alert(
+        "EventscopeOperationsFailing",
+        "warning",
+        f"{failed}\n/ ({ended} > 0) > {OPERATIONS_FAILED:g}\nand {ended} >= {LEAST_RESUMES}",
+        "5m",
+        f"{{{{ $labels.mcp_method_name }}}} fails: {_WHO}",
+        f"{_SHARE} of {{{{ $labels.mcp_method_name }}}} requests fail with an error of the server (limit: "
+        f"{OPERATIONS_FAILED:.0%}): an exception, or a lost worker. Their clients receive an error. See the panel "
+        "'Operation error rate by type'.",
+        of=method,
+    )
+    builds = f"group by (job, store, eventscope) ({present})"
+    yield Alert(
+        "EventscopeVersionsDiffer",
+        "warning",
+        f"count by (job, store) ({builds}) > 1",
+        "1h",
+        f"Workers run different versions: {_WHO}",
+        f"{_NUMBER} versions of mcp-eventscope have run at the same time for an hour. A deployment is incomplete; "
+        "sessions move between workers that may treat them differently. See the panel 'Versions'.",
+    )
 
 
 def dashboard_url(alert: Alert) -> str:
@@ -398,8 +504,16 @@ def dashboard_url(alert: Alert) -> str:
     return f"/d/{alert.dashboard}?{'&'.join(chosen)}"
 
 
-def runbook_url(alert: Alert) -> str:
-    """The section of the runbook, relative to Grafana's address."""
+def runbook_url(alert: Alert, runbook: str = "") -> str:
+    """The section of the runbook.
+
+    Args:
+        alert: The alert.
+        runbook: The absolute URL of a page whose sections are named after the alerts, such as `docs/runbook.md` where
+            it is published; "": the dashboard, relative to Grafana's address.
+    """
+    if runbook:
+        return f"{runbook}#{alert.name.lower()}"
     return f"/d/{links.RUNBOOK}?viewPanel={links.section(alert.name)}"
 
 
@@ -409,8 +523,12 @@ def recording_file() -> str:
     return yaml.groups("eventscope-recording", rules)
 
 
-def alert_file() -> str:
-    """The file of alerts."""
+def alert_file(runbook: str = "") -> str:
+    """The file of alerts.
+
+    Args:
+        runbook: The absolute URL of the runbook; "": its dashboard, relative to Grafana's address.
+    """
     return yaml.groups(
         "eventscope-alerts",
         [
@@ -422,7 +540,7 @@ def alert_file() -> str:
                 "annotations": {
                     "summary": alert.summary,
                     "description": alert.description,
-                    "runbook_url": runbook_url(alert),
+                    "runbook_url": runbook_url(alert, runbook),
                     "dashboard_url": dashboard_url(alert),
                 },
             }

@@ -31,8 +31,12 @@ from mcp_eventscope.telemetry.catalog_sessions import (
     REQUESTS_RECEIVED,
     REQUESTS_REFUSED,
     SESSION_DURATION,
+    SESSION_DURATION_BY_END,
+    SESSION_IDLE,
     SESSIONS_ACTIVE,
     SESSIONS_ENDED,
+    SESSIONS_LONGEST_IDLE,
+    SESSIONS_OLDEST_AGE,
     SESSIONS_STARTED,
     TOOL_ERROR,
 )
@@ -216,6 +220,68 @@ SESSIONS_ROW = (
         overrides=coloured({"2025-11-25": "blue", "none": ASIDE, "2026-07-28": "purple"}),
         links=(to("Resume rate by outcome", links.OVERVIEW, 6),),
     ),
+    quantiles(
+        58,
+        "Session lifetime",
+        SESSION_DURATION_BY_END,
+        says(
+            "Time for which a worker served a session, up to days, recorded when it ends.",
+            normal="as long as clients stay.",
+            otherwise="seconds: clients open a session per call. See 'Sessions ended by reason'.",
+        ),
+        labels={},
+        links=(to("Sessions ended by reason", links.OVERVIEW, 55),),
+    ),
+    quantiles(
+        59,
+        "Idle time of sessions",
+        SESSION_IDLE,
+        says(
+            "Pauses of sessions between two requests, and before their end.",
+            normal="well below session_idle_timeout.",
+            otherwise="near it: clients lose their sessions in pauses; raise session_idle_timeout.",
+        ),
+        labels={},
+    ),
+    gauge(
+        91,
+        "Oldest session by worker",
+        SESSIONS_OLDEST_AGE,
+        says(
+            "Time for which a worker has served the oldest of its sessions.",
+            normal="up to the time since its start.",
+            otherwise="growing with 'Longest pause by worker': a client has left its session behind; set "
+            "session_idle_timeout.",
+        ),
+        "instance",
+        unit="s",
+    ),
+    gauge(
+        92,
+        "Longest pause by worker",
+        SESSIONS_LONGEST_IDLE,
+        says(
+            "Time for which the session that has been idle for longest had no request.",
+            normal="below session_idle_timeout.",
+            otherwise="growing: sessions never end, and use memory; set session_idle_timeout.",
+        ),
+        "instance",
+        unit="s",
+    ),
+    quantiles(
+        93,
+        "Session size of its limit",
+        catalog.SESSION_SIZE_RATIO,
+        says(
+            "Bytes of a session in Redis, divided by max_session_bytes, as workers add to them.",
+            normal="a few percent.",
+            otherwise="1: the oldest events of large sessions are evicted ('Events lost by reason', session_limit), "
+            "and a late resume reports a gap. Raise max_session_bytes, or lower the TTL.",
+        ),
+        labels={},
+        unit="percentunit",
+        links=(to("Events lost by reason", links.OVERVIEW, 43),),
+    ),
     lines(
         52,
         "Orphaned request rate",
@@ -301,7 +367,7 @@ OPERATIONS = (
         ),
         unit="percentunit",
         most=0.05,
-        links=(to("Operation error rate by type", links.OVERVIEW, 75),),
+        links=(to("Operation error rate by type", links.OVERVIEW, 75), runbook("EventscopeOperationsFailing")),
     ),
     lines(
         75,
@@ -395,6 +461,7 @@ HEALTH = (
         "short",
         width=24,
         height=4,
+        links=(runbook("EventscopeVersionsDiffer"),),
         overrides=tuple(column(name, title, "string") for name, title in (_VERSIONS | {"Value": "Targets"}).items()),
         transformations=(
             {

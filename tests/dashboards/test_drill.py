@@ -61,6 +61,10 @@ EXPECTED = {
 SLOW = {"EventscopeResumesFailingSlowly", "EventscopeMetricsAbsent"}
 """What no stage waits for: it takes half a minute, however much time is shrunk."""
 NOT_DRILLED = {
+    "EventscopeStoreSlow": "a busy machine would fire it, too; `test_rules.py` has its cases",
+    "EventscopeFollowLagHigh": "as EventscopeStoreSlow",
+    "EventscopeOperationsFailing": "no tool of the drill raises",
+    "EventscopeVersionsDiffer": "one version is installed",
     "EventscopeReplaySlow": "no replay takes seconds here",
     "EventscopeFollowersGrowing": "a hundred streams that nobody ends, for half an hour",
     "EventscopeTelemetryFailing": "needs an exporter or a logger that raises",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dashboards import links
-from dashboards.rules import alerts
+from dashboards.rules import FIRST, alert_file, alerts
 from support.alerting import ALERTS, Case, said_by_promtool
 from support.binaries import program
 from support.boards import PROMETHEUS
@@ -27,6 +27,26 @@ def histogram(name: str, buckets: dict[str, str], **labels: str) -> dict[str, st
     own = "".join(f', {label}="{value}"' for label, value in labels.items())
     series = {f'{name}_bucket{{le="{le}"{own}}}': values for le, values in buckets.items()}
     return series | {f"{name}_count{{{own.removeprefix(', ')}}}": list(buckets.values())[-1]}
+
+
+def _histogram(name: str, bounds: tuple[str, str], below: str, everything: str) -> dict[str, str]:
+    """A histogram with two buckets."""
+    low, high = bounds
+    return {
+        f'eventscope_{name}_bucket{{le="{low}"}}': below,
+        f'eventscope_{name}_bucket{{le="{high}"}}': everything,
+        f'eventscope_{name}_bucket{{le="+Inf"}}': everything,
+        f"eventscope_{name}_count{{}}": everything,
+    }
+
+
+def _operations(*, tool_error: str, failed: str, ok: str) -> dict[str, str]:
+    """Tool calls that ended."""
+    name = "mcp_server_operation_duration_seconds_count"
+    return {
+        f'{name}{{mcp_method_name="tools/call", error_type="{error_type}"}}': values
+        for error_type, values in (("tool_error", tool_error), ("-32603", failed), ("", ok))
+    }
 
 
 CASES = [
@@ -129,7 +149,7 @@ CASES = [
     Case(
         "EventscopeStoreFlapping",
         "six times within a quarter of an hour",
-        {'eventscope_degradations_total{reason="timeout"}': "0x5 0+1x6 6x10"},
+        {'eventscope_degradations_total{reason="timeout"}': "0x5 0+1x6 6x10", "eventscope_degraded{}": "0x30"},
         "14m",
         [{}],
         "6",
@@ -137,7 +157,7 @@ CASES = [
     Case(
         "EventscopeStoreFlapping",
         "three times: not more than three",
-        {'eventscope_degradations_total{reason="timeout"}': "0x3 1 2 3x15"},
+        {'eventscope_degradations_total{reason="timeout"}': "0x3 1 2 3x15", "eventscope_degraded{}": "0x30"},
         "14m",
     ),
     Case(
@@ -146,8 +166,25 @@ CASES = [
         {
             f'eventscope_degradations_total{{instance="{worker}", reason="connection"}}': "0x5 1x20"
             for worker in "abcdefgh"
-        },
+        }
+        | {f'eventscope_degraded{{instance="{worker}"}}': "0x30" for worker in "abcdefgh"},
         "14m",
+    ),
+    Case(
+        "EventscopeStoreFlapping",
+        "once, on each of four workers that share a target",
+        {'eventscope_degradations_total{reason="connection"}': "0x5 4x20"}
+        | {f'eventscope_degraded{{pid="{pid}"}}': "0x30" for pid in range(4)},
+        "14m",
+    ),
+    Case(
+        "EventscopeStoreFlapping",
+        "six times, on each of four workers that share a target",
+        {'eventscope_degradations_total{reason="connection"}': "0x5 0+4x6 24x10"}
+        | {f'eventscope_degraded{{pid="{pid}"}}': "0x30" for pid in range(4)},
+        "14m",
+        [{}],
+        "6",
     ),
     Case(
         "EventscopeStoreErrors",
@@ -498,6 +535,92 @@ CASES = [
         {'eventscope_request_state_refused_total{reason="audience"}': "0x3 1x20"},
         "9m",
     ),
+    Case(
+        "EventscopeStoreErrors",
+        "replays fail in an outage, which has an alert",
+        {
+            'eventscope_errors_total{operation="replay", error_type="unavailable"}': "0+60x20",
+            'eventscope_replay_duration_seconds_count{outcome="error"}': "0+60x20",
+            'eventscope_degraded{pid="1"}': "0x20",
+            'eventscope_degraded{pid="2"}': "0x5 1x15",
+        },
+        "14m",
+    ),
+    Case(
+        "EventscopeRequestsRefused",
+        "the records of sessions cannot be read in an outage, which has an alert",
+        {
+            'eventscope_requests_refused_total{reason="unavailable"}': "0+60x20",
+            "eventscope_degraded{}": "0x5 1x15",
+        },
+        "14m",
+    ),
+    Case(
+        "EventscopeRequestsRefused",
+        "the records of sessions cannot be read, and Redis is not to blame",
+        {'eventscope_requests_refused_total{reason="unavailable"}': "0+60x20", "eventscope_degraded{}": "0x20"},
+        "14m",
+        [{"reason": "unavailable"}],
+        "1",
+    ),
+    *(
+        case
+        for alert, metric, bounds, value in (
+            ("EventscopeStoreSlow", "commit_duration_seconds", ("0.25", "0.5"), "497.5ms"),
+            ("EventscopeFollowLagHigh", "follow_lag_seconds", ("2.5", "5"), "4.975s"),
+        )
+        for case in (
+            Case(alert, "all take long", _histogram(metric, bounds, "0x40", "0+60x40"), "25m", [{}], value),
+            Case(alert, "none does", _histogram(metric, bounds, "0+60x40", "0+60x40"), "25m"),
+            Case(alert, "too few", _histogram(metric, bounds, "0x40", "0x20 1x20"), "25m"),
+            Case(
+                alert,
+                "an outage, which has an alert",
+                _histogram(metric, bounds, "0x40", "0+60x40") | {"eventscope_degraded{}": "0x10 1x10 0x20"},
+                "25m",
+            ),
+        )
+    ),
+    Case(
+        "EventscopeOperationsFailing",
+        "one call in ten raises",
+        _operations(tool_error="0+100x30", failed="0+100x30", ok="0+800x30"),
+        "20m",
+        [{"mcp_method_name": "tools/call"}],
+        "10%",
+    ),
+    Case(
+        "EventscopeOperationsFailing",
+        "tools report errors, which are theirs",
+        _operations(tool_error="0+500x30", failed="0+1x30", ok="0+400x30"),
+        "20m",
+    ),
+    Case(
+        "EventscopeOperationsFailing", "few calls", _operations(tool_error="0x30", failed="0x9 1x20", ok="0x30"), "20m"
+    ),
+    Case(
+        "EventscopeVersionsDiffer",
+        "for two hours, on the workers of one target",
+        {f'eventscope_build_info{{eventscope="{version}", mcp="2.3.0"}}': "1x120" for version in ("1.0", "1.1")},
+        "110m",
+        [{}],
+        "2",
+    ),
+    Case(
+        "EventscopeVersionsDiffer",
+        "during a deployment",
+        {
+            'eventscope_build_info{instance="a", eventscope="1.0"}': "1x50 _x70",
+            'eventscope_build_info{instance="b", eventscope="1.1"}': "_x40 1x80",
+        },
+        "110m",
+    ),
+    Case(
+        "EventscopeVersionsDiffer",
+        "of Python only",
+        {f'eventscope_build_info{{eventscope="1.0", python="{version}"}}': "1x120" for version in ("3.11", "3.12")},
+        "110m",
+    ),
 ]
 
 
@@ -544,3 +667,16 @@ def test_alerts_and_sections_are_the_same() -> None:
     names = [alert.name for alert in alerts()]
     assert names == re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE)
     assert set(names) == set(links.SECTIONS)
+
+
+def test_runbook_url_with_a_base_is_absolute() -> None:
+    """A pager outside of Grafana leads to the section of a published page."""
+    file = alert_file("https://wiki.example.com/runbook.html")
+    urls = re.findall(r'runbook_url: "(.*)"', file)
+    assert urls == [f"https://wiki.example.com/runbook.html#{alert.name.lower()}" for alert in alerts()]
+
+
+def test_alert_names_its_first_command() -> None:
+    """Each description ends with the first command to run."""
+    assert set(FIRST) == {alert.name for alert in alerts()}
+    assert all(alert.description.endswith(f" First run: {FIRST[alert.name]}") for alert in alerts())

@@ -13,6 +13,7 @@ WHILE_PARSED = {"$__rate_interval": "61s", "$__range": "62s", "$__interval": "63
 """Grafana's variables, and what stands for them: no duration that anybody would write."""
 RATE, SHOWN = timedelta(seconds=61), timedelta(seconds=62)
 _FROM_SCRAPES = {"job", "instance"}
+_PER_WORKER = {"pid"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def exposed() -> dict[str, set[str]]:
     """What a scrape shows of the catalog: series names, and their labels."""
     series: dict[str, set[str]] = {}
     for metric in catalog.METRICS:
-        labels = {label.name for label in metric.labels} | _FROM_SCRAPES
+        labels = {label.name for label in metric.labels} | _FROM_SCRAPES | (_PER_WORKER if metric.per_worker else set())
         if metric.type is MetricType.HISTOGRAM:
             series |= {f"{metric.name}_{part}": labels for part in ("count", "sum")}
             series[f"{metric.name}_bucket"] = labels | {"le"}
