@@ -110,6 +110,8 @@ class InstrumentedEventStore(EventStore):
             store if isinstance(store, ObservableEventStore) else EventStoreAdapter(store)
         )
         self._sinks = Sinks(name, registry, tracer_provider, meter_provider, logger)
+        if isinstance(store, RedisEventStore):
+            self._sinks.tracing.name_worker(store.worker)
         self._registry = registry
         self._session: str | None = None
         # A third-party store may isolate sessions and expire events in its own way.
@@ -422,7 +424,8 @@ class InstrumentedEventStore(EventStore):
         return facts
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> FollowResult:
-        """Deliver the events stored from now on, and measure it. Arguments, result and errors are the store's."""
+        """Deliver the events stored from now on, in a span, and measure it. Arguments and errors are the store's."""
+        opened = self._sinks.start_current_span(catalog.FOLLOW_SPAN)
         facts: FollowResult | None = None
         error: BaseException | None = None
         counted = Counted(send, self._store.lag, partial(self._sinks.count, MetricsSink.followed_event))
@@ -443,7 +446,9 @@ class InstrumentedEventStore(EventStore):
                 facts,
             )
             self._sinks.count(MetricsSink.followed, measured)
+            # Within the span, whose ids it contains.
             self._sinks.safely("logs", self._sinks.logs.read, "follow", measured, self._session)
+            self._sinks.end_current_span(opened, measured, self._session)
         return facts
 
     def _on_event(self, fact: StoreEvent) -> None:

@@ -114,7 +114,7 @@ async def test_tracing_raises(scope: Scope, redis: FakeAsyncRedis, broken: str) 
         RedisEventStore(redis, ttl=60), registry=scope.registry, tracer_provider=provider, logger=scope.log
     )
     await exercise(store)
-    assert scope.sample("telemetry_failures_total", sink="traces") == 4
+    assert scope.sample("telemetry_failures_total", sink="traces") == 5
     (entry,) = scope.log.named("event_store.telemetry_failed")
     assert (entry["sink"], entry["error"]) == ("traces", "RuntimeError")
     assert scope.sample("events_stored_total", message_type="notification") == 1
@@ -166,7 +166,7 @@ async def test_metrics_raise(scope: Scope, redis: FakeAsyncRedis, monkeypatch: p
     store = scope.instrument(RedisEventStore(redis, ttl=60))
     await exercise(store)
     assert (scope.sample("telemetry_failures_total", sink="metrics") or 0) >= 6
-    assert len(scope.spans()) == 4
+    assert len(scope.spans()) == 5
 
 
 async def test_spans_without_ids(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ async def test_spans_without_ids(scope: Scope, redis: FakeAsyncRedis, monkeypatc
     store = scope.instrument(RedisEventStore(redis, ttl=60))
     await exercise(store)
     assert (scope.sample("telemetry_failures_total", sink="traces") or 0) >= 3
-    assert len(scope.spans()) == 4
+    assert len(scope.spans()) == 5
 
 
 async def test_instruments_raise(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:

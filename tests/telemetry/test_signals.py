@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError, StoreUnavailableError
+from mcp_eventscope.redis.write.runs import WORKER_DIGITS
 from mcp_eventscope.redis.write.session_writer import LINGER_SECONDS
 from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.store.results import FollowEnd, FollowResult, Gap
@@ -58,6 +59,7 @@ async def test_stored(scope: Scope, session: InstrumentedEventStore, message: JS
     (span,) = scope.spans()
     assert span.name == "event_store.store"
     attributes = dict(span.attributes or {})
+    assert len(str(attributes.pop("eventscope.worker"))) == WORKER_DIGITS
     assert attributes == {
         "eventscope.store": "default",
         "eventscope.stream_id": "1",
@@ -141,6 +143,19 @@ async def test_corrupt_and_missing(scope: Scope, session: InstrumentedEventStore
     assert "noeviction" in entry["fix"]
     assert (scope.spans()[-1].attributes or {})["eventscope.reason"] == "store_lost"
     assert entry["event_ids"] == (corrupt,)
+
+
+async def test_following_has_a_span(scope: Scope, session: InstrumentedEventStore) -> None:
+    """It names the worker, and links to the spans that stored the delivered events."""
+    first = await session.append("1", None)
+    await session.append("1", RESPONSE)
+    await session.follow("1", first.event_id, ignore, limit=60)
+    *_, stored, span = scope.spans()
+    assert span.name == "event_store.follow"
+    attributes = dict(span.attributes or {})
+    assert (attributes["eventscope.outcome"], attributes["eventscope.events"]) == ("completed", 1)
+    assert attributes["eventscope.worker"] == (stored.attributes or {})["eventscope.worker"]
+    assert [link.context.span_id for link in span.links] == [stored.context.span_id]
 
 
 @pytest.mark.parametrize("reason", list(Gap))

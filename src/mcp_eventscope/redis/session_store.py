@@ -439,6 +439,7 @@ class RedisSessionStore:
             gaps=delivery.gaps,
             corrupt=tuple(delivery.corrupt),
             failures=following.failures,
+            producers=tuple(delivery.producers),
             orphaned=following.orphaned,
         )
 

@@ -482,4 +482,5 @@ class RedisEventStore(EventStore):
             gaps={Gap.STORE_LOST: replay.missing} if replay.missing else {},
             corrupt=tuple(replay.corrupt),
             failures=failures,
+            producers=replay.producers,
         )

@@ -135,6 +135,8 @@ class FollowResult:
     corrupt: tuple[EventId, ...] = ()
     failures: int = 0
     """Failed reads, which were retried."""
+    producers: tuple[str, ...] = ()
+    """The distinct `traceparent` values of the delivered events, the first 32."""
     orphaned: bool = False
     """Whether the request's worker was dead and this follower answered the request."""
 

@@ -359,7 +359,14 @@ METRICS = (
     *catalog_tasks.METRICS,
 )
 
-_COMMON = ("eventscope.store", "eventscope.stream_id", "eventscope.session_hash", "eventscope.outcome", "error.type")
+_COMMON = (
+    "eventscope.store",
+    "eventscope.worker",
+    "eventscope.stream_id",
+    "eventscope.session_hash",
+    "eventscope.outcome",
+    "error.type",
+)
 
 STORE_SPAN = Span(
     "event_store.store",
@@ -381,9 +388,24 @@ REPLAY_SPAN = Span(
     ),
 )
 
+FOLLOW_SPAN = Span(
+    "event_store.follow",
+    "Following one stream after a replay, until its response or the follow timeout: seconds to minutes. Links to the "
+    "spans that stored the delivered events.",
+    (
+        *_COMMON,
+        "eventscope.events",
+        "eventscope.payload_bytes",
+        "eventscope.missing_events",
+        "eventscope.corrupt_events",
+        "eventscope.reason",
+    ),
+)
+
 SPANS = (
     STORE_SPAN,
     REPLAY_SPAN,
+    FOLLOW_SPAN,
     *catalog_subscriptions.SPANS,
     *catalog_request_state.SPANS,
     *catalog_tasks.SPANS,

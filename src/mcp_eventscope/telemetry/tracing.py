@@ -28,7 +28,13 @@ from opentelemetry.util.types import AttributeValue
 
 from mcp_eventscope.options import check_type
 from mcp_eventscope.telemetry import declarations
-from mcp_eventscope.telemetry.measurements import AnswerMeasurement, Measurement, ReplayMeasurement, StoreMeasurement
+from mcp_eventscope.telemetry.measurements import (
+    AnswerMeasurement,
+    FollowMeasurement,
+    Measurement,
+    ReplayMeasurement,
+    StoreMeasurement,
+)
 from mcp_eventscope.telemetry.observations import SpanIds
 
 __all__ = ["Opened", "Span", "TracerProvider", "Tracing", "check_tracer_provider", "session_hash", "trace_ids"]
@@ -68,12 +74,20 @@ class Tracing:
     """
 
     def __init__(self, store: str, provider: TracerProvider | None) -> None:
-        self._store = store
+        self._common: dict[str, AttributeValue] = {"eventscope.store": store}
         self._tracer = trace.get_tracer("mcp_eventscope", version("mcp-eventscope"), tracer_provider=provider)
         self._never = isinstance(self._tracer, NoOpTracer)
         self._global = isinstance(self._tracer, ProxyTracer)
         """Whether the tracer belongs to the global provider, which the application can set at any time."""
         self._unsampled: dict[int, ref[Context]] = {}
+
+    def name_worker(self, worker: str) -> None:
+        """Name this process in every span, as in event ids and in the log.
+
+        Args:
+            worker: Its name among the workers of the store.
+        """
+        self._common["eventscope.worker"] = worker
 
     @property
     def off(self) -> bool:
@@ -146,7 +160,7 @@ class Tracing:
             producer: A `traceparent` to link to; "": none.
         """
         try:
-            span.set_attributes({"eventscope.store": self._store, "eventscope.outcome": outcome})
+            span.set_attributes({**self._common, "eventscope.outcome": outcome})
             if producer and (linked := _linked(producer)) is not None:
                 span.add_link(linked)
             if failed:
@@ -185,7 +199,7 @@ class Tracing:
     ) -> None:
         """End the span of a stored event. Sets all attributes in one call, since each takes a lock."""
         attributes: dict[str, AttributeValue] = {
-            "eventscope.store": self._store,
+            **self._common,
             "eventscope.outcome": "ok",
             "eventscope.stream_id": stream_id,
             "eventscope.message_type": message_type,
@@ -231,14 +245,14 @@ class Tracing:
             return
         span.set_attributes(
             {
-                "eventscope.store": self._store,
+                **self._common,
                 "eventscope.outcome": measured.outcome,
                 **({} if measured.stream_id is None else {"eventscope.stream_id": measured.stream_id}),
                 **({} if session is None else {"eventscope.session_hash": session}),
                 **_details(measured),
             }
         )
-        if isinstance(measured, ReplayMeasurement) and measured.facts is not None:
+        if isinstance(measured, ReplayMeasurement | FollowMeasurement) and measured.facts is not None:
             for producer in measured.facts.producers:
                 if (linked := _linked(producer)) is not None:
                     span.add_link(linked)
@@ -266,16 +280,16 @@ def _details(measured: Measurement) -> Mapping[str, AttributeValue]:
     if isinstance(measured, AnswerMeasurement):
         return {} if measured.reason is None else {"eventscope.reason": measured.reason}
     details = {}
-    if isinstance(measured, ReplayMeasurement):
+    if isinstance(measured, ReplayMeasurement | FollowMeasurement):
         details["eventscope.events"] = measured.delivered
-        if (facts := measured.facts) is not None:
-            details["eventscope.payload_bytes"] = facts.payload_bytes
-            details["eventscope.missing_events"] = facts.missing
-            details["eventscope.corrupt_events"] = len(facts.corrupt)
-            if measured.reason is not None:
-                details["eventscope.reason"] = measured.reason
-            if facts.age is not None:
-                details["eventscope.age_seconds"] = facts.age
+        if measured.facts is not None:
+            details["eventscope.payload_bytes"] = measured.facts.payload_bytes
+            details["eventscope.missing_events"] = measured.facts.missing
+            details["eventscope.corrupt_events"] = len(measured.facts.corrupt)
+        if measured.reason is not None:
+            details["eventscope.reason"] = measured.reason
+    if isinstance(measured, ReplayMeasurement) and measured.facts is not None and measured.facts.age is not None:
+        details["eventscope.age_seconds"] = measured.facts.age
     return details
 
 
