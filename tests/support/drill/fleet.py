@@ -6,6 +6,7 @@ from functools import partial
 
 import anyio
 
+from mcp_eventscope.redis.write.session_limit import ENTRY_RUNS
 from support.chaos import content_of
 from support.drill import modern
 from support.drill.customer import GONE, ORPHANED, Customer, NewCustomer
@@ -75,12 +76,19 @@ async def calm(site: Site, new: NewCustomer) -> None:
         if number == 0:
             await customer.leaves(there)
 
+    async def fill(customer: Customer) -> None:
+        """Make so many calls that the worker accounts for the session."""
+        await customer.arrives(site.a)
+        for _ in range(ENTRY_RUNS):
+            await customer.ends(await customer.calls_and_is_cut(site.a))
+
     async def follow(customer: Customer) -> None:
         assert await customer.comes_back(site.b, customer.calls[-1].last, owed=False) == ["2", "2 steps"]
 
     async with anyio.create_task_group() as tasks:
         for number in range(10):
             tasks.start_soon(one, number)
+        tasks.start_soon(fill, new(FLEET))
     followed = [new(FLEET) for _ in range(4)]
     async with anyio.create_task_group() as tasks:
         for customer in followed:
