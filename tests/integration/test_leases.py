@@ -117,7 +117,7 @@ async def test_lease_of_several_holders_ends_with_the_last(server: fakeredis.Fak
 
 
 async def test_lease_is_kept_for_a_second_holder_whose_first_was_cancelled(server: fakeredis.FakeServer) -> None:
-    """The second one does not wait for the first renewal, which is the first one's."""
+    """The second one acquires it, once the first one has given up."""
     one = worker(server)
     renewing = asyncio.Event()
     renew = one._renew
@@ -127,18 +127,78 @@ async def test_lease_is_kept_for_a_second_holder_whose_first_was_cancelled(serve
         return await asyncio.Future()
 
     one._renew = hang  # type: ignore[method-assign]
-
-    async def hold() -> None:
-        async with one.hold_lease(DEFAULT_WORKER_LEASE, lambda _: None, nothing):
-            pass
-
-    first = asyncio.create_task(hold())
+    first, second = Holding(one), Holding(one)
     await renewing.wait()
-    async with one.hold_lease(DEFAULT_WORKER_LEASE, lambda _: None, nothing):
-        one._renew = renew  # type: ignore[method-assign]
-        first.cancel()
-        await until(lambda: one._leased)
+    one._renew = renew  # type: ignore[method-assign]
+    first.task.cancel()
+    await second.entered.wait()
+    assert await one._redis.exists(one._keys.worker(one._worker.name))
+    await second.end()
     assert not await one._redis.exists(one._keys.worker(one._worker.name))
+
+
+async def test_lease_of_a_holder_that_begins_during_the_release_is_kept(server: fakeredis.FakeServer) -> None:
+    """As in a hot restart in one process: the last block still ends when the next one begins."""
+    one = worker(server)
+    leaving, continued = asyncio.Event(), asyncio.Event()
+    leave = one._leave
+
+    async def slow() -> None:
+        leaving.set()
+        await continued.wait()
+        await leave()
+
+    one._leave = slow  # type: ignore[method-assign]
+    first = Holding(one)
+    await first.entered.wait()
+    first.leave.set()
+    await leaving.wait()
+    second = Holding(one)
+    for _ in range(100):  # It begins as far as it can.
+        await asyncio.sleep(0)
+    continued.set()
+    await first.task
+    await second.entered.wait()
+    name = one._worker.name
+    assert await one._redis.exists(one._keys.worker(name))
+    assert await one._redis.exists(one._keys.inbox(name))
+    assert one._tasks
+    assert not any(task.done() for task in one._tasks)
+    await second.end()
+    assert not await one._redis.exists(one._keys.worker(name))
+
+
+async def test_deletion_that_redis_carries_out_late_keeps_the_renewed_lease(server: fakeredis.FakeServer) -> None:
+    """A frozen Redis takes the deletion when the process holds its lease again."""
+    one = worker(server)
+    lease = one._keys.worker(one._worker.name)
+    async with one.hold_lease(DEFAULT_WORKER_LEASE, lambda _: None, nothing):
+        late = one._attempted
+        await one._renew()
+        newest, one._attempted = one._attempted, late
+        await one._leave()
+        one._attempted = newest
+        assert await one._redis.exists(lease)
+    assert not await one._redis.exists(lease)
+
+
+class Holding:
+    """A task that holds a lease until the test lets it leave."""
+
+    def __init__(self, workers: Workers) -> None:
+        self.entered, self.leave = asyncio.Event(), asyncio.Event()
+        self._workers = workers
+        self.task = asyncio.create_task(self._hold())
+
+    async def _hold(self) -> None:
+        async with self._workers.hold_lease(DEFAULT_WORKER_LEASE, lambda _: None, nothing):
+            self.entered.set()
+            await self.leave.wait()
+
+    async def end(self) -> None:
+        """Leave, and wait until it has."""
+        self.leave.set()
+        await self.task
 
 
 async def test_lease_that_fails_at_the_start_is_retried_soon(server: fakeredis.FakeServer) -> None:

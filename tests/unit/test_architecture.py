@@ -210,6 +210,7 @@ def test_imported_package_is_the_installed_wheel() -> None:
         "read_run.lua",
         "receive.lua",
         "record.lua",
+        "release.lua",
         "root_append.lua",
         "root_peek.lua",
         "root_read.lua",

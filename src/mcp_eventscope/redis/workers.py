@@ -52,6 +52,8 @@ _INBOX_LEASES = 6
 _ANNOUNCED_BYTES = 2048
 """Maximum size of the handshake of a session that is announced to all workers."""
 
+_release = scripts.Script("release.lua")
+
 T = TypeVar("T")
 
 
@@ -111,6 +113,7 @@ class Workers:
         self._republish = asyncio.Event()
         self._holders: list[_Holder] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._changing: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
         self._tick: Callable[[], None] = _nothing
         self._state_lost: Callable[[], None] = _nothing
 
@@ -191,16 +194,25 @@ class Workers:
         self.lease = lease
         holder = _Holder(on_message, republish)
         self._holders.append(holder)
+        changing = self._lock()
         try:
-            if len(self._holders) == 1:
-                await self._acquire()
+            async with changing:  # Else a holder that begins during the release of the last one would lose its lease.
+                if not self._tasks:
+                    await self._acquire()
             yield
         finally:
             self._holders.remove(holder)
-            if not self._holders:
-                await self._release()
-            elif not self._tasks:  # This holder was cancelled while it began.
-                self._start_tasks()
+            with anyio.CancelScope(shield=True):
+                async with changing:
+                    if not self._holders:
+                        await self._release()
+
+    def _lock(self) -> asyncio.Lock:
+        """The lock that is held while the tasks start or stop. It belongs to one event loop."""
+        loop = asyncio.get_running_loop()
+        if self._changing is None or self._changing[0] is not loop:
+            self._changing = loop, asyncio.Lock()
+        return self._changing[1]
 
     async def _acquire(self) -> None:
         self._sooner, self._republish = asyncio.Event(), asyncio.Event()  # Of this event loop.
@@ -226,6 +238,8 @@ class Workers:
 
     async def _release(self) -> None:
         tasks, self._tasks = self._tasks, []
+        for task in tasks:  # All of them, also if this is cancelled while one ends.
+            task.cancel()
         for task in reversed(tasks):
             await cancel_task(task)
         with anyio.CancelScope(shield=True), anyio.move_on_after(LEAVE_SECONDS), contextlib.suppress(StoreError):
@@ -360,8 +374,10 @@ class Workers:
             remains = await self._call("write to", partial(scripts.end, self._redis, keys, ttl, remains))
 
     async def _leave(self) -> None:
+        lease = self._keys.worker(self._worker.name)
         with map_redis_errors("write to", self._redis):
-            await self._redis.delete(self._keys.worker(self._worker.name))
+            # A frozen Redis may carry this out late, when this process holds its lease again, with a larger value.
+            await _release(self._redis, [lease], [self._attempted])
             await self._redis.delete(self._keys.inbox(self._worker.name))
 
     async def expired(self, workers: set[str]) -> set[str]:
