@@ -1,4 +1,4 @@
-"""Cancel tasks reliably."""
+"""Cancel tasks reliably, and keep starts and stops apart."""
 
 import asyncio
 
@@ -25,3 +25,20 @@ def is_cancelling() -> bool:
     """Whether the current task was cancelled, even if the cancellation was swallowed (see above)."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+class LoopLock:
+    """A lock of the current event loop. An object may be used in several loops, one after the other.
+
+    `asyncio.Lock` refuses a second loop, and stays locked if the first one ended within it.
+    """
+
+    def __init__(self) -> None:
+        self._held: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+
+    def __call__(self) -> asyncio.Lock:
+        """Return the lock."""
+        loop = asyncio.get_running_loop()
+        if self._held is None or self._held[0] is not loop:
+            self._held = loop, asyncio.Lock()
+        return self._held[1]

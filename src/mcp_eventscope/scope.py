@@ -5,6 +5,9 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import TYPE_CHECKING, TypedDict, Unpack
 from weakref import WeakKeyDictionary
 
+import anyio
+
+from mcp_eventscope.cancellation import LoopLock
 from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.instrumentation import InstrumentedEventStore
 from mcp_eventscope.redis.backend import RedisBackend
@@ -12,6 +15,7 @@ from mcp_eventscope.redis.client import AnyRedis, client_for
 from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.sdk_versions import MODERN, require_sdk
 from mcp_eventscope.settings import UNSET, URL_VARIABLE, Unset, load
+from mcp_eventscope.store.coordination import LEAVE_SECONDS
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.logs import Log, Logger
 from mcp_eventscope.telemetry.otel_metrics import MeterProvider
@@ -165,6 +169,13 @@ class EventScope:
         self._request_state: InstrumentedRequestState | None = None
         self._parts: list[Callable[[], AbstractAsyncContextManager[object]]] = []
         """What runs within `running`."""
+        self._changing = LoopLock()
+        """Held while the resources are opened or closed."""
+        self._users = 0
+        """How many `connected` blocks are open."""
+        self._opened = False
+        self._resources = AsyncExitStack()
+        """The embedded Valkey, if there is one."""
         self._serving = False
         """Whether an application uses this scope, so that further parts would not run."""
 
@@ -302,15 +313,33 @@ class EventScope:
             EmbeddedUnavailableError: The embedded Valkey did not start.
         """
         self._serving = True
-        async with AsyncExitStack() as stack:
-            if self._valkey is not None:
-                await stack.enter_async_context(self._valkey.running())
-            if self._owns_client:
-                stack.push_async_callback(self._client.aclose)
-            await stack.enter_async_context(
-                self._store.coordinator.hold_lease(self._worker_lease, lambda _: None, _nothing)
-            )
+        lease = self._store.coordinator.hold_lease(self._worker_lease, lambda _: None, _nothing)
+        async with self._open(), lease:
             yield
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[None]:
+        """Start the embedded Valkey with the first block; stop it and close the client with the last one."""
+        changing = self._changing()
+        self._users += 1
+        try:
+            async with changing:
+                if self._valkey is not None and not self._opened:
+                    await self._resources.enter_async_context(self._valkey.running())
+                self._opened = True
+            yield
+        finally:
+            self._users -= 1
+            with anyio.CancelScope(shield=True):
+                async with changing:
+                    if not self._users:
+                        self._opened = False
+                        try:
+                            if self._owns_client:
+                                with anyio.move_on_after(LEAVE_SECONDS):  # A frozen peer takes no more bytes.
+                                    await self._client.aclose()
+                        finally:
+                            await self._resources.aclose()
 
     @asynccontextmanager
     async def parts(self) -> AsyncIterator[None]:

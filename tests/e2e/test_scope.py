@@ -271,6 +271,20 @@ def test_scope_in_another_event_loop_holds_its_lease(valkey_url: str, key_prefix
         asyncio.run(run())
 
 
+async def test_scope_that_is_entered_again_keeps_its_client_until_the_last_block_ends() -> None:
+    """As in a hot restart in one process: the embedded Valkey, and the connections to it, are those of both blocks."""
+    scope = EventScope("orders", registry=CollectorRegistry())
+    scope.server_options(tasks={"t"})
+    backend = scope.backend
+    async with scope.running():
+        async with scope.running():
+            pass
+        assert not any(task.done() for task in backend.workers._tasks)
+        assert await backend.redis.client_list(), "the server runs"
+        assert backend.redis.connection_pool._available_connections
+    assert not any(each.is_connected for each in backend.redis.connection_pool._available_connections)
+
+
 async def test_answer_on_another_worker_acts_once_and_its_change_reaches_all(pair: tuple[Worker, Worker]) -> None:
     """Asked on one worker, answered on the other; a stream on the first one is signalled."""
     a, b = pair

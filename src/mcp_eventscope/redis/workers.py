@@ -14,7 +14,7 @@ import anyio
 import pydantic_core
 from redis import asyncio as aioredis
 
-from mcp_eventscope.cancellation import cancel_task
+from mcp_eventscope.cancellation import LoopLock, cancel_task
 from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
@@ -113,7 +113,8 @@ class Workers:
         self._republish = asyncio.Event()
         self._holders: list[_Holder] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._changing: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        self._changing = LoopLock()
+        """Held while the tasks start or stop."""
         self._tick: Callable[[], None] = _nothing
         self._state_lost: Callable[[], None] = _nothing
 
@@ -194,7 +195,7 @@ class Workers:
         self.lease = lease
         holder = _Holder(on_message, republish)
         self._holders.append(holder)
-        changing = self._lock()
+        changing = self._changing()
         try:
             async with changing:  # Else a holder that begins during the release of the last one would lose its lease.
                 if not self._tasks:
@@ -206,13 +207,6 @@ class Workers:
                 async with changing:
                     if not self._holders:
                         await self._release()
-
-    def _lock(self) -> asyncio.Lock:
-        """The lock that is held while the tasks start or stop. It belongs to one event loop."""
-        loop = asyncio.get_running_loop()
-        if self._changing is None or self._changing[0] is not loop:
-            self._changing = loop, asyncio.Lock()
-        return self._changing[1]
 
     async def _acquire(self) -> None:
         self._sooner, self._republish = asyncio.Event(), asyncio.Event()  # Of this event loop.
