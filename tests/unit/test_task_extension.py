@@ -24,6 +24,7 @@ from mcp_eventscope import (
     TaskStore,
 )
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
+from mcp_eventscope.tasks import runner as runner_module
 from mcp_eventscope.tasks.facts import TaskStatus
 from mcp_eventscope.tasks.protocol import JSONObject, NewTask, RunSignals, RunState, Settled, Task
 from mcp_eventscope.tasks.runner import Busy, Completed, Outcome, Run, TaskRunner
@@ -291,6 +292,99 @@ async def test_runner_that_is_entered_twice_runs_until_the_last_block_ends() -> 
         tool.finish.set()
         await until(lambda: len(store.released) == 2)
     assert not store._wakes
+
+
+async def test_block_that_begins_while_another_stops_keeps_its_tasks() -> None:
+    """As in a hot restart: each block fails only its own tasks, and none is left without synchronization."""
+    store, old, new = Flaky(), Tool(), Tool()
+    runner = runner_of(store)
+    leave = asyncio.Event()
+
+    async def first() -> Task:
+        async with runner.running():
+            task = await runner.start("ada", old)
+            await until(lambda: old.runs)
+            await leave.wait()
+        return task
+
+    stopping = asyncio.create_task(first())
+    await until(lambda: old.runs)
+    leave.set()
+    await until(lambda: not runner._users)
+    async with runner.running():
+        kept = await runner.start("ada", new)
+        assert await status_of(store, await stopping) is TaskStatus.FAILED
+        assert await status_of(store, kept) is TaskStatus.WORKING
+        assert len(store._wakes) == 1
+        await store.request_cancel(kept.task_id, owner="ada")
+        await until(lambda: kept.task_id in store.released)
+    assert await status_of(store, kept) is TaskStatus.CANCELLED
+    assert not store._wakes
+
+
+async def test_stopping_block_that_is_cancelled_leaves_no_task() -> None:
+    """The tasks of the block and the synchronization end."""
+    store, tool = Flaky(), Tool()
+    runner = runner_of(store, shutdown_timeout=CEILING)
+
+    async def run() -> None:
+        async with runner.running():
+            await runner.start("ada", tool)
+            await until(lambda: tool.runs)
+
+    running = asyncio.create_task(run())
+    await until(lambda: tool.runs and not runner._users)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await until(lambda: store.released)
+    assert tool.cancelled
+    assert runner._syncing.done()
+    assert not store._wakes
+
+
+async def test_tool_that_ignores_its_cancellation_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its task has ended; the limits of the process count it until it has ended itself."""
+    monkeypatch.setattr(runner_module, "_CANCEL_SECONDS", 0.01)
+    store, finish = Flaky(), asyncio.Event()
+
+    async def ignore(_: Run) -> Outcome:
+        while not finish.is_set():
+            try:
+                await finish.wait()
+            except asyncio.CancelledError:
+                continue
+        return Completed({"content": []})
+
+    runner = runner_of(store, max_tasks=1)
+    async with runner.running():
+        task = await runner.start("ada", ignore)
+        await store.request_cancel(task.task_id, owner="ada")
+        await until(lambda: store.released)
+        assert await status_of(store, task) is TaskStatus.CANCELLED
+        try:
+            with pytest.raises(Busy, match="1 tasks already"):
+                await runner.start("ada", Tool())
+        finally:
+            finish.set()
+        await until(lambda: not runner._owners)
+        tool = Tool()
+        await runner.start("ada", tool)
+        tool.finish.set()
+
+
+async def test_tool_that_raises_a_cancellation_of_its_own_fails() -> None:
+    """No client has cancelled the task."""
+    store = Flaky()
+
+    async def broken(_: Run) -> Outcome:
+        raise asyncio.CancelledError
+
+    runner = runner_of(store)
+    async with runner.running():
+        task = await runner.start("ada", broken)
+        await until(lambda: store.released)
+    assert await status_of(store, task) is TaskStatus.FAILED
 
 
 # -- with the SDK's server and client in this process -----------------------------------------------------------------

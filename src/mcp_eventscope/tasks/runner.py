@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
@@ -30,9 +31,9 @@ from mcp_eventscope.tasks.protocol import (
 )
 
 MESSAGE_CHARACTERS = 1024
+"""Maximum length of a status message; the rest is cut."""
 _DATA_BYTES = 64 * 1024
 """Maximum bytes of the data of an error, which every poll returns."""
-"""Maximum length of a status message; the rest is cut."""
 _RETRY_SECONDS = 0.25
 """Seconds until a failed write of an end is repeated."""
 _CANCEL_SECONDS = 5.0
@@ -67,15 +68,34 @@ Outcome: TypeAlias = Completed | ErrorData | None
 Tool: TypeAlias = Callable[["Run"], Awaitable[Outcome]]
 
 
+class _Block:
+    """A `running` block, or several that overlap, with the tasks that were started in it."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self.runs: set[Run] = set()
+        self.work: set[asyncio.Task[Any]] = set()
+
+    def in_background(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        """Do something that the end of the block waits for."""
+        task = asyncio.create_task(work, name="eventscope-task")
+        self.work.add(task)
+        task.add_done_callback(self.work.discard)
+        return task
+
+
 class Run:
     """A task that this process runs.
 
     Args:
         task: The task, as created.
+        block: The block in which it was started.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, block: _Block) -> None:
         self.task = task
+        self.block = block
+        self.tool: asyncio.Future[Outcome] | None = None
         self.message = ""
         self.fenced = False
         self.cancelled = asyncio.Event()
@@ -152,14 +172,18 @@ class TaskRunner:
         self._max_tasks_per_principal = max_tasks_per_principal
         self._shutdown_timeout = shutdown_timeout
         self._runs: dict[str, Run] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        """The running tasks of all blocks."""
         self._stubborn: set[asyncio.Future[Outcome]] = set()
         """Tools that run on although they were cancelled. Their results are dropped."""
         self._owners: Counter[str | None] = Counter()
         self._wakeup = asyncio.Event()
         self._ended: deque[tuple[float, str]] = deque(maxlen=_REMEMBERED)
-        self._accepting = False
+        self._block: _Block | None = None
+        """The block that accepts tasks."""
         self._users = 0
+        """How often that block was entered."""
+        self._blocks = 0
+        """How many blocks need the synchronization: one that accepts tasks, and those that still stop."""
         self._started = False
 
     @property
@@ -173,27 +197,35 @@ class TaskRunner:
 
         It may be entered several times, as by servers that run their lifespan for each connection.
         """
-        if not self._users:
-            self._wakeup = asyncio.Event()  # Of this event loop, which may be another one than before.
-            self._remove = self._store.on_signal(self._wakeup.set)
-            self._syncing = asyncio.create_task(self._sync_loop(), name="eventscope-tasks-sync")
-            self._accepting = self._started = True
+        if self._block is None:
+            if not self._blocks:
+                self._wakeup = asyncio.Event()  # Of this event loop, which may be another one than before.
+                self._remove = self._store.on_signal(self._wakeup.set)
+                self._syncing = asyncio.create_task(self._sync_loop(), name="eventscope-tasks-sync")
+            self._block, self._started = _Block(), True
+            self._blocks += 1
+        block = self._block
         self._users += 1
         try:
             yield
         finally:
-            await self._leave()
+            self._users -= 1
+            if not self._users:
+                await self._stop(block)
 
-    async def _leave(self) -> None:
-        """Stop, if this is the last block."""
-        self._users -= 1
-        if self._users:
-            return
-        self._accepting = False
-        with anyio.CancelScope(shield=True):
-            await self._drain()
-            await cancel_task(self._syncing)
-        self._remove()
+    async def _stop(self, block: _Block) -> None:
+        """Stop a block. Another one may begin meanwhile, whose tasks this does not affect."""
+        block.stopping, self._block = True, None
+        try:
+            with anyio.CancelScope(shield=True):
+                await self._drain(block)
+        finally:
+            for task in block.work:  # Left if the draining was cancelled.
+                task.cancel()
+            self._blocks -= 1
+            if not self._blocks:
+                self._remove()
+                await cancel_task(self._syncing)
 
     async def start(self, owner: str | None, tool: Tool) -> Task:
         """Create a task and run a tool in it.
@@ -211,7 +243,8 @@ class TaskRunner:
             Busy: Too many tasks run.
             StoreError: The task could not be created.
         """
-        if not self._accepting:
+        block = self._block
+        if block is None:
             raise Busy(_STOPPING)
         if self._owners.total() >= self._max_tasks:
             msg = f"the server process runs {self._max_tasks} tasks already; retry later"
@@ -221,28 +254,23 @@ class TaskRunner:
             raise Busy(msg)
         self._owners[owner] += 1
         # Redis may take the task although the reply is lost, or the caller cancelled: the write is never interrupted.
-        creating = self._in_background(self._store.create(NewTask(owner)))
+        creating = block.in_background(self._store.create(NewTask(owner)))
         try:
             task = await asyncio.shield(creating)
         except asyncio.CancelledError:
-            self._in_background(self._discard(creating, owner))
+            block.in_background(self._discard(creating, owner))
             raise
         except BaseException:
             self._forget(owner)
             raise
-        if not self._accepting:  # The process has begun to stop meanwhile.
-            self._in_background(self._discard(creating, owner))
+        if block.stopping:  # It has begun to stop meanwhile.
+            block.in_background(self._discard(creating, owner))
             raise Busy(_STOPPING)
-        run = self._runs[task.task_id] = Run(task)
-        self._in_background(self._run(run, tool))
+        run = self._runs[task.task_id] = Run(task, block)
+        block.runs.add(run)
+        block.in_background(self._run(run, tool))
         if len(self._runs) == 1:  # Else the loop synchronizes at intervals already.
             self._wakeup.set()
-        return task
-
-    def _in_background(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
-        task = asyncio.create_task(work, name="eventscope-task")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
         return task
 
     def _forget(self, owner: str | None) -> None:
@@ -274,27 +302,36 @@ class TaskRunner:
                 await self._settle(run, outcome)
         finally:
             self._runs.pop(run.task.task_id, None)
-            self._forget(run.task.owner)
+            run.block.runs.discard(run)
+            if run.tool is None or run.tool.done():
+                self._forget(run.task.owner)
+            else:  # It occupies its place until it has ended.
+                self._stubborn.add(run.tool)
+                run.tool.add_done_callback(partial(self._ended_late, run.task.owner))
             store.release(run.state)
+
+    def _ended_late(self, owner: str | None, tool: "asyncio.Future[Outcome]") -> None:
+        self._stubborn.discard(tool)
+        self._forget(owner)
+        if not tool.cancelled():
+            tool.exception()  # Retrieved, or asyncio would log it.
 
     async def _outcome(self, run: Run, tool: Tool) -> Outcome:
         """Run the tool until it ends, or must end."""
-        running = asyncio.ensure_future(tool(run))
+        running = run.tool = asyncio.ensure_future(tool(run))
         stopped = asyncio.create_task(run.cancelled.wait())
         try:
             await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
                 running.cancel()
-                await asyncio.wait({running}, timeout=_CANCEL_SECONDS if self._accepting else _SETTLE_SECONDS)
+                await asyncio.wait({running}, timeout=_SETTLE_SECONDS if run.block.stopping else _CANCEL_SECONDS)
         finally:
             stopped.cancel()
             if not running.done():
                 running.cancel()
-                self._stubborn.add(running)
-                running.add_done_callback(self._stubborn.discard)
-        if not running.done() or running.cancelled():
+        if not running.done() or (running.cancelled() and run.cancelled.is_set()):
             return run.failure
-        if running.exception() is not None:
+        if running.cancelled() or running.exception() is not None:  # A tool may raise CancelledError of its own.
             return ErrorData(code=INTERNAL_ERROR, message="Internal server error")
         return running.result()
 
@@ -402,16 +439,16 @@ class TaskRunner:
             for _ in due:
                 self._ended.popleft()
 
-    async def _drain(self) -> None:
-        """Wait for the running tasks, then fail those that are left."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._shutdown_timeout)
-        for run in tuple(self._runs.values()):
+    async def _drain(self, block: _Block) -> None:
+        """Wait for the running tasks of a block, then fail those that are left."""
+        if block.work:
+            await asyncio.wait(block.work, timeout=self._shutdown_timeout)
+        for run in tuple(block.runs):
             run.failure = worker_lost()
             run.cancelled.set()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=2 * _SETTLE_SECONDS)
-        for task in tuple(self._tasks):
+        if block.work:
+            await asyncio.wait(block.work, timeout=2 * _SETTLE_SECONDS)
+        for task in tuple(block.work):
             await cancel_task(task)
 
 
