@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -39,10 +39,17 @@ class ServerOptions(TypedDict, total=False):
 
 
 class TaskOptions(TypedDict, total=False):
-    """Keywords of `TasksExtension`."""
+    """Keywords of `RedisTaskStore` and `TasksExtension`."""
 
+    ttl: int
+    poll_interval: float
+    sync_interval: float
+    max_result_bytes: int
     max_tasks: int
     max_tasks_per_principal: int
+    max_input_requests: int
+    max_input_bytes: int
+    input_timeout: float
     shutdown_timeout: float
 
 
@@ -229,7 +236,8 @@ class EventScope:
 
         Args:
             tools: The names of the tools.
-            **options: As in `TasksExtension`.
+            **options: As in `RedisTaskStore` and `TasksExtension`. Without `ttl`, tasks are kept for an hour after
+                their end, whatever the `ttl` of events is.
 
         Raises:
             TypeError: `tools` is not a collection of names, or an option has another type.
@@ -238,10 +246,12 @@ class EventScope:
         self._begin("tasks")
         from mcp_eventscope.tasks.extension import TasksExtension  # noqa: PLC0415 - mcp 2.x
         from mcp_eventscope.tasks.instrumented import InstrumentedTaskStore  # noqa: PLC0415
-        from mcp_eventscope.tasks.redis_store import RedisTaskStore  # noqa: PLC0415
+        from mcp_eventscope.tasks.redis_store import NUMBERS, RedisTaskStore  # noqa: PLC0415
 
-        store = InstrumentedTaskStore(RedisTaskStore(self.backend), **self._telemetry)
-        extension = TasksExtension(store, tools=tools, **options)
+        limits: dict[str, Any] = dict(options)
+        kept = {name: limits.pop(name) for name in NUMBERS if name in limits}
+        store = InstrumentedTaskStore(RedisTaskStore(self.backend, **kept), **self._telemetry)
+        extension = TasksExtension(store, tools=tools, **limits)
         self._parts.append(extension.running)
         _owners[extension] = self
         return extension

@@ -111,7 +111,19 @@ def test_unknown_name_is_an_attribute_error() -> None:
         (InstrumentedTaskStore, ["store", "*name", "*registry", "*tracer_provider", "*meter_provider", "*logger"]),
         (RedisTaskStore, ["backend", "*ttl", "*poll_interval", "*sync_interval", "*max_result_bytes"]),
         (InMemoryTaskStore, ["*ttl", "*poll_interval", "*sync_interval", "*max_result_bytes"]),
-        (TasksExtension, ["store", "*tools", "*max_tasks", "*max_tasks_per_principal", "*shutdown_timeout"]),
+        (
+            TasksExtension,
+            [
+                "store",
+                "*tools",
+                "*max_tasks",
+                "*max_tasks_per_principal",
+                "*max_input_requests",
+                "*max_input_bytes",
+                "*input_timeout",
+                "*shutdown_timeout",
+            ],
+        ),
         (TasksClient, ["on_task", "*retry_timeout"]),
         (
             EventScope,

@@ -6,24 +6,30 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import fakeredis
 import pytest
 from mcp import MCPError
 from mcp.client import Client, ClientRequestContext
 from mcp.client.session import ElicitationFnT
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
-from mcp.types import ElicitRequestParams, ElicitResult, ErrorData
+from mcp.types import REQUEST_TIMEOUT, ElicitRequestParams, ElicitResult, ErrorData
 from pydantic import BaseModel
 
 from mcp_eventscope import (
+    EventScope,
     InMemoryTaskStore,
+    InstrumentedTaskStore,
     RedisTaskStore,
     StoreUnavailableError,
     TasksClient,
     TasksExtension,
     TaskStore,
 )
+from mcp_eventscope.scope import TaskOptions
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
+from mcp_eventscope.tasks import extension as extension_module
+from mcp_eventscope.tasks import redis_store
 from mcp_eventscope.tasks import runner as runner_module
 from mcp_eventscope.tasks.facts import TaskStatus
 from mcp_eventscope.tasks.protocol import JSONObject, NewTask, RunSignals, RunState, Settled, Task
@@ -108,7 +114,8 @@ class Tool:
 
 def runner_of(store: TaskStore, **options: Any) -> TaskRunner:
     """A runner with short timeouts."""
-    return TaskRunner(store, **{"max_tasks": 10, "max_tasks_per_principal": 10, "shutdown_timeout": 0.05, **options})
+    limits = {"max_tasks": 10, "max_tasks_per_principal": 10, "max_input_requests": 10, "max_input_bytes": 1000}
+    return TaskRunner(store, **{**limits, "input_timeout": CEILING, "shutdown_timeout": 0.05, **options})
 
 
 async def status_of(store: TaskStore, task: Task) -> TaskStatus | None:
@@ -373,6 +380,60 @@ async def test_tool_that_ignores_its_cancellation_keeps_its_place(monkeypatch: p
         tool.finish.set()
 
 
+async def test_question_that_no_client_answers_ends_after_the_timeout() -> None:
+    """The tool may catch the error; else its task fails with it."""
+    store = Flaky()
+    runner = runner_of(store, input_timeout=0.05)
+    caught: list[int] = []
+
+    async def ask(run: Run) -> Outcome:
+        for _ in range(2):
+            try:
+                await runner.request_input(run, {"": {"method": "elicitation/create", "params": {}}})
+            except MCPError as error:
+                caught.append(error.error.code)
+        return Completed({"content": []})
+
+    async with runner.running():
+        task = await runner.start("ada", ask)
+        await until(lambda: store.released)
+    found = await store.get(task.task_id, owner="ada")
+    assert found is not None
+    assert (found.status, found.input_requests) == (TaskStatus.COMPLETED, {})
+    assert caught == [REQUEST_TIMEOUT, REQUEST_TIMEOUT]
+
+
+@pytest.mark.parametrize(
+    ("limits", "number", "reason"),
+    [({"max_input_requests": 3}, 4, "too often"), ({"max_input_bytes": 100}, 2, "too much input")],
+)
+async def test_questions_beyond_a_limit_are_refused(limits: dict[str, int], number: int, reason: str) -> None:
+    """Of one task: their number, and the bytes of those that are open at a time."""
+    store = Flaky()
+    runner = runner_of(store, **limits)
+    refused: list[str] = []
+    question: JSONObject = {"method": "elicitation/create", "params": {"message": "x" * 40}}
+
+    async def ask(run: Run) -> Outcome:
+        asked = [asyncio.ensure_future(runner.request_input(run, {"": question})) for _ in range(number)]
+        done, open_ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        refused.extend(str(each.exception()) for each in done)
+        for each in open_:
+            each.cancel()
+        await asyncio.wait(open_)
+        if "max_input_bytes" in limits:  # Questions that are no longer open do not count.
+            with anyio.move_on_after(0.01):
+                await runner.request_input(run, {"": question})
+        return Completed({"content": []})
+
+    async with runner.running():
+        task = await runner.start("ada", ask)
+        await until(lambda: store.released)
+    assert await status_of(store, task) is TaskStatus.COMPLETED
+    (text,) = refused
+    assert reason in text
+
+
 async def test_tool_that_raises_a_cancellation_of_its_own_fails() -> None:
     """No client has cancelled the task."""
     store = Flaky()
@@ -385,6 +446,16 @@ async def test_tool_that_raises_a_cancellation_of_its_own_fails() -> None:
         task = await runner.start("ada", broken)
         await until(lambda: store.released)
     assert await status_of(store, task) is TaskStatus.FAILED
+
+
+def test_scope_takes_all_options_of_tasks() -> None:
+    """Those of the store, and those of the extension."""
+    assert set(TaskOptions.__annotations__) == {*redis_store.NUMBERS, *extension_module.NUMBERS}
+    scope = EventScope("s", redis=fakeredis.FakeAsyncRedis(), registry=None)
+    tasks = scope.tasks({"build"}, ttl=7, max_tasks=3)
+    assert isinstance(tasks._store, InstrumentedTaskStore)
+    assert isinstance(tasks._store._store, RedisTaskStore)
+    assert (tasks._store._store._ttl, tasks._runner._max_tasks) == (7000, 3)
 
 
 # -- with the SDK's server and client in this process -----------------------------------------------------------------

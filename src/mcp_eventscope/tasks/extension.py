@@ -25,6 +25,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mcp_eventscope.errors import StoreError, StoreUnavailableError
 from mcp_eventscope.options import Number, check_type, given
+from mcp_eventscope.redis.limits import MAX_TTL
 from mcp_eventscope.tasks.channel import detached
 from mcp_eventscope.tasks.facts import TaskStatus
 from mcp_eventscope.tasks.protocol import JSONObject, TaskStore
@@ -34,6 +35,9 @@ from mcp_eventscope.tasks.wire import IDENTIFIER, TaskIdParams, UpdateTaskParams
 NUMBERS = {
     "max_tasks": Number("tasks", 1, whole=True),
     "max_tasks_per_principal": Number("tasks", 1, whole=True),
+    "max_input_requests": Number("requests", 1, 3000, whole=True),  # A script of Redis takes some 4,000 at once.
+    "max_input_bytes": Number("bytes", 1, 256 << 20, whole=True),
+    "input_timeout": Number("seconds", 0.05, MAX_TTL),
     "shutdown_timeout": Number("seconds", 0, 3600),
 }
 """The types and ranges of the numeric options of `TasksExtension`."""
@@ -60,6 +64,11 @@ class TasksExtension(Extension):
         tools: The names of the tools that run as tasks.
         max_tasks: Maximum number of tasks that this process runs at a time.
         max_tasks_per_principal: The same for one principal. Without authentication all clients are one principal.
+        max_input_requests: Maximum number of requests for input of one task, answered ones included. A further one
+            raises an `MCPError` in the tool.
+        max_input_bytes: Maximum bytes of the unanswered requests for input of one task, in JSON. The same applies.
+        input_timeout: Seconds that a client gets to answer. Then the request raises an `MCPError` in the tool, which
+            fails the task unless the tool catches it.
         shutdown_timeout: Seconds that running tasks get when the process stops. Then they fail with an error.
 
     Raises:
@@ -69,18 +78,24 @@ class TasksExtension(Extension):
 
     identifier = IDENTIFIER
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the limits of an operator
         self,
         store: TaskStore,
         *,
         tools: Collection[str],
         max_tasks: int = 1000,
         max_tasks_per_principal: int = 1000,
+        max_input_requests: int = 1000,
+        max_input_bytes: int = 1 << 20,
+        input_timeout: float = 3600.0,
         shutdown_timeout: float = 10.0,
     ) -> None:
         numbers = {
             "max_tasks": max_tasks,
             "max_tasks_per_principal": max_tasks_per_principal,
+            "max_input_requests": max_input_requests,
+            "max_input_bytes": max_input_bytes,
+            "input_timeout": input_timeout,
             "shutdown_timeout": shutdown_timeout,
         }
         for name, value in numbers.items():
@@ -95,6 +110,9 @@ class TasksExtension(Extension):
             store,
             max_tasks=max_tasks,
             max_tasks_per_principal=max_tasks_per_principal,
+            max_input_requests=max_input_requests,
+            max_input_bytes=max_input_bytes,
+            input_timeout=input_timeout,
             shutdown_timeout=shutdown_timeout,
         )
 

@@ -13,7 +13,8 @@ from typing import Any, TypeAlias, TypeVar
 
 import anyio
 import pydantic_core
-from mcp.types import INTERNAL_ERROR
+from mcp.shared.exceptions import MCPError
+from mcp.types import INTERNAL_ERROR, REQUEST_TIMEOUT
 
 from mcp_eventscope.cancellation import cancel_task
 from mcp_eventscope.errors import StoreError, StoreUnavailableError
@@ -106,6 +107,7 @@ class Run:
         self.received: list[str] = []
         self._answers: dict[str, asyncio.Future[JSONObject]] = {}
         self._asked = 0
+        self._sizes: dict[str, int] = {}
 
     @property
     def state(self) -> RunState:
@@ -116,15 +118,31 @@ class Run:
         """Set the status message, which the next `sync` publishes."""
         self.message = _valid(text)[:MESSAGE_CHARACTERS]
 
-    def ask(self, method: str, params: JSONObject) -> "tuple[str, asyncio.Future[JSONObject]]":
+    @property
+    def asked(self) -> int:
+        """How many requests for input the tool has made, answered ones included: Redis keeps the keys of all."""
+        return self._asked
+
+    def input_bytes(self) -> int:
+        """Bytes of the unanswered requests for input, in JSON."""
+        return sum(self._sizes[key] for key in self.requests)
+
+    def ask(self, method: str, params: JSONObject, size: int) -> "tuple[str, asyncio.Future[JSONObject]]":
         """Add a request for input. Its key is never used again (SEP-2663).
+
+        Args:
+            method: The method of the request.
+            params: Its parameters.
+            size: Its bytes in JSON.
 
         Returns:
             The key, and the future of the answer.
         """
         self._asked += 1
+        self._sizes = {key: self._sizes[key] for key in self.requests}
         key = f"input-{self._asked}"
         self.requests[key] = {"method": method, "params": params}
+        self._sizes[key] = size
         answer = self._answers[key] = asyncio.get_running_loop().create_future()
         return key, answer
 
@@ -161,13 +179,27 @@ class TaskRunner:
         store: Where tasks are stored.
         max_tasks: Maximum number of tasks that this process runs.
         max_tasks_per_principal: The same for one principal. Without authentication all clients are one.
+        max_input_requests: Maximum number of requests for input of one task, answered ones included.
+        max_input_bytes: Maximum bytes of the unanswered ones of a task, which every poll returns.
+        input_timeout: Seconds until the tool stops waiting for answers.
         shutdown_timeout: Seconds that running tasks get when the process stops.
     """
 
-    def __init__(
-        self, store: TaskStore, *, max_tasks: int, max_tasks_per_principal: int, shutdown_timeout: float
+    def __init__(  # noqa: PLR0913 - constructed in one place
+        self,
+        store: TaskStore,
+        *,
+        max_tasks: int,
+        max_tasks_per_principal: int,
+        max_input_requests: int,
+        max_input_bytes: int,
+        input_timeout: float,
+        shutdown_timeout: float,
     ) -> None:
         self._store = store
+        self._max_input_requests = max_input_requests
+        self._max_input_bytes = max_input_bytes
+        self._input_timeout = input_timeout
         self._max_tasks = max_tasks
         self._max_tasks_per_principal = max_tasks_per_principal
         self._shutdown_timeout = shutdown_timeout
@@ -371,22 +403,45 @@ class TaskRunner:
 
         Returns:
             The answers, by the same keys.
+
+        Raises:
+            MCPError: The task exceeds a limit, or the client has not answered in time. It fails the task, unless the
+                tool catches it.
         """
-        asked = {name: run.ask(request["method"], request.get("params", {})) for name, request in requests.items()}
+        sizes = {name: len(pydantic_core.to_json(request)) for name, request in requests.items()}
+        if run.asked + len(requests) > self._max_input_requests:
+            msg = f"The tool asked for input too often: a task may ask {self._max_input_requests} times"
+            raise MCPError(INTERNAL_ERROR, msg)
+        if run.input_bytes() + sum(sizes.values()) > self._max_input_bytes:
+            msg = f"The tool asked for too much input: requests of a task may have {self._max_input_bytes} bytes"
+            raise MCPError(INTERNAL_ERROR, msg)
+        asked = {
+            name: run.ask(request["method"], request.get("params", {}), sizes[name])
+            for name, request in requests.items()
+        }
         try:
-            while True:
-                try:
-                    if await self._store.set_input_requests(run.state) is Settled.FENCED:
-                        run.fenced = True
-                        run.cancelled.set()
-                except StoreError:
-                    await asyncio.sleep(_RETRY_SECONDS)
-                    continue
-                break
-            return {name: await answer for name, (_, answer) in asked.items()}
+            async with asyncio.timeout(self._input_timeout) as waiting:
+                await self._publish_requests(run)
+                return {name: await answer for name, (_, answer) in asked.items()}
+        except TimeoutError:
+            if not waiting.expired():
+                raise
+            msg = f"The client has not answered a request for input within {self._input_timeout:g} seconds"
+            raise MCPError(REQUEST_TIMEOUT, msg) from None
         finally:
             for key, _ in asked.values():
                 run.withdraw(key)
+
+    async def _publish_requests(self, run: Run) -> None:
+        while True:
+            try:
+                if await self._store.set_input_requests(run.state) is Settled.FENCED:
+                    run.fenced = True
+                    run.cancelled.set()
+            except StoreError:
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            return
 
     # -- all tasks ----------------------------------------------------------------------------------------------------
 
