@@ -74,7 +74,7 @@ class StreamableHTTPOptions(TypedDict, total=False):
     allowed_origins: list[str] | None
 
 
-def http_app(  # noqa: PLR0913 - the options of an application
+def http_app(  # noqa: PLR0913, PLR0915 - the options of an application, and all that starts with it
     mcp: "MCPServer[Any] | Server[Any] | FastMCPServer",
     event_store: EventStore | None = None,
     *,
@@ -256,12 +256,25 @@ def http_app(  # noqa: PLR0913 - the options of an application
             await _report_unreachable(store, log)
             await stack.enter_async_context(application.lifespan())
             await stack.enter_async_context(manager.run())
+            await _check_tasks(mcp)
             await stack.enter_async_context(parts())  # Tasks end before the lifespan of the server, which they may use.
             stack.enter_context(on_stop_signal(manager.drain))
             yield
 
     app.router.lifespan_context = lifespan
     return app
+
+
+async def _check_tasks(server: object) -> None:
+    """Check the names of the tools that run as tasks. Now, because tools may be registered until here.
+
+    Raises:
+        ValueError: The server lacks one of them.
+    """
+    if getattr(server, "_extensions", None):
+        from mcp_eventscope.tasks.extension import check_tools  # noqa: PLC0415 - mcp 2.x
+
+        await check_tools(server)
 
 
 def _report_mistyped(log: Log) -> None:

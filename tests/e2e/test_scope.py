@@ -308,6 +308,23 @@ async def test_scope_whose_start_is_cancelled_in_an_outage_leaves_no_connection(
         server.thaw()
 
 
+async def test_server_without_a_tool_that_runs_as_a_task_does_not_start(valkey_url: str, key_prefix: str) -> None:
+    """A mistyped name would make the tool a normal call. Tools may be registered after `http_app`."""
+    scope = EventScope("orders", redis_url=valkey_url, key_prefix=key_prefix, registry=CollectorRegistry())
+    mcp: MCPServer[Any] = MCPServer("orders", **scope.server_options(tasks={"build", "buidl"}))
+    app = http_app(mcp, scope=scope)
+
+    @mcp.tool()
+    async def build() -> str:
+        return "built"
+
+    with pytest.raises(ExceptionGroup) as raised:  # Of the SDK's task group.
+        async with app.router.lifespan_context(app):
+            pass
+    reason = r"must be tools of the server, got 'buidl'; .* \(it has 1: build\)"
+    assert raised.group_contains(ValueError, match=reason)
+
+
 async def test_answer_on_another_worker_acts_once_and_its_change_reaches_all(pair: tuple[Worker, Worker]) -> None:
     """Asked on one worker, answered on the other; a stream on the first one is signalled."""
     a, b = pair

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+from mcp.server import MCPServer
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.extension import Extension, MethodBinding
 from mcp.server.request_state import authenticated_principal
@@ -41,6 +42,8 @@ NUMBERS = {
     "shutdown_timeout": Number("seconds", 0, 3600),
 }
 """The types and ranges of the numeric options of `TasksExtension`."""
+_LISTED = 20
+"""Maximum number of tools that an error lists."""
 RETRYABLE = {"retryable": True}
 """The data of an error after which the client may repeat its request."""
 _responses: TypeAdapter[InputResponses] = TypeAdapter(InputResponses)
@@ -115,6 +118,23 @@ class TasksExtension(Extension):
             input_timeout=input_timeout,
             shutdown_timeout=shutdown_timeout,
         )
+
+    def check_tools(self, names: Collection[str]) -> None:
+        """Check that a server has the tools that run as tasks. `http_app` calls this when it starts.
+
+        Args:
+            names: The names of the server's tools.
+
+        Raises:
+            ValueError: A name in `tools` is none of them.
+        """
+        if unknown := sorted(self._tools.difference(names)):
+            msg = (
+                f"tools that run as tasks must be tools of the server, got {', '.join(map(repr, unknown))}; "
+                f"correct the name, or register the tool before the server starts (it has {len(names)}: "
+                f"{', '.join(sorted(names)[:_LISTED])})"
+            )
+            raise ValueError(msg)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -231,6 +251,22 @@ class TasksExtension(Extension):
         if not known:
             raise _unknown()
         return {}
+
+
+async def check_tools(server: object) -> None:
+    """Check that an `MCPServer` has the tools that its extensions run as tasks.
+
+    Args:
+        server: Any server. One that decides on its tools for each request is not checked.
+
+    Raises:
+        ValueError: A tool is missing.
+    """
+    if isinstance(server, MCPServer) and type(server).list_tools is MCPServer.list_tools:
+        names = {tool.name for tool in await server.list_tools()}
+        for extension in server._extensions:
+            if isinstance(extension, TasksExtension):
+                extension.check_tools(names)
 
 
 def _dumped(result: HandlerResult) -> dict[str, Any]:
