@@ -343,3 +343,45 @@ async def test_tasks_on_a_cluster_never_cross_slots(cluster_port: int) -> None:
         assert [await second.status(run) for run in runs] == [TaskStatus.INPUT_REQUIRED, TaskStatus.COMPLETED, None]
         await client.delete(first.events.backend.keys.worker(first.events.backend.worker.name))
         assert await second.status(runs[0]) is TaskStatus.FAILED
+
+
+async def test_key_of_another_type_affects_only_its_own_task(
+    redis_client: aioredis.Redis, pair: tuple[Worker, Worker]
+) -> None:
+    """It is a lost record: the run creates it again, and other tasks do not notice."""
+    one, other = pair
+    runs = [await one.create() for _ in range(3)]
+    spoilt, signalled, ended = runs
+    for run in (spoilt, ended):
+        await redis_client.delete(one.key(run))
+        await redis_client.set(one.key(run), "no task", ex=60)
+    await other.tasks.request_cancel(signalled.task.task_id, owner="ada")
+    assert await one.tasks.count_uncollected([run.task.task_id for run in runs]) == 0
+    assert await one.tasks.set_completed(ended, {"done": True}) is Settled.STORED
+    signals = await one.tasks.sync([spoilt, signalled])
+    assert [each.fenced for each in signals] == [False, False]
+    assert signals[1].cancel_age is not None
+    assert [await other.status(run) for run in runs] == [TaskStatus.WORKING, TaskStatus.WORKING, TaskStatus.COMPLETED]
+    assert 0 < await redis_client.ttl(one.key(spoilt)) <= 3600
+
+
+async def test_clients_of_a_key_of_another_type_find_no_task(
+    redis_client: aioredis.Redis, pair: tuple[Worker, Worker]
+) -> None:
+    """Without a run that creates the record again. A result of another type is one that Redis has lost."""
+    one, other = pair
+    run, completed = await one.create(), await one.create()
+    await redis_client.delete(one.key(run))
+    await redis_client.set(one.key(run), "no task", ex=60)
+    task_id = run.task.task_id
+    assert await other.tasks.get(task_id, owner="ada") is None
+    assert not await other.tasks.request_cancel(task_id, owner="ada")
+    assert not await other.tasks.resolve_input_requests(task_id, {"input-1": {}}, owner="ada")
+    await one.tasks.set_completed(completed, {"done": True})
+    result = one.tasks._keys(completed.task.task_id)[1]
+    await redis_client.delete(result)
+    await redis_client.rpush(result, "no result")
+    await redis_client.expire(result, 60)
+    found = await other.tasks.get(completed.task.task_id, owner="ada")
+    assert found is not None
+    assert (found.result, found.error is not None) == (None, True)

@@ -9,11 +9,19 @@
 --          whole record was given
 --
 -- A request is the field "r:" key until it is answered, its answer "a:" key. The latter stays, without the answer, when
--- the run has received it, so that a late repetition does not ask again.
+-- the run has received it, so that a late repetition does not ask again. A key of another type in place of the task, or
+-- of the result, is replaced.
 
 local ttl, run, verb = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local changes = 8 + tonumber(ARGV[7])
-local known = redis.call('HMGET', KEYS[1], 'run', 'status', 'ender')
+local known = redis.pcall('HMGET', KEYS[1], 'run', 'status', 'ender')
+if known.err then
+  if not string.find(known.err, 'WRONGTYPE', 1, true) then
+    return known
+  end
+  redis.call('UNLINK', KEYS[1])
+  known = {}
+end
 local open = known[2] == 'working' or known[2] == 'input_required'
 
 if not known[1] then

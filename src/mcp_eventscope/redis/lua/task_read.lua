@@ -5,7 +5,12 @@
 -- Returns  an empty list if it is absent or belongs to another owner; else the milliseconds until it expires; 1 if this
 --          is the first read of its final status, else 0; its result, or ""; then its fields and values, without answers
 
-if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then
+-- With a key of another type in its place, the task, or its result, is lost.
+local owner = redis.pcall('HGET', KEYS[1], 'owner')
+if type(owner) == 'table' and not string.find(owner.err, 'WRONGTYPE', 1, true) then
+  return owner
+end
+if owner ~= ARGV[1] then
   return {}
 end
 local first, result, status = 0, '', redis.call('HGET', KEYS[1], 'status')
@@ -14,7 +19,8 @@ if status ~= 'working' and status ~= 'input_required' then
   local noted = redis.pcall('HSETNX', KEYS[1], 'seen', ARGV[2])
   first = noted == 1 and 1 or 0
   if status == 'completed' then
-    result = redis.call('GET', KEYS[2]) or ''
+    result = redis.pcall('GET', KEYS[2])
+    result = type(result) == 'string' and result or ''
   end
 end
 local reply = { redis.call('PTTL', KEYS[1]), first, result }

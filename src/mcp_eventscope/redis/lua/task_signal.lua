@@ -5,7 +5,10 @@
 -- ARGV[…]  for "answer": keys and answers. Those without an unanswered request are ignored.
 -- Returns  1; 0 if the task is absent or belongs to another owner
 
-local known = redis.call('HMGET', KEYS[1], 'owner', 'status')
+local known = redis.pcall('HMGET', KEYS[1], 'owner', 'status')
+if known.err and not string.find(known.err, 'WRONGTYPE', 1, true) then -- Of another type: the task is lost.
+  return known
+end
 if known[1] ~= ARGV[1] then
   return 0
 end

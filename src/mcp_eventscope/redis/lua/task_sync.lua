@@ -15,8 +15,10 @@ for i, key in ipairs(KEYS) do
   local awaited = a + 3
   local received = awaited + tonumber(ARGV[a + 2]) + 1
   local after = received + tonumber(ARGV[received - 1])
-  local known = redis.call('HMGET', key, 'run', 'status', 'message', 'cancel')
-  if not known[1] then
+  local known = redis.pcall('HMGET', key, 'run', 'status', 'message', 'cancel')
+  if known.err and not string.find(known.err, 'WRONGTYPE', 1, true) then -- Of another type: the task is lost.
+    return known
+  elseif not known[1] then
     replies[i] = { 'absent', '' }
   elseif known[1] ~= run or (known[2] ~= 'working' and known[2] ~= 'input_required') then
     replies[i] = { 'fenced', '' }

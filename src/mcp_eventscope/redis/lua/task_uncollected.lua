@@ -5,7 +5,7 @@
 
 local count = 0
 for _, key in ipairs(KEYS) do
-  local known = redis.call('HMGET', key, 'ended', 'seen')
+  local known = redis.pcall('HMGET', key, 'ended', 'seen') -- An error reply for a key of another type.
   if known[1] and not known[2] then
     count = count + 1
   end
