@@ -207,8 +207,8 @@ class RedisTaskStore:
                 raise StoreUnavailableError(msg)
             if dead:
                 break
-            # A record that Redis has lost alone (evicted, or on a failed node of a cluster) is created again by the next
-            # `sync` of its worker. So an id that was never given out is refused later if it names a live worker.
+            # A record that Redis has lost alone (evicted, or on a failed node of a cluster) is created again by the
+            # next `sync` of its worker. So an id that was never given out is refused later if it names a live worker.
             if not last:
                 await asyncio.sleep(2 * self._sync_interval)
         return None
