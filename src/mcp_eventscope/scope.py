@@ -329,7 +329,7 @@ class EventScope:
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[None]:
-        """Start the embedded Valkey with the first block; flush the store and close both with the last one."""
+        """Start the embedded Valkey with the first block; stop it and close the client with the last one."""
         changing = self._changing()
         self._users += 1
         try:
@@ -345,7 +345,6 @@ class EventScope:
                     if not self._users:
                         self._opened = False
                         try:
-                            await self._store.flush()  # Its probes of an unreachable Redis would connect again.
                             if self._owns_client:
                                 with anyio.move_on_after(LEAVE_SECONDS):  # A frozen peer takes no more bytes.
                                     await self._client.aclose()
