@@ -52,7 +52,7 @@ _INBOX_LEASES = 6
 _ANNOUNCED_BYTES = 2048
 """Maximum size of the handshake of a session that is announced to all workers."""
 
-_release = scripts.Script("release.lua")
+_release_lease = scripts.Script("release.lua")
 
 T = TypeVar("T")
 
@@ -217,9 +217,6 @@ class Workers:
             await self._inbox.open(self._inbox_milliseconds)
         except StoreError as error:
             self._record_failure(error)
-        self._start_tasks()
-
-    def _start_tasks(self) -> None:
         self._tasks = [
             asyncio.create_task(task, name=f"eventscope-{name}")
             for name, task in (
@@ -371,7 +368,7 @@ class Workers:
         lease = self._keys.worker(self._worker.name)
         with map_redis_errors("write to", self._redis):
             # A frozen Redis may carry this out late, when this process holds its lease again, with a larger value.
-            await _release(self._redis, [lease], [self._attempted])
+            await _release_lease(self._redis, [lease], [self._attempted])
             await self._redis.delete(self._keys.inbox(self._worker.name))
 
     async def expired(self, workers: set[str]) -> set[str]:

@@ -3,7 +3,6 @@
 -- KEYS     {prefix}{state}:keys or {prefix}{state}:epoch; then for each answer {prefix}{state}:answer:{state}
 -- ARGV     the announcement's name; milliseconds for which it is valid, 0 to withdraw it; then for each answer: the run;
 --          its worker, "" without a lease; the digest of the answer; ttl in milliseconds; the outcome, "" while it runs
--- Returns  the number of answers that were written
 --
 -- An answer that exists was not lost, or belongs to another run: it stands.
 
@@ -15,7 +14,6 @@ elseif redis.call('EXISTS', KEYS[1]) == 1 then
   redis.call('HSET', KEYS[1], 'restoring:' .. ARGV[1], string.format('%.0f', ends))
 end
 
-local written = 0
 for i = 2, #KEYS do
   local at = 3 + (i - 2) * 5
   local run, worker, answer, ttl, outcome = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
@@ -27,8 +25,4 @@ for i = 2, #KEYS do
   if outcome ~= '' and (not found[1] or found[1] == run and not found[2]) then
     redis.call('HSET', KEYS[i], 'outcome', outcome)
   end
-  if not found[1] then
-    written = written + 1
-  end
 end
-return written

@@ -5,14 +5,13 @@ from collections.abc import Callable, Sequence
 
 from mcp_eventscope.errors import CorruptEventError
 from mcp_eventscope.redis.read.cursor import Cursor
-from mcp_eventscope.redis.read.elements import Row
+from mcp_eventscope.redis.read.elements import REASONS, Row
 from mcp_eventscope.store import codec
 from mcp_eventscope.store.messages import FINAL, EventCallback, EventId, EventMessage, StreamId
 from mcp_eventscope.store.results import Gap
 
 PRODUCERS = 32
 """Maximum number of producers that a replay reports."""
-_REASONS = frozenset(Gap)
 
 
 class Delivery:
@@ -112,7 +111,7 @@ class Delivery:
 
     def _lost(self, events: int, time: int, reason: str) -> None:
         """Count events of a placeholder, or one whose payload has disappeared."""
-        gap = Gap(reason) if reason in _REASONS else Gap.STORE_LOST
+        gap = Gap(reason) if reason in REASONS else Gap.STORE_LOST
         if gap is Gap.STORE_LOST and time < self._horizon():
             gap = Gap.TRIMMED
         self.gaps[gap] += events

@@ -11,7 +11,8 @@ from mcp_eventscope.redis.scripts import Client, Script
 from mcp_eventscope.store.results import Gap
 
 _read = Script("read_run.lua")
-_REASONS = frozenset(Gap)
+REASONS = frozenset(Gap)
+"""The notes of rows that name the reason of a loss."""
 _PLAIN = re.compile(rb"^([0-9]{1,16}) ([0-9]{1,18})(?: f)?\n(.*)$", re.MULTILINE)
 """An element whose payload is a message or a priming event, without a key of its own or a `traceparent`."""
 _NUMBER = re.compile(rb"[0-9]{1,16}(?![0-9])")
@@ -106,7 +107,7 @@ async def _explain_absence(client: Client, key: str, chunk: Chunk) -> None:
     found = _NUMBER.match(head or b"")
     first = int(found[0]) if found else 0
     for index, (number, time, start, note, payload) in enumerate(chunk.rows):
-        if payload is None and note not in _REASONS:
+        if payload is None and note not in REASONS:
             reason = Gap.EVICTED if number < first else Gap.STORE_LOST
             chunk.rows[index] = (number, time, start, reason.value, None)
 
