@@ -280,7 +280,8 @@ async def test_scope_that_is_entered_again_keeps_its_client_until_the_last_block
         async with scope.running():
             pass
         assert not any(task.done() for task in scope.backend.workers._tasks)
-        assert await client.ping(), "the server runs"
+        assert await client.client_list(), "the server runs"
+        assert client.connection_pool._available_connections
     assert not any(each.is_connected for each in client.connection_pool._available_connections)
 
 

@@ -9,7 +9,6 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.keys import Keys
 from support.leaks import LeakChecker
 from support.servers import Valkey
-from support.stores import PATIENCE
 
 TTL = 600
 
@@ -25,7 +24,7 @@ async def redis_client(request: pytest.FixtureRequest, valkey_server: Valkey) ->
 async def store(redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker) -> RedisEventStore:
     """A store with a TTL; the test fails that leaves a key without."""
     assert await leaks.keys() == []
-    return RedisEventStore(redis_client, key_prefix=key_prefix, ttl=TTL, store_timeout=PATIENCE)
+    return RedisEventStore(redis_client, key_prefix=key_prefix, ttl=TTL)
 
 
 @pytest.fixture
