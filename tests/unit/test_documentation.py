@@ -9,6 +9,7 @@ import pytest
 
 import generate
 import mcp_eventscope
+import navigation
 from mcp_eventscope import settings
 from mcp_eventscope.cli.main import cli
 from mcp_eventscope.cli.output import Exit
@@ -18,6 +19,7 @@ from support import drawn_paths
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
+PAGES = navigation.pages()
 
 
 def test_telemetry_page_is_current() -> None:
@@ -58,13 +60,34 @@ def test_quickstart_is_the_file() -> None:
     assert (ROOT / "examples" / "quickstart.py").read_text("utf-8") in blocks
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
-def test_links_lead_somewhere(page: str) -> None:
-    """Relative links of the pages and of the README exist, and every page is reached from the README."""
-    assert f"docs/{page}" in README
-    for base, text in ((ROOT, README), (ROOT / "docs", (ROOT / "docs" / page).read_text("utf-8"))):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
-            assert (base / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
+def test_links_and_anchors_lead_somewhere(page: navigation.Page) -> None:
+    """Each relative link of a page exists, and each anchor is a heading of the page to which it leads."""
+    for target in navigation.links(page.text):
+        if re.match(r"https?:|mailto:", target):
+            continue
+        path, anchor = navigation.resolve(page.path, target)
+        assert (ROOT / path).exists(), target
+        if anchor:
+            assert anchor in navigation.anchors((ROOT / path).read_text("utf-8")), target
+
+
+def test_navigation_names_every_page() -> None:
+    """Each page is in the navigation once, whether under docs/ or at the top."""
+    names = [page.path for page in PAGES]
+    assert len(set(names)) == len({page.target for page in PAGES}) == len(names)
+    written = {path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]}
+    assert written <= set(names)
+    assert [name for name in names if not (ROOT / name).is_file()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
+def test_page_has_the_form_that_the_site_needs(page: navigation.Page) -> None:
+    """A page has one title, and a blank line before each list and fence, without which Python-Markdown sees none."""
+    text = navigation.without_code(page.text)
+    assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1
+    assert text.startswith("# ")
+    assert re.findall(r"^[^\s*|#\d>-].*\n[*-] .*|^[^\s|#*\d>-].*\n1\. .*", text, re.MULTILINE) == []
 
 
 def test_readme_names_what_exists() -> None:
@@ -111,16 +134,6 @@ def test_architecture_names_modules_that_exist() -> None:
     named = drawn_paths.modules()
     assert {"sessions/manager.py", "redis/lua/commit.lua"} <= named
     assert [module for module in named if not (drawn_paths.PACKAGE / module).is_file()] == []
-
-
-def test_architecture_links_lead_to_its_sections() -> None:
-    """Links within the architecture page lead to its headings."""
-    anchors = {
-        heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", drawn_paths.PAGE, re.MULTILINE)
-    }
-    linked = set(re.findall(r"\]\(#([^)]+)\)", drawn_paths.PAGE))
-    assert linked
-    assert linked <= anchors
 
 
 def test_subscriptions_example_runs() -> None:
