@@ -1,19 +1,17 @@
 """Write the generated pages: `python docs/generate.py`. Tests check that they are current."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from inspect import cleandoc
 from pathlib import Path
 
 import click
 
+import navigation
+import reference
 from mcp_eventscope import settings
 from mcp_eventscope.cli import main as command_line
-from mcp_eventscope.redis import self_test
 from mcp_eventscope.telemetry import catalog, declarations
 
-TARGET = Path(__file__).with_name("telemetry.md")
-SETTINGS_TARGET = Path(__file__).with_name("settings.md")
-CLI_TARGET = Path(__file__).with_name("cli_reference.md")
 
 _WORKERS: dict[declarations.MultiprocessMode, str] = {
     "livesum": "sum of workers",
@@ -116,12 +114,21 @@ LOGS = """Within a trace, each has `trace_id` and `span_id`. Without structlog t
 `mcp_eventscope`, where Python shows warnings and errors only. To see the others, too, configure logging, for example
 with `logging.basicConfig(level=logging.INFO)`."""
 
-SETTINGS_HEAD = """# Settings from the environment
+SETTINGS_HEAD = """# Options and environment
 
-<!-- Written by docs/generate.py from mcp_eventscope/settings.py. Do not edit. -->
+<!-- Written by docs/generate.py from the docstrings and mcp_eventscope/settings.py. Do not edit. -->
 
-`http_app()` and `EventScope` read these variables when they are called. Each has the meaning of the option of the same
-name in lower case, without `EVENTSCOPE_`; the [README](../README.md#options) describes the options.
+Options of `http_app()`. Those with a † are also options of `EventScope`, and must then be given there. `http_app()` also accepts
+the keywords of the framework's own function: the SDK's `streamable_http_app()`, or FastMCP's `http_app()`.
+
+"""
+VARIABLES = """
+`EventScope` also takes `redis=`, an asyncio client of redis-py instead of a URL, which the caller closes. The options of
+`RedisEventStore`, `RedisTaskStore` and the other classes are in [the API](api.md).
+
+## The environment
+
+`http_app()` and `EventScope` read the variables when they are called.
 
 * **An argument has priority** over its variable, which is then not validated. An argument of None counts as left out;
   `ttl=None` alone is a value (no expiry), written `none` in the environment.
@@ -130,39 +137,102 @@ name in lower case, without `EVENTSCOPE_`; the [README](../README.md#options) de
 * With `event_store=` the variables of the store (`EVENTSCOPE_REDIS_URL` to `EVENTSCOPE_MAX_SESSION_BYTES`) have no
   effect, since the store has its own options.
 * `RedisEventStore`, `InstrumentedEventStore` and `ResumableSessionManager` read no variables. `RedisRequestState` reads
-  the variables of its own, unless `keys=` is given.
+  two of its own, unless `keys=` is given:
 
-| variable | default | values |
-|---|---|---|
+| variable | values |
+|---|---|
 """
-REDIS_HEAD = """
-## The user in Redis
+OTHER_VARIABLES = """
+Others read their own: prometheus_client `PROMETHEUS_MULTIPROC_DIR` ([scraping](scraping.md#several-workers)), the
+[command line](cli.md) `GRAFANA_TOKEN` and `MCP_TOKEN`.
+"""
 
-At start, a worker tests whether Redis has every capability that the store needs, and otherwise logs
-`event_store.redis_limited` with the fix. In `redis-cli`, this command creates a user with sufficient rights
-for the `key_prefix` `mcp:`; `redis_stats_interval=` also needs `+dbsize +memory|usage +pttl +scan +type`:
+API_HEAD = """# API
 
-```
+<!-- Written by docs/generate.py from the docstrings. Do not edit. -->
+
+Everything here is imported from `mcp_eventscope`. [Errors](errors.md) lists the exceptions; `mcp_eventscope.testing` has the
+conformance suites for stores and buses of your own.
+"""
+
+ERRORS_HEAD = """# Errors
+
+<!-- Written by docs/generate.py from the package. Do not edit. -->
+
+[Troubleshooting](troubleshooting.md) begins with the symptom. No message contains a password, a payload or a session id.
+
+## JSON-RPC errors
+
+A client receives them in place of a result.
+
+| code | `data` | meaning | send it again? |
+|---|---|---|---|
+| -32010 | `reason`: `worker_lost`, `cancelled`, in answers to questions only | The worker of the call or task has stopped or died. The call may have taken effect. | only if the tool is idempotent |
+| -32011 | `reason`: `too_large`, in answers to questions only | The events or the response are not available: expired, evicted, dropped, or lost with Redis. The call may have taken effect. | only if the tool is idempotent |
+| -32012 | `reason`: `in_progress` | The same answer to a question is being processed. | yes, later |
+| -32013 | `reason`: `unavailable`, `not_running` | The answer to a question had no effect. | yes |
+| -32602 | `reason`: `invalid_request_state`, `other_answer` | The request state is invalid, expired, or was answered otherwise. | no |
+| -32603 | `retryable`: true | Redis is unavailable, or the server has no place for another task. | yes |
+
+## HTTP statuses
+
+| status | body | cause |
+|---|---|---|
+| 400 | `Last-Event-ID is not an event id of this server` | The client sent an id of another server, or an invented one. |
+| 401 | | A scrape without the `metrics_token`, or the authentication of the SDK |
+| 404 | `Session not found` | The session has ended or expired, belongs to another principal or server, or was never there. The client opens a new one. |
+| 413 | | `initialize` above 64 KiB |
+| 421, 403 | `Invalid Host header`, `Invalid Origin header` | [Host and Origin](proxies.md#host-and-origin) |
+| 503 | `Session store temporarily unavailable; retry` | Redis is unreachable, and the session is not on this worker. `Retry-After: 1` |
+| 503 | `Too many open sessions` | `max_sessions` of this worker. `Retry-After: 1` |
+| 503 | `the server was not started; …`, `the server has stopped` | The application that mounts `http_app()` does not run its lifespan. |
+
+## Exceptions
+
+| exception | base | |
+|---|---|---|
+"""  # noqa: E501 - rows
+MESSAGES_HEAD = """
+## Messages
+
+The messages of exceptions, in alphabetical order. `…` stands for a value, OPTION for the name of an option or variable.
+
+| message | exception | fix |
+|---|---|---|
 """
 
 
 def settings_page() -> str:
-    """The page of the environment variables."""
-    rules = f"ACL SETUSER mcp on >PASSWORD {self_test.acl_rules('mcp:')}"
-    return SETTINGS_HEAD + "".join(f"{row}\n" for row in _settings()) + REDIS_HEAD + rules + "\n```\n"
+    """The page of the options and environment variables."""
+    head = "| option | variable | default | values | meaning |\n|---|---|---|---|---|\n"
+    state = "".join(f"| `{name}` | {values} |\n" for name, values in settings.REQUEST_STATE_VARIABLES.items())
+    return SETTINGS_HEAD + head + _rows(reference.options()) + VARIABLES + state + OTHER_VARIABLES
 
 
-def _settings() -> Iterator[str]:
-    for option, field in settings.Settings.model_fields.items():
-        if (number := settings.NUMBERS.get(option)) is not None:
-            otherwise = f", or `{settings.NEVER}`: {number.none}" if number.none else ""
-            values = f"{number.expected()}{otherwise}"
-        else:
-            values = settings.TEXTS[option][1]
-        default = "unset" if field.default is None else field.default
-        yield f"| `{settings.variable(option)}` | {default} | {values} |"
-    for name, values in settings.REQUEST_STATE_VARIABLES.items():
-        yield f"| `{name}` | unset | {values} |"
+def api_page() -> str:
+    """The page of the public API."""
+    return "\n".join([API_HEAD, *reference.api()]).rstrip() + "\n"
+
+
+def errors_page() -> str:
+    """The page of the errors."""
+    return ERRORS_HEAD + _rows(reference.exceptions()) + MESSAGES_HEAD + _rows(reference.messages())
+
+
+def llms() -> str:
+    """`llms.txt`: the pages of the navigation, each with its first sentence."""
+    lines = ["# mcp-eventscope", "", f"> {reference.summary()}", ""]
+    section = None
+    for page in navigation.pages():
+        if page.section != section:
+            section = page.section
+            lines += [f"## {section}", ""] if section == page.section and not lines[-1] else ["", f"## {section}", ""]
+        lines.append(f"- [{page.title}]({page.target}): {navigation.summary_of(page.text)}")
+    return "\n".join(lines) + "\n"
+
+
+def _rows(rows: Iterable[str]) -> str:
+    return "".join(f"{row}\n" for row in rows)
 
 
 CLI_HEAD = """# Command line reference
@@ -203,7 +273,17 @@ def _values(choices: Sequence[object]) -> str:
     return "{" + ",".join(map(str, choices)) + "}" if choices else "VALUE"
 
 
+FOLDER = Path(__file__).parent
+PAGES: Mapping[str, Callable[[], str]] = {
+    "api.md": api_page,
+    "cli_reference.md": cli_page,
+    "errors.md": errors_page,
+    "settings.md": settings_page,
+    "telemetry.md": telemetry,
+    "llms.txt": llms,
+}
+"""The generated files of this folder. `llms.txt` is last, since it quotes the others."""
+
 if __name__ == "__main__":
-    CLI_TARGET.write_text(cli_page(), encoding="utf-8")
-    TARGET.write_text(telemetry(), encoding="utf-8")
-    SETTINGS_TARGET.write_text(settings_page(), encoding="utf-8")
+    for name, page in PAGES.items():
+        (FOLDER / name).write_text(page(), encoding="utf-8")

@@ -76,6 +76,15 @@ def heading_of(text: str) -> str:
     return heading
 
 
+def summary_of(text: str) -> str:
+    """The first sentence of a page, without links."""
+    for block in without_code(text).split("\n\n"):
+        if block.strip() and not re.match(r"\s*(#|<|\||\*|-|!|>|\d)", block):
+            plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(block.split()))
+            return re.split(r"(?<=[.:])\s", plain)[0].rstrip(":")
+    return ""
+
+
 def without_code(text: str, *, inline: bool = False) -> str:
     """Blank the code blocks of a page, and with `inline` the code within lines, so that offsets stay the same."""
     blank: Callable[[re.Match[str]], str] = lambda match: re.sub(r"[^\n]", " ", match[0])  # noqa: E731

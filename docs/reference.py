@@ -1,9 +1,11 @@
 """The generated parts of the reference: the public API, the options, and the errors."""
 
 import ast
+import importlib
 import inspect
 import re
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import griffe
@@ -53,7 +55,7 @@ API: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 """The public names but the exceptions, in the order of the page, each with the methods that an application calls."""
 
 _EXCEPTIONS = ("EventscopeError", *(name for name in mcp_eventscope.__all__ if hasattr(errors, name)))
-_INTERNAL = {"the connection was closed", "not an object", "not a JSON-RPC message"}
+_INTERNAL = {"the connection was closed", "not an object", "not a JSON-RPC message", "the task was cancelled"}
 """Messages that another part of the package handles."""
 
 _package = griffe.load(PACKAGE, resolve_aliases=True)
@@ -70,6 +72,11 @@ def api() -> Iterator[str]:
                 member = found.members[method]
                 assert isinstance(member, Function | griffe.Attribute)  # noqa: S101 - the table above
                 yield from _described(f"{name}.{method}", member, level=4)
+
+
+def summary() -> str:
+    """What the package is, in one sentence."""
+    return (mcp_eventscope.__doc__ or "").splitlines()[0]
 
 
 def _find(name: str) -> Class | Function:
@@ -193,48 +200,50 @@ def messages() -> Iterator[str]:
         (text, exception)
         for path in sorted(PACKAGE.rglob("*.py"))
         if path.relative_to(PACKAGE).parts[0] not in {"testing", "cli"}
-        for text, exception in _raised(ast.parse(path.read_text("utf-8")))
+        for text, exception in _raised(path)
     }
     for text, exception in sorted(found, key=lambda each: each[0].lower().lstrip("`")):
         message, _, fix = text.partition("; ")
         yield f"| {_escaped(message)} | `{exception}` | {_escaped(fix)} |"
 
 
-def _raised(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """The messages that are assigned to `msg` and raised in the next statement."""
-    for node in ast.walk(tree):
+def _raised(path: Path) -> Iterator[tuple[str, str]]:
+    """The messages that a module assigns to `msg` and raises in the next statement."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         for body in (getattr(node, "body", None), getattr(node, "orelse", None)):
-            if not isinstance(body, list):
-                continue
-            for first, second in zip(body, body[1:], strict=False):
-                if not (isinstance(first, ast.Assign) and isinstance(second, ast.Raise) and _assigns_msg(first)):
+            for first, second in pairwise(body if isinstance(body, list) else []):
+                if not (isinstance(first, ast.Assign) and isinstance(second, ast.Raise)):
                     continue
-                raised = second.exc
-                if isinstance(raised, ast.Call) and (text := _template(first.value)) not in _INTERNAL:
-                    exception = ast.unparse(raised.func)
-                    if text.partition(" ")[2] and exception != "AttributeError" and "must" in text + "must":
+                if ast.unparse(first.targets[0]) == "msg" and isinstance(second.exc, ast.Call):
+                    text, exception = _template(first.value, _names_in(path)), ast.unparse(second.exc.func)
+                    if text not in _INTERNAL and exception != "AttributeError":
                         yield text, exception
 
 
-def _assigns_msg(statement: ast.Assign) -> bool:
-    return isinstance(statement.targets[0], ast.Name) and statement.targets[0].id == "msg"
+def _names_in(path: Path) -> Mapping[str, object]:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return vars(importlib.import_module(".".join(["mcp_eventscope", *parts]).removesuffix(".__init__")))
 
 
-def _template(value: ast.expr) -> str:
-    """A message with `…` in place of its variable parts, and OPTION in place of the name of an option."""
+def _template(value: ast.expr, names: Mapping[str, object]) -> str:
+    """A message with its constants, `…` in place of its values, and OPTION in place of the name of an option."""
     if isinstance(value, ast.Constant):
         return str(value.value)
     if not isinstance(value, ast.JoinedStr):
         return ""
-    parts = []
-    for part in value.values:
-        if isinstance(part, ast.FormattedValue):
-            name = ast.unparse(part.value)
-            parts.append({"option": "OPTION", "name": "OPTION", "VARIABLE": "PROMETHEUS_MULTIPROC_DIR"}.get(name, "…"))
-        else:
-            parts.append(_template(part))
-    return "".join(parts)
+    return "".join(
+        _shown(part.value, names) if isinstance(part, ast.FormattedValue) else _template(part, names)
+        for part in value.values
+    )
+
+
+def _shown(value: ast.expr, names: Mapping[str, object]) -> str:
+    name = ast.unparse(value)
+    constant = names.get(name)
+    if isinstance(constant, str | int | float):
+        return str(constant)
+    return "OPTION" if name in {"option", "name"} else "…"
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("{", "&#123;")
+    return text.replace("|", "\\|").replace("<", "&lt;")
