@@ -2,10 +2,10 @@
 
     python -m benchmarks.failures [--rounds N] [--output PATH] [--only NAME …]
 
-Each contestant runs on two workers and one Valkey. A client calls a tool that sends 20 messages in two seconds, loses its
-connection after five of them, and resumes with the last event id: on the same worker, on the other one, or on the other
-one after the first was killed. It reconnects until it has a response, for at most `PATIENCE` seconds. The program prints
-one line for each case and writes JSON.
+Each contestant runs on two workers and one Valkey. A client calls a tool that sends 20 messages in two seconds, loses
+its connection after five of them, and resumes with the last event id: on the same worker, on the other one, or on the
+other one after the first was killed. It reconnects until it has a response, for at most `PATIENCE` seconds. The program
+prints one line for each case and writes JSON.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ DEFAULT_OUTPUT = Path(__file__).parent / "results" / "failures.json"
 CASES = ("same_worker", "other_worker", "killed_worker")
 MESSAGES, EVERY, CUT_AFTER = 20, 0.1, 5
 PATIENCE = 30.0
-"""Seconds after which a client counts as hung."""
+"""Seconds after which a client gives up."""
+NO_RESPONSE = "no response"
 _RECONNECT = 0.25
 _STEP = re.compile(rb"step (\d+) of")
 _ID = re.compile(rb"(?m)^id: (\S+)")
@@ -89,20 +90,24 @@ async def _run(case: str, workers: Sequence[Worker]) -> dict[str, Any]:
 
 
 async def _resume(session: Session, port: int, cursor: str, number: int, events: list[Event]) -> str:
-    """Reconnect until there is a response. Appends the events; returns the last line of status."""
+    """Reconnect until there is a response. Appends the events; returns the last HTTP status."""
     status = ""
     until_then = time.monotonic() + PATIENCE
-    while _outcome(events, number) == "hangs" and time.monotonic() < until_then:
+    while _outcome(events, number) == NO_RESPONSE and time.monotonic() < until_then:
         stream: Stream | None = None
-        with suppress(BenchmarkError, OSError, TimeoutError):
+        try:
             async with asyncio.timeout(max(0.1, until_then - time.monotonic())):
                 stream = await session.get(port, cursor)
-                status = stream.text.split(b"\r\n", 1)[0].decode()
+                status = "200"
                 await until(
-                    lambda stream=stream: stream.ended.is_set() or _outcome(stream.events(), number) != "hangs",  # type: ignore[misc]
+                    lambda stream=stream: stream.ended.is_set() or _outcome(stream.events(), number) != NO_RESPONSE,  # type: ignore[misc]
                     "the response",
                     seconds=PATIENCE,
                 )
+        except (BenchmarkError, OSError, TimeoutError) as error:
+            # The error of a refused resume quotes the beginning of the answer.
+            if refused := re.search(r"HTTP/1\.1 (\d+)", str(error)):
+                status = refused[1]
         if stream is not None:
             stream.cut()
             events += stream.events()
@@ -122,7 +127,7 @@ def _outcome(events: Sequence[Event], number: int) -> str:
         message = json.loads(event.data)
         if message.get("id") == number:
             return "result" if "result" in message else f"error {message['error']['code']}"
-    return "hangs"
+    return NO_RESPONSE
 
 
 def main() -> None:
@@ -145,7 +150,10 @@ def main() -> None:
     options.output.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
     for case, by in figures["cases"].items():
         for name, runs in by.items():
-            shown = "; ".join(f"{run['outcome']}, {run['missing']} missing, {run['seconds']:g} s" for run in runs)
+            shown = "; ".join(
+                f"{run['outcome']} (HTTP {run['last_status']}), {run['missing']} missing, {run['seconds']:g} s"
+                for run in runs
+            )
             print(f"{case:14} {CONTESTANTS[name].title:22} {shown}")
 
 

@@ -221,12 +221,13 @@ def errors_page() -> str:
 
 def llms() -> str:
     """`llms.txt`: the pages of the navigation, each with its first sentence."""
-    lines = ["# mcp-eventscope", "", f"> {reference.summary()}", ""]
+    lines = ["# mcp-eventscope", "", f"> {reference.summary()}"]
     section = None
     for page in navigation.pages():
         if page.section != section:
             section = page.section
-            lines += [f"## {section}", ""] if section == page.section and not lines[-1] else ["", f"## {section}", ""]
+            lines += ["", f"## {section}"] if section else []
+            lines += [""]
         lines.append(f"- [{page.title}]({page.target}): {navigation.summary_of(page.text)}")
     return "\n".join(lines) + "\n"
 

@@ -124,17 +124,17 @@ def http_app(  # noqa: PLR0913, PLR0915 - the options of an application, and all
             and a scope, the application creates a scope from the options of a store, `name` and `worker_lease`.
         redis_url: The URL of Redis, instead of a store or a scope. The application creates and closes the client.
             Without all three: the environment variable `EVENTSCOPE_REDIS_URL`, else an embedded Valkey, with a warning.
-        ttl: Seconds that events are kept, for a store created here; by default 3600; None: no expiry.
-        key_prefix: The prefix of every key in Redis, for a store created here. Each server on one Redis needs its own.
+        ttl: Seconds that events are kept (for a store created here); by default 3600; None: no expiry.
+        key_prefix: The prefix of every key in Redis (for a store created here). Each server on one Redis needs its own.
             None: the environment variable `EVENTSCOPE_KEY_PREFIX`, else `mcp:`.
         name: The name of the server, the same on all of its workers. It is the label `store` of the metrics of a store
             that is not yet instrumented, and sessions of servers with other names are answered 404.
             None: the environment variable `EVENTSCOPE_NAME`, else the MCP server's own name; `default` if FastMCP has
             generated that name, which is a different one in each process.
-        store_timeout: As in `RedisEventStore`, in seconds, for a store created here.
-        backlog_bytes: As in `RedisEventStore`, for a store created here.
-        backlog_events: As in `RedisEventStore`, for a store created here.
-        max_session_bytes: As in `RedisEventStore`, for a store created here.
+        store_timeout: As in `RedisEventStore`, in seconds (for a store created here).
+        backlog_bytes: As in `RedisEventStore` (for a store created here).
+        backlog_events: As in `RedisEventStore` (for a store created here).
+        max_session_bytes: As in `RedisEventStore` (for a store created here).
         follow_timeout: As in `ResumableSessionManager`, in seconds.
         worker_lease: As in `ResumableSessionManager`, in seconds.
         shutdown_timeout: As in `ResumableSessionManager`, in seconds.
