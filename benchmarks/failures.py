@@ -1,6 +1,6 @@
 """Cuts a stream and kills a worker of servers with each event store, and records what the client receives.
 
-    python -m benchmarks.failures [--rounds N] [--output PATH] [--only NAME …]
+    python -m benchmarks.failures [--rounds N] [--output PATH] [--only NAME …] [--cases NAME …]
 
 Each contestant runs on two workers and one Valkey. A client calls a tool that sends 20 messages in two seconds, loses
 its connection after five of them, and resumes with the last event id: on the same worker, on the other one, or on the
@@ -39,19 +39,20 @@ _ID = re.compile(rb"(?m)^id: (\S+)")
 _STORES = [name for name in CONTESTANTS if name != "none"]
 
 
-async def measure(names: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Run all cases.
+async def measure(names: Sequence[str], rounds: int, of: Sequence[str] = CASES) -> dict[str, Any]:
+    """Run the cases.
 
     Args:
         names: Of the contestants.
         rounds: How often each case is run.
+        of: The cases.
 
     Returns:
         The content of the JSON file.
     """
-    cases: dict[str, dict[str, list[dict[str, Any]]]] = {case: {name: [] for name in names} for case in CASES}
+    cases: dict[str, dict[str, list[dict[str, Any]]]] = {case: {name: [] for name in names} for case in of}
     for _ in range(rounds):
-        for case in CASES:
+        for case in of:
             for name in names:
                 async with AsyncExitStack() as stack:
                     url = await stack.enter_async_context(valkey())
@@ -138,12 +139,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="how often each case is run")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="the JSON file")
     parser.add_argument("--only", nargs="+", default=[], choices=_STORES, help="these contestants")
+    parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES, help="these cases")
     options = parser.parse_args()
     names = options.only or _STORES
     if missing := [name for name in names if CONTESTANTS[name].missing]:
         sys.exit(f"not installed: {', '.join(missing)}; pip install --group bench")
     try:
-        figures = asyncio.run(measure(names, max(1, options.rounds)))
+        figures = asyncio.run(measure(names, max(1, options.rounds), options.cases))
     except BenchmarkError as error:
         sys.exit(str(error))
     options.output.parent.mkdir(parents=True, exist_ok=True)

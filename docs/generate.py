@@ -12,7 +12,6 @@ from mcp_eventscope import settings
 from mcp_eventscope.cli import main as command_line
 from mcp_eventscope.telemetry import catalog, declarations
 
-
 _WORKERS: dict[declarations.MultiprocessMode, str] = {
     "livesum": "sum of workers",
     "livemax": "maximum of workers",
@@ -118,13 +117,13 @@ SETTINGS_HEAD = """# Options and environment
 
 <!-- Written by docs/generate.py from the docstrings and mcp_eventscope/settings.py. Do not edit. -->
 
-Options of `http_app()`. Those with a † are also options of `EventScope`, and must then be given there. `http_app()` also accepts
-the keywords of the framework's own function: the SDK's `streamable_http_app()`, or FastMCP's `http_app()`.
+Options of `http_app()`. Those with a † are also options of `EventScope`, and are then given there. `http_app()` also
+accepts the keywords of the framework's own function: the SDK's `streamable_http_app()`, or FastMCP's `http_app()`.
 
 """
 VARIABLES = """
-`EventScope` also takes `redis=`, an asyncio client of redis-py instead of a URL, which the caller closes. The options of
-`RedisEventStore`, `RedisTaskStore` and the other classes are in [the API](api.md).
+`EventScope` also takes `redis=`, an asyncio client of redis-py instead of a URL, which the caller closes. The options
+of `RedisEventStore`, `RedisTaskStore` and the other classes are in [the API](api.md).
 
 ## The environment
 
@@ -151,8 +150,8 @@ API_HEAD = """# API
 
 <!-- Written by docs/generate.py from the docstrings. Do not edit. -->
 
-Everything here is imported from `mcp_eventscope`. [Errors](errors.md) lists the exceptions; `mcp_eventscope.testing` has the
-conformance suites for stores and buses of your own.
+Everything here is imported from `mcp_eventscope`. [Errors](errors.md) lists the exceptions; `mcp_eventscope.testing`
+has the conformance suites for stores and buses of your own.
 """
 
 ERRORS_HEAD = """# Errors

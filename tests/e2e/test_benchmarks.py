@@ -1,5 +1,6 @@
 """The benchmarks run, and their figures make sense, good or bad."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,16 @@ def test_store_benchmark_in_full_needs_the_peers(tmp_path: Path) -> None:
     assert "not installed: mcp_persist" in ran.stderr
     assert "--group bench" in ran.stderr
     assert not output.exists()
+
+
+def test_failures_benchmark_reports_a_resume_on_the_other_worker(tmp_path: Path) -> None:
+    """A cut call of ours resumes there, with each message once."""
+    output = tmp_path / "failures.json"
+    ran = run_benchmark(
+        *("-m", "benchmarks.failures", "--rounds", "1", "--only", "ours"),
+        *("--cases", "other_worker", "--output", str(output)),
+    )
+    assert ran.returncode == 0, ran.stderr
+    (run,) = json.loads(output.read_text("utf-8"))["cases"]["other_worker"]["ours"]
+    assert (run["outcome"], run["last_status"], run["missing"], run["twice"]) == ("result", "200", 0, 0)
+    assert "other_worker" in ran.stdout

@@ -1,7 +1,7 @@
 """Each code block of the documentation runs, or is checked as far as it can be.
 
-Python blocks run in the order of their page, in one namespace. A block that imports from mcp_eventscope is complete; others
-continue an earlier block, or have the names of `PRELUDE`. A block that cannot run has a comment before it,
+Python blocks run in the order of their page, in one namespace. A block that imports from mcp_eventscope is complete;
+others continue an earlier block, or have the names of `prelude`. A block that cannot run has a comment before it,
 `<!-- not run: the reason -->`; it is compiled, and its imports and keywords are checked.
 """
 
@@ -15,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,7 +204,9 @@ def test_named_commands_exist() -> None:
 
 def test_named_variables_exist() -> None:
     """Each variable with our prefix is one of ours; one is a mistyped name, as an example."""
-    known = {settings.variable(option) for option in settings.Settings.model_fields} | {*settings.REQUEST_STATE_VARIABLES}
+    known = {settings.variable(option) for option in settings.Settings.model_fields} | {
+        *settings.REQUEST_STATE_VARIABLES
+    }
     text = "\n".join(page.text for page in navigation.pages() if page.path != "CHANGELOG.md")
     named = set(re.findall(r"\bEVENTSCOPE_[A-Z_]*[A-Z]\b", text))
     assert named - known == {"EVENTSCOPE_TLL"}
@@ -213,8 +215,8 @@ def test_named_variables_exist() -> None:
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language in {"yaml", "json", "toml"}], ids=str)
 def test_data_block_is_valid(block: Block) -> None:
     """YAML, JSON and TOML blocks can be read."""
-    read = {"yaml": yaml.safe_load, "json": json.loads, "toml": tomllib.loads}[block.language]
-    assert read(block.text)
+    readers: dict[str, Callable[[str], Any]] = {"yaml": yaml.safe_load, "json": json.loads, "toml": tomllib.loads}
+    assert readers[block.language](block.text)
 
 
 def test_acl_command_is_that_of_the_code() -> None:

@@ -1,5 +1,6 @@
 """The documentation agrees with the code."""
 
+import json
 import re
 from pathlib import Path
 
@@ -79,6 +80,38 @@ def test_page_has_the_form_that_the_site_needs(page: navigation.Page) -> None:
     assert re.findall(r"^[^\s*|#\d>-].*\n[*-] .*|^[^\s|#*\d>-].*\n1\. .*", text, re.MULTILINE) == []
 
 
+def test_figures_of_failures_are_the_measured_ones() -> None:
+    """The page and the README show the results in benchmarks/results."""
+    page = (ROOT / "docs" / "failures.md").read_text("utf-8")
+    results = ROOT / "benchmarks" / "results"
+    cases = json.loads((results / "failures.json").read_text("utf-8"))["cases"]
+    found = {
+        (case, name): {(run["outcome"], run["last_status"], run["missing"]) for run in runs}
+        for case, by in cases.items()
+        for name, runs in by.items()
+    }
+    assert found == {
+        ("same_worker", "memory"): {("result", "200", 0)},
+        ("same_worker", "ours"): {("result", "200", 0)},
+        ("same_worker", "persist"): {("result", "200", 0)},
+        ("other_worker", "memory"): {("no response", "404", 15)},
+        ("other_worker", "ours"): {("result", "200", 0)},
+        ("other_worker", "persist"): {("no response", "200", 15)},
+        ("killed_worker", "memory"): {("no response", "404", 15)},
+        ("killed_worker", "ours"): {("error -32010", "200", 15)},
+        ("killed_worker", "persist"): {("no response", "200", 15)},
+    }
+    seconds = sorted(run["seconds"] for run in cases["killed_worker"]["ours"])
+    assert f"after {seconds[0]:.1f} to {seconds[-1]:.1f} s" in page
+    for name, runs in json.loads((results / "end_to_end.json").read_text("utf-8"))["outage"].items():
+        total = {key: sum(run[key] for run in runs) for key in runs[0]}
+        lost = total["missing"] + total["missing_uncut"]
+        for text in (page, README):
+            assert f"{total['resumed']} of {total['cut']}" in text, name
+            # The number of sent messages counts what arrived; lost ones never did.
+            assert name == "memory" or f"{lost:,} of " in text, name
+
+
 def test_readme_names_what_exists() -> None:
     """Metrics, log events and public names that the README uses are declared."""
     exposed = (ROOT / "docs" / "telemetry.md").read_text("utf-8")
@@ -105,11 +138,3 @@ def test_architecture_names_modules_that_exist() -> None:
     named = drawn_paths.modules()
     assert {"sessions/manager.py", "redis/lua/commit.lua"} <= named
     assert [module for module in named if not (drawn_paths.PACKAGE / module).is_file()] == []
-
-
-def test_subscriptions_example_runs() -> None:
-    """The example creates a server, as it stands; it connects to Redis only when it is served."""
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "subscriptions.md").read_text("utf-8"), re.DOTALL)
-    namespace: dict[str, object] = {}
-    exec(compile(example, "example", "exec"), namespace)  # noqa: S102 - it is ours
-    assert namespace["app"]
