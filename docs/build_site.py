@@ -34,6 +34,7 @@ def main() -> int:
     if subprocess.run(command, check=False, cwd=ROOT).returncode:  # noqa: S603 - a tool of ours
         return 1
     shutil.copytree(source, html, dirs_exist_ok=True)  # llms.txt leads to the Markdown of the pages.
+    shutil.copy(ROOT / "docs" / "llms.txt", html)
     if found := sorted(_requests()):
         print(*found, "Pages must load nothing from other servers.", sep="\n", file=sys.stderr)  # noqa: T201
         return 1

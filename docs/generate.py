@@ -8,7 +8,6 @@ import click
 
 import navigation
 import reference
-from mcp_eventscope import settings
 from mcp_eventscope.cli import main as command_line
 from mcp_eventscope.telemetry import catalog, declarations
 
@@ -120,6 +119,8 @@ SETTINGS_HEAD = """# Options and environment
 Options of `http_app()`. Those with a † are also options of `EventScope`, and are then given there. `http_app()` also
 accepts the keywords of the framework's own function: the SDK's `streamable_http_app()`, or FastMCP's `http_app()`.
 
+| option | default | meaning |
+|---|---|---|
 """
 VARIABLES = """
 `EventScope` also takes `redis=`, an asyncio client of redis-py instead of a URL, which the caller closes. The options
@@ -127,7 +128,7 @@ of `RedisEventStore`, `RedisTaskStore` and the other classes are in [the API](ap
 
 ## The environment
 
-`http_app()` and `EventScope` read the variables when they are called.
+`http_app()` and `EventScope` read the variables when they are called. Each stands for the option of the same name.
 
 * **An argument has priority** over its variable, which is then not validated. An argument of None counts as left out;
   `ttl=None` alone is a value (no expiry), written `none` in the environment.
@@ -136,10 +137,10 @@ of `RedisEventStore`, `RedisTaskStore` and the other classes are in [the API](ap
 * With `event_store=` the variables of the store (`EVENTSCOPE_REDIS_URL` to `EVENTSCOPE_MAX_SESSION_BYTES`) have no
   effect, since the store has its own options.
 * `RedisEventStore`, `InstrumentedEventStore` and `ResumableSessionManager` read no variables. `RedisRequestState` reads
-  two of its own, unless `keys=` is given:
+  the last two, unless `keys=` is given.
 
-| variable | values |
-|---|---|
+| variable | default | values |
+|---|---|---|
 """
 OTHER_VARIABLES = """
 Others read their own: prometheus_client `PROMETHEUS_MULTIPROC_DIR` ([scraping](scraping.md#several-workers)), the
@@ -203,9 +204,8 @@ The messages of exceptions, in alphabetical order. `…` stands for a value, OPT
 
 def settings_page() -> str:
     """The page of the options and environment variables."""
-    head = "| option | variable | default | values | meaning |\n|---|---|---|---|---|\n"
-    state = "".join(f"| `{name}` | {values} |\n" for name, values in settings.REQUEST_STATE_VARIABLES.items())
-    return SETTINGS_HEAD + head + _rows(reference.options()) + VARIABLES + state + OTHER_VARIABLES
+    options, variables = _rows(reference.options()), _rows(reference.variables())
+    return SETTINGS_HEAD + options + VARIABLES + variables + OTHER_VARIABLES
 
 
 def api_page() -> str:

@@ -163,28 +163,35 @@ def descriptions(name: str) -> dict[str, str]:
 
 
 def options() -> Iterator[str]:
-    """The rows of the options of `http_app`: name, variable, default, values, meaning."""
+    """The rows of the options of `http_app`: name, default, meaning. A † marks those of `EventScope`."""
     meanings = descriptions("http_app")
     scope = descriptions("EventScope")
     for name, parameter in inspect.signature(mcp_eventscope.http_app).parameters.items():
-        if name == "mcp" or parameter.kind is parameter.VAR_KEYWORD:
-            continue
-        field = settings.Settings.model_fields.get(name)
-        variable = f"`{settings.variable(name)}`" if field else ""
-        default = field.default if field else parameter.default
-        shown = "" if default is None else f"{default:g}" if isinstance(default, float) else f"`{default}`"
-        if isinstance(default, int):
-            shown = str(default)
-        mark = " †" if name in scope else ""
-        yield f"| `{name}`{mark} | {variable} | {shown} | {_values(name)} | {meanings[name]} |"
+        if name != "mcp" and parameter.kind is not parameter.VAR_KEYWORD:
+            yield f"| `{name}`{' †' if name in scope else ''} | {_default(name)} | {meanings[name]} |"
 
 
-def _values(option: str) -> str:
-    number = settings.NUMBERS.get(option)
-    if number is None:
+def variables() -> Iterator[str]:
+    """The rows of the environment variables: name, default, values."""
+    for name in settings.Settings.model_fields:
+        number = settings.NUMBERS.get(name)
+        if number is None:
+            values = settings.TEXTS[name][1]
+        else:
+            values = number.expected() + (f", or `{settings.NEVER}`: {number.none}" if number.none else "")
+        yield f"| `{settings.variable(name)}` | {_default(name)} | {values} |"
+    for name, values in settings.REQUEST_STATE_VARIABLES.items():
+        yield f"| `{name}` | | {values} |"
+
+
+def _default(option: str) -> str:
+    field = settings.Settings.model_fields.get(option)
+    default = field.default if field else None
+    if default is None:
         return ""
-    otherwise = f", or `None` (`{settings.NEVER}`)" if number.none else ""
-    return f"{number.expected()}{otherwise}"
+    return (
+        f"{default:g}" if isinstance(default, float) else f"`{default}`" if isinstance(default, str) else str(default)
+    )
 
 
 def exceptions() -> Iterator[str]:
