@@ -1,5 +1,6 @@
 """OpenTelemetry metrics: the same catalog and the same values as for Prometheus."""
 
+import asyncio
 import re
 from collections.abc import Iterator
 
@@ -94,6 +95,11 @@ def provider(reader: InMemoryMetricReader) -> Iterator[MeterProvider]:
 @pytest.fixture
 async def both(scope: Scope, provider: MeterProvider, redis: FakeAsyncRedis) -> InstrumentedEventStore:
     """A store with Prometheus and OpenTelemetry metrics, after some of everything that happens to the other parts."""
+    return await instrumented(scope, provider, redis)
+
+
+async def instrumented(scope: Scope, provider: MeterProvider, redis: FakeAsyncRedis) -> InstrumentedEventStore:
+    """See `both`."""
     subscription_story(registry=scope.registry, meter_provider=provider, logger=scope.log)
     state = InstrumentedRequestState(
         RequestStateSecurity.ephemeral(), registry=scope.registry, meter_provider=provider, logger=scope.log
@@ -115,7 +121,23 @@ async def both(scope: Scope, provider: MeterProvider, redis: FakeAsyncRedis) -> 
     )
 
 
-def told(reader: InMemoryMetricReader) -> dict[str, Metric]:
+@pytest.fixture(scope="module")
+def exported() -> dict[str, Metric]:
+    """The metrics in OpenTelemetry, by name, after the whole `story`, which runs once."""
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+
+    async def run() -> None:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            await story(await instrumented(Scope(), provider, FakeAsyncRedis()), monkeypatch)
+
+    asyncio.run(run())
+    found = metrics_of(reader)
+    provider.shutdown()
+    return found
+
+
+def metrics_of(reader: InMemoryMetricReader) -> dict[str, Metric]:
     """The metrics in OpenTelemetry, by name."""
     data = reader.get_metrics_data()
     assert data is not None
@@ -197,7 +219,7 @@ async def test_both_say_the_same(
 ) -> None:
     """After the same story, each metric has its unit, help, attributes, buckets and value."""
     await story(both, monkeypatch)
-    found = told(reader)
+    found = metrics_of(reader)
     assert set(found) == {metric.otel_name for metric in catalog.METRICS}
     for declared in catalog.METRICS:
         metric = found[declared.otel_name]
@@ -242,17 +264,13 @@ def compare(
 
 
 @pytest.mark.parametrize("metric", catalog.METRICS, ids=lambda metric: metric.name)
-async def test_otlp_translator_metric_has_its_prometheus_name(
-    reader: InMemoryMetricReader,
-    both: InstrumentedEventStore,
-    monkeypatch: pytest.MonkeyPatch,
-    metric: declarations.Metric,
+def test_otlp_translator_metric_has_its_prometheus_name(
+    exported: dict[str, Metric], metric: declarations.Metric
 ) -> None:
     """Dashboards and rules query Prometheus names and labels: they find the same series after OTLP."""
-    await story(both, monkeypatch)
-    exported = told(reader)[metric.otel_name]
-    assert series_name(exported) == metric.name
-    for point in exported.data.data_points:
+    delivered = exported[metric.otel_name]
+    assert series_name(delivered) == metric.name
+    for point in delivered.data.data_points:
         found = {label_name(name) for name in point.attributes or {}}
         absent = {label.name for label in metric.labels} - found
         assert found | absent == {label.name for label in metric.labels}
@@ -260,12 +278,9 @@ async def test_otlp_translator_metric_has_its_prometheus_name(
 
 
 @pytest.mark.parametrize("name", QUERIES)
-async def test_otlp_translator_query_finds_its_series(
-    reader: InMemoryMetricReader, both: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_otlp_translator_query_finds_its_series(exported: dict[str, Metric], name: str) -> None:
     """No query of a panel or a rule names a metric or a label that OTLP does not deliver."""
-    await story(both, monkeypatch)
-    delivered = {series_name(metric): metric for metric in told(reader).values()}
+    delivered = {series_name(metric): metric for metric in exported.values()}
     for selector in QUERIES[name].selectors():
         if not selector.name.startswith(("eventscope_", "mcp_")):
             continue
@@ -278,7 +293,7 @@ async def test_counters_are_there_before_anything_happens(
     reader: InMemoryMetricReader, both: InstrumentedEventStore
 ) -> None:
     """Counters start at 0, as in Prometheus."""
-    points = told(reader)["eventscope.errors"].data.data_points
+    points = metrics_of(reader)["eventscope.errors"].data.data_points
     assert len(points) == 9
     assert both.ttl == 60
 
@@ -292,7 +307,7 @@ async def test_instead_of_prometheus(
             RedisEventStore(redis, ttl=60), name=name, registry=None, meter_provider=provider, logger=Recorder()
         )
         await store.append("1", NOTE)
-    points = told(reader)["eventscope.store.duration"].data.data_points
+    points = metrics_of(reader)["eventscope.store.duration"].data.data_points
     assert sorted(str((point.attributes or {})["store"]) for point in points) == ["one", "two"]
 
 
@@ -305,7 +320,7 @@ async def test_from_http_app(reader: InMemoryMetricReader, provider: MeterProvid
         meter_provider=provider,
         logger=Recorder(),
     )
-    assert "eventscope.ttl" in told(reader)
+    assert "eventscope.ttl" in metrics_of(reader)
     store = scope.instrument(RedisEventStore(FakeAsyncRedis(), ttl=60))
     with pytest.raises(ValueError, match="meter_provider"):
         http_app(MCPServer("s"), store, meter_provider=provider)
