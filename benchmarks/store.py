@@ -42,7 +42,7 @@ _SMALL: dict[str, Any] = {
     "replay": {"events": 100, "times": 2, "seconds": 0.2, "warm": 0.01},
     "long_stream": {"lengths": [200, 2000], "last": 20, "blocks": 2, "each": 2},
     "memory": {"writers": 50, "sessions": 50, "count": 1000},
-    "layout": {"lengths": [2, 22], "writers": 10, "sessions": 10, "count": 880},
+    "layout": {"lengths": [22], "writers": 10, "sessions": 10, "count": 440},
     "telemetry": {"events": 1000, "rounds": 1},
     "rounds": 1,
 }

@@ -41,9 +41,10 @@ def test_follow_benchmark_in_small_reports_figures(tmp_path: Path) -> None:
 
 def test_store_benchmark_in_small_reports_figures(tmp_path: Path) -> None:
     """It needs no peer, lists those left out, and judges every target on a number."""
-    ran = run_small(tmp_path / "new" / "store.json", "-c", STORE)
+    ran = run_small(tmp_path / "new" / "store.json", "-c", STORE, "--only", "ours", "root", "metrics", "persist")
     figures = ran.figures
-    assert {"ours", "root", "metrics", "spans"} <= figures["competitors"].keys()
+    assert {"ours", "root", "metrics"} == figures["competitors"].keys()
+    assert figures["left_out"] == ["persist"]
     for name in figures["left_out"]:
         assert f"left out: {name}, for want of " in ran.stderr
     for result in figures["results"]:

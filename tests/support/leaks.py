@@ -26,11 +26,11 @@ class LeakChecker:
 
     async def leaked(self) -> list[str]:
         """The keys without TTL that were not exempted."""
-        return [
-            key
-            for key in await self.keys()
-            if not any(part in key for part in self._exempt) and await self._client.ttl(key) == -1
-        ]
+        keys = [key for key in await self.keys() if not any(part in key for part in self._exempt)]
+        async with self._client.pipeline(transaction=False) as pipeline:
+            for key in keys:
+                pipeline.ttl(key)
+            return [key for key, ttl in zip(keys, await pipeline.execute(), strict=True) if ttl == -1]
 
     async def clean(self) -> None:
         """Delete all keys under the prefix, since the server may be shared."""
