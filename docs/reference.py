@@ -58,7 +58,8 @@ _EXCEPTIONS = ("EventscopeError", *(name for name in mcp_eventscope.__all__ if h
 _INTERNAL = {"the connection was closed", "not an object", "not a JSON-RPC message", "the task was cancelled"}
 """Messages that another part of the package handles."""
 
-_package = griffe.load(PACKAGE, resolve_aliases=True)
+# By name: a path below the current directory would be taken for a path of modules.
+_package = griffe.load("mcp_eventscope", search_paths=[PACKAGE.parent], resolve_aliases=True)
 
 
 def api() -> Iterator[str]:

@@ -415,6 +415,18 @@ def test_mistyped_option_is_refused_with_the_right_one(server: Callable[[str], o
         make_app(mcp=server("s"), **{wrong: 5})
 
 
+@pytest.mark.parametrize(
+    ("option", "fix"),
+    [("auth", r"pass it to MCPServer\(auth=…\)"), ("middleware", "leave it out"), ("frobnicate", "leave it out")],
+)
+def test_option_of_another_function_is_refused_with_its_place(option: str, fix: str) -> None:
+    """It may be an option of the server's constructor, of another framework, or of none."""
+    with pytest.raises(
+        TypeError, match=rf"{option} must be an option of .* or of MCPServer.streamable_http_app\(\).*{fix}"
+    ):
+        make_app(**{option: []})
+
+
 def test_scope_without_a_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two servers without a name would serve the sessions of each other. The environment may have it."""
     with pytest.raises(ValueError, match='name must be the name of the server, such as "orders", got none'):

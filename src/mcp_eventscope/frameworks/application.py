@@ -1,6 +1,7 @@
 """An application as a framework builds it."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,10 @@ from mcp.server.lowlevel.server import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
+
+
+_OPTIONS_OF_SERVERS = frozenset({"auth", "token_verifier", "auth_server_provider", "debug"})
+"""Options of some applications that other frameworks have on their servers, with the same meaning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,27 @@ class Application:
     """Puts a session manager where the application looks for it."""
     lifespan: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
     """Runs around the session manager."""
+
+
+def made(make: Callable[..., Starlette], server: object, options: Mapping[str, Any]) -> Starlette:
+    """Build an application by the framework's own function.
+
+    Args:
+        make: The function, a method of the server.
+        server: The server.
+        options: The keywords of the function.
+
+    Raises:
+        TypeError: The function has no such keyword: it may be one of another framework, or of the server itself.
+    """
+    known = inspect.signature(make).parameters
+    for name in options.keys() - known:
+        kind = type(server).__name__
+        own = name in _OPTIONS_OF_SERVERS and name in inspect.signature(type(server)).parameters
+        fix = f"pass it to {kind}({name}=…)" if own else "leave it out"
+        msg = f"{name} must be an option of http_app() or of {kind}.{make.__name__}(), got another name; {fix}"
+        raise TypeError(msg)
+    return make(**options)
 
 
 def innermost(route: BaseRoute, endpoint_type: type) -> object:

@@ -10,7 +10,7 @@ from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
 
 from mcp_eventscope.errors import IncompatibleSDKError
-from mcp_eventscope.frameworks.application import Application, innermost
+from mcp_eventscope.frameworks.application import Application, innermost, made
 from mcp_eventscope.store.messages import SDK_1
 
 _TRANSPORTS = ("http", "streamable-http")
@@ -57,7 +57,7 @@ def build(server: Any, options: Mapping[str, Any]) -> Application:
         msg = f'transport must be "http", got {transport!r}; only streamable HTTP can be resumed'
         raise ValueError(msg)
     make: Callable[..., Starlette] = server.http_app
-    app = make(**options)
+    app = made(make, server, options)
     endpoint_type = getattr(sys.modules.get("fastmcp.server.http"), "StreamableHTTPASGIApp", None)
     settings = getattr(sys.modules.get("fastmcp"), "settings", None)
     if endpoint_type is None or not all(hasattr(settings, name) for name in _SETTINGS):

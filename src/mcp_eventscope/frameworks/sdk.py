@@ -9,7 +9,7 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from starlette.applications import Starlette
 
 from mcp_eventscope.errors import IncompatibleSDKError
-from mcp_eventscope.frameworks.application import Application, innermost
+from mcp_eventscope.frameworks.application import Application, innermost, made
 from mcp_eventscope.options import given
 from mcp_eventscope.sdk_versions import TESTED
 from mcp_eventscope.store.messages import SDK_1
@@ -39,7 +39,7 @@ def build(server: object, options: Mapping[str, Any]) -> Application:
         )
         raise TypeError(msg)
     make: Callable[..., Starlette] = server.streamable_http_app
-    app = make(**options)
+    app = made(make, server, options)
     built = server.session_manager
     endpoints = [found for route in app.routes if (found := innermost(route, StreamableHTTPASGIApp)) is not None]
     endpoint: Any = endpoints[0] if len(endpoints) == 1 else None
