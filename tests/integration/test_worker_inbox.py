@@ -149,6 +149,7 @@ async def test_messages_beyond_the_bound_drop_the_oldest(
     async with worker(server) as (one, _), worker(server) as (two, received):
         await one.record(NewRecord("s", "", "{}"), ttl=60)
         await two.touch([NewRecord("s", "", "")], ttl=60)
+        await until(lambda: not one._outbox._pending)  # The record's own message.
         dropped: list[StoreEvent] = []
         one._outbox._observers.subscribe(dropped.append)
         for number in range(10):
