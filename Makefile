@@ -15,9 +15,9 @@ SOURCES := pyproject.toml hatch_build.py $(shell find src dashboards -type f -no
 # Duration of `make soak`.
 SECONDS ?= 120
 
-# One process more than there are cores, since most tests wait for servers. The tests of a file share servers, so they stay
-# in one process.
-PARALLEL := -n $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))) --maxprocesses 4 --dist loadfile
+# Three processes more than there are cores, since most tests wait for leases, timeouts and servers. The tests of a file
+# share servers, so they stay in one process.
+PARALLEL := -n $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 3 ))) --maxprocesses 6 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test test-fast test-servers drill soak bench check format hooks matrix docs site dashboards pictures clean
