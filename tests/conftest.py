@@ -6,12 +6,17 @@ from collections.abc import AsyncIterator, Iterator
 
 import fakeredis
 import pytest
+from hypothesis import HealthCheck, settings
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
 from support.leaks import LeakChecker
 from support.servers import Valkey, redis_server, redis_server_binary, valkey
 from support.stores import PATIENCE, patient_client
+
+# An example takes as long as the machine lets it.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 LONGEST = (
     "test_drill.py",

@@ -54,14 +54,17 @@ async def test_opened_and_deleted(rig: Rig, store: EventStore | None) -> None:
     await until(lambda: rig.live() == 0)
     assert rig.ended() == {"deleted": 1}
 
+    answers: list[int] = []
+
     async def answered() -> bool:
-        return await status(client) != 503  # On a busy machine Redis may be late.
+        answers.append(await status(client))
+        return answers[-1] != 503  # On a busy machine Redis may be late.
 
     await until(answered)
-    assert await status(client) == 404
+    assert answers[-1] == 404
     refused = rig.refused()
     refused.pop("unavailable", None)
-    assert refused == {"unknown": 2}
+    assert refused == {"unknown": 1}
     assert rig.scope.log.named("event_store.session_refused") == [], "ids that have ended are every day's"
 
 
