@@ -11,7 +11,6 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
-
 _OPTIONS_OF_SERVERS = frozenset({"auth", "token_verifier", "auth_server_provider", "debug"})
 """Options of some applications that other frameworks have on their servers, with the same meaning."""
 
