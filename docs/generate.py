@@ -108,9 +108,9 @@ def _logs() -> Iterator[str]:
         yield f"| `{event.name}` | {event.level} | {', '.join(f'`{name}`' for name in event.fields)} | {event.help} |"
 
 
-LOGS = """Within a trace, each has `trace_id` and `span_id`. Without structlog they go to the standard library's logger
-`mcp_eventscope`, where Python shows warnings and errors only. To see the others, too, configure logging, for example
-with `logging.basicConfig(level=logging.INFO)`."""
+LOGS = """Within a trace, each has `trace_id` and `span_id`. Unless the application has configured structlog, they go to
+the standard library's logger `mcp_eventscope`, where Python shows warnings and errors only. To see the others, too,
+configure logging, for example with `logging.basicConfig(level=logging.INFO)`."""
 
 SETTINGS_HEAD = """# Options and environment
 

@@ -1,11 +1,10 @@
-"""Log events, through structlog."""
+"""Log events, for structlog or the standard library."""
 
 import logging
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
-
-import structlog
 
 from mcp_eventscope.options import check_logger
 from mcp_eventscope.redis.self_test import Capabilities, Capability
@@ -373,22 +372,33 @@ def _capability_fixes(found: Capabilities) -> Iterator[str]:
         yield f"set maxmemory-policy noeviction instead of {found.policy}, which deletes events before their TTL"
 
 
+class _StandardLogger:
+    """Writes log events to the standard library's logger `mcp_eventscope`: the name, then the fields, in a line."""
+
+    def __init__(self) -> None:
+        self._logger = logging.getLogger("mcp_eventscope")
+
+    def info(self, event: str, **fields: Any) -> None:
+        """Log an event at the level info."""
+        self._logger.info("%s", _as_line(event, fields))
+
+    def warning(self, event: str, **fields: Any) -> None:
+        """Log an event at the level warning."""
+        self._logger.warning("%s", _as_line(event, fields))
+
+    def error(self, event: str, **fields: Any) -> None:
+        """Log an event at the level error."""
+        self._logger.error("%s", _as_line(event, fields))
+
+
+def _as_line(event: str, fields: Mapping[str, Any]) -> str:
+    return " ".join([event, *(f"{name}={value!r}" for name, value in fields.items())])
+
+
 def _default_logger() -> Logger:
-    if structlog.is_configured():
+    # An application that has configured structlog has imported it. To import it takes as long as a tenth of the SDK.
+    structlog: Any = sys.modules.get("structlog")
+    if structlog is not None and structlog.is_configured():
         configured: Logger = structlog.get_logger("mcp_eventscope")
         return configured
-    plain: Logger = structlog.wrap_logger(
-        logging.getLogger("mcp_eventscope"),
-        processors=[
-            structlog.processors.format_exc_info,
-            _as_line,
-        ],
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,
-    )
-    return plain
-
-
-def _as_line(logger: object, method: str, event: MutableMapping[str, Any]) -> str:  # noqa: ARG001 - a processor's
-    """A log event as one line of the standard library's logging: its name, then its fields."""
-    return " ".join([str(event.pop("event")), *(f"{name}={value!r}" for name, value in event.items())])
+    return _StandardLogger()
