@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from dashboards.__main__ import files
+from dashboards.rules import alert_file
+from mcp_eventscope.cli.bundled import FORMATS
 from mcp_eventscope.cli.main import main
 from support.boards import FOLDER, GRAFANA, PROMETHEUS
 
@@ -62,11 +64,27 @@ def test_export_leads_alerts_to_a_grafana(tmp_path: Path) -> None:
             assert written == path.read_text("utf-8")
 
 
+@pytest.mark.parametrize("layout", FORMATS)
+def test_export_with_a_runbook_url_leads_every_link_there(tmp_path: Path, layout: str) -> None:
+    """The alerts are those that the generator writes for that URL; panels lead to the same sections."""
+    url = "https://wiki.example.com/runbook"
+    arguments = ["--format", layout, "--runbook-url", url, "--grafana-url", "https://grafana.example.com"]
+    assert main(["dashboards", "export", str(tmp_path), *arguments]) == 0
+    written = {path.name: path.read_text("utf-8") for path in tmp_path.rglob("*") if path.is_file()}
+    (rules,) = (yaml.safe_load(text) for name, text in written.items() if name.endswith("-alerts.yaml"))
+    (group,) = rules.get("spec", rules)["groups"]
+    (expected,) = yaml.safe_load(alert_file(url))["groups"]
+    for rule, wanted in zip(group["rules"], expected["rules"], strict=True):
+        assert rule["annotations"]["runbook_url"] == wanted["annotations"]["runbook_url"]
+        assert rule["annotations"]["dashboard_url"].startswith("https://grafana.example.com/d/eventscope-")
+    assert not [name for name, text in written.items() if "/d/eventscope-runbook" in text]
+
+
 @pytest.mark.parametrize("address", ["grafana.example.com", "ftp://grafana", "https://", "https://g/?orgId=1"])
 def test_export_refuses_what_is_no_address(tmp_path: Path, address: str, capsys: pytest.CaptureFixture[str]) -> None:
     """An invalid address is refused before any file is written."""
     assert main(["dashboards", "export", str(tmp_path / "new"), "--grafana-url", address]) == 2
-    assert "https://grafana.example.com" in capsys.readouterr().err
+    assert "https://www.example.com/path" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

@@ -1,6 +1,7 @@
 """`mcp-eventscope dashboards push`, against a stub of Grafana's HTTP API."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dashboards import links
 from mcp_eventscope.cli.grafana import FOLDER_UID
 from mcp_eventscope.cli.main import main
 from support.servers import HOST, free_port
@@ -110,6 +112,21 @@ def test_push(grafana: Grafana, capsys: pytest.CaptureFixture[str], path: str) -
         assert imported["overwrite"] is True
         assert imported["dashboard"]["id"] is None
         assert f"{grafana.url}/d/{uid}/slug" in told
+
+
+def test_push_with_a_runbook_url_leads_panels_there(grafana: Grafana) -> None:
+    """The links of panels, and of the rows of the table of problems, lead to sections of that page."""
+    url = "https://wiki.example.com/runbook"
+    assert main(["dashboards", "push", "--grafana", grafana.url, "--token", TOKEN, "--runbook-url", url]) == 0
+    sections = {name.lower() for name in links.SECTIONS}
+    text = json.dumps([imported["dashboard"] for imported in grafana.dashboards.values()])
+    anchors = set(re.findall(rf'"{re.escape(url)}#([^"]+)"', text))
+    assert "${__data.fields.section}" in anchors
+    assert anchors - {"${__data.fields.section}"} <= sections
+    of_rows = re.findall(r'\\"section\\", \\"([^"\\]+)', text)
+    assert of_rows
+    assert set(of_rows) <= sections
+    assert "/d/eventscope-runbook" not in text
 
 
 def test_token_of_the_environment(

@@ -1,6 +1,7 @@
 """The dashboards and rules of the wheel, written in the forms that monitoring systems read."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -11,6 +12,11 @@ from mcp_eventscope.errors import EventscopeError
 _BUNDLED = "dashboards"
 _LINK = '_url: "/d/'
 """The prefix of the links in the alerts, which are relative to Grafana's URL."""
+_RUNBOOK = "grafana/eventscope-runbook.json"
+_RUNBOOK_LINK = re.compile(r'"/d/eventscope-runbook\?[^"]*viewPanel=([^"]+)"')
+"""A link of an alert or a panel to a section of the runbook, by the id of its panel, or by a column of the row."""
+_RUNBOOK_COLUMN = re.compile(r'(?<=\\"section\\", \\")\d+(?=\\")')
+"""That column, as a query sets it."""
 CONFIGMAP_BYTES = 1_000_000
 """Maximum bytes of a ConfigMap: etcd refuses an object above 1 MiB, which includes its metadata."""
 FORMATS = ("files", "provisioning", "kubernetes")
@@ -30,6 +36,7 @@ def export(  # noqa: PLR0913 - the options of the command
     *,
     layout: str = "files",
     grafana_url: str | None = None,
+    runbook_url: str | None = None,
     namespace: str | None = None,
     provisioned: str = PROVISIONED,
     force: bool = False,
@@ -42,6 +49,7 @@ def export(  # noqa: PLR0913 - the options of the command
             provider for Grafana's provisioning. `kubernetes`: a ConfigMap per dashboard with the label that Grafana's
             sidecar selects, and a PrometheusRule per file of rules.
         grafana_url: The URL of Grafana, for absolute links in the alerts.
+        runbook_url: The URL of the runbook for the links of alerts and panels; see `bundled_files`.
         namespace: The namespace of the Kubernetes objects; None: that of `kubectl apply`.
         provisioned: The directory of the dashboards on Grafana's host, for `provisioning`.
         force: Whether to replace existing files with different content.
@@ -52,7 +60,7 @@ def export(  # noqa: PLR0913 - the options of the command
     Raises:
         ExportError: The files cannot be written, would replace others, or are not in this installation.
     """
-    bundled = dict(bundled_files())
+    bundled = dict(bundled_files(runbook_url))
     if grafana_url is not None:
         base = grafana_url.rstrip("/")
         bundled = {
@@ -78,8 +86,13 @@ def export(  # noqa: PLR0913 - the options of the command
     return list(texts)
 
 
-def bundled_files() -> Iterator[tuple[str, str]]:
+def bundled_files(runbook_url: str | None = None) -> Iterator[tuple[str, str]]:
     """The relative names and texts of the files in the wheel.
+
+    Args:
+        runbook_url: The URL of a page with a section per alert, whose anchor is the name of the alert in lower case,
+            such as a rendered `docs/runbook.md`. Links of alerts and panels lead there. None: they lead to the runbook
+            dashboard, relative to Grafana's URL.
 
     Raises:
         ExportError: This installation has none.
@@ -88,9 +101,27 @@ def bundled_files() -> Iterator[tuple[str, str]]:
     if not root.is_dir():
         msg = "this installation has no dashboards (an editable one has none); install the wheel"
         raise ExportError(msg)
-    for folder in sorted(root.iterdir(), key=_name):
-        for file in sorted(folder.iterdir(), key=_name):
-            yield f"{folder.name}/{file.name}", file.read_text("utf-8")
+    found = {
+        f"{folder.name}/{file.name}": file.read_text("utf-8")
+        for folder in sorted(root.iterdir(), key=_name)
+        for file in sorted(folder.iterdir(), key=_name)
+    }
+    if runbook_url is not None:
+        anchors = {f"{panel['id']}": panel["title"].lower() for panel in json.loads(found[_RUNBOOK])["panels"]}
+        found = {name: _with_runbook(text, runbook_url, anchors) for name, text in found.items()}
+    yield from found.items()
+
+
+def _with_runbook(text: str, url: str, anchors: Mapping[str, str]) -> str:
+    """Lead the links of a file to a runbook outside of Grafana.
+
+    Args:
+        text: The file.
+        url: The URL of the runbook.
+        anchors: The anchors of its sections by the ids of the dashboard's panels.
+    """
+    text = _RUNBOOK_COLUMN.sub(lambda section: anchors[section[0]], text)
+    return _RUNBOOK_LINK.sub(lambda link: f'"{url}#{anchors.get(link[1], link[1])}"', text)
 
 
 def _name(entry: Traversable) -> str:

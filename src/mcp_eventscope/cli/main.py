@@ -42,9 +42,21 @@ def _address(ctx: click.Context, param: click.Parameter, value: str | None) -> s
     except ValueError:
         valid = False
     if not valid or parts.username is not None:
-        msg = "must be a URL such as https://grafana.example.com, without user, query and fragment"
+        msg = "must be a URL such as https://www.example.com/path, without user, query and fragment"
         raise click.BadParameter(msg, ctx, param)
     return value
+
+
+def _runbook_url(function: F) -> F:
+    """Add the option that leads alerts and panels to a runbook outside of Grafana."""
+    return click.option(
+        "--runbook-url",
+        callback=_address,
+        metavar="URL",
+        help="URL of the runbook, for the links of alerts and panels: a page with a section per alert, such as "
+        "docs/runbook.md where you publish it; the anchor is the name of the alert in lower case. Without it they lead "
+        "to the runbook dashboard in Grafana, because the project has no published address yet.",
+    )(function)
 
 
 def _connection(function: F) -> F:
@@ -438,6 +450,7 @@ def dashboards() -> None:
     metavar="URL",
     help="URL of Grafana, for the links in the alerts; without it they are relative to Grafana.",
 )
+@_runbook_url
 @click.option("--namespace", metavar="NAMESPACE", help="Namespace of the Kubernetes objects.")
 @click.option(
     "--provisioned",
@@ -452,6 +465,7 @@ def dashboards_export(
     directory: Path,
     layout: str,
     grafana_url: str | None,
+    runbook_url: str | None,
     namespace: str | None,
     provisioned: str,
     force: bool,
@@ -459,7 +473,13 @@ def dashboards_export(
 ) -> None:
     """Write the dashboards and rules to a directory, which is created if it does not exist."""
     written = bundled.export(
-        directory, layout=layout, grafana_url=grafana_url, namespace=namespace, provisioned=provisioned, force=force
+        directory,
+        layout=layout,
+        grafana_url=grafana_url,
+        runbook_url=runbook_url,
+        namespace=namespace,
+        provisioned=provisioned,
+        force=force,
     )
     if as_json:
         print_json("dashboards export", files=[str(path) for path in written])
@@ -473,8 +493,9 @@ def dashboards_export(
 @click.option(
     "--folder", default=bundled.FOLDER_TITLE, show_default=True, help="Title of the folder if it does not exist yet."
 )
+@_runbook_url
 @_json
-def dashboards_push(grafana: str, token: str | None, folder: str, as_json: bool) -> None:
+def dashboards_push(grafana: str, token: str | None, folder: str, runbook_url: str | None, as_json: bool) -> None:
     """Import the dashboards into Grafana over its HTTP API.
 
     Earlier versions are replaced. The rules are for Prometheus: export them, and list them in its rule_files.
@@ -485,7 +506,7 @@ def dashboards_push(grafana: str, token: str | None, folder: str, as_json: bool)
     if not token:
         msg = f"--token must be given, got none; or set {TOKEN_VARIABLE}, which no process list shows"
         raise PushError(msg)
-    boards = [(name, text) for name, text in bundled.bundled_files() if name.endswith(".json")]
+    boards = [(name, text) for name, text in bundled.bundled_files(runbook_url) if name.endswith(".json")]
     urls = push(grafana, token, boards, folder=folder)
     if as_json:
         print_json("dashboards push", urls=urls)
