@@ -3,9 +3,10 @@
 import copy
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
+from contextvars import ContextVar
 from functools import partial
 from importlib.metadata import version
-from time import perf_counter, time
+from time import perf_counter, time, time_ns
 from typing import Self
 
 from mcp_eventscope.options import given
@@ -15,6 +16,7 @@ from mcp_eventscope.store.adapter import EventStoreAdapter
 from mcp_eventscope.store.coordination import Coordinator
 from mcp_eventscope.store.events import BatchCommitted, BatchRetried, SessionSized, StoreEvent
 from mcp_eventscope.store.messages import (
+    GET_STREAM_KEY,
     EventCallback,
     EventId,
     EventStore,
@@ -27,7 +29,7 @@ from mcp_eventscope.store.messages import (
 )
 from mcp_eventscope.store.protocol import ObservableEventStore
 from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowResult, ReplayResult, StoreOutcome
-from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry import catalog, declarations
 from mcp_eventscope.telemetry.facts import ServingFact, Started
 from mcp_eventscope.telemetry.logs import Log, Logger
 from mcp_eventscope.telemetry.measurements import (
@@ -42,13 +44,16 @@ from mcp_eventscope.telemetry.measurements import (
     store_outcome,
 )
 from mcp_eventscope.telemetry.metrics import MetricsSink
-from mcp_eventscope.telemetry.observations import SampledObservation
+from mcp_eventscope.telemetry.observations import SampledObservation, SpanIds
 from mcp_eventscope.telemetry.otel_metrics import MeterProvider
 from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
 from mcp_eventscope.telemetry.redis_self_test import in_background
 from mcp_eventscope.telemetry.redis_stats import poll_redis_stats, poller_of
 from mcp_eventscope.telemetry.sinks import Sinks
 from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, session_hash
+
+_origin: ContextVar[tuple[StreamId | None, str] | None] = ContextVar("_origin", default=None)
+"""The stream that the current task has replayed, and the `traceparent` of its call."""
 
 
 def check_store(option: str, store: object) -> None:
@@ -394,11 +399,10 @@ class InstrumentedEventStore(EventStore):
         self, last_event_id: EventId, send: EventCallback, *, stream_id: StreamId | None = None
     ) -> ReplayResult:
         """Deliver the events after an event, in a span, and measure it. Arguments and errors are those of the store."""
-        opened = self._sinks.start_current_span(catalog.REPLAY_SPAN)
         facts: ReplayResult | None = None
         error: BaseException | None = None
         timed = Timed(send)
-        started = perf_counter()
+        began, started = time_ns(), perf_counter()
         try:
             facts = await self._store.replay(last_event_id, timed, stream_id=stream_id)
         except BaseException as raised:
@@ -416,20 +420,16 @@ class InstrumentedEventStore(EventStore):
                 timed.first,
                 timed.seconds,
             )
-            # Within the span, whose ids it contains.
-            self._sinks.safely("logs", self._sinks.logs.read, "replay", measured, self._session)
-            self._sinks.count(
-                MetricsSink.replayed, measured, self._sinks.end_current_span(opened, measured, self._session)
-            )
+            ids = self._read(catalog.REPLAY_SPAN, "replay", began, measured)
+            self._sinks.count(MetricsSink.replayed, measured, ids)
         return facts
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> FollowResult:
         """Deliver the events stored from now on, in a span, and measure it. Arguments and errors are the store's."""
-        opened = self._sinks.start_current_span(catalog.FOLLOW_SPAN)
         facts: FollowResult | None = None
         error: BaseException | None = None
         counted = Counted(send, self._store.lag, partial(self._sinks.count, MetricsSink.followed_event))
-        started = perf_counter()
+        began, started = time_ns(), perf_counter()
         self._sinks.count(MetricsSink.following)
         try:
             facts = await self._store.follow(stream_id, after, counted, limit=limit)
@@ -446,10 +446,28 @@ class InstrumentedEventStore(EventStore):
                 facts,
             )
             self._sinks.count(MetricsSink.followed, measured)
-            # Within the span, whose ids it contains.
-            self._sinks.safely("logs", self._sinks.logs.read, "follow", measured, self._session)
-            self._sinks.end_current_span(opened, measured, self._session)
+            self._read(catalog.FOLLOW_SPAN, "follow", began, measured)
         return facts
+
+    def _read(
+        self, declared: declarations.Span, operation: str, began: int, measured: ReplayMeasurement | FollowMeasurement
+    ) -> SpanIds | None:
+        """Record the span of a replay or follow, and log it within. Returns the ids of the span, for exemplars.
+
+        The span is made at its end, because the delivered events name the trace that it belongs to: that of the call,
+        however often its stream is cut and on whichever workers it is resumed.
+        """
+        facts, stream = measured.facts, measured.stream_id
+        origin = "" if facts is None or stream == GET_STREAM_KEY else next(iter(facts.producers), facts.origin)
+        if origin:
+            _origin.set((stream, origin))
+        elif (known := _origin.get()) is not None and known[0] == stream:
+            origin = known[1]  # A follow that is cut has no result, but succeeds a replay.
+        producers = () if facts is None else facts.producers
+        span = self._sinks.start_past_span(declared, began, origin, producers)
+        with self._sinks.within(span):
+            self._sinks.safely("logs", self._sinks.logs.read, operation, measured, self._session)
+        return self._sinks.end_span(span, measured, self._session)
 
     def _on_event(self, fact: StoreEvent) -> None:
         """Record a background event of the store."""

@@ -55,7 +55,10 @@ def links(span: ReadableSpan) -> list[tuple[int, int]]:
 async def test_a_replay_links_to_who_stored_what_it_delivers(
     scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis
 ) -> None:
-    """Each event keeps its span, with its payload unchanged; the replay links to the delivered ones."""
+    """Each event keeps its span, with its payload unchanged; the replay links to the delivered ones.
+
+    It belongs to the trace of the first one, and links to the request that asked for it.
+    """
     ids = [(await session.append("1", message)).event_id for message in (None, NOTE, NOTE, RESPONSE)]
     stored = [span.context for span in scope.spans()]
     assert await row(redis, ids[3]) == {
@@ -64,8 +67,13 @@ async def test_a_replay_links_to_who_stored_what_it_delivers(
         "final": b"1",
         "traceparent": f"00-{stored[3].trace_id:032x}-{stored[3].span_id:016x}-{stored[3].trace_flags:02x}".encode(),
     }
-    assert (await session.replay(ids[1], ignore, stream_id="1")).completed
-    assert links(scope.spans()[-1]) == [(context.trace_id, context.span_id) for context in stored[2:]]
+    with scope.provider.get_tracer("test").start_as_current_span("GET /mcp") as request:
+        assert (await session.replay(ids[1], ignore, stream_id="1")).completed
+    replay = scope.spans()[-2]
+    asked = request.get_span_context()
+    assert links(replay) == [(context.trace_id, context.span_id) for context in (asked, *stored[2:])]
+    assert replay.parent is not None
+    assert (replay.parent.trace_id, replay.parent.span_id) == (stored[2].trace_id, stored[2].span_id)
 
 
 async def test_what_is_not_recorded_is_not_kept(redis: FakeAsyncRedis) -> None:
@@ -114,11 +122,13 @@ async def test_whatever_is_written_there(store: RedisEventStore, redis: FakeAsyn
 
 
 async def test_nobody_is_linked_to(scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis) -> None:
-    """A traceparent with zero ids is ignored."""
+    """A traceparent with zero ids is ignored: the replay is in the trace of its request."""
     first, second = [(await session.append("1", message)).event_id for message in (None, NOTE)]
     await change(redis, f"mcp:event:{second}", traceparent=f"00-{0:032x}-{0:016x}-01")
-    await session.replay(first, ignore, stream_id="1")
-    assert links(scope.spans()[-1]) == []
+    with scope.provider.get_tracer("test").start_as_current_span("GET /mcp") as request:
+        await session.replay(first, ignore, stream_id="1")
+    replay = scope.spans()[-2]
+    assert (links(replay), replay.parent) == ([], request.get_span_context())
     assert scope.sample("telemetry_failures_total", sink="traces") == 0
 
 

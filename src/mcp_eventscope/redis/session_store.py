@@ -307,6 +307,7 @@ class RedisSessionStore:
             age=age,
             completed=delivery.completed,
             producers=tuple(delivery.producers),
+            origin="" if standalone else delivery.origin,
         )
 
     def _horizon(self) -> int:
@@ -440,6 +441,7 @@ class RedisSessionStore:
             corrupt=tuple(delivery.corrupt),
             failures=following.failures,
             producers=tuple(delivery.producers),
+            origin="" if standalone else delivery.origin,
             orphaned=following.orphaned,
         )
 

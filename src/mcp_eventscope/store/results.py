@@ -120,6 +120,8 @@ class ReplayResult:
     """Why there was nothing to resume from; None after a replay."""
     producers: tuple[str, ...] = ()
     """The distinct `traceparent` values of the delivered events, the first 32."""
+    origin: str = ""
+    """The `traceparent` of the request's first event in the store; "": unknown, or the standalone stream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +139,8 @@ class FollowResult:
     """Failed reads, which were retried."""
     producers: tuple[str, ...] = ()
     """The distinct `traceparent` values of the delivered events, the first 32."""
+    origin: str = ""
+    """The `traceparent` of the request's first event in the store; "": unknown, or the standalone stream."""
     orphaned: bool = False
     """Whether the request's worker was dead and this follower answered the request."""
 

@@ -375,8 +375,9 @@ STORE_SPAN = Span(
 )
 REPLAY_SPAN = Span(
     "event_store.replay",
-    "One replay, from looking up the last event id to sending the last event. Links to the spans that stored the "
-    "delivered events.",
+    "One replay, from looking up the last event id to sending the last event. Belongs to the trace of the call whose "
+    "events it delivers, and links to the HTTP request that resumed, and to the spans that stored the events. On the "
+    "standalone stream, and if the call was not sampled: belongs to the trace of that request.",
     (
         *_COMMON,
         "eventscope.events",
@@ -390,8 +391,8 @@ REPLAY_SPAN = Span(
 
 FOLLOW_SPAN = Span(
     "event_store.follow",
-    "Following one stream after a replay, until its response or the follow timeout: seconds to minutes. Links to the "
-    "spans that stored the delivered events.",
+    "Following one stream after a replay, until its response or the follow timeout: seconds to minutes. Trace and "
+    "links as of `event_store.replay`.",
     (
         *_COMMON,
         "eventscope.events",

@@ -1,7 +1,8 @@
 """All sinks of one store. Telemetry never raises; failures are counted by sink."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -100,6 +101,20 @@ class Sinks:
         ids = self._ids(span)
         self.safely("traces", self.tracing.end_span, span, measured, session)
         return ids
+
+    def start_past_span(
+        self, span: declarations.Span, began: int, parent: str, producers: Iterable[str]
+    ) -> Span | None:
+        """Start a span of an operation that has ended; see `Tracing`."""
+        try:
+            return self.tracing.start_past_span(span, began, parent, producers)
+        except Exception as error:  # noqa: BLE001 - the sampler or processor of the application
+            self.failed("traces", error)
+            return None
+
+    def within(self, span: Span | None) -> AbstractContextManager[object]:
+        """Return a context manager that makes a span current, if there is one."""
+        return contextlib.nullcontext() if span is None else self.tracing.within(span)
 
     def start_current_span(self, span: declarations.Span) -> Opened | None:
         """Start a span that is current until `end_current_span`."""

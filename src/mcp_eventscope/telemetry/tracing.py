@@ -2,7 +2,8 @@
 
 import contextlib
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from contextvars import Token
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import (
     INVALID_SPAN,
     Link,
+    NonRecordingSpan,
     NoOpTracer,
     ProxyTracer,
     Span,
@@ -42,6 +44,7 @@ __all__ = ["Opened", "Span", "TracerProvider", "Tracing", "check_tracer_provider
 Opened: TypeAlias = tuple[Span, Token[Context]]
 """A current span, and the token that detaches it."""
 
+_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _REMEMBERED = 256
 """The number of contexts that are remembered as not sampled."""
 
@@ -144,6 +147,35 @@ class Tracing:
         links = [Link(call)] if call.is_valid else []
         span = self._tracer.start_span(declared.name, context=Context(), kind=SpanKind.INTERNAL, links=links)
         return span if span.is_recording() else None
+
+    def start_past_span(
+        self, declared: declarations.Span, began: int, parent: str, producers: Iterable[str]
+    ) -> Span | None:
+        """Start a span of an operation that has ended: its result names the trace that it belongs to.
+
+        Args:
+            declared: The span.
+            began: When the operation began, in nanoseconds since 1970.
+            parent: The `traceparent` of its parent, to which the current span is linked: the HTTP request that asked
+                for it. "": the current span is its parent.
+            producers: The `traceparent` values to link to.
+
+        Returns:
+            A span for `within` and `end_span`; None if tracing is off.
+        """
+        if self.off:
+            return None
+        found = _linked(parent)
+        links = [Link(linked) for producer in producers if (linked := _linked(producer)) is not None]
+        within = context.get_current()
+        if found is not None:
+            current = trace.get_current_span().get_span_context()
+            links[:0] = [Link(current)] if current.is_valid else []
+            within = trace.set_span_in_context(NonRecordingSpan(found), within)
+        span = self._tracer.start_span(
+            declared.name, context=within, kind=SpanKind.INTERNAL, links=links, start_time=began
+        )
+        return span if span.is_recording() or span.get_span_context().is_valid else None
 
     @staticmethod
     def within(span: Span) -> AbstractContextManager[object]:
@@ -252,10 +284,6 @@ class Tracing:
                 **_details(measured),
             }
         )
-        if isinstance(measured, ReplayMeasurement | FollowMeasurement) and measured.facts is not None:
-            for producer in measured.facts.producers:
-                if (linked := _linked(producer)) is not None:
-                    span.add_link(linked)
         if measured.error_type is not None:
             # As on the metric. The message of the error may repeat client input.
             span.set_attribute("error.type", measured.error_type)
@@ -263,7 +291,9 @@ class Tracing:
 
 
 def _linked(traceparent: str) -> SpanContext | None:
-    """The span context of a well-formed `traceparent`; None if its ids are zero."""
+    """The span context of a `traceparent`; None if it is malformed, or its ids are zero."""
+    if _TRACEPARENT.fullmatch(traceparent) is None:
+        return None
     _, trace_id, span_id, flags = traceparent.split("-")
     context = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
     return context if context.is_valid else None

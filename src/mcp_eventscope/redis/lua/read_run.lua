@@ -3,13 +3,15 @@
 -- KEYS     the run's list; the session's `requests`
 -- ARGV     the run; the number after which to read; maximum number of elements; "1": return the elements one by one
 -- Returns  { with spaces between: Redis's clock in microseconds, the number of the list's first element, of its last
---            (0 without a list), 1 if the last one ends the run, and the number of elements; the run's entry in
---            `requests`, or nil; the elements, with newlines between, because clients parse many strings slowly }
+--            (0 without a list), 1 if the last one ends the run, the number of elements, and the first element's
+--            `traceparent`, if it has one; the run's entry in `requests`, or nil; the elements, with newlines between,
+--            because clients parse many strings slowly }
 --
 -- Numbers are dense, but an element may stand for a range of lost events. So the index of an element is its number's
 -- distance from the first number, or less.
 
 local MOST_DIGITS = 16 -- An element with more digits is from another program.
+local TRACEPARENT = '^[^\n]* t(%x%x%-%x+%-%x+%-%x%x)\n'
 
 local list, run, cursor = KEYS[1], ARGV[1], tonumber(ARGV[2])
 
@@ -39,7 +41,8 @@ if last > cursor then
   end
   elements = redis.call('LRANGE', list, low, low + tonumber(ARGV[3]) - 1)
 end
+local producer = string.match(redis.call('LINDEX', list, 0) or '', TRACEPARENT)
 return {
-  table.concat({ clock, string.format('%.0f', first), string.format('%.0f', last), ended, #elements }, ' '),
+  table.concat({ clock, string.format('%.0f', first), string.format('%.0f', last), ended, #elements, producer }, ' '),
   entry, ARGV[4] == '1' and elements or table.concat(elements, '\n'),
 }

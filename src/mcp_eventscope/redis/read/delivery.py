@@ -34,6 +34,7 @@ class Delivery:
         "cursor",
         "delivered",
         "gaps",
+        "origin",
         "payload_bytes",
         "producers",
         "stream",
@@ -55,6 +56,8 @@ class Delivery:
         """The number of missing events, by reason."""
         self.corrupt: list[EventId] = []
         self.producers: dict[str, None] = {}
+        self.origin = ""
+        """The `traceparent` of the request's first known event; "": unknown."""
         self.completed = False
         """Whether the response of the request was delivered, now or earlier."""
         self._send = send

@@ -37,6 +37,8 @@ class Chunk:
     """Whether that one ends the run."""
     entry: bytes | None
     """The run's entry in `requests`."""
+    origin: str
+    """The `traceparent` of the producer of the list's first element; "": unknown."""
     rows: list[Row] = field(default_factory=list)
 
 
@@ -59,8 +61,10 @@ async def read_run(  # noqa: PLR0913 - the script's arguments, one by one
     """
     key = keys.run(stream, run)
     numbers, entry, text = await _read(client, [key, keys.requests], [run, after, max_events])
-    clock, first, last, ended, count = map(int, numbers.split(b" "))
-    chunk = Chunk(clock, first, last, ended == 1, entry)
+    words = numbers.split(b" ")
+    clock, first, last, ended, count = map(int, words[:5])
+    origin = words[5].decode("ascii") if len(words) > 5 else ""
+    chunk = Chunk(clock, first, last, ended == 1, entry, origin)
     if not count:
         return chunk
     # Each match takes two lines: as many matches as elements, in twice as many lines, are the elements.

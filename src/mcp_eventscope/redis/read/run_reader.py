@@ -78,6 +78,7 @@ class RunReader:
         while not delivery.completed:
             local = self.local(keys, delivery.stream, run)
             if local is not None and not local.refused:
+                delivery.origin = delivery.origin or local.origin
                 position = positions.get(run, 0)
                 if local.next_is_here(position):
                     await delivery.take(run, [_row(event) for event in islice(local.after(position), TURN_EVENTS)])
@@ -96,6 +97,7 @@ class RunReader:
     async def _from_redis(self, keys: Keys, delivery: Delivery, run: str) -> Chunk:
         """Deliver all events in Redis, reading the next chunk while one is sent."""
         chunk = await self._read(keys, delivery.stream, run, delivery.cursor.positions.get(run, 0))
+        delivery.origin = delivery.origin or chunk.origin
         ahead: asyncio.Task[Chunk] | None = None
         try:
             while chunk.rows:

@@ -195,6 +195,7 @@ class Run:
         "last",
         "limit",
         "name",
+        "origin",
         "pending",
         "queued",
         "refused",
@@ -217,6 +218,8 @@ class Run:
         self.key = session.keys.run(stream, name)
         self.last = 0
         """The last number that was assigned."""
+        self.origin = ""
+        """The `traceparent` of its first event that has one."""
         self.acknowledged = 0
         """The last number that Redis has acknowledged."""
         self.retained: deque[PendingEvent] = deque()

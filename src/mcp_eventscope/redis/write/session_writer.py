@@ -167,6 +167,7 @@ class SessionWriter:
         """
         loop = asyncio.get_running_loop()
         run.last = seq = run.last + 1
+        run.origin = run.origin or traceparent
         event = PendingEvent(run, seq, self._clock.now(), loop.time(), message, payload, traceparent, final=final)
         self._count(event)
         if final:
