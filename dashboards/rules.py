@@ -68,8 +68,8 @@ def _max(metric: Metric) -> str:
     return f"max by ({', '.join(OF)}) ({series(metric, '', ())})"
 
 
-def _p99(metric: Metric, window: str, **labels: Values) -> str:
-    return f"histogram_quantile(0.99, {_all(metric, window, 'rate', 'bucket', ('le', *OF), **labels)})"
+def _quantile(quantile: float, metric: Metric, window: str, **labels: Values) -> str:
+    return f"histogram_quantile({quantile:g}, {_all(metric, window, 'rate', 'bucket', ('le', *OF), **labels)})"
 
 
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
@@ -128,7 +128,10 @@ _NUMBER = "{{ $value | humanize }}"
 _AS_RATE = 'printf "%.3g"'
 """`humanize` would write 0.01 as 10m."""
 _RATE = f"{{{{ $value | {_AS_RATE} }}}}"
-_UNDELIVERED = f"{_SHARE} of resumes did not deliver all events due (objective: {BUDGET:.0%} at most)."
+_UNDELIVERED = (
+    f"{_SHARE} of resumes did not deliver all events due (objective: {BUDGET:.0%} at most). Their clients miss "
+    "messages, or receive an error instead of a result."
+)
 _WHO = "{{ $labels.job }}, store {{ $labels.store }}"
 
 
@@ -157,6 +160,15 @@ def _rate_now(metric: Metric, window: str, *labels: str) -> str:
     return f"{{{{ with printf `{query}` {arguments} | query }}}}{{{{ . | first | value | {_AS_RATE} }}}}{{{{ end }}}}"
 
 
+def _value_now(metric: Metric, *labels: str) -> str:
+    """The value of a gauge for an alert's series, as a template in parentheses; nothing if there is none."""
+    matchers = ", ".join(f"{label}=%q" for label in labels)
+    arguments = " ".join(f"$labels.{label}" for label in labels)
+    query = f"sum({metric.name}{{{matchers}}})"
+    value = "{{ . | first | value | humanize }}"
+    return f"{{{{ with printf `{query}` {arguments} | query }}}} ({value} now){{{{ end }}}}"
+
+
 def _unless_degraded(error: str = "", value: str = "") -> str:
     """Except during an outage, which EventscopeStoreDegraded reports, and until it has left the ranges of the rules.
 
@@ -173,14 +185,14 @@ def _unless_degraded(error: str = "", value: str = "") -> str:
 FIRST = {
     "EventscopeResumesFailing": "mcp-eventscope doctor",
     "EventscopeResumesFailingSlowly": "mcp-eventscope doctor",
-    "EventscopeDueEventsUndelivered": "mcp-eventscope why LAST_EVENT_ID",
+    "EventscopeDueEventsUndelivered": "grep event_store.replay_incomplete LOG",
     "EventscopeStoreDegraded": "mcp-eventscope doctor",
     "EventscopeStoreFlapping": "redis-cli --latency-history",
-    "EventscopeStoreErrors": "mcp-eventscope doctor",
-    "EventscopeEventsLost": "mcp-eventscope doctor",
+    "EventscopeStoreErrors": "grep -E 'event_store.(store|replay)_failed' LOG",
+    "EventscopeEventsLost": "grep event_store.events_lost LOG",
     "EventscopeBacklogGrowing": "mcp-eventscope doctor",
     "EventscopeTTLHeadroomLow": "mcp-eventscope forecast",
-    "EventscopeTTLMissing": "mcp-eventscope workers",
+    "EventscopeTTLMissing": "grep event_store.ttl_missing LOG",
     "EventscopeKeysWithoutTTL": "mcp-eventscope doctor",
     "EventscopeRequestsOrphaned": "mcp-eventscope workers",
     "EventscopeReplaySlow": "redis-cli --latency-history",
@@ -190,7 +202,7 @@ FIRST = {
     "EventscopeMetricsAbsent": "curl http://WORKER/metrics",
     "EventscopeTelemetryFailing": "grep event_store.telemetry_failed LOG",
     "EventscopeRedisStatsStale": "mcp-eventscope doctor",
-    "EventscopeRequestsRefused": "mcp-eventscope sessions list",
+    "EventscopeRequestsRefused": "grep event_store.session_refused LOG",
     "EventscopeTasksOrphaned": "mcp-eventscope workers",
     "EventscopeTasksUncollected": "grep task_store.uncollected LOG",
     "EventscopeChangesNotDelivered": "grep subscriptions. LOG",
@@ -224,7 +236,8 @@ def _alerts() -> Iterator[Alert]:
         _burning((3, "1d", "2h"), (1, "3d", "6h")),
         "1h",
         f"Resume error ratio above budget: {_WHO}",
-        _UNDELIVERED,
+        f"{_UNDELIVERED} At this rate the error budget of 30 days is spent within 10 to 30 days: it can wait until the "
+        "morning.",
     )
     yield Alert(
         "EventscopeDueEventsUndelivered",
@@ -232,8 +245,8 @@ def _alerts() -> Iterator[Alert]:
         f"{OWED_RATIO} > 0.5\nand {OWED_NUMBER} >= {LEAST_RESUMES}",
         "5m",
         f"Most resumes with events due fail: {_WHO}",
-        f"{_SHARE} of the resumes with events due failed within an hour. Idle clients, which always succeed, can hide "
-        "this in the success ratio.",
+        f"{_SHARE} of the resumes with events due failed within an hour (limit: 50%). Their clients miss messages or "
+        "results. Idle clients, which always succeed, can hide this in the success ratio.",
         links.RESUME,
     )
     yield Alert(
@@ -243,7 +256,8 @@ def _alerts() -> Iterator[Alert]:
         "1m",
         f"Redis is unavailable: {_WHO}",
         "At least one worker has found Redis unreachable, too slow, or refusing writes for a minute. Messages are "
-        "sent, and pending events stay in memory; clients that resume on another worker wait.",
+        f"sent, and events stay in the memory of the workers{_value_now(catalog.BACKLOG_LENGTH, *OF)}; clients that "
+        "resume on another worker wait. Do not restart workers: their pending events would be lost.",
         links.REDIS,
     )
     yield Alert(
@@ -256,7 +270,7 @@ def _alerts() -> Iterator[Alert]:
         "0m",
         f"Redis is intermittently unavailable: {_WHO}",
         f"Redis was unreachable, too slow, or refused writes {_NUMBER} times per worker within 15 minutes. "
-        "No events are lost; resumes on other workers are delayed.",
+        "No events are lost; clients that resume on another worker wait for moments.",
         links.REDIS,
     )
     yield Alert(
@@ -277,16 +291,18 @@ def _alerts() -> Iterator[Alert]:
         f"{_all(catalog.EVENTS_LOST_TOTAL, '15m', by=(*OF, 'reason'), reason=_LOST)} > 0",
         "0m",
         f"Events lost: {_WHO}",
-        f"{_NUMBER} events were lost within 15 minutes ({{{{ $labels.reason }}}}). No resume can deliver them.",
+        f"{_NUMBER} events were lost within 15 minutes ({{{{ $labels.reason }}}}). No resume can deliver them: clients "
+        "that were disconnected miss messages or receive an error.",
         of=(*OF, "reason"),
     )
     yield Alert(
         "EventscopeBacklogGrowing",
         "warning",
-        f"{PENDING} > {BACKLOG}\nand deriv({PENDING}[5m]) > 0",
+        f"{PENDING} > {BACKLOG}\nand deriv({PENDING}[5m]) > 0{_unless_degraded()}",
         "1m",
         f"Backlog growing: {_WHO}",
-        f"{_NUMBER} events are pending in memory, and the backlog grows. Once it is full, events are lost.",
+        f"{_NUMBER} events are pending in memory (limit: {BACKLOG:,}), and more arrive than Redis stores, although it "
+        "is available. Once the backlog is full, events are lost.",
     )
     yield Alert(
         "EventscopeTTLHeadroomLow",
@@ -296,8 +312,8 @@ def _alerts() -> Iterator[Alert]:
         f"and {_all(RESUME_TTL_RATIO, '1h', part='count')} >= {LEAST_RESUMES}",
         "15m",
         f"Clients resume close to the TTL: {_WHO}",
-        f"{_SHARE} of the resumes within an hour had less than {HEADROOM:.0%} of the TTL left. Clients that stay "
-        "disconnected slightly longer lose events.",
+        f"{_SHARE} of the resumes within an hour had less than {HEADROOM:.0%} of the TTL left (limit: {LATE:.0%}). "
+        "Clients that stay disconnected slightly longer lose events.",
         links.RESUME,
     )
     yield Alert(
@@ -306,7 +322,8 @@ def _alerts() -> Iterator[Alert]:
         f"{_max(catalog.DEGRADED)} unless {_max(catalog.TTL)}",
         "10m",
         f"Events never expire: {_WHO}",
-        "The store reports no TTL. Redis fills up until it evicts keys or refuses writes.",
+        "The store reports no TTL, so that nothing is ever deleted. Redis fills up until it evicts keys or refuses "
+        "writes.",
     )
     yield Alert(
         "EventscopeKeysWithoutTTL",
@@ -323,18 +340,18 @@ def _alerts() -> Iterator[Alert]:
         f"{_all(catalog.REQUESTS_ORPHANED, '15m')} > 0",
         "0m",
         f"Requests orphaned: {_WHO}",
-        f"{_NUMBER} requests within 15 minutes were answered with an error, since their worker died or was stopping.",
+        f"{_NUMBER} requests within 15 minutes were answered with an error, because their worker died or was stopping. "
+        "They may have taken effect, and are not run again.",
     )
     yield Alert(
         "EventscopeReplaySlow",
         "warning",
-        f"{_p99(catalog.REPLAY_DURATION, '10m', outcome=('resumed', 'gap'))} > {REPLAY_SECONDS}\n"
+        f"{_quantile(0.99, catalog.REPLAY_DURATION, '10m', outcome=('resumed', 'gap'))} > {REPLAY_SECONDS}\n"
         f"and {_all(catalog.REPLAY_DURATION, '10m', part='count', outcome=('resumed', 'gap'))} >= {LEAST_RESUMES}",
         "10m",
         f"Resume latency high: {_WHO}",
-        f"The p99 latency of resumes is {{{{ $value | humanizeDuration }}}} (limit: {REPLAY_SECONDS} s). Clients "
-        f"wait that "
-        "long for missed events.",
+        f"The p99 latency of resumes is {{{{ $value | humanizeDuration }}}} (limit: {REPLAY_SECONDS} s). Clients wait "
+        "that long for missed events.",
         links.RESUME,
     )
     yield Alert(
@@ -343,7 +360,8 @@ def _alerts() -> Iterator[Alert]:
         f"{FOLLOWERS} > 100\nand {FOLLOWERS} > {STREAMS} * {SESSIONS}",
         "30m",
         f"Followed streams pile up: {_WHO}",
-        f"{_NUMBER} streams are followed, more than {STREAMS} per session. Each uses memory and polls Redis.",
+        f"{_NUMBER} streams are followed, more than {STREAMS} per session (limit). Each uses memory of a worker and "
+        "polls Redis.",
         links.RESUME,
     )
     yield Alert(
@@ -352,7 +370,8 @@ def _alerts() -> Iterator[Alert]:
         f"{_all(catalog.REDIS_KEYS_EVICTED, '15m')} > 0",
         "0m",
         f"Redis evicts keys: {_WHO}",
-        f"Redis evicted {_NUMBER} keys within 15 minutes, of any application. An evicted event is a gap in a resume.",
+        f"Redis evicted {_NUMBER} keys within 15 minutes, of any application, for lack of memory. An evicted event "
+        "is a gap in a resume.",
         links.REDIS,
     )
     yield Alert(
@@ -361,7 +380,7 @@ def _alerts() -> Iterator[Alert]:
         f"{_max(catalog.REDIS_MEMORY)}\n/ ({_max(catalog.REDIS_MEMORY_LIMIT)} > 0) > {MEMORY:g}",
         "10m",
         f"Redis memory near its limit: {_WHO}",
-        f"{_SHARE} of maxmemory is used. At the limit Redis evicts keys or refuses writes.",
+        f"{_SHARE} of maxmemory is used (limit: {MEMORY:.0%}). When it is full, Redis evicts keys or refuses writes.",
         links.REDIS,
     )
     present = series(catalog_sessions.BUILD_INFO, "", ())
@@ -380,14 +399,15 @@ def _alerts() -> Iterator[Alert]:
         f"{_all(catalog.TELEMETRY_FAILURES, '5m', 'rate', by=(*OF, 'sink'))} > 0",
         "5m",
         f"Telemetry fails: {_WHO}",
-        f"{_RATE} signals per second are not recorded ({{{{ $labels.sink }}}}). Dashboards show too little.",
+        f"{_RATE} signals per second are not recorded ({{{{ $labels.sink }}}}). Requests are not affected; dashboards "
+        "and alerts see too little.",
         of=(*OF, "sink"),
     )
     yield Alert(
         "EventscopeRedisStatsStale",
         "warning",
         f"{_all(catalog.REDIS_STATS_DURATION, '15m', part='count', outcome='error')} > 0\n"
-        f"unless {_all(catalog.REDIS_STATS_DURATION, '15m', part='count', outcome='ok')} > 0",
+        f"unless {_all(catalog.REDIS_STATS_DURATION, '15m', part='count', outcome='ok')} > 0{_unless_degraded()}",
         "5m",
         f"Redis statistics are stale: {_WHO}",
         "No poll has succeeded for 15 minutes. Panels and alerts about keys, memory and evictions show old values.",
@@ -399,8 +419,9 @@ def _alerts() -> Iterator[Alert]:
         f"{_all(catalog_sessions.REQUESTS_REFUSED, '5m', 'rate', by=(*OF, 'reason'), reason=_REFUSED)} > 0"
         f"{_unless_degraded('reason', 'unavailable')}",
         "5m",
-        f"Requests refused for want of a session: {_WHO}",
-        f"{_RATE} requests per second are answered 503 ({{{{ $labels.reason }}}}). Clients have to retry.",
+        f"Requests answered 503: {_WHO}",
+        f"{_RATE} requests per second are answered 503 ({{{{ $labels.reason }}}}). Their clients cannot work, and "
+        "retry. limit: too many sessions are open. unavailable: Redis cannot be read, although it is not known to be down.",
         of=(*OF, "reason"),
     )
     yield Alert(
@@ -442,7 +463,8 @@ def _alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeAnswersRefused",
         "warning",
-        f"{_all(refused, '5m', 'rate', by=(*OF, 'reason'), reason=ANSWERS_REFUSED)} > 0",
+        f"{_all(refused, '5m', 'rate', by=(*OF, 'reason'), reason=ANSWERS_REFUSED)} > 0"
+        f"{_unless_degraded('reason', 'unavailable')}",
         "5m",
         f"Answers of clients are refused: {_WHO}",
         f"{_RATE} answers per second are refused ({{{{ $labels.reason }}}}). Their users have to be asked again, or "
@@ -453,22 +475,23 @@ def _alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeStoreSlow",
         "warning",
-        f"{_p99(catalog.COMMIT_DURATION, '10m')} > {COMMIT_SECONDS}\n"
+        f"{_quantile(0.9, catalog.COMMIT_DURATION, '10m')} > {COMMIT_SECONDS}\n"
         f"and {_all(catalog.COMMIT_DURATION, '10m', part='count')} >= {LEAST_RESUMES}{_unless_degraded()}",
         "10m",
         f"Redis write latency high: {_WHO}",
-        f"The p99 latency of writes is {{{{ $value | humanizeDuration }}}} (limit: {COMMIT_SECONDS} s). Messages are "
-        "not delayed; clients that resume on another worker receive events that much later.",
+        f"The p90 latency of writes is {{{{ $value | humanizeDuration }}}} (limit: {COMMIT_SECONDS} s). Messages are "
+        "not delayed; clients that resume on another worker receive events that much later. From store_timeout on "
+        "(0.25 s by default) it counts as an outage.",
         links.REDIS,
     )
     yield Alert(
         "EventscopeFollowLagHigh",
         "warning",
-        f"{_p99(catalog.FOLLOW_LAG, '10m')} > {LAG_SECONDS}\n"
+        f"{_quantile(0.99, catalog.FOLLOW_LAG, '10m')} > {LAG_SECONDS}\n"
         f"and {_all(catalog.FOLLOW_LAG, '10m', part='count')} >= {LEAST_RESUMES}{_unless_degraded()}",
         "10m",
         f"Followers are late: {_WHO}",
-        f"1 % of the events for resumed clients arrive more than {{{{ $value | humanizeDuration }}}} late (limit: "
+        f"1% of the events for resumed clients arrive more than {{{{ $value | humanizeDuration }}}} late (limit: "
         f"{LAG_SECONDS} s). Clients that resumed on another worker see progress and results that much later.",
         links.RESUME,
     )

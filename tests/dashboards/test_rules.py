@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from dashboards import links
+from dashboards.objective import COMMIT_SECONDS
 from dashboards.rules import FIRST, alert_file, alerts
+from mcp_eventscope.redis.limits import STORE_TIMEOUT
+from mcp_eventscope.telemetry import catalog
 from support.alerting import ALERTS, Case, said_by_promtool
 from support.binaries import program
 from support.boards import PROMETHEUS
@@ -145,6 +148,14 @@ CASES = [
         "5m",
         [{}],
     ),
+    Case(
+        "EventscopeStoreDegraded",
+        "one that has events to store",
+        {'eventscope_degraded{pid="1"}': "0 0 1x10", 'eventscope_backlog_length{pid="1"}': "0 0 1000+1000x10"},
+        "5m",
+        [{}],
+        rate=" (4k now)",
+    ),
     Case("EventscopeStoreDegraded", "for seconds", {"eventscope_degraded{}": "0 0 1 0x10"}, "3m"),
     Case(
         "EventscopeStoreFlapping",
@@ -257,6 +268,16 @@ CASES = [
         "10m",
         [{}],
         "4k",
+    ),
+    Case(
+        "EventscopeBacklogGrowing",
+        "during an outage, which has an alert, and until it is stored",
+        {
+            'eventscope_backlog_length{instance="a"}': "0+200x15",
+            'eventscope_degraded{instance="a"}': "0x15",
+            'eventscope_degraded{instance="b"}': "0 0 1x4 0x10",
+        },
+        "10m",
     ),
     Case("EventscopeBacklogGrowing", "it is being stored", {"eventscope_backlog_length{}": "9000-500x15"}, "10m"),
     Case("EventscopeBacklogGrowing", "a little", {"eventscope_backlog_length{}": "0+20x15"}, "10m"),
@@ -447,6 +468,16 @@ CASES = [
     ),
     Case(
         "EventscopeRedisStatsStale",
+        "every sample fails in an outage, which has an alert",
+        {
+            'eventscope_redis_stats_duration_seconds_count{outcome="error"}': "0+2x40",
+            'eventscope_redis_stats_duration_seconds_count{outcome="ok"}': "7x40",
+            "eventscope_degraded{}": "1x40",
+        },
+        "30m",
+    ),
+    Case(
+        "EventscopeRedisStatsStale",
         "one did",
         {
             'eventscope_redis_stats_duration_seconds_count{outcome="error"}': "0x5 1x40",
@@ -522,6 +553,15 @@ CASES = [
     ),
     Case(
         "EventscopeAnswersRefused",
+        "their state cannot be read in an outage, which has an alert",
+        {
+            'eventscope_request_state_refused_total{reason="unavailable"}': "0+60x20",
+            "eventscope_degraded{}": "0x5 1x15",
+        },
+        "14m",
+    ),
+    Case(
+        "EventscopeAnswersRefused",
         "users that answer late, and clients that change states",
         {
             f'eventscope_request_state_refused_total{{reason="{reason}"}}': "0+60x20"
@@ -566,7 +606,7 @@ CASES = [
     *(
         case
         for alert, metric, bounds, value in (
-            ("EventscopeStoreSlow", "commit_duration_seconds", ("0.25", "0.5"), "497.5ms"),
+            ("EventscopeStoreSlow", "commit_duration_seconds", ("0.1", "0.25"), "235ms"),
             ("EventscopeFollowLagHigh", "follow_lag_seconds", ("2.5", "5"), "4.975s"),
         )
         for case in (
@@ -674,6 +714,12 @@ def test_runbook_url_with_a_base_is_absolute() -> None:
     file = alert_file("https://wiki.example.com/runbook.html")
     urls = re.findall(r'runbook_url: "(.*)"', file)
     assert urls == [f"https://wiki.example.com/runbook.html#{alert.name.lower()}" for alert in alerts()]
+
+
+def test_slow_writes_alert_before_they_count_as_an_outage() -> None:
+    """With the default of `store_timeout` the alert could otherwise never fire: an outage silences it."""
+    assert COMMIT_SECONDS < STORE_TIMEOUT
+    assert COMMIT_SECONDS in catalog.COMMIT_DURATION.buckets, "a quantile is as exact as the buckets"
 
 
 def test_alert_names_its_first_command() -> None:
