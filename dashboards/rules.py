@@ -421,7 +421,8 @@ def _alerts() -> Iterator[Alert]:
         "5m",
         f"Requests answered 503: {_WHO}",
         f"{_RATE} requests per second are answered 503 ({{{{ $labels.reason }}}}). Their clients cannot work, and "
-        "retry. limit: too many sessions are open. unavailable: Redis cannot be read, although it is not known to be down.",
+        "retry. limit: too many sessions are open. unavailable: Redis cannot be read, although it is not known to be "
+        "down.",
         of=(*OF, "reason"),
     )
     yield Alert(

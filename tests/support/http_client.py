@@ -49,18 +49,23 @@ class HTTPClient:
 
     async def initialize(self, name: str = "raw") -> None:
         """Open the session, as a client of this name."""
+        assert await self.open(name) == 200
+        await self.notify("notifications/initialized")
+
+    async def open(self, name: str = "raw") -> int:
+        """Send `initialize`; returns the status."""
         params = {
             "protocolVersion": VERSION,
             "capabilities": {"elicitation": {}},
             "clientInfo": {"name": name, "version": "0"},
         }
         async with self.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}) as response:
-            assert response.status_code == 200, await response.aread()
-            self.session = response.headers["mcp-session-id"]
-            async for event in events(response):
-                if event.data:
-                    break
-        await self.notify("notifications/initialized")
+            if response.status_code == 200:
+                self.session = response.headers["mcp-session-id"]
+                async for event in events(response):
+                    if event.data:
+                        break
+            return response.status_code
 
     async def notify(self, method: str) -> None:
         """Send a notification."""

@@ -16,7 +16,7 @@ from prometheus_client.mmap_dict import MmapedDict
 from mcp_eventscope.settings import URL_VARIABLE
 from support.servers import HOST, free_port, healthy, short_directory, text_of
 from support.waiting import CEILING, eventually
-from support.worker_app import CONTROL_VARIABLE, OPTIONS_VARIABLE
+from support.worker_app import CONTROL_VARIABLE, DEFAULT_APP, OPTIONS_VARIABLE
 
 TESTS = Path(__file__).parents[1]
 
@@ -73,8 +73,14 @@ class WorkerTree:
 
 
 @contextlib.contextmanager
-def worker_tree(
-    command: Sequence[str], port: int, redis_url: str, control_url: str, options: Mapping[str, object]
+def worker_tree(  # noqa: PLR0913 - of a process
+    command: Sequence[str],
+    port: int,
+    redis_url: str,
+    control_url: str,
+    options: Mapping[str, object],
+    *,
+    first_on_path: Sequence[Path] = (),
 ) -> Iterator[WorkerTree]:
     """Start a server of `support.worker_app`, which ends with the block.
 
@@ -84,6 +90,7 @@ def worker_tree(
         redis_url: Where events go.
         control_url: The Redis that controls the tools.
         options: For `http_app`.
+        first_on_path: Directories that Python searches first.
     """
     with short_directory() as metrics, tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -95,7 +102,7 @@ def worker_tree(
                 CONTROL_VARIABLE: control_url,
                 OPTIONS_VARIABLE: json.dumps(dict(options)),
                 "PROMETHEUS_MULTIPROC_DIR": str(metrics),
-                "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
+                "PYTHONPATH": os.pathsep.join(map(str, (*first_on_path, TESTS, TESTS.parent))),
             },
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -115,25 +122,36 @@ def worker_tree(
                 process.wait(CEILING)
 
 
-def uvicorn_command(port: int, workers: int) -> list[str]:
-    """Arguments of Python that have uvicorn serve `support.worker_app`."""
+def uvicorn_command(port: int, workers: int, app: str = DEFAULT_APP) -> list[str]:
+    """Arguments of Python that have uvicorn serve an application of its factory."""
     return [
-        *("-m", "uvicorn", "support.worker_app:app", "--factory", "--host", HOST, "--port", str(port)),
+        *("-m", "uvicorn", app, "--factory", "--host", HOST, "--port", str(port)),
         *("--workers", str(workers), "--log-level", "warning", "--ws", "none", "--timeout-graceful-shutdown", "1"),
     ]
 
 
 @contextlib.contextmanager
-def uvicorn_workers(workers: int, redis_url: str, control_url: str, **options: object) -> Iterator[WorkerTree]:
+def uvicorn_workers(
+    workers: int,
+    redis_url: str,
+    control_url: str,
+    *,
+    app: str = DEFAULT_APP,
+    first_on_path: Sequence[Path] = (),
+    **options: object,
+) -> Iterator[WorkerTree]:
     """Start `uvicorn --workers N`, which ends with the block.
 
     Args:
         workers: How many.
         redis_url: Where events go.
         control_url: The Redis that controls the tools.
+        app: The factory of its application.
+        first_on_path: Directories that Python searches first.
         options: For `http_app`.
     """
     port = free_port()
-    with worker_tree(uvicorn_command(port, workers), port, redis_url, control_url, options) as running:
+    command = uvicorn_command(port, workers, app)
+    with worker_tree(command, port, redis_url, control_url, options, first_on_path=first_on_path) as running:
         eventually(lambda: len(running.workers()) == workers, otherwise=lambda: running.log)
         yield running

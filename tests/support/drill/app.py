@@ -2,13 +2,17 @@
 
 import json
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.resolve import Elicit, Resolve
+from opentelemetry import context
+from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
 from pydantic import BaseModel
 from starlette.applications import Starlette
 
@@ -17,6 +21,8 @@ from support.worker_app import NAME, OPTIONS_VARIABLE, application, server
 
 TASKS = {"steps", "echo", "ask"}
 """The tools that run as tasks, for clients that know tasks."""
+BROKEN = "drill://broken"
+"""A resource that cannot be read."""
 _OF_SCOPE = ("ttl", "store_timeout", "worker_lease")
 
 
@@ -34,11 +40,16 @@ async def approve() -> Elicit[Approval]:
 def app() -> Starlette:
     """The application, for `uvicorn --factory`.
 
-    With the option `task_ttl`, in seconds, it has tasks only, which expire so soon.
+    With the option `task_ttl`, in seconds, it has tasks only, which expire so soon. With `tracing_fails_if`, the path
+    of a file, its tracing raises while the file exists.
     """
     options = json.loads(os.environ[OPTIONS_VARIABLE])
     task_ttl = options.pop("task_ttl", None)
-    scope = EventScope(NAME, **{name: options.pop(name) for name in _OF_SCOPE if name in options})
+    of_scope = {name: options.pop(name) for name in _OF_SCOPE if name in options}
+    if flag := options.pop("tracing_fails_if", None):
+        of_scope["tracer_provider"] = provider = TracerProvider()
+        provider.add_span_processor(_FailingProcessor(Path(flag)))
+    scope = EventScope(NAME, **of_scope)
     parts = scope.server_options(tasks=TASKS) if task_ttl is None else _short_tasks(scope, task_ttl)
     mcp = server(**parts)
 
@@ -48,7 +59,32 @@ def app() -> Starlette:
         await ctx.notify_resource_updated(f"order://{order}")
         return "shipped" if answer.sure else "kept"
 
+    @mcp.tool()
+    async def block(seconds: float) -> str:
+        """Block the event loop of the worker, as no tool should."""
+        time.sleep(seconds)  # noqa: ASYNC251 - the fault
+        return "blocked"
+
+    @mcp.resource(BROKEN)
+    async def broken() -> str:
+        """Raise."""
+        msg = "broken"
+        raise RuntimeError(msg)
+
     return application(mcp, scope=scope, **options)
+
+
+class _FailingProcessor(SpanProcessor):
+    """Raises at the start of each span while a file exists."""
+
+    def __init__(self, flag: Path) -> None:
+        self._flag = flag
+
+    def on_start(self, span: Span, parent_context: context.Context | None = None) -> None:
+        """Raise, or do nothing."""
+        if self._flag.exists():
+            msg = "the exporter of an application"
+            raise RuntimeError(msg)
 
 
 def _short_tasks(scope: EventScope, ttl: int) -> dict[str, Any]:

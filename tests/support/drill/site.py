@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from support.drill.asking import ALL, View
+from support.drill.deployment import APP, Four, Target, four_workers
 from support.drill.ledger import Ledger
 from support.drill.shrunk import shrink
 from support.http_client import NO_TLS
@@ -20,11 +22,11 @@ from support.valkeys import OwnValkey, own_valkey
 from support.waiting import CEILING, pace, until
 
 RULES = Path(__file__).parents[3] / "dashboards" / "prometheus"
-FLEET, SHORT, FOREVER = "mcp", "short", "forever"
-"""The jobs: two workers; one that keeps events for too short a time; one that keeps them for ever."""
+FLEET, SHORT, FOREVER, FOUR = "mcp", "short", "forever", "four"
+"""The jobs: two workers; one that keeps events for too short a time; one that keeps them for ever; four that share a
+target, as the documentation recommends."""
 TTL = 8
 """Intervals for which `short` keeps events and tasks."""
-APP = "support.drill.app:app"
 
 
 def has_stored(redis: OwnValkey, key: str, events: int) -> bool:
@@ -46,6 +48,7 @@ class Site:
     b: WorkerProcess
     short: WorkerProcess
     forever: WorkerProcess
+    four: Four
     interval: int
     """Seconds between two scrapes. All durations are multiples of it: a busy machine does less in a second."""
     ledgers: dict[str, Ledger] = field(default_factory=lambda: {job: Ledger() for job in (FLEET, SHORT, FOREVER)})
@@ -65,15 +68,15 @@ class Site:
         return CEILING * self.interval
 
     async def begin(self) -> None:
-        """Return when both workers have been seen, and that from now on what is shown is the drill.
+        """Return when the first workers have been seen, and that from now on what is shown is the drill.
 
         Before its first scrape Prometheus finds metrics absent, and says so.
         """
-        await self.scraped(self.a, self.b)
+        await self.scraped(self.a, self.b, self.four)
         self.began = time.time()
-        await self.scraped(self.a, self.b)
+        await self.scraped(self.a, self.b, self.four)
 
-    async def scraped(self, *workers: WorkerProcess) -> None:
+    async def scraped(self, *workers: WorkerProcess | Target) -> None:
         """Return when Prometheus has seen what is true of these workers now."""
         now = time.time()
         # A scrape has the time at which it began. Not `timestamp(up == 1)`: that is the time of the query.
@@ -140,17 +143,17 @@ class Site:
         return {(one["metric"].get("job", ""), one["metric"]["alertname"]) for one in series}
 
 
-def address(worker: WorkerProcess) -> str:
+def address(worker: WorkerProcess | Target) -> str:
     """What its `instance` label is."""
-    return urlsplit(worker.url).netloc
+    return urlsplit(worker.metrics_url if isinstance(worker, Target) else worker.url).netloc
 
 
 @contextmanager
 def site(directory: Path, control_url: str) -> Iterator[Site]:
-    """Two workers and a Prometheus that has seen them; the others are not started yet.
+    """Two workers, four that share a target, and a Prometheus; the others are not started yet.
 
     Args:
-        directory: For what Prometheus reads.
+        directory: For what Prometheus reads, and for the files of the four workers.
         control_url: The Redis that steers the tools, which nothing happens to.
     """
     with ExitStack() as stack:
@@ -162,13 +165,21 @@ def site(directory: Path, control_url: str) -> Iterator[Site]:
             stack.callback(made.close)
             return made
 
-        a, b = worker(fleet_redis), worker(fleet_redis)
-        revive([a, b])
+        with ThreadPoolExecutor(1) as starting:
+            started = starting.submit(stack.enter_context, four_workers(directory, control_url))
+            a, b = worker(fleet_redis), worker(fleet_redis)
+            revive([a, b])
+            four = started.result()
         interval = pace()
         short = worker(other_redis, ttl=TTL * interval, task_ttl=TTL * interval, redis_stats_interval=interval / 2)
         forever = worker(other_redis, ttl=None)
         shrink(RULES, directory / "rules", interval)
-        jobs = {FLEET: (a, b), SHORT: (short,), FOREVER: (forever,)}
+        jobs: dict[str, list[WorkerProcess | Target]] = {
+            FLEET: [a, b],
+            SHORT: [short],
+            FOREVER: [forever],
+            FOUR: [four, four.next],
+        }
         config = {
             "global": dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), f"{interval}s"),
             "rule_files": ["rules/*.yaml"],
@@ -179,4 +190,4 @@ def site(directory: Path, control_url: str) -> Iterator[Site]:
         }
         (directory / "prometheus.yml").write_text(json.dumps(config), "utf-8")
         server = stack.enter_context(prometheus(directory / "prometheus.yml"))
-        yield Site(server, fleet_redis, other_redis, a, b, short, forever, interval)
+        yield Site(server, fleet_redis, other_redis, a, b, short, forever, four, interval)
