@@ -98,7 +98,7 @@ class Verifier:
 async def answer_of(client: HTTPClient, method: str = "POST") -> tuple[int, bytes]:
     """The status and body of a response."""
     response = await client.http.request(
-        method, client.url, headers=client._headers(), json=PING if method == "POST" else None
+        method, client.url, headers=client.request_headers(), json=PING if method == "POST" else None
     )
     return response.status_code, response.content
 
@@ -201,7 +201,7 @@ async def test_refused_resume_leaves_the_live_stream_open(valkey_url: str, conne
         async with client.call(1, "steps", name="w") as response:
             stream = events(response)
             primed = await anext(stream)
-            headers = {**client._headers(), "accept": "application/json", "last-event-id": primed.id}
+            headers = {**client.request_headers(), "accept": "application/json", "last-event-id": primed.id}
             refused = await client.http.get(client.url, headers=headers)
             assert refused.status_code == 406
             a.controlled.finish("w")

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import anyio
 import httpx2
@@ -30,7 +31,12 @@ SCRAPE = f"http://{HOST}:{PORT}/metrics"
 @pytest.fixture(scope="module")
 def workers(valkey_url: str) -> Iterator[WorkerTree]:
     """Four workers, on a database of their own, with the metrics on a port of their own."""
-    options = {"metrics_port": PORT, "metrics_token": TOKEN, "redis_stats_interval": 0.1, "worker_lease": 5}
+    options: dict[str, Any] = {
+        "metrics_port": PORT,
+        "metrics_token": TOKEN,
+        "redis_stats_interval": 0.1,
+        "worker_lease": 5,
+    }
     with uvicorn_workers(4, f"{valkey_url}?db=7", f"{valkey_url}?db=8", **options) as running:
         yield running
 

@@ -95,13 +95,13 @@ class HTTPClient:
     @asynccontextmanager
     async def post(self, message: JSON) -> AsyncIterator[httpx2.Response]:
         """Send one message; leaving the block cuts the connection."""
-        async with self.http.stream("POST", self.url, json=message, headers=self._headers()) as response:
+        async with self.http.stream("POST", self.url, json=message, headers=self.request_headers()) as response:
             yield response
 
     @asynccontextmanager
     async def get(self, last_event_id: str | bytes | None = None) -> AsyncIterator[httpx2.Response]:
         """Open a GET stream: a resume, when an event is named."""
-        headers: dict[str, str | bytes] = dict(self._headers())
+        headers: dict[str, str | bytes] = dict(self.request_headers())
         if last_event_id is not None:
             headers["last-event-id"] = last_event_id
         async with self.http.stream("GET", self.url, headers=_as_bytes(headers)) as response:
@@ -115,9 +115,10 @@ class HTTPClient:
 
     async def delete(self) -> int:
         """End the session; returns the status."""
-        return (await self.http.delete(self.url, headers=self._headers())).status_code
+        return (await self.http.delete(self.url, headers=self.request_headers())).status_code
 
-    def _headers(self) -> dict[str, str]:
+    def request_headers(self) -> dict[str, str]:
+        """The headers of each request of the session."""
         headers = {
             "accept": "application/json, text/event-stream",
             "mcp-protocol-version": VERSION,

@@ -1,5 +1,6 @@
 """The server of the drill's workers, with the parts of revision 2026-07-28."""
 
+import asyncio
 import json
 import os
 import time
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ResourceError
 from mcp.server.mcpserver.resolve import Elicit, Resolve
 from opentelemetry import context
 from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
@@ -65,11 +67,17 @@ def app() -> Starlette:
         time.sleep(seconds)  # noqa: ASYNC251 - the fault
         return "blocked"
 
+    @mcp.tool()
+    async def hang() -> str:
+        """Never return."""
+        await asyncio.Event().wait()
+        return ""
+
     @mcp.resource(BROKEN)
     async def broken() -> str:
-        """Raise."""
+        """Fail."""
         msg = "broken"
-        raise RuntimeError(msg)
+        raise ResourceError(msg)
 
     return application(mcp, scope=scope, **options)
 

@@ -9,7 +9,7 @@ from support.proxy import Proxy, proxy_in_thread
 from support.servers import HOST, free_port
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import CEILING
-from support.worker_trees import uvicorn_workers
+from support.worker_trees import WorkerTree, uvicorn_workers
 
 APP = "support.drill.app:app"
 WORKERS = 4
@@ -50,6 +50,7 @@ class Four(Target):
         self._control_url = control_url
         self._directory = directory
         self._stack = stack
+        self.trees: list[WorkerTree] = []
 
     @property
     def tracing_fails(self) -> Path:
@@ -80,7 +81,8 @@ class Four(Target):
             metrics_port=int(target.metrics_url.rpartition(":")[2]),
             tracing_fails_if=str(self.tracing_fails),
         )
-        return self._stack.enter_context(running).url
+        self.trees.append(self._stack.enter_context(running))
+        return self.trees[-1].url
 
     def deploy(self) -> None:
         """Start a worker of a newer version: of its metadata, which is all that it reports."""

@@ -95,7 +95,7 @@ async def calm(site: Site, new: NewCustomer) -> None:
             await customer.arrives(site.a)
             await customer.calls_and_is_cut(site.a, "1")
             tasks.start_soon(follow, customer)
-        await site.shows(f"sum(eventscope_streams_followed) == {len(followed)}")
+        await site.shows(f'sum(eventscope_streams_followed{{job="{FLEET}"}}) == {len(followed)}')
         for customer in followed:
             await customer.ends(customer.calls[-1], "2")
     await site.shows(f'job_store:eventscope_resumes:increase1h{{job="{FLEET}"}} >= {LEAST_RESUMES}')

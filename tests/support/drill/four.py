@@ -3,33 +3,44 @@
 Clients reach the workers through one address: which one accepts a connection is not known, and does not matter.
 """
 
+import asyncio
+import itertools
+import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 import anyio
 import httpx2
+from anyio.abc import TaskStatus
 
 from support.chaos import content_of, start_call
 from support.drill.app import BROKEN
-from support.drill.deployment import MAX_SESSIONS, WORKERS
+from support.drill.deployment import WORKERS
 from support.drill.shrunk import intervals
 from support.drill.site import FOUR, Site
 from support.http_client import HTTPClient, events
 from support.tool_control import ToolControl
 from support.waiting import until
 
-SESSIONS = 8
-BACKLOG = 300
-"""Messages per session that make a backlog: a session may have 256 that are not acknowledged."""
+LOG = logging.getLogger("drill")
+SESSIONS = 6
+BACKLOG = 200
+"""Messages per session that make a backlog in an outage."""
 RESUMED = 24
 """Finished calls that are resumed at a time: ratios and quantiles of fewer than 20 raise no alert."""
-FOLLOWED = 4 * WORKERS * MAX_SESSIONS + 20
-"""Streams that no client closes: more than four per session, however many sessions there are."""
-SLOW, VERY_SLOW, BLOCKED = 0.3, 3.0, 3.5
-"""Seconds by which a reply is slow, and for which an event loop is blocked: above the limits of the alerts."""
-MOST = 60
-"""Repetitions of a fault after which its alert should have fired."""
+FOLLOWED = 4 * WORKERS * (SESSIONS + 3) + 20
+"""Streams of calls that never end: more than four per session, if each worker serves all sessions of the drill."""
+CROWD = 800
+"""Messages of a call that make a backlog while Redis is overtaxed: for some seconds."""
+SLOW, OVERTAXED, BLOCKED, STALLED = 0.3, 1.0, 3.5, 3.0
+"""Seconds by which replies of Redis are late, for which an event loop is blocked, and for which a client reads nothing.
+
+They are above the limits of the alerts, and below the patience of the store.
+"""
 
 
 @dataclass
@@ -41,6 +52,7 @@ class Caller:
     cursor: str = ""
     heard: list[str] = field(default_factory=list)
     told: int = 0
+    calls: int = 1
     over: bool = False
     _connection: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
@@ -67,8 +79,8 @@ class Caller:
 
     async def says(self, count: int = 1) -> None:
         """Have the tool report numbers."""
-        await self.tool.step(*(str(number) for number in range(self.told, self.told + count)))
-        self.told += count
+        first, self.told = self.told, self.told + count  # Before another stage says something.
+        await self.tool.step(*(str(number) for number in range(first, self.told)))
 
     async def has_all(self) -> None:
         """Return when the client has everything, each once, in order."""
@@ -80,6 +92,27 @@ class Caller:
         await self.tool.finish()
         await until(lambda: self.over)
         assert self.heard == [*map(str, range(self.told)), f"{self.told} steps"]
+
+
+async def _resume_slowly(client: HTTPClient, cursor: str) -> None:
+    """Resume, and read nothing for a while, with small buffers on the way; then everything."""
+    address = urlsplit(client.url)
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 << 10)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)  # The sender's buffer grows with it.
+    connection.settimeout(0)
+    await asyncio.get_running_loop().sock_connect(connection, (address.hostname, address.port))
+    reader, writer = await asyncio.open_connection(sock=connection, limit=1024)
+    headers = client.request_headers() | {"host": address.netloc, "last-event-id": cursor, "connection": "close"}
+    lines = [f"GET {address.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+    writer.write("\r\n".join(lines).encode())
+    try:
+        await anyio.sleep(STALLED)
+        assert b" 200 " in await reader.readline()
+        while await reader.read(64 << 10):
+            pass
+    finally:
+        writer.close()
 
 
 class Drill:
@@ -119,26 +152,50 @@ class Drill:
             await site.scraped(site.four)
             calm.set()
             await go_on.wait()
-            await self._outage()
             async with anyio.create_task_group() as others:
-                for stage in (self._deploys, self._piles_up, self._raises, self._cannot_trace):
-                    others.start_soon(stage)
-                await self._slow()
-                await self._blocked()
-                await self._very_slow()
-                await self._full()
+                others.start_soon(self._told, self._deploys)
+                await self._told(self._outage)
+                await others.start(self._pile_up)
+                async with anyio.create_task_group() as readers:
+                    await readers.start(self._read_slowly)
+                    for stage in (self._raises, self._cannot_trace):
+                        others.start_soon(self._told, stage)
+                    for stage in (self._slow, self._blocked, self._overtaxed):
+                        await self._told(stage)
+                await self._told(self._full)  # From then on a resume may be refused.
             for caller in callers:
                 await caller.ends()
         await site.scraped(site.four)
 
+    async def _told(self, stage: Callable[[], Awaitable[None]]) -> None:
+        began = time.monotonic()
+        await stage()
+        LOG.info(
+            "%5.1f s: four%s took %.1f s", time.time() - self._site.began, stage.__name__, time.monotonic() - began
+        )
+
     async def _outage(self) -> None:
-        """Redis is killed while tools talk, clients resume and new ones arrive: one alert fires, and no other."""
-        site = self._site
+        """Redis is killed while tools talk, clients resume, and ask for sessions that a worker does not know.
+
+        One alert fires, and no other.
+        """
+        site, stranger = self._site, self._new()
+        stranger.session = "0" * 32
+        stranger.headers["connection"] = "close"  # The next request may reach another worker.
+
+        async def ask() -> None:
+            async with stranger.post({"jsonrpc": "2.0", "id": 1, "method": "ping"}) as response:
+                assert response.status_code == 503, await response.aread()
+
+        async def all_notice() -> bool:
+            await ask()
+            return site.prometheus.value(f"sum({degraded}) == count({degraded})") is not None
+
         self._four.redis.kill()
         degraded = f'eventscope_degraded{{job="{FOUR}"}}'
         for caller in self._callers:
             await caller.says(BACKLOG)
-        await site.shows(f"sum({degraded}) == {WORKERS}")
+        await until(all_notice, every=0.1)
         self._callers[0].is_cut()
         # Until every alert about a consequence would have fired: their windows and `for` are five minutes.
         lasted = round(1000 * site.interval * (intervals("5m") + intervals("5m") + 1))
@@ -146,7 +203,7 @@ class Drill:
         while (site.prometheus.value(f"min_over_time((max({degraded}))[{lasted}ms:{site.interval}s])") or 0) < 1 or (
             time.monotonic() - began < lasted / 1000
         ):
-            assert await self._new().open() == 503
+            await ask()
             await anyio.sleep(0.5 * site.interval)
         pending = f'job_store:eventscope_backlog_length:sum{{job="{FOUR}"}}'
         assert (site.prometheus.value(f"max_over_time({pending}[{lasted}ms])") or 0) > 1000
@@ -159,22 +216,29 @@ class Drill:
         for caller in self._callers:
             await caller.has_all()
 
+    def _fired(self) -> set[str]:
+        """The alerts that have fired so far."""
+        self._site.end()
+        return {name for job, name in self._site.fired() if job == FOUR}
+
     def _has_fired(self, *names: str) -> None:
         """Check which alerts have fired so far, of those that no concurrent stage raises."""
-        self._site.end()
         concurrent = {"EventscopeFollowersGrowing", "EventscopeOperationsFailing", "EventscopeTelemetryFailing"}
-        concurrent |= {"EventscopeVersionsDiffer"}
-        fired = {name for job, name in self._site.fired() if job == FOUR}
-        assert fired - concurrent == set(names)
+        concurrent |= {"EventscopeVersionsDiffer", "EventscopeReplaySlow"}
+        assert self._fired() - concurrent == set(names)
 
     async def _until_fires(self, name: str, fault: Callable[[], Awaitable[None]]) -> None:
         """Repeat a fault until its alert fires."""
-        for _ in range(MOST):
+
+        async def fires() -> bool:
             await fault()
-            if name in self._site.firing(FOUR):
-                return
-        msg = f"{name} should fire for {FOUR}"
-        raise AssertionError(msg)
+            return name in self._fired()
+
+        try:
+            await until(fires, within=self._site.patience)
+        except AssertionError:
+            msg = f"{name} should fire for {FOUR}, and did not within {self._site.patience} seconds"
+            raise AssertionError(msg) from None
 
     async def _all_say(self) -> None:
         for caller in self._callers:
@@ -189,51 +253,63 @@ class Drill:
         self._has_fired("EventscopeStoreDegraded", "EventscopeStoreSlow")
 
     async def _blocked(self) -> None:
-        """A tool blocks the event loop of one worker after another."""
+        """A tool blocks the event loops of one pair of workers after another."""
         over = anyio.Event()
         client = self._new()
         client.headers["connection"] = "close"  # The next call may reach another worker.
         await client.initialize()
+        numbers = itertools.count(1)
 
         async def block() -> None:
-            number = 0
             while not over.is_set():
-                number += 1
+                number = next(numbers)
                 async with client.call(number, "block", seconds=BLOCKED) as response:
                     assert [event async for event in events(response)]
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(block)
+            for _ in range(2):
+                tasks.start_soon(block)
             await self._until_fires("EventscopeFollowLagHigh", self._all_say)
             over.set()
         self._has_fired("EventscopeStoreDegraded", "EventscopeStoreSlow", "EventscopeFollowLagHigh")
 
-    async def _very_slow(self) -> None:
-        """Replies of Redis take seconds: resumes do, too, and more messages arrive than are stored."""
-        site = self._site
-        finished = [await self._finished(caller, number) for caller in self._callers for number in range(2, 5)]
-        assert len(finished) == RESUMED
-        self._four.proxy.delay = VERY_SLOW
-
-        async def resume() -> None:
-            async with anyio.create_task_group() as tasks:
-                for client, cursor in finished:
-                    tasks.start_soon(client.resume, cursor)
+    async def _overtaxed(self) -> None:
+        """Replies of Redis take a second: more messages arrive than are stored."""
+        self._four.proxy.delay = OVERTAXED
 
         async def talk() -> None:
             for caller in self._callers:
-                await caller.says(BACKLOG)
-            await anyio.sleep(4 * site.interval)
+                await self._begun(caller, times=CROWD, padding=0)
+            await anyio.sleep(4 * self._site.interval)
 
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._until_fires, "EventscopeReplaySlow", resume)
-            tasks.start_soon(self._until_fires, "EventscopeBacklogGrowing", talk)
+        await self._until_fires("EventscopeBacklogGrowing", talk)
         self._four.proxy.delay = 0.0
+        pending = f'sum(eventscope_backlog_length{{job="{FOUR}"}})'
+        await self._site.shows(f"{pending} == bool 0")
 
-    async def _finished(self, caller: Caller, number: int) -> tuple[HTTPClient, str]:
-        """Make a call that ends; returns its client, and the id before its result."""
-        async with caller.client.call(number, "echo", text="x") as response:
-            return caller.client, (await anext(events(response))).id
+    async def _begun(self, caller: Caller, **arguments: float) -> str:
+        """Call a tool that reports by itself, and lose the stream; returns the cursor."""
+        caller.calls += 1
+        call = caller.client.call(caller.calls, "count", name="x", pause=0, **arguments)
+        async with call as response:
+            return (await anext(events(response))).id
+
+    async def _read_slowly(self, *, task_status: TaskStatus[None]) -> None:
+        """Clients resume and read nothing for seconds, as behind a slow network: started when the calls have ended."""
+        resumed = []
+        for number in range(RESUMED):
+            caller = self._callers[number % SESSIONS]
+            cursor = await self._begun(caller, times=10, padding=64 << 10)
+            await caller.client.resume(cursor)  # To the end: what is resumed then is replayed.
+            resumed.append((caller.client, cursor))
+        task_status.started()
+
+        async def resume() -> None:
+            async with anyio.create_task_group() as tasks:
+                for client, cursor in resumed:
+                    tasks.start_soon(_resume_slowly, client, cursor)
+
+        await self._until_fires("EventscopeReplaySlow", resume)
 
     async def _full(self) -> None:
         """More sessions are opened than a worker may have."""
@@ -249,19 +325,27 @@ class Drill:
         """A worker with a newer version starts, and the deployment goes no further."""
         await anyio.to_thread.run_sync(self._four.deploy)
 
-    async def _piles_up(self) -> None:
-        """A proxy keeps the connections of clients open that have left."""
+    async def _pile_up(self, *, task_status: TaskStatus[None]) -> None:
+        """Calls never end, and their clients have resumed: started when all streams are followed."""
         client = self._new()
         await client.initialize()
 
-        async def hold() -> None:
-            async with client.get() as response:
-                assert response.status_code == 200
+        opening = anyio.Semaphore(8)  # More would exhaust the connections of the workers to Redis, which is an outage.
+
+        async def hang(number: int) -> None:
+            async with AsyncExitStack() as stack:
+                async with opening:
+                    async with client.call(number, "hang") as response:
+                        cursor = (await anext(events(response))).id
+                    response = await stack.enter_async_context(client.get(cursor))
+                    assert response.status_code == 200
                 await anyio.sleep_forever()
 
         async with anyio.create_task_group() as tasks:
-            for _ in range(FOLLOWED):
-                tasks.start_soon(hold)
+            for number in range(FOLLOWED):
+                tasks.start_soon(hang, number)
+            await self._site.shows(f'sum(eventscope_streams_followed{{job="{FOUR}"}}) >= {FOLLOWED}')
+            task_status.started()
             await self._site.fires(FOUR, "EventscopeFollowersGrowing")
             tasks.cancel_scope.cancel()
 
