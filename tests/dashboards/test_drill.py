@@ -374,7 +374,7 @@ def test_all_jobs(after: Site) -> None:
     assert kept[address(after.short)] == after.ttl
     assert address(after.forever) not in kept, "no TTL, no series"
     (versions,) = _panel(OVERVIEW, 64)
-    assert list(view.last(versions).values()) == [3]
+    assert sorted(view.last(versions).values()) == [1, 4], "one target has a newer version"
     (keys,) = _panel(REDIS, 24)
     assert max(view.greatest(keys).values()) > 0, "keys that will never expire"
 

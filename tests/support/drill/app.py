@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -60,12 +59,6 @@ def app() -> Starlette:
         """Ship an order after a question, and publish the change."""
         await ctx.notify_resource_updated(f"order://{order}")
         return "shipped" if answer.sure else "kept"
-
-    @mcp.tool()
-    async def block(seconds: float) -> str:
-        """Block the event loop of the worker, as no tool should."""
-        time.sleep(seconds)  # noqa: ASYNC251 - the fault
-        return "blocked"
 
     @mcp.tool()
     async def hang() -> str:

@@ -18,7 +18,7 @@ MAX_SESSIONS = 12
 NEWER = "999.0.0"
 """The version that a deployment installs."""
 LEASE = 30
-"""Seconds: the drill delays replies of Redis, and blocks event loops, for some."""
+"""Seconds: the drill delays replies of Redis, and freezes workers, for some."""
 
 
 @dataclass
@@ -26,6 +26,11 @@ class Target:
     """What Prometheus scrapes."""
 
     metrics_url: str
+
+    @property
+    def port(self) -> int:
+        """Of that address."""
+        return int(self.metrics_url.rpartition(":")[2])
 
 
 class Four(Target):
@@ -51,6 +56,12 @@ class Four(Target):
         self._directory = directory
         self._stack = stack
         self.trees: list[WorkerTree] = []
+        """The running servers: these, then the newer."""
+
+    def freezable(self) -> list[int]:
+        """The workers that do not answer scrapes: they may be frozen without being missed."""
+        tree = self.trees[0]
+        return sorted(tree.workers() - {tree.port_owner(self.port)})
 
     @property
     def tracing_fails(self) -> Path:
@@ -78,7 +89,7 @@ class Four(Target):
             store_timeout=CEILING,
             worker_lease=LEASE,
             max_sessions=MAX_SESSIONS,
-            metrics_port=int(target.metrics_url.rpartition(":")[2]),
+            metrics_port=target.port,
             tracing_fails_if=str(self.tracing_fails),
         )
         self.trees.append(self._stack.enter_context(running))

@@ -1,4 +1,4 @@
-"""What is done to four workers that share a target: an outage, slow replies, blocked loops, refusals, a deployment.
+"""What is done to four workers that share a target: an outage, slow replies, freezes, refusals, a deployment.
 
 Clients reach the workers through one address: which one accepts a connection is not known, and does not matter.
 """
@@ -6,6 +6,8 @@ Clients reach the workers through one address: which one accepts a connection is
 import asyncio
 import itertools
 import logging
+import os
+import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -36,8 +38,8 @@ FOLLOWED = 4 * WORKERS * (SESSIONS + 3) + 20
 """Streams of calls that never end: more than four per session, if each worker serves all sessions of the drill."""
 CROWD = 800
 """Messages of a call that make a backlog while Redis is overtaxed: for some seconds."""
-SLOW, OVERTAXED, BLOCKED, STALLED = 0.3, 1.0, 3.5, 3.0
-"""Seconds by which replies of Redis are late, for which an event loop is blocked, and for which a client reads nothing.
+SLOW, OVERTAXED, FROZEN, STALLED = 0.3, 1.0, 3.5, 3.0
+"""Seconds by which replies of Redis are late, for which a worker is frozen, and for which a client reads nothing.
 
 They are above the limits of the alerts, and below the patience of the store.
 """
@@ -155,14 +157,15 @@ class Drill:
             async with anyio.create_task_group() as others:
                 others.start_soon(self._told, self._deploys)
                 await self._told(self._outage)
-                await others.start(self._pile_up)
-                async with anyio.create_task_group() as readers:
-                    await readers.start(self._read_slowly)
+                async with anyio.create_task_group() as clients:
+                    await clients.start(self._pile_up)
+                    await clients.start(self._read_slowly)
                     for stage in (self._raises, self._cannot_trace):
                         others.start_soon(self._told, stage)
-                    for stage in (self._slow, self._blocked, self._overtaxed):
+                    for stage in (self._slow, self._frozen, self._overtaxed):
                         await self._told(stage)
-                await self._told(self._full)  # From then on a resume may be refused.
+                # From then on a resume may be refused, and there are more sessions per followed stream.
+                await self._told(self._full)
             for caller in callers:
                 await caller.ends()
         await site.scraped(site.four)
@@ -252,25 +255,21 @@ class Drill:
         self._four.proxy.delay = 0.0
         self._has_fired("EventscopeStoreDegraded", "EventscopeStoreSlow")
 
-    async def _blocked(self) -> None:
-        """A tool blocks the event loops of one pair of workers after another."""
-        over = anyio.Event()
-        client = self._new()
-        client.headers["connection"] = "close"  # The next call may reach another worker.
-        await client.initialize()
-        numbers = itertools.count(1)
+    async def _frozen(self) -> None:
+        """Workers are frozen for seconds, one after another, as by a tool that blocks the event loop."""
+        pids = itertools.cycle(self._four.freezable())
 
-        async def block() -> None:
-            while not over.is_set():
-                number = next(numbers)
-                async with client.call(number, "block", seconds=BLOCKED) as response:
-                    assert [event async for event in events(response)]
+        async def freeze() -> None:
+            pid = next(pids)
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                with anyio.move_on_after(FROZEN):
+                    while True:
+                        await self._all_say()
+            finally:
+                os.kill(pid, signal.SIGCONT)
 
-        async with anyio.create_task_group() as tasks:
-            for _ in range(2):
-                tasks.start_soon(block)
-            await self._until_fires("EventscopeFollowLagHigh", self._all_say)
-            over.set()
+        await self._until_fires("EventscopeFollowLagHigh", freeze)
         self._has_fired("EventscopeStoreDegraded", "EventscopeStoreSlow", "EventscopeFollowLagHigh")
 
     async def _overtaxed(self) -> None:
