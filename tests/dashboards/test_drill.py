@@ -277,8 +277,8 @@ def test_first_row(after: Site, job: str) -> None:
     """The first numbers of the overview, over the whole drill."""
     view = after.view(job)
     counted = view.told("eventscope_replay_duration_seconds_count", "outcome")
-    resumed, missed, errors = counted["resumed"], counted["missed"], counted.get("error", 0)
-    caught_up = counted.get("caught_up", 0)
+    # On a busy machine all of what is resumed shortly before its TTL has expired.
+    resumed, missed, errors, caught_up = (counted.get(name, 0) for name in ("resumed", "missed", "error", "caught_up"))
     # `increase` extrapolates to the ends of the range, by an interval at most: all numbers of a target that was up
     # throughout by the same factor.
     share = pytest.approx((resumed + caught_up) / (resumed + caught_up + missed + errors), rel=0.01)
