@@ -95,6 +95,7 @@ async def drill(where: Site, control_url: str) -> None:
     async with (
         connect(control_url) as control,
         httpx2.AsyncClient(verify=NO_TLS, limits=LIMITS, timeout=1200, trust_env=False) as http,
+        anyio.create_task_group() as watching,
     ):
 
         def new(job: str) -> Customer:
@@ -120,6 +121,7 @@ async def drill(where: Site, control_url: str) -> None:
                 both.start_soon(told, "no TTL", others.for_ever(where, new))
             await told("full Redis", others.full(where))
 
+        watching.start_soon(where.watch)
         await where.begin()
         calm, go_on = anyio.Event(), anyio.Event()
         four = Drill(where, http, lambda: ToolControl(control, uuid.uuid4().hex))
@@ -129,7 +131,8 @@ async def drill(where: Site, control_url: str) -> None:
                 both.start_soon(told, "calm", fleet.calm(where, new))
                 both.start_soon(told, "calm of tasks and subscriptions", modern.calm(where, new))
             await calm.wait()
-            assert where.prometheus.query("ALERTS") == [], "nothing is wrong, and nothing is about to be"
+            pending = {alert["metric"]["alertname"] for alert in where.prometheus.query("ALERTS")}
+            assert pending <= where.tolerated, "nothing is wrong, and nothing is about to be"
             go_on.set()
             tasks.start_soon(workers_and_redis)
             tasks.start_soon(ttl_and_memory)
@@ -137,6 +140,7 @@ async def drill(where: Site, control_url: str) -> None:
             await told(f"slow alerts of {job}", where.has_fired(job, *(names & SLOW)))
         await where.scraped(where.a, where.b, where.short)
         where.end()
+        watching.cancel_scope.cancel()
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +157,10 @@ def test_every_alert_is_drilled() -> None:
 
 
 def test_alerts(after: Site) -> None:
-    """Exactly the expected alerts have fired for the expected jobs."""
-    assert after.fired() == {(job, name) for job, names in EXPECTED.items() for name in names}
+    """Exactly the expected alerts have fired for the expected jobs; on a busy machine also those about latencies."""
+    expected = {(job, name) for job, names in EXPECTED.items() for name in names}
+    assert expected <= after.fired()
+    assert {(job, name) for job, name in after.fired() - expected if name not in after.tolerated} == set()
 
 
 def test_every_query_is_answered(after: Site) -> None:

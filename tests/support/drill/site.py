@@ -1,7 +1,9 @@
 """Where the drill takes place: three deployments, the Valkeys below them, and the Prometheus that watches."""
 
 import json
+import statistics
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -9,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import anyio
 import httpx2
 
 from support.drill.asking import ALL, View
@@ -19,12 +22,16 @@ from support.http_client import NO_TLS
 from support.processes import WorkerProcess, revive
 from support.prometheus import Prometheus, prometheus
 from support.valkeys import OwnValkey, own_valkey
-from support.waiting import CEILING, pace, until
+from support.waiting import CEILING, pace, slowness, until
 
 RULES = Path(__file__).parents[3] / "dashboards" / "prometheus"
 FLEET, SHORT, FOREVER, FOUR = "mcp", "short", "forever", "four"
 """The jobs: two workers; one that keeps events for too short a time; one that keeps them for ever; four that share a
 target, as the documentation recommends."""
+LATENCIES = {"EventscopeStoreSlow", "EventscopeFollowLagHigh", "EventscopeReplaySlow"}
+"""The alerts that a busy machine fires, too."""
+QUIET = 2.0
+"""The slowness of a machine that runs the drill and little else."""
 TTL = 8
 """Intervals for which `short` keeps events and tasks."""
 
@@ -56,6 +63,8 @@ class Site:
     """Keys, of the other two."""
     began: float = 0.0
     ended: float = 0.0
+    busy: bool = False
+    """Whether the machine was busy with something else for so long that latencies are not those of the drill."""
 
     @property
     def ttl(self) -> int:
@@ -66,6 +75,19 @@ class Site:
     def patience(self) -> float:
         """Seconds after which an alert will not fire any more: the slowest takes an hour of the rules."""
         return CEILING * self.interval
+
+    @property
+    def tolerated(self) -> set[str]:
+        """The alerts that may fire for any job, because the machine is slow: none on a quiet one."""
+        return LATENCIES if self.busy else set()
+
+    async def watch(self) -> None:
+        """Notice when the machine is busy, until cancelled."""
+        seen: deque[float] = deque(maxlen=5)
+        while True:
+            seen.append(await anyio.to_thread.run_sync(slowness))
+            self.busy |= statistics.median(seen) > QUIET
+            await anyio.sleep(self.interval)
 
     async def begin(self) -> None:
         """Return when the first workers have been seen, and that from now on what is shown is the drill.
