@@ -2,9 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from contextlib import asynccontextmanager
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -13,68 +12,26 @@ from mcp.client import Client, ClientRequestContext
 from mcp.client.subscriptions import ResourceUpdated
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.resolve import Elicit, Resolve
 from mcp.types import ElicitRequestParams, ElicitResult
 from prometheus_client import CollectorRegistry
-from pydantic import BaseModel
 from redis import asyncio as aioredis
 
 from mcp_eventscope import EventScope, TasksClient, http_app
 from support.chaos import on_url
 from support.http_client import Connect, events
-from support.logs import Recorder
 from support.processes import LEASE
+from support.scope_pair import LeftError, Worker, scope_pair
 from support.serving import serving
 from support.waiting import CEILING, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
-class LeftError(Exception):
-    """The client leaves."""
-
-
-class Approval(BaseModel):
-    """The answer of a user."""
-
-    sure: bool
-
-
-async def approve() -> Elicit[Approval]:
-    """Ask the user."""
-    return Elicit("Ship it?", Approval)
-
-
-@dataclass
-class Worker:
-    """One worker in this process."""
-
-    url: str
-    registry: CollectorRegistry
-    release: anyio.Event
-    shipped: list[str]
-    log: Recorder
-
-    def sample(self, name: str, **labels: str) -> float:
-        """A metric."""
-        return self.registry.get_sample_value(f"eventscope_{name}", {"store": "orders", **labels}) or 0.0
-
-
 @pytest.fixture
 async def pair(valkey_url: str, key_prefix: str) -> AsyncIterator[tuple[Worker, Worker]]:
     """Two workers, each with a scope of the same prefix and name."""
-    async with AsyncExitStack() as stack:
-        made = []
-        for _ in range(2):
-            registry, log, release, shipped = CollectorRegistry(), Recorder(), anyio.Event(), list[str]()
-            scope = EventScope(
-                "orders", redis_url=valkey_url, key_prefix=key_prefix, worker_lease=LEASE, registry=registry, logger=log
-            )
-            mcp: MCPServer[Any] = MCPServer("orders", **scope.server_options(tasks={"build", "spoil", "ask"}))
-            add_tools(mcp, release, shipped)
-            url = await stack.enter_async_context(serving(http_app(mcp, scope=scope)))
-            made.append(Worker(url, registry, release, shipped, log))
-        yield made[0], made[1]
+    async with scope_pair(valkey_url, key_prefix) as both:
+        yield both
 
 
 @asynccontextmanager
@@ -83,39 +40,6 @@ async def provided(_: MCPServer[Any]) -> AsyncIterator[dict[str, bool]]:
     state = {"open": True}
     yield state
     state["open"] = False
-
-
-def add_tools(mcp: MCPServer[Any], release: anyio.Event, shipped: list[str]) -> None:
-    """Add the tools of one worker."""
-
-    @mcp.tool()
-    async def build(ctx: Context) -> str:
-        """Report progress, and end when the test lets it."""
-        await ctx.report_progress(1, 2, "half")
-        await release.wait()
-        return "built"
-
-    @mcp.tool()
-    async def spoil(ctx: Context) -> str:
-        """Report a text without a form in UTF-8, and fail with it when the test lets it."""
-        text = "x\ud800"
-        await ctx.report_progress(1, 2, text)
-        await release.wait()
-        raise MCPError(-32050, text, data={"text": text})
-
-    @mcp.tool()
-    async def ask(ctx: Context) -> str:
-        """Ask the user."""
-        answer = await ctx.elicit("Sure?", Approval)
-        return answer.action
-
-    @mcp.tool()
-    async def ship(order: str, answer: Annotated[Approval, Resolve(approve)], ctx: Context) -> str:
-        """Ship an order after a question, and publish the change."""
-        if answer.sure:
-            shipped.append(order)
-            await ctx.notify_resource_updated(f"order://{order}")
-        return "shipped" if answer.sure else "kept"
 
 
 async def test_session_of_a_legacy_client_continues_on_another_worker(

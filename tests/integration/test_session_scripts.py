@@ -3,6 +3,7 @@
 import gc
 import hashlib
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import anyio
 import pytest
@@ -158,7 +159,7 @@ async def test_scripts_of_a_session_touch_declared_keys_only(client: aioredis.Re
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[tuple[OwnValkey, OwnValkey]]:
     """A cluster of two nodes, each with half of the slots."""
-    options = {"cluster_enabled": "yes", "cluster_node_timeout": 1000}
+    options: dict[str, Any] = {"cluster_enabled": "yes", "cluster_node_timeout": 1000}
     with (
         own_valkey(durable=True, cluster_port=free_port(), **options) as one,
         own_valkey(durable=True, cluster_port=(bus := free_port()), **options) as two,

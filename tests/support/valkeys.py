@@ -22,10 +22,12 @@ class OwnValkey:
     Args:
         directory: Where it may write.
         durable: Whether its data survives a kill: every write goes to disk immediately.
+        binary: The program, such as Debian's redis-server; None: the embedded Valkey's.
         options: Settings, with underscores for hyphens.
     """
 
-    def __init__(self, directory: Path, *, durable: bool = False, **options: object) -> None:
+    def __init__(self, directory: Path, *, durable: bool = False, binary: str | None = None, **options: object) -> None:
+        self._binary = binary or get_binary_path()
         self.socket = directory / "valkey.sock"
         self.url = f"unix://{self.socket}"
         self.port = free_port()
@@ -55,7 +57,7 @@ class OwnValkey:
         arguments = [text for name, value in settings.items() for text in (f"--{name}", value)]
         # A killed server leaves its socket behind, which would refuse new connections for a moment.
         self.socket.unlink(missing_ok=True)
-        self._process = subprocess.Popen([get_binary_path(), *arguments], stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen([self._binary, *arguments], stdout=subprocess.DEVNULL)
         process = self._process
         with self.client() as client:
 
@@ -158,15 +160,16 @@ def _rewriting(client: redis.Redis) -> bool:
 
 
 @contextlib.contextmanager
-def own_valkey(*, durable: bool = False, **options: object) -> Iterator[OwnValkey]:
+def own_valkey(*, durable: bool = False, binary: str | None = None, **options: object) -> Iterator[OwnValkey]:
     """A running Valkey, which ends with the block.
 
     Args:
         durable: Whether its data survives a kill.
+        binary: The program; None: the embedded Valkey's.
         options: Settings, with underscores for hyphens.
     """
     with short_directory() as directory:
-        server = OwnValkey(directory, durable=durable, **options)
+        server = OwnValkey(directory, durable=durable, binary=binary, **options)
         try:
             server.start()
             yield server

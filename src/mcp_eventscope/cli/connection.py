@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import click
@@ -97,7 +97,8 @@ def walking(label: str, max_keys: int) -> Iterator[Walk]:
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Target]:
     """Connect until the block ends; nothing is sent yet."""
-    async with client_for(settings.redis_url or "") as redis:
+    # Entering the client of a cluster would connect, with errors of redis-py.
+    async with aclosing(client_for(settings.redis_url or "")) as redis:
         keys = Keys(settings.key_prefix)
         store = RedisEventStore(redis, key_prefix=settings.key_prefix, ttl=settings.ttl)
         yield Target(redis, keys, Inspector(redis, keys), store, settings)

@@ -283,7 +283,8 @@ def require_one_slot(client: AnyRedis, prefix: str) -> None:
 def address_of(client: AnyRedis) -> str:
     """The server address without credentials: `host:port`, a socket's path, or a Sentinel's service."""
     if isinstance(client, aioredis.RedisCluster):
-        return ", ".join(f"{node.host}:{node.port}" for node in client.get_nodes()) or "a Redis Cluster"
+        nodes = client.get_nodes() or client.nodes_manager.startup_nodes.values()  # The latter before it connects.
+        return ", ".join(f"{node.host}:{node.port}" for node in nodes) or "a Redis Cluster"
     if isinstance(client.connection_pool, SentinelConnectionPool):  # The Sentinels decide the address.
         return f"the master {client.connection_pool.service_name!r} of Sentinel"
     arguments = client.connection_pool.connection_kwargs
@@ -300,6 +301,7 @@ def kind_of(client: AnyRedis) -> str:
 
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 
 async def call(operation: str, client: AnyRedis, breaker: CircuitBreaker, function: Callable[[], Awaitable[T]]) -> T:
@@ -382,6 +384,7 @@ def failure_text(error: BaseException, client: AnyRedis) -> str:
 
 def failure_reason(error: BaseException) -> FailureReason:
     """Classify an error of the client or of Redis."""
+    error = _cause_of(error)
     if isinstance(error, RedisConnectionError) and isinstance(error.__cause__, RedisError):
         error = error.__cause__
     for kinds, reason in _FAILURE_REASONS:
@@ -407,7 +410,16 @@ _FAILURE_REASONS: tuple[tuple[tuple[type[BaseException], ...], FailureReason], .
 )
 
 
+def _cause_of(error: E) -> E | RedisError | OSError:
+    """The error of the last node that a cluster's client tried to connect to, which its own error wraps."""
+    if isinstance(error, RedisClusterException) and isinstance(error.__cause__, RedisError | OSError):
+        return error.__cause__
+    return error
+
+
 def _uses_tls(client: AnyRedis) -> bool:
+    if isinstance(client, aioredis.RedisCluster):
+        return client.connection_kwargs.get("connection_class") is aioredis.SSLConnection
     pool = getattr(client, "connection_pool", None)
     return issubclass(getattr(pool, "connection_class", object), aioredis.SSLConnection)
 
@@ -418,6 +430,7 @@ _UNAUTHENTICATED = ("NOAUTH", "Authentication required", "HELLO must be called w
 
 def _store_error(error: RedisError | RedisClusterException | OSError, failed: str, *, tls: bool) -> StoreError:
     """Convert an error of the client into a `StoreError`, with the remedy where the URL is likely to be wrong."""
+    error = _cause_of(error)
     if isinstance(error, RedisConnectionError) and isinstance(error.__cause__, AuthenticationError | ResponseError):
         error = error.__cause__  # redis-py wraps the errors that Redis sends during the connection handshake.
     if isinstance(error, RedisTimeoutError | TimeoutError):
