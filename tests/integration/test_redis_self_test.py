@@ -83,25 +83,6 @@ async def test_self_test_of_a_restricted_user_names_what_is_missing(
         assert admin.dbsize() == 0
 
 
-async def test_user_with_the_documented_rules_has_everything(server: OwnValkey) -> None:
-    """The rules in the documentation are complete: for the self-test, and for the stores themselves."""
-    rules = self_test.acl_rules("mcp:").split()
-    with server.client() as admin:
-        admin.execute_command("ACL", "SETUSER", "documented", "reset", "on", ">hunter2", *rules)
-    async with connect(f"redis://documented:hunter2@127.0.0.1:{server.port}/1") as client:
-        store = RedisEventStore(client, ttl=60)
-        assert (await store.self_test().run()).missing == ()
-        first = await store.append("1", None)
-        session = store.for_session("s")
-        session.begin("1", 1)
-        await session.append("1", None)
-        await session.open_standalone()
-        assert await store.flush() == 0
-        assert (await store.follow("1", first.event_id, ignore, limit=0.05)).failures == 0
-        assert (await store.replay(first.event_id, ignore, stream_id="1")).miss is None
-        assert store.backlog.failure is None
-
-
 async def test_self_test_of_an_evicting_redis_names_its_policy(server: OwnValkey) -> None:
     """A policy is of no consequence without a limit."""
     server.set(maxmemory_policy="allkeys-lru")

@@ -14,6 +14,7 @@ from mcp_eventscope.redis.client import (
     call,
     client_for,
     connect,
+    failure_reason,
     failure_text,
     is_refusal,
     map_redis_errors,
@@ -349,3 +350,15 @@ def failing(errors: list[Exception]) -> Callable[[], Awaitable[str]]:
         return "reply"
 
     return function
+
+
+async def test_cluster_that_cannot_be_reached_has_the_error_of_a_node() -> None:
+    """The client of a cluster wraps it, and knows no node yet."""
+    client = client_for(f"rediss+cluster://:{PASSWORD}@db:1,db:2")
+    assert address_of(client) == "db:1, db:2"
+    error = redis.exceptions.RedisClusterException("Redis Cluster cannot be connected")
+    error.__cause__ = redis.exceptions.TimeoutError("Timeout connecting to server")
+    assert failure_reason(error) is FailureReason.TIMEOUT
+    with pytest.raises(StoreUnavailableError, match="Redis at db:1, db:2: no answer in time; if this port has no TLS"):  # noqa: SIM117
+        with map_redis_errors("reach", client):
+            raise error

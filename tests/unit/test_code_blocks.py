@@ -34,7 +34,6 @@ import mcp_eventscope
 import navigation
 from mcp_eventscope import settings
 from mcp_eventscope.cli.main import cli
-from mcp_eventscope.redis.self_test import acl_rules
 from mcp_eventscope.store import jsonrpc_errors
 from mcp_eventscope.telemetry import catalog
 
@@ -217,11 +216,6 @@ def test_data_block_is_valid(block: Block) -> None:
     """YAML, JSON and TOML blocks can be read."""
     readers: dict[str, Callable[[str], Any]] = {"yaml": yaml.safe_load, "json": json.loads, "toml": tomllib.loads}
     assert readers[block.language](block.text)
-
-
-def test_acl_command_is_that_of_the_code() -> None:
-    """The rules of the user in docs/redis.md are those that the self-test computes."""
-    assert f"ACL SETUSER mcp on >PASSWORD {acl_rules('mcp:')}\n" in (ROOT / "docs" / "redis.md").read_text("utf-8")
 
 
 def test_troubleshooting_has_every_problem() -> None:

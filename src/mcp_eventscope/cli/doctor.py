@@ -11,9 +11,10 @@ from mcp_eventscope import sdk_versions
 from mcp_eventscope.cli.connection import Target, opened, settings_of, walking
 from mcp_eventscope.cli.output import Exit, duration, print_json, print_lines, print_table, size
 from mcp_eventscope.errors import IncompatibleSDKError, StoreRejectedError
+from mcp_eventscope.redis.acl import worker_rules
 from mcp_eventscope.redis.inspection import ServerFacts
 from mcp_eventscope.redis.limits import STORE_TIMEOUT
-from mcp_eventscope.redis.self_test import Capability, acl_rules
+from mcp_eventscope.redis.self_test import Capability
 from mcp_eventscope.settings import mistyped
 
 ROUND_TRIPS = 50
@@ -272,7 +273,7 @@ async def _of_permissions(target: Target) -> list[Finding]:
             "permissions",
             Severity.ERROR,
             f"Redis does not provide: {', '.join(missing)}{refused}",
-            f"ACL SETUSER <user> {acl_rules(target.keys.prefix)}"
+            f"ACL SETUSER <user> {worker_rules(target.keys.prefix)}"
             if Capability.WRITES not in missing
             else "let redis_url name the primary",
         )

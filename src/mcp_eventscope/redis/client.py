@@ -203,6 +203,7 @@ def connect(url: str) -> aioredis.Redis:
         socket_connect_timeout=CONNECT_TIMEOUT,
         socket_timeout=REPLY_TIMEOUT,
         retry=Retry(NoBackoff(), 0),
+        driver_info=None,  # Else each connection begins with CLIENT SETINFO, which is another right.
     )
     return aioredis.Redis.from_pool(pool)
 
@@ -223,6 +224,7 @@ def _connect_cluster(url: str) -> aioredis.RedisCluster:
         startup_nodes=[ClusterNode(node.get("host", "localhost"), node.get("port", 6379)) for node in nodes],
         ssl=urlsplit(url).scheme.startswith("rediss"),
         retry=Retry(NoBackoff(), _CLUSTER_ATTEMPTS),
+        driver_info=None,
         require_full_coverage=False,
         reinitialize_steps=0,  # Else every few moved slots it closes all connections, with the commands in flight.
         **options,

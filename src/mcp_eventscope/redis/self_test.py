@@ -1,8 +1,10 @@
 """A self-test of Redis: scripts, commands, keys, channels, writes, and no eviction."""
 
+import re
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 from redis import asyncio as aioredis
 from redis.exceptions import ReadOnlyError, ResponseError
@@ -16,6 +18,8 @@ _SECONDS = "60"
 """The TTL of the keys, which matters if they cannot be removed."""
 _CONFIRMATION_SECONDS = 1.0
 """Maximum seconds until a subscription is confirmed."""
+_KEYS = re.compile(r"\bkeys?\b")
+"""A part of the errors for a key; HKEYS, in those for a command, is none."""
 _REFUSALS = ("noperm", "acl failure", "no permissions", "unknown command", "unknown redis command", "not allowed from")
 """Parts of the errors for a command that this user, or this server, does not have."""
 
@@ -117,7 +121,7 @@ class _Run:
                 raise ResponseError(error)  # The test proves nothing now.
         self.available[Capability.WRITES] = not any(error.startswith("READONLY") for _, error in errors)
         refused = {name for name, error in errors if _is_refusal(error)}
-        if refused and all("key" in failed[name] for name in refused):  # A server may check keys in scripts only.
+        if refused and all(_KEYS.search(failed[name]) for name in refused):  # A server may check keys in scripts only.
             self.available[Capability.KEYS] = False
             return
         self.available.setdefault(Capability.KEYS, True)
@@ -139,7 +143,7 @@ class _Run:
         except ResponseError as error:
             if not _is_refusal(str(error)):
                 raise
-            if "key" in str(error):
+            if _KEYS.search(str(error)):
                 self.available[Capability.KEYS] = False
             else:
                 self.available[Capability.SCRIPTS] = False
@@ -150,18 +154,25 @@ class _Run:
 
     async def publish(self) -> None:
         """Publish a message that no worker receives."""
-        await self._try(Capability.PUBLISH, self._redis.publish(self._channel, ""))
+        await self._try(Capability.PUBLISH, self._redis.publish(self._channel, ""), "publish")
 
     async def subscribe(self) -> None:
         """Subscribe, as followers do; on Redis Cluster they poll instead."""
         if not isinstance(self._redis, aioredis.Redis):
             return
         async with self._redis.pubsub() as pubsub:
-            await pubsub.subscribe(self._channel)
-            await self._try(Capability.SUBSCRIBE, pubsub.get_message(timeout=_CONFIRMATION_SECONDS))
+            for command, send in (
+                ("subscribe", partial(pubsub.subscribe, self._channel)),
+                ("ping", pubsub.ping),
+                ("unsubscribe", partial(pubsub.unsubscribe, self._channel)),
+            ):
+                if self.available.get(Capability.SUBSCRIBE, True):
+                    await send()
+                    reply = pubsub.get_message(timeout=_CONFIRMATION_SECONDS)
+                    await self._try(Capability.SUBSCRIBE, reply, command)
 
-    async def _try(self, capability: Capability, reply: Awaitable[object]) -> None:
-        """Record whether Redis allows a command on a channel; the capability is named after the command."""
+    async def _try(self, capability: Capability, reply: Awaitable[object], command: str) -> None:
+        """Record whether Redis allows a command on a channel."""
         try:
             if await reply is not None:
                 self.available[capability] = True
@@ -170,7 +181,7 @@ class _Run:
                 raise
             self.available[capability] = False
             if "channel" not in str(error):
-                self.refused.add(capability.value)
+                self.refused.add(command)
 
     async def eviction(self) -> None:
         """Read the eviction policy, which is of no consequence without a memory limit."""
@@ -245,9 +256,3 @@ def _tries(names: Sequence[str]) -> list[Sequence[str]]:
 def commands() -> frozenset[str]:
     """The names of the commands that are tried within a script."""
     return frozenset(each[0] for each in _tries(["", "", "", "", ""]))
-
-
-def acl_rules(key_prefix: str) -> str:
-    """The ACL rules of a user with all that a store needs. INFO serves the self-test alone."""
-    names = commands() | {"EVAL", "EVALSHA", "INFO", "PING", "PUBLISH", "SELECT", "SUBSCRIBE", "UNSUBSCRIBE"}
-    return " ".join([f"~{key_prefix}*", f"&{key_prefix}*", *(f"+{name.lower()}" for name in sorted(names))])
