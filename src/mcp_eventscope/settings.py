@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mcp_eventscope.options import Number
@@ -61,7 +61,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True)
 
-    redis_url: str | None = None
+    redis_url: str | None = Field(None, repr=False)
     """None: an embedded Valkey."""
     key_prefix: str = DEFAULT_PREFIX
     name: str | None = None
@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     metrics_port: int | None = None
     metrics_host: str | None = None
     """None: 127.0.0.1."""
-    metrics_token: str | None = None
+    metrics_token: str | None = Field(None, repr=False)
     redis_stats_interval: float | None = None
 
     @field_validator("*")

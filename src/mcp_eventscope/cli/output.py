@@ -56,6 +56,7 @@ def redacted(text: str, arguments: Sequence[str] = ()) -> str:
 
 def _secrets(arguments: Sequence[str]) -> Iterator[str]:
     values = [os.environ.get(name, "") for name in TOKEN_VARIABLES]
+    values += [each for each in arguments if "://" in each]  # The URL of `doctor` has no option.
     for option, value in zip_longest(arguments, arguments[1:], fillvalue=""):
         name, equals, joined = option.partition("=")
         if name in _SECRET_OPTIONS:

@@ -54,12 +54,13 @@ _CLUSTER = "+cluster"
 _CLUSTER_ATTEMPTS = 1
 """Retries of a command to a node that has failed, after its successor was looked up. Commits are idempotent."""
 _SCHEMES = ("redis", "rediss", "unix", f"redis{_CLUSTER}", f"rediss{_CLUSTER}")
+_CONTROLS = re.compile(r"[\t\r\n]")
 _SCHEME = re.compile(r"[a-z][a-z+-]*(?=://)")
 _EXAMPLES = (
     "write redis://host:6379/0, rediss://host:6379/0 for TLS, unix:///path/to.sock, "
     "or redis+cluster://host:6379,host:6379 for Redis Cluster"
 )
-_UNENCODED = "percent-encode / ? # and @ in the user name and password"
+_UNENCODED = "percent-encode / ? # @ [ and ] in the user name and password"
 
 
 def check_url(option: str, url: object) -> None:
@@ -86,21 +87,33 @@ def check_url(option: str, url: object) -> None:
 
 def _problem_of(url: str) -> str | None:
     """Describe the first mistake in a URL; None if it is valid."""
-    if not url.strip():
-        return f"be a URL, got {url!r}; leave it out, or {_EXAMPLES}"
-    scheme = _SCHEME.match(url)
-    if scheme is None or scheme[0] not in _SCHEMES:
-        got = "no scheme" if scheme is None else f"{scheme[0]}://"
-        return f"begin with redis://, rediss:// or unix://, got {got}; {_EXAMPLES}"
-    if scheme[0].endswith(_CLUSTER):
+    if problem := _text_problem(url):
+        return problem
+    scheme = url.partition("://")[0]
+    if scheme.endswith(_CLUSTER):
         return _cluster_problem(url)
     try:
         parts = urlsplit(url)
     except ValueError:
-        return f"have a valid host, got brackets that do not match; {_EXAMPLES}, or [::1] as the host for IPv6"
-    if "@" in parts.path or parts.fragment:
-        return f"have no / or # in the user name and password, got one; {_EXAMPLES}, and {_UNENCODED}"
+        return (
+            f"have a valid host, got brackets that do not match; {_EXAMPLES}, or [::1] as the host for IPv6, "
+            f"and {_UNENCODED}"
+        )
+    if "@" in parts.path or parts.fragment or any("@" in option.partition("=")[0] for option in parts.query.split("&")):
+        return f"have no / ? or # in the user name and password, got one; {_EXAMPLES}, and {_UNENCODED}"
     return (_unix_problem if parts.scheme == "unix" else _tcp_problem)(parts) or _option_problem(url)
+
+
+def _text_problem(url: str) -> str | None:
+    if not url.strip():
+        return f"be a URL, got {url!r}; leave it out, or {_EXAMPLES}"
+    if _CONTROLS.search(url.strip()):  # urlsplit would leave them out.
+        return f"have no tab or line break, got one; {_EXAMPLES}, and percent-encode it"
+    scheme = _SCHEME.match(url)
+    if scheme is None or scheme[0] not in _SCHEMES:
+        got = "no scheme" if scheme is None else f"{scheme[0]}://"
+        return f"begin with redis://, rediss:// or unix://, got {got}; {_EXAMPLES}"
+    return None
 
 
 def _cluster_problem(url: str) -> str | None:
