@@ -20,7 +20,7 @@ SECONDS ?= 120
 PARALLEL := -n $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 3 ))) --maxprocesses 6 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-fast test-servers drill soak bench check format hooks matrix docs site dashboards pictures clean
+.PHONY: help demo serve test test-fast test-servers test-redis drill soak bench check format hooks matrix docs site dashboards pictures clean
 
 help:  ## List the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -39,6 +39,9 @@ test-fast: $(STAMP)  ## Run the tests that start no servers
 
 test-servers: $(SERVERS_STAMP)  ## Test two workers of uvicorn, gunicorn, hypercorn and granian; a few minutes
 	$(SERVERS)/bin/python -m pytest tests/servers $(PARALLEL)
+
+test-redis: $(STAMP)  ## Test all parts on Redis 6.2 to 8.2 and Valkey 8.1 to 9.0; half an hour: make test-redis SERVER=redis-6.2.5
+	PYTHONPATH=tests:. $(BIN)/python -m redis_servers $(SERVER) --pytest="$(PARALLEL)"
 
 drill: $(STAMP)  ## Inject faults and check every panel and alert with a real Prometheus; a minute
 	$(BIN)/python -m pytest tests/dashboards/test_drill.py -o log_cli=true -o log_cli_level=INFO

@@ -292,7 +292,7 @@ async def test_response_in_an_outage_is_resumed_once_afterwards(connect: Connect
             await client.initialize()
             async with client.call(1, "steps", name="w") as response:
                 cursor = (await anext(events(response))).id
-            process = server._server._process
+            process = server.process
             assert process is not None
             if frozen:
                 process.send_signal(signal.SIGSTOP)

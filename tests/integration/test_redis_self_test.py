@@ -35,7 +35,8 @@ async def ignore(_: EventMessage) -> None:
 async def tested(server: OwnValkey, *rules: str) -> Capabilities:
     """The result for a user with these rules, beside all that a store needs."""
     with server.client() as admin:
-        admin.execute_command("ACL", "SETUSER", "me", "reset", "on", ">hunter2", "+@all", "~mcp:*", "&mcp:*", *rules)
+        allowed = ("+@all", "~mcp:*", "resetchannels", "&mcp:*")
+        admin.execute_command("ACL", "SETUSER", "me", "reset", "on", ">hunter2", *allowed, *rules)
     async with connect(f"redis://me:hunter2@127.0.0.1:{server.port}") as client:
         return await RedisEventStore(client, ttl=60).self_test().run()
 

@@ -1,5 +1,6 @@
 """An idle worker notices an outage of Redis, and reports each one once."""
 
+import time
 from collections.abc import Iterator
 
 import anyio
@@ -9,6 +10,7 @@ from redis import asyncio as aioredis
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.store.events import FailureReason, StoreDegraded, StoreRecovered
+from support.proxy import Proxy
 from support.session_producers import observed
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
@@ -69,7 +71,7 @@ async def test_refused_user_of_an_idle_worker_is_one_outage_until_it_is_allowed(
     server: OwnValkey, rules: tuple[str, ...], reason: FailureReason
 ) -> None:
     """Redis answers a PING, or the client's handshake with an error: either way it takes no event."""
-    allowed = ("reset", "on", ">hunter2", "+@all", "~mcp:*", "&mcp:*")
+    allowed = ("reset", "on", ">hunter2", "+@all", "~mcp:*", "resetchannels", "&mcp:*")
     with server.client() as admin:
         admin.execute_command("ACL", "SETUSER", "me", *allowed, *rules)
         async with connect(f"redis://me:hunter2@127.0.0.1:{server.port}") as client:
@@ -86,6 +88,20 @@ async def test_refused_user_of_an_idle_worker_is_one_outage_until_it_is_allowed(
                 await until(lambda: store.coordinator._leased)
                 assert len(facts.of(StoreDegraded)) == 1
             await store.flush()
+
+
+async def test_refused_lease_is_not_renewed_again_with_each_recovery(server: OwnValkey) -> None:
+    """Redis 6.0 refuses the form of the command, and takes the write with which the worker probes it."""
+    async with Proxy(server.socket).running() as proxy, connect(proxy.url) as client:
+        proxy.answer(" PX ", "ERR syntax error", times=1_000_000)
+        store = RedisEventStore(client, ttl=60)
+        facts = observed(store)
+        began = time.monotonic()
+        async with store.coordinator.hold_lease(LEASE, lambda _: None, nothing):
+            await until(lambda: len(facts.of(StoreRecovered)) > 1)
+            attempts, elapsed = store.coordinator._attempted, time.monotonic() - began
+        await store.flush()
+    assert attempts <= elapsed / (LEASE / 3) + 2
 
 
 @pytest.mark.slow

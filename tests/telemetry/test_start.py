@@ -106,6 +106,7 @@ async def test_self_test_that_finds_everything_is_an_information(
         (Capability.PUBLISH, ("publish",), "ACL SETUSER USER +publish &app:*"),
         (Capability.SUBSCRIBE, (), "ACL SETUSER USER &app:*"),
         (Capability.WRITES, (), "connect to the primary"),
+        (Capability.VERSION, ("xread",), "run Redis 6.2 or later"),
         (Capability.NO_EVICTION, (), "set maxmemory-policy noeviction instead of allkeys-lru"),
     ],
 )

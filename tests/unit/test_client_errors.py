@@ -366,3 +366,21 @@ async def test_cluster_that_cannot_be_reached_has_the_error_of_a_node() -> None:
     with pytest.raises(StoreUnavailableError, match="Redis at db:1, db:2: no answer in time; if this port has no TLS"):  # noqa: SIM117
         with map_redis_errors("reach", client):
             raise error
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "refusal"),
+    [
+        ("OOM command not allowed when used memory > 'maxmemory'.", FailureReason.OOM, False),
+        ("READONLY You can't write against a read only replica.", FailureReason.READONLY, False),
+        ("MISCONF Redis is configured to save RDB snapshots", FailureReason.OTHER, False),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", FailureReason.OTHER, True),
+    ],
+)
+def test_error_in_a_script_of_redis_6_is_that_of_a_command(text: str, reason: FailureReason, *, refusal: bool) -> None:
+    """Both forms of Redis 6.2; an event that was taken for refused would be lost."""
+    client = connect("redis://db:1")
+    for before in ("@user_script: 106: -", "Error running script (call to f_0a): @user_script:1: @user_script: 1: -"):
+        error = redis.exceptions.ResponseError(before + text)
+        assert (failure_reason(error), is_refusal(error)) == (reason, refusal)
+        assert "@user_script" not in failure_text(error, client)

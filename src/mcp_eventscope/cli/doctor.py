@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +23,9 @@ SLOW_SECONDS = 0.05
 """A p99 latency above which followers on other workers lag noticeably."""
 CLOCK_SECONDS = 2.0
 """A difference of clocks above which times in logs and event ids are hard to compare."""
+_OLDEST = (6, 2)
+"""The oldest version of Redis that works. Each Valkey does."""
+_NEWER = "run Redis 6.2 or later, or Valkey"
 FULL, NEARLY_FULL = 0.95, 0.8
 """Parts of maxmemory."""
 
@@ -153,9 +156,11 @@ def _of_server(facts: ServerFacts) -> Iterator[Finding]:
             "allow +info, or run doctor as another user",
         )
         return
-    yield Finding(
-        "server", Severity.OK, f"{facts.kind} {facts.version}, up for {duration(_number(facts, 'uptime_in_seconds'))}"
-    )
+    message = f"{facts.kind} {facts.version}, up for {duration(_number(facts, 'uptime_in_seconds'))}"
+    if facts.kind == "redis" and _version(facts) < _OLDEST:
+        yield Finding("server", Severity.ERROR, f"{message}: too old for the commands of leases and messages", _NEWER)
+    else:
+        yield Finding("server", Severity.OK, message)
     if _number(facts, "cluster_enabled") and not facts.node:
         yield Finding(
             "cluster",
@@ -273,11 +278,17 @@ async def _of_permissions(target: Target) -> list[Finding]:
             "permissions",
             Severity.ERROR,
             f"Redis does not provide: {', '.join(missing)}{refused}",
-            f"ACL SETUSER <user> {worker_rules(target.keys.prefix)}"
-            if Capability.WRITES not in missing
-            else "let redis_url name the primary",
+            _fix_of(missing, target.keys.prefix),
         )
     ]
+
+
+def _fix_of(missing: Sequence[Capability], key_prefix: str) -> str:
+    if Capability.VERSION in missing:
+        return _NEWER
+    if Capability.WRITES in missing:
+        return "let redis_url name the primary"
+    return f"ACL SETUSER <user> {worker_rules(key_prefix)}"
 
 
 async def _of_ttl(target: Target, max_keys: int) -> Finding:
@@ -339,3 +350,7 @@ def _of_installation() -> Iterator[Finding]:
 def _number(facts: ServerFacts, name: str) -> int:
     value = facts.info.get(name, 0)
     return int(value) if isinstance(value, int | float) else 0
+
+
+def _version(facts: ServerFacts) -> tuple[int, ...]:
+    return tuple(int(part) for part in facts.version.split(".") if part.isdigit())

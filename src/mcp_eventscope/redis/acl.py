@@ -76,5 +76,6 @@ def operator_rules(key_prefix: str, *, end: bool = True, cluster: bool = False) 
 
 def _rules(key_prefix: str, names: set[str], *, channels: bool, cluster: bool) -> str:
     names |= set(CLUSTER if cluster else ())
-    places = [f"~{key_prefix}*", *([f"&{key_prefix}*"] if channels else [])]
+    # A new user of Redis 6.2 has all channels.
+    places = [f"~{key_prefix}*", "resetchannels", *([f"&{key_prefix}*"] if channels else [])]
     return " ".join([*places, *(f"+{name}" for name in sorted(names))])

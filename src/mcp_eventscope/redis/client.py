@@ -19,6 +19,7 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    MasterDownError,
     MaxConnectionsError,
     MovedError,
     NoPermissionError,
@@ -379,17 +380,20 @@ TRANSIENT_CODES = frozenset({"BUSY", "MISCONF", "NOREPLICAS", "UNKILLABLE"})
 
 def is_refusal(error: BaseException) -> bool:
     """Whether Redis refused the command itself, and would refuse it again."""
+    error = _cause_of(error)
     # redis-py has subclasses for LOADING, READONLY, OOM, TRYAGAIN, CLUSTERDOWN, NOPERM and the like, and none for ERR.
     return type(error) is ResponseError and str(error).partition(" ")[0] not in TRANSIENT_CODES
 
 
 def failure_text(error: BaseException, client: AnyRedis) -> str:
     """Describe a failure for logs: with the address, without arguments of the command."""
+    error = _cause_of(error)
     if isinstance(error, RedisTimeoutError | TimeoutError):
         text = "no reply in time"
     elif isinstance(error, ResponseError):
         # The error for an unknown command repeats its arguments, the payload among them.
         text = f"replied {str(error).partition(', with args')[0]}"
+        text += f"; {_NO_HELLO}" if "HELLO" in text else ""
     elif isinstance(error, RedisError | RedisClusterException | OSError) and str(error):
         text = str(error)
     else:
@@ -426,10 +430,26 @@ _FAILURE_REASONS: tuple[tuple[tuple[type[BaseException], ...], FailureReason], .
 
 
 def _cause_of(error: E) -> E | RedisError | OSError:
-    """The error of the last node that a cluster's client tried to connect to, which its own error wraps."""
+    """The error within an error.
+
+    The client of a cluster wraps that of the last node that it tried to connect to. Before Redis 7.0 the error of a
+    command within a script begins with the place in the script, and redis-py does not find its code.
+    """
     if isinstance(error, RedisClusterException) and isinstance(error.__cause__, RedisError | OSError):
         return error.__cause__
+    if type(error) is ResponseError and (found := _IN_SCRIPT.match(str(error))):
+        kind = _KINDS.get(found[1])
+        return kind(found[2]) if kind else ResponseError(f"{found[1]} {found[2]}")
     return error
+
+
+_IN_SCRIPT = re.compile(r".*@user_script: ?[0-9]+: -?([A-Z]{2,}) (.+)", re.DOTALL)
+_KINDS: dict[str, type[RedisError]] = {
+    "OOM": OutOfMemoryError,
+    "READONLY": ReadOnlyError,
+    "MASTERDOWN": MasterDownError,
+}
+"""The classes of redis-py for the errors that a command within a script can have."""
 
 
 def _uses_tls(client: AnyRedis) -> bool:
@@ -439,6 +459,8 @@ def _uses_tls(client: AnyRedis) -> bool:
     return issubclass(getattr(pool, "connection_class", object), aioredis.SSLConnection)
 
 
+_NO_HELLO = "run Redis 6.2 or later, or Valkey; behind a proxy without RESP3 write ?protocol=2 in the URL"
+"""The fix for a server without the command with which a connection begins."""
 _UNAUTHENTICATED = ("NOAUTH", "Authentication required", "HELLO must be called with the client already authenticated")
 """How the errors begin for a client without a password."""
 
@@ -460,6 +482,8 @@ def _store_error(error: RedisError | RedisClusterException | OSError, failed: st
         # The error for an unknown command repeats its arguments, the payload among them.
         kind = WrongTypeError if str(error).startswith("WRONGTYPE") else StoreRejectedError
         answered = f"it answered {str(error).partition(', with args')[0]}"
+        if "HELLO" in answered:
+            answered += f"; {_NO_HELLO}"
         if isinstance(error, MovedError):
             answered = "it is a node of Redis Cluster; write redis+cluster:// in the URL"
         return kind(f"{failed}: {answered}")

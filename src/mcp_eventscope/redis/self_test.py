@@ -18,11 +18,24 @@ _SECONDS = "60"
 """The TTL of the keys, which matters if they cannot be removed."""
 _CONFIRMATION_SECONDS = 1.0
 """Maximum seconds until a subscription is confirmed."""
+_POSITION = re.compile(r"^@user_script: \d+: -?")
+"""The beginning of errors in scripts before Redis 7.0."""
 _KEYS = re.compile(r"\bkeys?\b")
 """A part of the errors for a key; HKEYS, in those for a command, is none."""
-_REFUSALS = ("noperm", "acl failure", "no permissions", "unknown command", "unknown redis command", "not allowed from")
+_REFUSALS = (
+    "noperm",
+    "acl failure",
+    "no permissions",
+    "the user executing the script can't",  # Before 7.2.
+    "unknown command",
+    "unknown redis command",
+    "not allowed from",
+)
 """Parts of the errors for a command that this user, or this server, does not have."""
 
+
+_OUTDATED = ("syntax error", "wrong number of arguments", "invalid stream id")
+"""Parts of the errors of a server that has the command, and not in the form that is sent."""
 
 _TRANSIENT = TRANSIENT_CODES | {"OOM", "MASTERDOWN"}
 """Codes of errors that concern the state of the server."""
@@ -31,6 +44,8 @@ _TRANSIENT = TRANSIENT_CODES | {"OOM", "MASTERDOWN"}
 class Capability(StrEnum):
     """Something that the store needs of Redis."""
 
+    VERSION = "version"
+    """The forms of the commands: Redis 6.2 or later, or Valkey."""
     SCRIPTS = "scripts"
     """EVAL and EVALSHA."""
     COMMANDS = "commands"
@@ -120,6 +135,7 @@ class _Run:
             if error.partition(" ")[0] in _TRANSIENT:
                 raise ResponseError(error)  # The test proves nothing now.
         self.available[Capability.WRITES] = not any(error.startswith("READONLY") for _, error in errors)
+        self.available[Capability.VERSION] = not any(_has(error, _OUTDATED) for _, error in errors)
         refused = {name for name, error in errors if _is_refusal(error)}
         if refused and all(_KEYS.search(failed[name]) for name in refused):  # A server may check keys in scripts only.
             self.available[Capability.KEYS] = False
@@ -149,7 +165,7 @@ class _Run:
                 self.available[Capability.SCRIPTS] = False
                 self.refused.add(command.decode().lower())
             return None
-        texts = [text.decode("utf-8", "replace") for text in reply]
+        texts = [_POSITION.sub("", text.decode("utf-8", "replace")) for text in reply]
         return dict(zip(texts[::2], texts[1::2], strict=True))
 
     async def publish(self) -> None:
@@ -197,8 +213,12 @@ class _Run:
 
 
 def _is_refusal(error: str) -> bool:
+    return _has(error, _REFUSALS)
+
+
+def _has(error: str, parts: Sequence[str]) -> bool:
     text = error.lower()
-    return any(part in text for part in _REFUSALS)
+    return any(part in text for part in parts)
 
 
 _script = Script("self_test.lua")
@@ -213,7 +233,7 @@ def _tries(names: Sequence[str]) -> list[Sequence[str]]:
     string, hashed, listed, sorted_set, stream = names
     return [
         ("TIME",),
-        ("SET", string, "1", "EX", _SECONDS),
+        ("SET", string, "1", "EX", _SECONDS, "GET"),
         *((read, string) for read in ("GET", "MGET", "EXISTS", "PERSIST", "TTL")),
         ("PEXPIRE", string, f"{_SECONDS}000"),
         ("PTTL", string),
@@ -244,10 +264,11 @@ def _tries(names: Sequence[str]) -> list[Sequence[str]]:
         ("XADD", stream, "*", "a", "1"),
         ("XLEN", stream),
         ("EXPIRE", stream, _SECONDS),
-        ("XRANGE", stream, "-", "+"),
+        ("XADD", stream, "NOMKSTREAM", "*", "a", "1"),
+        ("XRANGE", stream, "(0-0", "+"),
         ("XREVRANGE", stream, "+", "-"),
         ("XREAD", "STREAMS", stream, "0"),
-        ("XTRIM", stream, "MAXLEN", "0"),
+        ("XTRIM", stream, "MINID", "1-0"),
         ("UNLINK", *names),
         ("DEL", *names),
     ]

@@ -18,7 +18,15 @@ from mcp_eventscope.cancellation import LoopLock, cancel_task
 from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.client import AnyRedis, address_of, call, failure_reason, failure_text, map_redis_errors
+from mcp_eventscope.redis.client import (
+    AnyRedis,
+    address_of,
+    call,
+    failure_reason,
+    failure_text,
+    is_refusal,
+    map_redis_errors,
+)
 from mcp_eventscope.redis.clock import EventClock, boot_microseconds
 from mcp_eventscope.redis.inbox import Inbox
 from mcp_eventscope.redis.keys import Keys
@@ -432,6 +440,9 @@ class Workers:
                 self._record_failure(error)
                 well = False
                 self._blind_until = time.monotonic() + self.lease
+                if isinstance(error, StoreRejectedError) and is_refusal(error.__cause__ or error):
+                    # A probe may succeed, and its recovery would renew the lease immediately, which is refused again.
+                    await asyncio.sleep(self.lease / 3)
                 continue
             well = well and not self._recovered
             self._recovered = False

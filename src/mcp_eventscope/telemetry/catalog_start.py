@@ -2,13 +2,15 @@
 
 from mcp_eventscope.telemetry.declarations import STORE, Label, LogEvent, Metric, MetricType
 
-CAPABILITY = Label("capability", ("scripts", "commands", "keys", "publish", "subscribe", "writes", "no_eviction"))
+CAPABILITY = Label(
+    "capability", ("version", "scripts", "commands", "keys", "publish", "subscribe", "writes", "no_eviction")
+)
 
 REDIS_CAPABILITY = Metric(
     "eventscope_redis_capability",
     MetricType.GAUGE,
-    "1 if Redis has a capability that the store needs, else 0: scripts, their commands, keys and channels under the "
-    "prefix, writes (not a replica), no eviction. Tested once, at start; absent if unknown.",
+    "1 if Redis has a capability that the store needs, else 0: its version, scripts, their commands, keys and channels "
+    "under the prefix, writes (not a replica), no eviction. Tested once, at start; absent if unknown.",
     (STORE, CAPABILITY),
     counted="capability",
     multiprocess_mode="livemin",

@@ -361,6 +361,9 @@ class LogSink:
 def _capability_fixes(found: Capabilities) -> Iterator[str]:
     """The changes that give Redis the missing capabilities."""
     missing = frozenset(found.missing)
+    if Capability.VERSION in missing:
+        yield "run Redis 6.2 or later, or Valkey"
+        return
     rules = [f"+{command}" for command in found.refused]
     rules += [f"~{found.key_prefix}*"] if Capability.KEYS in missing else []
     rules += [f"&{found.key_prefix}*"] if missing & {Capability.PUBLISH, Capability.SUBSCRIBE} else []
