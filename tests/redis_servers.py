@@ -47,6 +47,7 @@ PARTS = (
     "integration/test_session_follow.py",
     "integration/test_session_scripts.py",
     "integration/test_session_store.py",
+    "integration/test_strict_servers.py",
     "integration/test_subscription_bus.py",
     "integration/test_worker_inbox.py",
 )

@@ -7,23 +7,19 @@ from pathlib import Path
 import anyio
 import pytest
 import redis
-from mcp.types import JSONRPCResponse
-from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.cli.main import main
 from mcp_eventscope.cli.output import Exit
 from mcp_eventscope.redis.acl import CLUSTER, STATISTICS, operator_rules, worker_rules
 from mcp_eventscope.redis.client import AnyRedis, client_for, connect
-from mcp_eventscope.redis.root.follow import POLL_SECONDS
 from mcp_eventscope.redis.self_test import Capabilities, Capability
 from mcp_eventscope.store.coordination import NewRecord
-from mcp_eventscope.store.events import EventsLost
 from mcp_eventscope.telemetry.tracing import session_hash
-from mcp_eventscope.testing import Collected
 from support.messages import note
 from support.scope_pair import scope_pair, scope_story
 from support.servers import HOST, cluster_of_one
+from support.store_stories import eviction_story, expiry_story, root_story
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import CEILING, until
 
@@ -96,9 +92,9 @@ async def test_worker_uses_each_of_its_rights_and_no_other(server: OwnValkey, mo
         async with scope_pair(url, PREFIX) as (a, b):
             await scope_story(a, b)
             async with connect(url) as client:
-                await root_story(client)
-                await eviction_story(client)
-                await expiry_story(client)
+                await root_story(client, PREFIX)
+                await eviction_story(client, PREFIX)
+                await expiry_story(client, PREFIX)
             await outage_story(server, url)
     found = used(server)
     assert found == allowed(rules) - {"info"}, (found - allowed(rules), allowed(rules) - found)
@@ -107,53 +103,6 @@ async def test_worker_uses_each_of_its_rights_and_no_other(server: OwnValkey, mo
         assert (await RedisEventStore(client, ttl=60).self_test().run()).missing == ()
     assert used(server) >= {"info"}
     assert refused(server) == set()
-
-
-async def root_story(client: aioredis.Redis) -> None:
-    """Append to the root store, replay, follow, and trim expired events."""
-    store = RedisEventStore(client, key_prefix=PREFIX, ttl=1)
-    first = await store.append("1", None)
-    await store.append("1", note(1))
-    assert (await store.replay(first.event_id, Collected(), stream_id="1")).delivered == 1
-    assert (await store.follow("1", first.event_id, Collected(), limit=0.05)).delivered == 1
-    for number in range(3):
-        await anyio.sleep(0.7)  # The TTL is the subject.
-        await store.append("1", note(number))
-    await store.replay(first.event_id, Collected())
-    last = await store.append("2", None)
-    await store.follow("2", last.event_id, Collected(), limit=3 * POLL_SECONDS)
-    await RedisEventStore(client, key_prefix=PREFIX, ttl=None).append("2", None)
-
-
-async def eviction_story(client: aioredis.Redis) -> None:
-    """Exceed the limit of a session."""
-    store = RedisEventStore(client, key_prefix=PREFIX, ttl=60, max_session_bytes=1 << 20)
-    session = store.for_session("large")
-    lost = 0
-
-    def count(fact: object) -> None:
-        nonlocal lost
-        lost += isinstance(fact, EventsLost)
-
-    store.observe(count)
-    for number in range(500):
-        stream = str(number)
-        session.begin(stream, number)
-        await session.append(stream, note(1, "x" * (60_000 if number < 10 else 10)))
-        await session.append(stream, JSONRPCResponse(jsonrpc="2.0", id=number, result={"text": "x" * 3000}))
-    await until(lambda: lost)
-    await store.flush()
-
-
-async def expiry_story(client: aioredis.Redis) -> None:
-    """Append to a list whose first elements are older than the TTL."""
-    store = RedisEventStore(client, key_prefix=PREFIX, ttl=1)
-    session = store.for_session("old")
-    session.begin("1", 1)
-    for number in range(4):
-        await session.append("1", note(number))
-        await store.flush()
-        await anyio.sleep(0.5)  # The TTL is the subject.
 
 
 async def outage_story(server: OwnValkey, url: str) -> None:

@@ -1,7 +1,5 @@
 """Each script touches declared keys only, on Valkey, Redis 7 and a cluster."""
 
-import gc
-import hashlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -13,11 +11,11 @@ from redis.exceptions import ResponseError
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
-from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.store.coordination import NewRecord
 from mcp_eventscope.store.events import EventsLost, FailureReason, LossReason
 from mcp_eventscope.store.messages import GET_STREAM_KEY
 from mcp_eventscope.store.results import FollowEnd, StoreOutcome
+from support.key_guard import GUARD, guard_scripts
 from support.messages import answer, note
 from support.servers import free_port
 from support.session_producers import Received, SessionProducer, observed
@@ -27,34 +25,11 @@ from support.waiting import eventually, in_time, until
 
 pytestmark = pytest.mark.anyio
 
-GUARD = """
-local declared = {}
-for _, key in ipairs(KEYS) do
-  declared[key] = true
-end
-local without_keys = { TIME = true, PUBLISH = true }
-local function guarded(real)
-  return function(command, ...)
-    if not without_keys[command] and not declared[select(1, ...)] then
-      error('undeclared key: ' .. command .. ' ' .. tostring(select(1, ...)))
-    end
-    return real(command, ...)
-  end
-end
-local redis = setmetatable({ call = guarded(redis.call), pcall = guarded(redis.pcall) }, { __index = redis })
-"""
-"""In front of a script: a call with a key that is not among KEYS is an error."""
-
 
 @pytest.fixture
 def guarded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every script refuses a key that was not declared."""
-    scripts = [each for each in gc.get_objects() if isinstance(each, Script)]
-    assert len(scripts) > 5
-    for script in scripts:
-        text = GUARD + script._text
-        monkeypatch.setattr(script, "_text", text)
-        monkeypatch.setattr(script, "_sha", hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+    guard_scripts(monkeypatch)
 
 
 @pytest.fixture(params=["valkey_url", pytest.param("redis_url", marks=pytest.mark.slow)])

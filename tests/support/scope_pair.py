@@ -91,11 +91,11 @@ def _add_tools(mcp: MCPServer[Any], release: anyio.Event, shipped: list[str]) ->
     """Add the tools of one worker."""
 
     @mcp.tool()
-    async def build(ctx: Context, size: int = 0) -> str:
+    async def build(ctx: Context, size: int = 0, result: int = 0) -> str:
         """Report progress, and end when the test lets it."""
         await ctx.report_progress(1, 2, "half" + "x" * size)
         await release.wait()
-        return "built"
+        return "built" + "x" * result
 
     @mcp.tool()
     async def spoil(ctx: Context) -> str:
@@ -112,12 +112,12 @@ def _add_tools(mcp: MCPServer[Any], release: anyio.Event, shipped: list[str]) ->
         return answer.action
 
     @mcp.tool()
-    async def ship(order: str, answer: Annotated[Approval, Resolve(approve)], ctx: Context) -> str:
+    async def ship(order: str, answer: Annotated[Approval, Resolve(approve)], ctx: Context, result: int = 0) -> str:
         """Ship an order after a question, and publish the change."""
         if answer.sure:
             shipped.append(order)
             await ctx.notify_resource_updated(f"order://{order}")
-        return "shipped" if answer.sure else "kept"
+        return ("shipped" if answer.sure else "kept") + "x" * result
 
 
 async def scope_story(a: Worker, b: Worker) -> None:

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 import pydantic_core
 
-from mcp_eventscope.errors import StoreUnavailableError
+from mcp_eventscope.errors import StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.options import Number, check_type
 from mcp_eventscope.redis.backend import RedisBackend
+from mcp_eventscope.redis.client import is_refusal
 from mcp_eventscope.redis.clock import boot_microseconds
 from mcp_eventscope.redis.limits import MAX_TTL
 from mcp_eventscope.redis.scripts import Script
@@ -264,7 +265,14 @@ class RedisTaskStore:
         if len(payload) > self._max_result_bytes:
             failed = await self.set_failed(run, too_large(len(payload), self._max_result_bytes))
             return Settled.TOO_LARGE if failed is Settled.STORED else failed
-        return await self._write(run, "end", ["status", TaskStatus.COMPLETED], payload)
+        try:
+            return await self._write(run, "end", ["status", TaskStatus.COMPLETED], payload)
+        except StoreRejectedError as error:
+            if not is_refusal(error.__cause__ or error):
+                raise
+        # Such as a service that limits the size of a command. It would refuse the result again.
+        failed = await self.set_failed(run, result_unavailable(f"Redis refused its {len(payload)} bytes of JSON"))
+        return Settled.TOO_LARGE if failed is Settled.STORED else failed
 
     async def set_failed(self, run: RunState, error: ErrorData) -> Settled:
         """Fail a task; see `TaskStore`."""

@@ -50,7 +50,8 @@ _DROPPED_FIXES = {
     "up to a minute",
     DropReason.OVERFLOW: "make Redis reachable, and keep workers responsive: until then messages between workers are "
     "kept in memory, at most 16 MiB; otherwise a client sends too many",
-    DropReason.REFUSED: "allow HKEYS, HGET, XLEN and XADD, and keep other programs from writing under the key prefix",
+    DropReason.REFUSED: "allow HKEYS, HGET, XLEN and XADD, keep other programs from writing under the key prefix, and "
+    "raise the limit of the service on the size of a command",
     DropReason.MALFORMED: "keep other programs from writing under the key prefix",
     DropReason.LOST: "set appendonly yes, use a failover that keeps acknowledged writes, and keep other programs from "
     "writing under the key prefix",
