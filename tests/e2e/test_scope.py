@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from redis import asyncio as aioredis
 
 from mcp_eventscope import EventScope, TasksClient, http_app
+from mcp_eventscope.redis.client import connect
 from support.chaos import on_url
 from support.http_client import Connect, events
 from support.processes import LEASE
@@ -190,6 +191,29 @@ def test_scope_in_another_event_loop_holds_its_lease(valkey_url: str, key_prefix
             workers._sooner.set()
             await until(lambda: workers._written > written)
             assert not any(task.done() for task in workers._tasks)
+
+    for _ in range(2):
+        asyncio.run(run())
+
+
+def test_parts_that_are_entered_during_their_end_run_in_each_event_loop(valkey_url: str, key_prefix: str) -> None:
+    """The next block waits until the last one has ended. A lock of one loop would refuse to wait in another."""
+    client = connect(valkey_url)
+    scope = EventScope("orders", redis=client, key_prefix=key_prefix, registry=CollectorRegistry())
+    parts = [scope.subscriptions, scope.request_state]
+
+    async def run() -> None:
+        async with scope.connected():
+            for part in parts:
+                ended, blocks = [], [part.running(), part.running()]
+                await blocks[0].__aenter__()
+                ending = asyncio.create_task(blocks[0].__aexit__(None, None, None))
+                ending.add_done_callback(ended.append)
+                await asyncio.sleep(0)  # It holds the lock now.
+                await blocks[1].__aenter__()
+                assert ended == [ending]
+                await blocks[1].__aexit__(None, None, None)
+        await client.aclose()
 
     for _ in range(2):
         asyncio.run(run())

@@ -8,8 +8,10 @@ import pytest
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.errors import StoreError
+from mcp_eventscope.redis.client import ANSWER_TIMEOUT
 from mcp_eventscope.redis.workers import Workers
 from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE
+from mcp_eventscope.store.events import FailureReason, StoreRecovered
 from support.waiting import in_time, until
 
 pytestmark = pytest.mark.anyio
@@ -64,6 +66,19 @@ async def test_no_worker_is_expired_just_after_an_outage(server: fakeredis.FakeS
     server.connected = True
     assert await workers.expired({"other"}) == set()
     clock.now += DEFAULT_WORKER_LEASE - 1
+    assert await workers.expired({"other"}) == set()
+    clock.now += 2
+    assert await workers.expired({"other"}) == {"other"}
+
+
+async def test_worker_of_a_cluster_gets_longer_to_renew_after_an_outage(
+    server: fakeredis.FakeServer, clock: Clock
+) -> None:
+    """Its client may find the new master later than ours, by the time of a call."""
+    workers = worker(server)
+    workers._breaker.cluster = True
+    workers._observed(StoreRecovered(reason=FailureReason.CONNECTION, seconds=1.0))
+    clock.now += DEFAULT_WORKER_LEASE + ANSWER_TIMEOUT - 1
     assert await workers.expired({"other"}) == set()
     clock.now += 2
     assert await workers.expired({"other"}) == {"other"}

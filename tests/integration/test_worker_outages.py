@@ -1,5 +1,6 @@
 """An idle worker notices an outage of Redis, and reports each one once."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 
@@ -120,3 +121,22 @@ async def test_stop_in_an_outage_reports_no_second_one(server: OwnValkey) -> Non
             finally:
                 await anyio.to_thread.run_sync(server.start)
         assert len(facts.of(StoreDegraded)) == 1
+
+
+@pytest.mark.slow
+async def test_stop_while_redis_is_frozen_leaves_no_probe_and_no_connection(server: OwnValkey) -> None:
+    """Else the probes would connect again, and report another outage, after the client is closed."""
+    async with connect(server.url) as client:
+        assert isinstance(client, aioredis.Redis)
+        store = RedisEventStore(client, ttl=60, store_timeout=0.25)
+        facts = observed(store)
+        async with store.coordinator.hold_lease(LEASE, lambda _: None, nothing):
+            server.freeze()
+            await until(lambda: facts.of(StoreDegraded))
+        try:
+            assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("eventscope")]
+            assert not client.connection_pool._in_use_connections
+            assert store.backlog.failure is None
+            assert len(facts.of(StoreDegraded)) == 1
+        finally:
+            server.thaw()

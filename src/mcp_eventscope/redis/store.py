@@ -154,7 +154,9 @@ class RedisEventStore(EventStore):
             lambda: self._keys.probe(self._worker.name),
         )
         subscriptions = Subscriptions(redis)
-        self._workers = Workers(redis, self._keys, self._worker, clock, breaker, observers)
+        self._workers = Workers(
+            redis, self._keys, self._worker, clock, breaker, observers, self._close_circuit
+        )
         self._followers = Followers(redis, self._keys, self._worker, subscriptions)
         self._reader = ChunkReader(redis, breaker)
         self._workers.on_tick(session_writer.renew, session_writer.verify)
@@ -305,9 +307,17 @@ class RedisEventStore(EventStore):
         for batch in left:
             batch.abandon()
         lost = self._writer.clear() + self._session_writer.clear()
-        if not self._workers.holding:  # Else the lease is about to be given up, and its end resets the circuit.
+        if not self._workers.holding:  # Else the lease is about to be given up, and its end closes the circuit.
             self._breaker.reset()
         return lost
+
+    async def _close_circuit(self) -> None:
+        """Stop the probes of an unreachable Redis when the lease ends, unless events are still to be stored."""
+        if self._breaker.reason is None or self.backlog.events:
+            return
+        for batch in await self._sender.drain(0):  # Before the reset, or the next probe would report another outage.
+            batch.abandon()
+        self._breaker.reset()
 
     def _wake(self) -> None:
         self._sender.wake()

@@ -19,6 +19,7 @@ from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailab
 from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.client import (
+    ANSWER_TIMEOUT,
     AnyRedis,
     address_of,
     call,
@@ -83,6 +84,7 @@ class Workers:
         clock: The clock of event ids.
         breaker: The circuit breaker of the store.
         observers: Report when Redis has recovered.
+        released: Called when the lease was given up: nothing judges Redis from then on.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - constructed in one place
@@ -93,8 +95,10 @@ class Workers:
         clock: EventClock,
         breaker: CircuitBreaker,
         observers: Observers,
+        released: Callable[[], Awaitable[None]],
     ) -> None:
         self._breaker = breaker
+        self._released = released
         observers.subscribe(self._observed)
         self._redis = redis
         self._keys = keys
@@ -189,10 +193,22 @@ class Workers:
             raise StoreUnavailableError(msg)
         return await call(operation, self._redis, self._breaker, function)
 
+    @property
+    def _patience(self) -> float:
+        """Seconds of contact with Redis after which every live worker has renewed its lease.
+
+        On Redis Cluster a worker may find the successor of a failed master later than this one, by the time of a call.
+        """
+        return self.lease + (ANSWER_TIMEOUT if self._breaker.cluster else 0.0)
+
+    def _doubt(self) -> None:
+        """Declare no worker dead until all have renewed their leases."""
+        self._blind_until = time.monotonic() + self._patience
+
     def _observed(self, fact: StoreEvent) -> None:
         if isinstance(fact, StoreRecovered):
             self._recovered = True
-            self._blind_until = time.monotonic() + self.lease  # Records may be missing until the workers republish.
+            self._doubt()  # Records may be missing until the workers republish.
             self._sooner.set()
 
     @asynccontextmanager
@@ -245,7 +261,7 @@ class Workers:
             await self._outbox.close()
         with anyio.CancelScope(shield=True), anyio.move_on_after(LEAVE_SECONDS), contextlib.suppress(StoreError):
             await self._leave()
-        self._breaker.reset()
+        await self._released()
 
     def _received(self, message: WorkerMessage) -> None:
         for holder in tuple(self._holders):
@@ -327,7 +343,7 @@ class Workers:
         doubtful = record.state == "absent" and self._leased and not self.uncertain
         lease = self._keys.worker(self._worker.name)
         if doubtful and not await self._call("read from", lambda: self._redis.exists(lease)):
-            self._blind_until = time.monotonic() + self.lease
+            self._doubt()
             self._sooner.set()
         elif doubtful and await self._runs(session_id):
             return SessionRecord("lost")
@@ -354,7 +370,7 @@ class Workers:
     @property
     def young(self) -> bool:
         """Whether this worker started less than a lease ago, and cannot know of earlier outages."""
-        return time.monotonic() - self._began < self.lease
+        return time.monotonic() - self._began < self._patience
 
     def republish(self) -> None:
         """Schedule another publication of this worker's state, after one has failed."""
@@ -397,7 +413,7 @@ class Workers:
                 for worker in workers
             }
         except StoreError:
-            self._blind_until = time.monotonic() + self.lease
+            self._doubt()
             raise
         missing = not all(alive.values())
         own = self._keys.worker(self._worker.name)
@@ -405,7 +421,7 @@ class Workers:
         if lost:  # Redis has lost all leases; live workers renew theirs within a lease.
             self._sooner.set()
         if lost or time.monotonic() - began > self.lease / 3:
-            self._blind_until = time.monotonic() + self.lease
+            self._doubt()
         return set() if time.monotonic() < self._blind_until else {name for name in alive if not alive[name]}
 
     async def _renew(self) -> bool:
@@ -439,7 +455,7 @@ class Workers:
             except Exception as error:  # noqa: BLE001 - without renewals all calls of this worker end
                 self._record_failure(error)
                 well = False
-                self._blind_until = time.monotonic() + self.lease
+                self._doubt()
                 if isinstance(error, StoreRejectedError) and is_refusal(error.__cause__ or error):
                     # A probe may succeed, and its recovery would renew the lease immediately, which is refused again.
                     await asyncio.sleep(self.lease / 3)
@@ -449,7 +465,7 @@ class Workers:
             if not held and self._leased:
                 self._state_lost()
             if not (held and well):
-                self._blind_until = time.monotonic() + self.lease
+                self._doubt()
                 self._republish.set()
             self._leased = well = True
             self._tick()

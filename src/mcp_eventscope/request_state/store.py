@@ -12,7 +12,7 @@ import anyio
 from mcp.server.context import ServerMiddleware, ServerRequestContext
 from mcp.server.request_state import RequestStateSecurity, authenticated_principal
 
-from mcp_eventscope.cancellation import cancel_task
+from mcp_eventscope.cancellation import LoopLock, cancel_task
 from mcp_eventscope.errors import StoreError
 from mcp_eventscope.options import Number, check_type
 from mcp_eventscope.redis.backend import RedisBackend
@@ -131,7 +131,8 @@ class RedisRequestState:
         self._started = self._finished = 0
         """The number of refreshes that have begun, and the number of the last one that succeeded."""
         self._entries = 0
-        self._starting = asyncio.Lock()
+        self._changing = LoopLock()
+        """Held while it starts or stops."""
         self._running: AsyncExitStack | None = None
         backend.observers.subscribe(self._on_event)
 
@@ -176,8 +177,9 @@ class RedisRequestState:
         Entries may overlap: the first one starts, and the last one stops.
         """
         self._entries += 1
+        changing = self._changing()
         try:
-            async with self._starting:
+            async with changing:
                 if self._running is None:
                     self._wake, self._changed = asyncio.Event(), asyncio.Event()
                     workers, running = self._backend.workers, AsyncExitStack()
@@ -190,9 +192,11 @@ class RedisRequestState:
             yield
         finally:
             self._entries -= 1
-            if not self._entries and self._running is not None:
-                running, self._running = self._running, None
-                await running.aclose()
+            with anyio.CancelScope(shield=True):
+                async with changing:
+                    if not self._entries and self._running is not None:
+                        running, self._running = self._running, None
+                        await running.aclose()
 
     @asynccontextmanager
     async def _refreshing(self) -> AsyncIterator[None]:

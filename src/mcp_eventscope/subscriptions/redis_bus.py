@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 from mcp.server.subscriptions import ServerEvent
 
-from mcp_eventscope.cancellation import cancel_task, is_cancelling
+from mcp_eventscope.cancellation import LoopLock, cancel_task, is_cancelling
 from mcp_eventscope.errors import CorruptEventError, StoreRejectedError
 from mcp_eventscope.options import Number, check_type
 from mcp_eventscope.redis.backend import RedisBackend
@@ -91,7 +91,7 @@ class RedisSubscriptionBus:
         """How many `running()` blocks are open."""
         self._tasks: list[asyncio.Task[None]] = []
         self._warned = False
-        self._changing = asyncio.Lock()
+        self._changing = LoopLock()
         """Held while the tasks start or stop."""
         self._filled = asyncio.Event()
         self._positioned = asyncio.Event()
@@ -149,8 +149,9 @@ class RedisSubscriptionBus:
         be open: the bus runs until the last one ends.
         """
         self._users += 1
+        changing = self._changing()
         try:
-            async with self._changing:
+            async with changing:
                 if not self._tasks:
                     self._start()
             with anyio.move_on_after(self._backend.breaker.call_timeout):
@@ -159,7 +160,7 @@ class RedisSubscriptionBus:
         finally:
             self._users -= 1
             with anyio.CancelScope(shield=True):
-                async with self._changing:
+                async with changing:
                     if not self._users:
                         await self._stop()
 
@@ -172,17 +173,21 @@ class RedisSubscriptionBus:
         ]
 
     async def _stop(self) -> None:
-        for task in self._tasks:
-            await cancel_task(task)
-        with anyio.move_on_after(LEAVE_SECONDS), contextlib.suppress(Exception):
-            while self._pending:
-                await self._send()
-        self._tasks = []
-        if lost := self._pending.clear():
-            self._emit(PublishFailed(PublishFailure.SHUTDOWN, lost))
-            self._emit(PendingChanged(0))
-        self._log.forget()
-        self._listeners.repair_now()
+        for task in self._tasks:  # All of them, also if this is cancelled while one ends.
+            task.cancel()
+        try:
+            for task in self._tasks:
+                await cancel_task(task)
+            with anyio.move_on_after(LEAVE_SECONDS), contextlib.suppress(Exception):
+                while self._pending:
+                    await self._send()
+        finally:
+            self._tasks = []
+            if lost := self._pending.clear():
+                self._emit(PublishFailed(PublishFailure.SHUTDOWN, lost))
+                self._emit(PendingChanged(0))
+            self._log.forget()
+            self._listeners.repair_now()
 
     # -- to other workers ---------------------------------------------------------------------------------------------
 
