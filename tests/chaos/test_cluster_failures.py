@@ -8,7 +8,7 @@ import anyio
 import httpx2
 import pytest
 from mcp.client import Client
-from mcp.client.subscriptions import ResourceUpdated
+from mcp.client.subscriptions import ResourceUpdated, Subscription
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import client_for
@@ -78,6 +78,12 @@ def fail_over(cluster: Cluster, master: Node) -> None:
         cluster.set(cluster_node_timeout=cluster.node_timeout)
 
 
+def cut_off_all(cluster: Cluster) -> None:
+    """Break all replications."""
+    for master in cluster.masters:
+        cluster.cut_off(cluster.replica_of(master), master)
+
+
 async def test_workers_on_a_cluster_serve_the_calls_of_each_other(
     pair: tuple[WorkerProcess, WorkerProcess], connect: Connect, new_tool: NewToolControl
 ) -> None:
@@ -119,6 +125,43 @@ async def test_workers_on_a_cluster_serve_the_calls_of_each_other(
 async def _is_unknown(client: HTTPClient) -> bool:
     async with client.post({"jsonrpc": "2.0", "id": 9, "method": "ping"}) as pinged:
         return pinged.status_code == 404
+
+
+async def test_task_and_stream_survive_the_loss_of_their_masters(
+    cluster: Cluster, pair: tuple[WorkerProcess, WorkerProcess], new_tool: NewToolControl
+) -> None:
+    """The replicas lack the task and the log of changes: the worker writes the task again, and the stream is repaired."""
+    a, b = pair
+    signals: list[str] = []
+
+    async def listen(subscription: Subscription) -> None:
+        async for event in subscription:
+            signals.append(event.uri if isinstance(event, ResourceUpdated) else "")
+
+    async with (
+        httpx2.AsyncClient(verify=NO_TLS, trust_env=False, timeout=CEILING) as http,
+        Client(f"{b.url}/mcp") as listener,
+        Client(f"{a.url}/mcp") as changer,
+        listener.listen(resource_subscriptions=["cluster://x"]) as subscription,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(listen, subscription)
+        on_a, tool = RawTasks(http, f"{a.url}/mcp"), new_tool()
+        on_b = on_a.at(f"{b.url}/mcp")
+        await anyio.to_thread.run_sync(cut_off_all, cluster)
+        task = await on_a.start("steps", name=tool.name)
+        worker, _, name = task.partition("-")
+        keys = Keys("mcp:").task(worker, name), Keys("mcp:").changes
+        for victim in {await anyio.to_thread.run_sync(cluster.master_of, key) for key in keys}:
+            await anyio.to_thread.run_sync(fail_over, cluster, victim)
+            signals.clear()
+            await changer.call_tool("change", {"uri": "cluster://x"})
+            await until(lambda: "cluster://x" in signals)
+            await tool.step("on")
+        await tool.finish()
+        done = await on_b.final(task)
+        assert (done["status"], done["statusMessage"]) == ("completed", "on")
+        tasks.cancel_scope.cancel()
 
 
 @dataclass
