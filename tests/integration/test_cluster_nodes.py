@@ -140,7 +140,7 @@ async def leased(
     workers = events.backend.workers
     async with workers.hold_lease(LEASE, lambda _: None, nothing_to_publish):
         await until(lambda: workers.leased)
-        workers._began -= LEASE
+        workers._began -= workers._patience
         yield events
 
 

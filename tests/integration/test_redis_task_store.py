@@ -3,14 +3,27 @@
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import anyio
 import pytest
 from redis import asyncio as aioredis
+from redis.exceptions import (
+    ClusterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from mcp_eventscope import RedisEventStore, RedisTaskStore, StoreUnavailableError
+from mcp_eventscope import (
+    RedisEventStore,
+    RedisTaskStore,
+    StoreRejectedError,
+    StoreUnavailableError,
+)
 from mcp_eventscope.redis.client import AnyRedis
 from mcp_eventscope.store.events import FailureReason
 from mcp_eventscope.tasks.facts import TaskStatus
@@ -52,7 +65,7 @@ async def worker_on(
     workers = events.backend.workers
     async with workers.hold_lease(lease, lambda _: None, nothing_to_publish):
         await until(lambda: workers.leased)
-        workers._began -= lease
+        workers._began -= workers._patience
         yield Worker(events, RedisTaskStore(events.backend, **{"sync_interval": 0.02, **options}))
 
 
@@ -240,6 +253,26 @@ async def test_unreachable_redis_is_never_an_unknown_task(pair: tuple[Worker, Wo
         with pytest.raises(StoreUnavailableError):
             await call
     await until(lambda: first.events.backend.breaker.reason is None and second.events.backend.breaker.reason is None)
+
+
+async def test_refusal_that_ends_by_itself_asks_clients_to_repeat(
+    pair: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A poll during a failover must not make the client abandon its task."""
+    first, second = pair
+    task_id = (await first.create()).task.task_id
+    temporary = [OutOfMemoryError("OOM"), ReadOnlyError("read only replica"), ClusterDownError("CLUSTERDOWN")]
+    for refusal in (*temporary, NoPermissionError("NOPERM")):
+        expected = StoreUnavailableError if refusal in temporary else StoreRejectedError
+        for call in (
+            partial(second.tasks.get, task_id, owner="ada"),
+            partial(second.tasks.request_cancel, task_id, owner="ada"),
+            partial(second.tasks._is_dead, first.events.worker),
+        ):
+            second.events.backend.breaker.reset()
+            with monkeypatch.context() as patched, pytest.raises(expected):
+                patched.setattr(second.events.backend.redis, "execute_command", AsyncMock(side_effect=refusal))
+                await call()
 
 
 async def test_user_without_channels_is_signalled_by_polling(

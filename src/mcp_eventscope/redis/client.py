@@ -385,6 +385,12 @@ def is_refusal(error: BaseException) -> bool:
     return type(error) is ResponseError and str(error).partition(" ")[0] not in TRANSIENT_CODES
 
 
+def is_permanent(error: StoreError) -> bool:
+    """Whether Redis would refuse the same call again. It would not after READONLY, OOM or CLUSTERDOWN, for example."""
+    cause = error.__cause__
+    return cause is not None and (is_refusal(cause) or failure_reason(cause) is FailureReason.AUTH)
+
+
 def failure_text(error: BaseException, client: AnyRedis) -> str:
     """Describe a failure for logs: with the address, without arguments of the command."""
     error = _cause_of(error)

@@ -154,9 +154,7 @@ class RedisEventStore(EventStore):
             lambda: self._keys.probe(self._worker.name),
         )
         subscriptions = Subscriptions(redis)
-        self._workers = Workers(
-            redis, self._keys, self._worker, clock, breaker, observers, self._close_circuit
-        )
+        self._workers = Workers(redis, self._keys, self._worker, clock, breaker, observers, self._close_circuit)
         self._followers = Followers(redis, self._keys, self._worker, subscriptions)
         self._reader = ChunkReader(redis, breaker)
         self._workers.on_tick(session_writer.renew, session_writer.verify)

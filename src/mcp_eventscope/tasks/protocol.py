@@ -102,7 +102,8 @@ class TaskStore(Protocol):
     owner as unknown. Methods of the run (`set_…`, `sync`) are fenced: a final status never changes. All methods are
     idempotent, so that a caller may repeat one whose reply was lost.
 
-    All raise `StoreUnavailableError` if the store is unreachable, or cannot know yet whether a task exists.
+    All raise `StoreUnavailableError` if the store is unreachable, refuses calls for now, or cannot know yet whether a
+    task exists.
     """
 
     @property

@@ -4,7 +4,8 @@ import asyncio
 import hashlib
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ import pydantic_core
 from mcp_eventscope.errors import StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.options import Number, check_type
 from mcp_eventscope.redis.backend import RedisBackend
-from mcp_eventscope.redis.client import is_refusal
+from mcp_eventscope.redis.client import is_permanent, is_refusal
 from mcp_eventscope.redis.clock import boot_microseconds
 from mcp_eventscope.redis.limits import MAX_TTL
 from mcp_eventscope.redis.scripts import Script
@@ -249,7 +250,8 @@ class RedisTaskStore:
         """
         workers = self._backend.workers
         self._check_reachable("read from")
-        dead = await workers.expired({worker})
+        with _temporary_refusals():
+            dead = await workers.expired({worker})
         return bool(dead), not (workers.uncertain or workers.young)
 
     # -- of runs ------------------------------------------------------------------------------------------------------
@@ -417,16 +419,29 @@ class RedisTaskStore:
         """Call Redis, unless it is known to be unreachable.
 
         Raises:
-            StoreError: Redis was not reached, or answered with an error.
+            StoreUnavailableError: Redis was not reached, or refuses such calls for now.
+            StoreRejectedError: Redis would refuse the same call again.
         """
         self._check_reachable(operation)
-        return await self._backend.call(operation, function)
+        with _temporary_refusals():
+            return await self._backend.call(operation, function)
 
     def _check_reachable(self, operation: str) -> None:
         backend = self._backend
         if backend.breaker.unreachable:
             msg = f"could not {operation} Redis at {backend.address}: unreachable ({backend.breaker.reason})"
             raise StoreUnavailableError(msg)
+
+
+@contextmanager
+def _temporary_refusals() -> Iterator[None]:
+    """Treat a refusal that ends with a failover, or when memory is free, as an outage: clients repeat the request."""
+    try:
+        yield
+    except StoreRejectedError as error:
+        if is_permanent(error):
+            raise
+        raise StoreUnavailableError(str(error)) from error
 
 
 def _worker_of(task_id: str) -> str:

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter
 from mcp_eventscope.cancellation import cancel_task
 from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.client import AnyRedis, call, failure_reason, is_refusal
+from mcp_eventscope.redis.client import AnyRedis, call, is_permanent
 from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.element import LARGE_PAYLOAD
 from mcp_eventscope.redis.keys import Keys
@@ -23,7 +23,7 @@ from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.write.runs import Run, SessionQueue
-from mcp_eventscope.store.events import EventsLost, FailureReason, LossReason, SessionSized
+from mcp_eventscope.store.events import EventsLost, LossReason, SessionSized
 
 ELEMENT_BYTES, RUN_BYTES = 24, 200
 """Bytes of an element besides its payload, and of a run besides its elements."""
@@ -165,7 +165,7 @@ class SessionLimit:
                 try:
                     await self._take(*entry)
                 except StoreError as error:
-                    if _is_permanent(error):
+                    if is_permanent(error):
                         continue  # Another program uses the key, or the Redis user lacks a permission.
                     self._entries.append(entry)  # Last, because the others may be on another node of a cluster.
                     self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._start)
@@ -333,9 +333,3 @@ def _pieces(value: bytes) -> list[_Piece]:
     except ValueError:
         return []
     return [_Piece(*row) for row in rows]
-
-
-def _is_permanent(error: StoreError) -> bool:
-    """Whether Redis would refuse the same call again."""
-    cause = error.__cause__
-    return cause is not None and (is_refusal(cause) or failure_reason(cause) is FailureReason.AUTH)
