@@ -130,13 +130,14 @@ async def _is_unknown(client: HTTPClient) -> bool:
 async def test_task_and_stream_survive_the_loss_of_their_masters(
     cluster: Cluster, pair: tuple[WorkerProcess, WorkerProcess], new_tool: NewToolControl
 ) -> None:
-    """The replicas lack the task and the log of changes: the worker writes the task again, and the stream is repaired."""
+    """The replicas lack task and log: the worker writes the task again, and the stream is repaired."""
     a, b = pair
     signals: list[str] = []
 
     async def listen(subscription: Subscription) -> None:
         async for event in subscription:
-            signals.append(event.uri if isinstance(event, ResourceUpdated) else "")
+            if isinstance(event, ResourceUpdated):
+                signals.append(event.uri)
 
     async with (
         httpx2.AsyncClient(verify=NO_TLS, trust_env=False, timeout=CEILING) as http,

@@ -1,9 +1,8 @@
 """One scope: legacy and 2026-07-28 clients of one server, on two workers."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any, cast
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import anyio
 import pytest
@@ -200,12 +199,13 @@ def test_parts_that_are_entered_during_their_end_run_in_each_event_loop(valkey_u
     """The next block waits until the last one has ended. A lock of one loop would refuse to wait in another."""
     client = connect(valkey_url)
     scope = EventScope("orders", redis=client, key_prefix=key_prefix, registry=CollectorRegistry())
-    parts = [scope.subscriptions, scope.request_state]
+    parts: list[Callable[[], AbstractAsyncContextManager[None]]]
+    parts = [scope.subscriptions.running, scope.request_state.running]
 
     async def run() -> None:
         async with scope.connected():
             for part in parts:
-                ended, blocks = [], [part.running(), part.running()]
+                ended, blocks = [], [part(), part()]
                 await blocks[0].__aenter__()
                 ending = asyncio.create_task(blocks[0].__aexit__(None, None, None))
                 ending.add_done_callback(ended.append)

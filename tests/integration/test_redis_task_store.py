@@ -270,9 +270,10 @@ async def test_refusal_that_ends_by_itself_asks_clients_to_repeat(
             partial(second.tasks._is_dead, first.events.worker),
         ):
             second.events.backend.breaker.reset()
-            with monkeypatch.context() as patched, pytest.raises(expected):
+            with monkeypatch.context() as patched:
                 patched.setattr(second.events.backend.redis, "execute_command", AsyncMock(side_effect=refusal))
-                await call()
+                with pytest.raises(expected):
+                    await call()
 
 
 async def test_user_without_channels_is_signalled_by_polling(
