@@ -132,12 +132,12 @@ async def test_task_and_stream_survive_the_loss_of_their_masters(
 ) -> None:
     """The replicas lack task and log: the worker writes the task again, and the stream is repaired."""
     a, b = pair
-    signals: list[str] = []
+    signals: set[str] = set()
 
     async def listen(subscription: Subscription) -> None:
         async for event in subscription:
             if isinstance(event, ResourceUpdated):
-                signals.append(event.uri)
+                signals.add(event.uri)
 
     async with (
         httpx2.AsyncClient(verify=NO_TLS, trust_env=False, timeout=CEILING) as http,

@@ -205,7 +205,8 @@ def test_parts_that_are_entered_during_their_end_run_in_each_event_loop(valkey_u
     async def run() -> None:
         async with scope.connected():
             for part in parts:
-                ended, blocks = [], [part(), part()]
+                ended: list[object] = []
+                blocks = [part(), part()]
                 await blocks[0].__aenter__()
                 ending = asyncio.create_task(blocks[0].__aexit__(None, None, None))
                 ending.add_done_callback(ended.append)
