@@ -1,5 +1,6 @@
 """The bus on a real Valkey that loses connections, data, or its newest data."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 
@@ -405,3 +406,19 @@ async def test_bus_that_runs_again_repairs_the_streams_that_stayed(
         async with worker.bus.running():
             await until(lambda: stream.count("a"))
         assert worker.gaps == {GapReason.LATE: 2}
+
+
+async def test_bus_whose_stop_was_cancelled_runs_again(valkey_url: str, here: Worker, key_prefix: str) -> None:
+    """Its tasks are stopped and forgotten, or the next block would not start them."""
+    async with opened_worker(valkey_url, key_prefix) as worker:
+        block = worker.bus.running()
+        await block.__aenter__()
+        ending = asyncio.create_task(block.__aexit__(None, None, None))
+        await asyncio.sleep(0)
+        ending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ending
+        async with worker.bus.running():
+            assert not any(task.cancelling() for task in worker.bus._tasks)
+            await published(here, "a")
+            await until(lambda: worker.signals(SignalPath.REMOTE))
