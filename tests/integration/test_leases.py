@@ -114,6 +114,21 @@ async def test_no_worker_is_expired_when_redis_lost_all_leases(server: fakeredis
         assert await one.expired({other._worker.name}) == set()
 
 
+async def test_no_worker_is_expired_when_redis_has_an_older_lease_of_the_asking_one(
+    server: fakeredis.FakeServer,
+) -> None:
+    """A replica that was cut off and promoted may have that one still, and not those that expire earlier."""
+    one, other = worker(server), worker(server)
+    async with (
+        one.hold_lease(DEFAULT_WORKER_LEASE, lambda _: None, nothing),
+        other.hold_lease(DEFAULT_WORKER_LEASE, lambda _: None, nothing),
+    ):
+        redis = fakeredis.FakeAsyncRedis(server=server)
+        await redis.set(one._keys.worker(one._worker.name), one._written - 1, ex=60)
+        await redis.delete(one._keys.worker(other._worker.name))
+        assert await one.expired({other._worker.name}) == set()
+
+
 async def test_lease_of_several_holders_ends_with_the_last(server: fakeredis.FakeServer) -> None:
     """A scope and a session manager hold it together, and leave in any order."""
     one = worker(server)

@@ -341,8 +341,7 @@ class Workers:
         caller, worker = NewRecord(session_id, owner, "", server), self._worker.name
         record = await self._call("read from", lambda: scripts.read(self._redis, self._keys, caller, ttl, worker))
         doubtful = record.state == "absent" and self._leased and not self.uncertain
-        lease = self._keys.worker(self._worker.name)
-        if doubtful and not await self._call("read from", lambda: self._redis.exists(lease)):
+        if doubtful and not await self._has_lease():
             self._doubt()
             self._sooner.set()
         elif doubtful and await self._runs(session_id):
@@ -416,13 +415,18 @@ class Workers:
             self._doubt()
             raise
         missing = not all(alive.values())
-        own = self._keys.worker(self._worker.name)
-        lost = missing and self._leased and not await self._call("read from", lambda: self._redis.exists(own))
-        if lost:  # Redis has lost all leases; live workers renew theirs within a lease.
+        lost = missing and self._leased and not await self._has_lease()
+        if lost:  # Redis has lost the other leases, too; live workers renew theirs within a lease.
             self._sooner.set()
         if lost or time.monotonic() - began > self.lease / 3:
             self._doubt()
         return set() if time.monotonic() < self._blind_until else {name for name in alive if not alive[name]}
+
+    async def _has_lease(self) -> bool:
+        """Whether Redis has the lease as this worker wrote it last. An older one is that of a rollback or a failover."""
+        key, written = self._keys.worker(self._worker.name), self._written
+        held = await self._call("read from", lambda: self._redis.execute_command("GET", key, NEVER_DECODE=True))
+        return held is not None and held.isdigit() and written <= int(held)
 
     async def _renew(self) -> bool:
         """Renew the lease; return whether it had the value that this worker wrote last."""
