@@ -441,7 +441,7 @@ def _temporary_refusals() -> Iterator[None]:
     except StoreRejectedError as error:
         if is_permanent(error):
             raise
-        raise StoreUnavailableError(str(error)) from error
+        raise StoreUnavailableError(str(error)) from error.__cause__
 
 
 def _worker_of(task_id: str) -> str:
