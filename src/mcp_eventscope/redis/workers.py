@@ -423,7 +423,7 @@ class Workers:
         return set() if time.monotonic() < self._blind_until else {name for name in alive if not alive[name]}
 
     async def _has_lease(self) -> bool:
-        """Whether Redis has the lease as this worker wrote it last. An older one is that of a rollback or a failover."""
+        """Whether Redis has the lease as this worker wrote it last. An older value shows a rollback or a failover."""
         key, written = self._keys.worker(self._worker.name), self._written
         held = await self._call("read from", lambda: self._redis.execute_command("GET", key, NEVER_DECODE=True))
         return held is not None and held.isdigit() and written <= int(held)
