@@ -367,7 +367,7 @@ class Workers:
         return self._breaker.reason is FailureReason.TIMEOUT
 
     @property
-    def young(self) -> bool:
+    def started_recently(self) -> bool:
         """Whether this worker started less than a lease ago, and cannot know of earlier outages."""
         return time.monotonic() - self._began < self._patience
 

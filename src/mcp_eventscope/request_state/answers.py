@@ -202,7 +202,7 @@ class RedisAnswers:
     async def _is_dead(self, worker: str) -> bool:
         """Whether a worker has certainly lost its lease. A young worker does not know of earlier outages."""
         workers = self._backend.workers
-        if workers.young:
+        if workers.started_recently:
             return False
         try:
             return worker in await workers.expired({worker})

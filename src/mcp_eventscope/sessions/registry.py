@@ -232,7 +232,7 @@ class SessionRegistry:
     @property
     def late(self) -> bool:
         """Whether an absent record may be written soon, after an outage before this worker started."""
-        return self._coordinator.young
+        return self._coordinator.started_recently
 
     async def end(self, session_id: str) -> None:
         """End a session on all workers, and delete its keys. Until that has succeeded, `republish` repeats it."""

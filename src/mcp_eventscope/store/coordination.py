@@ -107,7 +107,7 @@ class Coordinator(Protocol):
         ...
 
     @property
-    def young(self) -> bool:
+    def started_recently(self) -> bool:
         """Whether this worker started less than a lease ago, and cannot know of earlier outages."""
         ...
 

@@ -252,7 +252,7 @@ class RedisTaskStore:
         self._check_reachable("read from")
         with _temporary_refusals():
             dead = await workers.expired({worker})
-        return bool(dead), not (workers.uncertain or workers.young)
+        return bool(dead), not (workers.uncertain or workers.started_recently)
 
     # -- of runs ------------------------------------------------------------------------------------------------------
 
