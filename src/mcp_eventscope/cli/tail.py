@@ -8,12 +8,11 @@ import pydantic_core
 
 from mcp_eventscope.cli.connection import NotFoundError, Target, opened, settings_of
 from mcp_eventscope.cli.output import Exit, print_json, print_lines
-from mcp_eventscope.errors import CorruptEventError
+from mcp_eventscope.redis.inspection import event_facts
 from mcp_eventscope.redis.read.elements import Row
 from mcp_eventscope.redis.write.runs import worker_of
 from mcp_eventscope.settings import Settings
-from mcp_eventscope.store import codec
-from mcp_eventscope.store.messages import GET_STREAM_KEY, JSONRPCNotification, JSONRPCRequest, StreamId, type_of
+from mcp_eventscope.store.messages import GET_STREAM_KEY, StreamId
 
 __all__ = ["run", "settings_of"]
 
@@ -72,15 +71,15 @@ async def _print_new(
 
 
 def _print_row(stream: StreamId, run: str, row: Row, *, payloads: bool, as_json: bool) -> None:
-    number, clock, first, _, payload = row
-    kind, method = _describe(first, number, payload)
+    facts = event_facts(row)
+    number, kind, method, payload = facts.number, facts.type, facts.method, facts.payload
     size = len(payload or b"")
     name = "standalone" if stream == GET_STREAM_KEY else stream
     if as_json:
         content = {"payload": _content(payload)} if payloads else {}
         print_json(
             "tail",
-            time=clock / 1_000_000,
+            time=facts.time,
             stream=name,
             run=run,
             worker=worker_of(run),
@@ -91,25 +90,9 @@ def _print_row(stream: StreamId, run: str, row: Row, *, payloads: bool, as_json:
             **content,
         )
         return
-    when = datetime.fromtimestamp(clock / 1_000_000, UTC).strftime("%H:%M:%S.%f")[:-3]
+    when = datetime.fromtimestamp(facts.time, UTC).strftime("%H:%M:%S.%f")[:-3]
     text = f"{when}  {name}  {worker_of(run)}  #{number}  {kind}{f' {method}' if method else ''}  {size} B"
     print_lines([f"{text}  {(payload or b'').decode('utf-8', 'replace')}" if payloads else text])
-
-
-def _describe(first: int, number: int, payload: bytes | None) -> tuple[str, str]:
-    """The type of an event, and the method of a notification or request."""
-    if payload is None:
-        return "lost", ""
-    if first < number:
-        return "lost", ""
-    if not payload:
-        return "priming", ""
-    try:
-        message = codec.decode(payload)
-    except CorruptEventError:
-        return "corrupt", ""
-    method = message.method if isinstance(message, JSONRPCNotification | JSONRPCRequest) else ""
-    return type_of(message).value, method
 
 
 def _content(payload: bytes | None) -> object:

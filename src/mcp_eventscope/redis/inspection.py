@@ -5,15 +5,17 @@ workers in between. No key is created, renewed or removed.
 """
 
 import re
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
 import pydantic_core
 from redis.exceptions import ResponseError
 
+from mcp_eventscope.errors import CorruptEventError, StoreRejectedError
 from mcp_eventscope.redis import run_entry
 from mcp_eventscope.redis.client import AnyRedis, map_redis_errors
 from mcp_eventscope.redis.keys import Keys, pattern_of
@@ -23,7 +25,15 @@ from mcp_eventscope.redis.read.run_reader import CHUNK_BYTES, CHUNK_EVENTS
 from mcp_eventscope.redis.redis_stats import SCANNED_PER_SCRIPT
 from mcp_eventscope.redis.scripts import SERVING, Survey, survey
 from mcp_eventscope.redis.write.runs import is_run, worker_of
-from mcp_eventscope.store.messages import GET_STREAM_KEY, RequestId, StreamId
+from mcp_eventscope.store import codec
+from mcp_eventscope.store.messages import (
+    GET_STREAM_KEY,
+    JSONRPCNotification,
+    JSONRPCRequest,
+    RequestId,
+    StreamId,
+    type_of,
+)
 
 SCANNED_AT_ONCE = 1000
 """Keys that one SCAN examines: it blocks Redis for less than a millisecond."""
@@ -61,6 +71,46 @@ class Walk:
         self.scanned += keys
         if self.on_step is not None:
             self.on_step(self.scanned)
+
+
+@dataclass(slots=True)
+class Crawl:
+    """A walk in parts: each part continues where the previous one ended, and the end is followed by the start."""
+
+    most: int
+    """Names that are kept at most."""
+    rounds: int = 0
+    """Complete walks."""
+    truncated: bool = False
+    """Whether names were left out."""
+    _nodes: deque[str | None] = field(default_factory=deque)
+    """The masters of a cluster that are not scanned yet in this round, the current one first."""
+    _cursor: str = "0"
+    _found: dict[str, None] = field(default_factory=dict)
+    _before: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """The names that this round or the last complete one has found."""
+        return list((self._before | self._found).keys())[: self.most]
+
+    def restart(self) -> None:
+        """Begin the round again, since the masters may have changed; the names of the last complete one are kept."""
+        self._nodes.clear()
+        self._cursor = "0"
+        self._found = {}
+
+    def _add(self, names: Iterable[str]) -> None:
+        for name in names:
+            if len(self._found) < self.most or name in self._found:
+                self._found[name] = None
+            else:
+                self.truncated = True
+
+    def _end_round(self) -> None:
+        self.truncated = self.truncated and len(self._found) >= self.most
+        self._before, self._found = self._found, {}
+        self.rounds += 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,12 +190,39 @@ class SessionFacts:
     """The workers that serve it."""
     running: int
     """Requests without a response."""
+    running_on: Mapping[str, int]
+    """The same, by worker."""
     accounted_bytes: int
     """Bytes of its events, as its workers account for them; the newest are not yet included."""
     client: str
     """The client's name and version, from its `initialize` request: untrusted. Empty if unknown."""
     protocol_version: str
     """The revision that the client asked for: untrusted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivityFacts:
+    """The recent activity of a session: of its open runs, and of those in the last rows of its index."""
+
+    last_time: float | None
+    """When the last of their events was accepted, in seconds since 1970; None without any."""
+    numbers: Mapping[str, int]
+    """The number of the last event, by run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventFacts:
+    """A retained event."""
+
+    number: int
+    time: float
+    """When it was accepted, in seconds since 1970."""
+    type: str
+    """The type of its message; `lost` for numbers whose events are not retained, `corrupt` for an unreadable one."""
+    method: str
+    """The method of a notification or request: untrusted. Empty otherwise."""
+    payload: bytes | None
+    """The message as JSON: untrusted, and it may be confidential. None where it is gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,22 +313,69 @@ class Inspector:
         """
         left = walk.max_keys
         for node in await self._masters():
-            master, cursor = Master(self._redis, node), "0"
+            cursor = "0"
             while True:
-                with map_redis_errors("read from", self._redis):
-                    reply = await master.execute_command(
-                        "SCAN", cursor, "MATCH", pattern, "COUNT", SCANNED_AT_ONCE, NEVER_DECODE=True
-                    )
-                found = reply[1]
-                cursor = _cursor(reply[0])
+                cursor, keys = await self._scan(node, cursor, pattern)
                 left -= SCANNED_AT_ONCE
                 walk.step(SCANNED_AT_ONCE)
-                yield [key.decode("utf-8", "replace") for key in found]
+                yield keys
                 if cursor == "0":
                     break
                 if left <= 0:
                     walk.truncated = True
                     return
+
+    async def _scan(self, node: str | None, cursor: str, pattern: str) -> tuple[str, list[str]]:
+        """Make one step of a walk; return the next cursor, and the keys that match."""
+        with map_redis_errors("read from", self._redis):
+            reply = await Master(self._redis, node).execute_command(
+                "SCAN", cursor, "MATCH", pattern, "COUNT", SCANNED_AT_ONCE, NEVER_DECODE=True
+            )
+        return _cursor(reply[0]), [key.decode("utf-8", "replace") for key in reply[1]]
+
+    async def _crawl(
+        self, crawl: Crawl, pattern: str, names: Callable[[list[str]], Iterable[str]], max_keys: int
+    ) -> None:
+        """Make the next part of a walk, at most to the end of its round."""
+        for _ in range(0, max_keys, SCANNED_AT_ONCE):
+            if not crawl._nodes:
+                crawl._nodes.extend(await self._masters())
+            try:
+                cursor, keys = await self._scan(crawl._nodes[0], crawl._cursor, pattern)
+            except Exception:
+                crawl.restart()
+                raise
+            crawl._cursor = cursor
+            crawl._add(names(keys))
+            if cursor == "0":
+                crawl._nodes.popleft()
+                if not crawl._nodes:
+                    crawl._end_round()
+                    return
+
+    async def crawl_sessions(self, crawl: Crawl, *, max_keys: int) -> None:
+        """Look for sessions in the next part of the database.
+
+        Args:
+            crawl: Keeps the place, and the ids of the sessions.
+            max_keys: Keys that are examined at most, approximately.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        suffix = ":session"
+        await self._crawl(crawl, self._session_pattern(suffix), lambda keys: self._ids_of(keys, suffix), max_keys)
+
+    async def crawl_workers(self, crawl: Crawl, *, max_keys: int) -> None:
+        """Look for workers in the next part of the database, by their leases. Arguments as in `crawl_sessions`.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        prefix = self._keys.worker("")
+        await self._crawl(
+            crawl, f"{pattern_of(prefix)}*", lambda keys: [key.removeprefix(prefix) for key in keys], max_keys
+        )
 
     async def survey(self, walk: Walk, *, events: int = 0) -> AsyncIterator[Survey]:
         """Examine the keys under the prefix, in steps that block Redis for about half a millisecond.
@@ -295,23 +419,36 @@ class Inspector:
         Raises:
             StoreError: Redis could not be read.
         """
-        sessions: dict[str, int] = {}
-        requests: dict[str, int] = {}
+        sessions: Counter[str] = Counter()
+        requests: Counter[str] = Counter()
         seen: set[str] = set()  # A walk may find a key twice.
         async for ids in self._session_ids(walk):
             new = [each for each in ids if each not in seen]
             seen.update(new)
-            for facts, runs in await self._sessions(new):
+            for facts in await self.read_sessions(new):
                 if facts.state == "live":
-                    for worker in facts.workers:
-                        sessions[worker] = sessions.get(worker, 0) + 1
-                for run in runs.running:
-                    requests[worker_of(run)] = requests.get(worker_of(run), 0) + 1
+                    sessions.update(facts.workers)
+                requests.update(facts.running_on)
         names = {*sessions, *requests}
         for prefix in (self._keys.worker(""), self._keys.inbox("")):
             async for keys in self.scan(f"{pattern_of(prefix)}*", walk):
                 names |= {key.removeprefix(prefix) for key in keys}
-        ordered = sorted(name for name in names if _WORKER.fullmatch(name))
+        return await self.read_workers(names, sessions, requests)
+
+    async def read_workers(
+        self, names: Iterable[str], sessions: Mapping[str, int], requests: Mapping[str, int]
+    ) -> list[WorkerFacts]:
+        """Read the leases and inboxes of workers.
+
+        Args:
+            names: Their names; others are left out.
+            sessions: The sessions of each worker.
+            requests: The running requests of each worker.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        ordered = sorted(name for name in set(names) if _WORKER.fullmatch(name))
         replies = await self._batches(
             command
             for name in ordered
@@ -364,7 +501,7 @@ class Inspector:
         """
         found: dict[str, SessionFacts] = {}
         async for ids in self._session_ids(walk):
-            for facts, _ in await self._sessions([each for each in ids if each not in found]):
+            for facts in await self.read_sessions([each for each in ids if each not in found]):
                 listed = facts.state == "live" or (ended and facts.state == "ended")
                 if listed and server in {None, facts.server}:
                     found[facts.session_id] = facts
@@ -382,21 +519,58 @@ class Inspector:
         Raises:
             StoreError: Redis could not be read.
         """
-        ((facts, _),) = await self._sessions([session_id])
+        (facts,) = await self.read_sessions([session_id])
         return facts
 
-    async def runs(self, session_id: str) -> list[RunFacts]:
+    async def read_sessions(self, session_ids: Sequence[str]) -> list[SessionFacts]:
+        """Read sessions by their ids, those without a record included.
+
+        Args:
+            session_ids: The sessions.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        if not session_ids:
+            return []
+        keys = [self._keys.for_session(each) for each in session_ids]
+        # The record without the handshake, which may be large.
+        replies = await self._batches(
+            command
+            for each in keys
+            for command in (
+                ("HMGET", each.session, "ended", "owner", "server", "since"),
+                ("HKEYS", each.session),
+                ("HSTRLEN", each.session, "handshake"),
+                ("PTTL", each.session),
+                ("HGET", each.sizes, "total"),
+                ("HGETALL", each.requests),
+            )
+        )
+        rows = [replies[at : at + 6] for at in range(0, len(replies), 6)]
+        handshakes = await self._batches(
+            ("HGET", each.session, "handshake" if 0 < _number(row[2]) <= HANDSHAKE_BYTES else "")
+            for each, row in zip(keys, rows, strict=True)
+        )
+        now = await self.clock()
+        return [
+            _session(session_id, row, handshake, now)
+            for session_id, row, handshake in zip(session_ids, rows, handshakes, strict=True)
+        ]
+
+    async def runs(self, session_id: str, *, rows: int = INDEX_ROWS) -> list[RunFacts]:
         """Read the runs of a session: those of its requests, and one of each worker on its standalone stream.
 
         Of a session with very many runs, the open ones and the most recent others.
 
         Args:
             session_id: The session.
+            rows: Rows of the session's index that are read at most, the newest.
 
         Raises:
             StoreError: Redis could not be read.
         """
-        (runs,) = named = await self._named([session_id], INDEX_ROWS)
+        (runs,) = named = await self._named([session_id], rows)
         lists = self._lists([session_id], named)
         states = await self._batches(
             command
@@ -421,6 +595,54 @@ class Inspector:
         named = await self._named(session_ids, RECENT_ROWS)
         tails = iter(await self._batches(("LINDEX", key, -1) for key in self._lists(session_ids, named)))
         return [{(stream, run): _numbered(next(tails)) for run, (stream, _) in runs.items()} for runs in named]
+
+    async def activity(self, session_ids: Sequence[str], *, rows: int, most: int) -> list[ActivityFacts]:
+        """Read the recent activity of sessions.
+
+        Args:
+            session_ids: The sessions.
+            rows: Rows of each session's index that are read at most, the newest.
+            most: Runs of each session that are read at most.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        named = [dict(list(each.items())[:most]) for each in await self._named(session_ids, rows)]
+        tails = iter(await self._batches(("LINDEX", key, -1) for key in self._lists(session_ids, named)))
+        return [_activity({run: next(tails) for run in runs}) for runs in named]
+
+    async def following(self, session_id: str, streams: Iterable[StreamId]) -> dict[StreamId, int | None]:
+        """Count the processes that follow each stream of a session by a subscription.
+
+        The worker that runs a request follows it in memory, and is not among them.
+
+        Args:
+            session_id: The session.
+            streams: The streams.
+
+        Returns:
+            The counts; None if Redis refuses to count.
+
+        Raises:
+            StoreError: Redis could not be read.
+        """
+        keys = self._keys.for_session(session_id)
+        channels = {keys.stream(stream).encode(): stream for stream in streams}
+        counts: dict[StreamId, int | None] = dict.fromkeys(channels.values(), 0)
+        if not channels:
+            return counts
+        for node in await self._masters():
+            try:
+                with map_redis_errors("read from", self._redis):
+                    reply = await Master(self._redis, node).execute_command(
+                        "PUBSUB", "NUMSUB", *channels, NEVER_DECODE=True
+                    )
+            except StoreRejectedError:
+                return dict.fromkeys(counts)
+            for channel, count in _pairs(reply):
+                stream = channels[channel]
+                counts[stream] = (counts[stream] or 0) + int(count)
+        return counts
 
     async def events(self, session_id: str, stream: StreamId, run: str, after: int) -> list[Row]:
         """Read a chunk of the events of a run after a number.
@@ -474,34 +696,6 @@ class Inspector:
             if session_id and self._keys.for_session(session_id).prefix == f"{self._keys.prefix}{rest}:":
                 found.append(session_id)
         return found
-
-    async def _sessions(self, session_ids: Sequence[str]) -> list[tuple[SessionFacts, _Entries]]:
-        """Read sessions: the record without the handshake, then small handshakes."""
-        if not session_ids:
-            return []
-        keys = [self._keys.for_session(each) for each in session_ids]
-        replies = await self._batches(
-            command
-            for each in keys
-            for command in (
-                ("HMGET", each.session, "ended", "owner", "server", "since"),
-                ("HKEYS", each.session),
-                ("HSTRLEN", each.session, "handshake"),
-                ("PTTL", each.session),
-                ("HGET", each.sizes, "total"),
-                ("HGETALL", each.requests),
-            )
-        )
-        rows = [replies[at : at + 6] for at in range(0, len(replies), 6)]
-        handshakes = await self._batches(
-            ("HGET", each.session, "handshake" if 0 < _number(row[2]) <= HANDSHAKE_BYTES else "")
-            for each, row in zip(keys, rows, strict=True)
-        )
-        now = await self.clock()
-        return [
-            (_session(session_id, row, handshake, now), _entries(row[5]))
-            for session_id, row, handshake in zip(session_ids, rows, handshakes, strict=True)
-        ]
 
     async def _named(self, session_ids: Sequence[str], rows: int) -> list[dict[str, tuple[StreamId, bytes | None]]]:
         """Read the streams and entries of sessions' runs: of open ones, and of those in the last rows of the index."""
@@ -561,6 +755,7 @@ def _session(session_id: str, row: Sequence[Any], handshake: object, now: int) -
     name, _, audience = _text(server or b"").partition("\n")
     started = int(since) if isinstance(since, bytes) and since.isdigit() else None
     workers = [_text(name) for name in names] if isinstance(names, list) else []
+    running = _entries(requests).running
     return SessionFacts(
         session_id=session_id,
         state="ended" if ended is not None else "absent" if owner is None else "live",
@@ -570,7 +765,8 @@ def _session(session_id: str, row: Sequence[Any], handshake: object, now: int) -
         age=None if started is None else max(0, now - started) / _SECONDS,
         expires_in=_seconds(ttl),
         workers=tuple(sorted(name.removeprefix(SERVING) for name in workers if name.startswith(SERVING))),
-        running=len(_entries(requests).running),
+        running=len(running),
+        running_on=Counter(worker_of(run) for run in running),
         accounted_bytes=int(total) if isinstance(total, bytes) and total.isdigit() else 0,
         client=client,
         protocol_version=version,
@@ -639,6 +835,42 @@ def _run(stream: StreamId, run: str, entry: bytes | None, states: Sequence[Any],
         last_time=int(last[2]) / _SECONDS if last else None,
         expires_in=_seconds(ttl),
     )
+
+
+def _activity(tails: Mapping[str, object]) -> ActivityFacts:
+    found = {run: _HEADER.match(tail) for run, tail in tails.items() if isinstance(tail, bytes)}
+    numbers = {run: int(header[1]) for run, header in found.items() if header}
+    times = [int(header[2]) for header in found.values() if header]
+    return ActivityFacts(last_time=max(times) / _SECONDS if times else None, numbers=numbers)
+
+
+def event_facts(row: Row) -> EventFacts:
+    """Describe a row of `Inspector.events`."""
+    number, clock, first, _, payload = row
+    kind, method = _kind_of(first, number, payload)
+    return EventFacts(number=number, time=clock / _SECONDS, type=kind, method=method, payload=payload)
+
+
+def _kind_of(first: int, number: int, payload: bytes | None) -> tuple[str, str]:
+    """The type of an event, and the method of a notification or request."""
+    if payload is None or first < number:
+        return "lost", ""
+    if not payload:
+        return "priming", ""
+    try:
+        message = codec.decode(payload)
+    except CorruptEventError:
+        return "corrupt", ""
+    method = message.method if isinstance(message, JSONRPCNotification | JSONRPCRequest) else ""
+    return type_of(message).value, method
+
+
+def _pairs(reply: Any) -> Iterable[tuple[bytes, int]]:
+    """The pairs of a reply: redis-py returns those of `PUBSUB NUMSUB` as a list of pairs, and RESP3 as a mapping."""
+    if isinstance(reply, Mapping):
+        return reply.items()
+    flat = [each for part in reply for each in (part if isinstance(part, list | tuple) else (part,))]
+    return zip(flat[::2], flat[1::2], strict=True)
 
 
 def _cursor(cursor: object) -> str:

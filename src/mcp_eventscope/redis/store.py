@@ -17,6 +17,7 @@ from mcp_eventscope.redis.client import (
     require_one_slot,
 )
 from mcp_eventscope.redis.clock import EventClock
+from mcp_eventscope.redis.inspection import Inspector
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
 from mcp_eventscope.redis.limits import (
     BACKLOG_BYTES,
@@ -215,6 +216,10 @@ class RedisEventStore(EventStore):
     def self_test(self) -> SelfTest:
         """Return a self-test of what the store's Redis allows."""
         return SelfTest(self._redis, self._keys, self._worker)
+
+    def inspector(self) -> Inspector:
+        """Return a reader of facts about workers and sessions."""
+        return Inspector(self._redis, self._keys)
 
     @property
     def kind(self) -> str:

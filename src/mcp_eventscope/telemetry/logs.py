@@ -4,7 +4,8 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeAlias
 
 from mcp_eventscope.options import check_logger
 from mcp_eventscope.redis.self_test import Capabilities, Capability
@@ -103,6 +104,25 @@ class Logger(Protocol):
         """Log at level error."""
 
 
+LogObserver: TypeAlias = Callable[[declarations.LogEvent, Mapping[str, object]], None]
+"""Takes each log event with its fields. It does not raise."""
+_observers: list[LogObserver] = []
+
+
+@contextmanager
+def observed(observer: LogObserver) -> Iterator[None]:
+    """Pass the log events of this process to an observer, too, until the block ends.
+
+    Args:
+        observer: The observer. Of events that are suppressed it takes the next one that is not, as the log does.
+    """
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
 class Log:
     """Writes the events of the catalog.
 
@@ -125,8 +145,10 @@ class Log:
 
     def write(self, event: declarations.LogEvent, **fields: object) -> None:
         """Log an event at its level in the catalog, with the ids of the current trace."""
-        logger = self._given if self._given is not None else _default_logger()
         given = {name: value for name, value in fields.items() if value is not None}
+        for observer in _observers:
+            observer(event, given)
+        logger = self._given if self._given is not None else _default_logger()
         getattr(logger, event.level)(event.name, **given, **trace_ids())
 
     def announce(self, event: declarations.LogEvent, **fields: object) -> None:
