@@ -176,7 +176,9 @@ def variables() -> Iterator[str]:
     """The rows of the environment variables: name, default, values."""
     for name in settings.Settings.model_fields:
         number = settings.NUMBERS.get(name)
-        if number is None:
+        if name in settings.FLAGS:
+            values = "`true` or `false`"
+        elif number is None:
             values = settings.TEXTS[name][1]
         else:
             values = number.expected() + (f", or `{settings.NEVER}`: {number.none}" if number.none else "")
@@ -190,6 +192,8 @@ def _default(option: str) -> str:
     default = field.default if field else None
     if default is None:
         return ""
+    if isinstance(default, bool):
+        return str(default).lower()
     return (
         f"{default:g}" if isinstance(default, float) else f"`{default}`" if isinstance(default, str) else str(default)
     )

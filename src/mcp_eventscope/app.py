@@ -12,7 +12,7 @@ from mcp.server.auth.settings import AuthSettings
 from mcp.server.lowlevel.server import Server
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from mcp_eventscope.frameworks import build
@@ -22,7 +22,7 @@ from mcp_eventscope.instrumentation import InstrumentedEventStore, check_store, 
 from mcp_eventscope.options import check_text, check_type
 from mcp_eventscope.scope import EventScope, scopes_of
 from mcp_eventscope.sessions.manager import ResumableSessionManager
-from mcp_eventscope.settings import SIMILAR, STORE_OPTIONS, UNSET, Unset, load, mistyped, variable
+from mcp_eventscope.settings import SIMILAR, STORE_OPTIONS, UNSET, Settings, Unset, load, mistyped, variable
 from mcp_eventscope.stop_signals import on_stop_signal
 from mcp_eventscope.store.messages import EventStore
 from mcp_eventscope.telemetry import catalog, catalog_start
@@ -94,6 +94,9 @@ def http_app(  # noqa: PLR0913, PLR0915 - the options of an application, and all
     metrics_host: str | None = None,
     metrics_token: str | None = None,
     redis_stats_interval: float | None = None,
+    console: bool | None = None,
+    console_token: str | None = None,
+    console_payloads: bool | None = None,
     registry: Registry | None = None,
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
@@ -108,11 +111,12 @@ def http_app(  # noqa: PLR0913, PLR0915 - the options of an application, and all
     * `/metrics`: the registry in Prometheus format, unless it has a separate port. With several workers that share
       `PROMETHEUS_MULTIPROC_DIR`, it shows the metrics of all workers.
     * `/livez`, `/readyz` and `/healthz`: the health of the process, of the worker and of the store, as in `Health`.
+    * `/console`, with `console=True`: a page about workers, sessions and Redis.
 
     An application that mounts this one must run its lifespan: `lifespan=app.router.lifespan_context`. Running only
     `mcp.session_manager`, as with the SDK, would start no embedded Valkey and close no client.
 
-    Each option from `redis_url` to `redis_stats_interval` that is left out or None is taken from its environment
+    Each option from `redis_url` to `console_payloads` that is left out or None is taken from its environment
     variable, `EVENTSCOPE_` and the option in capitals (`EVENTSCOPE_TTL`), and otherwise has its default. `ttl=None`
     means no expiry; in the environment that is `none`.
 
@@ -143,6 +147,11 @@ def http_app(  # noqa: PLR0913, PLR0915 - the options of an application, and all
         metrics_host: The address of `metrics_port`; None: 127.0.0.1, so that metrics are not public by default.
         metrics_token: The bearer token that a scrape must send; None: no authentication.
         redis_stats_interval: Seconds between polls of Redis statistics (keys, memory, keys without TTL); None: none.
+        console: Whether `/console` shows workers, sessions, streams and Redis, for reading only. Without a token it
+            answers requests of this host that no proxy has forwarded, and no others.
+        console_token: The token that the console requires of each request, from wherever it comes: a bearer token, or
+            the password of Basic authentication, for which browsers ask.
+        console_payloads: Whether a viewer of the console may read the contents of messages.
         registry: The registry of the metrics, which `/metrics` shows; None: that of an instrumented store, else
             prometheus_client's global registry.
         tracer_provider: As in `InstrumentedEventStore`; only for a store that is not yet instrumented.
@@ -178,6 +187,9 @@ def http_app(  # noqa: PLR0913, PLR0915 - the options of an application, and all
         "metrics_host": metrics_host,
         "metrics_token": metrics_token,
         "redis_stats_interval": redis_stats_interval,
+        "console": console,
+        "console_token": console_token,
+        "console_payloads": console_payloads,
     }
     settings = load(arguments)
     log = Log(logger)
@@ -241,6 +253,9 @@ def http_app(  # noqa: PLR0913, PLR0915 - the options of an application, and all
         _add_route(app, "/metrics", MetricsApp(exposition))
     for path, endpoint in Health(store, manager).endpoints.items():
         _add_route(app, path, endpoint)
+    observed: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
+    if settings.console:
+        observed = _add_console(app, store, settings)
     interval = settings.redis_stats_interval
     polling = nullcontext() if interval is None else store.poll_redis_stats(interval)
 
@@ -251,6 +266,7 @@ def http_app(  # noqa: PLR0913, PLR0915 - the options of an application, and all
             if port is not None:
                 await stack.enter_async_context(port.served())
             await stack.enter_async_context(polling)
+            await stack.enter_async_context(observed())
             store.started(log)
             await stack.enter_async_context(store.test_redis())
             await _report_unreachable(store, log)
@@ -411,6 +427,30 @@ def _own_name(mcp: object) -> str:
     name = str(getattr(mcp, "name", "") or "")
     generated = re.fullmatch(rf"{re.escape(type(mcp).__name__)}-[0-9a-f]{{4}}", name)
     return DEFAULT_NAME if generated else name or DEFAULT_NAME
+
+
+def _add_console(
+    app: Starlette, store: InstrumentedEventStore, settings: Settings
+) -> Callable[[], AbstractAsyncContextManager[object]]:
+    """Serve the console. Returns what runs while the application does.
+
+    Raises:
+        ValueError: The store is a third-party one, or the server already has a route at the path.
+    """
+    from mcp_eventscope.console.app import PATH, Console, redirect  # noqa: PLC0415 - for those who want it
+
+    shown = store.inspected("console")
+    console = Console(
+        shown.inspector(),
+        address=shown.address,
+        max_session_bytes=shown.max_session_bytes,
+        token=settings.console_token,
+        payloads=settings.console_payloads,
+        worker=shown,
+    )
+    _add_route(app, PATH, redirect)
+    app.router.routes.insert(0, Mount(PATH, console.app))
+    return console.running
 
 
 def _add_route(app: Starlette, path: str, endpoint: ASGIApp | Endpoint) -> None:

@@ -233,6 +233,20 @@ class InstrumentedEventStore(EventStore):
         """
         return poll_redis_stats(poller_of(self._store, every), every, self._polled)
 
+    def inspected(self, option: str) -> RedisEventStore:
+        """The store itself, for an option that shows facts about its Redis and measures nothing.
+
+        Args:
+            option: The option, for the error.
+
+        Raises:
+            ValueError: It is not a `RedisEventStore`.
+        """
+        if not isinstance(self._store, RedisEventStore):
+            msg = f"{option} needs a RedisEventStore, got a third-party store; omit {option}"
+            raise ValueError(msg)  # noqa: TRY004 - stores of any type can be decorated, but not inspected
+        return self._store
+
     def test_redis(self) -> AbstractAsyncContextManager[None]:
         """Test in the background, once, what the store's Redis allows, and record the result.
 

@@ -100,6 +100,19 @@ def check_type(option: str, value: object, kind: type, expected: str, fix: str) 
         raise TypeError(msg)
 
 
+def check_flag(option: str, value: object) -> None:
+    """Validate an option that is on or off.
+
+    Args:
+        option: The name in the error.
+        value: The value.
+
+    Raises:
+        TypeError: It is not a bool.
+    """
+    check_type(option, value, bool, "True or False", "convert it with bool()")
+
+
 def check_text(option: str, value: object, example: str, fix: str) -> None:
     """Validate a text, which must not be blank.
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from mcp_eventscope.options import Number
+from mcp_eventscope.options import Number, check_flag
 from mcp_eventscope.redis import limits
 from mcp_eventscope.redis.client import check_url
 from mcp_eventscope.redis.keys import check_prefix
@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     """None: 127.0.0.1."""
     metrics_token: str | None = Field(None, repr=False)
     redis_stats_interval: float | None = None
+    console: bool = False
+    console_token: str | None = None
+    console_payloads: bool = False
 
     @field_validator("*")
     @classmethod
@@ -102,8 +105,11 @@ TEXTS: Mapping[str, tuple[Callable[[str, object], None], str]] = {
     "name": (sessions.check_name, "the name of the server; the MCP server's own name if unset"),
     "metrics_host": (check_host, f"an address; {LOOPBACK} if unset"),
     "metrics_token": (check_token, "a bearer token"),
+    "console_token": (check_token, "a bearer token"),
 }
-"""The checks of the other options, each with a description of the valid values."""
+"""The checks of the options that are texts, each with a description of the valid values."""
+FLAGS = ("console", "console_payloads")
+"""The options that are on or off."""
 
 
 def variable(option: str) -> str:
@@ -124,6 +130,9 @@ def check(option: str, value: object, name: str | None = None) -> None:
         ValueError: It is out of range.
     """
     if value is None and Settings.model_fields[option].default is None:
+        return
+    if option in FLAGS:
+        check_flag(name or option, value)
         return
     validate = NUMBERS[option].check if option in NUMBERS else TEXTS[option][0]
     validate(name or option, value)
@@ -172,6 +181,8 @@ def _message(error: ValidationError) -> str:
     if (cause := first.get("ctx", {}).get("error")) is not None:
         return str(cause)
     option = str(first["loc"][0])
+    if option in FLAGS:
+        return f"{variable(option)} must be true or false, got another text; unset it for the default"
     number = NUMBERS[option]
     otherwise = f" or {NEVER} ({number.none})" if number.none else ""
     return f"{variable(option)} must be {number.expected()}{otherwise}, got another text; unset it for the default"

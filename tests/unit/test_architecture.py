@@ -44,7 +44,7 @@ LAYERS = [
     ("telemetry",),
     ("instrumentation",),
     ("sessions", "frameworks", "subscriptions", "request_state", "tasks"),
-    ("embedded", "settings", "health"),
+    ("embedded", "settings", "health", "console"),
     ("scope",),
     ("app",),
     ("testing",),

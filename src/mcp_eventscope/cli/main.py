@@ -396,6 +396,32 @@ def forecast(
 
 
 @cli.command()
+@click.argument("url", required=False)
+@_connection
+@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="Port; 0 for any.")
+@click.option("--token", metavar="TOKEN", help="Token that viewers must give. [env: EVENTSCOPE_CONSOLE_TOKEN]")
+@click.option("--payloads", is_flag=True, help="Let viewers read the contents of messages.")
+@_json
+def console(
+    url: str | None,
+    redis_url: str | None,
+    key_prefix: str | None,
+    port: int,
+    token: str | None,
+    payloads: bool,
+    as_json: bool,
+) -> None:
+    """Serve a page about workers, sessions and Redis on 127.0.0.1.
+
+    URL is that of Redis; without it, --redis-url or the environment. The page only reads. It is the one that
+    http_app(console=True) serves at /console.
+    """
+    from mcp_eventscope.cli import console as implementation
+
+    _run(implementation.run(url or redis_url, key_prefix, port=port, token=token, payloads=payloads, as_json=as_json))
+
+
+@cli.command()
 @click.argument("server", metavar="MODULE:SERVER")
 @_connection
 @_name

@@ -11,7 +11,13 @@ from enum import IntEnum
 from itertools import zip_longest
 from urllib.parse import unquote, urlsplit
 
-TOKEN_VARIABLES = ("EVENTSCOPE_REDIS_URL", "EVENTSCOPE_METRICS_TOKEN", "GRAFANA_TOKEN", "MCP_TOKEN")
+TOKEN_VARIABLES = (
+    "EVENTSCOPE_REDIS_URL",
+    "EVENTSCOPE_METRICS_TOKEN",
+    "EVENTSCOPE_CONSOLE_TOKEN",
+    "GRAFANA_TOKEN",
+    "MCP_TOKEN",
+)
 """The environment variables with secrets."""
 _SECRET_OPTIONS = ("--token", "--header", "-H", "--redis-url")
 _LEAST_SECRET = 4

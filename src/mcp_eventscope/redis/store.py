@@ -133,6 +133,7 @@ class RedisEventStore(EventStore):
             self._on_stored,
         )
         clock = EventClock()
+        self._max_session_bytes = max_session_bytes
         self._limit = SessionLimit(redis, self._worker, clock, ttl, breaker, observers, max_session_bytes)
         self._session_writer = session_writer = SessionWriter(
             self._worker,
@@ -188,6 +189,11 @@ class RedisEventStore(EventStore):
     def ttl(self) -> int | None:
         """Seconds that a key is kept after its last write; None: no expiry."""
         return self._ttl
+
+    @property
+    def max_session_bytes(self) -> int:
+        """Maximum bytes that the events of a session may use in Redis."""
+        return self._max_session_bytes
 
     @property
     def key_prefix(self) -> str:

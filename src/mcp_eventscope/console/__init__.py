@@ -1,0 +1,1 @@
+"""The console: one read-only page about workers, sessions and Redis."""
