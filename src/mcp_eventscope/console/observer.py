@@ -13,7 +13,7 @@ import anyio
 
 from mcp_eventscope.cancellation import cancel_task
 from mcp_eventscope.console.problems import Condition, Problems
-from mcp_eventscope.errors import EventscopeError, StoreError
+from mcp_eventscope.errors import EventscopeError, StoreError, StoreUnavailableError
 from mcp_eventscope.redis.inspection import (
     ActivityFacts,
     Crawl,
@@ -51,6 +51,8 @@ DETAIL_RUNS = 100
 """Its runs that are shown."""
 DETAILED = 8
 """Sessions that are shown in detail at the same time, to all viewers together."""
+RATE_READS = 5
+"""Reads over which the rate of a session is averaged."""
 EVENT_READS = 2
 """Chunks of events that are read at the same time, for all viewers together."""
 HISTORY = 300
@@ -101,6 +103,38 @@ class _Facts:
     """Whether the database was walked through once."""
 
 
+class _Count:
+    """The events of a session, counted from one read to the next."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] | None = None
+        """The last number, by run."""
+        self._events = 0
+        self._read: deque[tuple[float, int]] = deque(maxlen=RATE_READS + 1)
+        """The counts of the last reads, with their times."""
+
+    def add(self, now: float, numbers: Mapping[str, int]) -> None:
+        """Count the events since the previous read.
+
+        Args:
+            now: The time on the monotonic clock.
+            numbers: The number of the last event, by run.
+        """
+        if self._last is not None:
+            # A run that is new to a known session has begun since then.
+            self._events += sum(max(0, last - self._last.get(run, 0)) for run, last in numbers.items())
+        self._read.append((now, self._events))
+        # Runs that are left out of one read may be in the next one.
+        others = {run: last for run, last in (self._last or {}).items() if run not in numbers}
+        self._last = dict(list(others.items())[-MAX_RUNS:]) | dict(numbers)
+
+    @property
+    def rate(self) -> float | None:
+        """Events per second in the last reads; None after the first one."""
+        (begun, before), (now, events) = self._read[0], self._read[-1]
+        return (events - before) / (now - begun) if now > begun else None
+
+
 class Observer:
     """Reads facts while somebody looks, and keeps the last ones.
 
@@ -126,11 +160,14 @@ class Observer:
         self._facts: _Facts | None = None
         self._failed_since: float | None = None
         self._error = ""
+        self._refused = False
+        """Whether Redis answers, and refuses to be read."""
         self._sessions: dict[str, SessionFacts] = {}
         self._read_at: dict[str, float] = {}
         self._ids: dict[str, str] = {}
         """Session ids by their hashes."""
-        self._numbers: dict[str, tuple[float, Mapping[str, int]]] = {}
+        self._counts: dict[str, _Count] = {}
+        """The counted events, by session."""
         self._history: deque[list[float | None]] = deque(maxlen=HISTORY)
         self._known_sessions = Crawl(MAX_SESSIONS)
         self._known_workers = Crawl(MAX_SESSIONS)
@@ -169,9 +206,9 @@ class Observer:
         try:
             self._facts = await self._look()
         except EventscopeError as error:
-            self._failed(str(error))
+            self._failed(str(error), refused=not isinstance(error, StoreUnavailableError))
         except Exception as error:  # noqa: BLE001 - whatever Redis may have replied; the page shows the type
-            self._failed(f"the facts could not be read: {type(error).__name__}")
+            self._failed(f"the reply could not be understood: {type(error).__name__}", refused=True)
         else:
             self._failed_since, self._error = None, ""
         finally:
@@ -179,8 +216,8 @@ class Observer:
         self._history.append(self._point())
         self.problems.observe(self._conditions())
 
-    def _failed(self, error: str) -> None:
-        self._error = error
+    def _failed(self, error: str, *, refused: bool) -> None:
+        self._error, self._refused = error, refused
         if self._failed_since is None:
             self._failed_since = time.time()
 
@@ -235,7 +272,7 @@ class Observer:
     def _forget(self, session_id: str) -> None:
         del self._sessions[session_id]
         self._read_at.pop(session_id, None)
-        self._numbers.pop(session_id, None)
+        self._counts.pop(session_id, None)
         self._ids.pop(session_hash(session_id) or "", None)
 
     def _shown(self) -> list[SessionFacts]:
@@ -243,17 +280,13 @@ class Observer:
         return sorted(found, key=lambda each: (not each.running, each.age if each.age is not None else 0))[:SHOWN]
 
     def _rates(self, activity: Mapping[str, ActivityFacts]) -> dict[str, float]:
-        """Events per second of each session since it was read the last time."""
+        """Events per second of each session."""
         now, rates = time.monotonic(), {}
         for session_id, found in activity.items():
-            before = self._numbers.get(session_id)
-            if before is not None and (seconds := now - before[0]) > 0:
-                # A run that is new to a known session began since then, or it was idle and its list is read again.
-                events = sum(max(0, last - before[1].get(run, 0)) for run, last in found.numbers.items())
-                rates[session_id] = events / seconds
-            kept = {} if before is None else {run: last for run, last in before[1].items() if run not in found.numbers}
-            recent = dict(list(kept.items())[-MAX_RUNS:]) | dict(found.numbers)
-            self._numbers[session_id] = now, recent
+            count = self._counts.setdefault(session_id, _Count())
+            count.add(now, found.numbers)
+            if (rate := count.rate) is not None:
+                rates[session_id] = rate
         return rates
 
     def _point(self) -> list[float | None]:
@@ -273,7 +306,7 @@ class Observer:
 
     def _conditions(self) -> Iterator[Condition]:
         if self._failed_since is not None:
-            yield Condition("error", "redis_unreachable", {"error": self._error})
+            yield Condition("error", f"redis_{'refuses' if self._refused else 'unreachable'}", {"error": self._error})
         degraded = None if self._worker is None else self._worker.backlog.failure
         if degraded is not None and self._worker is not None:
             yield Condition("error", "store_degraded", {"worker": self._worker.worker, "reason": degraded.value})
@@ -283,25 +316,29 @@ class Observer:
         yield from self._conditions_of_servers(facts.servers)
         for worker in facts.workers:
             if not worker.alive and worker.requests:
-                fields = {"worker": worker.name, "requests": worker.requests}
-                yield Condition("warning", "worker_dead", fields | {"fix": "its clients receive an error on resuming"})
+                fix = "restart it unless its supervisor does; its clients receive an error when they resume"
+                fields = {"worker": worker.name, "requests": worker.requests, "fix": fix}
+                yield Condition("warning", "worker_dead", fields)
         for each in facts.sessions:
             if each.accounted_bytes >= NEAR_BOUND * self._bound:
-                hashed = session_hash(each.session_id)
-                yield Condition("warning", "session_near_bound", {"session": hashed, "bytes": each.accounted_bytes})
+                fields = {"session": session_hash(each.session_id), "bytes": each.accounted_bytes}
+                fix = "raise max_session_bytes=, lower ttl=, or send smaller messages"
+                yield Condition("warning", "session_near_bound", fields | {"fix": fix})
 
     def _conditions_of_servers(self, servers: Iterable[ServerFacts]) -> Iterator[Condition]:
         for server in servers:
-            info, node = server.info, {"node": server.node} if server.node else {}
+            info: Mapping[str, Any] = server.info
+            node: dict[str, object] = {"node": server.node} if server.node else {}
             if str(info.get("role", "master")) != "master":
                 yield Condition("error", "redis_is_replica", node | {"fix": "connect to the primary"})
             used, limit = _number(info, "used_memory"), _number(info, "maxmemory")
             policy = str(info.get("maxmemory_policy", "noeviction"))
             if policy != "noeviction":
-                fix = {"policy": policy[:_TEXT], "fix": "set maxmemory-policy noeviction"}
-                yield Condition("warning", "redis_may_evict", node | fix)
+                fields = {"policy": policy[:_TEXT], "fix": "set maxmemory-policy noeviction"}
+                yield Condition("warning", "redis_may_evict", node | fields)
             if limit and used is not None and used >= NEAR_BOUND * limit:
-                yield Condition("warning", "redis_memory_full", node | {"used": used, "maxmemory": limit})
+                full = {"used": used, "maxmemory": limit, "fix": "raise maxmemory, or lower ttl="}
+                yield Condition("warning", "redis_memory_full", node | full)
 
     def _document(self) -> dict[str, Any]:
         facts, now = self._facts, time.time()
@@ -316,6 +353,7 @@ class Observer:
                 "address": self._address,
                 "reachable": self._failed_since is None,
                 "since": self._failed_since,
+                "refused": self._refused and self._failed_since is not None,
                 "error": self._error,
                 "latency": None if facts is None else facts.latency,
                 "servers": [] if facts is None else [_server(each) for each in facts.servers],

@@ -3,9 +3,11 @@
 
 const INTERVAL = 1000;
 const HIDDEN_INTERVAL = 15000;
-const TIMEOUT = 15000;
-const WINDOW = 300; // Seconds of the plots.
-const SPARK_POINTS = 60;
+const TIMEOUT = 8000;
+const WINDOW = 300; // Seconds of the plots, once there are so many.
+const LEAST_WINDOW = 60;
+const GAP = 5; // Seconds between two points that are not connected.
+const SPARK_POINTS = 40;
 const EVENTS = 50;
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -45,7 +47,7 @@ function quantity(number) {
   if (number === null || number === undefined) return "";
   if (number >= 100000) return `${(number / 1000).toFixed(0)}k`;
   if (number >= 10000) return `${(number / 1000).toFixed(1)}k`;
-  return number === 0 || number >= 100 ? number.toFixed(0) : number.toFixed(1);
+  return Number.isInteger(number) || number >= 100 ? number.toFixed(0) : number.toFixed(1);
 }
 
 function milliseconds(seconds) {
@@ -95,12 +97,14 @@ function bar(part) {
   return s("svg", { class: `bar${level}`, viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" }, s("rect", { width, height: 10 }));
 }
 
-// A line of points [x from 0 to 1, y or null], over an area.
-function line(points, peak, attributes) {
+// A line of points [x from 0 to 1, y or null], over an area. It has a gap where y is null or no point is.
+function line(points, peak, attributes, gap = 1) {
   const parts = [[]];
+  let before = null;
   for (const [x, y] of points) {
-    if (y === null) parts.push([]);
-    else parts[parts.length - 1].push(`${(x * 100).toFixed(2)},${(30 - 27 * (peak > 0 ? y / peak : 0)).toFixed(2)}`);
+    if (y === null || (before !== null && x - before > gap)) parts.push([]);
+    before = x;
+    if (y !== null) parts[parts.length - 1].push(`${(x * 100).toFixed(2)},${(30 - 27 * (peak > 0 ? y / peak : 0)).toFixed(2)}`);
   }
   const drawn = s("svg", { viewBox: "0 0 100 31", preserveAspectRatio: "none", "aria-hidden": "true", ...attributes });
   for (const part of parts.filter((each) => each.length)) {
@@ -178,7 +182,7 @@ function liveness(session) {
 const sessionColumns = [
   { name: "session", class: "mono", title: "The hash of its id, as in logs and spans", cell: (each) => h("button", { type: "button", class: "toggle", "aria-expanded": String(state.open === each.hash) }, each.hash) },
   { name: "client", sort: "client", class: "text", title: "As the client names itself", cell: (each) => (each.client ? h("span", { title: `${each.client}, revision ${each.protocol_version}` }, each.client) : h("span", { class: "faint" }, "unknown")) },
-  { name: "age", sort: "age", class: "right", cell: (each) => duration(aged(each.age)) },
+  { name: "age", sort: "age", class: "right w2", cell: (each) => duration(aged(each.age)) },
   { name: "idle", sort: "idle", class: "right", title: "Since its last event", cell: (each) => duration(aged(each.idle)) },
   { name: "running", sort: "running", class: "right", title: "Requests without a response", cell: (each) => each.running || h("span", { class: "faint" }, "0") },
   { name: "events/s", sort: "rate", class: "right", cell: (each) => [each.rate === null ? "" : quantity(each.rate), spark(each.hash)] },
@@ -253,7 +257,7 @@ function facts(session) {
 function streams() {
   if (!state.detail.streams.length) return h("p", { class: "soft" }, "No retained events.");
   const names = ["stream", "state", "events", "retained", "memory", "idle", "expires", "worker", "followers", ""];
-  const hide = { memory: "w2", expires: "w2", retained: "w2", worker: "w2" };
+  const hide = { memory: "w2", expires: "w2", retained: "w2", worker: "w2", followers: "w2" };
   const rows = state.detail.streams.map((each) => {
     const chosen = state.events && state.events.run === each.run;
     const level = { running: "ok-text", answered: "warn-text", unclaimed: "warn-text" }[each.state] || "soft";
@@ -266,7 +270,7 @@ function streams() {
       h("td", {}, duration(each.idle)),
       h("td", { class: "w2" }, each.expires_in === null ? "" : duration(each.expires_in)),
       h("td", { class: `mono w2 ${each.worker_alive ? "" : "bad-text"}` }, each.worker),
-      h("td", {}, each.following === null ? "unknown" : each.following),
+      h("td", { class: "w2" }, each.following === null ? "unknown" : each.following),
       h("td", { class: "right" }, h("button", { type: "button", class: "toggle", "data-focus": each.run, onclick: () => chooseEvents(each) }, chosen ? "hide" : "events")));
   });
   return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ...names.map((name) => h("th", { class: hide[name], title: name === "followers" ? "Processes that follow it by a subscription; its own worker follows in memory" : null }, name)))), h("tbody", {}, ...rows)));
@@ -287,9 +291,10 @@ function events() {
   if (error) box.append(h("p", { class: "bad-text" }, error));
   else if (!rows) box.append("loading");
   else {
-    const lines = rows.map((each) => h("tr", {}, h("td", { class: "right" }, each.number), h("td", {}, clock(each.time)), h("td", { class: each.type === "lost" || each.type === "corrupt" ? "bad-text" : "" }, each.type), h("td", { class: "text" }, each.method), h("td", { class: "right" }, bytes(each.bytes)), state.payloads ? h("td", { class: "mono payload text" }, each.payload === undefined ? "" : each.payload) : null));
+    const lines = rows.map((each) => h("tr", {}, h("td", { class: "right" }, each.number), h("td", { class: "w2" }, clock(each.time)), h("td", { class: each.type === "lost" || each.type === "corrupt" ? "bad-text" : "" }, each.type), h("td", { class: "text w2" }, each.method), h("td", { class: "right" }, bytes(each.bytes)), state.payloads ? h("td", { class: "mono payload text" }, each.payload === undefined ? "" : each.payload) : null));
+    const classes = { number: "right", size: "right", accepted: "w2", method: "w2" };
     const names = ["number", "accepted", "type", "method", "size", ...(state.payloads ? ["contents"] : [])];
-    box.append(h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ...names.map((each) => h("th", { class: each === "number" || each === "size" ? "right" : null }, each)))), h("tbody", {}, ...lines))));
+    box.append(h("div", { class: "scroll tall", tabindex: "0" }, h("table", {}, h("thead", {}, h("tr", {}, ...names.map((each) => h("th", { class: classes[each] }, each)))), h("tbody", {}, ...lines))));
   }
   return box;
 }
@@ -297,7 +302,7 @@ function events() {
 // -- the other parts --------------------------------------------------------------------------------------------------
 
 const workerColumns = [
-  { name: "worker", class: "mono", cell: (each) => [h("span", { class: `dot ${each.alive ? "ok" : "bad"}` }), ` ${each.name}`] },
+  { name: "worker", class: "mono", cell: (each) => [h("span", { class: `dot ${each.alive ? "ok" : "bad"}` }), each.name] },
   { name: "lease", class: "right", title: "Until it expires unless it is renewed", cell: (each) => (each.alive ? (each.lease_seconds === null ? "never" : duration(each.lease_seconds)) : h("span", { class: "tag bad-text" }, "dead")) },
   { name: "sessions", class: "right", cell: (each) => each.sessions },
   { name: "running", class: "right", title: "Requests without a response", cell: (each) => (each.requests && !each.alive ? h("span", { class: "bad-text" }, each.requests) : each.requests) },
@@ -308,8 +313,7 @@ const workerColumns = [
 function backlog(worker) {
   const known = state.backlogs.get(worker.name);
   if (!known || !worker.alive) return h("span", { class: "faint" }, "\u2013");
-  const text = known.events ? `${quantity(known.events)}, ${bytes(known.bytes)}` : "0";
-  return known.failure ? h("span", { class: "bad-text", title: known.failure }, text) : text;
+  return h("span", { class: known.failure ? "bad-text" : "", title: `${bytes(known.bytes)}${known.failure ? `, ${known.failure}` : ""}` }, quantity(known.events));
 }
 
 const plots = [
@@ -325,16 +329,17 @@ function renderPlots() {
   const points = [...state.history.values()].sort((one, other) => one[0] - other[0]);
   const now = state.facts.time + (performance.now() - state.received) / 1000;
   const box = $("#plots");
-  if (!box.children.length) box.append(...plots.map((each) => h("div", { class: "plot" }, h("div", { class: "name" }, each.name), h("div", { class: "peak" }), h("div", { class: "value" }), s("svg", {}))));
+  if (!box.children.length) box.append(...plots.map((each) => h("div", { class: "plot" }, h("div", { class: "name" }, each.name), h("div", { class: "numbers" }, h("span", { class: "value" }), h("span", { class: "peak" })), s("svg", {}))));
+  const span = Math.min(WINDOW, Math.max(LEAST_WINDOW, points.length ? now - points[0][0] : 0));
   plots.forEach((plot, place) => {
-    const values = points.map((each) => [1 - (now - each[0]) / WINDOW, each[plot.index]]).filter(([x]) => x >= 0);
+    const values = points.map((each) => [1 - (now - each[0]) / span, each[plot.index]]).filter(([x]) => x >= 0);
     const known = values.filter(([, y]) => y !== null).map(([, y]) => y);
     const last = values.length ? values[values.length - 1][1] : null;
     const peak = Math.max(0, ...known);
-    const [, peakBox, valueBox, drawing] = box.children[place].children;
+    const [, { children: [valueBox, peakBox] }, drawing] = box.children[place].children;
     valueBox.replaceChildren(last === null ? h("span", { class: "faint" }, "\u2013") : plot.format(last), last === null || !plot.unit ? "" : h("small", {}, ` ${plot.unit}`));
     setText(peakBox, known.length ? `max ${plot.format(peak)}` : "");
-    drawing.replaceWith(line(values, peak, {}));
+    drawing.replaceWith(line(values, peak, {}, GAP / span));
   });
 }
 
@@ -349,14 +354,14 @@ function server(each, redis) {
   const memory = each.maxmemory ? [`${bytes(each.memory)} of ${bytes(each.maxmemory)}`, bar(each.memory / each.maxmemory)] : [`${bytes(each.memory)}, no maxmemory`];
   const evicts = each.policy && each.policy !== "noeviction";
   const items = [
+    ["memory", h("span", {}, ...memory)],
     ["role", h("span", { class: each.role && each.role !== "master" ? "bad-text" : "" }, role || "unknown")],
     ["latency", milliseconds(redis.latency)],
-    ["memory", h("span", {}, ...memory)],
     ["eviction", h("span", { class: evicts ? "warn-text" : "" }, each.policy || "unknown")],
     ["clients", each.clients], ["replicas", each.replicas], ["evicted keys", each.evicted],
     ["AOF", each.aof === null ? "unknown" : each.aof ? "on" : "off"], ["uptime", duration(each.uptime)],
   ].filter(([, value]) => value !== null && value !== "");
-  return h("dl", { class: "server" }, h("dd", { class: "all" }, `${each.node ? `${each.node}: ` : ""}${each.kind} ${each.version}`), ...items.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  return h("dl", { class: "server" }, h("dd", { class: "all" }, `${each.node ? `${each.node}: ` : ""}${each.kind} ${each.version}`), ...items.flatMap(([name, value]) => [h("dt", {}, name), h("dd", { class: name === "memory" ? "rest" : null }, value)]));
 }
 
 function renderProblems() {
@@ -377,7 +382,7 @@ function problem(each) {
   const when = each.lasting ? `now, since ${clock(each.time)}` : each.until !== null ? `${clock(each.time)}, for ${duration(each.until - each.time)}` : clock(each.time);
   const { fix, ...fields } = each.fields;
   const pairs = Object.entries(fields).flatMap(([name, value]) => [h("span", { class: "key" }, `${name} `), h("span", { class: "text" }, `${Array.isArray(value) ? value.join(", ") : value}  `), " "]);
-  return h("li", {}, h("span", { class: `dot ${level}` }), h("div", {}, h("div", { class: "line" }, h("span", { class: "name" }, each.name.replaceAll("_", " ")), h("span", { class: "when" }, when)), pairs.length ? h("div", { class: "fields" }, ...pairs) : null, fix ? h("div", { class: "fix" }, `Fix: ${fix}`) : null));
+  return h("li", {}, h("span", { class: `dot ${level}` }), h("div", {}, h("div", { class: "line" }, h("span", { class: "name" }, each.name.includes(".") ? each.name : each.name.replaceAll("_", " ")), h("span", { class: "when" }, when)), pairs.length ? h("div", { class: "fields" }, ...pairs) : null, fix ? h("div", { class: "fix" }, `Fix: ${fix}`) : null));
 }
 
 function renderStatus() {
@@ -389,9 +394,10 @@ function renderStatus() {
     [level, text] = ["bad", "server unreachable"];
     alarm = `${state.failure} since ${clock(state.failed)} (${duration(Date.now() / 1000 - state.failed)}).`;
   } else if (found && !found.redis.reachable) {
-    [level, text] = ["bad", "Redis unreachable"];
-    const { since, error } = found.redis;
-    alarm = `Redis has been unreachable since ${clock(since)} (${duration(found.time - since + (performance.now() - state.received) / 1000)}): ${error}.`;
+    const { since, error, refused } = found.redis;
+    [level, text] = ["bad", refused ? "Redis refuses" : "Redis unreachable"];
+    const begun = `since ${clock(since)} (${duration(found.time - since + (performance.now() - state.received) / 1000)})`;
+    alarm = `${refused ? `Redis has refused to be read ${begun}` : `Redis has been unreachable ${begun}`}: ${error}.`;
   } else if (found) {
     [level, text] = ["ok", `Redis ${milliseconds(found.redis.latency)}`];
   }
