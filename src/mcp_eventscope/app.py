@@ -448,6 +448,9 @@ def _add_console(
         payloads=settings.console_payloads,
         worker=shown,
     )
+    if any(str(getattr(route, "path", "")).startswith(f"{PATH}/") for route in app.routes):
+        msg = f"the MCP server already serves {PATH}/, which console=True needs; move that route"
+        raise ValueError(msg)
     _add_route(app, PATH, redirect)
     app.router.routes.insert(0, Mount(PATH, console.app))
     return console.running
