@@ -12,9 +12,10 @@ from redis import asyncio as aioredis
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.cli.main import main
 from mcp_eventscope.cli.output import Exit
+from mcp_eventscope.errors import StoreUnavailableError
 from mcp_eventscope.redis import inspection
 from mcp_eventscope.redis.client import client_for
-from mcp_eventscope.redis.inspection import Inspector, Walk
+from mcp_eventscope.redis.inspection import Crawl, Inspector, Walk, event_facts
 from mcp_eventscope.redis.keys import Keys, pattern_of
 from mcp_eventscope.sessions import event_ids
 from mcp_eventscope.sessions.diagnosis import RESUMABLE, Diagnosis, Verdict, diagnose
@@ -169,6 +170,99 @@ async def test_walk_beyond_its_limit_reports_that_it_was_truncated(rig: Rig, mon
     assert (found.verdict, found.sentence.startswith("Undecided")) == (Verdict.UNKNOWN_SESSION, True)
 
 
+async def test_crawl_in_parts_finds_new_sessions_and_forgets_expired_ones(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part is bounded and continues; a session is forgotten after a round without it."""
+    monkeypatch.setattr(inspection, "SCANNED_AT_ONCE", 2)
+    names = {f"s{number}" for number in range(20)}
+    for name in names:
+        await rig.record(rig.worker, name)
+    crawl, workers, few = Crawl(100), Crawl(100), Crawl(5)
+    await rig.inspector.crawl_sessions(crawl, max_keys=2)
+    assert len(crawl.names) < 20
+    assert not crawl.rounds
+    while not crawl.rounds:
+        await rig.inspector.crawl_sessions(crawl, max_keys=10)
+    assert set(crawl.names) == names
+    assert not crawl.truncated
+    await rig.inspector.crawl_workers(workers, max_keys=inspection.MAX_KEYS)
+    assert workers.names == [rig.worker.worker]
+    await rig.inspector.crawl_sessions(few, max_keys=inspection.MAX_KEYS)
+    assert (len(few.names), few.truncated) == (5, True)
+    keys = Keys(rig.reader.key_prefix)
+    await rig.redis.delete(keys.for_session("s3").session)
+    await rig.record(rig.worker, "new")
+    await rig.inspector.crawl_sessions(crawl, max_keys=inspection.MAX_KEYS)
+    assert "new" in crawl.names
+    await rig.inspector.crawl_sessions(crawl, max_keys=inspection.MAX_KEYS)
+    assert set(crawl.names) == names - {"s3"} | {"new"}
+
+
+async def test_crawl_that_redis_interrupts_begins_its_round_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cursor of a master that is gone has no meaning; what the last round has found is kept."""
+    await rig.record(rig.worker)
+    crawl = Crawl(100)
+    await rig.inspector.crawl_sessions(crawl, max_keys=inspection.MAX_KEYS)
+    with monkeypatch.context() as patched:
+        patched.setattr(Inspector, "_scan", failing)
+        with pytest.raises(StoreUnavailableError):
+            await rig.inspector.crawl_sessions(crawl, max_keys=inspection.MAX_KEYS)
+    assert crawl.names == ["s"]
+    await rig.inspector.crawl_sessions(crawl, max_keys=inspection.MAX_KEYS)
+    assert (crawl.names, crawl.rounds) == (["s"], 2)
+
+
+async def failing(*_: object) -> None:
+    """Fail, as without Redis."""
+    msg = "unreachable"
+    raise StoreUnavailableError(msg)
+
+
+async def test_activity_and_followers_of_a_session_are_read(rig: Rig) -> None:
+    """The last numbers and the time of the last event; the processes that follow by a subscription."""
+    await rig.record(rig.worker)
+    running = await rig.run(rig.worker, 2)
+    await rig.run(rig.worker, 1, final=True, request_id="a:b")
+    run, now = run_of(running.ids[0]), await rig.inspector.clock() / 1_000_000
+    active, absent = await rig.inspector.activity(["s", "absent"], rows=16, most=16)
+    assert active.numbers[run] == 3
+    assert len(active.numbers) == 2
+    assert active.last_time == pytest.approx(now, abs=CEILING)
+    assert (absent.numbers, absent.last_time) == ({}, None)
+    (bounded,) = await rig.inspector.activity(["s"], rows=16, most=1)
+    assert len(bounded.numbers) == 1
+    (facts,) = await rig.inspector.read_sessions(["s"])
+    assert facts.running_on == {rig.worker.worker: 1}
+    streams = [running.stream, "other"]
+    assert await rig.inspector.following("s", streams) == dict.fromkeys(streams, 0)
+    assert await rig.inspector.following("s", []) == {}
+    async with rig.redis.pubsub() as subscriber:
+        await subscriber.subscribe(Keys(rig.reader.key_prefix).for_session("s").stream(running.stream))
+
+        async def counted() -> bool:
+            return await rig.inspector.following("s", streams) == {running.stream: 1, "other": 0}
+
+        await until(counted)
+
+
+@pytest.mark.parametrize(
+    ("payload", "first", "kind", "method"),
+    [
+        (b"", 5, "priming", ""),
+        (None, 5, "lost", ""),
+        (b"{}", 3, "lost", ""),
+        (b"{", 5, "corrupt", ""),
+        (b'{"jsonrpc":"2.0","method":"m"}', 5, "notification", "m"),
+        (b'{"jsonrpc":"2.0","id":1,"result":{}}', 5, "response", ""),
+    ],
+)
+async def test_row_is_described_by_its_message(payload: bytes | None, first: int, kind: str, method: str) -> None:
+    """A row that stands for several numbers replaces lost events."""
+    facts = event_facts((5, 2_000_000, first, "", payload))
+    assert (facts.number, facts.time, facts.type, facts.method, facts.payload) == (5, 2.0, kind, method, payload)
+
+
 async def test_keys_of_other_programs_are_left_out(rig: Rig) -> None:
     """Keys of another type, with another form, or under a longer prefix are no sessions."""
     prefix = rig.reader.key_prefix
@@ -213,6 +307,11 @@ async def test_cluster_is_inspected_on_all_masters(key_prefix: str, capsys: pyte
                 assert found.retained is not None
                 assert found.retained.memory
                 assert [(each.sessions, each.requests) for each in await inspector.workers(Walk())] == [(12, 1)]
+                crawl = Crawl(100)
+                while not crawl.rounds:
+                    await inspector.crawl_sessions(crawl, max_keys=inspection.SCANNED_AT_ONCE)
+                assert set(crawl.names) == names
+                assert await inspector.following("s3", [producer.stream]) == {producer.stream: 0}
                 await worker.flush()
         arguments = ["doctor", url, "--key-prefix", key_prefix, "--json"]
         await anyio.to_thread.run_sync(main, arguments)

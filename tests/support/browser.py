@@ -17,7 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from mcp_eventscope.cancellation import cancel_task
 from support.binaries import program
-from support.waiting import CEILING, until
+from support.waiting import CEILING, eventually, until
 
 _FLAGS = (
     *("--headless=new", "--remote-debugging-port=0", "--no-first-run", "--no-default-browser-check"),
@@ -95,7 +95,7 @@ class Page:
 
 
 class Browser:
-    """A running browser. Made by `running_browser`."""
+    """A running browser. Made by `connected`."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
@@ -172,8 +172,8 @@ class Browser:
 
 
 @contextmanager
-def _chromium() -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
-    """The process of Chromium, and the file in which it writes where it listens."""
+def chromium() -> Iterator[str]:
+    """Run Chromium until the block ends, and yield its address. Without it the test is skipped, and fails in CI."""
     binary = program("chromium", "chromium")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         # Its sandbox needs a user other than root, and namespaces that containers lack; it opens our own page only.
@@ -185,8 +185,16 @@ def _chromium() -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
             env=os.environ | {"HOME": directory},
             start_new_session=True,
         )
+        port_file = Path(directory) / "DevToolsActivePort"
+
+        def listens() -> bool:
+            return process.poll() is not None or (port_file.exists() and port_file.read_text().count("\n") > 0)
+
         try:
-            yield process, Path(directory) / "DevToolsActivePort"
+            eventually(listens)
+            assert process.poll() is None, "chromium has ended"
+            port, path = port_file.read_text().split("\n")[:2]
+            yield f"ws://127.0.0.1:{port}{path}"
         finally:
             # It has processes of its own, in its process group.
             with contextlib.suppress(ProcessLookupError):
@@ -195,20 +203,12 @@ def _chromium() -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
 
 
 @asynccontextmanager
-async def running_browser() -> AsyncIterator[Browser]:
-    """Run Chromium until the block ends. Without it the test is skipped, and fails in CI."""
-    with _chromium() as (process, port_file):
-
-        def listens() -> bool:
-            return process.poll() is not None or (port_file.exists() and port_file.read_text().count("\n") > 0)
-
-        await until(listens)
-        assert process.poll() is None, "chromium has ended"
-        port, path = port_file.read_text().split("\n")[:2]
-        async with connect(f"ws://127.0.0.1:{port}{path}", max_size=None, proxy=None) as connection:
-            browser = Browser(connection)
-            listening = asyncio.create_task(browser.listen())
-            try:
-                yield browser
-            finally:
-                await cancel_task(listening)
+async def connected(address: str) -> AsyncIterator[Browser]:
+    """Connect to a running Chromium until the block ends."""
+    async with connect(address, max_size=None, proxy=None) as connection:
+        browser = Browser(connection)
+        listening = asyncio.create_task(browser.listen())
+        try:
+            yield browser
+        finally:
+            await cancel_task(listening)

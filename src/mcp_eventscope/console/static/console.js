@@ -11,6 +11,9 @@ const SPARK_POINTS = 40;
 const EVENTS = 50;
 const SVG = "http://www.w3.org/2000/svg";
 
+// Not relative: the address of the page may contain the token, with which `fetch` accepts no URL.
+const BASE = `${location.protocol}//${location.host}${location.pathname}`;
+
 const state = {
   facts: null, received: 0, failed: null, failure: "", paused: false, sort: ["age", 1], filter: "",
   open: null, detail: null, detailError: "", events: null, payloads: false,
@@ -449,7 +452,7 @@ async function read(path) {
   const aborting = new AbortController();
   const timer = setTimeout(() => aborting.abort(), TIMEOUT);
   try {
-    const response = await fetch(path, { cache: "no-store", credentials: "same-origin", signal: aborting.signal, headers: { accept: "application/json" } });
+    const response = await fetch(BASE + path, { cache: "no-store", credentials: "same-origin", signal: aborting.signal, headers: { accept: "application/json" } });
     const body = await response.json();
     if (!response.ok) throw new Error(response.status === 401 ? "The server needs the token: reload the page" : body.error || `The server answered ${response.status}`);
     return body;
