@@ -147,10 +147,10 @@ def http_app(  # noqa: PLR0913, PLR0915 - the options of an application, and all
         metrics_host: The address of `metrics_port`; None: 127.0.0.1, so that metrics are not public by default.
         metrics_token: The bearer token that a scrape must send; None: no authentication.
         redis_stats_interval: Seconds between polls of Redis statistics (keys, memory, keys without TTL); None: none.
-        console: Whether `/console` shows workers, sessions, streams and Redis, for reading only. Without a token it
-            answers requests of this host that no proxy has forwarded, and no others.
-        console_token: The token that the console requires of each request, from wherever it comes: a bearer token, or
-            the password of Basic authentication, for which browsers ask.
+        console: Whether `/console` shows workers, sessions, streams and Redis, for reading only. It needs
+            `console_token`.
+        console_token: The token that the console requires of each request, of at least 16 characters: a bearer token,
+            or the password of Basic authentication, for which browsers ask.
         console_payloads: Whether a viewer of the console may read the contents of messages.
         registry: The registry of the metrics, which `/metrics` shows; None: that of an instrumented store, else
             prometheus_client's global registry.
@@ -435,8 +435,15 @@ def _add_console(
     """Serve the console. Returns what runs while the application does.
 
     Raises:
-        ValueError: The store is a third-party one, or the server already has a route at the path.
+        ValueError: There is no token, the store is a third-party one, or the server already has a route at the path.
     """
+    if settings.console_token is None:
+        # No address shows that a request comes from this host: proxies on it may add no header, and keep any `Host`.
+        msg = (
+            f"console_token must be a secret text with console=True, got none; pass one, or set "
+            f"{variable('console_token')}; the command mcp-eventscope console needs none"
+        )
+        raise ValueError(msg)
     from mcp_eventscope.console.app import PATH, Console, redirect  # noqa: PLC0415 - for those who want it
 
     shown = store.inspected("console")

@@ -39,6 +39,11 @@ NEVER = "none"
 """The text that stands for None in the environment, where None has a meaning of its own."""
 
 
+LEAST_CONSOLE_TOKEN = 16
+"""Characters of the shortest `console_token`: it is reachable wherever the server is, and could be guessed."""
+_GENERATE = 'generate one: python -c "import secrets; print(secrets.token_urlsafe())"'
+
+
 class Unset(Enum):
     """The type of `UNSET`."""
 
@@ -50,6 +55,23 @@ class Unset(Enum):
 
 UNSET: Final = Unset.UNSET
 """The default of an option whose None has a meaning of its own: use the environment variable, else the default."""
+
+
+def check_console_token(option: str, token: object) -> None:
+    """Validate the token of the console.
+
+    Args:
+        option: The name in the error.
+        token: The value.
+
+    Raises:
+        TypeError: It is not a string.
+        ValueError: It is not a valid bearer token, or too short. The message omits it.
+    """
+    check_token(option, token, _GENERATE)
+    if len(str(token)) < LEAST_CONSOLE_TOKEN:
+        msg = f"{option} must have at least {LEAST_CONSOLE_TOKEN} characters, got {len(str(token))}; {_GENERATE}"
+        raise ValueError(msg)
 
 
 def _or_none(value: object) -> object:
@@ -105,7 +127,7 @@ TEXTS: Mapping[str, tuple[Callable[[str, object], None], str]] = {
     "name": (sessions.check_name, "the name of the server; the MCP server's own name if unset"),
     "metrics_host": (check_host, f"an address; {LOOPBACK} if unset"),
     "metrics_token": (check_token, "a bearer token"),
-    "console_token": (check_token, "a bearer token"),
+    "console_token": (check_console_token, f"a bearer token of at least {LEAST_CONSOLE_TOKEN} characters"),
 }
 """The checks of the options that are texts, each with a description of the valid values."""
 FLAGS = ("console", "console_payloads")

@@ -31,6 +31,7 @@ HOSTILE = "<img src=x onerror=alert(1)>\"'><script>alert(2)</script>"
 REORDERED = "\u202egpj.exe"
 CONTENTS = "</td><script>alert(3)</script>"
 TOKEN = "the-token-of-the-console"
+CREDENTIALS = {"Authorization": f"Basic {base64.b64encode(f'me:{TOKEN}'.encode()).decode()}"}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,13 @@ async def browser(address: str) -> AsyncIterator[Browser]:
 def worker(controlled: ControlledServer, redis_url: str, **options: Any) -> Any:
     """The application of one worker, in this process."""
     return http_app(
-        controlled.mcp, redis_url=redis_url, registry=CollectorRegistry(), console=True, name="shop", **options
+        controlled.mcp,
+        redis_url=redis_url,
+        registry=CollectorRegistry(),
+        console=True,
+        console_token=TOKEN,
+        name="shop",
+        **options,
     )
 
 
@@ -88,7 +95,11 @@ async def test_page_shows_hostile_texts_as_texts_and_contents_when_asked(
     controlled = ControlledServer()
     options = {"key_prefix": key_prefix, "redis_url": valkey_url}
     apps = [worker(controlled, console_payloads=True, **options), worker(ControlledServer(), **options)]
-    async with serving_each(*apps) as (one, two), browser.page() as page, browser.page() as other:
+    async with (
+        serving_each(*apps) as (one, two),
+        browser.page(**CREDENTIALS) as page,
+        browser.page(**CREDENTIALS) as other,
+    ):
         client, quiet = connect(one), connect(two)
         hashed, quiet_hash = await open_as(client, HOSTILE + REORDERED), await open_as(quiet, "quiet")
         async with client.call(f"{HOSTILE}", "steps", name="n") as response:
@@ -126,10 +137,10 @@ async def test_page_shows_hostile_texts_as_texts_and_contents_when_asked(
 
 
 async def test_page_of_a_dead_redis_keeps_the_last_facts_until_it_recovers(browser: Browser, connect: Connect) -> None:
-    """It says since when Redis is unreachable, and goes on by itself."""
+    """The banner has the time of the failure, and disappears by itself."""
     with own_valkey() as valkey:
         app = worker(ControlledServer(), valkey.url)
-        async with serving(app) as url, browser.page() as page:
+        async with serving(app) as url, browser.page(**CREDENTIALS) as page:
             hashed = await open_as(connect(url), "client")
             await page.open(f"{url}/console")
             await page.until(f"Boolean({row(hashed)})")
@@ -181,8 +192,7 @@ async def test_console_command_shows_the_sessions_of_others_to_a_viewer_with_the
     ):
         hashed = await open_as(connect(url), "client")
         assert (await http.get(f"{address}facts")).status_code == 401
-        credentials = base64.b64encode(f"me:{TOKEN}".encode()).decode()
-        async with browser.page(Authorization=f"Basic {credentials}") as page:
+        async with browser.page(**CREDENTIALS) as page:
             assert await page.open(address) == 200
             await page.until(f"Boolean({row(hashed)})")
             await shown(page, "read directly from Redis")

@@ -33,7 +33,7 @@ class Page:
         self._browser = browser
         self._session = session
         self.complaints: list[str] = []
-        """What the browser has reported: exceptions, errors on the console, violations of the policy, failed loads."""
+        """Reports of the browser: exceptions, errors on the console, violations of the policy, failed loads."""
         self.dialogs: list[str] = []
         """Dialogs that scripts have opened; they are closed."""
 

@@ -196,6 +196,12 @@ def test_imported_package_is_the_installed_wheel() -> None:
     """The tests import the installed package, not the source tree."""
     assert "site-packages" in PACKAGE.parts
     assert (PACKAGE / "py.typed").is_file()
+    assert {path.name for path in (PACKAGE / "console" / "static").iterdir()} == {
+        "console.css",
+        "console.html",
+        "console.js",
+        "icon.svg",
+    }
     assert {path.name for path in (PACKAGE / "redis" / "lua").iterdir()} == {
         "account.lua",
         "answer.lua",

@@ -35,14 +35,14 @@ from support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
-TOKEN = "a-long-token"
+TOKEN = "a-token-of-the-console"
 SESSION = "the-whole-session-id"
 LOCAL = ("127.0.0.1", 50000)
 PATHS = ("/", "/console.css", "/console.js", "/icon.svg", "/facts", f"/session/{session_hash(SESSION)}", "/absent")
 
 
 class StubInspector(Inspector):
-    """Reads no Redis: it counts what it is asked, and answers, fails or hangs as a test wants."""
+    """Reads no Redis: it counts what it is asked, and answers, fails or hangs on demand."""
 
     def __init__(self) -> None:
         super().__init__(FakeAsyncRedis(), Keys("mcp:"))
@@ -114,7 +114,7 @@ class StubInspector(Inspector):
 
 @pytest.fixture
 def inspector() -> StubInspector:
-    """What the console asks."""
+    """The reader of the console under test."""
     return StubInspector()
 
 
@@ -142,7 +142,8 @@ async def ask(
     """The response to a request of a peer."""
     transport = httpx2.ASGITransport(app, client=peer)  # type: ignore[arg-type] # none: a Unix socket
     async with httpx2.AsyncClient(verify=NO_TLS, transport=transport, base_url=f"http://{host}") as client:
-        return await client.get(f"/console{path}", headers=[(name, text.encode("latin-1")) for name, text in headers])
+        sent = [(name.encode(), text.encode("latin-1")) for name, text in headers]
+        return await client.get(f"/console{path}", headers=sent)
 
 
 def basic(password: str) -> str:
@@ -175,7 +176,7 @@ async def test_console_without_token_refuses_other_hosts(
     for path in PATHS:
         response = await ask(console(inspector), path, peer=peer)
         assert response.status_code == 403
-        assert "set console_token" in response.json()["error"]
+        assert "without a token" in response.json()["error"]
     assert inspector.reads == 0
 
 
@@ -299,7 +300,7 @@ async def test_observer_with_more_sessions_than_a_read_refreshes_reaches_all(
 async def test_observer_of_an_unreachable_redis_shows_the_last_facts_with_their_age(
     inspector: StubInspector, observer: Observer
 ) -> None:
-    """It says since when; a recovery ends the problem, which is kept."""
+    """The time of the failure stays; a recovery ends the problem, which is kept."""
     assert (await observer.overview())["redis"]["reachable"]
     inspector.failure = StoreUnavailableError("could not reach Redis at redis:6379")
     first, second = await observer.overview(), await observer.overview()
@@ -430,7 +431,11 @@ def test_log_events_are_observed_while_somebody_does() -> None:
 
 def app_with(**options: Any) -> Starlette:
     """An application on a fake."""
-    given: dict[str, Any] = {"event_store": RedisEventStore(FakeAsyncRedis(), ttl=60), **options}
+    given: dict[str, Any] = {
+        "event_store": RedisEventStore(FakeAsyncRedis(), ttl=60),
+        "console_token": TOKEN,
+        **options,
+    }
     return http_app(MCPServer("s"), registry=CollectorRegistry(), **given)
 
 
@@ -438,7 +443,7 @@ async def test_http_app_serves_the_console_where_it_is_mounted() -> None:
     """The page's links are relative, also below another application's path."""
     outer = Starlette(routes=[Mount("/shop", app_with(console=True))])
     async with httpx2.AsyncClient(
-        verify=NO_TLS, transport=httpx2.ASGITransport(outer, client=LOCAL), base_url="http://localhost"
+        verify=NO_TLS, transport=httpx2.ASGITransport(outer), base_url="http://a", auth=("any", TOKEN)
     ) as client:
         response = await client.get("/shop/console", follow_redirects=True)
         assert response.status_code == 200
@@ -466,6 +471,12 @@ def test_http_app_without_console_does_not_import_it() -> None:
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert loaded == []
+
+
+def test_console_of_an_application_without_a_token_is_refused() -> None:
+    """A proxy on the same host may forward requests as if they were of this host: no header, and any name."""
+    with pytest.raises(ValueError, match=r"console_token must be .*, got none; .*set EVENTSCOPE_CONSOLE_TOKEN"):
+        app_with(console=True, console_token=None)
 
 
 def test_console_of_a_third_party_store_is_refused() -> None:

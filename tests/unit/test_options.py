@@ -25,7 +25,7 @@ from mcp_eventscope import (
     http_app,
     settings,
 )
-from mcp_eventscope.settings import NUMBERS, PREFIX, STORE_OPTIONS, Settings, variable
+from mcp_eventscope.settings import FLAGS, NUMBERS, PREFIX, STORE_OPTIONS, Settings, variable
 from mcp_eventscope.telemetry.exposition import Exposition
 from mcp_eventscope.telemetry.logs import Log
 from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsPort
@@ -90,6 +90,7 @@ Cases = dict[str, tuple[list[object], list[object]]]
 
 SECONDS: tuple[list[object], list[object]] = (["10", True, [10], 10j], [-1, nan, -inf])
 WHOLE: tuple[list[object], list[object]] = (["10", 10.0, True, nan, inf], [0, -1])
+FLAG: list[object] = ["true", 1, [True]]
 LOGGERS: list[object] = ["x", 5, print, structlog.BoundLogger, FormatOnlyLogger()]
 STORE: Cases = {
     "ttl": ([*WHOLE[0]], [*WHOLE[1], 10**12]),
@@ -169,6 +170,9 @@ MAKERS: dict[str, tuple[Callable[..., object], Callable[..., object], Cases]] = 
             "metrics_host": ([5, b"::"], ["", " ", "not a host"]),
             "metrics_token": ([5, b"x"], ["", "a b", f"{SECRET}\n"]),
             "redis_stats_interval": (SECONDS[0], [*SECONDS[1], 0, inf]),
+            "console": (FLAG, []),
+            "console_token": ([5, b"x"], ["", "a b", SECRET, f"{SECRET}\n"]),
+            "console_payloads": (FLAG, []),
             **TELEMETRY,
         },
     ),
@@ -304,7 +308,14 @@ def texts() -> Iterator[tuple[str, str]]:
         yield option, ""
         if option in NUMBERS:
             yield from ((option, text) for text in ("abc", "-1", "nan", SECRET))
-    yield from (("redis_url", f"redis://:{SECRET}@h/abc"), ("metrics_token", f"{SECRET} x"), ("ttl", "0"))
+        if option in FLAGS:
+            yield from ((option, text) for text in ("abc", "2", SECRET))
+    yield from (
+        ("redis_url", f"redis://:{SECRET}@h/abc"),
+        ("metrics_token", f"{SECRET} x"),
+        ("console_token", f"{SECRET} x"),
+        ("ttl", "0"),
+    )
 
 
 @pytest.mark.parametrize(("option", "text"), list(texts()))
@@ -334,6 +345,9 @@ VALID: dict[str, tuple[str, object]] = {
     "metrics_host": ("::", "::"),
     "metrics_token": ("none", "none"),
     "redis_stats_interval": ("15", 15.0),
+    "console": ("true", True),
+    "console_token": ("0123456789abcdef", "0123456789abcdef"),
+    "console_payloads": ("1", True),
 }
 
 

@@ -32,7 +32,7 @@ async def run(  # noqa: PLR0913 - the options of the command
     if token is not None:
         try:
             check("console_token", token, "--token")
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise click.UsageError(str(error)) from None
     with _listener(port) as listener:
         async with opened(settings) as target:

@@ -35,7 +35,8 @@ class Access:
     browsers ask. A page on another origin, also after DNS rebinding, has neither.
 
     Without one, the peer must be on this host, no proxy may have forwarded the request, and its `Host` must name this
-    host, which that of a page after DNS rebinding does not.
+    host, which that of a page after DNS rebinding does not. That is for a port of the console's own: to the port of an
+    application a proxy on the same host may forward without such headers, and with any `Host`.
 
     Args:
         token: The token; None: requests of this host need none, and others are refused.
@@ -64,11 +65,11 @@ class Access:
 def _without_token(scope: Scope, headers: Headers) -> Refused | None:
     """Why a request without a token is refused; None if it comes from this host, to a name of this host."""
     if not _loopback(scope.get("client")):
-        return Refused(403, "without console_token the console answers this host only; set console_token")
+        return Refused(403, "without a token the console answers this host only")
     if any(_FORWARDING.fullmatch(name) for name in headers):
-        return Refused(403, "without console_token the console answers no forwarded requests; set console_token")
+        return Refused(403, "without a token the console answers no forwarded requests; give it one")
     if not _names_this_host(headers.getlist("host")):
-        return Refused(403, "without console_token the console answers at localhost and 127.0.0.1 only")
+        return Refused(403, "without a token the console answers at localhost and 127.0.0.1 only")
     return None
 
 

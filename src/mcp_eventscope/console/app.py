@@ -50,7 +50,7 @@ class Console:
         inspector: Reads Redis.
         address: The address of Redis, without credentials.
         max_session_bytes: The bound of a session, in bytes.
-        token: The token that each request must carry; None: requests of this host need none, and others are refused.
+        token: The token that each request must carry; None: as in `Access`.
         payloads: Whether a viewer may read the contents of events.
         worker: The worker of this process; None: there is none.
     """
@@ -79,7 +79,7 @@ class Console:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Keep problems until the block ends, and end what is being read then."""
+        """Keep problems until the block ends, which cancels unfinished reads."""
         async with self._observer.running():
             yield
 

@@ -1,4 +1,4 @@
-"""Reads the facts that the console shows: bounded, at most once a second, for all viewers together."""
+"""Reads the facts that the console shows: bounded, and at most once a second whatever the number of viewers."""
 
 import asyncio
 import time
@@ -30,7 +30,7 @@ from mcp_eventscope.telemetry import logs
 from mcp_eventscope.telemetry.tracing import session_hash
 
 INTERVAL = 1.0
-"""Seconds between reads, for all viewers together."""
+"""Seconds between reads, which all viewers share."""
 PATIENCE = 1.0
 """Seconds for which a request waits for a read. Then it is answered with the previous facts and their age."""
 SCANNED_PER_READ = 5_000
@@ -50,13 +50,13 @@ DETAIL_ROWS = 200
 DETAIL_RUNS = 100
 """Its runs that are shown."""
 DETAILED = 8
-"""Sessions that are shown in detail at the same time, to all viewers together."""
+"""Sessions that all viewers together can see in detail."""
 RATE_READS = 5
 """Reads over which the rate of a session is averaged."""
 EVENT_READS = 2
-"""Chunks of events that are read at the same time, for all viewers together."""
+"""Chunks of events that are read at the same time."""
 HISTORY = 300
-"""Reads whose rates are kept, for the plots of a page that is opened."""
+"""Reads whose rates are kept: the plots of a new page begin with them."""
 NEAR_BOUND = 0.9
 """The part of a bound from which it counts as almost reached."""
 _TEXT = 200
@@ -136,7 +136,7 @@ class _Count:
 
 
 class Observer:
-    """Reads facts while somebody looks, and keeps the last ones.
+    """Reads facts while there are viewers, and keeps the last ones.
 
     Args:
         inspector: Reads Redis.
@@ -176,7 +176,7 @@ class Observer:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Keep problems until the block ends, and end what is being read then."""
+        """Keep problems until the block ends, which cancels unfinished reads."""
         with logs.observed(self.problems.on_log):
             try:
                 yield

@@ -28,24 +28,25 @@ class Answer:
     body: bytes
 
 
-def check_token(option: str, token: object) -> None:
+def check_token(option: str, token: object, otherwise: str = "leave it out to require no token") -> None:
     """Validate a bearer token.
 
     Args:
         option: The name in the error.
         token: The value.
+        otherwise: The remedy in the error.
 
     Raises:
         TypeError: It is not a string.
         ValueError: It is not a valid bearer token. The message omits it.
     """
     if not isinstance(token, str):
-        msg = f"{option} must be a string, got {type(token).__name__}; leave it out to require no token"
+        msg = f"{option} must be a string, got {type(token).__name__}; {otherwise}"
         raise TypeError(msg)
     if not _TOKEN.fullmatch(token):
         msg = (
             f"{option} must be a bearer token of letters, digits and -._~+/ with = at its end only, got "
-            f"{'another text, which is not shown here' if token else 'an empty one'}; leave it out to require no token"
+            f"{'another text, which is not shown here' if token else 'an empty one'}; {otherwise}"
         )
         raise ValueError(msg)
 
