@@ -122,6 +122,7 @@ def inspector() -> StubInspector:
 def observer(inspector: StubInspector, monkeypatch: pytest.MonkeyPatch) -> Observer:
     """An observer of the stub, which reads again whenever it is asked."""
     monkeypatch.setattr(observing, "INTERVAL", 0.0)
+    monkeypatch.setattr(observing, "PAUSE", 0)
     return Observer(inspector, address="redis:6379", max_session_bytes=100)
 
 
@@ -276,6 +277,17 @@ async def test_observer_of_many_viewers_reads_once(inspector: StubInspector) -> 
     found = await asyncio.gather(*(observer.overview() for _ in range(20)))
     assert inspector.reads == 1
     assert {each["known"] for each in found} == {1}
+
+
+async def test_observer_of_a_slow_redis_reads_less_often(
+    inspector: StubInspector, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read of thousands of sessions must not take all the time of a worker."""
+    monkeypatch.setattr(observing, "PAUSE", 10**9)
+    for _ in range(3):
+        await observer.overview()
+    assert inspector.reads == 1
+    assert observer._pause == observing.MAX_INTERVAL
 
 
 async def test_observer_with_more_sessions_than_a_read_refreshes_reaches_all(

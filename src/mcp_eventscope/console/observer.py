@@ -31,20 +31,24 @@ from mcp_eventscope.telemetry.tracing import session_hash
 
 INTERVAL = 1.0
 """Seconds between reads, which all viewers share."""
+MAX_INTERVAL = 5.0
+"""Seconds between reads that take long."""
+PAUSE = 4
+"""The next read waits for so many times the length of the last one, so that reading takes at most a fifth of the time."""
 PATIENCE = 1.0
 """Seconds for which a request waits for a read. Then it is answered with the previous facts and their age."""
 SCANNED_PER_READ = 5_000
 """Keys that one read examines, approximately, in steps of less than a millisecond; the next one continues."""
 MAX_SESSIONS = 5_000
 """Sessions that are known at most."""
-READ_SESSIONS = 300
+READ_SESSIONS = 120
 """Sessions that one read refreshes at most: those that are shown, then those that were read longest ago."""
-SHOWN = 100
+SHOWN = 60
 """Sessions that are shown: those with running requests, then the youngest."""
-RECENT_ROWS = 16
+RECENT_ROWS = 8
 """Rows of the index of a shown session that one read looks at."""
-MAX_RUNS = 32
-"""Runs of a shown session that one read looks at."""
+MAX_RUNS = 8
+"""Runs of a shown session that one read looks at: those of running requests, then the most recent."""
 DETAIL_ROWS = 200
 """Rows of the index of the one session that is shown in detail."""
 DETAIL_RUNS = 100
@@ -157,6 +161,8 @@ class Observer:
         self._reading: asyncio.Task[None] | None = None
         self._ended = -INTERVAL
         """When the last read ended, on the monotonic clock."""
+        self._pause = INTERVAL
+        """Seconds from then to the next one."""
         self._facts: _Facts | None = None
         self._failed_since: float | None = None
         self._error = ""
@@ -191,7 +197,7 @@ class Observer:
 
     async def overview(self) -> dict[str, Any]:
         """The facts, as JSON. They are at most a second old unless Redis is slow or unreachable."""
-        if (self._reading is None or self._reading.done()) and time.monotonic() - self._ended >= INTERVAL:
+        if (self._reading is None or self._reading.done()) and time.monotonic() - self._ended >= self._pause:
             self._reading = asyncio.create_task(self._read(), name="eventscope-console")
         if self._reading is not None:
             # Without facts there is nothing to show meanwhile. A read ends in any case: each call has a time limit.
@@ -203,6 +209,8 @@ class Observer:
         return self._facts is None and self._failed_since is None
 
     async def _read(self) -> None:
+        began = time.monotonic()
+        self._pause = INTERVAL
         try:
             self._facts = await self._look()
         except EventscopeError as error:
@@ -211,6 +219,7 @@ class Observer:
             self._failed(f"the reply could not be understood: {type(error).__name__}", refused=True)
         else:
             self._failed_since, self._error = None, ""
+            self._pause = min(max(INTERVAL, PAUSE * (time.monotonic() - began)), MAX_INTERVAL)
         finally:
             self._ended = time.monotonic()
         self._history.append(self._point())
@@ -236,10 +245,11 @@ class Observer:
         for each in live:
             running.update(each.running_on)
         names = {*self._known_workers.names, *serving, *running}
+        found = self._known_sessions.names
         workers = await inspector.read_workers(names, serving, running)
         shown = self._shown()
         activity = await inspector.activity([each.session_id for each in shown], rows=RECENT_ROWS, most=MAX_RUNS)
-        by_session = {each.session_id: found for each, found in zip(shown, activity, strict=True)}
+        by_session = {each.session_id: facts for each, facts in zip(shown, activity, strict=True)}
         return _Facts(
             time=time.time(),
             clock=await inspector.clock() / 1_000_000,
@@ -250,7 +260,7 @@ class Observer:
             sessions=shown,
             activity=by_session,
             rates=self._rates(by_session),
-            known=len(live),
+            known=sum(each not in self._sessions or self._sessions[each].state == "live" for each in found),
             truncated=self._known_sessions.truncated,
             complete=self._known_sessions.rounds > 0,
         )

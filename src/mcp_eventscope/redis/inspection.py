@@ -602,12 +602,12 @@ class Inspector:
         Args:
             session_ids: The sessions.
             rows: Rows of each session's index that are read at most, the newest.
-            most: Runs of each session that are read at most.
+            most: Runs of each session that are read at most: the open ones first, then the most recent.
 
         Raises:
             StoreError: Redis could not be read.
         """
-        named = [dict(list(each.items())[:most]) for each in await self._named(session_ids, rows)]
+        named = [_latest(runs, most) for runs in await self._named(session_ids, rows)]
         tails = iter(await self._batches(("LINDEX", key, -1) for key in self._lists(session_ids, named)))
         return [_activity({run: next(tails) for run in runs}) for runs in named]
 
@@ -835,6 +835,17 @@ def _run(stream: StreamId, run: str, entry: bytes | None, states: Sequence[Any],
         last_time=int(last[2]) / _SECONDS if last else None,
         expires_in=_seconds(ttl),
     )
+
+
+def _latest(runs: dict[str, tuple[StreamId, bytes | None]], most: int) -> dict[str, tuple[StreamId, bytes | None]]:
+    """The open runs, and then those that were named last, which are the most recent."""
+
+    def finished(run: tuple[str, tuple[StreamId, bytes | None]]) -> bool:
+        _, (_, entry) = run
+        return entry is None or not run_entry.is_open(entry)
+
+    newest = [*runs.items()][::-1]
+    return dict(sorted(newest, key=finished)[:most])
 
 
 def _activity(tails: Mapping[str, object]) -> ActivityFacts:
