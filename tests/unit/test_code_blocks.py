@@ -106,6 +106,7 @@ def test_python_blocks_of_a_page_run(page: str, monkeypatch: pytest.MonkeyPatch)
     """Servers are built, and connect to nothing, since they are not served."""
     monkeypatch.setenv(settings.URL_VARIABLE, "redis://127.0.0.1:1/0")
     monkeypatch.setenv("METRICS_TOKEN", "secret")
+    monkeypatch.setenv("CONSOLE_TOKEN", "secret-of-a-viewer")
     namespace: dict[str, Any] = {"__name__": "example"}
     for block in PYTHON:
         if block.page != page or block.reason:

@@ -34,7 +34,7 @@ INTERVAL = 1.0
 MAX_INTERVAL = 5.0
 """Seconds between reads that take long."""
 PAUSE = 4
-"""The next read waits for so many times the length of the last one, so that reading takes at most a fifth of the time."""
+"""Reads are apart by this multiple of the length of the last one: reading takes at most a fifth of the time."""
 PATIENCE = 1.0
 """Seconds for which a request waits for a read. Then it is answered with the previous facts and their age."""
 SCANNED_PER_READ = 5_000
