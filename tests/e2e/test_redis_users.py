@@ -11,8 +11,11 @@ import redis
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.cli.main import main
 from mcp_eventscope.cli.output import Exit
-from mcp_eventscope.redis.acl import CLUSTER, STATISTICS, operator_rules, worker_rules
+from mcp_eventscope.console.observer import Observer
+from mcp_eventscope.redis.acl import CLUSTER, CONSOLE, STATISTICS, operator_rules, worker_rules
 from mcp_eventscope.redis.client import AnyRedis, client_for, connect
+from mcp_eventscope.redis.inspection import Inspector
+from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.self_test import Capabilities, Capability
 from mcp_eventscope.store.coordination import NewRecord
 from mcp_eventscope.telemetry.tracing import session_hash
@@ -140,6 +143,26 @@ async def test_worker_with_statistics_needs_their_rights_in_addition(server: Own
     assert refused(server) == set()
 
 
+async def test_worker_with_console_needs_its_rights_in_addition(server: OwnValkey) -> None:
+    """All that the page reads about one session."""
+    url = url_of(server, worker_rules(PREFIX, console=True))
+    async with connect(url) as client:
+        await some_sessions(client)
+        with server.client() as admin:
+            admin.config_resetstat()
+        observer = Observer(Inspector(client, Keys(PREFIX)), address="", max_session_bytes=1)
+        facts = await observer.overview()
+        assert facts["redis"]["reachable"], facts["redis"]["error"]
+        found = await observer.session(session_hash("one") or "")
+        assert found is not None
+        (stream,) = [each for each in found["streams"] if each["stream"]]
+        assert (stream["following"], stream["memory"] is not None) == (0, True)
+        assert await observer.events(session_hash("one") or "", stream["key"], stream["run"], 0, payloads=True)
+    named = {"pubsub|numsub" if name == "pubsub" else name for name in used(server)}
+    assert named >= set(CONSOLE)
+    assert refused(server) == set()
+
+
 async def test_worker_without_any_of_its_rights_names_it_at_start(server: OwnValkey) -> None:
     """By its self-test. Without INFO it only lacks the eviction policy; without SELECT it cannot connect at all."""
     url = url_of(server, worker_rules(PREFIX))
@@ -218,6 +241,7 @@ def test_rules_of_the_page_are_those_that_are_tested() -> None:
     for line in (
         f"ACL SETUSER mcp on >PASSWORD {worker_rules(PREFIX)}",
         f"ACL SETUSER mcp {granted(STATISTICS)}",
+        f"ACL SETUSER mcp {granted(CONSOLE)}",
         f"ACL SETUSER mcp-operator on >PASSWORD {operator_rules(PREFIX)}",
     ):
         assert f"\n{line}\n" in PAGE, line

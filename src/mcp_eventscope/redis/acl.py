@@ -4,6 +4,8 @@ from mcp_eventscope.redis.self_test import commands
 
 STATISTICS = ("dbsize", "memory|usage", "pttl", "scan", "type")
 """The commands of a worker that polls Redis statistics (`redis_stats_interval`)."""
+CONSOLE = ("hstrlen", "memory|usage", "pttl", "pubsub|numsub", "scan")
+"""The commands of a worker that serves the console. Without PUBSUB and MEMORY it shows no followers and no bytes."""
 CLUSTER = ("cluster|slots", "command")
 """The commands with which redis-py learns the nodes of a cluster."""
 _WORKER = ("eval", "evalsha", "info", "ping", "publish", "select", "subscribe", "unsubscribe")
@@ -50,16 +52,18 @@ _END = (
 """The commands of `sessions end` in addition, which takes part as a worker that sends a message to the others."""
 
 
-def worker_rules(key_prefix: str, *, statistics: bool = False, cluster: bool = False) -> str:
+def worker_rules(key_prefix: str, *, statistics: bool = False, console: bool = False, cluster: bool = False) -> str:
     """The rules of a user for workers.
 
     Args:
         key_prefix: The prefix of the keys and channels.
         statistics: Whether a worker polls Redis statistics.
+        console: Whether a worker serves the console.
         cluster: Whether it is a cluster.
     """
     names = {*_WORKER, *(name.lower() for name in commands())}
     names.update(STATISTICS if statistics else ())
+    names.update(CONSOLE if console else ())
     return _rules(key_prefix, names, channels=True, cluster=cluster)
 
 
