@@ -75,6 +75,7 @@ def _listener(port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((HOST, port))
+        listener.listen()  # Before the address is printed: connections wait for the server.
     except OSError as error:
         listener.close()
         msg = f"--port must be one that is free, got {port} ({error.strerror}); choose another one, or 0 for any"
