@@ -145,6 +145,7 @@ async def test_page_of_a_dead_redis_keeps_the_last_facts_until_it_recovers(brows
             await page.open(f"{url}/console")
             await page.until(f"Boolean({row(hashed)})")
             valkey.kill()
+            await page.until("!document.querySelector('#banner').hidden")
             await shown(page, "Redis has been unreachable since", within="#banner")
             await shown(page, "The facts below are", within="#banner")
             await shown(page, "redis unreachable", within="#problems")
