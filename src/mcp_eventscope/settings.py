@@ -102,7 +102,7 @@ class Settings(BaseSettings):
     metrics_token: str | None = Field(None, repr=False)
     redis_stats_interval: float | None = None
     console: bool = False
-    console_token: str | None = None
+    console_token: str | None = Field(None, repr=False)
     console_payloads: bool = False
 
     @field_validator("*")
