@@ -25,7 +25,7 @@ from mcp_eventscope import (
     http_app,
     settings,
 )
-from mcp_eventscope.settings import FLAGS, NUMBERS, PREFIX, STORE_OPTIONS, Settings, load, variable
+from mcp_eventscope.settings import FLAGS, NUMBERS, PREFIX, STORE_OPTIONS, Settings, variable
 from mcp_eventscope.telemetry.exposition import Exposition
 from mcp_eventscope.telemetry.logs import Log
 from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsPort
@@ -444,7 +444,7 @@ def test_option_of_another_function_is_refused_with_its_place(option: str, fix: 
 def test_settings_repr_has_no_secret() -> None:
     """It appears in tracebacks and debuggers."""
     secrets = {"redis_url": f"redis://:{SECRET}@h", "metrics_token": SECRET, "console_token": SECRET * 4}
-    assert SECRET not in repr(load(secrets))
+    assert SECRET not in repr(settings.load(secrets))
 
 
 def test_scope_without_a_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
