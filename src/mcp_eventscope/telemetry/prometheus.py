@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
@@ -203,7 +204,8 @@ class _OptionalGauge:
         if value is not None:
             self._family.labels(*self._values).set(value)
         elif multiprocess.directory() is None:
-            self._family.remove(*self._values)
+            with suppress(KeyError):  # prometheus_client 0.21 raises it if there was no value.
+                self._family.remove(*self._values)
         # In multiprocess mode children cannot be removed; the latest value of all workers counts.
 
 
