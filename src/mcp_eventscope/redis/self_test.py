@@ -170,7 +170,9 @@ class _Run:
 
     async def publish(self) -> None:
         """Publish a message that no worker receives."""
-        await self._try(Capability.PUBLISH, self._redis.publish(self._channel, ""), "publish")
+        # redis-py 7 has no such method for a cluster.
+        reply = self._redis.execute_command("PUBLISH", self._channel, "")
+        await self._try(Capability.PUBLISH, reply, "publish")
 
     async def subscribe(self) -> None:
         """Subscribe, as followers do; on Redis Cluster they poll instead."""
