@@ -144,6 +144,24 @@ async def test_commit_script_without_events_renews(commit: Commits, redis_client
     assert await redis_client.ttl(commit.elements_key) > 5
 
 
+async def test_commit_script_renews_the_index_when_it_is_new_or_marked(
+    commit: Commits, redis_client: aioredis.Redis
+) -> None:
+    """A row without the mark leaves the TTL as it is; an index that was evicted gets one again."""
+    await commit(1, 1, 2, last=2, marks="fr")
+    assert await redis_client.ttl(commit.index) > TTL
+    await redis_client.delete(commit.elements_key)
+    await redis_client.expire(commit.index, 5)
+    await commit(1, 1, 2, last=2, marks="fr")
+    assert await redis_client.llen(commit.index) == 2
+    assert await redis_client.ttl(commit.index) <= 5
+    await commit(3, 3, marks="ri")
+    assert await redis_client.ttl(commit.index) > TTL
+    await redis_client.delete(commit.index, commit.elements_key)
+    await commit(1, 1, marks="r")
+    assert await redis_client.ttl(commit.index) > TTL
+
+
 async def test_commit_script_after_an_answer_for_the_worker_is_refused(commit: Commits) -> None:
     """Nothing is committed after the answer in place of the worker's."""
     await commit(1, 1)

@@ -194,8 +194,10 @@ async def test_session_leaves_a_ttl_on_every_key(
     async with store.coordinator.hold_lease(5, lambda _: None, nothing):
         kinds = set()
         for key in await leaks.keys():
-            kinds.add(key.removeprefix(store.key_prefix).split("}:")[-1].partition(":")[0])
-            assert 0 < await redis_client.ttl(key) <= TTL, key
+            kind = key.removeprefix(store.key_prefix).split("}:")[-1].partition(":")[0]
+            kinds.add(kind)
+            # The index outlives every key that it names, although it is renewed less often than rows are added.
+            assert 0 < await redis_client.ttl(key) <= TTL + (TTL // 32 + 1 if kind == "index" else 0), key
     assert kinds == {"stream", "large", "requests", "index", "session", "worker", "inbox"}
 
 

@@ -6,7 +6,7 @@
 -- ARGV[2…] for each part: the run; its entry in `requests`; the number of its first event; its marks; how many
 --          keys of large payloads it has; how many elements; the elements; and the large payloads of the part
 --          Marks: "f" the last element ends the run; "s" the run belongs to a standalone stream; "r" the TTLs were
---          last renewed longer ago than a 64th of the TTL: renew them, and trim.
+--          last renewed longer ago than a 64th of the TTL: renew them, and trim; "i" so was that of `index`.
 -- Returns  lines: Redis's clock in microseconds; then one for each part:
 --            "k" last number, followed by "w" if another process follows the stream: committed
 --            "b" last number: the list ends before the part's first event; nothing was written
@@ -17,7 +17,8 @@
 --
 -- An element is "number time marks…\npayload". Numbers already in the list are skipped, so a commit may be repeated.
 -- A row of `index` is "time name": a list or a large payload (the key without the session's prefix), and a time from
--- which on it is kept for the TTL, or a 64th longer. So `end.lua` finds all keys of a session.
+-- which on it is kept for the TTL, or a 64th longer. So `end.lua` finds all keys of a session. The TTL of `index` is a
+-- 32nd longer, since it is renewed less often than rows are added.
 
 local TRIMMED_AT_ONCE = 64
 local ROWS_AT_ONCE = 1000
@@ -58,13 +59,16 @@ local function trim(list)
   end
 end
 
-local function add_to_index(index, rows)
+local function add_to_index(index, rows, renews)
   local length, error
   for first = 1, #rows, ROWS_AT_ONCE do
     length, error = attempt('RPUSH', index, unpack(rows, first, math.min(first + ROWS_AT_ONCE - 1, #rows)))
     if error then
       return error
     end
+  end
+  if ttl > 0 and (renews or length == #rows) then
+    redis.call('EXPIRE', index, ttl + math.ceil(ttl / 32))
   end
   if ttl > 0 and length % ROWS_PER_TRIM < #rows then
     for _ = 1, TRIMMED_AT_ONCE do
@@ -126,7 +130,7 @@ local function commit(k, a, larges, count)
     end
   end
   if #rows > 0 then
-    error = add_to_index(index, rows)
+    error = add_to_index(index, rows, string.find(marks, 'i', 1, true))
     if error then
       return '!' .. error
     end
@@ -163,12 +167,11 @@ local function commit(k, a, larges, count)
   elseif reopens then
     redis.call('HSET', requests, run, entry)
   end
-  if ttl > 0 and (renewing or #rows > 0) then
-    redis.call('EXPIRE', index, ttl)
-  end
   if renewing and ttl > 0 then
     redis.call('EXPIRE', list, ttl)
-    redis.call('EXPIRE', requests, ttl)
+    if known or reopens or standalone or due then -- Else the commit has no entry: it is the whole run.
+      redis.call('EXPIRE', requests, ttl)
+    end
     for i = 1, count == 0 and larges or 0 do
       redis.call('EXPIRE', KEYS[k + 3 + i], ttl)
     end

@@ -142,6 +142,7 @@ class SessionQueue:
         "bytes",
         "ended",
         "events",
+        "index_renewed",
         "keys",
         "on_ended",
         "on_fenced",
@@ -162,6 +163,8 @@ class SessionQueue:
         """The bytes that they take up."""
         self.ended = False
         """Whether the session was ended, here or elsewhere."""
+        self.index_renewed = 0
+        """When the TTL of its index was last renewed, in microseconds."""
         self.opened = False
         """Whether a client has opened the session's standalone stream here."""
         self.bound: object = None

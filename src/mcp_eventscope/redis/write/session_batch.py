@@ -27,6 +27,8 @@ class RunPart:
     """The events whose payload has a separate key."""
     renews: bool
     """Whether to renew the keys' TTLs."""
+    renews_index: bool
+    """Whether to renew the TTL of the session's index."""
 
     @property
     def payload_bytes(self) -> int:
@@ -37,7 +39,8 @@ class RunPart:
     def marks(self) -> bytes:
         """The marks of the part; see the script."""
         ends = b"f" if (self.events[-1].final if self.events else self.run.closed) else b""
-        return ends + (b"s" if self.run.standalone else b"") + (b"r" if self.renews else b"")
+        ends += (b"s" if self.run.standalone else b"") + (b"r" if self.renews else b"")
+        return ends + (b"i" if self.renews_index else b"")
 
 
 class BatchListener(Protocol):

@@ -323,10 +323,15 @@ class SessionWriter:
         self._in_flight_bytes += memory
         run.dirty = False
         # On the clock of ids, which includes suspend, because the TTL elapses in Redis meanwhile.
-        renews = now - run.renewed > self._ttl * _SECONDS // RENEWALS_PER_TTL
+        horizon = now - self._ttl * _SECONDS // RENEWALS_PER_TTL
+        renews = run.renewed < horizon
         if renews:
             run.renewed = now
-        return RunPart(run, run.acknowledged + 1, events, memory, larges, renews)
+        # Renewals, of which a run's first part is one, and large payloads add rows to the index.
+        renews_index = run.session.index_renewed < horizon and bool(renews or larges)
+        if renews_index:
+            run.session.index_renewed = now
+        return RunPart(run, run.acknowledged + 1, events, memory, larges, renews, renews_index)
 
     # -- outcomes -----------------------------------------------------------------------------------------------------
 
@@ -477,6 +482,7 @@ class SessionWriter:
         """Check whether Redis still has the acknowledged events after a restart or failover."""
         horizon = self._clock.now() - self._ttl * _SECONDS if self._ttl else 0
         for run in self._known():
+            run.session.index_renewed = 0  # Redis may have an older one.
             recent = run.retained and run.retained[-1].time > horizon
             if run.acknowledged and (recent or not run.closed):
                 self._queue_check(run)
