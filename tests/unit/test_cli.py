@@ -212,6 +212,12 @@ def test_redaction_includes_variables_and_both_forms_of_a_password(monkeypatch: 
     assert redacted("a://b:c@d?x=1&access_token=e#f") == "a://***@d?x=1&access_token=***#f"
 
 
+def test_redaction_finds_the_password_of_a_cluster_with_ipv6_addresses() -> None:
+    """Python refuses to split such a URL."""
+    url = "redis+cluster://me:hunter22@a,[::1]:7002/?x=1"
+    assert redacted("hunter22 host", ("--redis-url", url)) == "*** host"
+
+
 def test_output_without_unicode_is_escaped() -> None:
     """A container may have a locale in which a name of a client cannot be printed."""
     code = "from mcp_eventscope.cli.main import main; import sys; sys.exit(main(['workers', 'é']))"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from itertools import zip_longest
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 TOKEN_VARIABLES = (
     "EVENTSCOPE_REDIS_URL",
@@ -70,10 +70,8 @@ def _secrets(arguments: Sequence[str]) -> Iterator[str]:
     for value in values:
         secret = value
         if "://" in value:
-            try:
-                secret = urlsplit(value).password or ""
-            except ValueError:
-                secret = ""  # The pattern of user information finds it.
+            # Not by `urlsplit`, which refuses a list of nodes that has an IPv6 address.
+            secret = re.split("[/?#]", value.partition("://")[2])[0].rpartition("@")[0].partition(":")[2]
         elif ":" in value:  # A header.
             secret = value.partition(":")[2].strip().rpartition(" ")[2]
         yield from (each for each in {secret, unquote(secret)} if len(each) >= _LEAST_SECRET)

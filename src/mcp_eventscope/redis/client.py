@@ -236,7 +236,7 @@ def _connect_cluster(url: str) -> aioredis.RedisCluster:
     }
     return aioredis.RedisCluster(
         startup_nodes=[ClusterNode(node.get("host", "localhost"), node.get("port", 6379)) for node in nodes],
-        ssl=urlsplit(url).scheme.startswith("rediss"),
+        ssl=url.partition("://")[0].startswith("rediss"),
         retry=Retry(NoBackoff(), _CLUSTER_ATTEMPTS),
         driver_info=None,
         require_full_coverage=False,
