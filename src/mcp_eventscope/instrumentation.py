@@ -73,6 +73,8 @@ def check_store(option: str, store: object) -> None:
         fix = "call it, and pass an instance"
     elif isinstance(store, str):
         fix = "pass the URL of Redis to http_app() as redis_url="
+    elif type(store).__name__ == "EventScope":  # Of a higher layer.
+        fix = "pass it to http_app() as scope="
     msg = f"{option} must be an mcp.server.streamable_http.EventStore, got {given(store)}; {fix}"
     raise TypeError(msg)
 

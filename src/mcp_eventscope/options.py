@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from math import inf
 
 _NUMERIC = re.compile(r"[-+]?[0-9._]{1,20}|[-+]?(inf|infinity|nan)|", re.IGNORECASE)
@@ -61,12 +62,20 @@ class Number:
             return
         otherwise = f" or None ({self.none})" if self.none else ""
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
-            convert = "int()" if self.whole else "float()"
-            msg = f"{option} must be {self.type}{otherwise}, got {given(value)}; convert it with {convert}"
+            msg = f"{option} must be {self.type}{otherwise}, got {given(value)}; {self._conversion(value)}"
             raise TypeError(msg)
         if not self.least <= value <= self.most:
             msg = f"{option} must be {self.range}{otherwise}, got {value!r}; {self.fix}"
             raise ValueError(msg)
+
+    def _conversion(self, value: object) -> str:
+        """The remedy for a value of another type."""
+        convert = "int" if self.whole else "float"
+        if isinstance(value, timedelta):
+            return f"convert it with {convert}(….total_seconds())"
+        if isinstance(value, str) and not _NUMERIC.fullmatch(value):
+            return f"write a number{f' of {self.unit}' if self.unit else ''}, without a unit"
+        return f"convert it with {convert}()"
 
     def expected(self) -> str:
         """The type and range in words, without those of None."""

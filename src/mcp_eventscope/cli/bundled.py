@@ -81,7 +81,8 @@ def export(  # noqa: PLR0913 - the options of the command
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        msg = f"cannot write to {directory}: {error}"
+        reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else "a file in it is no text"
+        msg = f"DIRECTORY must be one that can be written, got {directory} ({reason}); choose another one"
         raise ExportError(msg) from error
     return list(texts)
 

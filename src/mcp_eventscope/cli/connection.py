@@ -9,6 +9,7 @@ import click
 
 from mcp_eventscope.cli.output import progress
 from mcp_eventscope.errors import EventscopeError
+from mcp_eventscope.options import check_text
 from mcp_eventscope.redis.client import AnyRedis, address_of, client_for
 from mcp_eventscope.redis.inspection import Inspector, Walk
 from mcp_eventscope.redis.keys import Keys
@@ -46,9 +47,13 @@ class Target:
             max_keys: Keys that the search for a hash examines at most.
 
         Raises:
-            NotFoundError: No session has the hash.
+            NotFoundError: No session has the hash, or the text cannot be an id.
             StoreError: Redis could not be read.
         """
+        try:
+            check_text("session", session, "its hash in logs", "run mcp-eventscope sessions list")
+        except ValueError as error:
+            raise NotFoundError(str(error)) from None
         if not _HASH.fullmatch(session) or (await self.inspector.session(session)).state != "absent":
             return session
         with walking("searching the session", max_keys) as walk:
@@ -82,7 +87,10 @@ def settings_of(redis_url: str | None, key_prefix: str | None, name: str | None 
     """
     settings = options_of(redis_url, key_prefix, name)
     if settings.redis_url is None:
-        msg = f"--redis-url must be given, got none; or set {URL_VARIABLE}, which no process list shows"
+        msg = (
+            f"--redis-url must be given, such as redis://localhost:6379/0, got none; or set {URL_VARIABLE}, "
+            "which no process list shows"
+        )
         raise click.UsageError(msg)
     return settings
 

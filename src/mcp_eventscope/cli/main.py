@@ -29,6 +29,20 @@ EPILOG = (
     "Exit codes: 0 nothing is wrong; 1 something is wrong, or the command failed; 2 the command line or a variable is "
     "invalid; 3 Redis or the server is unreachable or refuses the credentials."
 )
+
+
+class _Number(click.FloatRange):
+    """A number, by this name in errors."""
+
+    name = "number"
+
+
+class _WholeNumber(click.IntRange):
+    """A whole number, by this name in errors."""
+
+    name = "whole number"
+
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -82,7 +96,7 @@ def _connection(function: F) -> F:
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _max_keys = click.option(
     "--max-keys",
-    type=click.IntRange(min=1000),
+    type=_WholeNumber(min=1000),
     default=1_000_000,
     show_default=True,
     help="Keys that a walk through the database examines at most.",
@@ -163,7 +177,7 @@ def sessions() -> None:
 @sessions.command("list")
 @_connection
 @_name
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Sessions at most.")
+@click.option("--limit", type=_WholeNumber(min=1), default=100, show_default=True, help="Sessions at most.")
 @click.option("--all", "ended", is_flag=True, help="Include sessions that have ended.")
 @_max_keys
 @_json
@@ -274,7 +288,7 @@ def why(
 @_max_keys
 @click.option("--from-start", is_flag=True, help="Begin with the retained events, not with the next one.")
 @click.option("--payloads", is_flag=True, help="Print the messages, which may be confidential.")
-@click.option("--seconds", type=click.FloatRange(min=0), help="Stop after so many seconds.")
+@click.option("--seconds", type=_Number(min=0), help="Stop after so many seconds.")
 @_json
 def tail(
     session: str,
@@ -314,9 +328,7 @@ def tail(
 )
 @click.option("--tool", metavar="NAME", help="Cut a call of this tool, instead of the list of tools.")
 @click.option("--arguments", metavar="JSON", default="{}", help="Arguments of the tool.")
-@click.option(
-    "--timeout", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Seconds for the whole check."
-)
+@click.option("--timeout", type=_Number(min=0.1), default=30.0, show_default=True, help="Seconds for the whole check.")
 @_json
 def verify(
     url: str,
@@ -350,17 +362,15 @@ def verify(
 @cli.command()
 @_connection
 @_max_keys
-@click.option("--rate", type=click.FloatRange(min=0), help="Events per second; measured if left out.")
-@click.option("--event-bytes", type=click.FloatRange(min=1), help="Bytes per event in Redis; measured if left out.")
+@click.option("--rate", type=_Number(min=0), help="Events per second; measured if left out.")
+@click.option("--event-bytes", type=_Number(min=1), help="Bytes per event in Redis; measured if left out.")
 @click.option(
-    "--ttl", type=click.IntRange(min=1), help="Seconds that events are kept. [env: EVENTSCOPE_TTL] [default: 3600]"
+    "--ttl", type=_WholeNumber(min=1), help="Seconds that events are kept. [env: EVENTSCOPE_TTL] [default: 3600]"
 )
-@click.option("--maxmemory", type=click.IntRange(min=1), help="Bytes that Redis may use; read from Redis if left out.")
+@click.option("--maxmemory", type=_WholeNumber(min=1), help="Bytes that Redis may use; read from Redis if left out.")
+@click.option("--seconds", type=_Number(min=0.1), default=5.0, show_default=True, help="Duration of the measurement.")
 @click.option(
-    "--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Duration of the measurement."
-)
-@click.option(
-    "--sample", type=click.IntRange(min=1), default=1000, show_default=True, help="Sessions that are measured at most."
+    "--sample", type=_WholeNumber(min=1), default=1000, show_default=True, help="Sessions that are measured at most."
 )
 @_json
 def forecast(
@@ -398,7 +408,7 @@ def forecast(
 @cli.command()
 @click.argument("url", required=False)
 @_connection
-@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="Port; 0 for any.")
+@click.option("--port", type=_WholeNumber(0, 65535), default=8765, show_default=True, help="Port; 0 for any.")
 @click.option("--token", metavar="TOKEN", help="Token that viewers must give. [env: EVENTSCOPE_CONSOLE_TOKEN]")
 @click.option("--payloads", is_flag=True, help="Let viewers read the contents of messages.")
 @_json
@@ -426,8 +436,8 @@ def console(
 @_connection
 @_name
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on.")
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes.")
+@click.option("--port", type=_WholeNumber(0, 65535), default=8000, show_default=True, help="Port to listen on.")
+@click.option("--workers", type=_WholeNumber(min=1), default=1, show_default=True, help="Worker processes.")
 @click.option(
     "--app-dir",
     type=click.Path(file_okay=False, exists=True),
@@ -526,12 +536,15 @@ def dashboards_push(grafana: str, token: str | None, folder: str, runbook_url: s
 
     Earlier versions are replaced. The rules are for Prometheus: export them, and list them in its rule_files.
     """
-    from mcp_eventscope.cli.grafana import TOKEN_VARIABLE, PushError, push
+    from mcp_eventscope.cli.grafana import TOKEN_VARIABLE, push
 
     token = token or os.environ.get(TOKEN_VARIABLE)
     if not token:
         msg = f"--token must be given, got none; or set {TOKEN_VARIABLE}, which no process list shows"
-        raise PushError(msg)
+        raise click.UsageError(msg)
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        msg = f"--token ({TOKEN_VARIABLE}) must have printable ASCII characters, got others; remove spaces"
+        raise click.UsageError(msg)
     boards = [(name, text) for name, text in bundled.bundled_files(runbook_url) if name.endswith(".json")]
     urls = push(grafana, token, boards, folder=folder)
     if as_json:
@@ -561,7 +574,7 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: C901, PLR0911 
             print_error(error.format_message())
             return Exit.USAGE
         usage = f"{error.ctx.get_usage()}\n" if error.ctx else ""
-        return _failed(given, Exit.USAGE, error.format_message(), before=usage)
+        return _failed(given, Exit.USAGE, _with_fix(error, given), before=usage)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Else the interpreter's flush fails, too.
     except (StoreError, ConnectionError) as error:
@@ -575,6 +588,19 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: C901, PLR0911 
     else:
         return code if isinstance(code, int) else Exit.OK
     return Exit.OK
+
+
+def _with_fix(error: click.UsageError, arguments: Sequence[str]) -> str:
+    """The message of an invalid command line. Those of click have no fix."""
+    message = error.format_message()
+    if "; " in message or "Did you mean" in message or error.ctx is None:
+        return message
+    message = message.removesuffix(".")
+    if isinstance(error, click.NoSuchOption) and isinstance(error.ctx.command, click.Group):
+        return f"{message}; write options after the command"
+    if "unexpected extra argument" in message and any("://" in each for each in arguments):
+        return f"{message}; write the URL of Redis as --redis-url"
+    return f"{message}; see {error.ctx.command_path} --help"
 
 
 def _failed(arguments: Sequence[str], code: Exit, message: str, *, before: str = "") -> int:

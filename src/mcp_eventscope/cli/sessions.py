@@ -40,6 +40,8 @@ async def list_workers(settings: Settings, *, max_keys: int, as_json: bool) -> E
             ],
             title=f"{alive} of {len(workers)} workers alive under {settings.key_prefix} on {target.address}",
         )
+        if not workers:
+            print_lines(["no worker uses this prefix: start a server with the same Redis, or correct --key-prefix"])
         if orphaned:
             print_lines([f"{orphaned} requests of dead workers: their clients receive an error when they resume"])
     return Exit.OK if alive and not orphaned else Exit.FAILED
@@ -72,6 +74,8 @@ async def list_sessions(settings: Settings, *, limit: int, ended: bool, max_keys
         ],
         title=f"{len(found)} sessions under {settings.key_prefix} on {target.address}",
     )
+    if not found and not page.truncated:
+        print_lines(["none: correct --key-prefix, or add --all for ended ones; clients of 2026-07-28 have no sessions"])
     if page.truncated:
         print_lines(["there may be more: raise --limit or --max-keys"])
     return Exit.OK

@@ -1,6 +1,7 @@
 """`verify`: cuts a stream of a running server, and resumes it."""
 
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ from mcp_eventscope.errors import EventscopeError
 PROTOCOL_VERSION = "2025-11-25"
 """The last revision in which streams can be resumed."""
 _REQUEST_ID = "mcp-eventscope-verify"
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+"""The name of a header."""
 _LEAVE_SECONDS = 5.0
 """Maximum seconds for the deletion of the session."""
 
@@ -144,7 +147,7 @@ class _Check:
         """Resume until the response."""
         headers = self._sent() | {"last-event-id": cursor}
         async with self.http.stream("GET", self.url, headers=headers) as response:
-            await _check_status(response, {200})
+            await _check_status(response, {200}, resuming=True)
             async for event_id, data in _events(response):
                 if not data:
                     continue
@@ -159,6 +162,10 @@ class _Check:
                         raise VerificationError(msg)
                     if (message.get("error") or {}).get("code") in {-32010, -32011}:
                         msg = f"the resume must deliver the response, got the error {_error_of(message)}"
+                        raise VerificationError(msg)
+                    if "error" in message or (message.get("result") or {}).get("isError"):
+                        got = f"the error {_error_of(message)}" if "error" in message else "an error"
+                        msg = f"the tool must return a result, got {got}; correct --tool and --arguments"
                         raise VerificationError(msg)
                     detail.append(f"{_messages(self.after)}, the response included")
                     return
@@ -179,6 +186,8 @@ async def run(  # noqa: PLR0913 - the options of the command
     """Print the result of the check."""
     library: Any = _http_library()
     parsed = _arguments(arguments)
+    if token is not None:
+        _check_value("--token (MCP_TOKEN)", token)
     sent = dict(_header(each) for each in headers) | ({} if token is None else {"authorization": f"Bearer {token}"})
     failure = ""
     async with library.AsyncClient(timeout=timeout) as http:
@@ -188,13 +197,14 @@ async def run(  # noqa: PLR0913 - the options of the command
                 await check.run()
         except VerificationError as error:
             failure = str(error)
-        except TimeoutError:
-            failure = f"the step {check.step!r} must end within --timeout ({timeout:g} s), got no answer"
-        except library.TimeoutException:
-            failure = f"the step {check.step!r} must end within --timeout ({timeout:g} s), got no answer"
+        except (TimeoutError, library.TimeoutException):
+            failure = (
+                f"the step {check.step!r} must end within --timeout ({timeout:g} s), got no answer; raise it, or look "
+                "at the log of the server"
+            )
         except library.TransportError as error:
             if check.step == "initialize":
-                msg = f"the server does not answer: {type(error).__name__}; check the URL, and that it runs"
+                msg = f"the server does not answer: {type(error).__name__}; {_connection_fix(url, error)}"
                 raise RefusedError(msg) from error
             failure = f"the connection failed in the step {check.step!r}: {type(error).__name__}"
     # A server may repeat the credentials in its error.
@@ -230,6 +240,17 @@ def _http_library() -> Any:
         return import_module("httpx")
 
 
+def _connection_fix(url: str, error: Exception) -> str:
+    """The remedy for a connection that failed."""
+    if "SSL" in str(error):
+        if "CERTIFICATE" in str(error):
+            return "the certificate cannot be verified: set SSL_CERT_FILE to the file of its CA"
+        return "if this port has no TLS, write http:// in the URL"
+    if url.startswith("http:") and "Connect" not in type(error).__name__:
+        return "check that this port is the server's; if it has TLS, write https:// in the URL"
+    return "start the server, or correct the URL"
+
+
 def _arguments(text: str) -> dict[str, Any]:
     try:
         parsed = json.loads(text)
@@ -243,13 +264,26 @@ def _arguments(text: str) -> dict[str, Any]:
 
 def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        msg = "--header must have the form NAME:VALUE, got a text without a colon"
+    if not colon or not _TOKEN.fullmatch(name.strip()):
+        got = "a name with other characters" if colon else "a text without a colon"
+        msg = f"--header must have the form NAME:VALUE, got {got}; write -H 'X-Tenant: one', for example"
         raise click.UsageError(msg)
+    _check_value("--header", value.strip())
     return name.strip().lower(), value.strip()
 
 
-async def _check_status(response: Any, expected: set[int]) -> None:
+def _check_value(option: str, value: str) -> None:
+    """Check that a header can have a value, which the error omits.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    if not (value.isascii() and value.isprintable()) or value != value.strip():
+        msg = f"{option} must have printable ASCII characters, got others; remove line breaks and spaces around it"
+        raise click.UsageError(msg)
+
+
+async def _check_status(response: Any, expected: set[int], *, resuming: bool = False) -> None:
     status = response.status_code
     if status in expected:
         return
@@ -261,12 +295,15 @@ async def _check_status(response: Any, expected: set[int]) -> None:
         307: "use the URL that it redirects to, for example with or without a slash at the end",
         308: "use the URL that it redirects to",
         404: "give the URL of the MCP endpoint, such as http://localhost:8000/mcp; or the worker knows no such session",
-        405: "the server does not resume: its event store is missing",
+        405: "the server does not resume: its event store is missing"
+        if resuming
+        else "give the URL of the MCP endpoint, such as http://localhost:8000/mcp",
         421: "the server does not accept this Host; see allowed_hosts of its transport security",
-        503: "the server is not ready, or its Redis is unavailable",
+        503: "its lifespan does not run, it is stopping, or its Redis is unavailable: see its log and /healthz",
     }
-    msg = f"the server must answer with {' or '.join(map(str, sorted(expected)))}, got HTTP {status}"
-    raise VerificationError(f"{msg}; {hints[status]}" if status in hints else msg)
+    fix = hints.get(status, "check the URL, and look at the log of the server")
+    msg = f"the server must answer with {' or '.join(map(str, sorted(expected)))}, got HTTP {status}; {fix}"
+    raise VerificationError(msg)
 
 
 async def _events(response: Any) -> AsyncIterator[tuple[str, str]]:

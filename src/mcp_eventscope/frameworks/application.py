@@ -15,6 +15,21 @@ _OPTIONS_OF_SERVERS = frozenset({"auth", "token_verifier", "auth_server_provider
 """Options of some applications that other frameworks have on their servers, with the same meaning."""
 
 
+_ELSEWHERE = {
+    "url": "write redis_url=",
+    "prefix": "write key_prefix=",
+    "store": "write event_store=",
+    "redis": "pass it to EventScope(redis=…), and that as scope=",
+    "client": "pass it to EventScope(redis=…), and that as scope=",
+    "tasks": "pass it to EventScope.server_options()",
+    "stateless": "write stateless_http=",
+    **dict.fromkeys(("port", "workers", "reload", "log_level"), "pass it to uvicorn"),
+}
+"""The remedies for options that are not known, and are likely to be meant as others."""
+_PATHS = {"path": "streamable_http_path", "streamable_http_path": "path"}
+"""The options of FastMCP and the SDK for the same thing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Application:
     """An application without a session manager of its own."""
@@ -46,7 +61,9 @@ def made(make: Callable[..., Starlette], server: object, options: Mapping[str, A
     for name in options.keys() - known:
         kind = type(server).__name__
         own = name in _OPTIONS_OF_SERVERS and name in inspect.signature(type(server)).parameters
-        fix = f"pass it to {kind}({name}=…)" if own else "leave it out"
+        fix = f"pass it to {kind}({name}=…)" if own else _ELSEWHERE.get(name, "leave it out")
+        if (other := _PATHS.get(name)) in known:
+            fix = f"write {other}="
         msg = f"{name} must be an option of http_app() or of {kind}.{make.__name__}(), got another name; {fix}"
         raise TypeError(msg)
     return make(**options)

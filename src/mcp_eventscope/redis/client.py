@@ -1,6 +1,8 @@
 """Redis clients: creation, validation, and the mapping of their errors."""
 
 import re
+import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from math import inf
@@ -56,11 +58,13 @@ _CLUSTER_ATTEMPTS = 1
 """Retries of a command to a node that has failed, after its successor was looked up. Commits are idempotent."""
 _SCHEMES = ("redis", "rediss", "unix", f"redis{_CLUSTER}", f"rediss{_CLUSTER}")
 _CONTROLS = re.compile(r"[\t\r\n]")
-_SCHEME = re.compile(r"[a-z][a-z+-]*(?=://)")
+_SCHEME = re.compile(r"[a-z][a-z+-]*(?=://)", re.IGNORECASE)
 _EXAMPLES = (
     "write redis://host:6379/0, rediss://host:6379/0 for TLS, unix:///path/to.sock, "
     "or redis+cluster://host:6379,host:6379 for Redis Cluster"
 )
+_SENTINEL = "pass redis= to EventScope, a client by redis.asyncio.sentinel.Sentinel(…).master_for(…)"
+_QUOTES = "\"'`\u201c\u2018"
 _UNENCODED = "percent-encode / ? # @ [ and ] in the user name and password"
 
 
@@ -112,8 +116,15 @@ def _text_problem(url: str) -> str | None:
         return f"have no tab or line break, got one; {_EXAMPLES}, and percent-encode it"
     scheme = _SCHEME.match(url)
     if scheme is None or scheme[0] not in _SCHEMES:
-        got = "no scheme" if scheme is None else f"{scheme[0]}://"
-        return f"begin with redis://, rediss:// or unix://, got {got}; {_EXAMPLES}"
+        got, fix = "no scheme", _EXAMPLES
+        if scheme is not None:
+            got = f"{scheme[0]}://"
+            fix = _SENTINEL if "sentinel" in scheme[0].lower() else fix
+        elif url[0] in _QUOTES:
+            got, fix = "a quotation mark", "write the URL without quotation marks, which belong to the shell"
+        elif url[0].isspace():
+            got, fix = "a space", "remove it"
+        return f"begin with redis://, rediss:// or unix://, got {got}; {fix}"
     return None
 
 
@@ -222,6 +233,20 @@ def connect(url: str) -> aioredis.Redis:
     return aioredis.Redis.from_pool(pool)
 
 
+class _Cluster(aioredis.RedisCluster):
+    """A client of Redis Cluster that survives the answer that no node has a slot."""
+
+    async def initialize(self, *args: Any, **options: Any) -> "aioredis.RedisCluster":
+        """Ask for the nodes. redis-py would forget where to ask, and raise an `IndexError`, if there are none yet."""
+        asked = dict(self.nodes_manager.startup_nodes)
+        try:
+            return await super().initialize(*args, **options)
+        except IndexError as error:
+            self.nodes_manager.startup_nodes = asked
+            msg = "no node serves a slot"
+            raise RedisClusterException(msg) from error
+
+
 def _connect_cluster(url: str) -> aioredis.RedisCluster:
     """Create a client of Redis Cluster.
 
@@ -234,7 +259,7 @@ def _connect_cluster(url: str) -> aioredis.RedisCluster:
         "socket_timeout": REPLY_TIMEOUT,
         **{name: value for name, value in nodes[0].items() if name not in {"host", "port", "db", "connection_class"}},
     }
-    return aioredis.RedisCluster(
+    return _Cluster(
         startup_nodes=[ClusterNode(node.get("host", "localhost"), node.get("port", 6379)) for node in nodes],
         ssl=url.partition("://")[0].startswith("rediss"),
         retry=Retry(NoBackoff(), _CLUSTER_ATTEMPTS),
@@ -477,24 +502,65 @@ def _store_error(error: RedisError | RedisClusterException | OSError, failed: st
     if isinstance(error, RedisConnectionError) and isinstance(error.__cause__, AuthenticationError | ResponseError):
         error = error.__cause__  # redis-py wraps the errors that Redis sends during the connection handshake.
     if isinstance(error, RedisTimeoutError | TimeoutError):
-        # A port without TLS waits for more of the handshake.
-        plain = "; if this port has no TLS, write redis:// in the URL" if tls and "connecting" in str(error) else ""
-        return StoreUnavailableError(f"{failed}: no answer in time{plain}")
+        fix = "check its host and port, and whether it is blocked (SLOWLOG GET)"
+        if tls and "connecting" in str(error):  # A port without TLS waits for more of the handshake.
+            fix = "if this port has no TLS, write redis:// in the URL"
+        return StoreUnavailableError(f"{failed}: no answer in time; {fix}")
     if isinstance(error, AuthenticationError):
         if str(error).startswith(_UNAUTHENTICATED):
-            return StoreRejectedError(f"{failed}: it requires a password; add it to the URL: redis://user:password@…")
+            return StoreRejectedError(
+                f"{failed}: it requires a password; add user:password@ before the host in the URL"
+            )
         return StoreRejectedError(f"{failed}: it refused the user name or password; correct them in the URL")
     if isinstance(error, ResponseError):
         # The error for an unknown command repeats its arguments, the payload among them.
         kind = WrongTypeError if str(error).startswith("WRONGTYPE") else StoreRejectedError
-        answered = f"it answered {str(error).partition(', with args')[0]}"
-        if "HELLO" in answered:
-            answered += f"; {_NO_HELLO}"
-        if isinstance(error, MovedError):
-            answered = "it is a node of Redis Cluster; write redis+cluster:// in the URL"
-        return kind(f"{failed}: {answered}")
+        return kind(f"{failed}: {_answer_of(error)}")
     if isinstance(error, RedisConnectionError | OSError):
-        secured = "; if this port has TLS, write rediss:// in the URL" if not tls and "closed by" in str(error) else ""
-        return StoreUnavailableError(f"{failed}: {error}{secured}")
+        return StoreUnavailableError(f"{failed}: {_connection_problem(error, tls=tls)}")
     # For example, an unreachable cluster.
-    return StoreUnavailableError(f"{failed}: {type(error).__name__}: {error}")
+    fix = "write redis:// in the URL" if _NO_CLUSTER in str(error) else "check the nodes: redis-cli --cluster check"
+    return StoreUnavailableError(f"{failed}: {type(error).__name__}: {error}; {fix}")
+
+
+_NO_CLUSTER = "Cluster mode is not enabled"
+
+
+def _answer_of(error: ResponseError) -> str:
+    """Describe an error that Redis answered, with the fix of a mistake in the URL or in the rights of its user."""
+    answered = f"it answered {str(error).partition(', with args')[0]}"
+    if "HELLO" in answered:
+        return f"{answered}; {_NO_HELLO}"
+    if isinstance(error, MovedError):
+        return "it is a node of Redis Cluster; write redis+cluster:// in the URL"
+    if isinstance(error, NoPermissionError):
+        return f"{answered}; allow it to the user of the URL (mcp-eventscope doctor prints the ACL of a worker)"
+    if isinstance(error, ReadOnlyError):
+        return f"{answered}; let the URL name the primary"
+    if "DB index is out of range" in answered:
+        return f"{answered}; write a lower number at the end of the URL, such as /0"
+    return answered
+
+
+def _connection_problem(error: RedisConnectionError | OSError, *, tls: bool) -> str:
+    """Describe why a connection failed, with the fix."""
+    text = str(error).rstrip(". ")
+    causes = (error, error.__cause__, error.__context__)
+    fix = ""
+    if not tls and ("closed by" in text or "reset by peer" in text):
+        fix = "if this port has TLS, write rediss:// in the URL"
+    elif "CERTIFICATE_VERIFY_FAILED" in text:
+        fix = "pass the file of its CA in the URL (?ssl_ca_certs=…), and a host that the certificate names"
+    elif any(each in text for each in _PLAIN_ANSWERS):
+        fix = "if this port has no TLS, write redis:// in the URL"
+    elif tls and any(isinstance(each, FileNotFoundError | PermissionError | ssl.SSLError) for each in causes):
+        fix = "correct the files in the URL: ssl_ca_certs, ssl_certfile and ssl_keyfile"
+    elif any(isinstance(each, socket.gaierror) for each in causes):
+        fix = "correct the host in the URL"
+    elif any(isinstance(each, ConnectionRefusedError | FileNotFoundError) for each in causes):
+        fix = "start Redis, or correct its address in the URL"
+    return f"{text}; {fix}" if fix else text
+
+
+_PLAIN_ANSWERS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+"""Errors of a TLS handshake with a port that answers without TLS."""

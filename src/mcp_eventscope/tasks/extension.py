@@ -129,10 +129,10 @@ class TasksExtension(Extension):
             ValueError: A name in `tools` is none of them.
         """
         if unknown := sorted(self._tools.difference(names)):
+            known = f"{len(names)}: {', '.join(sorted(names)[:_LISTED])}" if names else "none"
             msg = (
                 f"tools that run as tasks must be tools of the server, got {', '.join(map(repr, unknown))}; "
-                f"correct the name, or register the tool before the server starts (it has {len(names)}: "
-                f"{', '.join(sorted(names)[:_LISTED])})"
+                f"correct the name, or register the tool before the server starts (it has {known})"
             )
             raise ValueError(msg)
 

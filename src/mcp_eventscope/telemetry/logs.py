@@ -391,7 +391,9 @@ def _capability_fixes(found: Capabilities) -> Iterator[str]:
     rules += [f"~{found.key_prefix}*"] if Capability.KEYS in missing else []
     rules += [f"&{found.key_prefix}*"] if missing & {Capability.PUBLISH, Capability.SUBSCRIBE} else []
     if rules:
-        yield f"allow it to the user of the URL: ACL SETUSER USER {' '.join(rules)}"
+        # Without scripts their commands could not be tested.
+        others = "; mcp-eventscope doctor prints the other rights" if Capability.SCRIPTS in missing else ""
+        yield f"allow it to the user of the URL: ACL SETUSER USER {' '.join(rules)}{others}"
     if Capability.WRITES in missing:
         yield "connect to the primary: this server is a replica"
     if Capability.NO_EVICTION in missing:

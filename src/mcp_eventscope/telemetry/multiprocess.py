@@ -47,33 +47,40 @@ def directory() -> Path | None:
             raise ValueError(msg)
         return None
     if not named or not Path(named).is_dir():
-        msg = (
-            f"{VARIABLE} must name an existing, writable directory, got {named!r}; "
-            "create an empty one at each start of the server"
-        )
-        raise ValueError(msg)
+        raise ValueError(_unusable(repr(named)))
     return Path(named)
+
+
+def _unusable(got: str) -> str:
+    return (
+        f"{VARIABLE} must name an existing, writable directory, got {got}; "
+        "create an empty one at each start of the server"
+    )
 
 
 def join() -> None:
     """Lock the file of this process for its lifetime; idempotent, and repeated after a fork.
 
     Raises:
-        ValueError: As in `directory`.
-        OSError: The directory is not writable.
+        ValueError: As in `directory`, or the directory is not writable.
     """
     global _place  # noqa: PLW0603 - state of the process
     where, pid = directory(), os.getpid()
     if where is None or (_place is not None and _place[0] == pid):
         return
     if _place is not None:
-        os.close(_place[1])  # Inherited from the parent, unlike the lock.
-    _place = pid, _locked(where / _HELD.format(pid))
+        inherited, _place = _place[1], None
+        os.close(inherited)  # From the parent, unlike the lock.
+    try:
+        descriptor = _locked(where / _HELD.format(pid))
+    except OSError as error:
+        raise ValueError(_unusable(f"{where} ({error.strerror})")) from error
+    _place = pid, descriptor
     process.after_fork(_join_after_fork)
 
 
 def _join_after_fork() -> None:
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(ValueError):
         join()
 
 
