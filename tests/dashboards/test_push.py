@@ -26,6 +26,8 @@ class Grafana(ThreadingHTTPServer):
         self.dashboards: dict[str, dict[str, Any]] = {}
         self.path = ""
         self.role = "Editor"
+        self.other: tuple[int, str, bytes] | None = None
+        """The answer of another server at this address."""
 
     @property
     def url(self) -> str:
@@ -48,7 +50,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def _refused(self) -> bool:
-        if self.headers["Authorization"] != f"Bearer {TOKEN}":
+        if self.server.other is not None:
+            status, content_type, body = self.server.other
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        elif self.headers["Authorization"] != f"Bearer {TOKEN}":
             self._answer(401, {"message": "Invalid API key"})
         elif self.server.role == "Viewer" and self.command == "POST":
             self._answer(403, {"message": "You'll need additional permissions to perform this action."})
@@ -134,8 +143,13 @@ def test_token_of_the_environment(
 ) -> None:
     """The token can come from the environment; without one nothing is sent."""
     monkeypatch.delenv("GRAFANA_TOKEN", raising=False)
-    assert main(["dashboards", "push", "--grafana", grafana.url]) == 1
+    assert main(["dashboards", "push", "--grafana", grafana.url]) == 2
     assert "GRAFANA_TOKEN" in capsys.readouterr().err
+    monkeypatch.setenv("GRAFANA_TOKEN", f"{TOKEN}\n")  # As of a file.
+    assert main(["dashboards", "push", "--grafana", grafana.url]) == 2
+    refused = capsys.readouterr().err
+    assert "remove line breaks" in refused
+    assert TOKEN not in refused
     monkeypatch.setenv("GRAFANA_TOKEN", TOKEN)
     assert main(["dashboards", "push", "--grafana", grafana.url, "--folder", "Ours"]) == 0
     assert grafana.folders == {FOLDER_UID: "Ours"}
@@ -153,3 +167,34 @@ def test_refusals(grafana: Grafana, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dashboards", "push", "--grafana", f"http://{HOST}:{free_port()}", "--token", TOKEN]) == 1
     assert "Grafana does not answer" in capsys.readouterr().err
     assert grafana.dashboards == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "content_type", "body", "fix"),
+    [
+        (200, "text/html", b"<html>log in</html>", "check the URL and its path"),
+        (200, "application/json", b"[]", "check the URL and its path"),
+        (200, "application/json", b'{"status": "ok"}', "check the URL and its path"),
+        (400, "text/html", b"The plain HTTP request was sent to HTTPS port", "whether it begins with https://"),
+        (404, "text/html", b"<html>" + b"x" * 5000, "check the URL, its path"),
+        (502, "text/plain", b"bad gateway", "look at the log of Grafana"),
+    ],
+)
+def test_push_to_another_server_names_the_fix(  # noqa: PLR0913, PLR0917 - an answer and the fix
+    grafana: Grafana, capsys: pytest.CaptureFixture[str], status: int, content_type: str, body: bytes, fix: str
+) -> None:
+    """A page of a proxy or a log-in, or another API, is no traceback, and is not repeated at length."""
+    grafana.other = status, content_type, body
+    assert main(["dashboards", "push", "--grafana", grafana.url, "--token", TOKEN]) == 1
+    printed = capsys.readouterr().err
+    assert fix in printed
+    assert len(printed) < 500
+    assert TOKEN not in printed
+    assert "Traceback" not in printed
+
+
+def test_push_over_tls_to_a_port_without_names_the_fix(grafana: Grafana, capsys: pytest.CaptureFixture[str]) -> None:
+    """https:// instead of http:// is the URL's mistake, not Grafana's."""
+    url = grafana.url.replace("http://", "https://")
+    assert main(["dashboards", "push", "--grafana", url, "--token", TOKEN]) == 1
+    assert "write http:// in the URL if this port has no TLS" in capsys.readouterr().err

@@ -49,6 +49,7 @@ LAYERS = [
     ("app",),
     ("testing",),
     ("cli",),
+    ("__main__",),
 ]
 """From the bottom up: a module imports from its own layer and those below it, never from one above."""
 

@@ -15,7 +15,7 @@ from mcp_eventscope import sdk_versions
 from mcp_eventscope.cli import main as main_module
 from mcp_eventscope.cli.main import cli, main
 from mcp_eventscope.cli.output import Exit, duration, print_table, printable, redacted, size, to_json
-from mcp_eventscope.cli.serve import load_server
+from mcp_eventscope.cli.serve import ServeError, load_server
 from support.servers import HOST, free_port
 
 SECRET = "hunter2-secret"
@@ -279,10 +279,10 @@ def test_forecast_of_given_numbers_needs_no_redis(
 
 
 def test_server_is_found_by_module_and_attribute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also nested; an error within the module is its own."""
+    """Also nested; an error within the module is reported with its line."""
     (tmp_path / "cli_served_module.py").write_text("class A:\n    server = 7\n", "utf-8")
     (tmp_path / "cli_broken_module.py").write_text("import no_such_module_of_it\n", "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     assert load_server("cli_served_module:A.server") == 7
-    with pytest.raises(ModuleNotFoundError, match="no_such_module_of_it"):
+    with pytest.raises(ServeError, match=r"cli_broken_module\.py, line 1: .*no_such_module_of_it.*; install it"):
         load_server("cli_broken_module:mcp")

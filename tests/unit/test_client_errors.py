@@ -89,6 +89,13 @@ def test_connect_with_invalid_url_does_not_repeat_it(url: str) -> None:
             f"redis+cluster://:{PASSWORD}@db?retry_on_timeout=1",
             "have only options that redis-py supports for a cluster",
         ),
+        (f'"redis://:{PASSWORD}@db"', "begin with redis://, rediss:// or unix://, got a quotation mark; "),
+        (f" redis://:{PASSWORD}@db", "begin with redis://, rediss:// or unix://, got a space; "),
+        (f"REDIS://:{PASSWORD}@db", "begin with redis://, rediss:// or unix://, got REDIS://; "),
+        (
+            f"redis+sentinel://:{PASSWORD}@db/main",
+            "begin with redis://, rediss:// or unix://, got redis+sentinel://; pass redis= to EventScope",
+        ),
         (f"unix+cluster://:{PASSWORD}@db", "begin with redis://, rediss:// or unix://, got unix+cluster://; "),
     ],
 )
@@ -125,15 +132,42 @@ def test_client_for_the_url_of_a_cluster_knows_its_nodes_and_options() -> None:
     [
         ("rediss", redis.exceptions.TimeoutError("Timeout connecting to server"), "has no TLS, write redis:// in"),
         ("redis", redis.exceptions.ConnectionError("Connection closed by server."), "has TLS, write rediss:// in"),
-        ("redis", redis.exceptions.AuthenticationError("Authentication required."), "requires a password; add it to"),
+        (
+            "redis",
+            redis.exceptions.AuthenticationError("Authentication required."),
+            "requires a password; add user:password@",
+        ),
         ("redis", redis.exceptions.AuthenticationError("invalid username-password pair"), "; correct them in the URL"),
-        ("redis", redis.exceptions.TimeoutError("Timeout connecting to server"), "no answer in time$"),
-        ("rediss", redis.exceptions.ConnectionError("Connection closed by server."), r"closed by server\.$"),
-        ("rediss", redis.exceptions.TimeoutError("Timeout reading from db:1"), "no answer in time$"),
+        (
+            "redis",
+            redis.exceptions.TimeoutError("Timeout connecting to server"),
+            "no answer in time; check its host and port",
+        ),
+        ("rediss", redis.exceptions.ConnectionError("Connection closed by server."), "closed by server$"),
+        (
+            "rediss",
+            redis.exceptions.TimeoutError("Timeout reading from db:1"),
+            "no answer in time; check its host and port",
+        ),
         (
             "redis",
             redis.exceptions.MovedError("1 db:2"),
             r"a node of Redis Cluster; write redis\+cluster:// in the URL",
+        ),
+        ("redis", redis.exceptions.ConnectionError("Connection reset by peer"), "has TLS, write rediss:// in the URL"),
+        ("rediss", redis.exceptions.ConnectionError("[SSL: CERTIFICATE_VERIFY_FAILED]"), "pass the file of its CA in"),
+        (
+            "rediss",
+            redis.exceptions.ConnectionError("[SSL: WRONG_VERSION_NUMBER]"),
+            "has no TLS, write redis:// in the",
+        ),
+        ("redis", redis.exceptions.ResponseError("DB index is out of range"), "write a lower number at the end of the"),
+        ("redis", redis.exceptions.ReadOnlyError("You can't write"), "let the URL name the primary"),
+        ("redis", redis.exceptions.NoPermissionError("no permissions"), "allow it to the user of the URL"),
+        (
+            "redis",
+            redis.exceptions.RedisClusterException("Cluster mode is not enabled on this node"),
+            "write redis:// in the URL",
         ),
     ],
 )

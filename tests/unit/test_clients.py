@@ -108,7 +108,7 @@ async def test_store_with_a_wrong_url_reports_the_fix() -> None:
     with own_valkey() as server:
         server.set(requirepass="sesame")
         for scheme, password, fix in (
-            ("redis", "", "requires a password; add it to the URL"),
+            ("redis", "", "requires a password; add user:password@"),
             ("redis", ":hunter2@", "refused the user name or password; correct them in the URL"),
             ("rediss", ":sesame@", "if this port has no TLS, write redis:// in the URL"),
         ):

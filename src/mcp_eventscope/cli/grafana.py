@@ -10,6 +10,8 @@ from mcp_eventscope.errors import EventscopeError
 FOLDER_UID = "mcp-event-store"
 TOKEN_VARIABLE = "GRAFANA_TOKEN"  # noqa: S105 - the name of the variable
 _NOT_FOUND, _FORBIDDEN = 404, 403
+_REASON = 200
+"""Characters of Grafana's reason."""
 
 
 class PushError(EventscopeError):
@@ -51,12 +53,24 @@ def push(url: str, token: str, dashboards: Iterable[tuple[str, str]], *, folder:
         msg = f"Grafana at {base} rejected the token; create one for a service account with the role Editor"
         raise PushError(msg) from error
     except GrafanaException as error:
-        hint = "; the service account needs the role Editor" if error.status_code == _FORBIDDEN else ""
-        msg = f"Grafana at {base} refused the import: {error.message}{hint}"
+        reason = " ".join(str(error.message).split())[:_REASON]  # A proxy answers with a page.
+        msg = f"Grafana at {base} refused the import: {reason}; {_fix_of(error.status_code)}"
         raise PushError(msg) from error
     except (OSError, ValueError) as error:  # Includes the errors of the HTTP library.
-        msg = f"Grafana does not answer at {base}: {type(error).__name__}; check the URL and its path"
+        fix = "check the URL and its path"
+        if "SSL" in str(error):
+            fix = "write http:// in the URL if this port has no TLS; else set REQUESTS_CA_BUNDLE to the file of its CA"
+        msg = f"Grafana does not answer at {base}: {type(error).__name__}; {fix}"
         raise PushError(msg) from error
+
+
+def _fix_of(status: int | None) -> str:
+    """The remedy for a status."""
+    if status == _FORBIDDEN:
+        return "the service account needs the role Editor"
+    if status is None or status >= 500:
+        return "look at the log of Grafana, or of the proxy before it"
+    return "check the URL, its path, and whether it begins with https://"
 
 
 def _import(grafana: Any, name: str, text: str) -> Any:
@@ -73,6 +87,13 @@ def _import(grafana: Any, name: str, text: str) -> Any:
 
 
 def _path(answer: Any) -> str:
-    """The path of a dashboard in Grafana's response, without the path of Grafana itself."""
+    """The path of a dashboard in Grafana's response, without the path of Grafana itself.
+
+    Raises:
+        ValueError: This is no answer of Grafana's API.
+    """
+    if not isinstance(answer, dict) or "url" not in answer:
+        msg = "no answer of Grafana's API"
+        raise ValueError(msg)
     path = str(answer["url"])
     return path[path.index("/d/") :] if "/d/" in path else path

@@ -543,7 +543,7 @@ def dashboards_push(grafana: str, token: str | None, folder: str, runbook_url: s
         msg = f"--token must be given, got none; or set {TOKEN_VARIABLE}, which no process list shows"
         raise click.UsageError(msg)
     if not (token.isascii() and token.isprintable()) or " " in token:
-        msg = f"--token ({TOKEN_VARIABLE}) must have printable ASCII characters, got others; remove spaces"
+        msg = f"--token ({TOKEN_VARIABLE}) must have printable ASCII characters, got others; remove line breaks"
         raise click.UsageError(msg)
     boards = [(name, text) for name, text in bundled.bundled_files(runbook_url) if name.endswith(".json")]
     urls = push(grafana, token, boards, folder=folder)
