@@ -28,10 +28,12 @@ __all__ = ["MCPServer", "build"]
 def build(server: object, options: Mapping[str, Any]) -> Application:
     """Build the application as `streamable_http_app()` does. Arguments and errors as in `frameworks.build`."""
     if not isinstance(server, MCPServer | Server):
-        fix = "pass the MCP server itself, and mount the application that http_app() returns in your own"
+        msg = (
+            f"mcp must be an MCPServer, a low-level Server or a FastMCP, got {given(server)}; "
+            "pass the MCP server itself, and mount the application that http_app() returns in your own"
+        )
         if isinstance(server, type | FunctionType | MethodType):
-            fix = "call it, and pass the server that it returns"
-        msg = f"mcp must be an MCPServer, a low-level Server or a FastMCP, got {given(server)}; {fix}"
+            msg = f"mcp must be an MCPServer or another server, got {given(server)}; call it, and pass its result"
         raise TypeError(msg)
     if not hasattr(server, "streamable_http_app"):  # mcp 1.x
         msg = (

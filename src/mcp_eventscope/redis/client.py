@@ -555,6 +555,8 @@ def _connection_problem(error: RedisConnectionError | OSError, *, tls: bool) -> 
         fix = "if this port has no TLS, write redis:// in the URL"
     elif tls and any(isinstance(each, FileNotFoundError | PermissionError | ssl.SSLError) for each in causes):
         fix = "correct the files in the URL: ssl_ca_certs, ssl_certfile and ssl_keyfile"
+    elif any(isinstance(each, NotADirectoryError) for each in causes):
+        fix = "correct the path in the URL; a database is written ?db=1"
     elif any(isinstance(each, socket.gaierror) for each in causes):
         fix = "correct the host in the URL"
     elif any(isinstance(each, ConnectionRefusedError | FileNotFoundError) for each in causes):

@@ -47,15 +47,12 @@ def directory() -> Path | None:
             raise ValueError(msg)
         return None
     if not named or not Path(named).is_dir():
-        raise ValueError(_unusable(repr(named)))
+        msg = (
+            f"{VARIABLE} must name an existing, writable directory, got {named!r}; "
+            "create an empty one at each start of the server"
+        )
+        raise ValueError(msg)
     return Path(named)
-
-
-def _unusable(got: str) -> str:
-    return (
-        f"{VARIABLE} must name an existing, writable directory, got {got}; "
-        "create an empty one at each start of the server"
-    )
 
 
 def join() -> None:
@@ -74,7 +71,11 @@ def join() -> None:
     try:
         descriptor = _locked(where / _HELD.format(pid))
     except OSError as error:
-        raise ValueError(_unusable(f"{where} ({error.strerror})")) from error
+        msg = (
+            f"{VARIABLE} must name an existing, writable directory, got {where} ({error.strerror}); "
+            "create an empty one that the user of the server may write"
+        )
+        raise ValueError(msg) from error
     _place = pid, descriptor
     process.after_fork(_join_after_fork)
 
