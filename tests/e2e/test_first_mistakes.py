@@ -71,7 +71,7 @@ def with_one_scope_for_two_servers() -> None:
 def with_a_metrics_route() -> object:
     """A server with a route at /metrics."""
     own = server()
-    own.custom_route("/metrics", methods=["GET"])(lambda _: None)  # type: ignore[arg-type, return-value]
+    own.custom_route("/metrics", methods=["GET"])(lambda _: None)
     return app(own)
 
 
@@ -134,7 +134,7 @@ CODE: dict[str, tuple[Callable[[], object], str]] = {
     "client of a URL": (lambda: RedisEventStore(URL), "pass redis.asyncio.Redis.from_url("),  # type: ignore[arg-type]
     "client synchronous": (lambda: RedisEventStore(sync_redis.Redis()), "use redis.asyncio.Redis"),  # type: ignore[arg-type]
     "client of a pool": (lambda: RedisEventStore(aioredis.ConnectionPool()), "pass redis.asyncio.Redis"),  # type: ignore[arg-type]
-    "client of another library": (lambda: RedisEventStore(Valkey), "pass redis.asyncio.Redis"),  # type: ignore[arg-type]
+    "client of another library": (lambda: RedisEventStore(Valkey), "pass redis.asyncio.Redis"),
     "scope without name": (lambda: EventScope(redis_url=URL), "pass it, or set EVENTSCOPE_NAME"),
     "scope of two servers": (with_one_scope_for_two_servers, "create an EventScope for each"),
     "scope not passed": (lambda: app(MCPServer("first", **scope().server_options())), "pass scope=scope"),
@@ -343,7 +343,7 @@ async def test_server_on_a_cluster_without_slots_starts_and_recovers() -> None:
         (("why", "1-1-0000000000001.7", "--session", ""), "run mcp-eventscope sessions list"),
         (("why", "junk"), "Cannot be resumed: the text is no event id of this store"),
         (("workers",), "start a server with the same Redis, or correct --key-prefix"),
-        (("forecast",), "give --rate"),
+        (("forecast",), "give --event-bytes"),
     ],
 )
 def test_session_that_is_not_there_names_the_fix(addresses: dict[str, str], command: tuple[str, ...], fix: str) -> None:
