@@ -214,7 +214,7 @@ def messages() -> Iterator[str]:
         if path.relative_to(PACKAGE).parts[0] not in {"testing", "cli"}
         for text, exception in _raised(path)
     }
-    for text, exception in sorted(found, key=lambda each: each[0].lower().lstrip("`")):
+    for text, exception in sorted(found, key=lambda each: (each[0].lower().lstrip("`"), each)):
         message, _, fix = text.partition("; ")
         yield f"| {_escaped(message)} | `{exception}` | {_escaped(fix)} |"
 
