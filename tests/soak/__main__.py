@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m soak", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, help="the seed of the schedule; random by default")
     parser.add_argument("--seconds", type=float, default=120.0, help="how long clients call")
-    parser.add_argument("--clients", type=int, default=40)
+    parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--calm", action="store_true", help="cut connections, and let no fault happen")
     parser.add_argument("--history", type=Path, help="the file of the history; build/soak/SEED.jsonl by default")

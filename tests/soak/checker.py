@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from soak.history import (
     PUBLISH,
+    SDK,
     STANDALONE,
     Kind,
     Observation,
@@ -56,15 +57,14 @@ def _suspicions(history: Sequence[Observation], timeline: Timeline) -> Iterator[
     complete = any(one.what is What.END for one in history)
     opened = {one.session: one for one in history if one.what is What.OPENED}
     streams = by_stream(history)
+    published: dict[str, list[_Call]] = {}
+    for (_, session, _), observations in streams.items():
+        if observations[0].what is What.CALL and observations[0].kind == PUBLISH:
+            published.setdefault(session, []).append(_Call(observations))
     for (_, session, stream), observations in streams.items():
         yield from _refusals(observations, opened.get(session))
         if stream == STANDALONE:
-            published = [
-                _Call(calls)
-                for (_, other, _), calls in streams.items()
-                if other == session and calls[0].what is What.CALL and calls[0].kind == PUBLISH
-            ]
-            yield from _standalone(observations, published, timeline)
+            yield from _standalone(observations, published.get(session, []), timeline)
         elif observations[0].what is What.CALL:
             yield from _call(_Call(observations), complete=complete)
         elif observations[-1].kind == Outcome.GAVE_UP:
@@ -84,12 +84,15 @@ class _Call:
     """
 
     def __init__(self, observations: Sequence[Observation]) -> None:
+        self.observations = observations
         self.first = observations[0]
         began = [one for one in observations if one.what is What.BEGAN]
         self.accepted = next((one for one in began if one.operation == Operation.POST), None)
         self.cursors = {one.connection: one.id for one in began}
         self.events = [one for one in observations if one.what is What.EVENT]
         self.broken = [one for one in observations if one.what is What.BROKEN]
+        self.refused = [one for one in observations if one.what is What.REFUSED]
+        self.passed_on = [one for one in observations if one.what is What.PASSED_ON]
         self.done = next((one for one in observations if one.what is What.DONE), None)
         self.last = observations[-1]
 
@@ -121,22 +124,45 @@ class _Call:
 
 
 def _call(call: _Call, *, complete: bool) -> Iterator[Suspicion]:
-    seen: set[int] = set()
+    received: list[tuple[str, int]] = []
     answered = False
-    for event in call.events:
+    for event in call.observations:
+        if event.what is What.BEGAN and event.operation == Operation.RESUME:
+            received = _until_cursor(received, event.id)
+        if event.what is not What.EVENT:
+            continue
+        seen = {number for _, number in received if number}
+        received.append((event.id, event.number if event.kind == Kind.NOTIFICATION else 0))
         if not event.id:
             yield call.suspicion(Class.NO_ID, event, _message(event))
         if event.kind == Kind.FOREIGN:
             yield call.suspicion(Class.FOREIGN, event, event.note)
         elif event.kind == Kind.NOTIFICATION:
             yield from _notification(call, event, seen, answered=answered)
-            seen.add(event.number)
         elif event.kind != Kind.PRIMING:
             yield from _response(call, event, answered=answered)
             answered = True
     for one in call.broken:
         yield call.suspicion(Class.BROKEN, one, f"connection {one.connection} to worker {one.worker}: {one.note}")
-    yield from _outcome(call, seen, complete=complete)
+    yield from _outcome(call, {number for _, number in received if number}, complete=complete)
+    yield from _passed_on(call, {Outcome.RESULT, Outcome.ERROR})
+
+
+def _until_cursor(received: list[tuple[str, int]], cursor: str) -> list[tuple[str, int]]:
+    """The events up to a cursor: those after it are owed again, as to the SDK's client after a broken resume."""
+    places = [place for place, (event_id, _) in enumerate(received) if event_id == cursor]
+    return received[: places[-1] + 1] if places else received
+
+
+def _passed_on(stream: _Call, outcomes: set[Outcome]) -> Iterator[Suspicion]:
+    """Compare what the SDK's client passed to the application with what its connections carried."""
+    done = stream.done
+    if done is None or done.kind not in outcomes or not (stream.passed_on or stream.first.note == SDK):
+        return
+    carried = [one.number for one in stream.events if one.kind == Kind.NOTIFICATION and one.at <= done.at]
+    passed_on = [one.number for one in stream.passed_on if one.at <= done.at]
+    if passed_on != carried:
+        yield stream.suspicion(Class.PASSED_ON, done, f"{passed_on} instead of {carried}")
 
 
 def _notification(call: _Call, event: Observation, seen: set[int], *, answered: bool) -> Iterator[Suspicion]:
@@ -174,6 +200,8 @@ def _outcome(call: _Call, seen: set[int], *, complete: bool) -> Iterator[Suspici
             yield call.suspicion(Class.HANG, done, f"no response in {done.at - call.first.at:.1f} s")
         case Outcome.NO_CURSOR:
             yield call.suspicion(Class.NO_CURSOR, done, f"after {len(call.events)} events")
+        case Outcome.ABANDONED if not (call.refused or call.broken):
+            yield call.suspicion(Class.ABANDONED, done, done.note)
         case Outcome.UNANSWERED:
             yield call.suspicion(Class.UNANSWERED, done, done.note)
         case Outcome.RESULT if missing := sorted(set(range(1, call.first.number + 1)) - seen):
@@ -234,6 +262,7 @@ def _standalone(
         highest[writer] = max(event.number, highest.get(writer, 0))
     for one in listening.broken:
         yield listening.suspicion(Class.BROKEN, one, f"connection to worker {one.worker}: {one.note}")
+    yield from _passed_on(listening, {Outcome.STOPPED})
     yield from _unheard(listening, [call for number, call in calls.items() if number not in seen], observations)
 
 

@@ -1,30 +1,33 @@
-"""A client of revision 2025-11-25 that cuts, reconnects to any worker, and records each event."""
+"""A strict client of revision 2025-11-25 that cuts, reconnects to any worker, and records each event."""
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import httpx2
 
-from soak.history import INITIALIZE, PUBLISH, STANDALONE, Kind, Operation, Outcome, Recorder, What
+from soak.history import INITIALIZE, PUBLISH, STANDALONE, Kind, Operation, Outcome, What
+from soak.network import Surroundings
 from soak.schedule import CallPlan, ClientPlan, LinkPlan
 from support.http_client import JSON, VERSION, Event, HTTPClient, events
 from support.waiting import until
 
 PATIENCE = 30.0
 """Seconds after which a call counts as a hang: several times the longest fault."""
-_CATCH_UP_SECONDS = 15.0
+CATCH_UP_SECONDS = 15.0
 """Seconds that the standalone stream has at the end of a session to deliver the rest."""
-_DEFAULT_RETRY = 1.0
+DEFAULT_RETRY = 1.0
 """Seconds after which a client reconnects when the server has not sent `retry`: the default of the SDK's client."""
 _LONGEST_RETRY_AFTER = 2.0
 _CLOSE_SECONDS = 2.0
 """Seconds for which the client reads on after a response, to see whether the server sends more."""
-_UNANSWERED = "unanswered"
-_FINAL = (Kind.RESULT, Kind.ERROR)
+UNANSWERED = "unanswered"
+FINAL = (Kind.RESULT, Kind.ERROR)
+_REPLIES = {"initialize": "protocolVersion", "tools/list": "tools"}
+"""What the result of a method contains, where it is not that of a tool."""
 
 
 @dataclass
@@ -50,34 +53,25 @@ class SoakClient:
 
     Args:
         number: Its number.
-        http: The connections; none is kept alive, so that each request reaches the scheduled worker.
-        urls: The workers.
+        around: The workers, and the history.
         plan: The schedule of the client.
-        recorder: The history.
         listens: Whether it has a standalone stream.
     """
 
-    def __init__(  # noqa: PLR0913 - all of it is given once
-        self,
-        number: int,
-        http: httpx2.AsyncClient,
-        urls: Sequence[str],
-        plan: ClientPlan,
-        recorder: Recorder,
-        *,
-        listens: bool,
-    ) -> None:
+    def __init__(self, number: int, around: Surroundings, plan: ClientPlan, *, listens: bool) -> None:
         self.number = number
-        self._urls = urls
+        self._urls = around.urls
         self._plan = plan
-        self._recorder = recorder
+        self._network = around.network
+        self._recorder = around.recorder
+        http = httpx2.AsyncClient(transport=around.connections, timeout=None, trust_env=False)
         self._listens = listens
         self._raw = HTTPClient(http, "")
         self._sessions = 0
         self._calls = 0
         self._published: set[int] = set()
         self._on_message: set[int] = set()
-        self._retry = _DEFAULT_RETRY
+        self._retry = DEFAULT_RETRY
         self._listener: asyncio.Task[None] | None = None
         self._leaving = False
         """Whether the client is ending its session."""
@@ -93,7 +87,7 @@ class SoakClient:
                     await self._end_session()
                 await self._call(plan)
             for worker in range(len(self._urls)):
-                await self._call(_LAST, worker=worker)
+                await self._call(LAST_CALL, worker=worker)
             await self._end_session()
         finally:
             if self._listener is not None:
@@ -173,7 +167,7 @@ class SoakClient:
     async def _heard_all(self) -> None:
         """Wait until the standalone stream has delivered all that was published, or is late."""
         with suppress(AssertionError):
-            await until(lambda: self._published <= self._on_message, within=_CATCH_UP_SECONDS, every=0.05)
+            await until(lambda: self._published <= self._on_message, within=CATCH_UP_SECONDS, every=0.05)
 
     async def _call(self, plan: CallPlan, *, worker: int | None = None) -> None:
         """Call a tool, and see it through."""
@@ -275,7 +269,7 @@ class SoakClient:
         try:
             response = await connection.enter_async_context(opening)
         except httpx2.TransportError as error:
-            if self._unreached(stream, where, error) == _UNANSWERED and where["operation"] == Operation.POST:
+            if self._unreached(stream, where, error) == UNANSWERED and where["operation"] == Operation.POST:
                 stream.outcome = Outcome.UNANSWERED
             return None
         if response.status_code == 200:
@@ -298,7 +292,7 @@ class SoakClient:
         until: float | None = None
         try:
             while True:
-                async with asyncio.timeout_at(until):
+                async with self._network.reading(until, cuttable=stream.events > 0 and stream.outcome is None):
                     event = await anext(source, None)
                 if event is None:
                     self._note(What.CLOSED, stream, **where)
@@ -322,9 +316,9 @@ class SoakClient:
         stream.events += 1
         if event.retry is not None:
             self._retry = stream.retry = event.retry / 1000
-        described = _describe(event, f"{self.number}-{stream.name.removeprefix('call-')}", request)
+        described = describe(event, f"{self.number}-{stream.name.removeprefix('call-')}", request)
         self._note(What.EVENT, stream, id=event.id, **described, **where)
-        if described["kind"] not in _FINAL or stream.outcome is not None:
+        if described["kind"] not in FINAL or stream.outcome is not None:
             return False
         stream.outcome = Outcome(described["kind"])
         return True
@@ -366,7 +360,7 @@ class SoakClient:
             await asyncio.sleep(min(float(after), _LONGEST_RETRY_AFTER))
 
     def _unreached(self, stream: _Stream, where: dict[str, Any], error: httpx2.TransportError) -> str:
-        kind = "connection" if isinstance(error, httpx2.ConnectError) else _UNANSWERED
+        kind = "connection" if isinstance(error, httpx2.ConnectError) else UNANSWERED
         self._note(What.REFUSED, stream, kind=kind, note=_text(error), **where)
         return kind
 
@@ -376,7 +370,7 @@ class SoakClient:
             self._on_message.add(values["number"])
 
 
-_LAST = CallPlan(publishes=False, times=1, pause=0.0, padding=0, text_id=False, new_session=False, rest=0.0)
+LAST_CALL = CallPlan(publishes=False, times=1, pause=0.0, padding=0, text_id=False, new_session=False, rest=0.0)
 
 
 async def _close(source: AsyncGenerator[Event], connection: AsyncExitStack) -> None:
@@ -389,7 +383,7 @@ def _text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _describe(event: Event, name: str, request: JSON | None) -> dict[str, Any]:
+def describe(event: Event, name: str, request: JSON | None) -> dict[str, Any]:
     """Describe an event of a stream that belongs to a request, or to none."""
     if not event.data:
         return {"kind": Kind.PRIMING, "number": 0}
@@ -406,7 +400,7 @@ def _describe(event: Event, name: str, request: JSON | None) -> dict[str, Any]:
         }
     if "result" in message and request is not None:
         answers = {"kind": Kind.RESULT, "request": json.dumps(message.get("id"))}
-        if request["method"] == "initialize" and "protocolVersion" in message["result"]:
+        if _REPLIES.get(request["method"]) in message["result"]:
             described = {**answers, "number": 0}
         else:
             text = str((message["result"].get("structuredContent") or {}).get("result"))

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 
 from soak.history import Recorder, What
+from soak.network import Network
 from soak.schedule import LEAST_GAP, Fault, Incident
 from support.http_client import NO_TLS
 from support.processes import WorkerProcess
@@ -16,6 +18,7 @@ from support.valkeys import OwnValkey
 from support.waiting import until
 
 _START_SECONDS = 40.0
+_CUT_EVERY = 0.25
 _LOOK_SECONDS = 0.5
 
 
@@ -23,23 +26,33 @@ class RigError(Exception):
     """The rig failed, so that the run proves nothing."""
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The parts of the rig that faults happen to."""
+
+    redis: OwnValkey
+    """The Redis of the workers."""
+    proxy: Proxy
+    """Stands between the workers and Redis."""
+    workers: Sequence[WorkerProcess]
+    network: Network
+    """Between clients and workers."""
+
+
 class Faults:
-    """The parts that faults happen to.
+    """Lets faults happen.
 
     Args:
-        redis: The Redis of the workers.
-        proxy: Stands between the workers and Redis.
-        workers: The workers.
+        parts: Redis, workers and the networks between them.
         recorder: The history.
         logs: The directory for the logs of workers.
     """
 
-    def __init__(
-        self, redis: OwnValkey, proxy: Proxy, workers: Sequence[WorkerProcess], recorder: Recorder, logs: Path
-    ) -> None:
-        self._redis = redis
-        self._proxy = proxy
-        self._workers = workers
+    def __init__(self, parts: Parts, recorder: Recorder, logs: Path) -> None:
+        self._redis = parts.redis
+        self._proxy = parts.proxy
+        self._workers = parts.workers
+        self._network = parts.network
         self._recorder = recorder
         self._logs = logs
         self._killed: set[int] = set()
@@ -64,6 +77,8 @@ class Faults:
     async def _happen(self, incident: Incident) -> None:
         if incident.worker >= 0:
             await self._worker(incident)
+        elif incident.fault is Fault.CLIENTS_CUT:
+            self._recorder.note(What.CLIENTS_CUT, number=self._network.cut())
         else:
             await self._of_redis(incident)
 
@@ -93,6 +108,15 @@ class Faults:
             await asyncio.sleep(incident.seconds)
             self._proxy.delay = 0.0
             note(What.REDIS_FAST)
+        elif incident.fault is Fault.REDIS_FLUSH:
+            note(What.REDIS_FLUSHED)
+            await asyncio.to_thread(redis.flush)
+        elif incident.fault is Fault.REDIS_CUT:
+            note(What.REDIS_CUTTING)
+            for _ in range(1 + int(incident.seconds / _CUT_EVERY)):
+                self._proxy.reset_from_thread()
+                await asyncio.sleep(_CUT_EVERY)
+            note(What.REDIS_MENDED)
         else:
             saved = incident.fault is Fault.REDIS_KILL_SAVED
             if saved:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from soak.checker import Verdict
-from soak.history import STANDALONE, Kind, Observation, Operation, What
+from soak.history import SDK, STANDALONE, Kind, Observation, Operation, What
 from soak.rules import Suspicion
 
 _EXAMPLES = 3
@@ -12,6 +12,9 @@ _FAULTS = {
     What.WORKER_KILLED: "worker killed",
     What.WORKER_FROZEN: "worker frozen",
     What.REDIS_FROZEN: "redis frozen",
+    What.REDIS_FLUSHED: "redis flushed",
+    What.REDIS_CUTTING: "redis connections cut",
+    What.CLIENTS_CUT: "all clients cut",
     What.REDIS_SLOW: "redis slow",
 }
 
@@ -34,6 +37,7 @@ def _traffic(history: Sequence[Observation]) -> Iterator[str]:
     began = [one for one in history if one.what is What.BEGAN]
     calls = [one for one in history if one.what is What.CALL]
     yield from _table("calls", {"all": len(calls), **_count(one.kind for one in done)})
+    yield from _table("", {"by the SDK's client": sum(one.note == SDK for one in calls)})
     yield from _table("sessions", {"opened": sum(one.what is What.OPENED for one in history)})
     yield from _table("events", {"all": len(events), **_count(Kind(one.kind).value for one in events)})
     yield from _table("cuts", {"all": len(cuts), **_count(one.kind for one in cuts)})

@@ -10,9 +10,11 @@ from typing import Any
 import httpx2
 
 from soak.client import SoakClient
-from soak.faults import Faults
+from soak.faults import Faults, Parts
 from soak.history import Observation, Recorder, What
+from soak.network import Network, Surroundings
 from soak.schedule import CALM, LEASE, ClientPlan, incidents
+from soak.sdk_client import SdkClient
 from support.http_client import NO_TLS
 from support.processes import worker_processes
 from support.proxy import proxy_in_thread
@@ -20,8 +22,8 @@ from support.valkeys import own_valkey
 
 WORKER_OPTIONS: dict[str, Any] = {"worker_lease": LEASE}
 """The options of `http_app` in the workers."""
-_LISTENS = 5
-"""Of so many clients one has a standalone stream."""
+_LISTENS = 3
+"""Of so many strict clients one has a standalone stream; each of the SDK's has one."""
 _LAG_MILLISECONDS = 150
 """The event loop of the clients is late beyond this."""
 
@@ -33,7 +35,8 @@ class Settings:
     seed: int
     seconds: float
     history: Path
-    clients: int = 40
+    clients: int = 100
+    """Half of them are the SDK's own, and half strict."""
     workers: int = 4
     calm: bool = False
     """Whether there are no faults, only cuts: a control run of the rig itself."""
@@ -55,27 +58,34 @@ def run(settings: Settings) -> list[Observation]:
         worker_processes(settings.workers, proxy.url, redis.url, **WORKER_OPTIONS) as workers,
         Recorder(settings.history) as recorder,
     ):
-        faults = Faults(redis, proxy, workers, recorder, logs)
-        asyncio.run(_soak(settings, [worker.url for worker in workers], faults, recorder))
+        network = Network()
+        faults = Faults(Parts(redis, proxy, workers, network), recorder, logs)
+        asyncio.run(_soak(settings, [worker.url for worker in workers], network, faults, recorder))
         return recorder.history
 
 
-async def _soak(settings: Settings, urls: Sequence[str], faults: Faults, recorder: Recorder) -> None:
+async def _soak(settings: Settings, urls: Sequence[str], network: Network, faults: Faults, recorder: Recorder) -> None:
     note = f"seed {settings.seed}, {settings.clients} clients, {settings.workers} workers"
     recorder.note(What.BEGIN, number=settings.seed, note=note)
     tracks = incidents(settings.seed, settings.seconds, settings.workers)
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     async with (
-        httpx2.AsyncClient(verify=NO_TLS, timeout=None, limits=limits, trust_env=False) as http,
+        httpx2.AsyncHTTPTransport(verify=NO_TLS, limits=limits, trust_env=False) as connections,
         _lag_recorded(recorder),
         faults.watched(),
         asyncio.TaskGroup() as tasks,
     ):
         for track in () if settings.calm else tracks:
             tasks.create_task(faults.run(track, settings.seconds - CALM))
+        around = Surroundings(urls, connections, network, recorder)
         for number in range(settings.clients):
             plan = ClientPlan(settings.seed, number, settings.workers)
-            client = SoakClient(number, http, urls, plan, recorder, listens=number % _LISTENS == 0)
+            client: SoakClient | SdkClient
+            if number % 2:
+                client = SdkClient(number, around, plan)
+            else:
+                listens = number % (2 * _LISTENS) == 0
+                client = SoakClient(number, around, plan, listens=listens)
             tasks.create_task(client.run(settings.seconds))
     recorder.note(What.END)
 

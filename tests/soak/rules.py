@@ -33,6 +33,8 @@ class Class(StrEnum):
     UNANSWERED = "request without response"
     BROKEN = "stream broken by the server"
     WORKER_DIED = "worker died by itself"
+    ABANDONED = "call that the SDK's client ended without a refusal"
+    PASSED_ON = "the SDK's client passed on something else than it received"
 
 
 class Condition(StrEnum):
@@ -199,12 +201,15 @@ class Timeline:
         self._rules = rules
         self._down = _spans(observations, What.WORKER_KILLED, What.WORKER_BACK)
         self._frozen = _spans(observations, What.WORKER_FROZEN, What.WORKER_THAWED)
-        self._lost = [one.at for one in observations if one.what is What.REDIS_KILLED]
+        self._lost = [one.at for one in observations if one.what in _LOSSES]
+        flushed = [_Span(-1, one.at, one.at) for one in observations if one.what is What.REDIS_FLUSHED]
         self._impaired = sorted(
             (
                 *_spans(observations, What.REDIS_KILLED, What.REDIS_BACK),
                 *_spans(observations, What.REDIS_FROZEN, What.REDIS_THAWED),
                 *_spans(observations, What.REDIS_SLOW, What.REDIS_FAST),
+                *_spans(observations, What.REDIS_CUTTING, What.REDIS_MENDED),
+                *flushed,
                 *late,
             ),
             key=lambda span: span.begin,
@@ -261,6 +266,7 @@ class Timeline:
         return by
 
 
+_LOSSES = frozenset({What.REDIS_KILLED, What.REDIS_FLUSHED})
 _FAULTS = frozenset(what for what in What if what is What.LAG or what.startswith(("worker_", "redis_")))
 
 

@@ -6,19 +6,30 @@ from random import Random
 
 
 class Fault(StrEnum):
-    """The faults of a run, in two tracks: at most one of Redis and one of a worker at a time."""
+    """The faults of a run, in three tracks: at most one of Redis, one of a worker and one of the network at a time."""
 
     REDIS_KILL_EMPTY = "redis killed, empty afterwards"
     REDIS_KILL_SAVED = "redis killed, restarted from an older snapshot"
+    REDIS_FLUSH = "redis emptied by FLUSHALL"
+    REDIS_CUT = "connections to redis cut again and again"
     REDIS_FREEZE = "redis frozen"
     REDIS_SLOW = "redis slow"
     WORKER_KILL = "worker killed"
     WORKER_FREEZE = "worker frozen"
     WORKER_FREEZE_LONG = "worker frozen past its lease"
+    CLIENTS_CUT = "all clients cut at once"
 
 
-REDIS_FAULTS = (Fault.REDIS_KILL_EMPTY, Fault.REDIS_KILL_SAVED, Fault.REDIS_FREEZE, Fault.REDIS_SLOW)
+REDIS_FAULTS = (
+    Fault.REDIS_KILL_EMPTY,
+    Fault.REDIS_KILL_SAVED,
+    Fault.REDIS_FLUSH,
+    Fault.REDIS_CUT,
+    Fault.REDIS_FREEZE,
+    Fault.REDIS_SLOW,
+)
 WORKER_FAULTS = (Fault.WORKER_KILL, Fault.WORKER_FREEZE, Fault.WORKER_KILL, Fault.WORKER_FREEZE_LONG)
+NETWORK_FAULTS = (Fault.CLIENTS_CUT,)
 LEASE = 3.0
 """The lease of the workers, in seconds."""
 CALM = 5.0
@@ -27,11 +38,14 @@ _FIRST = 3.0
 _SECONDS: dict[Fault, tuple[float, float]] = {
     Fault.REDIS_KILL_EMPTY: (0.2, 4.0),
     Fault.REDIS_KILL_SAVED: (0.2, 4.0),
+    Fault.REDIS_FLUSH: (0.0, 0.0),
+    Fault.REDIS_CUT: (0.5, 3.0),
     Fault.REDIS_FREEZE: (0.1, 4.0),
     Fault.REDIS_SLOW: (1.0, 5.0),
     Fault.WORKER_KILL: (0.1, 2.0),
     Fault.WORKER_FREEZE: (0.2, 1.2),
     Fault.WORKER_FREEZE_LONG: (LEASE + 1, LEASE + 3),
+    Fault.CLIENTS_CUT: (0.0, 0.0),
 }
 _DELAYS = (0.002, 0.02, 0.1, 0.3)
 LEAST_GAP = 1.0
@@ -57,8 +71,8 @@ class Incident:
     """Seconds between the snapshot and the kill."""
 
 
-def incidents(seed: int, seconds: float, workers: int) -> tuple[list[Incident], list[Incident]]:
-    """Return the faults of Redis, and those of workers.
+def incidents(seed: int, seconds: float, workers: int) -> tuple[list[Incident], list[Incident], list[Incident]]:
+    """Return the faults of Redis, those of workers, and those of the network between clients and workers.
 
     Args:
         seed: Of the run.
@@ -68,6 +82,7 @@ def incidents(seed: int, seconds: float, workers: int) -> tuple[list[Incident], 
     return (
         _track(Random(f"{seed}/redis"), REDIS_FAULTS, seconds, workers),  # noqa: S311 - a schedule, no secret
         _track(Random(f"{seed}/workers"), WORKER_FAULTS, seconds, workers),  # noqa: S311 - a schedule, no secret
+        _track(Random(f"{seed}/network"), NETWORK_FAULTS, seconds, workers),  # noqa: S311 - a schedule, no secret
     )
 
 
@@ -86,7 +101,7 @@ def _track(random: Random, faults: tuple[Fault, ...], seconds: float, workers: i
             round(random.uniform(*_SECONDS[fault]), 3),
             worker=random.randrange(workers) if fault in WORKER_FAULTS else -1,
             delay=random.choice(_DELAYS) if fault is Fault.REDIS_SLOW else 0.0,
-            lead=round(random.uniform(0.0, 1.5), 3) if fault is Fault.REDIS_KILL_SAVED else 0.0,
+            lead=round(random.uniform(0.0, 4.0), 3) if fault is Fault.REDIS_KILL_SAVED else 0.0,
         )
         restart = _RESTART_SECONDS if fault is Fault.WORKER_KILL else 0.0
         ends = at + incident.lead + incident.seconds + restart

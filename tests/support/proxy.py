@@ -100,6 +100,7 @@ class Proxy:
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def url(self) -> str:
@@ -126,6 +127,7 @@ class Proxy:
 
     async def listen(self) -> None:
         """Accept connections (again)."""
+        self._loop = asyncio.get_running_loop()
         self._server = await asyncio.start_server(self._accept, HOST, self.port, limit=_CHUNK)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -162,6 +164,11 @@ class Proxy:
         for link in links:
             link.reset()
         return len(links)
+
+    def reset_from_thread(self) -> None:
+        """Reset all connections soon, of a proxy that runs in another thread."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self.reset)
 
     def drop_reply(self, token: str, *, times: int = 1, skip: int = 0) -> Fault:
         """Execute the next commands that contain a text, drop the reply, and reset the connection.
@@ -236,7 +243,8 @@ class Proxy:
 
 @contextmanager
 def proxy_in_thread(target: Path) -> Iterator[Proxy]:
-    """Run a proxy in a thread with an event loop of its own; other threads may set its `delay`.
+    """Run a proxy in a thread with an event loop of its own; other threads may set its `delay`, and
+    call `reset_from_thread`.
 
     Args:
         target: The Unix socket of the Redis.

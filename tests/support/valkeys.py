@@ -82,6 +82,11 @@ class OwnValkey:
         with self.client() as client:
             client.save()
 
+    def flush(self) -> None:
+        """Delete all data."""
+        with self.client() as client:
+            client.flushall()
+
     def drop_snapshot(self) -> None:
         """Delete the snapshot: the next start is empty."""
         self._snapshot.unlink(missing_ok=True)
