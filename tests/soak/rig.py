@@ -1,6 +1,7 @@
 """One run: starts Redis, proxy, workers, clients and faults, and ends all of them."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ def run(settings: Settings) -> list[Observation]:
     Args:
         settings: The seed and the size of the run.
     """
+    for noisy in ("asyncio", "mcp", "client"):  # The history has everything that they would warn of.
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     logs = settings.history.parent / settings.history.stem
     logs.mkdir(parents=True, exist_ok=True)
     for old in logs.glob("worker-*.log"):

@@ -101,7 +101,9 @@ class Wire(httpx2.AsyncBaseTransport):
         return self._streams.setdefault(name, WireStream(name, None))
 
     def note(self, what: What, stream: WireStream, **values: Any) -> None:
-        """Record something that concerns a stream."""
+        """Record something that concerns a stream, unless the client has left the session."""
+        if self._left and stream.name != "delete":
+            return
         self._recorder.note(what, client=self._client, session=self._name, stream=stream.name, **values)
 
     def leave(self) -> None:
@@ -222,8 +224,7 @@ class Wire(httpx2.AsyncBaseTransport):
                     self._cut(stream, where)
                     return
                 except httpx2.TransportError as error:
-                    if not self._left:
-                        self.note(What.BROKEN, stream, note=_text(error), **where)
+                    self.note(What.BROKEN, stream, note=_text(error), **where)
                     raise
                 if chunk is None:
                     self.note(What.CLOSED, stream, **where)

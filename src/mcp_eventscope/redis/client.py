@@ -370,11 +370,20 @@ async def call(operation: str, client: AnyRedis, breaker: CircuitBreaker, functi
             closed = breaker.reason is None and not repeated
             if closed and reason is FailureReason.CONNECTION and isinstance(client, aioredis.Redis):
                 repeated = True
-                await client.connection_pool.disconnect(inuse_connections=False)
+                await _close_idle(client.connection_pool)
                 continue
             if not breaker.unreachable:
                 breaker.record_failure(reason, failure_text(cause, client))
             raise
+
+
+async def _close_idle(pool: aioredis.ConnectionPool) -> None:
+    """Close the idle connections of a pool, with no pause in which a caller could take one of them.
+
+    `pool.disconnect` has such a pause: it waits for the end of a connection before it marks the connection as closed.
+    """
+    for connection in tuple(pool._available_connections):
+        await connection.disconnect(nowait=True)
 
 
 @contextmanager
@@ -397,6 +406,21 @@ def map_redis_errors(operation: str, client: AnyRedis) -> Iterator[None]:
     except (RedisError, RedisClusterException, OSError) as error:
         failed = f"could not {operation} Redis at {address_of(client)}"
         raise _store_error(error, failed, tls=_uses_tls(client)) from error
+    except AttributeError as error:
+        if not _raised_by_redis(error):
+            raise
+        closed = RedisConnectionError("the connection was closed by another task")
+        closed.__cause__ = error
+        msg = f"could not {operation} Redis at {address_of(client)}: {closed}"
+        raise StoreUnavailableError(msg) from closed
+
+
+def _raised_by_redis(error: AttributeError) -> bool:
+    """Whether redis-py raised an error, as it does if a connection is closed while another task uses it."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and frame.tb_frame.f_globals.get("__name__", "").startswith("redis.")
 
 
 TRANSIENT_CODES = frozenset({"BUSY", "MISCONF", "NOREPLICAS", "UNKILLABLE"})
