@@ -1,7 +1,6 @@
 """Two workers on a Redis Cluster of three masters and three replicas, of which masters are killed under load."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import partial
 
 import anyio
@@ -16,6 +15,7 @@ from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE
 from mcp_eventscope.store.events import EventsLost, StoreDegraded
 from mcp_eventscope.store.results import StoreOutcome
+from support.callers import Caller, expected
 from support.chaos import NewToolControl, check_session, content_of, on_worker, open_session, resumed_call
 from support.clusters import Cluster, Node, sessions_by_master, valkey_cluster
 from support.http_client import NO_TLS, Connect, HTTPClient, events
@@ -167,49 +167,6 @@ async def test_task_and_stream_survive_the_loss_of_their_masters(
         tasks.cancel_scope.cancel()
 
 
-@dataclass
-class Caller:
-    """A client of one session that calls `count` and is cut again and again, each time resuming on the other worker."""
-
-    client: HTTPClient
-    workers: tuple[WorkerProcess, WorkerProcess]
-    contents: list[str] = field(default_factory=list)
-
-    async def run(self) -> None:
-        """Call, and resume until the response."""
-        last = ""
-        at = 0
-        while not self.contents or not self.contents[-1].startswith("ended"):
-            at += 1
-            client = on_worker(self.client, self.workers[at % 2])
-            try:
-                if last:
-                    async with client.get(last) as resumed:
-                        last = await self._read(resumed) or last
-                else:
-                    async with client.call(1, "count", name="progress", times=NUMBERS, pause=0.05, padding=0) as called:
-                        last = await self._read(called)
-            except httpx2.TransportError:
-                pass  # Cut, as mobile clients are.
-
-    async def _read(self, streamed: httpx2.Response) -> str:
-        """Read ten events; returns the id of the last one."""
-        last, number = "", 0
-        if "retry-after" in streamed.headers:
-            await anyio.sleep(0.1)
-            return last
-        assert streamed.status_code == 200, await streamed.aread()
-        async for event in events(streamed):
-            last = event.id or last
-            if event.data:
-                number += 1
-                content = content_of(event)
-                self.contents.append(content.strip() if "method" in event.message else f"ended: {content}")
-            if number == 10:
-                break
-        return last
-
-
 async def test_calls_while_a_master_is_killed_end_once_and_in_order(
     cluster: Cluster, pair: tuple[WorkerProcess, WorkerProcess], connect: Connect
 ) -> None:
@@ -217,14 +174,13 @@ async def test_calls_while_a_master_is_killed_end_once_and_in_order(
     callers = [Caller(await open_session(connect, pair[number % 2].url), pair) for number in range(CALLS)]
     async with anyio.create_task_group() as tasks:
         for caller in callers:
-            tasks.start_soon(caller.run)
-        await until(lambda: all(len(caller.contents) > 5 for caller in callers))
+            tasks.start_soon(lambda caller=caller: caller.call(1, NUMBERS, pause=0.05))  # type: ignore[misc]
+        await until(lambda: all(caller.calls and len(caller.calls[0].contents) > 5 for caller in callers))
         session = Keys("mcp:").for_session(callers[0].client.session).session
         victim = await anyio.to_thread.run_sync(cluster.master_of, session)
         await anyio.to_thread.run_sync(fail_over, cluster, victim)
-    expected = [*(f"progress {number}" for number in range(1, NUMBERS + 1)), f"ended: progress {NUMBERS}"]
     for caller in callers:
-        assert caller.contents == expected
+        assert [call.contents for call in caller.calls] == [expected(NUMBERS)]
         for worker in pair:
             await check_session(on_worker(caller.client, worker))
     await check_session(await open_session(connect, pair[0].url))

@@ -243,8 +243,7 @@ class Proxy:
 
 @contextmanager
 def proxy_in_thread(target: Path) -> Iterator[Proxy]:
-    """Run a proxy in a thread with an event loop of its own; other threads may set its `delay`, and
-    call `reset_from_thread`.
+    """Run a proxy in a thread with an event loop of its own; other threads may set its `delay`.
 
     Args:
         target: The Unix socket of the Redis.
