@@ -16,7 +16,7 @@ from support.http_client import JSON, VERSION, Event, HTTPClient, events
 from support.waiting import until
 
 PATIENCE = 30.0
-"""Seconds after which a call counts as a hang: several times the longest fault."""
+"""Seconds after which a call counts as a hang: several times the longest fault. A late event loop does not count."""
 CATCH_UP_SECONDS = 15.0
 """Seconds that the standalone stream has at the end of a session to deliver the rest."""
 DEFAULT_RETRY = 1.0
@@ -124,7 +124,7 @@ class SoakClient:
             stream = self._stream("initialized")
             message = {"jsonrpc": "2.0", "method": "notifications/initialized"}
             try:
-                async with asyncio.timeout(PATIENCE), self._at(worker, stream).post(message) as response:
+                async with self._network.patience(PATIENCE), self._at(worker, stream).post(message) as response:
                     if response.status_code == 202:
                         return True
                     await self._refused(stream, where, response)
@@ -155,7 +155,7 @@ class SoakClient:
         self._note(What.ENDED, stream, **where)
         self._raw.session = ""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with self._network.patience(PATIENCE):
                 status = await self._at(worker, stream).delete()
             if status >= 300:
                 self._note(What.REFUSED, stream, kind="status", code=status, **where)
@@ -213,7 +213,7 @@ class SoakClient:
         self._note(What.CALL, stream, kind=kind, number=times, request=json.dumps(request["id"]), published=published)
         where: dict[str, Any] = {}
         try:
-            async with asyncio.timeout(PATIENCE), AsyncExitStack() as half_open:
+            async with self._network.patience(PATIENCE), AsyncExitStack() as half_open:
                 outcome = await self._through(stream, request, where, half_open, worker)
         except TimeoutError:
             outcome = Outcome.GAVE_UP

@@ -11,10 +11,11 @@ from soak.history import Recorder
 
 
 class Network:
-    """The streams that clients read."""
+    """The streams that clients read, and how long they wait for them."""
 
     def __init__(self) -> None:
         self._reading: set[asyncio.Timeout] = set()
+        self._patient: set[asyncio.Timeout] = set()
 
     @asynccontextmanager
     async def reading(self, until: float | None, *, cuttable: bool) -> AsyncIterator[None]:
@@ -34,6 +35,26 @@ class Network:
                 yield
             finally:
                 self._reading.discard(timeout)
+
+    @asynccontextmanager
+    async def patience(self, seconds: float) -> AsyncIterator[None]:
+        """Give up after so many seconds in which the event loop of the clients was on time.
+
+        Raises:
+            TimeoutError: The client gives up.
+        """
+        async with asyncio.timeout(seconds) as timeout:
+            self._patient.add(timeout)
+            try:
+                yield
+            finally:
+                self._patient.discard(timeout)
+
+    def late(self, seconds: float) -> None:
+        """The event loop was late: a busy machine is no hang, so all clients wait longer by that."""
+        for timeout in self._patient:
+            if not timeout.expired() and (when := timeout.when()) is not None:
+                timeout.reschedule(when + seconds)
 
     def cut(self) -> int:
         """Cut all connections of clients that wait for an event; returns their number."""

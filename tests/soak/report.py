@@ -48,7 +48,7 @@ def _traffic(history: Sequence[Observation]) -> Iterator[str]:
     yield from _table("refused", _count(f"{one.operation} {one.code or one.kind}" for one in refused))
     lags = [one.number for one in history if one.what is What.LAG]
     if lags:
-        yield from _table("rig", {"late loops": len(lags), "latest, ms": max(lags)})
+        yield from _table("rig", {"late loops": len(lags), "latest, ms": max(lags), "ms late in total": sum(lags)})
 
 
 def _faults(history: Sequence[Observation]) -> Iterator[str]:

@@ -25,8 +25,10 @@ WORKER_OPTIONS: dict[str, Any] = {"worker_lease": LEASE}
 """The options of `http_app` in the workers."""
 _LISTENS = 3
 """Of so many strict clients one has a standalone stream; each of the SDK's has one."""
+_LATE_MILLISECONDS = 20
+"""Beyond this the clients' patience is prolonged."""
 _LAG_MILLISECONDS = 150
-"""The event loop of the clients is late beyond this."""
+"""Beyond this the event loop of the clients is recorded as late."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ async def _soak(settings: Settings, urls: Sequence[str], network: Network, fault
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     async with (
         httpx2.AsyncHTTPTransport(verify=NO_TLS, limits=limits, trust_env=False) as connections,
-        _lag_recorded(recorder),
+        _lag_recorded(recorder, network),
         faults.watched(),
         asyncio.TaskGroup() as tasks,
     ):
@@ -94,7 +96,7 @@ async def _soak(settings: Settings, urls: Sequence[str], network: Network, fault
 
 
 @asynccontextmanager
-async def _lag_recorded(recorder: Recorder) -> AsyncIterator[None]:
+async def _lag_recorded(recorder: Recorder, network: Network) -> AsyncIterator[None]:
     """Record when the event loop is late: then the rig may see late what happened early."""
     loop = asyncio.get_running_loop()
 
@@ -103,6 +105,8 @@ async def _lag_recorded(recorder: Recorder) -> AsyncIterator[None]:
             before = loop.time()
             await asyncio.sleep(0.05)
             late = round((loop.time() - before - 0.05) * 1000)
+            if late > _LATE_MILLISECONDS:
+                network.late(late / 1000)
             if late > _LAG_MILLISECONDS:
                 recorder.note(What.LAG, number=late)
 

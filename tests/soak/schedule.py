@@ -51,6 +51,8 @@ _DELAYS = (0.002, 0.02, 0.1, 0.3)
 LEAST_GAP = 1.0
 """Seconds between two faults of a track, at least."""
 _GAP = (LEAST_GAP, 5.0)
+_NETWORK_GAP = (8.0, 20.0)
+"""A call that is cut whenever it has just resumed would never end."""
 _RESTART_SECONDS = 4.0
 """Seconds that a killed worker is assumed to take until it serves again."""
 _WIDEST_CUTS = 5
@@ -88,7 +90,8 @@ def incidents(seed: int, seconds: float, workers: int) -> tuple[list[Incident], 
 
 def _track(random: Random, faults: tuple[Fault, ...], seconds: float, workers: int) -> list[Incident]:
     found: list[Incident] = []
-    at, bag = _FIRST + random.uniform(*_GAP), [*faults]
+    gap = _NETWORK_GAP if faults is NETWORK_FAULTS else _GAP
+    at, bag = _FIRST + random.uniform(*gap), [*faults]
     random.shuffle(bag)
     while True:
         if not bag:  # Each fault comes once before any comes again.
@@ -108,7 +111,7 @@ def _track(random: Random, faults: tuple[Fault, ...], seconds: float, workers: i
         if ends > seconds - CALM:
             return found
         found.append(incident)
-        at = ends + random.uniform(*_GAP)
+        at = ends + random.uniform(*gap)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.types import ResourceUpdatedNotification
 
 from soak.client import CATCH_UP_SECONDS, DEFAULT_RETRY, LAST_CALL, PATIENCE
-from soak.history import STANDALONE, Outcome, What
+from soak.history import STANDALONE, Operation, Outcome, What
 from soak.network import Surroundings
 from soak.schedule import CallPlan, ClientPlan
 from soak.wire import Wire
@@ -75,10 +75,19 @@ class SdkClient:
         """Shake hands, and list the tools, which the SDK's client would do at the first result."""
         if await self._exchange(wire, "initialize", session.initialize()) is not Outcome.RESULT:
             return False
-        await until(lambda: wire.initialized is not None, within=PATIENCE)
-        if not wire.initialized:
+        if not await self._initialized(wire):
             return False
         return await self._exchange(wire, "list", session.list_tools()) is Outcome.RESULT
+
+    async def _initialized(self, wire: Wire) -> bool:
+        """Whether the server accepted the notification, which the SDK's client sends in the background."""
+        try:
+            async with self._around.network.patience(PATIENCE):
+                await wire.notified.wait()
+        except TimeoutError:
+            wire.note(What.DONE, wire.stream("initialized"), kind=Outcome.GAVE_UP, operation=Operation.NOTIFY)
+            return False
+        return wire.initialized
 
     async def _use(self, session: ClientSession, wire: Wire, seconds: float) -> bool:
         """Call until the session is lost or the plan changes it; True when the client has made its last calls."""
@@ -120,7 +129,7 @@ class SdkClient:
         error: MCPError | None = None
         outcome = Outcome.RESULT
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with self._around.network.patience(PATIENCE):
                 await awaitable
         except TimeoutError:
             outcome = Outcome.GAVE_UP

@@ -63,8 +63,10 @@ class Wire(httpx2.AsyncBaseTransport):
         """The id that the server gave it."""
         self.lost = False
         """Whether a worker does not know the session."""
-        self.initialized: bool | None = None
-        """Whether the notification was accepted after the handshake; None: it was not sent yet."""
+        self.initialized = False
+        """Whether the notification after the handshake was accepted."""
+        self.notified = asyncio.Event()
+        """Set when it was sent."""
         self.target: int | None = None
         """The worker for POSTs, instead of the one in the schedule."""
         self._client = client
@@ -195,6 +197,7 @@ class Wire(httpx2.AsyncBaseTransport):
         response = await self._send(request, body, stream, {"operation": Operation.NOTIFY, "worker": worker})
         if name == "initialized":
             self.initialized = response.is_success
+            self.notified.set()
         return response
 
     async def _end(self, request: httpx2.Request) -> httpx2.Response:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from soak.checker import Verdict, check
-from soak.history import INITIALIZE, PUBLISH, STANDALONE, Kind, Observation, Operation, Outcome, What
+from soak.history import INITIALIZE, PUBLISH, SDK, STANDALONE, Kind, Observation, Operation, Outcome, What
 from soak.rules import DEFAULT_RULES, EVENTS_GONE, ORPHANED, Allowance, Class
 
 RUNNER, OTHER = 1, 2
@@ -220,8 +220,8 @@ def test_checker_of_an_id_in_two_calls_finds_it(history: History) -> None:
 
 def test_checker_of_a_priming_event_with_another_id_finds_it(history: History) -> None:
     """A priming event may repeat the cursor of its resume, and no other id."""
-    call = Call(history).post().numbers(1, 2).note(What.CUT).resume("2.call-7")
-    call.event(Kind.PRIMING, "3.call-7").numbers(3).result().done(Outcome.RESULT)
+    call = Call(history).post().numbers(1, 2).note(What.CUT).resume()
+    call.event(Kind.PRIMING, "2.call-7").numbers(3).result().done(Outcome.RESULT)
     assert history.classes() == [Class.ID_REUSED]
 
 
@@ -281,6 +281,38 @@ def test_checker_of_an_error_after_a_freeze_allows_it_past_the_lease_only(
     history.at += seconds - 1
     call.fault(What.WORKER_THAWED, worker=RUNNER).error(ORPHANED).done(Outcome.ERROR)
     assert history.classes() == ([] if allowed else [Class.ERROR])
+
+
+@pytest.mark.parametrize("lost", [None, What.REDIS_KILLED, What.REDIS_FLUSHED, What.REDIS_CUTTING])
+def test_checker_of_an_error_after_redis_lost_data_finds_it(history: History, lost: What | None) -> None:
+    """-32011 is never allowed while the worker of the call lives: it has the events in memory."""
+    call = Call(history).post().numbers(1)
+    if lost is not None:
+        call.fault(lost)
+    call.resume().error(EVENTS_GONE).done(Outcome.ERROR)
+    assert history.classes() == [Class.ERROR]
+
+
+@pytest.mark.parametrize(
+    ("lost", "allowed"), [(What.REDIS_KILLED, True), (What.REDIS_FLUSHED, True), (What.REDIS_CUTTING, False)]
+)
+def test_checker_of_an_error_after_a_loss_and_a_kill_allows_it(history: History, lost: What, *, allowed: bool) -> None:
+    """FLUSHALL loses data as a kill does; cut connections lose none."""
+    call = Call(history).post().numbers(1).fault(lost).fault(What.WORKER_KILLED, worker=RUNNER)
+    call.resume().error(EVENTS_GONE).done(Outcome.ERROR)
+    assert history.classes() == ([] if allowed else [Class.ERROR])
+
+
+@pytest.mark.parametrize("fault", [What.REDIS_CUTTING, What.REDIS_FLUSHED])
+@pytest.mark.parametrize("seconds", [0, 10])
+def test_checker_of_503_after_a_fault_of_redis_allows_it_for_a_while(
+    history: History, fault: What, seconds: int
+) -> None:
+    """Redis is impaired until a moment after its connections were cut or its data flushed."""
+    call = Call(history).post().fault(fault).fault(What.REDIS_MENDED)
+    history.at += seconds
+    call.refused(503, Operation.RESUME).resume().numbers(1, 2, 3).result().done(Outcome.RESULT)
+    assert history.classes() == ([Class.REFUSED] if seconds else [])
 
 
 @pytest.mark.parametrize("killed", [[], ["redis"], ["worker"], ["redis", "worker"]])
@@ -473,6 +505,70 @@ def test_checker_of_404_for_a_session_opened_in_an_outage_allows_it(*, allowed: 
     history.add(What.WORKER_KILLED, worker=RUNNER if allowed else OTHER).add(What.REDIS_THAWED)
     Call(history).refused(404, Operation.POST).done(Outcome.REFUSED)
     assert history.classes() == ([] if allowed else [Class.NOT_FOUND])
+
+
+def _of_sdk(history: History, carried: tuple[int, ...], passed_on: tuple[int, ...]) -> Call:
+    """A call of the SDK's client, and what it passes to the application."""
+    call = Call(history, note=SDK).post().numbers(*carried).result()
+    for number in passed_on:
+        call.note(What.PASSED_ON, number=number)
+    return call
+
+
+@pytest.mark.parametrize("passed_on", [(1, 2, 3), (1, 2), (1, 3, 2), (1, 2, 2, 3), ()])
+def test_checker_of_the_sdk_client_compares_what_it_passes_on(history: History, passed_on: tuple[int, ...]) -> None:
+    """The application received other notifications than the connections carried, or in another order."""
+    _of_sdk(history, (1, 2, 3), passed_on).done(Outcome.RESULT)
+    assert history.classes() == ([] if passed_on == (1, 2, 3) else [Class.PASSED_ON])
+
+
+def test_checker_of_a_strict_client_expects_nothing_passed_on(history: History) -> None:
+    """It has no application."""
+    Call(history).post().numbers(1, 2, 3).result().done(Outcome.RESULT)
+    assert history.classes() == []
+
+
+@pytest.mark.parametrize("passed_on", [(1, 2), (2,)])
+def test_checker_of_a_standalone_stream_of_the_sdk_client_compares_what_it_passes_on(
+    history: History, passed_on: tuple[int, ...]
+) -> None:
+    """The standalone stream is compared as calls are."""
+    _publish(history, 1)
+    _publish(history, 2)
+    standalone = Call(history, STANDALONE).resume(operation=Operation.LISTEN).numbers(1, 2)
+    for number in passed_on:
+        standalone.note(What.PASSED_ON, number=number)
+    standalone.done(Outcome.STOPPED)
+    assert history.classes() == ([] if passed_on == (1, 2) else [Class.PASSED_ON])
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_checker_of_a_resume_from_an_older_cursor_expects_those_events_again(history: History, *, older: bool) -> None:
+    """After a broken resume the SDK's client resumes from an older cursor, and is owed what follows it."""
+    call = Call(history).post().numbers(1)
+    cursor = call.last
+    call.numbers(2).note(What.CUT).resume(cursor if older else None)
+    call.event(Kind.NOTIFICATION, "3.call-7", number=2).numbers(3).result().done(Outcome.RESULT)
+    found = history.classes()
+    assert (Class.DUPLICATE in found) is not older
+
+
+def test_checker_of_an_older_cursor_finds_what_is_lost_after_it(history: History) -> None:
+    """What came before the older resume does not count as received."""
+    call = Call(history).post().numbers(1)
+    cursor = call.last
+    call.numbers(2).note(What.CUT).resume(cursor).numbers(3).result().done(Outcome.RESULT)
+    assert history.classes() == [Class.LOST]
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_checker_of_an_abandoned_call_demands_a_refusal(history: History, *, refused: bool) -> None:
+    """The SDK's client may end a call after 503, and not without a reason."""
+    call = Call(history, note=SDK)
+    if refused:
+        call.refused(503, Operation.POST)
+    call.done(Outcome.ABANDONED)
+    assert history.classes() == ([] if refused else [Class.ABANDONED])
 
 
 def test_checker_of_a_fault_without_end_takes_it_to_last(history: History) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from soak.history import Kind, Observation, Recorder, What, load
-from soak.schedule import CALM, REDIS_FAULTS, WORKER_FAULTS, ClientPlan, incidents
+from soak.schedule import CALM, NETWORK_FAULTS, REDIS_FAULTS, WORKER_FAULTS, ClientPlan, incidents
 
 
 def test_schedule_of_the_same_seed_is_the_same() -> None:
@@ -21,7 +21,7 @@ def test_schedule_of_the_same_seed_is_the_same() -> None:
 def test_schedule_has_each_fault_once_before_any_repeats() -> None:
     """In two minutes each fault happens, one at a time in each track, and the end is calm."""
     for seed in range(20):
-        for track, faults in zip(incidents(seed, 120, 4), (REDIS_FAULTS, WORKER_FAULTS), strict=True):
+        for track, faults in zip(incidents(seed, 120, 4), (REDIS_FAULTS, WORKER_FAULTS, NETWORK_FAULTS), strict=True):
             assert {incident.fault for incident in track} == set(faults)
             assert {incident.fault for incident in track[: len(faults)]} == set(faults)
             ends = [incident.at + incident.lead + incident.seconds for incident in track]
