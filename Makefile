@@ -46,8 +46,8 @@ test-redis: $(STAMP)  ## Test all parts on Redis 6.2 to 8.2 and Valkey 8.1 to 9.
 drill: $(STAMP)  ## Inject faults and check every panel and alert with a real Prometheus; a minute
 	$(BIN)/python -m pytest tests/dashboards/test_drill.py -o log_cli=true -o log_cli_level=INFO
 
-soak: $(STAMP)  ## Inject random faults and check the history: make soak SEED=7 SECONDS=120
-	PYTHONPATH=tests:. $(BIN)/python -m soak $(if $(SEED),--seed $(SEED)) --seconds $(SECONDS)
+soak: $(STAMP)  ## Inject random faults and check the history: make soak SEED=7 SECONDS=120 RESULTS=FILE
+	PYTHONPATH=tests:. $(BIN)/python -m soak $(if $(SEED),--seed $(SEED)) --seconds $(SECONDS) $(if $(RESULTS),--results $(RESULTS))
 
 bench: $(STAMP) $(BENCH_STAMP)  ## Measure end to end, followers and stores beside other libraries; half an hour
 	$(BENCH)/bin/python -m benchmarks.end_to_end

@@ -1,6 +1,6 @@
 """Run calls, cuts and faults from a seed against real workers, and check the history.
 
-    python -m soak [--seed N] [--seconds N] [--calm] [--history FILE]
+    python -m soak [--seed N] [--seconds N] [--calm] [--history FILE] [--results FILE]
     python -m soak --check FILE
 
 Exits 0 without violations, 1 with some, and 2 when the rig failed. The run is a child in a process group of its own:
@@ -8,6 +8,7 @@ however it ends, nothing of the group is left.
 """
 
 import argparse
+import asyncio
 import os
 import random
 import signal
@@ -19,9 +20,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from soak.checker import check
-from soak.history import load
+from benchmarks.report import measured_with
+from soak.checker import Verdict, check
+from soak.history import Observation, load
 from soak.report import summary
+from soak.results import add, figures
 from soak.rig import Settings, run
 
 _DIRECTORY = Path("build/soak")
@@ -40,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--calm", action="store_true", help="cut connections, and let no fault happen")
     parser.add_argument("--history", type=Path, help="the file of the history; build/soak/SEED.jsonl by default")
+    parser.add_argument("--results", type=Path, help="a JSON file that the figures of the run are added to")
     parser.add_argument("--check", type=Path, metavar="FILE", help="only check the history of an earlier run")
     parser.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -47,19 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     if options.check is not None:
-        return _judge(options.check, f"python -m soak --check {options.check}")
+        history = load(options.check)
+        return _reported(history, check(history), f"python -m soak --check {options.check}")
     seed = random.randrange(1_000_000) if options.seed is None else options.seed  # noqa: S311 - a seed, no secret
     path = options.history or _DIRECTORY / f"{seed}.jsonl"
     settings = Settings(seed, options.seconds, path, options.clients, options.workers, options.calm)
     if options.supervised:
-        return _run(settings)
+        return _run(settings, options.results)
     _print(f"soak: seed {seed}, {options.seconds:g} s, history in {path}")
-    return _supervise(settings)
+    return _supervise(settings, options.results)
 
 
-def _run(settings: Settings) -> int:
+def _run(settings: Settings, results: Path | None) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
+        machine = asyncio.run(measured_with())
         run(settings)
     except KeyboardInterrupt:
         _print("soak: interrupted")
@@ -67,12 +73,14 @@ def _run(settings: Settings) -> int:
     except Exception:  # noqa: BLE001 - whatever it is, it is the rig's fault, and no violation
         traceback.print_exc()
         return _FAILED
-    return _judge(settings.history, f"make soak SEED={settings.seed} SECONDS={settings.seconds:g}")
-
-
-def _judge(path: Path, again: str) -> int:
-    history = load(path)
+    history = load(settings.history)
     verdict = check(history)
+    if results is not None:
+        add(results, settings.seed, figures(history, verdict), machine)
+    return _reported(history, verdict, f"make soak SEED={settings.seed} SECONDS={settings.seconds:g}")
+
+
+def _reported(history: Sequence[Observation], verdict: Verdict, again: str) -> int:
     _print(summary(history, verdict, again))
     return 1 if verdict.violations else 0
 
@@ -84,7 +92,7 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def _supervise(settings: Settings) -> int:
+def _supervise(settings: Settings, results: Path | None) -> int:
     """Run in a child that leads a process group, and end the group with it."""
     arguments = {
         "seed": settings.seed,
@@ -94,6 +102,7 @@ def _supervise(settings: Settings) -> int:
         "history": settings.history,
     }
     given = ["--calm"] if settings.calm else []
+    given += [] if results is None else ["--results", str(results)]
     given += [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
     child = subprocess.Popen(
         [sys.executable, "-m", "soak", "--supervised", *given], stdin=subprocess.PIPE, start_new_session=True

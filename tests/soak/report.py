@@ -8,7 +8,7 @@ from soak.history import SDK, STANDALONE, Kind, Observation, Operation, What
 from soak.rules import Suspicion
 
 _EXAMPLES = 3
-_FAULTS = {
+FAULTS = {
     What.WORKER_KILLED: "worker killed",
     What.WORKER_FROZEN: "worker frozen",
     What.REDIS_FROZEN: "redis frozen",
@@ -52,7 +52,7 @@ def _traffic(history: Sequence[Observation]) -> Iterator[str]:
 
 
 def _faults(history: Sequence[Observation]) -> Iterator[str]:
-    counted = _count(_FAULTS[one.what] for one in history if one.what in _FAULTS)
+    counted = _count(FAULTS[one.what] for one in history if one.what in FAULTS)
     killed = _count(f"redis killed, {one.kind}" for one in history if one.what is What.REDIS_KILLED)
     yield from _table("faults", {**counted, **killed})
 
