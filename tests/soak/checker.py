@@ -17,9 +17,6 @@ from soak.history import (
 )
 from soak.rules import DEFAULT_RULES, Class, Rules, Suspicion, Timeline
 
-_ACCEPTING = 0.5
-"""Seconds that may pass from the start of a call on its worker until the client notes that it was accepted."""
-
 
 @dataclass
 class Verdict:
@@ -60,16 +57,16 @@ def _suspicions(history: Sequence[Observation], timeline: Timeline) -> Iterator[
     published: dict[str, list[_Call]] = {}
     for (_, session, _), observations in streams.items():
         if observations[0].what is What.CALL and observations[0].kind == PUBLISH:
-            published.setdefault(session, []).append(_Call(observations))
+            published.setdefault(session, []).append(_Call(observations, timeline))
     for (_, session, stream), observations in streams.items():
-        yield from _refusals(observations, opened.get(session))
+        yield from _refusals(observations, opened.get(session), timeline)
         if stream == STANDALONE:
             yield from _standalone(observations, published.get(session, []), timeline)
         elif observations[0].what is What.CALL:
-            yield from _call(_Call(observations), complete=complete)
+            yield from _call(_Call(observations, timeline), complete=complete)
         elif observations[-1].kind == Outcome.GAVE_UP:
             last = observations[-1]
-            yield _Call(observations).suspicion(Class.HANG, last, f"{last.operation} was not answered")
+            yield _Call(observations, timeline).suspicion(Class.HANG, last, f"{last.operation} was not answered")
     yield from _reused_ids(history)
     for one in history:
         if one.what is What.WORKER_DIED:
@@ -81,9 +78,11 @@ class _Call:
 
     Args:
         observations: Those of its stream.
+        timeline: The faults.
     """
 
-    def __init__(self, observations: Sequence[Observation]) -> None:
+    def __init__(self, observations: Sequence[Observation], timeline: Timeline) -> None:
+        self._timeline = timeline
         self.observations = observations
         self.first = observations[0]
         began = [one for one in observations if one.what is What.BEGAN]
@@ -104,7 +103,7 @@ class _Call:
     @property
     def since(self) -> float:
         """When it began to run, at the earliest: earlier faults of its worker do not concern it."""
-        return self.first.at if self.accepted is None else max(self.first.at, self.accepted.at - _ACCEPTING)
+        return self.first.at if self.accepted is None else max(self.first.at, self._timeline.earliest(self.accepted.at))
 
     def suspicion(self, kind: Class, one: Observation, detail: str) -> Suspicion:
         """Suspect something that an observation shows."""
@@ -155,7 +154,7 @@ def _until_cursor(received: list[tuple[str, int]], cursor: str) -> list[tuple[st
 
 
 def _passed_on(stream: _Call, outcomes: set[Outcome]) -> Iterator[Suspicion]:
-    """Compare what the SDK's client passed to the application with what its connections carried."""
+    """Compare the messages that the SDK's client passed on with those that its connections carried."""
     done = stream.done
     if done is None or done.kind not in outcomes or not (stream.passed_on or stream.first.note == SDK):
         return
@@ -212,7 +211,9 @@ def _outcome(call: _Call, seen: set[int], *, complete: bool) -> Iterator[Suspici
             pass
 
 
-def _refusals(observations: Sequence[Observation], opened: Observation | None) -> Iterator[Suspicion]:
+def _refusals(
+    observations: Sequence[Observation], opened: Observation | None, timeline: Timeline
+) -> Iterator[Suspicion]:
     """Judge the requests that were refused; a call that gave up was judged by its outcome."""
     began = observations[0].at
     for one in observations:
@@ -222,7 +223,7 @@ def _refusals(observations: Sequence[Observation], opened: Observation | None) -
         kind = Class.UNANSWERED if one.kind == "unanswered" else Class.NOT_FOUND if one.code == 404 else Class.REFUSED
         yield Suspicion(
             kind,
-            opened.at if of_session and opened is not None else began,
+            timeline.earliest(opened.at) if of_session and opened is not None else began,
             one.at,
             f"{one.operation} at worker {one.worker}: {one.code or one.kind} {one.note}".rstrip(),
             client=one.client,
@@ -239,7 +240,7 @@ def _standalone(
     observations: Sequence[Observation], published: Sequence[_Call], timeline: Timeline
 ) -> Iterator[Suspicion]:
     """Judge a standalone stream: all that was published, once, in the order of each worker that published it."""
-    listening = _Call(observations)
+    listening = _Call(observations, timeline)
     calls = {call.first.published: call for call in published}
     seen: set[int] = set()
     highest: dict[tuple[int, int], int] = {}

@@ -27,7 +27,7 @@ _CLOSE_SECONDS = 2.0
 UNANSWERED = "unanswered"
 FINAL = (Kind.RESULT, Kind.ERROR)
 _REPLIES = {"initialize": "protocolVersion", "tools/list": "tools"}
-"""What the result of a method contains, where it is not that of a tool."""
+"""A key in the result of a method, where it is not that of a tool."""
 
 
 @dataclass

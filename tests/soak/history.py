@@ -29,7 +29,7 @@ class What(StrEnum):
     """Redis was killed; `kind` is `empty` or `saved`, which is how it starts again."""
     REDIS_BACK = "redis_back"
     REDIS_FLUSHED = "redis_flushed"
-    """FLUSHALL: Redis is empty, and no worker is told."""
+    """FLUSHALL: Redis is empty, and its connections stay."""
     REDIS_CUTTING = "redis_cutting"
     """The connections between workers and Redis are reset, again and again, until `redis_mended`."""
     REDIS_MENDED = "redis_mended"
@@ -39,7 +39,7 @@ class What(StrEnum):
     REDIS_FAST = "redis_fast"
 
     CLIENTS_CUT = "clients_cut"
-    """All clients lost their streams at once, `number` of them."""
+    """All clients lost their streams at the same moment, `number` of them."""
 
     OPENED = "opened"
     """A client has a session: the one that it calls `session`, on a worker."""

@@ -1,4 +1,4 @@
-"""The network between clients and workers, which a fault cuts everywhere at once."""
+"""The network between clients and workers, which a fault cuts everywhere."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

@@ -91,6 +91,8 @@ class Rules:
     """Seconds that an event may take to reach Redis while Redis is well."""
     redis_grace: float
     """Seconds for which Redis counts as impaired after it has recovered."""
+    accept_seconds: float
+    """Seconds that may pass from the start of a call on its worker until its client notes it, when the rig is on time."""
     restart_margin: float
     """Seconds for which a worker counts as down after it serves again: connections that broke may be noticed late."""
 
@@ -114,6 +116,18 @@ DEFAULT_RULES = Rules(
             "-32011, lost by Redis, its worker was killed",
             Class.ERROR,
             _KILLED | {Condition.REDIS_LOST_DATA},
+            frozenset({EVENTS_GONE}),
+        ),
+        Allowance(
+            "-32011, lost by Redis, its worker was frozen past its lease",
+            Class.ERROR,
+            frozenset({Condition.RUNNER_FROZEN, Condition.REDIS_LOST_DATA}),
+            frozenset({EVENTS_GONE}),
+        ),
+        Allowance(
+            "-32011, its worker was killed before it could store anything",
+            Class.ERROR,
+            frozenset({Condition.RUNNER_KILLED_BEFORE_COMMIT}),
             frozenset({EVENTS_GONE}),
         ),
         Allowance("notifications lost by Redis and a killed worker", Class.LOST, _KILLED | {Condition.REDIS_LOST_DATA}),
@@ -173,6 +187,7 @@ DEFAULT_RULES = Rules(
     freeze_tolerance=LEASE / 2,
     commit_seconds=1.0,
     redis_grace=LEASE,
+    accept_seconds=0.5,
     restart_margin=1.0,
 )
 
@@ -197,7 +212,9 @@ class Timeline:
 
     def __init__(self, history: Iterable[Observation], rules: Rules) -> None:
         observations = [one for one in history if one.what in _FAULTS]
-        late = [_Span(-1, one.at - one.number / 1000, one.at) for one in observations if one.what is What.LAG]
+        self._late = late = [
+            _Span(-1, one.at - one.number / 1000, one.at) for one in observations if one.what is What.LAG
+        ]
         self._rules = rules
         self._down = _spans(observations, What.WORKER_KILLED, What.WORKER_BACK)
         self._frozen = _spans(observations, What.WORKER_FROZEN, What.WORKER_THAWED)
@@ -214,6 +231,14 @@ class Timeline:
             ),
             key=lambda span: span.begin,
         )
+
+    def earliest(self, at: float) -> float:
+        """When something may have happened that the rig saw at a moment: it sees late while its event loop is late."""
+        since = at - self._rules.accept_seconds
+        for span in reversed(self._late):
+            if span.begin <= at and span.end >= since:
+                since = min(since, span.begin - self._rules.accept_seconds)
+        return since
 
     def incarnation(self, worker: int, at: float) -> int:
         """Return how often a worker has been killed by a moment."""

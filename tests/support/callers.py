@@ -1,4 +1,4 @@
-"""Clients that are cut again and again, and keep what they received of each call."""
+"""Clients that are cut again and again, and keep the events of each call."""
 
 from dataclasses import dataclass, field
 

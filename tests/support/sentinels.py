@@ -52,7 +52,7 @@ class Sentinel:
         eventually(self._knows_replica)
 
     def cut_off(self) -> None:
-        """Break the replication: from now on the replica lacks what the master writes."""
+        """Break the replication: the replica lacks all later writes."""
         self.replica.set(masterauth="wrong")
         with self.master.client() as client:
             client.execute_command("CLIENT", "KILL", "TYPE", "replica")

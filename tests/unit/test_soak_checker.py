@@ -315,6 +315,47 @@ def test_checker_of_503_after_a_fault_of_redis_allows_it_for_a_while(
     assert history.classes() == ([Class.REFUSED] if seconds else [])
 
 
+@pytest.mark.parametrize("lost", [True, False])
+@pytest.mark.parametrize("seconds", [1, 4])
+def test_checker_of_an_error_after_a_loss_and_a_freeze_allows_it_past_the_lease_only(
+    history: History, seconds: int, *, lost: bool
+) -> None:
+    """Redis names neither the call nor its worker: -32011. Without the loss it is -32010."""
+    call = Call(history).post()
+    if lost:
+        call.fault(What.REDIS_KILLED, kind="saved")
+    call.fault(What.WORKER_FROZEN, worker=RUNNER)
+    history.at += seconds - 1
+    call.fault(What.WORKER_THAWED, worker=RUNNER).error(EVENTS_GONE).done(Outcome.ERROR)
+    assert history.classes() == ([] if lost and seconds == 4 else [Class.ERROR])
+
+
+@pytest.mark.parametrize("outage", [True, False])
+def test_checker_of_an_error_of_a_worker_killed_in_an_outage_allows_it(history: History, *, outage: bool) -> None:
+    """The call began in the outage, and its worker could store nothing before it was killed."""
+    if outage:
+        history.add(What.REDIS_FROZEN)
+    call = Call(history).post().fault(What.WORKER_KILLED, worker=RUNNER).fault(What.REDIS_THAWED)
+    call.resume().error(EVENTS_GONE).done(Outcome.ERROR)
+    assert history.classes() == ([] if outage else [Class.ERROR])
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_checker_of_a_late_rig_takes_faults_before_the_observation_into_account(*, late: bool) -> None:
+    """The worker accepted the call, or opened the session, before it was killed; the rig saw it afterwards."""
+    history = History()
+    Call(history, "call-1", request="1").post(OTHER).numbers(1, 2, 3).result(request="1").done(Outcome.RESULT)
+    call = Call(history).fault(What.REDIS_FROZEN).fault(What.WORKER_KILLED, worker=RUNNER)
+    if late:
+        history.add(What.LAG, number=1500)
+    history.add(What.OPENED, client=3, session=SESSION, worker=RUNNER)
+    if late:
+        history.add(What.LAG, number=1900)
+        history.at -= 0.9
+    call.post().fault(What.REDIS_THAWED).refused(404, Operation.NOTIFY).resume().error(ORPHANED).done(Outcome.ERROR)
+    assert history.classes() == ([] if late else [Class.NOT_FOUND, Class.ERROR])
+
+
 @pytest.mark.parametrize("killed", [[], ["redis"], ["worker"], ["redis", "worker"]])
 def test_checker_of_lost_events_allows_them_after_redis_and_worker_failed_only(
     history: History, killed: list[str]
