@@ -92,7 +92,7 @@ class Rules:
     redis_grace: float
     """Seconds for which Redis counts as impaired after it has recovered."""
     accept_seconds: float
-    """Seconds that may pass from the start of a call on its worker until its client notes it, when the rig is on time."""
+    """Seconds that may pass from the start of a call on its worker until its client notes it, if the rig is on time."""
     restart_margin: float
     """Seconds for which a worker counts as down after it serves again: connections that broke may be noticed late."""
 
