@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 import pytest
@@ -10,6 +11,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
+from mcp_eventscope.redis.element import LARGE_PAYLOAD
 from mcp_eventscope.redis.write import session_writer
 from mcp_eventscope.store.events import BatchCommitted, EventsLost, LossReason, StoreDegraded, StoreRecovered
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
@@ -233,6 +235,34 @@ async def test_rollback_during_a_follow_on_another_worker_delivers_each_once(ser
         await received.has(8)
         await producer.append(answer())
     assert received.ids == producer.ids[1:]
+
+
+class FlushedBetween(aioredis.Redis):
+    """A reader's client: before its first read of large payloads all data of Redis is lost."""
+
+    flushed = False
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Execute a command."""
+        if args[0] == "MGET" and not self.flushed:
+            self.flushed = True
+            await super().execute_command("FLUSHALL")  # type: ignore[no-untyped-call]
+        return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+
+async def test_rollback_between_a_list_and_its_large_payloads_loses_nothing(server: OwnValkey) -> None:
+    """The reader has the list already, and waits until the worker has committed the payloads again."""
+    flushing = FlushedBetween(unix_socket_path=str(server.socket))
+    async with worker(server.url, LEASE) as world, flushing as client:
+        producer = SessionProducer(world.store, size=2 * LARGE_PAYLOAD)
+        await primed([producer], 5)
+        reader, received = RedisEventStore(client, ttl=TTL).for_session("s"), Received()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: reader.follow("1", producer.ids[0], received, limit=60))
+            await received.has(5)
+            await producer.append(answer())
+        assert flushing.flushed
+        assert received.ids == producer.ids[1:]
 
 
 # -- failover ---------------------------------------------------------------------------------------------------------

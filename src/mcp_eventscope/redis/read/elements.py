@@ -40,12 +40,17 @@ class Chunk:
     origin: str
     """The `traceparent` of the producer of the list's first element; "": unknown."""
     rows: list[Row] = field(default_factory=list)
+    incomplete: bool = False
+    """Whether large payloads were absent that were not evicted."""
 
 
 async def read_run(  # noqa: PLR0913 - the script's arguments, one by one
     client: Client, keys: Keys, stream: str, run: str, after: int, *, max_events: int, max_bytes: int
 ) -> Chunk:
     """Read the elements of a run after a number: at most `max_events` elements or about `max_bytes` payload bytes.
+
+    Large payloads are read after their list. If some are absent, Redis may have lost the list, too, and its worker
+    commits both again: only a second read that finds the list without them shows that they are lost.
 
     Args:
         client: The client.
@@ -59,6 +64,16 @@ async def read_run(  # noqa: PLR0913 - the script's arguments, one by one
     Returns:
         The chunk. It is the last one when its last row's number is `Chunk.last`.
     """
+    chunk = await _read_chunk(client, keys, stream, run, after, max_events=max_events, max_bytes=max_bytes)
+    if chunk.incomplete:
+        chunk = await _read_chunk(client, keys, stream, run, after, max_events=max_events, max_bytes=max_bytes)
+    return chunk
+
+
+async def _read_chunk(  # noqa: PLR0913 - the arguments of `read_run`
+    client: Client, keys: Keys, stream: str, run: str, after: int, *, max_events: int, max_bytes: int
+) -> Chunk:
+    """Read the elements once."""
     key = keys.run(stream, run)
     numbers, entry, text = await _read(client, [key, keys.requests], [run, after, max_events])
     words = numbers.split(b" ")
@@ -114,6 +129,7 @@ async def _explain_absence(client: Client, key: str, chunk: Chunk) -> None:
         if payload is None and note not in REASONS:
             reason = Gap.EVICTED if number < first else Gap.STORE_LOST
             chunk.rows[index] = (number, time, start, reason.value, None)
+            chunk.incomplete |= reason is Gap.STORE_LOST
 
 
 def _row(header: bytes, payload: bytes, clock: int) -> tuple[Row | None, int | None]:
