@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, cast
 
 import httpx2
@@ -73,6 +74,10 @@ class SoakClient:
         self._on_message: set[int] = set()
         self._retry = DEFAULT_RETRY
         self._listener: asyncio.Task[None] | None = None
+        self._listening_since: float | None = None
+        """Since when the standalone stream has its present connection, by the loop's clock."""
+        self._uncut = False
+        """Whether the standalone stream is cut no more."""
         self._leaving = False
         """Whether the client is ending its session."""
 
@@ -103,6 +108,7 @@ class SoakClient:
         self._raw.session = ""
         self._published.clear()
         self._on_message.clear()
+        self._listening_since = None
         params = {
             "protocolVersion": VERSION,
             "capabilities": {},
@@ -165,9 +171,18 @@ class SoakClient:
             self._note(What.DONE, stream, kind=Outcome.GAVE_UP, **where)
 
     async def _heard_all(self) -> None:
-        """Wait until the standalone stream has delivered all that was published, or is late."""
-        with suppress(AssertionError):
-            await until(lambda: self._published <= self._on_message, within=CATCH_UP_SECONDS, every=0.05)
+        """Wait until the standalone stream, which is cut no more, has delivered all that was published, or is late."""
+
+        def over() -> bool:
+            since = self._listening_since
+            late = since is not None and asyncio.get_running_loop().time() - since > CATCH_UP_SECONDS
+            return self._published <= self._on_message or late
+
+        self._uncut = True
+        with suppress(TimeoutError):
+            async with self._network.patience(PATIENCE):
+                await until(over, within=inf, every=0.05)
+        self._uncut = False
 
     async def _call(self, plan: CallPlan, *, worker: int | None = None) -> None:
         """Call a tool, and see it through."""
@@ -292,7 +307,8 @@ class SoakClient:
         until: float | None = None
         try:
             while True:
-                async with self._network.reading(until, cuttable=stream.events > 0 and stream.outcome is None):
+                cuttable = stream.events > 0 and stream.outcome is None and not (self._uncut and request is None)
+                async with self._network.reading(until, cuttable=cuttable):
                     event = await anext(source, None)
                 if event is None:
                     self._note(What.CLOSED, stream, **where)
@@ -331,18 +347,26 @@ class SoakClient:
             while self._raw.session:
                 stream.connection += 1
                 link = self._plan.link(self._session, stream.name, stream.connection, standalone=True)
+                if self._uncut:
+                    link = LinkPlan(link.worker)
                 where |= {"operation": Operation.LISTEN, "worker": link.worker, "connection": stream.connection}
                 opening = self._at(link.worker, stream).get(stream.cursor or None)
                 async with AsyncExitStack() as connection:
                     if (response := await self._open(stream, where, opening, connection)) is not None:
-                        await self._read(stream, where, response, link, None)
+                        self._listening_since = asyncio.get_running_loop().time()
+                        try:
+                            await self._read(stream, where, response, link, None)
+                        finally:
+                            if not self._leaving:
+                                self._listening_since = None
                     elif stream.outcome is not None:
                         self._note(What.DONE, stream, kind=stream.outcome, **where)
                         return
                 await asyncio.sleep(stream.retry)
         except asyncio.CancelledError:
             # A session that was lost owes nothing any more: that is a violation of its own.
-            self._note(What.DONE, stream, kind=Outcome.STOPPED if self._leaving else Outcome.REFUSED, **where)
+            listened = self._leaving and self._listening_since is not None
+            self._note(What.DONE, stream, kind=Outcome.STOPPED if listened else Outcome.REFUSED, **where)
             raise
 
     def _stream(self, name: str) -> _Stream:

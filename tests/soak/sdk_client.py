@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from math import inf
 from typing import Any
 
 import httpx2
@@ -147,10 +148,13 @@ class SdkClient:
         stream = wire.stream(STANDALONE)
 
         def over() -> bool:
-            return self._published <= self._heard or wire.lost or stream.given_up(_LISTEN_SECONDS)
+            late = stream.given_up(_LISTEN_SECONDS) or stream.open_for(CATCH_UP_SECONDS)
+            return self._published <= self._heard or wire.lost or late
 
-        with suppress(AssertionError):
-            await until(over, within=CATCH_UP_SECONDS, every=0.05)
+        wire.uncut = True
+        with suppress(TimeoutError):
+            async with self._around.network.patience(PATIENCE):
+                await until(over, within=inf, every=0.05)
         if stream.connection >= 0:
-            listened = not (wire.lost or stream.given_up(_LISTEN_SECONDS))
+            listened = stream.open and not wire.lost
             wire.note(What.DONE, stream, kind=Outcome.STOPPED if listened else Outcome.REFUSED, **stream.where)

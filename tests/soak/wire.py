@@ -33,6 +33,7 @@ class WireStream:
     waiting: bool = False
     """Whether a request for a connection waits for its answer."""
     open: bool = False
+    opened_at: float = 0.0
     closed_at: float = 0.0
     began: bool = False
     outcome: Outcome | None = None
@@ -43,6 +44,10 @@ class WireStream:
         """Whether the client has neither had nor requested a connection for so many seconds."""
         closed_for = asyncio.get_running_loop().time() - self.closed_at
         return not (self.open or self.waiting) and closed_for > seconds
+
+    def open_for(self, seconds: float) -> bool:
+        """Whether the present connection is open for so many seconds."""
+        return self.open and asyncio.get_running_loop().time() - self.opened_at > seconds
 
 
 class Wire(httpx2.AsyncBaseTransport):
@@ -67,6 +72,8 @@ class Wire(httpx2.AsyncBaseTransport):
         """Whether the notification after the handshake was accepted."""
         self.notified = asyncio.Event()
         """Set when it was sent."""
+        self.uncut = False
+        """Whether the client is about to leave, and no connection is cut any more."""
         self.target: int | None = None
         """The worker for POSTs, instead of the one in the schedule."""
         self._client = client
@@ -143,7 +150,7 @@ class Wire(httpx2.AsyncBaseTransport):
         if response.status_code != httpx2.codes.OK:
             return response
         stream.began, stream.events = True, 0
-        stream.open = True
+        stream.open, stream.opened_at = True, asyncio.get_running_loop().time()
         self.note(What.BEGAN, stream, id=stream.cursor if resumes else "", **stream.where)
         if session := response.headers.get("mcp-session-id"):
             self._opened(session, stream)
@@ -221,7 +228,8 @@ class Wire(httpx2.AsyncBaseTransport):
         try:
             while True:
                 try:
-                    async with self._network.reading(until, cuttable=stream.events > 0 and stream.outcome is None):
+                    cuttable = stream.events > 0 and stream.outcome is None and not self.uncut
+                    async with self._network.reading(None if self.uncut else until, cuttable=cuttable):
                         chunk = await anext(source, None)
                 except TimeoutError:
                     self._cut(stream, where)
@@ -237,7 +245,8 @@ class Wire(httpx2.AsyncBaseTransport):
                     part, pending = pending[: found.end()], pending[found.end() :]
                     self._received(part, stream, where)
                     yield part
-                    if stream.outcome is None and link.after_events is not None and stream.events >= link.after_events:
+                    due = link.after_events is not None and stream.events >= link.after_events
+                    if due and stream.outcome is None and not self.uncut:
                         self._cut(stream, where)
                         return
                     if until is None and link.after_seconds is not None and stream.events:
