@@ -411,7 +411,7 @@ def map_redis_errors(operation: str, client: AnyRedis) -> Iterator[None]:
             raise
         closed = RedisConnectionError("the connection was closed by another task")
         closed.__cause__ = error
-        msg = f"could not {operation} Redis at {address_of(client)}: {closed}"
+        msg = f"could not {operation} Redis at {address_of(client)}: the connection was closed by another task"
         raise StoreUnavailableError(msg) from closed
 
 
