@@ -112,6 +112,24 @@ def test_figures_of_failures_are_the_measured_ones() -> None:
             assert name == "memory" or f"{lost:,} of " in text, name
 
 
+def test_figures_of_the_soak_are_the_measured_ones() -> None:
+    """The page shows the sums of the runs, which found no violation."""
+    page = (ROOT / "docs" / "failures.md").read_text("utf-8")
+    soak = json.loads((ROOT / "benchmarks" / "results" / "soak.json").read_text("utf-8"))
+    total, faults = soak["total"], soak["total"]["faults"]
+    assert not any(total["violations"].values())
+    workers = sum(count for name, count in faults.items() if name.startswith("worker"))
+    redis = sum(count for name, count in faults.items() if name.startswith("redis"))
+    for row in (
+        f"| calls, of them by the SDK's client | {total['calls']:,}, {total['by_the_sdk_client']:,} |",
+        f"| streams that clients cut, calls resumed | {total['cuts']:,}, {total['resumes']:,} |",
+        f"| messages, of them outside of calls | {total['messages']:,}, {total['standalone_messages']:,} |",
+        f"| faults of workers, of Redis | {workers}, {redis} |",
+    ):
+        assert row in page
+    assert f"Sums of {len(soak['runs'])} runs" in page
+
+
 def test_readme_names_what_exists() -> None:
     """Metrics, log events and public names that the README uses are declared."""
     exposed = (ROOT / "docs" / "telemetry.md").read_text("utf-8")
