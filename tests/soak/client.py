@@ -78,6 +78,8 @@ class SoakClient:
         """Since when the standalone stream has its present connection, by the loop's clock."""
         self._uncut = False
         """Whether the standalone stream is cut no more."""
+        self._judged = False
+        """Whether the standalone stream had the time to deliver everything."""
         self._leaving = False
         """Whether the client is ending its session."""
 
@@ -172,16 +174,19 @@ class SoakClient:
 
     async def _heard_all(self) -> None:
         """Wait until the standalone stream, which is cut no more, has delivered all that was published, or is late."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
 
         def over() -> bool:
-            since = self._listening_since
-            late = since is not None and asyncio.get_running_loop().time() - since > CATCH_UP_SECONDS
-            return self._published <= self._on_message or late
+            opened = self._listening_since
+            since = inf if opened is None else max(began, opened, self._network.redis_well_since)
+            return self._published <= self._on_message or loop.time() - since > CATCH_UP_SECONDS
 
         self._uncut = True
         with suppress(TimeoutError):
             async with self._network.patience(PATIENCE):
                 await until(over, within=inf, every=0.05)
+        self._judged = over()
         self._uncut = False
 
     async def _call(self, plan: CallPlan, *, worker: int | None = None) -> None:
@@ -365,7 +370,7 @@ class SoakClient:
                 await asyncio.sleep(stream.retry)
         except asyncio.CancelledError:
             # A session that was lost owes nothing any more: that is a violation of its own.
-            listened = self._leaving and self._listening_since is not None
+            listened = self._leaving and self._judged and self._listening_since is not None
             self._note(What.DONE, stream, kind=Outcome.STOPPED if listened else Outcome.REFUSED, **where)
             raise
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import httpx2
@@ -80,7 +81,9 @@ class Faults:
         elif incident.fault is Fault.CLIENTS_CUT:
             self._recorder.note(What.CLIENTS_CUT, number=self._network.cut())
         else:
+            self._network.redis_well_since = inf
             await self._of_redis(incident)
+            self._network.redis_well_since = asyncio.get_running_loop().time()
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:

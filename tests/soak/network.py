@@ -16,6 +16,8 @@ class Network:
     def __init__(self) -> None:
         self._reading: set[asyncio.Timeout] = set()
         self._patient: set[asyncio.Timeout] = set()
+        self.redis_well_since = 0.0
+        """The loop's time since when no fault of Redis lasts; infinite during one."""
 
     @asynccontextmanager
     async def reading(self, until: float | None, *, cuttable: bool) -> AsyncIterator[None]:

@@ -147,14 +147,21 @@ class SdkClient:
         """Wait until all that was published has been heard, or is late, unless the SDK's client has given up."""
         stream = wire.stream(STANDALONE)
 
+        loop, network = asyncio.get_running_loop(), self._around.network
+        began = loop.time()
+
+        def heard() -> bool:
+            """Whether everything was heard, or is late: the stream is open, and Redis is well, for long enough."""
+            since = max(began, stream.opened_at, network.redis_well_since)
+            return self._published <= self._heard or (stream.open and loop.time() - since > CATCH_UP_SECONDS)
+
         def over() -> bool:
-            late = stream.given_up(_LISTEN_SECONDS) or stream.open_for(CATCH_UP_SECONDS)
-            return self._published <= self._heard or wire.lost or late
+            return heard() or wire.lost or stream.given_up(_LISTEN_SECONDS)
 
         wire.uncut = True
         with suppress(TimeoutError):
-            async with self._around.network.patience(PATIENCE):
+            async with network.patience(PATIENCE):
                 await until(over, within=inf, every=0.05)
         if stream.connection >= 0:
-            listened = stream.open and not wire.lost
+            listened = stream.open and heard() and not wire.lost
             wire.note(What.DONE, stream, kind=Outcome.STOPPED if listened else Outcome.REFUSED, **stream.where)

@@ -45,10 +45,6 @@ class WireStream:
         closed_for = asyncio.get_running_loop().time() - self.closed_at
         return not (self.open or self.waiting) and closed_for > seconds
 
-    def open_for(self, seconds: float) -> bool:
-        """Whether the present connection is open for so many seconds."""
-        return self.open and asyncio.get_running_loop().time() - self.opened_at > seconds
-
 
 class Wire(httpx2.AsyncBaseTransport):
     """The transport of an HTTP client that serves one session: the SDK above it and the sockets below are real.
