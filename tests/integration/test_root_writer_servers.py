@@ -23,7 +23,7 @@ from mcp_eventscope.store.events import (
 )
 from support.messages import note
 from support.root_producers import RootProducer, check_all
-from support.stores import until_settled
+from support.stores import PATIENCE, until_settled
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import until
 
@@ -50,7 +50,8 @@ class Load:
     """Concurrent producers on a store, and the store's events."""
 
     def __init__(self, redis: aioredis.Redis, **options: object) -> None:
-        self.store = RedisEventStore(redis, ttl=600, store_timeout=STORE_TIMEOUT, **options)  # type: ignore[arg-type]
+        options = {"store_timeout": STORE_TIMEOUT, **options}
+        self.store = RedisEventStore(redis, ttl=600, **options)  # type: ignore[arg-type]
         self.facts: list[object] = []
         self.store.observe(self.facts.append)
         self.producers = [RootProducer(self.store, f"s{n}", stream) for n in range(4) for stream in ("1", "2")]
@@ -130,7 +131,7 @@ async def settled_down(primary: OwnValkey, replica: OwnValkey) -> None:
 
 async def test_root_appends_after_script_flush_are_not_deferred(client: aioredis.Redis) -> None:
     """The script is loaded again, and no caller waits."""
-    load = Load(client)
+    load = Load(client, store_timeout=PATIENCE)
     async with load.running():
         for _ in range(5):
             await client.script_flush()

@@ -178,11 +178,11 @@ async def test_eviction_of_endless_calls_bounds_their_marks(
     worker: Worker, redis_client: aioredis.Redis, leaks: LeakChecker
 ) -> None:
     """In the end even the marks of the oldest small calls are evicted."""
-    for number in range(8000):
+    for number in range(6000):
         await worker.call(number, answer(number))
     await until(lambda: worker.store.backlog.events == 0)
     await small_enough(redis_client, leaks)
-    assert len(await leaks.keys()) < 7000
+    assert len(await leaks.keys()) < 5500
     await worker.store.flush(5)
 
 
