@@ -14,13 +14,15 @@ SOURCES := pyproject.toml hatch_build.py $(shell find src dashboards -type f -no
 
 # Duration of `make soak`.
 SECONDS ?= 120
+# Examples of each test of `make fuzz`.
+EXAMPLES ?= 5000
 
 # Three processes more than there are cores, since most tests wait for leases, timeouts and servers. The tests of a file
 # share servers, so they stay in one process.
 PARALLEL := -n $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 3 ))) --maxprocesses 6 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-fast test-servers test-redis drill soak bench check format hooks matrix docs site dashboards pictures clean
+.PHONY: help demo serve test test-fast test-servers test-redis drill soak bench check format hooks matrix packages fuzz limits imports docs site dashboards pictures clean
 
 help:  ## List the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -69,6 +71,18 @@ hooks: $(TOOLS)  ## Install the git hooks of .pre-commit-config.yaml
 
 matrix: $(TOOLS)  ## Test on each installed Python from 3.11 to 3.14, with the newest and the oldest dependencies
 	$(BIN)/nox
+
+packages: $(TOOLS)  ## Build wheel and sdist, use them on each installed Python; list licences and advisories
+	$(BIN)/nox --session packages licences audit
+
+fuzz: $(STAMP)  ## Fuzz ids, headers, stored data and messages: make fuzz EXAMPLES=5000
+	EVENTSCOPE_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz --hypothesis-profile=long --timeout=0 --durations=0
+
+limits: $(STAMP)  ## Measure the promised limits: streams, resume loops, large results, slow readers, sessions
+	$(BIN)/python -m benchmarks.limits
+
+imports: $(STAMP)  ## Measure the CPU time of imports beside that of the SDK and redis-py
+	$(BIN)/python -m benchmarks.imports
 
 docs: $(STAMP)  ## Write the generated documentation
 	$(BIN)/python docs/generate.py

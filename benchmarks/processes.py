@@ -49,14 +49,19 @@ class Worker:
 
 
 @asynccontextmanager
-async def worker(redis_url: str) -> AsyncIterator[Worker]:
-    """Start a worker, wait until it answers, and stop it when the block ends."""
+async def worker(redis_url: str, **environment: str) -> AsyncIterator[Worker]:
+    """Start a worker, wait until it answers, and stop it when the block ends.
+
+    Args:
+        redis_url: The URL of its Redis.
+        environment: Further variables.
+    """
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "uvicorn", "benchmarks.server:app", "--factory"),
         *("--host", HOST, "--port", str(port), "--log-level", "error", "--timeout-graceful-shutdown", "1"),
         cwd=ROOT,
-        env=os.environ | {URL_VARIABLE: redis_url},
+        env=os.environ | {URL_VARIABLE: redis_url} | environment,
         stdin=asyncio.subprocess.DEVNULL,
     )
     try:

@@ -1,6 +1,7 @@
 """The server of the measured workers: calls that send messages on schedule."""
 
 import asyncio
+import os
 import time
 from collections import defaultdict
 
@@ -11,6 +12,8 @@ from starlette.applications import Starlette
 
 from mcp_eventscope import http_app
 
+MAX_SESSIONS = "BENCHMARK_MAX_SESSIONS"
+"""Environment variable: the limit of sessions of a worker."""
 _signs: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
 
@@ -34,4 +37,16 @@ def app() -> Starlette:
         _signs[sign].set()
         return sign
 
-    return http_app(mcp, registry=CollectorRegistry())
+    @mcp.tool()
+    async def large(size: int) -> str:
+        """Return so many characters."""
+        return "x" * size
+
+    @mcp.tool()
+    async def flood(times: int, size: int, ctx: Context) -> str:
+        """Report progress so many times as fast as the client reads, each time with so many characters."""
+        for i in range(times):
+            await ctx.report_progress(i, message="x" * size)
+        return "done"
+
+    return http_app(mcp, registry=CollectorRegistry(), max_sessions=int(os.environ.get(MAX_SESSIONS, "10000")))

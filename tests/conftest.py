@@ -16,6 +16,14 @@ from support.stores import PATIENCE, patient_client
 
 # An example takes as long as the machine lets it.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# For `make fuzz`.
+settings.register_profile(
+    "long",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    max_examples=int(os.environ.get("EVENTSCOPE_FUZZ_EXAMPLES", "5000")),
+    print_blob=True,
+)
 settings.load_profile("tests")
 
 LONGEST = (

@@ -9,11 +9,8 @@ from typing import NoReturn
 import anyio
 import httpx2
 import pytest
-from mcp.server.auth.provider import AccessToken
-from mcp.server.auth.settings import AuthSettings
 from mcp_types import CONNECTION_CLOSED, INVALID_REQUEST
 from prometheus_client import CollectorRegistry
-from pydantic import AnyHttpUrl
 from redis import asyncio as aioredis
 
 from benchmarks.e2e.delay_proxy import distant
@@ -24,6 +21,7 @@ from support.chaos import check_session, content_of, on_url, open_session
 from support.controlled_server import ControlledServer
 from support.http_client import VERSION, Connect, HTTPClient, events
 from support.logs import Recorder
+from support.principals import authenticated
 from support.processes import LEASE
 from support.servers import HOST
 from support.serving import serving
@@ -57,17 +55,7 @@ async def two(
     url: str, *, auth: bool = False, names: tuple[str | None, str | None] = (None, None), **options: object
 ) -> AsyncIterator[tuple[Worker, Worker]]:
     """Two workers on one Redis; with `names`, of servers with these names."""
-    settings: dict[str, object] = {}
-    if auth:
-        settings = {
-            "token_verifier": Verifier(),
-            "auth": AuthSettings(
-                issuer_url=AnyHttpUrl("https://issuer.example"),
-                resource_server_url=AnyHttpUrl("http://127.0.0.1/mcp"),
-                required_scopes=["use"],
-                validate_token_resource=False,
-            ),
-        }
+    settings = authenticated() if auth else {}
     async with AsyncExitStack() as stack:
         found = []
         for name in names:
@@ -76,23 +64,6 @@ async def two(
             app = http_app(controlled.mcp, redis_url=url, **settled)  # type: ignore[arg-type]
             found.append(Worker(await stack.enter_async_context(serving(app)), controlled))
         yield found[0], found[1]
-
-
-class Verifier:
-    """Accepts the tokens of two principals. After "@" a token has its audience."""
-
-    async def verify_token(self, token: str) -> AccessToken | None:
-        """The token's owner and audience."""
-        owner, _, audience = token.partition("@")
-        if owner not in {"alice", "bob"}:
-            return None
-        return AccessToken(
-            token=token,
-            client_id=owner,
-            scopes=["use"],
-            subject=owner,
-            resource=f"http://{audience}" if audience else None,
-        )
 
 
 async def answer_of(client: HTTPClient, method: str = "POST") -> tuple[int, bytes]:

@@ -1,15 +1,19 @@
 """Damaged and foreign elements of a list: a replay counts them, and ends."""
 
+import asyncio
+
 import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis.read.cursor import parse
 from mcp_eventscope.redis.session_store import RedisSessionStore
-from mcp_eventscope.store.results import Gap, Miss, ReplayResult
+from mcp_eventscope.store.messages import GET_STREAM_KEY
+from mcp_eventscope.store.results import FollowEnd, Gap, Miss, ReplayResult
 from mcp_eventscope.testing import Collected
 from support.leaks import LeakChecker
 from support.messages import answer, note
-from support.waiting import in_time
+from support.waiting import CEILING, in_time, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -193,3 +197,83 @@ async def test_replay_from_a_cursor_never_given_out_reads_nothing(
         assert facts.miss in {Miss.UNKNOWN, Miss.EXPIRED} or facts.delivered == 0
         assert collected.ids == []
     assert await leaks.keys() == before
+
+
+@pytest.mark.parametrize("entry", [b"r 1", b"r 1 {", b"r 1 [1]", b"r 1 true", b"r 1 null", b"r "])
+async def test_follow_of_a_dead_workers_damaged_request_ends(
+    redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, reader: RedisSessionStore, entry: bytes
+) -> None:
+    """Its request id is unknown: the client is answered as if nothing were left of the request."""
+    ids, _ = await stored(redis_client, key_prefix, leaks, final=False)
+    await redis_client.hset(f"{key_prefix}{{s}}:requests", ids[0].split("-")[2], entry)  # type: ignore[arg-type]
+    with in_time(10):
+        followed = await reader.follow("1", ids[-1], Collected(), limit=CEILING)
+    assert followed.end is FollowEnd.WORKER_LOST
+
+
+@pytest.mark.parametrize("entry", [b"a ", b"a 5", b"a 5 ", b"a 5 {", b"a x {}"])
+async def test_replay_of_a_damaged_answer_ends(
+    redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, reader: RedisSessionStore, entry: bytes
+) -> None:
+    """The answer counts as a missing event, and the stream is complete: no event will follow."""
+    ids, _ = await stored(redis_client, key_prefix, leaks, final=False)
+    await redis_client.hset(f"{key_prefix}{{s}}:requests", ids[0].split("-")[2], entry)  # type: ignore[arg-type]
+    facts = await replayed(reader, ids[-1], Collected())
+    assert (facts.completed, facts.gaps) == (True, {Gap.STORE_LOST: 1})
+
+
+@pytest.mark.parametrize(
+    ("run", "entry"),
+    [("a b", b"s 5"), ("x", b"s 5"), ("", b"s 5"), ("0123456789ab1", b"s " + b"9" * 5000), ("\u00e9", b"s 1")],
+)
+async def test_standalone_stream_beside_a_foreign_entry_is_read(
+    redis_client: aioredis.Redis, key_prefix: str, reader: RedisSessionStore, run: str, entry: bytes
+) -> None:
+    """An entry of another program is no run: the stream is opened, replayed and followed without it."""
+    part = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=TTL)
+    session = part.for_session("s")
+    first = (await session.append(GET_STREAM_KEY, note(1))).event_id
+    last = (await session.append(GET_STREAM_KEY, note(2))).event_id
+    assert await part.flush(5) == 0
+    await redis_client.hset(f"{key_prefix}{{s}}:requests", run, entry)  # type: ignore[arg-type]
+    collected = Collected()
+    facts = await reader.replay(first, collected, stream_id=GET_STREAM_KEY)
+    assert (collected.ids, facts.missing) == ([last], 0)
+    assert parse(await reader.open_standalone()) is not None
+
+
+async def test_followers_beside_a_damaged_session_are_answered(
+    redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker
+) -> None:
+    """One script polls all followers: keys of another type in one session must not fail it for the others."""
+    ids, _ = await stored(redis_client, key_prefix, leaks, final=False)
+    dead = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=TTL)
+    request = dead.for_session("t")
+    request.begin("1", 1)
+    cursor = (await request.append("1", None)).event_id
+    assert await dead.flush(5) == 0
+    root = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=TTL)
+    async with asyncio.TaskGroup() as tasks:
+        damaged = tasks.create_task(root.for_session("s").follow("1", ids[-1], Collected(), limit=CEILING))
+        await until(lambda: root._sessions.followers._watches)
+        for key in (f"{key_prefix}{{s}}:requests", next(key for key in await leaks.keys() if "{s}:stream:1:" in key)):
+            await redis_client.delete(key)
+            await redis_client.set(key, "of another program", ex=TTL)
+        followed = await root.for_session("t").follow("1", cursor, Collected(), limit=CEILING)
+        damaged.cancel()
+    assert (followed.end, followed.orphaned) == (FollowEnd.COMPLETED, True)
+
+
+@pytest.mark.parametrize("time", [b"0", b"-1", b"007", b"9" * 19, b"9" * 5000])
+async def test_event_with_a_damaged_time_has_an_id_that_resumes(
+    redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, reader: RedisSessionStore, time: bytes
+) -> None:
+    """A client that received it can continue after it."""
+    ids, key = await stored(redis_client, key_prefix, leaks, final=True)
+    payload = b'{"jsonrpc":"2.0","method":"note","params":{"n":3,"text":""}}'
+    await redis_client.lset(key, 2, b"3 " + time + b"\n" + payload)  # type: ignore[arg-type]
+    collected = Collected()
+    await replayed(reader, ids[0], collected)
+    assert all(parse(event_id or "") is not None for event_id in collected.ids)
+    assert collected.ids[0] == ids[1]
+    assert collected.ids[-2:] == ids[3:]

@@ -34,13 +34,22 @@ def is_open(entry: bytes) -> bool:
 
 
 def answer_of(entry: bytes | None) -> bytes | None:
-    """The error in an entry, as JSON; None if the entry is not an answer."""
+    """The error in an entry, as JSON, which may be damaged; None if the entry is not an answer."""
     if entry is None or not entry.startswith(ANSWERED + b" "):
         return None
-    return entry.split(b" ", 2)[2]
+    return b"".join(entry.split(b" ", 2)[2:])
 
 
 def request_id_of(entry: bytes) -> RequestId:
-    """The request id of the entry of an open request, with its JSON type."""
+    """The request id of the entry of an open request of this process, with its JSON type."""
     request_id: RequestId = pydantic_core.from_json(entry.split(b" ", 2)[2])
     return request_id
+
+
+def stored_request_id_of(entry: bytes) -> RequestId | None:
+    """The request id of the entry of an open request in Redis; None if the entry is damaged."""
+    try:
+        request_id: object = pydantic_core.from_json(b"".join(entry.split(b" ", 2)[2:]))
+    except ValueError:
+        return None
+    return request_id if isinstance(request_id, int | str) and not isinstance(request_id, bool) else None

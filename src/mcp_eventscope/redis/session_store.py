@@ -22,7 +22,7 @@ from mcp_eventscope.redis.read.delivery import Delivery
 from mcp_eventscope.redis.read.elements import Chunk
 from mcp_eventscope.redis.read.followers import POLL_SECONDS, RunFollowers, Watch
 from mcp_eventscope.redis.read.run_reader import RunReader
-from mcp_eventscope.redis.run_entry import request_id_of
+from mcp_eventscope.redis.run_entry import request_id_of, stored_request_id_of
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.worker_id import WorkerId
 from mcp_eventscope.redis.workers import Workers
@@ -516,7 +516,11 @@ class RedisSessionStore:
             following.worker_lost = True  # There is no such request: the cursor may be invented.
             return
         if run_entry.is_open(entry):
-            error = codec.encode(orphaned(request_id_of(entry)))
+            request_id = stored_request_id_of(entry)
+            if request_id is None:  # Damaged. The answer names the request by its stream.
+                following.worker_lost = True
+                return
+            error = codec.encode(orphaned(request_id))
             answered = run_entry.answer(shared.clock.now(), error)
             arguments: list[str | bytes | int] = [name, entry, answered, shared.ttl or 0]
             stored = await call(

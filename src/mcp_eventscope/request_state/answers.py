@@ -196,7 +196,7 @@ class RedisAnswers:
             holder, found, answer, outcome, number = reply
             if int(number) and self._keeper.epoch[0] == epoch:
                 self._keeper.epoch = (epoch, max(int(number), self._keeper.epoch[1]))
-            return holder.decode(), found.decode(), answer.decode(), outcome
+            return *(text.decode("utf-8", "replace") for text in (holder, found, answer)), outcome
         return None
 
     async def _is_dead(self, worker: str) -> bool:

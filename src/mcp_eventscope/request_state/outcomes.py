@@ -54,10 +54,15 @@ def serve(outcome: bytes) -> dict[str, Any]:
     Raises:
         MCPError: An error is recorded.
     """
-    found: dict[str, dict[str, Any]] = json.loads(outcome)
-    if "error" in found:
-        raise MCPError.from_error_data(ErrorData.model_validate(found["error"]))
-    return found["result"]
+    try:
+        found = json.loads(outcome)
+        error = ErrorData.model_validate(found["error"]) if "error" in found else None
+        result = None if error is not None else found["result"]
+    except (ValueError, TypeError, KeyError, RecursionError):  # Damaged in Redis.
+        return serve(not_recorded())
+    if error is not None:
+        raise MCPError.from_error_data(error)
+    return result if isinstance(result, dict) else serve(not_recorded())
 
 
 def cancelled() -> bytes:

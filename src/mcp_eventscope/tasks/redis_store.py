@@ -5,7 +5,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -223,10 +223,13 @@ class RedisTaskStore:
             return None
         expires_in, first, result, *texts = reply
         fields = dict(zip(texts[::2], texts[1::2], strict=True))
-        # The options of the worker that runs the task may be others than ours.
-        silence = int(fields[b"ttl"]) - expires_in
-        patience = _MISSED_BEATS * int(fields[b"beat"]) + _SLACK
-        return _Found(_task(task_id, owner, fields, result, now, first=bool(first)), silence > patience)
+        try:
+            # The options of the worker that runs the task may be others than ours.
+            silence = int(fields[b"ttl"]) - expires_in
+            patience = _MISSED_BEATS * int(fields[b"beat"]) + _SLACK
+            return _Found(_task(task_id, owner, fields, result, now, first=bool(first)), silence > patience)
+        except (ValueError, KeyError):  # Damaged: as lost as one whose key has another type.
+            return None
 
     async def _signal(self, task_id: str, owner: str | None, texts: Sequence[str | bytes]) -> bool | None:
         keys = self._backend.keys
@@ -318,11 +321,10 @@ class RedisTaskStore:
                 continue
             if state == b"open":
                 self._known[run.task.task_id] = began
-            responses = {
-                key.decode(): pydantic_core.from_json(answer)
-                for key, answer in zip(answers[::2], answers[1::2], strict=True)
-            }
-            age = max(0, self._backend.clock.now() - int(cancel)) / _MICROSECONDS if cancel else None
+            age = None
+            if cancel:  # Damage to one task must not keep the others from their signals.
+                age = max(0, self._backend.clock.now() - int(cancel)) / _MICROSECONDS if cancel.isdigit() else 0.0
+            responses = _responses(answers)
             signals.append(RunSignals(state == b"fenced", age, responses))
         return signals
 
@@ -442,6 +444,17 @@ def _temporary_refusals() -> Iterator[None]:
         if is_permanent(error):
             raise
         raise StoreUnavailableError(str(error)) from error.__cause__
+
+
+def _responses(texts: Sequence[bytes]) -> dict[str, JSONObject]:
+    """The answers of a client, without damaged ones."""
+    responses: dict[str, JSONObject] = {}
+    for key, text in zip(texts[::2], texts[1::2], strict=True):
+        with suppress(ValueError):
+            answer = pydantic_core.from_json(text)
+            if isinstance(answer, dict):
+                responses[key.decode()] = answer
+    return responses
 
 
 def _worker_of(task_id: str) -> str:

@@ -6,8 +6,14 @@
 -- ARGV[3]  number of batches that are kept; ARGV[4] seconds until the key expires
 -- Returns  { the batch's number, its epoch }
 
+local MOST_NUMBER = 2 ^ 53 -- A larger one is from another program, and would be the last.
+
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 local number, epoch
+if last and tonumber(string.match(last[1], '^%d+')) >= MOST_NUMBER then
+  redis.call('UNLINK', KEYS[1])
+  last = nil
+end
 if last then
   number, epoch = tonumber(string.match(last[1], '^%d+')) + 1, last[2][2]
 else

@@ -10,6 +10,8 @@
 -- Returns  { time in microseconds, 1 if batches were lost, first number, last number, its epoch, its name,
 --            name of the batch at the position or '', batches behind the position }
 
+local MOST_NUMBER = 2 ^ 53 -- A larger one is from another program, and would be the last.
+
 local time = redis.call('TIME')
 
 local function number_of(entry)
@@ -29,6 +31,10 @@ local function name_at(number)
 end
 
 local last = last_entry()
+if number_of(last) >= MOST_NUMBER then
+  redis.call('UNLINK', KEYS[1])
+  last = nil
+end
 
 local function is_lost(number, name)
   if number == '' then
@@ -38,7 +44,7 @@ local function is_lost(number, name)
   return found ~= '' and found ~= name or found == '' and tonumber(number) > number_of(last)
 end
 
-local lost = 0
+local lost = last and not string.find(last[1], '%-0$') and 1 or 0 -- Of another program: no reader gets past it.
 if last and last[2][2] == ARGV[2] and (is_lost(ARGV[3], ARGV[4]) or is_lost(ARGV[5], ARGV[6])) then
   lost = 1
 end

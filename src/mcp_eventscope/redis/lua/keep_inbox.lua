@@ -5,13 +5,21 @@
 -- ARGV[1]  milliseconds until the inbox of a dead worker expires
 -- Returns  { the id of its first entry, which is no message, or "" if it was kept; the number of deleted keys }
 --
--- A key of another type is deleted: no worker could read its messages until the key expires.
+-- A key of another type is deleted: no worker could read its messages until the key expires. So is one with an entry of
+-- another program whose id allows no further one.
+
+local MOST_DIGITS = 16
 
 local deleted = 0
 for _, key in ipairs(KEYS) do
   local row = redis.pcall('XRANGE', key, '-', '+', 'COUNT', 1)
   if row.err and string.find(row.err, 'WRONGTYPE', 1, true) then
     deleted = deleted + redis.call('UNLINK', key)
+  elseif row[1] then
+    local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+    if #string.match(last[1], '^%d+') > MOST_DIGITS then
+      deleted = deleted + redis.call('UNLINK', key)
+    end
   end
 end
 if redis.call('PEXPIRE', KEYS[1], ARGV[1]) == 1 then

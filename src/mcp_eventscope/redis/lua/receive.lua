@@ -8,9 +8,20 @@
 --
 -- The last handled entry is kept. Where it is missing, Redis has restored an older inbox, or another program has deleted
 -- entries: some that were not handled may be missing, too. An inbox that was opened again begins with an empty entry.
+-- A key with an entry of another program whose id allows no further one is deleted.
 
+local MOST_DIGITS = 16
+
+local missing = 0
+for _, key in ipairs(KEYS) do
+  local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+  if last and #string.match(last[1], '^%d+') > MOST_DIGITS then
+    redis.call('UNLINK', key)
+    missing = 1
+  end
+end
 redis.call('XTRIM', KEYS[1], 'MINID', ARGV[1])
-local inbox, missing = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[3] + 1), 0
+local inbox = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[3] + 1)
 if inbox[1] and inbox[1][1] == ARGV[1] then
   table.remove(inbox, 1)
 elseif inbox[1] and inbox[1][2][2] ~= '' and ARGV[1] ~= '0-0' then

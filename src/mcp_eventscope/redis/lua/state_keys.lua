@@ -17,6 +17,7 @@ local kept, lifetime, fresh = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 -- Workers learn a new key within this time. One that cannot reach Redis for longer reports its use later.
 local GRACE = 60000000
 local FIRST_KEY = 10
+local KEY_DIGITS, MOST_DIGITS = 64, 17
 
 local keys, epoch, current, others_restore = {}, false, false, 0
 local milliseconds = math.floor(now / 1000)
@@ -29,15 +30,15 @@ for i = 1, #stored, 2 do
   elseif field == 'current' then
     current = value
   elseif string.sub(field, 1, 10) == 'restoring:' then
-    local left = (tonumber(value) or 0) - milliseconds
+    local left = math.min(tonumber(ARGV[9]), (tonumber(value) or 0) - milliseconds)
     if left <= 0 then
       redis.call('HDEL', KEYS[1], field)
     elseif field ~= announcement then
       others_restore = math.max(others_restore, left)
     end
-  elseif field ~= 'calls' then
+  elseif #field == KEY_DIGITS and string.find(field, '^%x+$') then -- Else from another program.
     local created, used = string.match(value, '^(%d+) (%d+)$')
-    if created then
+    if created and #created <= MOST_DIGITS and #used <= MOST_DIGITS then
       keys[field] = {tonumber(created), tonumber(used)}
     end
   end
@@ -82,7 +83,11 @@ if fresh ~= '' then
   end
 end
 
-local calls = redis.call('HINCRBY', KEYS[1], 'calls', 1)
+local calls = redis.pcall('HINCRBY', KEYS[1], 'calls', 1)
+if type(calls) ~= 'number' then -- Damaged: the answers are written again.
+  redis.call('HSET', KEYS[1], 'calls', '1')
+  calls = 1
+end
 local lost = ARGV[6] ~= '' and (ARGV[6] ~= epoch or calls <= tonumber(ARGV[7]))
 if lost then
   redis.call('HSET', KEYS[1], announcement, string.format('%.0f', milliseconds + tonumber(ARGV[9])))

@@ -120,8 +120,13 @@ class Delivery:
         self.gaps[gap] += events
 
     async def answer(self, payload: bytes) -> None:
-        """Deliver the error that replaces the response, last and without an id."""
-        await self._send(EventMessage(codec.decode(payload)))
-        self.delivered += 1
-        self.payload_bytes += len(payload)
+        """Deliver the error that replaces the response, last and without an id. A damaged one is counted as lost."""
+        try:
+            message = codec.decode(payload)
+        except CorruptEventError:
+            self.gaps[Gap.STORE_LOST] += 1
+        else:
+            await self._send(EventMessage(message))
+            self.delivered += 1
+            self.payload_bytes += len(payload)
         self.completed = True

@@ -13,8 +13,10 @@ from mcp_eventscope.store.results import Gap
 _read = Script("read_run.lua")
 REASONS = frozenset(Gap)
 """The notes of rows that name the reason of a loss."""
-_PLAIN = re.compile(rb"^([0-9]{1,16}) ([0-9]{1,18})(?: f)?\n(.*)$", re.MULTILINE)
+_PLAIN = re.compile(rb"^([0-9]{1,16}) ([1-9][0-9]{0,17})(?: f)?\n(.*)$", re.MULTILINE)
 """An element whose payload is a message or a priming event, without a key of its own or a `traceparent`."""
+_TIMES = 10**18
+"""Times are below, in microseconds since 1970."""
 _NUMBER = re.compile(rb"[0-9]{1,16}(?![0-9])")
 """An element's number, as a script reads it; a longer one is none of ours."""
 
@@ -149,10 +151,11 @@ def _row(header: bytes, payload: bytes, clock: int) -> tuple[Row | None, int | N
 
 
 def _parsed(seq: int, words: list[bytes], payload: bytes) -> tuple[Row, int | None]:
-    number, time, *marks = words
-    if int(number) != seq:
+    number, text, *marks = words
+    # With another time an id would be no cursor.
+    if int(number) != seq or not 0 < (time := int(text)) < _TIMES:
         raise ValueError
     first, large_size, note = parse_marks(seq, marks)
     if first is not None:
-        return (seq, int(time), first, note, None), large_size
-    return (seq, int(time), seq, note, payload), large_size
+        return (seq, time, max(1, first), note, None), large_size
+    return (seq, time, seq, note, payload), large_size

@@ -16,7 +16,7 @@ from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.read.delivery import Delivery
 from mcp_eventscope.redis.read.elements import Chunk, Row, read_run
 from mcp_eventscope.redis.scripts import Script
-from mcp_eventscope.redis.write.runs import PendingEvent, Run
+from mcp_eventscope.redis.write.runs import PendingEvent, Run, is_run
 from mcp_eventscope.store.messages import StreamId
 
 CHUNK_EVENTS = 512
@@ -138,7 +138,7 @@ class RunReader:
         clock, line = await self.call(lambda: _standalone(self._redis, [keys.requests], []))
         self._clock.synchronize(int(clock))
         words = line.decode("ascii", "replace").split()
-        return int(clock), dict(zip(words[::2], map(int, words[1::2]), strict=True))
+        return int(clock), {run: int(last) for run, last in zip(words[::2], words[1::2], strict=True) if is_run(run)}
 
     async def call(self, function: Callable[[], Awaitable[T]]) -> T:
         """Read from Redis, with limited concurrency.
