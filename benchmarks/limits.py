@@ -2,7 +2,7 @@
 
     python -m benchmarks.limits [--only NAME …] [--small] [--output PATH]
 
-Each part starts a Valkey and a worker on the loopback interface. A bystander, in a process of its own, opens one session
+Each part starts a Valkey and a worker on the loopback interface. A bystander, in a process of its own, opens a session
 and calls a tool again and again. Exits 1 if a limit is exceeded. Linux only.
 """
 
@@ -27,12 +27,14 @@ from benchmarks.server import MAX_SESSIONS
 from benchmarks.wire import VERSION, Session
 
 DEFAULT_OUTPUT = Path(__file__).parent / "results" / "limits.json"
-BYSTANDER_MS = 250.0
-"""Milliseconds that 99 of 100 calls of a bystander take at most."""
+BYSTANDER_MS = 1000.0
+"""Milliseconds that 99 of 100 calls of a bystander take at most, on two cores that worker, Redis and clients share."""
 MIB = 1 << 20
 _ID = re.compile(rb"(?m)^id: (\S+)")
 _STATUS = re.compile(rb"^HTTP/1\.1 (\d+)")
 _CALL_SECONDS = 0.05
+_CALLS = 10
+"""Calls of a bystander before the load, and at least during it."""
 _SAMPLE_SECONDS = 0.1
 _PATIENCE = 120.0
 
@@ -202,27 +204,20 @@ async def bystand(port: int) -> None:
     session = await Session.open(port)
     over = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
     milliseconds: list[float] = []
-    failed = 0
-    while not over.done():
+    made = failed = 0
+    while not over.done() or len(milliseconds) < _CALLS:
         began = time.perf_counter()
-        stream = await session.call(port, 10 + len(milliseconds), "go", sign="bystander")
+        stream = await session.call(port, 10 + made, "go", sign="bystander")
         await stream.ended.wait()
         milliseconds.append((time.perf_counter() - began) * 1000)
         failed += b'"result"' not in stream.text
-        if len(milliseconds) == 5:
+        made += 1
+        if made == _CALLS:  # Those of a new process, and a worker that has not warmed up.
             milliseconds.clear()
             print("ready", flush=True)
         await asyncio.sleep(_CALL_SECONDS)
-    print(
-        json.dumps(
-            {
-                "bystander_calls": len(milliseconds),
-                "bystander_failed": failed,
-                "bystander_ms": percentiles(milliseconds),
-            }
-        ),
-        flush=True,
-    )
+    found = {"bystander_calls": made, "bystander_failed": failed, "bystander_ms": percentiles(milliseconds)}
+    print(json.dumps(found), flush=True)
 
 
 # -- the parts -------------------------------------------------------------------------------------------------------
@@ -238,7 +233,7 @@ async def streams(place: Worker, *, streams: int) -> dict[str, Any]:
             opened += some
             await asyncio.gather(*(each.begun.wait() for each in some))
         async with asyncio.timeout(_PATIENCE):
-            while sum(not each.ended.is_set() for each in opened) > 1:
+            while sum(not each.ended.is_set() for each in opened) > 1:  # noqa: ASYNC110 - there are thousands of events
                 await asyncio.sleep(0.05)
         left = sum(not each.ended.is_set() for each in opened)
         for each in opened:
@@ -247,19 +242,20 @@ async def streams(place: Worker, *, streams: int) -> dict[str, Any]:
 
 
 async def resumes(place: Worker, *, loops: int, seconds: float, events: int) -> dict[str, Any]:
-    """Loops that resume one finished stream of a session from its beginning, without a pause."""
+    """Loops that resume finished streams of a session from their beginning, each its own one, without a pause."""
     session = (await Session.open(place.port)).session_id
-    stream = await send(place.port, session, "POST", call(1, "flood", times=events, size=200))
-    await stream.ended.wait()
-    found = _ID.search(stream.head)
-    if found is None:
-        msg = f"the call was answered {stream.head[:200]!r}"
-        raise BenchmarkError(msg)
-    cursor = found[1].decode()
+    cursors: list[str] = []
+    for number in range(loops):
+        stream = await send(place.port, session, "POST", call(number, "flood", times=events, size=200))
+        await stream.ended.wait()
+        found = _ID.search(stream.head)
+        if found is None:
+            msg = f"the call was answered {stream.head[:200]!r}"
+            raise BenchmarkError(msg)
+        cursors.append(found[1].decode())
     statuses: Counter[int] = Counter()
-    until = time.monotonic() + seconds
 
-    async def loop() -> None:
+    async def loop(cursor: str, until: float) -> None:
         while time.monotonic() < until:
             resumed = await send(place.port, session, "GET", cursor=cursor)
             async with asyncio.timeout(_PATIENCE):
@@ -267,7 +263,8 @@ async def resumes(place: Worker, *, loops: int, seconds: float, events: int) -> 
             statuses[resumed.status] += 1
 
     async with watching(place) as watched:
-        await asyncio.gather(*(loop() for _ in range(loops)))
+        until = time.monotonic() + seconds
+        await asyncio.gather(*(loop(cursor, until) for cursor in cursors))
     return watched.figures | {"statuses": dict(statuses), "resumes_per_second": round(statuses.total() / seconds, 1)}
 
 

@@ -45,6 +45,10 @@ SECRETS = {
     "handshake": "client-name-4711",
 }
 
+OTHERS = {"mcp", "sse_starlette", "httpcore2", "httpx2"}
+"""Loggers that are not searched. The SDK logs session ids (SECURITY.md), and the messages of tools' exceptions. The
+others log each chunk below `INFO`; the last two belong to the test's client."""
+
 
 class Name(BaseModel):
     """A form."""
@@ -57,13 +61,13 @@ def server() -> MCPServer[object]:
     mcp: MCPServer[object] = MCPServer("secrets", log_level="ERROR", **authenticated())
 
     @mcp.tool()
-    async def work(text: str, ctx: Context) -> str:
+    async def work(text: str, ctx: Context) -> str:  # noqa: ARG001 - a secret of the client
         """Report and return."""
         await ctx.report_progress(1, message=SECRETS["progress"])
         return SECRETS["result"]
 
     @mcp.tool()
-    async def fail(text: str) -> str:
+    async def fail(text: str) -> str:  # noqa: ARG001
         """Raise."""
         raise ValueError(SECRETS["error of a tool"])
 
@@ -84,8 +88,7 @@ class _Everything(logging.Handler):
         self._output = output
 
     def emit(self, record: logging.LogRecord) -> None:
-        # The SDK logs session ids (SECURITY.md), and the message of a tool's exception.
-        if not record.name.startswith("mcp.") and record.name != "mcp":
+        if record.name.partition(".")[0] not in OTHERS:
             self._output.texts.append(f"{record.name}: {self.format(record)} {record.__dict__}")
 
 

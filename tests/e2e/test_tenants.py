@@ -41,7 +41,9 @@ async def workers(url: str, *options: dict[str, Any], auth: bool) -> AsyncIterat
         found = []
         for each in options:
             controlled = ControlledServer(**(authenticated() if auth else {}))
-            app = http_app(controlled.mcp, redis_url=url, ttl=60, registry=CollectorRegistry(), **each)
+            app = http_app(
+                controlled.mcp, redis_url=url, ttl=60, registry=CollectorRegistry(), worker_lease=1.0, **each
+            )
             found.append(Worker(await stack.enter_async_context(serving(app)), controlled))
             manager = controlled.mcp.session_manager
             assert isinstance(manager, ResumableSessionManager)
@@ -147,11 +149,13 @@ async def test_other_principal_on_the_same_prefix_gets_nothing(
     valkey_url: str, key_prefix: str, connect: Connect, place: str
 ) -> None:
     """With the id of the session, its cursors and its request ids, on the worker that serves it or on another one."""
-    async with workers(valkey_url, *[{"key_prefix": key_prefix}] * 2, auth=True) as (one, two):
-        async with victim(connect(one.url, authorization="Bearer alice"), one.controlled) as owner:
-            url = one.url if place == "same worker" else two.url
-            await check_thief(connect(url, authorization="Bearer bob"), owner)
-            await owner.check()
+    async with (
+        workers(valkey_url, *[{"key_prefix": key_prefix}] * 2, auth=True) as (one, two),
+        victim(connect(one.url, authorization="Bearer alice"), one.controlled) as owner,
+    ):
+        url = one.url if place == "same worker" else two.url
+        await check_thief(connect(url, authorization="Bearer bob"), owner)
+        await owner.check()
 
 
 PREFIXES = [("a:", "b:"), ("t:", "t:x:"), ("t:x:", "t:"), ("t:", "t*"), ("{t}:", "{t}x:"), ("t[a]:", "ta:")]
@@ -164,15 +168,18 @@ async def test_other_prefix_on_the_same_redis_gets_nothing(  # noqa: PLR0913, PL
 ) -> None:
     """Without authentication, too: a session id is worth nothing under another prefix, and operators see their own."""
     own, foreign = f"{key_prefix}{mine}", f"{key_prefix}{theirs}"
-    async with workers(valkey_url, {"key_prefix": own}, {"key_prefix": foreign}, auth=False) as (one, two):
-        async with victim(connect(one.url), one.controlled) as owner:
-            before = await _contents(redis_client, own, foreign)
-            await check_thief(connect(two.url), owner)
-            page = await Inspector(redis_client, Keys(foreign)).sessions(Walk(), limit=100)
-            assert owner.client.session not in {each.session_id for each in page.sessions}
-            after = await _contents(redis_client, own, foreign)
-            assert {key: value for key, value in after.items() if key in before} == before
-            await owner.check()
+    async with (
+        workers(valkey_url, {"key_prefix": own}, {"key_prefix": foreign}, auth=False) as (one, two),
+        victim(connect(one.url), one.controlled) as owner,
+    ):
+        before = await _contents(redis_client, own, foreign)
+        assert before
+        await check_thief(connect(two.url), owner)
+        page = await Inspector(redis_client, Keys(foreign)).sessions(Walk(), limit=100)
+        assert owner.client.session not in {each.session_id for each in page.sessions}
+        after = await _contents(redis_client, own, foreign)
+        assert {key: value for key, value in after.items() if key in before} == before
+        await owner.check()
 
 
 async def _contents(client: aioredis.Redis, own: str, foreign: str) -> dict[bytes, object]:

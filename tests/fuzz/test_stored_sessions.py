@@ -19,10 +19,10 @@ from mcp_eventscope.sessions.adoption import params_of
 from mcp_eventscope.store.coordination import NewRecord
 from mcp_eventscope.store.messages import GET_STREAM_KEY, EventMessage
 from mcp_eventscope.store.protocol import ObservableEventStore
-from support.fuzzing import DAMAGES, MARKER, Damage, Leaked, examples, keys_of, payload, run_example
+from mcp_eventscope.store.results import StoreOutcome
+from support.fuzzing import DAMAGES, MARKER, Damage, Leaked, clean, examples, keys_of, payload, run_example
 from support.session_producers import run_of
 from support.stores import LEASE, PATIENCE, nothing_to_publish
-from support.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -136,9 +136,8 @@ class World:
         """The other session has all of its events, takes more, and its dead request is answered."""
         session = self.writer.for_session("other")
         ids = [await session.append("1", message) for message in (note(4), response(1))]
-        pending = [each.pending for each in ids if each.pending is not None]
-        await until(lambda: all(each.outcome is not None for each in pending))
-        assert {str(each.outcome) for each in pending} == {"stored"}
+        outcomes = {await each.pending.acknowledged() for each in ids if each.pending is not None}
+        assert outcomes == {StoreOutcome.STORED}
         received = Received()
         run = run_of(ids[0].event_id)
         time = ids[0].event_id.partition("-")[0]
@@ -160,23 +159,15 @@ async def opened(client: aioredis.Redis, stack: AsyncExitStack, leaked: Leaked) 
     await world.store("victim")
     await world.store("other")
 
-    async def clean() -> None:
-        if keys := await keys_of(client, f"{prefix}*"):
-            await client.execute_command("DEL", *keys)
-
-    stack.push_async_callback(clean)
+    stack.push_async_callback(clean, client, prefix)
     return world
-
-
-def _list(place: int, value: bytes) -> Damage:
-    return Damage(place, "change", 0, b"", value)
 
 
 @examples(25)
 @given(DAMAGES)
 @example([Damage(2, "change", 0, b"", b"a 5")])
 def test_damaged_session_raises_documented_errors_and_harms_no_other(valkey_url: str, damages: list[Damage]) -> None:
-    """Readers, workers and operators meet any damage of one session; another session on the same workers is complete."""
+    """Readers, workers and operators meet any damage of one session; another one on the same workers is complete."""
 
     async def story(client: aioredis.Redis, stack: AsyncExitStack, leaked: Leaked) -> None:
         world = await opened(client, stack, leaked)

@@ -205,7 +205,7 @@ async def test_follow_of_a_dead_workers_damaged_request_ends(
 ) -> None:
     """Its request id is unknown: the client is answered as if nothing were left of the request."""
     ids, _ = await stored(redis_client, key_prefix, leaks, final=False)
-    await redis_client.hset(f"{key_prefix}{{s}}:requests", ids[0].split("-")[2], entry)  # type: ignore[arg-type]
+    await redis_client.hset(f"{key_prefix}{{s}}:requests", ids[0].split("-")[2], entry)
     with in_time(10):
         followed = await reader.follow("1", ids[-1], Collected(), limit=CEILING)
     assert followed.end is FollowEnd.WORKER_LOST
@@ -217,7 +217,7 @@ async def test_replay_of_a_damaged_answer_ends(
 ) -> None:
     """The answer counts as a missing event, and the stream is complete: no event will follow."""
     ids, _ = await stored(redis_client, key_prefix, leaks, final=False)
-    await redis_client.hset(f"{key_prefix}{{s}}:requests", ids[0].split("-")[2], entry)  # type: ignore[arg-type]
+    await redis_client.hset(f"{key_prefix}{{s}}:requests", ids[0].split("-")[2], entry)
     facts = await replayed(reader, ids[-1], Collected())
     assert (facts.completed, facts.gaps) == (True, {Gap.STORE_LOST: 1})
 
@@ -235,7 +235,7 @@ async def test_standalone_stream_beside_a_foreign_entry_is_read(
     first = (await session.append(GET_STREAM_KEY, note(1))).event_id
     last = (await session.append(GET_STREAM_KEY, note(2))).event_id
     assert await part.flush(5) == 0
-    await redis_client.hset(f"{key_prefix}{{s}}:requests", run, entry)  # type: ignore[arg-type]
+    await redis_client.hset(f"{key_prefix}{{s}}:requests", run, entry)
     collected = Collected()
     facts = await reader.replay(first, collected, stream_id=GET_STREAM_KEY)
     assert (collected.ids, facts.missing) == ([last], 0)

@@ -1,6 +1,6 @@
 """Use the installed package: import, command line, and one store and replay on an embedded server.
 
-Run in a clean environment with `python -I tests/packages/use.py`: nothing but the package and its dependencies is there.
+Run in a clean environment with `python -I tests/packages/use.py`, which sees nothing but the installed packages.
 """
 
 import asyncio

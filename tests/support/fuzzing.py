@@ -29,8 +29,32 @@ def examples(few: int) -> settings:
 # -- values ----------------------------------------------------------------------------------------------------------
 
 NUMBERS = st.sampled_from(
-    [b"0", b"1", b"2", b"3", b"7", b"-1", b"+1", b"007", b"1e5", b"nan", b"inf", b"0x1", b"1.5", b"1_0", b"", b"x"]
-    + [b"9" * 15, b"9" * 16, b"9" * 17, b"9" * 18, b"9" * 19, b"9" * 309, b"9" * 5000, b"-" + b"9" * 400]
+    [
+        b"0",
+        b"1",
+        b"2",
+        b"3",
+        b"7",
+        b"-1",
+        b"+1",
+        b"007",
+        b"1e5",
+        b"nan",
+        b"inf",
+        b"0x1",
+        b"1.5",
+        b"1_0",
+        b"",
+        b"x",
+        b"9" * 15,
+        b"9" * 16,
+        b"9" * 17,
+        b"9" * 18,
+        b"9" * 19,
+        b"9" * 309,
+        b"9" * 5000,
+        b"-" + b"9" * 400,
+    ]
 ) | st.integers(0, 2**64).map(lambda number: b"%d" % number)
 JSON_TEXTS = st.sampled_from(
     [
@@ -71,8 +95,10 @@ _MARKS = st.sampled_from(
         b"t",
         b"t0",
         b"?",
+        b"t00-0123456789abcdef0123456789abcdef-0123456789abcdef-01",
+        b"",
+        b"\xff",
     ]
-    + [b"t00-0123456789abcdef0123456789abcdef-0123456789abcdef-01", b"", b"\xff"]
 )
 ELEMENTS = RUBBISH | st.builds(
     lambda number, time, marks, payload: b" ".join([number, time, *marks]) + b"\n" + payload,
@@ -93,9 +119,39 @@ ENTRIES = (
     | st.builds(lambda time, error: b"a " + time + b" " + error, NUMBERS, JSON_TEXTS)
 )
 FIELDS = st.sampled_from(
-    [RUN.encode(), b"x y", b"", b"\xff", b"total", b"ended", b"owner", b"server", b"handshake", b"since", b"standalone"]
-    + [b"worker:" + b"0" * 12, b"worker:\xff", b"run", b"status", b"ttl", b"beat", b"error", b"r:k", b"a:k", b"asked"]
-    + [b"epoch", b"calls", b"current", b"restoring:x", b"0" * 64, b"zz" * 32, b"outcome", b"answer", b"cancel", b"seen"]
+    [
+        RUN.encode(),
+        b"x y",
+        b"",
+        b"\xff",
+        b"total",
+        b"ended",
+        b"owner",
+        b"server",
+        b"handshake",
+        b"since",
+        b"standalone",
+        b"worker:" + b"0" * 12,
+        b"worker:\xff",
+        b"run",
+        b"status",
+        b"ttl",
+        b"beat",
+        b"error",
+        b"r:k",
+        b"a:k",
+        b"asked",
+        b"epoch",
+        b"calls",
+        b"current",
+        b"restoring:x",
+        b"0" * 64,
+        b"zz" * 32,
+        b"outcome",
+        b"answer",
+        b"cancel",
+        b"seen",
+    ]
 )
 VALUES = ELEMENTS | ENTRIES | NUMBERS | JSON_TEXTS | st.builds(lambda text: b"1 " + text, JSON_TEXTS)
 
@@ -115,21 +171,23 @@ class Damage:
         if not keys:
             return "no key"
         key = keys[self.place % len(keys)]
-        kind = (await client.execute_command("TYPE", key, NEVER_DECODE=True)).decode()
+        kind = (await command(client, "TYPE", key)).decode()
         commands = self._commands(key, kind, await self._present(client, key, kind))
-        for command in commands:
-            await client.execute_command(*command, NEVER_DECODE=True)
+        for each in commands:
+            await command(client, *each)
         if commands:
-            await client.execute_command("EXPIRE", key, 60, "NX")
+            await command(client, "EXPIRE", key, 60, "NX")
         return f"{kind} {key!r}: {self.verb} {self.position} {self.field[:80]!r} {self.value[:80]!r}"
 
     async def _present(self, client: aioredis.Redis, key: bytes, kind: str) -> list[bytes]:
         """The fields of a hash, so that one of them is changed."""
         if kind != "hash":
             return []
-        return sorted(await client.execute_command("HKEYS", key, NEVER_DECODE=True))
+        return sorted(await command(client, "HKEYS", key))
 
-    def _commands(self, key: bytes, kind: str, fields: list[bytes]) -> list[tuple[Any, ...]]:
+    def _commands(  # noqa: C901, PLR0911, PLR0912 - a table
+        self, key: bytes, kind: str, fields: list[bytes]
+    ) -> list[tuple[Any, ...]]:
         match self.verb, kind:
             case "delete", _:
                 return [("DEL", key)]
@@ -178,11 +236,23 @@ DAMAGES = st.lists(
 )
 
 
+async def command(client: aioredis.Redis, *arguments: Any) -> Any:
+    """Send a command; its reply is not decoded."""
+    any_client: Any = client
+    return await any_client.execute_command(*arguments, NEVER_DECODE=True)
+
+
+async def clean(client: aioredis.Redis, prefix: str) -> None:
+    """Delete what an example has left."""
+    if keys := await keys_of(client, f"{prefix}*"):
+        await command(client, "DEL", *keys)
+
+
 async def keys_of(client: aioredis.Redis, pattern: str) -> list[bytes]:
     """The keys that match a pattern, sorted."""
     found, cursor = set(), b"0"
     while True:
-        cursor, some = await client.execute_command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000, NEVER_DECODE=True)
+        cursor, some = await command(client, "SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
         found |= set(some)
         if cursor in {b"0", 0}:
             return sorted(found)

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterator
 from importlib import metadata
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -66,7 +67,7 @@ def installed_with(project: str, extras: tuple[str, ...] = EXTRAS) -> list[metad
 
 def licences_of(distribution: metadata.Distribution) -> set[str]:
     """The SPDX identifiers that the metadata of a distribution names; unknown texts as they are."""
-    fields = distribution.metadata
+    fields: Any = distribution.metadata
     if (known := UNNAMED.get(canonicalize_name(fields.get("Name") or "-"))) is not None:
         return {known}
     if expression := fields.get("License-Expression"):

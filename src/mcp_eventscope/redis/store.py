@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from mcp_eventscope.errors import SessionsNotIsolatedWarning, StoreError
 from mcp_eventscope.redis.backend import RedisBackend
@@ -17,7 +18,6 @@ from mcp_eventscope.redis.client import (
     require_one_slot,
 )
 from mcp_eventscope.redis.clock import EventClock
-from mcp_eventscope.redis.inspection import Inspector
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
 from mcp_eventscope.redis.limits import (
     BACKLOG_BYTES,
@@ -62,6 +62,9 @@ from mcp_eventscope.store.messages import (
     wrapping,
 )
 from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowEnd, FollowResult, Gap, Miss, ReplayResult
+
+if TYPE_CHECKING:
+    from mcp_eventscope.redis.inspection import Inspector
 
 
 class RedisEventStore(EventStore):
@@ -223,8 +226,10 @@ class RedisEventStore(EventStore):
         """Return a self-test of what the store's Redis allows."""
         return SelfTest(self._redis, self._keys, self._worker)
 
-    def inspector(self) -> Inspector:
+    def inspector(self) -> "Inspector":
         """Return a reader of facts about workers and sessions."""
+        from mcp_eventscope.redis.inspection import Inspector  # noqa: PLC0415 - for operators
+
         return Inspector(self._redis, self._keys)
 
     @property

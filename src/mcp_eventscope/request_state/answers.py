@@ -196,7 +196,8 @@ class RedisAnswers:
             holder, found, answer, outcome, number = reply
             if int(number) and self._keeper.epoch[0] == epoch:
                 self._keeper.epoch = (epoch, max(int(number), self._keeper.epoch[1]))
-            return *(text.decode("utf-8", "replace") for text in (holder, found, answer)), outcome
+            # Damaged texts are no run, no worker and no answer.
+            return _text(holder), _text(found), _text(answer), outcome
         return None
 
     async def _is_dead(self, worker: str) -> bool:
@@ -319,6 +320,10 @@ class RedisAnswers:
 
     async def _call(self, function: Callable[[], Awaitable[T]]) -> T:
         return await self._backend.call("record an answer in", function)
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
 
 
 def _batches(runs: Sequence[_Run]) -> Iterator[list[_Run]]:
