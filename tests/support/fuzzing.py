@@ -4,13 +4,14 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from redis import asyncio as aioredis
+from redis.exceptions import ResponseError
 
 from support.stores import patient_client
 
@@ -174,7 +175,8 @@ class Damage:
         kind = (await command(client, "TYPE", key)).decode()
         commands = self._commands(key, kind, await self._present(client, key, kind))
         for each in commands:
-            await command(client, *each)
+            with suppress(ResponseError):  # A worker has replaced the key meanwhile.
+                await command(client, *each)
         if commands:
             await command(client, "EXPIRE", key, 60, "NX")
         return f"{kind} {key!r}: {self.verb} {self.position} {self.field[:80]!r} {self.value[:80]!r}"

@@ -245,7 +245,7 @@ class Workers:
             asyncio.create_task(task, name=f"eventscope-{name}")
             for name, task in (
                 ("lease", self._lease_loop()),
-                ("inbox", self._inbox.run(self._received)),
+                ("inbox", self._inbox.run(self._arrived)),
                 ("outbox", self._outbox.run()),
                 ("republish", self._republish_loop()),
             )
@@ -262,6 +262,12 @@ class Workers:
         with anyio.CancelScope(shield=True), anyio.move_on_after(LEAVE_SECONDS), contextlib.suppress(StoreError):
             await self._leave()
         await self._released()
+
+    def _arrived(self, message: WorkerMessage) -> None:
+        """Handle what was read from the inbox."""
+        if message.kind is MessageKind.LOST:
+            self._sooner.set()  # The inbox may have to be opened again, without which others send nothing.
+        self._received(message)
 
     def _received(self, message: WorkerMessage) -> None:
         for holder in tuple(self._holders):

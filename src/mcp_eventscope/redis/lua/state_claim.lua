@@ -20,4 +20,4 @@ if known[1] ~= ARGV[5] or tonumber(known[2] or 0) < tonumber(ARGV[6]) then
 end
 redis.call('HSET', KEYS[1], 'run', ARGV[1], 'worker', ARGV[2], 'answer', ARGV[3])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
-return {ARGV[1], ARGV[2], ARGV[3], '', tostring(redis.call('HINCRBY', KEYS[2], 'calls', 1))}
+return {ARGV[1], ARGV[2], ARGV[3], '', string.format('%.0f', redis.call('HINCRBY', KEYS[2], 'calls', 1))}

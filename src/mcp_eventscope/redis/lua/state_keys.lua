@@ -17,7 +17,7 @@ local kept, lifetime, fresh = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 -- Workers learn a new key within this time. One that cannot reach Redis for longer reports its use later.
 local GRACE = 60000000
 local FIRST_KEY = 10
-local KEY_DIGITS, MOST_DIGITS = 64, 17
+local KEY_DIGITS, MOST_DIGITS, MOST_CALLS = 64, 17, 2 ^ 52
 
 local keys, epoch, current, others_restore = {}, false, false, 0
 local milliseconds = math.floor(now / 1000)
@@ -26,7 +26,7 @@ local stored = redis.call('HGETALL', KEYS[1])
 for i = 1, #stored, 2 do
   local field, value = stored[i], stored[i + 1]
   if field == 'epoch' then
-    epoch = value
+    epoch = string.find(value, '^[%w_-]+$') and value -- Else damaged: no caller could return it as it is.
   elseif field == 'current' then
     current = value
   elseif string.sub(field, 1, 10) == 'restoring:' then
@@ -84,7 +84,7 @@ if fresh ~= '' then
 end
 
 local calls = redis.pcall('HINCRBY', KEYS[1], 'calls', 1)
-if type(calls) ~= 'number' then -- Damaged: the answers are written again.
+if type(calls) ~= 'number' or calls < 1 or calls > MOST_CALLS then -- Damaged: the answers are written again.
   redis.call('HSET', KEYS[1], 'calls', '1')
   calls = 1
 end
@@ -93,7 +93,7 @@ if lost then
   redis.call('HSET', KEYS[1], announcement, string.format('%.0f', milliseconds + tonumber(ARGV[9])))
 end
 local reply = {
-  string.format('%.0f', now), epoch, tostring(calls), lost and '1' or '0', string.format('%.0f', others_restore),
+  string.format('%.0f', now), epoch, string.format('%.0f', calls), lost and '1' or '0', string.format('%.0f', others_restore),
   current or '',
 }
 for key, times in pairs(keys) do
