@@ -5,13 +5,13 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import ContextVar
 from functools import partial
-from importlib.metadata import version
 from time import perf_counter, time, time_ns
 from typing import Self
 
 from mcp_eventscope.options import given
 from mcp_eventscope.redis.self_test import Capabilities
 from mcp_eventscope.redis.store import RedisEventStore
+from mcp_eventscope.sdk_versions import VERSION
 from mcp_eventscope.store.adapter import EventStoreAdapter
 from mcp_eventscope.store.coordination import Coordinator
 from mcp_eventscope.store.events import BatchCommitted, BatchRetried, SessionSized, StoreEvent
@@ -271,7 +271,7 @@ class InstrumentedEventStore(EventStore):
         Args:
             log: The log of the application.
         """
-        store, package = self._store, version("mcp-eventscope")
+        store, package = self._store, VERSION
         if isinstance(store, RedisEventStore):
             fact = Started(package, store.kind, store.address, store.ttl, store.key_prefix, store.worker)
         else:

@@ -1,9 +1,27 @@
-"""The supported versions of the MCP SDK, and the check of the installed one."""
+"""The version of this package, the supported versions of the MCP SDK, and the check of the installed one."""
 
 import re
 from importlib.metadata import PackageNotFoundError, version
 
 from mcp_eventscope.errors import IncompatibleSDKError
+
+
+def version_of(package: str) -> str:
+    """The version of an installed package; `unknown` without metadata, as in a frozen application.
+
+    Reads files: call it at import, since stores are created in event loops.
+
+    Args:
+        package: The name of the distribution.
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+VERSION = version_of("mcp-eventscope")
+"""The version of this package."""
 
 STORES = ((1, 23), (2, 2))
 """The first versions, one for each major version, with the interface of event stores: 1.23 brought priming events."""
@@ -42,9 +60,6 @@ def require_sdk(part: str, first: tuple[tuple[int, int], ...]) -> None:
 
 
 def _installed() -> tuple[int, int] | None:
-    """Major and minor version of the installed SDK; None: unknown, as in a frozen application without metadata."""
-    try:
-        found = re.match(r"(\d+)\.(\d+)", version("mcp"))
-    except PackageNotFoundError:
-        return None
+    """Major and minor version of the installed SDK; None: unknown."""
+    found = re.match(r"(\d+)\.(\d+)", version_of("mcp"))
     return (int(found[1]), int(found[2])) if found else None

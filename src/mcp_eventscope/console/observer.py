@@ -6,7 +6,6 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any, Protocol
 
 import anyio
@@ -24,6 +23,7 @@ from mcp_eventscope.redis.inspection import (
     WorkerFacts,
     event_facts,
 )
+from mcp_eventscope.sdk_versions import VERSION
 from mcp_eventscope.store.messages import GET_STREAM_KEY
 from mcp_eventscope.store.results import BacklogStatus
 from mcp_eventscope.telemetry import logs
@@ -156,7 +156,7 @@ class Observer:
         self._address = address
         self._bound = max_session_bytes
         self._worker = worker
-        self._version = version("mcp-eventscope")
+        self._version = VERSION
         self.problems = Problems()
         self._reading: asyncio.Task[None] | None = None
         self._ended = -INTERVAL

@@ -5,12 +5,12 @@ Observations are not buffered, since the time of a collection is unknown.
 
 import threading
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 
 from opentelemetry import metrics
 from opentelemetry.metrics import MeterProvider
 
 from mcp_eventscope.options import check_type
+from mcp_eventscope.sdk_versions import VERSION
 from mcp_eventscope.telemetry import declarations
 from mcp_eventscope.telemetry.metrics import MetricsSink
 from mcp_eventscope.telemetry.observations import ObservationBatch, SampledObservation
@@ -45,7 +45,7 @@ def otel_sink(store: str, provider: MeterProvider, failed: Callable[[Exception],
         provider: The meter provider.
         failed: As in `MetricsSink`.
     """
-    meter = metrics.get_meter("mcp_eventscope", version("mcp-eventscope"), meter_provider=provider)
+    meter = metrics.get_meter("mcp_eventscope", VERSION, meter_provider=provider)
     return MetricsSink("otel_metrics", _Instruments(store, meter), failed)
 
 

@@ -1,8 +1,8 @@
 """Metrics of sessions, requests and resumes."""
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
+from mcp_eventscope.sdk_versions import VERSION, version_of
 from mcp_eventscope.telemetry import catalog_resumes, catalog_sessions
 from mcp_eventscope.telemetry.declarations import Label, Metric
 from mcp_eventscope.telemetry.facts import (
@@ -18,6 +18,8 @@ from mcp_eventscope.telemetry.facts import (
 )
 from mcp_eventscope.telemetry.instruments import Histogram, Instruments
 from mcp_eventscope.telemetry.measurements import ReplayMeasurement
+
+_VERSIONS = (VERSION, version_of("mcp"), version_of("redis"), platform.python_version())
 
 
 class SessionMetrics:
@@ -58,8 +60,7 @@ class SessionMetrics:
         self._first_event = histogram(catalog_resumes.REPLAY_TIME_TO_FIRST_EVENT)
         self._send = histogram(catalog_resumes.REPLAY_SEND_DURATION)
         self._ttl_ratio = histogram(catalog_resumes.RESUME_TTL_RATIO)
-        installed = (_version(name) for name in ("mcp-eventscope", "mcp", "redis"))
-        gauge(catalog_sessions.BUILD_INFO, *installed, platform.python_version()).set(1)
+        gauge(catalog_sessions.BUILD_INFO, *_VERSIONS).set(1)
 
     def record(self, fact: ServingFact) -> None:
         """Record a fact about sessions and requests."""
@@ -114,10 +115,3 @@ class _OnDemand:
 
 def _values(label: Label) -> tuple[str, ...]:
     return label.values or ()
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "unknown"  # Copied, not installed.

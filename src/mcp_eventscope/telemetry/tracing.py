@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from contextvars import Token
-from importlib.metadata import version
 from typing import TypeAlias
 from weakref import ref
 
@@ -29,6 +28,7 @@ from opentelemetry.trace import (
 from opentelemetry.util.types import AttributeValue
 
 from mcp_eventscope.options import check_type
+from mcp_eventscope.sdk_versions import VERSION
 from mcp_eventscope.telemetry import declarations
 from mcp_eventscope.telemetry.measurements import (
     AnswerMeasurement,
@@ -78,7 +78,7 @@ class Tracing:
 
     def __init__(self, store: str, provider: TracerProvider | None) -> None:
         self._common: dict[str, AttributeValue] = {"eventscope.store": store}
-        self._tracer = trace.get_tracer("mcp_eventscope", version("mcp-eventscope"), tracer_provider=provider)
+        self._tracer = trace.get_tracer("mcp_eventscope", VERSION, tracer_provider=provider)
         self._never = isinstance(self._tracer, NoOpTracer)
         self._global = isinstance(self._tracer, ProxyTracer)
         """Whether the tracer belongs to the global provider, which the application can set at any time."""
