@@ -10,6 +10,8 @@ BENCH := $(VENV)-bench
 BENCH_STAMP := $(BENCH)/.installed
 SERVERS := $(VENV)-servers
 SERVERS_STAMP := $(SERVERS)/.installed
+SDK_TESTS := $(VENV)-sdk-tests
+SDK_TESTS_STAMP := $(SDK_TESTS)/.installed
 SOURCES := pyproject.toml hatch_build.py $(shell find src dashboards -type f -not -name '*.py' -o -path 'src/*.py')
 
 # Duration of `make soak`.
@@ -22,10 +24,10 @@ EXAMPLES ?= 5000
 PARALLEL := -n $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 3 ))) --maxprocesses 6 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-fast test-servers test-redis drill soak bench check format hooks matrix packages fuzz limits imports docs site dashboards pictures clean
+.PHONY: help demo serve test test-fast test-servers test-redis test-sdk test-conformance drill soak bench check format hooks matrix packages fuzz limits imports docs site dashboards pictures clean
 
 help:  ## List the targets
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 
 demo: $(DEMO_STAMP)  ## Cut a stream and kill a worker, and check that two workers recover
 	$(BIN)/python -m examples.demo
@@ -44,6 +46,12 @@ test-servers: $(SERVERS_STAMP)  ## Test two workers of uvicorn, gunicorn, hyperc
 
 test-redis: $(STAMP)  ## Test all parts on Redis 6.2 to 8.2 and Valkey 8.1 to 9.0; half an hour: make test-redis SERVER=redis-6.2.5
 	PYTHONPATH=tests:. $(BIN)/python -m redis_servers $(SERVER) --pytest="$(PARALLEL)"
+
+test-sdk: $(SDK_TESTS_STAMP)  ## Run the SDK's own tests of streamable HTTP with our parts in place of the SDK's: make test-sdk PARTS=redis
+	PYTHONPATH=tests:. $(SDK_TESTS)/bin/python -m sdk_tests $(PARTS) --pytest="-n 2"
+
+test-conformance: $(STAMP)  ## Run the official conformance suite on two workers behind a router, and on the SDK alone; two minutes
+	PYTHONPATH=tests:. $(BIN)/python -m official_suite
 
 drill: $(STAMP)  ## Inject faults and check every panel and alert with a real Prometheus; a minute
 	$(BIN)/python -m pytest tests/dashboards/test_drill.py -o log_cli=true -o log_cli_level=INFO
@@ -97,7 +105,7 @@ pictures: $(STAMP)  ## Draw the dashboards with Grafana's components: make pictu
 	$(BIN)/python -m dashboards.pictures "$(RENDERER)"
 
 clean:  ## Remove the environments
-	rm -rf $(VENV) $(BENCH) $(SERVERS) .nox
+	rm -rf $(VENV) $(BENCH) $(SERVERS) $(SDK_TESTS) .nox
 
 # Installs the wheel, not the source tree: tests import the package that users install.
 $(STAMP): $(SOURCES)
@@ -137,4 +145,11 @@ $(SERVERS_STAMP): $(SOURCES)
 	test -x $(SERVERS)/bin/python || $(PYTHON) -m venv $(SERVERS)
 	$(SERVERS)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(SERVERS)/bin/python -m pip install --quiet --group test --group servers ".[embedded,testing]"
+	@touch $@
+
+# Separate, since the SDK's tests need one release of the SDK, and tools that change what other tests do.
+$(SDK_TESTS_STAMP): $(SOURCES)
+	test -x $(SDK_TESTS)/bin/python || $(PYTHON) -m venv $(SDK_TESTS)
+	$(SDK_TESTS)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(SDK_TESTS)/bin/python -m pip install --quiet --group sdk-tests ".[embedded,testing]"
 	@touch $@
