@@ -21,8 +21,9 @@ from mcp_eventscope.sessions.adoption import handshake_of
 from mcp_eventscope.sessions.registry import SessionRegistry
 from mcp_eventscope.sessions.transport import ResumableTransport
 from mcp_eventscope.sessions.view import SessionView
-from mcp_eventscope.store.coordination import SessionRecord
+from mcp_eventscope.store.coordination import MessageKind, SessionRecord, WorkerMessage
 from mcp_eventscope.store.messages import EventMessage
+from support.waiting import until
 
 
 def manager(**settings: object) -> ResumableSessionManager:
@@ -235,3 +236,48 @@ async def test_manager_drains_at_the_end_of_its_run() -> None:
     async with draining.run():
         assert not draining.draining
     assert draining.draining
+
+
+class BrokenStepError(RuntimeError):
+    """A fault that no code expects."""
+
+
+def breaking(*_: object, **__: object) -> None:
+    """Fail."""
+    raise BrokenStepError
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("task", ["renew", "claim", "drain", "deliver", "discard"])
+async def test_manager_with_a_failing_background_task_serves_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, task: str
+) -> None:
+    """One fault is logged; it ends neither the worker nor its sessions."""
+    serving = manager()
+    assert serving._store is not None
+    transport = serving._transport_of(serving._store, "s")
+    message = WorkerMessage(MessageKind.DELIVER, "s", '{"jsonrpc":"2.0","method":"n"}')
+    match task:
+        case "renew":
+            monkeypatch.setattr(SessionRegistry, "due", lambda *_: True)
+            monkeypatch.setattr(SessionRegistry, "renew", breaking)
+        case "claim":
+            monkeypatch.setattr(SessionRegistry, "claim", breaking)
+        case "drain" | "deliver":
+            monkeypatch.setattr(ResumableTransport, task, breaking)
+            monkeypatch.setattr(SessionRegistry, "session_of", lambda *_: "s")
+        case _:
+            monkeypatch.setattr(SessionView, "close", breaking)
+    async with serving.run():
+        serving._server_instances["s"] = transport
+        serving._renew_soon("s")
+        serving._on_message(message)
+        serving._end_locally("s")
+        if task == "drain":
+            serving.drain()
+        await until(lambda: any(record.exc_info and record.exc_info[0] is BrokenStepError for record in caplog.records))
+        assert serving.running
+        assert serving._task_group is not None
+        assert not serving._task_group.cancel_scope.cancel_called
+        monkeypatch.undo()
+        serving._server_instances.clear()

@@ -3,7 +3,7 @@
 import contextlib
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from http import HTTPStatus
 from math import ceil, inf
@@ -228,7 +228,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         least, most = _SPREAD_SECONDS
         self._spread = min(max(least, len(served) / _RECONNECTS_PER_SECOND), most)
         for transport in served:
-            self._task_group.start_soon(transport.drain)
+            self._spawn(transport.drain)
         self._ending.callback(_sdk_compat.end_subscriptions(self.app))
 
     def _reconnection_delay(self) -> int:
@@ -249,16 +249,28 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             if self._store is not None:
                 stack.push_async_callback(_flush, self._store)
             await stack.enter_async_context(super().run())
-            if self._task_group is not None:
-                self._task_group.start_soon(self._measure)
-            if self._task_group is not None and self._registry.shared:
-                self._task_group.start_soon(self._keep_records)
-                self._task_group.start_soon(self._keep_claim)
+            self._spawn(self._measure)
+            if self._registry.shared:
+                self._spawn(self._keep_records)
+                self._spawn(self._keep_claim)
             try:
                 yield
             finally:
                 self.drain()
                 await self._finish_running()
+
+    def _spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """Start a background task, within `run()` only. Its failure must not end the sessions of the worker."""
+        if self._task_group is not None:
+            self._task_group.start_soon(self._isolated, function, *arguments)
+
+    @staticmethod
+    async def _isolated(function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """Call a function, and log its failure."""
+        try:
+            await function(*arguments)
+        except Exception:  # noqa: BLE001 - one faulty step must not end the worker
+            _sdk_compat.log.exception("%s failed in the background", getattr(function, "__name__", "a task"))
 
     async def _measure(self) -> None:
         while True:
@@ -325,7 +337,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         transport = self._server_instances.get(session_id)
         if transport is not None and not transport.is_terminated and self._task_group is not None:
             self._telemetry.ends(session_id, SessionEnd.OTHER_WORKER)
-            self._task_group.start_soon(self._discard_session, session_id, transport)
+            self._spawn(self._discard_session, session_id, transport)
 
     async def _serve_opening_request(
         self, http_transport: StreamableHTTPServerTransport, scope: Scope, receive: Receive, send: Send
@@ -464,7 +476,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     def _renew_soon(self, session_id: str) -> None:
         """Renew the record of a session in the background, unless it was renewed recently."""
         if self._task_group is not None and self._registry.due(session_id):
-            self._task_group.start_soon(self._renew, [session_id])
+            self._spawn(self._renew, [session_id])
 
     async def _renew(self, session_ids: Sequence[str]) -> None:
         """Renew the records of sessions, write lost ones, and end the sessions that were ended elsewhere."""
@@ -482,9 +494,10 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             await anyio.sleep(min(interval, self._worker_lease / _RENEWALS_PER_LEASE))
             if anyio.current_time() - renewed >= interval:
                 renewed = anyio.current_time()
-                await self._renew_used()
+                await self._isolated(self._renew_used)
             else:
-                await self._renew([each.mcp_session_id or "" for each in self._served() if each.view.busy])
+                busy = [each.mcp_session_id or "" for each in self._served() if each.view.busy]
+                await self._isolated(self._renew, busy)
 
     async def _renew_used(self) -> None:
         """Renew the records of all sessions with a request."""
@@ -498,10 +511,13 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     async def _keep_claim(self) -> None:
         """Claim the prefix for this server, and warn once if another server uses the same Redis and prefix."""
         while True:
-            found = await self._registry.claim(self._name, ceil(self._worker_lease * _CLAIM_LEASES))
-            if found != self._name:
-                self._telemetry.shares_prefix(self._name, found)
+            await self._isolated(self._claim)
             await anyio.sleep(self._worker_lease * _CLAIM_LEASES / 3)
+
+    async def _claim(self) -> None:
+        found = await self._registry.claim(self._name, ceil(self._worker_lease * _CLAIM_LEASES))
+        if found != self._name:
+            self._telemetry.shares_prefix(self._name, found)
 
     async def _adopt(self, requestor: AuthorizationContext | None, record: NewRecord) -> bool:
         """Serve a session of another worker here, too. Return False if there are too many."""
@@ -549,6 +565,9 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
         A transport may be discarded twice, and the session may have been adopted again in between.
         """
+        await self._isolated(self._discard, session_id, transport)
+
+    async def _discard(self, session_id: str, transport: StreamableHTTPServerTransport) -> None:
         if isinstance(transport, ResumableTransport):
             transport.view.close()
         if self._server_instances.get(session_id, transport) is transport:
@@ -573,7 +592,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         if self._task_group is None:
             return
         if message.kind is MessageKind.LOST:
-            self._task_group.start_soon(self._renew_used)
+            self._spawn(self._renew_used)
         session_id = self._registry.session_of(message.session) or ""
         transport = self._server_instances.get(session_id)
         if not isinstance(transport, ResumableTransport):
@@ -584,7 +603,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         elif message.kind is MessageKind.DELIVER:
             with contextlib.suppress(CorruptEventError):
                 content = codec.decode(message.content.encode())
-                self._task_group.start_soon(transport.deliver, content)
+                self._spawn(transport.deliver, content)
         elif message.kind is MessageKind.OFFER and transport.view.asked(message.content):
             self._registry.send(session_id, MessageKind.WANTED, message.content, to=message.sender)
         elif message.kind is MessageKind.WANTED:
