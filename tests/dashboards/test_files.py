@@ -92,7 +92,8 @@ def test_export_says_why_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture
     """A write error is one line, without a traceback."""
     (tmp_path / "file").write_text("", encoding="utf-8")
     assert main(["dashboards", "export", str(tmp_path / "file")]) == 1
-    assert capsys.readouterr().err.startswith(f"mcp-eventscope: cannot write to {tmp_path / 'file'}: ")
+    expected = f"mcp-eventscope: DIRECTORY must be one that can be written, got {tmp_path / 'file'} (Not a directory: "
+    assert capsys.readouterr().err.startswith(expected)
 
 
 def test_export_for_kubernetes_writes_objects_that_can_be_applied(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ _END = (
     "xadd",
     "xrange",
     "xread",
+    "xrevrange",
     "xtrim",
 )
 """The commands of `sessions end` in addition, which takes part as a worker that sends a message to the others."""
