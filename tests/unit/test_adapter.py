@@ -14,7 +14,7 @@ from mcp_eventscope.store.results import FollowEnd, Miss, ReplayResult
 from mcp_eventscope.testing import Collected, on_the_wire
 from support.memory_store import MemoryEventStore
 from support.messages import answer, note
-from support.waiting import CEILING
+from support.waiting import CEILING, until
 
 pytestmark = pytest.mark.anyio
 
@@ -85,6 +85,23 @@ async def test_follow_polls_until_the_response(monkeypatch: pytest.MonkeyPatch) 
     del ids[1]
     assert collected.ids == ids
     assert (facts.end, facts.delivered, facts.last_event_id) == (FollowEnd.COMPLETED, 3, ids[-1])
+
+
+async def test_follow_wakes_for_events_of_its_own_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No poll is needed, whichever view of the session stores, and nothing is left of a follower."""
+    monkeypatch.setattr(adapter, "POLL_SECONDS", 1000)
+    shared = EventStoreAdapter(MemoryEventStore())
+    last = (await shared.for_session("a").append("1", None)).event_id
+    collected = Collected()
+    with anyio.fail_after(CEILING):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: shared.for_session("a").follow("1", last, collected, limit=2000))
+            await until(lambda: shared._wakes)
+            ids = []
+            for message in (note(0), note(1), answer()):
+                ids.append((await shared.for_session("a").append("1", message)).event_id)
+                await until(lambda: collected.ids == ids)
+    assert not shared._wakes
 
 
 class Failing(MemoryEventStore):

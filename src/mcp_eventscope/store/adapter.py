@@ -1,14 +1,15 @@
 """Adapt any SDK `EventStore` to the store protocol.
 
 The SDK's interface exposes little: gaps and corrupt rows are not visible, sessions are isolated by the names of their
-streams, and a stream is followed by polling.
+streams, and events that another process stores are found by polling.
 """
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Self
+from contextlib import contextmanager, suppress
+from typing import Self, TypeAlias
 
 import anyio
 
@@ -33,7 +34,9 @@ from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowEnd,
 ANSWER_TIMEOUT = 5.0
 """Maximum seconds that one operation may take."""
 POLL_SECONDS = 0.5
-"""Seconds between polls of a followed stream. A poll may cost the store a full scan, so not more often."""
+"""Seconds between polls of a followed stream, if this process stores no event on it."""
+PAUSE_SECONDS = 0.05
+"""Minimum seconds between two reads of a followed stream. A read may cost the store a full scan."""
 
 
 class EventStoreAdapter:
@@ -52,12 +55,14 @@ class EventStoreAdapter:
     coordinator = None
     shared = False
 
-    def __init__(self, store: EventStore, *, scope: str = "") -> None:
+    def __init__(self, store: EventStore, *, scope: str = "", wakes: "_Wakes | None" = None) -> None:
         if not isinstance(store, EventStore):
             msg = f"store must be an mcp.server.streamable_http.EventStore, got {type(store).__name__}"
             raise TypeError(msg)
         self._store = store
         self._scope = scope
+        self._wakes: _Wakes = defaultdict(set) if wakes is None else wakes
+        """Of each stream that is followed in this process, by its scoped id: what wakes its followers."""
 
     @property
     def address(self) -> str:
@@ -66,7 +71,7 @@ class EventStoreAdapter:
 
     def for_session(self, session_id: str) -> Self:
         """The view of one session."""
-        return type(self)(self._store, scope=f"{len(session_id)}:{session_id}:")
+        return type(self)(self._store, scope=f"{len(session_id)}:{session_id}:", wakes=self._wakes)
 
     def begin(self, stream_id: StreamId, request_id: RequestId) -> None:
         """Do nothing: the interface has no requests."""
@@ -118,6 +123,8 @@ class EventStoreAdapter:
         """
         with self._bounded("store on"):
             event_id = await self._store.store_event(self._scope + stream_id, wrapped(message))
+        for wake in self._wakes.get(self._scope + stream_id, ()):
+            wake.set()
         return AppendResult(event_id, _size(message))
 
     async def replay(
@@ -143,14 +150,28 @@ class EventStoreAdapter:
         return await self._deliver(found, held, last_event_id, send, until_response=stream_id is not None)
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> FollowResult:
-        """Deliver the events stored from now on, by polling. Arguments and result as in `RedisEventStore`.
+        """Deliver the events stored from now on. Arguments and result as in `RedisEventStore`.
 
-        Polling continues until the limit when the store fails or no longer has the event.
+        An event of this process wakes the follower; those of others are found by polling, which continues until the
+        limit when the store fails or no longer has the event.
         """
-        until = time.monotonic() + limit
+        wake, name = asyncio.Event(), self._scope + stream_id
+        self._wakes[name].add(wake)
+        try:
+            return await self._follow(stream_id, after, send, time.monotonic() + limit, wake)
+        finally:
+            self._wakes[name].discard(wake)
+            if not self._wakes[name]:
+                del self._wakes[name]
+
+    async def _follow(
+        self, stream_id: StreamId, after: EventId, send: EventCallback, until: float, wake: asyncio.Event
+    ) -> FollowResult:
         last, end = after, FollowEnd.TIMEOUT
         sent = payload_bytes = failures = 0
         while True:
+            wake.clear()
+            read = time.monotonic()
             try:
                 found, held = await self._fetch(last)
             except Exception:  # noqa: BLE001 - a third-party store may raise anything; the client is still connected
@@ -169,7 +190,10 @@ class EventStoreAdapter:
             remaining = until - time.monotonic()
             if remaining <= 0:
                 break
-            await asyncio.sleep(min(POLL_SECONDS, remaining))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(POLL_SECONDS, remaining)):
+                    await wake.wait()
+            await asyncio.sleep(min(max(0.0, read + PAUSE_SECONDS - time.monotonic()), remaining))
         return FollowResult(last_event_id=last, end=end, delivered=sent, payload_bytes=payload_bytes, failures=failures)
 
     @contextmanager
@@ -219,6 +243,9 @@ class EventStoreAdapter:
             return ReplayResult(miss=Miss.UNKNOWN)
         delivered.stream_id = named
         return delivered.as_replayed()
+
+
+_Wakes: TypeAlias = "defaultdict[str, set[asyncio.Event]]"
 
 
 class _Delivered:
