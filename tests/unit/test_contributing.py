@@ -45,6 +45,20 @@ def test_contributing_names_existing_tests() -> None:
     assert [name for name in named if f"def {name}(" not in defined] == []
 
 
+def test_pages_name_existing_identifiers() -> None:
+    """Each name with an underscore that a page has in backticks is one of the code, of a module or of a folder."""
+    folders = [ROOT / name for name in ("src", "tests", "dashboards")]
+    sources = [path for folder in folders for path in folder.rglob("*.py") if path != Path(__file__)]
+    known = {part.removesuffix(".py") for path in sources for part in path.relative_to(ROOT).parts}
+    for path in sources:
+        known.update(re.findall(r"\w*_\w*", path.read_text("utf-8")))
+    for page in (ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md"):
+        spans = re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`", page.read_text("utf-8"))
+        named = {part for span in spans for part in span.split(".") if "_" in part}
+        assert len(named) > 10
+        assert sorted(named - known) == []
+
+
 def test_pages_name_existing_targets() -> None:
     """Each `make` target that a page or a hook names is one that `make help` lists, and help lists every target."""
     names = ("CONTRIBUTING.md", "docs/releasing.md", ".pre-commit-config.yaml")
