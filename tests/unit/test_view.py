@@ -160,6 +160,25 @@ async def test_view_of_a_call_that_stored_nothing_gives_one_error(
     assert after.messages == before.messages
 
 
+async def test_view_of_an_invented_call_of_a_live_worker_gives_one_error(
+    store: RedisSessionStore, client: FakeAsyncRedis
+) -> None:
+    """Redis names no such request for as long as a lease: the events are gone, and no request is orphaned."""
+    root = RedisEventStore(client, ttl=60)
+    cursor = await SessionView(root.for_session("s"), follow_timeout=1).store_event("1", None)
+    await root.flush(5)
+    await client.flushall()
+    await client.set(root.backend.keys.worker(root.backend.worker.name), "1", ex=60)
+    store._shared.workers.lease = 0.1
+    sent = Sent()
+    with anyio.fail_after(20):
+        await SessionView(store, follow_timeout=30).replay_events_after(cursor, sent)
+    (error,) = sent.messages
+    assert isinstance(error, JSONRPCError)
+    assert (error.id, error.error.code) == ("1", EVENTS_GONE)
+    assert await client.keys("*:requests") == []
+
+
 async def test_view_stopped_before_the_first_read_ends_the_resume(store: RedisSessionStore) -> None:
     """A stop between a client's request and the first read of its stream is not missed."""
     view = SessionView(store, follow_timeout=60)

@@ -463,7 +463,7 @@ class RedisSessionStore:
                 read = not shared.breaker.unreachable and await self._attempt(
                     self._advance_or_answer(delivery, watch, name, following), following
                 )
-                if delivery.completed or following.over or following.worker_lost:
+                if delivery.completed or following.over or following.unknown_request:
                     return
                 await watch.wait(following.remaining if read else min(following.remaining, POLL_SECONDS))
 
@@ -513,12 +513,12 @@ class RedisSessionStore:
         shared, keys = self._shared, self._keys
         entry = await shared.reader.call(lambda: self._entry(name))
         if entry is None:
-            following.worker_lost = True  # There is no such request: the cursor may be invented.
+            following.unknown_request = True  # There is no such request: the cursor may be invented.
             return
         if run_entry.is_open(entry):
             request_id = stored_request_id_of(entry)
             if request_id is None:  # Damaged. The answer names the request by its stream.
-                following.worker_lost = True
+                following.unknown_request = True
                 return
             error = codec.encode(orphaned(request_id))
             answered = run_entry.answer(shared.clock.now(), error)
@@ -546,7 +546,7 @@ class _FollowState:
         self._until = time.monotonic() + limit
         self.failures = 0
         self.orphaned = False
-        self.worker_lost = False
+        self.unknown_request = False
 
     @property
     def remaining(self) -> float:
@@ -559,4 +559,4 @@ class _FollowState:
     def end(self, *, completed: bool) -> FollowEnd:
         if completed:
             return FollowEnd.COMPLETED
-        return FollowEnd.WORKER_LOST if self.worker_lost else FollowEnd.TIMEOUT
+        return FollowEnd.WORKER_LOST if self.unknown_request else FollowEnd.TIMEOUT

@@ -46,7 +46,7 @@ class FollowEnd(StrEnum):
     TIMEOUT = "timeout"
     """The follow timeout has passed; the client reconnects by itself."""
     WORKER_LOST = "worker_lost"
-    """The worker of the request is dead, and Redis has nothing of the request to answer."""
+    """Redis names no such request: its worker is dead, or has not named it for as long as a lease."""
 
 
 class StoreOutcome(StrEnum):

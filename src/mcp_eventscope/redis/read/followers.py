@@ -48,9 +48,9 @@ class Watch:
         self.run = run
         """The run of a request; None on a standalone stream, which has several."""
         self.orphaned = False
-        """Whether the worker that ran the request is dead."""
+        """Whether the worker of the request is dead, or Redis has named no such request for as long as a lease."""
         self.unclaimed_since: float | None = None
-        """Since when Redis names no such run although its worker is alive, by the monotonic clock."""
+        """Since when Redis has named no such run although its worker is alive, by the monotonic clock."""
         self._woken = False
         self._waiter: asyncio.Future[None] | None = None
 
@@ -188,7 +188,7 @@ class RunFollowers:
             self._check(watch, run, entry, expired)
 
     def _check(self, watch: Watch, run: str, entry: bytes, expired: set[str]) -> None:
-        """Wake a follower if its worker is dead."""
+        """Wake a follower if its worker is dead, or Redis has named no such request for as long as a lease."""
         if worker_of(run) in expired:
             watch.orphaned = True
             watch.wake()
