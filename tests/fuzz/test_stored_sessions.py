@@ -15,7 +15,7 @@ from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreError
 from mcp_eventscope.redis.inspection import Inspector, Walk, event_facts
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.read.cursor import parse
-from mcp_eventscope.sessions.adoption import params_of
+from mcp_eventscope.sessions.handshake import params_of
 from mcp_eventscope.store.coordination import NewRecord
 from mcp_eventscope.store.messages import GET_STREAM_KEY, EventMessage
 from mcp_eventscope.store.protocol import ObservableEventStore

@@ -17,7 +17,7 @@ from mcp_eventscope import (
     RedisEventStore,
     ResumableSessionManager,
 )
-from mcp_eventscope.sessions.adoption import handshake_of
+from mcp_eventscope.sessions.handshake import handshake_of
 from mcp_eventscope.sessions.registry import SessionRegistry
 from mcp_eventscope.sessions.transport import ResumableTransport
 from mcp_eventscope.sessions.view import SessionView

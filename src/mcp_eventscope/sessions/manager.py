@@ -31,7 +31,8 @@ from mcp_eventscope.frameworks.fastmcp import refuse_inner
 from mcp_eventscope.instrumentation import InstrumentedEventStore, check_store, instrument
 from mcp_eventscope.redis.limits import FLUSH_SECONDS
 from mcp_eventscope.sessions import _sdk_compat
-from mcp_eventscope.sessions.adoption import (
+from mcp_eventscope.sessions.forwarder import Forwarder
+from mcp_eventscope.sessions.handshake import (
     audience_of,
     handshake_of,
     owner_of,
@@ -39,7 +40,6 @@ from mcp_eventscope.sessions.adoption import (
     requestor_of,
     too_large,
 )
-from mcp_eventscope.sessions.forwarder import Forwarder
 from mcp_eventscope.sessions.registry import UNREAD, LocalRegistry, SessionRegistry
 from mcp_eventscope.sessions.settings import check_name, check_settings
 from mcp_eventscope.sessions.telemetry import SessionTelemetry

@@ -19,7 +19,7 @@ from mcp_eventscope.sessions._sdk_compat import (
     MODERN_PROTOCOL_VERSIONS,
     negotiated_version,
 )
-from mcp_eventscope.sessions.adoption import params_of
+from mcp_eventscope.sessions.handshake import params_of
 from mcp_eventscope.telemetry import catalog_sessions
 from mcp_eventscope.telemetry.facts import (
     LifespanMissing,

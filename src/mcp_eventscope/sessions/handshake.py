@@ -1,4 +1,4 @@
-"""Record sessions, and serve the sessions that other workers opened."""
+"""The recorded handshake of a session, its size limit, and the owner of the session."""
 
 import hashlib
 import json
