@@ -59,6 +59,14 @@ def test_pages_name_existing_identifiers() -> None:
         assert sorted(named - known) == []
 
 
+def test_contributing_names_every_file_of_metrics() -> None:
+    """A recipe names each part of the catalog, and each module that binds metrics."""
+    folder = ROOT / "src" / "mcp_eventscope" / "telemetry"
+    files = {path.name for pattern in ("catalog*.py", "*_metrics.py") for path in folder.glob(pattern)}
+    missing = {name for name in files if f"`telemetry/{name}`" not in CONTRIBUTING}
+    assert missing == {"otel_metrics.py"}, "its instruments are bound as the others are"
+
+
 def test_pages_name_existing_targets() -> None:
     """Each `make` target that a page or a hook names is one that `make help` lists, and help lists every target."""
     names = ("CONTRIBUTING.md", "docs/releasing.md", ".pre-commit-config.yaml")
