@@ -101,35 +101,35 @@ async def drill(where: Site, control_url: str) -> None:
         def new(job: str) -> Customer:
             return Customer(HTTPClient(http, ""), where.ledgers[job], lambda: ToolControl(control, uuid.uuid4().hex))
 
-        async def told(name: str, stage: Awaitable[None]) -> None:
+        async def timed(name: str, stage: Awaitable[None]) -> None:
             began = time.monotonic()
             await stage
             LOG.info("%5.1f s: %s took %.1f s", time.time() - where.began, name, time.monotonic() - began)
 
         async def workers_and_redis() -> None:
-            await told("crash", fleet.crash(where, new))
-            await told("outage", fleet.outage(where, new))
+            await timed("crash", fleet.crash(where, new))
+            await timed("outage", fleet.outage(where, new))
             async with anyio.create_task_group() as wrong:
-                wrong.start_soon(told, "wrong ids", fleet.wrong_ids(where, new))
-                wrong.start_soon(told, "lost changes", modern.changes_are_lost(where))
-                wrong.start_soon(told, "wrong answers", modern.answers_are_refused(where, new))
-            await told("flapping", fleet.flapping(where, new))
+                wrong.start_soon(timed, "wrong ids", fleet.wrong_ids(where, new))
+                wrong.start_soon(timed, "lost changes", modern.changes_are_lost(where))
+                wrong.start_soon(timed, "wrong answers", modern.answers_are_refused(where, new))
+            await timed("flapping", fleet.flapping(where, new))
 
         async def ttl_and_memory() -> None:
             async with anyio.create_task_group() as both:
-                both.start_soon(told, "too short a TTL", others.too_short(where, new))
-                both.start_soon(told, "no TTL", others.for_ever(where, new))
-            await told("full Redis", others.full(where))
+                both.start_soon(timed, "too short a TTL", others.too_short(where, new))
+                both.start_soon(timed, "no TTL", others.for_ever(where, new))
+            await timed("full Redis", others.full(where))
 
         watching.start_soon(where.watch)
         await where.begin()
         calm, go_on = anyio.Event(), anyio.Event()
         four = Drill(where, http, lambda: ToolControl(control, uuid.uuid4().hex))
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(told, "four workers", four.run(calm, go_on))
+            tasks.start_soon(timed, "four workers", four.run(calm, go_on))
             async with anyio.create_task_group() as both:
-                both.start_soon(told, "calm", fleet.calm(where, new))
-                both.start_soon(told, "calm of tasks and subscriptions", modern.calm(where, new))
+                both.start_soon(timed, "calm", fleet.calm(where, new))
+                both.start_soon(timed, "calm of tasks and subscriptions", modern.calm(where, new))
             await calm.wait()
             pending = {alert["metric"]["alertname"] for alert in where.prometheus.query("ALERTS")}
             assert pending <= where.tolerated, "nothing is wrong, and nothing is about to be"
@@ -137,7 +137,7 @@ async def drill(where: Site, control_url: str) -> None:
             tasks.start_soon(workers_and_redis)
             tasks.start_soon(ttl_and_memory)
         for job, names in EXPECTED.items():
-            await told(f"slow alerts of {job}", where.has_fired(job, *(names & SLOW)))
+            await timed(f"slow alerts of {job}", where.has_fired(job, *(names & SLOW)))
         await where.scraped(where.a, where.b, where.short)
         where.end()
         watching.cancel_scope.cancel()
@@ -156,7 +156,7 @@ def test_every_alert_is_drilled() -> None:
     assert set().union(*EXPECTED.values()) == {alert.name for alert in alerts()}
 
 
-def test_alerts(after: Site) -> None:
+def test_drill_fires_exactly_the_expected_alerts(after: Site) -> None:
     """Exactly the expected alerts have fired for the expected jobs; on a busy machine also those about latencies."""
     expected = {(job, name) for job, names in EXPECTED.items() for name in names}
     assert expected <= after.fired()
@@ -174,7 +174,7 @@ def _exported(target: Target) -> bool:
     return any(re.search(rf"\b{name}\b", target.expr) for name in REDIS_EXPORTER)
 
 
-def test_variables(after: Site) -> None:
+def test_variables_of_the_dashboards_offer_the_drill(after: Site) -> None:
     """The variables offer the jobs, the targets and the store of the drill."""
     targets = (after.a, after.b, after.short, after.forever, after.four, after.four.next)
     workers = {address(target) for target in targets}
@@ -215,47 +215,47 @@ def _only(series: Labels, by: set[str]) -> Labels:
 
 
 @pytest.mark.parametrize("job", [FLEET, SHORT, FOREVER])
-def test_counters(after: Site, job: str) -> None:
+def test_counters_after_the_drill_are_exact(after: Site, job: str) -> None:
     """Counters are exact, over a crash, outages, and a worker that never returned."""
     view, ledger = after.view(job), after.ledgers[job]
-    outcomes = view.told("eventscope_replay_duration_seconds_count", "outcome")
+    outcomes = view.increases("eventscope_replay_duration_seconds_count", "outcome")
     errors = outcomes.pop("error", 0)
     assert outcomes == ledger.resumes
     # A resume that finds Redis unreachable counts as an error once, and ends well; one that knows so waits.
     unavailable = errors - ledger.rejected
     assert unavailable <= ledger.waited
     failures = {"unavailable": unavailable, "rejected": ledger.rejected}
-    assert view.told("eventscope_errors_total", "error_type") == _some(failures)
-    assert view.told("eventscope_replay_misses_total", "reason") == ledger.misses
-    assert view.told("eventscope_requests_orphaned_total", "job") == _some({job: ledger.orphaned})
-    assert view.told("eventscope_events_stored_total", "message_type") == ledger.stored
-    assert view.told("eventscope_events_lost_total", "reason") == ledger.lost
+    assert view.increases("eventscope_errors_total", "error_type") == _some(failures)
+    assert view.increases("eventscope_replay_misses_total", "reason") == ledger.misses
+    assert view.increases("eventscope_requests_orphaned_total", "job") == _some({job: ledger.orphaned})
+    assert view.increases("eventscope_events_stored_total", "message_type") == ledger.stored
+    assert view.increases("eventscope_events_lost_total", "reason") == ledger.lost
     accepted = ledger.stored.total() + ledger.lost.total()
-    assert view.told("eventscope_events_accepted_total", "job") == _some({job: accepted})
-    assert view.told("eventscope_telemetry_failures_total", "sink") == {}
-    assert view.told("eventscope_events_missing_total", "job") == {}
-    assert view.told("eventscope_events_corrupt_total", "job") == {}
-    received = view.told("eventscope_requests_received_total", "mcp_protocol_version")
+    assert view.increases("eventscope_events_accepted_total", "job") == _some({job: accepted})
+    assert view.increases("eventscope_telemetry_failures_total", "sink") == {}
+    assert view.increases("eventscope_events_missing_total", "job") == {}
+    assert view.increases("eventscope_events_corrupt_total", "job") == {}
+    received = view.increases("eventscope_requests_received_total", "mcp_protocol_version")
     received.pop(MODERN, None)
     assert received == {VERSION: ledger.requests}
-    assert view.told("eventscope_sessions_started_total", "origin") == ledger.begun
-    assert view.told("eventscope_sessions_ended_total", "reason") == ledger.ended
-    assert view.told("eventscope_requests_refused_total", "reason") == {}
-    assert view.told("eventscope_redis_keys_evicted_total", "job") == _some({job: after.evicted * (job == SHORT)})
+    assert view.increases("eventscope_sessions_started_total", "origin") == ledger.begun
+    assert view.increases("eventscope_sessions_ended_total", "reason") == ledger.ended
+    assert view.increases("eventscope_requests_refused_total", "reason") == {}
+    assert view.increases("eventscope_redis_keys_evicted_total", "job") == _some({job: after.evicted * (job == SHORT)})
 
 
 @pytest.mark.parametrize("job", [FLEET, SHORT, FOREVER])
 def test_counters_of_tasks_answers_and_signals(after: Site, job: str) -> None:
     """Counters of revision 2026-07-28 are exact, too."""
     view, ledger = after.view(job), after.ledgers[job]
-    assert view.told("eventscope_tasks_ended_total", "outcome") == ledger.tasks
-    assert view.told("eventscope_tasks_orphaned_total", "job") == _some({job: ledger.tasks_orphaned})
-    assert view.told("eventscope_tasks_uncollected_total", "job") == _some({job: ledger.tasks_uncollected})
-    assert view.told("eventscope_request_state_answers_total", "outcome") == ledger.answers
-    assert view.told("eventscope_request_state_answers_repeated_total", "job") == _some({job: ledger.repeated})
-    assert view.told("eventscope_request_state_refused_total", "reason") == ledger.answers_refused
-    assert view.told("eventscope_subscriptions_signals_delivered_total", "path") == ledger.signals
-    assert view.told("eventscope_subscriptions_gaps_total", "reason") == ledger.gaps
+    assert view.increases("eventscope_tasks_ended_total", "outcome") == ledger.tasks
+    assert view.increases("eventscope_tasks_orphaned_total", "job") == _some({job: ledger.tasks_orphaned})
+    assert view.increases("eventscope_tasks_uncollected_total", "job") == _some({job: ledger.tasks_uncollected})
+    assert view.increases("eventscope_request_state_answers_total", "outcome") == ledger.answers
+    assert view.increases("eventscope_request_state_answers_repeated_total", "job") == _some({job: ledger.repeated})
+    assert view.increases("eventscope_request_state_refused_total", "reason") == ledger.answers_refused
+    assert view.increases("eventscope_subscriptions_signals_delivered_total", "path") == ledger.signals
+    assert view.increases("eventscope_subscriptions_gaps_total", "reason") == ledger.gaps
 
 
 def _some(counts: dict[str, float]) -> dict[str, float]:
@@ -263,26 +263,26 @@ def _some(counts: dict[str, float]) -> dict[str, float]:
     return {name: count for name, count in counts.items() if count}
 
 
-def test_outages(after: Site) -> None:
+def test_outages_of_the_drill_count_with_duration_and_retries(after: Site) -> None:
     """The number and duration of outages, and their retries."""
     view, ledger = after.view(FLEET), after.ledgers[FLEET]
     a = address(after.a)
-    times = view.told("eventscope_degradations_total", "instance")
+    times = view.increases("eventscope_degradations_total", "instance")
     # No tool reports on the other worker: its reader of changes may miss an outage of a moment.
     assert times.pop(a) == len(ledger.outages) >= times.pop(address(after.b)) >= 1
-    seconds = view.told("eventscope_degradation_duration_seconds_total", "instance")[a]
+    seconds = view.increases("eventscope_degradation_duration_seconds_total", "instance")[a]
     # It is noticed by the next message, and over with the first that is stored: within an interval, each.
     assert abs(seconds - sum(ledger.outages)) < len(ledger.outages) * view.interval
     # Events of an outage are stored like others, later.
-    assert view.told("eventscope_store_duration_seconds_count", "outcome") == {"ok": ledger.stored.total()}
-    assert view.told("eventscope_commit_retries_total", "reason").keys() == {"connection", "noscript"}
+    assert view.increases("eventscope_store_duration_seconds_count", "outcome") == {"ok": ledger.stored.total()}
+    assert view.increases("eventscope_commit_retries_total", "reason").keys() == {"connection", "noscript"}
 
 
 @pytest.mark.parametrize("job", [FLEET, SHORT])
-def test_first_row(after: Site, job: str) -> None:
+def test_first_row_of_the_overview_sums_the_whole_drill(after: Site, job: str) -> None:
     """The first numbers of the overview, over the whole drill."""
     view = after.view(job)
-    counted = view.told("eventscope_replay_duration_seconds_count", "outcome")
+    counted = view.increases("eventscope_replay_duration_seconds_count", "outcome")
     # On a busy machine all of what is resumed shortly before its TTL has expired.
     resumed, missed, errors, caught_up = (counted.get(name, 0) for name in ("resumed", "missed", "error", "caught_up"))
     # `increase` extrapolates to the ends of the range, by an interval at most: all numbers of a target that was up
@@ -295,7 +295,7 @@ def test_first_row(after: Site, job: str) -> None:
 
 
 @pytest.mark.parametrize("job", [FLEET, SHORT, FOREVER])
-def test_problems(after: Site, job: str) -> None:
+def test_problem_table_lists_what_the_drill_caused(after: Site, job: str) -> None:
     """The table of problems: each as often as it was counted, and those that the drill caused."""
     view = after.view(job)
     (target,) = _panel(OVERVIEW, 5)
@@ -314,7 +314,7 @@ def test_problems(after: Site, job: str) -> None:
         moved |= {selector.partition("{")[0]} if count else set()
     # The number of replay errors depends on timing.
     causes = moved - {"eventscope_replay_duration_seconds_count"}
-    reasons = view.told("eventscope_degradations_total", "reason")
+    reasons = view.increases("eventscope_degradations_total", "reason")
     assert causes == {f"eventscope_{name}" for name in WRONG[job]}, reasons
 
 
@@ -328,7 +328,7 @@ def _number(after: Site, job: str, panel: int) -> float:
     return value
 
 
-def test_each_worker(after: Site) -> None:
+def test_worker_table_has_resumes_error_ratio_and_gauges(after: Site) -> None:
     """The table of workers: resumes, error ratio, and gauges."""
     view = after.view(FLEET)
     columns = {target.ref: target for target in _panel(RESUME, 11)}
@@ -340,7 +340,7 @@ def test_each_worker(after: Site) -> None:
         count = bad + counted["resumed"] + counted["caught_up"]
         assert count <= total[address(worker)] <= count * (1 + 2 * view.interval / view.seconds)
         assert failed[address(worker)] == pytest.approx(bad / count, rel=0.01)
-    assert set(_by_worker(after, columns["D"]).values()) == {0}, "nobody is followed any more"
+    assert set(_by_worker(after, columns["D"]).values()) == {0}, "no stream is followed any more"
     assert set(_by_worker(after, columns["E"]).values()) == {0}, "nothing is missing"
     assert set(_by_worker(after, columns["F"]).values()) == {0}, "Redis is there"
 
@@ -351,7 +351,7 @@ def _by_worker(after: Site, target: Target, *, greatest: bool = False) -> dict[s
     return {dict(series).get("instance", ""): value for series, value in values.items()}
 
 
-def test_gauges(after: Site) -> None:
+def test_gauges_of_the_drill_have_current_and_maximum_values(after: Site) -> None:
     """Current values and maxima of gauges."""
     a, b = address(after.a), address(after.b)
 
@@ -370,7 +370,7 @@ def test_gauges(after: Site) -> None:
     assert now(51) == {a: len(serving[after.a.url]), b: len(serving[after.b.url])}, "sessions"
 
 
-def test_all_jobs(after: Site) -> None:
+def test_panels_without_a_selection_show_all_jobs(after: Site) -> None:
     """Panels without a selection."""
     view = after.view()
     (targets_seen,), (ttl,) = _panel(OVERVIEW, 62), _panel(OVERVIEW, 45)
@@ -385,7 +385,7 @@ def test_all_jobs(after: Site) -> None:
     assert max(view.greatest(keys).values()) > 0, "keys that will never expire"
 
 
-def test_shares(after: Site) -> None:
+def test_ratios_over_time_follow_the_drill(after: Site) -> None:
     """Ratios over time: resume errors, and TTL used at resume."""
     for target in _panel(OVERVIEW, 21):
         assert max(after.view(FOREVER).greatest(target).values()) == 1, "nothing but failures there"

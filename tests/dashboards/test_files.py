@@ -136,7 +136,7 @@ def test_export_and_its_failure_have_json(tmp_path: Path, capsys: pytest.Capture
     assert (result["command"], result["error"]["code"]) == ("dashboards export", "failed")
 
 
-def test_console_script() -> None:
+def test_entry_point_is_the_command_line() -> None:
     """`mcp-eventscope` is an entry point."""
     (script,) = entry_points(group="console_scripts", name="mcp-eventscope")
     assert script.load() is main

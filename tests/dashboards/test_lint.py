@@ -30,7 +30,7 @@ def _links(value: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("uid", BOARDS)
-def test_can_be_provisioned(uid: str) -> None:
+def test_dashboard_can_be_provisioned_from_a_file(uid: str) -> None:
     """Classic JSON for file providers: no inputs, no numeric id."""
     board = BOARDS[uid]
     assert board["uid"] == uid
@@ -47,7 +47,7 @@ def test_can_be_provisioned(uid: str) -> None:
 
 
 @pytest.mark.parametrize("uid", WATCHING)
-def test_variables(uid: str) -> None:
+def test_dashboard_variables_select_all_by_default(uid: str) -> None:
     """Data source, job and instance can be selected; all by default."""
     source = _variable(uid, "datasource")
     assert (source["type"], source["label"], source["query"]) == ("datasource", "Data source", "prometheus")
@@ -64,7 +64,7 @@ def test_variables(uid: str) -> None:
 
 
 @pytest.mark.parametrize("uid", WATCHING)
-def test_annotations(uid: str) -> None:
+def test_dashboard_annotations_show_restarts_and_outages(uid: str) -> None:
     """Restarts and outages are on every panel."""
     annotations = BOARDS[uid]["annotations"]["list"]
     assert [annotation["name"] for annotation in annotations] == ["Restarts", "Redis unavailable"]
@@ -97,7 +97,7 @@ def test_overview_fits_one_screen() -> None:
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_panel_is_whole(name: str) -> None:
+def test_panel_has_title_source_unit_and_query_ids(name: str) -> None:
     """A panel has a title, a templated data source, a unit, and queries with reference ids."""
     _, panel = DRAWN[name]
     assert panel["type"] in {"timeseries", "stat", "heatmap", "table"}
@@ -185,7 +185,7 @@ def test_query_counts_over_a_fitting_time(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_counters_are_counted(name: str) -> None:
+def test_counters_appear_within_rate_or_increase_only(name: str) -> None:
     """Counters appear only within rate or increase."""
     query = Query(TARGETS[name]["expr"])
     counters = {s.name for s in query.selectors() if re.search(r"_(total|count|sum|bucket)$", s.name)}
@@ -193,7 +193,7 @@ def test_counters_are_counted(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_histograms_have_exemplars(name: str) -> None:
+def test_histogram_queries_request_exemplars(name: str) -> None:
     """Histogram queries request exemplars."""
     target = TARGETS[name]
     if "_bucket{" in target["expr"] and not target["instant"]:

@@ -107,20 +107,22 @@ def grafana() -> Iterator[Grafana]:
 
 
 @pytest.mark.parametrize("path", ["", "/grafana"])
-def test_push(grafana: Grafana, capsys: pytest.CaptureFixture[str], path: str) -> None:
+def test_push_imports_all_dashboards_and_replaces_them(
+    grafana: Grafana, capsys: pytest.CaptureFixture[str], path: str
+) -> None:
     """All dashboards are imported into a folder, below any path; a second push replaces them."""
     grafana.path = path
     for _ in range(2):
         assert main(["dashboards", "push", "--grafana", grafana.url, "--token", TOKEN]) == 0
     assert grafana.folders == {FOLDER_UID: "MCP event store"}
     assert len(grafana.dashboards) >= 3
-    told = capsys.readouterr().out
-    assert TOKEN not in told
+    output = capsys.readouterr().out
+    assert TOKEN not in output
     for uid, imported in grafana.dashboards.items():
         assert imported["folderUid"] == FOLDER_UID
         assert imported["overwrite"] is True
         assert imported["dashboard"]["id"] is None
-        assert f"{grafana.url}/d/{uid}/slug" in told
+        assert f"{grafana.url}/d/{uid}/slug" in output
 
 
 def test_push_with_a_runbook_url_leads_panels_there(grafana: Grafana) -> None:
@@ -155,7 +157,7 @@ def test_token_of_the_environment(
     assert grafana.folders == {FOLDER_UID: "Ours"}
 
 
-def test_refusals(grafana: Grafana, capsys: pytest.CaptureFixture[str]) -> None:
+def test_push_that_is_refused_names_a_remedy_and_no_token(grafana: Grafana, capsys: pytest.CaptureFixture[str]) -> None:
     """A wrong token, a missing role, and an unreachable Grafana: each error has a remedy, and no token."""
     assert main(["dashboards", "push", "--grafana", grafana.url, "--token", "glsa_wrong"]) == 1
     wrong = capsys.readouterr().err

@@ -304,7 +304,7 @@ CASES = [
     ),
     Case(
         "EventscopeTTLHeadroomLow",
-        "nobody comes back",
+        "no client resumes",
         histogram("eventscope_resume_ttl_ratio", {"0.9": "0x100", "+Inf": "0x100"}),
         "90m",
     ),
@@ -317,7 +317,7 @@ CASES = [
     ),
     Case(
         "EventscopeKeysWithoutTTL",
-        "somebody else's keys",
+        "keys of another application",
         {"eventscope_ttl_seconds{}": "3600x60", "eventscope_redis_keys_without_ttl{}": "3x60"},
         "40m",
         [{}],
@@ -406,7 +406,7 @@ CASES = [
         "15m",
     ),
     # -- the telemetry itself -----------------------------------------------------------------------------------------
-    Case("EventscopeMetricsAbsent", "nobody has ever scraped any", {"up{}": "1x30"}, "10m", [{"job": ""}], who={}),
+    Case("EventscopeMetricsAbsent", "metrics were never scraped", {"up{}": "1x30"}, "10m", [{"job": ""}], who={}),
     Case(
         "EventscopeMetricsAbsent",
         "one job of two has gone",
@@ -664,8 +664,8 @@ CASES = [
 ]
 
 
-def test_prometheus_takes_them() -> None:
-    """`promtool check rules` passes, without warnings."""
+def test_rules_pass_promtool_without_warnings() -> None:
+    """`promtool check rules`."""
     promtool = program("promtool", "prometheus")
     files = sorted(str(path) for path in PROMETHEUS.glob("*.yaml"))
     command = [promtool, "check", "rules", "--lint=all", "--lint-fatal", *files]
@@ -686,13 +686,13 @@ def test_a_wrong_case_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_every_alert_has_both(name: str) -> None:
+def test_every_alert_has_a_firing_and_a_silent_case(name: str) -> None:
     """Every alert has a case in which it fires, and one in which it does not."""
     assert {bool(case.fires) for case in CASES if case.alert == name} == {True, False}
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_every_alert_leads_on(name: str) -> None:
+def test_every_alert_links_to_a_complete_runbook_section(name: str) -> None:
     """Every alert has a section of the runbook with three parts, and links to it and to a dashboard."""
     assert name in links.SECTIONS
     section = RUNBOOK.partition(f"\n## {name}\n")[2].partition("\n## ")[0]

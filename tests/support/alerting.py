@@ -23,8 +23,8 @@ JSON = dict[str, Any]
 class Case:
     """One alert, in one situation.
 
-    `series` are values in promtool's notation, by selector without `job` and `store`. `fires` are the labels of what is
-    told beside these two; none: nothing is. `value` and `rate` are the numbers in
+    `series` are values in promtool's notation, by selector without `job` and `store`. `fires` are the labels of the
+    alerts that fire, beside these two; empty: none fires. `value` and `rate` are the numbers in
     its annotations. `when`, `every`: durations.
     """
 

@@ -49,7 +49,7 @@ def exposed(registry: CollectorRegistry) -> dict[str, Metric]:
     return {metric.name + ("_total" if metric.type == "counter" else ""): metric for metric in registry.collect()}
 
 
-def test_exposed_is_declared(scope: Scope, redis: FakeAsyncRedis) -> None:
+def test_exposed_metrics_are_the_declared_ones(scope: Scope, redis: FakeAsyncRedis) -> None:
     """Exactly the declared metrics are exposed from the start, as declared."""
     store = RedisEventStore(redis, ttl=60)
     scope.instrument(store)
@@ -139,12 +139,12 @@ def test_names_keep_the_conventions() -> None:
         "answer_outcome",
     ],
 )
-def test_labels_are_the_facts(label: declarations.Label, enum: type[StrEnum]) -> None:
+def test_label_values_are_those_of_the_enumerations(label: declarations.Label, enum: type[StrEnum]) -> None:
     """The values of a label are those of the store's enum."""
     assert set(label.values or ()) == {member.value for member in enum}
 
 
-def test_ends_are_outcomes() -> None:
+def test_every_end_of_following_is_an_outcome() -> None:
     """Every end of following is an outcome."""
     assert {end.value for end in FollowEnd} <= set(catalog.FOLLOW_OUTCOME.values or ())
 

@@ -39,7 +39,7 @@ def ids(scope: Scope, number: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("ours", [True, False])
-async def test_stored_and_replayed(scope: Scope, redis: FakeAsyncRedis, *, ours: bool) -> None:
+async def test_latency_histograms_have_spans_as_exemplars(scope: Scope, redis: FakeAsyncRedis, *, ours: bool) -> None:
     """Latency histograms have the last span of each bucket as exemplar, with its ids only, and in OpenMetrics only."""
     session = scope.instrument(RedisEventStore(redis, ttl=60) if ours else MemoryEventStore())
     first = (await session.append("1", None)).event_id
@@ -72,7 +72,9 @@ async def test_the_last_of_each_bucket(scope: Scope, redis: FakeAsyncRedis) -> N
     assert scope.sample("store_duration_seconds_count", outcome="ok") == 6
 
 
-async def test_a_failure(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_operation_has_an_exemplar(
+    scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A failed operation is an exemplar, too."""
 
     async def fail(*_: object, **__: object) -> None:

@@ -105,8 +105,8 @@ class RaisingLogger(Recorder):
 
 
 @pytest.mark.parametrize("broken", ["sampler", "processor"])
-async def test_tracing_raises(scope: Scope, redis: FakeAsyncRedis, broken: str) -> None:
-    """A failing sampler or span processor of the application is counted."""
+async def test_tracing_that_raises_is_counted(scope: Scope, redis: FakeAsyncRedis, broken: str) -> None:
+    """A sampler or span processor of the application."""
     provider = TracerProvider(sampler=RaisingSampler()) if broken == "sampler" else TracerProvider()
     if broken == "processor":
         provider.add_span_processor(RaisingProcessor())
@@ -120,8 +120,8 @@ async def test_tracing_raises(scope: Scope, redis: FakeAsyncRedis, broken: str) 
     assert scope.sample("events_stored_total", message_type="notification") == 1
 
 
-async def test_logger_raises(scope: Scope, redis: FakeAsyncRedis) -> None:
-    """A failing logger is counted, also at construction."""
+async def test_logger_that_raises_is_counted(scope: Scope, redis: FakeAsyncRedis) -> None:
+    """Also at construction."""
     store = InstrumentedEventStore(RedisEventStore(redis), registry=scope.registry, logger=RaisingLogger())
     await exercise(store)
     await store.store_event("1", NOTE)
@@ -144,7 +144,7 @@ async def test_logger_raises_while_an_application_starts(scope: Scope) -> None:
 
 
 @pytest.mark.parametrize("logger", [logging.getLogger("x"), logging.LoggerAdapter(logging.getLogger("x"), {})])
-async def test_logger_without_fields(redis: FakeAsyncRedis, logger: object) -> None:
+async def test_logger_without_fields_is_refused_at_construction(redis: FakeAsyncRedis, logger: object) -> None:
     """A logger of the standard library, which would raise on every event, is refused immediately."""
     store = RedisEventStore(redis, ttl=60)
     with pytest.raises(TypeError, match="must accept fields"):
@@ -153,8 +153,10 @@ async def test_logger_without_fields(redis: FakeAsyncRedis, logger: object) -> N
         http_app(MCPServer("s"), store, registry=CollectorRegistry(), logger=logger)  # type: ignore[arg-type]
 
 
-async def test_metrics_raise(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Failing metrics are counted."""
+async def test_metrics_that_raise_are_counted(
+    scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is not affected."""
 
     def fail(*_: object) -> None:
         msg = "metrics"
@@ -169,7 +171,9 @@ async def test_metrics_raise(scope: Scope, redis: FakeAsyncRedis, monkeypatch: p
     assert len(scope.spans()) == 5
 
 
-async def test_spans_without_ids(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_spans_whose_context_raises_are_ended(
+    scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Spans whose context raises are still ended."""
 
     def fail(*_: object) -> None:
@@ -183,7 +187,9 @@ async def test_spans_without_ids(scope: Scope, redis: FakeAsyncRedis, monkeypatc
     assert len(scope.spans()) == 5
 
 
-async def test_instruments_raise(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_instruments_that_raise_are_counted(
+    scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Failing instruments, such as those of a registry with read-only files, are counted."""
 
     def fail(*_: object) -> None:
@@ -208,7 +214,9 @@ class RaisingExporter(SpanExporter):
         raise RuntimeError(msg)
 
 
-async def test_exporter_raises(scope: Scope, redis: FakeAsyncRedis, caplog: pytest.LogCaptureFixture) -> None:
+async def test_exporter_that_raises_is_not_counted(
+    scope: Scope, redis: FakeAsyncRedis, caplog: pytest.LogCaptureFixture
+) -> None:
     """OpenTelemetry catches and logs errors of an exporter: none is counted here."""
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(RaisingExporter()))
@@ -221,7 +229,9 @@ async def test_exporter_raises(scope: Scope, redis: FakeAsyncRedis, caplog: pyte
 
 
 @pytest.mark.parametrize("fact", FACTS, ids=lambda fact: type(fact).__name__)
-async def test_what_the_manager_tells(scope: Scope, monkeypatch: pytest.MonkeyPatch, fact: ServingFact) -> None:
+async def test_session_facts_that_sinks_fail_to_record_are_counted(
+    scope: Scope, monkeypatch: pytest.MonkeyPatch, fact: ServingFact
+) -> None:
     """Each fact about sessions that metrics and logger fail to record is counted, and nothing is raised."""
 
     def fail(*_: object) -> None:
@@ -290,8 +300,8 @@ async def test_sessions_are_served_while_everything_raises(rig: Rig, monkeypatch
     await until(lambda: rig.scope.sample("telemetry_failures_total", sink="logs") == 4)
 
 
-async def test_everything_raises(redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With all sinks failing the store works, and its own errors are unchanged."""
+async def test_store_works_while_all_sinks_raise(redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own errors are unchanged."""
 
     def fail(*_: object) -> None:
         msg = "metrics"

@@ -76,7 +76,7 @@ assert "eventscope_redis_keys{" not in scrape()
     )
 
 
-def test_gauges_of_the_gone(tmp_path: Path) -> None:
+def test_killed_process_takes_its_gauges_and_leaves_its_sums(tmp_path: Path) -> None:
     """A forked process counts separately; killed, its gauges disappear, those of others and all sums remain."""
     run(
         tmp_path,
@@ -86,11 +86,11 @@ other = Gauge("others", "Of the application.", registry=registry, multiprocess_m
 other.set(1)
 sink.following(); sink.orphaned()
 Path(WHERE, "gauge_liveall_1.db").write_bytes(Path(WHERE, f"gauge_liveall_{os.getpid()}.db").read_bytes())
-ready, told = os.pipe()
+ready, write_end = os.pipe()
 child = os.fork()
 if child == 0:
     sink.following(); sink.following(); sink.orphaned(); other.set(2)
-    os.write(told, b"x")
+    os.write(write_end, b"x")
     time.sleep(60)
 os.read(ready, 1)
 assert Path(WHERE, f"eventscope-{child}.alive").exists()
@@ -115,11 +115,11 @@ def test_gauges_show_which_worker_is_degraded(tmp_path: Path) -> None:
         """
 from mcp_eventscope.store.events import FailureReason, StoreDegraded
 sink = instrument()
-ready, told = os.pipe()
+ready, write_end = os.pipe()
 child = os.fork()
 if child == 0:
     sink.record(StoreDegraded(reason=FailureReason.CONNECTION))
-    os.write(told, b"x")
+    os.write(write_end, b"x")
     time.sleep(60)
 os.read(ready, 1)
 assert gauges("degraded") == {str(os.getpid()): 0, str(child): 1}, scrape()
@@ -161,7 +161,7 @@ assert not [path for path in WHERE.glob("*.new")]
     )
 
 
-def test_sessions_and_versions(tmp_path: Path) -> None:
+def test_sessions_sum_over_live_processes_and_build_info_does_not(tmp_path: Path) -> None:
     """Sessions are summed over live processes; build info is 1, once."""
     run(
         tmp_path,
@@ -170,12 +170,12 @@ from mcp_eventscope.telemetry.facts import Origin, SessionBegan
 sink = instrument()
 began = SessionBegan(Origin.OPENED)
 sink.serving.record(began)
-ready, told = os.pipe()
+ready, write_end = os.pipe()
 child = os.fork()
 if child == 0:
     sink.serving.record(began); sink.serving.record(began)
     instrument(CollectorRegistry(), "other")
-    os.write(told, b"x")
+    os.write(write_end, b"x")
     time.sleep(60)
 os.read(ready, 1)
 assert gauges("sessions_active") == {str(os.getpid()): 1, str(child): 2}, scrape()
@@ -225,7 +225,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("directory", ["missing", "file"])
-def test_no_directory(tmp_path: Path, directory: str) -> None:
+def test_missing_directory_is_refused_with_the_remedy(tmp_path: Path, directory: str) -> None:
     """A missing directory is refused, with the remedy."""
     (tmp_path / "file").touch()
     run(
@@ -242,7 +242,7 @@ for attempt in (instrument, lambda: Exposition(registry)):
     )
 
 
-def test_set_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variable_set_after_the_import_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable that is set after the import is refused: a scrape would show one worker only."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     with pytest.raises(ValueError, match="before prometheus_client is imported"):

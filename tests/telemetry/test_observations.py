@@ -40,8 +40,8 @@ async def test_what_is_read_is_exact(scope: Scope) -> None:
 
 
 @pytest.mark.anyio
-async def test_nobody_has_to_ask() -> None:
-    """In multiprocess mode a buffer is flushed at the end of the iteration."""
+async def test_buffer_is_flushed_at_the_end_of_the_iteration() -> None:
+    """In multiprocess mode."""
     written: list[observations.ObservationBatch] = []
     kept = observations.ObservationBuffer(written.append, unexpected, flush_each_turn=True)
     kept.add(0.001, JSONRPCNotification, 5)
@@ -51,7 +51,7 @@ async def test_nobody_has_to_ask() -> None:
     assert written == [observations.ObservationBatch([0.001, 0.002], [JSONRPCNotification, type(None)], 5, [])]
 
 
-def test_without_a_loop() -> None:
+def test_buffer_without_an_event_loop_is_flushed_immediately() -> None:
     """Without an event loop it is flushed immediately."""
     written: list[observations.ObservationBatch] = []
     observations.ObservationBuffer(written.append, unexpected, flush_each_turn=True).add(0.001, type(None), 0)
@@ -69,7 +69,7 @@ async def test_a_turn_may_be_long(*, every_turn: bool) -> None:
     assert [len(noted.seconds) for noted in written] == [observations.FLUSH_SIZE]
 
 
-def test_as_one_by_one(scope: Scope) -> None:
+def test_batch_fills_the_buckets_of_single_observations(scope: Scope) -> None:
     """A batch fills the same buckets as single observations."""
     other = Scope()
     bounds = catalog.STORE_SECONDS
@@ -87,7 +87,7 @@ def test_as_one_by_one(scope: Scope) -> None:
     assert scope.sample("store_duration_seconds_sum", outcome="ok") == pytest.approx(sum(amounts))
 
 
-def test_threads(scope: Scope) -> None:
+def test_scrapes_of_another_thread_are_exact(scope: Scope) -> None:
     """Scrapes from another thread lose nothing, and count nothing twice."""
     metrics = sink(scope)
     done = threading.Event()
@@ -169,10 +169,10 @@ print([noted.seconds for noted in written])
 """
 
 
-def test_a_fork() -> None:
+def test_forked_child_discards_the_observations_of_its_parent() -> None:
     """After a fork the child discards the observations of the parent, and a lock held by another thread."""
-    told = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, check=True, text=True, timeout=CEILING)
-    assert told.stdout.splitlines() == ["[[2.0]]", "[[1.0]]"]
+    ran = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, check=True, text=True, timeout=CEILING)
+    assert ran.stdout.splitlines() == ["[[2.0]]", "[[1.0]]"]
 
 
 def test_whoever_is_told_may_read() -> None:
@@ -182,16 +182,16 @@ def test_whoever_is_told_may_read() -> None:
         msg = "metrics"
         raise RuntimeError(msg)
 
-    told: list[Exception] = []
+    raised: list[Exception] = []
 
     def failed(error: Exception) -> None:
-        told.append(error)
+        raised.append(error)
         kept.flush()
 
     kept = observations.ObservationBuffer(fail, failed)
     kept.add(0.001, type(None), 0)
     kept.flush()
-    assert len(told) == 1
+    assert len(raised) == 1
 
 
 @pytest.mark.anyio

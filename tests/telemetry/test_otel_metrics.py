@@ -214,7 +214,7 @@ async def story(store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) 
             await session.append("2", NOTE)
 
 
-async def test_both_say_the_same(
+async def test_otel_and_prometheus_have_the_same_values(
     scope: Scope, reader: InMemoryMetricReader, both: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the same story, each metric has its unit, help, attributes, buckets and value."""
@@ -298,7 +298,7 @@ async def test_counters_are_there_before_anything_happens(
     assert both.ttl == 60
 
 
-async def test_instead_of_prometheus(
+async def test_otel_without_prometheus_has_the_same_values(
     reader: InMemoryMetricReader, provider: MeterProvider, redis: FakeAsyncRedis
 ) -> None:
     """Without a registry the values are the same; stores differ in an attribute."""
@@ -311,7 +311,9 @@ async def test_instead_of_prometheus(
     assert sorted(str((point.attributes or {})["store"]) for point in points) == ["one", "two"]
 
 
-async def test_from_http_app(reader: InMemoryMetricReader, provider: MeterProvider, scope: Scope) -> None:
+async def test_http_app_passes_the_meter_provider_on(
+    reader: InMemoryMetricReader, provider: MeterProvider, scope: Scope
+) -> None:
     """`http_app` passes the provider on, and refuses it for an instrumented store."""
     http_app(
         MCPServer("s"),
@@ -327,7 +329,7 @@ async def test_from_http_app(reader: InMemoryMetricReader, provider: MeterProvid
 
 
 @pytest.mark.parametrize("verb", ["create_histogram.record", "create_counter.add"])
-async def test_otel_raises(
+async def test_meter_provider_that_raises_is_counted(
     scope: Scope, both: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     """A failing provider does not affect the caller or Prometheus, and is counted."""
@@ -361,8 +363,8 @@ def test_durations_of_the_convention_have_its_names_and_buckets() -> None:
     assert [label.attribute for label in session.labels] == ["store", "mcp.protocol.version", "error.type"]
 
 
-def test_names() -> None:
-    """Names are dotted, unique, without `_total`, and none is a namespace of another."""
+def test_otel_names_are_dotted_and_unique() -> None:
+    """Without `_total`, and none is a namespace of another."""
     names = [metric.otel_name for metric in catalog.METRICS]
     assert len(set(names)) == len(names)
     for metric in catalog.METRICS:

@@ -68,7 +68,7 @@ async def stored_before(redis: FakeAsyncRedis, seconds: float, message: JSONRPCM
     return event_id
 
 
-async def test_do_resumes_work(scope: Scope, session: InstrumentedEventStore) -> None:
+async def test_question_do_resumes_work_has_a_success_ratio(scope: Scope, session: InstrumentedEventStore) -> None:
     """The success ratio."""
     first = (await session.append("1", None)).event_id
     last = (await session.append("1", note(1))).event_id
@@ -85,8 +85,8 @@ async def test_why_do_resumes_not_work(scope: Scope, session: InstrumentedEventS
     for cursor in ("not an id", "5", str(round((time.time() - TTL - 5) * 1_000_000))):
         await session.replay(cursor, take, stream_id="1")
     assert misses(scope) == {"malformed": 1, "unknown": 1, "expired": 1}
-    told = [entry["reason"] for entry in scope.log.named("event_store.replay_incomplete")]
-    assert told == ["malformed", "unknown", "expired"], "one reason hides no other"
+    reasons = [entry["reason"] for entry in scope.log.named("event_store.replay_incomplete")]
+    assert reasons == ["malformed", "unknown", "expired"], "one reason hides no other"
     first, gone, corrupt, _ = [(await session.append("1", note(n))).event_id for n in range(4)]
     await redis.delete(f"mcp:event:{gone}")
     await change(redis, f"mcp:event:{corrupt}", payload="{")
@@ -353,7 +353,7 @@ async def test_which_requests_cannot_resume(rig: Rig) -> None:
     assert "2026-07-28" in inert["mode"]
 
 
-async def test_are_clients_refused(rig: Rig) -> None:
+async def test_question_are_clients_refused_has_refusals_and_sessions(rig: Rig) -> None:
     """Refusals at the limit, beside the sessions that are served."""
     client = await rig.serve(max_sessions=1)
     await client.initialize()
@@ -386,7 +386,7 @@ async def test_does_the_telemetry_fail(scope: Scope, redis: FakeAsyncRedis) -> N
     assert scope.sample("events_stored_total", message_type="notification") == 1
 
 
-async def test_what_runs(scope: Scope, redis: FakeAsyncRedis) -> None:
+async def test_question_what_runs_has_versions_as_labels(scope: Scope, redis: FakeAsyncRedis) -> None:
     """The versions: 1, with labels."""
     scope.instrument(RedisEventStore(redis, ttl=TTL))
     (sample,) = next(m for m in scope.registry.collect() if m.name == "eventscope_build_info").samples

@@ -36,8 +36,8 @@ async def main():
             pass
         await part.replay(first, take, stream_id="1")
         await store.flush(1)
-    told = reader.get_metrics_data()
-    names = [m.name for r in told.resource_metrics for s in r.scope_metrics for m in s.metrics]
+    collected = reader.get_metrics_data()
+    names = [m.name for r in collected.resource_metrics for s in r.scope_metrics for m in s.metrics]
     value = registry.get_sample_value
     stored = value("eventscope_events_stored_total", {"store": "default", "message_type": "notification"})
     resumed = value("eventscope_replay_duration_seconds_count", {"store": "default", "outcome": "resumed"})
@@ -47,7 +47,7 @@ asyncio.run(main())
 """
 
 
-def test_each_tells_its_own(valkey_url: str, key_prefix: str) -> None:
+def test_metrics_of_redis_py_and_ours_have_different_names(valkey_url: str, key_prefix: str) -> None:
     """Ours are unchanged, and those of redis-py have other names."""
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM, valkey_url, key_prefix],
@@ -58,7 +58,7 @@ def test_each_tells_its_own(valkey_url: str, key_prefix: str) -> None:
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout)
-    assert (told["stored"], told["resumed"]) == (3, 1)
-    assert told["names"]
-    assert not [name for name in told["names"] if "eventscope" in name]
+    printed = json.loads(ran.stdout)
+    assert (printed["stored"], printed["resumed"]) == (3, 1)
+    assert printed["names"]
+    assert not [name for name in printed["names"] if "eventscope" in name]

@@ -66,7 +66,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *found: RedisStats | Exception | N
     return poller
 
 
-async def test_facts_are_gauges(scope: Scope, store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_gauges_of_redis_appear_with_the_first_poll(
+    scope: Scope, store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Gauges are absent before the first poll; then they have its results, and its duration is measured."""
     poller = scripted(monkeypatch, FACTS)
     assert scope.sample("redis_keys") is None
@@ -84,7 +86,9 @@ async def test_facts_are_gauges(scope: Scope, store: InstrumentedEventStore, mon
     assert scope.sample("redis_keys_evicted_total") == 3 * polls
 
 
-async def test_elsewhere(scope: Scope, store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_gauges_are_removed_when_another_worker_polls(
+    scope: Scope, store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Once another worker polls, the gauges of this one are removed."""
     scripted(monkeypatch, FACTS, None)
     async with store.poll_redis_stats(0.01):
@@ -93,7 +97,9 @@ async def test_elsewhere(scope: Scope, store: InstrumentedEventStore, monkeypatc
     assert scope.sample("redis_keys") is None
 
 
-async def test_failures(scope: Scope, store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_poll_is_counted_and_repeated(
+    scope: Scope, store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A failed poll is counted, logged once, and followed by the next; gauges keep their values."""
     scripted(monkeypatch, FACTS, StoreUnavailableError("no Redis"), RuntimeError("secret"), FACTS)
     async with store.poll_redis_stats(0.01):
@@ -126,7 +132,9 @@ async def test_keys_without_ttl_as_they_are_asked_for(
     assert scope.log.named("event_store.keys_without_ttl") == []
 
 
-async def test_ends_at_once(scope: Scope, store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_shutdown_does_not_wait_for_a_poll(
+    scope: Scope, store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Shutdown waits neither for a poll in progress, nor for a frozen Redis."""
     sampling = asyncio.Event()
 
@@ -148,7 +156,7 @@ async def test_ends_at_once(scope: Scope, store: InstrumentedEventStore, monkeyp
     assert scope.log.entries == []
 
 
-async def test_cancellation_that_is_swallowed(
+async def test_shutdown_with_a_swallowed_cancellation_ends(
     scope: Scope, store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that swallows a cancellation, as redis-py does on Python 3.11, does not block shutdown."""
@@ -168,7 +176,9 @@ async def test_cancellation_that_is_swallowed(
     assert scope.sample(DURATION, outcome="other_worker") == 1
 
 
-async def test_without_metrics(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_polling_without_a_registry_keeps_log_events(
+    scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a registry the log events remain."""
     scripted(monkeypatch, LASTING)
     store = InstrumentedEventStore(RedisEventStore(redis, ttl=60), registry=None, logger=scope.log)
@@ -183,7 +193,7 @@ async def test_real_poller_is_the_stores(store: InstrumentedEventStore) -> None:
     assert isinstance(store._store.redis_stats_poller(), RedisStatsPoller)
 
 
-async def test_refused_arguments(scope: Scope, redis: FakeAsyncRedis) -> None:
+async def test_redis_stats_with_invalid_arguments_are_refused(scope: Scope, redis: FakeAsyncRedis) -> None:
     """Invalid intervals and unsupported stores are refused at construction."""
     store = RedisEventStore(redis, ttl=60)
     for every, error in (

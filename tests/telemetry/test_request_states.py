@@ -194,7 +194,7 @@ async def test_request_with_an_answer_has_a_span(
         (AnswersLost(3), "request_state.answers_lost", "error"),
     ],
 )
-async def test_fact_is_logged(
+async def test_fact_that_needs_action_is_logged_with_the_fix(
     scope: Scope, instrument: Callable[..., InstrumentedRequestState], fact: RequestStateFact, event: str, level: str
 ) -> None:
     """Each fact that an operator can act on names the fix; repetitions are limited."""

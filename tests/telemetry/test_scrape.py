@@ -79,7 +79,7 @@ class Watching(Collector):
 
 
 @pytest.mark.parametrize("way", ["route", "mount"])
-async def test_mounted(registry: CollectorRegistry, way: str) -> None:
+async def test_metrics_endpoint_can_be_mounted_anywhere(registry: CollectorRegistry, way: str) -> None:
     """The application can be mounted anywhere, as a route or below a path."""
     app = metrics_app(registry)
     outer = Starlette(routes=[Route("/metrics", app) if way == "route" else Mount("/metrics", app)])
@@ -89,15 +89,15 @@ async def test_mounted(registry: CollectorRegistry, way: str) -> None:
     assert 'eventscope_ttl_seconds{store="default"} 60.0' in answer.text
 
 
-async def test_openmetrics(registry: CollectorRegistry) -> None:
-    """The format follows the `Accept` header."""
+async def test_format_follows_the_accept_header(registry: CollectorRegistry) -> None:
+    """Text by default, and OpenMetrics."""
     accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
     answer = await get(metrics_app(registry), accept=accept)
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert answer.text.endswith("# EOF\n")
 
 
-async def test_compressed(registry: CollectorRegistry) -> None:
+async def test_response_is_compressed_only_for_gzip_clients(registry: CollectorRegistry) -> None:
     """Responses are compressed only for clients that accept gzip."""
     exposition = Exposition(registry)
     plain = exposition.render(accept="", encoding="identity", query="")
@@ -108,13 +108,13 @@ async def test_compressed(registry: CollectorRegistry) -> None:
     assert (await get(metrics_app(registry), accept_encoding="gzip")).text.encode() == plain.body
 
 
-async def test_names(registry: CollectorRegistry) -> None:
-    """`name[]` selects metrics, as in prometheus_client."""
+async def test_name_parameter_selects_metrics(registry: CollectorRegistry) -> None:
+    """`name[]=…`, as in prometheus_client."""
     text = (await get(metrics_app(registry), "/metrics?name[]=eventscope_ttl_seconds")).text
     assert {line.split("{")[0] for line in text.splitlines() if not line.startswith("#")} == {"eventscope_ttl_seconds"}
 
 
-async def test_only_reading(registry: CollectorRegistry) -> None:
+async def test_methods_other_than_get_and_head_are_refused(registry: CollectorRegistry) -> None:
     """Only GET and HEAD are allowed, and only HTTP."""
     app = metrics_app(registry)
     refused = await get(app, method="POST")
@@ -128,7 +128,7 @@ async def test_only_reading(registry: CollectorRegistry) -> None:
         await app({"type": "lifespan"}, never, never)  # type: ignore[arg-type]
 
 
-async def test_off_the_event_loop(registry: CollectorRegistry) -> None:
+async def test_rendering_does_not_block_the_event_loop(registry: CollectorRegistry) -> None:
     """Rendering in a thread does not block sessions."""
     watching = Watching()
     registry.register(watching)
@@ -138,7 +138,7 @@ async def test_off_the_event_loop(registry: CollectorRegistry) -> None:
     assert threading.get_ident() not in watching.threads
 
 
-async def test_promtool(registry: CollectorRegistry) -> None:
+async def test_text_format_passes_promtool(registry: CollectorRegistry) -> None:
     """`promtool check metrics` accepts the text format."""
     text = (await get(metrics_app(registry), accept="text/plain;version=0.0.4")).content
     assert not promtool_problems(text)
@@ -148,15 +148,15 @@ async def test_promtool(registry: CollectorRegistry) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
-async def test_with_the_token(registry: CollectorRegistry, scheme: str) -> None:
-    """Requests with the token are answered."""
+async def test_request_with_the_token_is_answered(registry: CollectorRegistry, scheme: str) -> None:
+    """The scheme is not case-sensitive."""
     assert (await get(metrics_app(registry, token=TOKEN), authorization=f"{scheme} {TOKEN}")).status_code == 200
 
 
 @pytest.mark.parametrize(
     "authorization", ["", "Bearer", "Bearer ", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer \xe9"]
 )
-async def test_without_the_token(
+async def test_request_without_the_token_is_challenged(
     registry: CollectorRegistry, authorization: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Requests without the token receive a 401 with a challenge only; the token is never logged."""
@@ -173,8 +173,8 @@ async def test_without_the_token(
     assert TOKEN not in refused.text + str(refused.headers) + caplog.text
 
 
-async def test_two_tokens_are_none(registry: CollectorRegistry) -> None:
-    """Two `Authorization` headers are refused."""
+async def test_request_with_two_tokens_is_refused(registry: CollectorRegistry) -> None:
+    """In two `Authorization` headers."""
     headers = [(b"authorization", f"Bearer {TOKEN}".encode()), (b"authorization", b"Bearer other")]
     async with httpx2.AsyncClient(
         verify=NO_TLS, transport=httpx2.ASGITransport(metrics_app(registry, token=TOKEN)), base_url="http://s"
@@ -190,7 +190,7 @@ async def test_tokens_that_cannot_be_sent(token: str) -> None:
     assert not token or token not in str(refused.value)
 
 
-async def test_refused_arguments() -> None:
+async def test_metrics_endpoint_with_invalid_arguments_is_refused() -> None:
     """Invalid arguments are refused, with the remedy."""
     with pytest.raises(TypeError, match="must be a string, got bytes"):
         metrics_app(token=b"x")  # type: ignore[arg-type]
@@ -206,7 +206,9 @@ def port_of(registry: CollectorRegistry, port: int, log: Recorder, *, token: str
     return MetricsPort(Exposition(registry, token), LOOPBACK, port, Log(log), retry=0.01)
 
 
-async def test_port(registry: CollectorRegistry, scope: Scope, http: httpx2.AsyncClient) -> None:
+async def test_port_serves_metrics_at_one_path(
+    registry: CollectorRegistry, scope: Scope, http: httpx2.AsyncClient
+) -> None:
     """The port serves the same at one path."""
     port = free_port()
     url = f"http://{LOOPBACK}:{port}"
@@ -271,7 +273,9 @@ async def test_host_that_is_not_ours(registry: CollectorRegistry, scope: Scope) 
     assert "assign" in unserved["error"]
 
 
-async def test_collector_that_raises(registry: CollectorRegistry, scope: Scope, http: httpx2.AsyncClient) -> None:
+async def test_collector_that_raises_is_a_logged_500(
+    registry: CollectorRegistry, scope: Scope, http: httpx2.AsyncClient
+) -> None:
     """A failing collector is a 500, and logged."""
     port = free_port()
     exposition = Exposition(registry)
@@ -283,7 +287,7 @@ async def test_collector_that_raises(registry: CollectorRegistry, scope: Scope, 
     assert (failed["sink"], failed["error"]) == ("metrics", "RuntimeError")
 
 
-async def test_connection_that_says_nothing(
+async def test_silent_connection_blocks_neither_scrapes_nor_shutdown(
     registry: CollectorRegistry, scope: Scope, http: httpx2.AsyncClient
 ) -> None:
     """A silent connection blocks neither scrapes nor shutdown."""
@@ -294,7 +298,7 @@ async def test_connection_that_says_nothing(
             assert (await http.get(f"http://{LOOPBACK}:{port}/metrics")).status_code == 200
 
 
-async def test_refused_ports(registry: CollectorRegistry, redis: FakeAsyncRedis) -> None:
+async def test_invalid_port_is_refused(registry: CollectorRegistry, redis: FakeAsyncRedis) -> None:
     """Invalid ports, and a host without a port."""
     store = RedisEventStore(redis, ttl=60)
     for port, error in ((0, ValueError), (70_000, ValueError), ("9100", TypeError), (True, TypeError)):
@@ -310,7 +314,7 @@ async def test_refused_ports(registry: CollectorRegistry, redis: FakeAsyncRedis)
         http_app(MCPServer("s"), store, registry=registry, metrics_token="")
 
 
-async def test_port_of_an_application(
+async def test_application_with_a_separate_port_serves_no_metrics(
     registry: CollectorRegistry, redis: FakeAsyncRedis, http: httpx2.AsyncClient
 ) -> None:
     """With a separate port the application does not serve `/metrics`."""

@@ -44,7 +44,7 @@ async def status(client: HTTPClient, message: dict[str, object] | None = None) -
 
 
 @pytest.mark.parametrize("store", [None, MemoryEventStore()], ids=["redis", "foreign"])
-async def test_opened_and_deleted(rig: Rig, store: EventStore | None) -> None:
+async def test_session_counts_from_its_start_to_its_deletion(rig: Rig, store: EventStore | None) -> None:
     """A session counts while it is served, with any store; the client ends it."""
     client = await rig.serve(store=store)
     assert (rig.live(), rig.begun("opened")) == (0, 0)
@@ -68,7 +68,7 @@ async def test_opened_and_deleted(rig: Rig, store: EventStore | None) -> None:
     assert rig.scope.log.named("event_store.session_refused") == [], "ids that have ended are every day's"
 
 
-async def test_adopted_and_deleted_elsewhere(rig: Rig) -> None:
+async def test_session_on_two_workers_counts_twice_and_ends_on_both(rig: Rig) -> None:
     """A session that two workers serve counts twice; deleting it on one ends it on both."""
     client = await rig.serve("a")
     on_b = await rig.serve("b")
@@ -82,8 +82,8 @@ async def test_adopted_and_deleted_elsewhere(rig: Rig) -> None:
     assert (rig.ended("a"), rig.ended("b")) == ({"other_worker": 1}, {"deleted": 1})
 
 
-async def test_idle(rig: Rig) -> None:
-    """A session without requests ends as idle."""
+async def test_session_without_requests_ends_as_idle(rig: Rig) -> None:
+    """After the idle timeout."""
     client = await rig.serve(session_idle_timeout=0.1)
     params = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "raw", "version": "0"}}
     # And nothing after it: on a busy machine that might come too late.
@@ -92,7 +92,7 @@ async def test_idle(rig: Rig) -> None:
     assert rig.live() == 0
 
 
-async def test_shutdown(rig: Rig) -> None:
+async def test_session_of_a_stopping_worker_can_be_adopted(rig: Rig) -> None:
     """A stopping worker serves no sessions, and other workers can still adopt them."""
     client = await rig.serve()
     await client.initialize()
@@ -100,8 +100,8 @@ async def test_shutdown(rig: Rig) -> None:
     assert (rig.live(), rig.ended()) == (0, {"shutdown": 1})
 
 
-def test_crashed(scope: Scope) -> None:
-    """A session that crashes ends as failed, once."""
+def test_session_that_crashes_ends_as_failed(scope: Scope) -> None:
+    """It counts once, although its end is reported twice."""
     telling = SessionTelemetry(scope.instrument(MemoryEventStore()), Log(scope.log))
     transport = StreamableHTTPServerTransport("s")
     telling.began("s", Origin.OPENED, None)
@@ -122,7 +122,7 @@ def test_operation_outside_of_the_closed_sets_is_other(scope: Scope) -> None:
     assert scope.conventional("mcp_server_operation_duration_seconds_count", **labels) == 3
 
 
-async def test_too_many(rig: Rig) -> None:
+async def test_session_beyond_the_limit_is_refused(rig: Rig) -> None:
     """At the limit sessions are neither opened nor adopted, and the log names the setting."""
     first = await rig.serve("a", max_sessions=1)
     other = await rig.serve("b")
@@ -139,14 +139,14 @@ async def test_too_many(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("session", ["0" * 32, "not one of ours", "-"])
-async def test_unknown(rig: Rig, session: str) -> None:
+async def test_request_with_an_unknown_session_is_refused(rig: Rig, session: str) -> None:
     """An unknown or malformed session id is refused."""
     client = await rig.serve()
     assert await status(replace(client, session=session)) == 404
     assert rig.refused() == {"unknown": 1}
 
 
-async def test_invalid(rig: Rig) -> None:
+async def test_invalid_request_to_open_a_session_is_refused(rig: Rig) -> None:
     """An invalid request to open a session is refused."""
     client = await rig.serve()
     assert await status(client) == 400
@@ -162,8 +162,8 @@ class Verifier:
         return AccessToken(token=token, client_id=token, scopes=["use"], subject=token)
 
 
-async def test_another_owner(rig: Rig) -> None:
-    """Requests for the session of another principal are refused and logged on every worker."""
+async def test_request_of_another_owner_is_refused_and_logged(rig: Rig) -> None:
+    """On every worker."""
     alice = await rig.serve("a", steered=ControlledServer(auth=AUTH, token_verifier=Verifier()))
     on_b = await rig.serve("b", steered=ControlledServer(auth=AUTH, token_verifier=Verifier()))
     alice.headers = {"authorization": "Bearer alice"}
@@ -177,7 +177,7 @@ async def test_another_owner(rig: Rig) -> None:
     assert (entry["store"], entry["reason"], len(entry["session_hash"])) == ("a", "not_owner", 12)
 
 
-async def test_store_away(rig: Rig) -> None:
+async def test_unknown_session_while_redis_is_unavailable_is_refused(rig: Rig) -> None:
     """A session that this worker does not know is refused while Redis is unavailable."""
     nowhere = await rig.stack.enter_async_context(connect_redis("redis://127.0.0.1:1"))
     client = await rig.serve(store=RedisEventStore(nowhere, ttl=3600))
@@ -196,8 +196,8 @@ async def test_store_away(rig: Rig) -> None:
         ("2099-01-01", "other"),
     ],
 )
-async def test_revisions(rig: Rig, named: str | None, counted: str) -> None:
-    """Requests count by protocol version; unknown ones as `other`."""
+async def test_requests_count_by_protocol_version(rig: Rig, named: str | None, counted: str) -> None:
+    """Unknown versions count as `other`."""
     client = await rig.serve()
     headers = {} if named is None else {"mcp-protocol-version": named}
     await client.http.post(client.url, json=PING, headers=headers | {"accept": "application/json, text/event-stream"})
@@ -207,7 +207,7 @@ async def test_revisions(rig: Rig, named: str | None, counted: str) -> None:
     } == {revision: int(revision == counted) for revision in catalog_sessions.PROTOCOL_VERSION.values or ()}
 
 
-async def test_requests_that_open(rig: Rig) -> None:
+async def test_requests_that_open_a_session_count_by_protocol_version(rig: Rig) -> None:
     """Opening a session and its requests count for its protocol version."""
     client = await rig.serve()
     await client.initialize()
@@ -215,8 +215,8 @@ async def test_requests_that_open(rig: Rig) -> None:
     assert rig.scope.sample("requests_received_total", mcp_protocol_version=VERSION) == 3
 
 
-async def test_many_at_once(rig: Rig) -> None:
-    """The gauge is exact after many concurrent sessions."""
+async def test_gauge_after_many_concurrent_sessions_is_exact(rig: Rig) -> None:
+    """No increment is lost."""
     client = await rig.serve()
 
     async def come_and_go() -> None:
@@ -231,7 +231,7 @@ async def test_many_at_once(rig: Rig) -> None:
     assert (rig.begun("opened"), rig.ended()) == (20, {"deleted": 20})
 
 
-async def test_malformed_id(rig: Rig) -> None:
+async def test_malformed_event_id_counts_as_a_miss(rig: Rig) -> None:
     """A malformed event id is refused, and counts as a miss."""
     client = await rig.serve()
     await client.initialize()

@@ -50,7 +50,9 @@ def session(scope: Scope, redis: FakeAsyncRedis) -> InstrumentedEventStore:
         (JSONRPCError(jsonrpc="2.0", id=1, error=ErrorData(code=1, message="no")), "error"),
     ],
 )
-async def test_stored(scope: Scope, session: InstrumentedEventStore, message: JSONRPCMessage, kind: str) -> None:
+async def test_stored_event_counts_and_has_a_span(
+    scope: Scope, session: InstrumentedEventStore, message: JSONRPCMessage, kind: str
+) -> None:
     """A stored event counts by message type, with size and latency, and has a span."""
     appended = await session.append("1", message)
     assert scope.sample("events_stored_total", message_type=kind) == 1
@@ -117,7 +119,9 @@ async def test_resumed_and_caught_up(scope: Scope, session: InstrumentedEventSto
 
 
 @pytest.mark.parametrize(("cursor", "reason"), [("x", "malformed"), ("5", "unknown"), ("1" + "0" * 15, "expired")])
-async def test_missed(scope: Scope, session: InstrumentedEventStore, cursor: str, reason: str) -> None:
+async def test_missed_replay_counts_with_its_reason(
+    scope: Scope, session: InstrumentedEventStore, cursor: str, reason: str
+) -> None:
     """A miss has a reason, and does not distort the sizes of other replays."""
     await session.replay(cursor, ignore, stream_id="1")
     assert scope.sample("replay_duration_seconds_count", outcome="missed") == 1
@@ -128,7 +132,9 @@ async def test_missed(scope: Scope, session: InstrumentedEventStore, cursor: str
     assert (scope.spans()[0].attributes or {})["eventscope.reason"] == reason
 
 
-async def test_corrupt_and_missing(scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis) -> None:
+async def test_undeliverable_events_are_counted_as_a_gap(
+    scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis
+) -> None:
     """Undeliverable events make a gap, which is counted and logged."""
     first, corrupt, gone, _ = [(await session.append("1", NOTE)).event_id for _ in range(4)]
     await change(redis, f"mcp:event:{corrupt}", payload="{}")
@@ -183,7 +189,7 @@ async def test_gap_while_following_has_a_reason(
         (RuntimeError("payload"), "other"),
     ],
 )
-async def test_failed(
+async def test_failed_operation_is_counted_and_logged(
     scope: Scope, session: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str
 ) -> None:
     """A failure is passed on, counted by type, and logged without untrusted text."""
@@ -214,7 +220,7 @@ async def test_failed(
     assert "payload" not in str(scope.log.entries)
 
 
-async def test_client_that_left(scope: Scope, session: InstrumentedEventStore) -> None:
+async def test_disconnected_client_is_no_failure_of_the_store(scope: Scope, session: InstrumentedEventStore) -> None:
     """A disconnect is no failure of the store; deliveries before it are known."""
     first = (await session.append("1", None)).event_id
     for _ in range(2):
@@ -234,7 +240,7 @@ async def test_client_that_left(scope: Scope, session: InstrumentedEventStore) -
     assert scope.log.entries == []
 
 
-async def test_cancelled(scope: Scope, session: InstrumentedEventStore) -> None:
+async def test_cancelled_operation_has_an_outcome_of_its_own(scope: Scope, session: InstrumentedEventStore) -> None:
     """A cancellation is an outcome of its own, and ends the following."""
     first = (await session.append("1", None)).event_id
     following = asyncio.create_task(session.follow("1", first, ignore, limit=60))
@@ -368,7 +374,7 @@ async def test_any_store_can_be_wrapped(scope: Scope) -> None:
     assert [span.name for span in scope.spans()] == ["event_store.store"] * 2 + ["event_store.replay"] * 2
 
 
-async def test_unscoped_is_told_once(scope: Scope, redis: FakeAsyncRedis) -> None:
+async def test_root_store_behind_the_sdk_is_logged_once(scope: Scope, redis: FakeAsyncRedis) -> None:
     """A root store used through the SDK's interface is logged once; the store of a session is not."""
     store = scope.instrument(RedisEventStore(redis, ttl=60))
     await store.for_session("s").store_event("1", NOTE)
@@ -407,8 +413,8 @@ async def test_decorated_twice_is_refused(scope: Scope, redis: FakeAsyncRedis) -
         InstrumentedEventStore(store)
 
 
-async def test_without_metrics(redis: FakeAsyncRedis, scope: Scope) -> None:
-    """Without a registry the store works, without metrics."""
+async def test_store_without_a_registry_works(redis: FakeAsyncRedis, scope: Scope) -> None:
+    """It has no metrics."""
     store = InstrumentedEventStore(RedisEventStore(redis, ttl=60), registry=None, logger=scope.log)
     first = await store.append("1", None)
     await store.append("1", RESPONSE)

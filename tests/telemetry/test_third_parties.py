@@ -23,7 +23,7 @@ async def theirs(request: pytest.FixtureRequest) -> AsyncIterator[EventStore]:
         yield store
 
 
-async def test_what_is_seen(scope: Scope, theirs: EventStore) -> None:
+async def test_third_party_store_appears_in_all_signals(scope: Scope, theirs: EventStore) -> None:
     """Latencies, message types, sizes, outcomes and reasons, in all signals."""
     session = scope.instrument(theirs).for_session("s")
     first = await session.append("1", None)
@@ -85,7 +85,7 @@ async def test_what_it_raises_is_passed_on(scope: Scope, theirs: EventStore, mon
     assert "secret" not in str(scope.log.entries)
 
 
-async def test_served(rig: Rig, theirs: EventStore) -> None:
+async def test_third_party_store_resumes_a_call_over_http(rig: Rig, theirs: EventStore) -> None:
     """A call resumes from its first event, over HTTP, and is counted."""
     client = await rig.serve(store=theirs)
     await client.initialize()

@@ -113,7 +113,9 @@ async def test_a_client_that_had_some(store: RedisEventStore) -> None:
 
 
 @pytest.mark.parametrize("written", ["", "x", "1 missing", PARENT + " 5 6", PARENT.replace("-", " "), "00-@", "\xff"])
-async def test_whatever_is_written_there(store: RedisEventStore, redis: FakeAsyncRedis, written: str) -> None:
+async def test_malformed_traceparent_in_redis_is_ignored(
+    store: RedisEventStore, redis: FakeAsyncRedis, written: str
+) -> None:
     """A malformed traceparent in Redis is ignored."""
     first, second = [(await store.append("1", message, PARENT)).event_id for message in (None, NOTE)]
     await change(redis, f"mcp:event:{second}", traceparent=written)
@@ -121,8 +123,10 @@ async def test_whatever_is_written_there(store: RedisEventStore, redis: FakeAsyn
     assert (facts.delivered, facts.producers, facts.corrupt) == (1, (), ())
 
 
-async def test_nobody_is_linked_to(scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis) -> None:
-    """A traceparent with zero ids is ignored: the replay is in the trace of its request."""
+async def test_traceparent_with_zero_ids_is_ignored(
+    scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis
+) -> None:
+    """The replay is in the trace of its request."""
     first, second = [(await session.append("1", message)).event_id for message in (None, NOTE)]
     await change(redis, f"mcp:event:{second}", traceparent=f"00-{0:032x}-{0:016x}-01")
     with scope.provider.get_tracer("test").start_as_current_span("GET /mcp") as request:
@@ -200,7 +204,9 @@ async def test_a_response_is_sent_outside_of_the_span_of_the_call(
     assert parents[1:] == [tool, tool, None], "a call that is over is forgotten, and nothing is in the trace of another"
 
 
-async def test_nobody_says_who_sends(scope: Scope, session: InstrumentedEventStore) -> None:
+async def test_priming_event_identifies_a_trace_without_a_context(
+    scope: Scope, session: InstrumentedEventStore
+) -> None:
     """If the SDK passes no context, the call's priming event identifies its trace."""
     view = SessionView(session, follow_timeout=1)
     with scope.provider.get_tracer("client").start_as_current_span("call") as call:
@@ -216,8 +222,8 @@ def body(meta: object) -> bytes:
     return json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"_meta": meta}}).encode()
 
 
-def test_continued() -> None:
-    """A trace in `params._meta` is continued, as in the SDK, and left again."""
+def test_trace_in_meta_is_continued() -> None:
+    """As in the SDK, and left again."""
     with propagation.continued(body({"traceparent": PARENT, "progressToken": 1})):
         current = trace.get_current_span().get_span_context()
         assert (f"{current.trace_id:032x}", f"{current.span_id:016x}") == ("a" * 32, "b" * 16)
@@ -238,14 +244,14 @@ def test_continued() -> None:
         body({"traceparent": ["a"]}),
     ],
 )
-def test_continued_from_nowhere(sent: bytes) -> None:
+def test_other_values_in_meta_are_ignored(sent: bytes) -> None:
     """Anything else in `_meta` is ignored."""
     with propagation.continued(sent):
         assert not trace.get_current_span().get_span_context().is_valid
 
 
 @pytest.mark.parametrize("verb", ["traceparent", "end_span", "end_stored_span"])
-async def test_traces_raise(
+async def test_traces_that_raise_are_counted(
     scope: Scope, session: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     """Failing traces do not affect the store, and are counted."""

@@ -26,7 +26,7 @@ def warn(scope: Scope, redis: FakeAsyncRedis) -> Warn:
     return make
 
 
-def test_defaults_are_silent(warn: Warn) -> None:
+def test_defaults_of_http_app_cause_no_warning(warn: Warn) -> None:
     """The defaults of `http_app()` cause no warning."""
     assert warn(3600) == []
     assert len(warn(3599)) == 1
@@ -55,12 +55,12 @@ def test_shorter_than_the_follow_limit(warn: Warn, limit: float, advice: str) ->
     assert entry["fix"] == f"{advice}follow_timeout=200 or less"
 
 
-def test_both(warn: Warn) -> None:
+def test_each_setting_has_its_own_warning(warn: Warn) -> None:
     """Each setting has its own warning."""
     assert [entry["setting"] for entry in warn(60)] == ["session_idle_timeout", "follow_timeout"]
 
 
-def test_nothing_to_be_short(warn: Warn, scope: Scope) -> None:
+def test_short_ttl_without_sessions_causes_no_warning(warn: Warn, scope: Scope) -> None:
     """No such warning without a TTL, without sessions, or with a store whose TTL is unknown."""
     assert warn(None) == []
     assert len(scope.log.named("event_store.ttl_missing")) == 1

@@ -85,12 +85,12 @@ class View:
         """The greatest value of each series."""
         return {labels(series["metric"]): max(series["points"]) for series in self.ask(target)}
 
-    def told(self, name: str, label: str) -> dict[str, float]:
-        """How far the counters of this name have come, added up by a label; those that have not moved are left out."""
-        told: dict[str, float] = defaultdict(float)
+    def increases(self, name: str, label: str) -> dict[str, float]:
+        """The increases of the counters of this name, summed by a label; values without an increase are omitted."""
+        sums: dict[str, float] = defaultdict(float)
         for found, grown in self.counted(f'{name}{{job=~"$job"}}').items():
-            told[dict(found)[label]] += grown
-        return {value: grown for value, grown in told.items() if grown}
+            sums[dict(found)[label]] += grown
+        return {value: grown for value, grown in sums.items() if grown}
 
     def counted(self, selector: str) -> dict[Labels, float]:
         """How far counters have come, from raw samples: exact, and over restarts. All begin at 0."""

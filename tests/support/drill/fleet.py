@@ -21,7 +21,7 @@ LEAST_RESUMES = 20
 LEAST_OUTAGES = 5
 """More than three in a quarter of an hour of the rules are flapping."""
 AT_ONCE = 200
-"""Messages that the talker is told to send at a time."""
+"""Messages that the talker sends at a time."""
 
 
 class Talker:
@@ -31,7 +31,7 @@ class Talker:
         self.customer = customer
         self.steering = steering
         self.heard: list[Event] = []
-        self.told = 0
+        self.reported = 0
 
     async def listen(self) -> None:
         """Call, and read to the end."""
@@ -42,21 +42,21 @@ class Talker:
 
     async def say(self, count: int) -> None:
         """Have the tool report so many numbers, and return when the client has them."""
-        await self.steering.step(*(str(number) for number in range(self.told, self.told + count)))
-        self.told += count
-        await until(lambda: len(self.heard) == 1 + self.told)
+        await self.steering.step(*(str(number) for number in range(self.reported, self.reported + count)))
+        self.reported += count
+        await until(lambda: len(self.heard) == 1 + self.reported)
 
     async def finish(self) -> None:
         """Have the tool return."""
         await self.steering.finish()
-        await until(lambda: len(self.heard) == 2 + self.told)
-        self.customer.ledger.stored.update(priming=1, notification=self.told, response=1)
+        await until(lambda: len(self.heard) == 2 + self.reported)
+        self.customer.ledger.stored.update(priming=1, notification=self.reported, response=1)
         assert [content_of(event) for event in self.heard[1:]] == self.everything
 
     @property
     def everything(self) -> list[str]:
         """All that was said."""
-        return [*map(str, range(self.told)), f"{self.told} steps"]
+        return [*map(str, range(self.reported)), f"{self.reported} steps"]
 
 
 async def calm(site: Site, new: NewCustomer) -> None:

@@ -53,7 +53,7 @@ class Caller:
     tool: ToolControl
     cursor: str = ""
     heard: list[str] = field(default_factory=list)
-    told: int = 0
+    reported: int = 0
     calls: int = 1
     over: bool = False
     _connection: anyio.CancelScope = field(default_factory=anyio.CancelScope)
@@ -81,19 +81,19 @@ class Caller:
 
     async def says(self, count: int = 1) -> None:
         """Have the tool report numbers."""
-        first, self.told = self.told, self.told + count  # Before another stage says something.
-        await self.tool.step(*(str(number) for number in range(first, self.told)))
+        first, self.reported = self.reported, self.reported + count  # Before another stage says something.
+        await self.tool.step(*(str(number) for number in range(first, self.reported)))
 
     async def has_all(self) -> None:
         """Return when the client has everything, each once, in order."""
-        await until(lambda: len(self.heard) >= self.told)
-        assert self.heard == [str(number) for number in range(self.told)]
+        await until(lambda: len(self.heard) >= self.reported)
+        assert self.heard == [str(number) for number in range(self.reported)]
 
     async def ends(self) -> None:
         """Have the tool return."""
         await self.tool.finish()
         await until(lambda: self.over)
-        assert self.heard == [*map(str, range(self.told)), f"{self.told} steps"]
+        assert self.heard == [*map(str, range(self.reported)), f"{self.reported} steps"]
 
 
 async def _resume_slowly(client: HTTPClient, cursor: str) -> None:

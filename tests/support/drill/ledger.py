@@ -56,5 +56,5 @@ class Ledger:
             self.begun[origin] += 1
 
     def crashed(self, worker: str) -> None:
-        """A worker serves no sessions any more, and has told nobody."""
+        """A worker serves no sessions any more, and has informed no other worker."""
         self.serving.pop(worker, None)

@@ -77,7 +77,7 @@ async def too_short(site: Site, new: NewCustomer) -> None:
 
 
 async def for_ever(site: Site, new: NewCustomer) -> None:
-    """Nothing expires. Resumes fail, first too few to be told of; then the worker is gone, and its target with it."""
+    """Nothing expires. Resumes fail, at first too few for an alert; then the worker ends, and its target with it."""
     await anyio.to_thread.run_sync(revive, [site.forever])
     await site.scraped(site.forever)
     customer, other = new(FOREVER), new(FOREVER)
