@@ -255,7 +255,7 @@ async def test_followers_beside_a_damaged_session_are_answered(
     root = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=TTL)
     async with asyncio.TaskGroup() as tasks:
         damaged = tasks.create_task(root.for_session("s").follow("1", ids[-1], Collected(), limit=CEILING))
-        await until(lambda: root._sessions.followers._watches)
+        await until(lambda: root._sessions.followers._followers)
         for key in (f"{key_prefix}{{s}}:requests", next(key for key in await leaks.keys() if "{s}:stream:1:" in key)):
             await redis_client.delete(key)
             await redis_client.set(key, "of another program", ex=TTL)

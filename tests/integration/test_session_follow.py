@@ -177,7 +177,7 @@ async def test_follow_when_callback_raises_ends(store: RedisEventStore, other: R
 
     with pytest.raises(anyio.BrokenResourceError):
         await each.for_session("s").follow("1", producer.ids[0], broken, limit=LONG)
-    assert not each._sessions.followers._watches
+    assert not each._sessions.followers._followers
     assert not store._session_writer.runs[run_of(producer.ids[0])].watchers
 
 
@@ -194,7 +194,7 @@ async def test_follow_that_is_cancelled_leaves_nothing(
         await producer.append_next()
         await follower.received.has(1)
         tasks.cancel_scope.cancel()
-    assert not each._sessions.followers._watches
+    assert not each._sessions.followers._followers
     assert not store._session_writer.runs[run_of(producer.ids[0])].watchers
     again = Follower(each, producer, limit=0)
     await again()

@@ -151,7 +151,7 @@ async def test_view_of_a_call_that_stored_nothing_gives_one_error(
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(view.replay_events_after, cursor, before)
-            await until(lambda: bool(store._shared.followers._watches))
+            await until(lambda: bool(store._shared.followers._followers))
             await client.delete(lease)
         await view.replay_events_after(cursor, after)
     (error,) = before.messages

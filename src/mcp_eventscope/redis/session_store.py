@@ -20,7 +20,7 @@ from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.read.cursor import Cursor, parse
 from mcp_eventscope.redis.read.delivery import Delivery
 from mcp_eventscope.redis.read.elements import Chunk
-from mcp_eventscope.redis.read.followers import POLL_SECONDS, RunFollowers, Watch
+from mcp_eventscope.redis.read.followers import POLL_SECONDS, Follower, RunFollowers
 from mcp_eventscope.redis.read.run_reader import RunReader
 from mcp_eventscope.redis.run_entry import request_id_of, stored_request_id_of
 from mcp_eventscope.redis.scripts import Script
@@ -447,30 +447,32 @@ class RedisSessionStore:
 
     async def _follow_run(self, delivery: Delivery, following: "_FollowState") -> None:
         shared, name = self._shared, delivery.cursor.run
-        watch = Watch(self._keys, delivery, name)
+        follower = Follower(self._keys, delivery, name)
         local = shared.reader.local(self._keys, delivery.stream, name)
         if local is not None and not local.refused:
             # Followed in memory, without Redis, which may be unreachable.
-            local.watchers.add(watch.wake)
+            local.watchers.add(follower.wake)
             try:
-                await self._follow_local(delivery, watch, local, following)
+                await self._follow_local(delivery, follower, local, following)
             finally:
-                local.watchers.discard(watch.wake)
+                local.watchers.discard(follower.wake)
             if delivery.completed or following.over:
                 return
-        with shared.followers.watching(watch, delivery.stream):
+        with shared.followers.following(follower, delivery.stream):
             while True:
                 read = not shared.breaker.unreachable and await self._attempt(
-                    self._advance_or_answer(delivery, watch, name, following), following
+                    self._advance_or_answer(delivery, follower, name, following), following
                 )
                 if delivery.completed or following.over or following.unknown_request:
                     return
-                await watch.wait(following.remaining if read else min(following.remaining, POLL_SECONDS))
+                await follower.wait(following.remaining if read else min(following.remaining, POLL_SECONDS))
 
-    async def _advance_or_answer(self, delivery: Delivery, watch: Watch, name: str, following: "_FollowState") -> None:
+    async def _advance_or_answer(
+        self, delivery: Delivery, follower: Follower, name: str, following: "_FollowState"
+    ) -> None:
         await self._advance(delivery, name)
-        if watch.orphaned and not delivery.completed:
-            watch.orphaned = False
+        if follower.orphaned and not delivery.completed:
+            follower.orphaned = False
             await self._answer(delivery, name, following)
 
     async def _attempt(self, reading: Awaitable[object], following: "_FollowState") -> bool:
@@ -482,21 +484,21 @@ class RedisSessionStore:
             return False
         return True
 
-    async def _follow_local(self, delivery: Delivery, watch: Watch, run: Run, following: "_FollowState") -> None:
+    async def _follow_local(self, delivery: Delivery, follower: Follower, run: Run, following: "_FollowState") -> None:
         """Follow a run of this process until it ends or is answered by another worker."""
         while not run.refused:
             read = await self._attempt(self._advance(delivery, run.name), following)
             if delivery.completed or following.over:
                 return
-            await watch.wait(following.remaining if read else min(following.remaining, POLL_SECONDS))
+            await follower.wait(following.remaining if read else min(following.remaining, POLL_SECONDS))
 
     async def _follow_standalone(self, delivery: Delivery, following: "_FollowState") -> None:
         shared, queue = self._shared, self._queue
-        watch = Watch(self._keys, delivery, None)
+        follower = Follower(self._keys, delivery, None)
         own = queue.runs.get(GET_STREAM_KEY) or shared.writer.begin(queue, GET_STREAM_KEY, None)
-        own.watchers.add(watch.wake)
+        own.watchers.add(follower.wake)
         try:
-            with shared.followers.watching(watch, delivery.stream):
+            with shared.followers.following(follower, delivery.stream):
                 while True:
                     if own.next_is_here(delivery.cursor.positions.get(own.name, 0)):
                         await shared.reader.advance(self._keys, delivery, own.name)
@@ -504,9 +506,9 @@ class RedisSessionStore:
                     read = not unreachable and await self._attempt(self._advance_standalone(delivery), following)
                     if following.over:
                         return
-                    await watch.wait(following.remaining if read else min(following.remaining, POLL_SECONDS))
+                    await follower.wait(following.remaining if read else min(following.remaining, POLL_SECONDS))
         finally:
-            own.watchers.discard(watch.wake)
+            own.watchers.discard(follower.wake)
 
     async def _answer(self, delivery: Delivery, name: str, following: "_FollowState") -> None:
         """Answer a request in place of its dead worker."""

@@ -37,8 +37,8 @@ _CALLS = 16
 _peek = Script("peek_runs.lua")
 
 
-class Watch:
-    """A follower: its position, and the reasons to wake it."""
+class Follower:
+    """One follower, its position, and the reasons to wake it."""
 
     __slots__ = ("_waiter", "_woken", "delivery", "keys", "orphaned", "run", "unclaimed_since")
 
@@ -99,8 +99,8 @@ class RunFollowers:
         self._worker = worker
         self._workers = workers
         self._subscriptions = subscriptions
-        self._watches: set[Watch] = set()
-        self._polled: dict[Watch, asyncio.Task[None]] = {}
+        self._followers: set[Follower] = set()
+        self._polled: dict[Follower, asyncio.Task[None]] = {}
         """The calls in progress on a cluster."""
         self._calls: defaultdict[str, asyncio.Semaphore] = defaultdict(partial(asyncio.Semaphore, _CALLS))
         """The limits of calls, by node."""
@@ -108,22 +108,22 @@ class RunFollowers:
         self._polls = 0
 
     @contextmanager
-    def watching(self, watch: Watch, stream: StreamId) -> Iterator[None]:
+    def following(self, follower: Follower, stream: StreamId) -> Iterator[None]:
         """Wake a follower until the block ends. Enter it before the first read, or a wake-up is missed."""
-        channel = watch.keys.stream(stream)
-        self._watches.add(watch)
-        self._subscriptions.subscribe(channel, watch.wake)
+        channel = follower.keys.stream(stream)
+        self._followers.add(follower)
+        self._subscriptions.subscribe(channel, follower.wake)
         if self._polling is None:
             self._polling = asyncio.create_task(self._poll_loop(), name="eventscope-followers")
         try:
             yield
         finally:
-            self._subscriptions.unsubscribe(channel, watch.wake)
-            self._watches.discard(watch)
+            self._subscriptions.unsubscribe(channel, follower.wake)
+            self._followers.discard(follower)
 
     async def _poll_loop(self) -> None:
         try:
-            while self._watches and not is_cancelling():
+            while self._followers and not is_cancelling():
                 await asyncio.sleep(POLL_SECONDS)
                 with contextlib.suppress(StoreError, ValueError):
                     await self._poll()
@@ -139,64 +139,66 @@ class RunFollowers:
         heard = self._subscriptions.probe() and self._polls % STANDALONE_POLLS != 0
         if self._breaker.unreachable:
             return
-        requests: list[tuple[Watch, str]] = []
-        for watch in self._watches:
-            if watch.run is not None:
-                requests.append((watch, watch.run))
-            elif not (heard and self._subscriptions.confirmed(watch.keys.stream(watch.delivery.stream))):
-                watch.wake()  # It reads all runs of the stream.
-        watches = iter(requests)
+        requests: list[tuple[Follower, str]] = []
+        for follower in self._followers:
+            if follower.run is not None:
+                requests.append((follower, follower.run))
+            elif not (heard and self._subscriptions.confirmed(follower.keys.stream(follower.delivery.stream))):
+                follower.wake()  # It reads all runs of the stream.
+        pending = iter(requests)
         if not is_cluster(self._redis):
-            while group := list(islice(watches, POLL_STREAMS)):
+            while group := list(islice(pending, POLL_STREAMS)):
                 await self._poll_group(group)
             return
         # A script sees one slot, so one session. A node that fails holds up the followers of its own sessions only.
-        for watch, run in requests:
-            if watch not in self._polled:
-                task = asyncio.create_task(self._poll_session(watch, run), name="eventscope-followers-poll")
-                self._polled[watch] = task
-                task.add_done_callback(partial(self._poll_ended, watch))
+        for follower, run in requests:
+            if follower not in self._polled:
+                task = asyncio.create_task(self._poll_session(follower, run), name="eventscope-followers-poll")
+                self._polled[follower] = task
+                task.add_done_callback(partial(self._poll_ended, follower))
 
-    def _poll_ended(self, watch: Watch, task: "asyncio.Task[None]") -> None:
-        if self._polled.get(watch) is task:
-            del self._polled[watch]
+    def _poll_ended(self, follower: Follower, task: "asyncio.Task[None]") -> None:
+        if self._polled.get(follower) is task:
+            del self._polled[follower]
 
-    async def _poll_session(self, watch: Watch, run: str) -> None:
+    async def _poll_session(self, follower: Follower, run: str) -> None:
         """Check a stream on a cluster, with a bounded number of calls to each node."""
         with contextlib.suppress(StoreError, ValueError):
-            async with self._calls[node_of(self._redis, watch.keys.requests)]:
-                await self._poll_group([(watch, run)])
+            async with self._calls[node_of(self._redis, follower.keys.requests)]:
+                await self._poll_group([(follower, run)])
 
-    async def _poll_group(self, group: Sequence[tuple[Watch, str]]) -> None:
+    async def _poll_group(self, group: Sequence[tuple[Follower, str]]) -> None:
         """Check streams by one script."""
         keys = [
-            key for watch, run in group for key in (watch.keys.run(watch.delivery.stream, run), watch.keys.requests)
+            key
+            for follower, run in group
+            for key in (follower.keys.run(follower.delivery.stream, run), follower.keys.requests)
         ]
         runs = [run for _, run in group]
         states = await call("read from", self._redis, self._breaker, partial(_peek, self._redis, keys, runs))
-        waiting: list[tuple[Watch, str, bytes]] = []
-        for (watch, run), last, entry in zip(group, states[::2], states[1::2], strict=True):
-            if int(last) > watch.delivery.cursor.positions.get(run, 0) or entry == ANSWERED:
-                watch.wake()
+        waiting: list[tuple[Follower, str, bytes]] = []
+        for (follower, run), last, entry in zip(group, states[::2], states[1::2], strict=True):
+            if int(last) > follower.delivery.cursor.positions.get(run, 0) or entry == ANSWERED:
+                follower.wake()
             else:
-                waiting.append((watch, run, entry))
+                waiting.append((follower, run, entry))
         # Last, because the leases of a cluster may be on a node that fails.
         expired = await self._workers.expired({worker_of(run) for _, run, _ in waiting} - {self._worker.name})
         # Runs that this worker still executes are followed in memory: a run of its own that is seen here has ended.
         expired.add(self._worker.name)
-        for watch, run, entry in waiting:
-            self._check(watch, run, entry, expired)
+        for follower, run, entry in waiting:
+            self._check(follower, run, entry, expired)
 
-    def _check(self, watch: Watch, run: str, entry: bytes, expired: set[str]) -> None:
+    def _check(self, follower: Follower, run: str, entry: bytes, expired: set[str]) -> None:
         """Wake a follower if its worker is dead, or Redis has named no such request for as long as a lease."""
         if worker_of(run) in expired:
-            watch.orphaned = True
-            watch.wake()
+            follower.orphaned = True
+            follower.wake()
         elif entry:
-            watch.unclaimed_since = None
-        elif watch.unclaimed_since is None:
+            follower.unclaimed_since = None
+        elif follower.unclaimed_since is None:
             # If Redis has lost the entry, a live worker writes it again within its lease.
-            watch.unclaimed_since = time.monotonic()
-        elif time.monotonic() - watch.unclaimed_since > self._workers.lease:
-            watch.orphaned = True
-            watch.wake()
+            follower.unclaimed_since = time.monotonic()
+        elif time.monotonic() - follower.unclaimed_since > self._workers.lease:
+            follower.orphaned = True
+            follower.wake()
