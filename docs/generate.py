@@ -70,8 +70,8 @@ each live worker, with the label `pid`. Workers that are scraped separately diff
 for MCP (status: Development), with their attributes and buckets; `error_type` is absent on success. Operations are the
 requests of clients within sessions. Not counted: notifications, requests of protocol revision 2026-07-28 and of
 stateless servers, and requests that are refused before they reach their session. The name of a tool is no label,
-because clients choose it. Of operations, only the series of `tools/call` without an error and with its most important
-errors exist from the start; the others begin with their first observation, which a `rate()` does not include."""
+because clients choose it. Only these series of operations exist from the start: `tools/call` without an error, and with
+its most important errors. All others begin with their first observation, which a `rate()` does not include."""
 
 
 def telemetry() -> str:
@@ -171,7 +171,7 @@ A client receives them in place of a result.
 | -32011 | `reason`: `too_large`, in answers to questions only | The events or the response are not available: expired, evicted, dropped, or lost with Redis. The call may have taken effect. | only if the tool is idempotent |
 | -32012 | `reason`: `in_progress` | The same answer to a question is being processed. | yes, later |
 | -32013 | `reason`: `unavailable`, `not_running` | The answer to a question had no effect. | yes |
-| -32602 | `reason`: `invalid_request_state`, `other_answer` | The request state is invalid, expired, or was answered otherwise. | no |
+| -32602 | `reason`: `invalid_request_state`, `other_answer` | The request state is invalid, expired, or was already answered differently. | no |
 | -32603 | `retryable`: true | Redis is unavailable, or the server has no place for another task. | yes |
 
 ## HTTP statuses

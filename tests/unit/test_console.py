@@ -342,7 +342,7 @@ async def test_observer_of_a_hanging_redis_answers_with_the_previous_facts(
     inspector: StubInspector, observer: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A viewer does not wait for Redis, and reads do not pile up."""
-    monkeypatch.setattr(observing, "PATIENCE", 0.01)
+    monkeypatch.setattr(observing, "READ_TIMEOUT", 0.01)
     async with observer.running():
         await observer.overview()
         inspector.hanging = asyncio.Event()

@@ -35,12 +35,12 @@ MAX_INTERVAL = 5.0
 """Seconds between reads that take long."""
 PAUSE = 4
 """Reads are apart by this multiple of the length of the last one: reading takes at most a fifth of the time."""
-PATIENCE = 1.0
+READ_TIMEOUT = 1.0
 """Seconds for which a request waits for a read. Then it is answered with the previous facts and their age."""
 SCANNED_PER_READ = 5_000
 """Keys that one read examines, approximately, in steps of less than a millisecond; the next one continues."""
 MAX_SESSIONS = 5_000
-"""Sessions that are known at most."""
+"""Maximum number of tracked sessions."""
 READ_SESSIONS = 120
 """Sessions that one read refreshes at most: those that are shown, then those that were read longest ago."""
 SHOWN = 60
@@ -53,8 +53,8 @@ DETAIL_ROWS = 200
 """Rows of the index of the one session that is shown in detail."""
 DETAIL_RUNS = 100
 """Its runs that are shown."""
-DETAILED = 8
-"""Sessions that all viewers together can see in detail."""
+MAX_DETAIL_VIEWS = 8
+"""Maximum number of sessions shown in detail at a time, to all viewers together."""
 RATE_READS = 5
 """Reads over which the rate of a session is averaged."""
 EVENT_READS = 2
@@ -201,7 +201,7 @@ class Observer:
             self._reading = asyncio.create_task(self._read(), name="eventscope-console")
         if self._reading is not None:
             # Without facts there is nothing to show meanwhile. A read ends in any case: each call has a time limit.
-            await asyncio.wait([self._reading], timeout=None if self._nothing_known else PATIENCE)
+            await asyncio.wait([self._reading], timeout=None if self._nothing_known else READ_TIMEOUT)
         return self._document()
 
     @property
@@ -212,7 +212,7 @@ class Observer:
         began = time.monotonic()
         self._pause = INTERVAL
         try:
-            self._facts = await self._look()
+            self._facts = await self._collect()
         except EventscopeError as error:
             self._failed(str(error), refused=not isinstance(error, StoreUnavailableError))
         except Exception as error:  # noqa: BLE001 - whatever Redis may have replied; the page shows the type
@@ -230,7 +230,7 @@ class Observer:
         if self._failed_since is None:
             self._failed_since = time.time()
 
-    async def _look(self) -> _Facts:
+    async def _collect(self) -> _Facts:
         inspector = self._inspector
         started = time.perf_counter()
         await inspector.ping()
@@ -431,8 +431,8 @@ class Observer:
         read, task = self._details.get(hashed, (-INTERVAL, None))
         if task is None or (task.done() and now - read >= INTERVAL):
             self._make_room(now)
-            if len(self._details) >= DETAILED and hashed not in self._details:
-                msg = "several viewers look at other sessions; retry in a few seconds"
+            if len(self._details) >= MAX_DETAIL_VIEWS and hashed not in self._details:
+                msg = "too many session detail views at once; try again"
                 raise StoreError(msg)
             task = asyncio.create_task(self._detail(session_id, hashed), name="eventscope-console-session")
             task.add_done_callback(_retrieve)

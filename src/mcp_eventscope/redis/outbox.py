@@ -34,7 +34,7 @@ _STOP_SECONDS = 5.0
 _BATCH = 256
 """Maximum number of messages in a round trip."""
 _PENDING_BYTES = 16 * 1024 * 1024
-"""Maximum bytes of the messages that wait to be sent. Of the session with the most, the oldest are dropped."""
+"""Maximum bytes of pending messages. Beyond it, the session with the most bytes loses its oldest messages."""
 _INBOX_LENGTH = 1024
 """Approximate maximum length of an inbox. Further messages wait for room, and displace none. It must exceed the number
 that the receiver reads at once, since those are deleted with its next read."""
@@ -140,7 +140,8 @@ class Outbox:
             kind: The subject.
             content: As the kind demands.
             to: The receiving worker; None: the other workers that serve the session.
-            announced_for: Seconds for which Redis keeps an announcement to all workers; None: it is none.
+            announced_for: Seconds for which Redis keeps the message, as an announcement to all workers; None: it
+                is not announced.
         """
         self._number += 1
         row = [self._worker.name, self._number, kind, session_digest(session_id), content, self._clock.now()]
@@ -157,7 +158,7 @@ class Outbox:
             self._drop(DropReason.OVERFLOW, [self._dequeue(largest)])
 
     def _dequeue(self, session_id: str) -> _Outgoing:
-        """Remove the oldest message of a session. The next turn of the session is the last one."""
+        """Remove the oldest message of a session, and move the session to the end of the queue."""
         messages = self._pending.pop(session_id)
         outgoing = messages.popleft()
         if messages:

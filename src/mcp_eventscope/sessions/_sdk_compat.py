@@ -163,7 +163,7 @@ def incompatible(what: str) -> NoReturn:
         IncompatibleSDKError: Always.
     """
     msg = (
-        f"mcp {version('mcp')} is not an SDK that sessions can be kept apart on: {what}. "
+        f"mcp {version('mcp')} does not support isolated sessions: {what}. "
         "Nothing is served, since sessions could read each other's events. "
         f"Install {TESTED}, or a newer mcp-eventscope"
     )

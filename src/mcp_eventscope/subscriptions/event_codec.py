@@ -61,12 +61,12 @@ def decode(batch: bytes) -> list[tuple[Change, int]]:
         The changes, with the time of each as in `encode`.
 
     Raises:
-        CorruptEventError: It has another form: another program has written it.
+        CorruptEventError: The batch has an unknown form, as another program may have written it.
     """
     try:
         return [(_change_of(row), int(row[0])) for row in json.loads(batch)]
     except (ValueError, TypeError, IndexError, KeyError, RecursionError) as error:
-        msg = "a batch of changes in Redis has another form"
+        msg = "unrecognized batch of changes in Redis"
         raise CorruptEventError(msg) from error
 
 

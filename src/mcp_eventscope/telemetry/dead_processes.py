@@ -1,10 +1,10 @@
 """The counters and histograms of dead processes, merged into one file of each type.
 
-prometheus_client keeps the files of every process, and workers that are replaced all the time leave some for each one.
-Here, the files of dead processes are summed into files of a new generation. A manifest names the current generation
-and the files that it has absorbed. Its replacement commits a merge: one that is killed before has no effect, and one
-that is killed after is finished by the next. A reader that finds another manifest after reading than before reads
-again, so that no value counts twice, and none is missed.
+prometheus_client keeps the files of every process, so workers that are replaced often leave many of them. This module
+sums the files of dead processes into files of a new generation. A manifest names the current generation and the files
+that are merged into it. Replacing the manifest commits a merge: a merge that is killed before has no effect, and the
+next one completes a merge that is killed after. A reader that finds a different manifest after reading reads again, so
+every value counts exactly once.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _Manifest:
-    """What has been merged."""
+    """The current generation, and the files merged into it."""
 
     generation: int = 0
     """The number in the names of the merged files; 0: there are none."""
     absorbed: dict[str, int] = field(default_factory=dict)
-    """Files that count no more, and that may still exist: their inodes by name, since a new process may reuse a pid."""
+    """The inodes of merged files that may still exist, by name. A new process may reuse a pid, and so a name."""
 
     @classmethod
     def read(cls, where: Path) -> "_Manifest":
@@ -60,7 +60,7 @@ class _Manifest:
         new.replace(where / _MANIFEST)
 
     def counts(self, path: Path) -> bool:
-        """Whether a file is part of the values of this generation."""
+        """Whether the values of a file count in this generation."""
         _, _, number = path.stem.partition("_eventscope-")
         if number.isdecimal():
             return int(number) == self.generation
@@ -84,7 +84,7 @@ def read(where: Path, reading: Callable[[list[str]], T]) -> T:
             if raised is not None:
                 raise raised
             return result
-    msg = f"the metrics in {where} change too fast to be read; too many workers end"
+    msg = f"could not read the metrics in {where}: files kept changing; replace workers less often"
     raise RuntimeError(msg)
 
 
