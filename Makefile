@@ -24,7 +24,7 @@ EXAMPLES ?= 5000
 PARALLEL := -n $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 3 ))) --maxprocesses 6 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-fast test-servers test-redis test-sdk test-conformance drill soak bench check format hooks matrix packages fuzz limits imports docs site dashboards pictures clean
+.PHONY: help demo serve test test-fast test-servers test-redis test-sdk test-conformance test-clients drill soak bench check format hooks matrix packages fuzz limits imports docs site dashboards pictures clean
 
 help:  ## List the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -52,6 +52,9 @@ test-sdk: $(SDK_TESTS_STAMP)  ## Run the SDK's own tests of streamable HTTP with
 
 test-conformance: $(STAMP)  ## Run the official conformance suite on two workers behind a router, and on the SDK alone; two minutes
 	PYTHONPATH=tests:. $(BIN)/python -m official_suite
+
+test-clients: $(STAMP)  ## Call and cut the clients of other projects on two workers: make test-clients CLIENT=fastmcp
+	PYTHONPATH=tests:. $(BIN)/python -m client_matrix $(CLIENT)
 
 drill: $(STAMP)  ## Inject faults and check every panel and alert with a real Prometheus; a minute
 	$(BIN)/python -m pytest tests/dashboards/test_drill.py -o log_cli=true -o log_cli_level=INFO

