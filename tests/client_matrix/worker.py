@@ -20,7 +20,7 @@ def app() -> Starlette:
 
 
 async def report(name: str, ctx: Context) -> str:
-    """Report numbers from 1, one for each step of `ToolControl`, as progress and as log messages; return the last."""
+    """Report numbers from 1, one for each step of `ToolControl`, as progress and as log messages."""
     number = 0
     async with aioredis.Redis.from_url(os.environ[CONTROL_VARIABLE], socket_timeout=None) as redis:
         await redis.set(f"runs:{name}", str(os.getpid()))
@@ -30,4 +30,4 @@ async def report(name: str, ctx: Context) -> str:
             # Not every client shows progress.
             await ctx.session.send_log_message("info", str(number), related_request_id=ctx.request_id)
         await redis.set(f"ended:{name}", str(os.getpid()))
-    return f"reported {number}"
+    return f"reported {number} in {ctx.protocol_version}"
