@@ -10,7 +10,7 @@ from benchmarks.latency import open_sessions
 from benchmarks.processes import Worker, cpu_seconds, valkey, worker
 from mcp_eventscope.redis.client import connect
 
-RENEWAL = {"set": 1, "evalsha": 1, "pexpire": 1, "xrange": 2}
+RENEWAL = {"set": 1, "evalsha": 1, "pexpire": 1, "xrevrange": 2}
 """The commands with which a worker renews its lease (SET) and its inbox (a script), and how often each of them."""
 INBOX = "xread"
 """The command with which a worker waits for messages of others."""

@@ -45,7 +45,6 @@ _END = (
     "set",
     "unlink",
     "xadd",
-    "xrange",
     "xread",
     "xrevrange",
     "xtrim",

@@ -12,14 +12,11 @@ local MOST_DIGITS = 16
 
 local deleted = 0
 for _, key in ipairs(KEYS) do
-  local row = redis.pcall('XRANGE', key, '-', '+', 'COUNT', 1)
-  if row.err and string.find(row.err, 'WRONGTYPE', 1, true) then
+  local rows = redis.pcall('XREVRANGE', key, '+', '-', 'COUNT', 1)
+  if rows.err and string.find(rows.err, 'WRONGTYPE', 1, true) then
     deleted = deleted + redis.call('UNLINK', key)
-  elseif row[1] then
-    local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
-    if #string.match(last[1], '^%d+') > MOST_DIGITS then
-      deleted = deleted + redis.call('UNLINK', key)
-    end
+  elseif rows[1] and #string.match(rows[1][1], '^%d+') > MOST_DIGITS then
+    deleted = deleted + redis.call('UNLINK', key)
   end
 end
 if redis.call('PEXPIRE', KEYS[1], ARGV[1]) == 1 then
