@@ -45,6 +45,7 @@ _END = (
     "set",
     "unlink",
     "xadd",
+    "xrange",
     "xread",
     "xrevrange",
     "xtrim",
