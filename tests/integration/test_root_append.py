@@ -324,10 +324,13 @@ async def test_append_takes_one_command(store: RedisEventStore, redis_client: ai
         stats = await redis_client.info("commandstats")
         return int(stats["cmdstat_evalsha"]["calls"])
 
-    before = await commands()
-    for i in range(5):
-        await store.append("1", note(i))
-    assert await commands() - before == 5
+    counts = []
+    for _ in range(3):  # A store of an earlier test may still send a command to the same server.
+        before = await commands()
+        for i in range(5):
+            await store.append("1", note(i))
+        counts.append(await commands() - before)
+    assert min(counts) == 5
 
 
 async def test_append_with_a_counter_of_another_type_is_refused(
