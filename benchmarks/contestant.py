@@ -20,7 +20,7 @@ from benchmarks.commands import monitored
 from benchmarks.competitors import COMPETITORS, TTL, Competitor, Opened, opened, session_id
 from benchmarks.latency import percentiles
 from benchmarks.load import NOTIFICATION, RESPONSE, Load, write_stream
-from benchmarks.processes import ROOT, BenchmarkError, stop
+from benchmarks.processes import BenchmarkError, child
 from mcp_eventscope.store.messages import EventMessage
 
 Ask = Callable[..., Awaitable[dict[str, Any]]]
@@ -43,32 +43,17 @@ _FILLED_EVERY = 100
 @asynccontextmanager
 async def contestant(competitor: Competitor, url: str) -> AsyncIterator[Ask]:
     """Start the process of a competitor. Yields a function that sends a request and returns the answer."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.contestant", competitor.name, url),
-        cwd=ROOT,
-        # Otherwise FastMCP would read the user's settings.
-        env={name: value for name, value in os.environ.items() if not name.startswith("FASTMCP_")},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    if process.stdin is None or process.stdout is None:  # pragma: no cover - both are pipes
-        raise BenchmarkError
-    to, back = process.stdin, process.stdout
+    # Otherwise FastMCP would read the user's settings.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FASTMCP_")}
+    arguments = ("-m", "benchmarks.contestant", competitor.name, url)
+    async with child(competitor.name, *arguments, environment=environment) as process:
 
-    async def ask(what: str, **order: Any) -> dict[str, Any]:
-        to.write(f"{json.dumps({'what': what, **order})}\n".encode())
-        async with asyncio.timeout(_PATIENCE):
-            line = await back.readline()
-        if not line:
-            msg = f"{competitor.name} ended with status {await process.wait()}"
-            raise BenchmarkError(msg)
-        said: dict[str, Any] = json.loads(line)
-        return said
+        async def ask(what: str, **order: Any) -> dict[str, Any]:
+            process.send(json.dumps({"what": what, **order}))
+            answer: dict[str, Any] = json.loads(await process.receive(_PATIENCE))
+            return answer
 
-    try:
         yield ask
-    finally:
-        await stop(process)
 
 
 class _Contestant:

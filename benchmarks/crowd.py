@@ -19,7 +19,7 @@ from redis import asyncio as aioredis
 
 from benchmarks.idle import commands, per_second
 from benchmarks.latency import percentiles
-from benchmarks.processes import ROOT, BenchmarkError, resident, stop, until, valkey
+from benchmarks.processes import child, resident, until, valkey
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.read.run_reader import RunReader
@@ -114,33 +114,17 @@ async def _write(store: RedisEventStore, count: int, message: JSONRPCMessage | N
 @asynccontextmanager
 async def _child(order: dict[str, Any]) -> AsyncIterator[Callable[[str], Awaitable[dict[str, Any]]]]:
     """Start the following process. Yields a function that sends a request and returns the answer."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.crowd"),
-        cwd=ROOT,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    if process.stdin is None or process.stdout is None:  # pragma: no cover - both are pipes
-        raise BenchmarkError
-    to, back = process.stdin, process.stdout
+    async with child("the crowd", "-m", "benchmarks.crowd") as started:
 
-    async def tell(word: str) -> dict[str, Any]:
-        if word:
-            to.write(f"{word}\n".encode())
-        async with asyncio.timeout(300):
-            line = await back.readline()
-        if not line:
-            msg = f"the crowd ended with status {await process.wait()}"
-            raise BenchmarkError(msg)
-        said: dict[str, Any] = json.loads(line)
-        return said
+        async def ask(word: str) -> dict[str, Any]:
+            if word:
+                started.send(word)
+            answer: dict[str, Any] = json.loads(await started.receive(300))
+            return answer
 
-    try:
-        to.write(f"{json.dumps(order)}\n".encode())
-        yield tell
-        await process.wait()
-    finally:
-        await stop(process)
+        started.send(json.dumps(order))
+        yield ask
+        await started.process.wait()
 
 
 # -- the process that follows ----------------------------------------------------------------------------------------

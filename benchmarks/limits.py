@@ -22,9 +22,9 @@ from typing import Any
 
 from benchmarks import outage, report
 from benchmarks.latency import percentiles
-from benchmarks.processes import HOST, ROOT, BenchmarkError, Worker, cpu_seconds, resident, stop, valkey, worker
+from benchmarks.processes import HOST, BenchmarkError, Worker, child, cpu_seconds, resident, valkey, worker
 from benchmarks.server import MAX_SESSIONS
-from benchmarks.wire import VERSION, Session
+from benchmarks.wire import VERSION, Session, encode_request
 
 DEFAULT_OUTPUT = Path(__file__).parent / "results" / "limits.json"
 BYSTANDER_MS = 1000.0
@@ -127,20 +127,13 @@ async def send(
     port: int, session: str, method: str, message: dict[str, Any] | None = None, cursor: str = ""
 ) -> Exchange:
     """Send a request; it is not waited for."""
-    body = b"" if message is None else json.dumps(message).encode()
-    fields = {
-        "host": f"{HOST}:{port}",
-        "accept": "application/json, text/event-stream",
-        "content-type": "application/json",
-        "content-length": str(len(body)),
-        "connection": "close",
+    headers = {
         "mcp-protocol-version": VERSION,
         **({"mcp-session-id": session} if session else {}),
         **({"last-event-id": cursor} if cursor else {}),
     }
-    head = f"{method} /mcp HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items()) + "\r\n"
     transport, exchange = await asyncio.get_running_loop().create_connection(Exchange, HOST, port)
-    transport.write(head.encode("latin-1") + body)
+    transport.write(encode_request(port, method, headers, message))
     return exchange
 
 
@@ -166,31 +159,23 @@ class Watched:
 @asynccontextmanager
 async def watching(place: Worker) -> AsyncIterator[Watched]:
     """Watch a worker until the block ends; its figures are complete then."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.limits", "--bystander", str(place.port)),
-        cwd=ROOT,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    if process.stdout is None or process.stdin is None:  # pragma: no cover - both are pipes
-        raise BenchmarkError
-    try:
-        await process.stdout.readline()  # It has made its first calls.
+    async with child("the bystander", "-m", "benchmarks.limits", "--bystander", str(place.port)) as bystander:
+        await bystander.receive(_PATIENCE)  # It has made its first calls.
         watched = Watched(place, resident(place.pid))
         sampling = asyncio.create_task(_sample(watched))
         began, used = time.monotonic(), cpu_seconds(place.pid)
-        yield watched
-        sampling.cancel()
-        process.stdin.close()
+        try:
+            yield watched
+        finally:
+            sampling.cancel()
+        bystander.end_input()
         watched.figures |= {
             "seconds": round(time.monotonic() - began, 2),
             "worker_cpu_seconds": round(cpu_seconds(place.pid) - used, 2),
             "memory_before_mib": round(watched.before / MIB, 1),
             "memory_growth_mib": round((watched.most - watched.before) / MIB, 1),
-            **json.loads(await process.stdout.readline()),
+            **json.loads(await bystander.receive(_PATIENCE)),
         }
-    finally:
-        await stop(process)
 
 
 async def _sample(watched: Watched) -> None:

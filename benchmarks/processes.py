@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +77,66 @@ async def worker(redis_url: str, **environment: str) -> AsyncIterator[Worker]:
 
             await until(healthy, "a worker to be healthy")
         yield Worker(port, process.pid)
+    finally:
+        await stop(process)
+
+
+class Child:
+    """A Python process of a benchmark, which reads and writes lines.
+
+    Args:
+        name: Its name in errors.
+        process: The process, with pipes.
+    """
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+        if process.stdin is None or process.stdout is None:  # pragma: no cover - both are pipes
+            raise BenchmarkError
+        self.process = process
+        self._name = name
+        self._input, self._output = process.stdin, process.stdout
+
+    def send(self, line: str) -> None:
+        """Write a line to its standard input."""
+        self._input.write(f"{line}\n".encode())
+
+    def end_input(self) -> None:
+        """Close its standard input."""
+        self._input.close()
+
+    async def receive(self, seconds: float) -> str:
+        """Read a line of its standard output.
+
+        Raises:
+            BenchmarkError: It has ended.
+            TimeoutError: It wrote none in time.
+        """
+        async with asyncio.timeout(seconds):
+            line = await self._output.readline()
+        if not line:
+            msg = f"{self._name} ended with status {await self.process.wait()}"
+            raise BenchmarkError(msg)
+        return line.decode().rstrip("\n")
+
+
+@asynccontextmanager
+async def child(name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> AsyncIterator[Child]:
+    """Start a Python process, and stop it when the block ends.
+
+    Args:
+        name: Its name in errors.
+        arguments: The arguments of Python.
+        environment: Its variables; None: those of this process.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, *arguments),
+        cwd=ROOT,
+        env=environment,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield Child(name, process)
     finally:
         await stop(process)
 

@@ -160,7 +160,15 @@ class Session:
         return {"mcp-session-id": self.session_id, "mcp-protocol-version": VERSION}
 
 
-async def _request(port: int, method: str, headers: dict[str, str], message: dict[str, Any] | None = None) -> Stream:
+def encode_request(port: int, method: str, headers: dict[str, str], message: dict[str, Any] | None = None) -> bytes:
+    """Encode a request, whose connection ends with the response.
+
+    Args:
+        port: The port of the server.
+        method: The HTTP method.
+        headers: Further headers.
+        message: The body; None: it is empty.
+    """
     body = b"" if message is None else json.dumps(message).encode()
     fields = {
         "host": f"{HOST}:{port}",
@@ -171,6 +179,10 @@ async def _request(port: int, method: str, headers: dict[str, str], message: dic
         **headers,
     }
     head = f"{method} /mcp HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items()) + "\r\n"
+    return head.encode("latin-1") + body
+
+
+async def _request(port: int, method: str, headers: dict[str, str], message: dict[str, Any] | None = None) -> Stream:
     transport, stream = await asyncio.get_running_loop().create_connection(Stream, HOST, port)
-    transport.write(head.encode("latin-1") + body)
+    transport.write(encode_request(port, method, headers, message))
     return stream

@@ -1,6 +1,5 @@
 """Damaged data of a session in Redis: only the documented errors, no harm to other sessions, nothing leaks."""
 
-import uuid
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +19,7 @@ from mcp_eventscope.store.coordination import NewRecord
 from mcp_eventscope.store.messages import GET_STREAM_KEY, EventMessage
 from mcp_eventscope.store.protocol import ObservableEventStore
 from mcp_eventscope.store.results import StoreOutcome
-from support.fuzzing import DAMAGES, MARKER, Damage, Leaked, clean, examples, keys_of, payload, run_example
+from support.fuzzing import DAMAGES, MARKER, Damage, Leaked, examples, keys_of, own_prefix, payload, run_example
 from support.session_producers import run_of
 from support.stores import LEASE, PATIENCE, nothing_to_publish
 
@@ -147,7 +146,7 @@ class World:
 
 async def opened(client: aioredis.Redis, stack: AsyncExitStack, leaked: Leaked) -> World:
     """A world under a prefix of its own."""
-    prefix = f"fuzz-{uuid.uuid4().hex[:12]}:"
+    prefix = own_prefix(client, stack)
     writer, reader, dead = (
         RedisEventStore(client, key_prefix=prefix, ttl=TTL, store_timeout=PATIENCE) for _ in range(3)
     )
@@ -158,8 +157,6 @@ async def opened(client: aioredis.Redis, stack: AsyncExitStack, leaked: Leaked) 
     world = World(client, prefix, writer, reader, dead, leaked)
     await world.store("victim")
     await world.store("other")
-
-    stack.push_async_callback(clean, client, prefix)
     return world
 
 

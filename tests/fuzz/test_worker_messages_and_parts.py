@@ -1,6 +1,5 @@
 """Damaged messages between workers, changes, tasks and keys: the parts go on, and others lose nothing."""
 
-import uuid
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from unittest.mock import patch
@@ -24,7 +23,18 @@ from mcp_eventscope.tasks.facts import TaskStatus
 from mcp_eventscope.tasks.protocol import NewTask, RunState
 from mcp_eventscope.testing.request_state import YES, Tool
 from support.buses import bus_worker
-from support.fuzzing import DAMAGES, JSON_TEXTS, RUBBISH, Damage, Leaked, as_row, clean, command, examples, run_example
+from support.fuzzing import (
+    DAMAGES,
+    JSON_TEXTS,
+    RUBBISH,
+    Damage,
+    Leaked,
+    as_row,
+    command,
+    examples,
+    own_prefix,
+    run_example,
+)
 from support.request_states import state_workers
 from support.stores import LEASE, PATIENCE, nothing_to_publish
 from support.waiting import until
@@ -53,8 +63,7 @@ def test_forged_messages_keep_no_worker_from_those_of_others(
     """Any entry in the inbox and among the announcements is skipped; the next genuine message arrives."""
 
     async def story(client: aioredis.Redis, stack: AsyncExitStack, _: Leaked) -> None:
-        prefix = f"fuzz-{uuid.uuid4().hex[:12]}:"
-        stack.push_async_callback(clean, client, prefix)
+        prefix = own_prefix(client, stack)
         received: list[WorkerMessage] = []
         stores = [RedisEventStore(client, key_prefix=prefix, ttl=TTL, store_timeout=PATIENCE) for _ in range(2)]
         dropped: list[StoreEvent] = []
@@ -85,8 +94,7 @@ def test_damaged_changes_lead_to_repairs_and_signals_go_on(valkey_url: str, dama
     """Whatever is in the log of changes: later signals arrive, and the log is not repaired again and again."""
 
     async def story(client: aioredis.Redis, stack: AsyncExitStack, _: Leaked) -> None:
-        prefix = f"fuzz-{uuid.uuid4().hex[:12]}:"
-        stack.push_async_callback(clean, client, prefix)
+        prefix = own_prefix(client, stack)
         one = await stack.enter_async_context(bus_worker(client, prefix))
         two = await stack.enter_async_context(bus_worker(client, prefix))
         stream = await stack.enter_async_context(two.listening("a://1"))
@@ -115,8 +123,7 @@ def test_damaged_task_raises_documented_errors_and_harms_no_other(valkey_url: st
     """A damaged task is lost at most; another task of the same worker gets its answer, and completes."""
 
     async def story(client: aioredis.Redis, stack: AsyncExitStack, leaked: Leaked) -> None:
-        prefix = f"fuzz-{uuid.uuid4().hex[:12]}:"
-        stack.push_async_callback(clean, client, prefix)
+        prefix = own_prefix(client, stack)
         events = RedisEventStore(client, key_prefix=prefix, ttl=TTL, store_timeout=PATIENCE)
         workers = events.backend.workers
         await stack.enter_async_context(workers.hold_lease(LEASE, lambda _: None, nothing_to_publish))
@@ -160,8 +167,7 @@ def test_damaged_keys_of_request_states_are_replaced(valkey_url: str, damages: l
     """After damage to keys, epoch and announcements, a new state is sealed on one worker and accepted on another."""
 
     async def story(client: aioredis.Redis, stack: AsyncExitStack, _: Leaked) -> None:
-        prefix = f"fuzz-{uuid.uuid4().hex[:12]}:"
-        stack.push_async_callback(clean, client, prefix)
+        prefix = own_prefix(client, stack)
         tool = Tool()
         stack.enter_context(patch.object(request_state_store, "REFRESH_SECONDS", 0.05))
         stack.enter_context(patch.object(request_state_store, "_REFRESH_PAUSE", 0.01))

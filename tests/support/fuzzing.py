@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
@@ -244,10 +245,16 @@ async def command(client: aioredis.Redis, *arguments: Any) -> Any:
     return await any_client.execute_command(*arguments, NEVER_DECODE=True)
 
 
-async def clean(client: aioredis.Redis, prefix: str) -> None:
-    """Delete what an example has left."""
-    if keys := await keys_of(client, f"{prefix}*"):
-        await command(client, "DEL", *keys)
+def own_prefix(client: aioredis.Redis, stack: AsyncExitStack) -> str:
+    """The key prefix of one example, whose keys are deleted when the stack ends."""
+    prefix = f"fuzz-{uuid.uuid4().hex[:12]}:"
+
+    async def clean() -> None:
+        if keys := await keys_of(client, f"{prefix}*"):
+            await command(client, "DEL", *keys)
+
+    stack.push_async_callback(clean)
+    return prefix
 
 
 async def keys_of(client: aioredis.Redis, pattern: str) -> list[bytes]:

@@ -127,7 +127,7 @@ def test_figures_of_the_soak_are_the_measured_ones() -> None:
         f"| faults of workers, of Redis | {workers}, {redis} |",
     ):
         assert row in page
-    assert f"Sums of {len(soak['runs'])} runs" in page
+    assert f"Runs: {len(soak['runs'])}\n" in page
 
 
 def test_readme_names_what_exists() -> None:

@@ -136,16 +136,22 @@ async def test_view_of_a_stream_of_another_type_ends_with_an_error(
     assert (error.id, error.error.code) == ("1", EVENTS_GONE)
 
 
-async def test_view_of_a_call_that_stored_nothing_gives_one_error(
-    store: RedisSessionStore, client: FakeAsyncRedis
-) -> None:
-    """A resume before its worker is declared dead ends with the same error as one after."""
+async def lost_call(client: FakeAsyncRedis) -> tuple[str, str]:
+    """A call of a live worker that Redis does not name. Returns a cursor of it, and the key of the worker's lease."""
     root = RedisEventStore(client, ttl=60)
     cursor = await SessionView(root.for_session("s"), follow_timeout=1).store_event("1", None)
     await root.flush(5)
     await client.flushall()
     lease = root.backend.keys.worker(root.backend.worker.name)
     await client.set(lease, "1", ex=60)
+    return cursor, lease
+
+
+async def test_view_of_a_call_that_stored_nothing_gives_one_error(
+    store: RedisSessionStore, client: FakeAsyncRedis
+) -> None:
+    """A resume before its worker is declared dead ends with the same error as one after."""
+    cursor, lease = await lost_call(client)
     view = SessionView(store, follow_timeout=20)
     before, after = Sent(), Sent()
     with anyio.fail_after(10):
@@ -164,11 +170,7 @@ async def test_view_of_an_invented_call_of_a_live_worker_gives_one_error(
     store: RedisSessionStore, client: FakeAsyncRedis
 ) -> None:
     """Redis names no such request for as long as a lease: the events are gone, and no request is orphaned."""
-    root = RedisEventStore(client, ttl=60)
-    cursor = await SessionView(root.for_session("s"), follow_timeout=1).store_event("1", None)
-    await root.flush(5)
-    await client.flushall()
-    await client.set(root.backend.keys.worker(root.backend.worker.name), "1", ex=60)
+    cursor, _ = await lost_call(client)
     store._shared.workers.lease = 0.1
     sent = Sent()
     with anyio.fail_after(20):

@@ -38,6 +38,9 @@ POLL_SECONDS = 0.5
 PAUSE_SECONDS = 0.05
 """Minimum seconds between two reads of a followed stream. A read may cost the store a full scan."""
 
+_Wakes: TypeAlias = defaultdict[str, set[asyncio.Event]]
+"""Of each stream that is followed in this process, by its scoped id: what wakes its followers."""
+
 
 class EventStoreAdapter:
     """An SDK `EventStore` whose operations return results.
@@ -55,14 +58,13 @@ class EventStoreAdapter:
     coordinator = None
     shared = False
 
-    def __init__(self, store: EventStore, *, scope: str = "", wakes: "_Wakes | None" = None) -> None:
+    def __init__(self, store: EventStore, *, scope: str = "", wakes: _Wakes | None = None) -> None:
         if not isinstance(store, EventStore):
             msg = f"store must be an mcp.server.streamable_http.EventStore, got {type(store).__name__}"
             raise TypeError(msg)
         self._store = store
         self._scope = scope
         self._wakes: _Wakes = defaultdict(set) if wakes is None else wakes
-        """Of each stream that is followed in this process, by its scoped id: what wakes its followers."""
 
     @property
     def address(self) -> str:
@@ -243,9 +245,6 @@ class EventStoreAdapter:
             return ReplayResult(miss=Miss.UNKNOWN)
         delivered.stream_id = named
         return delivered.as_replayed()
-
-
-_Wakes: TypeAlias = "defaultdict[str, set[asyncio.Event]]"
 
 
 class _Delivered:
