@@ -114,7 +114,6 @@ def cluster_port(files: Certificates) -> Iterator[int]:
         tls_cluster="yes",
         tls_auth_clients="optional",
         cluster_enabled="yes",
-        cluster_port=free_port(),
         **files.settings,
     ) as node:
         allow(node)

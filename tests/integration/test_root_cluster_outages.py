@@ -10,7 +10,6 @@ from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.limits import STORE_TIMEOUT
 from mcp_eventscope.store.events import BatchRetried, EventsLost, FailureReason, StoreDegraded
 from support.root_producers import RootProducer, check_all
-from support.servers import free_port
 from support.stores import until_settled
 from support.valkeys import OwnValkey, own_valkey
 from support.waiting import eventually, until
@@ -27,7 +26,7 @@ def _whole(server: OwnValkey) -> None:
 @pytest.fixture(scope="module")
 def server() -> Iterator[OwnValkey]:
     """A durable cluster of one node, which has all slots and checks them as any node does."""
-    with own_valkey(durable=True, cluster_enabled="yes", cluster_port=free_port()) as server:
+    with own_valkey(durable=True, cluster_enabled="yes") as server:
         with server.client() as node:
             node.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
         _whole(server)

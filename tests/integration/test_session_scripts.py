@@ -17,7 +17,6 @@ from mcp_eventscope.store.messages import GET_STREAM_KEY
 from mcp_eventscope.store.results import FollowEnd, StoreOutcome
 from support.key_guard import GUARD, guard_scripts
 from support.messages import answer, note
-from support.servers import free_port
 from support.session_producers import Received, SessionProducer, observed
 from support.stores import until_settled
 from support.valkeys import OwnValkey, own_valkey
@@ -136,8 +135,8 @@ def nodes() -> Iterator[tuple[OwnValkey, OwnValkey]]:
     """A cluster of two nodes, each with half of the slots."""
     options: dict[str, Any] = {"cluster_enabled": "yes", "cluster_node_timeout": 1000}
     with (
-        own_valkey(durable=True, cluster_port=free_port(), **options) as one,
-        own_valkey(durable=True, cluster_port=(bus := free_port()), **options) as two,
+        own_valkey(durable=True, **options) as one,
+        own_valkey(durable=True, **options) as two,
     ):
         with one.client() as first, two.client() as second:
             first.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
@@ -145,7 +144,7 @@ def nodes() -> Iterator[tuple[OwnValkey, OwnValkey]]:
 
             def met() -> bool:
                 # Again and again: nodes that do not answer within a node time-out forget that they were to meet.
-                first.execute_command("CLUSTER", "MEET", "127.0.0.1", two.port, bus)
+                first.execute_command("CLUSTER", "MEET", "127.0.0.1", two.port, two.bus)
                 return _knows_all(first) and _knows_all(second)
 
             eventually(met)

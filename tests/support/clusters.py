@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import redis
@@ -10,7 +9,7 @@ from redis import asyncio as aioredis
 from redis.asyncio.cluster import ClusterNode
 from redis.crc import key_slot
 
-from support.servers import HOST, free_port, short_directory
+from support.servers import HOST, short_directory
 from support.valkeys import OwnValkey
 from support.waiting import CEILING, eventually
 
@@ -18,17 +17,14 @@ SLOTS = 16384
 MASTERS = 3
 QUIET_MILLISECONDS = 30_000
 """The node timeout of a cluster without faults: no busy machine makes a replica take over."""
-_STARTS = 3
-"""How often a node is started: another process may have taken its port."""
 
 
 class Node:
-    """One node: its process, and its name in the cluster."""
+    """One running node: its process, and its name in the cluster."""
 
-    def __init__(self, server: OwnValkey, bus: int, name: str) -> None:
+    def __init__(self, server: OwnValkey) -> None:
         self.server = server
-        self.bus = bus
-        self.name = name
+        self.name: str = self.run("CLUSTER", "MYID").decode()
 
     @property
     def port(self) -> int:
@@ -179,25 +175,6 @@ def _in_step(node: Node) -> bool:
     return bool(replication["master_link_status"] == "up")
 
 
-def _started(directory: Path, **options: Any) -> Node:
-    """Start one node on ports that are free."""
-    for attempt in range(_STARTS):
-        where = directory / str(attempt)
-        where.mkdir(parents=True)
-        server = OwnValkey(where, cluster_enabled="yes", cluster_port=(bus := free_port()), **options)
-        try:
-            server.start()
-        except AssertionError:
-            server.kill()
-            if attempt == _STARTS - 1:
-                raise
-            continue
-        node = Node(server, bus, "")
-        node.name = node.run("CLUSTER", "MYID").decode()
-        return node
-    raise AssertionError
-
-
 @contextlib.contextmanager
 def valkey_cluster(*, masters: int = MASTERS, replicas: bool = True, **options: object) -> Iterator[Cluster]:
     """A running cluster, which ends with the block.
@@ -207,7 +184,7 @@ def valkey_cluster(*, masters: int = MASTERS, replicas: bool = True, **options: 
         replicas: Whether each has a replica.
         options: Settings of all nodes, with underscores for hyphens.
     """
-    settings: dict[str, object] = {
+    settings: dict[str, Any] = {
         "cluster_node_timeout": QUIET_MILLISECONDS,
         "cluster_replica_validity_factor": 0,
         "cluster_allow_replica_migration": "no",
@@ -217,9 +194,11 @@ def valkey_cluster(*, masters: int = MASTERS, replicas: bool = True, **options: 
     with short_directory() as directory, contextlib.ExitStack() as ended:
         nodes: list[Node] = []
         for number in range(masters * (2 if replicas else 1)):
-            node = _started(directory / str(number), **settings)
-            ended.callback(node.server.kill)
-            nodes.append(node)
+            (home := directory / str(number)).mkdir()
+            server = OwnValkey(home, cluster_enabled="yes", **settings)
+            ended.callback(server.kill)
+            server.start()
+            nodes.append(Node(server))
         cluster = Cluster(nodes)
         _form(cluster, masters)
         yield cluster
@@ -234,7 +213,7 @@ def _form(cluster: Cluster, masters: int) -> None:
             low, high = SLOTS * number // masters, SLOTS * (number + 1) // masters - 1
             node.run("CLUSTER", "ADDSLOTSRANGE", low, high)
     for node in nodes[1:]:
-        first.run("CLUSTER", "MEET", HOST, node.port, node.bus)
+        first.run("CLUSTER", "MEET", HOST, node.port, node.server.bus)
     eventually(lambda: all(len(node.rows) == len(nodes) for node in nodes) and cluster._whole())
     for number, node in enumerate(nodes[masters:]):
         node.run("CLUSTER", "REPLICATE", nodes[number].name)

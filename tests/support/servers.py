@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -20,12 +21,23 @@ from support.waiting import CEILING, eventually
 HOST = "127.0.0.1"
 
 
+_RESERVATIONS: deque[socket.socket] = deque(maxlen=500)
+"""Keep the latest ports of `free_port` from the outgoing connections of all processes."""
+
+
 def free_port() -> int:
-    """A free port of the loopback interface."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback interface, reserved for a server of this test process.
+
+    The system gives a bound port to no outgoing connection and to no other bind to port 0. A server that sets
+    `SO_REUSEADDR` or `SO_REUSEPORT` listens on it all the same, and again after a restart.
+    """
+    reservation = socket.socket()
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    reservation.bind((HOST, 0))
+    _RESERVATIONS.append(reservation)
+    port: int = reservation.getsockname()[1]
+    return port
 
 
 def text_of(log: IO[bytes], size: int = 100_000) -> str:

@@ -30,6 +30,8 @@ class OwnValkey:
         self.socket = directory / "valkey.sock"
         self.url = f"unix://{self.socket}"
         self.port = free_port()
+        self.bus = free_port()
+        """The port of the other nodes of a cluster. By default it is `port` + 10,000, which may not exist."""
         self._snapshot = directory / "dump.rdb"
         self._options: dict[str, object] = {
             "bind": HOST,
@@ -41,8 +43,10 @@ class OwnValkey:
             "appendfsync": "always",
             "loglevel": "warning",
             "repl-diskless-sync-delay": 0,
+            **({"cluster-port": self.bus} if "cluster_enabled" in options else {}),
             **options,
         }
+        self._log = directory / "valkey.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, answers: str = "PONG", **options: object) -> None:
@@ -56,12 +60,13 @@ class OwnValkey:
         arguments = [text for name, value in settings.items() for text in (f"--{name}", value)]
         # A killed server leaves its socket behind, which would refuse new connections for a moment.
         self.socket.unlink(missing_ok=True)
-        self._process = subprocess.Popen([self._binary, *arguments], stdout=subprocess.DEVNULL)
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen([self._binary, *arguments], stdout=log, stderr=log)
         process = self._process
         with self.client() as client:
 
             def answered() -> bool:
-                assert process.poll() is None, "Valkey ended at once"
+                assert process.poll() is None, f"Valkey ended at once: {self._log.read_text(errors='replace')[-1000:]}"
                 return self._answer(client) == answers
 
             eventually(answered)

@@ -66,6 +66,11 @@ class WorkerTree:
         """The pid of the worker that has the port of the metrics."""
         return int((self.metrics / f"eventscope-port-{port}.held").read_text())
 
+    def serves(self) -> bool:
+        """Whether the server answers its health check; it must not have ended."""
+        assert self.process.poll() is None, self.log
+        return healthy(self.url)
+
     def terminate(self) -> int:
         """Send SIGTERM to the root as a supervisor does, and return its status once it has ended."""
         self.process.send_signal(signal.SIGTERM)
@@ -111,7 +116,7 @@ def worker_tree(  # noqa: PLR0913 - of a process
         )
         running = WorkerTree(process, port, metrics, log)
         try:
-            eventually(lambda: healthy(running.url), otherwise=lambda: running.log)
+            eventually(running.serves, otherwise=lambda: running.log)
             yield running
         finally:
             try:
