@@ -9,7 +9,9 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.client import connect
+from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.write.session_batch import COMMIT
 from mcp_eventscope.store.events import (
     BatchCommitted,
@@ -85,6 +87,11 @@ class Commits:
     async def numbers(self) -> list[int]:
         """The numbers that the list has."""
         return [each.number for each in await elements(self.client, self.elements_key)]
+
+    async def rows(self) -> list[str]:
+        """The keys that the index names, without the prefix."""
+        found = await self.client.lrange(self.index, 0, -1)
+        return [(row.decode() if isinstance(row, bytes) else row).partition(" ")[2] for row in found]
 
     async def entry(self) -> str | None:
         """The run's entry in `requests`."""
@@ -191,16 +198,78 @@ async def test_commit_script_with_a_repeated_placeholder_skips_it(commit: Commit
     assert await commit.numbers() == [5, 6]
 
 
+@pytest.mark.parametrize("marks", ["r", "fin"])
 @pytest.mark.parametrize("key", ["elements_key", "requests", "session", "index"])
-async def test_commit_script_on_a_key_of_another_type_writes_nothing(commit: Commits, key: str) -> None:
+async def test_commit_script_on_a_key_of_another_type_writes_nothing(commit: Commits, key: str, marks: str) -> None:
     """The error is that part's only."""
     name = getattr(commit, key)
     await commit.client.set(name, "another's", ex=TTL)
-    assert (await commit(1, 1)).startswith("!WRONGTYPE")
+    assert (await commit(1, 1, marks=marks)).startswith("!WRONGTYPE")
     found = [
         each.decode() if isinstance(each, bytes) else each for each in await commit.client.keys(f"{commit.prefix}*")
     ]
     assert found == [name]
+
+
+# -- a whole run ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def indexed(commit: Commits) -> Commits:
+    """A session whose index has the row of another run."""
+    await commit.client.rpush(commit.index, f"{time.time_ns() // 1000} stream:0:{RUN}")
+    await commit.client.expire(commit.index, 5)
+    return commit
+
+
+async def test_commit_script_of_a_whole_run_writes_the_list_and_its_row(indexed: Commits) -> None:
+    """The result is that of any commit with a response."""
+    assert await indexed(1, 1, 2, marks="frn", last=2) == "k2"
+    assert await indexed.numbers() == [1, 2]
+    assert TTL - 5 < await indexed.client.ttl(indexed.elements_key) <= TTL
+    assert await indexed.rows() == [f"stream:0:{RUN}", f"stream:1:{RUN}"]
+    assert await indexed.client.ttl(indexed.index) <= 5
+    assert await indexed.client.exists(indexed.requests) == 0
+
+
+async def test_commit_script_of_a_whole_run_renews_the_index_when_marked(indexed: Commits) -> None:
+    """As any commit does."""
+    assert await indexed(1, 1, 2, marks="frin", last=2) == "k2"
+    assert await indexed.client.ttl(indexed.index) > TTL
+
+
+async def test_commit_script_of_a_whole_run_repeated_stores_it_once(indexed: Commits) -> None:
+    """The reply to the first copy was lost."""
+    assert await indexed(1, 1, 2, marks="frn", last=2) == "k2"
+    assert await indexed(1, 1, 2, marks="frn", last=2) == "k2"
+    assert await indexed.numbers() == [1, 2]
+    assert set(await indexed.rows()) == {f"stream:0:{RUN}", f"stream:1:{RUN}"}
+    assert await indexed.entry() is None
+
+
+async def test_commit_script_of_a_whole_run_completes_what_redis_has_of_it(indexed: Commits) -> None:
+    """Another program, or a damaged snapshot, has left a part of the list."""
+    await indexed(1, 1)
+    assert await indexed(1, 1, 2, marks="frn", last=2) == "k2"
+    assert await indexed.numbers() == [1, 2]
+    assert await indexed.entry() is None
+
+
+async def test_commit_script_of_a_whole_run_in_a_list_of_another_type_leaves_no_row(indexed: Commits) -> None:
+    """Else the end of the session would delete another program's key."""
+    await indexed.client.set(indexed.elements_key, "another's", ex=TTL)
+    assert (await indexed(1, 1, marks="frn", last=1)).startswith("!WRONGTYPE")
+    assert await indexed.rows() == [f"stream:0:{RUN}"]
+    assert await indexed.client.type(indexed.elements_key) in {"string", b"string"}
+
+
+async def test_commit_script_of_a_whole_run_to_an_ended_session_is_refused(indexed: Commits) -> None:
+    """From the first step of the end, although the keys of other runs still exist."""
+    await indexed.client.rpush(indexed.index, *[f"1 stream:{number}:{RUN}" for number in range(1000)])
+    await scripts.end(indexed.client, Keys(indexed.prefix), TTL)
+    assert await indexed.client.exists(indexed.prefix + "deleting") == 1
+    assert await indexed(1, 1, 2, marks="frn", last=2) == "e"
+    assert await indexed.client.exists(indexed.index, indexed.elements_key) == 0
 
 
 # -- the command and its reply ----------------------------------------------------------------------------------------

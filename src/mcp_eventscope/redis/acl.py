@@ -42,6 +42,7 @@ _END = (
     "hset",
     "ltrim",
     "pexpire",
+    "rename",
     "set",
     "unlink",
     "xadd",

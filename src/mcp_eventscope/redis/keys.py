@@ -60,6 +60,7 @@ class Keys:
     {prefix}large:{stream}:{run}:{n}    STRING  in a session: a payload above 4 KiB
     {prefix}requests             HASH    in a session: open runs, and answers in place of dead workers
     {prefix}index                LIST    in a session: its runs and large payloads, with the time of their last renewal
+    {prefix}deleting             LIST    in a session that has ended: its index, until the keys of its rows are deleted
     {prefix}sizes                HASH    in a session: the bytes of its runs (`SessionLimit`)
     {prefix}commit:{worker}      STRING  in the root: the worker's last commit, so that a batch is committed once
     {prefix}stored               channel in the root: the worker and the streams of each batch
@@ -92,6 +93,7 @@ class Keys:
         "announcements",
         "changes",
         "counter",
+        "deleting",
         "index",
         "poller",
         "prefix",
@@ -108,6 +110,7 @@ class Keys:
         check_prefix("key_prefix", prefix)
         self.prefix = prefix
         self.counter = f"{prefix}counter"
+        self.deleting = f"{prefix}deleting"
         self.index = f"{prefix}index"
         self.requests = f"{prefix}requests"
         self.server = f"{prefix}server"

@@ -25,7 +25,19 @@ HELD_INTERVALS = 3
 
 _KINDS = frozenset(
     {
-        *("announcements", "commit", "counter", "event", "inbox", "index", "large", "poller", "probe", "requests"),
+        *(
+            "announcements",
+            "commit",
+            "counter",
+            "deleting",
+            "event",
+            "inbox",
+            "index",
+            "large",
+            "poller",
+            "probe",
+            "requests",
+        ),
         *("server", "session", "sizes", "stream", "trimmed", "worker"),
     }
 )

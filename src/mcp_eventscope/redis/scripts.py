@@ -165,7 +165,7 @@ class Remains:
     """The keys of an ended session that Redis still has."""
 
     rows: int = -1
-    """How many rows `index` has."""
+    """How many rows `deleting` has."""
     next: tuple[bytes, ...] = ()
     """The first of them."""
 
@@ -188,7 +188,7 @@ async def end(client: Client, keys: Keys, ttl: int, remains: Remains | None = No
         The keys that are left. Call again until `Remains.next` is empty.
     """
     last = remains or Remains()
-    names = [keys.session, keys.requests, keys.sizes, keys.index, *last.names(keys.prefix)]
+    names = [keys.session, keys.requests, keys.sizes, keys.index, keys.deleting, *last.names(keys.prefix)]
     rows, *first = await _end(client, names, [ttl, len(last.next), last.rows, _DELETED_AT_ONCE])
     return Remains(rows, tuple(first))
 

@@ -6,7 +6,8 @@
 -- ARGV[2…] for each part: the run; its entry in `requests`; the number of its first event; its marks; how many
 --          keys of large payloads it has; how many elements; the elements; and the large payloads of the part
 --          Marks: "f" the last element ends the run; "s" the run belongs to a standalone stream; "r" the TTLs were
---          last renewed longer ago than a 64th of the TTL: renew them, and trim; "i" so was that of `index`.
+--          last renewed longer ago than a 64th of the TTL: renew them, and trim; "i" so was that of `index`; "n" the
+--          part is a whole run, of which its worker has sent nothing in another batch.
 -- Returns  lines: Redis's clock in microseconds; then one for each part:
 --            "k" last number, followed by "w" if another process follows the stream: committed
 --            "b" last number: the list ends before the part's first event; nothing was written
@@ -18,7 +19,7 @@
 -- An element is "number time marks…\npayload". Numbers already in the list are skipped, so a commit may be repeated.
 -- A row of `index` is "time name": a list or a large payload (the key without the session's prefix), and a time from
 -- which on it is kept for the TTL, or a 64th longer. So `end.lua` finds all keys of a session. The TTL of `index` is a
--- 32nd longer, since it is renewed less often than rows are added.
+-- 32nd longer, since it is renewed less often than rows are added. A session that has ended has no `index`.
 
 local TRIMMED_AT_ONCE = 64
 local ROWS_AT_ONCE = 1000
@@ -59,6 +60,27 @@ local function trim(list)
   end
 end
 
+local function row_of(key, session)
+  return replies[1] .. ' ' .. string.sub(key, #session - #'session' + 1)
+end
+
+local function renew_index(index)
+  redis.call('EXPIRE', index, ttl + math.ceil(ttl / 32))
+end
+
+local function trim_index(index, length, added)
+  if length % ROWS_PER_TRIM >= added then
+    return
+  end
+  for _ = 1, TRIMMED_AT_ONCE do
+    local time = string.match(redis.call('LINDEX', index, 0), '^%d+')
+    if tonumber(time or '0') >= index_horizon then
+      return
+    end
+    redis.call('LPOP', index)
+  end
+end
+
 local function add_to_index(index, rows, renews)
   local length, error
   for first = 1, #rows, ROWS_AT_ONCE do
@@ -68,17 +90,24 @@ local function add_to_index(index, rows, renews)
     end
   end
   if ttl > 0 and (renews or length == #rows) then
-    redis.call('EXPIRE', index, ttl + math.ceil(ttl / 32))
+    renew_index(index)
   end
-  if ttl > 0 and length % ROWS_PER_TRIM < #rows then
-    for _ = 1, TRIMMED_AT_ONCE do
-      local time = string.match(redis.call('LINDEX', index, 0), '^%d+')
-      if tonumber(time or '0') >= index_horizon then
-        return
-      end
-      redis.call('LPOP', index)
-    end
+  if ttl > 0 then
+    trim_index(index, length, #rows)
   end
+end
+
+local function set_large(key, payload)
+  if ttl > 0 then
+    return select(2, attempt('SET', key, payload, 'EX', ttl))
+  end
+  return select(2, attempt('SET', key, payload))
+end
+
+local function wake_followers(list, run)
+  -- The Redis user may lack the permission to publish: followers poll, too.
+  local woken = redis.pcall('PUBLISH', string.sub(list, 1, #list - #run - 1), run)
+  return type(woken) == 'number' and woken > 0 and 'w' or ''
 end
 
 local function commit(k, a, larges, count)
@@ -119,14 +148,14 @@ local function commit(k, a, larges, count)
   local due = ttl > 0 and last > 0 and string.find(marks, 'r', 1, true)
   local reopens = not known and not final and not over and (from < count or count == 0) -- Else a late duplicate.
   local renewing = last == 0 or due or final or reopens or standalone and not known
-  local wakes = 0
+  local woken = ''
   local rows = {}
   if due or last == 0 and from < count then
-    rows[1] = replies[1] .. ' ' .. string.sub(list, #session - #'session' + 1)
+    rows[1] = row_of(list, session)
   end
   if from < count or due and count == 0 then
     for i = 1, larges do
-      rows[#rows + 1] = replies[1] .. ' ' .. string.sub(KEYS[k + 3 + i], #session - #'session' + 1)
+      rows[#rows + 1] = row_of(KEYS[k + 3 + i], session)
     end
   end
   if #rows > 0 then
@@ -137,12 +166,7 @@ local function commit(k, a, larges, count)
   end
   if from < count then
     for i = 0, larges - 1 do
-      local key, payload = KEYS[k + 4 + i], ARGV[elements + count + i]
-      if ttl > 0 then
-        error = select(2, attempt('SET', key, payload, 'EX', ttl))
-      else
-        error = select(2, attempt('SET', key, payload))
-      end
+      error = set_large(KEYS[k + 4 + i], ARGV[elements + count + i])
       if error then
         return '!' .. error
       end
@@ -155,8 +179,7 @@ local function commit(k, a, larges, count)
       return '!' .. error
     end
     last = number_of(ARGV[elements + count - 1])
-    -- The Redis user may lack the permission to publish: followers poll, too.
-    wakes = redis.pcall('PUBLISH', string.sub(list, 1, #list - #run - 1), run)
+    woken = wake_followers(list, run)
   end
   if standalone then
     redis.call('HSET', requests, run, 's ' .. string.format('%.0f', last))
@@ -176,13 +199,56 @@ local function commit(k, a, larges, count)
       redis.call('EXPIRE', KEYS[k + 3 + i], ttl)
     end
   end
-  return 'k' .. string.format('%.0f', last) .. (type(wakes) == 'number' and wakes > 0 and 'w' or '')
+  return 'k' .. string.format('%.0f', last) .. woken
+end
+
+-- Commit a whole run with four commands instead of seven, which half the load of short calls is. Returns nil, and has
+-- changed nothing, if the session is new or has ended, or the batch was sent before.
+local function commit_whole(k, a, larges, count)
+  local list, session, index = KEYS[k], KEYS[k + 2], KEYS[k + 3]
+  local elements = a + 6
+  local rows = { row_of(list, session) }
+  for i = 1, larges do
+    rows[i + 1] = row_of(KEYS[k + 3 + i], session)
+  end
+  local indexed, length, error
+  indexed, error = attempt('RPUSHX', index, unpack(rows))
+  if error then
+    return '!' .. error
+  elseif indexed == 0 then
+    return nil
+  end
+  length, error = attempt('RPUSH', list, unpack(ARGV, elements, elements + count - 1))
+  if length ~= count then
+    redis.call('LTRIM', index, 0, indexed - #rows - 1)
+    if error then
+      return '!' .. error
+    end
+    redis.call('LTRIM', list, 0, length - count - 1)
+    return nil
+  end
+  for i = 0, larges - 1 do
+    error = set_large(KEYS[k + 4 + i], ARGV[elements + count + i])
+    if error then
+      return '!' .. error
+    end
+  end
+  if ttl > 0 then
+    redis.call('EXPIRE', list, ttl)
+    if string.find(ARGV[a + 3], 'i', 1, true) then
+      renew_index(index)
+    end
+    trim_index(index, indexed, #rows)
+  end
+  local last = number_of(ARGV[elements + count - 1])
+  return 'k' .. string.format('%.0f', last) .. wake_followers(list, ARGV[a])
 end
 
 local k, a = 1, 2
 while a <= #ARGV do
   local larges, count = tonumber(ARGV[a + 4]), tonumber(ARGV[a + 5])
-  replies[#replies + 1] = commit(k, a, larges, count)
+  local whole = string.find(ARGV[a + 3], 'n', 1, true)
+  replies[#replies + 1] = whole and commit_whole(k, a, larges, count) or commit(k, a, larges, count)
   if broken then
     return redis.error_reply(broken)
   end

@@ -29,6 +29,8 @@ class RunPart:
     """Whether to renew the keys' TTLs."""
     renews_index: bool
     """Whether to renew the TTL of the session's index."""
+    whole: bool
+    """Whether it is a whole run, of which nothing was taken for a batch before."""
 
     @property
     def payload_bytes(self) -> int:
@@ -40,7 +42,7 @@ class RunPart:
         """The marks of the part; see the script."""
         ends = b"f" if (self.events[-1].final if self.events else self.run.closed) else b""
         ends += (b"s" if self.run.standalone else b"") + (b"r" if self.renews else b"")
-        return ends + (b"i" if self.renews_index else b"")
+        return ends + (b"i" if self.renews_index else b"") + (b"n" if self.whole else b"")
 
 
 class BatchListener(Protocol):

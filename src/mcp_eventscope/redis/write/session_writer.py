@@ -324,6 +324,7 @@ class SessionWriter:
         run.dirty = False
         # On the clock of ids, which includes suspend, because the TTL elapses in Redis meanwhile.
         horizon = now - self._ttl * _SECONDS // RENEWALS_PER_TTL
+        whole = not run.renewed and bool(events) and events[-1].final
         renews = run.renewed < horizon
         if renews:
             run.renewed = now
@@ -331,7 +332,7 @@ class SessionWriter:
         renews_index = run.session.index_renewed < horizon and bool(renews or larges)
         if renews_index:
             run.session.index_renewed = now
-        return RunPart(run, run.acknowledged + 1, events, memory, larges, renews, renews_index)
+        return RunPart(run, run.acknowledged + 1, events, memory, larges, renews, renews_index, whole)
 
     # -- outcomes -----------------------------------------------------------------------------------------------------
 
