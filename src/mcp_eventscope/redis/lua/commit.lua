@@ -202,8 +202,8 @@ local function commit(k, a, larges, count)
   return 'k' .. string.format('%.0f', last) .. woken
 end
 
--- Commit a whole run with four commands instead of seven, which half the load of short calls is. Returns nil, and has
--- changed nothing, if the session is new or has ended, or the batch was sent before.
+-- Commit a whole run, which most short calls are, with four commands; `commit` takes seven. Returns nil, and has changed
+-- nothing, if the session is new or has ended, or the batch was sent before.
 local function commit_whole(k, a, larges, count)
   local list, session, index = KEYS[k], KEYS[k + 2], KEYS[k + 3]
   local elements = a + 6
