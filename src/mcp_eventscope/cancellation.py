@@ -1,6 +1,8 @@
 """Cancel tasks reliably, and keep starts and stops apart."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import anyio
 
@@ -25,6 +27,24 @@ def is_cancelling() -> bool:
     """Whether the current task was cancelled, even if the cancellation was swallowed (see above)."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+@contextmanager
+def keep_cancellation() -> Iterator[None]:
+    """Raise `CancelledError` at the end of the block if a cancellation within it was swallowed (see above).
+
+    Else a caller that repeats the block, or waits for something else, would not end.
+    """
+    task = asyncio.current_task()
+    before = 0 if task is None else task.cancelling()
+    try:
+        yield
+    except Exception:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError from None
+        raise
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
 
 
 class LoopLock:

@@ -261,6 +261,8 @@ async def test_followers_beside_a_damaged_session_are_answered(
             await redis_client.set(key, "of another program", ex=TTL)
         followed = await root.for_session("t").follow("1", cursor, Collected(), limit=CEILING)
         damaged.cancel()
+        with in_time(10):
+            await asyncio.wait({damaged})
     assert (followed.end, followed.orphaned) == (FollowEnd.COMPLETED, True)
 
 

@@ -1,5 +1,6 @@
 """Errors of the Redis client become store errors, with an address and without credentials."""
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 
@@ -313,6 +314,25 @@ class TestCall:
         """A pooled connection that broke in a restart is replaced, and the call made again."""
         errors: list[Exception] = [redis.exceptions.ConnectionError("closed by server")]
         assert await call("read from", aioredis.Redis(), breaker, failing(errors)) == "reply"
+        assert facts == []
+
+    @pytest.mark.parametrize("error", [None, redis.exceptions.ConnectionError("refused")])
+    async def test_call_cancelled_as_it_ends_is_cancelled(
+        self, breaker: CircuitBreaker, facts: list[StoreEvent], error: Exception | None
+    ) -> None:
+        """On Python 3.11 `asyncio.wait_for`, which redis-py calls, swallows such a cancellation."""
+
+        async def function() -> str:
+            loop, task = asyncio.get_running_loop(), asyncio.current_task()
+            assert task is not None
+            reply: asyncio.Future[str] = loop.create_future()
+            loop.call_soon(*((reply.set_result, "reply") if error is None else (reply.set_exception, error)))
+            loop.call_soon(task.cancel)
+            return await asyncio.wait_for(reply, 60)
+
+        calling = asyncio.create_task(call("read from", aioredis.Redis(), breaker, function))
+        await asyncio.wait({calling})
+        assert calling.cancelled()
         assert facts == []
 
     async def test_call_that_outlasts_an_outage_on_a_stale_connection_is_retried(

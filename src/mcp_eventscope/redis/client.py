@@ -35,6 +35,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from mcp_eventscope.cancellation import keep_cancellation
 from mcp_eventscope.errors import StoreError, StoreRejectedError, StoreUnavailableError, WrongTypeError
 from mcp_eventscope.options import given
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
@@ -401,7 +402,7 @@ def map_redis_errors(operation: str, client: AnyRedis) -> Iterator[None]:
         StoreRejectedError: Redis answered with an error.
     """
     try:
-        with anyio.fail_after(ANSWER_TIMEOUT):
+        with keep_cancellation(), anyio.fail_after(ANSWER_TIMEOUT):
             yield
     except (RedisError, RedisClusterException, OSError) as error:
         failed = f"could not {operation} Redis at {address_of(client)}"
