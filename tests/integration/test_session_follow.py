@@ -350,6 +350,7 @@ async def test_worker_declared_dead_is_fenced(store: RedisEventStore, redis_clie
 
 async def test_response_before_the_worker_died_is_kept(store: RedisEventStore, redis_client: aioredis.Redis) -> None:
     """Nothing is stored in its place."""
+    store.coordinator.lease = 1.0
     dead = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
     producer = await primed(dead)
     await producer.append(answer())
@@ -367,6 +368,7 @@ async def test_lost_request_of_a_dead_worker_ends_without_an_answer(
     store: RedisEventStore, redis_client: aioredis.Redis
 ) -> None:
     """Nothing is stored in its place."""
+    store.coordinator.lease = 1.0
     dead = RedisEventStore(redis_client, key_prefix=store.key_prefix, ttl=TTL)
     producer = await primed(dead)
     await redis_client.delete(producer.key, f"{producer.part.key_prefix}requests")

@@ -338,6 +338,19 @@ async def test_replay_from_an_invented_run_is_unknown(
         assert facts.miss is Miss.UNKNOWN
 
 
+async def test_replay_of_a_recent_event_is_no_miss_before_it_is_stored(
+    store: RedisEventStore, reader: RedisEventStore
+) -> None:
+    """Its worker was suspended for longer than its lease, has served a request, and not renewed the lease yet."""
+    producer = await stored_run(store, 1)
+    time, run = producer.ids[0].split("-")[0], "0123456789abffff"
+    part = reader.for_session("s")
+    assert (await part.replay(f"{time}-1-{run}", Received(), stream_id="1")).miss is None
+    assert (await part.follow("1", f"{time}-1-{run}", Received(), limit=1.2)).end is FollowEnd.TIMEOUT
+    reader.coordinator.lease = 0.5
+    assert (await part.replay(f"{time}-1-{run}", Received(), stream_id="1")).miss is Miss.UNKNOWN
+
+
 async def test_follow_of_an_invented_run_of_a_live_worker_ends_after_a_lease(
     store: RedisEventStore, redis_client: aioredis.Redis
 ) -> None:

@@ -25,6 +25,8 @@ from support.waiting import in_time, until
 pytestmark = pytest.mark.anyio
 
 TTL = 600
+A_LEASE = 11_000_000
+"""Microseconds: longer than the lease of workers by default."""
 
 
 @pytest.fixture
@@ -140,11 +142,19 @@ async def test_standalone_cursor_with_invented_positions_hides_no_message(
         assert set(received.contents) <= {0, 1}
 
 
+async def test_standalone_cursor_of_a_recent_event_is_no_miss_before_it_is_stored(store: RedisEventStore) -> None:
+    """Its worker may not have renewed a lease that has lapsed."""
+    part = store.for_session("s")
+    (first,) = await append_numbers(part, 0)
+    recent = f"{first.split('-')[0]}-3-0123456789ab1"
+    assert (await part.replay(recent, Received(), stream_id=GET_STREAM_KEY)).miss is None
+
+
 async def test_standalone_cursor_of_an_unknown_run_is_a_miss(store: RedisEventStore) -> None:
     """The stream continues from now."""
     part = store.for_session("s")
     (first,) = await append_numbers(part, 0)
-    forged = f"{first.split('-')[0]}-3-0123456789ab1"
+    forged = f"{int(first.split('-')[0]) - A_LEASE}-3-0123456789ab1"
     facts = await part.replay(forged, Received(), stream_id=GET_STREAM_KEY)
     assert facts.miss is Miss.UNKNOWN
     await append_numbers(part, 1)

@@ -43,6 +43,7 @@ class Condition(StrEnum):
     RUNNER_KILLED = "the runner was killed since the call began"
     RUNNER_KILLED_BEFORE_COMMIT = "the runner was killed before it could store"
     RUNNER_FROZEN = "the runner was frozen past its lease since the call began"
+    RUNNER_FROZEN_BEFORE_COMMIT = "the runner was frozen past its lease before it could store"
     PEER_DOWN = "the worker of the connection was killed, and is not back"
     PEER_FROZEN = "the worker of the connection was frozen a moment ago"
     REDIS_LOST_DATA = "Redis lost data since the call began"
@@ -128,6 +129,12 @@ DEFAULT_RULES = Rules(
             "-32011, its worker was killed before it could store anything",
             Class.ERROR,
             frozenset({Condition.RUNNER_KILLED_BEFORE_COMMIT}),
+            frozenset({EVENTS_GONE}),
+        ),
+        Allowance(
+            "-32011, its worker was frozen past its lease before it could store anything",
+            Class.ERROR,
+            frozenset({Condition.RUNNER_FROZEN_BEFORE_COMMIT}),
             frozenset({EVENTS_GONE}),
         ),
         Allowance("notifications lost by Redis and a killed worker", Class.LOST, _KILLED | {Condition.REDIS_LOST_DATA}),
@@ -265,9 +272,9 @@ class Timeline:
             case Condition.RUNNER_KILLED_BEFORE_COMMIT:
                 return self._killed(runner, since, min(at, self._committed(since)))
             case Condition.RUNNER_FROZEN:
-                spans = [span for span in self._frozen if span.worker == runner]
-                longest = self._rules.freeze_tolerance
-                return any(span.meets(since, at) and span.end - span.begin >= longest for span in spans)
+                return self._frozen_past_lease(runner, since, at)
+            case Condition.RUNNER_FROZEN_BEFORE_COMMIT:
+                return self._frozen_past_lease(runner, since, min(at, self._committed(since)))
             case Condition.PEER_DOWN:
                 spans = [span for span in self._down if span.worker == suspicion.peer]
                 return any(span.meets(at - self._rules.restart_margin, at) for span in spans)
@@ -281,6 +288,10 @@ class Timeline:
 
     def _killed(self, worker: int, since: float, until: float) -> bool:
         return any(span.worker == worker and since <= span.begin <= until for span in self._down)
+
+    def _frozen_past_lease(self, worker: int, since: float, until: float) -> bool:
+        spans = [span for span in self._frozen if span.worker == worker and span.meets(since, until)]
+        return any(span.end - span.begin >= self._rules.freeze_tolerance for span in spans)
 
     def _committed(self, since: float) -> float:
         """The moment by which an event of `since` is in Redis: outages that follow each other add up."""

@@ -1,8 +1,10 @@
 """The circuit breaker: one outage is one degradation, whatever happens during it."""
 
+import asyncio
+
 import pytest
 
-from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
+from mcp_eventscope.redis.circuit_breaker import PROBED_SECONDS, CircuitBreaker
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.store.events import FailureReason, StoreDegraded, StoreEvent, StoreRecovered
 
@@ -90,6 +92,26 @@ async def test_breaker_when_writes_are_refused_is_reachable(
     assert not breaker.unreachable
     breaker.record_failure(reason, "")
     assert breaker.unreachable is unreachable
+
+
+@pytest.mark.parametrize(("reason", "slow"), [(FailureReason.TIMEOUT, True), (FailureReason.CONNECTION, False)])
+async def test_breaker_is_slow_after_late_replies_or_long_after_its_last_failure(
+    breaker: CircuitBreaker, monkeypatch: pytest.MonkeyPatch, reason: FailureReason, *, slow: bool
+) -> None:
+    """A process that was suspended has not probed Redis meanwhile."""
+    loop, ahead = asyncio.get_running_loop(), 0.0
+    now = loop.time
+    monkeypatch.setattr(loop, "time", lambda: now() + ahead)
+    assert not breaker.slow
+    breaker.record_failure(reason, "")
+    assert breaker.slow is slow
+    ahead = PROBED_SECONDS + 0.1
+    assert breaker.slow
+    breaker.record_failure(reason, "")
+    assert breaker.slow is slow
+    ahead += PROBED_SECONDS + 0.1
+    breaker.record_success(0)
+    assert not breaker.slow
 
 
 async def test_breaker_on_each_failure_starts_a_probe(breaker: CircuitBreaker) -> None:

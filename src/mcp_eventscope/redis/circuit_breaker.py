@@ -6,6 +6,10 @@ from collections.abc import Callable
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.store.events import FailureReason, StoreDegraded, StoreRecovered
 
+PROBED_SECONDS = 1.0
+"""Seconds since the last failure after which an open circuit is not up to date. Redis is probed several times a
+second, unless a probe is not answered, or this process was suspended."""
+
 
 class CircuitBreaker:
     """Opens on the first failure and closes on the first reply in time.
@@ -30,7 +34,7 @@ class CircuitBreaker:
         """Whether some node answers while the circuit is open."""
         self.reason: FailureReason | None = None
         """Why the circuit is open; None while it is closed."""
-        self._opened_at = 0.0
+        self._opened_at = self._failed_at = 0.0
         self._first_reason: FailureReason | None = None
         self._probes: list[Callable[[], None]] = []
 
@@ -38,6 +42,13 @@ class CircuitBreaker:
     def unreachable(self) -> bool:
         """Whether every call to Redis fails, rather than only the writes that it refuses."""
         return self.reason is not None and self.reason.unreachable and not self._partial
+
+    @property
+    def slow(self) -> bool:
+        """Whether the circuit is open, and Redis may answer all the same: late, or now."""
+        if self.reason is None or self.reason is FailureReason.TIMEOUT:
+            return self.reason is not None
+        return asyncio.get_running_loop().time() - self._failed_at > PROBED_SECONDS
 
     def on_failure(self, probe: Callable[[], None]) -> None:
         """Register a callback for failures, which must probe Redis until it answers."""
@@ -65,8 +76,9 @@ class CircuitBreaker:
         """
         opened = self.reason is None
         self.reason, self._partial = reason, partial
+        self._failed_at = asyncio.get_running_loop().time()
         if opened:
-            self._opened_at = asyncio.get_running_loop().time()
+            self._opened_at = self._failed_at
             self._first_reason = reason
             self._observers.emit(StoreDegraded(reason=reason, error=error))
 

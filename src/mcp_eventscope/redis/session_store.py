@@ -327,12 +327,26 @@ class RedisSessionStore:
             # Redis has neither the event nor an open run: it may not be stored yet.
             if self._shared.reader.local(self._keys, delivery.stream, name) is not None:
                 return None
-            worker, ttl = worker_of(name), self.ttl
-            if not chunk.last and ttl is not None and chunk.clock - cursor.time > ttl * _MICROSECONDS:
+            if not chunk.last and self.ttl is not None and chunk.clock - cursor.time > self.ttl * _MICROSECONDS:
                 return Miss.EXPIRED  # The keys of an open request are renewed: this run has ended.
-            if worker == self._shared.worker.name or await self._shared.workers.expired({worker}):
+            if await self._never_stored(cursor):
                 return Miss.UNKNOWN
         return None
+
+    async def _never_stored(self, cursor: Cursor) -> bool:
+        """Whether an event that is neither in Redis nor in memory will not be stored: its worker is this one or dead.
+
+        An event id shows that its worker has lived at that time. A worker that was suspended for longer than its lease
+        may serve requests before it has renewed the lease.
+        """
+        worker = worker_of(cursor.run)
+        return worker == self._shared.worker.name or (
+            not self._is_recent(cursor) and bool(await self._shared.workers.expired({worker}))
+        )
+
+    def _is_recent(self, cursor: Cursor) -> bool:
+        """Whether the event of a cursor was accepted less than a lease ago."""
+        return abs(self._shared.clock.now() - cursor.time) < self._shared.workers.lease * _MICROSECONDS
 
     async def _replay_standalone(self, delivery: Delivery) -> Miss | None:
         cursor, shared = delivery.cursor, self._shared
@@ -347,13 +361,11 @@ class RedisSessionStore:
                 self._keys, delivery, name
             )  # Events of other workers follow when Redis has recovered.
             return None
-        if cursor.number and name not in found and not local:
-            worker = worker_of(name)
-            if worker == shared.worker.name or await shared.workers.expired({worker}):
-                # The cursor is unknown: the stream continues from now.
-                own = self._queue.runs.get(GET_STREAM_KEY) or shared.writer.begin(self._queue, GET_STREAM_KEY, None)
-                delivery.cursor = Cursor(shared.clock.now(), own.name, found | {own.name: own.last})
-                return Miss.UNKNOWN
+        if cursor.number and name not in found and not local and await self._never_stored(cursor):
+            # The cursor is unknown: the stream continues from now.
+            own = self._queue.runs.get(GET_STREAM_KEY) or shared.writer.begin(self._queue, GET_STREAM_KEY, None)
+            delivery.cursor = Cursor(shared.clock.now(), own.name, found | {own.name: own.last})
+            return Miss.UNKNOWN
         await self._advance_standalone(delivery, found)
         return None
 
@@ -515,7 +527,8 @@ class RedisSessionStore:
         shared, keys = self._shared, self._keys
         entry = await shared.reader.call(lambda: self._entry(name))
         if entry is None:
-            following.unknown_request = True  # There is no such request: the cursor may be invented.
+            # There is no such request: the cursor may be invented. A recent one may not be stored yet.
+            following.unknown_request = not self._is_recent(delivery.cursor)
             return
         if run_entry.is_open(entry):
             request_id = stored_request_id_of(entry)

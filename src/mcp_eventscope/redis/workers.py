@@ -369,8 +369,8 @@ class Workers:
 
     @property
     def slow(self) -> bool:
-        """Whether Redis is degraded because it answered too late."""
-        return self._breaker.reason is FailureReason.TIMEOUT
+        """Whether Redis is degraded, and may answer all the same: late, or now."""
+        return self._breaker.slow
 
     @property
     def started_recently(self) -> bool:

@@ -103,7 +103,7 @@ class Coordinator(Protocol):
 
     @property
     def slow(self) -> bool:
-        """Whether the store answers too late, as far as known, rather than not at all."""
+        """Whether the store is degraded, and may answer all the same: late, or now."""
         ...
 
     @property
