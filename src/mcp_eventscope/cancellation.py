@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 
 import anyio
 
@@ -33,17 +34,22 @@ def is_cancelling() -> bool:
 def keep_cancellation() -> Iterator[None]:
     """Raise `CancelledError` at the end of the block if a cancellation within it was swallowed (see above).
 
-    Else a caller that repeats the block, or waits for something else, would not end.
+    Else a caller that repeats the block, or waits for something else, would not end. A cancelled scope of anyio needs
+    no help: it repeats the cancellation, and would not recognize this one as its own.
     """
     task = asyncio.current_task()
     before = 0 if task is None else task.cancelling()
+
+    def swallowed() -> bool:
+        return task is not None and task.cancelling() > before and anyio.current_effective_deadline() > -inf
+
     try:
         yield
     except Exception:
-        if task is not None and task.cancelling() > before:
+        if swallowed():
             raise asyncio.CancelledError from None
         raise
-    if task is not None and task.cancelling() > before:
+    if swallowed():
         raise asyncio.CancelledError
 
 

@@ -3,7 +3,10 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
+import anyio
+import anyio.lowlevel
 import pytest
 import redis.exceptions
 from redis import asyncio as aioredis
@@ -293,6 +296,15 @@ def test_failure_text_names_the_address(error: Exception, text: str) -> None:
     assert failure_text(error, aioredis.Redis(host="db", password=PASSWORD)) == f"Redis at db:6379: {text}"
 
 
+async def ended_and(cancel: Callable[[], object], error: Exception | None) -> str:
+    """Wait as redis-py does for a reply or an error, and be cancelled in the turn of the loop in which it arrives."""
+    loop = asyncio.get_running_loop()
+    reply: asyncio.Future[str] = loop.create_future()
+    loop.call_soon(*((reply.set_result, "reply") if error is None else (reply.set_exception, error)))
+    loop.call_soon(cancel)
+    return await asyncio.wait_for(reply, 60)
+
+
 class TestCall:
     """Calls that may be made twice."""
 
@@ -323,17 +335,28 @@ class TestCall:
         """On Python 3.11 `asyncio.wait_for`, which redis-py calls, swallows such a cancellation."""
 
         async def function() -> str:
-            loop, task = asyncio.get_running_loop(), asyncio.current_task()
+            task = asyncio.current_task()
             assert task is not None
-            reply: asyncio.Future[str] = loop.create_future()
-            loop.call_soon(*((reply.set_result, "reply") if error is None else (reply.set_exception, error)))
-            loop.call_soon(task.cancel)
-            return await asyncio.wait_for(reply, 60)
+            return await ended_and(task.cancel, error)
 
         calling = asyncio.create_task(call("read from", aioredis.Redis(), breaker, function))
         await asyncio.wait({calling})
         assert calling.cancelled()
         assert facts == []
+
+    @pytest.mark.parametrize("error", [None, redis.exceptions.ResponseError("refused")])
+    async def test_call_in_a_scope_cancelled_as_it_ends_ends_with_the_scope(
+        self, breaker: CircuitBreaker, error: Exception | None
+    ) -> None:
+        """The task continues behind the scope."""
+
+        async def calling() -> str:
+            with anyio.CancelScope() as scope, suppress(StoreError):
+                await call("read from", aioredis.Redis(), breaker, lambda: ended_and(scope.cancel, error))
+            await anyio.lowlevel.checkpoint()
+            return "behind"
+
+        assert await asyncio.create_task(calling()) == "behind"
 
     async def test_call_that_outlasts_an_outage_on_a_stale_connection_is_retried(
         self, breaker: CircuitBreaker, facts: list[StoreEvent]
