@@ -5,6 +5,8 @@ OBJECTIVE = 0.99
 BUDGET = 1 - OBJECTIVE
 LEAST_RESUMES = 20
 """Ratios of fewer resumes raise no alert: one laptop that slept overnight is no emergency."""
+LEAST_FAILED = 5
+"""Failed resumes from which their ratio raises an alert: of 20 resumes one laptop is 5 %, five times the budget."""
 HEADROOM = 0.1
 """The share of the TTL that should be left when clients resume: 1 minus a bucket bound."""
 LATE = 0.01

@@ -83,8 +83,8 @@ _SCREEN = (
             "The share of resumes in the time range that delivered all events due to the client. A client that had "
             "missed nothing counts as a success; a client that disconnected does not count.",
             normal=f"green, at or above the objective of {OBJECTIVE:.0%}. 'no resumes': no client has reconnected.",
-            otherwise="see 'Problems': each row links to the runbook. A resume that finds Redis unavailable counts as "
-            "a failure although it succeeds later, so that the ratio is a little too low in an outage.",
+            otherwise="see 'Problems': each row links to the runbook. A resume that finds Redis unavailable is "
+            "repeated, and counts when it ends.",
         ),
         promql.success_shown(),
         (None, BAD),

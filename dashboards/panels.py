@@ -219,6 +219,7 @@ OUTCOMES = coloured(
         "deferred": "yellow",
         "timeout": "super-light-green",
         "refused": "purple",
+        "unavailable": "purple",
         "error": "red",
         "other_worker": ASIDE,
         "client_disconnected": ASIDE,

@@ -18,7 +18,10 @@ COMES_WITH_A_SCRAPE = frozenset({"job", "instance", "store", "le"})
 
 SUCCEEDED = ("resumed", "caught_up")
 FAILED = ("gap", "missed", "error")
-"""Outcomes that the objective counts. Not counted: `client_disconnected` and `cancelled`, which clients cause."""
+"""Outcomes that the objective counts.
+
+Not counted: `client_disconnected` and `cancelled`, which clients cause, and `unavailable`, an attempt that is repeated.
+"""
 OWED = ("resumed", *FAILED)
 """Outcomes with events due. `caught_up` is left out: idle streams reconnect every few minutes."""
 

@@ -13,6 +13,7 @@ from dashboards.objective import (
     HEADROOM,
     LAG_SECONDS,
     LATE,
+    LEAST_FAILED,
     LEAST_RESUMES,
     LEAST_UNCOLLECTED,
     MEMORY,
@@ -114,11 +115,12 @@ def recordings() -> Iterator[Recording]:
 
 
 def _burning(*pairs: tuple[float, str, str]) -> str:
-    """Burn rate above a factor over the long and the short window, with enough resumes in the long one."""
+    """Burn rate above a factor over the long and the short window, with enough resumes and failures in the long one."""
     return "\nor\n".join(
         f"(\n  {_ratio(long)} > {factor:g} * {BUDGET:g}\n"
         f"  and {_ratio(short)} > {factor:g} * {BUDGET:g}\n"
-        f"  and {_number(long)} >= {LEAST_RESUMES}\n)"
+        f"  and {_number(long)} >= {LEAST_RESUMES}\n"
+        f"  and round({_ratio(long)} * {_number(long)}) >= {LEAST_FAILED}\n)"
         for factor, long, short in pairs
     )
 
@@ -347,7 +349,8 @@ def _alerts() -> Iterator[Alert]:
         "EventscopeReplaySlow",
         "warning",
         f"{_quantile(0.99, catalog.REPLAY_DURATION, '10m', outcome=('resumed', 'gap'))} > {REPLAY_SECONDS}\n"
-        f"and {_all(catalog.REPLAY_DURATION, '10m', part='count', outcome=('resumed', 'gap'))} >= {LEAST_RESUMES}",
+        f"and {_all(catalog.REPLAY_DURATION, '10m', part='count', outcome=('resumed', 'gap'))} >= {LEAST_RESUMES}"
+        f"{_unless_degraded()}",
         "10m",
         f"Resume latency high: {_WHO}",
         f"The p99 latency of resumes is {{{{ $value | humanizeDuration }}}} (limit: {REPLAY_SECONDS} s). Clients wait "
@@ -502,7 +505,7 @@ def _alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeOperationsFailing",
         "warning",
-        f"{failed}\n/ ({ended} > 0) > {OPERATIONS_FAILED:g}\nand {ended} >= {LEAST_RESUMES}",
+        f"{failed}\n/ ({ended} > 0) > {OPERATIONS_FAILED:g}\nand {ended} >= {LEAST_RESUMES}{_unless_degraded()}",
         "5m",
         f"{{{{ $labels.mcp_method_name }}}} fails: {_WHO}",
         f"{_SHARE} of {{{{ $labels.mcp_method_name }}}} requests fail with an error of the server (limit: "

@@ -427,7 +427,7 @@ class InstrumentedEventStore(EventStore):
         finally:
             measured = ReplayMeasurement(
                 perf_counter() - started,
-                outcome_of(error) if facts is None else replay_outcome(facts),
+                replay_outcome(facts, error),
                 stream_id if facts is None else facts.stream_id,
                 error,
                 timed.delivered,

@@ -85,6 +85,26 @@ CASES = [
     ),
     Case(
         "EventscopeResumesFailing",
+        "two of the few resumes of six hours: clients that slept",
+        resumes(resumed="0+1x23 23x6", missed="0x24 1 2x10"),
+        "390m",
+        every="15m",
+    ),
+    Case(
+        "EventscopeResumesFailing",
+        "Redis cannot be read: attempts that are repeated",
+        resumes(resumed="0+4x70", unavailable="0+40x70"),
+        "65m",
+    ),
+    Case(
+        "EventscopeResumesFailingSlowly",
+        "one of the few resumes of three days",
+        resumes(resumed="0x100 0+1x70", missed="0x140 1x30"),
+        "4400m",
+        every="30m",
+    ),
+    Case(
+        "EventscopeResumesFailing",
         "clients leave in the middle of replays: their own doing",
         resumes(resumed="0+4x70", client_disconnected="0+4x70", cancelled="0+4x70"),
         "65m",
@@ -363,6 +383,15 @@ CASES = [
         "20m",
     ),
     Case(
+        "EventscopeReplaySlow",
+        "slow ones in an outage, which has an alert",
+        histogram(
+            "eventscope_replay_duration_seconds", {"2.5": "0x40", "5": "0+5x40", "+Inf": "0+5x40"}, outcome="resumed"
+        )
+        | {"eventscope_degraded{}": "0x5 1x20 0x15"},
+        "34m",
+    ),
+    Case(
         "EventscopeFollowersGrowing",
         "five for each session",
         {"eventscope_streams_followed{}": "500x60", "eventscope_sessions_active{}": "100x60"},
@@ -634,6 +663,12 @@ CASES = [
         "tools report errors, which are theirs",
         _operations(tool_error="0+500x30", failed="0+1x30", ok="0+400x30"),
         "20m",
+    ),
+    Case(
+        "EventscopeOperationsFailing",
+        "tasks cannot be read in an outage, which has an alert",
+        _operations(tool_error="0x30", failed="0+100x30", ok="0+100x30") | {"eventscope_degraded{}": "1x20 0x10"},
+        "29m",
     ),
     Case(
         "EventscopeOperationsFailing", "few calls", _operations(tool_error="0x30", failed="0x9 1x20", ok="0x30"), "20m"

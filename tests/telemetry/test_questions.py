@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 TTL = 60
 SUCCESSES = {"resumed", "caught_up"}
 REASONS = ("malformed", "unknown", "expired")
-OUTCOMES = {"resumed", "caught_up", "gap", "missed", "error", "client_disconnected", "cancelled"}
+OUTCOMES = {"resumed", "caught_up", "gap", "missed", "unavailable", "error", "client_disconnected", "cancelled"}
 
 
 async def take(_: EventMessage) -> None:
@@ -269,6 +269,7 @@ async def test_resumes_that_wait_for_redis_are_no_errors(scope: Scope) -> None:
         server.connected = True
         await running.store_event("1", answer())
     assert scope.sample("replay_duration_seconds_count", outcome="error") == 0
+    assert scope.sample("replay_duration_seconds_count", outcome="unavailable") == 0
     assert scope.sample("errors_total", operation="replay", error_type="unavailable") == 0
     assert scope.sample("errors_total", operation="follow", error_type="unavailable") == 0
     succeeded = [scope.sample("replay_duration_seconds_count", outcome=each) for each in ("resumed", "caught_up")]

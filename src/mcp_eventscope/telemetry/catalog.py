@@ -18,7 +18,7 @@ from mcp_eventscope.telemetry.declarations import STORE, Label, LogEvent, Metric
 STORE_OUTCOME = Label("outcome", ("ok", "deferred", "refused", "error", "cancelled"))
 MESSAGE_TYPE = Label("message_type", ("priming", "request", "notification", "response", "error"))
 REPLAY_OUTCOME = Label(
-    "outcome", ("resumed", "caught_up", "gap", "missed", "error", "client_disconnected", "cancelled")
+    "outcome", ("resumed", "caught_up", "gap", "missed", "unavailable", "error", "client_disconnected", "cancelled")
 )
 FOLLOW_OUTCOME = Label("outcome", ("completed", "timeout", "worker_lost", "error", "client_disconnected", "cancelled"))
 MISS_REASON = Label("reason", ("malformed", "unknown", "expired"))

@@ -249,7 +249,7 @@ class LogSink:
 
     def read(self, operation: str, measured: Measurement, session_hash: str | None) -> None:
         """Log a replay, or the following of a stream, that failed or was incomplete."""
-        if measured.outcome == "error":
+        if measured.error_type is not None:
             self._log.write_limited(catalog.REPLAY_FAILED, operation=operation, **self._failure(measured, session_hash))
         elif isinstance(measured, ReplayMeasurement) and measured.outcome in {"gap", "missed"} and measured.facts:
             self._incomplete(operation, measured.outcome, measured, measured.facts, session_hash)

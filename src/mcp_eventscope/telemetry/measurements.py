@@ -28,7 +28,7 @@ class Measurement:
     @property
     def error_type(self) -> str | None:
         """The error type of the catalog; None unless the operation failed. A disconnect is no failure."""
-        if self.outcome != "error":
+        if self.outcome not in {"error", "unavailable"}:
             return None
         if isinstance(self.error, StoreUnavailableError):
             return "unavailable"
@@ -115,8 +115,13 @@ def store_outcome(appended: AppendResult) -> str:
     return "refused" if appended.refused else "ok"
 
 
-def replay_outcome(facts: ReplayResult) -> str:
-    """The outcome of a replay that did not raise."""
+def replay_outcome(facts: ReplayResult | None, error: BaseException | None) -> str:
+    """The outcome of a replay, which returned facts or raised an error.
+
+    `unavailable` ends an attempt, not the resume: the replay is repeated, or the client reconnects.
+    """
+    if facts is None:
+        return "unavailable" if isinstance(error, StoreUnavailableError) else outcome_of(error)
     if facts.miss is not None:
         return "missed"
     if facts.gap or facts.corrupt:

@@ -17,6 +17,8 @@ MAX_SESSIONS = 12
 """Of each worker: enough for the sessions of the drill on every one."""
 NEWER = "999.0.0"
 """The version that a deployment installs."""
+PATIENT = f"?socket_timeout={CEILING:g}"
+"""For URLs of Redis: a busy machine may take longer than the default for a reply."""
 LEASE = 30
 """Seconds: the drill delays replies of Redis, and freezes workers, for some."""
 
@@ -71,7 +73,7 @@ class Four(Target):
     @property
     def redis_url(self) -> str:
         """Where the workers find Redis: through the proxy, and patient, as `store_timeout` is."""
-        return f"{self.proxy.url}?socket_timeout={CEILING:g}"
+        return f"{self.proxy.url}{PATIENT}"
 
     def start(self) -> None:
         """Start the four."""

@@ -15,7 +15,7 @@ import anyio
 import httpx2
 
 from support.drill.asking import ALL, View
-from support.drill.deployment import APP, Four, Target, four_workers
+from support.drill.deployment import APP, PATIENT, Four, Target, four_workers
 from support.drill.ledger import Ledger
 from support.drill.shrunk import shrink
 from support.http_client import NO_TLS
@@ -159,9 +159,10 @@ class Site:
         # Not rounded: the scrape that all is counted from must not be left out, nor what was before the drill be in it.
         return View(self.prometheus, self.ended - self.began, self.ended, self.interval, job)
 
-    def fired(self) -> set[tuple[str, str]]:
-        """Every alert that has ever fired, with its job."""
-        series = self.prometheus.query(f'last_over_time(ALERTS{{alertstate="firing"}}[{self.view().range}])')
+    def fired(self, seconds: float | None = None) -> set[tuple[str, str]]:
+        """Every alert that has fired in the last seconds, with its job; None: ever."""
+        window = self.view().range if seconds is None else f"{round(1000 * seconds)}ms"
+        series = self.prometheus.query(f'last_over_time(ALERTS{{alertstate="firing"}}[{window}])')
         return {(one["metric"].get("job", ""), one["metric"]["alertname"]) for one in series}
 
 
@@ -183,7 +184,7 @@ def site(directory: Path, control_url: str) -> Iterator[Site]:
 
         def worker(redis: OwnValkey, **options: object) -> WorkerProcess:
             # A busy machine may take longer than the default for a reply, and no fault of the drill is a slow Redis.
-            made = WorkerProcess(redis.url, control_url, app=APP, store_timeout=CEILING, **options)  # type: ignore[arg-type]
+            made = WorkerProcess(f"{redis.url}{PATIENT}", control_url, app=APP, store_timeout=CEILING, **options)  # type: ignore[arg-type]
             stack.callback(made.close)
             return made
 
