@@ -111,6 +111,7 @@ async def test_page_shows_hostile_texts_as_texts_and_contents_when_asked(
             assert HOSTILE in await page.evaluate(f"{row(hashed)}.innerText")
             assert "\\u202egpj.exe" in await page.evaluate(f"{row(hashed)}.innerText")
             await shown(page, "2", within="#workers .count")
+            await shown(page, "Answered by 1 of 2 workers", within="#workers")
             await page.evaluate(f"{row(hashed)}.click()")
             await shown(page, "running", within=".detail")
             await press(page, "events")
@@ -197,6 +198,7 @@ async def test_console_command_shows_the_sessions_of_others_to_a_viewer_with_the
             assert await page.open(address) == 200
             await page.until(f"Boolean({row(hashed)})")
             await shown(page, "read directly from Redis")
+            await shown(page, "Pending events and log events are not shown", within="#workers")
             assert page.complaints == []
         async with browser.page() as page:
             assert await page.open(address.replace("//", f"//me:{TOKEN}@")) == 200

@@ -88,8 +88,10 @@ class Console:
         content = files("mcp_eventscope.console").joinpath("static", name).read_bytes()
         return Response(content, media_type=media_type)
 
-    async def _facts(self, _: Request) -> Response:
-        return JSONResponse({**await self._observer.overview(), "payloads": self._payloads})
+    async def _facts(self, request: Request) -> Response:
+        # On a connection that is kept, one of several workers that share a port would answer always.
+        headers = {"Connection": "close"} if request.scope["http_version"].startswith("1.") else None
+        return JSONResponse({**await self._observer.overview(), "payloads": self._payloads}, headers=headers)
 
     async def _session(self, request: Request) -> Response:
         try:

@@ -9,6 +9,7 @@ const LEAST_WINDOW = 60;
 const GAP = 5; // Seconds between two points that are not connected.
 const SPARK_POINTS = 40;
 const EVENTS = 50;
+const STALE = 15; // Seconds after which the pending events of a worker may be others.
 const SVG = "http://www.w3.org/2000/svg";
 
 // Not relative: the address of the page may contain the token, with which `fetch` accepts no URL.
@@ -315,8 +316,19 @@ const workerColumns = [
 
 function backlog(worker) {
   const known = state.backlogs.get(worker.name);
-  if (!known || !worker.alive) return h("span", { class: "faint" }, "\u2013");
-  return h("span", { class: known.failure ? "bad-text" : "", title: `${bytes(known.bytes)}${known.failure ? `, ${known.failure}` : ""}` }, quantity(known.events));
+  if (!known || !worker.alive) return h("span", { class: "faint", title: "This worker has not answered this page" }, "\u2013");
+  const age = (performance.now() - known.received) / 1000;
+  const title = `${bytes(known.bytes)}${known.failure ? `, ${known.failure}` : ""}, ${duration(age)} ago`;
+  return h("span", { class: age > STALE ? "faint" : known.failure ? "bad-text" : "", title }, quantity(known.events));
+}
+
+// Pending events and log events are in the memory of each worker: without all of them "none" means less.
+function renderAnswered() {
+  const living = state.facts.workers.filter((each) => each.alive);
+  const known = living.filter((each) => state.backlogs.has(each.name)).length;
+  const note = $("#answered");
+  note.hidden = Boolean(state.facts.worker) && known === living.length;
+  setText(note, state.facts.worker ? `Answered by ${known} of ${living.length} workers: pending events and log events of the others are not shown.` : "Pending events and log events are not shown: workers keep them in memory. See their metrics and logs, or the console of the server.");
 }
 
 const plots = [
@@ -367,13 +379,25 @@ function server(each, redis) {
   return h("dl", { class: "server" }, h("dd", { class: "all" }, `${each.node ? `${each.node}: ` : ""}${each.kind} ${each.version}`), ...items.flatMap(([name, value]) => [h("dt", {}, name), h("dd", { class: name === "memory" ? "rest" : null }, value)]));
 }
 
+// Each worker observes conditions of Redis and of other workers: those that overlap are one.
+function distinct(problems) {
+  const kept = [];
+  for (const each of problems) {
+    const end = each.lasting ? Infinity : each.until;
+    const key = (other) => [other.name, other.fields.worker, other.fields.session, other.fields.node].join(" ");
+    const same = (other) => key(other) === key(each) && other.time <= end && each.time <= (other.lasting ? Infinity : other.until);
+    if (each.name.includes(".") || !kept.some(same)) kept.push(each);
+  }
+  return kept;
+}
+
 function renderProblems() {
-  const shown = [...state.problems.values()].sort((one, other) => other.lasting - one.lasting || other.time - one.time).slice(0, 100);
+  const shown = distinct([...state.problems.values()].sort((one, other) => other.lasting - one.lasting || one.time - other.time)).sort((one, other) => other.lasting - one.lasting || other.time - one.time).slice(0, 100);
   const lasting = shown.filter((each) => each.lasting).length;
   setText($("#problems .count"), shown.length ? `${lasting ? `${lasting} now, ` : ""}${shown.length} in all` : "");
   const empty = $("#problems .empty");
   empty.hidden = shown.length > 0;
-  setText(empty, state.facts.worker ? "None since this worker started." : "None since the console started.");
+  setText(empty, state.facts.worker ? "None since the workers that have answered started." : "None since the console started.");
   const list = $("#problems ol");
   const selection = document.getSelection();
   if (selection && !selection.isCollapsed && list.contains(selection.anchorNode)) return;
@@ -430,6 +454,7 @@ function render() {
   workers.update(found.workers);
   const living = found.workers.filter((each) => each.alive).length;
   setText($("#workers .count"), living === found.workers.length ? `${living}` : `${living} of ${found.workers.length} alive`);
+  renderAnswered();
   renderPlots();
   renderRedis();
   renderProblems();
@@ -472,9 +497,13 @@ function take(found) {
     state.rates.set(each.hash, points.slice(-SPARK_POINTS));
   }
   for (const hash of state.rates.keys()) if (!present.has(hash)) state.rates.delete(hash);
-  if (found.worker) state.backlogs.set(found.worker.name, found.worker);
+  if (found.worker) state.backlogs.set(found.worker.name, { ...found.worker, received: state.received });
   const source = found.worker ? found.worker.name : "";
-  for (const each of found.problems) state.problems.set(`${source} ${each.number}`, each);
+  const living = new Set(found.workers.filter((each) => each.alive).map((each) => each.name));
+  for (const name of state.backlogs.keys()) if (!living.has(name)) state.backlogs.delete(name);
+  for (const each of found.problems) state.problems.set(`${source} ${each.number}`, { ...each, source });
+  // A worker that has ended cannot report that a condition has ended.
+  for (const each of state.problems.values()) if (each.lasting && each.source && each.source !== source && !living.has(each.source)) Object.assign(each, { lasting: false, until: found.time });
   if (state.problems.size > 500) for (const key of [...state.problems.keys()].slice(0, 100)) state.problems.delete(key);
   if (state.open && !present.has(state.open)) state.detailError = "The session has ended, or is no longer shown.";
 }
