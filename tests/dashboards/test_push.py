@@ -116,8 +116,9 @@ def test_push_imports_all_dashboards_and_replaces_them(
         assert main(["dashboards", "push", "--grafana", grafana.url, "--token", TOKEN]) == 0
     assert grafana.folders == {FOLDER_UID: "MCP event store"}
     assert len(grafana.dashboards) >= 3
-    output = capsys.readouterr().out
+    output, note = capsys.readouterr()
     assert TOKEN not in output
+    assert "select your Prometheus in the variable 'Data source'" in note
     for uid, imported in grafana.dashboards.items():
         assert imported["folderUid"] == FOLDER_UID
         assert imported["overwrite"] is True

@@ -121,6 +121,7 @@ async def test_sessions_and_workers_show_what_runs(call: Call, operator: Operato
     code, found = await operator.json("workers")
     assert (code, found["alive"], found["orphaned_requests"], found["truncated"]) == (Exit.OK, 2, 0, False)
     assert sum(each["requests"] for each in found["workers"]) >= 1
+    assert min(each["inbox"] for each in found["workers"] if each["alive"]) == 0
     code, listed = await operator.json("sessions", "list", "--limit", "1000")
     (session,) = [each for each in listed["sessions"] if each["session_id"] == call.session]
     assert (code, session["state"], session["server"], session["running"]) == (Exit.OK, "live", NAME, 1)
@@ -203,6 +204,9 @@ async def test_end_without_confirmation_changes_nothing(call: Call, operator: Op
     """An operator who does not confirm ends nothing; an unknown session is an error."""
     code, text = await anyio.to_thread.run_sync(partial(_run, "sessions", "end", call.session, url=operator.redis_url))
     assert (code, text) == (Exit.INTERRUPTED, "")
+    answered = partial(_run, "sessions", "end", call.session, "--json", url=operator.redis_url, typed="n\n")
+    code, text = await anyio.to_thread.run_sync(answered)
+    assert (code, json.loads(text)["ended"]) == (Exit.FAILED, False)
     assert (await operator.json("why", call.ids[0]))[1]["verdict"] == "running"
     code, found = await operator.json("sessions", "end", "no-such-session", "--yes")
     assert (code, found["error"]["code"]) == (Exit.FAILED, "failed")
@@ -336,11 +340,9 @@ def _command(*arguments: str, url: str = "") -> list[str]:
     return [sys.executable, "-m", "mcp_eventscope.cli.main", *arguments, *connection]
 
 
-def _run(*arguments: str, url: str = "") -> tuple[int, str]:
+def _run(*arguments: str, url: str = "", typed: str = "") -> tuple[int, str]:
     """Run a command in a process of its own; its exit code and standard output."""
-    ran = subprocess.run(
-        _command(*arguments, url=url), capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-    )
+    ran = subprocess.run(_command(*arguments, url=url), capture_output=True, text=True, check=False, input=typed)
     return ran.returncode, ran.stdout
 
 

@@ -341,6 +341,17 @@ async def test_diagnosis_of_running_request_counts_retained_events(rig: Rig) -> 
     assert "3 messages would be delivered, and the request still runs" in found.sentence
 
 
+async def test_diagnosis_of_running_request_mentions_an_event_that_redis_does_not_have(rig: Rig) -> None:
+    """The client is ahead of Redis: the worker has not stored the event yet, or Redis has lost it."""
+    await rig.record(rig.worker)
+    producer = await rig.run(rig.worker, 4)
+    time, _, run = producer.ids[-1].split("-")
+    wire_id = event_ids.join(f"{time}-9-{run}", producer.stream)
+    found = await diagnose(rig.reader, rig.inspector, wire_id, Walk())
+    assert (found.verdict, found.delivered) == (Verdict.RUNNING, 0)
+    assert "Redis does not have the client's last event" in found.sentence
+
+
 async def test_diagnosis_of_answered_request_tells_complete_from_caught_up(rig: Rig) -> None:
     """After the response the client has everything; before it, the rest would be delivered."""
     await rig.record(rig.worker)

@@ -106,7 +106,7 @@ def _print(address: str, findings: list[Finding]) -> None:
             (
                 each.check,
                 Text(each.severity.value, style=colours[each.severity]),
-                f"{each.message}. Fix: {each.fix}" if each.fix else each.message,
+                f"{each.message.rstrip('.')}. Fix: {each.fix}" if each.fix else each.message,
             )
             for each in findings
         ],

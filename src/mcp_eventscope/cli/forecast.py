@@ -97,7 +97,11 @@ def _print(measured: Measured, need: float | None, part: float | None, *, fits: 
             f"maxmemory above {size(need / SAFE)}, or lower the TTL."
         )
     print_lines([sentence])
-    measured_from = f" ({measured.sampled} sessions sampled)" if measured.sampled else ""
+    measured_from = (
+        f" ({measured.sampled} {'session' if measured.sampled == 1 else 'sessions'} sampled)"
+        if measured.sampled
+        else ""
+    )
     print_table(
         ("", ""),
         [

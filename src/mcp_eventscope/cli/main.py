@@ -470,6 +470,19 @@ def dashboards() -> None:
     """Export or push Grafana dashboards and Prometheus rules."""
 
 
+_RULES = (
+    "next: name prometheus/*.yaml of this directory in rule_files, and check with promtool check config that it counts "
+    "the rules: Prometheus accepts a pattern that matches no file"
+)
+_NEXT = {
+    "files": _RULES,
+    "provisioning": _RULES,
+    "kubernetes": "next: kubectl apply --filename with this directory; check that the ruleSelector of your Prometheus "
+    "selects the PrometheusRules",
+}
+"""What remains to be done, by format: silent if it is forgotten."""
+
+
 @dashboards.command("export")
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option(
@@ -521,6 +534,7 @@ def dashboards_export(
         print_json("dashboards export", files=[str(path) for path in written])
     else:
         print_lines(str(path) for path in written)
+        print_error(_NEXT[layout])
 
 
 @dashboards.command("push")
@@ -551,6 +565,9 @@ def dashboards_push(grafana: str, token: str | None, folder: str, runbook_url: s
         print_json("dashboards push", urls=urls)
     else:
         print_lines(urls)
+        print_error(
+            "next: select your Prometheus in the variable 'Data source' of a dashboard; without one panels are empty"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:  # noqa: C901, PLR0911 - an exit code each

@@ -104,7 +104,7 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def print_error(text: str) -> None:
-    """Print an error, which has no secrets, on standard error."""
+    """Print an error or a note, which has no secrets, on standard error."""
     sys.stderr.write("".join(f"{printable(line)}\n" for line in text.splitlines()))
 
 

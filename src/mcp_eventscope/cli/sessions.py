@@ -12,6 +12,8 @@ from mcp_eventscope.settings import DEFAULT_TTL, Settings
 from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE
 from mcp_eventscope.telemetry.tracing import session_hash
 
+_NONE = "none: correct --key-prefix or --name, or add --all for ended ones; clients of 2026-07-28 have no sessions"
+
 __all__ = ["end", "list_sessions", "list_workers", "settings_of", "show"]
 
 
@@ -56,6 +58,7 @@ async def list_sessions(settings: Settings, *, limit: int, ended: bool, max_keys
     if as_json:
         print_json("sessions list", truncated=page.truncated, sessions=[_members(each) for each in found])
         return Exit.OK
+    number = f"{len(found)} session{'' if len(found) == 1 else 's'}"
     print_table(
         ("session", "hash", "state", "age", "expires", "running", "accounted", "workers", "client"),
         [
@@ -72,10 +75,10 @@ async def list_sessions(settings: Settings, *, limit: int, ended: bool, max_keys
             )
             for each in found
         ],
-        title=f"{len(found)} sessions under {settings.key_prefix} on {target.address}",
+        title=f"{number} under {settings.key_prefix} on {target.address}",
     )
     if not found and not page.truncated:
-        print_lines(["none: correct --key-prefix, or add --all for ended ones; clients of 2026-07-28 have no sessions"])
+        print_lines([_NONE])
     if page.truncated:
         print_lines(["there may be more: raise --limit or --max-keys"])
     return Exit.OK
@@ -144,18 +147,20 @@ async def end(settings: Settings, session: str, *, yes: bool, max_keys: int, as_
         if facts.state == "absent" and not await target.inspector.runs(session_id):
             msg = "session must be one under this prefix, got none; run mcp-eventscope sessions list"
             raise NotFoundError(msg)
+        ended = True
         if not yes:
             calls = f"{facts.running} running {'call' if facts.running == 1 else 'calls'}"
             hashed = session_hash(session_id)
             question = f"End session {hashed} ({facts.state}, {calls}) on all workers, and delete its events?"
             # In a thread: the connection to Redis stays served. On standard error: the result is on standard output.
-            await anyio.to_thread.run_sync(lambda: click.confirm(question, abort=True, err=True))
-        await _end(target, session_id, facts)
+            ended = await anyio.to_thread.run_sync(lambda: click.confirm(question, err=True))
+        if ended:
+            await _end(target, session_id, facts)
     if as_json:
-        print_json("sessions end", session_id=session_id, session_hash=session_hash(session_id), ended=True)
+        print_json("sessions end", session_id=session_id, session_hash=session_hash(session_id), ended=ended)
     else:
-        print_lines([f"session {session_hash(session_id)} ended"])
-    return Exit.OK
+        print_lines([f"session {session_hash(session_id)} {'ended' if ended else 'not ended, as answered'}"])
+    return Exit.OK if ended else Exit.FAILED
 
 
 async def _end(target: Target, session_id: str, facts: SessionFacts) -> None:

@@ -136,7 +136,7 @@ class WorkerFacts:
     lease_seconds: float | None
     """Seconds until its lease expires unless it is renewed; None without a lease."""
     inbox: int
-    """Unread messages of other workers, plus one."""
+    """Unread messages of other workers."""
     sessions: int
     """Live sessions whose record names it."""
     requests: int
@@ -459,7 +459,7 @@ class Inspector:
                 name=name,
                 alive=_number(lease) != -2,
                 lease_seconds=_seconds(lease),
-                inbox=max(0, _number(inbox)),
+                inbox=max(0, _number(inbox) - 1),  # An inbox keeps one entry, which is read or no message.
                 sessions=sessions.get(name, 0),
                 requests=requests.get(name, 0),
             )

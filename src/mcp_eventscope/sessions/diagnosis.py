@@ -132,6 +132,8 @@ async def diagnose(
         result = await store.for_session(session_id).replay(event_id, _discard, stream_id=stream)
     if session is not None and result is not None:
         verdict, sentence = _judge(session, retained, result, alive=alive, served=served)
+        if verdict is Verdict.RUNNING and retained is not None and number > retained.last:
+            sentence += _NOT_STORED
     elif walk.truncated:
         searched = f"the first {walk.max_keys} keys of the database"
         verdict, sentence = Verdict.UNKNOWN_SESSION, f"Undecided: no session was found among {searched}; name it."
@@ -225,7 +227,7 @@ def _judge_request(retained: RunFacts | None, result: ReplayResult, due: str, *,
 _NOTHING_LEFT = "Cannot be resumed: the event is older than the TTL, and nothing of its request is left."
 _NO_SESSION = (
     "Cannot be resumed: no session under this prefix has the request or an event of it, so its session was ended or "
-    "lost, or belongs to another prefix or Redis."
+    "lost, or belongs to another prefix or Redis; name the session to find out."
 )
 _NO_RECORD = (
     "Cannot be resumed: the session has no record, which expires when no request renews it, so every worker answers "
@@ -234,6 +236,10 @@ _NO_RECORD = (
 _NO_EVENT = (
     "Cannot be resumed: the session has no such event (never assigned, or lost by Redis), so a request is answered "
     "with an error, and a standalone stream continues from now."
+)
+_NOT_STORED = (
+    " Redis does not have the client's last event yet, or has lost it: the worker stores it from its memory, and the "
+    "events after it follow."
 )
 _ANSWERED = (
     "Resumes with an error: the worker died during the request, and an error was stored in place of the response."

@@ -36,7 +36,7 @@ def directory() -> Path | None:
     Raises:
         ValueError: The variable was set or unset too late, or names no directory.
     """
-    named = os.environ.get(VARIABLE) or os.environ.get(VARIABLE.lower())
+    named = os.environ.get(VARIABLE) or os.environ.get(VARIABLE.lower()) or ""
     # prometheus_client decides once, when it is imported.
     if not values.ValueClass._multiprocess:
         if named:

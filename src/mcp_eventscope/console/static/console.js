@@ -310,7 +310,7 @@ const workerColumns = [
   { name: "lease", class: "right", title: "Until it expires unless it is renewed", cell: (each) => (each.alive ? (each.lease_seconds === null ? "never" : duration(each.lease_seconds)) : h("span", { class: "tag bad-text" }, "dead")) },
   { name: "sessions", class: "right", cell: (each) => each.sessions },
   { name: "running", class: "right", title: "Requests without a response", cell: (each) => (each.requests && !each.alive ? h("span", { class: "bad-text" }, each.requests) : each.requests) },
-  { name: "inbox", class: "right", title: "Unread messages of other workers, plus one", cell: (each) => each.inbox },
+  { name: "inbox", class: "right", title: "Unread messages of other workers", cell: (each) => each.inbox },
   { name: "backlog", class: "right", title: "Pending events, in the memory of a worker that has answered this page", cell: backlog },
 ];
 
