@@ -26,6 +26,7 @@ def main() -> int:
     source, html = BUILD / "source", BUILD / "html"
     shutil.rmtree(BUILD, ignore_errors=True)
     source.mkdir(parents=True)
+    shutil.copy(ROOT / "docs" / "site.css", source)
     every = pages()
     _stage(every)
     configuration = BUILD / "zensical.toml"
