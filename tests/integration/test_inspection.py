@@ -392,9 +392,9 @@ async def test_diagnosis_without_entry_of_request_is_unclaimed(rig: Rig) -> None
 
 
 async def test_diagnosis_of_invented_event_is_unknown(rig: Rig) -> None:
-    """A number that was never assigned, by a worker that is dead."""
+    """A number that was never assigned, by a worker that has been dead for longer than a lease."""
     await rig.record(rig.worker)
-    wire_id = f"{await rig.inspector.clock()}-5-{'0' * 12}1.7"
+    wire_id = f"{await rig.inspector.clock() - 30_000_000}-5-{'0' * 12}1.7"
     found = await diagnose(rig.reader, rig.inspector, wire_id, Walk(), session_id="s")
     assert (found.verdict, found.worker_alive) == (Verdict.UNKNOWN, False)
 
