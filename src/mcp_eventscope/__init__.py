@@ -1,5 +1,6 @@
 """Resumable SSE for MCP servers: a Redis event store with metrics, traces and logs."""
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -62,7 +63,7 @@ __all__ = [
     "metrics_app",
 ]
 
-_MODULES = {
+_MODULES: Mapping[str, str] = {
     "http_app": "app",
     "EndSubscriptionsOnStop": "subscriptions.ending",
     "EventScope": "scope",
@@ -83,11 +84,11 @@ _MODULES = {
 }
 """The modules of the public names; the exceptions are all in `errors`."""
 
-_SESSIONS = {"http_app", "ResumableSessionManager"}
+_SESSIONS = ("http_app", "ResumableSessionManager")
 """The names that need the SDK's session manager. The others need its event store at most, which `store` checks."""
-_MODERN = {
+_MODERN = frozenset(
     name for name, module in _MODULES.items() if module.startswith(("subscriptions.", "request_state.", "tasks."))
-}
+)
 """The names that need revision 2026-07-28."""
 
 

@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from mcp_eventscope import process
 from mcp_eventscope.errors import EmbeddedUnavailableError
+from mcp_eventscope.process import PROCESS
 
 START_TIMEOUT = 10.0
 """Seconds to wait for the server to answer."""
@@ -48,7 +48,7 @@ class EmbeddedValkey:
         # Short, because the path of a Unix socket is limited to 104 bytes on macOS and 108 on Linux.
         self._directory = Path(tempfile.gettempdir()) / f"eventscope-{secrets.token_hex(4)}"
         self._guardian: subprocess.Popen[str] | None = None
-        process.track(self)
+        PROCESS.track(self)
 
     @property
     def url(self) -> str:

@@ -1,11 +1,14 @@
-"""The state of this process that a forked child must not share with its parent."""
+"""The state of this process, and the hook that runs in a forked child; no other module has state of its own."""
 
 import os
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol, TypeVar, runtime_checkable
 from weakref import WeakSet
 
+T = TypeVar("T")
 
+
+@runtime_checkable
 class ForkAware(Protocol):
     """An object that takes a fork into account."""
 
@@ -14,27 +17,44 @@ class ForkAware(Protocol):
         ...
 
 
-_objects: WeakSet[ForkAware] = WeakSet()
-_callbacks: list[Callable[[], None]] = []
+class Process:
+    """The objects that exist once in a process, and those that a forked child must not share with its parent.
+
+    An object that exists once is created on its first use and ends with the process; nothing runs at exit, which a
+    killed process would skip. A forked child keeps these objects. Those that have the method `after_fork` are called.
+    """
+
+    def __init__(self) -> None:
+        self._singles: dict[Callable[[], object], object] = {}
+        self._tracked: WeakSet[ForkAware] = WeakSet()
+
+    def single(self, kind: type[T]) -> T:
+        """Return the only object of a class, whose constructor takes no arguments and has no effect.
+
+        Args:
+            kind: The class.
+        """
+        found = self._singles.get(kind)
+        if found is None:
+            # Atomic, so that no lock is held while another thread forks.
+            found = self._singles.setdefault(kind, kind())
+        return found  # type: ignore[return-value] # The value of a class is its instance.
+
+    def track(self, fork_aware: ForkAware) -> None:
+        """Call `after_fork` of an object in each forked child, for as long as the object lives."""
+        self._tracked.add(fork_aware)
+
+    def tracked(self, kind: type[T]) -> list[T]:
+        """Return the living objects of a class that are tracked."""
+        return [each for each in tuple(self._tracked) if isinstance(each, kind)]
+
+    def after_fork(self) -> None:
+        """Call the tracked objects, then the single ones, which may use them."""
+        for each in (*self._tracked, *self._singles.values()):
+            if isinstance(each, ForkAware):
+                each.after_fork()
 
 
-def track(fork_aware: ForkAware) -> None:
-    """Call `after_fork` of an object in each forked child, for as long as the object lives."""
-    _objects.add(fork_aware)
-
-
-def after_fork(callback: Callable[[], None]) -> None:
-    """Call back in each forked child, behind the objects. A callback is registered once, however often it is given."""
-    if callback not in _callbacks:
-        _callbacks.append(callback)
-
-
-def _forked() -> None:
-    for each in tuple(_objects):
-        each.after_fork()
-    for callback in _callbacks:
-        callback()
-
-
+PROCESS: Final = Process()
 if hasattr(os, "register_at_fork"):  # Not on Windows, where nothing forks.
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=PROCESS.after_fork)

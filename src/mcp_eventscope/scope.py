@@ -10,6 +10,7 @@ import anyio
 from mcp_eventscope.cancellation import LoopLock
 from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.instrumentation import InstrumentedEventStore
+from mcp_eventscope.process import PROCESS
 from mcp_eventscope.redis.backend import RedisBackend
 from mcp_eventscope.redis.client import AnyRedis, client_for
 from mcp_eventscope.redis.store import RedisEventStore
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
     from mcp_eventscope.subscriptions.instrumented import InstrumentedSubscriptionBus
     from mcp_eventscope.tasks.extension import TasksExtension
 
-_owners: "WeakKeyDictionary[object, EventScope]" = WeakKeyDictionary()
-"""The scopes of the parts that were handed out."""
+
+class _Owners:
+    """The scopes of the parts that were handed out in this process."""
+
+    def __init__(self) -> None:
+        self.scopes: WeakKeyDictionary[object, EventScope] = WeakKeyDictionary()
 
 
 class ServerOptions(TypedDict, total=False):
@@ -216,7 +221,7 @@ class EventScope:
 
             self._subscriptions = InstrumentedSubscriptionBus(RedisSubscriptionBus(self.backend), **self._telemetry)
             self._parts.append(self._subscriptions.running)
-            _owners[self._subscriptions] = self
+            PROCESS.single(_Owners).scopes[self._subscriptions] = self
         return self._subscriptions
 
     @property
@@ -253,7 +258,7 @@ class EventScope:
         store = InstrumentedTaskStore(RedisTaskStore(self.backend, **kept), **self._telemetry)
         extension = TasksExtension(store, tools=tools, **limits)
         self._parts.append(extension.running)
-        _owners[extension] = self
+        PROCESS.single(_Owners).scopes[extension] = self
         return extension
 
     def _begin(self, part: str) -> None:
@@ -367,7 +372,8 @@ def scopes_of(server: object) -> list[EventScope]:
         server: Any server.
     """
     parts = [getattr(server, "_subscriptions", None), *(getattr(server, "_extensions", None) or ())]
-    return [_owners[part] for part in parts if part.__hash__ is not None and part is not None and part in _owners]
+    scopes = PROCESS.single(_Owners).scopes
+    return [scopes[part] for part in parts if part.__hash__ is not None and part is not None and part in scopes]
 
 
 async def _nothing() -> None:

@@ -18,7 +18,7 @@ from mcp_eventscope.redis.inspection import Inspector
 from mcp_eventscope.redis.write.runs import is_run
 
 PATH = "/console"
-_FILES = {
+_FILES: Mapping[str, tuple[str, str]] = {
     "": ("console.html", "text/html; charset=utf-8"),
     "console.css": ("console.css", "text/css; charset=utf-8"),
     "console.js": ("console.js", "text/javascript; charset=utf-8"),

@@ -15,7 +15,7 @@ _OPTIONS_OF_SERVERS = frozenset({"auth", "token_verifier", "auth_server_provider
 """Options of some applications that other frameworks have on their servers, with the same meaning."""
 
 
-_ELSEWHERE = {
+_ELSEWHERE: Mapping[str, str] = {
     "url": "write redis_url=",
     "prefix": "write key_prefix=",
     "store": "write event_store=",
@@ -26,7 +26,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("port", "workers", "reload", "log_level"), "pass it to uvicorn"),
 }
 """The remedies for options that are not known, and are likely to be meant as others."""
-_PATHS = {"path": "streamable_http_path", "streamable_http_path": "path"}
+_PATHS: Mapping[str, str] = {"path": "streamable_http_path", "streamable_http_path": "path"}
 """The options of FastMCP and the SDK for the same thing."""
 
 

@@ -3,7 +3,7 @@
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
 from typing import Any, TypeAlias, TypeVar
@@ -500,7 +500,7 @@ def _cause_of(error: E) -> E | RedisError | OSError:
 
 
 _IN_SCRIPT = re.compile(r".*@user_script: ?[0-9]+: -?([A-Z]{2,}) (.+)", re.DOTALL)
-_KINDS: dict[str, type[RedisError]] = {
+_KINDS: Mapping[str, type[RedisError]] = {
     "OOM": OutOfMemoryError,
     "READONLY": ReadOnlyError,
     "MASTERDOWN": MasterDownError,

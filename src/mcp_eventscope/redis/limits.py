@@ -1,5 +1,7 @@
 """Defaults and ranges of a store's numeric options."""
 
+from collections.abc import Mapping
+
 from mcp_eventscope.options import Number
 
 STORE_TIMEOUT = 0.25
@@ -17,7 +19,7 @@ PROBE_SECONDS = 60
 MAX_TTL = 10 * 365 * 24 * 3600
 """The longest TTL in seconds (ten years). Redis refuses far larger ones, in the middle of a write."""
 
-NUMBERS = {
+NUMBERS: Mapping[str, Number] = {
     "ttl": Number("seconds", 1, MAX_TTL, whole=True, none="no expiry"),
     # A shorter timeout would count every reply as an outage.
     "store_timeout": Number("seconds", 0.001, 3600),

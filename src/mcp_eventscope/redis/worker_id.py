@@ -2,7 +2,7 @@
 
 import uuid
 
-from mcp_eventscope import process
+from mcp_eventscope.process import PROCESS
 
 
 class WorkerId:
@@ -18,7 +18,7 @@ class WorkerId:
         self.name = ""
         """Twelve hexadecimal digits. Read it each time: it changes in a forked child."""
         self.after_fork()
-        process.track(self)
+        PROCESS.track(self)
 
     def after_fork(self) -> None:
         """Take another name."""

@@ -1,6 +1,6 @@
 """The decorator that records request states and the answers to them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from time import perf_counter
@@ -34,7 +34,7 @@ from mcp_eventscope.telemetry.request_state_metrics import RequestStateMetrics
 from mcp_eventscope.telemetry.sinks import Sinks
 from mcp_eventscope.telemetry.tracing import TracerProvider
 
-_FIXES = {
+_FIXES: Mapping[StateRefusal, str] = {
     StateRefusal.MALFORMED: "none: a client has changed a state, or invented one",
     StateRefusal.UNKNOWN_KEY: "give all workers the same EVENTSCOPE_REQUEST_STATE_KEYS; to rotate, append the new "
     "secret on all workers before it becomes the first one",

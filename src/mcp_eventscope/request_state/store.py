@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -52,7 +52,7 @@ _KEY_BYTES = 32
 _MICROSECONDS = 1_000_000
 _DAY = 86_400
 
-NUMBERS = {
+NUMBERS: Mapping[str, Number] = {
     "ttl": Number("seconds", 1, 30 * _DAY),
     "rotation": Number("seconds", 60, 365 * _DAY),
     "wait_timeout": Number("seconds", 0, 3600),

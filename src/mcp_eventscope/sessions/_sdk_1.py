@@ -5,7 +5,7 @@ its recorded handshake, and its requests to the client are renumbered on their w
 """
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -167,7 +167,10 @@ def _renumbered(item: Any, by: int) -> Any:
     return _session_message(message.model_copy(update=changed), item.metadata) if changed else item
 
 
-_NAMED_IN = {("notifications/cancelled", True): "requestId", ("notifications/progress", False): "progressToken"}
+_NAMED_IN: Mapping[tuple[str, bool], str] = {
+    ("notifications/cancelled", True): "requestId",
+    ("notifications/progress", False): "progressToken",
+}
 """The parameter of a notification that names a request of the server, by method and whether the server sends it."""
 
 

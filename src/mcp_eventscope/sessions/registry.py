@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from math import inf
+from types import MappingProxyType
 
 import anyio
 import pydantic_core
@@ -273,7 +274,7 @@ class LocalRegistry:
     shared = False
     late = False
     ttl = 0
-    records: Mapping[str, NewRecord] = {}
+    records: Mapping[str, NewRecord] = MappingProxyType({})
 
     def hold_lease(self, *_: object) -> AbstractAsyncContextManager[None]:
         """Do nothing."""

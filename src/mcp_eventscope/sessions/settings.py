@@ -1,5 +1,6 @@
 """Ranges and validation of the options of a session manager."""
 
+from collections.abc import Mapping
 from math import inf
 
 from mcp.server.lowlevel.server import Server
@@ -8,7 +9,7 @@ from mcp_eventscope.options import Number, check_text
 
 _DAY = 86_400
 
-NUMBERS = {
+NUMBERS: Mapping[str, Number] = {
     "follow_timeout": Number("seconds", 0.001, inf),
     # A busy process cannot renew a lease of less than a second in time.
     "worker_lease": Number("seconds", 1, 3600),

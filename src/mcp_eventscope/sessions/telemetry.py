@@ -1,6 +1,6 @@
 """Record the telemetry of sessions and requests."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, inf
@@ -41,7 +41,7 @@ from mcp_eventscope.telemetry.facts import (
 from mcp_eventscope.telemetry.logs import Log
 from mcp_eventscope.telemetry.tracing import session_hash
 
-_REFUSALS = {"other": Refusal.NOT_OWNER, "other_server": Refusal.OTHER_SERVER}
+_REFUSALS: Mapping[str, Refusal] = {"other": Refusal.NOT_OWNER, "other_server": Refusal.OTHER_SERVER}
 """The reason of a 404, by the state of the session's record."""
 _PROTOCOL_VERSIONS = frozenset(catalog_sessions.PROTOCOL_VERSION.values or ())
 _METHODS = frozenset(catalog_sessions.METHOD.values or ())

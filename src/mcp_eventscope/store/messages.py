@@ -5,7 +5,7 @@ replay. In this package a message never has this wrapper: it is removed and adde
 calls or is called. Nothing else depends on the major version of the SDK.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -99,7 +99,7 @@ class MessageType(StrEnum):
     ERROR = "error"
 
 
-_TYPES: dict[type, MessageType] = {
+_TYPES: Mapping[type, MessageType] = {
     type(None): MessageType.PRIMING,
     JSONRPCRequest: MessageType.REQUEST,
     JSONRPCNotification: MessageType.NOTIFICATION,

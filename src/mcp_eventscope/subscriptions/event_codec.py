@@ -23,13 +23,13 @@ class EverythingChanged:
 
 Change: TypeAlias = ServerEvent | EverythingChanged
 
-_KINDS: dict[str, Change] = {
+_KINDS: Mapping[str, Change] = {
     "tools": ToolsListChanged(),
     "prompts": PromptsListChanged(),
     "resources": ResourcesListChanged(),
     "everything": EverythingChanged(),
 }
-_NAMES = {type(change): name for name, change in _KINDS.items()}
+_NAMES: Mapping[type[Change], str] = {type(change): name for name, change in _KINDS.items()}
 _RESOURCE = "resource"
 
 

@@ -1,6 +1,6 @@
 """The decorator that records the streams, signals and gaps of a bus."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
 from mcp.server.subscriptions import ServerEvent, SubscriptionBus
@@ -26,7 +26,7 @@ from mcp_eventscope.telemetry.sinks import Sinks
 from mcp_eventscope.telemetry.subscriptions_metrics import SubscriptionMetrics
 from mcp_eventscope.telemetry.tracing import TracerProvider
 
-_GAP_FIXES = {
+_GAP_FIXES: Mapping[GapReason, str] = {
     GapReason.LATE: "make Redis reachable before this worker starts",
     GapReason.LOST: "none if Redis was restarted or flushed on purpose; otherwise set appendonly yes",
     GapReason.ROLLED_BACK: "set appendonly yes, and use a failover that keeps acknowledged writes",
@@ -34,7 +34,7 @@ _GAP_FIXES = {
     GapReason.DAMAGED: "keep other programs from writing under the key prefix",
     GapReason.OVERFLOW: "make Redis reachable, raise max_pending=, or publish list changes instead of many resources",
 }
-_FAILURE_FIXES = {
+_FAILURE_FIXES: Mapping[PublishFailure, str] = {
     PublishFailure.UNREACHABLE: "make Redis reachable: the changes are sent when it is",
     PublishFailure.REFUSED: "see event_store.redis_limited; keep other programs from writing the key {prefix}changes",
     PublishFailure.OVERFLOW: _GAP_FIXES[GapReason.OVERFLOW],

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import anyio
@@ -39,7 +39,7 @@ _RETRY_SECONDS = 0.25
 """Seconds until a failed call of Redis is retried."""
 _MICROSECONDS = 1_000_000
 
-_LIMITS = {
+_LIMITS: Mapping[str, Number] = {
     "max_pending": Number("changes", 1, 1_000_000, whole=True),
     "kept_batches": Number("batches", 1, 1_000_000, whole=True),
     "repair_seconds": Number("seconds", 0, 300),

@@ -20,7 +20,11 @@ Ask: TypeAlias = Callable[[str, JSONObject], Awaitable[dict[str, Any]]]
 Report: TypeAlias = Callable[[str], None]
 """Reports progress as text."""
 
-_CAPABILITIES = {"elicitation/create": "elicitation", "sampling/createMessage": "sampling", "roots/list": "roots"}
+_CAPABILITIES: Mapping[str, str] = {
+    "elicitation/create": "elicitation",
+    "sampling/createMessage": "sampling",
+    "roots/list": "roots",
+}
 
 
 class TaskChannel:

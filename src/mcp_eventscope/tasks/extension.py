@@ -1,7 +1,7 @@
 """The tasks extension of a server (SEP-2663): tools that run as tasks, and the methods of their clients."""
 
 import functools
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -33,7 +33,7 @@ from mcp_eventscope.tasks.protocol import JSONObject, TaskStore
 from mcp_eventscope.tasks.runner import Busy, Completed, Outcome, Run, TaskRunner
 from mcp_eventscope.tasks.wire import IDENTIFIER, TaskIdParams, UpdateTaskParams, on_the_wire
 
-NUMBERS = {
+NUMBERS: Mapping[str, Number] = {
     "max_tasks": Number("tasks", 1, whole=True),
     "max_tasks_per_principal": Number("tasks", 1, whole=True),
     "max_input_requests": Number("requests", 1, 3000, whole=True),  # A script of Redis takes some 4,000 at once.
@@ -44,7 +44,7 @@ NUMBERS = {
 """The types and ranges of the numeric options of `TasksExtension`."""
 _LISTED = 20
 """Maximum number of tools that an error lists."""
-RETRYABLE = {"retryable": True}
+RETRYABLE: Mapping[str, bool] = {"retryable": True}
 """The data of an error after which the client may repeat its request."""
 _responses: TypeAdapter[InputResponses] = TypeAdapter(InputResponses)
 _DECLARED = ClientCapabilities(extensions={IDENTIFIER: {}})

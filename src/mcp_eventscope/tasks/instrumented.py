@@ -23,6 +23,7 @@ from mcp_eventscope.tasks.facts import (
 )
 from mcp_eventscope.tasks.protocol import JSONObject, NewTask, RunSignals, RunState, Settled, Task, TaskStore
 from mcp_eventscope.telemetry import catalog_tasks
+from mcp_eventscope.telemetry.declarations import LogEvent
 from mcp_eventscope.telemetry.logs import Logger, LogSink
 from mcp_eventscope.telemetry.measurements import outcome_of
 from mcp_eventscope.telemetry.otel_metrics import MeterProvider
@@ -33,7 +34,7 @@ from mcp_eventscope.telemetry.tracing import Span, TracerProvider
 
 T = TypeVar("T")
 
-_FIXES = {
+_FIXES: Mapping[TaskOutcome, tuple[LogEvent, str]] = {
     TaskOutcome.FENCED: (
         catalog_tasks.FENCED,
         "keep tools from blocking the event loop; raise worker_lease= where workers are cut off for longer",

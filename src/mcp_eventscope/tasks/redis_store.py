@@ -40,7 +40,7 @@ POLL_INTERVAL = 1.0
 """Seconds between polls that are suggested to clients."""
 SYNC_INTERVAL = 0.5
 """Seconds within which a signal reaches its run where pub/sub does not deliver it."""
-NUMBERS = {
+NUMBERS: Mapping[str, Number] = {
     "ttl": Number("seconds", 1, MAX_TTL, whole=True),
     "poll_interval": Number("seconds", 0.05, 3600),
     "sync_interval": Number("seconds", 0.02, 60),

@@ -1,5 +1,6 @@
 """The types of the catalog's entries: metrics, labels, spans and log events."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, TypeAlias
@@ -7,7 +8,7 @@ from typing import Literal, TypeAlias
 MultiprocessMode: TypeAlias = Literal["livesum", "livemax", "livemin", "livemostrecent"]
 """How one scrape merges a gauge of several workers: prometheus_client's modes that ignore dead processes."""
 
-_UNITS = {"_seconds": "s", "_bytes": "By"}
+_UNITS: Mapping[str, str] = {"_seconds": "s", "_bytes": "By"}
 """OpenTelemetry's unit (UCUM) by the Prometheus suffix that names it."""
 
 

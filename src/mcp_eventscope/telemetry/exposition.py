@@ -3,7 +3,7 @@
 import gzip
 import hmac
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
@@ -15,7 +15,7 @@ from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry, chec
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """The syntax of bearer tokens (RFC 6750, section 2.1)."""
-PLAIN = {"Content-Type": "text/plain; charset=utf-8"}
+PLAIN: Mapping[str, str] = {"Content-Type": "text/plain; charset=utf-8"}
 _REALM = 'Bearer realm="metrics"'
 
 
@@ -24,7 +24,7 @@ class Answer:
     """An HTTP response."""
 
     status: int
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     body: bytes
 
 

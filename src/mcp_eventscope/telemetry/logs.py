@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias
 
 from mcp_eventscope.options import check_logger
+from mcp_eventscope.process import PROCESS
 from mcp_eventscope.redis.self_test import Capabilities, Capability
 from mcp_eventscope.store.events import (
     DropReason,
@@ -46,7 +47,7 @@ _DIMENSIONS = ("reason", "sink", "operation")
 
 _IDS_SHOWN = 5
 
-_DROPPED_FIXES = {
+_DROPPED_FIXES: Mapping[DropReason, str] = {
     DropReason.EXPIRED: "make Redis reachable, and keep workers responsive: messages between workers are retried for "
     "up to a minute",
     DropReason.OVERFLOW: "make Redis reachable, and keep workers responsive: until then messages between workers are "
@@ -58,7 +59,7 @@ _DROPPED_FIXES = {
     "writing under the key prefix",
     DropReason.TOO_LARGE: "none: clients of MCP send small notifications",
 }
-_FIXES = {
+_FIXES: Mapping[LossReason, str] = {
     LossReason.OVERFLOW: "the outage outlasted the backlog: end it, or raise backlog_bytes= and "
     "backlog_events= of RedisEventStore",
     LossReason.REJECTED: "Redis refused the event: it is too large for Redis or a proxy, or its key has another type; "
@@ -82,7 +83,7 @@ _INCOMPLETE_FIXES: Mapping[str, str] = {
     Gap.STORE_LOST: "set maxmemory-policy noeviction and appendonly yes, and delete no keys of this prefix",
 }
 _CORRUPT_FIX = "keep other programs from writing under the key prefix"
-_REFUSALS = {
+_REFUSALS: Mapping[Refusal, str] = {
     Refusal.LIMIT: "raise max_sessions=, lower session_idle_timeout=, or run more workers",
     Refusal.NOT_OWNER: "none if the client changed its credential; otherwise a client tries session ids of others",
     Refusal.OTHER_SERVER: "give each server its own key_prefix=, and all workers of one server the same name=",
@@ -106,7 +107,13 @@ class Logger(Protocol):
 
 LogObserver: TypeAlias = Callable[[declarations.LogEvent, Mapping[str, object]], None]
 """Takes each log event with its fields. It does not raise."""
-_observers: list[LogObserver] = []
+
+
+class _Observers:
+    """The observers of this process."""
+
+    def __init__(self) -> None:
+        self.observers: list[LogObserver] = []
 
 
 @contextmanager
@@ -116,11 +123,12 @@ def observed(observer: LogObserver) -> Iterator[None]:
     Args:
         observer: The observer. Of events that are suppressed it takes the next one that is not, as the log does.
     """
-    _observers.append(observer)
+    observers = PROCESS.single(_Observers).observers
+    observers.append(observer)
     try:
         yield
     finally:
-        _observers.remove(observer)
+        observers.remove(observer)
 
 
 class Log:
@@ -146,7 +154,7 @@ class Log:
     def write(self, event: declarations.LogEvent, **fields: object) -> None:
         """Log an event at its level in the catalog, with the ids of the current trace."""
         given = {name: value for name, value in fields.items() if value is not None}
-        for observer in _observers:
+        for observer in PROCESS.single(_Observers).observers:
             observer(event, given)
         logger = self._given if self._given is not None else _default_logger()
         getattr(logger, event.level)(event.name, **given, **trace_ids())

@@ -18,16 +18,13 @@ from prometheus_client import Metric, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from mcp_eventscope import process
+from mcp_eventscope.process import PROCESS
 from mcp_eventscope.telemetry import dead_processes
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable that enables the mode; prometheus_client reads it when it is imported."""
 
 _HELD = "eventscope-{}.alive"
-
-_place: tuple[int, int] | None = None
-_one_scrape = threading.Lock()
 
 
 def directory() -> Path | None:
@@ -55,34 +52,48 @@ def directory() -> Path | None:
     return Path(named)
 
 
+class _Membership:
+    """This process among those that share the directory."""
+
+    def __init__(self) -> None:
+        self.scrape_lock = threading.Lock()
+        """Held while the files of dead processes are locked: those locks belong to the process, not to a thread."""
+        self._pid = 0
+        self._descriptor: int | None = None
+
+    def join(self) -> None:
+        """Lock the file of this process for its lifetime; see `join` of the module."""
+        where, pid = directory(), os.getpid()
+        if where is None or self._pid == pid:
+            return
+        if self._descriptor is not None:
+            inherited, self._descriptor = self._descriptor, None
+            os.close(inherited)  # From the parent, unlike the lock.
+        try:
+            self._descriptor = _locked(where / _HELD.format(pid))
+        except OSError as error:
+            msg = (
+                f"{VARIABLE} must name an existing, writable directory, got {where} ({error.strerror}); "
+                "create an empty one that the user of the server may write"
+            )
+            raise ValueError(msg) from error
+        self._pid = pid
+
+    def after_fork(self) -> None:
+        """Lock a file of the child's own if the parent had one. A thread of the parent may have held the lock."""
+        self.scrape_lock = threading.Lock()
+        if self._pid:
+            with contextlib.suppress(ValueError):
+                self.join()
+
+
 def join() -> None:
     """Lock the file of this process for its lifetime; idempotent, and repeated after a fork.
 
     Raises:
         ValueError: As in `directory`, or the directory is not writable.
     """
-    global _place  # noqa: PLW0603 - state of the process
-    where, pid = directory(), os.getpid()
-    if where is None or (_place is not None and _place[0] == pid):
-        return
-    if _place is not None:
-        inherited, _place = _place[1], None
-        os.close(inherited)  # From the parent, unlike the lock.
-    try:
-        descriptor = _locked(where / _HELD.format(pid))
-    except OSError as error:
-        msg = (
-            f"{VARIABLE} must name an existing, writable directory, got {where} ({error.strerror}); "
-            "create an empty one that the user of the server may write"
-        )
-        raise ValueError(msg) from error
-    _place = pid, descriptor
-    process.after_fork(_join_after_fork)
-
-
-def _join_after_fork() -> None:
-    with contextlib.suppress(ValueError):
-        join()
+    PROCESS.single(_Membership).join()
 
 
 def hold(name: str) -> int | None:
@@ -179,7 +190,7 @@ class AllProcessesCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Merge the files, after removing the gauges of dead processes."""
-        with _one_scrape:  # Locks belong to the process, not to a thread.
+        with PROCESS.single(_Membership).scrape_lock:
             remove_dead_processes(self._where)
         metrics = dead_processes.read(self._where, _merged)
         if self._names is None:

@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
-from weakref import WeakSet
 
-from mcp_eventscope import process
+from mcp_eventscope.process import PROCESS
 
 FLUSH_SIZE = 512
 """Observations per flush, which then takes 0.1 ms."""
@@ -43,9 +42,6 @@ class AddObservation(Protocol):
     def __call__(self, seconds: float, message: type, payload_bytes: int, span: SpanIds | None = None) -> None:
         """Add it."""
         ...
-
-
-_buffers: WeakSet["ObservationBuffer"] = WeakSet()
 
 
 class ObservationBuffer:
@@ -81,8 +77,7 @@ class ObservationBuffer:
         self._failed = failed
         self._flush_each_turn = flush_each_turn
         self.after_fork()
-        _buffers.add(self)
-        process.track(self)
+        PROCESS.track(self)
 
     def after_fork(self) -> None:
         """Start empty: in a forked child the observations belong to the parent, and the lock may be held."""
@@ -151,5 +146,5 @@ class ObservationBuffer:
 
 def flush() -> None:
     """Flush the buffers of all stores of this process."""
-    for buffer in tuple(_buffers):
+    for buffer in PROCESS.tracked(ObservationBuffer):
         buffer.flush()

@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar
 
 from mcp_eventscope.options import check_type
+from mcp_eventscope.process import PROCESS
 from mcp_eventscope.telemetry import catalog, declarations, multiprocess, observations
 from mcp_eventscope.telemetry.instruments import exemplar_of
 from mcp_eventscope.telemetry.metrics import MetricsSink
@@ -24,14 +25,6 @@ DEFAULT_REGISTRY: Final = REGISTRY
 
 _Family = Counter | Gauge | Histogram
 _F = TypeVar("_F", bound=_Family)
-# One set of instruments per registry: stores share them, and differ in the `store` label.
-_families: WeakKeyDictionary[Registry, dict[str, _Family]] = WeakKeyDictionary()
-# By the name of the store: buffered observations outlive the store.
-_buffers: WeakKeyDictionary[Registry, dict[tuple[str, str], ObservationBuffer]] = WeakKeyDictionary()
-# In multiprocess mode one set for all registries of the process: a value is a slot in the file of the process, which
-# two instruments of the same name would both write.
-_shared: dict[str, _Family] = {}
-_stores: set[str] = set()
 
 
 def check_registry(option: str, registry: object) -> None:
@@ -92,24 +85,45 @@ class _Histogram(Histogram):
             self._buckets[number].set_exemplar(Exemplar(exemplar_of(span), amount, when))
 
 
-def _families_of(registry: Registry) -> dict[str, _Family]:
-    if registry not in _families:
-        check_prometheus_client()
-        if multiprocess.directory() is None:
-            _families[registry] = {metric.name: _register(metric, registry) for metric in catalog.METRICS}
+class _Registrations:
+    """The instruments of this process: one set per registry, which stores share; they differ in the label `store`."""
+
+    def __init__(self) -> None:
+        self._families: WeakKeyDictionary[Registry, dict[str, _Family]] = WeakKeyDictionary()
+        self._buffers: WeakKeyDictionary[Registry, dict[tuple[str, str], ObservationBuffer]] = WeakKeyDictionary()
+        # In multiprocess mode one set for all registries of the process: a value is a slot in the file of the process,
+        # which two instruments of the same name would both write.
+        self._shared: dict[str, _Family] = {}
+        self._stores: set[str] = set()
+
+    def families(self, registry: Registry) -> dict[str, _Family]:
+        """Return the instruments on a registry, by name."""
+        if registry not in self._families:
+            check_prometheus_client()
+            if multiprocess.directory() is None:
+                self._families[registry] = {metric.name: _register(metric, registry) for metric in catalog.METRICS}
+            else:
+                self._families[registry] = self._share(registry)
+        return self._families[registry]
+
+    def _share(self, registry: Registry) -> dict[str, _Family]:
+        if self._shared:
+            for family in self._shared.values():
+                registry.register(family)
         else:
-            _families[registry] = _shared_families(registry)
-    return _families[registry]
+            multiprocess.join()
+            self._shared.update({metric.name: _register(metric, registry) for metric in catalog.METRICS})
+        return self._shared
 
+    def buffers(self, registry: Registry) -> dict[tuple[str, str], ObservationBuffer]:
+        """Return the buffers by store and purpose; buffered observations outlive the store."""
+        return self._buffers.setdefault(registry, {})
 
-def _shared_families(registry: Registry) -> dict[str, _Family]:
-    if _shared:
-        for family in _shared.values():
-            registry.register(family)
-    else:
-        multiprocess.join()
-        _shared.update({metric.name: _register(metric, registry) for metric in catalog.METRICS})
-    return _shared
+    def add_store(self, store: str) -> bool:
+        """Add the name of a store; return whether it is new in this process."""
+        new = store not in self._stores
+        self._stores.add(store)
+        return new
 
 
 _PRIVATE = ("_buckets", "_sum", "_upper_bounds")
@@ -149,10 +163,10 @@ class _Instruments:
 
     def __init__(self, store: str, registry: Registry) -> None:
         self._store = store
-        self._families = _families_of(registry)
-        self._buffers = _buffers.setdefault(registry, {})
-        self._first = multiprocess.directory() is not None and store not in _stores
-        _stores.add(store)
+        registrations = PROCESS.single(_Registrations)
+        self._families = registrations.families(registry)
+        self._buffers = registrations.buffers(registry)
+        self._first = multiprocess.directory() is not None and registrations.add_store(store)
 
     def buffer(
         self, purpose: str, write: Callable[[ObservationBatch], None], failed: Callable[[Exception], None]

@@ -1,6 +1,7 @@
 """The conformance suite for one store in one process, through the SDK's interface only."""
 
 import uuid
+from collections.abc import Mapping
 from typing import ClassVar
 
 import anyio
@@ -17,15 +18,15 @@ from mcp_eventscope.testing.strategies import foreign_event_ids, messages
 
 MEBIBYTE = 1 << 20
 
-_SHARED_FIXTURE = [
+_SHARED_FIXTURE = (
     HealthCheck.function_scoped_fixture,  # every example uses a separate stream of the store
     HealthCheck.differing_executors,  # the tests are meant to be inherited
     HealthCheck.too_slow,  # a store may be distant
-]
+)
 few_examples = settings(max_examples=25, deadline=None, suppress_health_check=_SHARED_FIXTURE)
 more_examples = settings(few_examples, max_examples=60)
 
-SENT: dict[str, JSONRPCMessage] = {
+SENT: Mapping[str, JSONRPCMessage] = {
     "error without id": JSONRPCError(
         jsonrpc="2.0", id=None, error=ErrorData(code=-32700, message="no", data={"at": None})
     ),
@@ -62,7 +63,7 @@ def _nested(depth: int) -> JSONRPCResponse:
     return JSONRPCResponse(jsonrpc="2.0", id=1, result={"v": value})
 
 
-EXTREMES: dict[str, JSONRPCMessage] = {
+EXTREMES: Mapping[str, JSONRPCMessage] = {
     "5000 digits": JSONRPCResponse(jsonrpc="2.0", id=1, result={"n": [10**5000, -(10**5000) + 7]}),
     "nested as deep as the SDK writes": _nested(250),
 }

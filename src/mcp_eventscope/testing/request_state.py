@@ -21,9 +21,9 @@ AUDIENCE = "conformance"
 PRINCIPAL: ContextVar[str | None] = ContextVar("principal", default=None)
 """The principal of a request."""
 SECRET_STATE = "a secret of the server: 4711"  # noqa: S105 - it is not one
-ARGUMENTS = {"amount": 5, "to": "bob"}
-YES = {"confirm": {"action": "accept", "content": {"ok": True}}}
-NO = {"confirm": {"action": "decline"}}
+ARGUMENTS: Mapping[str, object] = {"amount": 5, "to": "bob"}
+YES: Mapping[str, Mapping[str, object]] = {"confirm": {"action": "accept", "content": {"ok": True}}}
+NO: Mapping[str, Mapping[str, object]] = {"confirm": {"action": "decline"}}
 PATIENCE = 30.0
 """Seconds after which a wait is a failure."""
 

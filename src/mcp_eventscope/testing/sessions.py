@@ -17,7 +17,7 @@ from mcp_eventscope.testing.strategies import session_ids, stream_ids
 FOLLOW_LIMIT = 0.01
 """Seconds for which a view follows a stream without a response."""
 
-HOSTILE = [
+HOSTILE = (
     ("1", "1"),
     ("1", "1:1"),
     ("1:1", "1"),
@@ -48,7 +48,7 @@ HOSTILE = [
     ("1", "x" * 1000),
     ("1", "x" * 1001),
     ("x" * 1000, "1"),
-]
+)
 """Sessions and streams whose naively joined names collide."""
 
 few_examples = settings(

@@ -12,6 +12,7 @@ import anyio
 import pytest
 from mcp.server.streamable_http import EventStore
 
+from mcp_eventscope.process import PROCESS
 from mcp_eventscope.testing.collected import on_the_wire, replay
 from mcp_eventscope.testing.conformance import EventStoreConformance, new_stream, note, store_all
 
@@ -82,8 +83,11 @@ class SharedStoreConformance(EventStoreConformance):
             assert all(int(event_id) > int(first) for event_id in ids)
 
 
-_barrier: Barrier | None = None
-"""The barrier of the writing processes."""
+class _Start:
+    """The common start of the writing processes, in one of them."""
+
+    def __init__(self) -> None:
+        self.barrier: Barrier | None = None
 
 
 def _write_in_processes(open_store: OpenStore, url: str, stream: str) -> list[list[str]]:
@@ -95,8 +99,7 @@ def _write_in_processes(open_store: OpenStore, url: str, stream: str) -> list[li
 
 
 def _set_barrier(barrier: Barrier) -> None:
-    global _barrier  # noqa: PLW0603 - a barrier can be passed only when a process starts
-    _barrier = barrier
+    PROCESS.single(_Start).barrier = barrier  # It can be passed only when a process starts.
 
 
 def _write(open_store: OpenStore, url: str, stream: str, writer: int) -> list[str]:
@@ -112,6 +115,7 @@ def _write(open_store: OpenStore, url: str, stream: str, writer: int) -> list[st
 
 def _meet() -> None:
     """Wait for the other writers, so that all write concurrently."""
-    if _barrier is None:
+    barrier = PROCESS.single(_Start).barrier
+    if barrier is None:
         raise threading.BrokenBarrierError
-    _barrier.wait(START_TIMEOUT)
+    barrier.wait(START_TIMEOUT)

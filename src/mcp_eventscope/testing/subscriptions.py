@@ -1,7 +1,7 @@
 """The conformance suites for buses of `subscriptions/listen` streams."""
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import ClassVar, TypeAlias
 
@@ -26,7 +26,7 @@ _BURST = 3000
 _BUFFERED = 1024
 """Events that the SDK buffers for a stream."""
 
-EVENTS: dict[str, ServerEvent] = {
+EVENTS: Mapping[str, ServerEvent] = {
     "tools": ToolsListChanged(),
     "prompts": PromptsListChanged(),
     "resources": ResourcesListChanged(),

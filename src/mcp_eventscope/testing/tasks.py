@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeAlias
 
@@ -21,16 +21,16 @@ OWNER = '["client","https://issuer.example","ada"]'
 OTHER_OWNERS = (None, "", '["client","https://issuer.example","eve"]', OWNER.upper(), f"{OWNER} ")
 UNKNOWN_IDS = ("", " ", "0", "\0", "*", "a" * 5000, "../x", "{x}", "\u00e9", "0123456789ab-" + "A" * 43)
 ERROR = ErrorData(code=-32050, message="failed", data={"why": [1, None, "\u00e9"]})
-QUESTIONS: dict[str, JSONObject] = {
+QUESTIONS: Mapping[str, JSONObject] = {
     f"input-{number}": {"method": "elicitation/create", "params": {"message": f"{number}?"}} for number in (1, 2)
 }
-ANSWERS: dict[str, JSONObject] = {
+ANSWERS: Mapping[str, JSONObject] = {
     key: {"action": "accept", "content": {"text": f"to {key}"}} for key in (*QUESTIONS, "input-9")
 }
 
 End: TypeAlias = Callable[[TaskStore, RunState], Awaitable[Settled]]
 """Ends a task."""
-ENDS: dict[TaskStatus, End] = {
+ENDS: Mapping[TaskStatus, End] = {
     TaskStatus.COMPLETED: lambda store, run: store.set_completed(run, {"content": []}),
     TaskStatus.FAILED: lambda store, run: store.set_failed(run, ERROR),
     TaskStatus.CANCELLED: lambda store, run: store.set_cancelled(run),

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ BUFFERED = 32 * 1024
 _UNBOUND = nullcontext()
 _DRAWS = 20
 """Keys that are tried for each master of a cluster, until each has one."""
-_BYTES: dict[str, Any] = {NEVER_DECODE: True}
+_BYTES: Mapping[str, Any] = {NEVER_DECODE: True}
 
 
 class ProbeFailedError(Exception):
