@@ -4,9 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import click
 import pytest
@@ -22,12 +23,14 @@ SECRET = "hunter2-secret"
 
 
 @pytest.fixture(autouse=True)
-def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of the machine."""
-    for name in [name for name in os.environ if name.startswith("EVENTSCOPE_")]:
-        monkeypatch.delenv(name)
-    for name in ("MCP_TOKEN", "GRAFANA_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No variable of the machine, and none of `serve`, which sets those that worker processes inherit."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with patch.dict(os.environ):
+        for name in list(os.environ):
+            if name.startswith("EVENTSCOPE_") or name in ("MCP_TOKEN", "GRAFANA_TOKEN"):
+                del os.environ[name]
+        yield
 
 
 def commands(group: click.Group = cli, *path: str) -> list[tuple[str, ...]]:

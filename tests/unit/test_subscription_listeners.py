@@ -77,6 +77,27 @@ def listening_to(*uris: str, received: list[ServerEvent]) -> Listener:
     return deliver
 
 
+class Steps(list[ServerEvent]):
+    """Received events, and how many arrive in each iteration of the event loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self._within_step = False
+
+    def append(self, event: ServerEvent, /) -> None:
+        """Receive an event."""
+        super().append(event)
+        if not self._within_step:
+            self._within_step = True
+            self.sizes.append(0)
+            asyncio.get_running_loop().call_soon(self._end_step)
+        self.sizes[-1] += 1
+
+    def _end_step(self) -> None:
+        self._within_step = False
+
+
 @pytest.mark.parametrize("uris", [(), ("a",), ("a", "b")])
 async def test_uris_of_a_stream_of_the_sdk_are_known(uris: tuple[str, ...]) -> None:
     """If a release of the SDK changes the function that it subscribes, this fails, and repairs know no resources."""
@@ -169,13 +190,12 @@ async def test_repair_of_a_stream_that_has_ended_is_dropped(recorder: Recorder) 
 
 async def test_repair_of_many_resources_does_not_overflow_the_stream(recorder: Recorder) -> None:
     """It comes in steps, each smaller than the buffer of a stream."""
-    received: list[ServerEvent] = []
+    received = Steps()
     many = [f"{number:04}" for number in range(600)]
     recorder.listeners.add(listening_to(*many, received=received))
     recorder.listeners.repair(0)
-    await until(lambda: received)
-    assert len(received) == 256
     await until(lambda: len(received) == 603)
+    assert received.sizes == [256, 256, 91]
     assert received == [*LISTS, *(ResourceUpdated(uri) for uri in many)]
 
 
