@@ -16,7 +16,7 @@ _NAMED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"a": b"\a", b"b": b"\b"}
 @asynccontextmanager
 async def monitored(url: str) -> AsyncIterator[list[list[bytes]]]:
     """Record the scripts that clients call during the block, as commands with their arguments."""
-    told: list[list[bytes]] = []
+    recorded: list[list[bytes]] = []
     ended = asyncio.Event()
     place = urlsplit(url)
     # Not redis-py's monitor, which loses the boundaries between arguments.
@@ -30,7 +30,7 @@ async def monitored(url: str) -> AsyncIterator[list[list[bytes]]]:
             if not head.endswith(b" lua"):
                 command = [_ESCAPE.sub(_plain, argument) for argument in _ARGUMENT.findall(rest)]
                 if command and command[0].upper() in {b"EVALSHA", b"FCALL"}:
-                    told.append(command)
+                    recorded.append(command)
                 elif command == [b"ECHO", _END]:
                     ended.set()
 
@@ -43,7 +43,7 @@ async def monitored(url: str) -> AsyncIterator[list[list[bytes]]]:
 
     task = asyncio.create_task(listen())
     try:
-        yield told
+        yield recorded
         async with asyncio.timeout(_PATIENCE):
             await mark()
     finally:

@@ -100,20 +100,20 @@ class _Contestant:
                 raise BenchmarkError(msg)
             # The commands sent by hand were sent before: delete their results.
             await client.flushall()
-            told: dict[str, list[list[float]]] = {"store": [], "evalsha": [], "nothing": []}
+            medians: dict[str, list[list[float]]] = {"store": [], "evalsha": [], "nothing": []}
             commands = iter(sent)
             for _ in range(blocks):
                 group = [next(commands) for _ in range(each)]
                 block = await warm.run(count=each, seconds=_PATIENCE)
-                told["store"].append([block["ms"]["p50"]])
+                medians["store"].append([block["ms"]["p50"]])
                 for name, sha in (("evalsha", None), ("nothing", nothing)):
                     times = []
                     for _, own, keys, *args in group:
                         before = time.perf_counter()
                         await client.evalsha(sha or own.decode(), int(keys), *args)
                         times.append((time.perf_counter() - before) * 1e3)
-                    told[name].append([statistics.median(times)])
-        blocks_of = {name: [value for (value,) in values] for name, values in told.items()}
+                    medians[name].append([statistics.median(times)])
+        blocks_of = {name: [value for (value,) in values] for name, values in medians.items()}
         return {
             "p50_ms": {name: round(statistics.median(values), 4) for name, values in blocks_of.items()},
             # Block by block, since a busy machine slows neighbouring blocks alike.
@@ -158,15 +158,16 @@ class _Contestant:
             replays = [await self._filled(store, length, last) for length in lengths]
             for replay in replays:
                 await replay.times(each, _PATIENCE)
-            told: list[list[float]] = [[] for _ in replays]
+            medians: list[list[float]] = [[] for _ in replays]
             for _ in range(blocks):
-                for values, replay in zip(told, replays, strict=True):
+                for values, replay in zip(medians, replays, strict=True):
                     values.append(statistics.median(await replay.times(each, _PATIENCE)))
         return {
             "ms": {
-                str(length): round(statistics.median(values), 4) for length, values in zip(lengths, told, strict=True)
+                str(length): round(statistics.median(values), 4)
+                for length, values in zip(lengths, medians, strict=True)
             },
-            "ratio": round(statistics.median(map(_divided, told[-1], told[0])), 4),
+            "ratio": round(statistics.median(map(_divided, medians[-1], medians[0])), 4),
         }
 
     async def _filled(self, store: Opened, length: int, last: int) -> "_Replay":
@@ -224,10 +225,10 @@ class _Replay:
     async def times(self, count: int, seconds: float) -> list[float]:
         """Replay so many times, or until the time is over."""
         deadline = time.monotonic() + seconds
-        told: list[float] = []
-        while len(told) < count and (not told or time.monotonic() < deadline):
-            told.append(await self.time())
-        return told
+        durations: list[float] = []
+        while len(durations) < count and (not durations or time.monotonic() < deadline):
+            durations.append(await self.time())
+        return durations
 
 
 def _divided(value: float, by: float) -> float:

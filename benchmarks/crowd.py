@@ -69,21 +69,21 @@ async def _crowd(url: str, count: int, *, idle: float = 0, trace: bool = False) 
         async with store.coordinator.hold_lease(30, lambda _: None, lambda: asyncio.sleep(0)):
             cursors = await _write(store, count, None)
             order = {"url": url, "cursors": cursors, "idle": idle, "trace": trace}
-            async with _child(order) as tell:
-                figures = await tell("")
+            async with _child(order) as ask:
+                figures = await ask("")
                 clients = await client.client_list()
                 figures["connections"] = {
                     kind: sum(row["name"] == NAME and ("P" in row["flags"]) == (kind == "pubsub") for row in clients)
                     for kind in ("pubsub", "normal")
                 }
                 before = await commands(client)
-                figures |= await tell("idle")
+                figures |= await ask("idle")
                 figures["idle_commands_per_second"] = per_second(before, await commands(client), idle)
                 ids = await _write(store, count, JSONRPCNotification(jsonrpc="2.0", method="note", params={"n": 1}))
-                figures["wake"] = await tell("wake")
+                figures["wake"] = await ask("wake")
                 figures["wake"]["writing_seconds"] = round((_microseconds(ids[-1]) - _microseconds(ids[0])) / 1e6, 3)
                 await _write(store, count, JSONRPCResponse(jsonrpc="2.0", id=1, result={}))
-                figures |= await tell("end")
+                figures |= await ask("end")
     return figures
 
 
@@ -223,12 +223,12 @@ class _Crowd:
 
     async def woken(self) -> dict[str, Any]:
         """The wake-up times, once every follower has been woken."""
-        told = self._deliveries
-        await until(lambda: len(told.seconds) >= len(self._cursors), "all followers to be woken", seconds=240)
+        deliveries = self._deliveries
+        await until(lambda: len(deliveries.seconds) >= len(self._cursors), "all followers to be woken", seconds=240)
         figures = {
-            "delivered": len(told.seconds),
-            "seconds": round((told.last - told.first) / 1e9, 3),
-            "lag_seconds": percentiles(told.seconds),
+            "delivered": len(deliveries.seconds),
+            "seconds": round((deliveries.last - deliveries.first) / 1e9, 3),
+            "lag_seconds": percentiles(deliveries.seconds),
         }
         self._deliveries.begin()
         return figures
@@ -265,18 +265,18 @@ async def _main() -> None:
         shared = store._sessions
         store._sessions = replace(shared, reader=_Counting(client, shared.breaker, shared.clock, shared.writer.find))
         crowd = _Crowd(store, monitor, order["cursors"])
-        _say(await crowd.follow(trace=order["trace"]))
+        _print(await crowd.follow(trace=order["trace"]))
         for step in ("idle", "wake", "end"):
             if await anext(orders) != step:
                 return
-            _say(
+            _print(
                 await (
                     crowd.idle(order["idle"]) if step == "idle" else crowd.woken() if step == "wake" else crowd.end()
                 )
             )
 
 
-def _say(figures: dict[str, Any]) -> None:
+def _print(figures: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(figures) + "\n")
     sys.stdout.flush()
 

@@ -42,14 +42,14 @@ async def measure(sizes: dict[str, Any]) -> dict[str, Any]:
         The content of the JSON file.
     """
     figures: dict[str, Any] = {"measured_with": await report.measured_with(), "sizes": sizes}
-    _say("latency")
+    _log("latency")
     figures["latency"] = await latency.measure(**sizes["latency"], rounds=sizes["rounds"])
     figures["crowd"] = []
     for number in range(sizes["rounds"]):
-        _say(f"crowd, round {number + 1} of {sizes['rounds']}")
+        _log(f"crowd, round {number + 1} of {sizes['rounds']}")
         traced = sizes["traced"] if number == 0 else 0
         figures["crowd"].append(await crowd.measure(**sizes["crowd"], traced=traced))
-    _say("idle sessions")
+    _log("idle sessions")
     figures["idle"] = await idle.measure(**sizes["idle"])
     figures["results"] = report.results(report.lines(figures))
     return figures
@@ -68,12 +68,14 @@ def main() -> None:
     figures = asyncio.run(measure(sizes))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
-    told = figures["measured_with"]
-    print(f"Python {told['python']}, {told['server']}, {told['cores']} cores, {sizes['rounds']} rounds, medians")
+    machine = figures["measured_with"]
+    print(
+        f"Python {machine['python']}, {machine['server']}, {machine['cores']} cores, {sizes['rounds']} rounds, medians"
+    )
     print(report.table(report.lines(figures)))
 
 
-def _say(what: str) -> None:
+def _log(what: str) -> None:
     print(f"measuring: {what}", file=sys.stderr)
 
 

@@ -51,14 +51,14 @@ async def _watch(client: aioredis.Redis, workers: list[Worker], seconds: float) 
             break
     before, used = await commands(client), [cpu_seconds(worker.pid) for worker in workers]
     await asyncio.sleep(seconds)
-    told = per_second(before, await commands(client), seconds)
+    rates = per_second(before, await commands(client), seconds)
     return {
         "seconds": seconds,
-        "commands_per_second": told,
-        "lease_renewals_per_second": told.get("set", 0.0),
-        "inbox_reads_per_second": told.get(INBOX, 0.0),
-        "scripts_per_second": told.get("evalsha", 0.0),
-        "other_per_second": _others(told),
+        "commands_per_second": rates,
+        "lease_renewals_per_second": rates.get("set", 0.0),
+        "inbox_reads_per_second": rates.get(INBOX, 0.0),
+        "scripts_per_second": rates.get("evalsha", 0.0),
+        "other_per_second": _others(rates),
         "worker_cpu_per_second": [
             round((cpu_seconds(worker.pid) - was) / seconds, 4) for worker, was in zip(workers, used, strict=True)
         ],
@@ -75,7 +75,7 @@ def _others(rates: dict[str, float]) -> float:
 async def commands(client: aioredis.Redis) -> dict[str, int]:
     """How often Redis has run each command."""
     stats = await client.info("commandstats")
-    return {name.removeprefix("cmdstat_"): told["calls"] for name, told in stats.items()}
+    return {name.removeprefix("cmdstat_"): values["calls"] for name, values in stats.items()}
 
 
 def per_second(before: dict[str, int], after: dict[str, int], seconds: float) -> dict[str, float]:

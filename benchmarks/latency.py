@@ -37,8 +37,8 @@ async def measure(*, followers: int, rate: float, seconds: float, rounds: int) -
                 figures["http_bytes_per_follower"] = (figures["two_workers"][0].pop("resident") - before) / followers
                 before = 0
             figures["one_worker"].append(await _round(a, a, sessions=sessions, rate=rate, seconds=seconds))
-        for told in figures["two_workers"] + figures["one_worker"]:
-            told.pop("resident", None)
+        for figure in figures["two_workers"] + figures["one_worker"]:
+            figure.pop("resident", None)
         return figures
 
 
@@ -82,14 +82,14 @@ async def _round(  # noqa: PLR0913 - what a round is
         await until(lambda: all(s.ended.is_set() for s in streams), "the streams to end", seconds=seconds + 30)
     finally:
         gc.enable()
-    heard = [event for stream in streams for event in stream.progress()]
+    received = [event for stream in streams for event in stream.progress()]
     return {
         "followers": len(streams),
         "expected": times * len(streams),
-        "heard": len(heard),
+        "received": len(received),
         "responses": sum(b'"done"' in stream.text for stream in streams),
-        "said_to_wire_ms": percentiles([(event.heard - event.said) / 1e6 for event in heard]),
-        "accepted_to_wire_ms": percentiles([(event.heard - event.accepted) / 1e6 for event in heard]),
+        "sent_to_wire_ms": percentiles([(event.received - event.sent) / 1e6 for event in received]),
+        "accepted_to_wire_ms": percentiles([(event.received - event.accepted) / 1e6 for event in received]),
         "resident": size,
     }
 

@@ -32,18 +32,18 @@ async def measure(client: aioredis.Redis, ask: Ask, *, lengths: list[int], **ord
     Returns:
         For each length, of ours and of the earlier layout: bytes and microseconds of the server per event.
     """
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for length in lengths:
         # The first run loads scripts and grows buffers.
         await ask("streams", length=length, **(order | {"count": 2 * length * order["writers"]}))
         before = await _measured(client, _earlier(client, length=length, **order))
         ours = await _measured(client, ask("streams", length=length, **order))
         after = await _measured(client, _earlier(client, length=length, **order))
-        told[str(length)] = {
+        results[str(length)] = {
             "ours": ours,
             "earlier": {key: round((before[key] + after[key]) / 2, 3) for key in before},
         }
-    return told
+    return results
 
 
 async def server_seconds(client: Any) -> float:

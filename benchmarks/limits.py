@@ -304,7 +304,7 @@ async def max_sessions(place: Worker, *, sessions: int, limit: int) -> dict[str,
 async def _outage(*, seconds: float, sessions: int) -> dict[str, Any]:
     verdict = await outage.measure(seconds=seconds, sessions=sessions)
     return {
-        "messages": verdict.said,
+        "messages": verdict.sent,
         "bystander_ms": verdict.outage_lateness_ms,
         "memory_growth_mib": 0.0,
         "problems": verdict.problems,

@@ -106,30 +106,30 @@ class Load:
         """
         writers = len(self._writers)
         left = count
-        told: list[float] = []
+        durations: list[float] = []
         used, began = time.process_time(), time.perf_counter()
         deadline, last = began + seconds, began + seconds * _PATIENCE
         each = [0] * writers
 
         # Nothing between a writer and the store: at ten microseconds per store it would be measurable.
-        async def write(place: int, part: EventStore, said: Iterator[tuple[str, JSONRPCMessage]]) -> None:
+        async def write(place: int, part: EventStore, messages: Iterator[tuple[str, JSONRPCMessage]]) -> None:
             nonlocal left
             store_event = part.store_event
             while left > 0:
                 before = time.perf_counter()
-                if before > deadline and (len(told) >= _PATIENCE * writers or before > last):
+                if before > deadline and (len(durations) >= _PATIENCE * writers or before > last):
                     return
                 left -= 1
-                stream, message = next(said)
+                stream, message = next(messages)
                 await store_event(stream, message)
-                told.append(time.perf_counter() - before)
+                durations.append(time.perf_counter() - before)
                 each[place] += 1
 
-        async def write_calls(place: int, part: Any, said: Iterator[tuple[str, JSONRPCMessage]]) -> None:
+        async def write_calls(place: int, part: Any, messages: Iterator[tuple[str, JSONRPCMessage]]) -> None:
             nonlocal left
             while left > 0 and time.perf_counter() < last:
                 stamps = []
-                for number, (stream, message) in enumerate(itertools.islice(said, CALL)):
+                for number, (stream, message) in enumerate(itertools.islice(messages, CALL)):
                     if not number:
                         part.begin(stream, int(stream))
                     stamps.append(time.perf_counter())
@@ -138,24 +138,24 @@ class Load:
                 now = time.perf_counter()
                 left -= CALL
                 each[place] += CALL
-                told.extend(now - stamp for stamp in stamps)
-                if now > deadline and len(told) >= _PATIENCE * writers:
+                durations.extend(now - stamp for stamp in stamps)
+                if now > deadline and len(durations) >= _PATIENCE * writers:
                     return
 
         await asyncio.gather(
             *(
-                (write_calls if hasattr(part, "begin") else write)(place, part, said)
-                for place, (part, said) in enumerate(self._writers)
+                (write_calls if hasattr(part, "begin") else write)(place, part, messages)
+                for place, (part, messages) in enumerate(self._writers)
             )
         )
         spent, used = time.perf_counter() - began, time.process_time() - used
         return {
             "writers": writers,
-            "stores": len(told),
+            "stores": len(durations),
             "seconds": round(spent, 4),
-            "stores_per_second": round(len(told) / spent, 1),
-            "cpu_us_per_store": round(used / len(told) * 1e6, 2),
-            "ms": percentiles([took * 1e3 for took in told]),
+            "stores_per_second": round(len(durations) / spent, 1),
+            "cpu_us_per_store": round(used / len(durations) * 1e6, 2),
+            "ms": percentiles([took * 1e3 for took in durations]),
             # Stores per writer: with an unfair pool some writers store all the time and others wait.
             "stores_of_a_writer": {"fewest": min(each), "median": statistics.median(each), "most": max(each)},
         }

@@ -38,7 +38,7 @@ redis.call('EXPIRE', KEYS[1], ARGV[5])
 
 
 @dataclass(frozen=True)
-class Told:
+class Replay:
     """The cost of a replay."""
 
     events: int
@@ -63,7 +63,7 @@ async def fill(client: aioredis.Redis, prefix: str, events: int) -> str:
     return f"{now}-1-{_RUN}"
 
 
-async def measure(events: int) -> Told:
+async def measure(events: int) -> Replay:
     """Replay a stream of so many events, all but its first."""
     async with valkey() as url, connect(url) as client:
         cursor = await fill(client, "mcp:", events)
@@ -87,7 +87,7 @@ async def measure(events: int) -> Told:
         slow = [call["duration"] for call in await client.slowlog_get(-1)]
         stats = await client.info("commandstats")
         calls = sum(stats.get(name, {"calls": 0})["calls"] for name in ("cmdstat_evalsha", "cmdstat_eval"))
-        return Told(events, delivered, seconds, most - before, calls, len(slow), max(slow, default=0) / 1000)
+        return Replay(events, delivered, seconds, most - before, calls, len(slow), max(slow, default=0) / 1000)
 
 
 def main() -> int:
@@ -96,13 +96,13 @@ def main() -> int:
         prog="python -m benchmarks.long_replay", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--events", type=int, default=1_000_000, help="the number of events of the stream")
-    told = asyncio.run(measure(parser.parse_args().events))
-    print(f"{told.delivered:,} events in {told.seconds:.1f} s: {told.delivered / told.seconds:,.0f} per second")
-    print(f"the process grew by {told.grown_bytes / 1e6:.1f} MB at most")
+    replay = asyncio.run(measure(parser.parse_args().events))
+    print(f"{replay.delivered:,} events in {replay.seconds:.1f} s: {replay.delivered / replay.seconds:,.0f} per second")
+    print(f"the process grew by {replay.grown_bytes / 1e6:.1f} MB at most")
     print(
-        f"{told.calls} calls, {told.slow_calls} of them over {SLOW_MICROSECONDS / 1000:g} ms (≤ {told.slowest_ms:g} ms)"
+        f"{replay.calls} calls, {replay.slow_calls} over {SLOW_MICROSECONDS / 1000:g} ms (≤ {replay.slowest_ms:g} ms)"
     )
-    return 0 if told.delivered == told.events - 1 else 1
+    return 0 if replay.delivered == replay.events - 1 else 1
 
 
 if __name__ == "__main__":

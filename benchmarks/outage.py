@@ -64,7 +64,7 @@ class Verdict:
 
     seconds: float
     sessions: int
-    said: int = 0
+    sent: int = 0
     lateness_ms: dict[str, float] = field(default_factory=dict)
     outage_lateness_ms: dict[str, float] = field(default_factory=dict)
     without_id: int = 0
@@ -168,20 +168,20 @@ async def _judge(verdict: Verdict, clients: list[_Client], times: int, killed: i
     for number, client in enumerate(clients):
         live = client.before_cut if client.cut else client.stream.events()
         for event in live:
-            if said := _said(event):
-                late = (event.heard - said) / 1e6
+            if sent := _sent_at(event):
+                late = (event.received - sent) / 1e6
                 lateness.append(late)
-                if killed <= said <= back:
+                if killed <= sent <= back:
                     in_outage.append(late)
                 verdict.without_id += not event.id
-        verdict.said += times
+        verdict.sent += times
         verdict.resumed += client.cut
-        who = f"session {number}"
+        session = f"session {number}"
         if client.cut:
             # A message without an id is sent again, since the client's cursor does not include it.
             cursor = max((place for place, event in enumerate(live) if event.id), default=-1)
             live = [*live[: cursor + 1], *client.resumed]
-        verdict.problems += [f"{who}: {problem}" for problem in _problems(live, times)]
+        verdict.problems += [f"{session}: {problem}" for problem in _problems(live, times)]
     verdict.problems += await _still_there(clients, times)
     verdict.lateness_ms, verdict.outage_lateness_ms = percentiles(lateness), percentiles(in_outage)
     if verdict.lateness_ms["max"] > LATE_SECONDS * 1000:
@@ -191,14 +191,14 @@ async def _judge(verdict: Verdict, clients: list[_Client], times: int, killed: i
 
 def _problems(events: list[Event], times: int) -> list[str]:
     """The faults in the messages of a client."""
-    said = [moment for event in events if (moment := _said(event))]
+    sent = [moment for event in events if (moment := _sent_at(event))]
     found = []
-    if said != sorted(said):
+    if sent != sorted(sent):
         found.append("out of order")
-    if len(said) != len(set(said)):
-        found.append(f"{len(said) - len(set(said))} messages came twice")
-    if len(set(said)) != times:
-        found.append(f"{times - len(set(said))} of {times} messages are missing")
+    if len(sent) != len(set(sent)):
+        found.append(f"{len(sent) - len(set(sent))} messages came twice")
+    if len(set(sent)) != times:
+        found.append(f"{times - len(set(sent))} of {times} messages are missing")
     if [_is_response(event) for event in events].count(True) != 1 or not _is_response(events[-1]):
         found.append("the response is not there, once, and last")
     return found
@@ -224,7 +224,7 @@ async def _still_there(clients: list[_Client], times: int) -> list[str]:
     return found
 
 
-def _said(event: Event) -> int:
+def _sent_at(event: Event) -> int:
     match = _SAID.search(event.data)
     return int(match[1]) if match else 0
 
@@ -244,7 +244,7 @@ def main() -> int:
     how = "frozen" if options.frozen else "killed"
     print(f"{options.sessions} sessions, Redis is {how} for {options.seconds:g} seconds", file=sys.stderr)
     verdict = asyncio.run(measure(**vars(options)))
-    print(f"sent: {verdict.said} messages, {verdict.without_id} of them live without an id")
+    print(f"sent: {verdict.sent} messages, {verdict.without_id} of them live without an id")
     print(f"latency, ms: {verdict.lateness_ms}; during the outage: {verdict.outage_lateness_ms}")
     print(f"cut during the outage, and resumed: {verdict.resumed}")
     for problem in verdict.problems:

@@ -52,10 +52,10 @@ def draw(figures: dict[str, Any], path: Path) -> None:
                 _draw(axis, chart)
                 # Bars of one height, whatever stands beside them.
                 axis.set_ylim(max(len(chart.bars) for chart in line) - 0.4, -0.6)
-        told = figures["measured_with"]
+        machine = figures["measured_with"]
         figure.suptitle(
-            f"Medians of {figures['sizes']['rounds']} round(s); Python {told['python']}, {told['server']}, "
-            f"{told['cores']} cores. In brackets: to the first bar",
+            f"Medians of {figures['sizes']['rounds']} round(s); Python {machine['python']}, {machine['server']}, "
+            f"{machine['cores']} cores. In brackets: to the first bar",
             fontsize=9,
             x=0.01,
             ha="left",
@@ -91,10 +91,10 @@ def _draw(axis: Any, chart: _Chart) -> None:
 
 
 def _charts(figures: dict[str, Any]) -> list[_Chart]:
-    told = []
+    charts = []
     for writers, by in figures.get("stores", {}).items():
         where = f"{writers} writers" if writers != "1" else "one writer"
-        told += [
+        charts += [
             _Chart(f"Stores per second, {where}", _bars(by, lambda r: r["stores_per_second"]), "more is better"),
             _Chart(
                 f"p99 of a store, {where}", _bars(by, lambda r: r["ms"]["p99"]), "ms, logarithmic", logarithmic=True
@@ -106,23 +106,23 @@ def _charts(figures: dict[str, Any]) -> list[_Chart]:
             (title, statistics.median(r["p50_ms"][key] for r in rounds), _OURS if key == "store" else _REFERENCE)
             for key, title in names.items()
         ]
-        told.append(_Chart("p50 of a store, one writer, by turns", bars, "ms"))
+        charts.append(_Chart("p50 of a store, one writer, by turns", bars, "ms"))
     if by := figures.get("replay"):
         events = figures["sizes"]["replay"]["events"]
-        told.append(_Chart(f"Replay of {events:,} events", _bars(by, lambda r: r["p50"]), "ms"))
+        charts.append(_Chart(f"Replay of {events:,} events", _bars(by, lambda r: r["p50"]), "ms"))
     if rounds := figures.get("long_stream"):
         last = figures["sizes"]["long_stream"]["last"]
         bars = [
             (f"of {length:,}", statistics.median(r["ms"][str(length)] for r in rounds), _OURS)
             for length in figures["sizes"]["long_stream"]["lengths"]
         ]
-        told.append(_Chart(f"Replay of the last {last} events", bars, "ms"))
+        charts.append(_Chart(f"Replay of the last {last} events", bars, "ms"))
     if by := figures.get("memory"):
-        told.append(_Chart("Memory of Redis per event", _bars(by, lambda r: r["used_memory_per_event"]), "bytes"))
+        charts.append(_Chart("Memory of Redis per event", _bars(by, lambda r: r["used_memory_per_event"]), "bytes"))
     if by := figures.get("telemetry"):
         bars = [(case, values["append_us"], _OURS) for case, values in by.items()]
-        told.append(_Chart("Telemetry: processor per append, with no Redis", bars, "µs"))
-    return told
+        charts.append(_Chart("Telemetry: processor per append, with no Redis", bars, "µs"))
+    return charts
 
 
 def _bars(

@@ -36,7 +36,7 @@ class Line:
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
-def results(told: Sequence[Line]) -> list[dict[str, Any]]:
+def results(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """The figures for the JSON file."""
     return [
         {
@@ -48,7 +48,7 @@ def results(told: Sequence[Line]) -> list[dict[str, Any]]:
             "met": line.met,
             "rounds": line.rounds,
         }
-        for line in told
+        for line in lines
     ]
 
 
@@ -75,9 +75,9 @@ async def measured_with(*packages_too: str) -> dict[str, Any]:
 
 def lines(figures: dict[str, Any]) -> list[Line]:
     """The figures of the report, in order."""
-    told: list[Line] = []
+    found: list[Line] = []
 
-    def tell(  # noqa: PLR0913 - a line
+    def add(  # noqa: PLR0913 - a line
         name: str,
         rounds: list[dict[str, Any]],
         value: Callable[[dict[str, Any]], float],
@@ -87,7 +87,7 @@ def lines(figures: dict[str, Any]) -> list[Line]:
         exactly: bool = False,
     ) -> None:
         values = [value(figure) for figure in rounds]
-        told.append(Line(name, statistics.median(values), unit, limit, exactly, values))
+        found.append(Line(name, statistics.median(values), unit, limit, exactly, values))
 
     latency, crowds, idle = figures["latency"], figures["crowd"], figures["idle"]
     for title, key, targets in (
@@ -95,34 +95,34 @@ def lines(figures: dict[str, Any]) -> list[Line]:
         ("the same worker", "one_worker", {}),
     ):
         for cut in ("p50", "p90", "p99", "max"):
-            name = f"said, to the wire of {latency['followers']} followers on {title}: {cut}"
-            tell(name, latency[key], lambda r, cut=cut: r["said_to_wire_ms"][cut], "ms", targets.get(cut))  # type: ignore[misc]
-        tell(f"events lost on {title}", latency[key], lambda r: r["expected"] - r["heard"], "", 0, exactly=True)
-    tell(
+            name = f"sent, to the wire of {latency['followers']} followers on {title}: {cut}"
+            add(name, latency[key], lambda r, cut=cut: r["sent_to_wire_ms"][cut], "ms", targets.get(cut))  # type: ignore[misc]
+        add(f"events lost on {title}", latency[key], lambda r: r["expected"] - r["received"], "", 0, exactly=True)
+    add(
         "memory of a worker per HTTP follower, session included",
         [latency],
         lambda r: _kb(r["http_bytes_per_follower"]),
         "kB",
     )
     count = f"{crowds[0]['followers']:,} followers"
-    tell(f"{count}: subscription connections", crowds, lambda r: r["connections"]["pubsub"], "", 1, exactly=True)
-    tell(f"{count}: other connections", crowds, lambda r: r["connections"]["normal"], "")
-    tell(f"{count}: memory each (RSS)", crowds, lambda r: _kb(r["rss_bytes_per_follower"]), "kB", 20.0)
+    add(f"{count}: subscription connections", crowds, lambda r: r["connections"]["pubsub"], "", 1, exactly=True)
+    add(f"{count}: other connections", crowds, lambda r: r["connections"]["normal"], "")
+    add(f"{count}: memory each (RSS)", crowds, lambda r: _kb(r["rss_bytes_per_follower"]), "kB", 20.0)
     if crowds[0].get("traced_bytes_per_follower"):
-        tell(
+        add(
             "a smaller crowd: memory each (tracemalloc)",
             crowds[:1],
             lambda r: _kb(r["traced_bytes_per_follower"]),
             "kB",
             20.0,
         )
-    tell(f"{count}: until all are subscribed", crowds, lambda r: r["subscribe_seconds"], "s")
-    tell(f"{count}: until all have looked and sleep", crowds, lambda r: r["asleep_seconds"], "s")
-    tell(f"{count}: processor while idle", crowds, lambda r: r["idle_cpu_per_second"] * 100, "% of a core")
-    tell(f"{count}: one event each, first stored to last delivered", crowds, lambda r: r["wake"]["seconds"], "s")
-    tell(f"{count}: of that, storing them took", crowds, lambda r: r["wake"]["writing_seconds"], "s")
-    tell(f"{count}: reads that failed", crowds, lambda r: r["failed_reads"], "", 0, exactly=True)
-    tell(
+    add(f"{count}: until all are subscribed", crowds, lambda r: r["subscribe_seconds"], "s")
+    add(f"{count}: until all have looked and sleep", crowds, lambda r: r["asleep_seconds"], "s")
+    add(f"{count}: processor while idle", crowds, lambda r: r["idle_cpu_per_second"] * 100, "% of a core")
+    add(f"{count}: one event each, first stored to last delivered", crowds, lambda r: r["wake"]["seconds"], "s")
+    add(f"{count}: of that, storing them took", crowds, lambda r: r["wake"]["writing_seconds"], "s")
+    add(f"{count}: reads that failed", crowds, lambda r: r["failed_reads"], "", 0, exactly=True)
+    add(
         f"{count}: events lost or doubled",
         crowds,
         lambda r: abs(r["delivered"] - 2 * r["followers"]),
@@ -132,18 +132,18 @@ def lines(figures: dict[str, Any]) -> list[Line]:
     )
     name = f"{idle['sessions']:,} idle sessions on {idle['workers']} workers"
     alone, streams = [idle["alone"]], [idle["with_standalone_streams"]]
-    tell(f"{name}: lease renewals", alone, lambda r: r["lease_renewals_per_second"], "/s")
-    tell(f"{name}: reads of inboxes", alone, lambda r: r["inbox_reads_per_second"], "/s")
-    tell(f"{name}: other commands", alone, lambda r: r["other_per_second"], "/s", 0, exactly=True)
-    tell(f"{name}, each with its GET stream open: scripts", streams, lambda r: r["scripts_per_second"], "/s")
-    tell(f"{name}, each with its GET stream open: commands", streams, lambda r: r["other_per_second"], "/s")
-    return told
+    add(f"{name}: lease renewals", alone, lambda r: r["lease_renewals_per_second"], "/s")
+    add(f"{name}: reads of inboxes", alone, lambda r: r["inbox_reads_per_second"], "/s")
+    add(f"{name}: other commands", alone, lambda r: r["other_per_second"], "/s", 0, exactly=True)
+    add(f"{name}, each with its GET stream open: scripts", streams, lambda r: r["scripts_per_second"], "/s")
+    add(f"{name}, each with its GET stream open: commands", streams, lambda r: r["other_per_second"], "/s")
+    return found
 
 
-def table(told: Sequence[Line]) -> str:
+def table(lines: Sequence[Line]) -> str:
     """The figures as a text table."""
     rows = [("", "median", "target", "met")]
-    for line in told:
+    for line in lines:
         target = "" if line.limit is None else f"{_sign(line)}{line.limit:g} {line.unit}".rstrip()
         met = {True: "yes", False: "NO", None: ""}[line.met]
         rows.append((line.name, f"{line.value:,.4g} {line.unit}".rstrip(), target, met))

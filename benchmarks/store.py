@@ -70,7 +70,7 @@ async def measure(sizes: dict[str, Any], only: set[str], *, small: bool) -> dict
         msg = f"not installed: {modules}. `make bench` installs them, and so does: pip install --group bench"
         raise BenchmarkError(msg)
     for name, modules_of in missing.items():
-        _say(f"left out: {name}, for want of {' and '.join(modules_of)}")
+        _log(f"left out: {name}, for want of {' and '.join(modules_of)}")
     names = [name for name in names if name not in missing]
     figures: dict[str, Any] = {
         "measured_with": await report.measured_with(*PACKAGES),
@@ -83,7 +83,7 @@ async def measure(sizes: dict[str, Any], only: set[str], *, small: bool) -> dict
             if name != "telemetry":
                 figures[name] = await _Run(url, asks, sizes).measure(name)
     if "telemetry" in measures:
-        _say("telemetry")
+        _log("telemetry")
         figures["telemetry"] = await telemetry.measure(**sizes["telemetry"])
     figures["results"] = report.results(verdict.lines(figures))
     return figures
@@ -106,7 +106,7 @@ class _Run:
         """All competitors, round after round, each round starting with a different one."""
         names = list(asks)
         for number in range(self._sizes["rounds"] if names else 0):
-            _say(f"{what}, round {number + 1} of {self._sizes['rounds']}")
+            _log(f"{what}, round {number + 1} of {self._sizes['rounds']}")
             first = number % len(names)
             for name in names[first:] + names[:first]:
                 yield name, asks[name]
@@ -120,7 +120,7 @@ class _Run:
         return {name: self._asks[name]} if name in self._asks else {}
 
     async def _stores(self, *, writers: list[int], **order: Any) -> dict[str, Any]:
-        told: dict[str, Any] = {str(count): {name: [] for name in self._asks} for count in writers}
+        results: dict[str, Any] = {str(count): {name: [] for name in self._asks} for count in writers}
         async with connect(self._url) as client:
             for count in writers:
                 for name, ask in self._turns(f"stores, {count} at the same time", self._asks):
@@ -132,8 +132,8 @@ class _Run:
                     figures["server_cpu_us_per_store"] = round(
                         spent / (figures["stores"] + figures.pop("warmed")) * 1e6, 2
                     )
-                    told[str(count)][name].append(figures)
-        return told
+                    results[str(count)][name].append(figures)
+        return results
 
     async def _one_writer(self, **order: Any) -> list[Any]:
         # A session's part sends batches in the background; only the root store sends a command for each event.
@@ -143,39 +143,39 @@ class _Run:
         return await self._alone("long", "ours", **order)
 
     async def _alone(self, what: str, name: str, **order: Any) -> list[Any]:
-        told: list[Any] = []
+        results: list[Any] = []
         async with connect(self._url) as client:
             for _, ask in self._turns(what.replace("_", " "), self._only(name)):
                 await client.flushall()
-                told.append(await ask(what, **order))
+                results.append(await ask(what, **order))
             await client.flushall()
-        return told
+        return results
 
     async def _replay(self, *, events: int, **order: Any) -> dict[str, Any]:
         asks = self._plain("persist-hiredis", "fastmcp-hiredis", "ours-hiredis", "ours-both", "ours-uvloop", "metrics")
-        told: dict[str, Any] = {name: [] for name in asks}
+        results: dict[str, Any] = {name: [] for name in asks}
         async with connect(self._url) as client:
             await client.flushall()
         for ask in asks.values():
             await ask("prepare", events=events)
         for name, ask in self._turns(f"replay of {events} events", asks):
-            told[name].append(await ask("replay", **order))
-        return told
+            results[name].append(await ask("replay", **order))
+        return results
 
     async def _memory(self, **order: Any) -> dict[str, Any]:
-        told: dict[str, Any] = {name: [] for name in self._plain()}
+        results: dict[str, Any] = {name: [] for name in self._plain()}
         async with connect(self._url) as client:
             for name, ask in self._turns("memory", self._plain()):
-                told[name].append(await memory.measure(client, ask, **order))
-        return told
+                results[name].append(await memory.measure(client, ask, **order))
+        return results
 
     async def _layout(self, **order: Any) -> list[Any]:
-        told: list[Any] = []
+        results: list[Any] = []
         async with connect(self._url) as client:
             for _, ask in self._turns("layout", self._only("ours")):
                 await client.flushall()
-                told.append(await layout.measure(client, ask, **order))
-        return told
+                results.append(await layout.measure(client, ask, **order))
+        return results
 
 
 @asynccontextmanager
@@ -211,9 +211,11 @@ def main() -> None:
     try:
         picture.draw(figures, options.output.with_suffix(".svg"))
     except ImportError:
-        _say("left out: the picture, for want of matplotlib")
-    told = figures["measured_with"]
-    print(f"Python {told['python']}, {told['server']}, {told['cores']} cores, {sizes['rounds']} rounds, medians")
+        _log("left out: the picture, for want of matplotlib")
+    machine = figures["measured_with"]
+    print(
+        f"Python {machine['python']}, {machine['server']}, {machine['cores']} cores, {sizes['rounds']} rounds, medians"
+    )
     if "stores" in figures:
         print(verdict.table(figures) + "\n")
     lines = verdict.lines(figures)
@@ -221,7 +223,7 @@ def main() -> None:
         print(report.table(some) + "\n")
 
 
-def _say(what: str) -> None:
+def _log(what: str) -> None:
     print(what if what.startswith("left out") else f"measuring: {what}", file=sys.stderr)
 
 

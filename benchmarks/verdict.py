@@ -28,51 +28,51 @@ _TELEMETRY = {"500": {"metrics": 0.9, "spans": 0.7}}
 
 def lines(figures: dict[str, Any]) -> list[Line]:
     """The lines in order. A ratio is the median of the rounds' ratios, because other load slows neighbours alike."""
-    told: list[Line] = []
+    found: list[Line] = []
     for writers, by in figures.get("stores", {}).items():
-        told += _stores(writers, by)
+        found += _stores(writers, by)
     if rounds := figures.get("one_writer"):
-        told += _one_writer(rounds)
+        found += _one_writer(rounds)
     if by := figures.get("replay"):
-        told += _replay(by, figures["sizes"]["replay"]["events"])
+        found += _replay(by, figures["sizes"]["replay"]["events"])
     if rounds := figures.get("long_stream"):
-        told += _long(rounds, figures["sizes"]["long_stream"])
+        found += _long(rounds, figures["sizes"]["long_stream"])
     if by := figures.get("memory"):
-        told += _memory(by)
+        found += _memory(by)
     if rounds := figures.get("layout"):
-        told += _layout(rounds)
+        found += _layout(rounds)
     for case, values in figures.get("telemetry", {}).items():
         for key, name in (("append", "append"), ("replayed", "replayed event")):
             rounds = values["rounds"][key]
-            told.append(Line(f"telemetry, {case}: processor per {name}", values[f"{key}_us"], "µs", rounds=rounds))
-    return told
+            found.append(Line(f"telemetry, {case}: processor per {name}", values[f"{key}_us"], "µs", rounds=rounds))
+    return found
 
 
 def _stores(writers: str, by: dict[str, list[dict[str, Any]]]) -> list[Line]:
-    told = []
+    found = []
     where = f"{writers} at the same time" if writers != "1" else "one writer"
     for name, theirs in by.items():
         if COMPETITORS[name].product in {"ours", "root"} or not (ours := _twin(by, name)):
             continue
         title = COMPETITORS[name].title
         limit = _STORES.get(writers, {}).get(name)
-        told.append(_ratio(f"stores per second, {where}, to {title}", ours, theirs, _rate, limit, at_least=True))
+        found.append(_ratio(f"stores per second, {where}, to {title}", ours, theirs, _rate, limit, at_least=True))
         if writers != "1":
             limit = _P99.get(writers, {}).get(name)
-            told.append(_ratio(f"p99 of a store, {where}, to {title}", ours, theirs, _p99, limit))
-        told.append(_ratio(f"processor per store, {where}, to {title}", ours, theirs, _cpu))
+            found.append(_ratio(f"p99 of a store, {where}, to {title}", ours, theirs, _p99, limit))
+        found.append(_ratio(f"processor per store, {where}, to {title}", ours, theirs, _cpu))
     if "root" in by and "persist" in by:
         title = f"stores per second, {where}, the root store to mcp-persist"
         limit = _ROOT_STORES.get(writers)
-        told.append(_ratio(title, by["root"], by["persist"], _rate, limit, at_least=True))
+        found.append(_ratio(title, by["root"], by["persist"], _rate, limit, at_least=True))
     for name, ours in by.items():
         if COMPETITORS[name].product == "ours" and name != "ours" and "ours" in by:
             limit = _TELEMETRY.get(writers, {}).get(name)
             title = f"stores per second, {where}, {COMPETITORS[name].title}, to without"
-            told.append(_ratio(title, ours, by["ours"], _rate, limit, at_least=True))
+            found.append(_ratio(title, ours, by["ours"], _rate, limit, at_least=True))
             title = f"processor per store, {where}, {COMPETITORS[name].title}, to without"
-            told.append(_ratio(title, ours, by["ours"], _cpu))
-    return told
+            found.append(_ratio(title, ours, by["ours"], _cpu))
+    return found
 
 
 def _twin(by: dict[str, list[dict[str, Any]]], name: str) -> list[dict[str, Any]]:
@@ -82,12 +82,12 @@ def _twin(by: dict[str, list[dict[str, Any]]], name: str) -> list[dict[str, Any]
 
 def _one_writer(rounds: list[dict[str, Any]]) -> list[Line]:
     titles = {"store": "ours", "evalsha": "the same EVALSHA by redis-py", "nothing": "a script that does nothing"}
-    told = [
+    found = [
         _line(f"p50, one writer: {title}", rounds, lambda r, name=name: r["p50_ms"][name], "ms")  # type: ignore[misc]
         for name, title in titles.items()
     ]
     return [
-        *told,
+        *found,
         _line("p50, one writer, to the same EVALSHA", rounds, lambda r: r["ratios"]["evalsha"], "x", _ONE_WRITER),
         _line("p50, one writer, to a script that does nothing", rounds, lambda r: r["ratios"]["nothing"], "x"),
     ]
@@ -95,29 +95,29 @@ def _one_writer(rounds: list[dict[str, Any]]) -> list[Line]:
 
 def _replay(by: dict[str, list[dict[str, Any]]], events: int) -> list[Line]:
     what = f"replay of {events:,} events"
-    told = [_line(f"{what}: {COMPETITORS[name].title}", rounds, _p50, "ms") for name, rounds in by.items()]
+    found = [_line(f"{what}: {COMPETITORS[name].title}", rounds, _p50, "ms") for name, rounds in by.items()]
     for name, theirs in by.items():
         if COMPETITORS[name].product not in {"ours", "root"} and (ours := _twin(by, name)):
-            told.append(_ratio(f"{what}, to {COMPETITORS[name].title}", ours, theirs, _p50, _REPLAY.get(name)))
+            found.append(_ratio(f"{what}, to {COMPETITORS[name].title}", ours, theirs, _p50, _REPLAY.get(name)))
     if "root" in by and "persist" in by:
-        told.append(_ratio(f"{what}, the root store to mcp-persist", by["root"], by["persist"], _p50))
-    return told
+        found.append(_ratio(f"{what}, the root store to mcp-persist", by["root"], by["persist"], _p50))
+    return found
 
 
 def _long(rounds: list[dict[str, Any]], sizes: dict[str, Any]) -> list[Line]:
     what = f"replay of the last {sizes['last']}"
-    told = [
+    found = [
         _line(f"{what} of {length:,}", rounds, lambda r, key=str(length): r["ms"][key], "ms")  # type: ignore[misc]
         for length in sizes["lengths"]
     ]
     short, long = sizes["lengths"][0], sizes["lengths"][-1]
-    return [*told, _line(f"{what} of {long:,}, to {short:,}", rounds, lambda r: r["ratio"], "x", _LONG)]
+    return [*found, _line(f"{what} of {long:,}, to {short:,}", rounds, lambda r: r["ratio"], "x", _LONG)]
 
 
 def _memory(by: dict[str, list[dict[str, Any]]]) -> list[Line]:
-    told = []
+    found = []
     for key, account in (("used_memory_per_event", "used_memory"), ("memory_usage_per_event", "MEMORY USAGE")):
-        told += [
+        found += [
             _line(f"bytes per event ({account}): {COMPETITORS[name].title}", rounds, lambda r, key=key: r[key], "B")  # type: ignore[misc]
             for name, rounds in by.items()
         ]
@@ -125,24 +125,24 @@ def _memory(by: dict[str, list[dict[str, Any]]]) -> list[Line]:
             if "ours" in by and name in by:
                 title = f"bytes per event ({account}), to {COMPETITORS[name].title}"
                 limit = 1.0 if name == "persist" else None
-                told.append(_ratio(title, by["ours"], by[name], lambda r, key=key: r[key], limit))  # type: ignore[misc]
-    return told
+                found.append(_ratio(title, by["ours"], by[name], lambda r, key=key: r[key], limit))  # type: ignore[misc]
+    return found
 
 
 def _layout(rounds: list[dict[str, Any]]) -> list[Line]:
-    told = []
+    found = []
     earlier = f"the layout of {layout.BASELINE_COMMIT}"
     for length in rounds[0]:
         of = [each[length] for each in rounds]
         for key, title, unit in (("bytes", "bytes per event", "B"), ("cpu_us", "Valkey's processor per event", "µs")):
             where = f"streams of {length} events: {title}"
             ours, theirs = [each["ours"] for each in of], [each["earlier"] for each in of]
-            told += [
+            found += [
                 _line(where, ours, lambda r, key=key: r[key], unit),  # type: ignore[misc]
                 _line(f"{where}, {earlier}", theirs, lambda r, key=key: r[key], unit),  # type: ignore[misc]
                 _ratio(f"{where}, to {earlier}", ours, theirs, lambda r, key=key: r[key], _LAYOUT[key]),  # type: ignore[misc]
             ]
-    return told
+    return found
 
 
 def _rate(figures: dict[str, Any]) -> float:

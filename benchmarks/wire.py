@@ -17,12 +17,12 @@ _SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Heard:
+class Notification:
     """One progress notification with its times in nanoseconds: sent by the tool, accepted by the store, received."""
 
-    said: int
+    sent: int
     accepted: int
-    heard: int
+    received: int
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Event:
 
     id: str
     data: bytes
-    heard: int
+    received: int
 
 
 class Stream(asyncio.Protocol):
@@ -86,16 +86,16 @@ class Stream(asyncio.Protocol):
             raise BenchmarkError(msg) from None
         return match[1].decode()
 
-    def progress(self) -> list[Heard]:
+    def progress(self) -> list[Notification]:
         """The progress notifications."""
-        heard, before = [], b""
+        received, before = [], b""
         done = 0
         for stamp, data in self._arrived:
             before += data
             found = list(_PROGRESS.finditer(before))
-            heard += [Heard(int(match[2]), int(match[1]) * 1000, stamp) for match in found[done:]]
+            received += [Notification(int(match[2]), int(match[1]) * 1000, stamp) for match in found[done:]]
             done = len(found)
-        return heard
+        return received
 
     def events(self) -> list[Event]:
         """The events; of the HTTP exchange only their lines are parsed."""

@@ -15,10 +15,10 @@ from dashboards.panels import (
     Target,
     coloured,
     counter,
+    describe,
     gauge,
     lines,
     quantiles,
-    says,
 )
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.catalog_resumes import RESUME_TTL_RATIO
@@ -27,7 +27,7 @@ RESUME_LATENCY = quantiles(
     22,
     "Resume latency",
     catalog.REPLAY_DURATION,
-    says(
+    describe(
         "Latency of a replay, reading and sending; without clients that disconnected. The line is the limit of the "
         "alert.",
         normal="p50 below 10 ms, p99 below 1 s.",
@@ -44,7 +44,7 @@ STORE_LATENCY = quantiles(
     32,
     "Store latency",
     catalog.STORE_DURATION,
-    says(
+    describe(
         "From accepting an event to the acknowledgement by Redis. Messages do not wait for it: see 'Store wait'.",
         normal="p50 below 10 ms within one data centre: events are collected for 5 ms; p99 below 25 ms.",
         otherwise="compare with 'Redis write latency' (Redis dashboard): if that is low, the worker is busy; if it is "
@@ -58,7 +58,7 @@ RESUMES = (
     lines(
         21,
         "Resume error ratio",
-        says(
+        describe(
             "Gaps, misses and errors, as a share of all resumes, and of those to which events were due.",
             normal=f"below the line, the error budget of {1 - OBJECTIVE:.0%}. Single peaks with few resumes are noise.",
             otherwise="see 'Resume rate by outcome': which outcome grew? Follow it on the drill-down.",
@@ -75,7 +75,7 @@ RESUMES = (
     lines(
         23,
         "TTL used at resume",
-        says(
+        describe(
             "Age of the last event that the client had, divided by the TTL. Above 100 % its events have expired. Upper "
             "bounds, from buckets. Empty without a TTL.",
             normal=f"near 0; always below the line, where {HEADROOM:.0%} of the TTL are left.",
@@ -94,7 +94,7 @@ RESUMES = (
         24,
         "Followed streams",
         catalog.STREAMS_FOLLOWED,
-        says(
+        describe(
             "Streams that are read from the store as events arrive: resumed calls and standalone streams.",
             normal="about the number of clients: each has its standalone stream, and any call it resumed.",
             otherwise="growing without more clients: a proxy keeps connections of departed clients open, or calls "
@@ -106,7 +106,7 @@ RESUMES = (
         25,
         "Follow delivery rate",
         catalog.EVENTS_FOLLOWED,
-        says(
+        describe(
             "Events delivered to followed streams as they were stored.",
             normal="proportional to the load of the tools.",
             otherwise="0 while events are stored and streams are followed: see 'Error rate' for the operation follow.",
@@ -116,7 +116,7 @@ RESUMES = (
     lines(
         26,
         "Undeliverable events",
-        says(
+        describe(
             "Events due to a resuming client that could not be delivered. Missing: expired or evicted before the "
             "resume. Corrupt: could not be decoded.",
             normal="0.",
@@ -134,7 +134,7 @@ STORE = (
     lines(
         31,
         "Store rate by outcome",
-        says(
+        describe(
             "Events of sessions count when Redis acknowledges them. Refused: the request had been answered already. "
             "Third-party and root stores only: error, sent without an id; deferred, stored later.",
             normal="ok only. 0 while Redis is unavailable.",
@@ -150,7 +150,7 @@ STORE = (
         33,
         "Error rate",
         catalog.ERRORS,
-        says(
+        describe(
             "Failed store operations. Unavailable: Redis did not answer. Rejected: Redis refused.",
             normal="0.",
             otherwise="unavailable: see 'Redis state by worker'. Rejected: the log has the reply of Redis (READONLY, "
@@ -164,7 +164,7 @@ STORE = (
         37,
         "Store wait",
         catalog.STORE_WAIT,
-        says(
+        describe(
             "Time for which storing an event blocked the sender of the message. Events are stored in the background.",
             normal="below 1 ms. Senders block only while too many events are pending, and for at most 250 ms.",
             otherwise="Redis is slow ('Redis write latency'), or one session produces more than Redis can store.",
@@ -176,7 +176,7 @@ STORE = (
         38,
         "Accept rate",
         catalog.EVENTS_ACCEPTED,
-        says(
+        describe(
             "Events of sessions that received an id.",
             normal="equal to 'Store rate by message type', which lags by milliseconds.",
             otherwise="higher than that: Redis is unavailable, and events are pending in memory.",
@@ -187,7 +187,7 @@ STORE = (
         34,
         "Store rate by message type",
         catalog.EVENTS_STORED,
-        says(
+        describe(
             "A call has one priming event and one response (or error); messages of the tool in between are "
             "notifications.",
             normal="as many responses as priming events.",
@@ -202,7 +202,7 @@ STORE = (
         35,
         "Stored payload",
         catalog.PAYLOAD_STORED_BYTES,
-        says(
+        describe(
             "Payload bytes per second. Multiplied by the TTL, plus about 175 bytes per event, this is the memory that "
             "Redis needs.",
             normal="proportional to the load of the tools.",
@@ -215,7 +215,7 @@ STORE = (
         36,
         "Store rate by worker",
         catalog.EVENTS_STORED,
-        says(
+        describe(
             "Distribution of the load.",
             normal="workers are about equally busy.",
             otherwise="one worker much busier: sessions stay with the worker that opened them, so a few busy clients "

@@ -13,11 +13,11 @@ from dashboards.panels import (
     Target,
     coloured,
     counter,
+    describe,
     gauge,
     heatmap,
     lines,
     quantiles,
-    says,
 )
 from mcp_eventscope.telemetry import catalog_request_state, catalog_subscriptions, catalog_tasks
 
@@ -28,7 +28,7 @@ _SUBSCRIPTIONS = (
         11,
         "Open subscription streams by worker",
         catalog_subscriptions.STREAMS_OPEN,
-        says(
+        describe(
             "Open subscriptions/listen streams.",
             normal="about one per connected client, evenly distributed.",
             otherwise="0 on a worker that serves clients: a proxy buffers or cuts streams. A drop to 0 on one worker: "
@@ -40,7 +40,7 @@ _SUBSCRIPTIONS = (
     lines(
         12,
         "Signal rate by path",
-        says(
+        describe(
             "Changes published by tools and acknowledged by Redis, and signals passed to streams, once per stream: of "
             "the same worker (local), of another one (remote), or in place of changes that may have been missed "
             "(repair).",
@@ -57,7 +57,7 @@ _SUBSCRIPTIONS = (
         13,
         "Signal lag",
         catalog_subscriptions.SIGNAL_LAG,
-        says(
+        describe(
             "From the publication of a change on one worker to its delivery to the streams of another one.",
             normal="p50 below 10 ms, p99 below 100 ms.",
             otherwise="as high as 'Publish latency': Redis is slow or unavailable. Higher: the worker that delivers "
@@ -70,7 +70,7 @@ _SUBSCRIPTIONS = (
         14,
         "Subscription gaps by reason",
         catalog_subscriptions.GAPS,
-        says(
+        describe(
             "How often a worker may have missed changes of others. It then signals its open streams that everything "
             "changed, and clients refetch.",
             normal="0; lost if Redis was restarted empty on purpose.",
@@ -86,7 +86,7 @@ _SUBSCRIPTIONS = (
         15,
         "Pending changes by worker",
         catalog_subscriptions.CHANGES_PENDING,
-        says(
+        describe(
             "Distinct changes that a worker published and Redis has not acknowledged.",
             normal="near 0.",
             otherwise="Redis is unavailable or refuses the write: see 'Publish failure rate by reason'. A worker that "
@@ -100,7 +100,7 @@ _SUBSCRIPTIONS = (
         16,
         "Publish latency",
         catalog_subscriptions.PUBLISH_DURATION,
-        says(
+        describe(
             "From the publication of the oldest change of a batch to the acknowledgement by Redis. Tools do not wait.",
             normal="p50 below 5 ms, p99 below 25 ms.",
             otherwise="compare with 'Redis write latency' (Redis dashboard): if that is low, the worker is busy. A "
@@ -114,7 +114,7 @@ _SUBSCRIPTIONS = (
         17,
         "Publish failure rate by reason",
         catalog_subscriptions.PUBLISH_FAILURES,
-        says(
+        describe(
             "Attempts to publish that failed and are repeated (unreachable, refused), and changes that were replaced "
             "by one of everything (overflow), lost (shutdown), or of an unknown type (unsupported).",
             normal="0.",
@@ -132,7 +132,7 @@ _REQUEST_STATE = (
     lines(
         21,
         "Answers by outcome",
-        says(
+        describe(
             "Answers of clients to questions of tools: first uses by outcome, and repetitions that received the "
             "recorded outcome (repeated).",
             normal="completed; a few repeated where connections are cut.",
@@ -149,7 +149,7 @@ _REQUEST_STATE = (
         22,
         "Refused answers by reason",
         catalog_request_state.STATES_REFUSED,
-        says(
+        describe(
             "Answers that had no effect. For most reasons clients only learn that their state is invalid or expired.",
             normal="0; a few expired where users take longer than ten minutes.",
             otherwise="unknown_key: workers have different secrets. Audience: workers have different names, or two "
@@ -162,7 +162,7 @@ _REQUEST_STATE = (
     lines(
         23,
         "States sealed and opened",
-        says(
+        describe(
             "Questions sent to clients, by the source of the key that sealed their state, and states that clients "
             "returned with an answer.",
             normal="nearly as many opened as sealed.",
@@ -176,7 +176,7 @@ _REQUEST_STATE = (
         24,
         "Answer duration",
         catalog_request_state.ANSWER_DURATION,
-        says(
+        describe(
             "The first use of an answer: the rest of the tool, until its outcome was recorded.",
             normal="as long as tools run after their question.",
             otherwise="above 20 s: repetitions are refused as in_progress. Raise wait_timeout, or make the tool a "
@@ -190,7 +190,7 @@ _REQUEST_STATE = (
         25,
         "Wait of repeated answers",
         catalog_request_state.ANSWER_WAIT,
-        says(
+        describe(
             "Time for which a repeated answer waited for the outcome of its first use.",
             normal="milliseconds: the first use has ended. Empty without repetitions.",
             otherwise="seconds: clients give up before tools end. Raise the timeouts of clients and proxies.",
@@ -202,7 +202,7 @@ _REQUEST_STATE = (
     lines(
         26,
         "Key source by worker",
-        says(
+        describe(
             "Which key a worker seals with: a secret of the operator, one generated in Redis, or one of its own "
             "(process).",
             normal="secret on all workers.",
@@ -221,7 +221,7 @@ _REQUEST_STATE = (
         27,
         "Key age by worker",
         catalog_request_state.KEY_AGE,
-        says(
+        describe(
             "Age of the generated key with which a worker last sealed a state. Absent for secrets of the operator.",
             normal="below a day, the period of rotation.",
             otherwise="constant while states are sealed: the workers no longer share keys; is Redis available? Far "
@@ -234,7 +234,7 @@ _REQUEST_STATE = (
     lines(
         28,
         "Key changes by source",
-        says(
+        describe(
             "Changes of the key that seals, by the source of the new key.",
             normal="one per worker and day with generated keys, none with secrets.",
             otherwise="many: workers start again and again, or Redis loses its keys.",
@@ -251,7 +251,7 @@ _TASKS = (
         31,
         "Running tasks by status",
         catalog_tasks.TASKS_RUNNING,
-        says(
+        describe(
             "Tasks that workers run. Input_required: the tool waits for its client.",
             normal="proportional to the load, and below max_tasks (1,000) per process.",
             otherwise="working grows: tools are slower, or there are more calls; add workers. Input_required grows: "
@@ -265,7 +265,7 @@ _TASKS = (
     lines(
         32,
         "Task rate by outcome",
-        says(
+        describe(
             "Tasks created, and tasks that a worker no longer runs. Fenced: it was declared dead before. Discarded: "
             "the client disconnected before it had the id. Unsettled: the worker stopped before the end was stored.",
             normal="as many completed as created.",
@@ -281,7 +281,7 @@ _TASKS = (
         33,
         "Task duration",
         catalog_tasks.TASKS_DURATION,
-        says(
+        describe(
             "From the creation of a task to its end, for tasks that completed or failed.",
             normal="as long as the tools run: minutes.",
             otherwise="p99 grows and p50 does not: a few slow arguments, or clients that answer late. Milliseconds: "
@@ -293,7 +293,7 @@ _TASKS = (
     lines(
         34,
         "Orphaned and uncollected tasks",
-        says(
+        describe(
             "Orphaned: a poll declared the task failed, because its worker was dead or no longer knew it. Uncollected: "
             "no poll had returned the result when nine tenths of its TTL were over.",
             normal=f"0 orphaned; uncollected below {UNCOLLECTED:.0%} of the results.",
@@ -308,7 +308,7 @@ _TASKS = (
     lines(
         35,
         "Task operation latency p99",
-        says(
+        describe(
             "Latency of the operations of clients on the task store, by operation.",
             normal="below 25 ms.",
             otherwise="as high as 'Redis write latency' (Redis dashboard): Redis is slow. Only get: large results.",
@@ -321,7 +321,7 @@ _TASKS = (
     lines(
         36,
         "Task operation rate by outcome",
-        says(
+        describe(
             "Operations of clients on the task store: create, get (a poll), update (an answer), cancel.",
             normal="mostly get, ok: each client polls once per second.",
             otherwise="unknown: tasks have expired, Redis lost them, or clients try ids of others. Unavailable: Redis "
@@ -337,7 +337,7 @@ _TASKS = (
         37,
         "Age of collected results",
         catalog_tasks.POLL_AGE,
-        says(
+        describe(
             "Final statuses by their age when the first poll returned them.",
             normal="seconds, the poll interval.",
             otherwise="a band near the TTL (an hour by default): clients return late, and results are about to be "
@@ -350,7 +350,7 @@ _TASKS = (
         38,
         "Time to cancel",
         catalog_tasks.CANCEL_DURATION,
-        says(
+        describe(
             "From the request of a client to cancel a task to its end.",
             normal="below a second: at most sync_interval (0.5 s).",
             otherwise="longer: a tool shields itself from cancellation, its event loop is blocked, or Redis is slow.",
@@ -362,7 +362,7 @@ _TASKS = (
         39,
         "Input wait",
         catalog_tasks.INPUT_WAIT,
-        says(
+        describe(
             "Time for which a tool waited for input of its client.",
             normal="as long as users think.",
             otherwise="an hour: clients poll without answering; do they support elicitation within tasks?",

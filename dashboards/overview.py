@@ -17,9 +17,9 @@ from dashboards.panels import (
     Row,
     Target,
     column,
+    describe,
     lines,
     redis_state,
-    says,
     stat,
     steps_of,
 )
@@ -79,7 +79,7 @@ _SCREEN = (
     stat(
         1,
         "Resume success ratio",
-        says(
+        describe(
             "The share of resumes in the time range that delivered all events due to the client. A client that had "
             "missed nothing counts as a success; a client that disconnected does not count.",
             normal=f"green, at or above the objective of {OBJECTIVE:.0%}. 'no resumes': no client has reconnected.",
@@ -96,7 +96,7 @@ _SCREEN = (
     stat(
         2,
         "Success ratio, events due",
-        says(
+        describe(
             "The same ratio without clients that had missed nothing. Idle streams reconnect every few minutes and "
             "always succeed; with many of them, 'Resume success ratio' hides failures that this one shows.",
             normal="like 'Resume success ratio', or slightly lower. 'nothing due': no client has missed an event.",
@@ -112,7 +112,7 @@ _SCREEN = (
     stat(
         3,
         "Redis",
-        says(
+        describe(
             "Whether Redis is unreachable, too slow, or refuses writes for any worker now. Messages are still sent, "
             "and pending events are kept in memory; a client that resumes on another worker waits.",
             normal="available.",
@@ -129,7 +129,7 @@ _SCREEN = (
     stat(
         7,
         "Pending events",
-        says(
+        describe(
             "Events that are sent but not yet acknowledged by Redis, in the memory of the workers: the lag of the "
             "store.",
             normal=f"near 0; below {BACKLOG:,}.",
@@ -144,7 +144,7 @@ _SCREEN = (
     stat(
         4,
         "Events lost",
-        says(
+        describe(
             "Events in the time range that will never be stored, that Redis lost, or that were evicted: no resume can "
             "deliver them.",
             normal="0. An outage alone loses none while the backlog has room.",
@@ -159,7 +159,7 @@ _SCREEN = (
     stat(
         8,
         "Active sessions",
-        says(
+        describe(
             "Sessions that the workers serve. A session that several workers serve counts once per worker.",
             normal="about the number of connected clients.",
             otherwise="see 'Sessions ended by reason', below.",
@@ -171,7 +171,7 @@ _SCREEN = (
     lines(
         6,
         "Resume rate by outcome",
-        says(
+        describe(
             "Green: all events due were delivered, or none were due. Yellow, orange and red: some, none, or an error. "
             "Grey: the client disconnected.",
             normal="green, with a little grey.",
@@ -189,7 +189,7 @@ _SCREEN = (
         5,
         "Problems",
         "table",
-        says(
+        describe(
             "How often each problem occurred in the time range, most frequent first.",
             normal="0 in every row.",
             otherwise="click a problem for its section of the runbook.",

@@ -86,7 +86,7 @@ DASHED: Json = {"thresholdsStyle": {"mode": "dashed"}}
 """Draws thresholds as lines."""
 
 
-def says(what: str, *, normal: str, otherwise: str) -> str:
+def describe(what: str, *, normal: str, otherwise: str) -> str:
     """A description: what the panel shows, what is normal, and what to do otherwise."""
     return f"{what}\n\n**Normal:** {normal}\n\n**If not:** {otherwise}"
 
@@ -131,7 +131,7 @@ def counter(
 def gauge(
     number: int, title: str, metric: Metric, description: str, *by: str, unit: str = "short", **rest: Any
 ) -> Panel:
-    """A gauge of the catalog as lines: the sum of the workers, or their maximum, as its multiprocess mode says.
+    """A gauge of the catalog as lines: the sum of the workers, or their maximum, by its multiprocess mode.
 
     By `instance` means by worker: where workers share a target, the label `pid` distinguishes them.
     """

@@ -17,11 +17,11 @@ from dashboards.panels import (
     Target,
     coloured,
     counter,
+    describe,
     gauge,
     heatmap,
     lines,
     quantiles,
-    says,
 )
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.catalog_start import REDIS_CAPABILITY
@@ -43,7 +43,7 @@ _WORKERS = (
         11,
         "Redis write latency",
         catalog.COMMIT_DURATION,
-        says(
+        describe(
             "From sending a batch of events to its acknowledgement, measured by the workers: network and Redis.",
             normal="p50 below 1 ms within one data centre, p99 below 10 ms.",
             otherwise="Redis is busy ('Command rate', below; long scripts or KEYS of other applications; SLOWLOG) or "
@@ -55,7 +55,7 @@ _WORKERS = (
     lines(
         12,
         "Batch size",
-        says(
+        describe(
             "Events per batch.",
             normal="few at low load; up to 256 under load, which raises the throughput.",
             otherwise="p50 constantly at 128 or more: the connection of a worker is saturated. Add workers.",
@@ -69,7 +69,7 @@ _WORKERS = (
         13,
         "Retry rate by reason",
         catalog.COMMIT_RETRIES,
-        says(
+        describe(
             "Batches that were not acknowledged and sent again. A retry never stores an event twice.",
             normal="0; a noscript after Redis restarted.",
             otherwise="the reason names the cause: see 'Degradation rate by reason'.",
@@ -81,7 +81,7 @@ _WORKERS = (
         14,
         "Degradation rate by reason",
         catalog.DEGRADATIONS,
-        says(
+        describe(
             "How often workers found Redis unreachable, too slow, or refusing writes.",
             normal="0.",
             otherwise="connection: Redis is down, or the network. Timeout: too slow. Loading: it restarted. Readonly: "
@@ -93,7 +93,7 @@ _WORKERS = (
     lines(
         15,
         "Time unavailable by reason",
-        says(
+        describe(
             "Summed over workers and added at recovery: a peak at the end of an outage, as high as the outage was "
             "long.",
             normal="0.",
@@ -109,7 +109,7 @@ _WORKERS = (
         16,
         "Pending events by store",
         catalog.BACKLOG_LENGTH,
-        says(
+        describe(
             "Events in the memory of the workers that Redis has not acknowledged.",
             normal="near 0.",
             otherwise="Redis is unavailable or rejects events: the panels above show the reason.",
@@ -120,7 +120,7 @@ _WORKERS = (
     lines(
         17,
         "Redis capabilities",
-        says(
+        describe(
             "1 if Redis has a capability that the store needs, tested when a worker starts.",
             normal="1 throughout.",
             otherwise="the log event event_store.redis_limited has the fix, such as the ACL rule. Without publish or "
@@ -136,7 +136,7 @@ _STATISTICS = (
     lines(
         21,
         "Memory",
-        says(
+        describe(
             f"Memory that Redis uses in total, and its limit. {_POLLED}",
             normal=f"below {MEMORY:.0%} of the limit. No limit line: Redis has none.",
             otherwise="near the limit Redis evicts keys or refuses writes: add memory, shorten the TTL, or find the "
@@ -152,7 +152,7 @@ _STATISTICS = (
     lines(
         22,
         "Keys",
-        says(
+        describe(
             f"Keys under the prefix, as of the last full scan, and keys of the whole database. {_POLLED}",
             normal="constant: as many expire as are stored.",
             otherwise="keys under the prefix grow without bound: see 'Keys without TTL'. Only the whole database "
@@ -167,7 +167,7 @@ _STATISTICS = (
     lines(
         23,
         "Key eviction rate",
-        says(
+        describe(
             f"Keys that Redis evicted for lack of memory. An evicted event is a gap in a resume. {_POLLED}",
             normal="0. maxmemory-policy should be noeviction: events whose write is refused stay pending.",
             otherwise="add memory, or change the policy. Redis does not report whose keys it evicted.",
@@ -180,7 +180,7 @@ _STATISTICS = (
         24,
         "Keys without TTL by store",
         catalog.REDIS_KEYS_WITHOUT_TTL,
-        says(
+        describe(
             f"Keys under the prefix that never expire. {_POLLED}",
             normal="0 where a TTL is set.",
             otherwise="another application writes under this prefix, or they predate the TTL: they stay until deleted.",
@@ -193,7 +193,7 @@ _STATISTICS = (
         25,
         "Memory per event",
         catalog.REDIS_EVENT_SIZE,
-        says(
+        describe(
             f"Memory that one event takes up in Redis, averaged over a sample of events. {_POLLED}",
             normal="a few hundred bytes, constant.",
             otherwise="growing: tools send larger messages. Multiplied by 'Store rate by message type' and the TTL, it "
@@ -206,7 +206,7 @@ _STATISTICS = (
     lines(
         26,
         "Projected memory",
-        says(
+        describe(
             f"Store rate, times TTL, times memory per event: where memory usage converges. {_POLLED}",
             normal="well below the limit of 'Memory'.",
             otherwise="add memory, shorten the TTL, or store fewer events. Usage follows a change of load within one "
@@ -224,7 +224,7 @@ _STATISTICS = (
         27,
         "Poll duration",
         catalog.REDIS_STATS_DURATION,
-        says(
+        describe(
             "Duration of a poll of Redis statistics. One worker polls, the others check whether it does.",
             normal="tens of milliseconds, and single ones for the check.",
             otherwise="0.25 s: a poll is limited to that, and scans a part of the keys.",
@@ -235,7 +235,7 @@ _STATISTICS = (
     lines(
         28,
         "Poll rate by outcome",
-        says(
+        describe(
             "Polls of Redis statistics.",
             normal="ok and other_worker.",
             otherwise="error: the panels of this row are as old as the last ok. The Redis user needs INFO, DBSIZE, "
@@ -258,7 +258,7 @@ _EXPORTED = (
     _exported(
         31,
         "Command latency",
-        says(
+        describe(
             "Mean execution time of the five most expensive commands, measured by Redis: without the network.",
             normal="tens of microseconds; scripts of this library below 1 ms.",
             otherwise="high, and 'Redis write latency' too: Redis is busy. Only the latter is high: the network.",
@@ -273,7 +273,7 @@ _EXPORTED = (
     _exported(
         32,
         "Command rate",
-        says(
+        describe(
             "The five most frequent commands.",
             normal="evalsha and eval, which this library uses.",
             otherwise="other commands dominate: another application slows Redis down.",
@@ -284,7 +284,7 @@ _EXPORTED = (
     _exported(
         33,
         "Connections",
-        says(
+        describe(
             "Connected clients, clients blocked in a command, and connections refused per second.",
             normal="a few per worker; 0 refused.",
             otherwise="refused: maxclients is reached. Many more than workers: another application, or a leak.",
@@ -297,7 +297,7 @@ _EXPORTED = (
     _exported(
         34,
         "Redis health",
-        says(
+        describe(
             "1 is healthy. Up: Redis answers. Snapshot, append-only file: the last write succeeded. Primary link: the "
             "replica is connected.",
             normal="1 throughout.",
@@ -313,7 +313,7 @@ _EXPORTED = (
     _exported(
         35,
         "Memory fragmentation ratio",
-        says(
+        describe(
             "Resident memory divided by the memory that Redis uses.",
             normal="1 to 1.5.",
             otherwise="below 1: Redis is swapped out, and slow. Far above: activedefrag, or a restart.",

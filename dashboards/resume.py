@@ -16,12 +16,12 @@ from dashboards.panels import (
     coloured,
     column,
     counter,
+    describe,
     gauge,
     heatmap,
     lines,
     quantiles,
     redis_state,
-    says,
     steps_of,
 )
 from mcp_eventscope.telemetry import catalog
@@ -40,11 +40,11 @@ _EACH = Panel(
     11,
     "Workers",
     "table",
-    says(
+    describe(
         "One row per scraped target. Workers that share a directory are one target.",
         normal="similar numbers in each row; no error ratio above the budget of 1 %.",
         otherwise="one row differs: see that worker's log, and its connection to Redis. All differ: Redis, the TTL or "
-        "the clients; the next row of panels tells them apart.",
+        "the clients; the next row of panels distinguishes them.",
     ),
     (
         Target(
@@ -112,7 +112,7 @@ _WORKERS = (
     lines(
         12,
         "Resume rate by worker",
-        says(
+        describe(
             "Resumes by the worker that the client reached.",
             normal="evenly distributed: any worker can serve any client.",
             otherwise="one worker has many more: the load balancer is sticky, or that worker cuts its clients again "
@@ -124,7 +124,7 @@ _WORKERS = (
     lines(
         13,
         "Resume errors by worker",
-        says(
+        describe(
             "Gaps, misses and errors.",
             normal="0.",
             otherwise="on one worker: its connection to Redis ('Redis state by worker'). On all: the next row.",
@@ -139,7 +139,7 @@ _WORKERS = (
         16,
         "Followed streams by worker",
         catalog.STREAMS_FOLLOWED,
-        says(
+        describe(
             "Resumed streams that are open.",
             normal="evenly distributed and constant.",
             otherwise="growing on one worker: it cannot deliver, or its connections outlive their clients.",
@@ -153,7 +153,7 @@ _REASONS = (
     lines(
         21,
         "Resumes by outcome",
-        says(
+        describe(
             "As on the overview. Gap: some events due were lost. Missed: nothing to resume from. Error: the replay "
             "broke off; the first one that finds Redis unavailable counts, and waits.",
             normal="green, with a little grey.",
@@ -169,7 +169,7 @@ _REASONS = (
         22,
         "Miss rate by reason",
         catalog.REPLAY_MISSES,
-        says(
+        describe(
             "Resumes that found nothing to resume from. Expired: the client was disconnected for longer than the TTL. "
             "Unknown: no such event. Malformed: not an event id of this store.",
             normal="0, or a few expired where clients are laptops.",
@@ -183,7 +183,7 @@ _REASONS = (
     lines(
         23,
         "Undeliverable events by worker",
-        says(
+        describe(
             "Missing events by reason, and corrupt ones, which could not be decoded.",
             normal="0.",
             otherwise="trimmed: raise the TTL. Evicted: raise max_session_bytes. Overflow: a long outage. Rejected: "
@@ -197,7 +197,7 @@ _REASONS = (
     lines(
         24,
         "Read error rate",
-        says(
+        describe(
             "Errors of replays and of followed streams. Unavailable: Redis did not answer, and the client waits. "
             "Rejected: Redis refused, and the stream ended.",
             normal="0.",
@@ -214,7 +214,7 @@ _REASONS = (
     lines(
         34,
         "Follow rate by outcome",
-        says(
+        describe(
             "Followed streams that ended. Completed: the response was delivered. Timeout: the client reconnects by "
             "itself. Worker_lost: the worker is dead, and Redis has nothing of the request.",
             normal="completed, timeout, and client_disconnected.",
@@ -229,7 +229,7 @@ _REASONS = (
         36,
         "Follow duration",
         catalog.FOLLOW_DURATION,
-        says(
+        describe(
             "From the end of the replay to the end of the stream.",
             normal="as long as tools run, and five minutes for idle streams.",
             otherwise="very short: clients are cut again and again. Set the timeouts of proxies to more than a minute.",
@@ -240,7 +240,7 @@ _REASONS = (
         39,
         "Follow lag",
         catalog.FOLLOW_LAG,
-        says(
+        describe(
             "From the acceptance of an event on one worker to its delivery to a client on another one.",
             normal="milliseconds: a commit and a read.",
             otherwise="half a second: followers poll, since the Redis user lacks a channel, or Redis its pub/sub. "
@@ -256,7 +256,7 @@ _SHAPES = (
         37,
         "Time to first event",
         REPLAY_TIME_TO_FIRST_EVENT,
-        says(
+        describe(
             "From the start of a replay to the delivery of its first event: the latency that a client perceives.",
             normal="milliseconds: a round trip to Redis and one to the client.",
             otherwise="compare with 'Send duration': Redis is slow ('Redis write latency'), or the client is.",
@@ -269,7 +269,7 @@ _SHAPES = (
         38,
         "Send duration",
         REPLAY_SEND_DURATION,
-        says(
+        describe(
             "The part of a replay that is spent sending to the client. The rest is spent in the store.",
             normal="milliseconds.",
             otherwise="as high as 'Resume latency distribution': clients or a proxy read slowly, and Redis is fine.",
@@ -282,11 +282,11 @@ _SHAPES = (
         31,
         "Resume latency distribution",
         REPLAY_DURATION,
-        says(
+        describe(
             f"Replays by latency. {_TRACES}",
             normal="dark at the bottom: milliseconds.",
             otherwise="a second band above: large replays ('Events per replay' has a band too) or slow clients? The "
-            "trace tells them apart.",
+            "trace distinguishes them.",
         ),
         unit="s",
         width=12,
@@ -296,7 +296,7 @@ _SHAPES = (
         32,
         "Resume age distribution",
         catalog.RESUME_AGE,
-        says(
+        describe(
             f"Resumes by the age of the last event that the client had. {_TRACES}",
             normal="seconds for cut connections; minutes for idle streams; well below the TTL.",
             otherwise="a band at the TTL: clients above it lose events. Raise the TTL.",
@@ -309,7 +309,7 @@ _SHAPES = (
         33,
         "Events per replay",
         catalog.REPLAY_EVENTS,
-        says(
+        describe(
             f"Replays by the number of events that they delivered. {_TRACES}",
             normal="few: the messages that the client missed.",
             otherwise="thousands: a tool reports progress very often. Replays read in chunks, so this costs time, not "
@@ -322,7 +322,7 @@ _SHAPES = (
         35,
         "Bytes per replay",
         catalog.REPLAY_SIZE,
-        says(
+        describe(
             f"Replays by the payload bytes that they delivered. {_TRACES}",
             normal="kilobytes.",
             otherwise="megabytes: large results are sent again. Are the clients cut because of their size?",

@@ -16,11 +16,11 @@ from dashboards.panels import (
     coloured,
     column,
     counter,
+    describe,
     gauge,
     lines,
     quantiles,
     redis_state,
-    says,
 )
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.catalog_sessions import (
@@ -47,7 +47,7 @@ REDIS_STATE = gauge(
     41,
     "Redis state by worker",
     catalog.DEGRADED,
-    says(
+    describe(
         "Whether a worker finds Redis unreachable, too slow, or refusing writes.",
         normal="available on all workers.",
         otherwise="unavailable on all workers: Redis itself. On one: its network, or its connection pool. The Redis "
@@ -63,7 +63,7 @@ PENDING_EVENTS = gauge(
     42,
     "Pending events by worker",
     catalog.BACKLOG_LENGTH,
-    says(
+    describe(
         "The lag of the store: events that are sent but not yet acknowledged by Redis, in the memory of the workers.",
         normal="near 0, since events are stored within milliseconds; a peak in an outage, which ends seconds after it.",
         otherwise="growing: restore Redis before the backlog is full (100,000 events or 16 MiB per worker by default); "
@@ -79,7 +79,7 @@ ACTIVE_SESSIONS = gauge(
     51,
     "Active sessions by worker",
     SESSIONS_ACTIVE,
-    says(
+    describe(
         "Sessions that a worker serves. A session that several workers serve counts once per worker.",
         normal="about the number of connected clients, evenly distributed.",
         otherwise="growing without more clients: clients do not end their sessions, which end after "
@@ -94,7 +94,7 @@ DURABILITY = (
         43,
         "Events lost by reason",
         catalog.EVENTS_LOST_TOTAL,
-        says(
+        describe(
             "Events that were sent, but will never be stored, were lost by Redis, or were evicted.",
             normal="0.",
             otherwise="overflow: the outage outlasted the backlog. Rejected: Redis refused an event, usually for its "
@@ -108,7 +108,7 @@ DURABILITY = (
         44,
         "Backlog memory by worker",
         catalog.BACKLOG_SIZE,
-        says(
+        describe(
             "Memory that pending events take up.",
             normal="near 0.",
             otherwise="as for 'Pending events by worker'. It is bounded, so a worker does not run out of memory.",
@@ -121,7 +121,7 @@ DURABILITY = (
         45,
         "TTL by worker",
         catalog.TTL,
-        says(
+        describe(
             "TTL of events. A worker without a TTL, or with a third-party store, has no line.",
             normal="the same on all workers, and longer than clients stay disconnected.",
             otherwise="a line is absent: pass ttl= to the store, or Redis fills up until it evicts or refuses writes. "
@@ -135,7 +135,7 @@ DURABILITY = (
         46,
         "Keys without TTL",
         catalog.REDIS_KEYS_WITHOUT_TTL,
-        says(
+        describe(
             "Keys under the prefix that never expire. Needs Redis statistics (redis_stats_interval=).",
             normal="0 where a TTL is set.",
             otherwise="the log event_store.keys_without_ttl has their types. Another application writes under the "
@@ -148,7 +148,7 @@ DURABILITY = (
         47,
         "Dropped worker messages by reason",
         catalog.WORKER_MESSAGES_DROPPED,
-        says(
+        describe(
             "Messages between workers that were not delivered: answers and cancellations of clients, ends of streams.",
             normal="0.",
             otherwise="expired, overflow: Redis was unreachable for more than a minute, a worker did not read, or a "
@@ -166,7 +166,7 @@ SESSIONS_ROW = (
         54,
         "Sessions started by origin",
         SESSIONS_STARTED,
-        says(
+        describe(
             "Opened by a client, or adopted from another worker.",
             normal="opened as clients connect; adopted where requests are not sticky.",
             otherwise="many opened and few calls: clients open new sessions instead of resuming. Many adopted in a "
@@ -180,7 +180,7 @@ SESSIONS_ROW = (
         55,
         "Sessions ended by reason",
         SESSIONS_ENDED,
-        says(
+        describe(
             "Sessions that a worker no longer serves. Deleted: by the client. Other_worker: by the client, on another "
             "worker. Idle: for too long. Shutdown: the worker ended, and others can adopt them.",
             normal="deleted, other_worker, idle; shutdown during deployments.",
@@ -194,7 +194,7 @@ SESSIONS_ROW = (
         56,
         "Requests refused by reason",
         REQUESTS_REFUSED,
-        says(
+        describe(
             "Requests without a session. Limit: too many sessions (503). Unknown: no such session (404). Not_owner: "
             "the session of another principal (404). Unavailable: Redis unavailable (503). Invalid: not a valid "
             "request to open one.",
@@ -210,7 +210,7 @@ SESSIONS_ROW = (
         57,
         "Request rate by protocol version",
         REQUESTS_RECEIVED,
-        says(
+        describe(
             "HTTP requests by the protocol version in their header. Versions up to 2025-11-25 can resume; 2026-07-28 "
             "cannot. None: initialize, and old clients without the header.",
             normal="mostly one version; older ones fade over months.",
@@ -224,7 +224,7 @@ SESSIONS_ROW = (
         58,
         "Session lifetime",
         SESSION_DURATION_BY_END,
-        says(
+        describe(
             "Time for which a worker served a session, up to days, recorded when it ends.",
             normal="as long as clients stay.",
             otherwise="seconds: clients open a session per call. See 'Sessions ended by reason'.",
@@ -236,7 +236,7 @@ SESSIONS_ROW = (
         59,
         "Idle time of sessions",
         SESSION_IDLE,
-        says(
+        describe(
             "Pauses of sessions between two requests, and before their end.",
             normal="well below session_idle_timeout.",
             otherwise="near it: clients lose their sessions in pauses; raise session_idle_timeout.",
@@ -247,7 +247,7 @@ SESSIONS_ROW = (
         91,
         "Oldest session by worker",
         SESSIONS_OLDEST_AGE,
-        says(
+        describe(
             "Time for which a worker has served the oldest of its sessions.",
             normal="up to the time since its start.",
             otherwise="growing with 'Longest pause by worker': a client has left its session behind; set "
@@ -260,7 +260,7 @@ SESSIONS_ROW = (
         92,
         "Longest pause by worker",
         SESSIONS_LONGEST_IDLE,
-        says(
+        describe(
             "Time for which the session that has been idle for longest had no request.",
             normal="below session_idle_timeout.",
             otherwise="growing: sessions never end, and use memory; set session_idle_timeout.",
@@ -272,7 +272,7 @@ SESSIONS_ROW = (
         93,
         "Session size of its limit",
         catalog.SESSION_SIZE_RATIO,
-        says(
+        describe(
             "Bytes of a session in Redis, divided by max_session_bytes, as workers add to them.",
             normal="a few percent.",
             otherwise="1: the oldest events of large sessions are evicted ('Events lost by reason', session_limit), "
@@ -285,7 +285,7 @@ SESSIONS_ROW = (
     lines(
         52,
         "Orphaned request rate",
-        says(
+        describe(
             "Requests answered with an error because the worker that ran them died or was stopping, by the worker that "
             "answered.",
             normal="0; a few per deployment, unless workers drain (shutdown_timeout=).",
@@ -305,7 +305,7 @@ OPERATIONS = (
     lines(
         71,
         "Operation rate by method",
-        says(
+        describe(
             "MCP requests within sessions that ended, by method. Each counts once, on the worker that ran it, however "
             "often its client resumed.",
             normal="follows the number of clients; mostly tools/call.",
@@ -318,7 +318,7 @@ OPERATIONS = (
     lines(
         72,
         "Operation latency p99 by method",
-        says(
+        describe(
             "From the arrival of a request to its response; without requests that ended in a JSON-RPC error. Tools "
             "may run for minutes: the bound of the largest bucket is five.",
             normal="tools/call as long as the slowest tools run; other methods below 100 ms.",
@@ -337,7 +337,7 @@ OPERATIONS = (
     lines(
         73,
         "Operation latency p50 by method",
-        says(
+        describe(
             "As 'Operation latency p99 by method': the median.",
             normal="constant for each method.",
             otherwise="p99 grows and p50 does not: a few slow tools or arguments. Both grow: the server is saturated.",
@@ -354,7 +354,7 @@ OPERATIONS = (
     lines(
         74,
         "Operation error ratio by method",
-        says(
+        describe(
             "Requests that ended in a JSON-RPC error or a tool error, as a share of all requests of the method. "
             "Requests that their client cancelled do not count as errors.",
             normal="near 0; as often as tools report an error for tools/call.",
@@ -372,7 +372,7 @@ OPERATIONS = (
     lines(
         75,
         "Operation error rate by type",
-        says(
+        describe(
             "tool_error: the tool reported it. -32800: the client cancelled. -32010: the session or the worker ended, "
             "or the worker was fenced. -32011: the client reused the request's id. -32602 and -32601: invalid "
             "arguments, unknown methods. -32603: an exception in the server.",
@@ -391,7 +391,7 @@ OPERATIONS = (
         76,
         "Session duration",
         SESSION_DURATION,
-        says(
+        describe(
             "Time for which a worker served a session, recorded when it ends. A session that several workers serve "
             "counts once per worker. The bound of the largest bucket is five minutes.",
             normal="as long as clients stay.",
@@ -407,7 +407,7 @@ HEALTH = (
         61,
         "Telemetry failure rate",
         catalog.TELEMETRY_FAILURES,
-        says(
+        describe(
             "Metrics, spans and log events that could not be recorded, by sink. The operations were not affected.",
             normal="0.",
             otherwise="other panels show too little. The log event_store.telemetry_failed has the error: an exporter, "
@@ -419,7 +419,7 @@ HEALTH = (
     lines(
         62,
         "Scraped targets",
-        says(
+        describe(
             "Targets that expose the metrics of this library. Workers that share a directory are one target.",
             normal="the configured number.",
             otherwise="fewer: is the target up, does /metrics need a token, was PROMETHEUS_MULTIPROC_DIR emptied?",
@@ -432,7 +432,7 @@ HEALTH = (
     lines(
         63,
         "Redis statistics polls by outcome",
-        says(
+        describe(
             "One worker polls, the others skip (other_worker). Empty where Redis statistics are off.",
             normal="ok and other_worker.",
             otherwise="error: the gauges on the Redis dashboard are stale. The Redis user needs INFO, DBSIZE, SCAN, "
@@ -446,7 +446,7 @@ HEALTH = (
         64,
         "Versions",
         "table",
-        says(
+        describe(
             "Versions of this library, the MCP SDK, redis-py and Python, and the number of targets that run them.",
             normal="one row; two during a deployment.",
             otherwise="two rows for longer: a deployment is incomplete. Two versions can share one Redis.",

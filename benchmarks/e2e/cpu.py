@@ -31,7 +31,7 @@ async def measure(  # noqa: PLR0913 - the sizes of a run
     Returns:
         Of each contestant, round by round: milliseconds of processor time per call, and calls per second.
     """
-    told: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     shuffled, order = random.Random(0), list(names)  # noqa: S311 - no secret
     async with valkey() as url, served(names, url, fast=fast) as workers:
         clients = {name: await open_clients(worker.port, sessions) for name, worker in workers.items()}
@@ -50,11 +50,11 @@ async def measure(  # noqa: PLR0913 - the sizes of a run
             count = sessions * calls * blocks
             for name in names:
                 figures = {"cpu_ms_per_call": used[name] / count * 1e3, "calls_per_second": count / took[name]}
-                told[name].append({key: round(value, 4) for key, value in figures.items()})
+                results[name].append({key: round(value, 4) for key, value in figures.items()})
         for some in clients.values():
             for client in some:
                 client.close()
-    return told
+    return results
 
 
 async def _block(clients: Sequence[Client], messages: int, calls: int) -> float:

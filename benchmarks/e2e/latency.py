@@ -36,7 +36,7 @@ async def measure(  # noqa: PLR0913 - the sizes of a run
     Returns:
         For each distance: the round trip as it was measured, and each contestant's percentiles, round by round.
     """
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for distance in distances:
         async with valkey() as direct, _at(direct, distance) as url, served(names, url, fast=fast) as workers:
             clients = {name: await Client.open(worker.port) for name, worker in workers.items()}
@@ -47,10 +47,10 @@ async def measure(  # noqa: PLR0913 - the sizes of a run
             for number in range(rounds):
                 for name, values in (await _round(clients, messages, calls, number)).items():
                     by[name].append(percentiles(values))
-            told[f"{distance:g}"] = {"round_trip_ms": await _round_trip(url), "by": by}
+            results[f"{distance:g}"] = {"round_trip_ms": await _round_trip(url), "by": by}
             for client in clients.values():
                 client.close()
-    return told
+    return results
 
 
 async def _round(clients: dict[str, Client], messages: int, calls: int, seed: int) -> dict[str, list[float]]:

@@ -83,7 +83,7 @@ async def measure(  # noqa: PLR0913 - the sizes of a run
     """
     # Without a store there is nothing to resume, and no message has an id.
     stores = [name for name in names if name != "none"]
-    told: dict[str, list[dict[str, int]]] = {name: [] for name in stores}
+    results: dict[str, list[dict[str, int]]] = {name: [] for name in stores}
     for number in range(rounds if stores else 0):
         async with _valkey(keeps=not lose) as (server, url), served(stores, url, fast=fast) as workers:
             tallies = {name: Tally() for name in stores}
@@ -99,8 +99,8 @@ async def measure(  # noqa: PLR0913 - the sizes of a run
                 await asyncio.sleep(seconds)
                 await asyncio.to_thread(server.start, _START_SECONDS)
             for name, tally in tallies.items():
-                told[name].append(asdict(tally))
-    return told
+                results[name].append(asdict(tally))
+    return results
 
 
 @asynccontextmanager
@@ -220,7 +220,7 @@ def _answered(events: Sequence[Event], number: int) -> bool:
 
 def totals(rounds: Sequence[dict[str, Any]]) -> Tally:
     """All rounds together."""
-    told = Tally()
+    total = Tally()
     for each in rounds:
-        told += Tally(**each)
-    return told
+        total += Tally(**each)
+    return total

@@ -29,8 +29,8 @@ def lines(figures: dict[str, Any]) -> list[Line]:
         found += _outage(name, rounds, figures["sizes"]["outage"]["seconds"])
     for rate, by in figures.get("open_loop", {}).items():
         found += [
-            Line(f"{rate} calls/s, {share}: {CONTESTANTS[name].title}", told["ms"][share], "ms")
-            for name, told in by.items()
+            Line(f"{rate} calls/s, {share}: {CONTESTANTS[name].title}", measured["ms"][share], "ms")
+            for name, measured in by.items()
             for share in SHARES
         ]
     return found
@@ -100,9 +100,14 @@ def tables(figures: dict[str, Any]) -> str:
     if by := figures.get("open_loop"):
         rows = [("open loop", "calls/s", "due", *(f"{share} ms" for share in SHARES))]
         rows += [
-            (CONTESTANTS[name].title, rate, f"{told['due']}", *(f"{told['ms'][share]:,.4g}" for share in SHARES))
+            (
+                CONTESTANTS[name].title,
+                rate,
+                f"{measured['due']}",
+                *(f"{measured['ms'][share]:,.4g}" for share in SHARES),
+            )
             for rate, some in by.items()
-            for name, told in some.items()
+            for name, measured in some.items()
         ]
         found.append(_aligned(rows))
     return "\n\n".join(found)

@@ -63,7 +63,7 @@ async def cut(stage: Stage, before: Mapping[str, Figures]) -> list[str]:
     record = Record(stage.timeline.show)
     sent_at: list[float] = []
 
-    async def heard(progress: float, total: float | None, message: str | None) -> None:  # noqa: ARG001 - the SDK's names
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:  # noqa: ARG001 - the SDK's names
         record.add(Kind.EVENT, message or "", int(progress))
         # Only once: a second sixth event is a fault for the verdict, and no reason for a second cut.
         if progress == CUT_AFTER and not of(Kind.CUT, record.moments):
@@ -72,7 +72,7 @@ async def cut(stage: Stage, before: Mapping[str, Figures]) -> list[str]:
             record.add(Kind.CUT, number=streams, worker=record.running_on)
 
     async def call(client: Client) -> None:
-        sent_at.extend(await count_down(client, record, STEPS, INTERVAL, heard))
+        sent_at.extend(await count_down(client, record, STEPS, INTERVAL, on_progress))
 
     async with within(_SCENE_SECONDS, "the tool's result"):
         await in_session(f"{stage.switch.url}/mcp", record, stage.worker_of, call)
@@ -96,7 +96,7 @@ async def kill(stage: Stage, before: Mapping[str, Figures]) -> list[str]:
     record, task = Record(stage.timeline.show), Record(stage.timeline.show)
     tasks: list[str] = []
 
-    async def heard(progress: float, total: float | None, message: str | None) -> None:  # noqa: ARG001 - the SDK's names
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:  # noqa: ARG001 - the SDK's names
         record.add(Kind.EVENT, message or "", int(progress))
         if progress == KILL_AFTER and not of(Kind.KILL, record.moments):
             worker = stage.named(record.running_on)
@@ -106,7 +106,7 @@ async def kill(stage: Stage, before: Mapping[str, Figures]) -> list[str]:
             record.add(Kind.KILL, number=ended_by, worker=record.running_on)
 
     async def call(client: Client) -> None:
-        await count_down(client, record, STEPS, INTERVAL, heard)
+        await count_down(client, record, STEPS, INTERVAL, on_progress)
         stage.timeline.answered(record.moments, LEASE_SECONDS)
         await count_words(client, record, WORDS)
 

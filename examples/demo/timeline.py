@@ -18,10 +18,10 @@ _WHAT, _VALUE = 24, 8
 """Columns of the table of metrics; within 80 they leave room for the longest name."""
 
 _TASKS = {
-    Kind.TASK: ("task", _CYAN, "{text} runs on {who} as a task"),
+    Kind.TASK: ("task", _CYAN, "{text} runs on {worker} as a task"),
     Kind.LEFT: ("left", _RED, "its client closes the connection"),
-    Kind.STATUS: ("poll", _YELLOW, "{who} answers: working, {text}"),
-    Kind.SIGNAL: ("signal", _GREEN, "{who}: {text} has changed"),
+    Kind.STATUS: ("poll", _YELLOW, "{worker} answers: working, {text}"),
+    Kind.SIGNAL: ("signal", _GREEN, "{worker}: {text} has changed"),
 }
 """The rows of the moments of tasks and subscriptions."""
 
@@ -45,40 +45,40 @@ class Timeline:
     def title(self, text: str) -> None:
         """The heading."""
         self._gap()
-        self._say(text, "bold")
+        self._print(text, "bold")
 
     def path(self, parts: Sequence[str]) -> None:
         """The hops of a call."""
-        self._say(self._arrow.join(parts), "dim")
+        self._print(self._arrow.join(parts), "dim")
 
     def scene(self, number: int, text: str) -> None:
         """The heading of a scene; its time starts at zero."""
         self._phase = "before"
         self._gap()
-        self._say(f"{number}  {text}", "bold")
+        self._print(f"{number}  {text}", "bold")
         self._gap()
 
     def show(self, moment: Moment) -> None:
         """One row."""
-        who = f"worker {moment.worker or '?'}"
+        worker = f"worker {moment.worker or '?'}"
         match moment.kind:
             case Kind.CALL:
-                self._row(moment, "call", _CYAN, f"{moment.text} runs on {who}")
+                self._row(moment, "call", _CYAN, f"{moment.text} runs on {worker}")
             case Kind.EVENT:
                 self._row(moment, self._phase, _GREEN if self._phase == "after" else "", self._progress(moment))
             case Kind.CUT:
                 what = "stream" if moment.number == 1 else "streams"
                 self._gap()
-                self._row(moment, "cut", _RED, f"{moment.number} {what} of {who} reset; its tool runs on")
+                self._row(moment, "cut", _RED, f"{moment.number} {what} of {worker} reset; its tool runs on")
                 self._phase = "cut"
             case Kind.KILL:
                 name = signal.Signals(moment.number).name if moment.number else "no signal"
                 self._gap()
-                self._row(moment, "killed", _RED, f"{who}, by {name}")
+                self._row(moment, "killed", _RED, f"{worker}, by {name}")
                 self._phase = "killed"
             case Kind.RETURN:
                 answer = "" if moment.number == 200 else f", answered {moment.number}"
-                self._row(moment, "resumed", _YELLOW, f"by {who}, Last-Event-ID {moment.text}{answer}")
+                self._row(moment, "resumed", _YELLOW, f"by {worker}, Last-Event-ID {moment.text}{answer}")
                 self._gap()
                 self._phase = "after"
             case Kind.RESULT:
@@ -87,7 +87,7 @@ class Timeline:
                 self._row(moment, "error", _RED, f"{moment.number}: {moment.text}" if moment.number else moment.text)
             case _:
                 phase, style, what = _TASKS[moment.kind]
-                self._row(moment, phase, style, what.format(text=moment.text, who=who))
+                self._row(moment, phase, style, what.format(text=moment.text, worker=worker))
 
     def served(self, figures: Mapping[str, Figures]) -> None:
         """Print which workers served the resumed streams.
@@ -99,7 +99,7 @@ class Timeline:
             f"worker {name} " + (f"replayed {it.replayed} and sent {it.followed} live" if it.delivered else "sent none")
             for name, it in figures.items()
         ]
-        self._say(f"Events on resumed streams, by /metrics: {', '.join(served)}.", "dim")
+        self._print(f"Events on resumed streams, by /metrics: {', '.join(served)}.", "dim")
 
     def answered(self, record: Sequence[Moment], lease: float) -> None:
         """Print how long after the kill the error arrived.
@@ -113,7 +113,7 @@ class Timeline:
             seconds = failed[0].at - killed[0].at
             text = f"The error arrived {seconds:.1f} s after the kill; a worker's lease is {lease:g} s."
             self._gap()
-            self._say(text, "dim")
+            self._print(text, "dim")
             self._gap()
 
     def lateness(self, record: Sequence[Moment], started: float, sent_at: Sequence[float]) -> None:
@@ -132,14 +132,14 @@ class Timeline:
             if 1 <= event.number <= len(sent_at):
                 sent = sent_at[event.number - 1] - started
                 late[cut[0].at < sent < back[0].at].append(event.at - sent)
-        missed, heard = late[True], late[False]
+        missed, others = late[True], late[False]
         self._gap()
         text = f"The client missed {len(missed)} of {self._steps} events"
-        self._say(
+        self._print(
             text + (f" and received them {min(missed):.2f} to {max(missed):.2f} s late." if missed else "."), "dim"
         )
-        if heard:
-            self._say(f"The others arrived within {max(heard) * 1000:.0f} ms.", "dim")
+        if others:
+            self._print(f"The others arrived within {max(others) * 1000:.0f} ms.", "dim")
 
     def figures(self, alive: Mapping[str, Figures], lost: Mapping[str, Figures]) -> None:
         """Print the table of metrics.
@@ -149,7 +149,7 @@ class Timeline:
             lost: The last metrics of each killed worker.
         """
         self._gap()
-        self._say(f"/metrics, summed over the workers that are alive: {', '.join(alive) or 'none'}", "bold")
+        self._print(f"/metrics, summed over the workers that are alive: {', '.join(alive) or 'none'}", "bold")
         self._gap()
         figures = Figures.sum(alive.values())
         for what, value, metric in _rows(figures):
@@ -160,7 +160,7 @@ class Timeline:
         for name, last in lost.items():
             self._gap()
             stored = f"{last.total(names.EVENTS_STORED):.0f} events stored, {last.delivered} sent on resumed streams"
-            self._say(
+            self._print(
                 f"The counters of worker {name} ended with it. At its last scrape, before scene 3: {stored}.", "dim"
             )
 
@@ -169,18 +169,20 @@ class Timeline:
         self._gap()
         if not faults:
             text = f"PASS  {self._steps} of {self._steps} events, each once and in order, resumed on the other worker."
-            self._say(text, "bold green")
-            self._say("PASS  A task outlived its client; the other worker had its result and its signal.", "bold green")
-            self._say("PASS  The killed worker's call was answered in time; its session continued.", "bold green")
-            self._say("PASS  The killed worker's task failed with an error, on the other worker.", "bold green")
+            self._print(text, "bold green")
+            self._print(
+                "PASS  A task outlived its client; the other worker had its result and its signal.", "bold green"
+            )
+            self._print("PASS  The killed worker's call was answered in time; its session continued.", "bold green")
+            self._print("PASS  The killed worker's task failed with an error, on the other worker.", "bold green")
         for fault in faults:
-            self._say(f"FAIL  {fault}", _RED)
+            self._print(f"FAIL  {fault}", _RED)
         self._gap()
 
-    def log(self, whose: str, text: str) -> None:
+    def log(self, name: str, text: str) -> None:
         """Print a log after a failure, unless it is empty."""
         if text.strip():
-            self._say(f"Log of {whose}:", "bold")
+            self._print(f"Log of {name}:", "bold")
             self._console.print(Text(text.rstrip(), style="dim"), soft_wrap=True)
             self._gap()
 
@@ -198,7 +200,7 @@ class Timeline:
         bar.append(f"  {moment.text}", style="dim")
         return bar
 
-    def _say(self, text: str, style: str) -> None:
+    def _print(self, text: str, style: str) -> None:
         self._wrapped(Text("  "), Text(text, style=style))
 
     def _wrapped(self, head: Text, text: Text) -> None:

@@ -175,8 +175,8 @@ def _of_figures(moments: Sequence[Moment], figures: Mapping[str, Figures], orpha
     found = []
     counted = sum(counts.delivered for worker, counts in figures.items() if worker in served)
     if counted != owed:
-        who = " and ".join(sorted(served)) or "no worker"
-        found.append(f"{owed} messages arrived on the resumed stream, but /metrics of {who} counts {counted}")
+        served_by = " and ".join(sorted(served)) or "no worker"
+        found.append(f"{owed} messages arrived on the resumed stream, but /metrics of {served_by} counts {counted}")
     if (total := Figures.sum(figures.values()).total(names.ORPHANED)) != orphaned:
         found.append(f"{orphaned} requests were orphaned, but /metrics counts {total:g}")
     for worker, counts in sorted(figures.items()):

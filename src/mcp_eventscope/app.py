@@ -444,7 +444,7 @@ def _add_console(
             f"{variable('console_token')}; the command mcp-eventscope console needs none"
         )
         raise ValueError(msg)
-    from mcp_eventscope.console.app import PATH, Console, redirect  # noqa: PLC0415 - for those who want it
+    from mcp_eventscope.console.app import PATH, Console, redirect  # noqa: PLC0415 - for those that want it
 
     shown = store.inspected("console")
     console = Console(

@@ -109,9 +109,9 @@ class EmbeddedValkey:
             raise EmbeddedUnavailableError(msg) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        said = "" if self._guardian.stdout is None else self._guardian.stdout.readline().strip()
-        if said != _READY:
-            msg = f"the embedded Valkey did not start: {said or 'it has no server for this machine'}; pass redis_url="
+        answer = "" if self._guardian.stdout is None else self._guardian.stdout.readline().strip()
+        if answer != _READY:
+            msg = f"the embedded Valkey did not start: {answer or 'it has no server for this machine'}; pass redis_url="
             raise EmbeddedUnavailableError(msg)
 
     def _stop(self) -> None:

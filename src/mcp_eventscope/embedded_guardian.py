@@ -29,10 +29,10 @@ def main(directory: Path, start_timeout: float) -> int:
     server = ValkeyServer(port=0, unix_socket_path=directory / "valkey.sock", data_dir=directory)
     try:
         server.start(start_timeout)
-        _say(READY)
+        _report(READY)
         sys.stdin.buffer.read()  # Returns when every copy of the pipe's other end is closed.
     except ValkeyServerError as error:
-        _say(str(error))
+        _report(str(error))
         return 1
     finally:
         server.terminate()
@@ -40,7 +40,7 @@ def main(directory: Path, start_timeout: float) -> int:
     return 0
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 

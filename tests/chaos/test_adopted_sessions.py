@@ -76,7 +76,7 @@ async def answer_of(client: HTTPClient, method: str = "POST") -> tuple[int, byte
 
 @pytest.fixture
 async def mute_url(redis_client: aioredis.Redis, valkey_url: str) -> AsyncIterator[str]:
-    """The URL of a Redis user who may not publish or subscribe."""
+    """The URL of a Redis user that may not publish or subscribe."""
     await redis_client.acl_setuser(
         "mute", enabled=True, passwords=["+x"], keys=["*"], categories=["+@all"], reset_channels=True
     )
@@ -262,10 +262,10 @@ async def test_session_idle_everywhere_ends_everywhere(
         await until(lambda: not a.sessions and not b.sessions)
         key = f"mcp:{{{client.session}}}:session"
 
-        async def gone() -> bool:
+        async def unknown() -> bool:
             return not await redis_client.exists(key)
 
-        await until(gone)
+        await until(unknown)
         for worker in (a, b):
             assert (await answer_of(on_url(client, worker.url)))[0] == 404
 
@@ -471,10 +471,10 @@ async def test_delete_on_one_worker_ends_the_session_on_all(
         assert await other.delete() == 200
         for speaker in (other, client):
 
-            async def is_gone() -> bool:
+            async def is_unknown() -> bool:
                 return (await answer_of(speaker, "POST"))[0] == 404  # noqa: B023 - awaited here
 
-            await until(is_gone)  # Where the notice does not arrive, the next request's renewal finds it.
+            await until(is_unknown)  # Where the notice does not arrive, the next request's renewal finds it.
             for method in ("POST", "GET", "DELETE"):
                 assert (await answer_of(speaker, method))[0] == 404
         assert (a.sessions, b.sessions) == (0, 0)
@@ -508,7 +508,7 @@ async def test_delete_on_one_worker_ends_open_streams_on_the_other(
 
 
 async def test_follower_without_pubsub_permission_gets_events_within_a_second(mute_url: str, connect: Connect) -> None:
-    """A Redis user who may not publish or subscribe gets every event."""
+    """A Redis user that may not publish or subscribe gets every event."""
     async with two(mute_url) as (a, b):
         client = await open_session(connect, a.url)
         async with client.call(1, "steps", name="w") as response:

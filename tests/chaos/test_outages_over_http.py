@@ -23,7 +23,7 @@ async def test_fifty_sessions_stream_through_an_outage() -> None:
     assert verdict.problems == []
     assert verdict.resumed == 10
     assert verdict.without_id == 0
-    assert verdict.said > 1000
+    assert verdict.sent > 1000
 
 
 World = tuple[OwnValkey, list[WorkerProcess]]

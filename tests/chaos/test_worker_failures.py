@@ -127,7 +127,7 @@ async def test_worker_killed_as_it_answers_gives_one_outcome(
         for _ in range(2):
             assert await on_worker(client, b).resume(received[0].id) == answer
         outcomes.add(content_of(answer[0]))
-    assert outcomes <= {ORPHANED, GONE, "0 steps"}  # Gone: killed before anything was stored.
+    assert outcomes <= {ORPHANED, GONE, "0 steps"}  # GONE: killed before anything was stored.
 
 
 async def test_followers_of_a_killed_worker_get_one_answer(
@@ -179,7 +179,7 @@ async def test_standalone_stream_through_a_rolling_restart_continues(pair: Pair,
         await roll(pair, router)
         await client.call_tool("announce", {})
         await until(lambda: len(notifications) == 2)
-    assert len(notifications) == 2, "each was heard once"
+    assert len(notifications) == 2, "each was received once"
 
 
 async def test_worker_stopped_with_open_streams_ends_them_properly(

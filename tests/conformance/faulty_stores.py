@@ -244,6 +244,6 @@ class TestSharedViews(Faulty):
         view_of = sessions.view_of
 
         def shared(store: EventStore, _: str) -> SessionView:
-            return view_of(store, "everybody")
+            return view_of(store, "all")
 
         monkeypatch.setattr(sessions, "view_of", shared)

@@ -87,7 +87,7 @@ async def leased(client: aioredis.Redis, key_prefix: str) -> AsyncIterator[Redis
     workers = events.backend.workers
     async with workers.hold_lease(LEASE, lambda _: None, nothing_to_publish):
         await until(lambda: workers.leased)
-        workers._began -= workers._patience
+        workers._began -= workers._renewal_limit
         yield events
 
 

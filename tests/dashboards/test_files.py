@@ -47,15 +47,15 @@ def test_export_again_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixt
         assert capsys.readouterr().err.startswith("next: ")
 
 
-def test_export_replaces_only_when_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_over_changed_file_needs_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A changed file is kept, and nothing is written, without --force."""
     (tmp_path / "grafana").mkdir()
     changed = tmp_path / "grafana" / "eventscope-overview.json"
     changed.write_text("{}", encoding="utf-8")
     assert main(["dashboards", "export", str(tmp_path)]) == 1
-    said = capsys.readouterr().err
-    assert str(changed) in said
-    assert "--force" in said
+    printed = capsys.readouterr().err
+    assert str(changed) in printed
+    assert "--force" in printed
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [changed]
     assert main(["dashboards", "export", str(tmp_path), "--force"]) == 0
     assert changed.read_text("utf-8") == COMMITTED["grafana/eventscope-overview.json"].read_text("utf-8")
@@ -96,7 +96,7 @@ def test_export_refuses_what_is_no_address(tmp_path: Path, address: str, capsys:
     assert not (tmp_path / "new").exists()
 
 
-def test_export_says_why_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_that_fails_names_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A write error is one line, without a traceback."""
     (tmp_path / "file").write_text("", encoding="utf-8")
     assert main(["dashboards", "export", str(tmp_path / "file")]) == 1

@@ -112,7 +112,7 @@ def test_panel_has_title_source_unit_and_query_ids(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_panel_says_what_is_normal(name: str) -> None:
+def test_panel_describes_its_normal_values(name: str) -> None:
     """A description states content, normal values and the remedy, and names existing panels."""
     _, panel = DRAWN[name]
     what, normal, otherwise = panel["description"].split("\n\n")

@@ -12,7 +12,7 @@ from dashboards.objective import COMMIT_SECONDS
 from dashboards.rules import FIRST, alert_file, alerts
 from mcp_eventscope.redis.limits import STORE_TIMEOUT
 from mcp_eventscope.telemetry import catalog
-from support.alerting import ALERTS, Case, said_by_promtool
+from support.alerting import ALERTS, Case, failures_of_promtool
 from support.binaries import program
 from support.boards import PROMETHEUS
 
@@ -345,7 +345,7 @@ CASES = [
     ),
     Case(
         "EventscopeKeysWithoutTTL",
-        "there is no TTL: another alert says so",
+        "there is no TTL: another alert reports it",
         {"eventscope_redis_keys_without_ttl{}": "3x60"},
         "40m",
     ),
@@ -435,17 +435,17 @@ CASES = [
         "15m",
     ),
     # -- the telemetry itself -----------------------------------------------------------------------------------------
-    Case("EventscopeMetricsAbsent", "metrics were never scraped", {"up{}": "1x30"}, "10m", [{"job": ""}], who={}),
+    Case("EventscopeMetricsAbsent", "metrics were never scraped", {"up{}": "1x30"}, "10m", [{"job": ""}], labels={}),
     Case(
         "EventscopeMetricsAbsent",
-        "one job of two has gone",
+        "one job of two is missing",
         {
             'eventscope_build_info{job="one", store="default"}': "1x100",
             'eventscope_build_info{job="two", store="default"}': "1x20 stale",
         },
         "70m",
         [{"job": "two"}],
-        who={},
+        labels={},
     ),
     Case("EventscopeMetricsAbsent", "all is well", {"eventscope_build_info{}": "1x100"}, "90m"),
     Case(
@@ -710,14 +710,14 @@ def test_rules_pass_promtool_without_warnings() -> None:
 
 def test_alerts_fire_and_do_not(tmp_path: Path) -> None:
     """In each case exactly the expected alerts and annotations."""
-    assert not said_by_promtool(CASES, tmp_path)
+    assert not failures_of_promtool(CASES, tmp_path)
 
 
 def test_a_wrong_case_is_found(tmp_path: Path) -> None:
     """A wrong expectation fails: the test can fail."""
     for case in (CASES[0], CASES[2]):
         other = replace(case, fires=[] if case.fires else [{}])
-        assert case.alert in said_by_promtool([other], tmp_path)
+        assert case.alert in failures_of_promtool([other], tmp_path)
 
 
 @pytest.mark.parametrize("name", ALERTS)

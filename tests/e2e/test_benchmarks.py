@@ -30,9 +30,9 @@ def test_follow_benchmark_in_small_reports_figures(tmp_path: Path) -> None:
         assert result["name"] in ran.stdout
     for key in ("two_workers", "one_worker"):
         (latency,) = figures["latency"][key]
-        assert latency["heard"] == latency["expected"] == 50
+        assert latency["received"] == latency["expected"] == 50
         assert latency["responses"] == latency["followers"] == 10
-        assert 0 < latency["said_to_wire_ms"]["p50"] <= latency["said_to_wire_ms"]["max"]
+        assert 0 < latency["sent_to_wire_ms"]["p50"] <= latency["sent_to_wire_ms"]["max"]
     (crowd,) = figures["crowd"]
     assert crowd["connections"]["pubsub"] == 1
     assert (crowd["completed"], crowd["delivered"], crowd["failed_reads"]) == (200, 400, 0)

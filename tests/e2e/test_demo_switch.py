@@ -88,7 +88,7 @@ def test_connections_go_round_and_pass_over_the_dead() -> None:
             switch = Switch(ports)
             async with switch.running():
                 assert [await first(switch) for _ in range(4)] == [b"a", b"b", b"a", b"b"]
-                ports[0] = 1  # Nobody listens there.
+                ports[0] = 1  # Nothing listens there.
                 assert [await first(switch) for _ in range(3)] == [b"b", b"b", b"b"]
                 ports[1] = 1
                 assert await first(switch) == b""
@@ -145,7 +145,7 @@ def test_a_live_stream_is_reset(pieces: tuple[bytes, ...]) -> None:
     ids=["json", "ended stream", "split end"],
 )
 def test_what_carries_no_stream_is_left_alone(pieces: tuple[bytes, ...]) -> None:
-    """Nothing is cut when nothing streams: the verdict then says that nothing was shown."""
+    """Nothing is cut when nothing streams: the verdict then reports that nothing was shown."""
 
     async def test() -> None:
         async with backend(*pieces) as port:

@@ -16,13 +16,13 @@ from mcp_eventscope.telemetry import catalog
 LEASE, WORDS = 2.0, 7
 
 
-def told(*numbers: int) -> list[Moment]:
+def progress(*numbers: int) -> list[Moment]:
     """One event for each number."""
     return [Moment(float(number), Kind.EVENT, number=number) for number in numbers]
 
 
 def orphans(number: int) -> str:
-    """What /metrics would report of requests whose worker is gone."""
+    """What /metrics would report of requests whose worker has died."""
     return f"# TYPE {names.ORPHANED} counter\n{names.ORPHANED} {number}\n"
 
 
@@ -40,10 +40,10 @@ CALL = Moment(0.1, Kind.CALL, "countdown", worker="A")
 
 # -- scene 1 ----------------------------------------------------------------------------------------------------------
 
-BEFORE = [CALL, *told(*range(1, CUT_AFTER + 1))]
+BEFORE = [CALL, *progress(*range(1, CUT_AFTER + 1))]
 CUT = Moment(6.1, Kind.CUT, number=2, worker="A")
 RETURN = Moment(6.7, Kind.RETURN, "1.2", 200, "B")
-AFTER = told(*range(CUT_AFTER + 1, STEPS + 1))
+AFTER = progress(*range(CUT_AFTER + 1, STEPS + 1))
 RESULT = Moment(17.0, Kind.RESULT, number=STEPS)
 GOOD = [*BEFORE, CUT, RETURN, *AFTER, RESULT]
 
@@ -72,7 +72,7 @@ def test_what_was_under_way_when_the_stream_was_cut_is_no_resume() -> None:
         ([*BEFORE, CUT, RETURN, *AFTER[1:], RESULT], "events never arrived: 7"),
         ([*BEFORE, CUT, RETURN, BEFORE[-1], *AFTER, RESULT], "events arrived more than once: 6"),
         ([*BEFORE, CUT, RETURN, AFTER[1], AFTER[0], *AFTER[2:], RESULT], "events arrived out of order: 1, 2"),
-        ([*BEFORE, CUT, RETURN, *AFTER, *told(17), RESULT], "events arrived that were never sent: 17"),
+        ([*BEFORE, CUT, RETURN, *AFTER, *progress(17), RESULT], "events arrived that were never sent: 17"),
         ([*BEFORE, CUT, RETURN, *AFTER], "the result never arrived"),
         ([*GOOD, RESULT], "the result arrived 2 times"),
         ([*BEFORE, CUT, RETURN, *AFTER[:-1], RESULT, AFTER[-1]], "the result arrived before the last event"),
@@ -119,7 +119,7 @@ def test_the_verdict_finds_what_the_stores_counted(figures: Mapping[str, Figures
 
 # -- scene 2 ----------------------------------------------------------------------------------------------------------
 
-UNTIL = [CALL, *told(*range(1, KILL_AFTER + 1))]
+UNTIL = [CALL, *progress(*range(1, KILL_AFTER + 1))]
 KILL = Moment(4.1, Kind.KILL, number=9, worker="A")
 BACK = replace(RETURN, at=4.7)
 ERROR = Moment(6.0, Kind.FAILURE, "gone", REQUEST_ORPHANED)
@@ -138,20 +138,20 @@ def test_a_good_answer_has_no_faults() -> None:
     """The error comes, alone or after an event that was stored and not sent, and the session goes on."""
     assert kill_faults() == []
     assert (
-        kill_faults([*UNTIL, KILL, BACK, *told(5), ERROR, *NEXT], counted(replayed=1, followed=1, more=orphans(1)))
+        kill_faults([*UNTIL, KILL, BACK, *progress(5), ERROR, *NEXT], counted(replayed=1, followed=1, more=orphans(1)))
         == []
     )
-    assert kill_faults([*UNTIL, KILL, *told(5), BACK, ERROR, *NEXT]) == []
+    assert kill_faults([*UNTIL, KILL, *progress(5), BACK, ERROR, *NEXT]) == []
 
 
 @pytest.mark.parametrize(
     ("moments", "fault"),
     [
-        ([*UNTIL, *told(5), ERROR, *NEXT], "the worker that ran the call was not killed"),
+        ([*UNTIL, *progress(5), ERROR, *NEXT], "the worker that ran the call was not killed"),
         ([*UNTIL, replace(KILL, number=15), BACK, ERROR, *NEXT], "the worker that ran the call was not killed"),
         ([*UNTIL, replace(KILL, worker="B"), BACK, ERROR, *NEXT], "the worker that ran the call was not killed"),
         ([CALL, KILL, BACK, ERROR, *NEXT], "the kill was not in the middle"),
-        ([CALL, *told(*range(1, STEPS + 1)), KILL, BACK, ERROR, *NEXT], "the kill was not in the middle"),
+        ([CALL, *progress(*range(1, STEPS + 1)), KILL, BACK, ERROR, *NEXT], "the kill was not in the middle"),
         ([*UNTIL, KILL, ERROR, *NEXT], "the client did not reconnect after the kill"),
         ([*UNTIL, KILL, BACK], "the call of the killed worker received no error"),
         ([*UNTIL, KILL, BACK, RESULT, *NEXT], "the call of the killed worker returned a result"),
@@ -164,9 +164,9 @@ def test_a_good_answer_has_no_faults() -> None:
         ([*UNTIL, KILL, BACK, ERROR, NEXT[0], RESULT], "the session did not continue: its next call did not return"),
         ([*UNTIL, KILL, BACK, ERROR, NEXT[0], Moment(6.2, Kind.FAILURE, "404")], "the session did not continue: 404"),
         ([*UNTIL, KILL, BACK, ERROR, NEXT[1]], "unknown whether another worker served the next call"),
-        ([*ANSWERED, *told(5)], "events arrived after the error"),
+        ([*ANSWERED, *progress(5)], "events arrived after the error"),
         ([*UNTIL, KILL, BACK, UNTIL[-1], ERROR, *NEXT], "events arrived more than once: 4"),
-        ([*UNTIL, KILL, BACK, *told(6), ERROR, *NEXT], "events never arrived: 5"),
+        ([*UNTIL, KILL, BACK, *progress(6), ERROR, *NEXT], "events never arrived: 5"),
         ([*UNTIL[:-2], UNTIL[-1], UNTIL[-2], KILL, BACK, ERROR, *NEXT], "events arrived out of order"),
         ([], "the worker that ran the call was not killed"),
     ],
@@ -238,7 +238,7 @@ def test_the_verdict_finds_what_is_wrong_with_a_task(left_out: Kind | None, more
     ],
 )
 def test_task_of_a_killed_worker_must_fail_once(moments: list[Moment], faults: int) -> None:
-    """With the error that says that it may have taken effect."""
+    """With the error that warns that it may have taken effect."""
     assert len(of_orphaned_task(moments, "B")) == faults
 
 

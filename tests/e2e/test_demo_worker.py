@@ -1,4 +1,4 @@
-"""The demonstration's workers: they tell why they do not start, and none outlives the demonstration."""
+"""The demonstration's workers: the reason of a failed start, and none outlives the demonstration."""
 
 import asyncio
 import signal
@@ -35,7 +35,7 @@ def test_a_deaf_worker_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(test())
 
 
-def test_a_kill_tells_what_ended_the_worker() -> None:
+def test_killed_worker_log_names_the_signal() -> None:
     """The verdict hears of a kill only when it was one."""
 
     async def test() -> None:
@@ -68,7 +68,7 @@ def test_a_signal_during_the_end_leaves_no_worker() -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_does_not_start_says_why() -> None:
+def test_worker_that_does_not_start_reports_its_log() -> None:
     """The message has its status, and its log."""
 
     async def test() -> None:
@@ -81,7 +81,7 @@ def test_a_worker_that_does_not_start_says_why() -> None:
     asyncio.run(test())
 
 
-def test_waiting_says_what_for() -> None:
+def test_wait_that_fails_names_its_condition() -> None:
     """A bound that is reached is a message; a timeout of the block's own is not ours."""
 
     async def test() -> None:

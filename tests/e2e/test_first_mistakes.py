@@ -276,7 +276,7 @@ def test_export_to_a_file_names_the_fix(directory: Path) -> None:
 
 @pytest.fixture(scope="module")
 def addresses() -> Iterator[dict[str, str]]:
-    """Servers that are not what the URL says, by name."""
+    """Servers that differ from the URL, by name."""
     with own_valkey() as plain, own_valkey() as locked, own_valkey(cluster_enabled="yes") as empty:
         locked.set(requirepass="sesame")
         url = f"redis://{HOST}:{plain.port}"

@@ -127,7 +127,7 @@ async def tried(thief: HTTPClient, question: object, cursors: list[str]) -> list
 
 
 async def check_thief(thief: HTTPClient, owner: Victim) -> None:
-    """A foreign session cannot be told from an unknown one, and foreign cursors lead to nothing in an own session."""
+    """A foreign session is answered like an unknown one, and foreign cursors lead to nothing in an own session."""
     question = next(event.message["id"] for event in owner.received["ask"] if QUESTION in event.data)
     foreign = await tried(replace(thief, session=owner.client.session), question, owner.cursors)
     assert foreign == await tried(replace(thief, session=UNKNOWN), question, owner.cursors)

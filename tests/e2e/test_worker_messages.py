@@ -315,7 +315,7 @@ async def test_outage_is_not_noticed_on_whichever_worker_a_client_reaches(connec
             server.start()  # Or stopping workers try for seconds to flush their events.
 
 
-async def test_inbox_of_a_worker_that_stopped_is_gone_and_no_longer_written(connect: Connect) -> None:
+async def test_inbox_of_stopped_worker_is_deleted_and_no_longer_written(connect: Connect) -> None:
     """Nothing is left without a TTL, and the record names only workers that serve the session."""
     with own_valkey() as server, server.client() as client:
         (kept,) = _clients(server, 1)

@@ -102,7 +102,7 @@ def test_damaged_changes_lead_to_repairs_and_signals_go_on(valkey_url: str, dama
         await until(lambda: stream.received)
         for each in damages:
             await each.apply(client, [Keys(prefix).changes.encode()])
-        # A retyped key is refused until it is gone: it is not repaired by force, since another program uses it.
+        # A retyped key is refused until it is deleted: it is not repaired by force, since another program uses it.
         if await command(client, "TYPE", Keys(prefix).changes) not in {b"stream", b"none"}:
             await client.delete(Keys(prefix).changes)
         before = stream.count("a://1")
@@ -128,7 +128,7 @@ def test_damaged_task_raises_documented_errors_and_harms_no_other(valkey_url: st
         workers = events.backend.workers
         await stack.enter_async_context(workers.hold_lease(LEASE, lambda _: None, nothing_to_publish))
         await until(lambda: workers.leased)
-        workers._began -= workers._patience
+        workers._began -= workers._renewal_limit
         store = RedisTaskStore(events.backend, sync_interval=0.02)
         question = {"k": {"method": "elicitation/create", "params": {}}}
         victim, other = [

@@ -140,7 +140,7 @@ async def leased(
     workers = events.backend.workers
     async with workers.hold_lease(LEASE, lambda _: None, nothing_to_publish):
         await until(lambda: workers.leased)
-        workers._began -= workers._patience
+        workers._began -= workers._renewal_limit
         yield events
 
 
@@ -290,13 +290,13 @@ async def test_slots_moved_under_load_lose_nothing_and_degrade_nothing(
             facts.all.clear()
             await until(lambda: facts.of(BatchRetried))
             for other in others:
-                await stored_anew(other)
+                await stored_again(other)
             await anyio.to_thread.run_sync(cluster.end_move, slot, source, to)
     await spread.check(reader)
     assert not facts.of(EventsLost)
 
 
-async def stored_anew(producer: SessionProducer) -> None:
+async def stored_again(producer: SessionProducer) -> None:
     """Return when an event is stored that a producer appends from now on."""
     before = len(producer.appended)
     await until(lambda: len(producer.appended) > before)

@@ -89,7 +89,7 @@ asyncio.run(main())
 
 @pytest.mark.slow
 def test_embedded_valkey_of_a_killed_process_ends() -> None:
-    """The server and its directory are gone after a SIGKILL, although a forked child lives on."""
+    """The server has ended and its directory is deleted after a SIGKILL, although a forked child lives on."""
     with subprocess.Popen([sys.executable, "-c", FORKING], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         child, path = process.stdout.readline().split()

@@ -200,7 +200,7 @@ async def test_crawl_in_parts_finds_new_sessions_and_forgets_expired_ones(
 
 
 async def test_crawl_that_redis_interrupts_begins_its_round_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cursor of a master that is gone has no meaning; what the last round has found is kept."""
+    """A cursor of a removed master has no meaning; what the last round has found is kept."""
     await rig.record(rig.worker)
     crawl = Crawl(100)
     await rig.inspector.crawl_sessions(crawl, max_keys=inspection.MAX_KEYS)
@@ -352,7 +352,7 @@ async def test_diagnosis_of_running_request_mentions_an_event_that_redis_does_no
     assert "Redis does not have the client's last event" in found.sentence
 
 
-async def test_diagnosis_of_answered_request_tells_complete_from_caught_up(rig: Rig) -> None:
+async def test_diagnosis_of_answered_request_distinguishes_complete_from_caught_up(rig: Rig) -> None:
     """After the response the client has everything; before it, the rest would be delivered."""
     await rig.record(rig.worker)
     producer = await rig.run(rig.worker, 1, final=True)

@@ -65,7 +65,7 @@ async def worker_on(
     workers = events.backend.workers
     async with workers.hold_lease(lease, lambda _: None, nothing_to_publish):
         await until(lambda: workers.leased)
-        workers._began -= workers._patience
+        workers._began -= workers._renewal_limit
         yield Worker(events, RedisTaskStore(events.backend, **{"sync_interval": 0.02, **options}))
 
 

@@ -54,7 +54,7 @@ class Load:
         """Append before, in and after an outage; then Redis has exactly the appended numbers."""
         over = anyio.Event()
 
-        async def say(producer: RootProducer) -> None:
+        async def send(producer: RootProducer) -> None:
             while not over.is_set():
                 await producer.append_next()
                 await anyio.sleep(0.01)
@@ -71,7 +71,7 @@ class Load:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch_the_loop)
             for producer in self.producers:
-                tasks.start_soon(say, producer)
+                tasks.start_soon(send, producer)
             await self.more()
             self.facts.clear()
             outage()

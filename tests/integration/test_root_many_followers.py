@@ -147,12 +147,12 @@ async def test_followers_of_a_silent_subscription_poll(
     deaf = anyio.Event()
     get_message = PubSub.get_message
 
-    async def hear(pubsub: PubSub, **options: Any) -> Any:
+    async def receive(pubsub: PubSub, **options: Any) -> Any:
         if deaf.is_set():
             await anyio.sleep_forever()
         return await get_message(pubsub, **options)
 
-    monkeypatch.setattr(PubSub, "get_message", hear)
+    monkeypatch.setattr(PubSub, "get_message", receive)
     store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60)
     other = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=60)
     first = (await store.append(GET_STREAM_KEY, None)).event_id

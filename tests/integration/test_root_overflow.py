@@ -294,9 +294,9 @@ async def _held(bounded: BoundedStore, proxy: Proxy) -> None:
 FAULTS = {"none": _none, "slow": _slow, "refused": _refused, "held": _held}
 
 
-@pytest.mark.parametrize("trouble", FAULTS)
+@pytest.mark.parametrize("fault", FAULTS)
 async def test_append_with_cancelled_callers_keeps_the_ids_of_others(
-    proxy: Proxy, client: aioredis.Redis, key_prefix: str, trouble: str
+    proxy: Proxy, client: aioredis.Redis, key_prefix: str, fault: str
 ) -> None:
     """Callers are cancelled at any moment: the others get their own ids, without loss or duplicates."""
     seed = random.randrange(2**32)  # noqa: S311 - chaos, not secrets
@@ -311,7 +311,7 @@ async def test_append_with_cancelled_callers_keeps_the_ids_of_others(
             async with anyio.create_task_group() as tasks:
                 for producer in producers:
                     tasks.start_soon(sometimes_cancelled, producer, dice, cancelled)
-                tasks.start_soon(FAULTS[trouble], bounded, proxy)
+                tasks.start_soon(FAULTS[fault], bounded, proxy)
             await until_settled(bounded.store)
         proxy.delay = 0
         await check_all(producers, client)
@@ -324,7 +324,7 @@ async def test_append_with_cancelled_callers_keeps_the_ids_of_others(
     assert cancelled
     assert not bounded.lost
     recoveries = sum(isinstance(fact, StoreRecovered) for fact in bounded.facts)
-    assert recoveries == (trouble in {"refused", "held"})
+    assert recoveries == (fault in {"refused", "held"})
 
 
 async def test_append_beside_a_cancelled_caller_is_not_deferred(

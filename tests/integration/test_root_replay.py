@@ -315,7 +315,7 @@ async def test_replay_of_an_index_of_another_type_is_rejected(
         await store.replay(ids[0], Collected())
 
 
-# -- rows that are gone -----------------------------------------------------------------------------------------------
+# -- rows that are missing----------------------------------------------------------------------------------------------
 
 
 async def test_replay_of_evicted_events_counts_them(

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _install() -> None:
-    """Install the suite as its lockfile says."""
+    """Install the suite as its lockfile pins it."""
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     locked = (HERE / "package-lock.json").read_bytes()
     marker = DIRECTORY / "installed-lock.json"

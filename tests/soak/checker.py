@@ -264,10 +264,10 @@ def _standalone(
     for one in listening.broken:
         yield listening.suspicion(Class.BROKEN, one, f"connection to worker {one.worker}: {one.note}")
     yield from _passed_on(listening, {Outcome.STOPPED})
-    yield from _unheard(listening, [call for number, call in calls.items() if number not in seen], observations)
+    yield from _unreceived(listening, [call for number, call in calls.items() if number not in seen], observations)
 
 
-def _unheard(listening: _Call, calls: Sequence[_Call], observations: Sequence[Observation]) -> Iterator[Suspicion]:
+def _unreceived(listening: _Call, calls: Sequence[_Call], observations: Sequence[Observation]) -> Iterator[Suspicion]:
     """Report published messages that never arrived, when the client listened to the end."""
     done = listening.done
     if done is None or done.kind != Outcome.STOPPED:

@@ -150,7 +150,7 @@ class SoakClient:
         if not self._raw.session:
             return
         if self._listener is not None:
-            await self._heard_all()
+            await self._received_all()
             self._leaving = True
             self._listener.cancel()
             await asyncio.wait({self._listener})
@@ -172,7 +172,7 @@ class SoakClient:
         except TimeoutError:
             self._note(What.DONE, stream, kind=Outcome.GAVE_UP, **where)
 
-    async def _heard_all(self) -> None:
+    async def _received_all(self) -> None:
         """Wait until the standalone stream, which is cut no more, has delivered all that was published, or is late."""
         loop = asyncio.get_running_loop()
         began = loop.time()

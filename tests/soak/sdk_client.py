@@ -39,7 +39,7 @@ class SdkClient:
         self._sessions = 0
         self._calls = 0
         self._published: set[int] = set()
-        self._heard: set[int] = set()
+        self._received: set[int] = set()
 
     async def run(self, seconds: float) -> None:
         """Call until so many seconds of the run have passed, then once on every worker, and end the session."""
@@ -53,14 +53,14 @@ class SdkClient:
         """Open a session and call in it; True when the client has made its last calls."""
         self._sessions += 1
         self._published.clear()
-        self._heard.clear()
+        self._received.clear()
         name = f"{self.number}.{self._sessions}"
         wire = Wire(self.number, name, self._around, self._plan)
 
         async def take(message: Any) -> None:
             if isinstance(message, ResourceUpdatedNotification):
                 number = int(str(message.params.uri).rpartition("/")[2])
-                self._heard.add(number)
+                self._received.add(number)
                 wire.note(What.PASSED_ON, wire.stream(STANDALONE), number=number)
 
         async with (
@@ -144,24 +144,24 @@ class SdkClient:
         return outcome
 
     async def _stop_listening(self, wire: Wire) -> None:
-        """Wait until all that was published has been heard, or is late, unless the SDK's client has given up."""
+        """Wait until all that was published has arrived, or is late, unless the SDK's client has given up."""
         stream = wire.stream(STANDALONE)
 
         loop, network = asyncio.get_running_loop(), self._around.network
         began = loop.time()
 
-        def heard() -> bool:
-            """Whether everything was heard, or is late: the stream is open, and Redis is well, for long enough."""
+        def received() -> bool:
+            """Whether everything was received, or is late: the stream is open, and Redis is well, for long enough."""
             since = max(began, stream.opened_at, network.redis_well_since)
-            return self._published <= self._heard or (stream.open and loop.time() - since > CATCH_UP_SECONDS)
+            return self._published <= self._received or (stream.open and loop.time() - since > CATCH_UP_SECONDS)
 
         def over() -> bool:
-            return heard() or wire.lost or stream.given_up(_LISTEN_SECONDS)
+            return received() or wire.lost or stream.given_up(_LISTEN_SECONDS)
 
         wire.uncut = True
         with suppress(TimeoutError):
             async with network.patience(PATIENCE):
                 await until(over, within=inf, every=0.05)
         if stream.connection >= 0:
-            listened = stream.open and heard() and not wire.lost
+            listened = stream.open and received() and not wire.lost
             wire.note(What.DONE, stream, kind=Outcome.STOPPED if listened else Outcome.REFUSED, **stream.where)

@@ -1,4 +1,4 @@
-"""Cases for `promtool test rules`: what Prometheus has scraped, and what it should tell of that."""
+"""Cases for `promtool test rules`: what Prometheus has scraped, and the alerts that follow."""
 
 import json
 import re
@@ -36,7 +36,7 @@ class Case:
     value: str = ""
     rate: str = ""
     every: str = "1m"
-    who: Mapping[str, str] = field(default_factory=lambda: dict(WHO))
+    labels: Mapping[str, str] = field(default_factory=lambda: dict(WHO))
 
     def json(self) -> JSON:
         """What promtool reads."""
@@ -44,7 +44,7 @@ class Case:
         return {
             "interval": self.every,
             "input_series": [
-                {"series": _labelled(series, self.who), "values": values} for series, values in self.series.items()
+                {"series": _labelled(series, self.labels), "values": values} for series, values in self.series.items()
             ],
             "alert_rule_test": [
                 {
@@ -52,12 +52,12 @@ class Case:
                     "eval_time": self.when,
                     "exp_alerts": [
                         {
-                            "exp_labels": {"severity": alert.severity, **self._told(labels)},
+                            "exp_labels": {"severity": alert.severity, **self._labels_of(labels)},
                             "exp_annotations": {
-                                "summary": self._said(alert.summary, labels),
-                                "description": self._said(alert.description, labels),
+                                "summary": self._rendered(alert.summary, labels),
+                                "description": self._rendered(alert.description, labels),
                                 "runbook_url": runbook_url(alert),
-                                "dashboard_url": self._said(dashboard_url(alert), labels),
+                                "dashboard_url": self._rendered(dashboard_url(alert), labels),
                             },
                         }
                         for labels in self.fires
@@ -66,15 +66,15 @@ class Case:
             ],
         }
 
-    def _told(self, labels: Mapping[str, str]) -> dict[str, str]:
-        return {name: value for name, value in (*self.who.items(), *labels.items()) if value and self._keeps(name)}
+    def _labels_of(self, labels: Mapping[str, str]) -> dict[str, str]:
+        return {name: value for name, value in (*self.labels.items(), *labels.items()) if value and self._keeps(name)}
 
     def _keeps(self, label: str) -> bool:
         return label in ALERTS[self.alert].of
 
-    def _said(self, template: str, labels: Mapping[str, str]) -> str:
+    def _rendered(self, template: str, labels: Mapping[str, str]) -> str:
         """The template as Prometheus fills it in, as far as ours go."""
-        known = self._told(labels)
+        known = self._labels_of(labels)
         text = re.sub(
             r"\{\{ with \$labels\.(\w+) \}\}(.*?)\{\{ \. \}\}\{\{ end \}\}",
             lambda found: found[2] + known[found[1]] if found[1] in known else "",
@@ -85,17 +85,17 @@ class Case:
         return re.sub(r"\{\{ \$value[^}]*\}\}", self.value, text)
 
 
-def _labelled(series: str, who: Mapping[str, str]) -> str:
+def _labelled(series: str, labels: Mapping[str, str]) -> str:
     name, _, rest = series.partition("{")
-    own = "".join(f', {label}="{value}"' for label, value in who.items())
+    own = "".join(f', {label}="{value}"' for label, value in labels.items())
     instance = "" if "instance=" in rest else 'instance="a", '
     return f"{name}{{{instance}{rest.removesuffix('}')}{own}}}".replace(", ,", ",").replace("{, ", "{")
 
 
-def said_by_promtool(cases: Sequence[Case], folder: Path) -> str:
+def failures_of_promtool(cases: Sequence[Case], folder: Path) -> str:
     """What promtool finds wrong; "" when all is as expected."""
     promtool = program("promtool", "prometheus")
-    said = ""
+    failures = ""
     # To evaluate is what takes the time: days are looked at every half an hour only, and each alert without the others.
     for every, alert in sorted({(case.every, case.alert) for case in cases}):
         rules, file = folder / f"{alert}.yaml", folder / f"{alert}-every-{every}.yaml"
@@ -109,8 +109,8 @@ def said_by_promtool(cases: Sequence[Case], folder: Path) -> str:
         }
         file.write_text(json.dumps(tests), encoding="utf-8")
         done = subprocess.run([promtool, "test", "rules", str(file)], capture_output=True, text=True, check=False)
-        said += "" if done.returncode == 0 else done.stdout + done.stderr
-    return said
+        failures += "" if done.returncode == 0 else done.stdout + done.stderr
+    return failures
 
 
 def _groups_for(alert: str) -> list[JSON]:

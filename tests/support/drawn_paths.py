@@ -46,7 +46,7 @@ def path(section: str) -> list[Reference]:
 
 
 def exists(reference: Reference) -> bool:
-    """Whether the package has the name where the page says."""
+    """Whether the package has the name where the page names it."""
     if reference.module.endswith(".lua"):
         return f"local function {reference.name}(" in (PACKAGE / reference.module).read_text("utf-8")
     dotted = reference.module.removesuffix(".py").replace("/", ".")

@@ -10,7 +10,7 @@ from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.declarations import MetricType
 
 WHILE_PARSED = {"$__rate_interval": "61s", "$__range": "62s", "$__interval": "63s"}
-"""Grafana's variables, and what stands for them: no duration that anybody would write."""
+"""Grafana's variables, and what stands for them: durations that no query contains."""
 RATE, SHOWN = timedelta(seconds=61), timedelta(seconds=62)
 _FROM_SCRAPES = {"job", "instance"}
 _PER_WORKER = {"pid"}

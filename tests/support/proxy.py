@@ -394,14 +394,14 @@ class _Link:
             while data := await from_redis.read(_CHUNK):
                 await self._proxy.free.wait()
                 if self._subscribed:  # A pushed message answers no command.
-                    self._say(data)
+                    self._enqueue(data)
                     continue
                 buffer += data
                 for reply in resp.frames(buffer):
                     # A RESP3 push answers no command, and the reply to a cut command is not awaited.
                     awaited = next((one for one in self._awaited if not one.known), None)
                     if reply[:1] == b">" or awaited is None:
-                        self._say(reply)
+                        self._enqueue(reply)
                     else:
                         self._known(awaited, reply)
 
@@ -419,14 +419,14 @@ class _Link:
                 return
             self._awaited.popleft()
             if first.fault is not None:
-                self._say(End.RESET if first.fault.answer is None else first.fault.answer)
+                self._enqueue(End.RESET if first.fault.answer is None else first.fault.answer)
             elif first.step is None:
-                self._say(first.reply)
+                self._enqueue(first.reply)
             else:
                 for action in first.step.actions(first.reply):
-                    self._say(End.CLOSE if action is None else action)
+                    self._enqueue(End.CLOSE if action is None else action)
 
-    def _say(self, data: bytes | float | End) -> None:
+    def _enqueue(self, data: bytes | float | End) -> None:
         if self._proxy.mode is Mode.MUTE or self.lossy:
             self.lossy = True
             return

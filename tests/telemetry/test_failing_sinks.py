@@ -249,7 +249,9 @@ async def test_session_facts_that_sinks_fail_to_record_are_counted(
     ), "one sink hides no other"
 
 
-async def test_what_is_told_of_a_replay(scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failing_replay_metrics_are_counted_beside_the_outcome(
+    scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Metrics beside the outcome of a replay that fail are counted."""
 
     def fail(*_: object) -> None:

@@ -175,7 +175,7 @@ def test_forked_child_discards_the_observations_of_its_parent() -> None:
     assert ran.stdout.splitlines() == ["[[2.0]]", "[[1.0]]"]
 
 
-def test_whoever_is_told_may_read() -> None:
+def test_failure_callback_that_flushes_does_not_deadlock() -> None:
     """A logger may read the registry without a deadlock."""
 
     def fail(_: observations.ObservationBatch) -> None:

@@ -122,7 +122,7 @@ async def test_methods_other_than_get_and_head_are_refused(registry: CollectorRe
     assert (await get(app, method="HEAD")).status_code == 200
 
     async def never(_: Message | None = None) -> Message:
-        pytest.fail("nothing is to be said")
+        pytest.fail("the callback must not be called")
 
     with pytest.raises(RuntimeError, match="mount it"):
         await app({"type": "lifespan"}, never, never)  # type: ignore[arg-type]

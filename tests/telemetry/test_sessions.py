@@ -102,11 +102,11 @@ async def test_session_of_a_stopping_worker_can_be_adopted(rig: Rig) -> None:
 
 def test_session_that_crashes_ends_as_failed(scope: Scope) -> None:
     """It counts once, although its end is reported twice."""
-    telling = SessionTelemetry(scope.instrument(MemoryEventStore()), Log(scope.log))
+    telemetry = SessionTelemetry(scope.instrument(MemoryEventStore()), Log(scope.log))
     transport = StreamableHTTPServerTransport("s")
-    telling.began("s", Origin.OPENED, None)
+    telemetry.began("s", Origin.OPENED, None)
     for _ in range(2):
-        telling.ended("s", transport, stopping=False)
+        telemetry.ended("s", transport, stopping=False)
     assert scope.sample("sessions_ended_total", reason="failed") == 1
     assert scope.sample("sessions_active") == 0
     failed = {"mcp_protocol_version": VERSION, "error_type": "failed"}

@@ -276,7 +276,7 @@ async def test_spans_nest_and_logs_name_them(scope: Scope, monkeypatch: pytest.M
     assert entry["trace_id"] == f"{call.get_span_context().trace_id:032x}"
 
 
-async def test_failure_is_told_in_the_trace_of_the_call(
+async def test_failure_is_logged_with_the_trace_of_the_call(
     scope: Scope, session: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The span of our store is not current, since it stores in the background, but is in the caller's trace."""
@@ -336,7 +336,7 @@ async def test_calls_that_are_not_sampled_are_not_kept(scope: Scope, redis: Fake
     assert len(scope.spans()) == 300
 
 
-async def test_repeated_failures_are_told_seldom(
+async def test_repeated_failures_are_logged_seldom(
     scope: Scope, session: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An outage does not flood the log: the next entry counts the suppressed ones."""
@@ -385,7 +385,7 @@ async def test_root_store_behind_the_sdk_is_logged_once(scope: Scope, redis: Fak
     assert "http_app" in entry["fix"]
 
 
-async def test_missing_ttl_is_told_once(scope: Scope, redis: FakeAsyncRedis) -> None:
+async def test_missing_ttl_is_logged_once(scope: Scope, redis: FakeAsyncRedis) -> None:
     """A store without TTL is logged once, when it is decorated, and has no `ttl_seconds` series."""
     store = scope.instrument(RedisEventStore(redis))
     store.for_session("a")

@@ -27,8 +27,8 @@ async def test_third_party_store_appears_in_all_signals(scope: Scope, theirs: Ev
     """Latencies, message types, sizes, outcomes and reasons, in all signals."""
     session = scope.instrument(theirs).for_session("s")
     first = await session.append("1", None)
-    said: list[JSONRPCMessage] = [note(1), note(2), answer()]
-    sizes = [(await session.append("1", message)).payload_bytes for message in said]
+    sent: list[JSONRPCMessage] = [note(1), note(2), answer()]
+    sizes = [(await session.append("1", message)).payload_bytes for message in sent]
     await session.append("2", failure(2))
     collected = Collected()
     facts = await session.replay(first.event_id, collected, stream_id="1")
@@ -41,7 +41,7 @@ async def test_third_party_store_appears_in_all_signals(scope: Scope, theirs: Ev
     assert scope.sample("replay_duration_seconds_count", outcome="resumed") == 1
     assert scope.sample("replay_duration_seconds_count", outcome="missed") == 1
     assert (scope.sample("replay_events_sum"), scope.sample("replay_time_to_first_event_seconds_count")) == (3, 1)
-    assert sum(sizes) == sum(len(on_the_wire(message)) for message in said)
+    assert sum(sizes) == sum(len(on_the_wire(message)) for message in sent)
     assert [span.name for span in scope.spans()] == ["event_store.store"] * 5 + ["event_store.replay"] * 2
     assert [entry["event"] for entry in scope.log.entries] == ["event_store.replay_incomplete"]
 

@@ -154,7 +154,7 @@ class Request:
         await self._view.store_event(self._stream, None)
         context.detach(token)
 
-    async def says(self, message: JSONRPCNotification | JSONRPCResponse) -> None:
+    async def sends(self, message: JSONRPCNotification | JSONRPCResponse) -> None:
         """Store a message in the task that stores for all calls."""
         self._view.sender = lambda: self.context
         await self._view.store_event(self._stream, message)
@@ -174,10 +174,10 @@ async def test_calls_at_the_same_time(scope: Scope, session: InstrumentedEventSt
         for request in (one, two):
             await request.begins()
         for request in (one, two, one, two):
-            await request.says(NOTE)
+            await request.sends(NOTE)
         tool = one.within("tool")
-        await one.says(NOTE)
-        await two.says(RESPONSE)
+        await one.sends(NOTE)
+        await two.sends(RESPONSE)
         assert trace.get_current_span() is initialize
     parents = [span.parent for span in scope.spans() if span.name == "event_store.store"]
     of_one, of_two = one.call.get_span_context(), two.call.get_span_context()
@@ -194,12 +194,12 @@ async def test_a_response_is_sent_outside_of_the_span_of_the_call(
         await request.begins()
         outside = request.context
         tool = request.within("tools/call")
-        await request.says(NOTE)
+        await request.sends(NOTE)
         request.context = contextvars.Context()
-        await request.says(RESPONSE)
+        await request.sends(RESPONSE)
         assert outside is not request.context
         request.context = contextvars.Context()
-        await request.says(NOTE)
+        await request.sends(NOTE)
     parents = [span.parent for span in scope.spans() if span.name == "event_store.store"]
     assert parents[1:] == [tool, tool, None], "a call that is over is forgotten, and nothing is in the trace of another"
 

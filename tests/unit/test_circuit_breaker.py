@@ -35,11 +35,11 @@ async def test_breaker_in_one_outage_reports_it_once(breaker: CircuitBreaker, fa
     assert breaker.reason is FailureReason.LOADING
     breaker.record_success(0.01)
     assert breaker.reason is None
-    went, back = facts
-    assert went == StoreDegraded(reason=FailureReason.TIMEOUT, error="no reply in time")
-    assert isinstance(back, StoreRecovered)
-    assert back.reason is FailureReason.TIMEOUT
-    assert back.seconds >= 0
+    degraded, recovered = facts
+    assert degraded == StoreDegraded(reason=FailureReason.TIMEOUT, error="no reply in time")
+    assert isinstance(recovered, StoreRecovered)
+    assert recovered.reason is FailureReason.TIMEOUT
+    assert recovered.seconds >= 0
 
 
 async def test_breaker_in_a_second_outage_reports_it_with_its_reason(

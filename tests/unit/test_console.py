@@ -1,4 +1,4 @@
-"""The console: whom it answers, what each answer carries, and how little it asks of Redis."""
+"""The console: access, the content of each answer, and the load on Redis."""
 
 import asyncio
 import base64
@@ -330,7 +330,7 @@ async def test_observer_of_an_unreachable_redis_shows_the_last_facts_with_their_
     assert problem["until"] is not None
 
 
-async def test_observer_that_redis_refuses_says_so(inspector: StubInspector, observer: Observer) -> None:
+async def test_observer_that_redis_refuses_reports_it(inspector: StubInspector, observer: Observer) -> None:
     """A missing permission is no outage."""
     inspector.failure = StoreRejectedError("NOPERM")
     found = await observer.overview()
@@ -426,7 +426,7 @@ def test_problems_beyond_the_bound_are_dropped_but_lasting_ones_are_kept() -> No
     assert "trace_id" not in latest[0].fields
 
 
-def test_log_events_are_observed_while_somebody_does() -> None:
+def test_log_observer_receives_events_until_its_block_ends() -> None:
     """Also with a logger that fails; the log of the application is not changed."""
     log, seen = Recorder(), Problems()
     with logs.observed(seen.on_log):

@@ -55,7 +55,7 @@ class Console:
         worker: The worker of this process; None: there is none.
     """
 
-    def __init__(  # noqa: PLR0913 - what it shows, and to whom
+    def __init__(  # noqa: PLR0913 - its content and its access
         self,
         inspector: Inspector,
         *,

@@ -268,8 +268,8 @@ class Observer:
     async def _refresh(self) -> None:
         """Read sessions again: those that are shown, then those that were read longest ago."""
         known = set(self._known_sessions.names)
-        for gone in self._sessions.keys() - known:
-            self._forget(gone)
+        for ended in self._sessions.keys() - known:
+            self._forget(ended)
         first = [each.session_id for each in self._shown()]
         others = sorted(known - set(first), key=lambda each: self._read_at.get(each, 0.0))
         chosen = [*first, *others[: READ_SESSIONS - len(first)]]

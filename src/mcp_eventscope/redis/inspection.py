@@ -222,7 +222,7 @@ class EventFacts:
     method: str
     """The method of a notification or request: untrusted. Empty otherwise."""
     payload: bytes | None
-    """The message as JSON: untrusted, and it may be confidential. None where it is gone."""
+    """The message as JSON: untrusted, and it may be confidential. None where it is missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

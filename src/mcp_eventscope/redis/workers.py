@@ -194,7 +194,7 @@ class Workers:
         return await call(operation, self._redis, self._breaker, function)
 
     @property
-    def _patience(self) -> float:
+    def _renewal_limit(self) -> float:
         """Seconds of contact with Redis after which every live worker has renewed its lease.
 
         On Redis Cluster a worker may find the successor of a failed master later than this one, by the time of a call.
@@ -203,7 +203,7 @@ class Workers:
 
     def _doubt(self) -> None:
         """Declare no worker dead until all have renewed their leases."""
-        self._blind_until = time.monotonic() + self._patience
+        self._blind_until = time.monotonic() + self._renewal_limit
 
     def _observed(self, fact: StoreEvent) -> None:
         if isinstance(fact, StoreRecovered):
@@ -375,7 +375,7 @@ class Workers:
     @property
     def started_recently(self) -> bool:
         """Whether this worker started less than a lease ago, and cannot know of earlier outages."""
-        return time.monotonic() - self._began < self._patience
+        return time.monotonic() - self._began < self._renewal_limit
 
     def republish(self) -> None:
         """Schedule another publication of this worker's state, after one has failed."""

@@ -426,7 +426,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         record = await self._read_record(session_id, owner, server)
         began = anyio.current_time()
         late = _LATE_RECORD_SECONDS if self._registry.late else 0
-        # As long for a session of another principal, which must not be told from an unknown one.
+        # As long for a session of another principal, which must look like an unknown one.
         limits = {UNREAD: _STREAM_WAIT_SECONDS if patient else 0, "absent": late, "other": late, "other_server": late}
         while session_id not in self._server_instances:
             if anyio.current_time() - began >= limits.get(record.state, 0):

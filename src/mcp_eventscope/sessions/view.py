@@ -12,7 +12,7 @@ from mcp.types import INTERNAL_ERROR
 from mcp_eventscope.errors import StoreError, StoreUnavailableError, WrongTypeError
 from mcp_eventscope.sessions import event_ids
 from mcp_eventscope.sessions.operations import Operations
-from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED, events_gone, not_stored
+from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED, events_unavailable, not_stored
 from mcp_eventscope.store.messages import (
     GET_STREAM_KEY,
     EventCallback,
@@ -315,7 +315,7 @@ class SessionView(EventStore):
         if facts.miss is not None:
             if name != GET_STREAM_KEY:
                 if name:
-                    await resume.send_live(events_gone(_request_id(name)))
+                    await resume.send_live(events_unavailable(_request_id(name)))
                 return
             after = after or (await self._store.append(name, None)).event_id
         if facts.completed:
@@ -327,7 +327,7 @@ class SessionView(EventStore):
         facts = await self._store.follow(name, after, resume.send, limit=limit)
         if facts.end is FollowEnd.WORKER_LOST:
             # The same error as a later resume receives, which finds neither the worker nor any event.
-            await resume.send_live(events_gone(_request_id(name)))
+            await resume.send_live(events_unavailable(_request_id(name)))
         elif facts.end is FollowEnd.COMPLETED:
             await self._end(resume, name, facts.last_event_id)
 
@@ -335,7 +335,7 @@ class SessionView(EventStore):
     async def _end(resume: _Resume, name: str, last: EventId) -> None:
         """Send an error if the response was skipped because it is corrupt or missing."""
         if not resume.answered and last != resume.began:
-            await resume.send_live(events_gone(_request_id(name)))
+            await resume.send_live(events_unavailable(_request_id(name)))
 
     async def _replayed(self, resume: _Resume, name: str, until: float) -> ReplayResult:
         """Replay once the store is reachable: a client gives up after two empty streams."""

@@ -27,7 +27,7 @@ def orphaned(request_id: RequestId) -> JSONRPCError:
     return _error(request_id, REQUEST_ORPHANED, f"The server process of this request is not available. {_UNKNOWN}")
 
 
-def events_gone(request_id: RequestId) -> JSONRPCError:
+def events_unavailable(request_id: RequestId) -> JSONRPCError:
     """The error for a resume whose events are no longer stored. Arguments as in `orphaned`."""
     return _error(request_id, EVENTS_GONE, f"The events of this stream are no longer stored. {_UNKNOWN}")
 

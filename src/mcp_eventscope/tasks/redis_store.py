@@ -226,8 +226,8 @@ class RedisTaskStore:
         try:
             # The options of the worker that runs the task may be others than ours.
             silence = int(fields[b"ttl"]) - expires_in
-            patience = _MISSED_BEATS * int(fields[b"beat"]) + _SLACK
-            return _Found(_task(task_id, owner, fields, result, now, first=bool(first)), silence > patience)
+            longest = _MISSED_BEATS * int(fields[b"beat"]) + _SLACK
+            return _Found(_task(task_id, owner, fields, result, now, first=bool(first)), silence > longest)
         except (ValueError, KeyError):  # Damaged: as lost as one whose key has another type.
             return None
 

@@ -121,7 +121,7 @@ def metrics_app(registry: Registry | None = None, *, token: str | None = None) -
 
 _NOT_ALLOWED = Answer(405, {"Allow": ", ".join(_METHODS)}, b"")
 _NOT_FOUND = Answer(404, PLAIN, f"the metrics are at {PATH}\n".encode())
-_FAILED = Answer(500, PLAIN, b"the metrics could not be rendered; the log says why\n")
+_FAILED = Answer(500, PLAIN, b"the metrics could not be rendered; see the log of the server\n")
 
 
 class _Handler(BaseHTTPRequestHandler):

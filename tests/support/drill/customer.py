@@ -13,7 +13,7 @@ from support.tool_control import ToolControl
 GONE = "-32011"
 """What a resume is answered for which nothing is stored any more."""
 ORPHANED = "-32010"
-"""What a request is answered whose worker is gone."""
+"""The answer to a request whose worker has died."""
 
 
 @dataclass
@@ -52,22 +52,22 @@ class Customer:
         self.ledger.requests += 2  # and `notifications/initialized`
         self.ledger.stored.update(priming=1, response=1)
 
-    async def calls_and_is_cut(self, worker: WorkerProcess, *said: str) -> Call:
+    async def calls_and_is_cut(self, worker: WorkerProcess, *steps: str) -> Call:
         """Call the tool, have it report, and lose the stream."""
         self._asks(worker)
         steering, number = self.steering(), len(self.calls) + 1
-        received = await start_call(on_worker(self.client, worker), steering, *said, request_id=number)
-        self.ledger.stored.update(priming=1, notification=len(said))
+        received = await start_call(on_worker(self.client, worker), steering, *steps, request_id=number)
+        self.ledger.stored.update(priming=1, notification=len(steps))
         self.calls.append(Call(number, steering, received))
         return self.calls[-1]
 
-    async def ends(self, call: Call, *said: str) -> None:
+    async def ends(self, call: Call, *steps: str) -> None:
         """Let the tool report more, and return."""
-        if said:
-            await call.steering.step(*said)
+        if steps:
+            await call.steering.step(*steps)
         await call.steering.finish()
         await call.steering.ended()
-        self.ledger.stored.update(notification=len(said), response=1)
+        self.ledger.stored.update(notification=len(steps), response=1)
 
     def list_of(self, call: Call) -> str:
         """The key of the list that a call's events are stored in."""
@@ -83,16 +83,16 @@ class Customer:
             owed: Whether something is stored by now that the client has not got.
         """
         self._asks(worker)
-        said = [content_of(event) for event in await on_worker(self.client, worker).resume(event_id) if event.data]
-        if said != [GONE]:
+        received = [content_of(event) for event in await on_worker(self.client, worker).resume(event_id) if event.data]
+        if received != [GONE]:
             self.ledger.resumes["resumed" if owed else "caught_up"] += 1
-        return said
+        return received
 
     async def misses(self, worker: WorkerProcess, event_id: str, reason: str) -> list[str]:
         """Resume from what is not there, or not any more; returns what came."""
-        said = await self.comes_back(worker, event_id)
+        received = await self.comes_back(worker, event_id)
         self.missed(reason)
-        return said
+        return received
 
     async def fails(self, worker: WorkerProcess, event_id: str) -> None:
         """Resume a stream that Redis refuses to read: an error comes in place of the response."""
@@ -115,7 +115,7 @@ class Customer:
         self.ledger.misses[reason] += 1
 
     async def leaves(self, worker: WorkerProcess) -> None:
-        """Delete the session: the worker that is asked ends it, and the others that serve it hear of it."""
+        """Delete the session: the worker that is asked ends it, and the others that serve it are notified."""
         self._asks(worker)
         assert await on_worker(self.client, worker).delete() == 200
         for url, sessions in self.ledger.serving.items():

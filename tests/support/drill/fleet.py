@@ -30,7 +30,7 @@ class Talker:
     def __init__(self, customer: Customer, steering: ToolControl) -> None:
         self.customer = customer
         self.steering = steering
-        self.heard: list[Event] = []
+        self.received: list[Event] = []
         self.reported = 0
 
     async def listen(self) -> None:
@@ -38,24 +38,24 @@ class Talker:
         self.customer.ledger.requests += 1
         async with self.customer.client.call(1, "steps", name=self.steering.name) as response:
             async for event in events(response):
-                self.heard.append(event)
+                self.received.append(event)
 
-    async def say(self, count: int) -> None:
+    async def send(self, count: int) -> None:
         """Have the tool report so many numbers, and return when the client has them."""
         await self.steering.step(*(str(number) for number in range(self.reported, self.reported + count)))
         self.reported += count
-        await until(lambda: len(self.heard) == 1 + self.reported)
+        await until(lambda: len(self.received) == 1 + self.reported)
 
     async def finish(self) -> None:
         """Have the tool return."""
         await self.steering.finish()
-        await until(lambda: len(self.heard) == 2 + self.reported)
+        await until(lambda: len(self.received) == 2 + self.reported)
         self.customer.ledger.stored.update(priming=1, notification=self.reported, response=1)
-        assert [content_of(event) for event in self.heard[1:]] == self.everything
+        assert [content_of(event) for event in self.received[1:]] == self.everything
 
     @property
     def everything(self) -> list[str]:
-        """All that was said."""
+        """All results."""
         return [*map(str, range(self.reported)), f"{self.reported} steps"]
 
 
@@ -109,7 +109,7 @@ async def crash(site: Site, new: NewCustomer) -> None:
         await customer.arrives(site.a)
         await customer.calls_and_is_cut(site.a, "1")
     task = await modern.starts(customers[0], site.a)
-    # What it has counted and nobody has scraped is lost with it.
+    # What it has counted and was not scraped is lost with it.
     await site.scraped(site.a, site.b)
     site.a.kill()
     ledger = site.ledgers[FLEET]
@@ -146,7 +146,7 @@ async def outage(site: Site, new: NewCustomer) -> None:
 
     async def talk() -> None:
         while not over.is_set():
-            await talker.say(AT_ONCE)
+            await talker.send(AT_ONCE)
             await anyio.sleep(0.1)
 
     async def comes_back(customer: Customer) -> None:
@@ -163,7 +163,7 @@ async def outage(site: Site, new: NewCustomer) -> None:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(talker.listen)
-        await until(lambda: talker.heard)
+        await until(lambda: talker.received)
         await site.scraped(site.a, site.b)
         async with anyio.create_task_group() as meanwhile:
             site.fleet_redis.kill()
@@ -180,7 +180,7 @@ async def outage(site: Site, new: NewCustomer) -> None:
         for customer in waiting:
             await customer.ends(customer.calls[-1], "2")
         await talker.finish()
-    assert await talker.customer.comes_back(site.b, talker.heard[0].id) == talker.everything
+    assert await talker.customer.comes_back(site.b, talker.received[0].id) == talker.everything
     await site.scraped(site.a, site.b)
 
 
@@ -191,12 +191,12 @@ async def flapping(site: Site, new: NewCustomer) -> None:
 
     async def talks_until(*, degraded: bool) -> None:
         while await site.is_degraded(site.a) is not degraded:
-            await talker.say(1)
+            await talker.send(1)
             await anyio.sleep(0.02)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(talker.listen)
-        await until(lambda: talker.heard)
+        await until(lambda: talker.received)
         for number in itertools.count(1):
             site.fleet_redis.kill()
             down = time.monotonic()
@@ -211,8 +211,8 @@ async def flapping(site: Site, new: NewCustomer) -> None:
                     break
             assert number < 4 * LEAST_OUTAGES, "the alert does not fire"
         await talker.finish()
-    assert all(event.id for event in talker.heard)
-    assert await talker.customer.comes_back(site.b, talker.heard[0].id) == talker.everything
+    assert all(event.id for event in talker.received)
+    assert await talker.customer.comes_back(site.b, talker.received[0].id) == talker.everything
 
 
 async def wrong_ids(site: Site, new: NewCustomer) -> None:

@@ -54,7 +54,7 @@ class Caller:
     client: HTTPClient
     tool: ToolControl
     cursor: str = ""
-    heard: list[str] = field(default_factory=list)
+    received: list[str] = field(default_factory=list)
     reported: int = 0
     calls: int = 1
     over: bool = False
@@ -74,28 +74,28 @@ class Caller:
                     async for event in events(response):
                         self.cursor = event.id
                         if event.data:
-                            self.heard.append(content_of(event))
+                            self.received.append(content_of(event))
                             self.over = "result" in event.message
 
     def is_cut(self) -> None:
         """Lose the stream."""
         self._connection.cancel()
 
-    async def says(self, count: int = 1) -> None:
+    async def sends(self, count: int = 1) -> None:
         """Have the tool report numbers."""
-        first, self.reported = self.reported, self.reported + count  # Before another stage says something.
+        first, self.reported = self.reported, self.reported + count  # Before another stage sends more.
         await self.tool.step(*(str(number) for number in range(first, self.reported)))
 
     async def has_all(self) -> None:
         """Return when the client has everything, each once, in order."""
-        await until(lambda: len(self.heard) >= self.reported)
-        assert self.heard == [str(number) for number in range(self.reported)]
+        await until(lambda: len(self.received) >= self.reported)
+        assert self.received == [str(number) for number in range(self.reported)]
 
     async def ends(self) -> None:
         """Have the tool return."""
         await self.tool.finish()
         await until(lambda: self.over)
-        assert self.heard == [*map(str, range(self.reported)), f"{self.reported} steps"]
+        assert self.received == [*map(str, range(self.reported)), f"{self.reported} steps"]
 
 
 async def _resume_slowly(client: HTTPClient, cursor: str) -> None:
@@ -150,29 +150,29 @@ class Drill:
             for caller in callers:
                 await caller.begins()
                 tasks.start_soon(caller.listens)
-                await caller.says()
+                await caller.sends()
             for caller in callers:
                 await caller.has_all()
             await site.scraped(site.four)
             calm.set()
             await go_on.wait()
             async with anyio.create_task_group() as others:
-                others.start_soon(self._told, self._deploys)
-                await self._told(self._outage)
+                others.start_soon(self._run_stage, self._deploys)
+                await self._run_stage(self._outage)
                 async with anyio.create_task_group() as clients:
                     await clients.start(self._pile_up)
                     await clients.start(self._read_slowly)
                     for stage in (self._raises, self._cannot_trace):
-                        others.start_soon(self._told, stage)
+                        others.start_soon(self._run_stage, stage)
                     for stage in (self._slow, self._frozen, self._overtaxed):
-                        await self._told(stage)
+                        await self._run_stage(stage)
                 # From then on a resume may be refused, and there are more sessions per followed stream.
-                await self._told(self._full)
+                await self._run_stage(self._full)
             for caller in callers:
                 await caller.ends()
         await site.scraped(site.four)
 
-    async def _told(self, stage: Callable[[], Awaitable[None]]) -> None:
+    async def _run_stage(self, stage: Callable[[], Awaitable[None]]) -> None:
         began = time.monotonic()
         await stage()
         LOG.info(
@@ -200,7 +200,7 @@ class Drill:
         self._four.redis.kill()
         degraded = f'eventscope_degraded{{job="{FOUR}"}}'
         for caller in self._callers:
-            await caller.says(BACKLOG)
+            await caller.sends(BACKLOG)
         await until(all_notice, every=0.1)
         await site.scraped(site.four)
         noticed = time.time() + 2 * site.interval  # The rules are evaluated after the scrape.
@@ -251,15 +251,15 @@ class Drill:
             msg = f"{name} should fire for {FOUR}, and did not within {self._site.patience} seconds"
             raise AssertionError(msg) from None
 
-    async def _all_say(self) -> None:
+    async def _all_send(self) -> None:
         for caller in self._callers:
-            await caller.says()
+            await caller.sends()
         await anyio.sleep(0.1 * self._site.interval)
 
     async def _slow(self) -> None:
         """Replies of Redis are late, and none is so late that it counts as an outage."""
         self._four.proxy.delay = SLOW
-        await self._until_fires("EventscopeStoreSlow", self._all_say)
+        await self._until_fires("EventscopeStoreSlow", self._all_send)
         self._four.proxy.delay = 0.0
         self._has_fired("EventscopeStoreDegraded", "EventscopeStoreSlow")
 
@@ -273,7 +273,7 @@ class Drill:
             try:
                 with anyio.move_on_after(FROZEN):
                     while True:
-                        await self._all_say()
+                        await self._all_send()
             finally:
                 os.kill(pid, signal.SIGCONT)
 
@@ -373,5 +373,5 @@ class Drill:
     async def _cannot_trace(self) -> None:
         """The exporter of the application raises."""
         self._four.tracing_fails.touch()
-        await self._until_fires("EventscopeTelemetryFailing", self._all_say)
+        await self._until_fires("EventscopeTelemetryFailing", self._all_send)
         self._four.tracing_fails.unlink()

@@ -1,4 +1,4 @@
-"""What the drill did to one deployment, noted by who did it: what the dashboards have to say."""
+"""What the drill did to one deployment, recorded by the part that did it: the expected content of the dashboards."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ class Ledger:
     """Events that will never be stored, by reason."""
     misses: Counter[str] = field(default_factory=Counter)
     stored: Counter[str] = field(default_factory=Counter)
-    """Events by kind, but for the errors that answer orphaned requests: nobody sent those."""
+    """Events by kind, but for the errors that answer orphaned requests: no tool sent those."""
     orphaned: int = 0
     begun: Counter[str] = field(default_factory=Counter)
     """Sessions by origin."""

@@ -53,13 +53,13 @@ async def too_short(site: Site, new: NewCustomer) -> None:
 
     async def back(customer: Customer, made: Call) -> None:
         expired_before = await _expired(site, customer, made)
-        said = await customer.comes_back(site.short, made.last)
+        received = await customer.comes_back(site.short, made.last)
         # It may expire on the way: then it had not when the client asked, and has when it is answered.
-        if said == [GONE]:
+        if received == [GONE]:
             assert await _expired(site, customer, made)
             customer.missed("expired")
         else:
-            assert said == ["2", "2 steps"]
+            assert received == ["2", "2 steps"]
             assert not expired_before
 
     async with anyio.create_task_group() as tasks:

@@ -92,7 +92,7 @@ class Site:
     async def begin(self) -> None:
         """Return when the first workers have been seen, and that from now on what is shown is the drill.
 
-        Before its first scrape Prometheus finds metrics absent, and says so.
+        Before its first scrape Prometheus finds metrics absent, which raises an alert.
         """
         await self.scraped(self.a, self.b, self.four)
         self.began = time.time()
@@ -151,7 +151,7 @@ class Site:
         }
 
     def end(self) -> None:
-        """Say that it is over."""
+        """Report the end."""
         self.ended = time.time()
 
     def view(self, job: str = ALL) -> View:

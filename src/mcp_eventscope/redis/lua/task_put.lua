@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  the task; KEYS[2] its result
 -- ARGV[1]  milliseconds until both expire; ARGV[2] the run; ARGV[3] "create", "keep", "ask" or "end"
--- ARGV[4]  who ends it; ARGV[5] the time in microseconds; ARGV[6] the result, or ""
+-- ARGV[4]  the worker that ends it; ARGV[5] the time in microseconds; ARGV[6] the result, or ""
 -- ARGV[7]  the number of texts that follow of the whole record: fields and values with which a lost one is created again
 -- ARGV[…]  those; then for "ask" keys and requests, for "end" fields and values, of which `status` is the first
 -- Returns  "ok"; "fenced": it has another run or a final status, and nothing was written; "absent": it is lost, and no

@@ -22,7 +22,7 @@ _NUMBER = re.compile(rb"[0-9]{1,16}(?![0-9])")
 
 Row: TypeAlias = tuple[int, int, int, str, bytes | None]
 """One element: its number; when it was accepted, in microseconds since 1970; the first number that it stands for; the
-`traceparent` of its producer or "", or the reason of its loss (`Gap`); its payload, None where it is gone."""
+`traceparent` of its producer or "", or the reason of its loss (`Gap`); its payload, None where it is missing."""
 
 
 @dataclass(slots=True)

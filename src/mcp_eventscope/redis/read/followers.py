@@ -136,14 +136,14 @@ class RunFollowers:
 
     async def _poll(self) -> None:
         self._polls += 1
-        heard = self._subscriptions.probe() and self._polls % STANDALONE_POLLS != 0
+        answering = self._subscriptions.probe() and self._polls % STANDALONE_POLLS != 0
         if self._breaker.unreachable:
             return
         requests: list[tuple[Follower, str]] = []
         for follower in self._followers:
             if follower.run is not None:
                 requests.append((follower, follower.run))
-            elif not (heard and self._subscriptions.confirmed(follower.keys.stream(follower.delivery.stream))):
+            elif not (answering and self._subscriptions.confirmed(follower.keys.stream(follower.delivery.stream))):
                 follower.wake()  # It reads all runs of the stream.
         pending = iter(requests)
         if not is_cluster(self._redis):
