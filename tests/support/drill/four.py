@@ -59,6 +59,7 @@ class Caller:
     calls: int = 1
     over: bool = False
     _connection: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    _order: anyio.Lock = field(default_factory=anyio.Lock)
 
     async def begins(self) -> None:
         """Open the session, call, and lose the stream."""
@@ -82,9 +83,10 @@ class Caller:
         self._connection.cancel()
 
     async def sends(self, count: int = 1) -> None:
-        """Have the tool report numbers."""
-        first, self.reported = self.reported, self.reported + count  # Before another stage sends more.
-        await self.tool.step(*(str(number) for number in range(first, self.reported)))
+        """Have the tool report numbers, after those of another stage."""
+        async with self._order:
+            first, self.reported = self.reported, self.reported + count
+            await self.tool.step(*(str(number) for number in range(first, first + count)))
 
     async def has_all(self) -> None:
         """Return when the client has everything, each once, in order."""
