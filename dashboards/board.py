@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dashboards import external, promql
 from dashboards.links import CHOICE
 from dashboards.panels import LEGEND, SOURCE, Json, Link, Panel, Row, steps_of
-from mcp_eventscope.telemetry import catalog, catalog_sessions
+from mcp_eventscope.telemetry import catalog
 
 COLUMNS = 24
 SCHEMA = 39
@@ -252,7 +252,7 @@ def _others() -> Json:
 def _annotations() -> Iterator[Json]:
     scope = ", ".join(promql.CHOSEN[:2])
     restarts = (
-        f"{external.PROCESS_START}{{{scope}}} and on (job, instance) {promql.series(catalog_sessions.BUILD_INFO)}"
+        f"{external.PROCESS_START}{{{scope}}} and on (job, instance) {promql.series(catalog.sessions.BUILD_INFO)}"
     )
     yield _annotation("Restarts", f"({restarts}) * 1000", "blue", "{{instance}} started", by_value=True)
     degraded = f"max by (instance, store) ({promql.series(catalog.DEGRADED)}) == 1"
@@ -290,7 +290,7 @@ def _variables(*, redis_exporter: bool) -> Iterator[Json]:
         "current": {},
         "skipUrlSync": False,
     }
-    name = catalog_sessions.BUILD_INFO.name
+    name = catalog.sessions.BUILD_INFO.name
     yield _variable("job", "Job", f"label_values({name}, job)")
     yield _variable("instance", "Instance", f'label_values({name}{{job=~"$job"}}, instance)')
     yield _variable("store", "Store", f'label_values({name}{{job=~"$job", instance=~"$instance"}}, store)')

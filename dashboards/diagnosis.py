@@ -21,7 +21,7 @@ from dashboards.panels import (
     quantiles,
 )
 from mcp_eventscope.telemetry import catalog
-from mcp_eventscope.telemetry.catalog_resumes import RESUME_TTL_RATIO
+from mcp_eventscope.telemetry.catalog.resumes import RESUME_TTL_RATIO
 
 RESUME_LATENCY = quantiles(
     22,

@@ -19,7 +19,7 @@ from dashboards.panels import (
     lines,
     quantiles,
 )
-from mcp_eventscope.telemetry import catalog_request_state, catalog_subscriptions, catalog_tasks
+from mcp_eventscope.telemetry import catalog
 
 _KEY_SOURCES = coloured({"secret": "green", "redis": "yellow", "process": BAD, "other": ASIDE})
 
@@ -27,7 +27,7 @@ _SUBSCRIPTIONS = (
     gauge(
         11,
         "Open subscription streams by worker",
-        catalog_subscriptions.STREAMS_OPEN,
+        catalog.subscriptions.STREAMS_OPEN,
         describe(
             "Open subscriptions/listen streams.",
             normal="about one per connected client, evenly distributed.",
@@ -48,15 +48,15 @@ _SUBSCRIPTIONS = (
             otherwise="published without remote, on several workers with streams: do they share Redis and key_prefix? "
             "Repair: see 'Subscription gaps by reason'.",
         ),
-        Target(promql.rate(catalog_subscriptions.SIGNALS_DELIVERED, "", ("path",)), "{{path}}"),
-        Target(promql.rate(catalog_subscriptions.CHANGES_PUBLISHED), "published"),
+        Target(promql.rate(catalog.subscriptions.SIGNALS_DELIVERED, "", ("path",)), "{{path}}"),
+        Target(promql.rate(catalog.subscriptions.CHANGES_PUBLISHED), "published"),
         overrides=coloured({"local": "super-light-green", "remote": "green", "repair": WARN, "published": "blue"}),
         links=(to("Subscription gaps by reason", links.MODERN, 14), runbook("EventscopeChangesNotDelivered")),
     ),
     quantiles(
         13,
         "Signal lag",
-        catalog_subscriptions.SIGNAL_LAG,
+        catalog.subscriptions.SIGNAL_LAG,
         describe(
             "From the publication of a change on one worker to its delivery to the streams of another one.",
             normal="p50 below 10 ms, p99 below 100 ms.",
@@ -69,7 +69,7 @@ _SUBSCRIPTIONS = (
     counter(
         14,
         "Subscription gaps by reason",
-        catalog_subscriptions.GAPS,
+        catalog.subscriptions.GAPS,
         describe(
             "How often a worker may have missed changes of others. It then signals its open streams that everything "
             "changed, and clients refetch.",
@@ -85,7 +85,7 @@ _SUBSCRIPTIONS = (
     gauge(
         15,
         "Pending changes by worker",
-        catalog_subscriptions.CHANGES_PENDING,
+        catalog.subscriptions.CHANGES_PENDING,
         describe(
             "Distinct changes that a worker published and Redis has not acknowledged.",
             normal="near 0.",
@@ -99,7 +99,7 @@ _SUBSCRIPTIONS = (
     quantiles(
         16,
         "Publish latency",
-        catalog_subscriptions.PUBLISH_DURATION,
+        catalog.subscriptions.PUBLISH_DURATION,
         describe(
             "From the publication of the oldest change of a batch to the acknowledgement by Redis. Tools do not wait.",
             normal="p50 below 5 ms, p99 below 25 ms.",
@@ -113,7 +113,7 @@ _SUBSCRIPTIONS = (
     counter(
         17,
         "Publish failure rate by reason",
-        catalog_subscriptions.PUBLISH_FAILURES,
+        catalog.subscriptions.PUBLISH_FAILURES,
         describe(
             "Attempts to publish that failed and are repeated (unreachable, refused), and changes that were replaced "
             "by one of everything (overflow), lost (shutdown), or of an unknown type (unsupported).",
@@ -139,8 +139,8 @@ _REQUEST_STATE = (
             otherwise="worker_lost: workers die while they process answers; clients learn that the answer may have "
             "taken effect. Failed: the tools. Too_large: repetitions receive an error instead of a result above 8 MiB.",
         ),
-        Target(promql.rate(catalog_request_state.ANSWERS, "", ("outcome",)), "{{outcome}}"),
-        Target(promql.rate(catalog_request_state.ANSWERS_REPEATED), "repeated"),
+        Target(promql.rate(catalog.request_state.ANSWERS, "", ("outcome",)), "{{outcome}}"),
+        Target(promql.rate(catalog.request_state.ANSWERS_REPEATED), "repeated"),
         custom=STACKED,
         overrides=OUTCOMES + coloured({"repeated": "blue"}),
         links=(to("Refused answers by reason", links.MODERN, 22), to("Task rate by outcome", links.MODERN, 32)),
@@ -148,7 +148,7 @@ _REQUEST_STATE = (
     counter(
         22,
         "Refused answers by reason",
-        catalog_request_state.STATES_REFUSED,
+        catalog.request_state.STATES_REFUSED,
         describe(
             "Answers that had no effect. For most reasons clients only learn that their state is invalid or expired.",
             normal="0; a few expired where users take longer than ten minutes.",
@@ -168,14 +168,14 @@ _REQUEST_STATE = (
             normal="nearly as many opened as sealed.",
             otherwise="far fewer opened: users do not answer, or answers are refused ('Refused answers by reason').",
         ),
-        Target(promql.rate(catalog_request_state.STATES_SEALED, "", ("source",)), "sealed, {{source}}"),
-        Target(promql.rate(catalog_request_state.STATES_OPENED), "opened"),
+        Target(promql.rate(catalog.request_state.STATES_SEALED, "", ("source",)), "sealed, {{source}}"),
+        Target(promql.rate(catalog.request_state.STATES_OPENED), "opened"),
         links=(to("Refused answers by reason", links.MODERN, 22),),
     ),
     quantiles(
         24,
         "Answer duration",
-        catalog_request_state.ANSWER_DURATION,
+        catalog.request_state.ANSWER_DURATION,
         describe(
             "The first use of an answer: the rest of the tool, until its outcome was recorded.",
             normal="as long as tools run after their question.",
@@ -189,7 +189,7 @@ _REQUEST_STATE = (
     quantiles(
         25,
         "Wait of repeated answers",
-        catalog_request_state.ANSWER_WAIT,
+        catalog.request_state.ANSWER_WAIT,
         describe(
             "Time for which a repeated answer waited for the outcome of its first use.",
             normal="milliseconds: the first use has ended. Empty without repetitions.",
@@ -211,7 +211,7 @@ _REQUEST_STATE = (
             "workers differ in configuration.",
         ),
         Target(
-            f"{promql.highest(promql.series(catalog_request_state.KEY_SOURCES), ('instance', 'source'))} > 0",
+            f"{promql.highest(promql.series(catalog.request_state.KEY_SOURCES), ('instance', 'source'))} > 0",
             "{{instance}} {{source}}",
         ),
         unit="short",
@@ -220,7 +220,7 @@ _REQUEST_STATE = (
     gauge(
         27,
         "Key age by worker",
-        catalog_request_state.KEY_AGE,
+        catalog.request_state.KEY_AGE,
         describe(
             "Age of the generated key with which a worker last sealed a state. Absent for secrets of the operator.",
             normal="below a day, the period of rotation.",
@@ -239,7 +239,7 @@ _REQUEST_STATE = (
             normal="one per worker and day with generated keys, none with secrets.",
             otherwise="many: workers start again and again, or Redis loses its keys.",
         ),
-        Target(promql.counted(catalog_request_state.KEY_CHANGES, ("source",)), "{{source}}"),
+        Target(promql.counted(catalog.request_state.KEY_CHANGES, ("source",)), "{{source}}"),
         unit="short",
         overrides=_KEY_SOURCES,
         links=(to("Refused answers by reason", links.MODERN, 22),),
@@ -250,7 +250,7 @@ _TASKS = (
     gauge(
         31,
         "Running tasks by status",
-        catalog_tasks.TASKS_RUNNING,
+        catalog.tasks.TASKS_RUNNING,
         describe(
             "Tasks that workers run. Input_required: the tool waits for its client.",
             normal="proportional to the load, and below max_tasks (1,000) per process.",
@@ -272,15 +272,15 @@ _TASKS = (
             otherwise="failed: the log of the application. Fenced: a worker freezes, or its event loop is blocked. "
             "Unsettled: workers stop while Redis is unavailable. Discarded: a proxy cuts connections early.",
         ),
-        Target(promql.rate(catalog_tasks.TASKS_ENDED, "", ("outcome",)), "{{outcome}}"),
-        Target(promql.rate(catalog_tasks.TASKS_CREATED), "created"),
+        Target(promql.rate(catalog.tasks.TASKS_ENDED, "", ("outcome",)), "{{outcome}}"),
+        Target(promql.rate(catalog.tasks.TASKS_CREATED), "created"),
         overrides=OUTCOMES + coloured({"created": "blue"}),
         links=(to("Orphaned and uncollected tasks", links.MODERN, 34), runbook("EventscopeTasksOrphaned")),
     ),
     quantiles(
         33,
         "Task duration",
-        catalog_tasks.TASKS_DURATION,
+        catalog.tasks.TASKS_DURATION,
         describe(
             "From the creation of a task to its end, for tasks that completed or failed.",
             normal="as long as the tools run: minutes.",
@@ -300,8 +300,8 @@ _TASKS = (
             otherwise="orphaned without a deployment: workers crash (OOM killer?) or block their event loop. "
             "Uncollected: clients gave up or lost the ids, or return later than the TTL of the task store.",
         ),
-        Target(promql.rate(catalog_tasks.TASKS_ORPHANED), "orphaned"),
-        Target(promql.rate(catalog_tasks.TASKS_UNCOLLECTED), "uncollected"),
+        Target(promql.rate(catalog.tasks.TASKS_ORPHANED), "orphaned"),
+        Target(promql.rate(catalog.tasks.TASKS_UNCOLLECTED), "uncollected"),
         overrides=coloured({"orphaned": BAD, "uncollected": WARN}),
         links=(runbook("EventscopeTasksOrphaned"), runbook("EventscopeTasksUncollected")),
     ),
@@ -313,7 +313,7 @@ _TASKS = (
             normal="below 25 ms.",
             otherwise="as high as 'Redis write latency' (Redis dashboard): Redis is slow. Only get: large results.",
         ),
-        Target(promql.quantile(0.99, catalog_tasks.OPERATION_DURATION, ("operation",)), "{{operation}}", exemplar=True),
+        Target(promql.quantile(0.99, catalog.tasks.OPERATION_DURATION, ("operation",)), "{{operation}}", exemplar=True),
         unit="s",
         most=None,
         links=(to("Redis write latency", REDIS, 11),),
@@ -328,7 +328,7 @@ _TASKS = (
             "is unavailable, and clients retry. Error: the log task_store.failed.",
         ),
         Target(
-            promql.rate(catalog_tasks.OPERATION_DURATION, "count", ("operation", "outcome")),
+            promql.rate(catalog.tasks.OPERATION_DURATION, "count", ("operation", "outcome")),
             "{{operation}} {{outcome}}",
         ),
         links=(to("Redis state by worker", OVERVIEW, 41),),
@@ -336,7 +336,7 @@ _TASKS = (
     heatmap(
         37,
         "Age of collected results",
-        catalog_tasks.POLL_AGE,
+        catalog.tasks.POLL_AGE,
         describe(
             "Final statuses by their age when the first poll returned them.",
             normal="seconds, the poll interval.",
@@ -349,7 +349,7 @@ _TASKS = (
     quantiles(
         38,
         "Time to cancel",
-        catalog_tasks.CANCEL_DURATION,
+        catalog.tasks.CANCEL_DURATION,
         describe(
             "From the request of a client to cancel a task to its end.",
             normal="below a second: at most sync_interval (0.5 s).",
@@ -361,7 +361,7 @@ _TASKS = (
     quantiles(
         39,
         "Input wait",
-        catalog_tasks.INPUT_WAIT,
+        catalog.tasks.INPUT_WAIT,
         describe(
             "Time for which a tool waited for input of its client.",
             normal="as long as users think.",

@@ -23,8 +23,8 @@ from dashboards.panels import (
     stat,
     steps_of,
 )
-from mcp_eventscope.telemetry import catalog, catalog_request_state, catalog_subscriptions, catalog_tasks
-from mcp_eventscope.telemetry.catalog_sessions import REQUESTS_REFUSED, SESSIONS_ACTIVE
+from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry.catalog.sessions import REQUESTS_REFUSED, SESSIONS_ACTIVE
 from mcp_eventscope.telemetry.declarations import Metric
 
 
@@ -61,12 +61,12 @@ _PROBLEMS = (
     ),
     _problem("Replays with a gap", _times(catalog.REPLAY_DURATION, "count", outcome="gap"), "EventscopeResumesFailing"),
     _problem("Replay errors", _times(catalog.REPLAY_DURATION, "count", outcome="error"), "EventscopeResumesFailing"),
-    _problem("Tasks orphaned", _times(catalog_tasks.TASKS_ORPHANED), "EventscopeTasksOrphaned"),
-    _problem("Task results uncollected", _times(catalog_tasks.TASKS_UNCOLLECTED), "EventscopeTasksUncollected"),
-    _problem("Gaps in subscriptions", _times(catalog_subscriptions.GAPS), "EventscopeChangesNotDelivered"),
+    _problem("Tasks orphaned", _times(catalog.tasks.TASKS_ORPHANED), "EventscopeTasksOrphaned"),
+    _problem("Task results uncollected", _times(catalog.tasks.TASKS_UNCOLLECTED), "EventscopeTasksUncollected"),
+    _problem("Gaps in subscriptions", _times(catalog.subscriptions.GAPS), "EventscopeChangesNotDelivered"),
     _problem(
         "Answers refused",
-        _times(catalog_request_state.STATES_REFUSED, reason=ANSWERS_REFUSED),
+        _times(catalog.request_state.STATES_REFUSED, reason=ANSWERS_REFUSED),
         "EventscopeAnswersRefused",
     ),
     _problem("Signals not recorded", _times(catalog.TELEMETRY_FAILURES), "EventscopeTelemetryFailing"),

@@ -24,7 +24,7 @@ from dashboards.panels import (
     quantiles,
 )
 from mcp_eventscope.telemetry import catalog
-from mcp_eventscope.telemetry.catalog_start import REDIS_CAPABILITY
+from mcp_eventscope.telemetry.catalog.start import REDIS_CAPABILITY
 
 _POLLED = "Needs Redis statistics (redis_stats_interval=)."
 

@@ -26,7 +26,7 @@ from dashboards.panels import (
 )
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.catalog import REPLAY_DURATION
-from mcp_eventscope.telemetry.catalog_resumes import REPLAY_SEND_DURATION, REPLAY_TIME_TO_FIRST_EVENT
+from mcp_eventscope.telemetry.catalog.resumes import REPLAY_SEND_DURATION, REPLAY_TIME_TO_FIRST_EVENT
 
 _WORKER = ("instance",)
 _TRACES = (

@@ -23,14 +23,8 @@ from dashboards.objective import (
     UNCOLLECTED,
 )
 from dashboards.promql import FAILED, OWED, SUCCEEDED, Values, series
-from mcp_eventscope.telemetry import (
-    catalog,
-    catalog_request_state,
-    catalog_sessions,
-    catalog_subscriptions,
-    catalog_tasks,
-)
-from mcp_eventscope.telemetry.catalog_resumes import RESUME_TTL_RATIO
+from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry.catalog.resumes import RESUME_TTL_RATIO
 from mcp_eventscope.telemetry.declarations import Metric
 
 OF = ("job", "store")
@@ -110,7 +104,7 @@ def recordings() -> Iterator[Recording]:
     yield Recording(OWED_NUMBER, _all(catalog.REPLAY_DURATION, "1h", part="count", outcome=OWED))
     yield Recording(OWED_RATIO, _share("1h", OWED))
     yield Recording(FOLLOWERS, f"sum by (job, store) ({series(catalog.STREAMS_FOLLOWED, '', ())})")
-    yield Recording(SESSIONS, f"sum by (job, store) ({series(catalog_sessions.SESSIONS_ACTIVE, '', ())})")
+    yield Recording(SESSIONS, f"sum by (job, store) ({series(catalog.sessions.SESSIONS_ACTIVE, '', ())})")
     yield Recording(PENDING, f"sum by (job, store) ({series(catalog.BACKLOG_LENGTH, '', ())})")
 
 
@@ -386,7 +380,7 @@ def _alerts() -> Iterator[Alert]:
         f"{_SHARE} of maxmemory is used (limit: {MEMORY:.0%}). When it is full, Redis evicts keys or refuses writes.",
         links.REDIS,
     )
-    present = series(catalog_sessions.BUILD_INFO, "", ())
+    present = series(catalog.sessions.BUILD_INFO, "", ())
     yield Alert(
         "EventscopeMetricsAbsent",
         "critical",
@@ -419,7 +413,7 @@ def _alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeRequestsRefused",
         "warning",
-        f"{_all(catalog_sessions.REQUESTS_REFUSED, '5m', 'rate', by=(*OF, 'reason'), reason=_REFUSED)} > 0"
+        f"{_all(catalog.sessions.REQUESTS_REFUSED, '5m', 'rate', by=(*OF, 'reason'), reason=_REFUSED)} > 0"
         f"{_unless_degraded('reason', 'unavailable')}",
         "5m",
         f"Requests answered 503: {_WHO}",
@@ -431,18 +425,18 @@ def _alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeTasksOrphaned",
         "warning",
-        f"{_all(catalog_tasks.TASKS_ORPHANED, '15m')} > 0",
+        f"{_all(catalog.tasks.TASKS_ORPHANED, '15m')} > 0",
         "0m",
         f"Tasks orphaned: {_WHO}",
         f"{_NUMBER} tasks within 15 minutes were declared failed, because their worker was dead or no longer knew "
         "them. They may have taken effect, and are not run again. See the panel 'Orphaned and uncollected tasks'.",
         links.MODERN,
     )
-    uncollected = _all(catalog_tasks.TASKS_UNCOLLECTED, "1h")
+    uncollected = _all(catalog.tasks.TASKS_UNCOLLECTED, "1h")
     yield Alert(
         "EventscopeTasksUncollected",
         "warning",
-        f"{uncollected}\n/ ({uncollected} + {_all(catalog_tasks.POLL_AGE, '1h', part='count')}) > {UNCOLLECTED:g}\n"
+        f"{uncollected}\n/ ({uncollected} + {_all(catalog.tasks.POLL_AGE, '1h', part='count')}) > {UNCOLLECTED:g}\n"
         f"and round({uncollected}) >= {LEAST_UNCOLLECTED}",
         "5m",
         f"Results of tasks are not collected: {_WHO}",
@@ -450,8 +444,8 @@ def _alerts() -> Iterator[Alert]:
         f"{UNCOLLECTED:.0%}). Results expire before their clients see them. See the panel 'Age of collected results'.",
         links.MODERN,
     )
-    gaps = _all(catalog_subscriptions.GAPS, "15m", by=(*OF, "reason"), reason=_GAPS)
-    unpublished = _all(catalog_subscriptions.PUBLISH_FAILURES, "15m", by=(*OF, "reason"), reason=_UNPUBLISHED)
+    gaps = _all(catalog.subscriptions.GAPS, "15m", by=(*OF, "reason"), reason=_GAPS)
+    unpublished = _all(catalog.subscriptions.PUBLISH_FAILURES, "15m", by=(*OF, "reason"), reason=_UNPUBLISHED)
     yield Alert(
         "EventscopeChangesNotDelivered",
         "warning",
@@ -463,7 +457,7 @@ def _alerts() -> Iterator[Alert]:
         links.MODERN,
         of=(*OF, "reason"),
     )
-    refused = catalog_request_state.STATES_REFUSED
+    refused = catalog.request_state.STATES_REFUSED
     yield Alert(
         "EventscopeAnswersRefused",
         "warning",
@@ -500,8 +494,8 @@ def _alerts() -> Iterator[Alert]:
         links.RESUME,
     )
     method = (*OF, "mcp_method_name")
-    failed = _all(catalog_sessions.OPERATION_DURATION, "10m", part="count", by=method, error_type=_SERVER_ERRORS)
-    ended = _all(catalog_sessions.OPERATION_DURATION, "10m", part="count", by=method)
+    failed = _all(catalog.sessions.OPERATION_DURATION, "10m", part="count", by=method, error_type=_SERVER_ERRORS)
+    ended = _all(catalog.sessions.OPERATION_DURATION, "10m", part="count", by=method)
     yield Alert(
         "EventscopeOperationsFailing",
         "warning",

@@ -23,7 +23,7 @@ from dashboards.panels import (
     redis_state,
 )
 from mcp_eventscope.telemetry import catalog
-from mcp_eventscope.telemetry.catalog_sessions import (
+from mcp_eventscope.telemetry.catalog.sessions import (
     BUILD_INFO,
     CANCELLED,
     FAILED_OPERATION,

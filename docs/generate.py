@@ -20,7 +20,7 @@ _WORKERS: dict[declarations.MultiprocessMode, str] = {
 
 HEAD = """# Metrics, spans and log events
 
-<!-- Written by docs/generate.py from the catalog (mcp_eventscope/telemetry/catalog.py). Do not edit. -->
+<!-- Written by docs/generate.py from the catalog (mcp_eventscope/telemetry/catalog). Do not edit. -->
 
 Labels are closed sets. Ids of sessions, streams and events are in spans and logs only; a session id, which is a
 credential on a server without authentication, only as a short hash. The label `store` is the name of

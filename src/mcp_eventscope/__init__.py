@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mcp_eventscope.tasks.memory_store import InMemoryTaskStore
     from mcp_eventscope.tasks.protocol import TaskStore
     from mcp_eventscope.tasks.redis_store import RedisTaskStore
-    from mcp_eventscope.telemetry.scrape import metrics_app
+    from mcp_eventscope.telemetry.exposition.endpoints import metrics_app
 
 __all__ = [
     "CorruptEventError",
@@ -74,7 +74,7 @@ _MODULES: Mapping[str, str] = {
     "RedisRequestState": "request_state.store",
     "RedisSubscriptionBus": "subscriptions.redis_bus",
     "ResumableSessionManager": "sessions.manager",
-    "metrics_app": "telemetry.scrape",
+    "metrics_app": "telemetry.exposition.endpoints",
     "InMemoryTaskStore": "tasks.memory_store",
     "InstrumentedTaskStore": "tasks.instrumented",
     "RedisTaskStore": "tasks.redis_store",

@@ -25,12 +25,12 @@ from mcp_eventscope.sessions.manager import ResumableSessionManager
 from mcp_eventscope.settings import SIMILAR, STORE_OPTIONS, UNSET, Settings, Unset, load, mistyped, variable
 from mcp_eventscope.stop_signals import on_stop_signal
 from mcp_eventscope.store.messages import EventStore
-from mcp_eventscope.telemetry import catalog, catalog_start
-from mcp_eventscope.telemetry.exposition import Exposition
+from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry.exposition.endpoints import LOOPBACK, MetricsApp, MetricsPort
+from mcp_eventscope.telemetry.exposition.rendering import Exposition
 from mcp_eventscope.telemetry.logs import Log, Logger
-from mcp_eventscope.telemetry.otel_metrics import MeterProvider
-from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
-from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsApp, MetricsPort
+from mcp_eventscope.telemetry.metrics.otel import MeterProvider
+from mcp_eventscope.telemetry.metrics.prometheus import DEFAULT_REGISTRY, Registry
 from mcp_eventscope.telemetry.tracing import TracerProvider
 
 DEFAULT_NAME = "default"
@@ -296,7 +296,7 @@ async def _check_tasks(server: object) -> None:
 def _report_mistyped(log: Log) -> None:
     """Log the environment variables that have no effect because their names are mistyped."""
     for wrong, meant in mistyped().items():
-        log.announce(catalog_start.SETTING_UNKNOWN, variable=wrong, fix=f"rename it to {meant}, or unset it")
+        log.announce(catalog.start.SETTING_UNKNOWN, variable=wrong, fix=f"rename it to {meant}, or unset it")
 
 
 def _check_combination(

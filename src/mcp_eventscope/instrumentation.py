@@ -43,10 +43,10 @@ from mcp_eventscope.telemetry.measurements import (
     replay_outcome,
     store_outcome,
 )
-from mcp_eventscope.telemetry.metrics import MetricsSink
-from mcp_eventscope.telemetry.observations import SampledObservation, SpanIds
-from mcp_eventscope.telemetry.otel_metrics import MeterProvider
-from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
+from mcp_eventscope.telemetry.metrics.observations import SampledObservation, SpanIds
+from mcp_eventscope.telemetry.metrics.otel import MeterProvider
+from mcp_eventscope.telemetry.metrics.prometheus import DEFAULT_REGISTRY, Registry
+from mcp_eventscope.telemetry.metrics.store import MetricsSink
 from mcp_eventscope.telemetry.redis_self_test import in_background
 from mcp_eventscope.telemetry.redis_stats import poll_redis_stats, poller_of
 from mcp_eventscope.telemetry.sinks import Sinks

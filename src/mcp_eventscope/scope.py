@@ -19,8 +19,8 @@ from mcp_eventscope.settings import UNSET, URL_VARIABLE, Unset, load
 from mcp_eventscope.store.coordination import LEAVE_SECONDS
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.logs import Log, Logger
-from mcp_eventscope.telemetry.otel_metrics import MeterProvider
-from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
+from mcp_eventscope.telemetry.metrics.otel import MeterProvider
+from mcp_eventscope.telemetry.metrics.prometheus import DEFAULT_REGISTRY, Registry
 from mcp_eventscope.telemetry.tracing import TracerProvider
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from mcp_eventscope.request_state.secret import FILE_VARIABLE, VARIABLE
 from mcp_eventscope.sessions import settings as sessions
 from mcp_eventscope.sessions.manager import DEFAULT_FOLLOW_TIMEOUT
 from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE
-from mcp_eventscope.telemetry.exposition import check_token
+from mcp_eventscope.telemetry.exposition.endpoints import LOOPBACK, PORT, check_host
+from mcp_eventscope.telemetry.exposition.rendering import check_token
 from mcp_eventscope.telemetry.redis_stats import INTERVAL
-from mcp_eventscope.telemetry.scrape import LOOPBACK, PORT, check_host
 
 PREFIX = "EVENTSCOPE_"
 URL_VARIABLE = f"{PREFIX}REDIS_URL"

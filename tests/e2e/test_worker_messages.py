@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, ResumableSessionManager, http_app
-from mcp_eventscope.redis import inbox, outbox
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.workers import inbox, outbox
 from mcp_eventscope.sessions import forwarder
 from mcp_eventscope.sessions.registry import SessionRegistry
 from mcp_eventscope.store.coordination import session_digest

@@ -9,7 +9,7 @@ import pytest
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.errors import StoreError
 from mcp_eventscope.redis.client import ANSWER_TIMEOUT
-from mcp_eventscope.redis.workers import Workers
+from mcp_eventscope.redis.workers.leases import Workers
 from mcp_eventscope.store.coordination import DEFAULT_WORKER_LEASE
 from mcp_eventscope.store.events import FailureReason, StoreRecovered
 from support.waiting import in_time, until

@@ -6,9 +6,9 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError, StoreUnavailableError
-from mcp_eventscope.redis import redis_stats
+from mcp_eventscope.redis import stats
 from mcp_eventscope.redis.client import connect
-from mcp_eventscope.redis.redis_stats import RedisStatsPoller
+from mcp_eventscope.redis.stats import RedisStatsPoller
 from support.leaks import LeakChecker
 from support.messages import note
 
@@ -27,7 +27,7 @@ async def redis_client(request: pytest.FixtureRequest, valkey_url: str) -> Async
         await client.flushdb()
 
 
-async def polled(poller: RedisStatsPoller) -> redis_stats.RedisStats:
+async def polled(poller: RedisStatsPoller) -> stats.RedisStats:
     """The statistics of one poll, which must be the turn of this poller."""
     found = await poller.poll(EVERY)
     assert found is not None
@@ -95,7 +95,7 @@ async def test_stats_poll_of_many_keys_continues_in_the_next_one(
 ) -> None:
     """A poll scans a bounded number of keys; totals appear once the scan is complete."""
     leaks.exempt()
-    monkeypatch.setattr(redis_stats, "SCANNED_PER_POLL", 500)
+    monkeypatch.setattr(stats, "SCANNED_PER_POLL", 500)
     async with redis_client.pipeline(transaction=False) as pipeline:
         for number in range(2000):
             pipeline.set(f"{store.key_prefix}event:{number + 1}", "x")
@@ -120,7 +120,7 @@ async def test_stats_poll_that_runs_out_of_time_stops(
 ) -> None:
     """When time is up, the next poll continues."""
     leaks.exempt()
-    monkeypatch.setattr(redis_stats, "SCAN_SECONDS", 0.0)
+    monkeypatch.setattr(stats, "SCAN_SECONDS", 0.0)
     await redis_client.mset({f"{store.key_prefix}event:{number + 1}": "x" for number in range(1000)})
     assert (await polled(store.redis_stats_poller())).keys is None
 
@@ -135,7 +135,7 @@ async def test_stats_poll_is_taken_by_one_worker_at_a_time(
     assert await other.poll(EVERY) is None
     await other.leave()
     await polled(poller)
-    assert 0 < await redis_client.pttl(f"{store.key_prefix}poller") <= EVERY * redis_stats.HELD_INTERVALS * 1000
+    assert 0 < await redis_client.pttl(f"{store.key_prefix}poller") <= EVERY * stats.HELD_INTERVALS * 1000
     await poller.leave()
     await polled(other)
     assert await poller.poll(EVERY) is None

@@ -7,7 +7,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect
-from mcp_eventscope.redis.workers import Workers
+from mcp_eventscope.redis.workers.leases import Workers
 from mcp_eventscope.store.coordination import NewRecord, SessionRecord
 from support.messages import answer
 from support.session_producers import SessionProducer

@@ -12,11 +12,11 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.redis import inbox, outbox
-from mcp_eventscope.redis.inbox import Inbox
 from mcp_eventscope.redis.keys import Keys
-from mcp_eventscope.redis.worker_id import WorkerId
-from mcp_eventscope.redis.workers import Workers
+from mcp_eventscope.redis.workers import inbox, outbox
+from mcp_eventscope.redis.workers.inbox import Inbox
+from mcp_eventscope.redis.workers.leases import Workers
+from mcp_eventscope.redis.workers.worker_id import WorkerId
 from mcp_eventscope.store.coordination import MessageKind, NewRecord, WorkerMessage, session_digest
 from mcp_eventscope.store.events import DropReason, MessagesDropped, StoreEvent
 from support.valkeys import OwnValkey, own_valkey

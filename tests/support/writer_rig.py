@@ -8,7 +8,7 @@ from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
 from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
-from mcp_eventscope.redis.worker_id import WorkerId
+from mcp_eventscope.redis.workers.worker_id import WorkerId
 from mcp_eventscope.redis.write.runs import PendingEvent, Run, SessionQueue
 from mcp_eventscope.redis.write.session_batch import SessionBatch
 from mcp_eventscope.redis.write.session_writer import SessionWriter

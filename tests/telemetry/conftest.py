@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from mcp_eventscope import InstrumentedEventStore, InstrumentedTaskStore, RedisEventStore, TaskStore, http_app
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.store.messages import EventStore
-from mcp_eventscope.telemetry import catalog_sessions
+from mcp_eventscope.telemetry import catalog
 from support.controlled_server import ControlledServer
 from support.http_client import NO_TLS, HTTPClient
 from support.logs import Recorder
@@ -114,7 +114,7 @@ class Rig:
         return self._by_reason("requests_refused", name)
 
     def _by_reason(self, what: str, name: str) -> dict[str, float]:
-        label = catalog_sessions.SESSION_END_REASON if what == "sessions_ended" else catalog_sessions.REFUSAL_REASON
+        label = catalog.sessions.SESSION_END_REASON if what == "sessions_ended" else catalog.sessions.REFUSAL_REASON
         found = {
             reason: self._value(f"eventscope_{what}_total", store=name, reason=reason) or 0
             for reason in label.values or ()

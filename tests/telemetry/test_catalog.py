@@ -29,17 +29,7 @@ from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE, REQUEST_ORPHANED
 from mcp_eventscope.store.messages import MessageType
 from mcp_eventscope.store.results import FollowEnd, Gap, Miss
 from mcp_eventscope.subscriptions.facts import GapReason, PublishFailure, SignalPath
-from mcp_eventscope.telemetry import (
-    catalog,
-    catalog_request_state,
-    catalog_resumes,
-    catalog_sessions,
-    catalog_start,
-    catalog_subscriptions,
-    catalog_tasks,
-    declarations,
-    facts,
-)
+from mcp_eventscope.telemetry import catalog, declarations, facts
 from support.binaries import promtool_problems
 from telemetry.conftest import Scope
 
@@ -69,15 +59,15 @@ def test_every_child_is_there_before_anything_happens(scope: Scope, redis: FakeA
     InstrumentedRequestState(RedisRequestState(store.backend), registry=scope.registry)
     scope.instrument_tasks(InMemoryTaskStore())
     shown = exposed(scope.registry)
-    absent = (catalog_start.REDIS_CAPABILITY, catalog_request_state.KEY_AGE)
+    absent = (catalog.start.REDIS_CAPABILITY, catalog.request_state.KEY_AGE)
     for metric in catalog.METRICS:
         expected = 0 if metric.polled or metric in absent else 1
         for label in metric.labels:
             expected *= len(label.values or ("default",))
         if metric.on_demand:  # Of this one, the children that must not begin with their first observation.
             expected = {
-                catalog_sessions.OPERATION_DURATION: len(catalog_sessions.TOOL_CALL_ERRORS),
-                catalog_tasks.OPERATION_DURATION: len(catalog_tasks.TASK_OPERATION.values or ()),
+                catalog.sessions.OPERATION_DURATION: len(catalog.sessions.TOOL_CALL_ERRORS),
+                catalog.tasks.OPERATION_DURATION: len(catalog.tasks.TASK_OPERATION.values or ()),
             }[metric]
         suffix = "_count" if metric.type is declarations.MetricType.HISTOGRAM else ""
         found = [sample for sample in shown[metric.name].samples if sample.name == metric.name + suffix]
@@ -94,7 +84,7 @@ def test_names_keep_the_conventions() -> None:
         assert not re.search(r"_(ms|milliseconds|kb|minutes)(_|$)", metric.name)
         assert metric.help.endswith(".") or ":" in metric.help
         assert metric.labels[0] is declarations.STORE
-        assert all(label.values for label in metric.labels[1:]) or metric is catalog_sessions.BUILD_INFO
+        assert all(label.values for label in metric.labels[1:]) or metric is catalog.sessions.BUILD_INFO
         assert list(metric.buckets) == sorted(set(metric.buckets))
         assert bool(metric.buckets) == (metric.type is declarations.MetricType.HISTOGRAM)
         assert bool(metric.multiprocess_mode) == (metric.type is declarations.MetricType.GAUGE), (
@@ -112,16 +102,16 @@ def test_names_keep_the_conventions() -> None:
         (catalog.MESSAGE_TYPE, MessageType),
         (catalog.MISS_REASON, Miss),
         (catalog.GAP_REASON, Gap),
-        (catalog_sessions.ORIGIN, facts.Origin),
-        (catalog_sessions.SESSION_END_REASON, facts.SessionEnd),
-        (catalog_sessions.REFUSAL_REASON, facts.Refusal),
-        (catalog_start.CAPABILITY, Capability),
-        (catalog_subscriptions.SIGNAL_PATH, SignalPath),
-        (catalog_subscriptions.GAP_REASON, GapReason),
-        (catalog_subscriptions.PUBLISH_FAILURE, PublishFailure),
-        (catalog_request_state.KEY_SOURCE, KeySource),
-        (catalog_request_state.STATE_REFUSAL_REASON, StateRefusal),
-        (catalog_request_state.ANSWER_OUTCOME, AnswerEnd),
+        (catalog.sessions.ORIGIN, facts.Origin),
+        (catalog.sessions.SESSION_END_REASON, facts.SessionEnd),
+        (catalog.sessions.REFUSAL_REASON, facts.Refusal),
+        (catalog.start.CAPABILITY, Capability),
+        (catalog.subscriptions.SIGNAL_PATH, SignalPath),
+        (catalog.subscriptions.GAP_REASON, GapReason),
+        (catalog.subscriptions.PUBLISH_FAILURE, PublishFailure),
+        (catalog.request_state.KEY_SOURCE, KeySource),
+        (catalog.request_state.STATE_REFUSAL_REASON, StateRefusal),
+        (catalog.request_state.ANSWER_OUTCOME, AnswerEnd),
     ],
     ids=[
         "message_type",
@@ -151,20 +141,20 @@ def test_every_end_of_following_is_an_outcome() -> None:
 
 def test_revisions_are_those_of_the_sdk() -> None:
     """Every protocol version of the SDK has a label value, and those that cannot resume are listed."""
-    revisions = set(catalog_sessions.PROTOCOL_VERSION.values or ())
+    revisions = set(catalog.sessions.PROTOCOL_VERSION.values or ())
     assert revisions == {*KNOWN_PROTOCOL_VERSIONS, "none", "other"}
-    assert set(catalog_sessions.NEVER_RESUMES) == {*MODERN_PROTOCOL_VERSIONS, "other"}
+    assert set(catalog.sessions.NEVER_RESUMES) == {*MODERN_PROTOCOL_VERSIONS, "other"}
 
 
 def test_operations_are_those_of_the_sdk() -> None:
     """The methods are those that the SDK accepts in a session, and tasks; the error codes include those it sends."""
     accepted = {method for method, version in methods.CLIENT_REQUESTS if version in HANDSHAKE_PROTOCOL_VERSIONS}
-    declared = {method for method in catalog_sessions.METHOD.values or () if not method.startswith("tasks/")}
-    assert declared == accepted | {catalog_sessions.OTHER}
+    declared = {method for method in catalog.sessions.METHOD.values or () if not method.startswith("tasks/")}
+    assert declared == accepted | {catalog.sessions.OTHER}
     codes = {str(code) for code in (REQUEST_ORPHANED, EVENTS_GONE, REQUEST_CANCELLED, INVALID_PARAMS, INTERNAL_ERROR)}
-    assert codes <= set(catalog_sessions.OPERATION_ERROR_TYPE.values or ())
-    assert set(catalog_sessions.TOOL_CALL_ERRORS) <= set(catalog_sessions.OPERATION_ERROR_TYPE.values or ())
-    assert set(catalog_sessions.NEGOTIATED_VERSION.values or ()) == set(HANDSHAKE_PROTOCOL_VERSIONS)
+    assert codes <= set(catalog.sessions.OPERATION_ERROR_TYPE.values or ())
+    assert set(catalog.sessions.TOOL_CALL_ERRORS) <= set(catalog.sessions.OPERATION_ERROR_TYPE.values or ())
+    assert set(catalog.sessions.NEGOTIATED_VERSION.values or ()) == set(HANDSHAKE_PROTOCOL_VERSIONS)
 
 
 def test_dimension_in_all_signals_has_one_name() -> None:
@@ -179,16 +169,16 @@ def test_dimension_in_all_signals_has_one_name() -> None:
 
 def test_near_the_ttl_is_a_bucket() -> None:
     """The threshold of late resumes is a bucket bound of the histogram."""
-    assert catalog_resumes.NEAR_TTL in catalog_resumes.RATIOS
+    assert catalog.resumes.NEAR_TTL in catalog.resumes.RATIOS
 
 
 def test_every_log_event_is_written_somewhere() -> None:
     """Every declared log event is written by some module."""
     package = Path(mcp_eventscope.__file__).parent
-    catalogs = {
-        path.stem: import_module(f"mcp_eventscope.telemetry.{path.stem}") for path in package.glob("*/catalog*.py")
-    }
-    written = "".join(path.read_text("utf-8") for path in package.rglob("*.py") if path.stem not in catalogs)
+    folder = package / "telemetry" / "catalog"
+    names = ["catalog" if path.stem == "__init__" else f"catalog.{path.stem}" for path in folder.glob("*.py")]
+    catalogs = {name: import_module(f"mcp_eventscope.telemetry.{name}") for name in names}
+    written = "".join(path.read_text("utf-8") for path in package.rglob("*.py") if path.parent != folder)
     constants = {
         f"{module}.{name}"
         for module, declared in catalogs.items()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
-from mcp_eventscope.telemetry import dead_processes
+from mcp_eventscope.telemetry.exposition import dead_processes
 
 DEAD = (11, 12)
 LIVE = 13

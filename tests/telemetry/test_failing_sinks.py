@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.sampling import SamplingResult
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreUnavailableError, http_app
-from mcp_eventscope.redis.redis_stats import RedisStatsPoller
+from mcp_eventscope.redis.stats import RedisStatsPoller
 from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.telemetry.facts import (
     OperationEnded,
@@ -30,9 +30,9 @@ from mcp_eventscope.telemetry.facts import (
     TTLShort,
 )
 from mcp_eventscope.telemetry.logs import Log
-from mcp_eventscope.telemetry.metrics import MetricsSink
-from mcp_eventscope.telemetry.observations import ObservationBuffer
-from mcp_eventscope.telemetry.session_metrics import SessionMetrics
+from mcp_eventscope.telemetry.metrics.observations import ObservationBuffer
+from mcp_eventscope.telemetry.metrics.sessions import SessionMetrics
+from mcp_eventscope.telemetry.metrics.store import MetricsSink
 from mcp_eventscope.telemetry.tracing import Tracing
 from support.http_client import events
 from support.logs import Recorder

@@ -20,9 +20,9 @@ from fakeredis import FakeAsyncRedis
 from prometheus_client import CollectorRegistry, Gauge
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore
 from mcp_eventscope.store.messages import MessageType
-from mcp_eventscope.telemetry import multiprocess
+from mcp_eventscope.telemetry.exposition import multiprocess
 from mcp_eventscope.telemetry.measurements import StoreMeasurement
-from mcp_eventscope.telemetry.exposition import Exposition
+from mcp_eventscope.telemetry.exposition.rendering import Exposition
 
 WHERE = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
 registry = CollectorRegistry()

@@ -11,9 +11,10 @@ from fakeredis import FakeAsyncRedis
 from mcp.types import JSONRPCNotification
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.telemetry import catalog, observations
-from mcp_eventscope.telemetry.metrics import MetricsSink
-from mcp_eventscope.telemetry.prometheus import prometheus_sink
+from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry.metrics import observations
+from mcp_eventscope.telemetry.metrics.prometheus import prometheus_sink
+from mcp_eventscope.telemetry.metrics.store import MetricsSink
 from support.waiting import CEILING
 from telemetry.conftest import Scope
 
@@ -151,7 +152,7 @@ def test_a_loop_that_does_not_turn() -> None:
 
 FORKED = """
 import os
-from mcp_eventscope.telemetry.observations import ObservationBuffer
+from mcp_eventscope.telemetry.metrics.observations import ObservationBuffer
 
 written = []
 kept = ObservationBuffer(written.append, print)
@@ -204,7 +205,7 @@ async def test_a_batch_that_cannot_be_written(
         msg = "metrics"
         raise RuntimeError(msg)
 
-    monkeypatch.setattr("mcp_eventscope.telemetry.prometheus._Histogram.observe_all", fail)
+    monkeypatch.setattr("mcp_eventscope.telemetry.metrics.prometheus._Histogram.observe_all", fail)
     (metrics,) = scope.instrument(RedisEventStore(redis, ttl=60))._sinks.meters
     metrics.stored(0.001, JSONRPCNotification, 1)
     assert scope.sample("telemetry_failures_total", sink="metrics") == 1

@@ -30,8 +30,8 @@ from mcp_eventscope import (
     StoreUnavailableError,
     http_app,
 )
-from mcp_eventscope.redis.redis_stats import RedisStats
 from mcp_eventscope.redis.self_test import Capabilities, Capability
+from mcp_eventscope.redis.stats import RedisStats
 from mcp_eventscope.request_state.facts import (
     AnswerEnd,
     AnswerEnded,
@@ -58,7 +58,7 @@ from mcp_eventscope.store.results import AppendResult
 from mcp_eventscope.telemetry import catalog, declarations
 from mcp_eventscope.telemetry.facts import OperationEnded, SessionEnd, SessionEnded
 from mcp_eventscope.telemetry.measurements import RedisStatsMeasurement
-from mcp_eventscope.telemetry.metrics import MetricsSink
+from mcp_eventscope.telemetry.metrics.store import MetricsSink
 from support.boards import board_queries, rule_queries
 from support.logs import Recorder
 from support.subscription_story import subscription_story
@@ -338,7 +338,7 @@ async def test_meter_provider_that_raises_is_counted(
         msg = "provider"
         raise RuntimeError(msg)
 
-    monkeypatch.setattr(f"mcp_eventscope.telemetry.otel_metrics._{_CLASSES[verb]}", fail)
+    monkeypatch.setattr(f"mcp_eventscope.telemetry.metrics.otel._{_CLASSES[verb]}", fail)
     appended = await both.append("1", NOTE)
     await both.replay(appended.event_id, ignore, stream_id="1")
     assert (scope.sample("telemetry_failures_total", sink="otel_metrics") or 0) > 0

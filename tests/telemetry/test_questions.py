@@ -18,7 +18,7 @@ from mcp_eventscope.redis.client import connect
 from mcp_eventscope.sessions.view import SessionView
 from mcp_eventscope.store.messages import EventMessage, JSONRPCMessage
 from mcp_eventscope.store.results import AppendResult, ReplayResult
-from mcp_eventscope.telemetry import catalog_sessions
+from mcp_eventscope.telemetry import catalog
 from support.events import change
 from support.http_client import VERSION, events
 from support.messages import answer, note
@@ -346,9 +346,9 @@ async def test_which_requests_cannot_resume(rig: Rig) -> None:
         await client.http.post(client.url, json={}, headers={"mcp-protocol-version": revision})
     by_revision = {
         revision: rig.scope.sample("requests_received_total", mcp_protocol_version=revision) or 0
-        for revision in catalog_sessions.PROTOCOL_VERSION.values or ()
+        for revision in catalog.sessions.PROTOCOL_VERSION.values or ()
     }
-    assert sum(by_revision[revision] for revision in catalog_sessions.NEVER_RESUMES) == 3
+    assert sum(by_revision[revision] for revision in catalog.sessions.NEVER_RESUMES) == 3
     assert sum(by_revision.values()) == 6
     (inert,) = rig.scope.log.named("event_store.resumption_disabled")
     assert "2026-07-28" in inert["mode"]

@@ -9,7 +9,7 @@ from fakeredis import FakeAsyncRedis
 from mcp.server import MCPServer
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreUnavailableError, http_app
-from mcp_eventscope.redis.redis_stats import RedisStats, RedisStatsPoller
+from mcp_eventscope.redis.stats import RedisStats, RedisStatsPoller
 from support.memory_store import MemoryEventStore
 from support.waiting import CEILING, promptly, until
 from telemetry.conftest import Scope

@@ -19,7 +19,7 @@ from mcp_eventscope.request_state.facts import (
     StateRefused,
     WorkerLost,
 )
-from mcp_eventscope.telemetry import catalog_request_state
+from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.testing.request_state import NO, Tool, Worker, principal_of, refusal_of
 from support.request_states import SECRET
 from telemetry.conftest import Scope
@@ -51,7 +51,7 @@ def instrument(scope: Scope, redis: FakeAsyncRedis) -> Callable[..., Instrumente
 
 def counted(scope: Scope, name: str, label: str) -> dict[str, float]:
     """The values of a counter that are not 0, by a label."""
-    values = next(each for each in catalog_request_state.METRICS if each.name == f"eventscope_{name}").labels[1].values
+    values = next(each for each in catalog.request_state.METRICS if each.name == f"eventscope_{name}").labels[1].values
     found = {value: scope.sample(name, **{label: value}) or 0 for value in values or ()}
     return {value: number for value, number in found.items() if number}
 
@@ -179,7 +179,7 @@ async def test_request_with_an_answer_has_a_span(
         ("refused", "malformed"),
         ("failed", None),
     ]
-    assert all(set(span.attributes or {}) <= set(catalog_request_state.ANSWER_SPAN.attributes) for span in spans)
+    assert all(set(span.attributes or {}) <= set(catalog.request_state.ANSWER_SPAN.attributes) for span in spans)
     assert "4711" not in str([span.to_json() for span in spans])
 
 
@@ -203,7 +203,7 @@ async def test_fact_that_needs_action_is_logged_with_the_fix(
         state._on_fact(fact)
     (entry,) = scope.log.entries
     assert (entry["event"], entry["level"]) == (event, level)
-    declared = next(each for each in catalog_request_state.LOG_EVENTS if each.name == event)
+    declared = next(each for each in catalog.request_state.LOG_EVENTS if each.name == event)
     assert set(entry) - {"event", "level"} <= set(declared.fields)
     assert level == "info" or entry["fix"]
 

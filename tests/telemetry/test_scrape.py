@@ -18,9 +18,9 @@ from starlette.routing import Mount, Route
 from starlette.types import Message
 
 from mcp_eventscope import RedisEventStore, http_app, metrics_app
-from mcp_eventscope.telemetry.exposition import Exposition
+from mcp_eventscope.telemetry.exposition.endpoints import LOOPBACK, MetricsPort
+from mcp_eventscope.telemetry.exposition.rendering import Exposition
 from mcp_eventscope.telemetry.logs import Log
-from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsPort
 from support.binaries import promtool_problems
 from support.http_client import NO_TLS
 from support.logs import Recorder

@@ -14,8 +14,8 @@ from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.client import connect as connect_redis
 from mcp_eventscope.sessions.telemetry import SessionTelemetry
 from mcp_eventscope.store.messages import EventStore
-from mcp_eventscope.telemetry import catalog_sessions
-from mcp_eventscope.telemetry.catalog_sessions import OPERATION_DURATION
+from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry.catalog.sessions import OPERATION_DURATION
 from mcp_eventscope.telemetry.facts import Origin
 from mcp_eventscope.telemetry.logs import Log
 from support.controlled_server import ControlledServer
@@ -190,7 +190,7 @@ async def test_unknown_session_while_redis_is_unavailable_is_refused(rig: Rig) -
 @pytest.mark.parametrize(
     ("named", "counted"),
     [
-        *((version, version) for version in (catalog_sessions.PROTOCOL_VERSION.values or ())[1:-1]),
+        *((version, version) for version in (catalog.sessions.PROTOCOL_VERSION.values or ())[1:-1]),
         (None, "none"),
         ("none", "other"),
         ("2099-01-01", "other"),
@@ -203,8 +203,8 @@ async def test_requests_count_by_protocol_version(rig: Rig, named: str | None, c
     await client.http.post(client.url, json=PING, headers=headers | {"accept": "application/json, text/event-stream"})
     assert {
         revision: rig.scope.sample("requests_received_total", mcp_protocol_version=revision)
-        for revision in catalog_sessions.PROTOCOL_VERSION.values or ()
-    } == {revision: int(revision == counted) for revision in catalog_sessions.PROTOCOL_VERSION.values or ()}
+        for revision in catalog.sessions.PROTOCOL_VERSION.values or ()
+    } == {revision: int(revision == counted) for revision in catalog.sessions.PROTOCOL_VERSION.values or ()}
 
 
 async def test_requests_that_open_a_session_count_by_protocol_version(rig: Rig) -> None:
@@ -298,7 +298,7 @@ async def test_operation_cancelled_by_its_client_counts_as_cancelled(rig: Rig) -
         tasks.start_soon(_call, client)
         await until(lambda: "one" in steered._steps)
         assert await status(client, cancel) == 202
-    assert operations(rig) == OPENED | {("tools/call", catalog_sessions.CANCELLED): 1}
+    assert operations(rig) == OPENED | {("tools/call", catalog.sessions.CANCELLED): 1}
 
 
 @pytest.mark.parametrize("end", ["deleted", "deleted elsewhere", "shutdown"])

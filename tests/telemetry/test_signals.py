@@ -18,8 +18,8 @@ from mcp_eventscope.redis.write.runs import WORKER_DIGITS
 from mcp_eventscope.redis.write.session_writer import LINGER_SECONDS
 from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.store.results import FollowEnd, FollowResult, Gap
-from mcp_eventscope.telemetry import prometheus
 from mcp_eventscope.telemetry.logs import REPEAT_SECONDS
+from mcp_eventscope.telemetry.metrics import prometheus
 from support.events import change
 from support.memory_store import MemoryEventStore
 from telemetry.conftest import Scope

@@ -21,7 +21,7 @@ from mcp_eventscope.subscriptions.facts import (
     Signalled,
     SignalPath,
 )
-from mcp_eventscope.telemetry import catalog_subscriptions
+from mcp_eventscope.telemetry import catalog
 from support.waiting import until
 from telemetry.conftest import Scope
 
@@ -45,7 +45,7 @@ async def test_every_child_of_subscriptions_is_there_before_anything_happens(sco
     """Every child is exposed at 0."""
     instrument(scope, InMemorySubscriptionBus())
     shown = {metric.name: metric for metric in scope.registry.collect()}
-    for metric in catalog_subscriptions.METRICS:
+    for metric in catalog.subscriptions.METRICS:
         children = 1
         for label in metric.labels[1:]:
             children *= len(label.values or ())
@@ -142,7 +142,7 @@ async def test_facts_of_subscriptions_are_metrics_and_log_events(scope: Scope) -
     assert names.count("subscriptions.publish_failed") == len(PublishFailure)
     assert names.count("subscriptions.not_running") == 1
     assert all(entry["fix"] and entry["level"] == "warning" for entry in scope.log.entries)
-    declared = {event.name: set(event.fields) for event in catalog_subscriptions.LOG_EVENTS}
+    declared = {event.name: set(event.fields) for event in catalog.subscriptions.LOG_EVENTS}
     for entry in scope.log.entries:
         assert set(entry) - {"event", "level"} <= declared[entry["event"]]
 

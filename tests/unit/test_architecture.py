@@ -31,12 +31,12 @@ LAYERS = [
         "tasks.facts",
     ),
     (
-        "telemetry.catalog_resumes",
-        "telemetry.catalog_sessions",
-        "telemetry.catalog_start",
-        "telemetry.catalog_subscriptions",
-        "telemetry.catalog_request_state",
-        "telemetry.catalog_tasks",
+        "telemetry.catalog.resumes",
+        "telemetry.catalog.sessions",
+        "telemetry.catalog.start",
+        "telemetry.catalog.subscriptions",
+        "telemetry.catalog.request_state",
+        "telemetry.catalog.tasks",
     ),
     ("telemetry.catalog",),
     ("store",),
@@ -57,16 +57,16 @@ SHAPES = "mcp_eventscope.telemetry.declarations"
 ONLY_IN = {
     # The instruments, a scrape as text, and the files of several processes.
     "prometheus_client": {
-        "mcp_eventscope.telemetry.dead_processes",
-        "mcp_eventscope.telemetry.prometheus",
-        "mcp_eventscope.telemetry.exposition",
-        "mcp_eventscope.telemetry.multiprocess",
+        "mcp_eventscope.telemetry.exposition.dead_processes",
+        "mcp_eventscope.telemetry.metrics.prometheus",
+        "mcp_eventscope.telemetry.exposition.rendering",
+        "mcp_eventscope.telemetry.exposition.multiprocess",
     },
     # Spans, in whose trace they are, and the instruments.
     "opentelemetry": {
         "mcp_eventscope.telemetry.tracing",
         "mcp_eventscope.telemetry.propagation",
-        "mcp_eventscope.telemetry.otel_metrics",
+        "mcp_eventscope.telemetry.metrics.otel",
     },
     # The application imports it, or no module does: it takes as long as a tenth of the SDK.
     "structlog": set(),
@@ -146,7 +146,7 @@ def test_part_imports_telemetry_in_its_decorator_only(part: str) -> None:
 def test_catalog_imports_declarations_only() -> None:
     """The catalog is data and the types of that data."""
     shapes = SHAPES
-    parts = {name for name in MODULES if name.startswith("mcp_eventscope.telemetry.catalog_")}
+    parts = {name for name in MODULES if name.startswith("mcp_eventscope.telemetry.catalog.")}
     assert len(parts) > 1
     for module, below in {
         "mcp_eventscope.telemetry.catalog": parts | {shapes},

@@ -26,9 +26,9 @@ from mcp_eventscope import (
     settings,
 )
 from mcp_eventscope.settings import FLAGS, NUMBERS, PREFIX, STORE_OPTIONS, Settings, variable
-from mcp_eventscope.telemetry.exposition import Exposition
+from mcp_eventscope.telemetry.exposition.endpoints import LOOPBACK, MetricsPort
+from mcp_eventscope.telemetry.exposition.rendering import Exposition
 from mcp_eventscope.telemetry.logs import Log
-from mcp_eventscope.telemetry.scrape import LOOPBACK, MetricsPort
 from support.logs import Recorder
 
 SECRET = "hunter2"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from mcp_eventscope.process import PROCESS, Process
-from mcp_eventscope.redis.worker_id import WorkerId
-from mcp_eventscope.telemetry.multiprocess import _Membership
+from mcp_eventscope.redis.workers.worker_id import WorkerId
+from mcp_eventscope.telemetry.exposition.multiprocess import _Membership
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform does not fork")
 

@@ -21,7 +21,7 @@ from mcp_eventscope.frameworks import fastmcp
 from mcp_eventscope.frameworks.sdk import MCPServer
 from mcp_eventscope.options import given
 from mcp_eventscope.settings import variable
-from mcp_eventscope.telemetry import multiprocess
+from mcp_eventscope.telemetry.exposition import multiprocess
 
 SERVER_VARIABLE = "_MCP_EVENTSCOPE_SERVER"
 """Passes the server to worker processes, which import this module."""

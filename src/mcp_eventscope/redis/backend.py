@@ -10,8 +10,8 @@ from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.pubsub import Subscriptions
-from mcp_eventscope.redis.worker_id import WorkerId
-from mcp_eventscope.redis.workers import Workers
+from mcp_eventscope.redis.workers.leases import Workers
+from mcp_eventscope.redis.workers.worker_id import WorkerId
 
 T = TypeVar("T")
 

@@ -22,8 +22,8 @@ from mcp_eventscope.redis.keys import Keys, pattern_of
 from mcp_eventscope.redis.masters import Master, masters
 from mcp_eventscope.redis.read.elements import Row, read_run
 from mcp_eventscope.redis.read.run_reader import CHUNK_BYTES, CHUNK_EVENTS
-from mcp_eventscope.redis.redis_stats import SCANNED_PER_SCRIPT
 from mcp_eventscope.redis.scripts import SERVING, Survey, survey
+from mcp_eventscope.redis.stats import SCANNED_PER_SCRIPT
 from mcp_eventscope.redis.write.runs import is_run, worker_of
 from mcp_eventscope.store import codec
 from mcp_eventscope.store.messages import (

@@ -12,7 +12,7 @@ from redis.exceptions import ReadOnlyError, ResponseError
 from mcp_eventscope.redis.client import TRANSIENT_CODES, AnyRedis, map_redis_errors
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.scripts import Script
-from mcp_eventscope.redis.worker_id import WorkerId
+from mcp_eventscope.redis.workers.worker_id import WorkerId
 
 _SECONDS = "60"
 """The TTL of the keys, which matters if they cannot be removed."""

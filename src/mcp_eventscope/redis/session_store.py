@@ -24,8 +24,8 @@ from mcp_eventscope.redis.read.followers import POLL_SECONDS, Follower, RunFollo
 from mcp_eventscope.redis.read.run_reader import RunReader
 from mcp_eventscope.redis.run_entry import request_id_of, stored_request_id_of
 from mcp_eventscope.redis.scripts import Script
-from mcp_eventscope.redis.worker_id import WorkerId
-from mcp_eventscope.redis.workers import Workers
+from mcp_eventscope.redis.workers.leases import Workers
+from mcp_eventscope.redis.workers.worker_id import WorkerId
 from mcp_eventscope.redis.write.runs import Run, SessionQueue, worker_of
 from mcp_eventscope.redis.write.session_writer import SessionWriter
 from mcp_eventscope.store import codec

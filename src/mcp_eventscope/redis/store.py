@@ -32,7 +32,6 @@ from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.pubsub import Subscriptions
 from mcp_eventscope.redis.read.followers import RunFollowers
 from mcp_eventscope.redis.read.run_reader import RunReader
-from mcp_eventscope.redis.redis_stats import RedisStatsPoller
 from mcp_eventscope.redis.root.backlog import Backlog, PendingEvent
 from mcp_eventscope.redis.root.batch_codec import BatchCodec
 from mcp_eventscope.redis.root.chunk_reader import ChunkReader
@@ -41,8 +40,9 @@ from mcp_eventscope.redis.root.replay import ReplayCursor, age_of, gaps_of, lost
 from mcp_eventscope.redis.root.writer import RootWriter
 from mcp_eventscope.redis.self_test import SelfTest
 from mcp_eventscope.redis.session_store import RedisSessionStore, SessionResources
-from mcp_eventscope.redis.worker_id import WorkerId
-from mcp_eventscope.redis.workers import Workers
+from mcp_eventscope.redis.stats import RedisStatsPoller
+from mcp_eventscope.redis.workers.leases import Workers
+from mcp_eventscope.redis.workers.worker_id import WorkerId
 from mcp_eventscope.redis.write.sender import Sender
 from mcp_eventscope.redis.write.session_limit import SessionLimit
 from mcp_eventscope.redis.write.session_writer import SessionWriter

@@ -25,12 +25,12 @@ from mcp_eventscope.request_state.facts import (
     WorkerLost,
 )
 from mcp_eventscope.request_state.protocol import RequestState
-from mcp_eventscope.telemetry import catalog_request_state
+from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.logs import Logger, LogSink
 from mcp_eventscope.telemetry.measurements import AnswerMeasurement
-from mcp_eventscope.telemetry.otel_metrics import MeterProvider
-from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
-from mcp_eventscope.telemetry.request_state_metrics import RequestStateMetrics
+from mcp_eventscope.telemetry.metrics.otel import MeterProvider
+from mcp_eventscope.telemetry.metrics.prometheus import DEFAULT_REGISTRY, Registry
+from mcp_eventscope.telemetry.metrics.request_state import RequestStateMetrics
 from mcp_eventscope.telemetry.sinks import Sinks
 from mcp_eventscope.telemetry.tracing import TracerProvider
 
@@ -134,7 +134,7 @@ class _TracedMiddleware:
         answers = ctx.params is not None and ctx.params.get("requestState") is not None
         if not answers or ctx.method not in INPUT_REQUIRED_METHODS:
             return await self._wrapped(ctx, call_next)
-        opened = self._sinks.start_current_span(catalog_request_state.ANSWER_SPAN)
+        opened = self._sinks.start_current_span(catalog.request_state.ANSWER_SPAN)
         if opened is None:
             return await self._wrapped(ctx, call_next)
         facts: list[RequestStateFact] = []
@@ -167,27 +167,27 @@ def _outcome(facts: list[RequestStateFact]) -> tuple[str, str | None]:
 def _log(sink: LogSink, fact: RequestStateFact) -> None:
     match fact:
         case KeysChanged(source=KeySource.REDIS, rotated=True):
-            sink.limited(catalog_request_state.KEY_ROTATED)
+            sink.limited(catalog.request_state.KEY_ROTATED)
         case KeysChanged(source=KeySource.REDIS):
             sink.limited(
-                catalog_request_state.KEYS_IN_REDIS,
+                catalog.request_state.KEYS_IN_REDIS,
                 fix="set EVENTSCOPE_REQUEST_STATE_KEYS to a secret of at least 32 bytes, the same on all workers",
             )
         case KeysChanged(source=KeySource.PROCESS):
             sink.limited(
-                catalog_request_state.KEYS_NOT_SHARED, fix="restore Redis, or set EVENTSCOPE_REQUEST_STATE_KEYS"
+                catalog.request_state.KEYS_NOT_SHARED, fix="restore Redis, or set EVENTSCOPE_REQUEST_STATE_KEYS"
             )
         case StateRefused():
-            sink.limited(catalog_request_state.STATE_REFUSED, reason=fact.reason.value, fix=_FIXES[fact.reason])
+            sink.limited(catalog.request_state.STATE_REFUSED, reason=fact.reason.value, fix=_FIXES[fact.reason])
         case WorkerLost():
             sink.limited(
-                catalog_request_state.ANSWER_WORKER_LOST,
+                catalog.request_state.ANSWER_WORKER_LOST,
                 worker=fact.worker,
                 fix="find the reason why the process ended; stop workers with SIGTERM, and let them finish",
             )
         case AnswersLost():
             sink.limited(
-                catalog_request_state.ANSWERS_LOST,
+                catalog.request_state.ANSWERS_LOST,
                 restored=fact.restored,
                 fix="set appendonly yes, and use a failover that keeps acknowledged writes",
             )

@@ -5,7 +5,7 @@ from time import monotonic
 
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
 from mcp_eventscope.store.messages import JSONRPCError, JSONRPCMessage, JSONRPCResponse, StreamId
-from mcp_eventscope.telemetry.catalog_sessions import TOOL_ERROR
+from mcp_eventscope.telemetry.catalog.sessions import TOOL_ERROR
 
 
 class Operations:

@@ -20,7 +20,7 @@ from mcp_eventscope.sessions._sdk_compat import (
     negotiated_version,
 )
 from mcp_eventscope.sessions.handshake import params_of
-from mcp_eventscope.telemetry import catalog_sessions
+from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.facts import (
     LifespanMissing,
     OperationEnded,
@@ -43,9 +43,9 @@ from mcp_eventscope.telemetry.tracing import session_hash
 
 _REFUSALS: Mapping[str, Refusal] = {"other": Refusal.NOT_OWNER, "other_server": Refusal.OTHER_SERVER}
 """The reason of a 404, by the state of the session's record."""
-_PROTOCOL_VERSIONS = frozenset(catalog_sessions.PROTOCOL_VERSION.values or ())
-_METHODS = frozenset(catalog_sessions.METHOD.values or ())
-_ERROR_TYPES = frozenset(catalog_sessions.OPERATION_ERROR_TYPE.values or ())
+_PROTOCOL_VERSIONS = frozenset(catalog.sessions.PROTOCOL_VERSION.values or ())
+_METHODS = frozenset(catalog.sessions.METHOD.values or ())
+_ERROR_TYPES = frozenset(catalog.sessions.OPERATION_ERROR_TYPE.values or ())
 
 
 @dataclass(slots=True)
@@ -224,7 +224,7 @@ class SessionTelemetry:
             seconds: Seconds from its arrival to its end.
             error_type: A JSON-RPC error code, or `tool_error`; "": it succeeded.
         """
-        other = catalog_sessions.OTHER
+        other = catalog.sessions.OTHER
         method = method if method in _METHODS else other
         self._record(OperationEnded(method, seconds, error_type if error_type in _ERROR_TYPES else other))
 

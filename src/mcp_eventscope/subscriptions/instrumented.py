@@ -18,12 +18,12 @@ from mcp_eventscope.subscriptions.facts import (
     SubscriptionFact,
 )
 from mcp_eventscope.subscriptions.protocol import Listener, ObservableSubscriptionBus
-from mcp_eventscope.telemetry import catalog_subscriptions
+from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.logs import Logger, LogSink
-from mcp_eventscope.telemetry.otel_metrics import MeterProvider
-from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
+from mcp_eventscope.telemetry.metrics.otel import MeterProvider
+from mcp_eventscope.telemetry.metrics.prometheus import DEFAULT_REGISTRY, Registry
+from mcp_eventscope.telemetry.metrics.subscriptions import SubscriptionMetrics
 from mcp_eventscope.telemetry.sinks import Sinks
-from mcp_eventscope.telemetry.subscriptions_metrics import SubscriptionMetrics
 from mcp_eventscope.telemetry.tracing import TracerProvider
 
 _GAP_FIXES: Mapping[GapReason, str] = {
@@ -131,7 +131,7 @@ def _log(logs: LogSink, fact: SubscriptionFact) -> None:
     match fact:
         case GapFound():
             logs.limited(
-                catalog_subscriptions.GAP_REPAIRED,
+                catalog.subscriptions.GAP_REPAIRED,
                 reason=fact.reason.value,
                 streams=fact.streams,
                 unknown_streams=fact.unknown or None,
@@ -139,13 +139,13 @@ def _log(logs: LogSink, fact: SubscriptionFact) -> None:
             )
         case PublishFailed():
             logs.limited(
-                catalog_subscriptions.PUBLISH_FAILED,
+                catalog.subscriptions.PUBLISH_FAILED,
                 reason=fact.reason.value,
                 changes=fact.events,
                 fix=_FAILURE_FIXES[fact.reason],
             )
         case NotRunning():
             logs.limited(
-                catalog_subscriptions.NOT_RUNNING,
+                catalog.subscriptions.NOT_RUNNING,
                 fix="run the lifespan of http_app(), or enter bus.running() in the lifespan of the application",
             )

@@ -22,25 +22,25 @@ from mcp_eventscope.tasks.facts import (
     TasksUncollected,
 )
 from mcp_eventscope.tasks.protocol import JSONObject, NewTask, RunSignals, RunState, Settled, Task, TaskStore
-from mcp_eventscope.telemetry import catalog_tasks
+from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.declarations import LogEvent
 from mcp_eventscope.telemetry.logs import Logger, LogSink
 from mcp_eventscope.telemetry.measurements import outcome_of
-from mcp_eventscope.telemetry.otel_metrics import MeterProvider
-from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry
+from mcp_eventscope.telemetry.metrics.otel import MeterProvider
+from mcp_eventscope.telemetry.metrics.prometheus import DEFAULT_REGISTRY, Registry
+from mcp_eventscope.telemetry.metrics.tasks import TasksMetrics
 from mcp_eventscope.telemetry.sinks import Sinks
-from mcp_eventscope.telemetry.tasks_metrics import TasksMetrics
 from mcp_eventscope.telemetry.tracing import Span, TracerProvider
 
 T = TypeVar("T")
 
 _FIXES: Mapping[TaskOutcome, tuple[LogEvent, str]] = {
     TaskOutcome.FENCED: (
-        catalog_tasks.FENCED,
+        catalog.tasks.FENCED,
         "keep tools from blocking the event loop; raise worker_lease= where workers are cut off for longer",
     ),
     TaskOutcome.UNSETTLED: (
-        catalog_tasks.UNSETTLED,
+        catalog.tasks.UNSETTLED,
         "stop workers only while Redis is reachable, and give them more time than shutdown_timeout=",
     ),
 }
@@ -272,7 +272,7 @@ class InstrumentedTaskStore:
 
     def _start(self, start: Callable[..., Span | None], *, poll: bool = False) -> Span | None:
         try:
-            return start(catalog_tasks.POLL_SPAN if poll else catalog_tasks.RUN_SPAN)
+            return start(catalog.tasks.POLL_SPAN if poll else catalog.tasks.RUN_SPAN)
         except Exception as error:  # noqa: BLE001 - the sampler or processor of the application
             self._sinks.failed("traces", error)
             return None
@@ -297,10 +297,10 @@ def _log(logs: LogSink, fact: TaskFact) -> None:
             event, fix = _FIXES[fact.outcome]
             logs.limited(event, fix=fix)
         case TaskPolled() if fact.orphaned:
-            logs.limited(catalog_tasks.ORPHANED, fix=_ORPHANED_FIX)
+            logs.limited(catalog.tasks.ORPHANED, fix=_ORPHANED_FIX)
         case TasksUncollected():
-            logs.limited(catalog_tasks.UNCOLLECTED, tasks=fact.tasks, fix=_UNCOLLECTED_FIX)
+            logs.limited(catalog.tasks.UNCOLLECTED, tasks=fact.tasks, fix=_UNCOLLECTED_FIX)
 
 
 def _log_failure(logs: LogSink, operation: TaskOperation, error: BaseException) -> None:
-    logs.limited(catalog_tasks.FAILED, operation=operation.value, error=str(error))
+    logs.limited(catalog.tasks.FAILED, operation=operation.value, error=str(error))

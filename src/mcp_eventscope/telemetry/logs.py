@@ -20,7 +20,7 @@ from mcp_eventscope.store.events import (
     StoreRecovered,
 )
 from mcp_eventscope.store.results import BacklogStatus, FollowResult, Gap, Miss, ReplayResult
-from mcp_eventscope.telemetry import catalog, catalog_resumes, catalog_sessions, catalog_start, declarations
+from mcp_eventscope.telemetry import catalog, declarations
 from mcp_eventscope.telemetry.facts import (
     LifespanMissing,
     PrefixShared,
@@ -263,9 +263,9 @@ class LogSink:
             self._incomplete(operation, measured.outcome, measured, measured.facts, session_hash)
         elif isinstance(measured, FollowMeasurement) and measured.facts and (measured.gaps or measured.facts.corrupt):
             self._incomplete(operation, "gap", measured, measured.facts, session_hash)
-        elif isinstance(measured, ReplayMeasurement) and (measured.ttl_ratio or 0) > catalog_resumes.NEAR_TTL:
+        elif isinstance(measured, ReplayMeasurement) and (measured.ttl_ratio or 0) > catalog.resumes.NEAR_TTL:
             self._log.write_limited(
-                catalog_resumes.RESUME_LATE,
+                catalog.resumes.RESUME_LATE,
                 store=self._store,
                 session_hash=session_hash,
                 stream_id=measured.stream_id,
@@ -303,7 +303,7 @@ class LogSink:
         match fact:
             case SessionRefused() if fact.reason in _REFUSALS:
                 log.write_limited(
-                    catalog_sessions.SESSION_REFUSED,
+                    catalog.sessions.SESSION_REFUSED,
                     store=self._store,
                     session_hash=fact.session_hash,
                     reason=fact.reason.value,
@@ -311,7 +311,7 @@ class LogSink:
                 )
             case PrefixShared():
                 log.write(
-                    catalog_sessions.PREFIX_SHARED,
+                    catalog.sessions.PREFIX_SHARED,
                     store=self._store,
                     server=fact.server,
                     other_server=fact.other_server,
@@ -321,7 +321,7 @@ class LogSink:
                 log.write(catalog.RESUMPTION_DISABLED, mode=fact.mode, fix=fact.fix)
             case TTLShort():
                 log.write(
-                    catalog_sessions.TTL_SHORT,
+                    catalog.sessions.TTL_SHORT,
                     store=self._store,
                     ttl_seconds=fact.ttl,
                     setting=fact.setting,
@@ -330,7 +330,7 @@ class LogSink:
                 )
             case Started():
                 log.write(
-                    catalog_start.STARTED,
+                    catalog.start.STARTED,
                     store=self._store,
                     version=fact.version,
                     kind=fact.kind,
@@ -340,16 +340,16 @@ class LogSink:
                     worker=fact.worker,
                 )
             case LifespanMissing():
-                log.write(catalog_start.LIFESPAN_MISSING, store=self._store, fix=fact.fix)
+                log.write(catalog.start.LIFESPAN_MISSING, store=self._store, fix=fact.fix)
 
     def tested(self, found: Capabilities) -> None:
         """Log the result of a self-test of Redis."""
         if not (missing := found.missing):
             capabilities = sorted(each.value for each in found.available)
-            self._log.write(catalog_start.REDIS_TESTED, store=self._store, capabilities=capabilities)
+            self._log.write(catalog.start.REDIS_TESTED, store=self._store, capabilities=capabilities)
             return
         self._log.write(
-            catalog_start.REDIS_LIMITED,
+            catalog.start.REDIS_LIMITED,
             store=self._store,
             missing=sorted(each.value for each in missing),
             commands=list(found.refused) or None,

@@ -8,7 +8,7 @@ from time import perf_counter
 import anyio
 
 from mcp_eventscope.errors import StoreRejectedError, StoreUnavailableError
-from mcp_eventscope.redis.redis_stats import RedisStats
+from mcp_eventscope.redis.stats import RedisStats
 from mcp_eventscope.store.messages import EventCallback, EventId, EventMessage, MessageType
 from mcp_eventscope.store.results import AppendResult, FollowResult, Gap, ReplayResult
 

@@ -11,7 +11,7 @@ import anyio
 from mcp_eventscope.cancellation import cancel_task
 from mcp_eventscope.errors import StoreError
 from mcp_eventscope.options import Number
-from mcp_eventscope.redis.redis_stats import RedisStats, RedisStatsPoller
+from mcp_eventscope.redis.stats import RedisStats, RedisStatsPoller
 from mcp_eventscope.redis.store import RedisEventStore
 from mcp_eventscope.store.protocol import ObservableEventStore
 from mcp_eventscope.telemetry.measurements import RedisStatsMeasurement

@@ -10,13 +10,13 @@ from mcp_eventscope.options import check_text
 from mcp_eventscope.store.messages import JSONRPCMessage, StreamId, type_of
 from mcp_eventscope.store.results import AppendResult
 from mcp_eventscope.telemetry import catalog, declarations
-from mcp_eventscope.telemetry.instruments import Instruments
 from mcp_eventscope.telemetry.logs import Log, Logger, LogSink
 from mcp_eventscope.telemetry.measurements import Measurement
-from mcp_eventscope.telemetry.metrics import MetricsSink
-from mcp_eventscope.telemetry.observations import SpanIds
-from mcp_eventscope.telemetry.otel_metrics import MeterProvider, check_meter_provider, otel_sink
-from mcp_eventscope.telemetry.prometheus import Registry, check_registry, prometheus_sink
+from mcp_eventscope.telemetry.metrics.instruments import Instruments
+from mcp_eventscope.telemetry.metrics.observations import SpanIds
+from mcp_eventscope.telemetry.metrics.otel import MeterProvider, check_meter_provider, otel_sink
+from mcp_eventscope.telemetry.metrics.prometheus import Registry, check_registry, prometheus_sink
+from mcp_eventscope.telemetry.metrics.store import MetricsSink
 from mcp_eventscope.telemetry.tracing import Opened, Span, TracerProvider, Tracing, check_tracer_provider
 
 P = ParamSpec("P")

@@ -37,7 +37,7 @@ from mcp_eventscope.telemetry.measurements import (
     ReplayMeasurement,
     StoreMeasurement,
 )
-from mcp_eventscope.telemetry.observations import SpanIds
+from mcp_eventscope.telemetry.metrics.observations import SpanIds
 
 __all__ = ["Opened", "Span", "TracerProvider", "Tracing", "check_tracer_provider", "session_hash", "trace_ids"]
 

@@ -18,8 +18,8 @@ from mcp_eventscope.redis.pubsub import Subscriptions
 from mcp_eventscope.redis.read.delivery import Delivery
 from mcp_eventscope.redis.run_entry import ANSWERED
 from mcp_eventscope.redis.scripts import Script
-from mcp_eventscope.redis.worker_id import WorkerId
-from mcp_eventscope.redis.workers import Workers
+from mcp_eventscope.redis.workers.leases import Workers
+from mcp_eventscope.redis.workers.worker_id import WorkerId
 from mcp_eventscope.redis.write.runs import worker_of
 from mcp_eventscope.store.messages import StreamId
 

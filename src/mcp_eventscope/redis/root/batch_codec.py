@@ -6,7 +6,7 @@ from typing import NamedTuple
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.root.backlog import PendingEvent
 from mcp_eventscope.redis.scripts import Script
-from mcp_eventscope.redis.worker_id import WorkerId
+from mcp_eventscope.redis.workers.worker_id import WorkerId
 
 APPEND = Script("root_append.lua")
 

@@ -13,7 +13,7 @@ from mcp_eventscope.redis.client import AnyRedis, map_redis_errors
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.pubsub import Subscriptions
 from mcp_eventscope.redis.root import scripts
-from mcp_eventscope.redis.worker_id import WorkerId
+from mcp_eventscope.redis.workers.worker_id import WorkerId
 from mcp_eventscope.store.messages import EventId, StreamId
 
 POLL_SECONDS = 0.5

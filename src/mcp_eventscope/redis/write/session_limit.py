@@ -21,7 +21,7 @@ from mcp_eventscope.redis.element import LARGE_PAYLOAD
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.scripts import Script
-from mcp_eventscope.redis.worker_id import WorkerId
+from mcp_eventscope.redis.workers.worker_id import WorkerId
 from mcp_eventscope.redis.write.runs import Run, SessionQueue
 from mcp_eventscope.store.events import EventsLost, LossReason, SessionSized
 

@@ -14,7 +14,7 @@ from mcp_eventscope.redis.element import LARGE_PAYLOAD
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.run_entry import request_id_of
-from mcp_eventscope.redis.worker_id import WorkerId
+from mcp_eventscope.redis.workers.worker_id import WorkerId
 from mcp_eventscope.redis.write.batch import BATCH_BYTES
 from mcp_eventscope.redis.write.runs import EVENT_BYTES, LostRange, PendingEvent, Run, SessionQueue
 from mcp_eventscope.redis.write.session_batch import RunPart, SessionBatch

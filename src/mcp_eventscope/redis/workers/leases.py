@@ -29,12 +29,12 @@ from mcp_eventscope.redis.client import (
     map_redis_errors,
 )
 from mcp_eventscope.redis.clock import EventClock, boot_microseconds
-from mcp_eventscope.redis.inbox import Inbox
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
-from mcp_eventscope.redis.outbox import Outbox
 from mcp_eventscope.redis.run_entry import is_open
-from mcp_eventscope.redis.worker_id import WorkerId
+from mcp_eventscope.redis.workers.inbox import Inbox
+from mcp_eventscope.redis.workers.outbox import Outbox
+from mcp_eventscope.redis.workers.worker_id import WorkerId
 from mcp_eventscope.redis.write.runs import worker_of
 from mcp_eventscope.store.coordination import (
     DEFAULT_WORKER_LEASE,

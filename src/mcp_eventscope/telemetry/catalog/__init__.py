@@ -5,14 +5,7 @@ closed sets; ids of sessions, streams and events are in spans and logs, never in
 everywhere: a label and a log field `outcome`, a span attribute `eventscope.outcome`.
 """
 
-from mcp_eventscope.telemetry import (
-    catalog_request_state,
-    catalog_resumes,
-    catalog_sessions,
-    catalog_start,
-    catalog_subscriptions,
-    catalog_tasks,
-)
+from mcp_eventscope.telemetry.catalog import request_state, resumes, sessions, start, subscriptions, tasks
 from mcp_eventscope.telemetry.declarations import STORE, Label, LogEvent, Metric, MetricType, Span
 
 STORE_OUTCOME = Label("outcome", ("ok", "deferred", "refused", "error", "cancelled"))
@@ -351,12 +344,12 @@ METRICS = (
     REDIS_MEMORY_LIMIT,
     REDIS_KEYS_EVICTED,
     REDIS_STATS_DURATION,
-    *catalog_resumes.METRICS,
-    *catalog_sessions.METRICS,
-    *catalog_start.METRICS,
-    *catalog_subscriptions.METRICS,
-    *catalog_request_state.METRICS,
-    *catalog_tasks.METRICS,
+    *resumes.METRICS,
+    *sessions.METRICS,
+    *start.METRICS,
+    *subscriptions.METRICS,
+    *request_state.METRICS,
+    *tasks.METRICS,
 )
 
 _COMMON = (
@@ -407,9 +400,9 @@ SPANS = (
     STORE_SPAN,
     REPLAY_SPAN,
     FOLLOW_SPAN,
-    *catalog_subscriptions.SPANS,
-    *catalog_request_state.SPANS,
-    *catalog_tasks.SPANS,
+    *subscriptions.SPANS,
+    *request_state.SPANS,
+    *tasks.SPANS,
 )
 
 TTL_MISSING = LogEvent(
@@ -544,10 +537,10 @@ LOG_EVENTS = (
     METRICS_PORT_UNAVAILABLE,
     REDIS_STATS_FAILED,
     KEYS_WITHOUT_TTL,
-    *catalog_resumes.LOG_EVENTS,
-    *catalog_sessions.LOG_EVENTS,
-    *catalog_start.LOG_EVENTS,
-    *catalog_subscriptions.LOG_EVENTS,
-    *catalog_request_state.LOG_EVENTS,
-    *catalog_tasks.LOG_EVENTS,
+    *resumes.LOG_EVENTS,
+    *sessions.LOG_EVENTS,
+    *start.LOG_EVENTS,
+    *subscriptions.LOG_EVENTS,
+    *request_state.LOG_EVENTS,
+    *tasks.LOG_EVENTS,
 )

@@ -10,8 +10,9 @@ from urllib.parse import parse_qs
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.registry import Collector
 
-from mcp_eventscope.telemetry import multiprocess, observations
-from mcp_eventscope.telemetry.prometheus import DEFAULT_REGISTRY, Registry, check_registry
+from mcp_eventscope.telemetry.exposition import multiprocess
+from mcp_eventscope.telemetry.metrics import observations
+from mcp_eventscope.telemetry.metrics.prometheus import DEFAULT_REGISTRY, Registry, check_registry
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """The syntax of bearer tokens (RFC 6750, section 2.1)."""

@@ -4,7 +4,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mcp_eventscope.telemetry import declarations
-from mcp_eventscope.telemetry.observations import ObservationBatch, ObservationBuffer, SampledObservation, SpanIds
+from mcp_eventscope.telemetry.metrics.observations import (
+    ObservationBatch,
+    ObservationBuffer,
+    SampledObservation,
+    SpanIds,
+)
 
 
 class Counter(Protocol):

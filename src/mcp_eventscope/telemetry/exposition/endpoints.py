@@ -20,10 +20,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from mcp_eventscope.options import Number, given
-from mcp_eventscope.telemetry import catalog, multiprocess
-from mcp_eventscope.telemetry.exposition import PLAIN, Answer, Exposition
+from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry.exposition import multiprocess
+from mcp_eventscope.telemetry.exposition.rendering import PLAIN, Answer, Exposition
 from mcp_eventscope.telemetry.logs import Log
-from mcp_eventscope.telemetry.prometheus import Registry
+from mcp_eventscope.telemetry.metrics.prometheus import Registry
 
 PATH = "/metrics"
 LOOPBACK = "127.0.0.1"

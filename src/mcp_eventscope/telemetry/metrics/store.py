@@ -16,17 +16,17 @@ from mcp_eventscope.store.events import (
 )
 from mcp_eventscope.store.messages import type_of_class
 from mcp_eventscope.store.results import BacklogStatus, Gap
-from mcp_eventscope.telemetry import catalog, catalog_start, declarations
+from mcp_eventscope.telemetry import catalog, declarations
 from mcp_eventscope.telemetry.facts import ServingFact
-from mcp_eventscope.telemetry.instruments import Instruments, exemplar_of
 from mcp_eventscope.telemetry.measurements import (
     FollowMeasurement,
     RedisStatsMeasurement,
     ReplayMeasurement,
     StoreMeasurement,
 )
-from mcp_eventscope.telemetry.observations import AddObservation, ObservationBatch, SampledObservation, SpanIds
-from mcp_eventscope.telemetry.session_metrics import SessionMetrics
+from mcp_eventscope.telemetry.metrics.instruments import Instruments, exemplar_of
+from mcp_eventscope.telemetry.metrics.observations import AddObservation, ObservationBatch, SampledObservation, SpanIds
+from mcp_eventscope.telemetry.metrics.sessions import SessionMetrics
 
 _TAKEN = frozenset({"ok", "deferred"})
 
@@ -84,7 +84,7 @@ class MetricsSink:
         self._evicted = counter(catalog.REDIS_KEYS_EVICTED)
         self._polled = {metric.name: instruments.optional_gauge(metric) for metric in catalog.METRICS if metric.polled}
         self._capabilities = {
-            v: instruments.optional_gauge(catalog_start.REDIS_CAPABILITY, v) for v in _values(catalog_start.CAPABILITY)
+            v: instruments.optional_gauge(catalog.start.REDIS_CAPABILITY, v) for v in _values(catalog.start.CAPABILITY)
         }
         self._failures = {v: counter(catalog.TELEMETRY_FAILURES, v) for v in _values(catalog.SINK)}
         self.serving = SessionMetrics(instruments)

@@ -13,8 +13,8 @@ from mcp_eventscope.subscriptions.facts import (
     StreamOpened,
     SubscriptionFact,
 )
-from mcp_eventscope.telemetry import catalog_subscriptions
-from mcp_eventscope.telemetry.instruments import Instruments
+from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry.metrics.instruments import Instruments
 
 
 class SubscriptionMetrics:
@@ -26,14 +26,14 @@ class SubscriptionMetrics:
 
     def __init__(self, instruments: Instruments) -> None:
         counter, gauge, histogram = instruments.counter, instruments.gauge, instruments.histogram
-        self._open = gauge(catalog_subscriptions.STREAMS_OPEN)
-        self._signals = {path: counter(catalog_subscriptions.SIGNALS_DELIVERED, path.value) for path in SignalPath}
-        self._lag = histogram(catalog_subscriptions.SIGNAL_LAG)
-        self._gaps = {reason: counter(catalog_subscriptions.GAPS, reason.value) for reason in GapReason}
-        self._published = counter(catalog_subscriptions.CHANGES_PUBLISHED)
-        self._publish_seconds = histogram(catalog_subscriptions.PUBLISH_DURATION)
-        self._pending = gauge(catalog_subscriptions.CHANGES_PENDING)
-        self._failures = {v: counter(catalog_subscriptions.PUBLISH_FAILURES, v.value) for v in PublishFailure}
+        self._open = gauge(catalog.subscriptions.STREAMS_OPEN)
+        self._signals = {path: counter(catalog.subscriptions.SIGNALS_DELIVERED, path.value) for path in SignalPath}
+        self._lag = histogram(catalog.subscriptions.SIGNAL_LAG)
+        self._gaps = {reason: counter(catalog.subscriptions.GAPS, reason.value) for reason in GapReason}
+        self._published = counter(catalog.subscriptions.CHANGES_PUBLISHED)
+        self._publish_seconds = histogram(catalog.subscriptions.PUBLISH_DURATION)
+        self._pending = gauge(catalog.subscriptions.CHANGES_PENDING)
+        self._failures = {v: counter(catalog.subscriptions.PUBLISH_FAILURES, v.value) for v in PublishFailure}
 
     def record(self, fact: SubscriptionFact) -> None:
         """Record a fact."""

@@ -10,7 +10,7 @@ from mcp_eventscope.redis import scripts
 from mcp_eventscope.redis.client import AnyRedis, map_redis_errors
 from mcp_eventscope.redis.keys import Keys, pattern_of
 from mcp_eventscope.redis.masters import Master, at, masters
-from mcp_eventscope.redis.worker_id import WorkerId
+from mcp_eventscope.redis.workers.worker_id import WorkerId
 
 SCANNED_PER_SCRIPT = 250
 """Keys that one script scans, approximately: it blocks Redis for 0.5 ms."""

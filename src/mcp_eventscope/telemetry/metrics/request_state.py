@@ -10,8 +10,8 @@ from mcp_eventscope.request_state.facts import (
     StateRefused,
     StateSealed,
 )
-from mcp_eventscope.telemetry import catalog_request_state
-from mcp_eventscope.telemetry.instruments import Instruments
+from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry.metrics.instruments import Instruments
 
 
 class RequestStateMetrics:
@@ -22,23 +22,23 @@ class RequestStateMetrics:
     """
 
     def __init__(self, instruments: Instruments) -> None:
-        counter, sources = instruments.counter, catalog_request_state.KEY_SOURCE.values or ()
-        self._sealed = {source: counter(catalog_request_state.STATES_SEALED, source) for source in sources}
-        self._opened = counter(catalog_request_state.STATES_OPENED)
+        counter, sources = instruments.counter, catalog.request_state.KEY_SOURCE.values or ()
+        self._sealed = {source: counter(catalog.request_state.STATES_SEALED, source) for source in sources}
+        self._opened = counter(catalog.request_state.STATES_OPENED)
         self._refused = {
-            reason: counter(catalog_request_state.STATES_REFUSED, reason)
-            for reason in catalog_request_state.STATE_REFUSAL_REASON.values or ()
+            reason: counter(catalog.request_state.STATES_REFUSED, reason)
+            for reason in catalog.request_state.STATE_REFUSAL_REASON.values or ()
         }
         self._answers = {
-            outcome: counter(catalog_request_state.ANSWERS, outcome)
-            for outcome in catalog_request_state.ANSWER_OUTCOME.values or ()
+            outcome: counter(catalog.request_state.ANSWERS, outcome)
+            for outcome in catalog.request_state.ANSWER_OUTCOME.values or ()
         }
-        self._repeated = counter(catalog_request_state.ANSWERS_REPEATED)
-        self._duration = instruments.histogram(catalog_request_state.ANSWER_DURATION)
-        self._wait = instruments.histogram(catalog_request_state.ANSWER_WAIT)
-        self._key_age = instruments.optional_gauge(catalog_request_state.KEY_AGE)
-        self._source = {source: instruments.gauge(catalog_request_state.KEY_SOURCES, source) for source in sources}
-        self._changes = {source: counter(catalog_request_state.KEY_CHANGES, source) for source in sources}
+        self._repeated = counter(catalog.request_state.ANSWERS_REPEATED)
+        self._duration = instruments.histogram(catalog.request_state.ANSWER_DURATION)
+        self._wait = instruments.histogram(catalog.request_state.ANSWER_WAIT)
+        self._key_age = instruments.optional_gauge(catalog.request_state.KEY_AGE)
+        self._source = {source: instruments.gauge(catalog.request_state.KEY_SOURCES, source) for source in sources}
+        self._changes = {source: counter(catalog.request_state.KEY_CHANGES, source) for source in sources}
 
     def record(self, fact: RequestStateFact) -> None:
         """Record a fact."""

@@ -12,8 +12,8 @@ from opentelemetry.metrics import MeterProvider
 from mcp_eventscope.options import check_type
 from mcp_eventscope.sdk_versions import VERSION
 from mcp_eventscope.telemetry import declarations
-from mcp_eventscope.telemetry.metrics import MetricsSink
-from mcp_eventscope.telemetry.observations import ObservationBatch, SampledObservation
+from mcp_eventscope.telemetry.metrics.observations import ObservationBatch, SampledObservation
+from mcp_eventscope.telemetry.metrics.store import MetricsSink
 
 __all__ = ["MeterProvider", "check_meter_provider", "otel_sink"]
 

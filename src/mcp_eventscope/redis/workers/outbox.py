@@ -21,7 +21,7 @@ from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.scripts import SERVING, Serving, serving
-from mcp_eventscope.redis.worker_id import WorkerId
+from mcp_eventscope.redis.workers.worker_id import WorkerId
 from mcp_eventscope.store.coordination import MESSAGE_SECONDS, MessageKind, session_digest
 from mcp_eventscope.store.events import DropReason, MessagesDropped
 

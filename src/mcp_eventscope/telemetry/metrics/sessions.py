@@ -3,7 +3,7 @@
 import platform
 
 from mcp_eventscope.sdk_versions import VERSION, version_of
-from mcp_eventscope.telemetry import catalog_resumes, catalog_sessions
+from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.declarations import Label, Metric
 from mcp_eventscope.telemetry.facts import (
     OperationEnded,
@@ -16,8 +16,8 @@ from mcp_eventscope.telemetry.facts import (
     SessionsAged,
     SessionUsed,
 )
-from mcp_eventscope.telemetry.instruments import Histogram, Instruments
 from mcp_eventscope.telemetry.measurements import ReplayMeasurement
+from mcp_eventscope.telemetry.metrics.instruments import Histogram, Instruments
 
 _VERSIONS = (VERSION, version_of("mcp"), version_of("redis"), platform.python_version())
 
@@ -31,36 +31,36 @@ class SessionMetrics:
 
     def __init__(self, instruments: Instruments) -> None:
         counter, gauge, histogram = instruments.counter, instruments.gauge, instruments.histogram
-        self._sessions = gauge(catalog_sessions.SESSIONS_ACTIVE)
-        self._started = {v: counter(catalog_sessions.SESSIONS_STARTED, v) for v in _values(catalog_sessions.ORIGIN)}
+        self._sessions = gauge(catalog.sessions.SESSIONS_ACTIVE)
+        self._started = {v: counter(catalog.sessions.SESSIONS_STARTED, v) for v in _values(catalog.sessions.ORIGIN)}
         self._ended = {
-            v: counter(catalog_sessions.SESSIONS_ENDED, v) for v in _values(catalog_sessions.SESSION_END_REASON)
+            v: counter(catalog.sessions.SESSIONS_ENDED, v) for v in _values(catalog.sessions.SESSION_END_REASON)
         }
         self._refused = {
-            v: counter(catalog_sessions.REQUESTS_REFUSED, v) for v in _values(catalog_sessions.REFUSAL_REASON)
+            v: counter(catalog.sessions.REQUESTS_REFUSED, v) for v in _values(catalog.sessions.REFUSAL_REASON)
         }
         self._requests = {
-            v: counter(catalog_sessions.REQUESTS_RECEIVED, v) for v in _values(catalog_sessions.PROTOCOL_VERSION)
+            v: counter(catalog.sessions.REQUESTS_RECEIVED, v) for v in _values(catalog.sessions.PROTOCOL_VERSION)
         }
         self._session_seconds = {
-            (version, error_type): histogram(catalog_sessions.SESSION_DURATION, version, error_type)
-            for version in _values(catalog_sessions.NEGOTIATED_VERSION)
-            for error_type in _values(catalog_sessions.SESSION_ERROR_TYPE)
+            (version, error_type): histogram(catalog.sessions.SESSION_DURATION, version, error_type)
+            for version in _values(catalog.sessions.NEGOTIATED_VERSION)
+            for error_type in _values(catalog.sessions.SESSION_ERROR_TYPE)
         }
         self._lives = {
-            v: histogram(catalog_sessions.SESSION_DURATION_BY_END, v)
-            for v in _values(catalog_sessions.SESSION_END_REASON)
+            v: histogram(catalog.sessions.SESSION_DURATION_BY_END, v)
+            for v in _values(catalog.sessions.SESSION_END_REASON)
         }
-        self._idle = histogram(catalog_sessions.SESSION_IDLE)
-        self._oldest_age = gauge(catalog_sessions.SESSIONS_OLDEST_AGE)
-        self._longest_idle = gauge(catalog_sessions.SESSIONS_LONGEST_IDLE)
-        self._operation_seconds = _OnDemand(instruments, catalog_sessions.OPERATION_DURATION)
-        for error_type in catalog_sessions.TOOL_CALL_ERRORS:
+        self._idle = histogram(catalog.sessions.SESSION_IDLE)
+        self._oldest_age = gauge(catalog.sessions.SESSIONS_OLDEST_AGE)
+        self._longest_idle = gauge(catalog.sessions.SESSIONS_LONGEST_IDLE)
+        self._operation_seconds = _OnDemand(instruments, catalog.sessions.OPERATION_DURATION)
+        for error_type in catalog.sessions.TOOL_CALL_ERRORS:
             self._operation_seconds.of("tools/call", error_type)
-        self._first_event = histogram(catalog_resumes.REPLAY_TIME_TO_FIRST_EVENT)
-        self._send = histogram(catalog_resumes.REPLAY_SEND_DURATION)
-        self._ttl_ratio = histogram(catalog_resumes.RESUME_TTL_RATIO)
-        gauge(catalog_sessions.BUILD_INFO, *_VERSIONS).set(1)
+        self._first_event = histogram(catalog.resumes.REPLAY_TIME_TO_FIRST_EVENT)
+        self._send = histogram(catalog.resumes.REPLAY_SEND_DURATION)
+        self._ttl_ratio = histogram(catalog.resumes.RESUME_TTL_RATIO)
+        gauge(catalog.sessions.BUILD_INFO, *_VERSIONS).set(1)
 
     def record(self, fact: ServingFact) -> None:
         """Record a fact about sessions and requests."""

@@ -13,10 +13,12 @@ from prometheus_client.samples import Exemplar
 
 from mcp_eventscope.options import check_type
 from mcp_eventscope.process import PROCESS
-from mcp_eventscope.telemetry import catalog, declarations, multiprocess, observations
-from mcp_eventscope.telemetry.instruments import exemplar_of
-from mcp_eventscope.telemetry.metrics import MetricsSink
-from mcp_eventscope.telemetry.observations import ObservationBatch, ObservationBuffer, SampledObservation
+from mcp_eventscope.telemetry import catalog, declarations
+from mcp_eventscope.telemetry.exposition import multiprocess
+from mcp_eventscope.telemetry.metrics import observations
+from mcp_eventscope.telemetry.metrics.instruments import exemplar_of
+from mcp_eventscope.telemetry.metrics.observations import ObservationBatch, ObservationBuffer, SampledObservation
+from mcp_eventscope.telemetry.metrics.store import MetricsSink
 
 __all__ = ["DEFAULT_REGISTRY", "MetricsSink", "Registry", "check_registry", "prometheus_sink"]
 

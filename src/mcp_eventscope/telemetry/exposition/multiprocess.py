@@ -19,7 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from mcp_eventscope.process import PROCESS
-from mcp_eventscope.telemetry import dead_processes
+from mcp_eventscope.telemetry.exposition import dead_processes
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable that enables the mode; prometheus_client reads it when it is imported."""

@@ -11,8 +11,8 @@ from mcp_eventscope.tasks.facts import (
     TaskStatusChanged,
     TasksUncollected,
 )
-from mcp_eventscope.telemetry import catalog_tasks
-from mcp_eventscope.telemetry.instruments import Histogram, Instruments
+from mcp_eventscope.telemetry import catalog
+from mcp_eventscope.telemetry.metrics.instruments import Histogram, Instruments
 
 
 class TasksMetrics:
@@ -24,17 +24,17 @@ class TasksMetrics:
 
     def __init__(self, instruments: Instruments) -> None:
         counter, gauge, histogram = instruments.counter, instruments.gauge, instruments.histogram
-        outcomes = catalog_tasks.TASK_OUTCOME.values or ()
+        outcomes = catalog.tasks.TASK_OUTCOME.values or ()
         self._instruments = instruments
-        self._running = {v: gauge(catalog_tasks.TASKS_RUNNING, v) for v in catalog_tasks.TASK_STATUS.values or ()}
-        self._created = counter(catalog_tasks.TASKS_CREATED)
-        self._ended = {v: counter(catalog_tasks.TASKS_ENDED, v) for v in outcomes}
-        self._seconds = {v: histogram(catalog_tasks.TASKS_DURATION, v) for v in outcomes}
-        self._orphaned = counter(catalog_tasks.TASKS_ORPHANED)
-        self._uncollected = counter(catalog_tasks.TASKS_UNCOLLECTED)
-        self._poll_age = histogram(catalog_tasks.POLL_AGE)
-        self._cancel = histogram(catalog_tasks.CANCEL_DURATION)
-        self._input = histogram(catalog_tasks.INPUT_WAIT)
+        self._running = {v: gauge(catalog.tasks.TASKS_RUNNING, v) for v in catalog.tasks.TASK_STATUS.values or ()}
+        self._created = counter(catalog.tasks.TASKS_CREATED)
+        self._ended = {v: counter(catalog.tasks.TASKS_ENDED, v) for v in outcomes}
+        self._seconds = {v: histogram(catalog.tasks.TASKS_DURATION, v) for v in outcomes}
+        self._orphaned = counter(catalog.tasks.TASKS_ORPHANED)
+        self._uncollected = counter(catalog.tasks.TASKS_UNCOLLECTED)
+        self._poll_age = histogram(catalog.tasks.POLL_AGE)
+        self._cancel = histogram(catalog.tasks.CANCEL_DURATION)
+        self._input = histogram(catalog.tasks.INPUT_WAIT)
         self._operations: dict[tuple[str, str], Histogram] = {}
         for operation in TaskOperation:
             self._operation(operation, "ok")
@@ -68,6 +68,6 @@ class TasksMetrics:
 
     def _operation(self, operation: str, outcome: str) -> Histogram:
         if (operation, outcome) not in self._operations:
-            bound = self._instruments.histogram(catalog_tasks.OPERATION_DURATION, operation, outcome)
+            bound = self._instruments.histogram(catalog.tasks.OPERATION_DURATION, operation, outcome)
             self._operations[operation, outcome] = bound
         return self._operations[operation, outcome]

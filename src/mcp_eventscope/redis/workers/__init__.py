@@ -1,0 +1,1 @@
+"""This process among the workers of a store: names, leases, and messages between them."""

@@ -1,0 +1,1 @@
+"""`/metrics`: endpoints, the registry as text, and the files of several processes."""

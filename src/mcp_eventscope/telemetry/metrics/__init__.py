@@ -1,0 +1,1 @@
+"""Instruments for Prometheus and OpenTelemetry, and the metrics of each part."""
