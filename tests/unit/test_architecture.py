@@ -161,7 +161,7 @@ def test_sessions_import_no_instruments() -> None:
     above = [name for name in MODULES if name.startswith("mcp_eventscope.sessions")]
     assert above
     assert [used for name in above for used in imports(name) if used.startswith("prometheus_client")] == []
-    assert [used for name in above for used in imports(name) if used.endswith("telemetry.prometheus")] == []
+    assert [used for name in above for used in imports(name) if used.endswith("telemetry.metrics.prometheus")] == []
 
 
 def test_command_line_starts_without_the_sdk_and_redis() -> None:
