@@ -200,7 +200,7 @@ def test_histogram_queries_request_exemplars(name: str) -> None:
         assert target["exemplar"] or "commit_batch_size" in target["expr"]
 
 
-def test_an_outcome_has_one_colour() -> None:
+def test_outcome_has_one_colour_everywhere() -> None:
     """An outcome has the same colour on all panels."""
     colours: dict[str, set[str]] = {}
     for _, panel in drawn():

@@ -713,7 +713,7 @@ def test_alerts_fire_and_do_not(tmp_path: Path) -> None:
     assert not failures_of_promtool(CASES, tmp_path)
 
 
-def test_a_wrong_case_is_found(tmp_path: Path) -> None:
+def test_promtool_reports_a_wrong_case(tmp_path: Path) -> None:
     """A wrong expectation fails: the test can fail."""
     for case in (CASES[0], CASES[2]):
         other = replace(case, fires=[] if case.fires else [{}])

@@ -89,7 +89,7 @@ def running(*arguments: str) -> Iterator[Run]:
 
 
 @pytest.mark.slow
-def test_the_demo_passes() -> None:
+def test_demo_of_all_scenes_passes() -> None:
     """It exits 0, shows each event, the cut, the resume, the kill, the error and the figures, and leaves nothing."""
     with running() as run:
         run.read_until(" 2/16 ")

@@ -96,7 +96,7 @@ def test_connections_go_round_and_pass_over_the_dead() -> None:
     run(test)
 
 
-def test_a_way_that_is_cut_is_not_taken() -> None:
+def test_switch_takes_no_route_that_is_cut() -> None:
     """Only the backend's own connections are reset, and new ones go elsewhere, until the way is mended."""
 
     async def test() -> None:
@@ -124,7 +124,7 @@ def test_a_way_that_is_cut_is_not_taken() -> None:
     [STREAM, (STREAM[0][:30], STREAM[0][30:], STREAM[1]), (*STREAM, END, *STREAM)],
     ids=["stream", "split header", "second stream"],
 )
-def test_a_live_stream_is_reset(pieces: tuple[bytes, ...]) -> None:
+def test_switch_resets_a_live_stream(pieces: tuple[bytes, ...]) -> None:
     """Both sides of a connection in the middle of a stream are reset, not closed."""
 
     async def test() -> None:
@@ -144,7 +144,7 @@ def test_a_live_stream_is_reset(pieces: tuple[bytes, ...]) -> None:
     [(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{}",), (*STREAM, END), (*STREAM, END[:2], END[2:])],
     ids=["json", "ended stream", "split end"],
 )
-def test_what_carries_no_stream_is_left_alone(pieces: tuple[bytes, ...]) -> None:
+def test_switch_keeps_connections_without_a_stream(pieces: tuple[bytes, ...]) -> None:
     """Nothing is cut when nothing streams: the verdict then reports that nothing was shown."""
 
     async def test() -> None:

@@ -53,13 +53,13 @@ def cut_faults(moments: list[Moment] = GOOD, *, a: Figures = NOTHING, b: Figures
     return of_cut(moments, {"A": a, "B": counted() if b is None else b}, STEPS)
 
 
-def test_a_good_resume_has_no_faults() -> None:
+def test_verdict_on_a_good_resume_has_no_faults() -> None:
     """Each event once, in order, cut in the middle and resumed by the other worker, and the figures agree."""
     assert cut_faults() == []
     assert cut_faults(b=counted(outcome="caught_up", replayed=0, followed=11)) == []
 
 
-def test_what_was_under_way_when_the_stream_was_cut_is_no_resume() -> None:
+def test_event_in_flight_at_the_cut_is_no_resumed_event() -> None:
     """An event that the client reads of the first connection after the cut is not owed by the second."""
     moments = [*BEFORE, CUT, AFTER[0], RETURN, *AFTER[1:], RESULT]
     assert cut_faults(moments, b=counted(followed=8)) == []
@@ -89,7 +89,7 @@ def test_what_was_under_way_when_the_stream_was_cut_is_no_resume() -> None:
         ([], "events never arrived: 1, 2"),
     ],
 )
-def test_the_verdict_finds_what_the_client_saw(moments: list[Moment], fault: str) -> None:
+def test_verdict_reports_faults_of_the_client(moments: list[Moment], fault: str) -> None:
     """A missing, doubled, swapped or invented event, a result that is not, and a cut that showed nothing."""
     assert any(text.startswith(fault) for text in cut_faults(moments))
 
@@ -112,7 +112,7 @@ def test_the_verdict_finds_what_the_client_saw(moments: list[Moment], fault: str
         ({"a": Figures.of(f'{names.ERRORS}{{operation="store"}} 3\n')}, "/metrics of A reports 3 failed operations"),
     ],
 )
-def test_the_verdict_finds_what_the_stores_counted(figures: Mapping[str, Figures], fault: str) -> None:
+def test_verdict_reports_faults_of_the_counters(figures: Mapping[str, Figures], fault: str) -> None:
     """What the client saw is not enough: the worker that resumed has to account for it, and no other."""
     assert any(text.startswith(fault) for text in cut_faults(a=figures.get("a", NOTHING), b=figures.get("b")))
 
@@ -134,7 +134,7 @@ def kill_faults(moments: list[Moment] = ANSWERED, b: Figures | None = None) -> l
     return of_kill(moments, figures, STEPS, LEASE, WORDS)
 
 
-def test_a_good_answer_has_no_faults() -> None:
+def test_verdict_on_a_good_answer_has_no_faults() -> None:
     """The error comes, alone or after an event that was stored and not sent, and the session goes on."""
     assert kill_faults() == []
     assert (
@@ -171,7 +171,7 @@ def test_a_good_answer_has_no_faults() -> None:
         ([], "the worker that ran the call was not killed"),
     ],
 )
-def test_the_verdict_finds_what_the_kill_broke(moments: list[Moment], fault: str) -> None:
+def test_verdict_reports_faults_after_a_kill(moments: list[Moment], fault: str) -> None:
     """No kill, no error, another one, too late a one, a session that ends, and events that are not as they were."""
     assert any(text.startswith(fault) for text in kill_faults(moments))
 
@@ -185,7 +185,7 @@ def test_the_verdict_finds_what_the_kill_broke(moments: list[Moment], fault: str
         (counted(replayed=0, followed=1, more=f"{names.ERRORS} 1\n"), "/metrics of B reports 1 failed operations"),
     ],
 )
-def test_the_verdict_finds_what_the_survivor_counted(figures: Figures, fault: str) -> None:
+def test_verdict_reports_faults_of_the_surviving_worker(figures: Figures, fault: str) -> None:
     """The worker that is left has sent what the client got, and the error, and nothing else."""
     assert any(text.startswith(fault) for text in kill_faults(b=figures))
 
@@ -202,7 +202,7 @@ TASK = [
 ]
 
 
-def test_a_task_that_outlived_its_client_has_no_faults() -> None:
+def test_verdict_on_a_task_that_outlived_its_client_has_no_faults() -> None:
     """The other worker had its progress, its result and its signal."""
     assert of_task(TASK, "A", "B", 6) == []
 
@@ -222,7 +222,7 @@ def test_a_task_that_outlived_its_client_has_no_faults() -> None:
         (Kind.SIGNAL, [Moment(2.1, Kind.SIGNAL, "", worker="A")], "was not signalled on worker B"),
     ],
 )
-def test_the_verdict_finds_what_is_wrong_with_a_task(left_out: Kind | None, more: list[Moment], fault: str) -> None:
+def test_verdict_reports_faults_of_a_task(left_out: Kind | None, more: list[Moment], fault: str) -> None:
     """Each part of the scene must be there, from the right worker, once."""
     moments = [*(moment for moment in TASK if moment.kind is not left_out), *more]
     assert any(fault in found for found in of_task(moments, "A", "B", 6))

@@ -23,7 +23,7 @@ async def deaf_worker() -> tuple[Worker, asyncio.subprocess.Process]:
     return worker, process
 
 
-def test_a_deaf_worker_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_that_ignores_signals_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that does not end in time is ended."""
     monkeypatch.setattr(module, "STOP_SECONDS", 0.1)
 
@@ -52,7 +52,7 @@ def test_killed_worker_log_names_the_signal() -> None:
     asyncio.run(test())
 
 
-def test_a_signal_during_the_end_leaves_no_worker() -> None:
+def test_signal_during_shutdown_leaves_no_worker() -> None:
     """A Ctrl-C that comes while workers are being stopped does not leave them behind."""
 
     async def test() -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-async def test_by_hand(valkey_url: str, connect: Connect) -> None:
+async def test_by_hand_example_runs(valkey_url: str, connect: Connect) -> None:
     """An application with the drop-in manager serves and resumes."""
     by_hand = importlib.import_module("examples.by_hand")
     by_hand.redis.connection_pool = aioredis.from_url(valkey_url).connection_pool
@@ -32,7 +32,9 @@ async def test_by_hand(valkey_url: str, connect: Connect) -> None:
         assert await client.resume(received[0].id) == received[1:]
 
 
-async def test_fastmcp_server(valkey_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_fastmcp_server_example_resumes(
+    valkey_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A FastMCP server gains resumability by one changed line."""
     monkeypatch.setenv("EVENTSCOPE_REDIS_URL", valkey_url)
     server = importlib.import_module("examples.fastmcp_server")
@@ -73,7 +75,7 @@ async def test_fastapi_two_servers(valkey_url: str, connect: Connect, monkeypatc
         assert resumed + caught_up == 1
 
 
-async def test_client(valkey_url: str) -> None:
+async def test_client_example_runs(valkey_url: str) -> None:
     """The client of the quickstart calls the tool and prints its progress."""
     quickstart = importlib.import_module("examples.quickstart")
     async with serving(http_app(quickstart.mcp, redis_url=valkey_url)) as url:
@@ -84,7 +86,7 @@ async def test_client(valkey_url: str) -> None:
     assert "counted to 10" in lines[-1]
 
 
-async def test_third_party() -> None:
+async def test_third_party_example_runs() -> None:
     """Each third-party store replays its call, and all have the same metrics."""
     command = [sys.executable, str(EXAMPLES / "third_party.py"), "memory", "sqlite", "fastmcp"]
     done = await anyio.run_process(command, check=False)
@@ -97,7 +99,7 @@ async def test_third_party() -> None:
             assert f"eventscope_replay_duration_seconds_count {shown} 1" in lines
 
 
-async def test_logs() -> None:
+async def test_logs_example_runs() -> None:
     """Each event is printed twice, with the same fields; a repeated one is logged once, with its trace."""
     done = await anyio.run_process([sys.executable, str(EXAMPLES / "logs.py")], check=False)
     assert done.returncode == 0, done.stderr.decode()

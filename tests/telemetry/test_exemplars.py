@@ -55,7 +55,7 @@ async def test_latency_histograms_have_spans_as_exemplars(scope: Scope, redis: F
         assert (ids(scope, 2)["trace_id"] in encode(scope.registry).decode()) == shown
 
 
-async def test_the_last_of_each_bucket(scope: Scope, redis: FakeAsyncRedis) -> None:
+async def test_exemplar_of_a_bucket_is_its_last_observation(scope: Scope, redis: FakeAsyncRedis) -> None:
     """Each bucket that a batch increases gets its own exemplar."""
     session = scope.instrument(RedisEventStore(redis, ttl=60))
     (meter,) = session._sinks.meters

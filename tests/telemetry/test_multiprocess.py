@@ -189,7 +189,7 @@ assert info.endswith(" 1.0") and 'redis="' in info, info
     )
 
 
-def test_what_a_process_of_the_same_pid_left(tmp_path: Path) -> None:
+def test_gauges_of_a_dead_process_with_the_same_pid_are_reset(tmp_path: Path) -> None:
     """With a reused pid, gauges start at 0, and counters continue."""
     run(
         tmp_path,
@@ -249,7 +249,7 @@ def test_variable_set_after_the_import_is_refused(tmp_path: Path, monkeypatch: p
         metrics_app(CollectorRegistry())
 
 
-def test_what_is_counted_by_the_batch(tmp_path: Path) -> None:
+def test_buffered_observations_reach_the_scrape_of_another_process(tmp_path: Path) -> None:
     """Buffered observations reach the files within one iteration of the event loop, and at the end."""
     run(
         tmp_path,

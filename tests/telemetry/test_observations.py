@@ -30,7 +30,7 @@ def sink(scope: Scope, failures: list[Exception] | None = None) -> MetricsSink:
 
 
 @pytest.mark.anyio
-async def test_what_is_read_is_exact(scope: Scope) -> None:
+async def test_scrape_includes_buffered_observations(scope: Scope) -> None:
     """A scrape within an iteration of the event loop includes all events stored before it."""
     metrics = sink(scope)
     for number in range(10):
@@ -61,7 +61,7 @@ def test_buffer_without_an_event_loop_is_flushed_immediately() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("every_turn", [True, False])
-async def test_a_turn_may_be_long(*, every_turn: bool) -> None:
+async def test_buffer_in_a_long_turn_of_the_loop_is_bounded(*, every_turn: bool) -> None:
     """The buffer is bounded."""
     written: list[observations.ObservationBatch] = []
     kept = observations.ObservationBuffer(written.append, unexpected, flush_each_turn=every_turn)
@@ -120,7 +120,7 @@ async def stored_somewhere(scope: Scope, redis: FakeAsyncRedis, count: int) -> N
 
 
 @pytest.mark.anyio
-async def test_a_store_that_is_gone(scope: Scope, redis: FakeAsyncRedis) -> None:
+async def test_observations_of_a_deleted_store_are_exposed(scope: Scope, redis: FakeAsyncRedis) -> None:
     """Buffered observations of a collected store are counted, and added to those of a store of the same name."""
     for number in range(1, 4):
         await stored_somewhere(scope, redis, 10)
@@ -128,7 +128,7 @@ async def test_a_store_that_is_gone(scope: Scope, redis: FakeAsyncRedis) -> None
         assert scope.sample("events_stored_total", message_type="priming") == 10 * number
 
 
-def test_a_loop_that_does_not_turn() -> None:
+def test_buffer_of_a_loop_that_does_not_turn_is_flushed() -> None:
     """An event loop that was stopped early does not block flushes of others."""
     written: list[observations.ObservationBatch] = []
     kept = observations.ObservationBuffer(written.append, unexpected, flush_each_turn=True)
@@ -196,7 +196,7 @@ def test_failure_callback_that_flushes_does_not_deadlock() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_batch_that_cannot_be_written(
+async def test_batch_that_cannot_be_written_is_counted(
     scope: Scope, redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A failed flush is counted and logged as a failure of the metrics, not raised."""

@@ -95,7 +95,9 @@ async def test_why_do_resumes_not_work(scope: Scope, session: InstrumentedEventS
     assert scope.sample("events_missing_total", reason="store_lost") == scope.sample("events_corrupt_total") == 1
 
 
-async def test_how_near_is_the_ttl(scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis) -> None:
+async def test_resume_age_is_compared_with_the_ttl(
+    scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis
+) -> None:
     """The age at resume, and a warning near the TTL before events are lost."""
     cursor = await stored_before(redis, 0.95 * TTL, note(1))
     await session.append("1", note(2))
@@ -110,7 +112,9 @@ async def test_how_near_is_the_ttl(scope: Scope, session: InstrumentedEventStore
     assert "ttl=" in late["fix"]
 
 
-async def test_a_client_that_comes_back_at_once(scope: Scope, session: InstrumentedEventStore) -> None:
+async def test_replay_for_a_client_that_returns_immediately_is_counted(
+    scope: Scope, session: InstrumentedEventStore
+) -> None:
     """A quick resume is far from the TTL; without a TTL there is no ratio."""
     first = (await session.append("1", None)).event_id
     await session.replay(first, take, stream_id="1")
@@ -121,7 +125,7 @@ async def test_a_client_that_comes_back_at_once(scope: Scope, session: Instrumen
     assert scope.registry.get_sample_value("eventscope_resume_ttl_ratio_count", {"store": "lasting"}) == 0
 
 
-async def test_how_big_are_replays(scope: Scope, session: InstrumentedEventStore) -> None:
+async def test_replay_size_is_measured(scope: Scope, session: InstrumentedEventStore) -> None:
     """Sizes in events and in bytes."""
     first = (await session.append("1", None)).event_id
     sizes = [(await session.append("1", note(n, "x" * 1000))).payload_bytes for n in range(20)]
@@ -160,7 +164,7 @@ async def test_our_store_or_a_slow_client(
     assert 0.09 < first_event < whole
 
 
-async def test_a_replay_that_sends_nothing(scope: Scope, session: InstrumentedEventStore) -> None:
+async def test_replay_without_events_has_no_first_event(scope: Scope, session: InstrumentedEventStore) -> None:
     """It has no first event and no send duration."""
     await session.replay((await session.append("1", None)).event_id, take, stream_id="1")
     assert resumes(scope) == {"caught_up": 1}
@@ -171,7 +175,9 @@ async def test_a_replay_that_sends_nothing(scope: Scope, session: InstrumentedEv
     )
 
 
-async def test_a_client_that_leaves_at_the_first_event(scope: Scope, session: InstrumentedEventStore) -> None:
+async def test_replay_whose_client_leaves_at_the_first_event_is_counted(
+    scope: Scope, session: InstrumentedEventStore
+) -> None:
     """It has a send duration, but no first event."""
 
     async def leave(_: EventMessage) -> None:

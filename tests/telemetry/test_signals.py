@@ -395,7 +395,7 @@ async def test_missing_ttl_is_logged_once(scope: Scope, redis: FakeAsyncRedis) -
     assert scope.sample("ttl_seconds") is None
 
 
-async def test_two_stores_on_one_registry(scope: Scope, redis: FakeAsyncRedis) -> None:
+async def test_stores_on_one_registry_differ_by_label(scope: Scope, redis: FakeAsyncRedis) -> None:
     """Stores on one registry differ in the label `store`."""
     first = scope.instrument(RedisEventStore(redis, ttl=60), "first")
     scope.instrument(RedisEventStore(redis, ttl=90), "second")

@@ -68,7 +68,9 @@ async def test_sessions_are_kept_apart(scope: Scope, theirs: EventStore) -> None
     assert collected.data == []
 
 
-async def test_what_it_raises_is_passed_on(scope: Scope, theirs: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_third_party_store_that_raises_passes_its_error_on(
+    scope: Scope, theirs: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Errors are passed on and counted; their messages are not logged."""
 
     async def broken(*_: object) -> str:

@@ -52,7 +52,7 @@ def links(span: ReadableSpan) -> list[tuple[int, int]]:
     return [(link.context.trace_id, link.context.span_id) for link in span.links]
 
 
-async def test_a_replay_links_to_who_stored_what_it_delivers(
+async def test_replay_span_links_to_the_spans_of_its_events(
     scope: Scope, session: InstrumentedEventStore, redis: FakeAsyncRedis
 ) -> None:
     """Each event keeps its span, with its payload unchanged; the replay links to the delivered ones.
@@ -76,7 +76,7 @@ async def test_a_replay_links_to_who_stored_what_it_delivers(
     assert (replay.parent.trace_id, replay.parent.span_id) == (stored[2].trace_id, stored[2].span_id)
 
 
-async def test_what_is_not_recorded_is_not_kept(redis: FakeAsyncRedis) -> None:
+async def test_span_that_is_not_recorded_is_not_kept(redis: FakeAsyncRedis) -> None:
     """Unrecorded spans are not stored."""
     store = InstrumentedEventStore(
         RedisEventStore(redis, ttl=60), registry=None, tracer_provider=TracerProvider(sampler=ALWAYS_OFF)
@@ -88,7 +88,7 @@ async def test_what_is_not_recorded_is_not_kept(redis: FakeAsyncRedis) -> None:
     }
 
 
-async def test_each_once_and_not_too_many(store: RedisEventStore) -> None:
+async def test_links_of_a_replay_are_distinct_and_bounded(store: RedisEventStore) -> None:
     """Events of one span make one link; the links of a long replay are bounded."""
     first = (await store.append("1", None)).event_id
     for number in range(PRODUCERS // 2):
@@ -103,7 +103,7 @@ async def test_each_once_and_not_too_many(store: RedisEventStore) -> None:
     assert len(facts.producers) <= PRODUCERS
 
 
-async def test_a_client_that_had_some(store: RedisEventStore) -> None:
+async def test_replay_after_some_events_links_to_the_missed_ones(store: RedisEventStore) -> None:
     """Events without a span and priming events are skipped."""
     ids = []
     for message, parent in ((NOTE, PARENT), (NOTE, ""), (None, PARENT), (RESPONSE, PARENT[:-1] + "0")):
@@ -184,9 +184,7 @@ async def test_calls_at_the_same_time(scope: Scope, session: InstrumentedEventSt
     assert parents == [of_one, of_two, of_one, of_two, of_one, of_two, tool, of_two]
 
 
-async def test_a_response_is_sent_outside_of_the_span_of_the_call(
-    scope: Scope, session: InstrumentedEventStore
-) -> None:
+async def test_response_is_sent_outside_of_the_span_of_the_call(scope: Scope, session: InstrumentedEventStore) -> None:
     """If only the SDK traces, its span has ended when the response is sent: the call's earlier messages identify it."""
     view = SessionView(session, follow_timeout=1)
     with scope.provider.get_tracer("client").start_as_current_span("initialize"):

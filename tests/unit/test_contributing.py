@@ -45,6 +45,15 @@ def test_contributing_names_existing_tests() -> None:
     assert [name for name in named if f"def {name}(" not in defined] == []
 
 
+def test_names_of_tests_begin_with_the_unit() -> None:
+    """Each has at least three words and begins with no article or question; a file of tests has a name of its own."""
+    paths = sorted((ROOT / "tests").rglob("test_*.py"))
+    assert len({path.name for path in paths}) == len(paths) > 100
+    vague = {"a", "an", "the", "it", "that", "this", "what", "who", "when", "where", "how", "whether"}
+    named = [name for path in paths for name in re.findall(r"def test_(\w+)\(", path.read_text("utf-8"))]
+    assert [name for name in named if len(words := name.split("_")) < 3 or words[0] in vague] == []
+
+
 def test_pages_name_existing_identifiers() -> None:
     """Each name with an underscore that a page has in backticks is one of the code, of a module or of a folder."""
     folders = [ROOT / name for name in ("src", "tests", "dashboards")]
