@@ -5,6 +5,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -58,9 +59,6 @@ _EXCEPTIONS = ("EventscopeError", *(name for name in mcp_eventscope.__all__ if h
 _INTERNAL = {"the connection was closed", "not an object", "not a JSON-RPC message", "the task was cancelled"}
 """Messages that another part of the package handles."""
 
-# By name: a path below the current directory would be taken for a path of modules.
-_package = griffe.load("mcp_eventscope", search_paths=[PACKAGE.parent], resolve_aliases=True)
-
 
 def api() -> Iterator[str]:
     """The lines of the page of the public API."""
@@ -80,8 +78,14 @@ def summary() -> str:
     return (mcp_eventscope.__doc__ or "").splitlines()[0]
 
 
+@cache
+def _package() -> "griffe.Object | griffe.Alias":
+    # By name: a path below the current directory would be taken for a path of modules.
+    return griffe.load("mcp_eventscope", search_paths=[PACKAGE.parent], resolve_aliases=True)
+
+
 def _find(name: str) -> Class | Function:
-    target = _package[name]
+    target = _package()[name]
     found = target.final_target if target.is_alias else target
     assert isinstance(found, Class | Function)  # noqa: S101 - a public name
     return found
