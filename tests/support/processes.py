@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -15,6 +14,7 @@ import httpx2
 
 from examples.demo.switch import Switch
 from mcp_eventscope.settings import URL_VARIABLE
+from support.forks import FORKSERVER
 from support.http_client import NO_TLS
 from support.servers import HOST, free_port, text_of
 from support.waiting import CEILING, eventually, slowness
@@ -23,11 +23,6 @@ from support.worker_app import CONTROL_VARIABLE, DEFAULT_APP, OPTIONS_VARIABLE, 
 LEASE = min(max(1.0, slowness() / 2), 4.0)
 """Seconds. Longer on a busy machine, where processes renew it late."""
 RETRY_MILLISECONDS = 100
-_FORKSERVER = multiprocessing.get_context("forkserver")
-# To import the SDK takes a worker more than a second. The server of the forks does so once, and runs nothing.
-_FORKSERVER.set_forkserver_preload(
-    ["mcp.server.mcpserver", "uvicorn", "mcp_eventscope", "mcp_eventscope.app", "opentelemetry.instrumentation.redis"]
-)
 
 
 class WorkerProcess:
@@ -82,7 +77,7 @@ class WorkerProcess:
             self._log.close()
         self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115 - closed at the next start, or with us
         # A daemon: it is ended with us, whatever becomes of the test.
-        self._process = _FORKSERVER.Process(
+        self._process = FORKSERVER.Process(
             target=serve, args=(self._environment, self._log.name, self.port, self._graceful, self._app), daemon=True
         )
         self._process.start()
