@@ -51,7 +51,9 @@ _PROBLEMS = (
     _problem("Events lost", _times(catalog.EVENTS_LOST_TOTAL), "EventscopeEventsLost"),
     _problem("Requests orphaned", _times(catalog.REQUESTS_ORPHANED), "EventscopeRequestsOrphaned"),
     _problem(
-        "Requests refused", _times(REQUESTS_REFUSED, reason=("limit", "unavailable")), "EventscopeRequestsRefused"
+        "Requests refused",
+        _times(REQUESTS_REFUSED, reason=("limit", "unavailable", "resumes")),
+        "EventscopeRequestsRefused",
     ),
     _problem("Resumes after expiry", _times(catalog.REPLAY_MISSES, reason="expired"), "EventscopeTTLHeadroomLow"),
     _problem(

@@ -69,7 +69,7 @@ def _quantile(quantile: float, metric: Metric, window: str, **labels: Values) ->
 
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 _LOST = tuple(reason for reason in catalog.LOSS_REASON.values or () if reason != "session_limit")
-_REFUSED = ("limit", "unavailable")
+_REFUSED = ("limit", "unavailable", "resumes")
 _GAPS = ("lost", "rolled_back", "trimmed", "damaged")
 _UNPUBLISHED = ("refused", "overflow", "shutdown")
 _TARGET = (*OF, "instance")
@@ -419,7 +419,7 @@ def _alerts() -> Iterator[Alert]:
         f"Requests answered 503: {_WHO}",
         f"{_RATE} requests per second are answered 503 ({{{{ $labels.reason }}}}). Their clients cannot work, and "
         "retry. limit: too many sessions are open. unavailable: Redis cannot be read, although it is not known to be "
-        "down.",
+        "down. resumes: a client resumes in a loop.",
         of=(*OF, "reason"),
     )
     yield Alert(

@@ -195,13 +195,13 @@ SESSIONS_ROW = (
         "Requests refused by reason",
         REQUESTS_REFUSED,
         describe(
-            "Requests without a session. Limit: too many sessions (503). Unknown: no such session (404). Not_owner: "
-            "the session of another principal (404). Unavailable: Redis unavailable (503). Invalid: not a valid "
-            "request to open one.",
+            "Requests that no session served. Limit: too many sessions (503). Unknown: no such session (404). "
+            "Not_owner: the session of another principal (404). Unavailable: Redis unavailable (503). Resumes: too "
+            "many resumes of one principal wait (503). Invalid: not a valid request to open a session.",
             normal="a few unknown: clients whose session has ended open a new one.",
             otherwise="limit: more workers, or a higher limit. Unavailable: see 'Redis state by worker'. Many unknown: "
-            "Redis lost its data. Not_owner: a client tries session ids of others; the log is "
-            "event_store.session_refused.",
+            "Redis lost its data. Resumes: a client resumes in a loop. Not_owner: a client tries session ids of "
+            "others; the log is event_store.session_refused.",
         ),
         "reason",
         links=(to("Redis state by worker", links.OVERVIEW, 41), runbook("EventscopeRequestsRefused")),

@@ -185,6 +185,7 @@ A client receives them in place of a result.
 | 421, 403 | `Invalid Host header`, `Invalid Origin header` | [Host and Origin](proxies.md#host-and-origin) |
 | 503 | `Session store temporarily unavailable; retry` | Redis is unreachable, and the session is not on this worker. `Retry-After: 1` |
 | 503 | `Too many open sessions` | `max_sessions` of this worker. `Retry-After: 1` |
+| 503 | `Too many resumes in progress; retry` | 1,000 resumes of this principal wait on this worker ([limits](benchmarks.md#limits)). `Retry-After: 1` |
 | 503 | `the server was not started; …`, `the server has stopped` | The application that mounts `http_app()` does not run its lifespan. |
 
 ## Exceptions

@@ -481,6 +481,14 @@ CASES = [
     ),
     Case(
         "EventscopeRequestsRefused",
+        "a client resumes in a loop",
+        {'eventscope_requests_refused_total{reason="resumes"}': "0+120x20"},
+        "12m",
+        [{"reason": "resumes"}],
+        "2",
+    ),
+    Case(
+        "EventscopeRequestsRefused",
         "clients of ended sessions",
         {'eventscope_requests_refused_total{reason="unknown"}': "0+120x20"},
         "12m",

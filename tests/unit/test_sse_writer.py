@@ -219,6 +219,7 @@ async def test_sse_writer_of_an_ended_session_ends_the_response() -> None:
         view,
         stopped=lambda _: None,
         forward=lambda _: None,
+        admit_resume=lambda: None,
         reconnection_delay=lambda: 0,
         rested=lambda: None,
         mcp_session_id="s",

@@ -43,6 +43,7 @@ async def test_route_passes_no_answer_to_a_server_that_did_not_ask(
         view,
         stopped=lambda _: None,
         forward=sent.append,
+        admit_resume=lambda: None,
         reconnection_delay=lambda: 0,
         rested=lambda: None,
         mcp_session_id="s",

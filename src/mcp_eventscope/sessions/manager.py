@@ -41,6 +41,7 @@ from mcp_eventscope.sessions.handshake import (
     too_large,
 )
 from mcp_eventscope.sessions.registry import UNREAD, LocalRegistry, SessionRegistry
+from mcp_eventscope.sessions.resume_limit import ResumeLimiter, ResumeTurn
 from mcp_eventscope.sessions.settings import check_name, check_settings
 from mcp_eventscope.sessions.telemetry import SessionTelemetry
 from mcp_eventscope.sessions.transport import ResumableTransport
@@ -184,6 +185,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                 ttl = ceil(session_idle_timeout or max(self._store.ttl or 0, _RECORD_TTL))
                 self._registry = SessionRegistry(self._store.coordinator, ttl, self._store.ttl)
         self._forwarder = Forwarder(self._registry.send, self._registry.drop)
+        self._resumes = ResumeLimiter()
         self._telemetry = SessionTelemetry(self._store, Log(logger))
         if self._store is None:
             return
@@ -323,6 +325,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             view,
             stopped=lambda name: self._registry.send(session_id, MessageKind.STOP, name),
             forward=lambda message: self._forwarder.forward(session_id, message),
+            admit_resume=lambda: self._admit_resume(session_id),
             reconnection_delay=self._reconnection_delay,
             rested=lambda: self._renew_soon(session_id),
             mcp_session_id=session_id,
@@ -331,6 +334,13 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
             retry_interval=self.retry_interval,
             idle_timeout=self.session_idle_timeout,
         )
+
+    def _admit_resume(self, session_id: str) -> ResumeTurn | None:
+        """Admit a resume among those of its principal; None if too many of them are waiting."""
+        turn = self._resumes.admit(owner_of(self._session_owners.get(session_id)) or session_id)
+        if turn is None:
+            self._telemetry.refused(Refusal.RESUMES, session_id)
+        return turn
 
     def _end_locally(self, session_id: str) -> None:
         """Discard a session that was ended on another worker."""

@@ -229,7 +229,7 @@ class SessionTelemetry:
         self._record(OperationEnded(method, seconds, error_type if error_type in _ERROR_TYPES else other))
 
     def refused(self, reason: Refusal, session_id: str | None = None) -> None:
-        """Record a request without a valid session."""
+        """Record a request that no session serves."""
         self._record(SessionRefused(reason, session_hash(session_id)))
 
     def check(

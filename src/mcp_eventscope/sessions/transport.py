@@ -1,7 +1,7 @@
 """The SDK's transport, extended for sessions that any worker may serve."""
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from contextvars import Context, ContextVar
 from functools import partial
 from http import HTTPStatus
@@ -24,8 +24,14 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from mcp_eventscope.sessions import event_ids
-from mcp_eventscope.sessions._sdk_compat import MCP_PROTOCOL_VERSION_HEADER, accepts_sse, is_version_at_least
+from mcp_eventscope.sessions._sdk_compat import (
+    MCP_PROTOCOL_VERSION_HEADER,
+    accepts_sse,
+    is_version_at_least,
+    unavailable,
+)
 from mcp_eventscope.sessions.outbound_pipe import replace_outbound_streams
+from mcp_eventscope.sessions.resume_limit import ResumeTurn
 from mcp_eventscope.sessions.sse_writer import Response, SSEWriter
 from mcp_eventscope.sessions.view import Priming, SessionView, WireId, understands_priming
 from mcp_eventscope.store.messages import EventMessage, JSONRPCError, JSONRPCResponse, unwrapped, wrapped
@@ -48,6 +54,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
         view: The session's view of the store.
         stopped: Called with the name of a stream whose connections to other workers must end.
         forward: Called with an answer or a cancellation by the client that concerns no request on this worker.
+        admit_resume: Returns the place of a resume among those of its principal; None: it is refused with 503.
         reconnection_delay: Returns the milliseconds after which a client should resume a stream that the server ends.
         rested: Called when the last running call has ended.
         **settings: As in the SDK.
@@ -55,12 +62,13 @@ class ResumableTransport(StreamableHTTPServerTransport):
 
     _inbox: "ContextSendStream[SessionMessage | Exception] | None" = None
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - callbacks of its manager, by keyword
         self,
         view: SessionView,
         *,
         stopped: Callable[[str], None],
         forward: Callable[[JSONRPCMessage], None],
+        admit_resume: Callable[[], ResumeTurn | None],
         reconnection_delay: Callable[[], int],
         rested: Callable[[], None],
         **settings: Any,
@@ -73,6 +81,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
         view.fenced = super().close_sse_stream
         self._stopped = stopped
         self._forward = forward
+        self._admit_resume = admit_resume
         self._reconnection_delay = reconnection_delay
         self._rested = rested
         self._responses: set[Response] = set()
@@ -269,6 +278,11 @@ class ResumableTransport(StreamableHTTPServerTransport):
             if not accepts_sse(request):
                 await super()._handle_get_request(request, send)  # Refuses it.
             return
+        turn = self._admit_resume() if cursor else None
+        if cursor and turn is None:
+            busy = unavailable("Too many resumes in progress; retry", retry_after=1)
+            await busy(request.scope, request.receive, send)
+            return
         opened = ""
         if not cursor:
             cursor = opened = await self.view.open_standalone()
@@ -280,7 +294,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
         self.stop(name)
         self._stopped(name)
         try:
-            with self.view.connecting(cursor):
+            with turn or nullcontext(), self.view.connecting(cursor, turn):
                 await super()._handle_get_request(request, send)
         finally:
             self.view.forget_opened(opened)

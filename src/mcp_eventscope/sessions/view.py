@@ -12,6 +12,7 @@ from mcp.types import INTERNAL_ERROR
 from mcp_eventscope.errors import StoreError, StoreUnavailableError, WrongTypeError
 from mcp_eventscope.sessions import event_ids
 from mcp_eventscope.sessions.operations import Operations
+from mcp_eventscope.sessions.resume_limit import ResumeTurn
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED, events_unavailable, not_stored
 from mcp_eventscope.store.messages import (
     GET_STREAM_KEY,
@@ -65,7 +66,9 @@ class Priming:
 class _Resume:
     """The state of one resumed stream: its callback, position and cancel scope."""
 
-    def __init__(self, cursor: str) -> None:
+    def __init__(self, cursor: str, turn: ResumeTurn | None = None) -> None:
+        self.turn = turn
+        """Its place among the resumes of its principal; None: it is not limited."""
         self.scope = anyio.CancelScope()
         self.began_at = anyio.current_time()
         event_id, self.name = event_ids.split(cursor) or ("", "")
@@ -266,13 +269,14 @@ class SessionView(EventStore):
         return await self._deliver(resume, last_event_id, send_callback)
 
     @contextmanager
-    def connecting(self, last_event_id: EventId) -> Iterator[_Resume]:
+    def connecting(self, last_event_id: EventId, turn: ResumeTurn | None = None) -> Iterator[_Resume]:
         """Register the current request's resume, so that `stop` and `close` can end it.
 
         Args:
             last_event_id: The `Last-Event-ID`.
+            turn: Its place among the resumes of its principal; None: it is not limited.
         """
-        resume = _Resume(last_event_id)
+        resume = _Resume(last_event_id, turn)
         self._resuming[resume.name].add(resume)
         token = _connecting.set(resume)
         try:
@@ -340,16 +344,24 @@ class SessionView(EventStore):
     async def _replayed(self, resume: _Resume, name: str, until: float) -> ReplayResult:
         """Replay once the store is reachable: a client gives up after two empty streams."""
         while True:
-            while (  # noqa: ASYNC110 - the store has no event for its recovery
-                not self._store.readable(name, resume.cursor) and anyio.current_time() < until
-            ):
+            while not self._store.readable(name, resume.cursor) and anyio.current_time() < until:
+                if resume.turn is not None:
+                    resume.turn.step_aside()
                 await anyio.sleep(_POLL_SECONDS)
             try:
-                return await self._store.replay(resume.cursor, resume.send, stream_id=name)
+                return await self._replay(resume, name)
             except StoreUnavailableError:
                 if anyio.current_time() >= until:
                     raise
             await anyio.sleep(_RETRY_SECONDS)
+
+    async def _replay(self, resume: _Resume, name: str) -> ReplayResult:
+        """Replay when it is the resume's turn."""
+        turn = resume.turn
+        if turn is None:
+            return await self._store.replay(resume.cursor, resume.send, stream_id=name)
+        async with turn.replaying():
+            return await self._store.replay(resume.cursor, turn.paced(resume.send), stream_id=name)
 
     async def open_standalone(self) -> EventId:
         """Return a cursor from which the standalone stream is read.

@@ -30,7 +30,7 @@ class SessionEnd(StrEnum):
 
 
 class Refusal(StrEnum):
-    """Why a request was refused for want of a session."""
+    """Why a request was refused before its session served it."""
 
     LIMIT = "limit"
     """Too many sessions are open."""
@@ -42,6 +42,8 @@ class Refusal(StrEnum):
     """It belongs to another server under the same prefix; the answer is the same as for an unknown session."""
     UNAVAILABLE = "unavailable"
     """The session store is unavailable."""
+    RESUMES = "resumes"
+    """Too many resumes of the principal are waiting."""
     INVALID = "invalid"
     """The request to open a session was invalid."""
 
@@ -98,7 +100,7 @@ class OperationEnded:
 
 @dataclass(frozen=True, slots=True)
 class SessionRefused:
-    """A request was refused for want of a session."""
+    """A request was refused before its session served it."""
 
     reason: Refusal
     session_hash: str | None

@@ -4,7 +4,7 @@ from mcp_eventscope.telemetry.declarations import STORE, Label, LogEvent, Metric
 
 ORIGIN = Label("origin", ("opened", "adopted"))
 SESSION_END_REASON = Label("reason", ("deleted", "other_worker", "idle", "failed", "shutdown"))
-REFUSAL_REASON = Label("reason", ("limit", "unknown", "not_owner", "other_server", "unavailable", "invalid"))
+REFUSAL_REASON = Label("reason", ("limit", "unknown", "not_owner", "other_server", "unavailable", "resumes", "invalid"))
 PROTOCOL_VERSION = Label(
     "mcp_protocol_version",
     ("none", "2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28", "other"),
@@ -155,9 +155,10 @@ SESSIONS_ENDED = Metric(
 REQUESTS_REFUSED = Metric(
     "eventscope_requests_refused_total",
     MetricType.COUNTER,
-    "Requests refused for want of a session, by reason: too many sessions (limit, 503), no such session (unknown, "
-    "404), the session of another principal (not_owner, 404) or of another server under the same key prefix "
-    "(other_server, 404), store unavailable (unavailable, 503), or an invalid request to open one (invalid, 4xx).",
+    "Requests refused before a session served them, by reason: too many sessions (limit, 503), no such session "
+    "(unknown, 404), the session of another principal (not_owner, 404) or of another server under the same key prefix "
+    "(other_server, 404), store unavailable (unavailable, 503), too many waiting resumes of one principal (resumes, "
+    "503), or an invalid request to open a session (invalid, 4xx).",
     (STORE, REFUSAL_REASON),
     counted="request",
 )
@@ -196,7 +197,7 @@ METRICS = (
 SESSION_REFUSED = LogEvent(
     "event_store.session_refused",
     "warning",
-    "A request was refused for want of a session, for a reason that an operator can act on.",
+    "A request was refused before a session served it, for a reason that an operator can act on.",
     ("store", "session_hash", "reason", "fix", "suppressed"),
 )
 TTL_SHORT = LogEvent(

@@ -1,0 +1,214 @@
+"""The bound of concurrent replays of one principal."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from mcp_eventscope.sessions import resume_limit
+from mcp_eventscope.sessions.resume_limit import MAX_REPLAYS, MAX_WAITING, ResumeLimiter, ResumeTurn
+from mcp_eventscope.store.messages import EventMessage
+from support.messages import note
+from support.waiting import until
+
+pytestmark = pytest.mark.anyio
+EVENT = EventMessage(note(1))
+
+
+def admitted(limiter: ResumeLimiter, principal: str = "alice") -> ResumeTurn:
+    """A resume that is not refused."""
+    turn = limiter.admit(principal)
+    assert turn is not None
+    return turn
+
+
+class Replays:
+    """Replays of a limiter, each of which lasts until the test ends it."""
+
+    def __init__(self, limiter: ResumeLimiter) -> None:
+        self._limiter = limiter
+        self.running: list[int] = []
+        """The numbers of those that hold a slot, in the order in which they got it."""
+
+    def start(self, number: int, principal: str = "alice") -> "Replay":
+        """Start one."""
+        return Replay(self, admitted(self._limiter, principal), number)
+
+
+class Replay:
+    """A replay with a number."""
+
+    def __init__(self, replays: Replays, turn: ResumeTurn, number: int) -> None:
+        self._replays = replays
+        self._number = number
+        self._end = asyncio.Event()
+        self.turn = turn
+        self.task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        with self.turn:
+            async with self.turn.replaying():
+                self._replays.running.append(self._number)
+                await self._end.wait()
+                self._replays.running.remove(self._number)
+
+    async def end(self) -> None:
+        """End it."""
+        self._end.set()
+        await self.task
+
+    async def cut(self) -> None:
+        """Cancel it, as when its client disconnects."""
+        self.task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self.task
+
+
+@pytest.fixture
+def limiter(monkeypatch: pytest.MonkeyPatch) -> ResumeLimiter:
+    """A limiter whose replays do not stall."""
+    monkeypatch.setattr(resume_limit, "STALL_SECONDS", 3600)
+    return ResumeLimiter()
+
+
+async def test_replays_beyond_the_limit_wait_in_order(limiter: ResumeLimiter) -> None:
+    """Each replay that ends lets the one run that has waited for longest."""
+    replays = Replays(limiter)
+    started = [replays.start(number) for number in range(MAX_REPLAYS + 2)]
+    await until(lambda: len(replays.running) == MAX_REPLAYS)
+    await started[3].end()
+    await until(lambda: replays.running[-1] == MAX_REPLAYS)
+    await started[0].end()
+    await until(lambda: replays.running[-1] == MAX_REPLAYS + 1)
+    for replay in started:
+        await replay.end()
+    assert not len(limiter)
+
+
+async def test_replays_of_another_principal_do_not_wait(limiter: ResumeLimiter) -> None:
+    """A principal whose slots are taken delays itself only."""
+    replays = Replays(limiter)
+    started = [replays.start(number) for number in range(MAX_REPLAYS * 3)]
+    started.append(replays.start(1000, "bob"))
+    await until(lambda: 1000 in replays.running)
+    assert len(replays.running) == MAX_REPLAYS + 1
+    for replay in started:
+        await replay.end()
+    assert not len(limiter)
+
+
+async def test_a_cut_replay_frees_its_place(limiter: ResumeLimiter) -> None:
+    """Waiting or running, a client that disconnects leaves nothing behind, and the next replay runs."""
+    replays = Replays(limiter)
+    started = [replays.start(number) for number in range(MAX_REPLAYS + 3)]
+    await until(lambda: len(replays.running) == MAX_REPLAYS)
+    await started[MAX_REPLAYS].cut()
+    await started[0].cut()
+    await until(lambda: replays.running[-1] == MAX_REPLAYS + 1)
+    for replay in started:
+        await replay.cut()
+    assert not len(limiter)
+
+
+async def test_a_replay_that_is_cut_as_its_turn_comes_passes_it_on(limiter: ResumeLimiter) -> None:
+    """The slot that was given to a cancelled replay goes to the next one."""
+    replays = Replays(limiter)
+    started = [replays.start(number) for number in range(MAX_REPLAYS + 2)]
+    await until(lambda: len(replays.running) == MAX_REPLAYS)
+    started[0]._end.set()
+    started[MAX_REPLAYS].task.cancel()  # Both happen before the waiting replay runs again.
+    await until(lambda: replays.running[-1] == MAX_REPLAYS + 1)
+    for replay in started:
+        await replay.cut()
+    assert not len(limiter)
+
+
+async def test_resumes_beyond_the_queue_are_refused_until_one_leaves(limiter: ResumeLimiter) -> None:
+    """Each principal has a queue of its own, in which a resume counts until its first slot."""
+    waiting = [admitted(limiter) for _ in range(MAX_WAITING)]
+    assert limiter.admit("alice") is None
+    admitted(limiter, "bob").__exit__()
+    async with waiting[0].replaying():
+        waiting.append(admitted(limiter))
+        assert limiter.admit("alice") is None
+    async with waiting[0].replaying():
+        assert limiter.admit("alice") is None, "a second replay of one resume frees no further place"
+    waiting.pop().__exit__()
+    waiting.append(admitted(limiter))
+    for turn in waiting:
+        turn.__exit__()
+    assert not len(limiter)
+
+
+async def test_resumes_that_wait_for_redis_leave_the_queue(limiter: ResumeLimiter) -> None:
+    """In an outage resumes wait for as long as it lasts, and are not refused."""
+    waiting = [admitted(limiter) for _ in range(MAX_WAITING)]
+    assert limiter.admit("alice") is None
+    for turn in waiting:
+        turn.step_aside()
+    admitted(limiter).__exit__()
+    for turn in waiting:
+        async with turn.replaying():
+            pass
+        turn.__exit__()
+    assert not len(limiter)
+
+
+async def nothing(_: EventMessage) -> None:
+    """Receive an event."""
+
+
+async def test_a_stalled_replay_lends_its_slot_until_it_continues(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that does not read delays no other; when it reads again, its replay waits for a slot."""
+    monkeypatch.setattr(resume_limit, "STALL_SECONDS", 0.01)
+    monkeypatch.setattr(resume_limit, "MAX_REPLAYS", 1)
+    limiter = ResumeLimiter()
+    reads = asyncio.Event()
+    received = 0
+
+    async def client(_: EventMessage) -> None:
+        nonlocal received
+        await reads.wait()
+        received += 1
+
+    async def stalled() -> None:
+        with admitted(limiter) as turn:
+            async with turn.replaying():
+                send = turn.paced(client)
+                await send(EVENT)
+                await send(EVENT)
+
+    task = asyncio.create_task(stalled())
+    await until(lambda: len(limiter))
+    with admitted(limiter) as other:
+        async with other.replaying():
+            monkeypatch.setattr(resume_limit, "STALL_SECONDS", 3600)
+            await until(lambda: not other._holds)  # It stalls, too, and takes the slot again for good.
+            await other.paced(nothing)(EVENT)
+            reads.set()
+            await until(lambda: received)
+            await asyncio.sleep(0)
+            assert received == 1, "the next event waits for a slot"
+    await task
+    assert received == 2
+    assert not len(limiter)
+
+
+async def test_a_replay_that_makes_progress_keeps_its_slot(limiter: ResumeLimiter) -> None:
+    """However long it lasts: only replays without an event between two checks lend their slots."""
+    replays = Replays(limiter)
+    with admitted(limiter) as turn:
+        async with turn.replaying():
+            send = turn.paced(nothing)
+            started = [replays.start(number) for number in range(MAX_REPLAYS)]
+            await until(lambda: len(replays.running) == MAX_REPLAYS - 1)
+            for _ in range(3):
+                await send(EVENT)
+                turn._check()
+                await asyncio.sleep(0)
+            assert len(replays.running) == MAX_REPLAYS - 1
+            turn._check()
+            await until(lambda: len(replays.running) == MAX_REPLAYS)
+    for replay in started:
+        await replay.end()
+    assert not len(limiter)
