@@ -56,11 +56,7 @@ _TASKS = {
         "tasks-wire-field-renames",
     ),
 }
-OWN_BUS = "the SDK's everything-server publishes changes on a bus of its process, not on a RedisSubscriptionBus"
 DIFFERENCES: dict[Failure, str] = {
     Failure("2026-07-28", scenario, check): NO_TASKS for scenario, checks in _TASKS.items() for check in checks
-} | {
-    Failure("2026-07-28", "server-stateless", f"sep-2575-server-sends-{kind}-list-changed-on-subscription"): OWN_BUS
-    for kind in ("prompts", "tools")
 }
-"""Those about tasks fail with the SDK alone, too; those about the bus only on two workers."""
+"""They fail with the SDK alone, too."""
