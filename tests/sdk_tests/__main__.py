@@ -38,16 +38,6 @@ TESTS = (
 )
 """The SDK's tests of streamable HTTP, sessions and resumption, below its folder `tests`."""
 
-ON_REDIS = (
-    "interaction/transports/test_hosting_resume.py",
-    "client/test_http_unicode.py",
-    "client/test_streamable_http.py",
-    "issues/test_1363_race_condition_streamable_http.py",
-    "server/test_streamable_http_manager.py",
-    "shared/test_streamable_http.py",
-)
-"""Those of sessions and resumption, for `Parts.REDIS`."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tests; returns the exit status."""
@@ -91,7 +81,7 @@ def run(source: Path, parts: Parts, arguments: Sequence[str]) -> int:
     }
     settings = ["-o", "log_cli=false", "-o", "addopts=-p anyio", "--timeout", "120"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "sdk_tests.plugin", *settings, *arguments]
-    tests = [f"tests/{each}" for each in (ON_REDIS if parts is Parts.REDIS else TESTS)]
+    tests = [f"tests/{each}" for each in TESTS]
     return subprocess.run([*command, *tests], cwd=source, env=environment, check=False).returncode
 
 

@@ -71,8 +71,11 @@ def _manager_on(url: str) -> type[ResumableSessionManager]:
         @asynccontextmanager
         async def run(self) -> AsyncIterator[None]:
             """Close the client with the manager."""
-            async with self._redis, super().run():
-                yield
+            try:
+                async with super().run():
+                    yield
+            finally:  # Not `async with`, which leaves a coroutine on trio: a failure of whichever test runs next.
+                await self._redis.aclose()
 
     return ManagerOnRedis
 
@@ -82,7 +85,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for difference in DIFFERENCES:
             if PARTS in difference.parts and _matches(item.nodeid, frozenset(difference.tests)):
-                item.add_marker(pytest.mark.xfail(reason=difference.reason, strict=True))
+                item.add_marker(pytest.mark.xfail(reason=difference.reason, strict=True, run=not difference.hangs))
 
 
 def _matches(nodeid: str, tests: frozenset[str]) -> bool:
