@@ -39,7 +39,7 @@ revision 2026-07-28 in `tests/telemetry/test_subscription_signals.py`, `test_req
 | question | answer |
 |---|---|
 | Do resumes work? | `eventscope_replay_duration_seconds_count` by `outcome`: `resumed` and `caught_up` are successes |
-| Why do resumes fail? | `eventscope_replay_misses_total` by `reason`, `eventscope_events_missing_total`, `eventscope_events_corrupt_total`; `event_store.replay_incomplete` |
+| Why do resumes fail? | `eventscope_replay_misses_total` by `reason`, `eventscope_events_missing_total`, `eventscope_events_corrupt_total`; `event_store.replay_incomplete`, `event_store.foreign_elements_removed` |
 | How close do resumes come to the TTL? | `eventscope_resume_ttl_ratio` above 0.9; `event_store.resume_late`; in seconds: `eventscope_resume_age_seconds` |
 | How large are replays? | `eventscope_replay_events`, `eventscope_replay_size_bytes` |
 | What latency does a client perceive? | `eventscope_replay_time_to_first_event_seconds` |

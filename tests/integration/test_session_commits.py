@@ -1,5 +1,6 @@
 """A commit is executed once and in order, despite faults of command, reply and keys."""
 
+import hashlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class Commits:
 
     client: aioredis.Redis
     prefix: str
+    sent: int = 0
+    """The largest number that was sent."""
 
     @property
     def elements_key(self) -> str:
@@ -67,7 +70,9 @@ class Commits:
         """The session's index."""
         return f"{self.prefix}index"
 
-    async def __call__(self, first: int, *numbers: int, marks: str = "r", last: int | None = None) -> str:
+    async def __call__(
+        self, first: int, *numbers: int, marks: str = "r", last: int | None = None, remove: str = ""
+    ) -> str:
         """Commit elements with these numbers; returns the state.
 
         Args:
@@ -75,10 +80,12 @@ class Commits:
             numbers: The elements' numbers.
             marks: The marks of the part.
             last: The number of the element that has the mark of a response.
+            remove: The SHA-1 of an element to remove.
         """
         now = time.time_ns() // 1000
         found = [b"%d %d%b\np%d" % (number, now, b" f" if number == last else b"", number) for number in numbers]
-        arguments: list[str | bytes | int] = [TTL, RUN, ENTRY, first, marks, 0, len(found), *found]
+        sent, self.sent = self.sent, max(self.sent, first - 1, *numbers)
+        arguments: list[str | bytes | int] = [TTL, RUN, ENTRY, first, sent, remove, marks, 0, len(found), *found]
         reply = await COMMIT(self.client, [self.elements_key, self.requests, self.session, self.index], arguments)
         clock, state = reply.decode().split("\n")
         assert abs(int(clock) - now) < 10_000_000
@@ -196,6 +203,51 @@ async def test_commit_script_with_a_repeated_placeholder_skips_it(commit: Commit
     assert await commit(1, 1, 2) == "k5"
     assert await commit(1, 5, 6) == "k6"
     assert await commit.numbers() == [5, 6]
+
+
+FOREIGN = {
+    "next number": b"3 1\n{}",
+    "larger number": b"4 1\n{}",
+    "number beyond all": b"99999999999999999999 1\n{}",
+    "response": b"9 1 f\n{}",
+    "no time": b"3\n",
+    "no number": b"rubbish",
+    "nothing": b"",
+    "no text": b"\xff\x00",
+}
+
+
+def sha1(element: bytes) -> str:
+    """The SHA-1 of an element."""
+    return hashlib.sha1(element, usedforsecurity=False).hexdigest()
+
+
+@pytest.mark.parametrize("foreign", FOREIGN.values(), ids=FOREIGN)
+async def test_commit_script_after_an_element_of_another_program_writes_nothing(
+    commit: Commits, foreign: bytes
+) -> None:
+    """It would hide the events that follow, which would be reported as stored. The next commit removes it."""
+    await commit(1, 1, 2)
+    await commit.client.rpush(commit.elements_key, foreign)
+    assert await commit(3) == f"f{sha1(foreign)}", "a check finds it, too"
+    assert await commit(3, 3, 4) == f"f{sha1(foreign)}"
+    assert await commit.client.llen(commit.elements_key) == 3
+    assert await commit(3, 3, 4, marks="fr", last=4, remove=sha1(foreign)) == "k4"
+    assert await commit.numbers() == [1, 2, 3, 4]
+    assert await commit.entry() is None
+
+
+async def test_commit_script_removes_the_named_element_only(commit: Commits) -> None:
+    """A copy of the commit that arrives after later ones removes none of theirs, nor any of another program."""
+    await commit.client.rpush(commit.elements_key, b"9 1\n{}")
+    assert await commit(1, 1, remove=sha1(b"9 1\n{}")) == "k1"
+    assert await commit.entry() == ENTRY.decode()
+    assert await commit(2, 2, 3) == "k3"
+    commit.sent = 0
+    assert (await commit(1, 1, remove=sha1(b"9 1\n{}"))).startswith("f")
+    await commit.client.rpush(commit.elements_key, b"8 1\n{}")
+    assert await commit(4, 4, remove=sha1(b"9 1\n{}")) == "f" + sha1(b"8 1\n{}")
+    assert await commit.client.llen(commit.elements_key) == 4
 
 
 @pytest.mark.parametrize("marks", ["r", "fin"])

@@ -8,6 +8,7 @@ from redis import asyncio as aioredis
 from mcp_eventscope import RedisEventStore
 from mcp_eventscope.redis.read.cursor import parse
 from mcp_eventscope.redis.session_store import RedisSessionStore
+from mcp_eventscope.store.events import EventsLost, ForeignElementsRemoved, StoreEvent
 from mcp_eventscope.store.messages import GET_STREAM_KEY
 from mcp_eventscope.store.results import FollowEnd, Gap, Miss, ReplayResult
 from mcp_eventscope.testing import Collected
@@ -136,6 +137,30 @@ async def test_replay_of_a_missing_large_payload_counts_it(
     assert collected.ids == ids[3:]
     assert (facts.missing, facts.gap, facts.completed) == (2, True, True)
     assert facts.gaps == {Gap.STORE_LOST: 2}
+
+
+@pytest.mark.parametrize("foreign", [b"6 1\n{}", b"9 1 f\n{}", b"rubbish"])
+async def test_events_after_an_element_of_another_program_are_stored(
+    redis_client: aioredis.Redis, key_prefix: str, leaks: LeakChecker, reader: RedisSessionStore, foreign: bytes
+) -> None:
+    """The worker removes the element, reports it, and loses nothing."""
+    store = RedisEventStore(redis_client, key_prefix=key_prefix, ttl=TTL)
+    facts: list[StoreEvent] = []
+    store.observe(facts.append)
+    part = store.for_session("s")
+    part.begin("1", 1)
+    ids = [(await part.append("1", message)).event_id for message in (None, note(2), note(3))]
+    assert await store.flush(5) == 0
+    (key,) = [key for key in await leaks.keys() if ":stream:1:" in key]
+    await redis_client.rpush(key, foreign)
+    ids += [(await part.append("1", message)).event_id for message in (note(4), note(5), answer())]
+    assert await store.flush(5) == 0
+    assert [fact.elements for fact in facts if isinstance(fact, ForeignElementsRemoved)] == [1]
+    assert not [fact for fact in facts if isinstance(fact, EventsLost)]
+    collected = Collected()
+    replay = await replayed(reader, ids[0], collected)
+    assert collected.ids == ids[1:]
+    assert (replay.missing, replay.corrupt, replay.completed) == (0, (), True)
 
 
 HOSTILE = [

@@ -48,6 +48,7 @@ from mcp_eventscope.store.events import (
     BatchRetried,
     EventsLost,
     FailureReason,
+    ForeignElementsRemoved,
     LossReason,
     SessionSized,
     StoreDegraded,
@@ -170,6 +171,7 @@ async def story(store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) 
     store._on_event(StoreRecovered(reason=FailureReason.TIMEOUT, seconds=1.5))
     store._on_event(StoreDegraded(reason=FailureReason.OOM))
     store._on_event(EventsLost(reason=LossReason.OVERFLOW, events=2, payload_bytes=20))
+    store._on_event(ForeignElementsRemoved(elements=1))
     store._on_event(SessionSized(size=500, limit=1000))
     store._sinks.count(MetricsSink.followed_event, 0.02)
     store._polled(

@@ -16,6 +16,7 @@ from opentelemetry.trace import StatusCode
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.redis.write.runs import WORKER_DIGITS
 from mcp_eventscope.redis.write.session_writer import LINGER_SECONDS
+from mcp_eventscope.store.events import ForeignElementsRemoved
 from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.store.results import FollowEnd, FollowResult, Gap
 from mcp_eventscope.telemetry.logs import REPEAT_SECONDS
@@ -149,6 +150,17 @@ async def test_undeliverable_events_are_counted_as_a_gap(
     assert "noeviction" in entry["fix"]
     assert (scope.spans()[-1].attributes or {})["eventscope.reason"] == "store_lost"
     assert entry["event_ids"] == (corrupt,)
+
+
+async def test_elements_of_other_programs_are_counted_and_logged(scope: Scope, redis: FakeAsyncRedis) -> None:
+    """A worker removes them from a stream, and the log names the remedy."""
+    store = scope.instrument(RedisEventStore(redis, ttl=60))
+    for _ in range(2):
+        store._on_event(ForeignElementsRemoved(elements=1))
+    assert scope.sample("events_corrupt_total") == 2
+    (entry,) = scope.log.named("event_store.foreign_elements_removed")
+    assert (entry["level"], entry["elements"]) == ("warning", 1)
+    assert "other programs" in entry["fix"]
 
 
 async def test_following_has_a_span(scope: Scope, session: InstrumentedEventStore) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import hashlib
+from collections import deque
 
 import pytest
 from fakeredis import FakeAsyncRedis
@@ -14,16 +16,19 @@ from mcp_eventscope.redis.read.cursor import Cursor
 from mcp_eventscope.redis.read.delivery import Delivery
 from mcp_eventscope.redis.read.run_reader import RunReader
 from mcp_eventscope.redis.write.batch import BATCH_BYTES
+from mcp_eventscope.redis.write.runs import Run
+from mcp_eventscope.redis.write.session_batch import SessionBatch
 from mcp_eventscope.redis.write.session_limit import ELEMENT_BYTES
 from mcp_eventscope.redis.write.session_writer import (
     BATCH_EVENTS,
     PART_EVENTS,
+    REMOVALS,
     RETAINED_BYTES,
     SESSION_BYTES,
     SESSION_EVENTS,
 )
 from mcp_eventscope.store import codec
-from mcp_eventscope.store.events import BatchCommitted, EventsLost, FailureReason, LossReason
+from mcp_eventscope.store.events import BatchCommitted, EventsLost, FailureReason, ForeignElementsRemoved, LossReason
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE
 from mcp_eventscope.store.messages import JSONRPCMessage
 from mcp_eventscope.store.results import StoreOutcome
@@ -544,6 +549,60 @@ class TestFences:
         rig.reply(rig.take(), "!WRONGTYPE", "k1")
         assert [rig.outcomes[each.name, 1] for each in (run, other)] == [StoreOutcome.LOST, StoreOutcome.STORED]
         assert [fact.reason for fact in rig.facts if isinstance(fact, EventsLost)] == [LossReason.REJECTED]
+
+    async def test_element_of_another_program_is_removed_by_the_next_commit(self) -> None:
+        """It is reported, and the events are sent again, in order; a check is repeated."""
+        rig = WriterRig()
+        run = rig.begin()
+        for number in (1, 2):
+            rig.accept(run, note(number))
+        rig.reply(rig.take(), "f0123")
+        rig.accept(run, note(3))
+        again = rig.take()
+        assert b"0123" in again.arguments(as_eval=False)
+        rig.reply(again)
+        assert run.acknowledged == 3
+        rig.writer._queue_check(run)
+        rig.reply(rig.take(), "f4567")
+        check = rig.take()
+        assert (check.events, b"4567" in check.arguments(as_eval=False)) == (0, True)
+        rig.reply(check)
+        assert b"4567" not in _checked(rig, run).arguments(as_eval=False)
+        assert rig.facts.count(ForeignElementsRemoved(elements=1)) == 2
+        assert (rig.writer.events, rig.writer.bytes, run.pending) == (0, 0, deque())
+
+    async def test_own_element_beyond_the_last_number_is_not_removed(self) -> None:
+        """The client of a cluster repeats a commit by itself, and the repetition finds the events of the first."""
+        rig = WriterRig()
+        run = rig.begin()
+        event = rig.accept(run, note(1))
+        batch = rig.take()
+        batch.arguments(as_eval=False)
+        own = hashlib.sha1(event.element(), usedforsecurity=False).hexdigest()
+        rig.reply(batch, f"f{own}")
+        assert (run.foreign, run.sent) == (b"", 1), "the next commit knows of the event"
+        rig.commit_all()
+        assert run.acknowledged == 1
+        assert not [fact for fact in rig.facts if isinstance(fact, ForeignElementsRemoved)]
+
+    async def test_endless_elements_of_another_program_drop_the_run(self) -> None:
+        """The events are reported as lost, and other runs are stored."""
+        rig = WriterRig()
+        run = rig.begin()
+        rig.accept(run, note(1))
+        for _ in range(REMOVALS):
+            rig.reply(rig.take(), "f0123")
+        assert run.pending
+        rig.reply(rig.take(), "f0123")
+        assert rig.outcomes[run.name, 1] is StoreOutcome.LOST
+        assert [fact.reason for fact in rig.facts if isinstance(fact, EventsLost)] == [LossReason.REJECTED]
+        assert (rig.writer.events, rig.writer.ready) == (0, False)
+
+
+def _checked(rig: WriterRig, run: Run) -> SessionBatch:
+    """The batch of a check of a run."""
+    rig.writer._queue_check(run)
+    return rig.take()
 
 
 class TestRetention:

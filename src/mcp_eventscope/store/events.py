@@ -128,6 +128,13 @@ class EventsLost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignElementsRemoved:
+    """Another program had appended elements to a stream. They were removed, and no event was lost."""
+
+    elements: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionSized:
     """The bytes of a session in the store were summed up."""
 
@@ -146,6 +153,13 @@ class MessagesDropped:
 
 
 StoreEvent: TypeAlias = (
-    BatchCommitted | BatchRetried | StoreDegraded | StoreRecovered | EventsLost | SessionSized | MessagesDropped
+    BatchCommitted
+    | BatchRetried
+    | StoreDegraded
+    | StoreRecovered
+    | EventsLost
+    | ForeignElementsRemoved
+    | SessionSized
+    | MessagesDropped
 )
 """A background event of a store."""

@@ -13,6 +13,7 @@ from mcp_eventscope.redis.self_test import Capabilities, Capability
 from mcp_eventscope.store.events import (
     DropReason,
     EventsLost,
+    ForeignElementsRemoved,
     LossReason,
     MessagesDropped,
     StoreDegraded,
@@ -246,6 +247,10 @@ class LogSink:
                     events=fact.events,
                     payload_bytes=fact.payload_bytes,
                     fix=_FIXES.get(fact.reason),
+                )
+            case ForeignElementsRemoved():
+                self._log.write_limited(
+                    catalog.FOREIGN_ELEMENTS_REMOVED, store=self._store, elements=fact.elements, fix=_CORRUPT_FIX
                 )
             case MessagesDropped():
                 self._log.write_limited(

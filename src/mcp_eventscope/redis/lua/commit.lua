@@ -3,8 +3,9 @@
 -- KEYS     for each part: the run's list; the session's `requests`; its record; its `index`; then one key for each
 --          large payload: of the part, or, where the part has no elements, of the run, to renew its TTL
 -- ARGV[1]  ttl in whole seconds; 0 keeps the keys without expiry
--- ARGV[2…] for each part: the run; its entry in `requests`; the number of its first event; its marks; how many
---          keys of large payloads it has; how many elements; the elements; and the large payloads of the part
+-- ARGV[2…] for each part: the run; its entry in `requests`; the number of its first event; the largest number that
+--          its worker has sent before; the SHA-1 of an element to remove from the end of the list, or ""; its marks;
+--          how many keys of large payloads it has; how many elements; the elements; and the large payloads of the part
 --          Marks: "f" the last element ends the run; "s" the run belongs to a standalone stream; "r" the TTLs were
 --          last renewed longer ago than a 64th of the TTL: renew them, and trim; "i" so was that of `index`; "n" the
 --          part is a whole run, of which its worker has sent nothing in another batch.
@@ -13,10 +14,13 @@
 --            "b" last number: the list ends before the part's first event; nothing was written
 --            "x": an answer was stored in place of this run's worker; nothing was written
 --            "e": the session has ended; nothing was written
+--            "f" SHA-1: the list ends in an element that the worker has not sent; nothing was written
 --            "!" error: Redis refuses the part; nothing was written
 --          An error that concerns more than the part's keys (OOM, READONLY, …) is an error of the whole call.
 --
 -- An element is "number time marks…\npayload". Numbers already in the list are skipped, so a commit may be repeated.
+-- So an element of another program at the end of the list would hide the events that follow. The worker has it removed
+-- by its SHA-1: a copy of a commit may arrive after later ones, whose elements seem foreign to it.
 -- A row of `index` is "time name": a list or a large payload (the key without the session's prefix), and a time from
 -- which on it is kept for the TTL, or a 64th longer. So `end.lua` finds all keys of a session. The TTL of `index` is a
 -- 32nd longer, since it is renewed less often than rows are added. A session that has ended has no `index`.
@@ -48,6 +52,11 @@ end
 
 local function number_of(element)
   return tonumber(string.match(element, '^%d+') or '0')
+end
+
+local function is_foreign(element, sent)
+  local number = string.match(element, '^(%d+) %d')
+  return not number or tonumber(number) > sent
 end
 
 local function trim(list)
@@ -112,8 +121,8 @@ end
 
 local function commit(k, a, larges, count)
   local list, requests, session, index = KEYS[k], KEYS[k + 1], KEYS[k + 2], KEYS[k + 3]
-  local run, entry, first, marks = ARGV[a], ARGV[a + 1], tonumber(ARGV[a + 2]), ARGV[a + 3]
-  local elements = a + 6
+  local run, entry, first, marks = ARGV[a], ARGV[a + 1], tonumber(ARGV[a + 2]), ARGV[a + 5]
+  local elements = a + 8
   local tail, known, error
   if ended[session] == nil then
     known, error = attempt('HEXISTS', session, 'ended')
@@ -128,6 +137,13 @@ local function commit(k, a, larges, count)
   tail, error = attempt('LINDEX', list, -1)
   if error then
     return '!' .. error
+  end
+  if tail and ARGV[a + 4] ~= '' and ARGV[a + 4] == redis.sha1hex(tail) then
+    redis.call('LTRIM', list, 0, -2)
+    tail = redis.call('LINDEX', list, -1)
+  end
+  if tail and is_foreign(tail, tonumber(ARGV[a + 3])) then
+    return 'f' .. redis.sha1hex(tail)
   end
   local last, over = tail and number_of(tail) or 0, tail and string.find(tail, '^%d+ %d+ f')
   if last < first - 1 then
@@ -206,7 +222,7 @@ end
 -- nothing, if the session is new or has ended, or the batch was sent before.
 local function commit_whole(k, a, larges, count)
   local list, session, index = KEYS[k], KEYS[k + 2], KEYS[k + 3]
-  local elements = a + 6
+  local elements = a + 8
   local rows = { row_of(list, session) }
   for i = 1, larges do
     rows[i + 1] = row_of(KEYS[k + 3 + i], session)
@@ -235,7 +251,7 @@ local function commit_whole(k, a, larges, count)
   end
   if ttl > 0 then
     redis.call('EXPIRE', list, ttl)
-    if string.find(ARGV[a + 3], 'i', 1, true) then
+    if string.find(ARGV[a + 5], 'i', 1, true) then
       renew_index(index)
     end
     trim_index(index, indexed, #rows)
@@ -246,13 +262,13 @@ end
 
 local k, a = 1, 2
 while a <= #ARGV do
-  local larges, count = tonumber(ARGV[a + 4]), tonumber(ARGV[a + 5])
-  local whole = string.find(ARGV[a + 3], 'n', 1, true)
+  local larges, count = tonumber(ARGV[a + 6]), tonumber(ARGV[a + 7])
+  local whole = string.find(ARGV[a + 5], 'n', 1, true)
   replies[#replies + 1] = whole and commit_whole(k, a, larges, count) or commit(k, a, larges, count)
   if broken then
     return redis.error_reply(broken)
   end
   k = k + 4 + larges
-  a = a + 6 + count + (count > 0 and larges or 0)
+  a = a + 8 + count + (count > 0 and larges or 0)
 end
 return table.concat(replies, '\n')

@@ -191,6 +191,7 @@ class Run:
         "dirty",
         "entry",
         "followed",
+        "foreign",
         "in_flight",
         "key",
         "larges",
@@ -202,8 +203,10 @@ class Run:
         "pending",
         "queued",
         "refused",
+        "removals",
         "renewed",
         "retained",
+        "sent",
         "session",
         "standalone",
         "stream",
@@ -225,6 +228,12 @@ class Run:
         """The `traceparent` of its first event that has one."""
         self.acknowledged = 0
         """The last number that Redis has acknowledged."""
+        self.sent = 0
+        """The largest number that was sent to Redis."""
+        self.foreign = b""
+        """The SHA-1 of an element of another program at the end of the list, which its next commit removes."""
+        self.removals = 0
+        """How many such elements were found since its last commit."""
         self.retained: deque[PendingEvent] = deque()
         """Acknowledged events that are kept, in case Redis loses them."""
         self.in_flight: list[PendingEvent] = []

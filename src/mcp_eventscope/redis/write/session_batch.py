@@ -75,7 +75,7 @@ class SessionBatch(Batch):
         self.payload_bytes = sum(part.payload_bytes for part in parts)
 
     def _command(self, *, as_eval: bool) -> tuple[list[bytes], list[bytes]]:
-        """Return the keys and the other arguments."""
+        """Return the keys and the other arguments of a command that is about to be sent."""
         keys: list[bytes] = []
         arguments: list[bytes] = [b"%d" % self._ttl]
         for part in self.parts:
@@ -89,12 +89,16 @@ class SessionBatch(Batch):
                 run.name.encode(),
                 run.entry,
                 b"%d" % part.first,
+                b"%d" % run.sent,
+                run.foreign,
                 part.marks,
                 b"%d" % len(numbers),
                 b"%d" % len(part.events),
             )
             arguments += [event.element() for event in part.events]
             arguments += [event.payload for event in larges]
+            if part.events:  # Only now: whether Redis has them is known only if this is repeated.
+                run.sent = max(run.sent, part.events[-1].seq)
         return keys, arguments
 
     def packed(self, *, as_eval: bool) -> list[bytes]:

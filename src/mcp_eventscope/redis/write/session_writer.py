@@ -1,6 +1,7 @@
 """The writer of sessions, which numbers events and stores them in the background."""
 
 import asyncio
+import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ from mcp_eventscope.redis.write.batch import BATCH_BYTES
 from mcp_eventscope.redis.write.runs import EVENT_BYTES, LostRange, PendingEvent, Run, SessionQueue
 from mcp_eventscope.redis.write.session_batch import RunPart, SessionBatch
 from mcp_eventscope.redis.write.session_limit import ELEMENT_BYTES
-from mcp_eventscope.store.events import BatchCommitted, EventsLost, LossReason
+from mcp_eventscope.store.events import BatchCommitted, EventsLost, ForeignElementsRemoved, LossReason
 from mcp_eventscope.store.messages import GET_STREAM_KEY, JSONRPCError, RequestId, StreamId
 from mcp_eventscope.store.results import Gap, StoreOutcome
 
@@ -34,6 +35,8 @@ SESSION_EVENTS, SESSION_BYTES = 256, 1 << 20
 """Unacknowledged events of a session, and their bytes, beyond which callers wait for room."""
 RETAINED_BYTES = 4 << 20
 """Bytes of acknowledged events that a process retains in case Redis loses them."""
+REMOVALS = 100
+"""Elements of another program that are removed in a row before a run is dropped."""
 RENEWALS_PER_TTL = 64
 _SECONDS = 1_000_000
 
@@ -355,8 +358,9 @@ class SessionWriter:
             run, events = part.run, part.events
             self._clear_in_flight(part)
             kind = state[0]
+            run.foreign = b""
             if kind == "k":
-                run.limit = 0
+                run.limit = run.removals = 0
                 run.followed = state.endswith("w")
                 if events:
                     # Stored for the first time: repeated ones were counted before Redis lost them.
@@ -370,6 +374,8 @@ class SessionWriter:
                     self._acknowledge(part)
             elif kind == "b":
                 self._rolled_back(run, events, int(state[1:]))
+            elif kind == "f":
+                self._remove_foreign(part, state[1:])
             elif kind == "!":
                 self._drop_run(run, events, LossReason.REJECTED)
             else:
@@ -570,6 +576,31 @@ class SessionWriter:
             size = sum(len(event.payload) for event in lost)
             self._observers.emit(EventsLost(reason=reason, events=len(lost), payload_bytes=size))
 
+    def _take_back(self, part: RunPart) -> None:
+        """Make the events of a part pending again, or have the check repeated."""
+        run = part.run
+        if not part.events:
+            run.dirty = True
+            return
+        if not run.pending:
+            self._pending[run] = None
+        run.pending.extendleft(reversed(part.events))
+        self._queued += len(part.events)
+
+    def _remove_foreign(self, part: RunPart, digest: str) -> None:
+        """Repeat a commit that removes another program's element from the end of the list."""
+        run = part.run
+        # A cluster's client may have repeated the commit by itself, and found its events.
+        own = any(hashlib.sha1(event.element(), usedforsecurity=False).hexdigest() == digest for event in part.events)
+        if not own:
+            if run.removals == REMOVALS:
+                self._drop_run(run, part.events, LossReason.REJECTED)
+                return
+            run.foreign = digest.encode()
+            run.removals += 1
+            self._observers.emit(ForeignElementsRemoved(elements=1))
+        self._take_back(part)
+
     def refused(self, batch: SessionBatch, error: str) -> bool:
         """Bisect a batch that Redis refuses, down to the refused event, and replace that event.
 
@@ -583,14 +614,9 @@ class SessionWriter:
         for part in parts:
             run = part.run
             self._clear_in_flight(part)
+            self._take_back(part)
             if part.events:
-                if not run.pending:
-                    self._pending[run] = None
-                run.pending.extendleft(reversed(part.events))
-                self._queued += len(part.events)
                 run.limit = max(1, len(part.events) // 2) if len(parts) == 1 else len(part.events)
-            else:
-                run.dirty = True
             self._ready.append(run)
         self._end_linger()
         return True

@@ -189,7 +189,8 @@ EVENTS_MISSING = Metric(
 EVENTS_CORRUPT = Metric(
     "eventscope_events_corrupt_total",
     MetricType.COUNTER,
-    "Events due to a resuming client that could not be decoded, and were skipped.",
+    "Events due to a resuming client that could not be decoded, and were skipped; and elements that another program "
+    "had appended to a stream, and that its worker removed.",
     (STORE,),
     counted="event",
 )
@@ -460,6 +461,12 @@ EVENTS_LOST = LogEvent(
     "error.",
     ("store", "reason", "events", "payload_bytes", "fix", "suppressed"),
 )
+FOREIGN_ELEMENTS_REMOVED = LogEvent(
+    "event_store.foreign_elements_removed",
+    "warning",
+    "Another program had appended elements to a stream. They would have hidden later events, and were removed.",
+    ("store", "elements", "fix", "suppressed"),
+)
 MESSAGES_DROPPED = LogEvent(
     "event_store.messages_dropped",
     "warning",
@@ -530,6 +537,7 @@ LOG_EVENTS = (
     STORE_DEGRADED,
     STORE_RECOVERED,
     EVENTS_LOST,
+    FOREIGN_ELEMENTS_REMOVED,
     MESSAGES_DROPPED,
     REPLAY_FAILED,
     REPLAY_INCOMPLETE,

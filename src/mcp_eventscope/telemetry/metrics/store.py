@@ -8,6 +8,7 @@ from mcp_eventscope.store.events import (
     BatchCommitted,
     BatchRetried,
     EventsLost,
+    ForeignElementsRemoved,
     MessagesDropped,
     SessionSized,
     StoreDegraded,
@@ -174,6 +175,8 @@ class MetricsSink:
                 self._degradation_seconds[fact.reason].inc(fact.seconds)
             case EventsLost():
                 self._lost[fact.reason].inc(fact.events)
+            case ForeignElementsRemoved():
+                self._corrupt.inc(fact.elements)
             case SessionSized():
                 self._session_size.observe(fact.size / fact.limit)
             case MessagesDropped():
