@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -320,11 +321,18 @@ def test_wrong_address_of_redis_names_the_fix(addresses: dict[str, str], name: s
 
 
 @pytest.mark.anyio
-async def test_server_on_a_cluster_without_slots_starts_and_recovers() -> None:
-    """redis-py raises an `IndexError`, and forgets its nodes."""
-    with own_valkey(cluster_enabled="yes") as empty:
+@pytest.mark.parametrize("own", [False, True], ids=["URL", "client"])
+async def test_server_on_a_cluster_without_slots_starts_and_recovers(*, own: bool) -> None:
+    """redis-py raises an `IndexError`, and forgets its nodes, which a client of the user survives, too."""
+    async with AsyncExitStack() as stack:
+        empty = stack.enter_context(own_valkey(cluster_enabled="yes"))
         name = f"redis+cluster://{HOST}:{empty.port}"
-        running: Any = app(redis_url=name, key_prefix="first:")
+        given: dict[str, Any] = {"redis_url": name, "key_prefix": "first:"}
+        if own:
+            redis = aioredis.RedisCluster(host=HOST, port=empty.port, require_full_coverage=False)
+            stack.push_async_callback(redis.aclose)
+            given = {"redis_url": None, "event_store": RedisEventStore(redis, key_prefix="first:", ttl=60)}
+        running: Any = app(**given)
         async with serving(running) as url:
             assert (await anyio.to_thread.run_sync(run_command, "verify", f"{url}/mcp"))[0] == Exit.OK
             with empty.client() as client:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import anyio
 import pytest
@@ -13,8 +14,9 @@ from mcp_eventscope.redis import client as client_module
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.store.results import FollowEnd
+from support.servers import HOST
 from support.valkeys import own_valkey
-from support.waiting import CEILING
+from support.waiting import CEILING, until
 
 pytestmark = pytest.mark.anyio
 
@@ -43,6 +45,29 @@ async def test_unreachable_cluster_is_unavailable_and_polled(no_cluster: aioredi
     followed = await store.follow("1", "1-1-0123456789ab1", no_client, limit=0.01)
     assert followed.end is FollowEnd.TIMEOUT
     assert followed.failures >= 1
+
+
+@pytest.mark.parametrize(("full", "error"), [(False, "no node serves a slot"), (True, "0 of 16384 covered")])
+async def test_cluster_without_slots_is_unavailable_until_it_has_them(*, full: bool, error: str) -> None:
+    """The client of a user raises the same error as one by URL, and stores of one client share the change."""
+    with own_valkey(cluster_enabled="yes") as empty:
+        client = aioredis.RedisCluster(host=HOST, port=empty.port, require_full_coverage=full)
+        store, other = (RedisEventStore(client, key_prefix="{clients}:", ttl=60).for_session("s") for _ in range(2))
+        for each in (store, other):
+            for _ in range(2):
+                with pytest.raises(StoreUnavailableError, match=error):
+                    await each.probe()
+        with empty.client() as admin:
+            admin.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+
+        async def served() -> bool:
+            with suppress(StoreUnavailableError):
+                await store.probe()
+                return True
+            return False
+
+        await until(served)
+        await client.aclose()
 
 
 async def test_client_without_timeout_on_silent_redis_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:

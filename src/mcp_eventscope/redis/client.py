@@ -234,21 +234,35 @@ def connect(url: str) -> aioredis.Redis:
     return aioredis.Redis.from_pool(pool)
 
 
-class _Cluster(aioredis.RedisCluster):
-    """A client of Redis Cluster that survives the answer that no node has a slot."""
+def survive_missing_slots(client: AnyRedis) -> AnyRedis:
+    """Have a client of Redis Cluster survive the answer that no node has a slot.
 
-    async def initialize(self, *args: Any, **options: Any) -> "aioredis.RedisCluster":
-        """Ask for the nodes. redis-py would forget where to ask, and raise an `IndexError`, if there are none yet."""
-        asked = dict(self.nodes_manager.startup_nodes)
+    redis-py would raise an `IndexError`, and forget where to ask for nodes.
+
+    Args:
+        client: The client, which is changed if it is one of a cluster.
+
+    Returns:
+        The client.
+    """
+    if not isinstance(client, aioredis.RedisCluster) or "initialize" in vars(client):
+        return client
+    initialize = client.initialize
+
+    async def ask(*args: Any, **options: Any) -> aioredis.RedisCluster:
+        asked = dict(client.nodes_manager.startup_nodes)
         try:
-            return await super().initialize(*args, **options)
+            return await initialize(*args, **options)
         except IndexError as error:
-            self.nodes_manager.startup_nodes = asked
+            client.nodes_manager.startup_nodes = asked
             msg = "no node serves a slot"
             raise RedisClusterException(msg) from error
 
+    client.initialize = ask  # type: ignore[method-assign]
+    return client
 
-def _connect_cluster(url: str) -> aioredis.RedisCluster:
+
+def _connect_cluster(url: str) -> AnyRedis:
     """Create a client of Redis Cluster.
 
     Raises:
@@ -260,7 +274,7 @@ def _connect_cluster(url: str) -> aioredis.RedisCluster:
         "socket_timeout": REPLY_TIMEOUT,
         **{name: value for name, value in nodes[0].items() if name not in {"host", "port", "db", "connection_class"}},
     }
-    return _Cluster(
+    client = aioredis.RedisCluster(
         startup_nodes=[ClusterNode(node.get("host", "localhost"), node.get("port", 6379)) for node in nodes],
         ssl=url.partition("://")[0].startswith("rediss"),
         retry=Retry(NoBackoff(), _CLUSTER_ATTEMPTS),
@@ -269,6 +283,7 @@ def _connect_cluster(url: str) -> aioredis.RedisCluster:
         reinitialize_steps=0,  # Else every few moved slots it closes all connections, with the commands in flight.
         **options,
     )
+    return survive_missing_slots(client)
 
 
 def require_async(client: object) -> None:
