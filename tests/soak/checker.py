@@ -119,6 +119,7 @@ class _Call:
             peer=one.worker,
             operation=one.operation,
             code=one.code,
+            stored=any(event.worker != self.runner and event.number and event.at < one.at for event in self.events),
         )
 
 

@@ -41,12 +41,12 @@ class Condition(StrEnum):
     """A condition of an allowance. The runner is the worker that ran the call."""
 
     RUNNER_KILLED = "the runner was killed since the call began"
-    RUNNER_KILLED_BEFORE_COMMIT = "the runner was killed before it could store"
+    RUNNER_KILLED_BEFORE_COMMIT = "the runner was killed before it could store, and no other worker has read an event"
     RUNNER_FROZEN = "the runner was frozen past its lease since the call began"
     RUNNER_FROZEN_BEFORE_COMMIT = "the runner was frozen past its lease before it could store"
     PEER_DOWN = "the worker of the connection was killed, and is not back"
     PEER_FROZEN = "the worker of the connection was frozen a moment ago"
-    REDIS_LOST_DATA = "Redis lost data since the call began"
+    REDIS_LOST_DATA = "Redis lost data since the call began, and the runner failed before it could restore them"
     REDIS_IMPAIRED = "Redis was unreachable or slow a moment ago, or the rig was, in which the proxy runs"
 
 
@@ -66,6 +66,8 @@ class Suspicion:
     peer: int = -1
     operation: str = ""
     code: int = 0
+    stored: bool = False
+    """Whether another worker has delivered an event of the call before, which it can only have read from Redis."""
 
 
 @dataclass(frozen=True)
@@ -270,11 +272,12 @@ class Timeline:
             case Condition.RUNNER_KILLED:
                 return self._killed(runner, since, at)
             case Condition.RUNNER_KILLED_BEFORE_COMMIT:
-                return self._killed(runner, since, min(at, self._committed(since)))
+                return not suspicion.stored and self._killed(runner, since, min(at, self._committed(since)))
             case Condition.RUNNER_FROZEN:
                 return self._frozen_past_lease(runner, since, at)
             case Condition.RUNNER_FROZEN_BEFORE_COMMIT:
-                return self._frozen_past_lease(runner, since, min(at, self._committed(since)))
+                by = min(at, self._committed(since))
+                return not suspicion.stored and self._frozen_past_lease(runner, since, by)
             case Condition.PEER_DOWN:
                 spans = [span for span in self._down if span.worker == suspicion.peer]
                 return any(span.meets(at - self._rules.restart_margin, at) for span in spans)
@@ -282,7 +285,9 @@ class Timeline:
                 spans = [span for span in self._frozen if span.worker == suspicion.peer]
                 return any(span.meets(at - self._rules.redis_grace, at) for span in spans)
             case Condition.REDIS_LOST_DATA:
-                return any(since <= moment <= at for moment in self._lost)
+                return any(
+                    since <= moment <= at and self._unrestored(runner, since, moment, at) for moment in self._lost
+                )
             case Condition.REDIS_IMPAIRED:
                 return any(span.meets(at - self._rules.redis_grace, at) for span in self._impaired)
 
@@ -292,6 +297,11 @@ class Timeline:
     def _frozen_past_lease(self, worker: int, since: float, until: float) -> bool:
         spans = [span for span in self._frozen if span.worker == worker and span.meets(since, until)]
         return any(span.end - span.begin >= self._rules.freeze_tolerance for span in spans)
+
+    def _unrestored(self, worker: int, since: float, lost: float, at: float) -> bool:
+        """Whether a worker failed before it could store lost events again, which it has in memory."""
+        until = min(at, self._committed(lost))
+        return self._killed(worker, since, until) or self._frozen_past_lease(worker, lost, until)
 
     def _committed(self, since: float) -> float:
         """The moment by which an event of `since` is in Redis: outages that follow each other add up."""

@@ -340,6 +340,38 @@ def test_checker_of_an_error_of_a_worker_killed_in_an_outage_allows_it(history: 
     assert history.classes() == ([] if outage else [Class.ERROR])
 
 
+@pytest.mark.parametrize("stored", [True, False])
+def test_checker_of_an_error_after_a_stored_event_finds_it(history: History, *, stored: bool) -> None:
+    """Another worker has read an event of the call, so Redis names the call: -32010 is due."""
+    history.add(What.REDIS_FROZEN)
+    call = Call(history).post().numbers(1).fault(What.REDIS_THAWED)
+    call.resume()
+    if stored:
+        call.numbers(2)
+    call.fault(What.WORKER_KILLED, worker=RUNNER).error(EVENTS_GONE).done(Outcome.ERROR)
+    assert history.classes() == ([Class.ERROR] if stored else [])
+
+
+@pytest.mark.parametrize("fault", [What.WORKER_KILLED, What.WORKER_FROZEN])
+@pytest.mark.parametrize("seconds", [0, 30])
+def test_checker_of_an_error_after_a_restored_loss_finds_it(history: History, fault: What, seconds: int) -> None:
+    """A worker that fails long after the loss has stored its events again: -32010 is due."""
+    call = Call(history).post().numbers(1).fault(What.REDIS_FLUSHED)
+    history.at += seconds
+    call.fault(fault, worker=RUNNER).resume().error(EVENTS_GONE).done(Outcome.ERROR)
+    assert history.classes() == ([Class.ERROR] if seconds else [])
+
+
+def test_checker_of_an_error_after_a_loss_since_the_freeze_finds_it(history: History) -> None:
+    """A worker that runs again stores its events again."""
+    call = Call(history).post().numbers(1).fault(What.WORKER_FROZEN, worker=RUNNER)
+    history.at += 10
+    call.fault(What.WORKER_THAWED, worker=RUNNER)
+    history.at += 10
+    call.fault(What.REDIS_FLUSHED).resume().error(EVENTS_GONE).done(Outcome.ERROR)
+    assert history.classes() == [Class.ERROR]
+
+
 @pytest.mark.parametrize("late", [True, False])
 def test_checker_of_a_late_rig_takes_faults_before_the_observation_into_account(*, late: bool) -> None:
     """The worker accepted the call, or opened the session, before it was killed; the rig saw it afterwards."""
