@@ -152,6 +152,7 @@ async def test_view_of_a_call_that_stored_nothing_gives_one_error(
 ) -> None:
     """A resume before its worker is declared dead ends with the same error as one after."""
     cursor, lease = await lost_call(client)
+    store._shared.workers.lease = 1.0
     view = SessionView(store, follow_timeout=20)
     before, after = Sent(), Sent()
     with anyio.fail_after(10):

@@ -9,7 +9,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -474,7 +474,7 @@ _RULES = (
     "next: name prometheus/*.yaml of this directory in rule_files, and check with promtool check config that it counts "
     "the rules: Prometheus accepts a pattern that matches no file"
 )
-_NEXT = {
+_NEXT: Mapping[str, str] = {
     "files": _RULES,
     "provisioning": _RULES,
     "kubernetes": "next: kubectl apply --filename with this directory; check that the ruleSelector of your Prometheus "
