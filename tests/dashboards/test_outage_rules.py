@@ -134,7 +134,7 @@ def differences(scenes: list[Outage], folder: Path) -> str:
     return "" if done.returncode == 0 else done.stdout + done.stderr
 
 
-def test_an_outage_raises_degraded_and_nothing_else(tmp_path: Path) -> None:
+def test_outage_raises_degraded_and_nothing_else(tmp_path: Path) -> None:
     """Short or long, from the first minute or later, on one worker or all, with six resumes per hour or many."""
     few, many = 0.1, 20
     scenes = [  # Each pair of values occurs; all combinations take a minute.

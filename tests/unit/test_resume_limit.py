@@ -97,7 +97,7 @@ async def test_replays_of_another_principal_do_not_wait(limiter: ResumeLimiter) 
     assert not len(limiter)
 
 
-async def test_a_cut_replay_frees_its_place(limiter: ResumeLimiter) -> None:
+async def test_cut_replay_frees_its_place(limiter: ResumeLimiter) -> None:
     """Waiting or running, a client that disconnects leaves nothing behind, and the next replay runs."""
     replays = Replays(limiter)
     started = [replays.start(number) for number in range(MAX_REPLAYS + 3)]
@@ -110,7 +110,7 @@ async def test_a_cut_replay_frees_its_place(limiter: ResumeLimiter) -> None:
     assert not len(limiter)
 
 
-async def test_a_replay_that_is_cut_as_its_turn_comes_passes_it_on(limiter: ResumeLimiter) -> None:
+async def test_replay_that_is_cut_as_its_turn_comes_passes_it_on(limiter: ResumeLimiter) -> None:
     """The slot that was given to a cancelled replay goes to the next one."""
     replays = Replays(limiter)
     started = [replays.start(number) for number in range(MAX_REPLAYS + 2)]
@@ -158,7 +158,7 @@ async def nothing(_: EventMessage) -> None:
     """Receive an event."""
 
 
-async def test_a_stalled_replay_lends_its_slot_until_it_continues(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stalled_replay_lends_its_slot_until_it_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that does not read delays no other; when it reads again, its replay waits for a slot."""
     monkeypatch.setattr(resume_limit, "STALL_SECONDS", 0.01)
     monkeypatch.setattr(resume_limit, "MAX_REPLAYS", 1)
@@ -194,7 +194,7 @@ async def test_a_stalled_replay_lends_its_slot_until_it_continues(monkeypatch: p
     assert not len(limiter)
 
 
-async def test_a_replay_that_makes_progress_keeps_its_slot(limiter: ResumeLimiter) -> None:
+async def test_replay_that_makes_progress_keeps_its_slot(limiter: ResumeLimiter) -> None:
     """However long it lasts: only replays without an event between two checks lend their slots."""
     replays = Replays(limiter)
     with admitted(limiter) as turn:
