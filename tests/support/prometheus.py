@@ -22,6 +22,7 @@ class Prometheus:
     """One that runs."""
 
     url: str
+    http: httpx2.Client
 
     def ask(self, path: str, **parameters: str) -> Any:
         """What its HTTP API answers: the `data`.
@@ -30,9 +31,7 @@ class Prometheus:
             path: Behind `/api/v1/`.
             **parameters: Of the query.
         """
-        with httpx2.Client(verify=NO_TLS, trust_env=False, timeout=CEILING) as http:
-            response = http.get(f"{self.url}/api/v1/{path}", params=parameters)
-        answer = response.json()
+        answer = self.http.get(f"{self.url}/api/v1/{path}", params=parameters).json()
         assert answer["status"] == "success", answer
         return answer["data"]
 
@@ -83,7 +82,7 @@ def prometheus(config: Path) -> Iterator[Prometheus]:
                     return False
 
                 eventually(ready, otherwise=lambda: text_of(log))
-            yield Prometheus(url)
+                yield Prometheus(url, http)
         finally:
             process.terminate()
             process.wait(CEILING)
