@@ -21,8 +21,9 @@ from support.waiting import CEILING, eventually
 HOST = "127.0.0.1"
 
 
-_RESERVATIONS: deque[socket.socket] = deque(maxlen=500)
-"""Keep the latest ports of `free_port` from the outgoing connections of all processes."""
+_RESERVED = 500
+_RESERVATIONS: deque[int] = deque()
+"""The descriptors that keep the latest ports of `free_port` from the outgoing connections of all processes."""
 
 
 def free_port() -> int:
@@ -35,8 +36,10 @@ def free_port() -> int:
     reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     reservation.bind((HOST, 0))
-    _RESERVATIONS.append(reservation)
     port: int = reservation.getsockname()[1]
+    _RESERVATIONS.append(reservation.detach())
+    if len(_RESERVATIONS) > _RESERVED:
+        os.close(_RESERVATIONS.popleft())
     return port
 
 
