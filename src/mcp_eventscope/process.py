@@ -46,11 +46,18 @@ class Process:
 
     def tracked(self, kind: type[T]) -> list[T]:
         """Return the living objects of a class that are tracked."""
-        return [each for each in tuple(self._tracked) if isinstance(each, kind)]
+        return [each for each in self._snapshot() if isinstance(each, kind)]
+
+    def _snapshot(self) -> tuple[ForkAware, ...]:
+        while True:
+            try:
+                return tuple(self._tracked)
+            except RuntimeError:  # Another thread has tracked an object meanwhile.
+                continue
 
     def after_fork(self) -> None:
         """Call the tracked objects, then the single ones, which may use them."""
-        for each in (*self._tracked, *self._singles.values()):
+        for each in (*self._snapshot(), *self._singles.values()):
             if isinstance(each, ForkAware):
                 each.after_fork()
 

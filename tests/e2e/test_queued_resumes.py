@@ -111,7 +111,7 @@ async def test_resumes_wait_then_are_refused_and_others_are_unaffected(
     worker: Worker, alice: HTTPClient, bob: HTTPClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Waiting resumes get their events when their turn comes, unless their clients have disconnected."""
-    monkeypatch.setattr(resume_limit, "STALL_SECONDS", 3600)
+    monkeypatch.setattr(resume_limit, "SLICE_SECONDS", 3600)
     large = await worker.cursor(alice, 1, *[LARGE] * MANY)
     small = [await worker.cursor(alice, number, "a") for number in range(2, 6)]
     other = await worker.cursor(bob, 1, "a")
@@ -150,7 +150,7 @@ async def test_newest_resume_of_a_stream_takes_the_place_of_a_waiting_one(
     worker: Worker, alice: HTTPClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that resumes one stream in a loop without reading waits in one place."""
-    monkeypatch.setattr(resume_limit, "STALL_SECONDS", 3600)
+    monkeypatch.setattr(resume_limit, "SLICE_SECONDS", 3600)
     large = await worker.cursor(alice, 1, *[LARGE] * MANY)
     small = await worker.cursor(alice, 2, "a")
     async with alice.get(large) as holder, AsyncExitStack() as stack:

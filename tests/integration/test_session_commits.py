@@ -315,6 +315,39 @@ async def test_commit_script_of_a_whole_run_in_a_list_of_another_type_leaves_no_
     assert await indexed.client.type(indexed.elements_key) in {"string", b"string"}
 
 
+@pytest.mark.parametrize("marks", ["fr", "frn"])
+async def test_commit_script_that_cannot_store_a_large_payload_writes_nothing(
+    indexed: Commits, valkey_server: Valkey, marks: str
+) -> None:
+    """The Redis user may not write it."""
+    admin, large = indexed.client, f"{indexed.prefix}large:1:{RUN}:1"
+    element = b"1 %d f g5000\n" % (time.time_ns() // 1000)
+    keys = [indexed.elements_key, indexed.requests, indexed.session, indexed.index, large]
+    arguments: list[str | bytes | int] = [TTL, RUN, ENTRY, 1, 0, "", marks, 1, 1, element, b"x" * 5000]
+    await admin.execute_command("ACL", "SETUSER", "reader", "on", "nopass", "~*", "&*", "+@all", "-set")  # type: ignore[no-untyped-call]
+    try:
+        async with aioredis.Redis.from_url(valkey_server.url, username="reader", password="any") as user:
+            reply = await COMMIT(user, keys, arguments)
+    finally:
+        await admin.execute_command("ACL", "DELUSER", "reader")  # type: ignore[no-untyped-call]
+    assert reply.decode().split("\n")[1].startswith("!")
+    assert await admin.exists(indexed.elements_key, large) == 0
+
+
+async def test_end_of_a_session_that_redis_refuses_changes_nothing(indexed: Commits, valkey_server: Valkey) -> None:
+    """The Redis user may lack a right that the end needs."""
+    admin = indexed.client
+    await admin.execute_command("ACL", "SETUSER", "reader", "on", "nopass", "~*", "&*", "+@all", "-rename")  # type: ignore[no-untyped-call]
+    try:
+        async with aioredis.Redis.from_url(valkey_server.url, username="reader", password="any") as user:
+            with pytest.raises(aioredis.RedisError):
+                await scripts.end(user, Keys(indexed.prefix), TTL)
+    finally:
+        await admin.execute_command("ACL", "DELUSER", "reader")  # type: ignore[no-untyped-call]
+    assert await admin.exists(indexed.session) == 0
+    assert await indexed(1, 1, 2, marks="frn", last=2) == "k2"
+
+
 async def test_commit_script_of_a_whole_run_to_an_ended_session_is_refused(indexed: Commits) -> None:
     """From the first step of the end, although the keys of other runs still exist."""
     await indexed.client.rpush(indexed.index, *[f"1 stream:{number}:{RUN}" for number in range(1000)])

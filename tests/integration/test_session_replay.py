@@ -351,6 +351,15 @@ async def test_replay_of_a_recent_event_is_no_miss_before_it_is_stored(
     assert (await part.replay(f"{time}-1-{run}", Received(), stream_id="1")).miss is Miss.UNKNOWN
 
 
+async def test_follow_of_a_recent_event_that_this_worker_lost_ends_without_delay(store: RedisEventStore) -> None:
+    """It is neither in memory nor in Redis, and will not be stored."""
+    producer = await stored_run(store, 1)
+    recent = f"{producer.ids[0].split('-')[0]}-1-{store._worker.name}ffff"
+    with in_time(4):
+        followed = await store.for_session("s").follow("1", recent, Received(), limit=20)
+    assert followed.end is FollowEnd.WORKER_LOST
+
+
 async def test_follow_of_an_invented_run_of_a_live_worker_ends_after_a_lease(
     store: RedisEventStore, redis_client: aioredis.Redis
 ) -> None:

@@ -192,6 +192,11 @@ DEFAULT_RULES = Rules(
             Class.NOT_FOUND,
             frozenset({Condition.RUNNER_KILLED_BEFORE_COMMIT}),
         ),
+        Allowance(
+            "session opened in an outage by a worker that was frozen in it past its lease",
+            Class.NOT_FOUND,
+            frozenset({Condition.RUNNER_FROZEN_BEFORE_COMMIT}),
+        ),
     ),
     freeze_tolerance=LEASE / 2,
     commit_seconds=1.0,

@@ -67,7 +67,7 @@ class Replay:
 @pytest.fixture
 def limiter(monkeypatch: pytest.MonkeyPatch) -> ResumeLimiter:
     """A limiter whose replays do not stall."""
-    monkeypatch.setattr(resume_limit, "STALL_SECONDS", 3600)
+    monkeypatch.setattr(resume_limit, "SLICE_SECONDS", 3600)
     return ResumeLimiter()
 
 
@@ -160,7 +160,7 @@ async def nothing(_: EventMessage) -> None:
 
 async def test_stalled_replay_lends_its_slot_until_it_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that does not read delays no other; when it reads again, its replay waits for a slot."""
-    monkeypatch.setattr(resume_limit, "STALL_SECONDS", 0.01)
+    monkeypatch.setattr(resume_limit, "SLICE_SECONDS", 0.01)
     monkeypatch.setattr(resume_limit, "MAX_REPLAYS", 1)
     limiter = ResumeLimiter()
     reads = asyncio.Event()
@@ -182,7 +182,7 @@ async def test_stalled_replay_lends_its_slot_until_it_continues(monkeypatch: pyt
     await until(lambda: len(limiter))
     with admitted(limiter) as other:
         async with other.replaying():
-            monkeypatch.setattr(resume_limit, "STALL_SECONDS", 3600)
+            monkeypatch.setattr(resume_limit, "SLICE_SECONDS", 3600)
             await until(lambda: not other._holds)  # It stalls, too, and takes the slot again for good.
             await other.paced(nothing)(EVENT)
             reads.set()
@@ -194,21 +194,34 @@ async def test_stalled_replay_lends_its_slot_until_it_continues(monkeypatch: pyt
     assert not len(limiter)
 
 
-async def test_replay_that_makes_progress_keeps_its_slot(limiter: ResumeLimiter) -> None:
-    """However long it lasts: only replays without an event between two checks lend their slots."""
+async def test_replay_that_makes_progress_keeps_its_slot_while_there_are_others(limiter: ResumeLimiter) -> None:
+    """No other replay waits for it."""
+    with admitted(limiter) as turn:
+        async with turn.replaying():
+            await turn.paced(nothing)(EVENT)
+            turn._check()
+            assert turn._holds
+            turn._check()
+            assert not turn._holds
+    assert not len(limiter)
+
+
+async def test_replay_that_makes_progress_takes_turns_with_waiting_ones(limiter: ResumeLimiter) -> None:
+    """Slow clients, which read all the time, do not hold all slots."""
     replays = Replays(limiter)
     with admitted(limiter) as turn:
         async with turn.replaying():
             send = turn.paced(nothing)
             started = [replays.start(number) for number in range(MAX_REPLAYS)]
             await until(lambda: len(replays.running) == MAX_REPLAYS - 1)
-            for _ in range(3):
-                await send(EVENT)
-                turn._check()
-                await asyncio.sleep(0)
-            assert len(replays.running) == MAX_REPLAYS - 1
+            await send(EVENT)
             turn._check()
             await until(lambda: len(replays.running) == MAX_REPLAYS)
-    for replay in started:
+            sending = asyncio.ensure_future(send(EVENT))
+            await asyncio.wait({sending}, timeout=0.05)
+            assert not sending.done()
+            await started[0].end()
+            await sending
+    for replay in started[1:]:
         await replay.end()
     assert not len(limiter)

@@ -42,6 +42,8 @@ from mcp_eventscope.store.messages import (
 )
 from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowEnd, FollowResult, Miss, ReplayResult
 
+RENEWAL_SECONDS = 5.0
+"""Seconds within which a worker that was suspended for longer than its lease has renewed it, while Redis answers."""
 _MICROSECONDS = 1_000_000
 _answer = Script("answer.lua")
 _open_standalone = Script("open_standalone.lua")
@@ -334,19 +336,21 @@ class RedisSessionStore:
         return None
 
     async def _never_stored(self, cursor: Cursor) -> bool:
-        """Whether an event that is neither in Redis nor in memory will not be stored: its worker is this one or dead.
+        """Whether an event that is neither in Redis nor in memory stays so: its worker is this one or dead."""
+        worker = worker_of(cursor.run)
+        return worker == self._shared.worker.name or (
+            not self._may_be_stored(cursor) and bool(await self._shared.workers.expired({worker}))
+        )
+
+    def _may_be_stored(self, cursor: Cursor) -> bool:
+        """Whether an event may still be stored although its worker has no lease.
 
         An event id shows that its worker has lived at that time. A worker that was suspended for longer than its lease
         may serve requests before it has renewed the lease.
         """
-        worker = worker_of(cursor.run)
-        return worker == self._shared.worker.name or (
-            not self._is_recent(cursor) and bool(await self._shared.workers.expired({worker}))
-        )
-
-    def _is_recent(self, cursor: Cursor) -> bool:
-        """Whether the event of a cursor was accepted less than a lease ago."""
-        return abs(self._shared.clock.now() - cursor.time) < self._shared.workers.lease * _MICROSECONDS
+        shared = self._shared
+        recent = min(shared.workers.lease, RENEWAL_SECONDS) * _MICROSECONDS
+        return worker_of(cursor.run) != shared.worker.name and abs(shared.clock.now() - cursor.time) < recent
 
     async def _replay_standalone(self, delivery: Delivery) -> Miss | None:
         cursor, shared = delivery.cursor, self._shared
@@ -528,7 +532,7 @@ class RedisSessionStore:
         entry = await shared.reader.call(lambda: self._entry(name))
         if entry is None:
             # There is no such request: the cursor may be invented. A recent one may not be stored yet.
-            following.unknown_request = not self._is_recent(delivery.cursor)
+            following.unknown_request = not self._may_be_stored(delivery.cursor)
             return
         if run_entry.is_open(entry):
             request_id = stored_request_id_of(entry)

@@ -11,15 +11,15 @@ MAX_REPLAYS = 8
 """Maximum concurrent replays of one principal on a worker. Further ones wait in line."""
 MAX_WAITING = 1000
 """Maximum resumes of one principal that wait on a worker. Further ones are refused."""
-STALL_SECONDS = 0.1
-"""Seconds without a sent event after which a replay gives up its slot: it waits for its client or for Redis."""
+SLICE_SECONDS = 0.1
+"""Seconds after which a replay gives up its slot if it has sent nothing meanwhile, or if others wait for a slot."""
 
 
 class ResumeLimiter:
     """The resumes of all principals on this worker.
 
-    A replay holds one of its principal's slots only while it makes progress, so that a client that stops reading does
-    not block the other clients of a shared credential.
+    A replay holds one of its principal's slots only while it makes progress, and takes turns with those that wait: a
+    client that reads slowly does not block the other clients of a shared credential.
     """
 
     def __init__(self) -> None:
@@ -127,10 +127,10 @@ class ResumeTurn:
 
     def _check_later(self) -> None:
         self._progressed = False
-        self._timer = asyncio.get_running_loop().call_later(STALL_SECONDS, self._check)
+        self._timer = asyncio.get_running_loop().call_later(SLICE_SECONDS, self._check)
 
     def _check(self) -> None:
-        if self._progressed:
+        if self._progressed and not self._principal.slots.locked():
             self._check_later()
         else:
             self._release()

@@ -246,6 +246,8 @@ local function commit_whole(k, a, larges, count)
   for i = 0, larges - 1 do
     error = set_large(KEYS[k + 4 + i], ARGV[elements + count + i])
     if error then
+      redis.call('UNLINK', list, unpack(KEYS, k + 4, k + 3 + larges))
+      redis.call('LTRIM', index, 0, indexed - #rows - 1)
       return '!' .. error
     end
   end

@@ -12,12 +12,12 @@
 -- ended.
 
 local session, index, deleting = KEYS[1], KEYS[4], KEYS[5]
+if redis.call('EXISTS', index) == 1 then
+  redis.call('RENAME', index, deleting) -- First: if Redis refuses it, nothing has changed.
+end
 redis.call('UNLINK', unpack(KEYS, 1, 3))
 redis.call('HSET', session, 'ended', '1')
 redis.call('EXPIRE', session, ARGV[1])
-if redis.call('EXISTS', index) == 1 then
-  redis.call('RENAME', index, deleting)
-end
 if #KEYS > 5 then
   redis.call('UNLINK', unpack(KEYS, 6))
 end
