@@ -1,7 +1,7 @@
 """The checker: a pure function from a history to violations."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from soak.history import (
@@ -53,13 +53,14 @@ def check(history: Sequence[Observation], rules: Rules = DEFAULT_RULES) -> Verdi
 def _suspicions(history: Sequence[Observation], timeline: Timeline) -> Iterator[Suspicion]:
     complete = any(one.what is What.END for one in history)
     opened = {one.session: one for one in history if one.what is What.OPENED}
+    served = _served(history)
     streams = by_stream(history)
     published: dict[str, list[_Call]] = {}
     for (_, session, _), observations in streams.items():
         if observations[0].what is What.CALL and observations[0].kind == PUBLISH:
             published.setdefault(session, []).append(_Call(observations, timeline))
     for (_, session, stream), observations in streams.items():
-        yield from _refusals(observations, opened.get(session), timeline)
+        yield from _refusals(observations, opened.get(session), served[session], timeline)
         if stream == STANDALONE:
             yield from _standalone(observations, published.get(session, []), timeline)
         elif observations[0].what is What.CALL:
@@ -212,8 +213,20 @@ def _outcome(call: _Call, seen: set[int], *, complete: bool) -> Iterator[Suspici
             pass
 
 
+def _served(history: Sequence[Observation]) -> Mapping[str, list[Observation]]:
+    """Group by session when which worker began to serve a request of it."""
+    served: defaultdict[str, list[Observation]] = defaultdict(list)
+    for one in history:
+        if one.what in {What.OPENED, What.BEGAN}:
+            served[one.session].append(one)
+    return served
+
+
 def _refusals(
-    observations: Sequence[Observation], opened: Observation | None, timeline: Timeline
+    observations: Sequence[Observation],
+    opened: Observation | None,
+    served: Sequence[Observation],
+    timeline: Timeline,
 ) -> Iterator[Suspicion]:
     """Judge the requests that were refused; a call that gave up was judged by its outcome."""
     began = observations[0].at
@@ -234,6 +247,7 @@ def _refusals(
             peer=one.worker,
             operation=one.operation,
             code=one.code,
+            holders=tuple({each.worker: each.at for each in served if each.at < one.at}.items()) if of_session else (),
         )
 
 

@@ -44,6 +44,8 @@ class Condition(StrEnum):
     RUNNER_KILLED_BEFORE_COMMIT = "the runner was killed before it could store, and no other worker has read an event"
     RUNNER_FROZEN = "the runner was frozen past its lease since the call began"
     RUNNER_FROZEN_BEFORE_COMMIT = "the runner was frozen past its lease before it could store"
+    REDIS_CUT = "connections to Redis were being cut when the session was opened, which concerns single workers"
+    HOLDERS_FAILED = "Redis lost data, and each worker that served the session failed before it could restore it"
     PEER_DOWN = "the worker of the connection was killed, and is not back"
     PEER_FROZEN = "the worker of the connection was frozen a moment ago"
     REDIS_LOST_DATA = "Redis lost data since the call began, and the runner failed before it could restore them"
@@ -68,6 +70,8 @@ class Suspicion:
     code: int = 0
     stored: bool = False
     """Whether another worker has delivered an event of the call before, which it can only have read from Redis."""
+    holders: tuple[tuple[int, float], ...] = ()
+    """The workers that have served the session, and when each last began to serve a request of it."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,16 @@ DEFAULT_RULES = Rules(
             Class.NOT_FOUND,
             frozenset({Condition.RUNNER_FROZEN_BEFORE_COMMIT}),
         ),
+        Allowance(
+            "session lost by Redis, all workers that served it were killed or frozen past their leases",
+            Class.NOT_FOUND,
+            frozenset({Condition.HOLDERS_FAILED}),
+        ),
+        Allowance(
+            "session opened by a worker that could not reach Redis, and not recorded yet",
+            Class.NOT_FOUND,
+            frozenset({Condition.REDIS_CUT}),
+        ),
     ),
     freeze_tolerance=LEASE / 2,
     commit_seconds=1.0,
@@ -233,13 +247,14 @@ class Timeline:
         self._down = _spans(observations, What.WORKER_KILLED, What.WORKER_BACK)
         self._frozen = _spans(observations, What.WORKER_FROZEN, What.WORKER_THAWED)
         self._lost = [one.at for one in observations if one.what in _LOSSES]
+        self._cutting = _spans(observations, What.REDIS_CUTTING, What.REDIS_MENDED)
         flushed = [_Span(-1, one.at, one.at) for one in observations if one.what is What.REDIS_FLUSHED]
         self._impaired = sorted(
             (
                 *_spans(observations, What.REDIS_KILLED, What.REDIS_BACK),
                 *_spans(observations, What.REDIS_FROZEN, What.REDIS_THAWED),
                 *_spans(observations, What.REDIS_SLOW, What.REDIS_FAST),
-                *_spans(observations, What.REDIS_CUTTING, What.REDIS_MENDED),
+                *self._cutting,
                 *flushed,
                 *late,
             ),
@@ -270,7 +285,7 @@ class Timeline:
                 return allowance
         return None
 
-    def holds(self, condition: Condition, suspicion: Suspicion) -> bool:  # noqa: PLR0911 - one for each
+    def holds(self, condition: Condition, suspicion: Suspicion) -> bool:  # noqa: C901, PLR0911 - one for each
         """Return whether a condition holds of a suspicion."""
         since, at, runner = suspicion.since, suspicion.at, suspicion.runner
         match condition:
@@ -283,6 +298,15 @@ class Timeline:
             case Condition.RUNNER_FROZEN_BEFORE_COMMIT:
                 by = min(at, self._committed(since))
                 return not suspicion.stored and self._frozen_past_lease(runner, since, by)
+            case Condition.REDIS_CUT:
+                cut = any(span.meets(since, since + self._rules.commit_seconds) for span in self._cutting)
+                return cut and at <= self._committed(since)
+            case Condition.HOLDERS_FAILED:
+                return bool(suspicion.holders) and any(
+                    since <= moment <= at
+                    and all(self._unrestored(worker, served, moment, at) for worker, served in suspicion.holders)
+                    for moment in self._lost
+                )
             case Condition.PEER_DOWN:
                 spans = [span for span in self._down if span.worker == suspicion.peer]
                 return any(span.meets(at - self._rules.restart_margin, at) for span in spans)

@@ -580,6 +580,49 @@ def test_checker_of_404_for_a_session_opened_in_an_outage_allows_it(*, allowed: 
     assert history.classes() == ([] if allowed else [Class.NOT_FOUND])
 
 
+@pytest.mark.parametrize(
+    ("faults", "allowed"),
+    [
+        ([What.REDIS_KILLED], False),
+        ([What.WORKER_FROZEN], False),
+        ([What.REDIS_KILLED, What.WORKER_FROZEN], True),
+        ([What.REDIS_KILLED, What.WORKER_KILLED], True),
+        ([What.WORKER_KILLED, What.REDIS_KILLED], True),
+    ],
+)
+@pytest.mark.parametrize("others", [0, 1])
+def test_checker_of_404_for_a_session_that_redis_lost_allows_it_if_all_its_workers_failed(
+    history: History, faults: list[What], others: int, *, allowed: bool
+) -> None:
+    """Another worker that has served the session records it again."""
+    history.add(What.OPENED, client=3, session=SESSION, worker=RUNNER)
+    call = Call(history).post()
+    for _ in range(others):
+        call.resume(worker=OTHER)
+    history.step = 0.5
+    for fault in faults:
+        history.add(fault, worker=-1 if fault is What.REDIS_KILLED else RUNNER)
+    history.add(What.REDIS_BACK)
+    history.at += 3
+    Call(history, "call-8").refused(404, Operation.POST, worker=2).done(Outcome.REFUSED)
+    found = [each for each in history.classes() if each is Class.NOT_FOUND]
+    assert found == ([] if allowed and not others else [Class.NOT_FOUND])
+
+
+@pytest.mark.parametrize(("before", "after", "allowed"), [(0, 0, True), (0, 10, False), (10, 0, False)])
+def test_checker_of_404_for_a_session_that_is_not_recorded_yet_allows_it_while_connections_are_cut(
+    history: History, before: float, after: float, *, allowed: bool
+) -> None:
+    """The worker that has opened it cannot reach Redis, and other workers can."""
+    history.step = 0.3
+    history.add(What.OPENED, client=3, session=SESSION, worker=RUNNER)
+    history.at += before
+    history.add(What.REDIS_CUTTING).add(What.REDIS_MENDED)
+    history.at += after
+    Call(history).refused(404, Operation.POST).done(Outcome.REFUSED)
+    assert history.classes() == ([] if allowed else [Class.NOT_FOUND])
+
+
 def _of_sdk(history: History, carried: tuple[int, ...], passed_on: tuple[int, ...]) -> Call:
     """A call of the SDK's client, and what it passes to the application."""
     call = Call(history, note=SDK).post().numbers(*carried).result()
