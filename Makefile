@@ -19,9 +19,9 @@ SECONDS ?= 120
 # Examples of each test of `make fuzz`.
 EXAMPLES ?= 5000
 
-# Three processes more than there are cores, since most tests wait for leases, timeouts and servers. The tests of a file
+# Four processes more than there are cores, since most tests wait for leases, timeouts and servers. The tests of a file
 # share servers, so they stay in one process.
-PARALLEL := -n $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 3 ))) --maxprocesses 6 --dist loadfile
+PARALLEL := -n $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 4 ))) --maxprocesses 6 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test test-fast test-servers test-redis test-sdk test-conformance test-clients drill soak bench check format hooks matrix packages fuzz limits imports docs site dashboards pictures clean

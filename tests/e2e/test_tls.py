@@ -166,7 +166,11 @@ async def test_every_part_works_over_tls_on_a_cluster(cluster_port: int, files: 
         (query, "certificate verify failed"),
         (lambda _: "", "certificate verify failed"),
         (lambda _: "ssl_ca_certs=/nonexistent/ca.pem", "No such file"),
-        (lambda other: f"ssl_cert_reqs=none&ssl_certfile={other.client}&ssl_keyfile={other.client}", "UNKNOWN_CA"),
+        # The server closes the connection after its alert, which the client may then not receive (RFC 8446, section 6.2).
+        (
+            lambda other: f"ssl_cert_reqs=none&ssl_certfile={other.client}&ssl_keyfile={other.client}",
+            "UNKNOWN_CA|Connection reset by peer",
+        ),
     ],
     ids=["authority of another", "authorities of the system", "file that is not there", "certificate of another"],
 )
