@@ -166,7 +166,7 @@ async def test_every_part_works_over_tls_on_a_cluster(cluster_port: int, files: 
         (query, "certificate verify failed"),
         (lambda _: "", "certificate verify failed"),
         (lambda _: "ssl_ca_certs=/nonexistent/ca.pem", "No such file"),
-        # The server closes the connection after its alert, which the client may then not receive (RFC 8446, section 6.2).
+        # The server closes the connection after its alert, which the client then may not receive.
         (
             lambda other: f"ssl_cert_reqs=none&ssl_certfile={other.client}&ssl_keyfile={other.client}",
             "UNKNOWN_CA|Connection reset by peer",
