@@ -264,18 +264,18 @@ async def test_foreign_text_in_the_inbox_is_ignored_and_counted(connect: Connect
             await on_a.initialize()
             own_inbox = Keys("mcp:").inbox(a.store.coordinator._worker.name)
             await until(lambda: client.exists(own_inbox))
-            forged = pydantic_core.to_json(["x", 1, "ended", session_digest(on_a.session), "", 0])
+            forged = pydantic_core.to_json(["x", 1, "ended", session_digest(on_a.session), ""])
             for text in (
                 b"[" * 100_000,
                 b"{}",
                 b"null",
                 b"\xff",
-                b'["x",1,"unknown","","",0]',
-                b'["x","1","stop","","",0]',
+                b'["x",1,"unknown","",""]',
+                b'["x","1","stop","",""]',
             ):
-                client.xadd(own_inbox, {"m": text})
+                client.xadd(own_inbox, {"m": text, "delay": 0})
             with redis.Redis(host=HOST, port=server.port, db=1) as other:
-                other.xadd(own_inbox, {"m": forged})
+                other.xadd(own_inbox, {"m": forged, "delay": 0})
                 other.publish("mcp:workers", forged)
             await until(
                 lambda: (

@@ -46,12 +46,15 @@ TEXTS = st.sampled_from(["", "s", "x" * 100, "\u0000", "\ud800", '["","",""]', '
 SCALARS = st.none() | st.booleans() | st.integers(-(2**80), 2**80) | st.floats() | TEXTS | st.just([1])
 KINDS = st.sampled_from([*MessageKind, "", "other", 7, None])
 ROWS = (
-    st.builds(as_row, TEXTS | SCALARS, SCALARS, KINDS, st.just(session_digest("s")) | SCALARS, SCALARS, SCALARS)
+    st.builds(as_row, TEXTS | SCALARS, SCALARS, KINDS, st.just(session_digest("s")) | SCALARS, SCALARS)
     | st.lists(SCALARS, max_size=8).map(lambda row: as_row(*row))
     | JSON_TEXTS
     | RUBBISH
 )
-ENTRIES = st.lists(st.tuples(st.sampled_from([b"m", b"x", b""]), ROWS), min_size=1, max_size=3)
+DELAYS = st.integers().map(lambda number: b"%d" % number) | RUBBISH
+ENTRIES = st.lists(st.tuples(st.sampled_from([b"m", b"x", b""]), ROWS), min_size=1, max_size=3) | st.tuples(
+    ROWS, DELAYS
+).map(lambda entry: list(zip((b"m", b"delay"), entry, strict=True)))
 NUMBERS = st.sampled_from([b"*", b"*", b"*", b"18446744073709551615-18446744073709551615", b"9999999999999-5"])
 
 

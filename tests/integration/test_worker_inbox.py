@@ -1,5 +1,6 @@
 """The messages between workers: sent once Redis is reachable, received once."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -85,6 +86,15 @@ async def texts_in(one: Workers, name: str) -> list[str]:
     return [str(pydantic_core.from_json(fields[b"m"])[4]) for _, fields in entries if fields[b"m"]]
 
 
+STOP = b'["x",1,"stop","d","c"]'
+"""A message as JSON."""
+
+
+def stop_entry(number: int, content: str, sender: str = "x", delay: int = 0) -> dict[Any, Any]:
+    """An entry of another worker with a delay in milliseconds."""
+    return {"m": pydantic_core.to_json([sender, number, "stop", "d", content]), "delay": delay}
+
+
 def contents(received: list[WorkerMessage], kind: MessageKind = MessageKind.STOP) -> list[str]:
     """The contents of the messages of a kind."""
     return [each.content for each in received if each.kind is kind]
@@ -110,10 +120,42 @@ async def test_message_that_arrives_twice_is_received_once(server: fakeredis.Fak
     """A sender repeats what it has seen no reply for; another sender's numbers are its own."""
     async with worker(server) as (one, received):
         for sender, number in (("x", 1), ("x", 2), ("x", 1), ("y", 1)):
-            entry = pydantic_core.to_json([sender, number, "stop", "d", f"{sender}{number}", 0])
-            await one._redis.xadd(KEYS.inbox(one._worker.name), {"m": entry})
+            entry = stop_entry(number, f"{sender}{number}", sender)
+            await one._redis.xadd(KEYS.inbox(one._worker.name), entry)
         await until(lambda: len(received) == 3)
         assert contents(received) == ["x1", "x2", "y1"]
+
+
+@pytest.mark.parametrize("skew", [-2_000_000, 2_000_000], ids=["slow", "fast"])
+async def test_age_of_a_message_does_not_depend_on_the_clocks_of_workers(
+    server: fakeredis.FakeServer, skew: int
+) -> None:
+    """Their estimates of Redis's time differ by the delays of replies. An age that is too large stops nothing."""
+    async with worker(server) as (one, _), worker(server) as (two, received):
+        await serve("s", one, two)
+        one._clock._offset += skew
+        began = time.monotonic()
+        one.send("s", MessageKind.STOP, "a")
+        await until(lambda: contents(received) == ["a"])
+        assert 0 <= received[-1].age <= time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    ("delay", "least", "most"), [(0, 1.0, 1 + CEILING), (2_000, 3.0, 3 + CEILING), (60_000, 0, 0), (-60_000, 0, 0)]
+)
+async def test_age_of_a_message_includes_its_delays_before_and_in_redis(
+    server: fakeredis.FakeServer, delay: int, least: float, most: float
+) -> None:
+    """An age that no message can have is a step of Redis's clock, and ignored."""
+    async with worker(server) as (one, _):
+        received: list[WorkerMessage] = []
+        own = Inbox(one._redis, KEYS, WorkerId(), one._observers)
+        key = KEYS.inbox(own._worker.name)
+        written = time.time_ns() // 1_000_000 - 1_010
+        await one._redis.xadd(key, stop_entry(1, "a", delay=delay), id=f"{written}-0")
+        await own._receive(key, KEYS.announcements, received.append)
+        (message,) = (each for each in received if each.content == "a")
+        assert least <= message.age <= most
 
 
 async def test_message_in_an_outage_arrives_afterwards(server: fakeredis.FakeServer) -> None:
@@ -320,28 +362,40 @@ async def test_messages_beyond_the_bound_drop_those_of_the_largest_session(
 
 
 @pytest.mark.parametrize(
-    "entry",
+    ("body", "delay"),
     [
-        b'["x",1,"stop","d","c",1' + b"0" * 400 + b"]",
-        b'["x",1,"stop","d","c",-1' + b"0" * 400 + b"]",
-        b'["x",1,"stop","d","c",1e400]',
-        b'["x",1,{"a":1},"d","c",1]',
-        b'["x",1,["stop"],"d","c",1]',
-        b"[" * 100_000,
-        b"\xff",
+        (STOP, b"1" + b"0" * 400),
+        (STOP, b"-1" + b"0" * 400),
+        (STOP, b"1e400"),
+        (STOP, b""),
+        (b'["x",1,{"a":1},"d","c"]', b"0"),
+        (b'["x",1,["stop"],"d","c"]', b"0"),
+        (b'["x",1,"stop","d","c",0]', b"0"),
+        (b"[" * 100_000, b"0"),
+        (b"\xff", b"0"),
     ],
-    ids=["huge time", "huge negative time", "infinite time", "object", "list", "deep", "no text"],
+    ids=[
+        "huge delay",
+        "huge negative delay",
+        "infinite delay",
+        "no delay",
+        "object",
+        "list",
+        "too long",
+        "deep",
+        "no text",
+    ],
 )
 async def test_forged_entry_is_counted_and_delays_no_message(
-    server: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch, entry: bytes
+    server: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch, body: bytes, delay: bytes
 ) -> None:
     """However its parsing fails, the entries behind it are read."""
     monkeypatch.setattr(inbox, "_RETRY_SECONDS", 3600.0)
     async with worker(server) as (one, received):
         dropped = record_drops(one)
         key = KEYS.inbox(one._worker.name)
-        await one._redis.xadd(key, {"m": entry})
-        await one._redis.xadd(key, {"m": pydantic_core.to_json(["x", 2, "stop", "d", "a", 0])})
+        await one._redis.xadd(key, {"m": body, "delay": delay})
+        await one._redis.xadd(key, stop_entry(2, "a"))
         await until(lambda: contents(received) == ["a"])
         assert dropped == [dropped_as(DropReason.MALFORMED)]
 
@@ -361,8 +415,7 @@ async def test_message_that_a_holder_fails_to_handle_is_counted(
     async with one.hold_lease(LEASE, fail, nothing), one.hold_lease(LEASE, received.append, nothing):
         dropped = record_drops(one)
         for number in range(2):
-            entry = pydantic_core.to_json(["x", number, "stop", "d", str(number), 0])
-            await one._redis.xadd(KEYS.inbox(one._worker.name), {"m": entry})
+            await one._redis.xadd(KEYS.inbox(one._worker.name), stop_entry(number, str(number)))
         await until(lambda: contents(received) == ["0", "1"])
         assert dropped == [dropped_as(DropReason.MALFORMED)] * 2
 
@@ -389,17 +442,17 @@ async def test_entries_deleted_before_they_were_read_are_reported(server: fakere
     async with worker(server) as (one, _):
         dropped = record_drops(one)
         received: list[WorkerMessage] = []
-        own = Inbox(one._redis, KEYS, WorkerId(), one._clock, one._observers)
+        own = Inbox(one._redis, KEYS, WorkerId(), one._observers)
         key = KEYS.inbox(own._worker.name)
         await own.open(60_000)
         read = partial(own._receive, key, KEYS.announcements, received.append)
         for number in range(2):
-            await one._redis.xadd(key, {"m": pydantic_core.to_json(["x", number, "stop", "d", str(number), 0])})
+            await one._redis.xadd(key, stop_entry(number, str(number)))
             await read()
         assert contents(received) == ["0", "1"]
         assert dropped == []
         for number in (2, 3):
-            await one._redis.xadd(key, {"m": pydantic_core.to_json(["x", number, "stop", "d", str(number), 0])})
+            await one._redis.xadd(key, stop_entry(number, str(number)))
         await one._redis.xtrim(key, maxlen=1, approximate=False)
         for _ in range(2):
             await read()

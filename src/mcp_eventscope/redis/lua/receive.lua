@@ -4,7 +4,8 @@
 -- KEYS[2]  {prefix}{workers}:announcements
 -- ARGV[1]  the id of the last handled entry of the inbox; ARGV[2] of the announcements
 -- ARGV[3]  maximum number of entries of each
--- Returns  { 1 if entries of the inbox may be missing, else 0; entries; entries }, each entry as { id, { "m", message } }
+-- Returns  { 1 if entries of the inbox may be missing, else 0; milliseconds since 1970; entries; entries },
+--          each entry as { id, { "m", message, "delay", milliseconds } }
 --
 -- The last handled entry is kept. Where it is missing, Redis has restored an older inbox, or another program has deleted
 -- entries: some that were not handled may be missing, too. An inbox that was opened again begins with an empty entry.
@@ -27,4 +28,5 @@ if inbox[1] and inbox[1][1] == ARGV[1] then
 elseif inbox[1] and inbox[1][2][2] ~= '' and ARGV[1] ~= '0-0' then
   missing = 1
 end
-return { missing, inbox, redis.call('XRANGE', KEYS[2], '(' .. ARGV[2], '+', 'COUNT', ARGV[3]) }
+local now = redis.call('TIME')
+return { missing, now[1] * 1000 + math.floor(now[2] / 1000), inbox, redis.call('XRANGE', KEYS[2], '(' .. ARGV[2], '+', 'COUNT', ARGV[3]) }

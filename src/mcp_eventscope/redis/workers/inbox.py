@@ -9,7 +9,6 @@ import pydantic_core
 
 from mcp_eventscope.redis.blocking_read import wait_for_entries
 from mcp_eventscope.redis.client import ANSWER_TIMEOUT, AnyRedis, map_redis_errors
-from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.scripts import Script
@@ -23,8 +22,8 @@ _ENTRIES = 100
 """Maximum entries of one read."""
 _REMEMBERED = 10_000
 """Messages that are recognized when they arrive twice, since a sender repeats what it has seen no reply for."""
-_LATEST = 10.0
-"""The largest plausible age of a message that `stop`s something, in seconds. Outside of 0 to this, clocks differ."""
+_OLDEST = 10.0
+"""Maximum age of a message in seconds. A larger one is a step of Redis's clock, or of another program."""
 _FIRST = "0-0"
 
 _keep_inbox = Script("keep_inbox.lua")
@@ -41,15 +40,13 @@ class Inbox:
         redis: The client. The read that waits for messages occupies one of its connections.
         keys: The keys of the root store.
         worker: This process.
-        clock: Synchronized with Redis.
         observers: Report entries that are no messages.
     """
 
-    def __init__(self, redis: AnyRedis, keys: Keys, worker: WorkerId, clock: EventClock, observers: Observers) -> None:
+    def __init__(self, redis: AnyRedis, keys: Keys, worker: WorkerId, observers: Observers) -> None:
         self._redis = redis
         self._keys = keys
         self._worker = worker
-        self._clock = clock
         self._read: dict[str, str] = {}
         """The ids of the last entries that were handled, by key."""
         self._seen: OrderedDict[tuple[str, int], None] = OrderedDict()
@@ -102,31 +99,35 @@ class Inbox:
         keys = [inbox, announcements]
         with anyio.fail_after(ANSWER_TIMEOUT):
             read = [self._read.get(each, _FIRST) for each in keys]
-            missing, *arrived = await _receive(self._redis, keys, [*read, _ENTRIES])
+            missing, now, *arrived = await _receive(self._redis, keys, [*read, _ENTRIES])
         if missing:
             self._drop(DropReason.LOST)
             on_message(WorkerMessage(MessageKind.LOST))
         for key, entries in zip(keys, arrived, strict=True):
             for entry_id, fields in entries:
                 self._read[key] = entry_id.decode("ascii")
-                if (message := self._message(fields)) is not None:
+                if (message := self._message(now - int(entry_id.partition(b"-")[0]), fields)) is not None:
                     on_message(message)
         return any(len(entries) >= _ENTRIES for entries in arrived)
 
-    def _message(self, fields: list[bytes]) -> WorkerMessage | None:
-        """Parse one entry; None for this worker's own, one that was handled already, and what is no message."""
+    def _message(self, stored_for: int, fields: list[bytes]) -> WorkerMessage | None:
+        """Parse one entry; None for this worker's own, one that was handled already, and what is no message.
+
+        Args:
+            stored_for: Milliseconds since the entry was written, on Redis's clock. The clocks of workers differ by the
+                delays of the replies from which each learned the time.
+            fields: The message and its delay, as an outbox wrote them.
+        """
         if len(fields) == 2 and not fields[1]:  # A name and its value: the inbox was opened.
             return None
         try:
-            sender, number, kind, session, content, sent = pydantic_core.from_json(fields[1])
-            if not (
-                isinstance(number, int)
-                and isinstance(sent, int)
-                and all(isinstance(text, str) for text in (sender, session, content))
-            ):
+            _, body, _, delay = fields
+            sender, number, kind, session, content = pydantic_core.from_json(body)
+            if not (isinstance(number, int) and all(isinstance(text, str) for text in (sender, session, content))):
                 raise ValueError  # noqa: TRY301 - one treatment for all that is no message
-            age = (self._clock.now() - sent) / 1e6
-            message = WorkerMessage(MessageKind(kind), session, content, sender, age if 0 <= age <= _LATEST else 0.0)
+            # Both times are whole milliseconds: one less is never too much.
+            age = (stored_for + int(delay) - 1) / 1e3
+            message = WorkerMessage(MessageKind(kind), session, content, sender, age if 0 <= age <= _OLDEST else 0.0)
         except Exception:  # noqa: BLE001 - whatever another program wrote, the entries after it are read
             self._drop(DropReason.MALFORMED)
             return None

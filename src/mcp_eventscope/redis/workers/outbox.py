@@ -17,7 +17,6 @@ from redis import asyncio as aioredis
 from redis.exceptions import ResponseError
 
 from mcp_eventscope.redis.client import AnyRedis, is_refusal
-from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.scripts import SERVING, Serving, serving
@@ -56,12 +55,18 @@ class _Outgoing:
     announced_for: int | None
     """Of an announcement to all workers: seconds that Redis keeps it."""
     body: bytes
+    sent: float
     expires: float
-    """On the monotonic clock."""
+    """On the monotonic clock, as `sent`."""
     reached: set[str] = field(default_factory=set)
     """The workers to which it was sent, or that refuse it."""
     unsent: bool = True
     """Whether a known receiver lacks it, or none is known because the session has no record."""
+
+    @property
+    def fields(self) -> tuple[str | bytes | int, ...]:
+        """The fields of its entry in Redis: the message, and milliseconds from `send` until now."""
+        return "m", self.body, "delay", int((time.monotonic() - self.sent) * 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +91,17 @@ class Outbox:
         redis: The client.
         keys: The keys of the root store.
         worker: This process.
-        clock: Synchronized with Redis.
         observers: Report messages that were dropped.
         call: Calls Redis, as in `Workers`.
         expired: Returns those workers whose lease has expired.
         complete: Returns whether a record of an age in microseconds names all workers that serve its session.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - constructed in one place
+    def __init__(  # noqa: PLR0913 - constructed in one place
         self,
         redis: AnyRedis,
         keys: Keys,
         worker: WorkerId,
-        clock: EventClock,
         observers: Observers,
         call: Callable[[str, Callable[[], Awaitable[list[Any]]]], Awaitable[list[Any]]],
         *,
@@ -108,7 +111,6 @@ class Outbox:
         self._redis = redis
         self._keys = keys
         self._worker = worker
-        self._clock = clock
         self._call = call
         self._expired = expired
         self._complete = complete
@@ -144,10 +146,10 @@ class Outbox:
                 is not announced.
         """
         self._number += 1
-        row = [self._worker.name, self._number, kind, session_digest(session_id), content, self._clock.now()]
+        row = [self._worker.name, self._number, kind, session_digest(session_id), content]
         seconds = _STOP_SECONDS if kind is MessageKind.STOP else MESSAGE_SECONDS
-        body, expires = pydantic_core.to_json(row), time.monotonic() + seconds
-        self._enqueue(_Outgoing(self._number, kind, session_id, to, announced_for, body, expires))
+        body, now = pydantic_core.to_json(row), time.monotonic()
+        self._enqueue(_Outgoing(self._number, kind, session_id, to, announced_for, body, now, now + seconds))
         self._filled.set()
 
     def _enqueue(self, outgoing: _Outgoing) -> None:
@@ -280,7 +282,7 @@ class Outbox:
         commands: list[Command] = []
         for each in batch:
             commands += [
-                ("XADD", key, "MAXLEN", "~", _ANNOUNCEMENTS, "*", "m", each.body),
+                ("XADD", key, "MAXLEN", "~", _ANNOUNCEMENTS, "*", *each.fields),
                 ("EXPIRE", key, each.announced_for),
             ]
         replies = (await self._all("write to", commands))[::2]
@@ -325,7 +327,7 @@ class Outbox:
                 written.append((each, name))
         replies = await self._all(
             "write to",
-            [("XADD", self._keys.inbox(name), "NOMKSTREAM", "*", "m", each.body) for each, name in written],
+            [("XADD", self._keys.inbox(name), "NOMKSTREAM", "*", *each.fields) for each, name in written],
         )
         for (each, name), reply in zip(written, replies, strict=True):
             refused = isinstance(reply, Exception) and not _is_foreign(reply)
