@@ -4,8 +4,8 @@
 
 One client calls four uvicorn processes in turn: the SDK without an event store, the SDK with the in-memory store of its
 documentation, mcp-eventscope, and mcp-persist. The measures are the latency of a call with Redis at several distances,
-the processor time of the server per call, an outage of Redis, and latency at fixed rates. The program prints tables and
-writes JSON. It reports a missed target and exits with 0. Linux only.
+the processor time of the server per call, the resume of a call, an outage of Redis, and latency at fixed rates. The
+program prints tables and writes JSON. It reports a missed target and exits with 0. Linux only.
 """
 
 import argparse
@@ -17,17 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.e2e import cpu, latency, open_loop, outage, verdict
+from benchmarks.e2e import cpu, latency, open_loop, outage, resume, verdict
 from benchmarks.e2e.delay_proxy import precise_loop
 from benchmarks.e2e.servers import CONTESTANTS
 from benchmarks.processes import BenchmarkError
 
 DEFAULT_OUTPUT = Path(__file__).parent / "results" / "end_to_end.json"
-MEASURES = {"latency": latency, "cpu": cpu, "outage": outage, "open_loop": open_loop}
+MEASURES = {"latency": latency, "cpu": cpu, "resume": resume, "outage": outage, "open_loop": open_loop}
 PACKAGES = ("mcp-persist", "h11", "pydantic", "prometheus-client", "opentelemetry-api")
 _FULL: dict[str, Any] = {
     "latency": {"distances": [0, 2, 5], "messages": 20, "calls": 30},
     "cpu": {"sessions": 10, "messages": 20, "calls": 4, "blocks": 10},
+    "resume": {"events": 1000, "times": 10},
     "outage": {"sessions": 10, "seconds": 10.0},
     "open_loop": {"sessions": 20, "messages": 2, "rates": [50, 100, 200], "seconds": 4.0},
     "rounds": 5,
@@ -35,6 +36,7 @@ _FULL: dict[str, Any] = {
 _SMALL: dict[str, Any] = {
     "latency": {"distances": [0, 2], "messages": 20, "calls": 4},
     "cpu": {"sessions": 10, "messages": 20, "calls": 2, "blocks": 4},
+    "resume": {"events": 100, "times": 2},
     "outage": {"sessions": 3, "seconds": 1.0},
     "open_loop": {"sessions": 5, "messages": 2, "rates": [50], "seconds": 1.0},
     "rounds": 1,

@@ -21,6 +21,8 @@ from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 
 TTL = 3600
+_KEPT = 2000
+"""Events of a stream in memory. The default of the example, 100, is fewer than a resume of this benchmark needs."""
 
 
 def app() -> Starlette:
@@ -33,7 +35,7 @@ def _no_store() -> Starlette:
 
 
 def _in_memory() -> Starlette:
-    return _server().streamable_http_app(event_store=InMemoryEventStore())
+    return _server().streamable_http_app(event_store=InMemoryEventStore(_KEPT))
 
 
 def _ours() -> Starlette:

@@ -11,6 +11,8 @@ from benchmarks.processes import HOST, BenchmarkError
 from benchmarks.wire import VERSION
 
 _SESSION = re.compile(rb"(?im)^mcp-session-id: *(\S+)")
+_EVENT_ID = re.compile(rb"(?m)^id: *(\S+)\r?$")
+_MESSAGE = b'"jsonrpc"'
 _PROGRESS = b'"notifications/progress"'
 _END = b"\r\n0\r\n\r\n"
 """How a chunked body ends."""
@@ -116,10 +118,8 @@ class Client:
             times: How many messages precede the response.
             began: When the call was due, on the clock of `time.perf_counter`; None: now.
         """
-        number = next(request_ids)
-        params = {"name": "count", "arguments": {"times": times}, "_meta": {"progressToken": number}}
         began = time.perf_counter() if began is None else began
-        pieces = await self._post({"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params})
+        number, pieces = await self._call(times)
         text = b"".join(data for _, data in pieces)
         messages, place = text.count(_PROGRESS), text.rfind(b'"id":%d,"result"' % number)
         if messages != times or place < 0 or b'"isError":true' in text:
@@ -131,11 +131,53 @@ class Client:
         answered = next(stamp for (stamp, _), size in zip(pieces, arrived, strict=True) if size > end)
         return Called(began, answered, messages)
 
+    async def cursor_of_call(self, times: int) -> bytes:
+        """Make such a call. Return the id of its first event, after which there are `times` more and the response."""
+        _, pieces = await self._call(times)
+        text = b"".join(data for _, data in pieces)
+        if not (match := _EVENT_ID.search(text)):
+            msg = f"no event of a call has an id: {text[:300]!r}"
+            raise BenchmarkError(msg)
+        return match[1]
+
+    async def resume(self, cursor: bytes, events: int) -> float:
+        """Resume a stream on a connection of its own.
+
+        Args:
+            cursor: The id of the last event that the client has.
+            events: How many the client has missed. Some contestants never end the stream after the last one.
+
+        Returns:
+            Milliseconds from the request until the last event has arrived.
+        """
+        reader, writer = await asyncio.open_connection(HOST, self._port, limit=1 << 20)
+        try:
+            request = self._head.encode("latin-1").replace(b"POST", b"GET", 1) + b"last-event-id: %b\r\n\r\n" % cursor
+            began = time.perf_counter()
+            writer.write(request)
+            text, received = b"", 0
+            async with asyncio.timeout(_PATIENCE):
+                while received < events:
+                    data = await reader.read(1 << 20)
+                    if not data:
+                        msg = f"a resume was answered with {received} of {events} events"
+                        raise BenchmarkError(msg)
+                    text = text[-len(_MESSAGE) + 1 :] + data
+                    received += text.count(_MESSAGE)
+            return (time.perf_counter() - began) * 1e3
+        finally:
+            writer.close()
+
     def close(self) -> None:
         """Close the idle connections."""
         for connection in self._idle:
             connection.close()
         self._idle.clear()
+
+    async def _call(self, times: int) -> tuple[int, list[tuple[float, bytes]]]:
+        number = next(request_ids)
+        params = {"name": "count", "arguments": {"times": times}, "_meta": {"progressToken": number}}
+        return number, await self._post({"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params})
 
     async def _post(self, message: dict[str, object]) -> list[tuple[float, bytes]]:
         body = json.dumps(message).encode()

@@ -25,6 +25,10 @@ def lines(figures: dict[str, Any]) -> list[Line]:
     if by := figures.get("cpu"):
         where = f"server CPU per call, {figures['sizes']['cpu']['sessions']} sessions"
         found += _compared(where, by, lambda r: r["cpu_ms_per_call"], "ms", _CPU)
+    if by := figures.get("resume"):
+        where = f"resume of {figures['sizes']['resume']['events']} events"
+        found += _compared(where, by, lambda r: r["p50"], "ms", {})
+        found += _compared(f"server CPU per {where}", by, lambda r: r["cpu_ms"], "ms", {})
     for name, rounds in figures.get("outage", {}).items():
         found += _outage(name, rounds, figures["sizes"]["outage"]["seconds"])
     for rate, by in figures.get("open_loop", {}).items():
@@ -87,7 +91,7 @@ def _outage(name: str, rounds: Sequence[dict[str, Any]], seconds: float) -> list
 def tables(figures: dict[str, Any]) -> str:
     """All measures with the contestants side by side."""
     found = []
-    if "latency" in figures or "cpu" in figures:
+    if figures.keys() & {"latency", "cpu", "resume"}:
         found.append(_side_by_side(figures))
     if by := figures.get("outage"):
         tallies = {name: totals(rounds) for name, rounds in by.items()}
@@ -120,11 +124,20 @@ def _side_by_side(figures: dict[str, Any]) -> str:
     ]
     if by := figures.get("cpu"):
         measured.append(("server CPU per call", by, lambda r: r["cpu_ms_per_call"]))
-    names = list(measured[0][1])
+    if by := figures.get("resume"):
+        where = f"resume of {figures['sizes']['resume']['events']} events"
+        measured += [
+            (f"p50 of a {where}", by, lambda r: r["p50"]),
+            (f"server CPU per {where}", by, lambda r: r["cpu_ms"]),
+        ]
+    names = list(figures["contestants"])
     rows = [("ms (over no store)", *(CONTESTANTS[name].title for name in names))]
     for title, by, value in measured:
         cells = []
         for name in names:
+            if name not in by:  # It cannot resume.
+                cells.append("")
+                continue
             values = [value(each) for each in by[name]]
             ratio = ""
             if "none" in by and name != "none":

@@ -8,12 +8,13 @@ import pytest
 from fakeredis import FakeAsyncRedis
 from mcp.server.streamable_http import REQUEST_STREAM_BUFFER_SIZE
 from mcp.types import JSONRPCNotification
+from sse_starlette.event import ensure_bytes
 from starlette.types import Message
 
 from mcp_eventscope import RedisEventStore
-from mcp_eventscope.sessions.sse_writer import Response, SSEWriter
+from mcp_eventscope.sessions.sse_writer import BUFFER_BYTES, Response, SSEBuffer, SSEWriter
 from mcp_eventscope.sessions.transport import ResumableTransport, _Admission, _admitting
-from mcp_eventscope.sessions.view import SessionView
+from mcp_eventscope.sessions.view import SessionView, WireId
 from mcp_eventscope.store.messages import EventMessage
 
 pytestmark = pytest.mark.anyio
@@ -73,6 +74,20 @@ class Writing:
         """Let the writer run."""
         for _ in range(5):
             await asyncio.sleep(0)
+
+
+def session_transport() -> ResumableTransport:
+    """The transport of a session that is not connected."""
+    view = SessionView(RedisEventStore(FakeAsyncRedis(), ttl=60).for_session("s"), follow_timeout=1)
+    return ResumableTransport(
+        view,
+        stopped=lambda _: None,
+        forward=lambda _: None,
+        admit_resume=lambda: None,
+        reconnection_delay=lambda: 0,
+        rested=lambda: None,
+        mcp_session_id="s",
+    )
 
 
 @pytest.fixture
@@ -214,16 +229,7 @@ async def test_sse_writer_take_over_of_a_closed_stream_is_refused() -> None:
 
 async def test_sse_writer_of_an_ended_session_ends_the_response() -> None:
     """A writer whose stream a `DELETE` has closed ends the response without an error."""
-    view = SessionView(RedisEventStore(FakeAsyncRedis(), ttl=60).for_session("s"), follow_timeout=1)
-    transport = ResumableTransport(
-        view,
-        stopped=lambda _: None,
-        forward=lambda _: None,
-        admit_resume=lambda: None,
-        reconnection_delay=lambda: 0,
-        rested=lambda: None,
-        mcp_session_id="s",
-    )
+    transport = session_transport()
     transport._request_streams["1"] = anyio.create_memory_object_stream[EventMessage](2)
     reader = transport._request_streams["1"][1]
     for end in transport._request_streams["1"]:
@@ -250,6 +256,60 @@ def leaving(*, resumable: bool) -> tuple[Response, Server]:
     """A response of a server that stops, and the server."""
     server = Server()
     return Response(server, resumable=resumable, farewell=lambda: RETRY), server
+
+
+async def test_sse_buffer_joins_pending_events_and_ends_after_them() -> None:
+    """Events sent before the response continues are one piece; an event that arrives later is not delayed."""
+    buffer = SSEBuffer()
+    for text in (b"0;", b"1;"):
+        await buffer.send(text)
+    assert await anext(buffer) == b"0;1;"
+    arriving = asyncio.create_task(anext(buffer))
+    await asyncio.sleep(0)
+    await buffer.send({"id": "2", "data": ""})
+    buffer.close()
+    assert await arriving == b"id: 2\r\ndata: \r\n\r\n"
+    with pytest.raises(StopAsyncIteration):
+        await anext(buffer)
+
+
+async def test_sse_buffer_closed_while_the_response_waits_ends_it() -> None:
+    """The stream of a request ends with its response."""
+    buffer = SSEBuffer()
+    waiting = asyncio.create_task(anext(buffer, None))
+    await asyncio.sleep(0)
+    buffer.close()
+    assert await waiting is None
+
+
+async def test_sse_buffer_with_a_slow_client_blocks_all_senders() -> None:
+    """A cancelled sender leaves the others alone."""
+    buffer = SSEBuffer()
+    await buffer.send(b"x" * BUFFER_BYTES)
+    senders = [asyncio.create_task(buffer.send(text)) for text in (b"0;", b"1;", b"2;")]
+    await asyncio.sleep(0)
+    senders[0].cancel()
+    await asyncio.sleep(0)
+    assert [each.done() for each in senders] == [True, False, False]
+    assert len(await anext(buffer)) == BUFFER_BYTES
+    await asyncio.gather(*senders[1:])
+    assert await anext(buffer) == b"1;2;"
+
+
+@pytest.mark.parametrize(
+    ("payload", "data"),
+    [
+        (b'{"jsonrpc":"2.0", "method":"0"}', b'data: {"jsonrpc":"2.0", "method":"0"}\r\n\r\n'),
+        (b'{"jsonrpc":"2.0",\r"method":"0"}', b'data: {"jsonrpc":"2.0","method":"0"}\r\n\r\n'),
+        (b'{"jsonrpc":"2.0",\n"method":"0"}', b'data: {"jsonrpc":"2.0","method":"0"}\r\n\r\n'),
+        (b"", b'data: {"jsonrpc":"2.0","method":"0"}\r\n\r\n'),
+    ],
+    ids=["one line", "carriage return", "newline", "not known"],
+)
+async def test_transport_sends_stored_json_unless_it_would_end_a_line(payload: bytes, data: bytes) -> None:
+    """A line of the stream after the data would be another field, such as a forged id."""
+    rendered = session_transport()._create_event_data(EventMessage(event(0).message, WireId.of("1-1-a", "1", payload)))
+    assert ensure_bytes(rendered, "\r\n") == b"id: 1-1-a.1\r\nevent: message\r\n" + data
 
 
 async def test_response_with_an_event_id_leaves_immediately() -> None:

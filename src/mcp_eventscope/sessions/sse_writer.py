@@ -1,7 +1,8 @@
-"""Write a request's events to its client, with fewer tasks and streams than the SDK.
+"""Write events to a client, with fewer tasks and streams than the SDK.
 
-In the SDK an event passes two streams and two tasks between the session's router and the ASGI server. Here the task
-that renders the events also sends them, and joins pending events into one piece.
+In the SDK a live event passes two streams and two tasks between the session's router and the ASGI server, and a
+replayed event one unbuffered stream between two tasks. Here the task that renders the live events of a request also
+sends them, and pending events are joined into one piece.
 """
 
 import asyncio
@@ -16,6 +17,9 @@ from sse_starlette.event import ServerSentEvent, ensure_bytes
 from starlette.types import Message, Send
 
 from mcp_eventscope.store.messages import EventMessage
+
+BUFFER_BYTES = 64 * 1024
+"""Rendered bytes of a resumed stream that wait for the client, as many as asyncio buffers for a socket."""
 
 
 class Response:
@@ -213,6 +217,51 @@ class SSEWriter:
             await self._flush()
         finally:
             self._stream.close()
+
+
+class SSEBuffer:
+    """The rendered events of a resumed stream. As an iterator for its response, it joins all pending events."""
+
+    __slots__ = ("_arrival", "_closed", "_pieces", "_room", "_size")
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._closed = False
+        self._arrival: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+
+    async def send(self, event: Any) -> None:
+        """Add a rendered event or bytes. While `BUFFER_BYTES` are pending, wait for the client."""
+        while self._size >= BUFFER_BYTES:
+            if self._room is None:
+                self._room = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._room)
+        piece = ensure_bytes(event, ServerSentEvent.DEFAULT_SEPARATOR)
+        self._pieces.append(piece)
+        self._size += len(piece)
+        _wake(self._arrival)
+
+    def close(self) -> None:
+        """End the stream after the pending events."""
+        self._closed = True
+        _wake(self._arrival)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._pieces:
+            if self._closed:
+                raise StopAsyncIteration
+            self._arrival = asyncio.get_running_loop().create_future()
+            await self._arrival
+        piece = b"".join(self._pieces)
+        self._pieces.clear()
+        self._size = 0
+        _wake(self._room)
+        self._room = None
+        return piece
 
 
 def _is_event_stream(start: Message) -> bool:

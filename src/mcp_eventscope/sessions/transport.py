@@ -13,12 +13,15 @@ import anyio
 import pydantic_core
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.server.streamable_http import (
+    CONTENT_TYPE_SSE,
     GET_STREAM_KEY,
     LAST_EVENT_ID_HEADER,
+    MCP_SESSION_ID_HEADER,
     StreamableHTTPServerTransport,
 )
 from mcp.shared.message import SessionMessage
 from mcp.types import DEFAULT_NEGOTIATED_VERSION, JSONRPCMessage, JSONRPCRequest, RequestId
+from sse_starlette import EventSourceResponse
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
@@ -28,11 +31,12 @@ from mcp_eventscope.sessions._sdk_compat import (
     MCP_PROTOCOL_VERSION_HEADER,
     accepts_sse,
     is_version_at_least,
+    log,
     unavailable,
 )
 from mcp_eventscope.sessions.outbound_pipe import replace_outbound_streams
 from mcp_eventscope.sessions.resume_limit import ResumeTurn
-from mcp_eventscope.sessions.sse_writer import Response, SSEWriter
+from mcp_eventscope.sessions.sse_writer import Response, SSEBuffer, SSEWriter
 from mcp_eventscope.sessions.view import Priming, SessionView, WireId, understands_priming
 from mcp_eventscope.store.messages import EventMessage, JSONRPCError, JSONRPCResponse, unwrapped, wrapped
 from mcp_eventscope.telemetry import propagation
@@ -160,7 +164,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
     def _create_event_data(self, event_message: EventMessage) -> Any:
         """Render an event from the JSON that the store has already encoded."""
         event_id, message = event_message.event_id, event_message.message
-        if isinstance(event_id, WireId):
+        if isinstance(event_id, WireId) and _is_line(event_id.payload):
             return b"id: %b\r\nevent: message\r\ndata: %b\r\n\r\n" % (event_id.encode(), event_id.payload)
         if isinstance(message, Priming):
             priming = {"id": event_id, "data": ""}
@@ -286,18 +290,43 @@ class ResumableTransport(StreamableHTTPServerTransport):
         opened = ""
         if not cursor:
             cursor = opened = await self.view.open_standalone()
-            if cursor:
-                header = LAST_EVENT_ID_HEADER.encode()  # Replaces an empty one.
-                headers = [*(row for row in request.scope["headers"] if row[0] != header), (header, cursor.encode())]
-                request = Request({**request.scope, "headers": headers}, request.receive)
         # Only the newest connection receives messages, because an older one may be half-open.
         self.stop(name)
         self._stopped(name)
         try:
             with turn or nullcontext(), self.view.connecting(cursor, turn):
-                await super()._handle_get_request(request, send)
+                if cursor:
+                    await self._serve_stream(cursor, request, send)
+                else:
+                    await super()._handle_get_request(request, send)
         finally:
             self.view.forget_opened(opened)
+
+    async def _serve_stream(self, cursor: str, request: Request, send: Send) -> None:
+        """Serve the events of a stream after a cursor, until no further event is due or the client has gone."""
+        buffer = SSEBuffer()
+
+        async def send_event(event: EventMessage) -> None:
+            await buffer.send(self._create_event_data(event))
+
+        async def deliver() -> None:
+            try:
+                await self.view.replay_events_after(cursor, send_event)
+            except Exception:  # noqa: BLE001 - the client resumes again, as after an error of the server
+                log.exception("a resumed stream has failed, and ends")
+            finally:
+                buffer.close()
+
+        headers = {"Cache-Control": "no-cache, no-transform", "Content-Type": CONTENT_TYPE_SSE}
+        if self.mcp_session_id:
+            headers[MCP_SESSION_ID_HEADER] = self.mcp_session_id
+        response = EventSourceResponse(buffer, headers=headers, data_sender_callable=deliver)
+        await response(request.scope, request.receive, send)
+
+
+def _is_line(payload: bytes) -> bool:
+    """Whether a payload is known, and one line, as those that are written here."""
+    return payload != b"" and b"\n" not in payload and b"\r" not in payload
 
 
 async def _discard(_: EventMessage) -> None:

@@ -26,6 +26,7 @@ from mcp_eventscope.store.messages import (
     JSONRPCRequest,
     JSONRPCResponse,
     RequestId,
+    StoredEvent,
     StreamId,
     is_final,
     unwrapped,
@@ -53,6 +54,20 @@ class WireId(str):
     __slots__ = ("payload",)
 
     payload: bytes
+    """b"" if it is not known."""
+
+    @classmethod
+    def of(cls, event_id: EventId, stream: str, payload: bytes) -> "WireId":
+        """Return the id of a stored event.
+
+        Args:
+            event_id: The store's id of the event.
+            stream: The stream's name.
+            payload: The message as JSON.
+        """
+        wire_id = cls(event_ids.join(event_id, stream))
+        wire_id.payload = payload
+        return wire_id
 
 
 class Priming:
@@ -87,7 +102,8 @@ class _Resume:
         if event.event_id is None:  # An answer in place of a worker: the client keeps its position.
             await self._send(event)
         else:
-            await self._send(EventMessage(event.message, event_ids.join(event.event_id, self.name)))
+            payload = event.payload if isinstance(event, StoredEvent) else b""
+            await self._send(EventMessage(event.message, WireId.of(event.event_id, self.name, payload)))
             self.cursor = event.event_id
         self.answered = self.answered or is_final(self.name, event.message)
 
@@ -213,12 +229,8 @@ class SessionView(EventStore):
                 self.operations.answer(stream_id, message)
         if not appended.event_id or appended.refused:
             return ""
-        joined = event_ids.join(appended.event_id, name)
-        if appended.pending is None:
-            return joined
-        wire_id = WireId(joined)
-        wire_id.payload = appended.pending.payload
-        return wire_id
+        payload = b"" if appended.pending is None else appended.pending.payload
+        return WireId.of(appended.event_id, name, payload)
 
     async def _append(self, name: str, message: JSONRPCMessage | None, *, final: bool) -> AppendResult:
         """Store one event in the trace of its call."""

@@ -6,6 +6,7 @@ calls or is called. Nothing else depends on the major version of the SDK.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -36,6 +37,7 @@ __all__ = [
     "JSONRPCResponse",
     "MessageType",
     "RequestId",
+    "StoredEvent",
     "StreamId",
     "is_final",
     "type_of",
@@ -45,6 +47,14 @@ __all__ = [
     "wrapped",
     "wrapping",
 ]
+
+
+@dataclass
+class StoredEvent(EventMessage):
+    """An event of a replay, with the JSON from which it was decoded, which a transport can send."""
+
+    payload: bytes = b""
+
 
 M = TypeVar("M", bound=JSONRPCMessage | None)
 _message: Any = JSONRPCMessage

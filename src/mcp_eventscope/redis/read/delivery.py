@@ -7,7 +7,7 @@ from mcp_eventscope.errors import CorruptEventError
 from mcp_eventscope.redis.read.cursor import Cursor
 from mcp_eventscope.redis.read.elements import REASONS, Row
 from mcp_eventscope.store import codec
-from mcp_eventscope.store.messages import FINAL, EventCallback, EventId, EventMessage, StreamId
+from mcp_eventscope.store.messages import FINAL, EventCallback, EventId, EventMessage, StoredEvent, StreamId
 from mcp_eventscope.store.results import Gap
 
 PRODUCERS = 32
@@ -96,7 +96,7 @@ class Delivery:
                 except CorruptEventError:
                     self.corrupt.append(event_id)
                 else:
-                    await send(EventMessage(message, event_id))
+                    await send(StoredEvent(message, event_id, payload))
                     self.delivered += 1
                     self.payload_bytes += len(payload)
                     if producer and len(self.producers) < PRODUCERS:
