@@ -56,7 +56,7 @@ async def test_run_element_has_marks_only_where_needed() -> None:
     event.traceparent = "00-a-b-01"
     assert event.element() == b"1 %b t00-a-b-01\n%b" % (time, payload)
     event.payload = b"x" * LARGE_PAYLOAD
-    assert not event.large
+    assert event.element() == b"1 %b t00-a-b-01\n%b" % (time, event.payload)
     event.payload += b"x"
     assert event.element() == b"1 %b g%d t00-a-b-01\n" % (time, LARGE_PAYLOAD + 1)
     final = rig.accept(run, answer())

@@ -35,7 +35,11 @@ class EventClock:
 
     def now(self) -> int:
         """Microseconds since 1970, from Redis's clock once `synchronize` was called."""
-        return boot_nanoseconds() // _NANOSECONDS_PER_MICROSECOND + self._offset
+        return self.at(boot_nanoseconds())
+
+    def at(self, nanoseconds: int) -> int:
+        """The same for an instant of `boot_nanoseconds`."""
+        return nanoseconds // _NANOSECONDS_PER_MICROSECOND + self._offset
 
     def synchronize(self, redis_microseconds: int) -> None:
         """Set the clock to Redis's `TIME` from a reply that has just been read.

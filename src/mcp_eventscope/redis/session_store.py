@@ -231,7 +231,7 @@ class RedisSessionStore:
             # This process was suspended: another worker may have answered the request. The commit decides.
             with anyio.move_on_after(self._shared.breaker.call_timeout):
                 await event.acknowledged()
-        return AppendResult(event.event_id, len(payload), refused=run.refused, pending=event)
+        return AppendResult(event.event_id, len(payload), run.refused, False, event)  # noqa: FBT003 - faster by position
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

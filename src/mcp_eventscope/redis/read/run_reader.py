@@ -16,7 +16,7 @@ from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.read.delivery import Delivery
 from mcp_eventscope.redis.read.elements import Chunk, Row, read_run
 from mcp_eventscope.redis.scripts import Script
-from mcp_eventscope.redis.write.runs import PendingEvent, Run, is_run
+from mcp_eventscope.redis.write.runs import PendingEvent, Placeholder, Run, is_run
 from mcp_eventscope.store.messages import StreamId
 
 CHUNK_EVENTS = 512
@@ -159,7 +159,7 @@ class RunReader:
 
 
 def _row(event: PendingEvent) -> Row:
-    if event.lost:
-        return event.seq, event.time, event.first, event.reason, None
+    if isinstance(event, Placeholder):
+        return event.seq, event.time, event.first, event.reason.value, None
     # An error that replaces a lost response has that response's number, which shows the gap before it.
     return event.seq, event.time, event.seq, event.traceparent, event.payload

@@ -5,11 +5,12 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain
+from typing import ClassVar
 
 from mcp_eventscope.redis import element
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.store.messages import EventId, StreamId
-from mcp_eventscope.store.results import StoreOutcome
+from mcp_eventscope.store.results import Gap, StoreOutcome
 
 EVENT_BYTES = 512
 """Bytes of memory that an event counts for beside its payload."""
@@ -22,15 +23,15 @@ _RUN = re.compile(rf"[0-9a-f]{{{WORKER_DIGITS}}}[0-9a-f]{{1,16}}", re.ASCII)
 class PendingEvent:
     """An accepted event. It is kept until it is acknowledged, and for a while after."""
 
+    lost: ClassVar[bool] = False
+    """Whether it stands for events that were lost."""
     __slots__ = (
         "_callbacks",
         "accepted",
         "final",
-        "first",
         "message",
         "outcome",
         "payload",
-        "reason",
         "run",
         "seq",
         "size",
@@ -43,7 +44,7 @@ class PendingEvent:
         run: "Run",
         seq: int,
         time: int,
-        accepted: float,
+        accepted: int,
         message: type,
         payload: bytes,
         traceparent: str,
@@ -52,14 +53,10 @@ class PendingEvent:
     ) -> None:
         self.run = run
         self.seq = seq
-        self.first = seq
-        """The first number that it stands for: less than `seq` for a placeholder of a lost range."""
-        self.reason = ""
-        """Of a placeholder, why the range was lost (`Gap`)."""
         self.time = time
         """When it was accepted, by Redis's clock, in microseconds since 1970."""
         self.accepted = accepted
-        """The same, by the loop's clock, in seconds."""
+        """The same, by `boot_nanoseconds`."""
         self.message = message
         """The type of the message."""
         self.payload = payload
@@ -77,9 +74,9 @@ class PendingEvent:
         return f"{self.time}-{self.seq}-{self.run.name}"
 
     @property
-    def lost(self) -> bool:
-        """Whether it stands for events that were lost."""
-        return self.message is LostRange
+    def first(self) -> int:
+        """The first number that it stands for: less than `seq` for a placeholder."""
+        return self.seq
 
     def add_done_callback(self, callback: Callable[[StoreOutcome], None]) -> None:
         """Call back with the outcome of the event, immediately if it is known already."""
@@ -107,26 +104,40 @@ class PendingEvent:
 
     def element(self) -> bytes:
         """The element of the run's list."""
-        if not (self.final or self.traceparent or self.large or self.message is LostRange):  # As most are.
-            return element.PLAIN % (self.seq, self.time, self.payload)
-        return element.encode(
-            self.seq,
-            self.time,
-            self.payload,
-            final=self.final,
-            first=self.first if self.message is LostRange else None,
-            reason=self.reason,
-            traceparent=self.traceparent,
-        )
+        payload = self.payload
+        if not (self.final or self.traceparent or len(payload) > element.LARGE_PAYLOAD):  # As most are.
+            return element.PLAIN % (self.seq, self.time, payload)
+        return element.encode(self.seq, self.time, payload, final=self.final, traceparent=self.traceparent)
+
+
+class Placeholder(PendingEvent):
+    """Stands for a range of lost events, up to its own number.
+
+    Args:
+        run: The run.
+        first: The first number of the range.
+        last: The last number of the range.
+        time: As in `PendingEvent`.
+        accepted: As in `PendingEvent`.
+        reason: Why the events were lost.
+    """
+
+    lost = True
+    __slots__ = ("_first", "reason")
+
+    def __init__(self, run: "Run", first: int, last: int, time: int, accepted: int, reason: Gap) -> None:  # noqa: PLR0913, PLR0917 - made in one place
+        super().__init__(run, last, time, accepted, type(self), b"", "", final=False)
+        self._first = first
+        self.reason = reason
 
     @property
-    def large(self) -> bool:
-        """Whether the payload has a key of its own."""
-        return len(self.payload) > element.LARGE_PAYLOAD
+    def first(self) -> int:
+        """The first number that it stands for."""
+        return self._first
 
-
-class LostRange:
-    """The message type of a placeholder for lost events."""
+    def element(self) -> bytes:
+        """The element of the run's list."""
+        return element.encode(self.seq, self.time, b"", first=self.first, reason=self.reason)
 
 
 class SessionQueue:

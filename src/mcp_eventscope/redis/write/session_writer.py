@@ -5,19 +5,20 @@ import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Protocol
 from weakref import WeakValueDictionary
 
 from mcp_eventscope.redis import run_entry
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.clock import EventClock
+from mcp_eventscope.redis.clock import EventClock, boot_nanoseconds
 from mcp_eventscope.redis.element import LARGE_PAYLOAD
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.run_entry import request_id_of
 from mcp_eventscope.redis.workers.worker_id import WorkerId
 from mcp_eventscope.redis.write.batch import BATCH_BYTES
-from mcp_eventscope.redis.write.runs import EVENT_BYTES, LostRange, PendingEvent, Run, SessionQueue
+from mcp_eventscope.redis.write.runs import EVENT_BYTES, PendingEvent, Placeholder, Run, SessionQueue
 from mcp_eventscope.redis.write.session_batch import RunPart, SessionBatch
 from mcp_eventscope.redis.write.session_limit import ELEMENT_BYTES
 from mcp_eventscope.store.events import BatchCommitted, EventsLost, ForeignElementsRemoved, LossReason
@@ -168,11 +169,17 @@ class SessionWriter:
             traceparent: The producer's W3C traceparent; "": none.
             final: Whether the event ends the run.
         """
-        loop = asyncio.get_running_loop()
         run.last = seq = run.last + 1
-        run.origin = run.origin or traceparent
-        event = PendingEvent(run, seq, self._clock.now(), loop.time(), message, payload, traceparent, final=final)
-        self._count(event)
+        if traceparent and not run.origin:
+            run.origin = traceparent
+        now = boot_nanoseconds()
+        event = PendingEvent(run, seq, self._clock.at(now), now, message, payload, traceparent, final=final)
+        # As `_count`, which would take as long as all of it.
+        session, size = run.session, event.size
+        session.events += 1
+        session.bytes += size
+        self.events += 1
+        self.bytes += size
         if final:
             self._close(run)
         if run.refused:
@@ -188,7 +195,8 @@ class SessionWriter:
         if not run.queued:
             run.queued = True
             self._ready.append(run)
-        self._schedule(loop, urgent=run.followed)
+        if self._linger is None or run.followed or self._flushing or self._queued >= BATCH_EVENTS:
+            self._schedule(urgent=run.followed)
         if not self._may_wait or self._breaker.reason is not None:
             self._overflow()  # Else the caller waits for room first.
         return event
@@ -255,7 +263,7 @@ class SessionWriter:
             if not room.done():
                 room.set_result(None)
 
-    def _schedule(self, loop: asyncio.AbstractEventLoop, *, urgent: bool) -> None:
+    def _schedule(self, *, urgent: bool) -> None:
         if self._due:
             if len(self._ready) == 1:  # The sender may have found nothing ready, and be idle.
                 self._wake()
@@ -263,7 +271,7 @@ class SessionWriter:
         if urgent or self._flushing or self._queued >= BATCH_EVENTS:
             self._end_linger()
         elif self._linger is None:
-            self._linger = loop.call_later(LINGER_SECONDS, self._end_linger)
+            self._linger = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._end_linger)
 
     def _end_linger(self) -> None:
         if self._linger is not None:
@@ -303,18 +311,13 @@ class SessionWriter:
 
     def _part(self, run: Run, now: int, room: int | None) -> RunPart | None:
         """Take a run's events for a batch; None if the first exceeds `room`."""
-        events: list[PendingEvent] = []
-        larges: list[PendingEvent] = []
-        pending, most, size = run.pending, run.limit or PART_EVENTS, 0
-        while pending and len(events) < most:
-            event = pending[0]
-            payload_bytes = len(event.payload)
-            if size + payload_bytes > (BATCH_BYTES if room is None else room) and (events or room is not None):
-                break
-            size += payload_bytes
-            if payload_bytes > LARGE_PAYLOAD:
-                larges.append(event)
-            events.append(pending.popleft())
+        pending = run.pending
+        sizes = [len(event.payload) for event in islice(pending, run.limit or PART_EVENTS)]
+        size, most = sum(sizes), BATCH_BYTES if room is None else room
+        while size > most and len(sizes) > (room is None):
+            size -= sizes.pop()
+        events = [pending.popleft() for _ in sizes]
+        larges = [event for event in events if len(event.payload) > LARGE_PAYLOAD] if size > LARGE_PAYLOAD else []
         if not events and pending:
             return None
         self._queued -= len(events)
@@ -350,7 +353,7 @@ class SessionWriter:
         """
         self._clock.synchronize(clock)
         self._may_wait = True
-        now = asyncio.get_running_loop().time()
+        now = boot_nanoseconds()
         latencies: list[float] = []
         messages: list[type] = []
         payload_bytes = 0
@@ -364,8 +367,8 @@ class SessionWriter:
                 run.followed = state.endswith("w")
                 if events:
                     # Stored for the first time: repeated ones were counted before Redis lost them.
-                    stored = [event for event in events if event.outcome is None and event.message is not LostRange]
-                    latencies += [now - event.accepted for event in stored]
+                    stored = [event for event in events if event.outcome is None and not event.lost]
+                    latencies += [(now - event.accepted) / 1e9 for event in stored]
                     messages += [event.message for event in stored]
                     size = sum([event.size for event in stored]) - EVENT_BYTES * len(stored)
                     payload_bytes += size
@@ -416,7 +419,7 @@ class SessionWriter:
         self._uncount(run.session, len(events), part.size)
         stored, lost = StoreOutcome.STORED, StoreOutcome.LOST
         for event in events:
-            event.settle(lost if event.message is LostRange else stored)
+            event.settle(lost if event.lost else stored)
         run.retained += events
         self._retained.append((run, events[-1]))
         self._retained_bytes += part.size
@@ -440,7 +443,7 @@ class SessionWriter:
             if run.followed or self._queued >= BATCH_EVENTS or run.limit:
                 self._end_linger()
             else:
-                self._schedule(asyncio.get_running_loop(), urgent=False)
+                self._schedule(urgent=False)
         else:
             run.queued = False
             self._forget_run(run)
@@ -521,16 +524,14 @@ class SessionWriter:
 
     def _placeholder(self, run: Run, first: int, last: int, reason: Gap) -> PendingEvent:
         """Create the placeholder of a range of lost events."""
-        now = asyncio.get_running_loop().time()
-        event = PendingEvent(run, last, self._clock.now(), now, LostRange, b"", "", final=False)
-        event.first, event.reason = first, reason.value
+        now = boot_nanoseconds()
+        event = Placeholder(run, first, last, self._clock.at(now), now, reason)
         self._count(event)
         return event
 
     def _error(self, run: Run, seq: int, time: int, payload: bytes) -> PendingEvent:
         """Create the error that replaces a response."""
-        now = asyncio.get_running_loop().time()
-        event = PendingEvent(run, seq, time, now, JSONRPCError, payload, "", final=True)
+        event = PendingEvent(run, seq, time, boot_nanoseconds(), JSONRPCError, payload, "", final=True)
         self._count(event)
         return event
 
