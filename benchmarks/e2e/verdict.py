@@ -12,6 +12,7 @@ from benchmarks.report import Line
 _LATENCY = {"2": 1.2, "5": 1.2}
 """Distance of Redis in milliseconds: the most that a call of ours may take, over the SDK without a store."""
 _CPU = {"none": 1.2, "memory": 1.05}
+_RESUME = {"memory": 0.5}
 Value = Callable[[dict[str, Any]], float]
 
 
@@ -27,8 +28,8 @@ def lines(figures: dict[str, Any]) -> list[Line]:
         found += _compared(where, by, lambda r: r["cpu_ms_per_call"], "ms", _CPU)
     if by := figures.get("resume"):
         where = f"resume of {figures['sizes']['resume']['events']} events"
-        found += _compared(where, by, lambda r: r["p50"], "ms", {})
-        found += _compared(f"server CPU per {where}", by, lambda r: r["cpu_ms"], "ms", {})
+        found += _compared(where, by, lambda r: r["p50"], "ms", _RESUME)
+        found += _compared(f"server CPU per {where}", by, lambda r: r["cpu_ms"], "ms", _RESUME)
     for name, rounds in figures.get("outage", {}).items():
         found += _outage(name, rounds, figures["sizes"]["outage"]["seconds"])
     for rate, by in figures.get("open_loop", {}).items():

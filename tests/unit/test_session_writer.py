@@ -258,6 +258,17 @@ class TestBatches:
             taken.append([part.run for part in rig.take().parts])
         assert taken == [[runs[0]], [runs[1]], [runs[2]], [runs[3]]]
 
+    async def test_batch_with_a_whole_run_saves_commands_unless_it_is_followed(self) -> None:
+        """The shorter commit of a whole run wakes no followers."""
+        rig = WriterRig()
+        runs = [rig.begin(request_id=number) for number in range(3)]
+        for run in runs:
+            rig.accept(run, None)
+        rig.accept(runs[0], answer(0))
+        rig.accept(runs[1], answer(1))
+        rig.writer.followed(runs[1])
+        assert [part.whole for part in rig.take().parts] == [True, False, False]
+
     async def test_batch_has_at_most_the_transports_parts(self) -> None:
         """The cluster transport takes one part."""
         rig = WriterRig()

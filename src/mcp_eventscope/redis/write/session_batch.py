@@ -30,7 +30,7 @@ class RunPart:
     renews_index: bool
     """Whether to renew the TTL of the session's index."""
     whole: bool
-    """Whether it is a whole run, of which nothing was taken for a batch before."""
+    """Whether it is a whole run, of which nothing was taken for a batch before, and which none is known to follow."""
 
     @property
     def payload_bytes(self) -> int:

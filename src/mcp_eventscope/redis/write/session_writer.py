@@ -330,7 +330,7 @@ class SessionWriter:
         run.dirty = False
         # On the clock of ids, which includes suspend, because the TTL elapses in Redis meanwhile.
         horizon = now - self._ttl * _SECONDS // RENEWALS_PER_TTL
-        whole = not run.renewed and bool(events) and events[-1].final
+        whole = not run.renewed and not run.followed and bool(events) and events[-1].final
         renews = run.renewed < horizon
         if renews:
             run.renewed = now
