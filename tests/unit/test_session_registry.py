@@ -1,15 +1,17 @@
 """The registry of sessions: an ended session stays ended while Redis does not know it yet."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import anyio
 import pytest
 
 from mcp_eventscope import StoreUnavailableError
 from mcp_eventscope.sessions.registry import SessionRegistry
-from mcp_eventscope.store.coordination import MessageKind, SessionRecord, WorkerMessage, session_digest
+from mcp_eventscope.store.coordination import MessageKind, NewRecord, SessionRecord, WorkerMessage, session_digest
 
 pytestmark = pytest.mark.anyio
 
@@ -20,6 +22,7 @@ class SlowCoordinator:
     uncertain = False
     due = 0
     reachable = False
+    recording: anyio.Event | None = None
 
     def __init__(self) -> None:
         self.state = "live"
@@ -42,6 +45,17 @@ class SlowCoordinator:
             raise StoreUnavailableError
         self.state = "ended"
 
+    async def record(self, record: NewRecord, *, ttl: int) -> str:
+        """Record a session, once the test lets it."""
+        del record, ttl
+        if self.recording is not None:
+            await self.recording.wait()
+        return "live"
+
+    async def wait_for_record(self, task: "asyncio.Task[None]") -> None:
+        """Wait."""
+        await task
+
     def republish(self) -> None:
         """Count the repetitions that are due."""
         self.due += 1
@@ -63,6 +77,31 @@ async def test_registry_read_after_an_end_that_was_not_written_is_ended() -> Non
     await registry.republish([])
     assert coordinator.state == "ended"
     assert (await registry.read("s", owner="", server="")).state == "ended"
+
+
+async def test_registry_renews_a_record_that_was_not_just_written() -> None:
+    """Its first request, immediately after the session was opened, causes no call of Redis."""
+    coordinator = SlowCoordinator()
+    registry = SessionRegistry(coordinator, ttl=60)  # type: ignore[arg-type]
+    await registry.add(NewRecord("s", "", "{}"))
+    assert not registry.due("s")
+    registry.remove("s")
+    registry.remember(NewRecord("s", "", "{}"))
+    assert registry.due("s")
+    assert not registry.due("s")
+
+
+async def test_registry_keeps_nothing_of_a_session_removed_while_it_was_recorded() -> None:
+    """A late reply adds nothing for a session that has ended here."""
+    coordinator = SlowCoordinator()
+    registry = SessionRegistry(coordinator, ttl=60)  # type: ignore[arg-type]
+    coordinator.recording = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(registry.add, NewRecord("s", "", "{}"))
+        await anyio.wait_all_tasks_blocked()
+        registry.remove("s")
+        coordinator.recording.set()
+    assert not registry._renewed
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,8 @@ class SessionRegistry:
                     return
                 await anyio.sleep(_RETRY_SECONDS)
             else:
+                if record.session_id in self.records:
+                    self._renewed[record.session_id] = anyio.current_time()
                 return
 
     async def republish(self, session_ids: Sequence[str]) -> list[str]:
