@@ -14,9 +14,9 @@ from mcp.server.mcpserver import server as mcpserver
 from redis.asyncio import Redis
 
 from mcp_eventscope import RedisEventStore, ResumableSessionManager
+from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.store.messages import EventStore
 from sdk_tests.differences import DIFFERENCES, Parts
-from support.servers import Valkey, short_directory
 
 PARTS = Parts(os.environ["EVENTSCOPE_SDK_TESTS"])
 """The parts that are put in the SDK's place."""
@@ -31,9 +31,8 @@ def pytest_configure() -> None:
         return
     substitute: type[ResumableSessionManager] = ResumableSessionManager
     if PARTS is Parts.REDIS:
-        server = Valkey(_running.enter_context(short_directory()))
-        _running.callback(server.stop)
-        server.start()
+        server = EmbeddedValkey()
+        _running.enter_context(server._guarded())  # Its guardian ends it even where xdist kills this process.
         substitute = _manager_on(server.url)
     for module in (streamable_http_manager, lowlevel, mcpserver):
         assert hasattr(module, _NAME), f"{module.__name__} has no {_NAME}: nothing would be substituted"
