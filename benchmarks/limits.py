@@ -17,13 +17,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from benchmarks import outage, report
 from benchmarks.latency import percentiles
 from benchmarks.processes import HOST, BenchmarkError, Worker, child, cpu_seconds, resident, valkey, worker
-from benchmarks.server import MAX_SESSIONS
+from benchmarks.server import MAX_SESSIONS, PRINCIPALS
 from benchmarks.wire import VERSION, Session, encode_request
 
 DEFAULT_OUTPUT = Path(__file__).parent / "results" / "limits.json"
@@ -32,11 +33,14 @@ BYSTANDER_MS = 250.0
 MIB = 1 << 20
 _ID = re.compile(rb"(?m)^id: (\S+)")
 _STATUS = re.compile(rb"^HTTP/1\.1 (\d+)")
+_RETRY_AFTER = re.compile(rb"(?im)^retry-after: *(\d+)")
 _CALL_SECONDS = 0.05
 _CALLS = 10
 """Calls of a bystander before the load, and at least during it."""
 _SAMPLE_SECONDS = 0.1
 _PATIENCE = 120.0
+_CROWD = "crowd"
+"""The credential of many clients."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Limit:
 LIMITS = {
     "streams": Limit(64),
     "resumes": Limit(64),
+    "reconnects": Limit(256, 10_000.0),
     "results": Limit(256),
     "slow_readers": Limit(128),
     "max_sessions": Limit(64),
@@ -60,6 +65,7 @@ LIMITS = {
 SIZES: dict[str, dict[str, Any]] = {
     "streams": {"streams": 2000},
     "resumes": {"loops": 50, "seconds": 10.0, "events": 1000},
+    "reconnects": {"clients": 1500, "events": 20},
     "results": {"results": 500, "size": 5 * MIB, "at_once": 4, "sessions": 4},
     "slow_readers": {"readers": 100, "size": 16 * 1024, "times": 2000, "seconds": 5.0},
     "max_sessions": {"sessions": 1000, "limit": 200},
@@ -68,6 +74,7 @@ SIZES: dict[str, dict[str, Any]] = {
 SMALL: dict[str, dict[str, Any]] = {
     "streams": {"streams": 40},
     "resumes": {"loops": 4, "seconds": 0.5, "events": 50},
+    "reconnects": {"clients": 12, "events": 5},
     "results": {"results": 4, "size": MIB, "at_once": 2, "sessions": 1},
     "slow_readers": {"readers": 4, "size": 16 * 1024, "times": 200, "seconds": 0.5},
     "max_sessions": {"sessions": 8, "limit": 5},
@@ -124,12 +131,12 @@ class Exchange(asyncio.Protocol):
 
 
 async def send(
-    port: int, session: str, method: str, message: dict[str, Any] | None = None, cursor: str = ""
+    port: int, session: Session | None, method: str, message: dict[str, Any] | None = None, cursor: str = ""
 ) -> Exchange:
     """Send a request; it is not waited for."""
     headers = {
         "mcp-protocol-version": VERSION,
-        **({"mcp-session-id": session} if session else {}),
+        **(session.headers if session else {}),
         **({"last-event-id": cursor} if cursor else {}),
     }
     transport, exchange = await asyncio.get_running_loop().create_connection(Exchange, HOST, port)
@@ -186,7 +193,7 @@ async def _sample(watched: Watched) -> None:
 
 async def bystand(port: int) -> None:
     """Call a tool at intervals, until standard input ends; then print the latencies."""
-    session = await Session.open(port)
+    session = await Session.open(port, "bystander")
     over = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
     milliseconds: list[float] = []
     made = failed = 0
@@ -210,7 +217,7 @@ async def bystand(port: int) -> None:
 
 async def streams(place: Worker, *, streams: int) -> dict[str, Any]:
     """GET streams of one session: each new one ends the earlier one, so that one is open in the end."""
-    session = (await Session.open(place.port)).session_id
+    session = await Session.open(place.port)
     async with watching(place) as watched:
         opened = []
         for start in range(0, streams, 50):
@@ -228,7 +235,7 @@ async def streams(place: Worker, *, streams: int) -> dict[str, Any]:
 
 async def resumes(place: Worker, *, loops: int, seconds: float, events: int) -> dict[str, Any]:
     """Loops that resume finished streams of a session from their beginning, each its own one, without a pause."""
-    session = (await Session.open(place.port)).session_id
+    session = await Session.open(place.port)
     cursors: list[str] = []
     for number in range(loops):
         stream = await send(place.port, session, "POST", call(number, "flood", times=events, size=200))
@@ -253,9 +260,59 @@ async def resumes(place: Worker, *, loops: int, seconds: float, events: int) -> 
     return watched.figures | {"statuses": dict(statuses), "resumes_per_second": round(statuses.total() / seconds, 1)}
 
 
+async def reconnects(place: Worker, *, clients: int, events: int) -> dict[str, Any]:
+    """Clients with one credential, each with a session and a finished call of its own, that all resume concurrently."""
+    cursors: list[tuple[Session, str]] = []
+
+    async def prepare() -> None:
+        session = await Session.open(place.port, _CROWD)
+        stream = await session.call(place.port, 1, "flood", times=events, size=200)
+        await stream.ended.wait()
+        found = _ID.search(stream.text)
+        if found is None:
+            msg = f"the call was answered {stream.text[:200]!r}"
+            raise BenchmarkError(msg)
+        cursors.append((session, found[1].decode()))
+
+    while len(cursors) < clients:
+        await asyncio.gather(*(prepare() for _ in range(min(10, clients - len(cursors)))))
+    statuses: Counter[int] = Counter()
+    attempts: Counter[int] = Counter()
+    answered: list[float] = []
+    complete: list[float] = []
+    began = 0.0
+
+    async def resume(session: Session, cursor: str) -> None:
+        for made in range(1, 100):
+            resumed = await send(place.port, session, "GET", cursor=cursor)
+            await resumed.begun.wait()
+            statuses[resumed.status] += 1
+            if resumed.status == HTTPStatus.OK:
+                answered.append(time.monotonic() - began)
+                await resumed.ended.wait()
+                complete.append(time.monotonic() - began)
+                attempts[made] += b'"result"' in resumed.tail
+                return
+            wait = _RETRY_AFTER.search(resumed.head)
+            await asyncio.sleep(int(wait[1]) if wait else 1)
+
+    async with watching(place) as watched, asyncio.timeout(_PATIENCE):
+        began = time.monotonic()
+        await asyncio.gather(*(resume(session, cursor) for session, cursor in cursors))
+    return watched.figures | {
+        "statuses": dict(statuses),
+        "results": clients,
+        "complete": attempts.total(),
+        "attempts": {str(made): clients for made, clients in sorted(attempts.items())},
+        "answered_ms": percentiles([each * 1000 for each in answered]),
+        "complete_ms": percentiles([each * 1000 for each in complete]),
+        "last_complete_seconds": round(max(complete), 2),
+    }
+
+
 async def results(place: Worker, *, results: int, size: int, at_once: int, sessions: int) -> dict[str, Any]:
     """Large results, several at a time."""
-    opened = [(await Session.open(place.port)).session_id for _ in range(sessions)]
+    opened = [await Session.open(place.port) for _ in range(sessions)]
     numbers = iter(range(1, results + 1))
     complete = 0
 
@@ -274,7 +331,7 @@ async def results(place: Worker, *, results: int, size: int, at_once: int, sessi
 
 async def slow_readers(place: Worker, *, readers: int, size: int, times: int, seconds: float) -> dict[str, Any]:
     """Clients that begin to read the stream of a call that sends as fast as it can, and then stop reading."""
-    sessions = [(await Session.open(place.port)).session_id for _ in range(readers)]
+    sessions = [await Session.open(place.port) for _ in range(readers)]
     async with watching(place) as watched:
         stalled = []
         for session in sessions:
@@ -295,7 +352,7 @@ async def max_sessions(place: Worker, *, sessions: int, limit: int) -> dict[str,
     async with watching(place) as watched:
         statuses: Counter[int] = Counter()
         for _ in range(sessions):
-            exchange = await send(place.port, "", "POST", message)
+            exchange = await send(place.port, None, "POST", message)
             await exchange.ended.wait()
             statuses[exchange.status] += 1
     return watched.figures | {"statuses": dict(statuses), "limit": limit}
@@ -314,6 +371,7 @@ async def _outage(*, seconds: float, sessions: int) -> dict[str, Any]:
 PARTS: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
     "streams": streams,
     "resumes": resumes,
+    "reconnects": reconnects,
     "results": results,
     "slow_readers": slow_readers,
     "max_sessions": max_sessions,
@@ -335,10 +393,16 @@ async def measure(sizes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]
         if name == "outage":
             found[name] = await _outage(**size)
         else:
-            async with valkey() as url, worker(url, **{MAX_SESSIONS: str(size.get("limit", 10_000))}) as place:
+            async with valkey() as url, worker(url, **_environment(name, size)) as place:
                 found[name] = await PARTS[name](place, **size)
         found[name]["exceeded"] = exceeded(name, found[name])
     return found
+
+
+def _environment(name: str, size: dict[str, Any]) -> dict[str, str]:
+    """The environment of the worker of a part."""
+    principals = {PRINCIPALS: "1"} if name == "reconnects" else {}
+    return {MAX_SESSIONS: str(size.get("limit", 10_000)), **principals}
 
 
 def exceeded(name: str, figures: dict[str, Any]) -> list[str]:

@@ -117,17 +117,25 @@ class Session:
     """One session of a client, which may use any worker."""
 
     session_id: str
+    token: str = ""
+    """The access token of its client; "": none."""
 
     @classmethod
-    async def open(cls, port: int) -> "Session":
-        """Open a session on a worker."""
+    async def open(cls, port: int, token: str = "") -> "Session":
+        """Open a session on a worker.
+
+        Args:
+            port: The port of the worker.
+            token: The access token of the client; "": none.
+        """
         params = {
             "protocolVersion": VERSION,
             "capabilities": {},
             "clientInfo": {"name": "benchmark", "version": "0"},
         }
-        stream = await _request(port, "POST", {}, {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params})
-        session = cls(await stream.find(_SESSION))
+        message = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
+        stream = await _request(port, "POST", _authorization(token), message)
+        session = cls(await stream.find(_SESSION), token)
         await stream.ended.wait()
         ready = await session.post(port, {"jsonrpc": "2.0", "method": "notifications/initialized"})
         await ready.ended.wait()
@@ -147,17 +155,22 @@ class Session:
 
     async def post(self, port: int, message: dict[str, Any]) -> Stream:
         """Send a message."""
-        return await _request(port, "POST", self._headers, message)
+        return await _request(port, "POST", self.headers, message)
 
     async def get(self, port: int, cursor: str | None = None) -> Stream:
         """Open a GET stream; with a cursor it resumes. Returns when the server has begun to answer."""
-        stream = await _request(port, "GET", self._headers | ({} if cursor is None else {"last-event-id": cursor}))
+        stream = await _request(port, "GET", self.headers | ({} if cursor is None else {"last-event-id": cursor}))
         await stream.find(re.compile(rb"^HTTP/1.1 200[^\r]*\r\n[\s\S]*?(\r\n\r\n)"))
         return stream
 
     @property
-    def _headers(self) -> dict[str, str]:
-        return {"mcp-session-id": self.session_id, "mcp-protocol-version": VERSION}
+    def headers(self) -> dict[str, str]:
+        """The headers of each of its requests."""
+        return {"mcp-session-id": self.session_id, "mcp-protocol-version": VERSION, **_authorization(self.token)}
+
+
+def _authorization(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"} if token else {}
 
 
 def encode_request(port: int, method: str, headers: dict[str, str], message: dict[str, Any] | None = None) -> bytes:

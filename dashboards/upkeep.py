@@ -30,6 +30,7 @@ from mcp_eventscope.telemetry.catalog.sessions import (
     OPERATION_DURATION,
     REQUESTS_RECEIVED,
     REQUESTS_REFUSED,
+    RESUME_WAIT,
     SESSION_DURATION,
     SESSION_DURATION_BY_END,
     SESSION_IDLE,
@@ -197,7 +198,7 @@ SESSIONS_ROW = (
         describe(
             "Requests that no session served. Limit: too many sessions (503). Unknown: no such session (404). "
             "Not_owner: the session of another principal (404). Unavailable: Redis unavailable (503). Resumes: too "
-            "many resumes of one principal wait (503). Invalid: not a valid request to open a session.",
+            "many resumes of one session wait (503). Invalid: not a valid request to open a session.",
             normal="a few unknown: clients whose session has ended open a new one.",
             otherwise="limit: more workers, or a higher limit. Unavailable: see 'Redis state by worker'. Many unknown: "
             "Redis lost its data. Resumes: a client resumes in a loop. Not_owner: a client tries session ids of "
@@ -205,6 +206,20 @@ SESSIONS_ROW = (
         ),
         "reason",
         links=(to("Redis state by worker", links.OVERVIEW, 41), runbook("EventscopeRequestsRefused")),
+    ),
+    quantiles(
+        94,
+        "Resume queue wait",
+        RESUME_WAIT,
+        describe(
+            "Time for which resumes waited before their replay, since a worker replays at most 8 streams of one "
+            "principal at the same time.",
+            normal="milliseconds; seconds while a gateway with one credential for many sessions reconnects.",
+            otherwise="seconds for long: a client resumes in a loop, and delays the others of its principal. 'Requests "
+            "refused by reason' counts those beyond the queue.",
+        ),
+        labels={},
+        links=(to("Requests refused by reason", links.OVERVIEW, 56), runbook("EventscopeRequestsRefused")),
     ),
     counter(
         57,

@@ -43,6 +43,7 @@ revision 2026-07-28 in `tests/telemetry/test_subscription_signals.py`, `test_req
 | How close do resumes come to the TTL? | `eventscope_resume_ttl_ratio` above 0.9; `event_store.resume_late`; in seconds: `eventscope_resume_age_seconds` |
 | How large are replays? | `eventscope_replay_events`, `eventscope_replay_size_bytes` |
 | What latency does a client perceive? | `eventscope_replay_time_to_first_event_seconds` |
+| Do resumes wait for other resumes of their principal? | `eventscope_resume_wait_seconds`; refused: `eventscope_requests_refused_total` with reason `resumes` |
 | Is the store slow, or the client? | `eventscope_replay_send_duration_seconds` is the client's part of `eventscope_replay_duration_seconds` |
 | Which streams are followed, and where? | `eventscope_streams_followed` by `instance` |
 | How is the load distributed? | `eventscope_events_stored_total`, `eventscope_sessions_active` by `instance` and `pid`; counters not in multiprocess mode |
@@ -185,7 +186,7 @@ A client receives them in place of a result.
 | 421, 403 | `Invalid Host header`, `Invalid Origin header` | [Host and Origin](proxies.md#host-and-origin) |
 | 503 | `Session store temporarily unavailable; retry` | Redis is unreachable, and the session is not on this worker. `Retry-After: 1` |
 | 503 | `Too many open sessions` | `max_sessions` of this worker. `Retry-After: 1` |
-| 503 | `Too many resumes in progress; retry` | 1,000 resumes of this principal wait on this worker ([limits](benchmarks.md#limits)). `Retry-After: 1` |
+| 503 | `Too many resumes in progress; retry` | 1,000 resumes of this session wait on this worker ([limits](benchmarks.md#limits)). `Retry-After: 1` |
 | 503 | `the server was not started; …`, `the server has stopped` | The application that mounts `http_app()` does not run its lifespan. |
 
 ## Exceptions

@@ -27,7 +27,7 @@ MANY = 64
 
 @dataclass
 class Worker:
-    """A worker with room for one replay and two waiting resumes per principal."""
+    """A worker with room for one replay per principal, and two waiting resumes per session."""
 
     url: str
     controlled: ControlledServer
@@ -41,10 +41,13 @@ class Worker:
         assert isinstance(manager, ResumableSessionManager)
         return manager._resumes
 
-    def waiting(self, principals: int = 1) -> int:
-        """The waiting resumes of the principal with most of them, of so many."""
-        found = self.limiter._principals.values()
-        return max((each.waiting for each in found), default=0) if len(found) == principals else -1
+    def waiting(self) -> int:
+        """The waiting resumes of the only principal that resumes; -1: there is none, or another one."""
+        return self.limiter._waiting.total() if len(self.limiter) == 1 else -1
+
+    def waits(self, part: str) -> float:
+        """The number of waits that were measured, or their sum in seconds."""
+        return self.registry.get_sample_value(f"eventscope_resume_wait_seconds_{part}", {"store": "steered"}) or 0
 
     @property
     def refused(self) -> float:
@@ -141,9 +144,33 @@ async def test_resumes_wait_then_are_refused_and_others_are_unaffected(
         assert (len(received), results(received)) == (MANY + 1, 1)
         assert [results([event async for event in events(each)]) for each in (first, last)] == [1, 1]
     await until(lambda: not len(worker.limiter))
+    # Of the holder, the other principal, the one that was cut, and the two that had to wait.
+    assert worker.waits("count") == 5
+    assert worker.waits("sum") > 0
     (entry,) = worker.log.named("event_store.session_refused")
     assert (entry["reason"], entry["level"]) == ("resumes", "warning")
     assert alice.session not in str(worker.log.entries)
+
+
+async def test_sessions_that_share_a_credential_resume_together(
+    worker: Worker, alice: HTTPClient, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after the restart of a gateway: more resumes wait than one session may have, and none is refused."""
+    monkeypatch.setattr(resume_limit, "SLICE_SECONDS", 3600)
+    large = await worker.cursor(alice, 1, *[LARGE] * MANY)
+    sessions = []
+    for _ in range(4):
+        client = connect(worker.url, authorization="Bearer alice")
+        await client.initialize()
+        sessions.append((client, await worker.cursor(client, 1, "a")))
+    async with AsyncExitStack() as stack:
+        holder = await stack.enter_async_context(alice.get(large))
+        opened = [await stack.enter_async_context(client.get(cursor)) for client, cursor in sessions]
+        assert [each.status_code for each in opened] == [200] * len(sessions)
+        assert results([event async for event in events(holder)]) == 1
+        assert [results([event async for event in events(each)]) for each in opened] == [1] * len(sessions)
+    await until(lambda: not len(worker.limiter))
+    assert not worker.refused
 
 
 async def test_newest_resume_of_a_stream_takes_the_place_of_a_waiting_one(

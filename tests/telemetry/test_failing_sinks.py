@@ -21,6 +21,7 @@ from mcp_eventscope.telemetry.facts import (
     Origin,
     Refusal,
     Requested,
+    ResumeWaited,
     ResumptionDisabled,
     ServingFact,
     SessionBegan,
@@ -48,6 +49,7 @@ FACTS: tuple[ServingFact, ...] = (
     SessionEnded(SessionEnd.IDLE, 1.5, "2025-11-25"),
     OperationEnded("tools/call", 0.1, "tool_error"),
     SessionRefused(Refusal.LIMIT, "s"),
+    ResumeWaited(0.1),
     Requested("other"),
     ResumptionDisabled("stateless", "serve with sessions"),
     TTLShort(1, "follow_timeout", 2, "set ttl=3"),
@@ -241,7 +243,7 @@ async def test_session_facts_that_sinks_fail_to_record_are_counted(
     monkeypatch.setattr(SessionMetrics, "record", fail)
     store = scope.instrument(MemoryEventStore())
     store.record(fact, Log(RaisingLogger()))
-    logged = not isinstance(fact, SessionBegan | SessionEnded | OperationEnded | Requested)
+    logged = not isinstance(fact, SessionBegan | SessionEnded | OperationEnded | ResumeWaited | Requested)
     assert scope.sample("telemetry_failures_total", sink="metrics") == 1
     assert scope.sample("telemetry_failures_total", sink="logs") == int(logged)
     assert {entry["sink"] for entry in scope.log.named("event_store.telemetry_failed")} == (

@@ -57,7 +57,7 @@ from mcp_eventscope.store.events import (
 from mcp_eventscope.store.messages import EventMessage
 from mcp_eventscope.store.results import AppendResult
 from mcp_eventscope.telemetry import catalog, declarations
-from mcp_eventscope.telemetry.facts import OperationEnded, SessionEnd, SessionEnded
+from mcp_eventscope.telemetry.facts import OperationEnded, ResumeWaited, SessionEnd, SessionEnded
 from mcp_eventscope.telemetry.measurements import RedisStatsMeasurement
 from mcp_eventscope.telemetry.metrics.store import MetricsSink
 from support.boards import board_queries, rule_queries
@@ -196,6 +196,7 @@ async def story(store: InstrumentedEventStore, monkeypatch: pytest.MonkeyPatch) 
     store.record(SessionEnded(SessionEnd.FAILED, 1, "2024-11-05"))
     store.record(OperationEnded("tools/call", 0.3, ""))
     store.record(OperationEnded("_OTHER", 0.02, "-32601"))
+    store.record(ResumeWaited(0.4))
     store._tested(Capabilities(dict.fromkeys(Capability, True), (), "mcp:", "noeviction"))
     store._sinks.failed("logs", ValueError())
     with monkeypatch.context() as patch:

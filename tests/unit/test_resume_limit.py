@@ -1,6 +1,7 @@
 """The bound of concurrent replays of one principal."""
 
 import asyncio
+import time
 from contextlib import suppress
 
 import pytest
@@ -15,9 +16,19 @@ pytestmark = pytest.mark.anyio
 EVENT = EventMessage(note(1))
 
 
-def admitted(limiter: ResumeLimiter, principal: str = "alice") -> ResumeTurn:
-    """A resume that is not refused."""
-    turn = limiter.admit(principal)
+WAITED: list[float] = []
+"""The reported waits of the limiter under test, in seconds."""
+
+
+@pytest.fixture(autouse=True)
+def no_waits() -> None:
+    """Begin without reported waits."""
+    WAITED.clear()
+
+
+def admitted(limiter: ResumeLimiter, principal: str = "alice", session: str = "") -> ResumeTurn:
+    """A resume that is not refused, of a principal with one session if none is named."""
+    turn = limiter.admit(principal, session or principal)
     assert turn is not None
     return turn
 
@@ -68,7 +79,7 @@ class Replay:
 def limiter(monkeypatch: pytest.MonkeyPatch) -> ResumeLimiter:
     """A limiter whose replays do not stall."""
     monkeypatch.setattr(resume_limit, "SLICE_SECONDS", 3600)
-    return ResumeLimiter()
+    return ResumeLimiter(WAITED.append)
 
 
 async def test_replays_beyond_the_limit_wait_in_order(limiter: ResumeLimiter) -> None:
@@ -124,15 +135,16 @@ async def test_replay_that_is_cut_as_its_turn_comes_passes_it_on(limiter: Resume
 
 
 async def test_resumes_beyond_the_queue_are_refused_until_one_leaves(limiter: ResumeLimiter) -> None:
-    """Each principal has a queue of its own, in which a resume counts until its first slot."""
+    """Each session has a queue of its own, in which a resume counts until its first slot."""
     waiting = [admitted(limiter) for _ in range(MAX_WAITING)]
-    assert limiter.admit("alice") is None
+    assert limiter.admit("alice", "alice") is None
     admitted(limiter, "bob").__exit__()
+    admitted(limiter, "alice", "another session").__exit__()
     async with waiting[0].replaying():
         waiting.append(admitted(limiter))
-        assert limiter.admit("alice") is None
+        assert limiter.admit("alice", "alice") is None
     async with waiting[0].replaying():
-        assert limiter.admit("alice") is None, "a second replay of one resume frees no further place"
+        assert limiter.admit("alice", "alice") is None, "a second replay of one resume frees no further place"
     waiting.pop().__exit__()
     waiting.append(admitted(limiter))
     for turn in waiting:
@@ -143,7 +155,7 @@ async def test_resumes_beyond_the_queue_are_refused_until_one_leaves(limiter: Re
 async def test_resumes_that_wait_for_redis_leave_the_queue(limiter: ResumeLimiter) -> None:
     """In an outage resumes wait for as long as it lasts, and are not refused."""
     waiting = [admitted(limiter) for _ in range(MAX_WAITING)]
-    assert limiter.admit("alice") is None
+    assert limiter.admit("alice", "alice") is None
     for turn in waiting:
         turn.step_aside()
     admitted(limiter).__exit__()
@@ -151,6 +163,41 @@ async def test_resumes_that_wait_for_redis_leave_the_queue(limiter: ResumeLimite
         async with turn.replaying():
             pass
         turn.__exit__()
+    assert not len(limiter)
+
+
+async def test_sessions_that_share_a_credential_resume_together(limiter: ResumeLimiter) -> None:
+    """A gateway restarts: each of its sessions waits for its turn, and none is refused."""
+    sessions = [admitted(limiter, session=str(number)) for number in range(2 * MAX_WAITING)]
+    assert len(limiter) == 1
+    for turn in sessions:
+        turn.__exit__()
+    assert not len(limiter)
+    assert not limiter._waiting
+
+
+async def test_wait_of_each_resume_is_reported_once(limiter: ResumeLimiter) -> None:
+    """At its first slot or when it is cut before, whichever comes first; a resume that never replays has no wait."""
+    replays = Replays(limiter)
+    running = [replays.start(number) for number in range(MAX_REPLAYS)]
+    await until(lambda: len(WAITED) == MAX_REPLAYS)
+    assert max(WAITED) < 1
+    began = time.monotonic()
+    cut, served = replays.start(100), replays.start(101)
+    await asyncio.sleep(0.05)
+    await cut.cut()
+    await running[0].end()
+    await until(lambda: 101 in replays.running)
+    assert len(WAITED) == MAX_REPLAYS + 2
+    assert all(0.04 < each <= time.monotonic() - began for each in WAITED[-2:])
+    for replay in (*running[1:], served):
+        await replay.end()
+    with admitted(limiter) as turn:
+        for _ in range(2):
+            async with turn.replaying():
+                await turn.paced(nothing)(EVENT)
+    admitted(limiter).__exit__()
+    assert len(WAITED) == MAX_REPLAYS + 3
     assert not len(limiter)
 
 
@@ -162,7 +209,7 @@ async def test_stalled_replay_lends_its_slot_until_it_continues(monkeypatch: pyt
     """A client that does not read delays no other; when it reads again, its replay waits for a slot."""
     monkeypatch.setattr(resume_limit, "SLICE_SECONDS", 0.01)
     monkeypatch.setattr(resume_limit, "MAX_REPLAYS", 1)
-    limiter = ResumeLimiter()
+    limiter = ResumeLimiter(WAITED.append)
     reads = asyncio.Event()
     received = 0
 

@@ -185,8 +185,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
                 ttl = ceil(session_idle_timeout or max(self._store.ttl or 0, _RECORD_TTL))
                 self._registry = SessionRegistry(self._store.coordinator, ttl, self._store.ttl)
         self._forwarder = Forwarder(self._registry.send, self._registry.drop)
-        self._resumes = ResumeLimiter()
         self._telemetry = SessionTelemetry(self._store, Log(logger))
+        self._resumes = ResumeLimiter(self._telemetry.resume_waited)
         if self._store is None:
             return
         _sdk_compat.check_manager(self)
@@ -336,8 +336,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         )
 
     def _admit_resume(self, session_id: str) -> ResumeTurn | None:
-        """Admit a resume among those of its principal; None if too many of them are waiting."""
-        turn = self._resumes.admit(owner_of(self._session_owners.get(session_id)) or session_id)
+        """Admit a resume among those of its principal; None if too many of its session are waiting."""
+        turn = self._resumes.admit(owner_of(self._session_owners.get(session_id)) or session_id, session_id)
         if turn is None:
             self._telemetry.refused(Refusal.RESUMES, session_id)
         return turn

@@ -1,8 +1,10 @@
 """Bound the concurrent replays of each principal, so that clients that resume in a loop do not delay others."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import Self
 
 from mcp_eventscope.store.messages import EventCallback, EventMessage
@@ -10,7 +12,11 @@ from mcp_eventscope.store.messages import EventCallback, EventMessage
 MAX_REPLAYS = 8
 """Maximum concurrent replays of one principal on a worker. Further ones wait in line."""
 MAX_WAITING = 1000
-"""Maximum resumes of one principal that wait on a worker. Further ones are refused."""
+"""Maximum resumes of one session that wait on a worker. Further ones are refused.
+
+Not of one principal: all sessions behind a gateway may share a credential, and resume together when it restarts. A
+resume that waits costs as much memory as one that is followed later, so the number of sessions bounds both.
+"""
 SLICE_SECONDS = 0.1
 """Seconds after which a replay gives up its slot if it has sent nothing meanwhile, or if others wait for a slot."""
 
@@ -20,29 +26,42 @@ class ResumeLimiter:
 
     A replay holds one of its principal's slots only while it makes progress, and takes turns with those that wait: a
     client that reads slowly does not block the other clients of a shared credential.
+
+    Args:
+        waited: Called once per resume with the seconds for which it waited for its first slot, also if it has ended
+            before it got one. It does not raise.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, waited: Callable[[float], None]) -> None:
+        self._waited = waited
         self._principals: dict[str, _Principal] = {}
+        self._waiting: Counter[str] = Counter()
+        """The resumes that have not had their turn, by session."""
 
     def __len__(self) -> int:
         return len(self._principals)
 
-    def admit(self, principal: str) -> "ResumeTurn | None":
-        """Admit a resume, unless too many of its principal are waiting.
+    def admit(self, principal: str, session_id: str) -> "ResumeTurn | None":
+        """Admit a resume, unless too many of its session are waiting.
 
         Args:
             principal: The authenticated user, or else the session.
+            session_id: The session.
 
         Returns:
             A context for the whole resume; None: the resume must be refused.
         """
+        if self._waiting[session_id] >= MAX_WAITING:
+            return None
         found = self._principals.get(principal)
         if found is None:
             found = self._principals[principal] = _Principal()
-        elif found.waiting >= MAX_WAITING:
-            return None
-        return ResumeTurn(self, principal, found)
+        return ResumeTurn(self, principal, found, session_id)
+
+    def _wait(self, session_id: str, resumes: int) -> None:
+        self._waiting[session_id] += resumes
+        if not self._waiting[session_id]:
+            del self._waiting[session_id]
 
     def _leave(self, name: str, principal: "_Principal") -> None:
         principal.resumes -= 1
@@ -53,12 +72,11 @@ class ResumeLimiter:
 class _Principal:
     """The resumes of one principal."""
 
-    __slots__ = ("resumes", "slots", "waiting")
+    __slots__ = ("resumes", "slots")
 
     def __init__(self) -> None:
         self.slots = asyncio.Semaphore(MAX_REPLAYS)
         self.resumes = 0
-        self.waiting = 0
 
 
 class ResumeTurn:
@@ -68,19 +86,22 @@ class ResumeTurn:
         limiter: The limiter.
         name: The principal.
         principal: Its resumes.
+        session_id: Its session.
     """
 
-    def __init__(self, limiter: ResumeLimiter, name: str, principal: _Principal) -> None:
+    def __init__(self, limiter: ResumeLimiter, name: str, principal: _Principal, session_id: str) -> None:
         self._limiter = limiter
         self._name = name
         self._principal = principal
+        self._session_id = session_id
         self._waits = True
         """Whether it counts as waiting: until its first slot."""
+        self._reported = False
         self._holds = False
         self._progressed = False
         self._timer: asyncio.TimerHandle | None = None
         principal.resumes += 1
-        principal.waiting += 1
+        limiter._wait(session_id, 1)
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +114,13 @@ class ResumeTurn:
         """No longer count as waiting: the resume has had its turn, or waits for Redis."""
         if self._waits:
             self._waits = False
-            self._principal.waiting -= 1
+            self._limiter._wait(self._session_id, -1)
+
+    def _report(self, waited: float) -> None:
+        """Report the first wait for a slot; later ones are pauses of the replay."""
+        if not self._reported:
+            self._reported = True
+            self._limiter._waited(waited)
 
     @asynccontextmanager
     async def replaying(self) -> AsyncIterator[None]:
@@ -120,7 +147,11 @@ class ResumeTurn:
         return send_in_turn
 
     async def _acquire(self) -> None:
-        await self._principal.slots.acquire()
+        began = monotonic()
+        try:
+            await self._principal.slots.acquire()
+        finally:
+            self._report(monotonic() - began)
         self.step_aside()
         self._holds = True
         self._check_later()

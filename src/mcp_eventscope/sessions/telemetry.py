@@ -28,6 +28,7 @@ from mcp_eventscope.telemetry.facts import (
     PrefixShared,
     Refusal,
     Requested,
+    ResumeWaited,
     ResumptionDisabled,
     ServingFact,
     SessionBegan,
@@ -231,6 +232,14 @@ class SessionTelemetry:
     def refused(self, reason: Refusal, session_id: str | None = None) -> None:
         """Record a request that no session serves."""
         self._record(SessionRefused(reason, session_hash(session_id)))
+
+    def resume_waited(self, seconds: float) -> None:
+        """Record that a resume no longer waits for its turn.
+
+        Args:
+            seconds: Seconds for which it waited.
+        """
+        self._record(ResumeWaited(seconds))
 
     def check(
         self,

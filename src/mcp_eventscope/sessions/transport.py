@@ -288,19 +288,20 @@ class ResumableTransport(StreamableHTTPServerTransport):
             await busy(request.scope, request.receive, send)
             return
         opened = ""
-        if not cursor:
-            cursor = opened = await self.view.open_standalone()
-        # Only the newest connection receives messages, because an older one may be half-open.
-        self.stop(name)
-        self._stopped(name)
-        try:
-            with turn or nullcontext(), self.view.connecting(cursor, turn):
-                if cursor:
-                    await self._serve_stream(cursor, request, send)
-                else:
-                    await super()._handle_get_request(request, send)
-        finally:
-            self.view.forget_opened(opened)
+        with turn or nullcontext():
+            if not cursor:
+                cursor = opened = await self.view.open_standalone()
+            # Only the newest connection receives messages, because an older one may be half-open.
+            self.stop(name)
+            self._stopped(name)
+            try:
+                with self.view.connecting(cursor, turn):
+                    if cursor:
+                        await self._serve_stream(cursor, request, send)
+                    else:
+                        await super()._handle_get_request(request, send)
+            finally:
+                self.view.forget_opened(opened)
 
     async def _serve_stream(self, cursor: str, request: Request, send: Send) -> None:
         """Serve the events of a stream after a cursor, until no further event is due or the client has gone."""

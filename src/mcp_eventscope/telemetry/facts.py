@@ -43,7 +43,7 @@ class Refusal(StrEnum):
     UNAVAILABLE = "unavailable"
     """The session store is unavailable."""
     RESUMES = "resumes"
-    """Too many resumes of the principal are waiting."""
+    """Too many resumes of the session are waiting."""
     INVALID = "invalid"
     """The request to open a session was invalid."""
 
@@ -105,6 +105,14 @@ class SessionRefused:
     reason: Refusal
     session_hash: str | None
     """A short digest of the requested session id."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeWaited:
+    """A resume got its turn among those of its principal, or ended before."""
+
+    seconds: float
+    """Seconds for which it waited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +185,7 @@ ServingFact: TypeAlias = (
     | SessionsAged
     | OperationEnded
     | SessionRefused
+    | ResumeWaited
     | Requested
     | ResumptionDisabled
     | TTLShort

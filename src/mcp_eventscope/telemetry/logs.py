@@ -88,7 +88,7 @@ _REFUSALS: Mapping[Refusal, str] = {
     Refusal.LIMIT: "raise max_sessions=, lower session_idle_timeout=, or run more workers",
     Refusal.NOT_OWNER: "none if the client changed its credential; otherwise a client tries session ids of others",
     Refusal.OTHER_SERVER: "give each server its own key_prefix=, and all workers of one server the same name=",
-    Refusal.RESUMES: "find the client that resumes in a loop; if one credential serves many users, run more workers",
+    Refusal.RESUMES: "find the client that resumes in a loop; let it wait for the retry: of the server",
     Refusal.UNAVAILABLE: "restore Redis: see event_store.degraded and /healthz for the reason",
 }
 """The refusals that are logged, with the remedy. Unknown session ids are normal, and are not logged."""

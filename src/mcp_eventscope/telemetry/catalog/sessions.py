@@ -157,10 +157,19 @@ REQUESTS_REFUSED = Metric(
     MetricType.COUNTER,
     "Requests refused before a session served them, by reason: too many sessions (limit, 503), no such session "
     "(unknown, 404), the session of another principal (not_owner, 404) or of another server under the same key prefix "
-    "(other_server, 404), store unavailable (unavailable, 503), too many waiting resumes of one principal (resumes, "
+    "(other_server, 404), store unavailable (unavailable, 503), too many waiting resumes of the session (resumes, "
     "503), or an invalid request to open a session (invalid, 4xx).",
     (STORE, REFUSAL_REASON),
     counted="request",
+)
+RESUME_WAIT = Metric(
+    "eventscope_resume_wait_seconds",
+    MetricType.HISTOGRAM,
+    "Time for which a resume waited for other replays of its principal before its own began: a worker replays at most "
+    "8 streams of one principal at the same time. Includes resumes whose clients disconnected while they waited. "
+    "Resumes beyond 1,000 waiting ones of a session are refused (eventscope_requests_refused_total, resumes).",
+    (STORE,),
+    DURATION_SECONDS,
 )
 REQUESTS_RECEIVED = Metric(
     "eventscope_requests_received_total",
@@ -190,6 +199,7 @@ METRICS = (
     SESSIONS_LONGEST_IDLE,
     OPERATION_DURATION,
     REQUESTS_REFUSED,
+    RESUME_WAIT,
     REQUESTS_RECEIVED,
     BUILD_INFO,
 )

@@ -8,6 +8,7 @@ from mcp_eventscope.telemetry.declarations import Label, Metric
 from mcp_eventscope.telemetry.facts import (
     OperationEnded,
     Requested,
+    ResumeWaited,
     ServingFact,
     SessionBegan,
     SessionEnd,
@@ -39,6 +40,7 @@ class SessionMetrics:
         self._refused = {
             v: counter(catalog.sessions.REQUESTS_REFUSED, v) for v in _values(catalog.sessions.REFUSAL_REASON)
         }
+        self._resume_wait = histogram(catalog.sessions.RESUME_WAIT)
         self._requests = {
             v: counter(catalog.sessions.REQUESTS_RECEIVED, v) for v in _values(catalog.sessions.PROTOCOL_VERSION)
         }
@@ -85,6 +87,8 @@ class SessionMetrics:
                 self._operation_seconds.of(fact.method, fact.error_type).observe(fact.seconds)
             case SessionRefused():
                 self._refused[fact.reason].inc()
+            case ResumeWaited():
+                self._resume_wait.observe(fact.seconds)
             case Requested():
                 self._requests[fact.protocol_version].inc()
 
