@@ -86,6 +86,11 @@ async def texts_in(one: Workers, name: str) -> list[str]:
     return [str(pydantic_core.from_json(fields[b"m"])[4]) for _, fields in entries if fields[b"m"]]
 
 
+def hour_ahead() -> str:
+    """The id of an entry that Redis writes while its clock is an hour ahead."""
+    return f"{round(time.time() + 3600) * 1000}-0"
+
+
 STOP = b'["x",1,"stop","d","c"]'
 """A message as JSON."""
 
@@ -459,3 +464,44 @@ async def test_entries_deleted_before_they_were_read_are_reported(server: fakere
         assert [each.kind for each in received[2:]] == [MessageKind.LOST, MessageKind.STOP]
         assert contents(received)[-1] == "3"
         assert dropped == [dropped_as(DropReason.LOST)]
+
+
+async def test_announcements_after_a_data_loss_and_a_step_of_the_clock_arrive() -> None:
+    """As after a failover to a replica whose clock is behind: the ids of new entries are below those that were read."""
+    with own_valkey() as valkey:
+        async with worker(valkey) as (one, _), worker(valkey) as (two, received):
+            body = pydantic_core.to_json(["x", 1, MessageKind.BEGAN, session_digest("s"), "[]"])
+            await one._redis.xadd(KEYS.announcements, {"m": body, "delay": 0}, id=hour_ahead())
+            await until(lambda: len(contents(received, MessageKind.BEGAN)) == 1)
+            valkey.flush()
+            await serve("t", one)
+            await two._keep_inbox()
+            await until(lambda: len(contents(received, MessageKind.BEGAN)) == 2)
+
+
+@pytest.mark.parametrize("woken", [False, True], ids=["renewed", "woken"])
+async def test_message_in_a_restored_inbox_after_a_step_of_the_clock_arrives(*, woken: bool) -> None:
+    """Redis restores an inbox without the last entry that was read, whose id is above those of new ones.
+
+    The worker finds that at its next renewal; or at its next read, which an announcement causes.
+    """
+    with own_valkey() as valkey:
+        async with worker(valkey) as (one, _), worker(valkey) as (two, received):
+            dropped = record_drops(two)
+            key = KEYS.inbox(two._worker.name)
+            for number, content in enumerate("xa"):
+                await one._redis.xadd(key, stop_entry(number, content))
+                await until(lambda content=content: contents(received)[-1:] == [content])  # type: ignore[misc]
+            older = await one._redis.dump(key)
+            assert older is not None
+            await one._redis.xadd(key, stop_entry(2, "b"), id=hour_ahead())
+            await until(lambda: contents(received) == ["x", "a", "b"])
+            await one._redis.restore(key, 60_000, older, replace=True)
+            await one._redis.xadd(key, stop_entry(3, "c"))
+            if woken:
+                await serve("t", one)
+            else:
+                await two._keep_inbox()
+            await until(lambda: contents(received) == ["x", "a", "b", "c"])
+            assert dropped == [dropped_as(DropReason.LOST)]
+            assert [each.kind for each in received].count(MessageKind.LOST) == 1

@@ -8,7 +8,8 @@
 --          each entry as { id, { "m", message, "delay", milliseconds } }
 --
 -- The last handled entry is kept. Where it is missing, Redis has restored an older inbox, or another program has deleted
--- entries: some that were not handled may be missing, too. An inbox that was opened again begins with an empty entry.
+-- entries: some that were not handled may be missing, too, and the others may have smaller ids, if Redis's clock has
+-- stepped back. So all are returned. An inbox that was opened again begins with an empty entry.
 -- A key with an entry of another program whose id allows no further one is deleted.
 
 local MOST_DIGITS = 16
@@ -21,12 +22,15 @@ for _, key in ipairs(KEYS) do
     missing = 1
   end
 end
-redis.call('XTRIM', KEYS[1], 'MINID', ARGV[1])
 local inbox = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[3] + 1)
 if inbox[1] and inbox[1][1] == ARGV[1] then
+  redis.call('XTRIM', KEYS[1], 'MINID', ARGV[1])
   table.remove(inbox, 1)
-elseif inbox[1] and inbox[1][2][2] ~= '' and ARGV[1] ~= '0-0' then
-  missing = 1
+elseif ARGV[1] ~= '0-0' then
+  inbox = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[3])
+  if inbox[1] and inbox[1][2][2] ~= '' then
+    missing = 1
+  end
 end
 local now = redis.call('TIME')
 return { missing, now[1] * 1000 + math.floor(now[2] / 1000), inbox, redis.call('XRANGE', KEYS[2], '(' .. ARGV[2], '+', 'COUNT', ARGV[3]) }

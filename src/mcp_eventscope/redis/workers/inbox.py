@@ -55,23 +55,31 @@ class Inbox:
     async def open(self, milliseconds: int) -> bool:
         """Keep this worker's inbox, or open it. A key of another type in its place is deleted, and counted.
 
+        If Redis has lost or restored entries, those that are left are read again. Messages are recognized.
+
         Args:
             milliseconds: Until the inbox of a dead worker expires.
 
         Returns:
-            Whether it was absent: messages may have been lost.
+            Whether it was absent or restored: messages may have been lost.
 
         Raises:
             StoreError: Redis was not reached, or refused.
         """
-        key = self._keys.inbox(self._worker.name)
+        keys = [self._keys.inbox(self._worker.name), self._keys.announcements]
+        read = [self._read.get(each, _FIRST) for each in keys]
         with map_redis_errors("write to", self._redis):
-            opened, deleted = await _keep_inbox(self._redis, [key, self._keys.announcements], [milliseconds])
+            opened, deleted, *short = await _keep_inbox(self._redis, keys, [milliseconds, *read])
         if deleted:
             self._drop(DropReason.MALFORMED, deleted)
+        for key, position, ended_before in zip(keys, read, short, strict=True):
+            if ended_before and self._read.get(key) == position:
+                self._read[key] = _FIRST
         if opened:
-            self._read[key] = opened.decode("ascii")
-        return bool(opened)
+            self._read[keys[0]] = opened.decode("ascii")
+        elif short[0]:
+            self._drop(DropReason.LOST)
+        return bool(opened or short[0])
 
     def _drop(self, reason: DropReason, messages: int = 1) -> None:
         self._observers.emit(MessagesDropped(reason=reason, messages=messages))
