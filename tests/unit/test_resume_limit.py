@@ -10,7 +10,7 @@ from mcp_eventscope.sessions import resume_limit
 from mcp_eventscope.sessions.resume_limit import MAX_REPLAYS, MAX_WAITING, ResumeLimiter, ResumeTurn
 from mcp_eventscope.store.messages import EventMessage
 from support.messages import note
-from support.waiting import until
+from support.waiting import CEILING, until
 
 pytestmark = pytest.mark.anyio
 EVENT = EventMessage(note(1))
@@ -272,3 +272,48 @@ async def test_replay_that_makes_progress_takes_turns_with_waiting_ones(limiter:
     for replay in started[1:]:
         await replay.end()
     assert not len(limiter)
+
+
+@pytest.mark.parametrize("cut", range(3))
+async def test_cancellation_at_any_step_leaves_no_slot_taken(monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
+    """Three replays take turns for one slot; one of them is cancelled after each possible number of steps."""
+    monkeypatch.setattr(resume_limit, "MAX_REPLAYS", 1)
+    monkeypatch.setattr(resume_limit, "SLICE_SECONDS", 0)  # Each replay loses its slot between two events.
+    cancelled = finished = 0
+
+    async def slow(_: EventMessage) -> None:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    async def replay(turn: ResumeTurn) -> int:
+        with turn:
+            for _ in range(2):
+                async with turn.replaying():
+                    send = turn.paced(slow)
+                    for _ in range(3):
+                        await send(EVENT)
+        return 6
+
+    for steps in range(1, 1000):  # A task that has not begun has no resume yet.
+        limiter = ResumeLimiter(WAITED.append)
+        WAITED.clear()
+        turns = [admitted(limiter) for _ in range(3)]
+        principal = turns[0]._principal
+        tasks = [asyncio.create_task(replay(turn)) for turn in turns]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        tasks[cut].cancel()
+        async with asyncio.timeout(CEILING):
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        others = outcomes[:cut] + outcomes[cut + 1 :]
+        assert others == [6, 6], f"after {steps} steps"
+        assert principal.slots._value == 1, f"after {steps} steps"
+        assert (len(limiter), limiter._waiting) == (0, {}), f"after {steps} steps"
+        assert len(WAITED) in {2, 3}
+        assert all(turn._timer is None for turn in turns)
+        cancelled += outcomes[cut] != 6
+        if outcomes[cut] == 6:
+            finished += 1
+            break
+    assert cancelled > 10
+    assert finished == 1
