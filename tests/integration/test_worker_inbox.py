@@ -345,6 +345,26 @@ async def test_full_inbox_delays_further_messages_and_displaces_none(
         assert sorted(arrived) == sorted(["first", "second", *(f"flood {number}" for number in range(20))])
 
 
+async def test_messages_that_flood_a_frozen_worker_are_retried_less_often(server: fakeredis.FakeServer) -> None:
+    """Each retry costs this worker CPU time. The few messages of other sessions are retried as before."""
+    async with worker(server) as (one, _):
+        sent = one._outbox
+        frozen = await paused_worker(one, "flood")
+        await serve("other", one)
+        for _ in range(outbox._INBOX_LENGTH):
+            await one._redis.xadd(KEYS.inbox(frozen), stop_entry(1, "a"))
+        for number in range(20_000):
+            one.send("flood", MessageKind.WANTED, str(number), to=frozen)
+        await until(lambda: len(sent._later) == 20_000)
+        one.send("other", MessageKind.WANTED, "x", to=frozen)
+        await until(lambda: sent._retried["other"] == 1)
+        now = time.monotonic()
+        waits = {each.session_id: at - now for at, _, each in sorted(sent._later, key=lambda row: row[0])}
+        assert waits["other"] <= outbox._RETRY_SECONDS
+        assert waits["flood"] > 1 / 2
+        assert sent._retried.total() == len(sent._later)
+
+
 async def test_messages_beyond_the_bound_drop_those_of_the_largest_session(
     server: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,8 @@ class Outbox:
         self._total = 0
         self._later: list[tuple[float, int, _Outgoing]] = []
         """The messages that are retried, as a heap, with the time of the retry on the monotonic clock."""
+        self._retried: Counter[str] = Counter()
+        """Their number, by session."""
         self._sending: list[_Outgoing] = []
         self._filled = asyncio.Event()
         self._number = 0
@@ -232,9 +234,17 @@ class Outbox:
     def _resume(self, until: float) -> None:
         """Queue the messages that are retried up to a time."""
         while self._later and self._later[0][0] <= until:
-            self._enqueue(heapq.heappop(self._later)[2])
+            outgoing = heapq.heappop(self._later)[2]
+            self._retried[outgoing.session_id] -= 1
+            if not self._retried[outgoing.session_id]:
+                del self._retried[outgoing.session_id]
+            self._enqueue(outgoing)
 
     def _retry(self, outgoing: _Outgoing, seconds: float) -> None:
+        # Of one session, no more than an inbox has room for: a client that sends many messages to a frozen worker must
+        # not occupy this one with retries.
+        seconds += self._retried[outgoing.session_id] // _INBOX_LENGTH * _RETRY_SECONDS
+        self._retried[outgoing.session_id] += 1
         heapq.heappush(self._later, (time.monotonic() + seconds, outgoing.number, outgoing))
 
     async def _send(self, batch: Sequence[_Outgoing]) -> None:
