@@ -89,7 +89,7 @@ packages: $(TOOLS)  ## Build wheel and sdist, use them on each installed Python;
 fuzz: $(STAMP)  ## Fuzz ids, headers, stored data and messages: make fuzz EXAMPLES=5000
 	EVENTSCOPE_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz --hypothesis-profile=long --timeout=0 --durations=0
 
-limits: $(STAMP)  ## Measure the promised limits: streams, resume loops, large results, slow readers, sessions
+limits: $(STAMP)  ## Measure the promised limits: streams, resume loops, reconnects, large results, slow readers, sessions
 	$(BIN)/python -m benchmarks.limits
 
 imports: $(STAMP)  ## Measure the CPU time of imports beside that of the SDK and redis-py
