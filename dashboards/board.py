@@ -255,7 +255,7 @@ def _annotations() -> Iterator[Json]:
         f"{external.PROCESS_START}{{{scope}}} and on (job, instance) {promql.series(catalog.sessions.BUILD_INFO)}"
     )
     yield _annotation("Restarts", f"({restarts}) * 1000", "blue", "{{instance}} started", by_value=True)
-    degraded = f"max by (instance, store) ({promql.series(catalog.DEGRADED)}) == 1"
+    degraded = f"max by (instance, store) ({promql.series(catalog.store.DEGRADED)}) == 1"
     yield _annotation("Redis unavailable", degraded, "red", "{{instance}}: Redis is unavailable, {{store}} is degraded")
 
 

@@ -26,7 +26,7 @@ from mcp_eventscope.telemetry.catalog.resumes import RESUME_TTL_RATIO
 RESUME_LATENCY = quantiles(
     22,
     "Resume latency",
-    catalog.REPLAY_DURATION,
+    catalog.store.REPLAY_DURATION,
     describe(
         "Latency of a replay, reading and sending; without clients that disconnected. The line is the limit of the "
         "alert.",
@@ -43,7 +43,7 @@ RESUME_LATENCY = quantiles(
 STORE_LATENCY = quantiles(
     32,
     "Store latency",
-    catalog.STORE_DURATION,
+    catalog.store.STORE_DURATION,
     describe(
         "From accepting an event to the acknowledgement by Redis. Messages do not wait for it: see 'Store wait'.",
         normal="p50 below 10 ms within one data centre: events are collected for 5 ms; p99 below 25 ms.",
@@ -93,7 +93,7 @@ RESUMES = (
     gauge(
         24,
         "Followed streams",
-        catalog.STREAMS_FOLLOWED,
+        catalog.store.STREAMS_FOLLOWED,
         describe(
             "Streams that are read from the store as events arrive: resumed calls and standalone streams.",
             normal="about the number of clients: each has its standalone stream, and any call it resumed.",
@@ -105,7 +105,7 @@ RESUMES = (
     counter(
         25,
         "Follow delivery rate",
-        catalog.EVENTS_FOLLOWED,
+        catalog.store.EVENTS_FOLLOWED,
         describe(
             "Events delivered to followed streams as they were stored.",
             normal="proportional to the load of the tools.",
@@ -123,8 +123,8 @@ RESUMES = (
             otherwise="missing: Redis evicts ('Key eviction rate', Redis dashboard), or the TTL is too short. Corrupt: "
             "another application writes under this prefix; the log event_store.replay_incomplete has the ids.",
         ),
-        Target(promql.rate(catalog.EVENTS_MISSING), "missing"),
-        Target(promql.rate(catalog.EVENTS_CORRUPT), "corrupt"),
+        Target(promql.rate(catalog.store.EVENTS_MISSING), "missing"),
+        Target(promql.rate(catalog.store.EVENTS_CORRUPT), "corrupt"),
         overrides=coloured({"missing": WARN, "corrupt": BAD}),
         links=(to("Redis dashboard", REDIS), runbook("EventscopeResumesFailing")),
     ),
@@ -141,7 +141,7 @@ STORE = (
             otherwise="below 'Accept rate': see 'Redis state by worker'. Error: see 'Error rate', and the log "
             "event_store.store_failed. Refused: a worker was declared dead and continued.",
         ),
-        Target(promql.rate(catalog.STORE_DURATION, "count", ("outcome",)), "{{outcome}}"),
+        Target(promql.rate(catalog.store.STORE_DURATION, "count", ("outcome",)), "{{outcome}}"),
         custom=STACKED,
         overrides=OUTCOMES,
         links=(runbook("EventscopeStoreErrors"),),
@@ -149,7 +149,7 @@ STORE = (
     counter(
         33,
         "Error rate",
-        catalog.ERRORS,
+        catalog.store.ERRORS,
         describe(
             "Failed store operations. Unavailable: Redis did not answer. Rejected: Redis refused.",
             normal="0.",
@@ -163,7 +163,7 @@ STORE = (
     quantiles(
         37,
         "Store wait",
-        catalog.STORE_WAIT,
+        catalog.store.STORE_WAIT,
         describe(
             "Time for which storing an event blocked the sender of the message. Events are stored in the background.",
             normal="below 1 ms. Senders block only while too many events are pending, and for at most 250 ms.",
@@ -175,7 +175,7 @@ STORE = (
     counter(
         38,
         "Accept rate",
-        catalog.EVENTS_ACCEPTED,
+        catalog.store.EVENTS_ACCEPTED,
         describe(
             "Events of sessions that received an id.",
             normal="equal to 'Store rate by message type', which lags by milliseconds.",
@@ -186,7 +186,7 @@ STORE = (
     counter(
         34,
         "Store rate by message type",
-        catalog.EVENTS_STORED,
+        catalog.store.EVENTS_STORED,
         describe(
             "A call has one priming event and one response (or error); messages of the tool in between are "
             "notifications.",
@@ -201,7 +201,7 @@ STORE = (
     counter(
         35,
         "Stored payload",
-        catalog.PAYLOAD_STORED_BYTES,
+        catalog.store.PAYLOAD_STORED_BYTES,
         describe(
             "Payload bytes per second. Multiplied by the TTL, plus about 175 bytes per event, this is the memory that "
             "Redis needs.",
@@ -214,7 +214,7 @@ STORE = (
     counter(
         36,
         "Store rate by worker",
-        catalog.EVENTS_STORED,
+        catalog.store.EVENTS_STORED,
         describe(
             "Distribution of the load.",
             normal="workers are about equally busy.",

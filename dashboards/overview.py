@@ -45,24 +45,28 @@ def _on_screen(panel: Panel) -> Panel:
 
 
 _PROBLEMS = (
-    _problem("Redis became unavailable", _times(catalog.DEGRADATIONS), "EventscopeStoreDegraded"),
-    _problem("Keys evicted by Redis", _times(catalog.REDIS_KEYS_EVICTED), "EventscopeRedisEvicting"),
-    _problem("Store errors", _times(catalog.ERRORS, operation="store"), "EventscopeStoreErrors"),
-    _problem("Events lost", _times(catalog.EVENTS_LOST_TOTAL), "EventscopeEventsLost"),
-    _problem("Requests orphaned", _times(catalog.REQUESTS_ORPHANED), "EventscopeRequestsOrphaned"),
+    _problem("Redis became unavailable", _times(catalog.store.DEGRADATIONS), "EventscopeStoreDegraded"),
+    _problem("Keys evicted by Redis", _times(catalog.redis_stats.REDIS_KEYS_EVICTED), "EventscopeRedisEvicting"),
+    _problem("Store errors", _times(catalog.store.ERRORS, operation="store"), "EventscopeStoreErrors"),
+    _problem("Events lost", _times(catalog.store.EVENTS_LOST_TOTAL), "EventscopeEventsLost"),
+    _problem("Requests orphaned", _times(catalog.store.REQUESTS_ORPHANED), "EventscopeRequestsOrphaned"),
     _problem(
         "Requests refused",
         _times(REQUESTS_REFUSED, reason=("limit", "unavailable", "resumes")),
         "EventscopeRequestsRefused",
     ),
-    _problem("Resumes after expiry", _times(catalog.REPLAY_MISSES, reason="expired"), "EventscopeTTLHeadroomLow"),
+    _problem("Resumes after expiry", _times(catalog.store.REPLAY_MISSES, reason="expired"), "EventscopeTTLHeadroomLow"),
     _problem(
         "Resumes with unknown id",
-        _times(catalog.REPLAY_MISSES, reason=("unknown", "malformed")),
+        _times(catalog.store.REPLAY_MISSES, reason=("unknown", "malformed")),
         "EventscopeResumesFailing",
     ),
-    _problem("Replays with a gap", _times(catalog.REPLAY_DURATION, "count", outcome="gap"), "EventscopeResumesFailing"),
-    _problem("Replay errors", _times(catalog.REPLAY_DURATION, "count", outcome="error"), "EventscopeResumesFailing"),
+    _problem(
+        "Replays with a gap", _times(catalog.store.REPLAY_DURATION, "count", outcome="gap"), "EventscopeResumesFailing"
+    ),
+    _problem(
+        "Replay errors", _times(catalog.store.REPLAY_DURATION, "count", outcome="error"), "EventscopeResumesFailing"
+    ),
     _problem("Tasks orphaned", _times(catalog.tasks.TASKS_ORPHANED), "EventscopeTasksOrphaned"),
     _problem("Task results uncollected", _times(catalog.tasks.TASKS_UNCOLLECTED), "EventscopeTasksUncollected"),
     _problem("Gaps in subscriptions", _times(catalog.subscriptions.GAPS), "EventscopeChangesNotDelivered"),
@@ -71,7 +75,7 @@ _PROBLEMS = (
         _times(catalog.request_state.STATES_REFUSED, reason=ANSWERS_REFUSED),
         "EventscopeAnswersRefused",
     ),
-    _problem("Signals not recorded", _times(catalog.TELEMETRY_FAILURES), "EventscopeTelemetryFailing"),
+    _problem("Signals not recorded", _times(catalog.store.TELEMETRY_FAILURES), "EventscopeTelemetryFailing"),
 )
 
 _HIDDEN: Json = {"custom.hidden": True, "custom.hideFrom": {"legend": True, "tooltip": True, "viz": True}}
@@ -121,7 +125,7 @@ _SCREEN = (
             otherwise="see 'Redis state by worker': one worker or all? The Redis dashboard shows the reason. It is "
             "urgent once 'Events lost' rises.",
         ),
-        promql.highest(promql.series(catalog.DEGRADED)),
+        promql.highest(promql.series(catalog.store.DEGRADED)),
         (None, CALM),
         (1, BAD),
         unit="short",
@@ -137,7 +141,7 @@ _SCREEN = (
             normal=f"near 0; below {BACKLOG:,}.",
             otherwise="Redis is unavailable or too slow: see 'Redis state by worker' and 'Store latency'.",
         ),
-        promql.total(promql.series(catalog.BACKLOG_LENGTH)),
+        promql.total(promql.series(catalog.store.BACKLOG_LENGTH)),
         (None, CALM),
         (BACKLOG, WARN),
         unit="short",
@@ -152,7 +156,7 @@ _SCREEN = (
             normal="0. An outage alone loses none while the backlog has room.",
             otherwise="see 'Events lost by reason', below.",
         ),
-        _times(catalog.EVENTS_LOST_TOTAL),
+        _times(catalog.store.EVENTS_LOST_TOTAL),
         (None, CALM),
         (1, BAD),
         unit="short",
@@ -180,7 +184,7 @@ _SCREEN = (
             otherwise="did a worker start (blue line) or was Redis unavailable (red area) when it began? The "
             "drill-down breaks failures down by worker, reason and age.",
         ),
-        Target(promql.rate(catalog.REPLAY_DURATION, "count", ("outcome",)), "{{outcome}}"),
+        Target(promql.rate(catalog.store.REPLAY_DURATION, "count", ("outcome",)), "{{outcome}}"),
         height=6,
         custom=STACKED,
         overrides=OUTCOMES,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from mcp_eventscope.telemetry.catalog import REPLAY_DURATION
+from mcp_eventscope.telemetry.catalog.store import REPLAY_DURATION
 from mcp_eventscope.telemetry.declarations import Metric, MetricType
 
 Values: TypeAlias = str | tuple[str, ...]

@@ -42,7 +42,7 @@ _WORKERS = (
     quantiles(
         11,
         "Redis write latency",
-        catalog.COMMIT_DURATION,
+        catalog.store.COMMIT_DURATION,
         describe(
             "From sending a batch of events to its acknowledgement, measured by the workers: network and Redis.",
             normal="p50 below 1 ms within one data centre, p99 below 10 ms.",
@@ -60,15 +60,15 @@ _WORKERS = (
             normal="few at low load; up to 256 under load, which raises the throughput.",
             otherwise="p50 constantly at 128 or more: the connection of a worker is saturated. Add workers.",
         ),
-        Target(promql.quantile(0.99, catalog.COMMIT_BATCH_SIZE), "p99"),
-        Target(promql.quantile(0.5, catalog.COMMIT_BATCH_SIZE), "p50"),
+        Target(promql.quantile(0.99, catalog.store.COMMIT_BATCH_SIZE), "p99"),
+        Target(promql.quantile(0.5, catalog.store.COMMIT_BATCH_SIZE), "p50"),
         overrides=QUANTILES,
         unit="short",
     ),
     counter(
         13,
         "Retry rate by reason",
-        catalog.COMMIT_RETRIES,
+        catalog.store.COMMIT_RETRIES,
         describe(
             "Batches that were not acknowledged and sent again. A retry never stores an event twice.",
             normal="0; a noscript after Redis restarted.",
@@ -80,7 +80,7 @@ _WORKERS = (
     counter(
         14,
         "Degradation rate by reason",
-        catalog.DEGRADATIONS,
+        catalog.store.DEGRADATIONS,
         describe(
             "How often workers found Redis unreachable, too slow, or refusing writes.",
             normal="0.",
@@ -100,7 +100,7 @@ _WORKERS = (
             otherwise="see 'Degradation rate by reason'. An outage in progress is not included: 'Redis state by "
             "worker' shows it.",
         ),
-        Target(promql.counted(catalog.DEGRADATION_DURATION, ("reason",)), "{{reason}}"),
+        Target(promql.counted(catalog.store.DEGRADATION_DURATION, ("reason",)), "{{reason}}"),
         unit="s",
         overrides=REASONS,
         links=(runbook("EventscopeStoreDegraded"),),
@@ -108,7 +108,7 @@ _WORKERS = (
     gauge(
         16,
         "Pending events by store",
-        catalog.BACKLOG_LENGTH,
+        catalog.store.BACKLOG_LENGTH,
         describe(
             "Events in the memory of the workers that Redis has not acknowledged.",
             normal="near 0.",
@@ -142,8 +142,8 @@ _STATISTICS = (
             otherwise="near the limit Redis evicts keys or refuses writes: add memory, shorten the TTL, or find the "
             "other application ('Keys').",
         ),
-        Target(promql.highest(promql.series(catalog.REDIS_MEMORY)), "used"),
-        Target(f"{promql.highest(promql.series(catalog.REDIS_MEMORY_LIMIT))} > 0", "limit"),
+        Target(promql.highest(promql.series(catalog.redis_stats.REDIS_MEMORY)), "used"),
+        Target(f"{promql.highest(promql.series(catalog.redis_stats.REDIS_MEMORY_LIMIT))} > 0", "limit"),
         _exporter("redis_memory_used_bytes", "used"),
         unit="bytes",
         overrides=coloured({"used": "blue", "limit": BAD, "used (redis_exporter)": "super-light-blue"}),
@@ -158,8 +158,8 @@ _STATISTICS = (
             otherwise="keys under the prefix grow without bound: see 'Keys without TTL'. Only the whole database "
             "grows: another application.",
         ),
-        Target(promql.highest(promql.series(catalog.REDIS_KEYS), ("store",)), "prefix, {{store}}"),
-        Target(promql.highest(promql.series(catalog.REDIS_DB_KEYS)), "database"),
+        Target(promql.highest(promql.series(catalog.redis_stats.REDIS_KEYS), ("store",)), "prefix, {{store}}"),
+        Target(promql.highest(promql.series(catalog.redis_stats.REDIS_DB_KEYS)), "database"),
         _exporter("redis_db_keys", "database", "sum"),
         unit="short",
         overrides=coloured({"database": ASIDE, "database (redis_exporter)": "purple"}),
@@ -172,14 +172,14 @@ _STATISTICS = (
             normal="0. maxmemory-policy should be noeviction: events whose write is refused stay pending.",
             otherwise="add memory, or change the policy. Redis does not report whose keys it evicted.",
         ),
-        Target(promql.rate(catalog.REDIS_KEYS_EVICTED), "evicted"),
+        Target(promql.rate(catalog.redis_stats.REDIS_KEYS_EVICTED), "evicted"),
         Target(f"sum(rate({promql.foreign('redis_evicted_keys_total')}[{promql.RATE}]))", "evicted (redis_exporter)"),
         links=(runbook("EventscopeRedisEvicting"),),
     ),
     gauge(
         24,
         "Keys without TTL by store",
-        catalog.REDIS_KEYS_WITHOUT_TTL,
+        catalog.redis_stats.REDIS_KEYS_WITHOUT_TTL,
         describe(
             f"Keys under the prefix that never expire. {_POLLED}",
             normal="0 where a TTL is set.",
@@ -192,7 +192,7 @@ _STATISTICS = (
     gauge(
         25,
         "Memory per event",
-        catalog.REDIS_EVENT_SIZE,
+        catalog.redis_stats.REDIS_EVENT_SIZE,
         describe(
             f"Memory that one event takes up in Redis, averaged over a sample of events. {_POLLED}",
             normal="a few hundred bytes, constant.",
@@ -213,9 +213,9 @@ _STATISTICS = (
             "TTL.",
         ),
         Target(
-            f"{promql.rate(catalog.EVENTS_STORED, '', ('store',))}"
-            f" * on (store) {promql.highest(promql.series(catalog.TTL), ('store',))}"
-            f" * on (store) {promql.highest(promql.series(catalog.REDIS_EVENT_SIZE), ('store',))}",
+            f"{promql.rate(catalog.store.EVENTS_STORED, '', ('store',))}"
+            f" * on (store) {promql.highest(promql.series(catalog.store.TTL), ('store',))}"
+            f" * on (store) {promql.highest(promql.series(catalog.redis_stats.REDIS_EVENT_SIZE), ('store',))}",
             "{{store}}",
         ),
         unit="bytes",
@@ -223,7 +223,7 @@ _STATISTICS = (
     heatmap(
         27,
         "Poll duration",
-        catalog.REDIS_STATS_DURATION,
+        catalog.redis_stats.REDIS_STATS_DURATION,
         describe(
             "Duration of a poll of Redis statistics. One worker polls, the others check whether it does.",
             normal="tens of milliseconds, and single ones for the check.",
@@ -241,7 +241,7 @@ _STATISTICS = (
             otherwise="error: the panels of this row are as old as the last ok. The Redis user needs INFO, DBSIZE, "
             "SCAN, PTTL and MEMORY USAGE.",
         ),
-        Target(promql.rate(catalog.REDIS_STATS_DURATION, "count", ("outcome",)), "{{outcome}}"),
+        Target(promql.rate(catalog.redis_stats.REDIS_STATS_DURATION, "count", ("outcome",)), "{{outcome}}"),
         width=12,
         custom=STACKED,
         overrides=OUTCOMES,

@@ -25,8 +25,8 @@ from dashboards.panels import (
     steps_of,
 )
 from mcp_eventscope.telemetry import catalog
-from mcp_eventscope.telemetry.catalog import REPLAY_DURATION
 from mcp_eventscope.telemetry.catalog.resumes import REPLAY_SEND_DURATION, REPLAY_TIME_TO_FIRST_EVENT
+from mcp_eventscope.telemetry.catalog.store import REPLAY_DURATION
 
 _WORKER = ("instance",)
 _TRACES = (
@@ -63,9 +63,9 @@ _EACH = Panel(
             instant=True,
             format="table",
         ),
-        Target(promql.total(promql.series(catalog.STREAMS_FOLLOWED), _WORKER), instant=True, format="table"),
-        Target(promql.count(catalog.EVENTS_MISSING, "", _WORKER), instant=True, format="table"),
-        Target(promql.highest(promql.series(catalog.DEGRADED), _WORKER), instant=True, format="table"),
+        Target(promql.total(promql.series(catalog.store.STREAMS_FOLLOWED), _WORKER), instant=True, format="table"),
+        Target(promql.count(catalog.store.EVENTS_MISSING, "", _WORKER), instant=True, format="table"),
+        Target(promql.highest(promql.series(catalog.store.DEGRADED), _WORKER), instant=True, format="table"),
     ),
     "short",
     width=24,
@@ -138,7 +138,7 @@ _WORKERS = (
     gauge(
         16,
         "Followed streams by worker",
-        catalog.STREAMS_FOLLOWED,
+        catalog.store.STREAMS_FOLLOWED,
         describe(
             "Resumed streams that are open.",
             normal="evenly distributed and constant.",
@@ -168,7 +168,7 @@ _REASONS = (
     counter(
         22,
         "Miss rate by reason",
-        catalog.REPLAY_MISSES,
+        catalog.store.REPLAY_MISSES,
         describe(
             "Resumes that found nothing to resume from. Expired: the client was disconnected for longer than the TTL. "
             "Unknown: no such event. Malformed: not an event id of this store.",
@@ -190,8 +190,8 @@ _REASONS = (
             "too large for Redis. Rollback: Redis lost data. Store_lost: it lost or evicted keys unnoticed. Corrupt: a "
             "second writer. The log event_store.replay_incomplete has the fix.",
         ),
-        Target(promql.rate(catalog.EVENTS_MISSING, "", ("reason", *_WORKER)), "{{reason}}, {{instance}}"),
-        Target(promql.rate(catalog.EVENTS_CORRUPT, "", _WORKER), "corrupt, {{instance}}"),
+        Target(promql.rate(catalog.store.EVENTS_MISSING, "", ("reason", *_WORKER)), "{{reason}}, {{instance}}"),
+        Target(promql.rate(catalog.store.EVENTS_CORRUPT, "", _WORKER), "corrupt, {{instance}}"),
         links=(to("Key eviction rate", REDIS, 23), runbook("EventscopeRedisEvicting")),
     ),
     lines(
@@ -206,7 +206,7 @@ _REASONS = (
             "that log.",
         ),
         Target(
-            promql.rate(catalog.ERRORS, "", ("operation", "error_type"), operation=("replay", "follow")),
+            promql.rate(catalog.store.ERRORS, "", ("operation", "error_type"), operation=("replay", "follow")),
             "{{operation}} {{error_type}}",
         ),
         links=(to("Degradation rate by reason", REDIS, 14), runbook("EventscopeStoreErrors")),
@@ -221,14 +221,14 @@ _REASONS = (
             otherwise="error: see 'Read error rate'. Worker_lost: workers are killed, or clients invent cursors. "
             "Mostly client_disconnected: a proxy cuts connections.",
         ),
-        Target(promql.rate(catalog.FOLLOW_DURATION, "count", ("outcome",)), "{{outcome}}"),
+        Target(promql.rate(catalog.store.FOLLOW_DURATION, "count", ("outcome",)), "{{outcome}}"),
         custom=STACKED,
         overrides=OUTCOMES,
     ),
     quantiles(
         36,
         "Follow duration",
-        catalog.FOLLOW_DURATION,
+        catalog.store.FOLLOW_DURATION,
         describe(
             "From the end of the replay to the end of the stream.",
             normal="as long as tools run, and five minutes for idle streams.",
@@ -239,7 +239,7 @@ _REASONS = (
     quantiles(
         39,
         "Follow lag",
-        catalog.FOLLOW_LAG,
+        catalog.store.FOLLOW_LAG,
         describe(
             "From the acceptance of an event on one worker to its delivery to a client on another one.",
             normal="milliseconds: a commit and a read.",
@@ -295,7 +295,7 @@ _SHAPES = (
     heatmap(
         32,
         "Resume age distribution",
-        catalog.RESUME_AGE,
+        catalog.store.RESUME_AGE,
         describe(
             f"Resumes by the age of the last event that the client had. {_TRACES}",
             normal="seconds for cut connections; minutes for idle streams; well below the TTL.",
@@ -308,7 +308,7 @@ _SHAPES = (
     heatmap(
         33,
         "Events per replay",
-        catalog.REPLAY_EVENTS,
+        catalog.store.REPLAY_EVENTS,
         describe(
             f"Replays by the number of events that they delivered. {_TRACES}",
             normal="few: the messages that the client missed.",
@@ -321,7 +321,7 @@ _SHAPES = (
     heatmap(
         35,
         "Bytes per replay",
-        catalog.REPLAY_SIZE,
+        catalog.store.REPLAY_SIZE,
         describe(
             f"Replays by the payload bytes that they delivered. {_TRACES}",
             normal="kilobytes.",

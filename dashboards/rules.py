@@ -68,7 +68,7 @@ def _quantile(quantile: float, metric: Metric, window: str, **labels: Values) ->
 
 
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
-_LOST = tuple(reason for reason in catalog.LOSS_REASON.values or () if reason != "session_limit")
+_LOST = tuple(reason for reason in catalog.store.LOSS_REASON.values or () if reason != "session_limit")
 _REFUSED = ("limit", "unavailable", "resumes")
 _GAPS = ("lost", "rolled_back", "trimmed", "damaged")
 _UNPUBLISHED = ("refused", "overflow", "shutdown")
@@ -92,20 +92,20 @@ def _number(window: str) -> str:
 
 
 def _share(window: str, counted: tuple[str, ...]) -> str:
-    bad = _all(catalog.REPLAY_DURATION, window, "rate", "count", outcome=FAILED)
-    return f"{bad}\n/\n({_all(catalog.REPLAY_DURATION, window, 'rate', 'count', outcome=counted)} > 0)"
+    bad = _all(catalog.store.REPLAY_DURATION, window, "rate", "count", outcome=FAILED)
+    return f"{bad}\n/\n({_all(catalog.store.REPLAY_DURATION, window, 'rate', 'count', outcome=counted)} > 0)"
 
 
 def recordings() -> Iterator[Recording]:
     """Inputs of alerts, and series worth keeping for longer than the metrics themselves."""
     for window in WINDOWS:
-        yield Recording(_number(window), _all(catalog.REPLAY_DURATION, window, part="count", outcome=_COUNTED))
+        yield Recording(_number(window), _all(catalog.store.REPLAY_DURATION, window, part="count", outcome=_COUNTED))
         yield Recording(_ratio(window), _share(window, _COUNTED))
-    yield Recording(OWED_NUMBER, _all(catalog.REPLAY_DURATION, "1h", part="count", outcome=OWED))
+    yield Recording(OWED_NUMBER, _all(catalog.store.REPLAY_DURATION, "1h", part="count", outcome=OWED))
     yield Recording(OWED_RATIO, _share("1h", OWED))
-    yield Recording(FOLLOWERS, f"sum by (job, store) ({series(catalog.STREAMS_FOLLOWED, '', ())})")
+    yield Recording(FOLLOWERS, f"sum by (job, store) ({series(catalog.store.STREAMS_FOLLOWED, '', ())})")
     yield Recording(SESSIONS, f"sum by (job, store) ({series(catalog.sessions.SESSIONS_ACTIVE, '', ())})")
-    yield Recording(PENDING, f"sum by (job, store) ({series(catalog.BACKLOG_LENGTH, '', ())})")
+    yield Recording(PENDING, f"sum by (job, store) ({series(catalog.store.BACKLOG_LENGTH, '', ())})")
 
 
 def _burning(*pairs: tuple[float, str, str]) -> str:
@@ -134,17 +134,19 @@ _WHO = "{{ $labels.job }}, store {{ $labels.store }}"
 def _error_ratio(window: str) -> str:
     """Errors by operation and type, as a share of the operations, which are errors and successes."""
     failed = (*OF, "operation", "error_type")
-    errors = _all(catalog.ERRORS, window, "rate", by=failed)
+    errors = _all(catalog.store.ERRORS, window, "rate", by=failed)
     successes = "\n  or ".join(
         f'label_replace({_all(metric, window, "rate", part, **labels)}, "operation", "{operation}", "", "")'
         for operation, metric, part, labels in (
-            ("store", catalog.STORE_DURATION, "count", {"outcome": ("ok", "deferred", "refused")}),
-            ("replay", catalog.REPLAY_DURATION, "count", {"outcome": tuple(sorted({*_COUNTED} - {"error"}))}),
-            ("follow", catalog.EVENTS_FOLLOWED, "", {}),
+            ("store", catalog.store.STORE_DURATION, "count", {"outcome": ("ok", "deferred", "refused")}),
+            ("replay", catalog.store.REPLAY_DURATION, "count", {"outcome": tuple(sorted({*_COUNTED} - {"error"}))}),
+            ("follow", catalog.store.EVENTS_FOLLOWED, "", {}),
         )
     )
     on = ", ".join((*OF, "operation"))
-    total = f"(\n  {_all(catalog.ERRORS, window, 'rate', by=(*OF, 'operation'))}\n  + on ({on}) (\n  {successes})\n)"
+    total = (
+        f"(\n  {_all(catalog.store.ERRORS, window, 'rate', by=(*OF, 'operation'))}\n  + on ({on}) (\n  {successes})\n)"
+    )
     return f"{errors}\n/ on ({on}) group_left ()\n{total}"
 
 
@@ -172,7 +174,7 @@ def _unless_degraded(error: str = "", value: str = "") -> str:
         error: The label whose value an outage causes; "": the expression has none.
         value: That value.
     """
-    outage = f"max by ({', '.join(OF)}) (max_over_time({series(catalog.DEGRADED, '', ())}[10m])) == 1"
+    outage = f"max by ({', '.join(OF)}) (max_over_time({series(catalog.store.DEGRADED, '', ())}[10m])) == 1"
     if not error:
         return f"\nunless on ({', '.join(OF)}) {outage}"
     return f'\nunless on ({", ".join((*OF, error))}) label_replace({outage}, "{error}", "{value}", "", "")'
@@ -248,12 +250,12 @@ def _alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeStoreDegraded",
         "critical",
-        f"{_max(catalog.DEGRADED)} == 1",
+        f"{_max(catalog.store.DEGRADED)} == 1",
         "1m",
         f"Redis is unavailable: {_WHO}",
         "At least one worker has found Redis unreachable, too slow, or refusing writes for a minute. Messages are "
-        f"sent, and events stay in the memory of the workers{_value_now(catalog.BACKLOG_LENGTH, *OF)}; clients that "
-        "resume on another worker wait. Do not restart workers: their pending events would be lost.",
+        f"sent, and events stay in the memory of the workers{_value_now(catalog.store.BACKLOG_LENGTH, *OF)}; clients "
+        "that resume on another worker wait. Do not restart workers: their pending events would be lost.",
         links.REDIS,
     )
     yield Alert(
@@ -261,8 +263,8 @@ def _alerts() -> Iterator[Alert]:
         "warning",
         # Rounded: `increase` extrapolates, and makes slightly more than three of three. Workers that share a target add
         # up their counters, and have a gauge each.
-        f"max by (job, store) (round(\n  {_all(catalog.DEGRADATIONS, '15m', by=_TARGET)}\n"
-        f"  / count by ({', '.join(_TARGET)}) ({series(catalog.DEGRADED, '', ())})\n)) > 3",
+        f"max by (job, store) (round(\n  {_all(catalog.store.DEGRADATIONS, '15m', by=_TARGET)}\n"
+        f"  / count by ({', '.join(_TARGET)}) ({series(catalog.store.DEGRADED, '', ())})\n)) > 3",
         "0m",
         f"Redis is intermittently unavailable: {_WHO}",
         f"Redis was unreachable, too slow, or refused writes {_NUMBER} times per worker within 15 minutes. "
@@ -276,7 +278,7 @@ def _alerts() -> Iterator[Alert]:
         "5m",
         f"{{{{ $labels.operation }}}} operations fail: {_WHO}",
         f"{_SHARE} of {{{{ $labels.operation }}}} operations fail "
-        f"({_rate_now(catalog.ERRORS, '5m', *OF, 'operation', 'error_type')}/s, {{{{ $labels.error_type }}}}). "
+        f"({_rate_now(catalog.store.ERRORS, '5m', *OF, 'operation', 'error_type')}/s, {{{{ $labels.error_type }}}}). "
         "A failed replay delivers nothing; a message that was not stored cannot be resumed.",
         of=(*OF, "operation", "error_type"),
     )
@@ -284,7 +286,7 @@ def _alerts() -> Iterator[Alert]:
         "EventscopeEventsLost",
         "critical",
         # A session that exceeds its limit loses events that its client most probably has: panels show it.
-        f"{_all(catalog.EVENTS_LOST_TOTAL, '15m', by=(*OF, 'reason'), reason=_LOST)} > 0",
+        f"{_all(catalog.store.EVENTS_LOST_TOTAL, '15m', by=(*OF, 'reason'), reason=_LOST)} > 0",
         "0m",
         f"Events lost: {_WHO}",
         f"{_NUMBER} events were lost within 15 minutes ({{{{ $labels.reason }}}}). No resume can deliver them: clients "
@@ -315,7 +317,7 @@ def _alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeTTLMissing",
         "warning",
-        f"{_max(catalog.DEGRADED)} unless {_max(catalog.TTL)}",
+        f"{_max(catalog.store.DEGRADED)} unless {_max(catalog.store.TTL)}",
         "10m",
         f"Events never expire: {_WHO}",
         "The store reports no TTL, so that nothing is ever deleted. Redis fills up until it evicts keys or refuses "
@@ -324,7 +326,7 @@ def _alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeKeysWithoutTTL",
         "warning",
-        f"{_max(catalog.REDIS_KEYS_WITHOUT_TTL)} > 0\nand {_max(catalog.TTL)}",
+        f"{_max(catalog.redis_stats.REDIS_KEYS_WITHOUT_TTL)} > 0\nand {_max(catalog.store.TTL)}",
         "30m",
         f"Keys without TTL: {_WHO}",
         f"{_NUMBER} keys under the prefix never expire although a TTL is set. Their memory is never freed.",
@@ -333,7 +335,7 @@ def _alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeRequestsOrphaned",
         "warning",
-        f"{_all(catalog.REQUESTS_ORPHANED, '15m')} > 0",
+        f"{_all(catalog.store.REQUESTS_ORPHANED, '15m')} > 0",
         "0m",
         f"Requests orphaned: {_WHO}",
         f"{_NUMBER} requests within 15 minutes were answered with an error, because their worker died or was stopping. "
@@ -342,8 +344,8 @@ def _alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeReplaySlow",
         "warning",
-        f"{_quantile(0.99, catalog.REPLAY_DURATION, '10m', outcome=('resumed', 'gap'))} > {REPLAY_SECONDS}\n"
-        f"and {_all(catalog.REPLAY_DURATION, '10m', part='count', outcome=('resumed', 'gap'))} >= {LEAST_RESUMES}"
+        f"{_quantile(0.99, catalog.store.REPLAY_DURATION, '10m', outcome=('resumed', 'gap'))} > {REPLAY_SECONDS}\n"
+        f"and {_all(catalog.store.REPLAY_DURATION, '10m', part='count', outcome=('resumed', 'gap'))} >= {LEAST_RESUMES}"
         f"{_unless_degraded()}",
         "10m",
         f"Resume latency high: {_WHO}",
@@ -364,7 +366,7 @@ def _alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeRedisEvicting",
         "warning",
-        f"{_all(catalog.REDIS_KEYS_EVICTED, '15m')} > 0",
+        f"{_all(catalog.redis_stats.REDIS_KEYS_EVICTED, '15m')} > 0",
         "0m",
         f"Redis evicts keys: {_WHO}",
         f"Redis evicted {_NUMBER} keys within 15 minutes, of any application, for lack of memory. An evicted event "
@@ -374,7 +376,8 @@ def _alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeRedisMemoryNearLimit",
         "warning",
-        f"{_max(catalog.REDIS_MEMORY)}\n/ ({_max(catalog.REDIS_MEMORY_LIMIT)} > 0) > {MEMORY:g}",
+        f"{_max(catalog.redis_stats.REDIS_MEMORY)}\n"
+        f"/ ({_max(catalog.redis_stats.REDIS_MEMORY_LIMIT)} > 0) > {MEMORY:g}",
         "10m",
         f"Redis memory near its limit: {_WHO}",
         f"{_SHARE} of maxmemory is used (limit: {MEMORY:.0%}). When it is full, Redis evicts keys or refuses writes.",
@@ -393,7 +396,7 @@ def _alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeTelemetryFailing",
         "warning",
-        f"{_all(catalog.TELEMETRY_FAILURES, '5m', 'rate', by=(*OF, 'sink'))} > 0",
+        f"{_all(catalog.store.TELEMETRY_FAILURES, '5m', 'rate', by=(*OF, 'sink'))} > 0",
         "5m",
         f"Telemetry fails: {_WHO}",
         f"{_RATE} signals per second are not recorded ({{{{ $labels.sink }}}}). Requests are not affected; dashboards "
@@ -403,8 +406,9 @@ def _alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeRedisStatsStale",
         "warning",
-        f"{_all(catalog.REDIS_STATS_DURATION, '15m', part='count', outcome='error')} > 0\n"
-        f"unless {_all(catalog.REDIS_STATS_DURATION, '15m', part='count', outcome='ok')} > 0{_unless_degraded()}",
+        f"{_all(catalog.redis_stats.REDIS_STATS_DURATION, '15m', part='count', outcome='error')} > 0\n"
+        f"unless {_all(catalog.redis_stats.REDIS_STATS_DURATION, '15m', part='count', outcome='ok')} > 0"
+        f"{_unless_degraded()}",
         "5m",
         f"Redis statistics are stale: {_WHO}",
         "No poll has succeeded for 15 minutes. Panels and alerts about keys, memory and evictions show old values.",
@@ -473,8 +477,8 @@ def _alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeStoreSlow",
         "warning",
-        f"{_quantile(0.9, catalog.COMMIT_DURATION, '10m')} > {COMMIT_SECONDS}\n"
-        f"and {_all(catalog.COMMIT_DURATION, '10m', part='count')} >= {LEAST_RESUMES}{_unless_degraded()}",
+        f"{_quantile(0.9, catalog.store.COMMIT_DURATION, '10m')} > {COMMIT_SECONDS}\n"
+        f"and {_all(catalog.store.COMMIT_DURATION, '10m', part='count')} >= {LEAST_RESUMES}{_unless_degraded()}",
         "10m",
         f"Redis write latency high: {_WHO}",
         f"The p90 latency of writes is {{{{ $value | humanizeDuration }}}} (limit: {COMMIT_SECONDS} s). Messages are "
@@ -485,8 +489,8 @@ def _alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeFollowLagHigh",
         "warning",
-        f"{_quantile(0.99, catalog.FOLLOW_LAG, '10m')} > {LAG_SECONDS}\n"
-        f"and {_all(catalog.FOLLOW_LAG, '10m', part='count')} >= {LEAST_RESUMES}{_unless_degraded()}",
+        f"{_quantile(0.99, catalog.store.FOLLOW_LAG, '10m')} > {LAG_SECONDS}\n"
+        f"and {_all(catalog.store.FOLLOW_LAG, '10m', part='count')} >= {LEAST_RESUMES}{_unless_degraded()}",
         "10m",
         f"Followers are late: {_WHO}",
         f"1% of the events for resumed clients arrive more than {{{{ $value | humanizeDuration }}}} late (limit: "

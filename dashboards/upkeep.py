@@ -47,7 +47,7 @@ _VERSIONS = {"eventscope": "mcp-eventscope", "mcp": "MCP SDK", "redis": "redis-p
 REDIS_STATE = gauge(
     41,
     "Redis state by worker",
-    catalog.DEGRADED,
+    catalog.store.DEGRADED,
     describe(
         "Whether a worker finds Redis unreachable, too slow, or refusing writes.",
         normal="available on all workers.",
@@ -63,7 +63,7 @@ REDIS_STATE = gauge(
 PENDING_EVENTS = gauge(
     42,
     "Pending events by worker",
-    catalog.BACKLOG_LENGTH,
+    catalog.store.BACKLOG_LENGTH,
     describe(
         "The lag of the store: events that are sent but not yet acknowledged by Redis, in the memory of the workers.",
         normal="near 0, since events are stored within milliseconds; a peak in an outage, which ends seconds after it.",
@@ -94,7 +94,7 @@ DURABILITY = (
     counter(
         43,
         "Events lost by reason",
-        catalog.EVENTS_LOST_TOTAL,
+        catalog.store.EVENTS_LOST_TOTAL,
         describe(
             "Events that were sent, but will never be stored, were lost by Redis, or were evicted.",
             normal="0.",
@@ -108,7 +108,7 @@ DURABILITY = (
     gauge(
         44,
         "Backlog memory by worker",
-        catalog.BACKLOG_SIZE,
+        catalog.store.BACKLOG_SIZE,
         describe(
             "Memory that pending events take up.",
             normal="near 0.",
@@ -121,7 +121,7 @@ DURABILITY = (
     gauge(
         45,
         "TTL by worker",
-        catalog.TTL,
+        catalog.store.TTL,
         describe(
             "TTL of events. A worker without a TTL, or with a third-party store, has no line.",
             normal="the same on all workers, and longer than clients stay disconnected.",
@@ -135,7 +135,7 @@ DURABILITY = (
     gauge(
         46,
         "Keys without TTL",
-        catalog.REDIS_KEYS_WITHOUT_TTL,
+        catalog.redis_stats.REDIS_KEYS_WITHOUT_TTL,
         describe(
             "Keys under the prefix that never expire. Needs Redis statistics (redis_stats_interval=).",
             normal="0 where a TTL is set.",
@@ -148,7 +148,7 @@ DURABILITY = (
     counter(
         47,
         "Dropped worker messages by reason",
-        catalog.WORKER_MESSAGES_DROPPED,
+        catalog.store.WORKER_MESSAGES_DROPPED,
         describe(
             "Messages between workers that were not delivered: answers and cancellations of clients, ends of streams.",
             normal="0.",
@@ -286,7 +286,7 @@ SESSIONS_ROW = (
     quantiles(
         93,
         "Session size of its limit",
-        catalog.SESSION_SIZE_RATIO,
+        catalog.store.SESSION_SIZE_RATIO,
         describe(
             "Bytes of a session in Redis, divided by max_session_bytes, as workers add to them.",
             normal="a few percent.",
@@ -307,7 +307,7 @@ SESSIONS_ROW = (
             otherwise="without a deployment: workers crash or freeze. Blue lines mark starts; look for the OOM killer, "
             "and for tools that block the event loop for longer than the lease.",
         ),
-        Target(promql.rate(catalog.REQUESTS_ORPHANED, "", ("instance",)), "{{instance}}"),
+        Target(promql.rate(catalog.store.REQUESTS_ORPHANED, "", ("instance",)), "{{instance}}"),
         links=(runbook("EventscopeRequestsOrphaned"),),
     ),
 )
@@ -421,7 +421,7 @@ HEALTH = (
     counter(
         61,
         "Telemetry failure rate",
-        catalog.TELEMETRY_FAILURES,
+        catalog.store.TELEMETRY_FAILURES,
         describe(
             "Metrics, spans and log events that could not be recorded, by sink. The operations were not affected.",
             normal="0.",
@@ -453,7 +453,7 @@ HEALTH = (
             otherwise="error: the gauges on the Redis dashboard are stale. The Redis user needs INFO, DBSIZE, SCAN, "
             "PTTL and MEMORY USAGE; the log is event_store.redis_stats_failed.",
         ),
-        Target(promql.rate(catalog.REDIS_STATS_DURATION, "count", ("outcome",)), "{{outcome}}"),
+        Target(promql.rate(catalog.redis_stats.REDIS_STATS_DURATION, "count", ("outcome",)), "{{outcome}}"),
         overrides=OUTCOMES,
         links=(to("Poll duration", REDIS, 27), runbook("EventscopeRedisStatsStale")),
     ),

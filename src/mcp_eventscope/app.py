@@ -479,7 +479,7 @@ def _add_route(app: Starlette, path: str, endpoint: ASGIApp | Endpoint) -> None:
 async def _report_unreachable(store: InstrumentedEventStore, log: Log) -> None:
     if error := (await probe(store)).error:
         log.announce(
-            catalog.UNREACHABLE,
+            catalog.store.UNREACHABLE,
             address=store.address,
             error=error,
             fix="start Redis, or let it accept writes: this process recovers; or correct redis_url, and restart",

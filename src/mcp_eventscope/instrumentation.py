@@ -321,7 +321,7 @@ class InstrumentedEventStore(EventStore):
         sinks = self._sinks
         span, opened = None, None
         if self._current:
-            opened = sinks.start_current_span(catalog.STORE_SPAN)
+            opened = sinks.start_current_span(catalog.store.STORE_SPAN)
         elif not sinks.tracing.off:
             span, own = sinks.start_span()
             traceparent = own or traceparent
@@ -436,7 +436,7 @@ class InstrumentedEventStore(EventStore):
                 timed.first,
                 timed.seconds,
             )
-            ids = self._read(catalog.REPLAY_SPAN, "replay", began, measured)
+            ids = self._read(catalog.store.REPLAY_SPAN, "replay", began, measured)
             self._sinks.count(MetricsSink.replayed, measured, ids)
         return facts
 
@@ -462,7 +462,7 @@ class InstrumentedEventStore(EventStore):
                 facts,
             )
             self._sinks.count(MetricsSink.followed, measured)
-            self._read(catalog.FOLLOW_SPAN, "follow", began, measured)
+            self._read(catalog.store.FOLLOW_SPAN, "follow", began, measured)
         return facts
 
     def _read(

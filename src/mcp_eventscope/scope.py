@@ -163,7 +163,7 @@ class EventScope:
         )
         if self._valkey is not None:
             log.announce(
-                catalog.EMBEDDED,
+                catalog.store.EMBEDDED,
                 address=self._store.address,
                 consequence="events are lost when this process ends, and no other worker sees them: not for production",
                 fix=f"pass redis_url=, or set {URL_VARIABLE}",

@@ -99,9 +99,9 @@ def test_names_keep_the_conventions() -> None:
 @pytest.mark.parametrize(
     ("label", "enum"),
     [
-        (catalog.MESSAGE_TYPE, MessageType),
-        (catalog.MISS_REASON, Miss),
-        (catalog.GAP_REASON, Gap),
+        (catalog.store.MESSAGE_TYPE, MessageType),
+        (catalog.store.MISS_REASON, Miss),
+        (catalog.store.GAP_REASON, Gap),
         (catalog.sessions.ORIGIN, facts.Origin),
         (catalog.sessions.SESSION_END_REASON, facts.SessionEnd),
         (catalog.sessions.REFUSAL_REASON, facts.Refusal),
@@ -136,7 +136,7 @@ def test_label_values_are_those_of_the_enumerations(label: declarations.Label, e
 
 def test_every_end_of_following_is_an_outcome() -> None:
     """Every end of following is an outcome."""
-    assert {end.value for end in FollowEnd} <= set(catalog.FOLLOW_OUTCOME.values or ())
+    assert {end.value for end in FollowEnd} <= set(catalog.store.FOLLOW_OUTCOME.values or ())
 
 
 def test_revisions_are_those_of_the_sdk() -> None:
@@ -163,7 +163,7 @@ def test_dimension_in_all_signals_has_one_name() -> None:
     fields = {field for event in catalog.LOG_EVENTS for field in event.fields} | {"event_id"}
     for span in catalog.SPANS:
         namespaced = {name for name in span.attributes if name.startswith("eventscope.")}
-        assert set(span.attributes) - namespaced == {catalog.ERROR_TYPE.attribute}
+        assert set(span.attributes) - namespaced == {catalog.store.ERROR_TYPE.attribute}
         assert {name.removeprefix("eventscope.") for name in namespaced} <= labels | fields
 
 

@@ -73,7 +73,7 @@ async def test_buffer_in_a_long_turn_of_the_loop_is_bounded(*, every_turn: bool)
 def test_batch_fills_the_buckets_of_single_observations(scope: Scope) -> None:
     """A batch fills the same buckets as single observations."""
     other = Scope()
-    bounds = catalog.STORE_SECONDS
+    bounds = catalog.store.STORE_SECONDS
     amounts = [*bounds, *(bound * 1.01 for bound in bounds), 0.0, 100.0]
     metrics = sink(scope)
     metrics._write(observations.ObservationBatch(amounts[::-1], [JSONRPCNotification] * len(amounts), len(amounts), []))

@@ -418,7 +418,7 @@ def test_problems_beyond_the_bound_are_dropped_but_lasting_ones_are_kept() -> No
     problems = Problems()
     problems.observe([Condition("error", "holds")])
     for number in range(KEPT * 2):
-        problems.on_log(catalog.STORE_DEGRADED, {"error": "x" * 9999, "number": number, "trace_id": "t"})
+        problems.on_log(catalog.store.STORE_DEGRADED, {"error": "x" * 9999, "number": number, "trace_id": "t"})
     latest = problems.latest
     assert len(latest) == KEPT + 1
     assert latest[-1].name == "holds"
@@ -430,11 +430,11 @@ def test_log_observer_receives_events_until_its_block_ends() -> None:
     """Also with a logger that fails; the log of the application is not changed."""
     log, seen = Recorder(), Problems()
     with logs.observed(seen.on_log):
-        Log(log).write(catalog.STORE_DEGRADED, store="s", reason="timeout", error="e")
-    Log(log).write(catalog.STORE_DEGRADED, store="s", reason="timeout", error="e")
+        Log(log).write(catalog.store.STORE_DEGRADED, store="s", reason="timeout", error="e")
+    Log(log).write(catalog.store.STORE_DEGRADED, store="s", reason="timeout", error="e")
     assert len(log.entries) == 2
     (problem,) = seen.latest
-    assert problem.name == catalog.STORE_DEGRADED.name
+    assert problem.name == catalog.store.STORE_DEGRADED.name
     assert problem.fields["reason"] == "timeout"
 
 

@@ -68,15 +68,6 @@ def test_pages_name_existing_identifiers() -> None:
         assert sorted(named - known) == []
 
 
-def test_contributing_names_every_file_of_metrics() -> None:
-    """A recipe names each part of the catalog, and each module that binds metrics."""
-    folder = ROOT / "src" / "mcp_eventscope" / "telemetry"
-    files = {str(path.relative_to(folder)) for part in ("catalog", "metrics") for path in folder.glob(f"{part}/*.py")}
-    missing = {name for name in files if f"`telemetry/{name}`" not in CONTRIBUTING}
-    instruments = {f"metrics/{name}.py" for name in ("__init__", "instruments", "observations", "otel", "prometheus")}
-    assert missing == instruments, "the instruments themselves are the same for all metrics"
-
-
 def test_pages_name_existing_targets() -> None:
     """Each `make` target that a page or a hook names is one that `make help` lists, and help lists every target."""
     names = ("CONTRIBUTING.md", "docs/releasing.md", ".pre-commit-config.yaml")

@@ -208,7 +208,7 @@ class LogSink:
         """Log the configuration of a store."""
         if ttl_missing:
             self._log.write(
-                catalog.TTL_MISSING,
+                catalog.store.TTL_MISSING,
                 store=self._store,
                 fix="pass ttl= in seconds, longer than clients stay disconnected, for example ttl=3600",
             )
@@ -216,7 +216,7 @@ class LogSink:
     def sessions_not_isolated(self) -> None:
         """Log the use of a root store through the SDK's interface."""
         self._log.write(
-            catalog.SESSIONS_NOT_ISOLATED,
+            catalog.store.SESSIONS_NOT_ISOLATED,
             store=self._store,
             fix="serve with mcp_eventscope.http_app() or ResumableSessionManager (mcp 1.30, or 2.2 and later)",
         )
@@ -224,16 +224,18 @@ class LogSink:
     def stored(self, measured: Measurement, session_hash: str | None) -> None:
         """Log an event that was not stored."""
         if measured.outcome == "error":
-            self._log.write_limited(catalog.STORE_FAILED, **self._failure(measured, session_hash))
+            self._log.write_limited(catalog.store.STORE_FAILED, **self._failure(measured, session_hash))
 
     def record(self, fact: StoreEvent, waiting: BacklogStatus) -> None:
         """Log a background event of the store."""
         match fact:
             case StoreDegraded():
-                self._log.write(catalog.STORE_DEGRADED, store=self._store, reason=fact.reason.value, error=fact.error)
+                self._log.write(
+                    catalog.store.STORE_DEGRADED, store=self._store, reason=fact.reason.value, error=fact.error
+                )
             case StoreRecovered():
                 self._log.write(
-                    catalog.STORE_RECOVERED,
+                    catalog.store.STORE_RECOVERED,
                     store=self._store,
                     reason=fact.reason.value,
                     degraded_seconds=round(fact.seconds, 3),
@@ -241,7 +243,7 @@ class LogSink:
                 )
             case EventsLost():
                 self._log.write_limited(
-                    catalog.EVENTS_LOST,
+                    catalog.store.EVENTS_LOST,
                     store=self._store,
                     reason=fact.reason.value,
                     events=fact.events,
@@ -250,11 +252,11 @@ class LogSink:
                 )
             case ForeignElementsRemoved():
                 self._log.write_limited(
-                    catalog.FOREIGN_ELEMENTS_REMOVED, store=self._store, elements=fact.elements, fix=_CORRUPT_FIX
+                    catalog.store.FOREIGN_ELEMENTS_REMOVED, store=self._store, elements=fact.elements, fix=_CORRUPT_FIX
                 )
             case MessagesDropped():
                 self._log.write_limited(
-                    catalog.MESSAGES_DROPPED,
+                    catalog.store.MESSAGES_DROPPED,
                     store=self._store,
                     reason=fact.reason.value,
                     messages=fact.messages,
@@ -264,7 +266,9 @@ class LogSink:
     def read(self, operation: str, measured: Measurement, session_hash: str | None) -> None:
         """Log a replay, or the following of a stream, that failed or was incomplete."""
         if measured.error_type is not None:
-            self._log.write_limited(catalog.REPLAY_FAILED, operation=operation, **self._failure(measured, session_hash))
+            self._log.write_limited(
+                catalog.store.REPLAY_FAILED, operation=operation, **self._failure(measured, session_hash)
+            )
         elif isinstance(measured, ReplayMeasurement) and measured.outcome in {"gap", "missed"} and measured.facts:
             self._incomplete(operation, measured.outcome, measured, measured.facts, session_hash)
         elif isinstance(measured, FollowMeasurement) and measured.facts and (measured.gaps or measured.facts.corrupt):
@@ -290,7 +294,7 @@ class LogSink:
     ) -> None:
         reason = measured.reason
         self._log.write_limited(
-            catalog.REPLAY_INCOMPLETE,
+            catalog.store.REPLAY_INCOMPLETE,
             store=self._store,
             session_hash=session_hash,
             stream_id=measured.stream_id,
@@ -324,7 +328,7 @@ class LogSink:
                     fix="give each server its own key_prefix= (EVENTSCOPE_KEY_PREFIX); none if this one was renamed",
                 )
             case ResumptionDisabled():
-                log.write(catalog.RESUMPTION_DISABLED, mode=fact.mode, fix=fact.fix)
+                log.write(catalog.store.RESUMPTION_DISABLED, mode=fact.mode, fix=fact.fix)
             case TTLShort():
                 log.write(
                     catalog.sessions.TTL_SHORT,
@@ -366,7 +370,7 @@ class LogSink:
         """Log a failed poll of Redis statistics, or keys without TTL."""
         if poll.outcome == "error":
             self._log.write_limited(
-                catalog.REDIS_STATS_FAILED,
+                catalog.redis_stats.REDIS_STATS_FAILED,
                 store=self._store,
                 error=str(poll.error) if poll.error_type != "other" else type(poll.error).__qualname__,
                 error_type=poll.error_type,
@@ -374,7 +378,7 @@ class LogSink:
         elif ttl is not None and poll.facts is not None and poll.facts.lasting:
             # The types only: key names contain session ids.
             self._log.write_limited(
-                catalog.KEYS_WITHOUT_TTL,
+                catalog.redis_stats.KEYS_WITHOUT_TTL,
                 store=self._store,
                 keys=sum(poll.facts.lasting.values()),
                 key_types=sorted(poll.facts.lasting),
@@ -383,7 +387,9 @@ class LogSink:
 
     def failed(self, sink: str, error: Exception) -> None:
         """Log that a sink failed."""
-        self._log.write_limited(catalog.TELEMETRY_FAILED, store=self._store, sink=sink, error=type(error).__qualname__)
+        self._log.write_limited(
+            catalog.store.TELEMETRY_FAILED, store=self._store, sink=sink, error=type(error).__qualname__
+        )
 
     def _failure(self, measured: Measurement, session_hash: str | None) -> Mapping[str, object]:
         return {

@@ -70,7 +70,7 @@ class Sinks:
         try:
             if self.tracing.in_unsampled_call():
                 return _NO_SPAN
-            span = self.tracing.start_span(catalog.STORE_SPAN)
+            span = self.tracing.start_span(catalog.store.STORE_SPAN)
             return span, "" if span is None else self.tracing.traceparent(span)
         except Exception as error:  # noqa: BLE001 - the sampler or processor of the application
             self.failed("traces", error)

@@ -266,7 +266,7 @@ class MetricsPort:
 
     def _failed(self, error: Exception) -> None:
         with contextlib.suppress(Exception):
-            self._log.write_limited(catalog.TELEMETRY_FAILED, sink="metrics", error=type(error).__qualname__)
+            self._log.write_limited(catalog.store.TELEMETRY_FAILED, sink="metrics", error=type(error).__qualname__)
 
     def _report(self, error: Exception) -> None:
         if self._reported:
@@ -279,7 +279,7 @@ class MetricsPort:
                 "metrics of all; otherwise choose another metrics_port"
             )
         self._log.announce(
-            catalog.METRICS_PORT_UNAVAILABLE,
+            catalog.store.METRICS_PORT_UNAVAILABLE,
             address=f"{self._host}:{self._port}",
             error=getattr(error, "strerror", None) or str(error),
             fix=fix,

@@ -45,55 +45,64 @@ class MetricsSink:
         self.name = name
         self.instruments = instruments
         counter, gauge, histogram = instruments.counter, instruments.gauge, instruments.histogram
-        self._store_seconds = {v: histogram(catalog.STORE_DURATION, v) for v in _values(catalog.STORE_OUTCOME)}
-        self._stored = {v: counter(catalog.EVENTS_STORED, v) for v in _values(catalog.MESSAGE_TYPE)}
-        self._stored_bytes = counter(catalog.PAYLOAD_STORED_BYTES)
-        self._commit_seconds = histogram(catalog.COMMIT_DURATION)
-        self._batch_size = histogram(catalog.COMMIT_BATCH_SIZE)
-        self._retries = {v: counter(catalog.COMMIT_RETRIES, v) for v in _values(catalog.FAILURE_REASON)}
-        self._degraded = gauge(catalog.DEGRADED)
+        self._store_seconds = {
+            v: histogram(catalog.store.STORE_DURATION, v) for v in _values(catalog.store.STORE_OUTCOME)
+        }
+        self._stored = {v: counter(catalog.store.EVENTS_STORED, v) for v in _values(catalog.store.MESSAGE_TYPE)}
+        self._stored_bytes = counter(catalog.store.PAYLOAD_STORED_BYTES)
+        self._commit_seconds = histogram(catalog.store.COMMIT_DURATION)
+        self._batch_size = histogram(catalog.store.COMMIT_BATCH_SIZE)
+        self._retries = {v: counter(catalog.store.COMMIT_RETRIES, v) for v in _values(catalog.store.FAILURE_REASON)}
+        self._degraded = gauge(catalog.store.DEGRADED)
         self._degradation_seconds = {
-            v: counter(catalog.DEGRADATION_DURATION, v) for v in _values(catalog.FAILURE_REASON)
+            v: counter(catalog.store.DEGRADATION_DURATION, v) for v in _values(catalog.store.FAILURE_REASON)
         }
-        self._degradations = {v: counter(catalog.DEGRADATIONS, v) for v in _values(catalog.FAILURE_REASON)}
-        self._backlog_length = gauge(catalog.BACKLOG_LENGTH)
-        self._backlog_size = gauge(catalog.BACKLOG_SIZE)
-        self._dropped = {v: counter(catalog.WORKER_MESSAGES_DROPPED, v) for v in _values(catalog.DROP_REASON)}
-        self._lost = {v: counter(catalog.EVENTS_LOST_TOTAL, v) for v in _values(catalog.LOSS_REASON)}
-        self._replay_seconds = {v: histogram(catalog.REPLAY_DURATION, v) for v in _values(catalog.REPLAY_OUTCOME)}
-        self._replay_events = histogram(catalog.REPLAY_EVENTS)
-        self._replay_size = histogram(catalog.REPLAY_SIZE)
-        self._misses = {v: counter(catalog.REPLAY_MISSES, v) for v in _values(catalog.MISS_REASON)}
-        self._age = histogram(catalog.RESUME_AGE)
-        self._missing = {v: counter(catalog.EVENTS_MISSING, v) for v in _values(catalog.GAP_REASON)}
-        self._corrupt = counter(catalog.EVENTS_CORRUPT)
-        self._streams_followed = gauge(catalog.STREAMS_FOLLOWED)
-        self._follow_seconds = {v: histogram(catalog.FOLLOW_DURATION, v) for v in _values(catalog.FOLLOW_OUTCOME)}
-        self._followed = counter(catalog.EVENTS_FOLLOWED)
-        self._follow_lag = histogram(catalog.FOLLOW_LAG)
-        self._session_size = histogram(catalog.SESSION_SIZE_RATIO)
+        self._degradations = {v: counter(catalog.store.DEGRADATIONS, v) for v in _values(catalog.store.FAILURE_REASON)}
+        self._backlog_length = gauge(catalog.store.BACKLOG_LENGTH)
+        self._backlog_size = gauge(catalog.store.BACKLOG_SIZE)
+        self._dropped = {
+            v: counter(catalog.store.WORKER_MESSAGES_DROPPED, v) for v in _values(catalog.store.DROP_REASON)
+        }
+        self._lost = {v: counter(catalog.store.EVENTS_LOST_TOTAL, v) for v in _values(catalog.store.LOSS_REASON)}
+        self._replay_seconds = {
+            v: histogram(catalog.store.REPLAY_DURATION, v) for v in _values(catalog.store.REPLAY_OUTCOME)
+        }
+        self._replay_events = histogram(catalog.store.REPLAY_EVENTS)
+        self._replay_size = histogram(catalog.store.REPLAY_SIZE)
+        self._misses = {v: counter(catalog.store.REPLAY_MISSES, v) for v in _values(catalog.store.MISS_REASON)}
+        self._age = histogram(catalog.store.RESUME_AGE)
+        self._missing = {v: counter(catalog.store.EVENTS_MISSING, v) for v in _values(catalog.store.GAP_REASON)}
+        self._corrupt = counter(catalog.store.EVENTS_CORRUPT)
+        self._streams_followed = gauge(catalog.store.STREAMS_FOLLOWED)
+        self._follow_seconds = {
+            v: histogram(catalog.store.FOLLOW_DURATION, v) for v in _values(catalog.store.FOLLOW_OUTCOME)
+        }
+        self._followed = counter(catalog.store.EVENTS_FOLLOWED)
+        self._follow_lag = histogram(catalog.store.FOLLOW_LAG)
+        self._session_size = histogram(catalog.store.SESSION_SIZE_RATIO)
         self._errors = {
-            (operation, error_type): counter(catalog.ERRORS, operation, error_type)
-            for operation in _values(catalog.OPERATION)
-            for error_type in _values(catalog.ERROR_TYPE)
+            (operation, error_type): counter(catalog.store.ERRORS, operation, error_type)
+            for operation in _values(catalog.store.OPERATION)
+            for error_type in _values(catalog.store.ERROR_TYPE)
         }
-        self._orphaned = counter(catalog.REQUESTS_ORPHANED)
-        self._ttl = instruments.optional_gauge(catalog.TTL)
+        self._orphaned = counter(catalog.store.REQUESTS_ORPHANED)
+        self._ttl = instruments.optional_gauge(catalog.store.TTL)
         self._poll_seconds = {
-            v: histogram(catalog.REDIS_STATS_DURATION, v) for v in _values(catalog.REDIS_STATS_OUTCOME)
+            v: histogram(catalog.redis_stats.REDIS_STATS_DURATION, v)
+            for v in _values(catalog.redis_stats.REDIS_STATS_OUTCOME)
         }
-        self._evicted = counter(catalog.REDIS_KEYS_EVICTED)
+        self._evicted = counter(catalog.redis_stats.REDIS_KEYS_EVICTED)
         self._polled = {metric.name: instruments.optional_gauge(metric) for metric in catalog.METRICS if metric.polled}
         self._capabilities = {
             v: instruments.optional_gauge(catalog.start.REDIS_CAPABILITY, v) for v in _values(catalog.start.CAPABILITY)
         }
-        self._failures = {v: counter(catalog.TELEMETRY_FAILURES, v) for v in _values(catalog.SINK)}
+        self._failures = {v: counter(catalog.store.TELEMETRY_FAILURES, v) for v in _values(catalog.store.SINK)}
         self.serving = SessionMetrics(instruments)
         self._stored_buffer = instruments.buffer("stored", self._write, failed)
         self.stored: AddObservation = self._store if self._stored_buffer is None else self._stored_buffer.add
         """Record a stored event: the most frequent call. Observations may be buffered."""
-        self._wait = histogram(catalog.STORE_WAIT)
-        self._accepted_events = counter(catalog.EVENTS_ACCEPTED)
+        self._wait = histogram(catalog.store.STORE_WAIT)
+        self._accepted_events = counter(catalog.store.EVENTS_ACCEPTED)
         self._accepted_buffer = instruments.buffer("accepted", self._write_accepted, failed)
         self.accepted: AddObservation = self._accept if self._accepted_buffer is None else self._accepted_buffer.add
         """Record an accepted event, which is stored in the background, with the seconds that the caller waited."""
@@ -248,12 +257,12 @@ class MetricsSink:
         if facts is not None:
             self._evicted.inc(facts.evicted)
             for metric, value in (
-                (catalog.REDIS_KEYS, facts.keys),
-                (catalog.REDIS_KEYS_WITHOUT_TTL, facts.without_ttl),
-                (catalog.REDIS_DB_KEYS, facts.db_keys),
-                (catalog.REDIS_EVENT_SIZE, facts.event_bytes),
-                (catalog.REDIS_MEMORY, facts.memory_bytes),
-                (catalog.REDIS_MEMORY_LIMIT, facts.memory_limit),
+                (catalog.redis_stats.REDIS_KEYS, facts.keys),
+                (catalog.redis_stats.REDIS_KEYS_WITHOUT_TTL, facts.without_ttl),
+                (catalog.redis_stats.REDIS_DB_KEYS, facts.db_keys),
+                (catalog.redis_stats.REDIS_EVENT_SIZE, facts.event_bytes),
+                (catalog.redis_stats.REDIS_MEMORY, facts.memory_bytes),
+                (catalog.redis_stats.REDIS_MEMORY_LIMIT, facts.memory_limit),
             ):
                 self._polled[metric.name].set(value)
         elif poll.outcome == "other_worker":
