@@ -47,6 +47,8 @@ async def test_unreachable_cluster_is_unavailable_and_polled(no_cluster: aioredi
     assert followed.failures >= 1
 
 
+# Before 8.1 redis-py leaves the connections of a failed initialization to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("full", "error"), [(False, "no node serves a slot"), (True, "0 of 16384 covered")])
 async def test_cluster_without_slots_is_unavailable_until_it_has_them(*, full: bool, error: str) -> None:
     """The client of a user raises the same error as one by URL, and stores of one client share the change."""
@@ -59,6 +61,8 @@ async def test_cluster_without_slots_is_unavailable_until_it_has_them(*, full: b
                     await each.probe()
         with empty.client() as admin:
             admin.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+            # Until then the server refuses commands, which is not the subject.
+            await until(lambda: admin.cluster("INFO")["cluster_state"] == "ok")
 
         async def served() -> bool:
             with suppress(StoreUnavailableError):
