@@ -47,6 +47,9 @@ def section(name: str) -> int:
     Raises:
         ValueError: The runbook has no such section.
     """
+    if name not in SECTIONS:
+        msg = f"links.SECTIONS must contain each section of the runbook, got no {name}; add it at the end"
+        raise ValueError(msg)
     return SECTIONS.index(name) + 1
 
 

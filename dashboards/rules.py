@@ -1,7 +1,7 @@
 """Recording rules and alerts: those of the objective first, then those of its causes."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from dashboards import links, yaml
@@ -41,7 +41,11 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One alert. Its name is a section of the runbook; `dashboard` is the place to look first."""
+    """One alert. Its name is a section of the runbook; `dashboard` is the place to look first.
+
+    Attributes:
+        first: The first command to run.
+    """
 
     name: str
     severity: Literal["critical", "warning"]
@@ -49,6 +53,7 @@ class Alert:
     wait: str
     summary: str
     description: str
+    first: str
     dashboard: str = links.OVERVIEW
     of: tuple[str, ...] = OF
 
@@ -180,46 +185,8 @@ def _unless_degraded(error: str = "", value: str = "") -> str:
     return f'\nunless on ({", ".join((*OF, error))}) label_replace({outage}, "{error}", "{value}", "", "")'
 
 
-FIRST = {
-    "EventscopeResumesFailing": "mcp-eventscope doctor",
-    "EventscopeResumesFailingSlowly": "mcp-eventscope doctor",
-    "EventscopeDueEventsUndelivered": "grep event_store.replay_incomplete LOG",
-    "EventscopeStoreDegraded": "mcp-eventscope doctor",
-    "EventscopeStoreFlapping": "redis-cli --latency-history",
-    "EventscopeStoreErrors": "grep -E 'event_store.(store|replay)_failed' LOG",
-    "EventscopeEventsLost": "grep event_store.events_lost LOG",
-    "EventscopeBacklogGrowing": "mcp-eventscope doctor",
-    "EventscopeTTLHeadroomLow": "mcp-eventscope forecast",
-    "EventscopeTTLMissing": "grep event_store.ttl_missing LOG",
-    "EventscopeKeysWithoutTTL": "mcp-eventscope doctor",
-    "EventscopeRequestsOrphaned": "mcp-eventscope workers",
-    "EventscopeReplaySlow": "redis-cli --latency-history",
-    "EventscopeFollowersGrowing": "mcp-eventscope sessions list",
-    "EventscopeRedisEvicting": "mcp-eventscope forecast",
-    "EventscopeRedisMemoryNearLimit": "mcp-eventscope forecast",
-    "EventscopeMetricsAbsent": "curl http://WORKER/metrics",
-    "EventscopeTelemetryFailing": "grep event_store.telemetry_failed LOG",
-    "EventscopeRedisStatsStale": "mcp-eventscope doctor",
-    "EventscopeRequestsRefused": "grep event_store.session_refused LOG",
-    "EventscopeTasksOrphaned": "mcp-eventscope workers",
-    "EventscopeTasksUncollected": "grep task_store.uncollected LOG",
-    "EventscopeChangesNotDelivered": "grep subscriptions. LOG",
-    "EventscopeAnswersRefused": "grep request_state.refused LOG",
-    "EventscopeStoreSlow": "redis-cli --latency-history",
-    "EventscopeFollowLagHigh": "mcp-eventscope doctor",
-    "EventscopeOperationsFailing": "grep Traceback LOG",
-    "EventscopeVersionsDiffer": "mcp-eventscope workers",
-}
-"""The first command to run, by alert."""
-
-
 def alerts() -> Iterator[Alert]:
     """The alerts, in the order of the runbook."""
-    for alert in _alerts():
-        yield replace(alert, description=f"{alert.description} First run: {FIRST[alert.name]}")
-
-
-def _alerts() -> Iterator[Alert]:
     yield Alert(
         "EventscopeResumesFailing",
         "critical",
@@ -227,6 +194,7 @@ def _alerts() -> Iterator[Alert]:
         "2m",
         f"Resumes fail: {_WHO}",
         f"{_UNDELIVERED} At this rate the error budget of 30 days is spent within five days.",
+        "mcp-eventscope doctor",
     )
     yield Alert(
         "EventscopeResumesFailingSlowly",
@@ -236,6 +204,7 @@ def _alerts() -> Iterator[Alert]:
         f"Resume error ratio above budget: {_WHO}",
         f"{_UNDELIVERED} At this rate the error budget of 30 days is spent within 10 to 30 days: it can wait until the "
         "morning.",
+        "mcp-eventscope doctor",
     )
     yield Alert(
         "EventscopeDueEventsUndelivered",
@@ -245,6 +214,7 @@ def _alerts() -> Iterator[Alert]:
         f"Most resumes with events due fail: {_WHO}",
         f"{_SHARE} of the resumes with events due failed within an hour (limit: 50%). Their clients miss messages or "
         "results. Idle clients, which always succeed, can hide this in the success ratio.",
+        "grep event_store.replay_incomplete LOG",
         links.RESUME,
     )
     yield Alert(
@@ -256,6 +226,7 @@ def _alerts() -> Iterator[Alert]:
         "At least one worker has found Redis unreachable, too slow, or refusing writes for a minute. Messages are "
         f"sent, and events stay in the memory of the workers{_value_now(catalog.store.BACKLOG_LENGTH, *OF)}; clients "
         "that resume on another worker wait. Do not restart workers: their pending events would be lost.",
+        "mcp-eventscope doctor",
         links.REDIS,
     )
     yield Alert(
@@ -269,6 +240,7 @@ def _alerts() -> Iterator[Alert]:
         f"Redis is intermittently unavailable: {_WHO}",
         f"Redis was unreachable, too slow, or refused writes {_NUMBER} times per worker within 15 minutes. "
         "No events are lost; clients that resume on another worker wait for moments.",
+        "redis-cli --latency-history",
         links.REDIS,
     )
     yield Alert(
@@ -280,6 +252,7 @@ def _alerts() -> Iterator[Alert]:
         f"{_SHARE} of {{{{ $labels.operation }}}} operations fail "
         f"({_rate_now(catalog.store.ERRORS, '5m', *OF, 'operation', 'error_type')}/s, {{{{ $labels.error_type }}}}). "
         "A failed replay delivers nothing; a message that was not stored cannot be resumed.",
+        "grep -E 'event_store.(store|replay)_failed' LOG",
         of=(*OF, "operation", "error_type"),
     )
     yield Alert(
@@ -291,6 +264,7 @@ def _alerts() -> Iterator[Alert]:
         f"Events lost: {_WHO}",
         f"{_NUMBER} events were lost within 15 minutes ({{{{ $labels.reason }}}}). No resume can deliver them: clients "
         "that were disconnected miss messages or receive an error.",
+        "grep event_store.events_lost LOG",
         of=(*OF, "reason"),
     )
     yield Alert(
@@ -301,6 +275,7 @@ def _alerts() -> Iterator[Alert]:
         f"Backlog growing: {_WHO}",
         f"{_NUMBER} events are pending in memory (limit: {BACKLOG:,}), and more arrive than Redis stores, although it "
         "is available. Once the backlog is full, events are lost.",
+        "mcp-eventscope doctor",
     )
     yield Alert(
         "EventscopeTTLHeadroomLow",
@@ -312,6 +287,7 @@ def _alerts() -> Iterator[Alert]:
         f"Clients resume close to the TTL: {_WHO}",
         f"{_SHARE} of the resumes within an hour had less than {HEADROOM:.0%} of the TTL left (limit: {LATE:.0%}). "
         "Clients that stay disconnected slightly longer lose events.",
+        "mcp-eventscope forecast",
         links.RESUME,
     )
     yield Alert(
@@ -322,6 +298,7 @@ def _alerts() -> Iterator[Alert]:
         f"Events never expire: {_WHO}",
         "The store reports no TTL, so that nothing is ever deleted. Redis fills up until it evicts keys or refuses "
         "writes.",
+        "grep event_store.ttl_missing LOG",
     )
     yield Alert(
         "EventscopeKeysWithoutTTL",
@@ -330,6 +307,7 @@ def _alerts() -> Iterator[Alert]:
         "30m",
         f"Keys without TTL: {_WHO}",
         f"{_NUMBER} keys under the prefix never expire although a TTL is set. Their memory is never freed.",
+        "mcp-eventscope doctor",
         links.REDIS,
     )
     yield Alert(
@@ -340,6 +318,7 @@ def _alerts() -> Iterator[Alert]:
         f"Requests orphaned: {_WHO}",
         f"{_NUMBER} requests within 15 minutes were answered with an error, because their worker died or was stopping. "
         "They may have taken effect, and are not run again.",
+        "mcp-eventscope workers",
     )
     yield Alert(
         "EventscopeReplaySlow",
@@ -351,6 +330,7 @@ def _alerts() -> Iterator[Alert]:
         f"Resume latency high: {_WHO}",
         f"The p99 latency of resumes is {{{{ $value | humanizeDuration }}}} (limit: {REPLAY_SECONDS} s). Clients wait "
         "that long for missed events.",
+        "redis-cli --latency-history",
         links.RESUME,
     )
     yield Alert(
@@ -361,6 +341,7 @@ def _alerts() -> Iterator[Alert]:
         f"Followed streams pile up: {_WHO}",
         f"{_NUMBER} streams are followed, more than {STREAMS} per session (limit). Each uses memory of a worker and "
         "polls Redis.",
+        "mcp-eventscope sessions list",
         links.RESUME,
     )
     yield Alert(
@@ -371,6 +352,7 @@ def _alerts() -> Iterator[Alert]:
         f"Redis evicts keys: {_WHO}",
         f"Redis evicted {_NUMBER} keys within 15 minutes, of any application, for lack of memory. An evicted event "
         "is a gap in a resume.",
+        "mcp-eventscope forecast",
         links.REDIS,
     )
     yield Alert(
@@ -381,6 +363,7 @@ def _alerts() -> Iterator[Alert]:
         "10m",
         f"Redis memory near its limit: {_WHO}",
         f"{_SHARE} of maxmemory is used (limit: {MEMORY:.0%}). When it is full, Redis evicts keys or refuses writes.",
+        "mcp-eventscope forecast",
         links.REDIS,
     )
     present = series(catalog.sessions.BUILD_INFO, "", ())
@@ -391,6 +374,7 @@ def _alerts() -> Iterator[Alert]:
         "5m",
         "No metrics of mcp-eventscope{{ with $labels.job }}: {{ . }}{{ end }}",
         "No target exposes them, although one did an hour ago, or none ever did. The state of resumption is unknown.",
+        "curl http://WORKER/metrics",
         of=("job",),
     )
     yield Alert(
@@ -401,6 +385,7 @@ def _alerts() -> Iterator[Alert]:
         f"Telemetry fails: {_WHO}",
         f"{_RATE} signals per second are not recorded ({{{{ $labels.sink }}}}). Requests are not affected; dashboards "
         "and alerts see too little.",
+        "grep event_store.telemetry_failed LOG",
         of=(*OF, "sink"),
     )
     yield Alert(
@@ -412,6 +397,7 @@ def _alerts() -> Iterator[Alert]:
         "5m",
         f"Redis statistics are stale: {_WHO}",
         "No poll has succeeded for 15 minutes. Panels and alerts about keys, memory and evictions show old values.",
+        "mcp-eventscope doctor",
         links.REDIS,
     )
     yield Alert(
@@ -424,6 +410,7 @@ def _alerts() -> Iterator[Alert]:
         f"{_RATE} requests per second are answered 503 ({{{{ $labels.reason }}}}). Their clients cannot work, and "
         "retry. limit: too many sessions are open. unavailable: Redis cannot be read, although it is not known to be "
         "down. resumes: a client resumes in a loop.",
+        "grep event_store.session_refused LOG",
         of=(*OF, "reason"),
     )
     yield Alert(
@@ -434,6 +421,7 @@ def _alerts() -> Iterator[Alert]:
         f"Tasks orphaned: {_WHO}",
         f"{_NUMBER} tasks within 15 minutes were declared failed, because their worker was dead or no longer knew "
         "them. They may have taken effect, and are not run again. See the panel 'Orphaned and uncollected tasks'.",
+        "mcp-eventscope workers",
         links.MODERN,
     )
     uncollected = _all(catalog.tasks.TASKS_UNCOLLECTED, "1h")
@@ -446,6 +434,7 @@ def _alerts() -> Iterator[Alert]:
         f"Results of tasks are not collected: {_WHO}",
         f"No poll had returned {_SHARE} of the results within an hour when nine tenths of their TTL were over (limit: "
         f"{UNCOLLECTED:.0%}). Results expire before their clients see them. See the panel 'Age of collected results'.",
+        "grep task_store.uncollected LOG",
         links.MODERN,
     )
     gaps = _all(catalog.subscriptions.GAPS, "15m", by=(*OF, "reason"), reason=_GAPS)
@@ -458,6 +447,7 @@ def _alerts() -> Iterator[Alert]:
         f"Changes may not have reached clients: {_WHO}",
         f"{_NUMBER} gaps, or failures to publish, within 15 minutes ({{{{ $labels.reason }}}}). Clients refetch "
         "everything, or, after a shutdown, may keep outdated data. See the panel 'Subscription gaps by reason'.",
+        "grep subscriptions. LOG",
         links.MODERN,
         of=(*OF, "reason"),
     )
@@ -471,6 +461,7 @@ def _alerts() -> Iterator[Alert]:
         f"Answers of clients are refused: {_WHO}",
         f"{_RATE} answers per second are refused ({{{{ $labels.reason }}}}). Their users have to be asked again, or "
         "their clients have to retry. See the panel 'Refused answers by reason'.",
+        "grep request_state.refused LOG",
         links.MODERN,
         of=(*OF, "reason"),
     )
@@ -484,6 +475,7 @@ def _alerts() -> Iterator[Alert]:
         f"The p90 latency of writes is {{{{ $value | humanizeDuration }}}} (limit: {COMMIT_SECONDS} s). Messages are "
         "not delayed; clients that resume on another worker receive events that much later. From store_timeout on "
         "(0.25 s by default) it counts as an outage.",
+        "redis-cli --latency-history",
         links.REDIS,
     )
     yield Alert(
@@ -495,6 +487,7 @@ def _alerts() -> Iterator[Alert]:
         f"Followers are late: {_WHO}",
         f"1% of the events for resumed clients arrive more than {{{{ $value | humanizeDuration }}}} late (limit: "
         f"{LAG_SECONDS} s). Clients that resumed on another worker see progress and results that much later.",
+        "mcp-eventscope doctor",
         links.RESUME,
     )
     method = (*OF, "mcp_method_name")
@@ -509,6 +502,7 @@ def _alerts() -> Iterator[Alert]:
         f"{_SHARE} of {{{{ $labels.mcp_method_name }}}} requests fail with an error of the server (limit: "
         f"{OPERATIONS_FAILED:.0%}): an exception, or a lost worker. Their clients receive an error. See the panel "
         "'Operation error rate by type'.",
+        "grep Traceback LOG",
         of=method,
     )
     builds = f"group by (job, store, eventscope) ({present})"
@@ -520,7 +514,13 @@ def _alerts() -> Iterator[Alert]:
         f"Workers run different versions: {_WHO}",
         f"{_NUMBER} versions of mcp-eventscope have run at the same time for an hour. A deployment is incomplete; "
         "sessions move between workers that may treat them differently. See the panel 'Versions'.",
+        "mcp-eventscope workers",
     )
+
+
+def description_of(alert: Alert) -> str:
+    """The description, which ends with the first command to run."""
+    return f"{alert.description} First run: {alert.first}"
 
 
 def dashboard_url(alert: Alert) -> str:
@@ -564,7 +564,7 @@ def alert_file(runbook: str = "") -> str:
                 "labels": {"severity": alert.severity},
                 "annotations": {
                     "summary": alert.summary,
-                    "description": alert.description,
+                    "description": description_of(alert),
                     "runbook_url": runbook_url(alert, runbook),
                     "dashboard_url": dashboard_url(alert),
                 },

@@ -12,7 +12,6 @@ import pytest
 
 from dashboards.external import REDIS_EXPORTER
 from dashboards.links import OVERVIEW, REDIS, RESUME
-from dashboards.rules import alerts
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.settings import DEFAULT_TTL
 from mcp_eventscope.telemetry import catalog
@@ -21,7 +20,7 @@ from support.drill import fleet, modern, others
 from support.drill.asking import Labels, Target, targets
 from support.drill.customer import Customer
 from support.drill.four import Drill
-from support.drill.site import FLEET, FOREVER, FOUR, SHORT, Site, address, site
+from support.drill.site import EXPECTED, FLEET, FOREVER, FOUR, SHORT, Site, address, site
 from support.http_client import LIMITS, NO_TLS, VERSION, HTTPClient
 from support.task_client import MODERN
 from support.tool_control import ToolControl
@@ -29,47 +28,6 @@ from support.tool_control import ToolControl
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 LOG = logging.getLogger("drill")
-RESUMES_FAIL = {"EventscopeResumesFailing", "EventscopeResumesFailingSlowly", "EventscopeDueEventsUndelivered"}
-EXPECTED = {
-    FLEET: {
-        *RESUMES_FAIL,
-        "EventscopeRequestsOrphaned",
-        "EventscopeStoreDegraded",
-        "EventscopeStoreFlapping",
-        "EventscopeTasksOrphaned",
-        "EventscopeChangesNotDelivered",
-        "EventscopeAnswersRefused",
-    },
-    SHORT: {
-        *RESUMES_FAIL,
-        "EventscopeTTLHeadroomLow",
-        "EventscopeKeysWithoutTTL",
-        "EventscopeRedisEvicting",
-        "EventscopeRedisMemoryNearLimit",
-        "EventscopeRedisStatsStale",
-        "EventscopeTasksUncollected",
-    },
-    FOREVER: {
-        *RESUMES_FAIL,
-        "EventscopeStoreErrors",
-        "EventscopeEventsLost",
-        "EventscopeTTLMissing",
-        "EventscopeMetricsAbsent",
-    },
-    FOUR: {
-        "EventscopeStoreDegraded",
-        "EventscopeStoreSlow",
-        "EventscopeFollowLagHigh",
-        "EventscopeReplaySlow",
-        "EventscopeBacklogGrowing",
-        "EventscopeRequestsRefused",
-        "EventscopeOperationsFailing",
-        "EventscopeFollowersGrowing",
-        "EventscopeTelemetryFailing",
-        "EventscopeVersionsDiffer",
-    },
-}
-"""What is to fire, by job, and nothing else."""
 SLOW = {"EventscopeResumesFailingSlowly", "EventscopeMetricsAbsent", "EventscopeVersionsDiffer"}
 """What no stage waits for: it takes half a minute, however much time is shrunk."""
 ON_DEMAND = tuple(metric.name for metric in catalog.METRICS if metric.on_demand)
@@ -149,11 +107,6 @@ def after(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Iterator
     with site(tmp_path_factory.mktemp("drill"), valkey_url) as drilled:
         anyio.run(drill, drilled, valkey_url)
         yield drilled
-
-
-def test_every_alert_is_drilled() -> None:
-    """Every alert fires here."""
-    assert set().union(*EXPECTED.values()) == {alert.name for alert in alerts()}
 
 
 def test_drill_fires_exactly_the_expected_alerts(after: Site) -> None:

@@ -9,12 +9,13 @@ import pytest
 
 from dashboards import links
 from dashboards.objective import COMMIT_SECONDS
-from dashboards.rules import FIRST, alert_file, alerts
+from dashboards.rules import alert_file, alerts
 from mcp_eventscope.redis.limits import STORE_TIMEOUT
 from mcp_eventscope.telemetry import catalog
 from support.alerting import ALERTS, Case, failures_of_promtool
 from support.binaries import program
 from support.boards import PROMETHEUS
+from support.drill.site import EXPECTED
 
 RUNBOOK = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text("utf-8")
 REPLAYS = "eventscope_replay_duration_seconds_count"
@@ -748,8 +749,10 @@ def test_every_alert_links_to_a_complete_runbook_section(name: str) -> None:
 def test_alerts_and_sections_are_the_same() -> None:
     """Alerts and sections correspond, in the same order."""
     names = [alert.name for alert in alerts()]
-    assert names == re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE)
-    assert set(names) == set(links.SECTIONS)
+    sections = re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE)
+    assert set(names) ^ set(sections) == set(), "each alert has a section in docs/runbook.md"
+    assert names == sections
+    assert set(names) ^ set(links.SECTIONS) == set(), "each alert is in SECTIONS of dashboards/links.py"
 
 
 def test_runbook_url_with_a_base_is_absolute() -> None:
@@ -765,7 +768,6 @@ def test_slow_writes_alert_before_they_count_as_an_outage() -> None:
     assert COMMIT_SECONDS in catalog.store.COMMIT_DURATION.buckets, "a quantile is as exact as the buckets"
 
 
-def test_alert_names_its_first_command() -> None:
-    """Each description ends with the first command to run."""
-    assert set(FIRST) == {alert.name for alert in alerts()}
-    assert all(alert.description.endswith(f" First run: {FIRST[alert.name]}") for alert in alerts())
+def test_every_alert_is_drilled() -> None:
+    """Each alert is in EXPECTED of the drill, which provokes it with a real fault."""
+    assert set().union(*EXPECTED.values()) ^ {alert.name for alert in alerts()} == set()

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dashboards.rules import alerts, dashboard_url, runbook_url
+from dashboards.rules import alerts, dashboard_url, description_of, runbook_url
 from support.binaries import program
 from support.boards import PROMETHEUS
 
@@ -55,7 +55,7 @@ class Case:
                             "exp_labels": {"severity": alert.severity, **self._labels_of(labels)},
                             "exp_annotations": {
                                 "summary": self._rendered(alert.summary, labels),
-                                "description": self._rendered(alert.description, labels),
+                                "description": self._rendered(description_of(alert), labels),
                                 "runbook_url": runbook_url(alert),
                                 "dashboard_url": self._rendered(dashboard_url(alert), labels),
                             },

@@ -28,6 +28,47 @@ RULES = Path(__file__).parents[3] / "dashboards" / "prometheus"
 FLEET, SHORT, FOREVER, FOUR = "mcp", "short", "forever", "four"
 """The jobs: two workers; one that keeps events for too short a time; one that keeps them for ever; four that share a
 target, as the documentation recommends."""
+RESUMES_FAIL = {"EventscopeResumesFailing", "EventscopeResumesFailingSlowly", "EventscopeDueEventsUndelivered"}
+EXPECTED = {
+    FLEET: {
+        *RESUMES_FAIL,
+        "EventscopeRequestsOrphaned",
+        "EventscopeStoreDegraded",
+        "EventscopeStoreFlapping",
+        "EventscopeTasksOrphaned",
+        "EventscopeChangesNotDelivered",
+        "EventscopeAnswersRefused",
+    },
+    SHORT: {
+        *RESUMES_FAIL,
+        "EventscopeTTLHeadroomLow",
+        "EventscopeKeysWithoutTTL",
+        "EventscopeRedisEvicting",
+        "EventscopeRedisMemoryNearLimit",
+        "EventscopeRedisStatsStale",
+        "EventscopeTasksUncollected",
+    },
+    FOREVER: {
+        *RESUMES_FAIL,
+        "EventscopeStoreErrors",
+        "EventscopeEventsLost",
+        "EventscopeTTLMissing",
+        "EventscopeMetricsAbsent",
+    },
+    FOUR: {
+        "EventscopeStoreDegraded",
+        "EventscopeStoreSlow",
+        "EventscopeFollowLagHigh",
+        "EventscopeReplaySlow",
+        "EventscopeBacklogGrowing",
+        "EventscopeRequestsRefused",
+        "EventscopeOperationsFailing",
+        "EventscopeFollowersGrowing",
+        "EventscopeTelemetryFailing",
+        "EventscopeVersionsDiffer",
+    },
+}
+"""The alerts that the drill causes, by job; it causes no others."""
 LATENCIES = {"EventscopeStoreSlow", "EventscopeFollowLagHigh", "EventscopeReplaySlow"}
 """The alerts that a busy machine fires, too."""
 QUIET = 2.0
