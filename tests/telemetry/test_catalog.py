@@ -1,9 +1,12 @@
 """Catalog, sinks and documentation agree."""
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from fakeredis import FakeAsyncRedis
@@ -24,12 +27,16 @@ from mcp_eventscope import (
     RedisRequestState,
 )
 from mcp_eventscope.redis.self_test import Capability
+from mcp_eventscope.request_state import instrumented as request_state
 from mcp_eventscope.request_state.facts import AnswerEnd, KeySource, StateRefusal
+from mcp_eventscope.store.events import DropReason, FailureReason, LossReason
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE, REQUEST_ORPHANED
 from mcp_eventscope.store.messages import MessageType
 from mcp_eventscope.store.results import FollowEnd, Gap, Miss
+from mcp_eventscope.subscriptions import instrumented as subscriptions
 from mcp_eventscope.subscriptions.facts import GapReason, PublishFailure, SignalPath
-from mcp_eventscope.telemetry import catalog, declarations, facts
+from mcp_eventscope.tasks.facts import TaskOperation, TaskOperationOutcome, TaskOutcome
+from mcp_eventscope.telemetry import catalog, declarations, facts, logs
 from support.binaries import promtool_problems
 from telemetry.conftest import Scope
 
@@ -96,42 +103,91 @@ def test_names_keep_the_conventions() -> None:
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize(
-    ("label", "enum"),
-    [
-        (catalog.store.MESSAGE_TYPE, MessageType),
-        (catalog.store.MISS_REASON, Miss),
-        (catalog.store.GAP_REASON, Gap),
-        (catalog.sessions.ORIGIN, facts.Origin),
-        (catalog.sessions.SESSION_END_REASON, facts.SessionEnd),
-        (catalog.sessions.REFUSAL_REASON, facts.Refusal),
-        (catalog.start.CAPABILITY, Capability),
-        (catalog.subscriptions.SIGNAL_PATH, SignalPath),
-        (catalog.subscriptions.GAP_REASON, GapReason),
-        (catalog.subscriptions.PUBLISH_FAILURE, PublishFailure),
-        (catalog.request_state.KEY_SOURCE, KeySource),
-        (catalog.request_state.STATE_REFUSAL_REASON, StateRefusal),
-        (catalog.request_state.ANSWER_OUTCOME, AnswerEnd),
-    ],
-    ids=[
-        "message_type",
-        "reason",
-        "missing",
-        "origin",
-        "end",
-        "refusal",
-        "capability",
-        "path",
-        "gap",
-        "failure",
-        "key_source",
-        "state_refusal",
-        "answer_outcome",
-    ],
-)
-def test_label_values_are_those_of_the_enumerations(label: declarations.Label, enum: type[StrEnum]) -> None:
-    """The values of a label are those of the store's enum."""
-    assert set(label.values or ()) == {member.value for member in enum}
+ENUMERATIONS: dict[str, type[StrEnum]] = {
+    "store.MESSAGE_TYPE": MessageType,
+    "store.MISS_REASON": Miss,
+    "store.GAP_REASON": Gap,
+    "store.FAILURE_REASON": FailureReason,
+    "store.DROP_REASON": DropReason,
+    "store.LOSS_REASON": LossReason,
+    "sessions.ORIGIN": facts.Origin,
+    "sessions.SESSION_END_REASON": facts.SessionEnd,
+    "sessions.REFUSAL_REASON": facts.Refusal,
+    "start.CAPABILITY": Capability,
+    "subscriptions.SIGNAL_PATH": SignalPath,
+    "subscriptions.GAP_REASON": GapReason,
+    "subscriptions.PUBLISH_FAILURE": PublishFailure,
+    "request_state.KEY_SOURCE": KeySource,
+    "request_state.STATE_REFUSAL_REASON": StateRefusal,
+    "request_state.ANSWER_OUTCOME": AnswerEnd,
+    "tasks.TASK_OUTCOME": TaskOutcome,
+    "tasks.TASK_OPERATION": TaskOperation,
+    "tasks.TASK_OPERATION_OUTCOME": TaskOperationOutcome,
+}
+"""The enumeration with the values of each label, if there is one."""
+OTHER_VALUES = {
+    "store.STORE_OUTCOME": "named by the decorator",
+    "store.REPLAY_OUTCOME": "named by the decorator",
+    "store.FOLLOW_OUTCOME": "FollowEnd, and outcomes that the decorator names",
+    "store.OPERATION": "the operations of a store",
+    "store.ERROR_TYPE": "the classes of StoreError",
+    "store.SINK": "the names of the sinks",
+    "redis_stats.REDIS_STATS_OUTCOME": "named by the decorator",
+    "sessions.PROTOCOL_VERSION": "those of the SDK",
+    "sessions.NEGOTIATED_VERSION": "those of the SDK",
+    "sessions.METHOD": "those of the SDK",
+    "sessions.OPERATION_ERROR_TYPE": "JSON-RPC error codes",
+    "sessions.SESSION_ERROR_TYPE": "absent, or that a session failed",
+    "tasks.TASK_STATUS": "those of TaskStatus before the end of a task",
+}
+"""The labels without an enumeration, each with the source of its values."""
+
+
+def labels() -> dict[str, declarations.Label]:
+    """The closed sets of the catalog, by module and name."""
+    modules = {name: value for name, value in vars(catalog).items() if isinstance(value, ModuleType)}
+    found = {f"{module}.{name}": value for module, part in modules.items() for name, value in vars(part).items()}
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, declarations.Label) and value.values is not None
+    }
+
+
+def test_label_has_an_enumeration_or_a_source() -> None:
+    """Each label is in one of the two tables above, which therefore show where its values are defined."""
+    assert labels().keys() ^ (ENUMERATIONS.keys() | OTHER_VALUES.keys()) == set()
+
+
+@pytest.mark.parametrize("name", ENUMERATIONS)
+def test_label_values_are_those_of_the_enumerations(name: str) -> None:
+    """The values of a label are those of its enumeration."""
+    assert set(labels()[name].values or ()) == {member.value for member in ENUMERATIONS[name]}
+
+
+FIXES: dict[str, tuple[Mapping[Any, str], tuple[type[StrEnum], ...]]] = {
+    "lost": (logs._FIXES, (LossReason,)),
+    "dropped": (logs._DROPPED_FIXES, (DropReason,)),
+    "incomplete": (logs._INCOMPLETE_FIXES, (Miss, Gap)),
+    "gap": (subscriptions._GAP_FIXES, (GapReason,)),
+    "unpublished": (subscriptions._FAILURE_FIXES, (PublishFailure,)),
+    "refused": (request_state._FIXES, (StateRefusal,)),
+}
+
+
+@pytest.mark.parametrize("name", FIXES)
+def test_reason_in_a_log_event_has_a_fix(name: str) -> None:
+    """Each reason that is logged has the fix that is logged with it."""
+    fixes, enums = FIXES[name]
+    assert {member for enum in enums for member in enum} - fixes.keys() == set()
+
+
+def test_metric_bound_without_a_label_names_it() -> None:
+    """A label that was added to a metric, and not to the place that binds it, is in the error."""
+    with pytest.raises(
+        ValueError, match=r"eventscope_errors_total must .* \(store, operation, error_type\), got 1 values"
+    ):
+        catalog.store.ERRORS.label_values("default")
 
 
 def test_every_end_of_following_is_an_outcome() -> None:
@@ -172,6 +228,20 @@ def test_near_the_ttl_is_a_bucket() -> None:
     assert catalog.resumes.NEAR_TTL in catalog.resumes.RATIOS
 
 
+def test_every_declared_signal_is_in_the_catalog() -> None:
+    """Each constant of a module is in the tuple of its kind, without which nothing would know of it."""
+    joined = {*catalog.METRICS, *catalog.SPANS, *catalog.LOG_EVENTS}
+    kinds = (declarations.Metric, declarations.Span, declarations.LogEvent)
+    constants = {
+        f"{module}.{name}": value
+        for module, part in vars(catalog).items()
+        if isinstance(part, ModuleType)
+        for name, value in vars(part).items()
+        if isinstance(value, kinds)
+    }
+    assert {name for name, value in constants.items() if value not in joined} == set()
+
+
 def test_every_log_event_is_written_somewhere() -> None:
     """Every declared log event is written by some module."""
     package = Path(mcp_eventscope.__file__).parent
@@ -185,7 +255,6 @@ def test_every_log_event_is_written_somewhere() -> None:
         for name, value in vars(declared).items()
         if isinstance(value, declarations.LogEvent)
     }
-    assert len(constants) == len(catalog.LOG_EVENTS)
     assert {name for name in constants if name not in written} == set()
 
 

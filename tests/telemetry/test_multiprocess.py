@@ -55,7 +55,8 @@ def run(directory: Path | str, program: str) -> None:
         check=False,
         text=True,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
 
 
 def test_registries_share_what_is_counted(tmp_path: Path) -> None:

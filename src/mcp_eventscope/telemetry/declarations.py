@@ -92,6 +92,18 @@ class Metric:
             name = name.removesuffix(suffix)
         return ".".join(name.split("_", 2))
 
+    def label_values(self, *values: str) -> tuple[str, ...]:
+        """The values, if there is one for each label.
+
+        Raises:
+            ValueError: There are more or fewer.
+        """
+        if len(values) != len(self.labels):
+            names = ", ".join(label.name for label in self.labels)
+            msg = f"{self.name} must be bound with one value for each of its labels ({names}), got {len(values)} values"
+            raise ValueError(msg)
+        return values
+
 
 @dataclass(frozen=True, slots=True)
 class Span:

@@ -86,7 +86,7 @@ class _Instruments:
         return self._meter.create_gauge(metric.otel_name, metric.unit, metric.help)
 
     def _attributes(self, metric: declarations.Metric, values: tuple[str, ...]) -> Mapping[str, str]:
-        given = zip(metric.labels, (self._store, *values), strict=True)
+        given = zip(metric.labels, metric.label_values(self._store, *values), strict=True)
         return {label.attribute: value for label, value in given if value or label.values is None}
 
 

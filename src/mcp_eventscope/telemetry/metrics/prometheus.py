@@ -179,19 +179,19 @@ class _Instruments:
         return self._buffers[self._store, purpose]
 
     def counter(self, metric: declarations.Metric, *values: str) -> Counter:
-        return _typed(Counter, self._families[metric.name]).labels(self._store, *values)
+        return _typed(Counter, self._families[metric.name]).labels(*metric.label_values(self._store, *values))
 
     def gauge(self, metric: declarations.Metric, *values: str) -> Gauge:
-        child = _typed(Gauge, self._families[metric.name]).labels(self._store, *values)
+        child = _typed(Gauge, self._families[metric.name]).labels(*metric.label_values(self._store, *values))
         if self._first:
             child.set(0)  # In multiprocess mode a dead process with the same pid may have left its value.
         return child
 
     def histogram(self, metric: declarations.Metric, *values: str) -> _Histogram:
-        return _typed(_Histogram, self._families[metric.name]).labels(self._store, *values)
+        return _typed(_Histogram, self._families[metric.name]).labels(*metric.label_values(self._store, *values))
 
     def optional_gauge(self, metric: declarations.Metric, *values: str) -> "_OptionalGauge":
-        return _OptionalGauge(_typed(Gauge, self._families[metric.name]), (self._store, *values))
+        return _OptionalGauge(_typed(Gauge, self._families[metric.name]), metric.label_values(self._store, *values))
 
 
 def prometheus_sink(store: str, registry: Registry, failed: Callable[[Exception], None]) -> MetricsSink:
