@@ -195,7 +195,9 @@ STORE = (
             "the tools fail, not the store.",
         ),
         "message_type",
-        overrides=coloured({"error": WARN, "response": "green", "notification": "blue", "priming": ASIDE}),
+        overrides=coloured(
+            {"error": WARN, "response": "green", "notification": "blue", "request": "purple", "priming": ASIDE}
+        ),
         links=(to("Orphaned request rate", links.OVERVIEW, 52),),
     ),
     counter(

@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 
 from dashboards import links, promql
+from mcp_eventscope.telemetry import catalog
 from support.boards import BOARDS, JSON, RUNBOOK, WATCHING, drawn, panels, targets
 from support.promql import RATE, SHOWN, Query
 
 DRAWN = {f"{uid}: {panel['id']} {panel['title']}": (uid, panel) for uid, panel in drawn()}
 TARGETS = dict(targets())
+SOME_COLOURED = {"error_type", "mcp_protocol_version"}
+"""The labels of which only the most important values have a colour: the others are many, and rare."""
 COUNTING = ("rate", "irate", "increase")
 
 
@@ -198,6 +201,22 @@ def test_histogram_queries_request_exemplars(name: str) -> None:
     target = TARGETS[name]
     if "_bucket{" in target["expr"] and not target["instant"]:
         assert target["exemplar"] or "commit_batch_size" in target["expr"]
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_values_in_a_legend_have_colours(name: str) -> None:
+    """Each value of a label in a legend has a colour, unless all have those of the palette."""
+    _, panel = DRAWN[name]
+    overridden = [override["matcher"] for override in panel["fieldConfig"]["overrides"]]
+    fixed = {matcher["options"] for matcher in overridden if matcher["id"] == "byName"}
+    shown: set[str] = set()
+    for target in panel["targets"]:
+        legend = re.fullmatch(r"\{\{(\w+)\}\}", target["legendFormat"])
+        if legend and legend[1] not in SOME_COLOURED:
+            families = {re.sub("_(count|sum|bucket)$", "", each.name) for each in Query(target["expr"]).selectors()}
+            labels = [label for metric in catalog.METRICS if metric.name in families for label in metric.labels]
+            shown |= {value for label in labels if label.name == legend[1] for value in label.values or ()}
+    assert not fixed or shown - fixed == set()
 
 
 def test_outcome_has_one_colour_everywhere() -> None:
