@@ -24,7 +24,7 @@ EXAMPLES ?= 5000
 PARALLEL := -n $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 4 ))) --maxprocesses 6 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-fast test-servers test-redis test-sdk test-conformance test-clients drill soak bench check format hooks matrix packages fuzz limits imports docs site dashboards pictures clean
+.PHONY: help demo serve test test-fast test-servers test-redis test-sdk test-conformance test-clients test-telemetry drill soak bench check format hooks matrix packages fuzz limits imports docs site dashboards pictures clean
 
 help:  ## List the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -55,6 +55,11 @@ test-conformance: $(STAMP)  ## Run the official conformance suite on two workers
 
 test-clients: $(STAMP)  ## Call and cut the clients of other projects on two workers: make test-clients CLIENT=fastmcp
 	PYTHONPATH=tests:. $(BIN)/python -m client_matrix $(CLIENT)
+
+test-telemetry: docs dashboards  ## Write the generated files, and run the fast tests of CONTRIBUTING.md's recipes
+	@# The wheel contains the dashboards that were just written.
+	$(MAKE) --silent $(STAMP)
+	$(BIN)/python -m pytest tests/telemetry tests/dashboards tests/unit -m "not slow" $(PARALLEL)
 
 drill: $(STAMP)  ## Inject faults and check every panel and alert with a real Prometheus; a minute
 	$(BIN)/python -m pytest tests/dashboards/test_drill.py -o log_cli=true -o log_cli_level=INFO

