@@ -12,7 +12,7 @@ from mcp_eventscope.redis.client import connect, failure_reason, map_redis_error
 from mcp_eventscope.store.events import FailureReason
 from support.proxy import Proxy
 from support.servers import Valkey
-from support.waiting import CEILING
+from support.waiting import CEILING, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -55,11 +55,32 @@ async def test_connection_closed_by_another_task_is_unavailable(valkey_url: str)
             with map_redis_errors("write to", client):
                 await connection._send_packed_command([b"PING"])
 
-        with pytest.raises(StoreUnavailableError, match="closed by another task") as caught:
+        with pytest.raises(StoreUnavailableError, match="closed during the call") as caught:
             await write()
         await client.connection_pool.release(connection)
     assert caught.value.__cause__ is not None
     assert failure_reason(caught.value.__cause__) is FailureReason.CONNECTION
+
+
+async def test_write_to_a_lost_connection_is_unavailable(valkey_url: str) -> None:
+    """On Python 3.12, and 3.13 up to 3.13.5, asyncio raises TypeError if it writes to a lost connection."""
+    async with connect(valkey_url) as client:
+        connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+        transport = connection._writer.transport
+        transport.abort()
+        await until(lambda: transport._protocol is None)
+
+        async def ask() -> None:
+            with map_redis_errors("write to", client):
+                await connection._send_packed_command([b"PING"])
+                await connection.read_response()
+
+        with pytest.raises(StoreUnavailableError) as caught:
+            await ask()
+        await client.connection_pool.release(connection)
+    cause = caught.value.__cause__
+    assert cause is not None
+    assert failure_reason(cause) is failure_reason(cause.__cause__ or cause) is FailureReason.CONNECTION
 
 
 async def test_attribute_error_of_ours_is_not_hidden(valkey_url: str) -> None:

@@ -422,21 +422,28 @@ def map_redis_errors(operation: str, client: AnyRedis) -> Iterator[None]:
     except (RedisError, RedisClusterException, OSError) as error:
         failed = f"could not {operation} Redis at {address_of(client)}"
         raise _store_error(error, failed, tls=_uses_tls(client)) from error
-    except AttributeError as error:
-        if not _raised_by_redis(error):
+    except (AttributeError, TypeError) as error:
+        if not raised_by_closed_connection(error):
             raise
-        closed = RedisConnectionError("the connection was closed by another task")
+        closed = RedisConnectionError("the connection was closed during the call")
         closed.__cause__ = error
-        msg = f"could not {operation} Redis at {address_of(client)}: the connection was closed by another task"
+        msg = f"could not {operation} Redis at {address_of(client)}: the connection was closed during the call"
         raise StoreUnavailableError(msg) from closed
 
 
-def _raised_by_redis(error: AttributeError) -> bool:
-    """Whether redis-py raised an error, as it does if a connection is closed while another task uses it."""
+def raised_by_closed_connection(error: BaseException) -> bool:
+    """Whether an error is one that a connection causes that was closed while a call used it.
+
+    redis-py raises it if another task has closed the connection, and asyncio in Python 3.12, and 3.13 up to 3.13.5, if
+    the server has.
+    """
+    if not isinstance(error, AttributeError | TypeError):
+        return False
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    return frame is not None and frame.tb_frame.f_globals.get("__name__", "").startswith("redis.")
+    module = "" if frame is None else frame.tb_frame.f_globals.get("__name__", "")
+    return module.startswith("redis.") or module == "asyncio.selector_events"
 
 
 TRANSIENT_CODES = frozenset({"BUSY", "MISCONF", "NOREPLICAS", "UNKILLABLE"})
@@ -486,7 +493,9 @@ def failure_reason(error: BaseException) -> FailureReason:
     if isinstance(error, ResponseError):
         code = str(error).partition(" ")[0]
         return FailureReason.BUSY if code == "BUSY" else FailureReason.OTHER
-    return FailureReason.CONNECTION if isinstance(error, OSError) else FailureReason.OTHER
+    if isinstance(error, OSError) or raised_by_closed_connection(error):
+        return FailureReason.CONNECTION
+    return FailureReason.OTHER
 
 
 _FAILURE_REASONS: tuple[tuple[tuple[type[BaseException], ...], FailureReason], ...] = (
