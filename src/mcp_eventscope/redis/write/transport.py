@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from mcp_eventscope.cancellation import cancel_task
-from mcp_eventscope.redis.client import ANSWER_TIMEOUT, AnyRedis, node_of
+from mcp_eventscope.redis.client import ANSWER_TIMEOUT, AnyRedis, node_of, raised_by_closed_connection
 from mcp_eventscope.redis.write.batch import Batch, Probe
 
 SLOWEST_TRANSFER = 1 << 20
@@ -107,7 +107,9 @@ class PipelinedTransport:
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT + batch.payload_bytes / SLOWEST_TRANSFER) if waits else _UNBOUND:
                 await self._connection.send_packed_command(command, check_health=False)
-        except AttributeError as error:  # Raised by redis-py if the connection is closed during a write.
+        except (AttributeError, TypeError) as error:  # See `raised_by_closed_connection`.
+            if not raised_by_closed_connection(error):
+                raise
             msg = "the connection was closed"
             raise RedisConnectionError(msg) from error
 
@@ -125,7 +127,9 @@ class PipelinedTransport:
             if not self._connection.is_connected or isinstance(error, RedisConnectionError):
                 raise
             reply = error
-        except AttributeError as error:  # Raised by redis-py if the connection is closed during a read.
+        except (AttributeError, TypeError) as error:
+            if not raised_by_closed_connection(error):
+                raise
             msg = "the connection was closed"
             raise RedisConnectionError(msg) from error
         self._sizes.popleft()
