@@ -166,8 +166,8 @@ def test_client_for_the_url_of_a_cluster_knows_its_nodes_and_options() -> None:
             "has no TLS, write redis:// in the",
         ),
         ("redis", redis.exceptions.ResponseError("DB index is out of range"), "write a lower number at the end of the"),
-        ("redis", redis.exceptions.ReadOnlyError("You can't write"), "let the URL name the primary"),
-        ("redis", redis.exceptions.NoPermissionError("no permissions"), "allow it to the user of the URL"),
+        ("redis", redis.exceptions.ReadOnlyError("You can't write"), "use the URL of the primary"),
+        ("redis", redis.exceptions.NoPermissionError("no permissions"), "grant it to the user in the URL"),
         (
             "redis",
             redis.exceptions.RedisClusterException("Cluster mode is not enabled on this node"),

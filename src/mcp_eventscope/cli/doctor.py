@@ -18,16 +18,16 @@ from mcp_eventscope.redis.self_test import Capability
 from mcp_eventscope.settings import mistyped
 
 ROUND_TRIPS = 50
-"""Round trips of the measurement of latency."""
+"""Number of round trips by which latency is measured."""
 SLOW_SECONDS = 0.05
 """A p99 latency above which followers on other workers lag noticeably."""
 CLOCK_SECONDS = 2.0
 """A difference of clocks above which times in logs and event ids are hard to compare."""
 _OLDEST = (6, 2)
-"""The oldest version of Redis that works. Each Valkey does."""
+"""The oldest supported version of Redis. Every version of Valkey is supported."""
 _NEWER = "run Redis 6.2 or later, or Valkey"
 FULL, NEARLY_FULL = 0.95, 0.8
-"""Parts of maxmemory."""
+"""Fractions of maxmemory."""
 
 
 class Severity(StrEnum):
@@ -65,7 +65,7 @@ async def run(  # noqa: PLR0913 - the options of the command
     """Run all checks, and print the findings."""
     settings = settings_of(redis_url, key_prefix, name)
     async with opened(settings) as target:
-        latency = await _latency(target)  # Reaches Redis first: else no check can run.
+        latency = await _latency(target)  # First, since no check can run unless Redis is reachable.
         skew = await _skew(target)
         servers = await target.inspector.servers()
         findings = [
@@ -192,7 +192,7 @@ def _of_replication(facts: ServerFacts) -> Iterator[Finding]:
         yield Finding("role", Severity.OK, f"primary with {_number(facts, 'connected_slaves')} replicas")
     else:
         yield Finding(
-            "role", Severity.ERROR, "a replica, which refuses writes", "let redis_url name the primary, or fail over"
+            "role", Severity.ERROR, "a replica, which refuses writes", "set redis_url to the primary, or fail over"
         )
 
 
@@ -263,13 +263,13 @@ def _of_clock(skew: float | None) -> Finding:
 
 
 async def _of_permissions(target: Target) -> list[Finding]:
-    """Try the operations of a store on keys of their own, which it removes."""
+    """Test the operations of a store on temporary keys."""
     try:
         found = await target.store.self_test().run()
     except StoreRejectedError as error:
-        fix = "free memory, or end the state that the error names, and run doctor again"
+        fix = "free memory, or resolve the problem that the error names, and run doctor again"
         return [Finding("permissions", Severity.ERROR, str(error), fix)]
-    missing = [each for each in found.missing if each is not Capability.NO_EVICTION]  # A check of its own.
+    missing = [each for each in found.missing if each is not Capability.NO_EVICTION]  # Another check.
     if not missing:
         return [Finding("permissions", Severity.OK, "scripts, commands, keys and channels work")]
     refused = f"; refused: {', '.join(found.refused)}" if found.refused else ""
@@ -287,7 +287,7 @@ def _fix_of(missing: Sequence[Capability], key_prefix: str) -> str:
     if Capability.VERSION in missing:
         return _NEWER
     if Capability.WRITES in missing:
-        return "let redis_url name the primary"
+        return "set redis_url to the primary"
     return f"ACL SETUSER <user> {worker_rules(key_prefix)}"
 
 

@@ -32,13 +32,13 @@ EPILOG = (
 
 
 class _Number(click.FloatRange):
-    """A number, by this name in errors."""
+    """A number, under a plain name in errors."""
 
     name = "number"
 
 
 class _WholeNumber(click.IntRange):
-    """A whole number, by this name in errors."""
+    """A whole number, under a plain name in errors."""
 
     name = "whole number"
 
@@ -99,7 +99,7 @@ _max_keys = click.option(
     type=_WholeNumber(min=1000),
     default=1_000_000,
     show_default=True,
-    help="Keys that a walk through the database examines at most.",
+    help="Maximum number of keys that a walk through the database examines.",
 )
 
 
@@ -236,7 +236,7 @@ def sessions_end(
 ) -> None:
     """End a session on all workers, cancel its calls, and delete its events.
 
-    SESSION is its id, or its hash in logs and spans. This is what a client's DELETE does; it cannot be undone.
+    SESSION is its id, or its hash in logs and spans. A client's DELETE does the same. It cannot be undone.
     """
     from mcp_eventscope.cli import sessions as implementation
 
@@ -253,7 +253,11 @@ def sessions_end(
 
 @cli.command()
 @click.argument("last_event_id")
-@click.option("--session", metavar="SESSION", help="Its id, or its hash in logs and spans; else it is searched for.")
+@click.option(
+    "--session",
+    metavar="SESSION",
+    help="Its id, or its hash in logs and spans. Without it, the session is searched for.",
+)
 @_connection
 @_max_keys
 @_json
@@ -288,7 +292,7 @@ def why(
 @_max_keys
 @click.option("--from-start", is_flag=True, help="Begin with the retained events, not with the next one.")
 @click.option("--payloads", is_flag=True, help="Print the messages, which may be confidential.")
-@click.option("--seconds", type=_Number(min=0), help="Stop after so many seconds.")
+@click.option("--seconds", type=_Number(min=0), help="Stop after this many seconds.")
 @_json
 def tail(
     session: str,
@@ -303,7 +307,7 @@ def tail(
     """Print the events of a session live.
 
     SESSION is its id, or its hash in logs and spans. The session and its clients are not affected. With --json, one
-    object a line. It ends when the session ends.
+    object per line. It ends when the session ends.
     """
     from mcp_eventscope.cli import tail as implementation
 
@@ -370,7 +374,11 @@ def verify(
 @click.option("--maxmemory", type=_WholeNumber(min=1), help="Bytes that Redis may use; read from Redis if left out.")
 @click.option("--seconds", type=_Number(min=0.1), default=5.0, show_default=True, help="Duration of the measurement.")
 @click.option(
-    "--sample", type=_WholeNumber(min=1), default=1000, show_default=True, help="Sessions that are measured at most."
+    "--sample",
+    type=_WholeNumber(min=1),
+    default=1000,
+    show_default=True,
+    help="Maximum number of sessions that are measured.",
 )
 @_json
 def forecast(
@@ -480,7 +488,7 @@ _NEXT: Mapping[str, str] = {
     "kubernetes": "next: kubectl apply --filename with this directory; check that the ruleSelector of your Prometheus "
     "selects the PrometheusRules",
 }
-"""What remains to be done, by format: silent if it is forgotten."""
+"""The next step, by format. Nothing reports it if it is forgotten."""
 
 
 @dashboards.command("export")
@@ -593,7 +601,7 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: C901, PLR0911 
         usage = f"{error.ctx.get_usage()}\n" if error.ctx else ""
         return _failed(given, Exit.USAGE, _with_fix(error, given), before=usage)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Else the interpreter's flush fails, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Otherwise the interpreter's flush fails, too.
     except (StoreError, ConnectionError) as error:
         return _failed(given, Exit.UNREACHABLE, str(error))
     except EventscopeError as error:
@@ -608,7 +616,7 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: C901, PLR0911 
 
 
 def _with_fix(error: click.UsageError, arguments: Sequence[str]) -> str:
-    """The message of an invalid command line. Those of click have no fix."""
+    """Click's message about an invalid command line, with the fix."""
     message = error.format_message()
     if "; " in message or "Did you mean" in message or error.ctx is None:
         return message

@@ -19,7 +19,7 @@ PROTOCOL_VERSION = "2025-11-25"
 """The last revision in which streams can be resumed."""
 _REQUEST_ID = "mcp-eventscope-verify"
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-"""The name of a header."""
+"""A valid name of an HTTP header."""
 _LEAVE_SECONDS = 5.0
 """Maximum seconds for the deletion of the session."""
 
@@ -54,9 +54,9 @@ class _Check:
     step: str = "connect"
     session: str = ""
     before: int = 0
-    """Messages before the cut."""
+    """Number of messages before the cut."""
     after: int = 0
-    """Messages after it, the response included."""
+    """Number of messages after it, the response included."""
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[list[str]]:
@@ -116,7 +116,7 @@ class _Check:
             await _check_status(response, {200, 202})
 
     async def _cut(self, detail: list[str]) -> str:
-        """Send the request, and cut its stream: after the first message of a tool, else before any message."""
+        """Send the request, and cut its stream: after a tool's first message, otherwise before any message."""
         request: dict[str, Any] = {"jsonrpc": "2.0", "id": _REQUEST_ID, "method": "tools/list"}
         if self.tool is not None:
             meta = {"progressToken": _REQUEST_ID}
@@ -132,7 +132,7 @@ class _Check:
                 raise VerificationError(msg)
             async for event_id, data in _events(response):
                 if data and _is_response(data):
-                    break  # It counts as not received: the resume has to deliver it again.
+                    break  # It counts as not received, so the resume must deliver it again.
                 cursor = event_id or cursor
                 self.before += bool(data)
                 if cursor and (data or self.tool is None):
@@ -216,10 +216,8 @@ async def run(  # noqa: PLR0913 - the options of the command
         else f"the stream of {request} was cut after {_messages(check.before)}, and a GET with Last-Event-ID "
         f"delivered {_messages(check.after)}, the response included"
     )
-    limits = "which workers served the two connections is not known to a client" + (
-        "; whether the call still ran at the cut is not, either"
-        if tool
-        else "; no call was running at the cut: use --tool"
+    limits = "a client cannot know which workers served the two connections" + (
+        ", nor whether the call still ran at the cut" if tool else "; no call was running at the cut: use --tool"
     )
     if as_json:
         print_json("verify", ok=not failure, verified=verified, not_verified=limits, failure=failure, steps=check.steps)

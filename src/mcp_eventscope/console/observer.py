@@ -1,4 +1,7 @@
-"""Reads the facts that the console shows: bounded, and at most once a second whatever the number of viewers."""
+"""Reads the facts that the console shows.
+
+A read is bounded, and there is at most one a second, however many viewers there are.
+"""
 
 import asyncio
 import time
@@ -32,39 +35,39 @@ from mcp_eventscope.telemetry.tracing import session_hash
 INTERVAL = 1.0
 """Seconds between reads, which all viewers share."""
 MAX_INTERVAL = 5.0
-"""Seconds between reads that take long."""
+"""Maximum seconds between reads, however long they take."""
 PAUSE = 4
-"""Reads are apart by this multiple of the length of the last one: reading takes at most a fifth of the time."""
+"""The pause after a read, as a multiple of its duration: reading takes at most a fifth of the time."""
 READ_TIMEOUT = 1.0
 """Seconds for which a request waits for a read. Then it is answered with the previous facts and their age."""
 SCANNED_PER_READ = 5_000
-"""Keys that one read examines, approximately, in steps of less than a millisecond; the next one continues."""
+"""Approximate number of keys that one read examines, in steps of less than a millisecond; the next read continues."""
 MAX_SESSIONS = 5_000
 """Maximum number of tracked sessions."""
 READ_SESSIONS = 120
-"""Sessions that one read refreshes at most: those that are shown, then those that were read longest ago."""
+"""Maximum number of sessions that one read refreshes: those that are shown, then those that were read longest ago."""
 SHOWN = 60
-"""Sessions that are shown: those with running requests, then the youngest."""
+"""Maximum number of sessions that are shown: those with running requests, then the youngest."""
 RECENT_ROWS = 8
-"""Rows of the index of a shown session that one read looks at."""
+"""Maximum number of rows of a shown session's index that one read examines."""
 MAX_RUNS = 8
-"""Runs of a shown session that one read looks at: those of running requests, then the most recent."""
+"""Maximum number of a shown session's runs that one read examines: those of running requests, then the most recent."""
 DETAIL_ROWS = 200
-"""Rows of the index of the one session that is shown in detail."""
+"""The same number of rows for a session that is shown in detail."""
 DETAIL_RUNS = 100
-"""Its runs that are shown."""
+"""Maximum number of runs of a session that is shown in detail."""
 MAX_DETAIL_VIEWS = 8
 """Maximum number of sessions shown in detail at a time, to all viewers together."""
 RATE_READS = 5
 """Reads over which the rate of a session is averaged."""
 EVENT_READS = 2
-"""Chunks of events that are read at the same time."""
+"""Maximum number of chunks of events that are read concurrently."""
 HISTORY = 300
-"""Reads whose rates are kept: the plots of a new page begin with them."""
+"""Number of reads whose rates are kept: the plots of a new page begin with them."""
 NEAR_BOUND = 0.9
-"""The part of a bound from which it counts as almost reached."""
+"""The fraction of a limit from which it counts as almost reached."""
 _TEXT = 200
-"""Characters of a client's text that are shown."""
+"""Maximum number of characters of a client's text that are shown."""
 
 
 class LocalWorker(Protocol):
@@ -88,23 +91,23 @@ class _Facts:
     time: float
     """When they were read, in seconds since 1970."""
     clock: float
-    """The same by Redis's clock."""
+    """The same time by Redis's clock."""
     latency: float
     """Seconds of a round trip."""
     servers: Sequence[ServerFacts]
     workers: Sequence[WorkerFacts]
     sessions: Sequence[SessionFacts]
-    """Those that are shown."""
+    """The sessions that are shown."""
     activity: Mapping[str, ActivityFacts]
-    """By session."""
+    """Their activity, by session."""
     rates: Mapping[str, float]
-    """Events per second, by session; absent until it was read twice."""
+    """Events per second, by session; absent until the session was read twice."""
     known: int
-    """Sessions that are known."""
+    """Number of sessions that are known."""
     truncated: bool
-    """Whether there are more."""
+    """Whether there are more sessions than can be tracked."""
     complete: bool
-    """Whether the database was walked through once."""
+    """Whether a walk has covered the whole database."""
 
 
 class _Count:
@@ -182,7 +185,7 @@ class Observer:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Keep problems until the block ends, which cancels unfinished reads."""
+        """Collect the problems that are logged until the block ends; then cancel unfinished reads."""
         with logs.observed(self.problems.on_log):
             try:
                 yield
@@ -200,7 +203,7 @@ class Observer:
         if (self._reading is None or self._reading.done()) and time.monotonic() - self._ended >= self._pause:
             self._reading = asyncio.create_task(self._read(), name="eventscope-console")
         if self._reading is not None:
-            # Without facts there is nothing to show meanwhile. A read ends in any case: each call has a time limit.
+            # The first read is awaited, since there is nothing to show before it. Each of its calls has a time limit.
             await asyncio.wait([self._reading], timeout=None if self._nothing_known else READ_TIMEOUT)
         return self._document()
 
@@ -255,7 +258,7 @@ class Observer:
             clock=await inspector.clock() / 1_000_000,
             latency=latency,
             servers=servers,
-            # One without a lease is dead, and of interest while sessions name it.
+            # One without a lease is dead, and is shown while sessions name it.
             workers=[each for each in workers if each.alive or each.sessions or each.requests],
             sessions=shown,
             activity=by_session,
@@ -501,7 +504,7 @@ class Observer:
 
 
 def _retrieve(task: asyncio.Task[dict[str, Any]]) -> None:
-    """Take the exception of a task whose viewer may have left."""
+    """Retrieve the exception of a task whose viewer may have disconnected."""
     if not task.cancelled():
         task.exception()
 

@@ -54,7 +54,7 @@ LEAST_CONNECTIONS = 8
 """The connections of a worker: three with blocking reads and a subscription, one with writes, and some for replays."""
 
 _CLUSTER = "+cluster"
-"""The end of the schemes for Redis Cluster."""
+"""The suffix of the URL schemes for Redis Cluster."""
 _CLUSTER_ATTEMPTS = 1
 """Retries of a command to a node that has failed, after its successor was looked up. Commits are idempotent."""
 _SCHEMES = ("redis", "rediss", "unix", f"redis{_CLUSTER}", f"rediss{_CLUSTER}")
@@ -113,7 +113,7 @@ def _problem_of(url: str) -> str | None:
 def _text_problem(url: str) -> str | None:
     if not url.strip():
         return f"be a URL, got {url!r}; leave it out, or {_EXAMPLES}"
-    if _CONTROLS.search(url.strip()):  # urlsplit would leave them out.
+    if _CONTROLS.search(url.strip()):  # urlsplit would drop them silently.
         return f"have no tab or line break, got one; {_EXAMPLES}, and percent-encode it"
     scheme = _SCHEME.match(url)
     if scheme is None or scheme[0] not in _SCHEMES:
@@ -229,15 +229,15 @@ def connect(url: str) -> aioredis.Redis:
         socket_connect_timeout=CONNECT_TIMEOUT,
         socket_timeout=REPLY_TIMEOUT,
         retry=Retry(NoBackoff(), 0),
-        driver_info=None,  # Else each connection begins with CLIENT SETINFO, which is another right.
+        driver_info=None,  # Otherwise each connection sends CLIENT SETINFO, which needs a permission.
     )
     return aioredis.Redis.from_pool(pool)
 
 
 def survive_missing_slots(client: AnyRedis) -> AnyRedis:
-    """Have a client of Redis Cluster survive the answer that no node has a slot.
+    """Let a client of Redis Cluster survive a reply that lists no slots.
 
-    redis-py would raise an `IndexError`, and forget where to ask for nodes.
+    redis-py would raise an `IndexError`, and forget the nodes that it can ask again.
 
     Args:
         client: The client, which is changed if it is one of a cluster.
@@ -280,7 +280,7 @@ def _connect_cluster(url: str) -> AnyRedis:
         retry=Retry(NoBackoff(), _CLUSTER_ATTEMPTS),
         driver_info=None,
         require_full_coverage=False,
-        reinitialize_steps=0,  # Else every few moved slots it closes all connections, with the commands in flight.
+        reinitialize_steps=0,  # Otherwise each few moved slots close all connections, with commands in flight.
         **options,
     )
     return survive_missing_slots(client)
@@ -308,7 +308,7 @@ def require_async(client: object) -> None:
 
 
 def is_cluster(client: AnyRedis) -> bool:
-    """Whether a client's keys are on several nodes, of which one may fail alone."""
+    """Whether a client's keys are on several nodes, any of which may fail alone."""
     return isinstance(client, aioredis.RedisCluster)
 
 
@@ -510,10 +510,10 @@ _FAILURE_REASONS: tuple[tuple[tuple[type[BaseException], ...], FailureReason], .
 
 
 def _cause_of(error: E) -> E | RedisError | OSError:
-    """The error within an error.
+    """The error that another error wraps; the error itself if it wraps none.
 
-    The client of a cluster wraps that of the last node that it tried to connect to. Before Redis 7.0 the error of a
-    command within a script begins with the place in the script, and redis-py does not find its code.
+    A cluster client wraps the error of the last node that it tried to connect to. Before Redis 7.0 the error of a
+    command within a script begins with the position in the script, where redis-py expects the code.
     """
     if isinstance(error, RedisClusterException) and isinstance(error.__cause__, RedisError | OSError):
         return error.__cause__
@@ -540,9 +540,9 @@ def _uses_tls(client: AnyRedis) -> bool:
 
 
 _NO_HELLO = "run Redis 6.2 or later, or Valkey; behind a proxy without RESP3 write ?protocol=2 in the URL"
-"""The fix for a server without the command with which a connection begins."""
+"""The fix for a server without HELLO, the first command of a connection."""
 _UNAUTHENTICATED = ("NOAUTH", "Authentication required", "HELLO must be called with the client already authenticated")
-"""How the errors begin for a client without a password."""
+"""The beginnings of errors that a client without a password receives."""
 
 
 def _store_error(error: RedisError | RedisClusterException | OSError, failed: str, *, tls: bool) -> StoreError:
@@ -552,7 +552,7 @@ def _store_error(error: RedisError | RedisClusterException | OSError, failed: st
         error = error.__cause__  # redis-py wraps the errors that Redis sends during the connection handshake.
     if isinstance(error, RedisTimeoutError | TimeoutError):
         fix = "check its host and port, and whether it is blocked (SLOWLOG GET)"
-        if tls and "connecting" in str(error):  # A port without TLS waits for more of the handshake.
+        if tls and "connecting" in str(error):  # A port without TLS takes the handshake for an incomplete command.
             fix = "if this port has no TLS, write redis:// in the URL"
         return StoreUnavailableError(f"{failed}: no answer in time; {fix}")
     if isinstance(error, AuthenticationError):
@@ -576,16 +576,16 @@ _NO_CLUSTER = "Cluster mode is not enabled"
 
 
 def _answer_of(error: ResponseError) -> str:
-    """Describe an error that Redis answered, with the fix of a mistake in the URL or in the rights of its user."""
+    """Describe an error reply of Redis, with the fix if the URL or the permissions of its user are wrong."""
     answered = f"it answered {str(error).partition(', with args')[0]}"
     if "HELLO" in answered:
         return f"{answered}; {_NO_HELLO}"
     if isinstance(error, MovedError):
         return "it is a node of Redis Cluster; write redis+cluster:// in the URL"
     if isinstance(error, NoPermissionError):
-        return f"{answered}; allow it to the user of the URL (mcp-eventscope doctor prints the ACL of a worker)"
+        return f"{answered}; grant it to the user in the URL (mcp-eventscope doctor prints the ACL of a worker)"
     if isinstance(error, ReadOnlyError):
-        return f"{answered}; let the URL name the primary"
+        return f"{answered}; use the URL of the primary"
     if "DB index is out of range" in answered:
         return f"{answered}; write a lower number at the end of the URL, such as /0"
     return answered

@@ -42,11 +42,11 @@ MAX_KEYS = 1_000_000
 READ_AT_ONCE = 100
 """Sessions or runs that one pipeline reads."""
 INDEX_ROWS = 1000
-"""Rows of a session's index that are read at most, the newest."""
+"""Maximum number of rows of a session's index that are read: the newest."""
 RECENT_ROWS = 128
 """The same, for readers that poll."""
 HANDSHAKE_BYTES = 64 << 10
-"""Bytes of the largest handshake that is read. A client may send one of several megabytes."""
+"""Maximum size in bytes of a handshake that is read: a client may send several megabytes."""
 
 _SECONDS = 1_000_000
 _WORKER = re.compile(r"[0-9a-f]{12}", re.ASCII)
@@ -58,7 +58,7 @@ class Walk:
     """The bounds and the progress of walks through the database."""
 
     max_keys: int = MAX_KEYS
-    """Keys that each walk examines at most, approximately."""
+    """Approximate maximum number of keys that each walk examines."""
     on_step: Callable[[int], None] | None = None
     """Called after each step with the keys that were examined so far."""
     scanned: int = 0
@@ -75,23 +75,26 @@ class Walk:
 
 @dataclass(slots=True)
 class Crawl:
-    """A walk in parts: each part continues where the previous one ended, and the end is followed by the start."""
+    """A walk in parts, each of which continues where the previous one ended.
+
+    After the last part it starts over.
+    """
 
     most: int
-    """Names that are kept at most."""
+    """Maximum number of names that are kept."""
     rounds: int = 0
     """Complete walks."""
     truncated: bool = False
     """Whether names were left out."""
     _nodes: deque[str | None] = field(default_factory=deque)
-    """The masters of a cluster that are not scanned yet in this round, the current one first."""
+    """The masters of a cluster that this round has yet to scan, the current one first."""
     _cursor: str = "0"
     _found: dict[str, None] = field(default_factory=dict)
     _before: dict[str, None] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
-        """The names that this round or the last complete one has found."""
+        """The names that the current round or the last complete one has found."""
         return list((self._before | self._found).keys())[: self.most]
 
     def restart(self) -> None:
@@ -136,7 +139,7 @@ class WorkerFacts:
     lease_seconds: float | None
     """Seconds until its lease expires unless it is renewed; None without a lease."""
     inbox: int
-    """Unread messages of other workers."""
+    """Unread messages from other workers."""
     sessions: int
     """Live sessions whose record names it."""
     requests: int
@@ -278,7 +281,7 @@ class Inspector:
             return await masters(self._redis)
 
     async def ping(self) -> None:
-        """Make a round trip, on a cluster to one of its masters.
+        """Make a round trip; on a cluster, to one of its masters.
 
         Raises:
             StoreError: Redis did not answer.
@@ -288,7 +291,7 @@ class Inspector:
             await Master(self._redis, node).execute_command("PING")
 
     async def clock(self) -> int:
-        """Redis's time in microseconds since 1970, on a cluster that of one of its masters.
+        """Return Redis's time in microseconds since 1970; on a cluster, that of one of its masters.
 
         Raises:
             StoreError: Redis could not be read.
@@ -357,8 +360,8 @@ class Inspector:
         """Look for sessions in the next part of the database.
 
         Args:
-            crawl: Keeps the place, and the ids of the sessions.
-            max_keys: Keys that are examined at most, approximately.
+            crawl: Keeps the position, and the ids of the sessions.
+            max_keys: Approximate maximum number of keys that are examined.
 
         Raises:
             StoreError: Redis could not be read.
@@ -441,7 +444,7 @@ class Inspector:
         """Read the leases and inboxes of workers.
 
         Args:
-            names: Their names; others are left out.
+            names: Their names. A name of another form is skipped.
             sessions: The sessions of each worker.
             requests: The running requests of each worker.
 
@@ -459,7 +462,7 @@ class Inspector:
                 name=name,
                 alive=_number(lease) != -2,
                 lease_seconds=_seconds(lease),
-                inbox=max(0, _number(inbox) - 1),  # An inbox keeps one entry, which is read or no message.
+                inbox=max(0, _number(inbox) - 1),  # One entry always remains: it has been read, or is no message.
                 sessions=sessions.get(name, 0),
                 requests=requests.get(name, 0),
             )
@@ -584,7 +587,9 @@ class Inspector:
         ]
 
     async def positions(self, session_ids: Sequence[str]) -> list[dict[tuple[StreamId, str], int]]:
-        """Read each session's last event numbers, by stream and run: of open runs, and of the most recent others.
+        """Read the last event numbers of sessions, by stream and run.
+
+        Those of open runs, and of the most recent others.
 
         Args:
             session_ids: The sessions.
@@ -688,7 +693,7 @@ class Inspector:
         return f"{pattern_of(self._keys.prefix)}{{*}}{pattern_of(suffix)}"
 
     def _ids_of(self, keys: Iterable[str], suffix: str) -> list[str]:
-        """The sessions of keys with a suffix, without those of a prefix that begins as this one does."""
+        """The session ids in keys with a suffix. Keys of a longer prefix that begins like this one are skipped."""
         found = []
         for key in keys:
             rest = key.removeprefix(self._keys.prefix).removesuffix(suffix)
@@ -698,7 +703,7 @@ class Inspector:
         return found
 
     async def _named(self, session_ids: Sequence[str], rows: int) -> list[dict[str, tuple[StreamId, bytes | None]]]:
-        """Read the streams and entries of sessions' runs: of open ones, and of those in the last rows of the index."""
+        """Read the streams and entries of runs: of open ones, and of those in the last rows of the index."""
         keys = [self._keys.for_session(each) for each in session_ids]
         replies = await self._batches(
             command for each in keys for command in (("HGETALL", each.requests), ("LRANGE", each.index, -rows, -1))
@@ -732,7 +737,8 @@ class Inspector:
 
         Args:
             commands: The commands.
-            optional: Whether a refused command has the reply None. That of a key that another program uses always has.
+            optional: Whether None replaces the error of a refused command. It always replaces that of a key with the
+                type of another program.
         """
         pipeline: Any = self._redis.pipeline(transaction=False)
         for name, *arguments in commands:
@@ -838,7 +844,7 @@ def _run(stream: StreamId, run: str, entry: bytes | None, states: Sequence[Any],
 
 
 def _latest(runs: dict[str, tuple[StreamId, bytes | None]], most: int) -> dict[str, tuple[StreamId, bytes | None]]:
-    """The open runs, and then those that were named last, which are the most recent."""
+    """The open runs, then the last ones of the mapping, which are the most recent."""
 
     def finished(run: tuple[str, tuple[StreamId, bytes | None]]) -> bool:
         _, (_, entry) = run
@@ -885,7 +891,7 @@ def _pairs(reply: Any) -> Iterable[tuple[bytes, int]]:
 
 
 def _cursor(cursor: object) -> str:
-    """The cursor in a reply of SCAN; the client of a cluster names the node with it."""
+    """The cursor in a reply of SCAN. A cluster client returns it together with the name of the node."""
     if isinstance(cursor, dict):
         (cursor,) = cursor.values()
     return cursor.decode("ascii") if isinstance(cursor, bytes) else str(cursor)

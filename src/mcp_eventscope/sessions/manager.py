@@ -82,13 +82,13 @@ _LATE_RECORD_SECONDS = 1.0
 _RECHECK_SECONDS = 0.25
 """Seconds between reads of the record during these waits."""
 _DEFAULT_RETRY_MILLISECONDS = 1000
-"""How long the SDK's clients wait before they reconnect, without a `retry:` of the server."""
+"""How long the SDK's clients wait before they reconnect, unless the server sends `retry:`."""
 _RECONNECTS_PER_SECOND = 200
-"""The rate at which the clients of a stopped worker return, since other workers adopt sessions beside their work."""
+"""The rate at which the clients of a stopped worker reconnect: adopting their sessions is extra work for the others."""
 _SPREAD_SECONDS = (1.0, 10.0)
-"""The least and the most seconds over which they return. A user should not wait longer than that for a response."""
+"""The minimum and maximum seconds over which they reconnect: no user should wait longer for a response."""
 _NO_SESSION = b"0" * 32
-"""The id of no session."""
+"""A session id that no session has."""
 _FIRST_ERROR_STATUS = 400
 """HTTP statuses from here on are errors."""
 
@@ -172,7 +172,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         self._shutdown_timeout = shutdown_timeout
         self._draining_since: float | None = None
         self._ending = ExitStack()
-        """Stops what `drain` has begun."""
+        """Stops the timer with which `drain` ends subscriptions."""
         self._spread = _SPREAD_SECONDS[0]
         self._name = app.name if name is None else name
         self._begun = False
@@ -199,7 +199,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
 
     @staticmethod
     def _check_server(app: object) -> None:
-        """Refuse the low-level server inside of a `FastMCP`. `http_app()` accepts it, since it keeps the protection."""
+        """Refuse the low-level server inside of a `FastMCP`, which lacks its authentication and middleware."""
         refuse_inner("app", app)
 
     @property
@@ -208,7 +208,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         return self._task_group is not None
 
     def serves_modern_clients(self) -> None:
-        """Note that clients of revision 2026-07-28 have parts of their own, so that their requests need no warning."""
+        """Record that other parts serve clients of revision 2026-07-28, so that their requests need no warning."""
         self._telemetry.expects_modern_clients()
 
     @property
@@ -418,7 +418,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         began = anyio.current_time()
         with self._telemetry.using(session_id):
             await super()._handle_stateful_request(scope, receive, end_first)
-        if anyio.current_time() - began > registry.ttl * _RENEWAL_FRACTION:  # Else the renewal at its start suffices.
+        if anyio.current_time() - began > registry.ttl * _RENEWAL_FRACTION:  # Otherwise the first renewal suffices.
             self._renew_soon(session_id)
 
     async def _prepare(
@@ -436,7 +436,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
         record = await self._read_record(session_id, owner, server)
         began = anyio.current_time()
         late = _LATE_RECORD_SECONDS if self._registry.late else 0
-        # As long for a session of another principal, which must look like an unknown one.
+        # The wait is as long for a session of another principal, which must look like an unknown one.
         limits = {UNREAD: _STREAM_WAIT_SECONDS if patient else 0, "absent": late, "other": late, "other_server": late}
         while session_id not in self._server_instances:
             if anyio.current_time() - began >= limits.get(record.state, 0):

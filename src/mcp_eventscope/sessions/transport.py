@@ -228,7 +228,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
                 await response.leave()
             await super().handle_request(scope, receive, response)
         finally:
-            # The result of a call waits for a client that is disconnected, but a call does not wait for one for ever.
+            # A session with a running call is not idle, even if its client has disconnected.
             if self.view.working and self.idle_scope is not None:
                 self.idle_scope.deadline = inf
             self._responses.discard(response)

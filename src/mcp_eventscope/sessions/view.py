@@ -141,7 +141,7 @@ class SessionView(EventStore):
         self.ended: Callable[[], None] | None = None
         """Called when the session was ended on another worker."""
         self.rested: Callable[[], None] | None = None
-        """Called when no request is running here any more, or each one waits for an answer of the client."""
+        """Called when no request is running here any more, or each one awaits an answer from the client."""
         store.bind(ended=self._ended, fenced=self._fenced)
 
     def _ended(self) -> None:
@@ -163,7 +163,7 @@ class SessionView(EventStore):
 
     @property
     def working(self) -> bool:
-        """Whether a request is running here that does not wait for an answer of the client."""
+        """Whether a request is running here that does not await an answer from the client."""
         waiting = set(self._asked.values())
         return any(stream_id not in waiting for stream_id in self._open)
 
@@ -208,7 +208,7 @@ class SessionView(EventStore):
         if isinstance(message, JSONRPCRequest):
             self._asked[str(message.id)] = stream_id
             if not self.working and self.rested is not None:
-                self.rested()  # Whether the session is idle depends on its client now.
+                self.rested()  # Only its client keeps the session busy now.
         if stream_id == GET_STREAM_KEY:
             name = GET_STREAM_KEY
         else:
@@ -459,7 +459,7 @@ class SessionView(EventStore):
 
     async def give_up(self) -> None:
         """Answer all running requests with an error, and release the session."""
-        for stream_id in self.operations.running:  # First: the answers may take longer than this task may live.
+        for stream_id in self.operations.running:  # First, as this task may be cancelled before all are answered.
             self._fail(stream_id)
         try:
             for stream_id in tuple(self._open):

@@ -59,7 +59,7 @@ _SLACK = 2000
 """Milliseconds by which a renewal may be late on a busy machine, in addition."""
 _MICROSECONDS = 1_000_000
 _SYNCS_PER_TTL = 2
-"""Synchronizations within a TTL at least, or running tasks would expire."""
+"""Minimum number of synchronizations within a TTL: with fewer, running tasks would expire."""
 
 _put = Script("task_put.lua")
 _sync = Script("task_sync.lua")
@@ -127,7 +127,7 @@ class RedisTaskStore:
         self._sync_interval = sync_interval
         self._max_result_bytes = max_result_bytes
         self._known: dict[str, int] = {}
-        """The tasks that this process runs, and when Redis last had each as an open one, on a clock with suspend."""
+        """When Redis last had each task of this process as an open one, by a clock that includes suspend."""
         self._renewed_at = 0
 
     @property
@@ -224,11 +224,11 @@ class RedisTaskStore:
         expires_in, first, result, *texts = reply
         fields = dict(zip(texts[::2], texts[1::2], strict=True))
         try:
-            # The options of the worker that runs the task may be others than ours.
+            # The worker that runs the task may have other options than this one.
             silence = int(fields[b"ttl"]) - expires_in
             longest = _MISSED_BEATS * int(fields[b"beat"]) + _SLACK
             return _Found(_task(task_id, owner, fields, result, now, first=bool(first)), silence > longest)
-        except (ValueError, KeyError):  # Damaged: as lost as one whose key has another type.
+        except (ValueError, KeyError):  # Damaged: as if lost, like one whose key has another type.
             return None
 
     async def _signal(self, task_id: str, owner: str | None, texts: Sequence[str | bytes]) -> bool | None:
@@ -249,7 +249,8 @@ class RedisTaskStore:
     async def _is_dead(self, worker: str) -> tuple[bool, bool]:
         """Whether the lease of a worker has expired, and whether that is certain.
 
-        It is not certain for one lease after an outage, or after the start of this worker, which cannot know of one.
+        It is uncertain for the length of a lease after an outage, and after the start of this worker, which cannot
+        know of an earlier outage.
         """
         workers = self._backend.workers
         self._check_reachable("read from")

@@ -78,7 +78,7 @@ class _Block:
         self.work: set[asyncio.Task[Any]] = set()
 
     def in_background(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
-        """Do something that the end of the block waits for."""
+        """Start work that the end of the block waits for."""
         task = asyncio.create_task(work, name="eventscope-task")
         self.work.add(task)
         task.add_done_callback(self.work.discard)
@@ -102,7 +102,7 @@ class Run:
         self.cancelled = asyncio.Event()
         """Set when the tool must end: the task was cancelled or fenced, or the process stops."""
         self.failure: ErrorData | None = None
-        """The end of the task if its tool is cancelled: an error. None: it is cancelled by its client."""
+        """The error that ends the task once its tool is cancelled; None: its client cancelled it."""
         self.requests: dict[str, JSONObject] = {}
         self.received: list[str] = []
         self._answers: dict[str, asyncio.Future[JSONObject]] = {}
@@ -206,7 +206,7 @@ class TaskRunner:
         self._runs: dict[str, Run] = {}
         """The running tasks of all blocks."""
         self._stubborn: set[asyncio.Future[Outcome]] = set()
-        """Tools that run on although they were cancelled. Their results are dropped."""
+        """Tools that still run although they were cancelled. Their results are dropped."""
         self._owners: Counter[str | None] = Counter()
         self._wakeup = asyncio.Event()
         self._ended: deque[tuple[float, str]] = deque(maxlen=_REMEMBERED)
@@ -215,7 +215,7 @@ class TaskRunner:
         self._users = 0
         """How often that block was entered."""
         self._blocks = 0
-        """How many blocks need the synchronization: one that accepts tasks, and those that still stop."""
+        """How many blocks need the synchronization: one that accepts tasks, and those that are still stopping."""
         self._started = False
 
     @property
@@ -225,13 +225,14 @@ class TaskRunner:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run tasks until the block ends. The tasks that then run get `shutdown_timeout`, and are failed.
+        """Run tasks until the block ends.
 
-        It may be entered several times, as by servers that run their lifespan for each connection.
+        Tasks that are then still running may finish within `shutdown_timeout`; after that they fail. The block may be
+        entered several times, as by servers that run their lifespan for each connection.
         """
         if self._block is None:
             if not self._blocks:
-                self._wakeup = asyncio.Event()  # Of this event loop, which may be another one than before.
+                self._wakeup = asyncio.Event()  # For this event loop, which may be a new one.
                 self._remove = self._store.on_signal(self._wakeup.set)
                 self._syncing = asyncio.create_task(self._sync_loop(), name="eventscope-tasks-sync")
             self._block, self._started = _Block(), True
@@ -246,13 +247,13 @@ class TaskRunner:
                 await self._stop(block)
 
     async def _stop(self, block: _Block) -> None:
-        """Stop a block. Another one may begin meanwhile, whose tasks this does not affect."""
+        """Stop a block. The tasks of another block that begins meanwhile are not affected."""
         block.stopping, self._block = True, None
         try:
             with anyio.CancelScope(shield=True):
                 await self._drain(block)
         finally:
-            for task in block.work:  # Left if the draining was cancelled.
+            for task in block.work:  # Unfinished if the drain was cancelled.
                 task.cancel()
             self._blocks -= 1
             if not self._blocks:
@@ -285,7 +286,7 @@ class TaskRunner:
             msg = f"{self._max_tasks_per_principal} of your tasks run already; wait for one of them, or cancel it"
             raise Busy(msg)
         self._owners[owner] += 1
-        # Redis may take the task although the reply is lost, or the caller cancelled: the write is never interrupted.
+        # Never interrupt the write: Redis may create the task even if the reply is lost or the caller is cancelled.
         creating = block.in_background(self._store.create(NewTask(owner)))
         try:
             task = await asyncio.shield(creating)
@@ -295,13 +296,13 @@ class TaskRunner:
         except BaseException:
             self._forget(owner)
             raise
-        if block.stopping:  # It has begun to stop meanwhile.
+        if block.stopping:  # It began to stop meanwhile.
             block.in_background(self._discard(creating, owner))
             raise Busy(_STOPPING)
         run = self._runs[task.task_id] = Run(task, block)
         block.runs.add(run)
         block.in_background(self._run(run, tool))
-        if len(self._runs) == 1:  # Else the loop synchronizes at intervals already.
+        if len(self._runs) == 1:  # Otherwise the loop is already synchronizing.
             self._wakeup.set()
         return task
 
@@ -368,7 +369,7 @@ class TaskRunner:
         return running.result()
 
     async def _settle(self, run: Run, outcome: Outcome) -> None:
-        """Store the end of a task, until the store has taken or refused it."""
+        """Store the end of a task; retry until the store accepts or refuses it."""
         store = self._store
         if isinstance(outcome, ErrorData):
             outcome = _storable(outcome)

@@ -413,7 +413,7 @@ def _capability_fixes(found: Capabilities) -> Iterator[str]:
     if rules:
         # Without scripts their commands could not be tested.
         others = "; mcp-eventscope doctor prints the other rights" if Capability.SCRIPTS in missing else ""
-        yield f"allow it to the user of the URL: ACL SETUSER USER {' '.join(rules)}{others}"
+        yield f"grant it to the user in the URL: ACL SETUSER USER {' '.join(rules)}{others}"
     if Capability.WRITES in missing:
         yield "connect to the primary: this server is a replica"
     if Capability.NO_EVICTION in missing:
