@@ -43,7 +43,7 @@ from mcp_eventscope.store.messages import (
 from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowEnd, FollowResult, Miss, ReplayResult
 
 RENEWAL_SECONDS = 5.0
-"""Seconds within which a worker that was suspended for longer than its lease has renewed it, while Redis answers."""
+"""Seconds within which a worker renews its lease after a suspension, if Redis is reachable."""
 _MICROSECONDS = 1_000_000
 _answer = Script("answer.lua")
 _open_standalone = Script("open_standalone.lua")
@@ -336,7 +336,10 @@ class RedisSessionStore:
         return None
 
     async def _never_stored(self, cursor: Cursor) -> bool:
-        """Whether an event that is neither in Redis nor in memory stays so: its worker is this one or dead."""
+        """Whether an event that is neither in Redis nor in memory will never be stored.
+
+        Then its worker is this one, or dead.
+        """
         worker = worker_of(cursor.run)
         return worker == self._shared.worker.name or (
             not self._may_be_stored(cursor) and bool(await self._shared.workers.expired({worker}))
@@ -345,8 +348,8 @@ class RedisSessionStore:
     def _may_be_stored(self, cursor: Cursor) -> bool:
         """Whether an event may still be stored although its worker has no lease.
 
-        An event id shows that its worker has lived at that time. A worker that was suspended for longer than its lease
-        may serve requests before it has renewed the lease.
+        An event id proves that its worker was alive at that time. A worker that was suspended for longer than its
+        lease may serve requests before it renews the lease.
         """
         shared = self._shared
         recent = min(shared.workers.lease, RENEWAL_SECONDS) * _MICROSECONDS
@@ -361,9 +364,8 @@ class RedisSessionStore:
         except StoreUnavailableError:
             if not local:
                 raise
-            await shared.reader.advance(
-                self._keys, delivery, name
-            )  # Events of other workers follow when Redis has recovered.
+            # The events of other workers follow when Redis has recovered.
+            await shared.reader.advance(self._keys, delivery, name)
             return None
         if cursor.number and name not in found and not local and await self._never_stored(cursor):
             # The cursor is unknown: the stream continues from now.
