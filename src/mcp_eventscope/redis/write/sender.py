@@ -1,4 +1,4 @@
-"""Sends batches, reads the replies, and resends unacknowledged batches."""
+"""Sends batches, reads the replies, and retries unacknowledged batches."""
 
 import asyncio
 import contextlib
@@ -294,7 +294,7 @@ class Sender:
                     opened = self._breaker.reason is not None
                     self._breaker.record_success(seconds, probe=isinstance(batch, Probe))
                     if isinstance(batch, Probe) and open_transport.isolated and self._breaker.reason is None:
-                        self._resend(*self._delayed)
+                        self._retry(*self._delayed)
                         if opened:  # A replica may have taken over without the last writes.
                             self._reconnected()
                 self._wake_exchange()
@@ -313,29 +313,30 @@ class Sender:
             self._observers.emit(BatchRetried(reason=reason, events=batch.events, error=text))
         script_missing = reason is FailureReason.NOSCRIPT
         if self._transport is not None and self._transport.isolated and not script_missing:
-            self._resend_later(batch, reason, text)
+            self._retry_later(batch, reason, text)
             return
         self._retry_queue.append((batch, script_missing))
         if not script_missing:
             self._interrupted = error
 
-    def _resend_later(self, batch: Batch, reason: FailureReason, text: str) -> None:
-        """Handle the failure of one node of a cluster."""
+    def _retry_later(self, batch: Batch, reason: FailureReason, text: str) -> None:
+        """Retry a batch after a pause, because a node of a cluster failed; the batches of other nodes continue."""
         if isinstance(batch, Probe):  # Before any node answered.
             self._breaker.open(reason, text)
             return
         delay = (OUTAGE_RETRY if self._breaker.reason else LAST_RETRY) * random.uniform(0.7, 1.0)  # noqa: S311 - spreads
-        self._delayed[batch] = asyncio.get_running_loop().call_later(delay, self._resend, batch)
+        self._delayed[batch] = asyncio.get_running_loop().call_later(delay, self._retry, batch)
         self._breaker.record_failure(reason, text)
 
-    def _resend(self, *batches: Batch) -> None:
+    def _retry(self, *batches: Batch) -> None:
+        """Queue delayed batches, whose node may answer again."""
         for batch in batches:
             self._delayed.pop(batch).cancel()
             self._retry_queue.append((batch, False))
         self._wake_exchange()
 
     async def _on_failure(self, error: Exception) -> None:
-        """Prepare the next attempt, immediately after a first broken connection, which may be stale."""
+        """Pause before the retry, except after a first broken connection, which may have been stale."""
         interrupted, self._interrupted = self._interrupted, None
         # Judged by the end of the exchange: a connection may break after an error reply, too, and lose its replies.
         broken = not isinstance(error, _InterruptedError)
