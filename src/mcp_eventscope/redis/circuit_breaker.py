@@ -45,7 +45,7 @@ class CircuitBreaker:
 
     @property
     def slow(self) -> bool:
-        """Whether the circuit is open, and Redis may answer all the same: late, or now."""
+        """Whether the circuit is open although Redis may answer: too late, or since a moment ago."""
         if self.reason is None or self.reason is FailureReason.TIMEOUT:
             return self.reason is not None
         return asyncio.get_running_loop().time() - self._failed_at > PROBED_SECONDS

@@ -1,4 +1,4 @@
-"""Catalog: latency of resumes, and how close they come to the TTL."""
+"""Catalog: latency of resumes, and how close they come to the TTL. `store` has outcomes and durations of replays."""
 
 from mcp_eventscope.telemetry.declarations import STORE, LogEvent, Metric, MetricType
 

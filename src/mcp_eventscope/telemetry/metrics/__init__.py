@@ -1,1 +1,1 @@
-"""Instruments for Prometheus and OpenTelemetry, and the metrics of each part."""
+"""Instruments for Prometheus and OpenTelemetry, and the updates of the metrics that `telemetry.catalog` declares."""

@@ -1,4 +1,4 @@
-"""Metrics of request states and the answers to them."""
+"""Updates the metrics of request states and the answers to them."""
 
 from mcp_eventscope.request_state.facts import (
     AnswerEnd,

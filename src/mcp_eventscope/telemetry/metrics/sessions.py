@@ -1,4 +1,4 @@
-"""Metrics of sessions, requests and resumes."""
+"""Updates the metrics of sessions, requests and resumes."""
 
 import platform
 

@@ -1,4 +1,4 @@
-"""The metrics of one store, independent of the kind of instruments."""
+"""Updates the metrics of one store, independent of the kind of instruments. `telemetry.catalog` declares them."""
 
 import collections
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Metrics of `subscriptions/listen` streams and their bus."""
+"""Updates the metrics of `subscriptions/listen` streams and their bus."""
 
 from mcp_eventscope.subscriptions.facts import (
     GapFound,

@@ -1,4 +1,4 @@
-"""Metrics of tasks."""
+"""Updates the metrics of tasks."""
 
 from mcp_eventscope.tasks.facts import (
     InputReceived,
