@@ -36,6 +36,7 @@ from mcp_eventscope import (
     http_app,
 )
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.sdk_versions import version_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -71,6 +72,7 @@ async def answer_three_times(session: ClientSession) -> list[str]:
     return texts
 
 
+@pytest.mark.skipif(version_of("mcp").startswith("2.2."), reason="mcp 2.2 passes no answers to prompts")
 async def test_mcpserver_answers_a_prompt_once(state: InstrumentedRequestState) -> None:
     """Prompts and resources ask as tools do."""
     mcp: MCPServer[Any] = MCPServer("orders")

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from mcp_eventscope import EndSubscriptionsOnStop
+from mcp_eventscope.sdk_versions import version_of
 from mcp_eventscope.subscriptions.ending import end_subscriptions, listen_handler
 from support.waiting import until
 
@@ -116,6 +117,11 @@ def test_streams_of_each_kind_of_server_are_found() -> None:
     assert listen_handler(mcp) is None
     mcp.streamable_http_app()
     assert isinstance(listen_handler(mcp), ListenHandler)
+
+
+@pytest.mark.skipif(version_of("mcp").startswith("2.2."), reason="each MCPServer of mcp 2.2 has such streams")
+def test_server_without_subscriptions_has_no_streams() -> None:
+    """`subscriptions=False` leaves nothing to end."""
     without: MCPServer[object] = MCPServer("high-level", subscriptions=False)
     without.streamable_http_app()
     assert listen_handler(without) is None
