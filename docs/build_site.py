@@ -54,6 +54,8 @@ def _stage(every: list[Page]) -> None:
             suffix = f"#{anchor}" if anchor else ""
             if path in targets:
                 return f"{image}[{text}]({relative(page.target, targets[path])}{suffix})"
+            if not (ROOT / path).exists():
+                sys.exit(f"{page.path} must link to files that exist, got {target}")
             if (ROOT / path).suffix in {".png", ".svg"}:
                 copied = f"pictures/{(ROOT / path).name}"
                 (BUILD / "source" / "pictures").mkdir(exist_ok=True)
