@@ -23,13 +23,16 @@ def _end_to_end(directory: Path, *measures: str) -> dict[str, Any]:
 
 
 def test_end_to_end_benchmark_without_faults_reports_figures(tmp_path: Path) -> None:
-    """Latency and processor time are measured for every contestant, at each distance of Redis."""
-    figures = _end_to_end(tmp_path, "latency", "cpu")
+    """Every contestant has figures at each distance of Redis; those with a store are resumed."""
+    figures = _end_to_end(tmp_path, "latency", "cpu", "resume")
     near, distant = (figures["latency"][distance] for distance in ("0", "2"))
     assert distant["round_trip_ms"] >= 2
     assert near["round_trip_ms"] < distant["round_trip_ms"]
     for by in (near["by"], distant["by"], figures["cpu"]):
         assert by.keys() == SERVERS
+    assert figures["resume"].keys() == SERVERS - {"none"}
+    for (run,) in figures["resume"].values():
+        assert 0 < run["p50"] <= run["p99"]
 
 
 def test_end_to_end_benchmark_under_fault_and_load_reports_figures(tmp_path: Path) -> None:
