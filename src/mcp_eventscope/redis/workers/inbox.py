@@ -133,8 +133,7 @@ class Inbox:
             sender, number, kind, session, content = pydantic_core.from_json(body)
             if not (isinstance(number, int) and all(isinstance(text, str) for text in (sender, session, content))):
                 raise ValueError  # noqa: TRY301 - one treatment for all that is no message
-            # Both times are whole milliseconds: one less is never too much.
-            age = (stored_for + int(delay) - 1) / 1e3
+            age = (stored_for + int(delay)) / 1e3
             message = WorkerMessage(MessageKind(kind), session, content, sender, age if 0 <= age <= _OLDEST else 0.0)
         except Exception:  # noqa: BLE001 - whatever another program wrote, the entries after it are read
             self._drop(DropReason.MALFORMED)

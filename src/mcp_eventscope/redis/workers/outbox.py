@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
-from math import inf
+from math import ceil, inf
 from typing import Any, TypeAlias
 
 import anyio
@@ -66,7 +66,7 @@ class _Outgoing:
     @property
     def fields(self) -> tuple[str | bytes | int, ...]:
         """The fields of its entry in Redis: the message, and milliseconds from `send` until now."""
-        return "m", self.body, "delay", int((time.monotonic() - self.sent) * 1000)
+        return "m", self.body, "delay", ceil((time.monotonic() - self.sent) * 1000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,12 +174,7 @@ class SessionWriter:
             run.origin = traceparent
         now = boot_nanoseconds()
         event = PendingEvent(run, seq, self._clock.at(now), now, message, payload, traceparent, final=final)
-        # As `_count`, which would take as long as all of it.
-        session, size = run.session, event.size
-        session.events += 1
-        session.bytes += size
-        self.events += 1
-        self.bytes += size
+        self._count(event)
         if final:
             self._close(run)
         if run.refused:
@@ -195,8 +190,7 @@ class SessionWriter:
         if not run.queued:
             run.queued = True
             self._ready.append(run)
-        if self._linger is None or run.followed or self._flushing or self._queued >= BATCH_EVENTS:
-            self._schedule(urgent=run.followed)
+        self._schedule(urgent=run.followed)
         if not self._may_wait or self._breaker.reason is not None:
             self._overflow()  # Else the caller waits for room first.
         return event
@@ -314,7 +308,7 @@ class SessionWriter:
         pending = run.pending
         sizes = [len(event.payload) for event in islice(pending, run.limit or PART_EVENTS)]
         size, most = sum(sizes), BATCH_BYTES if room is None else room
-        while size > most and len(sizes) > (room is None):
+        while size > most and len(sizes) > (room is None):  # Without `room` the first is taken, whatever its size.
             size -= sizes.pop()
         events = [pending.popleft() for _ in sizes]
         larges = [event for event in events if len(event.payload) > LARGE_PAYLOAD] if size > LARGE_PAYLOAD else []
