@@ -264,14 +264,14 @@ async def test_foreign_text_in_the_inbox_is_ignored_and_counted(connect: Connect
             await on_a.initialize()
             own_inbox = Keys("mcp:").inbox(a.store.coordinator._worker.name)
             await until(lambda: client.exists(own_inbox))
-            forged = pydantic_core.to_json(["x", 1, "ended", session_digest(on_a.session), ""])
+            forged = pydantic_core.to_json(["x", 1, "ended", session_digest(on_a.session), "", 0])
             for text in (
                 b"[" * 100_000,
                 b"{}",
                 b"null",
                 b"\xff",
-                b'["x",1,"unknown","",""]',
-                b'["x","1","stop","",""]',
+                b'["x",1,"unknown","","",0]',
+                b'["x","1","stop","","",0]',
             ):
                 client.xadd(own_inbox, {"m": text, "delay": 0})
             with redis.Redis(host=HOST, port=server.port, db=1) as other:

@@ -46,7 +46,7 @@ TEXTS = st.sampled_from(["", "s", "x" * 100, "\u0000", "\ud800", '["","",""]', '
 SCALARS = st.none() | st.booleans() | st.integers(-(2**80), 2**80) | st.floats() | TEXTS | st.just([1])
 KINDS = st.sampled_from([*MessageKind, "", "other", 7, None])
 ROWS = (
-    st.builds(as_row, TEXTS | SCALARS, SCALARS, KINDS, st.just(session_digest("s")) | SCALARS, SCALARS)
+    st.builds(as_row, TEXTS | SCALARS, SCALARS, KINDS, st.just(session_digest("s")) | SCALARS, SCALARS, SCALARS)
     | st.lists(SCALARS, max_size=8).map(lambda row: as_row(*row))
     | JSON_TEXTS
     | RUBBISH

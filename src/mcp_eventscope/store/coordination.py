@@ -51,7 +51,7 @@ class WorkerMessage:
     sender: str = ""
     """The name of the worker that sent it."""
     age: float = 0.0
-    """Seconds since it was sent, at least; 0.0 if that is not known."""
+    """Seconds since it was sent, accurate to milliseconds; 0.0 if that is not known."""
 
 
 def session_digest(session_id: str) -> str:

@@ -9,6 +9,7 @@ import pydantic_core
 
 from mcp_eventscope.redis.blocking_read import wait_for_entries
 from mcp_eventscope.redis.client import ANSWER_TIMEOUT, AnyRedis, map_redis_errors
+from mcp_eventscope.redis.clock import EventClock, boot_microseconds
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.scripts import Script
@@ -40,13 +41,15 @@ class Inbox:
         redis: The client. The read that waits for messages occupies one of its connections.
         keys: The keys of the root store.
         worker: This process.
+        clock: Synchronized with Redis.
         observers: Report entries that are no messages.
     """
 
-    def __init__(self, redis: AnyRedis, keys: Keys, worker: WorkerId, observers: Observers) -> None:
+    def __init__(self, redis: AnyRedis, keys: Keys, worker: WorkerId, clock: EventClock, observers: Observers) -> None:
         self._redis = redis
         self._keys = keys
         self._worker = worker
+        self._clock = clock
         self._read: dict[str, str] = {}
         """The ids of the last entries that were handled, by key."""
         self._seen: OrderedDict[tuple[str, int], None] = OrderedDict()
@@ -105,6 +108,7 @@ class Inbox:
     async def _receive(self, inbox: str, announcements: str, on_message: Callable[[WorkerMessage], None]) -> bool:
         """Handle what has arrived; returns whether there may be more."""
         keys = [inbox, announcements]
+        asked = boot_microseconds()
         with anyio.fail_after(ANSWER_TIMEOUT):
             read = [self._read.get(each, _FIRST) for each in keys]
             missing, now, *arrived = await _receive(self._redis, keys, [*read, _ENTRIES])
@@ -114,26 +118,34 @@ class Inbox:
         for key, entries in zip(keys, arrived, strict=True):
             for entry_id, fields in entries:
                 self._read[key] = entry_id.decode("ascii")
-                if (message := self._message(now - int(entry_id.partition(b"-")[0]), fields)) is not None:
+                if (message := self._message(now - int(entry_id.partition(b"-")[0]), asked, fields)) is not None:
                     on_message(message)
         return any(len(entries) >= _ENTRIES for entries in arrived)
 
-    def _message(self, stored_for: int, fields: list[bytes]) -> WorkerMessage | None:
+    def _message(self, stored_for: int, asked: int, fields: list[bytes]) -> WorkerMessage | None:
         """Parse one entry; None for this worker's own, one that was handled already, and what is no message.
 
         Args:
-            stored_for: Milliseconds since the entry was written, on Redis's clock. The clocks of workers differ by the
-                delays of the replies from which each learned the time.
+            stored_for: Milliseconds between the writing and the reading of the entry, on Redis's clock.
+            asked: When Redis was asked, in `boot_microseconds`.
             fields: The message and its delay, as an outbox wrote them.
         """
         if len(fields) == 2 and not fields[1]:  # A name and its value: the inbox was opened.
             return None
         try:
             _, body, _, delay = fields
-            sender, number, kind, session, content = pydantic_core.from_json(body)
-            if not (isinstance(number, int) and all(isinstance(text, str) for text in (sender, session, content))):
+            sender, number, kind, session, content, sent = pydantic_core.from_json(body)
+            if not (
+                isinstance(number, int)
+                and isinstance(sent, int)
+                and all(isinstance(text, str) for text in (sender, session, content))
+            ):
                 raise ValueError  # noqa: TRY301 - one treatment for all that is no message
-            age = (stored_for + int(delay)) / 1e3
+            # The clocks of two workers differ by the delays of the replies from which each learned Redis's time. So the
+            # age by these clocks, in microseconds, is only taken within what Redis's milliseconds allow.
+            least = (stored_for - 1 + int(delay)) * 1000
+            most = least + 3000 + boot_microseconds() - asked
+            age = min(max(self._clock.now() - sent, least), most) / 1e6
             message = WorkerMessage(MessageKind(kind), session, content, sender, age if 0 <= age <= _OLDEST else 0.0)
         except Exception:  # noqa: BLE001 - whatever another program wrote, the entries after it are read
             self._drop(DropReason.MALFORMED)

@@ -105,8 +105,10 @@ class Workers:
         self._worker = worker
         self._clock = clock
         """Synchronized with Redis, hence nearly equal on all workers."""
-        self._inbox = Inbox(redis, keys, worker, observers)
-        self._outbox = Outbox(redis, keys, worker, observers, self._call, expired=self.expired, complete=self._complete)
+        self._inbox = Inbox(redis, keys, worker, clock, observers)
+        self._outbox = Outbox(
+            redis, keys, worker, clock, observers, self._call, expired=self.expired, complete=self._complete
+        )
         self._observers = observers
         self.lease = DEFAULT_WORKER_LEASE
         """Seconds without a renewal after which a worker is declared dead."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
-from math import ceil, inf
+from math import inf
 from typing import Any, TypeAlias
 
 import anyio
@@ -17,6 +17,7 @@ from redis import asyncio as aioredis
 from redis.exceptions import ResponseError
 
 from mcp_eventscope.redis.client import AnyRedis, is_refusal
+from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.scripts import SERVING, Serving, serving
@@ -66,7 +67,7 @@ class _Outgoing:
     @property
     def fields(self) -> tuple[str | bytes | int, ...]:
         """The fields of its entry in Redis: the message, and milliseconds from `send` until now."""
-        return "m", self.body, "delay", ceil((time.monotonic() - self.sent) * 1000)
+        return "m", self.body, "delay", int((time.monotonic() - self.sent) * 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +92,19 @@ class Outbox:
         redis: The client.
         keys: The keys of the root store.
         worker: This process.
+        clock: Synchronized with Redis.
         observers: Report messages that were dropped.
         call: Calls Redis, as in `Workers`.
         expired: Returns those workers whose lease has expired.
         complete: Returns whether a record of an age in microseconds names all workers that serve its session.
     """
 
-    def __init__(  # noqa: PLR0913 - constructed in one place
+    def __init__(  # noqa: PLR0913, PLR0917 - constructed in one place
         self,
         redis: AnyRedis,
         keys: Keys,
         worker: WorkerId,
+        clock: EventClock,
         observers: Observers,
         call: Callable[[str, Callable[[], Awaitable[list[Any]]]], Awaitable[list[Any]]],
         *,
@@ -111,6 +114,7 @@ class Outbox:
         self._redis = redis
         self._keys = keys
         self._worker = worker
+        self._clock = clock
         self._call = call
         self._expired = expired
         self._complete = complete
@@ -148,7 +152,7 @@ class Outbox:
                 is not announced.
         """
         self._number += 1
-        row = [self._worker.name, self._number, kind, session_digest(session_id), content]
+        row = [self._worker.name, self._number, kind, session_digest(session_id), content, self._clock.now()]
         seconds = _STOP_SECONDS if kind is MessageKind.STOP else MESSAGE_SECONDS
         body, now = pydantic_core.to_json(row), time.monotonic()
         self._enqueue(_Outgoing(self._number, kind, session_id, to, announced_for, body, now, now + seconds))
