@@ -4,8 +4,8 @@
 -- KEYS[2]  {prefix}{workers}:announcements
 -- ARGV[1]  the id of the last handled entry of the inbox; ARGV[2] of the announcements
 -- ARGV[3]  maximum number of entries of each
--- Returns  { 1 if entries of the inbox may be missing, else 0; milliseconds since 1970; entries; entries },
---          each entry as { id, { "m", message, "delay", milliseconds } }
+-- Returns  { 1 if entries of the inbox may be missing, else 0; microseconds since 1970; entries; entries },
+--          each entry as { id, { "m", message, "delay", microseconds } }
 --
 -- The last handled entry is kept. Where it is missing, Redis has restored an older inbox, or another program has deleted
 -- entries: some that were not handled may be missing, too, and the others may have smaller ids, if Redis's clock has
@@ -33,4 +33,4 @@ elseif ARGV[1] ~= '0-0' then
   end
 end
 local now = redis.call('TIME')
-return { missing, now[1] * 1000 + math.floor(now[2] / 1000), inbox, redis.call('XRANGE', KEYS[2], '(' .. ARGV[2], '+', 'COUNT', ARGV[3]) }
+return { missing, now[1] * 1000000 + now[2], inbox, redis.call('XRANGE', KEYS[2], '(' .. ARGV[2], '+', 'COUNT', ARGV[3]) }

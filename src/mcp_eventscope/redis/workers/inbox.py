@@ -112,13 +112,14 @@ class Inbox:
         with anyio.fail_after(ANSWER_TIMEOUT):
             read = [self._read.get(each, _FIRST) for each in keys]
             missing, now, *arrived = await _receive(self._redis, keys, [*read, _ENTRIES])
+        self._clock.synchronize(now)
         if missing:
             self._drop(DropReason.LOST)
             on_message(WorkerMessage(MessageKind.LOST))
         for key, entries in zip(keys, arrived, strict=True):
             for entry_id, fields in entries:
                 self._read[key] = entry_id.decode("ascii")
-                if (message := self._message(now - int(entry_id.partition(b"-")[0]), asked, fields)) is not None:
+                if (message := self._message(now - int(entry_id.partition(b"-")[0]) * 1000, asked, fields)) is not None:
                     on_message(message)
         return any(len(entries) >= _ENTRIES for entries in arrived)
 
@@ -126,7 +127,8 @@ class Inbox:
         """Parse one entry; None for this worker's own, one that was handled already, and what is no message.
 
         Args:
-            stored_for: Milliseconds between the writing and the reading of the entry, on Redis's clock.
+            stored_for: Microseconds between the writing and the reading of the entry, on Redis's clock, or up to a
+                millisecond more, since the time of the writing is rounded down.
             asked: When Redis was asked, in `boot_microseconds`.
             fields: The message and its delay, as an outbox wrote them.
         """
@@ -142,9 +144,9 @@ class Inbox:
             ):
                 raise ValueError  # noqa: TRY301 - one treatment for all that is no message
             # The clocks of two workers differ by the delays of the replies from which each learned Redis's time. So the
-            # age by these clocks, in microseconds, is only taken within what Redis's milliseconds allow.
-            least = (stored_for - 1 + int(delay)) * 1000
-            most = least + 3000 + boot_microseconds() - asked
+            # age by these clocks is only taken within what Redis's clock alone allows.
+            least = stored_for - 999 + int(delay)
+            most = least + 999 + boot_microseconds() - asked
             age = min(max(self._clock.now() - sent, least), most) / 1e6
             message = WorkerMessage(MessageKind(kind), session, content, sender, age if 0 <= age <= _OLDEST else 0.0)
         except Exception:  # noqa: BLE001 - whatever another program wrote, the entries after it are read

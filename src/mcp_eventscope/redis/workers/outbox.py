@@ -66,8 +66,8 @@ class _Outgoing:
 
     @property
     def fields(self) -> tuple[str | bytes | int, ...]:
-        """The fields of its entry in Redis: the message, and milliseconds from `send` until now."""
-        return "m", self.body, "delay", int((time.monotonic() - self.sent) * 1000)
+        """The fields of its entry in Redis: the message, and microseconds from `send` until now."""
+        return "m", self.body, "delay", int((time.monotonic() - self.sent) * 1_000_000)
 
 
 @dataclass(frozen=True, slots=True)
