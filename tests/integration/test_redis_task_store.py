@@ -326,6 +326,34 @@ async def test_store_with_an_option_out_of_range_names_it(
         RedisTaskStore(RedisEventStore(redis_client).backend, **options)
 
 
+async def test_ttl_does_not_depend_on_the_clocks_of_workers(pair: tuple[Worker, Worker]) -> None:
+    """Redis's clock gives the ages: workers estimate its time, and their estimates differ."""
+    first, second = pair
+    run = await first.create()
+    first.events.backend.clock._offset -= 1_000_000_000
+    second.events.backend.clock._offset += 1_000_000_000
+    ttls, ages = [], []
+    for worker in (first, second, first):
+        task = await worker.tasks.get(run.task.task_id, owner="ada")
+        assert task is not None
+        ttls.append(task.ttl_ms or 0)
+    await second.tasks.request_cancel(run.task.task_id, owner="ada")
+    (signals,) = await first.tasks.sync([run])
+    await first.tasks.set_cancelled(run)
+    for worker in (second, first):
+        task = await worker.tasks.get(run.task.task_id, owner="ada")
+        assert task is not None
+        ttls.append(task.ttl_ms or 0)
+        ages.append(task.collected_after)
+    assert ttls == sorted(ttls)
+    assert ttls[-1] - ttls[0] < CEILING * 1000
+    assert signals.cancel_age is not None
+    assert 0 <= signals.cancel_age < CEILING
+    assert ages[0] is not None
+    assert 0 <= ages[0] < CEILING
+    assert ages[1] is None
+
+
 async def test_signal_wakes_the_worker(pair: tuple[Worker, Worker]) -> None:
     """Pub/sub only wakes up, and no longer after it was removed."""
     first, second = pair

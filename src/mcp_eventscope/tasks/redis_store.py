@@ -217,11 +217,10 @@ class RedisTaskStore:
 
     async def _read(self, task_id: str, owner: str | None) -> _Found | None:
         keys = self._keys(task_id)
-        now = self._backend.clock.now()
-        reply = await self._call("read from", lambda: _read(self._backend.redis, keys, [_digest(owner), now]))
+        reply = await self._call("read from", lambda: _read(self._backend.redis, keys, [_digest(owner)]))
         if not reply:
             return None
-        expires_in, first, result, *texts = reply
+        now, expires_in, first, result, *texts = reply
         fields = dict(zip(texts[::2], texts[1::2], strict=True))
         try:
             # The worker that runs the task may have other options than this one.
@@ -234,7 +233,7 @@ class RedisTaskStore:
     async def _signal(self, task_id: str, owner: str | None, texts: Sequence[str | bytes]) -> bool | None:
         keys = self._backend.keys
         channel = keys.task_signals(_worker_of(task_id))
-        args = [_digest(owner), self._backend.clock.now(), channel, *texts]
+        args = [_digest(owner), channel, *texts]
         function = partial(_signal, self._backend.redis, self._keys(task_id)[:1], args)
         return True if await self._call("write to", function) else None
 
@@ -310,7 +309,7 @@ class RedisTaskStore:
 
     async def _sync_some(self, runs: Sequence[RunState], began: int, *, renews: bool) -> list[RunSignals]:
         keys = [self._keys(run.task.task_id)[0] for run in runs]
-        args: list[str | bytes | int] = [self._ttl if renews else "", self._backend.clock.now()]
+        args: list[str | bytes | int] = [self._ttl if renews else ""]
         for run in runs:
             args += [_run_of(run), run.status_message]
             args += [len(run.input_requests), *run.input_requests, len(run.received), *run.received]
@@ -322,9 +321,7 @@ class RedisTaskStore:
                 continue
             if state == b"open":
                 self._known[run.task.task_id] = began
-            age = None
-            if cancel:  # Damage to one task must not keep the others from their signals.
-                age = max(0, self._backend.clock.now() - int(cancel)) / _MICROSECONDS if cancel.isdigit() else 0.0
+            age = None if cancel == b"" else cancel / _MICROSECONDS
             responses = _responses(answers)
             signals.append(RunSignals(state == b"fenced", age, responses))
         return signals
@@ -389,8 +386,7 @@ class RedisTaskStore:
         texts: Sequence[str | bytes],
         result: bytes,
     ) -> bytes:
-        now = self._backend.clock.now()
-        args = [self._ttl, run, verb, self._backend.worker.name, now, result, len(whole), *whole, *texts]
+        args = [self._ttl, run, verb, self._backend.worker.name, result, len(whole), *whole, *texts]
         reply: bytes = await _put(self._backend.redis, self._keys(task_id), args)
         return reply
 
@@ -402,7 +398,6 @@ class RedisTaskStore:
             "run": _run_of(run),
             "status": TaskStatus.INPUT_REQUIRED if asked else TaskStatus.WORKING,
             "created": task.created_at,
-            "updated": self._backend.clock.now(),
             "ttl": self._ttl,
             "beat": self._beat,
             "poll": task.poll_interval_ms,

@@ -2,14 +2,15 @@
 --
 -- KEYS     the tasks
 -- ARGV[1]  milliseconds until they expire; "" does not renew them
--- ARGV[2]  the time in microseconds
 -- ARGV[…]  for each task: its run; its progress; the number of awaited answers and their keys; the number of keys
 --          that are no longer awaited, and these
--- Returns  for each task a list: "open", "fenced" (it has another run or a final status) or "absent"; when the client
---          asked to cancel it, or ""; then a key and an answer for each answer
+-- Returns  for each task a list: "open", "fenced" (it has another run or a final status) or "absent"; the microseconds
+--          since the client asked to cancel it, or ""; then a key and an answer for each answer
 
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
 local replies = {}
-local a = 3
+local a = 2
 for i, key in ipairs(KEYS) do
   local run, message = ARGV[a], ARGV[a + 1]
   local awaited = a + 3
@@ -23,9 +24,11 @@ for i, key in ipairs(KEYS) do
   elseif known[1] ~= run or (known[2] ~= 'working' and known[2] ~= 'input_required') then
     replies[i] = { 'fenced', '' }
   else
-    local reply = { 'open', known[4] or '' }
+    -- Damage to one task must not keep the others from their signals.
+    local age = known[4] and math.max(now - (tonumber(known[4]) or now), 0) or ''
+    local reply = { 'open', age }
     if message ~= (known[3] or '') then
-      redis.call('HSET', key, 'message', message, 'updated', ARGV[2])
+      redis.call('HSET', key, 'message', message, 'updated', string.format('%.0f', now))
     end
     for j = received, after - 1 do
       if redis.call('HDEL', key, 'r:' .. ARGV[j]) == 1 then
