@@ -334,7 +334,7 @@ async def test_resume_after_the_ttl_is_answered_with_an_error(valkey_url: str, c
             (answer,) = await client.resume(received[0].id)
             assert answer.message["error"]["code"] == EVENTS_GONE
             assert answer.message["id"] == 1
-        # The standalone stream belongs to no request that could be answered: it goes on from now.
+        # The standalone stream belongs to no request that could be answered: it continues.
         async with on_a.get(aside) as response:
             stream = events(response)
             assert "result" in (await call(replace(on_a, url=f"{urls[1]}/mcp"), 2, "announce")).message

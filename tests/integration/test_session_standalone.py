@@ -150,15 +150,32 @@ async def test_standalone_cursor_of_a_recent_event_is_no_miss_before_it_is_store
     assert (await part.replay(recent, Received(), stream_id=GET_STREAM_KEY)).miss is None
 
 
-async def test_standalone_cursor_of_an_unknown_run_is_a_miss(store: RedisEventStore) -> None:
-    """The stream continues from now."""
+async def test_standalone_cursor_of_a_lost_run_keeps_its_other_positions(
+    store: RedisEventStore, other: RedisEventStore
+) -> None:
+    """The stream continues, after a miss, with every event that the client has not received."""
+    part, others = store.for_session("s"), other.for_session("s")
+    first, _ = await append_numbers(part, 0, 1)
+    await append_numbers(others, 2)
+    time = int(first.split("-")[0]) - A_LEASE
+    lost = f"{time}-3-0123456789ab1~1-{run_of(first)}"
+    facts = await part.replay(lost, Received(), stream_id=GET_STREAM_KEY)
+    assert facts.miss is Miss.UNKNOWN
+    received = await replayed(part, facts.last_event_id)
+    assert sorted(received.contents) == [1, 2]
+    await append_numbers(part, 3)
+    assert (await replayed(part, received.ids[-1])).contents == [3]
+
+
+async def test_standalone_cursor_that_names_only_a_lost_run_gets_all_retained_events(store: RedisEventStore) -> None:
+    """A cursor proves nothing about events that it does not name."""
     part = store.for_session("s")
     (first,) = await append_numbers(part, 0)
-    forged = f"{int(first.split('-')[0]) - A_LEASE}-3-0123456789ab1"
-    facts = await part.replay(forged, Received(), stream_id=GET_STREAM_KEY)
+    lost = f"{int(first.split('-')[0]) - A_LEASE}-3-0123456789ab1"
+    facts = await part.replay(lost, Received(), stream_id=GET_STREAM_KEY)
     assert facts.miss is Miss.UNKNOWN
     await append_numbers(part, 1)
-    assert (await replayed(part, facts.last_event_id)).contents == [1]
+    assert (await replayed(part, facts.last_event_id)).contents == [0, 1]
 
 
 async def test_standalone_messages_of_a_dead_worker_are_read(store: RedisEventStore, other: RedisEventStore) -> None:

@@ -368,9 +368,11 @@ class RedisSessionStore:
             await shared.reader.advance(self._keys, delivery, name)
             return None
         if cursor.number and name not in found and not local and await self._never_stored(cursor):
-            # The cursor is unknown: the stream continues from now.
+            # The run is lost, and whether events of it are missing is unknown. Those of other runs follow: the client
+            # has the ones that its cursor names.
             own = self._queue.runs.get(GET_STREAM_KEY) or shared.writer.begin(self._queue, GET_STREAM_KEY, None)
-            delivery.cursor = Cursor(shared.clock.now(), own.name, found | {own.name: own.last})
+            known = {run: number for run, number in cursor.positions.items() if run != name}
+            delivery.cursor = Cursor(shared.clock.now(), own.name, {own.name: 0} | known)
             return Miss.UNKNOWN
         await self._advance_standalone(delivery, found)
         return None

@@ -235,7 +235,7 @@ _NO_RECORD = (
 )
 _NO_EVENT = (
     "Cannot be resumed: the session has no such event (never assigned, or lost by Redis), so a request is answered "
-    "with an error, and a standalone stream continues from now."
+    "with an error, and a standalone stream continues with the other messages that the client has not received."
 )
 _NOT_STORED = (
     " Redis does not have the client's last event yet, or has lost it: the worker stores it from its memory, and the "

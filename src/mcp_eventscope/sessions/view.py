@@ -265,7 +265,7 @@ class SessionView(EventStore):
         complete stream. So this returns only when no further event is due, and the stream is then closed.
 
         If there is nothing to resume from, a request is answered with an error, and the standalone stream continues
-        from now. With an empty stream the client would retry forever.
+        with the events that the cursor does not cover. With an empty stream the client would retry forever.
 
         Args:
             last_event_id: The `Last-Event-ID` (untrusted).
