@@ -1,6 +1,7 @@
 """A session's standalone stream merges a run of each worker."""
 
 import gc
+import re
 import weakref
 from collections.abc import AsyncIterator
 
@@ -9,6 +10,7 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore
+from mcp_eventscope.redis import session_store
 from mcp_eventscope.redis.client import connect
 from mcp_eventscope.redis.session_store import RedisSessionStore
 from mcp_eventscope.redis.write import session_writer
@@ -150,6 +152,32 @@ async def test_standalone_cursor_of_a_recent_event_is_no_miss_before_it_is_store
     assert (await part.replay(recent, Received(), stream_id=GET_STREAM_KEY)).miss is None
 
 
+async def test_standalone_cursor_forgets_runs_of_dead_workers_without_events(
+    redis_client: aioredis.Redis, store: RedisEventStore, other: RedisEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session may outlive many workers, and its event ids must not exceed what proxies accept."""
+    monkeypatch.setattr(session_store, "_FORGOTTEN_AT_ONCE", 1000)
+    part, others = store.for_session("s"), other.for_session("s")
+    (cursor,) = await append_numbers(part, 0)
+    (second,) = await append_numbers(others, 1)
+    dead = [f"{number:012x}1" for number in range(200)]
+    requests = part._keys.requests
+    await redis_client.hset(requests, mapping=dict.fromkeys(dead, "s 5"))
+    retained = dead[7]
+    await redis_client.rpush(part._keys.run(GET_STREAM_KEY, retained), b"5 1\n")
+    await redis_client.expire(part._keys.run(GET_STREAM_KEY, retained), TTL)
+    await redis_client.set(part._keys.worker(run_of(second)[:12]), 1, ex=TTL)
+    positions = "".join(f"~5-{run}" for run in dead)
+    received = Received()
+    facts = await part.replay(f"{cursor}{positions}~1-{run_of(second)}", received, stream_id=GET_STREAM_KEY)
+    assert (facts.miss, facts.missing, received.contents) == (None, 0, [])
+    left = {run_of(cursor), run_of(second), retained}
+    assert {each.decode() if isinstance(each, bytes) else each for each in await redis_client.hkeys(requests)} == left
+    assert set(re.findall(r"-([0-9a-f]+)(?=~|$)", facts.last_event_id)) == left
+    await append_numbers(others, 2)
+    assert (await replayed(part, facts.last_event_id)).contents == [2]
+
+
 async def test_standalone_cursor_of_a_lost_run_keeps_its_other_positions(
     store: RedisEventStore, other: RedisEventStore
 ) -> None:
@@ -164,7 +192,7 @@ async def test_standalone_cursor_of_a_lost_run_keeps_its_other_positions(
     received = await replayed(part, facts.last_event_id)
     assert sorted(received.contents) == [1, 2]
     await append_numbers(part, 3)
-    assert (await replayed(part, received.ids[-1])).contents == [3]
+    assert (await replayed(part, received.ids[-1] or "")).contents == [3]
 
 
 async def test_standalone_cursor_that_names_only_a_lost_run_gets_all_retained_events(store: RedisEventStore) -> None:

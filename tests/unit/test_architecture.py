@@ -214,6 +214,7 @@ def test_imported_package_is_the_installed_wheel() -> None:
         "commit.lua",
         "end.lua",
         "evict.lua",
+        "forget_runs.lua",
         "keep_inbox.lua",
         "open_standalone.lua",
         "peek_runs.lua",

@@ -78,8 +78,8 @@ def test_split_accepts_one_spelling_only(text: str) -> None:
         "-",
         "1:1",
         "{1}",
-        "1" * 2048 + ".1",
-        "1." + "1" * 2047,
+        "1" * event_ids.MAX_ID + ".1",
+        "1." + "1" * (event_ids.MAX_ID - 1),
         "x" * 10_000,
     ],
 )

@@ -1,5 +1,6 @@
 """The store of one session. Its streams are lists, and each worker numbers its own events."""
 
+import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -45,7 +46,13 @@ from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowEnd,
 RENEWAL_SECONDS = 5.0
 """Seconds within which a worker renews its lease after a suspension, if Redis is reachable."""
 _MICROSECONDS = 1_000_000
+_MANY_RUNS = 32
+"""Runs of a standalone stream from which on those that have no more events are forgotten, so that event ids stay short:
+each worker that serves a session adds one to them."""
+_FORGOTTEN_AT_ONCE = 16
+"""Maximum number of these for each resume, which asks Redis for the lease of each one's worker."""
 _answer = Script("answer.lua")
+_forget_runs = Script("forget_runs.lua")
 _open_standalone = Script("open_standalone.lua")
 
 
@@ -374,8 +381,27 @@ class RedisSessionStore:
             known = {run: number for run, number in cursor.positions.items() if run != name}
             delivery.cursor = Cursor(shared.clock.now(), own.name, {own.name: 0} | known)
             return Miss.UNKNOWN
+        if len(found.keys() | cursor.positions) >= _MANY_RUNS:
+            await self._forget_runs(cursor, found)
         await self._advance_standalone(delivery, found)
         return None
+
+    async def _forget_runs(self, cursor: Cursor, found: dict[str, int]) -> None:
+        """Remove runs that have no more events, and never will, from Redis, a cursor and `found`."""
+        shared, own = self._shared, self._shared.worker.name
+        others = [
+            run
+            for run in found.keys() | cursor.positions
+            if run != cursor.run and shared.reader.local(self._keys, GET_STREAM_KEY, run) is None
+        ]
+        tried = random.sample(others, min(len(others), _FORGOTTEN_AT_ONCE))
+        with suppress(StoreError):
+            dead = await shared.workers.expired({worker_of(run) for run in tried} - {own})
+            ended = [run for run in tried if worker_of(run) in dead or worker_of(run) == own]
+            keys = [self._keys.requests, *(self._keys.run(GET_STREAM_KEY, run) for run in ended)]
+            for name in await shared.reader.call(lambda: _forget_runs(shared.redis, keys, ended)):
+                found.pop(name.decode(), None)
+                cursor.positions.pop(name.decode(), None)
 
     async def _advance(self, delivery: Delivery, run: str) -> Chunk | None:
         """Deliver a run's events, or the answer in `requests` that replaces the response."""

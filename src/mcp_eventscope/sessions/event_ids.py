@@ -12,8 +12,9 @@ from mcp.types import RequestId
 
 MAX_NAME = 128
 """The longest stream name in bytes. Longer names are hashed, so that keys and ids stay small."""
-MAX_ID = 2048
-"""The longest accepted id, in characters. An id of a standalone stream has a position for each worker."""
+MAX_ID = 6144
+"""The longest accepted id, in characters: that of a standalone stream has about 20 for each worker that sent events.
+Proxies accept header lines of 8 KiB."""
 
 _ID = re.compile(r"(?P<event>[A-Za-z0-9_~%-]+)\.(?P<stream>!?[A-Za-z0-9_.~%-]+)", re.ASCII)
 _PLAIN = re.compile(r"[A-Za-z0-9_~-]+", re.ASCII)
