@@ -16,7 +16,7 @@ from support.http_client import Connect, Event, HTTPClient, events
 from support.logs import Recorder
 from support.principals import authenticated
 from support.serving import serving
-from support.waiting import until
+from support.waiting import CEILING, until
 
 pytestmark = pytest.mark.anyio
 
@@ -79,7 +79,8 @@ async def worker(
     registry, log = CollectorRegistry(), Recorder()
     app = http_app(
         controlled.mcp,
-        redis_url=valkey_url,
+        redis_url=f"{valkey_url}?socket_timeout={CEILING}",
+        store_timeout=CEILING,  # A resume that waits for Redis is not counted as waiting for its turn.
         key_prefix=key_prefix,
         max_session_bytes=64 * 1024 * 1024,
         registry=registry,

@@ -20,7 +20,7 @@ from mcp_eventscope.store.results import FollowEnd, Miss
 from support.messages import answer, note
 from support.proxy import Proxy
 from support.servers import Valkey
-from support.session_producers import Received, run_of
+from support.session_producers import Received, elements, run_of
 from support.stores import until_settled
 from support.waiting import in_time, until
 
@@ -192,7 +192,25 @@ async def test_standalone_cursor_of_a_lost_run_keeps_its_other_positions(
     received = await replayed(part, facts.last_event_id)
     assert sorted(received.contents) == [1, 2]
     await append_numbers(part, 3)
-    assert (await replayed(part, received.ids[-1] or "")).contents == [3]
+    last = received.ids[-1] or ""
+    assert (await replayed(part, last)).contents == [3]
+    assert "~3-0123456789ab1" in last, "its worker may store the run again"
+
+
+async def test_standalone_run_that_its_worker_stores_again_is_not_delivered_twice(
+    redis_client: aioredis.Redis, store: RedisEventStore, other: RedisEventStore
+) -> None:
+    """The worker was suspended for longer than its lease, while Redis lost all data."""
+    part, others = store.for_session("s"), other.for_session("s")
+    _, last = await append_numbers(others, 0, 1)
+    time, rest = last.split("-", 1)
+    await redis_client.delete(part._keys.requests, part._keys.run(GET_STREAM_KEY, run_of(last)))
+    facts = await part.replay(f"{int(time) - A_LEASE}-{rest}", Received(), stream_id=GET_STREAM_KEY)
+    assert facts.miss is Miss.UNKNOWN
+    await append_numbers(others, 2)
+    stored = await elements(redis_client, part._keys.run(GET_STREAM_KEY, run_of(last)))
+    assert [each.number for each in stored] == [1, 2, 3]
+    assert (await replayed(part, facts.last_event_id)).contents == [2]
 
 
 async def test_standalone_cursor_that_names_only_a_lost_run_gets_all_retained_events(store: RedisEventStore) -> None:

@@ -46,7 +46,7 @@ from mcp_eventscope.store.results import AppendResult, BacklogStatus, FollowEnd,
 RENEWAL_SECONDS = 5.0
 """Seconds within which a worker renews its lease after a suspension, if Redis is reachable."""
 _MICROSECONDS = 1_000_000
-_MANY_RUNS = 32
+_MANY_RUNS = 64
 """Runs of a standalone stream from which on those that have no more events are forgotten, so that event ids stay short:
 each worker that serves a session adds one to them."""
 _FORGOTTEN_AT_ONCE = 16
@@ -375,11 +375,10 @@ class RedisSessionStore:
             await shared.reader.advance(self._keys, delivery, name)
             return None
         if cursor.number and name not in found and not local and await self._never_stored(cursor):
-            # The run is lost, and whether events of it are missing is unknown. Those of other runs follow: the client
-            # has the ones that its cursor names.
+            # The run is lost, and whether events of it are missing is unknown. Those of other runs follow. Every
+            # position is kept: a worker that was suspended and not killed may store its run again from memory.
             own = self._queue.runs.get(GET_STREAM_KEY) or shared.writer.begin(self._queue, GET_STREAM_KEY, None)
-            known = {run: number for run, number in cursor.positions.items() if run != name}
-            delivery.cursor = Cursor(shared.clock.now(), own.name, {own.name: 0} | known)
+            delivery.cursor = Cursor(shared.clock.now(), own.name, {own.name: 0} | cursor.positions)
             return Miss.UNKNOWN
         if len(found.keys() | cursor.positions) >= _MANY_RUNS:
             await self._forget_runs(cursor, found)
