@@ -375,10 +375,14 @@ class RedisSessionStore:
             await shared.reader.advance(self._keys, delivery, name)
             return None
         if cursor.number and name not in found and not local and await self._never_stored(cursor):
-            # The run is lost, and whether events of it are missing is unknown. Those of other runs follow. Every
-            # position is kept: a worker that was suspended and not killed may store its run again from memory.
             own = self._queue.runs.get(GET_STREAM_KEY) or shared.writer.begin(self._queue, GET_STREAM_KEY, None)
-            delivery.cursor = Cursor(shared.clock.now(), own.name, {own.name: 0} | cursor.positions)
+            if shared.writer.find(name) is None:
+                # The run is lost, and whether events of it are missing is unknown. Those of other runs follow. Every
+                # position is kept: a worker that was suspended and not killed may store its run again from memory.
+                positions = {own.name: 0} | cursor.positions
+            else:  # It belongs to another session.
+                positions = found | {own.name: own.last}
+            delivery.cursor = Cursor(shared.clock.now(), own.name, positions)
             return Miss.UNKNOWN
         if len(found.keys() | cursor.positions) >= _MANY_RUNS:
             await self._forget_runs(cursor, found)

@@ -259,7 +259,7 @@ local function commit_whole(k, a, larges, count)
     end
     trim_index(index, indexed, #rows)
   end
-  return 'k' .. string.format('%.0f', number_of(ARGV[elements + count - 1]))
+  return 'k' .. string.match(ARGV[elements + count - 1], '^%d+')
 end
 
 local k, a = 1, 2
