@@ -88,3 +88,20 @@ def test_failures_benchmark_reports_a_resume_on_the_other_worker(tmp_path: Path)
     (run,) = json.loads(output.read_text("utf-8"))["cases"]["other_worker"]["ours"]
     assert (run["outcome"], run["last_status"], run["missing"], run["twice"]) == ("result", "200", 0, 0)
     assert "other_worker" in ran.stdout
+
+
+def test_limits_benchmark_in_small_keeps_the_limits(tmp_path: Path) -> None:
+    """Each client is served, or refused by the session limit, and no worker outgrows its bound."""
+    output = tmp_path / "limits.json"
+    parts = ("streams", "reconnects", "max_sessions")
+    ran = run_benchmark("-m", "benchmarks.limits", "--small", "--output", str(output), "--only", *parts)
+    figures = json.loads(output.read_text("utf-8"))["parts"]
+    assert figures.keys() == set(parts), ran.stderr
+    for name, part in figures.items():
+        assert name in ran.stdout
+        assert part["bystander_failed"] == 0
+        # The bound on latency is that of a machine without other load.
+        assert [problem for problem in part["exceeded"] if not problem.startswith("p99")] == []
+    assert figures["streams"]["statuses"] == {"200": 40}
+    assert (figures["reconnects"]["complete"], figures["reconnects"]["statuses"]) == (12, {"200": 12})
+    assert figures["max_sessions"]["statuses"] == {"200": 4, "503": 4}
