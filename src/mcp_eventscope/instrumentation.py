@@ -129,7 +129,7 @@ class InstrumentedEventStore(EventStore):
         self._recorded: list[SampledObservation] = []
         """Acknowledged events with recorded spans, for the exemplars of their commit."""
         decorated = self._store
-        self._sinks.count(MetricsSink.configured, self.ttl, lambda: decorated.backlog)
+        self._sinks.configured(self.ttl, lambda: decorated.backlog)
         self._store.observe(self._on_event)
         self._sinks.safely("logs", self._sinks.logs.configured, ttl_missing=observable and self.ttl is None)
 

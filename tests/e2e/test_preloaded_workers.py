@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +25,16 @@ async def leases(url: str) -> set[bytes]:
         return {key async for key in redis.scan_iter(match="mcp:{workers}:worker:*")}
 
 
-async def test_forked_workers_have_leases_and_writers_of_their_own(valkey_url: str, connect: Connect) -> None:
-    """Events of the second worker in a session of the first are stored."""
+async def test_forked_workers_have_leases_and_writers_of_their_own(
+    valkey_url: str, connect: Connect, tmp_path: Path
+) -> None:
+    """Events of the second worker in a session of the first are stored; their parent process is no worker."""
     ports = [free_port(), free_port()]
     others = await leases(valkey_url)
     server = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "support.preloaded", valkey_url, *map(str, ports)),
         cwd=Path(__file__).parents[1],
+        env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
         stdin=asyncio.subprocess.PIPE,
     )
     try:
@@ -43,6 +48,9 @@ async def test_forked_workers_have_leases_and_writers_of_their_own(valkey_url: s
 
         await until(healthy)
         assert len(await leases(valkey_url) - others) == 2
+        scrape = (await first.http.get(f"http://{HOST}:{ports[0]}/metrics")).text
+        assert len(set(re.findall(r'^eventscope_degraded{pid="(\d+)"', scrape, re.MULTILINE))) == 2
+        assert str(server.pid) not in re.findall(r'pid="(\d+)"', scrape)
         await first.initialize()
         second = replace(first, url=f"http://{HOST}:{ports[1]}/mcp")
         for number, on in enumerate((first, first, first, second, second)):

@@ -1,6 +1,7 @@
 """Two workers of each ASGI server resume each other's calls, end in good order, and share their metrics."""
 
 import os
+import re
 import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -160,6 +161,9 @@ async def test_scrape_of_either_worker_sums_both(tree: WorkerTree, client: HTTPC
                 return scrape.total(STORED, message_type="response") == 4  # One of them to initialize.
 
             await until(summed)
+            scrape = (await on.http.get(f"{tree.url}/metrics")).raise_for_status().text
+            workers = set(re.findall(r'^eventscope_degraded{pid="(\d+)"', scrape, re.MULTILINE))
+            assert workers == {str(first), str(second)}, "alerts count the series as workers"
             assert await _pid(tree, on.http) == pid, "the connection had moved"
 
 

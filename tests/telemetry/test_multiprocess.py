@@ -115,7 +115,9 @@ def test_gauges_show_which_worker_is_degraded(tmp_path: Path) -> None:
         tmp_path,
         """
 from mcp_eventscope.store.events import FailureReason, StoreDegraded
+from mcp_eventscope.store.results import BacklogStatus
 sink = instrument()
+sink.waiting(BacklogStatus(events=0, payload_bytes=0))
 ready, write_end = os.pipe()
 child = os.fork()
 if child == 0:
@@ -127,6 +129,85 @@ assert gauges("degraded") == {str(os.getpid()): 0, str(child): 1}, scrape()
 os.kill(child, signal.SIGKILL)
 os.waitpid(child, 0)
 assert gauges("degraded") == {str(os.getpid()): 0}, scrape()
+""",
+    )
+
+
+def test_process_that_only_imports_the_application_is_no_worker(tmp_path: Path) -> None:
+    """The parent of workers has no gauges per worker, which alerts count, until it uses one of its stores."""
+    run(
+        tmp_path,
+        """
+import asyncio, logging
+import mcp.types
+
+logging.disable()  # Warnings about the use of the store.
+
+def using(use):
+    store = InstrumentedEventStore(RedisEventStore(FakeAsyncRedis(), ttl=60), registry=registry)
+    ready, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        asyncio.run(use(store))
+        os.write(write_end, b"x")
+        time.sleep(60)
+    assert os.read(ready, 1)
+    assert gauges("degraded") == followed() == {str(child): 0}, scrape()
+    assert shows('eventscope_ttl_seconds{store="default"} 60.0')
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert gauges("degraded") == {}, scrape()
+
+async def stores(store):
+    await store.store_event("s", mcp.types.JSONRPCNotification(jsonrpc="2.0", method="m"))
+
+async def replays(store):
+    async def send(event):
+        raise AssertionError
+    await store.replay_events_after("0-0", send)
+
+async def starts(store):
+    from mcp_eventscope.telemetry.logs import Log
+    store.started(Log(None))
+
+for use in (stores, replays, starts):
+    using(use)
+assert not list(WHERE.glob("gauge_liveall_*"))
+instrument(name="other").following()
+assert gauges("degraded", "other") == gauges("degraded") == {str(os.getpid()): 0}, scrape()
+instrument(name="third")
+assert gauges("degraded", "third") == {str(os.getpid()): 0}, scrape()
+""",
+    )
+
+
+def test_gauges_that_a_dead_process_left_to_a_forked_child_are_removed(tmp_path: Path) -> None:
+    """A child with the pid of a dead worker, which no scrape has removed yet, has no gauges until it is a worker."""
+    run(
+        tmp_path,
+        """
+sink = instrument()
+sink.following()
+gauge = Path(WHERE, f"gauge_liveall_{os.getpid()}.db").read_bytes()
+latest = os.getpid()
+while True:
+    dead = range(latest + 1, latest + 200)  # Pids are given out in order.
+    for pid in dead:
+        if not Path("/proc", str(pid)).exists():
+            Path(WHERE, f"gauge_liveall_{pid}.db").write_bytes(gauge)
+            Path(WHERE, f"eventscope-{pid}.alive").touch()
+    ready, write_end = os.pipe()
+    latest = os.fork()
+    if latest == 0:
+        os.write(write_end, b"x")
+        time.sleep(60)
+    assert os.read(ready, 1)
+    found = followed()
+    os.kill(latest, signal.SIGKILL)
+    os.waitpid(latest, 0)
+    assert found == {str(os.getpid()): 1}, found
+    if latest in dead:
+        break
 """,
     )
 

@@ -8,7 +8,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from mcp_eventscope.options import check_text
 from mcp_eventscope.store.messages import JSONRPCMessage, StreamId, type_of
-from mcp_eventscope.store.results import AppendResult
+from mcp_eventscope.store.results import AppendResult, BacklogStatus
 from mcp_eventscope.telemetry import catalog, declarations
 from mcp_eventscope.telemetry.logs import Log, Logger, LogSink
 from mcp_eventscope.telemetry.measurements import Measurement
@@ -64,6 +64,11 @@ class Sinks:
             meters.append(otel_sink(name, meter_provider, partial(self.failed, "otel_metrics")))
         self.meters = tuple(meters)
         self.logs = LogSink(name, Log(logger))
+
+    def configured(self, ttl: int | None, pending: Callable[[], BacklogStatus]) -> None:
+        """Record the configuration of the store; see `MetricsSink`. It does not make this process a worker."""
+        for meter in self.meters:
+            self.safely(meter.name, meter.configured, ttl, pending)
 
     def start_span(self) -> tuple[Span | None, str]:
         """Start a store span without making it current. Returns it with the `traceparent` to keep with the event."""
@@ -143,6 +148,7 @@ class Sinks:
         """Call a method of each metrics sink."""
         for meter in self.meters:
             try:
+                meter.instruments.expose_worker()
                 verb(meter, *args, **kwargs)
             except Exception as error:  # noqa: BLE001 - the registry or provider of the application
                 self.failed(meter.name, error)
@@ -159,11 +165,12 @@ class Sinks:
         Returns:
             Records a fact. It never raises.
         """
-        bound = [(meter.name, metrics(meter.instruments)) for meter in self.meters]
+        bound = [(meter, metrics(meter.instruments)) for meter in self.meters]
 
         def record(fact: F) -> None:
-            for name, each in bound:
-                self.safely(name, each.record, fact)
+            for meter, each in bound:
+                self.safely(meter.name, meter.instruments.expose_worker)
+                self.safely(meter.name, each.record, fact)
             self.safely("logs", log, self.logs, fact)
 
         return record

@@ -61,16 +61,18 @@ class _Membership:
         self._pid = 0
         self._descriptor: int | None = None
 
-    def join(self) -> None:
+    def join(self) -> bool:
         """Lock the file of this process for its lifetime; see `join` of the module."""
         where, pid = directory(), os.getpid()
         if where is None or self._pid == pid:
-            return
+            return False
         if self._descriptor is not None:
             inherited, self._descriptor = self._descriptor, None
             os.close(inherited)  # From the parent, unlike the lock.
+        path = where / _HELD.format(pid)
+        reused = path.exists()
         try:
-            self._descriptor = _locked(where / _HELD.format(pid))
+            self._descriptor = _locked(path)
         except OSError as error:
             msg = (
                 f"{VARIABLE} must name an existing, writable directory, got {where} ({error.strerror}); "
@@ -78,22 +80,28 @@ class _Membership:
             )
             raise ValueError(msg) from error
         self._pid = pid
+        return reused
 
     def after_fork(self) -> None:
         """Lock a file of the child's own if the parent had one. A thread of the parent may have held the lock."""
         self.scrape_lock = threading.Lock()
         if self._pid:
             with contextlib.suppress(ValueError):
-                self.join()
+                if self.join():
+                    # prometheus_client has not opened them yet in this process.
+                    mark_process_dead(self._pid, str(directory()))  # type: ignore[no-untyped-call]
 
 
-def join() -> None:
+def join() -> bool:
     """Lock the file of this process for its lifetime; idempotent, and repeated after a fork.
+
+    Returns:
+        Whether a dead process with the same pid has left a lock file, and probably gauges.
 
     Raises:
         ValueError: As in `directory`, or the directory is not writable.
     """
-    PROCESS.single(_Membership).join()
+    return PROCESS.single(_Membership).join()
 
 
 def hold(name: str) -> int | None:

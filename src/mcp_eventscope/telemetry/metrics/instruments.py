@@ -59,6 +59,10 @@ class Histogram(Protocol):
 class Instruments(Protocol):
     """The instruments of one store, built from the catalog. `values` are those of the labels after `store`."""
 
+    def expose_worker(self) -> None:
+        """Expose the gauges per worker: this process records, unlike one that only imports the application."""
+        ...
+
     def buffer(
         self, purpose: str, write: Callable[[ObservationBatch], None], failed: Callable[[Exception], None]
     ) -> ObservationBuffer | None:

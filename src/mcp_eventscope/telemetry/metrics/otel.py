@@ -56,6 +56,9 @@ class _Instruments:
         self._store = store
         self._meter = meter
 
+    def expose_worker(self) -> None:
+        """Nothing: each process exports its own metrics."""
+
     def buffer(
         self, purpose: str, write: Callable[[ObservationBatch], None], failed: Callable[[Exception], None]
     ) -> None:

@@ -4,6 +4,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib.metadata import version
+from threading import Lock
 from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -97,6 +98,13 @@ class _Registrations:
         # which two instruments of the same name would both write.
         self._shared: dict[str, _Family] = {}
         self._stores: set[str] = set()
+        self._hidden: list[_WorkerGauge] = []
+        self._exposed = False
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Replace the lock, which a thread of the parent may have held. A child of a worker is exposed like it."""
+        self._lock = Lock()
 
     def families(self, registry: Registry) -> dict[str, _Family]:
         """Return the instruments on a registry, by name."""
@@ -113,9 +121,28 @@ class _Registrations:
             for family in self._shared.values():
                 registry.register(family)
         else:
-            multiprocess.join()
+            # The gauges of a dead process with the same pid are exposed until they are reset.
+            self._exposed = multiprocess.join()
             self._shared.update({metric.name: _register(metric, registry) for metric in catalog.METRICS})
         return self._shared
+
+    def add_gauge(self, gauge: "_WorkerGauge") -> None:
+        """Expose a gauge as soon as this process is a worker."""
+        with self._lock:
+            if not self._exposed:
+                self._hidden.append(gauge)
+                return
+        gauge.expose()
+
+    def expose_worker(self) -> None:
+        """Expose the gauges per worker; see `Instruments`."""
+        if self._exposed:
+            return
+        with self._lock:
+            while self._hidden:
+                self._hidden[0].expose()
+                del self._hidden[0]
+            self._exposed = True
 
     def buffers(self, registry: Registry) -> dict[tuple[str, str], ObservationBuffer]:
         """Return the buffers by store and purpose; buffered observations outlive the store."""
@@ -165,27 +192,33 @@ class _Instruments:
 
     def __init__(self, store: str, registry: Registry) -> None:
         self._store = store
-        registrations = PROCESS.single(_Registrations)
+        self._registrations = registrations = PROCESS.single(_Registrations)
         self._families = registrations.families(registry)
         self._buffers = registrations.buffers(registry)
-        self._first = multiprocess.directory() is not None and registrations.add_store(store)
+        self._multiprocess = multiprocess.directory() is not None
+        # In multiprocess mode a dead process with the same pid may have left its values.
+        self._reset = self._multiprocess and registrations.add_store(store)
+
+    def expose_worker(self) -> None:
+        self._registrations.expose_worker()
 
     def buffer(
         self, purpose: str, write: Callable[[ObservationBatch], None], failed: Callable[[Exception], None]
     ) -> ObservationBuffer:
         if (self._store, purpose) not in self._buffers:
-            flush_each_turn = multiprocess.directory() is not None
-            self._buffers[self._store, purpose] = ObservationBuffer(write, failed, flush_each_turn=flush_each_turn)
+            self._buffers[self._store, purpose] = ObservationBuffer(write, failed, flush_each_turn=self._multiprocess)
         return self._buffers[self._store, purpose]
 
     def counter(self, metric: declarations.Metric, *values: str) -> Counter:
         return _typed(Counter, self._families[metric.name]).labels(*metric.label_values(self._store, *values))
 
-    def gauge(self, metric: declarations.Metric, *values: str) -> Gauge:
-        child = _typed(Gauge, self._families[metric.name]).labels(*metric.label_values(self._store, *values))
-        if self._first:
-            child.set(0)  # In multiprocess mode a dead process with the same pid may have left its value.
-        return child
+    def gauge(self, metric: declarations.Metric, *values: str) -> "Gauge | _WorkerGauge":
+        family, labels = _typed(Gauge, self._families[metric.name]), metric.label_values(self._store, *values)
+        if self._multiprocess and metric.per_worker:
+            gauge = _WorkerGauge(self._registrations, lambda: _bound(family, labels, reset=self._reset))
+            self._registrations.add_gauge(gauge)
+            return gauge
+        return _bound(family, labels, reset=self._reset)
 
     def histogram(self, metric: declarations.Metric, *values: str) -> _Histogram:
         return _typed(_Histogram, self._families[metric.name]).labels(*metric.label_values(self._store, *values))
@@ -206,6 +239,50 @@ def prometheus_sink(store: str, registry: Registry, failed: Callable[[Exception]
         ValueError: The registry has other metrics of the same names, or multiprocess mode cannot work.
     """
     return MetricsSink("metrics", _Instruments(store, registry), failed)
+
+
+def _bound(family: Gauge, labels: tuple[str, ...], *, reset: bool) -> Gauge:
+    child = family.labels(*labels)
+    if reset:
+        child.set(0)
+    return child
+
+
+class _WorkerGauge:
+    """A gauge per worker, which is absent while this process only imports the application.
+
+    The parent process of workers often does: with `gunicorn --preload`, or `uvicorn.run(…, workers=4)` in the module of
+    the application. Alerts count the series as workers.
+
+    Args:
+        registrations: Exposes all gauges of the process.
+        bind: Returns the exposed gauge.
+    """
+
+    def __init__(self, registrations: _Registrations, bind: Callable[[], Gauge]) -> None:
+        self._registrations = registrations
+        self._bind = bind
+        self._bound: Gauge | None = None
+
+    def expose(self) -> None:
+        """Expose the gauge, initially 0."""
+        self._bound = self._bind()
+
+    def set(self, value: float) -> None:
+        """Set the value."""
+        self._exposed().set(value)
+
+    def inc(self, amount: float = 1) -> None:
+        """Increase the value."""
+        self._exposed().inc(amount)
+
+    def dec(self, amount: float = 1) -> None:
+        """Decrease the value."""
+        self._exposed().dec(amount)
+
+    def _exposed(self) -> Gauge:
+        self._registrations.expose_worker()
+        return self._bind() if self._bound is None else self._bound
 
 
 class _OptionalGauge:

@@ -131,6 +131,7 @@ class MetricsSink:
         self._stored[type_of_class(message)].inc()
 
     def _write(self, batch: ObservationBatch) -> None:
+        self.instruments.expose_worker()
         self._store_seconds["ok"].observe_all(batch.seconds, batch.recorded)
         self._stored_bytes.inc(batch.payload_bytes)
         for message, count in collections.Counter(batch.messages).items():
