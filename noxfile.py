@@ -89,12 +89,15 @@ def licences(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[0])
 def audit(session: nox.Session) -> None:
-    """Look up known vulnerabilities of all that an installation brings; needs the advisory service of the index."""
+    """Look up known vulnerabilities of all that an installation brings; needs the advisory service of PyPI."""
     session.install(*REBUILT, "--upgrade", ".[embedded,grafana,testing]")
-    installed = str(session.run("uv", "pip", "freeze", "--exclude", "mcp-eventscope", silent=True, external=True))
+    freeze = ("uv", "pip", "freeze", "--quiet", "--exclude", "mcp-eventscope")
+    installed = str(session.run(*freeze, silent=True, external=True))
     listed = Path(session.create_tmp()) / "requirements.txt"
     listed.write_text(installed, "utf-8")
-    session.run("uvx", "pip-audit", "--disable-pip", "--no-deps", "--requirement", str(listed), external=True)
+    # Strict: without the service it would skip every dependency, and report that none is vulnerable.
+    command = ("uvx", "pip-audit", "--strict", "--disable-pip", "--no-deps", "--requirement", str(listed))
+    session.run(*command, external=True)
 
 
 def _test(session: nox.Session, *slow: str) -> None:
