@@ -218,6 +218,10 @@ def test_module_that_fails_is_named_with_its_line(directory: Path) -> None:
             "line 1: ModuleNotFoundError: No module named 'no_such_package'; install it in this",
         ),
         ("import os\nos.environ['NOPE']", "line 2: KeyError: 'NOPE'; correct the module"),
+        (
+            "from mcp_eventscope import *\nmcp = http_app(1)",
+            "first.py, line 2: TypeError: mcp must be an MCPServer",
+        ),
         ("mcp = (", "SyntaxError: '(' was never closed; correct the module"),
     ):
         (directory / "first.py").write_text(text, "utf-8")

@@ -21,10 +21,12 @@ from mcp_eventscope.frameworks import fastmcp
 from mcp_eventscope.frameworks.sdk import MCPServer
 from mcp_eventscope.options import given
 from mcp_eventscope.settings import variable
-from mcp_eventscope.telemetry.exposition import multiprocess
 
 SERVER_VARIABLE = "_MCP_EVENTSCOPE_SERVER"
 """Passes the server to worker processes, which import this module."""
+
+
+_PACKAGE = Path(__file__).parents[1]
 
 
 class ServeError(EventscopeError):
@@ -56,11 +58,8 @@ def run(  # noqa: PLR0913 - the options of the command
     sys.path.insert(0, app_dir)
     _check_server(load_server(server), server)  # A mistake is an error here, not in each worker again.
     _check_address(host, port)
-    application: Any = None
     try:
-        # Also before workers start, which would be replaced forever. The files of the metrics have one process each.
-        if workers == 1 or multiprocess.directory() is None:
-            application = app()
+        application: Any = app()  # Also before workers start, which would be replaced forever.
     except (TypeError, ValueError) as error:
         raise click.UsageError(str(error)) from error
     if workers > 1:
@@ -125,19 +124,26 @@ def load_server(server: str) -> Any:
 
 
 def _failure_of(module: str, error: Exception) -> ServeError:
-    """The error for a module that cannot be imported, with the last of its own lines."""
+    """The error for a module that cannot be imported, with the last line outside of this package."""
+    frames = traceback.extract_tb(error.__traceback__)
     places = [
         f"{frame.filename}, line {frame.lineno}: "
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<frozen ") and frame.filename not in {__file__, importlib.__file__}
+        for frame in frames
+        if not frame.filename.startswith("<frozen ") and frame.filename != importlib.__file__ and not _is_ours(frame)
     ]
     reason = "".join(traceback.format_exception_only(error)).strip()
     fix = (
-        "install it in this environment, or correct its name"
+        "; install it in this environment, or correct its name"
         if isinstance(error, ImportError)
-        else "correct the module"
+        else ""  # The reason has one.
+        if places and _is_ours(frames[-1])
+        else "; correct the module"
     )
-    return ServeError(f"{module!r} could not be imported: {places[-1] if places else ''}{reason}; {fix}")
+    return ServeError(f"{module!r} could not be imported: {places[-1] if places else ''}{reason}{fix}")
+
+
+def _is_ours(frame: traceback.FrameSummary) -> bool:
+    return Path(frame.filename).is_relative_to(_PACKAGE)
 
 
 def _is_server(value: object) -> bool:

@@ -46,7 +46,7 @@ def directory() -> Path | None:
     if not named or not Path(named).is_dir():
         msg = (
             f"{VARIABLE} must name an existing, writable directory, got {named!r}; "
-            "create an empty one at each start of the server"
+            "create an empty one at each start of the server, or unset the variable"
         )
         raise ValueError(msg)
     return Path(named)
