@@ -188,6 +188,10 @@ class Proxy:
         """Answer the next commands that contain a text with an error; Redis does not receive them."""
         return self._arm(Fault(token.encode(), times, skip, answer=f"-{error}\r\n".encode()))
 
+    def answer_text(self, token: str, text: str, *, times: int = 1) -> Fault:
+        """Answer the next commands that contain a text with another text."""
+        return self._arm(Fault(token.encode(), times, 0, answer=f"${len(text.encode())}\r\n{text}\r\n".encode()))
+
     def delay_request(self, token: str, *, times: int = 1, skip: int = 0) -> Fault:
         """Hold back the next commands that contain a text, and reset the connection; `deliver` sends them."""
         return self._arm(Fault(token.encode(), times, skip, delayed=True))

@@ -10,8 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from mcp_eventscope import sdk_versions
 from mcp_eventscope.cli.connection import Target, opened, settings_of, walking
 from mcp_eventscope.cli.output import Exit, duration, print_json, print_lines, print_table, size
-from mcp_eventscope.errors import IncompatibleSDKError, StoreRejectedError
+from mcp_eventscope.errors import IncompatibleSDKError, StoreRejectedError, StoreUnavailableError
 from mcp_eventscope.redis.acl import worker_rules
+from mcp_eventscope.redis.client import failure_text
 from mcp_eventscope.redis.inspection import ServerFacts
 from mcp_eventscope.redis.limits import STORE_TIMEOUT
 from mcp_eventscope.redis.self_test import Capability
@@ -66,17 +67,22 @@ async def run(  # noqa: PLR0913 - the options of the command
     settings = settings_of(redis_url, key_prefix, name)
     async with opened(settings) as target:
         latency = await _latency(target)  # First, since no check can run unless Redis is reachable.
-        skew = await _skew(target)
-        servers = await target.inspector.servers()
-        findings = [
-            *(finding for facts in servers for finding in _of_node(facts)),
-            _of_latency(latency),
-            _of_clock(skew),
-            *(await _of_permissions(target) if writes else ()),
-            await _of_ttl(target, max_keys),
-            await _of_name(target),
-            *_of_installation(),
-        ]
+        try:
+            skew = await _skew(target)
+            servers = await target.inspector.servers()
+            findings = [
+                *(finding for facts in servers for finding in _of_node(facts)),
+                _of_latency(latency),
+                _of_clock(skew),
+                *(await _of_permissions(target) if writes else ()),
+                await _of_ttl(target, max_keys),
+                await _of_name(target),
+                *_of_installation(),
+            ]
+        except StoreUnavailableError as error:
+            reason = failure_text(error.__cause__ or error, target.redis).removeprefix("Redis at ")
+            msg = f"{reason}, although it answered PING; if it is a proxy, write the URL of Redis itself"
+            raise StoreUnavailableError(msg) from error
     problems = [each for each in findings if each.severity in {Severity.WARNING, Severity.ERROR}]
     if as_json:
         print_json(
@@ -152,12 +158,13 @@ def _of_server(facts: ServerFacts) -> Iterator[Finding]:
         yield Finding(
             "server",
             Severity.INFO,
-            "the user may not run INFO, so version, role, persistence and memory are unknown",
-            "allow +info, or run doctor as another user",
+            "INFO is refused or empty, so version, role, persistence and memory are unknown",
+            "allow +info to the user; behind a proxy, run doctor with the URL of Redis itself",
         )
         return
-    message = f"{facts.kind} {facts.version}, up for {duration(_number(facts, 'uptime_in_seconds'))}"
-    if facts.kind == "redis" and _version(facts) < _OLDEST:
+    up = f"up for {duration(_number(facts, 'uptime_in_seconds'))}"
+    message = f"{facts.kind} {facts.version or 'of an unknown version'}, {up}"
+    if facts.kind == "redis" and facts.version and _version(facts) < _OLDEST:
         yield Finding("server", Severity.ERROR, f"{message}: too old for the commands of leases and messages", _NEWER)
     else:
         yield Finding("server", Severity.OK, message)
@@ -190,6 +197,8 @@ def _of_replication(facts: ServerFacts) -> Iterator[Finding]:
         return
     if role == "master":
         yield Finding("role", Severity.OK, f"primary with {_number(facts, 'connected_slaves')} replicas")
+    elif role != "slave":
+        yield Finding("role", Severity.INFO, f"{role}; see permissions for whether it accepts writes")
     else:
         yield Finding(
             "role", Severity.ERROR, "a replica, which refuses writes", "set redis_url to the primary, or fail over"
@@ -222,7 +231,7 @@ def _of_memory(facts: ServerFacts) -> Iterator[Finding]:
     if "used_memory" not in facts.info:
         return
     used, limit = _number(facts, "used_memory"), _number(facts, "maxmemory")
-    policy = str(facts.info.get("maxmemory_policy", "unknown"))
+    policy = str(facts.info.get("maxmemory_policy", ""))
     if not limit:
         yield Finding(
             "memory",
@@ -239,7 +248,9 @@ def _of_memory(facts: ServerFacts) -> Iterator[Finding]:
         yield Finding("memory", Severity.WARNING, message, fix)
     else:
         yield Finding("memory", Severity.OK, message)
-    if policy == "noeviction":
+    if not policy:
+        yield Finding("eviction", Severity.INFO, "the server names no policy", "make sure that it does not evict keys")
+    elif policy == "noeviction":
         yield Finding("eviction", Severity.OK, "noeviction")
     else:
         evicted = _number(facts, "evicted_keys")
@@ -253,7 +264,7 @@ def _of_memory(facts: ServerFacts) -> Iterator[Finding]:
 
 def _of_clock(skew: float | None) -> Finding:
     if skew is None:
-        return Finding("clock", Severity.INFO, "the user may not run TIME", "see permissions")
+        return Finding("clock", Severity.INFO, "TIME is refused", "see permissions")
     ahead = "ahead of" if skew > 0 else "behind"
     message = f"Redis is {duration(abs(skew))} {ahead} this host"
     if abs(skew) > CLOCK_SECONDS:
@@ -288,7 +299,7 @@ def _fix_of(missing: Sequence[Capability], key_prefix: str) -> str:
         return _NEWER
     if Capability.WRITES in missing:
         return "set redis_url to the primary"
-    return f"ACL SETUSER <user> {worker_rules(key_prefix)}"
+    return f"ACL SETUSER <user> {worker_rules(key_prefix)}; if the server or a proxy has no such commands, use another"
 
 
 async def _of_ttl(target: Target, max_keys: int) -> Finding:

@@ -577,18 +577,23 @@ _NO_CLUSTER = "Cluster mode is not enabled"
 
 def _answer_of(error: ResponseError) -> str:
     """Describe an error reply of Redis, with the fix if the URL or the permissions of its user are wrong."""
-    answered = f"it answered {str(error).partition(', with args')[0]}"
-    if "HELLO" in answered:
-        return f"{answered}; {_NO_HELLO}"
     if isinstance(error, MovedError):
         return "it is a node of Redis Cluster; write redis+cluster:// in the URL"
-    if isinstance(error, NoPermissionError):
-        return f"{answered}; grant it to the user in the URL (mcp-eventscope doctor prints the ACL of a worker)"
-    if isinstance(error, ReadOnlyError):
-        return f"{answered}; use the URL of the primary"
-    if "DB index is out of range" in answered:
-        return f"{answered}; write a lower number at the end of the URL, such as /0"
-    return answered
+    answered = f"it answered {str(error).partition(', with args')[0]}"
+    fix = ""
+    if "HELLO" in answered:
+        fix = _NO_HELLO
+    elif isinstance(error, NoPermissionError):
+        fix = "grant it to the user in the URL (mcp-eventscope doctor prints the ACL of a worker)"
+    elif isinstance(error, ReadOnlyError):
+        fix = "use the URL of the primary"
+    elif isinstance(error, MasterDownError):
+        fix = "use the URL of the primary, or set replica-serve-stale-data yes"
+    elif "unknown command" in answered:
+        fix = "write the URL of Redis 6.2 or later, or Valkey, not of a proxy that refuses commands"
+    elif "DB index is out of range" in answered:
+        fix = "write a lower number at the end of the URL, such as /0"
+    return f"{answered}; {fix}" if fix else answered
 
 
 def _connection_problem(error: RedisConnectionError | OSError, *, tls: bool) -> str:
@@ -598,6 +603,10 @@ def _connection_problem(error: RedisConnectionError | OSError, *, tls: bool) -> 
     fix = ""
     if not tls and ("closed by" in text or "reset by peer" in text):
         fix = "if this port has TLS, write rediss:// in the URL"
+    elif "max number of clients" in text:
+        fix = "raise maxclients, or close connections of other clients (CLIENT LIST)"
+    elif any(isinstance(each, BusyLoadingError) for each in causes):
+        fix = "wait until it has loaded its data"
     elif "CERTIFICATE_VERIFY_FAILED" in text:
         fix = "pass the file of its CA in the URL (?ssl_ca_certs=…), and a host that the certificate names"
     elif any(each in text for each in _PLAIN_ANSWERS):
