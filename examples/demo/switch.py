@@ -36,6 +36,7 @@ class Switch:
         self._links: set[_Link] = set()
         self._led_to: dict[Any, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = False
 
     @property
     def url(self) -> str:
@@ -45,12 +46,14 @@ class Switch:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Listen on a free port until the block ends."""
+        self._ended = False
         server = await asyncio.start_server(self._accept, HOST, 0)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield
         finally:
             server.close()
+            self._ended = True
             for task in self._tasks:
                 task.cancel()
             if self._tasks:
@@ -89,14 +92,17 @@ class Switch:
         return self._led_to.get(client)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._ended:  # The event loop accepted it before, and reports it after the end of the server.
+            writer.close()
+            return
         task = asyncio.create_task(self._serve((reader, writer)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: writer.close())  # Also if it is cancelled before it has begun.
 
     async def _serve(self, client: _Connection) -> None:
         found = await self._next_backend()
         if found is None:
-            client[1].close()
             return
         port, backend = found
         self._led_to[client[1].get_extra_info("peername")] = port

@@ -1,6 +1,7 @@
 """The demonstration's switch: a cut is a cut, and it hits what carries a stream, and nothing else."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -17,12 +18,14 @@ async def backend(*answer: bytes) -> AsyncIterator[int]:
     """A server that answers each line with these pieces, each in a packet of its own. Yields its port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.readline():
-            for piece in answer:
-                writer.write(piece)
-                await writer.drain()
-                await reader.readline()  # The client asks for the next piece, so that no two travel together.
-        writer.close()
+        try:
+            while await reader.readline():
+                for piece in answer:
+                    writer.write(piece)
+                    await writer.drain()
+                    await reader.readline()  # The client asks for the next piece, so that no two travel together.
+        finally:
+            writer.close()
 
     server = await asyncio.start_server(serve, HOST, 0)
     try:
@@ -153,5 +156,23 @@ def test_switch_keeps_connections_without_a_stream(pieces: tuple[bytes, ...]) ->
             async with switch.running(), Caller.of(switch) as caller:
                 await read(caller, *pieces)
                 assert switch.sever(port) == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_switch_that_ends_closes_a_connection_that_has_just_begun(turns: int) -> None:
+    """However far the connection has come, the client reads its end."""
+
+    async def test() -> None:
+        async with backend(b"a") as port:
+            switch = Switch([port])
+            async with switch.running():
+                reader, writer = await asyncio.open_connection(HOST, switch.port)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            with contextlib.suppress(ConnectionResetError):  # Of what the event loop did not accept.
+                assert await reader.read() == b""
+            writer.close()
 
     run(test)

@@ -1,6 +1,7 @@
 """The fault injection of the tests works: the proxy, its fault plans, and the servers."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 
@@ -83,6 +84,19 @@ async def test_proxy_without_faults_passes_everything(through: aioredis.Redis, k
         await through.connection_pool.disconnect()
         await pubsub.subscribe(key_prefix)
         assert (await pubsub.get_message(timeout=CEILING))["type"] == "subscribe"
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_proxy_that_ends_closes_a_connection_that_has_just_begun(valkey_server: Valkey, turns: int) -> None:
+    """However far the connection has come, the client reads its end, and the garbage collector finds nothing open."""
+    proxy = Proxy(valkey_server.socket)
+    async with proxy.running():
+        reader, writer = await asyncio.open_connection(HOST, proxy.port)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    with anyio.fail_after(CEILING), contextlib.suppress(ConnectionResetError):  # Of what the event loop did not accept.
+        assert await reader.read() == b""
+    writer.close()
 
 
 async def count_to_three(client: aioredis.Redis, key: str) -> None:

@@ -99,6 +99,8 @@ class Proxy:
         self._faults: list[Fault] = []
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = False
+        """Whether the block of `running` is over."""
         self._server: asyncio.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -115,11 +117,13 @@ class Proxy:
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Proxy"]:
         """Listen until the block ends, on a port that is kept."""
+        self._ended = False
         await self.listen()
         try:
             yield self
         finally:
             self.refuse()
+            self._ended = True
             for task in tuple(self._tasks):
                 task.cancel()
             if self._tasks:
@@ -212,11 +216,13 @@ class Proxy:
         reader, writer = await asyncio.open_unix_connection(str(self.target))
         held, fault.held = fault.held, []
         buffer, answered = bytearray(), 0
-        writer.writelines(held)
-        while answered < len(held) and (data := await reader.read(_CHUNK)):
-            buffer += data
-            answered += len(resp.frames(buffer))
-        writer.close()
+        try:
+            writer.writelines(held)
+            while answered < len(held) and (data := await reader.read(_CHUNK)):
+                buffer += data
+                answered += len(resp.frames(buffer))
+        finally:
+            writer.close()
 
     def _arm(self, fault: Fault) -> Fault:
         self._faults.append(fault)
@@ -231,10 +237,14 @@ class Proxy:
         return next((fault for fault in self._faults if fault.concerns(arguments)), None)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._ended:  # The event loop accepted it before, and reports it after the end of the server.
+            writer.close()
+            return
         self.accepted += 1
         task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: writer.close())  # Also if it is cancelled before it has begun.
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = _Link(self, reader, writer)
