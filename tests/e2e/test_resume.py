@@ -121,6 +121,24 @@ async def test_resume_replays_data_byte_for_byte(client: HTTPClient) -> None:
     assert await client.resume(live[0].id) == live[1:]
 
 
+async def test_message_without_a_json_form_is_skipped_on_a_resumed_stream(
+    client: HTTPClient, controlled: ControlledServer
+) -> None:
+    """A tool reports a file name that is not UTF-8: the stream, its call and the session continue."""
+    async with cut_after(client, controlled, "a") as before, client.get(before[-1].id) as response:
+        stream = events(response)
+        controlled.step("work", "b")
+        assert progress([await anext(stream)]) == ["b"]
+        controlled.step("work", "caf\udce9", "c")
+        controlled.finish("work")
+        with anyio.fail_after(CEILING):
+            rest = [event async for event in stream]
+    assert progress(rest) == ["c"]
+    assert rest[-1].message["result"]["structuredContent"] == {"result": "4 steps"}
+    async with client.call(2, "echo", text="x") as response:
+        assert "result" in [event async for event in events(response)][-1].message
+
+
 async def test_resume_beside_a_half_open_connection_is_served(client: HTTPClient, controlled: ControlledServer) -> None:
     """The client resumes while its old connection still stands."""
     async with client.call(1, "steps", name="work") as response:

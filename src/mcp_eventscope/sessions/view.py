@@ -249,9 +249,12 @@ class SessionView(EventStore):
                 self._calls.ended(name)
 
     async def _send_live(self, name: str, message: JSONRPCMessage, *, final: bool) -> None:
-        """Send an event that was not stored to the clients that follow its stream here."""
+        """Send an event that was not stored to the clients that follow its stream here.
+
+        It raises nothing: the caller is the session's router, and a message may have no JSON form.
+        """
         for resume in tuple(self._resuming.get(name, ())):
-            with anyio.move_on_after(_LIVE_SECONDS), suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+            with anyio.move_on_after(_LIVE_SECONDS), suppress(Exception):
                 await resume.send_live(message)
                 if final:
                     resume.scope.cancel()
