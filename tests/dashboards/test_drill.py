@@ -227,7 +227,8 @@ def test_outages_of_the_drill_count_with_duration_and_retries(after: Site) -> No
     assert abs(seconds - sum(ledger.outages)) < len(ledger.outages) * view.interval
     # Events of an outage are stored like others, later.
     assert view.increases("eventscope_store_duration_seconds_count", "outcome") == {"ok": ledger.stored.total()}
-    assert view.increases("eventscope_commit_retries_total", "reason").keys() == {"connection", "noscript"}
+    # No commit meets an outage that another part of the worker has noticed before.
+    assert view.increases("eventscope_commit_retries_total", "reason").keys() - {"connection"} == {"noscript"}
 
 
 @pytest.mark.parametrize("job", [FLEET, SHORT])

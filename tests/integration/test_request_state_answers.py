@@ -290,7 +290,7 @@ async def test_answer_waits_until_its_worker_has_restored_all_of_its_answers(
     key_prefix: str, tool: Tool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long a worker writes its answers again, the others use none before it has finished."""
-    monkeypatch.setattr(request_state_store, "REFRESH_SECONDS", 0.1)
+    monkeypatch.setattr(request_state_store, "REFRESH_SECONDS", 0.5)  # Twice as long, workers may take to announce it.
     monkeypatch.setattr(request_state_answers, "_BATCH_ANSWERS", 1)
     with own_valkey() as server:
         async with pair_on(server, key_prefix, tool) as (one, other):
@@ -311,8 +311,8 @@ async def test_answer_waits_until_its_worker_has_restored_all_of_its_answers(
             async with connect(server.url) as client:
                 await client.flushall()
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(other.answer, states[0])  # The oldest one, which is written last.
                 await until(lambda: calls > 1)
+                tasks.start_soon(other.answer, states[0])  # The oldest one, which is written last.
                 await until(lambda: other.of(AnswersLost))
                 await until(lambda: other.state._uncertain_until < time.monotonic())
                 seen = other.state._finished
