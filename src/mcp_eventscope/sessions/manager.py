@@ -277,6 +277,8 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     async def _measure(self) -> None:
         while True:
             self._telemetry.measure()
+            for transport in self._served():
+                transport.end_stalled()
             await anyio.sleep(_MEASURE_SECONDS)
 
     async def _finish_running(self) -> None:
@@ -580,6 +582,7 @@ class ResumableSessionManager(StreamableHTTPSessionManager):
     async def _discard(self, session_id: str, transport: StreamableHTTPServerTransport) -> None:
         if isinstance(transport, ResumableTransport):
             transport.view.close()
+            transport.hurry()
         if self._server_instances.get(session_id, transport) is transport:
             self._telemetry.ended(session_id, transport, stopping=self._task_group is None)
             self._registry.remove(session_id)

@@ -8,6 +8,7 @@ sends them, and pending events are joined into one piece.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import Any, Self
 
 import anyio
@@ -20,6 +21,12 @@ from mcp_eventscope.store.messages import EventMessage
 
 BUFFER_BYTES = 64 * 1024
 """Rendered bytes of a resumed stream that wait for the client, as many as asyncio buffers for a socket."""
+STALL_SECONDS = 300.0
+"""Seconds after which a stream ends whose client does not read. The client can resume, and loses nothing."""
+SLOWEST_READ = 4096
+"""Bytes per second that a client must read of a large event, within which the server's `send` shows no progress."""
+STREAM_END_SECONDS = 1.0
+"""Maximum seconds for which the end of a stream waits for a client that does not read."""
 
 
 class Response:
@@ -31,12 +38,32 @@ class Response:
         farewell: Returns the last bytes of a stream that the server ends before its time.
     """
 
-    __slots__ = ("_begin", "_begun", "_ended", "_farewell", "_leaving", "_resumable", "_send", "streaming")
+    __slots__ = (
+        "_begin",
+        "_begun",
+        "_ended",
+        "_event_stream",
+        "_farewell",
+        "_leaving",
+        "_resumable",
+        "_send",
+        "_sending_since",
+        "_size",
+        "scope",
+        "streaming",
+    )
 
     def __init__(self, send: Send, *, resumable: bool = False, farewell: Callable[[], bytes] = bytes) -> None:
         self._send = send
         self._farewell = farewell
         self._resumable = resumable
+        self._event_stream = False
+        self._sending_since: float | None = None
+        """Since when the server has been sending a part; None: it has sent all."""
+        self._size = 0
+        """Bytes of the last part."""
+        self.scope = anyio.CancelScope()
+        """The scope of the request: its handler ends when the client does not read (`hurry`, `end_if_stalled`)."""
         self._leaving = False
         """Whether the stream is to end once its client can resume it."""
         self._ended = False
@@ -53,10 +80,13 @@ class Response:
             return
         starts = message["type"] == "http.response.start"
         self.streaming = starts or (self.streaming and message.get("more_body", False))
+        self._sending_since = monotonic()
         await self._send(message)
+        self._sending_since = None
         if starts:
             self._begun = True
-            self._resumable = self._resumable and _is_event_stream(message)
+            self._event_stream = _is_event_stream(message)
+            self._resumable = self._resumable and self._event_stream
             _wake(self._begin)
         await self._sent(message.get("body", b""))
 
@@ -66,7 +96,9 @@ class Response:
             self._begin = asyncio.get_running_loop().create_future()
             await self._begin
         if self.streaming and not self._ended:
+            self._sending_since = monotonic()
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
+            self._sending_since = None
             await self._sent(body)
 
     async def leave(self) -> None:
@@ -81,8 +113,25 @@ class Response:
             await self._send({"type": "http.response.body", "body": self._farewell(), "more_body": False})
             self.streaming = False
 
+    def hurry(self) -> None:
+        """End a stream that has no further events soon, even if its client does not read the pending ones."""
+        if self._event_stream:
+            self.scope.deadline = min(self.scope.deadline, anyio.current_time() + STREAM_END_SECONDS)
+
+    def end_if_stalled(self, now: float) -> None:
+        """End a stream whose client has not read for long, and can resume.
+
+        Args:
+            now: The time of the monotonic clock.
+        """
+        if self._sending_since is None or not (self._resumable and self._event_stream):
+            return
+        if now - self._sending_since > STALL_SECONDS + self._size / SLOWEST_READ:
+            self.scope.cancel()
+
     async def _sent(self, body: bytes) -> None:
         """Look for an event id in what was sent, and end a stream that is to be left."""
+        self._size = len(body)
         self._resumable = self._resumable or body.startswith(b"id: ") or b"\nid: " in body
         if self._leaving and self._resumable and not self._ended:
             await self.end()
@@ -93,12 +142,14 @@ class EventQueue:
 
     Args:
         idle: Awaited when the reader has received all events, before it waits for more.
+        response: The response that sends the events.
     """
 
-    __slots__ = ("_arrival", "_closed", "_events", "_idle", "_room")
+    __slots__ = ("_arrival", "_closed", "_events", "_idle", "_room", "response")
 
-    def __init__(self, idle: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, idle: Callable[[], Awaitable[None]], response: Response) -> None:
         self._idle = idle
+        self.response = response
         self._events: deque[EventMessage] = deque()
         self._closed = False
         self._arrival: asyncio.Future[None] | None = None
@@ -182,7 +233,7 @@ class SSEWriter:
         self._stream = stream
         self._pieces: list[bytes] = []
         self._failure: Exception | None = None
-        self.events = EventQueue(self._flush)
+        self.events = EventQueue(self._flush, response)
         """The source of the events."""
 
     async def send(self, event: Any) -> None:

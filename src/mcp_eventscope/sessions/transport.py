@@ -36,7 +36,7 @@ from mcp_eventscope.sessions._sdk_compat import (
 )
 from mcp_eventscope.sessions.outbound_pipe import replace_outbound_streams
 from mcp_eventscope.sessions.resume_limit import ResumeTurn
-from mcp_eventscope.sessions.sse_writer import Response, SSEBuffer, SSEWriter
+from mcp_eventscope.sessions.sse_writer import STREAM_END_SECONDS, EventQueue, Response, SSEBuffer, SSEWriter
 from mcp_eventscope.sessions.view import Priming, SessionView, WireId, understands_priming
 from mcp_eventscope.store.messages import EventMessage, JSONRPCError, JSONRPCResponse, unwrapped, wrapped
 from mcp_eventscope.telemetry import propagation
@@ -47,8 +47,6 @@ if TYPE_CHECKING:  # Of mcp 2.x.
 
 _PRIMED_SINCE = "2025-11-25"
 """The first revision whose clients support events without data (as in the SDK)."""
-_STREAM_END_SECONDS = 1.0
-"""Maximum seconds for which a stopping server waits to send the end of a stream to a slow client."""
 
 
 class ResumableTransport(StreamableHTTPServerTransport):
@@ -82,7 +80,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
         view.sender = self._sender
         view.rested = self._restart_idle_time
         # Closes the live stream, too: the client resumes and receives the stored answer.
-        view.fenced = super().close_sse_stream
+        view.fenced = self._close_live
         self._stopped = stopped
         self._forward = forward
         self._admit_resume = admit_resume
@@ -199,7 +197,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
     def close_sse_stream(self, request_id: RequestId) -> None:
         """Close the stream of a request, original or resumed, on this and other workers."""
         name = self.view.name_of(str(request_id))
-        super().close_sse_stream(request_id)
+        self._close_live(request_id)
         if name:
             self.view.stop(name)
             self._stopped(name)
@@ -214,7 +212,25 @@ class ResumableTransport(StreamableHTTPServerTransport):
         self.view.stop(name, age)
         stream_id = self.view.stream_of(name)
         if stream_id is not None:
-            super().close_sse_stream(stream_id)
+            self._close_live(stream_id)
+
+    def _close_live(self, request_id: RequestId) -> None:
+        """Close the original stream of a request, even if its client does not read."""
+        queue, _ = self._request_streams.get(str(request_id), (None, None))
+        if isinstance(queue, EventQueue):
+            queue.response.hurry()
+        super().close_sse_stream(request_id)
+
+    def hurry(self) -> None:
+        """End all streams soon, even if their clients do not read: the session has ended."""
+        for response in tuple(self._responses):
+            response.hurry()
+
+    def end_stalled(self) -> None:
+        """End the streams whose clients have not read for long: they can resume, and an unread stream takes memory."""
+        now = monotonic()
+        for response in tuple(self._responses):
+            response.end_if_stalled(now)
 
     async def handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve as the SDK does, and complete streams when the server is stopped.
@@ -224,15 +240,16 @@ class ResumableTransport(StreamableHTTPServerTransport):
         response = Response(send, resumable=scope["method"] == "GET", farewell=partial(self._farewell, scope))
         self._responses.add(response)
         try:
-            if self._draining:
-                await response.leave()
-            await super().handle_request(scope, receive, response)
+            with response.scope:
+                if self._draining:
+                    await response.leave()
+                await super().handle_request(scope, receive, response)
         finally:
             # A session with a running call is not idle, even if its client has disconnected.
             if self.view.working and self.idle_scope is not None:
                 self.idle_scope.deadline = inf
             self._responses.discard(response)
-            with anyio.CancelScope(shield=True), anyio.move_on_after(_STREAM_END_SECONDS), suppress(Exception):
+            with anyio.CancelScope(shield=True), anyio.move_on_after(STREAM_END_SECONDS), suppress(Exception):
                 await response.end()
 
     async def drain(self) -> None:
@@ -244,7 +261,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
 
     @staticmethod
     async def _leave(response: Response) -> None:
-        with anyio.move_on_after(_STREAM_END_SECONDS), suppress(Exception):
+        with anyio.move_on_after(STREAM_END_SECONDS), suppress(Exception):
             await response.leave()
 
     def _farewell(self, scope: Scope) -> bytes:
@@ -295,7 +312,7 @@ class ResumableTransport(StreamableHTTPServerTransport):
             self.stop(name)
             self._stopped(name)
             try:
-                with self.view.connecting(cursor, turn):
+                with self.view.connecting(cursor, turn, send.hurry if isinstance(send, Response) else None):
                     if cursor:
                         await self._serve_stream(cursor, request, send)
                     else:

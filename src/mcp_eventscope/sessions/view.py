@@ -81,7 +81,8 @@ class Priming:
 class _Resume:
     """The state of one resumed stream: its callback, position and cancel scope."""
 
-    def __init__(self, cursor: str, turn: ResumeTurn | None = None) -> None:
+    def __init__(self, cursor: str, turn: ResumeTurn | None = None, hurry: Callable[[], None] | None = None) -> None:
+        self._hurry = hurry
         self.turn = turn
         """Its place among the resumes of its principal; None: it is not limited."""
         self.scope = anyio.CancelScope()
@@ -92,6 +93,12 @@ class _Resume:
         """Whether the response, or an error in its place, has been sent."""
         self.callback: EventCallback | None = None
         """Awaited with each event; None until the response has begun."""
+
+    def end(self) -> None:
+        """End the stream, even if its client does not read."""
+        self.scope.cancel()
+        if self._hurry is not None:
+            self._hurry()
 
     async def _send(self, event: EventMessage) -> None:
         if self.callback is not None:
@@ -284,14 +291,17 @@ class SessionView(EventStore):
         return await self._deliver(resume, last_event_id, send_callback)
 
     @contextmanager
-    def connecting(self, last_event_id: EventId, turn: ResumeTurn | None = None) -> Iterator[_Resume]:
+    def connecting(
+        self, last_event_id: EventId, turn: ResumeTurn | None = None, hurry: Callable[[], None] | None = None
+    ) -> Iterator[_Resume]:
         """Register the current request's resume, so that `stop` and `close` can end it.
 
         Args:
             last_event_id: The `Last-Event-ID`.
             turn: Its place among the resumes of its principal; None: it is not limited.
+            hurry: Called when the stream ends: its response must not wait for a client that does not read.
         """
-        resume = _Resume(last_event_id, turn)
+        resume = _Resume(last_event_id, turn, hurry)
         self._resuming[resume.name].add(resume)
         token = _connecting.set(resume)
         try:
@@ -451,14 +461,14 @@ class SessionView(EventStore):
         stopped = anyio.current_time() - age
         for resume in tuple(self._resuming.get(name, ())):
             if resume.began_at <= stopped:
-                resume.scope.cancel()
+                resume.end()
 
     def close(self) -> None:
         """End all resumes when the session ends here."""
         self._closed = True
         for resumes in tuple(self._resuming.values()):
             for resume in tuple(resumes):
-                resume.scope.cancel()
+                resume.end()
 
     async def give_up(self) -> None:
         """Answer all running requests with an error, and release the session."""
