@@ -234,10 +234,12 @@ def connect(url: str) -> aioredis.Redis:
     return aioredis.Redis.from_pool(pool)
 
 
-def survive_missing_slots(client: AnyRedis) -> AnyRedis:
-    """Let a client of Redis Cluster survive a reply that lists no slots.
+def correct_cluster_client(client: AnyRedis) -> AnyRedis:
+    """Correct two faults of redis-py's client of Redis Cluster in how it learns the nodes.
 
-    redis-py would raise an `IndexError`, and forget the nodes that it can ask again.
+    * After a reply that lists no slots it would raise an `IndexError`, and forget the nodes that it can ask again.
+    * Before 8.1, slots lead to new objects of nodes that it knows already. Their connections would stay open when it
+      learns the nodes again, and when it is closed.
 
     Args:
         client: The client, which is changed if it is one of a cluster.
@@ -247,16 +249,20 @@ def survive_missing_slots(client: AnyRedis) -> AnyRedis:
     """
     if not isinstance(client, aioredis.RedisCluster) or "initialize" in vars(client):
         return client
-    initialize = client.initialize
+    initialize, nodes = client.initialize, client.nodes_manager
 
     async def ask(*args: Any, **options: Any) -> aioredis.RedisCluster:
-        asked = dict(client.nodes_manager.startup_nodes)
+        asked, slots = dict(nodes.startup_nodes), nodes.slots_cache
         try:
-            return await initialize(*args, **options)
+            found = await initialize(*args, **options)
         except IndexError as error:
-            client.nodes_manager.startup_nodes = asked
+            nodes.startup_nodes = asked
             msg = "no node serves a slot"
             raise RedisClusterException(msg) from error
+        if nodes.slots_cache is not slots:
+            for each in {id(each): each for each in nodes.slots_cache.values()}.values():
+                each[:] = [nodes.nodes_cache.get(node.name, node) for node in each]
+        return found
 
     client.initialize = ask  # type: ignore[method-assign]
     return client
@@ -283,7 +289,7 @@ def _connect_cluster(url: str) -> AnyRedis:
         reinitialize_steps=0,  # Otherwise each few moved slots close all connections, with commands in flight.
         **options,
     )
-    return survive_missing_slots(client)
+    return correct_cluster_client(client)
 
 
 def require_async(client: object) -> None:

@@ -12,11 +12,11 @@ from mcp_eventscope.redis.client import (
     AnyRedis,
     address_of,
     call,
+    correct_cluster_client,
     is_cluster,
     kind_of,
     require_async,
     require_one_slot,
-    survive_missing_slots,
 )
 from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import EVENT_ID, Keys
@@ -121,7 +121,7 @@ class RedisEventStore(EventStore):
             backlog_events=backlog_events,
             max_session_bytes=max_session_bytes,
         )
-        self._redis = survive_missing_slots(redis)
+        self._redis = correct_cluster_client(redis)
         self._keys = Keys(key_prefix)
         self._ttl = ttl
         self._worker = WorkerId()
