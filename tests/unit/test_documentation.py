@@ -128,13 +128,17 @@ def test_figures_of_the_soak_are_the_measured_ones() -> None:
     workers = sum(count for name, count in faults.items() if name.startswith("worker"))
     redis = sum(count for name, count in faults.items() if name.startswith("redis"))
     for row in (
-        f"| calls, of them by the SDK's client | {total['calls']:,}, {total['by_the_sdk_client']:,} |",
-        f"| streams that clients cut, calls resumed | {total['cuts']:,}, {total['resumes']:,} |",
-        f"| messages, of them outside of calls | {total['messages']:,}, {total['standalone_messages']:,} |",
-        f"| faults of workers, of Redis | {workers}, {redis} |",
+        f"| calls | {total['calls']:,} |",
+        f"| … by the SDK's client | {total['by_the_sdk_client']:,} |",
+        f"| … that were resumed | {total['resumes']:,} |",
+        f"| streams that clients cut | {total['cuts']:,} |",
+        f"| messages | {total['messages']:,} |",
+        f"| … outside of calls | {total['standalone_messages']:,} |",
+        f"| faults of workers | {workers} |",
+        f"| faults of Redis | {redis} |",
     ):
         assert row in page
-    assert f"Runs: {len(soak['runs'])}\n" in page
+    assert f"Sums of {len(soak['runs'])} runs\n" in page
 
 
 def test_readme_names_what_exists() -> None:

@@ -1,4 +1,4 @@
-"""Where the drill takes place: three deployments, the Valkeys below them, and the Prometheus that watches."""
+"""Where the drill takes place: four deployments, the Valkeys below them, and the Prometheus that watches."""
 
 import json
 import statistics
