@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -202,8 +203,11 @@ async def test_tail_prints_events_and_payloads_only_on_request(call: Call, opera
 
 async def test_end_without_confirmation_changes_nothing(call: Call, operator: Operator) -> None:
     """An operator who does not confirm ends nothing; an unknown session is an error."""
-    code, text = await anyio.to_thread.run_sync(partial(_run, "sessions", "end", call.session, url=operator.redis_url))
-    assert (code, text) == (Exit.INTERRUPTED, "")
+    unanswered = partial(_run, "sessions", "end", call.session, "--json", url=operator.redis_url)
+    code, text = await anyio.to_thread.run_sync(unanswered)
+    assert (code, "add --yes" in json.loads(text)["error"]["message"]) == (Exit.USAGE, True)
+    interrupted = partial(_interrupted_at, "[y/N]: ", "sessions", "end", call.session, url=operator.redis_url)
+    assert await anyio.to_thread.run_sync(interrupted) == Exit.INTERRUPTED
     answered = partial(_run, "sessions", "end", call.session, "--json", url=operator.redis_url, typed="n\n")
     code, text = await anyio.to_thread.run_sync(answered)
     assert (code, json.loads(text)["ended"]) == (Exit.FAILED, False)
@@ -344,6 +348,20 @@ def _run(*arguments: str, url: str = "", typed: str = "") -> tuple[int, str]:
     """Run a command in a process of its own; its exit code and standard output."""
     ran = subprocess.run(_command(*arguments, url=url), capture_output=True, text=True, check=False, input=typed)
     return ran.returncode, ran.stdout
+
+
+def _interrupted_at(text: str, *arguments: str, url: str) -> int:
+    """Interrupt a command once its standard error ends with a text; its exit code."""
+    command = _command(*arguments, url=url)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking:
+        assert asking.stderr is not None
+        shown = ""
+        while not shown.endswith(text):
+            read = asking.stderr.read(1)
+            assert read, shown
+            shown += read
+        asking.send_signal(signal.SIGINT)
+        return asking.wait(CEILING)
 
 
 @contextmanager

@@ -239,6 +239,19 @@ def test_characters_that_act_on_a_terminal_are_escaped(capsys: pytest.CaptureFix
     assert "[bold]\\x1b[31mx[/bold]" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("columns", [20, 40, 200])
+def test_table_hides_no_column_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    """The terminal wraps its lines."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_table(("session", "state", "age", "workers"), [["s" * 32, "running", "1m 30s", "w" * 12]])
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["session", "state", "age", "workers"]
+    assert row.split() == ["s" * 32, "running", "1m", "30s", "w" * 12]
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(None, ""), (0.04, "0.0s"), (9.94, "9.9s"), (61, "1m 1s"), (3600, "1h"), (93784, "1d 2h")]
 )

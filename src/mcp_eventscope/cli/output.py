@@ -108,6 +108,12 @@ def print_error(text: str) -> None:
     sys.stderr.write("".join(f"{printable(line)}\n" for line in text.splitlines()))
 
 
+_GAP = 2
+"""The width between two columns."""
+_READABLE = 12
+"""The width from which the texts of a column are folded."""
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
     """Print a table. Cells are texts without markup; None is an empty cell."""
     from rich.console import Console  # noqa: PLC0415 - JSON needs no table
@@ -119,11 +125,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
     table = Table(box=None, pad_edge=False)
     for place, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=place == 0)  # The first one is an id, to be copied.
+    longest = [len(column) for column in columns]
     for row in rows:
-        table.add_row(*(each if isinstance(each, Text) else Text(_cell(each)) for each in row))
-    # A pipe has no width: rows stay whole there.
-    width = None if sys.stdout.isatty() else 10_000
-    console = Console(highlight=False, width=width)
+        cells = [each if isinstance(each, Text) else Text(_cell(each)) for each in row]
+        table.add_row(*cells)
+        longest = [max(known, each.cell_len) for known, each in zip(longest, cells, strict=True)]
+    console = Console(highlight=False)
+    if sys.stdout.isatty():
+        # On a narrower terminal rich would hide columns; the terminal itself wraps the lines.
+        least = longest[0] + sum(_GAP + min(length, _READABLE) for length in longest[1:])
+        console.width = max(console.width, least)
+    else:
+        console.width = 10_000  # A pipe has no width: rows stay whole there.
     with console.capture() as captured:
         console.print(table)
     # Cells are padded to the width of their column, also the last ones.

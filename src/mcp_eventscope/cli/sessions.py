@@ -1,8 +1,9 @@
 """`workers` and `sessions`: lists and single sessions, and the end of a session."""
 
+import signal
+import threading
 from collections.abc import Sequence
 
-import anyio
 import click
 
 from mcp_eventscope.cli.connection import NotFoundError, Target, opened, settings_of, walking
@@ -152,8 +153,7 @@ async def end(settings: Settings, session: str, *, yes: bool, max_keys: int, as_
             calls = f"{facts.running} running {'call' if facts.running == 1 else 'calls'}"
             hashed = session_hash(session_id)
             question = f"End session {hashed} ({facts.state}, {calls}) on all workers, and delete its events?"
-            # In a thread: the connection to Redis stays served. On standard error: the result is on standard output.
-            ended = await anyio.to_thread.run_sync(lambda: click.confirm(question, err=True))
+            ended = _confirmed(question)
         if ended:
             await _end(target, session_id, facts)
     if as_json:
@@ -161,6 +161,27 @@ async def end(settings: Settings, session: str, *, yes: bool, max_keys: int, as_
     else:
         print_lines([f"session {session_hash(session_id)} {'ended' if ended else 'not ended, as answered'}"])
     return Exit.OK if ended else Exit.FAILED
+
+
+def _confirmed(question: str) -> bool:
+    """Ask on standard error: the result is on standard output.
+
+    Raises:
+        UsageError: Standard input has no answer.
+    """
+    # On SIGINT the event loop cancels its task, which would wait for the answer: Ctrl+C would end nothing.
+    own = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler) if own else None
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort as error:
+        if not isinstance(error.__context__, EOFError):
+            raise
+        msg = "--yes must be given, or standard input must answer the question, got neither; add --yes"
+        raise click.UsageError(msg) from None
+    finally:
+        if own:
+            signal.signal(signal.SIGINT, before)
 
 
 async def _end(target: Target, session_id: str, facts: SessionFacts) -> None:
