@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -247,7 +248,7 @@ def test_table_hides_no_column_on_a_narrow_terminal(
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     print_table(("session", "state", "age", "workers"), [["s" * 32, "running", "1m 30s", "w" * 12]])
-    header, row = capsys.readouterr().out.splitlines()
+    header, row = re.sub("\x1b\\[[0-9]*m", "", capsys.readouterr().out).splitlines()
     assert header.split() == ["session", "state", "age", "workers"]
     assert row.split() == ["s" * 32, "running", "1m", "30s", "w" * 12]
 
