@@ -351,7 +351,7 @@ def _run(*arguments: str, url: str = "", typed: str = "") -> tuple[int, str]:
 
 
 def _interrupted_at(text: str, *arguments: str, url: str) -> int:
-    """Interrupt a command once its standard error ends with a text; its exit code."""
+    """Interrupt a command once its standard error ends with a text, and it waits for the answer; its exit code."""
     command = _command(*arguments, url=url)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking:
         assert asking.stderr is not None
@@ -360,6 +360,8 @@ def _interrupted_at(text: str, *arguments: str, url: str) -> int:
             read = asking.stderr.read(1)
             assert read, shown
             shown += read
+        # A signal between the question and the read would be noticed after the read only.
+        eventually(lambda: Path("/proc", str(asking.pid), "stat").read_text().rpartition(")")[2].split()[0] == "S")
         asking.send_signal(signal.SIGINT)
         return asking.wait(CEILING)
 
