@@ -30,10 +30,10 @@ help:  ## List the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 
 demo: $(DEMO_STAMP)  ## Cut a stream and kill a worker, and check that two workers recover
-	$(BIN)/python -m examples.demo
+	$(BIN)/mcp-eventscope demo
 
 serve: $(DEMO_STAMP)  ## Run one worker of the demo, with /metrics and /healthz
-	$(BIN)/python -m examples.demo serve
+	$(BIN)/mcp-eventscope demo --serve
 
 test: $(STAMP)  ## Run all tests; needs no root
 	$(BIN)/python -m pytest $(PARALLEL)

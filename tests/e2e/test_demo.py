@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from examples.demo.figures import Figures
-from examples.demo.scenes import KILL_AFTER, STEPS
+from mcp_eventscope.demo.figures import Figures
+from mcp_eventscope.demo.scenes import KILL_AFTER, STEPS
 from support.http_client import NO_TLS
 from support.waiting import CEILING
 
@@ -29,7 +29,7 @@ class Run:
     def __init__(self, *arguments: str) -> None:
         self.mark = uuid.uuid4().hex
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "examples.demo", *arguments],
+            [sys.executable, "-m", "mcp_eventscope", "demo", *arguments],
             cwd=ROOT,
             env=os.environ | {MARK: self.mark},
             stdout=subprocess.PIPE,
@@ -154,7 +154,7 @@ def test_interrupting_the_demo_leaves_nothing_behind(moment: str, number: signal
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_answers_until_it_is_stopped(number: signal.Signals) -> None:
     """The addresses it prints answer, and a signal ends it, and all that it started."""
-    with running("serve", "--port", "0") as run:
+    with running("--serve", "--port", "0") as run:
         url = run.read_until(r"http://127\.0\.0\.1:\d+(?=/healthz)").group()
         run.read_until("Press Ctrl-C to stop")
         with httpx2.Client(verify=NO_TLS, trust_env=False, timeout=CEILING) as http:

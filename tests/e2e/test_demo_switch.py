@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from examples.demo.switch import HOST, Switch
+from mcp_eventscope.demo.switch import HOST, Switch
 
 STREAM = (b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", b"9\r\ndata: 1\n\n\r\n")
 END = b"0\r\n\r\n"

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from examples.demo import figures as names
-from examples.demo.figures import Figures
-from examples.demo.record import Kind, Moment
-from examples.demo.scenes import CUT_AFTER, KILL_AFTER, STEPS
-from examples.demo.verdict import GRACE_SECONDS, of_cut, of_kill, of_orphaned_task, of_task
+from mcp_eventscope.demo import figures as names
+from mcp_eventscope.demo.figures import Figures
+from mcp_eventscope.demo.record import Kind, Moment
+from mcp_eventscope.demo.scenes import CUT_AFTER, KILL_AFTER, STEPS
+from mcp_eventscope.demo.verdict import GRACE_SECONDS, of_cut, of_kill, of_orphaned_task, of_task
 from mcp_eventscope.store.jsonrpc_errors import EVENTS_GONE, REQUEST_ORPHANED
 from mcp_eventscope.telemetry import catalog
 

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from examples.demo import worker as module
-from examples.demo.waiting import DemoError, within
-from examples.demo.worker import Worker
+from mcp_eventscope.demo import worker as module
+from mcp_eventscope.demo.waiting import DemoError, within
+from mcp_eventscope.demo.worker import Worker
 
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
 

@@ -10,8 +10,8 @@ import anyio
 import pytest
 from redis import asyncio as aioredis
 
-from examples.demo.figures import Figures
 from mcp_eventscope import http_app
+from mcp_eventscope.demo.figures import Figures
 from support.http_client import Connect, events
 from support.serving import serving
 

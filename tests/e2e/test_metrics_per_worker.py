@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from redis import asyncio as aioredis
 
-from examples.demo.figures import Figures
+from mcp_eventscope.demo.figures import Figures
 from support.http_client import NO_TLS, Connect, events
 from support.processes import WorkerProcess, worker_processes
 from support.tool_control import ToolControl

@@ -10,7 +10,7 @@ import anyio
 import httpx2
 import pytest
 
-from examples.demo.figures import Figures
+from mcp_eventscope.demo.figures import Figures
 from support.binaries import promtool_problems
 from support.http_client import NO_TLS, HTTPClient, events
 from support.servers import HOST, free_port

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from redis import asyncio as aioredis
 
-from examples.demo.figures import Figures
+from mcp_eventscope.demo.figures import Figures
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
 from servers.commands import SERVERS, ASGIServer
 from support.chaos import check_session, content_of, start_call

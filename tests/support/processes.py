@@ -12,7 +12,7 @@ from typing import IO
 
 import httpx2
 
-from examples.demo.switch import Switch
+from mcp_eventscope.demo.switch import Switch
 from mcp_eventscope.settings import URL_VARIABLE
 from support.forks import FORKSERVER
 from support.http_client import NO_TLS

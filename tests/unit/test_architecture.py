@@ -49,7 +49,7 @@ LAYERS = [
     ("embedded", "settings", "health", "console"),
     ("scope",),
     ("app",),
-    ("testing",),
+    ("testing", "demo"),
     ("cli",),
     ("__main__",),
 ]
@@ -57,8 +57,9 @@ LAYERS = [
 
 SHAPES = "mcp_eventscope.telemetry.declarations"
 ONLY_IN = {
-    # The instruments, a scrape as text, and the files of several processes.
+    # The instruments, a scrape as text, and the files of several processes; the demo reads a scrape.
     "prometheus_client": {
+        "mcp_eventscope.demo.figures",
         "mcp_eventscope.telemetry.exposition.dead_processes",
         "mcp_eventscope.telemetry.metrics.prometheus",
         "mcp_eventscope.telemetry.exposition.rendering",

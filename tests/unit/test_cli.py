@@ -70,7 +70,7 @@ def test_completion_of_commands_is_available() -> None:
     environment = {**os.environ, main_module.COMPLETE_VARIABLE: "bash_complete", "COMP_WORDS": "x d", "COMP_CWORD": "1"}
     code = "from mcp_eventscope.cli.main import main; main()"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
-    assert set(run.stdout.split()) == {"plain,doctor", "plain,dashboards"}
+    assert set(run.stdout.split()) == {"plain,doctor", "plain,dashboards", "plain,demo"}
 
 
 @pytest.mark.parametrize("path", commands(), ids=" ".join)

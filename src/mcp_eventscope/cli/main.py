@@ -473,6 +473,25 @@ def serve(
     implementation.run(server, redis_url, key_prefix, name, host=host, port=port, workers=workers, app_dir=app_dir)
 
 
+@cli.command()
+@click.option("--serve", "keep_serving", is_flag=True, help="Run one worker until Ctrl-C, instead of the scenes.")
+@click.option(
+    "--port", type=_WholeNumber(0, 65535), help="Port for --serve. A free one, if it is taken. [default: 8000]"
+)
+@_json
+def demo(keep_serving: bool, port: int | None, as_json: bool) -> None:
+    """Cut a stream and kill a worker, and check that two workers recover.
+
+    The workers run on this machine, on an embedded Valkey, or on the Redis of EVENTSCOPE_REDIS_URL.
+    """
+    require_sdk(f"{PROGRAM} demo", SESSIONS)
+    from mcp_eventscope.cli import demo as implementation
+
+    code = implementation.run(keep_serving=keep_serving, port=port, as_json=as_json)
+    if code:
+        raise click.exceptions.Exit(code)
+
+
 @cli.group()
 def dashboards() -> None:
     """Export or push Grafana dashboards and Prometheus rules."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from examples.demo import figures as names
-from examples.demo.figures import Figures
-from examples.demo.record import Kind, Moment, of
+from mcp_eventscope.demo import figures as names
+from mcp_eventscope.demo.figures import Figures
+from mcp_eventscope.demo.record import Kind, Moment, of
 
 _GREEN, _YELLOW, _RED, _CYAN = "green", "yellow", "bold red", "cyan"
 _REST_OF_ROW = 42
@@ -17,7 +17,7 @@ _LONGEST_BAR = 56
 _WHAT, _VALUE = 24, 8
 """Columns of the table of metrics; within 80 they leave room for the longest name."""
 
-_TASKS = {
+_TASKS: Mapping[Kind, tuple[str, str, str]] = {
     Kind.TASK: ("task", _CYAN, "{text} runs on {worker} as a task"),
     Kind.LEFT: ("left", _RED, "its client closes the connection"),
     Kind.STATUS: ("poll", _YELLOW, "{worker} answers: working, {text}"),

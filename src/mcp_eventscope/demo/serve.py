@@ -1,13 +1,13 @@
-"""`make serve`: the server of the demo, left running."""
+"""`mcp-eventscope demo --serve`: the server of the demo, left running."""
 
 import asyncio
 
 from rich.console import Console
 from rich.text import Text
 
-from examples.demo.stack import running
-from examples.demo.waiting import DemoError
-from examples.demo.worker import Worker, free_port
+from mcp_eventscope.demo.stack import running
+from mcp_eventscope.demo.waiting import DemoError
+from mcp_eventscope.demo.worker import Worker, free_port
 
 PORT = 8000
 
@@ -34,7 +34,7 @@ mcp -H "$SESSION" -H 'Last-Event-ID: '
 """
 
 
-async def serve(console: Console, port: int) -> int:
+async def serve(console: Console, port: int) -> None:
     """Serve until cancelled.
 
     Args:

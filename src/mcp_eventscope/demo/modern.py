@@ -9,13 +9,13 @@ from mcp import MCPError
 from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 
-from examples.demo import verdict
-from examples.demo.record import Kind, Record
-from examples.demo.server import LAUNCHES
-from examples.demo.timeline import Timeline
-from examples.demo.waiting import within
-from examples.demo.worker import Worker
-from mcp_eventscope import TasksClient
+from mcp_eventscope.demo import verdict
+from mcp_eventscope.demo.record import Kind, Record
+from mcp_eventscope.demo.server import LAUNCHES
+from mcp_eventscope.demo.timeline import Timeline
+from mcp_eventscope.demo.waiting import within
+from mcp_eventscope.demo.worker import Worker
+from mcp_eventscope.tasks.client import TasksClient
 from mcp_eventscope.tasks.facts import TaskStatus
 
 STEPS = 6

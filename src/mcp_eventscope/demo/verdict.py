@@ -4,9 +4,9 @@ import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from examples.demo import figures as names
-from examples.demo.figures import Figures
-from examples.demo.record import Kind, Moment, after, of
+from mcp_eventscope.demo import figures as names
+from mcp_eventscope.demo.figures import Figures
+from mcp_eventscope.demo.record import Kind, Moment, after, of
 from mcp_eventscope.store.jsonrpc_errors import REQUEST_ORPHANED
 
 GRACE_SECONDS = 1.0

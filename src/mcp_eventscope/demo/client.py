@@ -11,7 +11,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.dispatcher import ProgressFnT
 from mcp_types import CallToolResult
 
-from examples.demo.record import Kind, Record
+from mcp_eventscope.demo.record import Kind, Record
 from mcp_eventscope.store.messages import GET_STREAM_KEY
 
 

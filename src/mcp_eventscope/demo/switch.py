@@ -13,8 +13,6 @@ _CHUNK = 64 * 1024
 _END_OF_BODY = b"\r\n0\r\n\r\n"
 _TAIL = 64
 """Bytes kept between two reads, because a header may be split over them."""
-_RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER with zero seconds: the connection is closed with RST instead of FIN."""
 
 _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -155,7 +153,9 @@ class _Link:
         """Reset both connections immediately; unsent bytes are lost."""
         for _, writer in (self._client, self._backend):
             with contextlib.suppress(OSError):  # It has just ended.
-                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                # Lingering for zero seconds closes the connection with RST instead of FIN.
+                lingering = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, lingering)
             writer.transport.abort()
 
     async def _carry(

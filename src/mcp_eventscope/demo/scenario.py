@@ -1,18 +1,24 @@
-"""`make demo`: two workers, three scenes, the metrics of the remaining worker, and the verdict."""
+"""`mcp-eventscope demo`: two workers, three scenes, the metrics of the remaining worker, and the verdict."""
 
 import io
 import logging
 
 from rich.console import Console
 
-from examples.demo import modern, scenes
-from examples.demo.stack import running
-from examples.demo.switch import Switch
-from examples.demo.timeline import Timeline
+from mcp_eventscope.demo import modern, scenes
+from mcp_eventscope.demo.stack import running
+from mcp_eventscope.demo.switch import Switch
+from mcp_eventscope.demo.timeline import Timeline
 
 
-async def demo(console: Console) -> int:
-    """Run the demo. Returns the exit status: 0 if every check passed.
+async def demo(console: Console) -> list[str]:
+    """Run the demo.
+
+    Args:
+        console: Where the timeline is printed.
+
+    Returns:
+        A sentence for each check that failed.
 
     Raises:
         DemoError: A condition did not hold in time.
@@ -44,4 +50,4 @@ async def demo(console: Console) -> int:
         timeline.log("the client", log.getvalue())
         for worker in workers:
             timeline.log(f"worker {worker.name}", worker.log)
-    return 1 if found else 0
+    return found

@@ -10,7 +10,8 @@ from mcp.server.mcpserver import Context
 from pydantic import Field
 from starlette.applications import Starlette
 
-from mcp_eventscope import EventScope, http_app
+from mcp_eventscope.app import http_app
+from mcp_eventscope.scope import EventScope
 
 RETRY_MILLISECONDS = 600
 """How long a client waits before it reconnects: longer than one step of the countdown, so that it misses events."""

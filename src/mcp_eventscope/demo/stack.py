@@ -5,7 +5,7 @@ import string
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from examples.demo.worker import Worker
+from mcp_eventscope.demo.worker import Worker
 from mcp_eventscope.embedded import EmbeddedValkey
 from mcp_eventscope.settings import URL_VARIABLE
 

@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from mcp_eventscope.errors import EventscopeError
 
-class DemoError(Exception):
+
+class DemoError(EventscopeError):
     """The demo cannot continue; the message is for its user."""
 
 

@@ -8,15 +8,15 @@ from typing import Any
 
 from mcp.client import Client
 
-from examples.demo import modern, verdict
-from examples.demo.client import count_down, count_words, in_session
-from examples.demo.figures import Figures
-from examples.demo.record import Kind, Record, of
-from examples.demo.server import LEASE_SECONDS
-from examples.demo.switch import Switch
-from examples.demo.timeline import Timeline
-from examples.demo.waiting import within
-from examples.demo.worker import Worker
+from mcp_eventscope.demo import modern, verdict
+from mcp_eventscope.demo.client import count_down, count_words, in_session
+from mcp_eventscope.demo.figures import Figures
+from mcp_eventscope.demo.record import Kind, Record, of
+from mcp_eventscope.demo.server import LEASE_SECONDS
+from mcp_eventscope.demo.switch import Switch
+from mcp_eventscope.demo.timeline import Timeline
+from mcp_eventscope.demo.waiting import within
+from mcp_eventscope.demo.worker import Worker
 
 STEPS = 16
 INTERVAL = 0.25

@@ -8,19 +8,17 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import IO
 
 import httpx2
 
-from examples.demo.waiting import DemoError, within
+from mcp_eventscope.demo.waiting import DemoError, within
 from mcp_eventscope.settings import URL_VARIABLE
 
 HOST = "127.0.0.1"
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
-_ROOT = Path(__file__).parents[2]
 
 
 def free_port(preferred: int = 0) -> int:
@@ -66,11 +64,10 @@ class Worker:
         with tempfile.TemporaryFile() as log:
             output = None if self._show_log else log
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "uvicorn", "examples.demo.server:app", "--factory"),
+                *(sys.executable, "-m", "uvicorn", "mcp_eventscope.demo.server:app", "--factory"),
                 *("--host", HOST, "--port", str(self.port), "--log-level", "warning"),
                 # Otherwise a client that follows a stream would delay the shutdown.
                 *("--timeout-graceful-shutdown", "1"),
-                cwd=_ROOT,
                 env=os.environ | {URL_VARIABLE: self._redis_url},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
