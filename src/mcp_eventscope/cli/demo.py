@@ -68,7 +68,8 @@ async def _until_signal(play: Callable[[], Coroutine[Any, Any, None]]) -> signal
 
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores SIGHUP.
+        # `nohup` ignores SIGHUP on purpose; a shell ignores SIGINT for background jobs, which may receive it anyway.
+        if number is signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, stop, number)
     try:
         await task
