@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
 
+from mcp_eventscope.demo.switch import ACCEPT_TURNS
 from support import resp
 from support.fault_plan import FaultPlan, Step
 
@@ -128,6 +129,8 @@ class Proxy:
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)
+            for _ in range(ACCEPT_TURNS):
+                await asyncio.sleep(0)
 
     async def listen(self) -> None:
         """Accept connections (again)."""

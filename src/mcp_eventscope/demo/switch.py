@@ -13,6 +13,8 @@ _CHUNK = 64 * 1024
 _END_OF_BODY = b"\r\n0\r\n\r\n"
 _TAIL = 64
 """Bytes kept between two reads, because a header may be split over them."""
+ACCEPT_TURNS = 5
+"""Turns of the event loop within which it reports a connection that it has accepted, and closes it."""
 
 _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -56,6 +58,8 @@ class Switch:
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)
+            for _ in range(ACCEPT_TURNS):
+                await asyncio.sleep(0)
 
     def reset_streams(self) -> None:
         """Reset every connection that carries an event stream; new ones go to any backend."""

@@ -308,7 +308,8 @@ class Drill:
         resumed = []
         for number in range(RESUMED):
             caller = self._callers[number % SESSIONS]
-            cursor = await self._begun(caller, times=10, padding=64 << 10)
+            # More than the buffers on the way take; those of the kernel grow with what it has learnt of this host.
+            cursor = await self._begun(caller, times=24, padding=64 << 10)
             await caller.client.resume(cursor)  # To the end: what is resumed then is replayed.
             resumed.append((caller.client, cursor))
         task_status.started()
