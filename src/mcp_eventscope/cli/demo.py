@@ -30,6 +30,7 @@ def run(*, keep_serving: bool, port: int | None, as_json: bool) -> int:
     Raises:
         EventscopeError: The demo could not continue.
         click.UsageError: The options contradict each other.
+        click.Abort: A signal ended the scenes, with `as_json`.
     """
     if keep_serving and as_json:
         msg = "--json must be given without --serve, which has no result"
@@ -48,6 +49,8 @@ def run(*, keep_serving: bool, port: int | None, as_json: bool) -> int:
 
     stopped_by = asyncio.run(_until_signal(play))
     if stopped_by is not None:
+        if as_json:
+            raise click.Abort
         console.print(f"\n  Stopped by {stopped_by.name}.\n")
         # A signal is the normal end of `serve`, and an early end of the scenes.
         return Exit.OK if keep_serving else 128 + stopped_by

@@ -24,9 +24,8 @@ from mcp_eventscope.settings import variable
 
 SERVER_VARIABLE = "_MCP_EVENTSCOPE_SERVER"
 """Passes the server to worker processes, which import this module."""
-
-
 _PACKAGE = Path(__file__).parents[1]
+"""Errors name no line of this package: the mistake is in the module of the user."""
 
 
 class ServeError(EventscopeError):

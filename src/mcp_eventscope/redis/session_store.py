@@ -47,10 +47,10 @@ RENEWAL_SECONDS = 5.0
 """Seconds within which a worker renews its lease after a suspension, if Redis is reachable."""
 _MICROSECONDS = 1_000_000
 _MANY_RUNS = 64
-"""Runs of a standalone stream from which on those that have no more events are forgotten, so that event ids stay short:
-each worker that serves a session adds one to them."""
+"""The number of runs of a standalone stream at which those without events are forgotten. An event id has a position for
+each run, and each worker that serves the session adds a run."""
 _FORGOTTEN_AT_ONCE = 16
-"""Maximum number of these for each resume, which asks Redis for the lease of each one's worker."""
+"""Maximum number of runs that one resume forgets: it reads the lease of each one's worker."""
 _answer = Script("answer.lua")
 _forget_runs = Script("forget_runs.lua")
 _open_standalone = Script("open_standalone.lua")
