@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
+from typing import Any
 
 from mcp_eventscope.demo.switch import ACCEPT_TURNS
 from support import resp
@@ -141,6 +142,13 @@ class Proxy:
     def refuse(self) -> None:
         """Refuse connections from now on; those that are open stay."""
         if self._server is not None:
+            server: Any = self._server
+
+            def attach() -> None:
+                server._active_count += 1
+
+            # asyncio fails on a connection that it has accepted when its server is closed, and leaves it open.
+            server._attach = attach
             self._server.close()
             self._server = None
 
