@@ -85,8 +85,13 @@ class Commits:
         now = time.time_ns() // 1000
         found = [b"%d %d%b\np%d" % (number, now, b" f" if number == last else b"", number) for number in numbers]
         sent, self.sent = self.sent, max(self.sent, first - 1, *numbers)
-        arguments: list[str | bytes | int] = [TTL, RUN, ENTRY, first, sent, remove, marks, 0, len(found), *found]
-        reply = await COMMIT(self.client, [self.elements_key, self.requests, self.session, self.index], arguments)
+        keys = [self.elements_key, self.index]
+        header = f"{len(found)} 0 {marks}"
+        arguments: list[str | bytes | int] = [TTL, header, *found]
+        if not marks.startswith("n"):
+            keys += [self.requests, self.session]
+            arguments = [TTL, f"{header} {first} {sent}", RUN, ENTRY, remove, *found]
+        reply = await COMMIT(self.client, keys, arguments)
         clock, state = reply.decode().split("\n")
         assert abs(int(clock) - now) < 10_000_000
         return str(state)
@@ -276,7 +281,7 @@ async def indexed(commit: Commits) -> Commits:
 
 async def test_commit_script_of_a_whole_run_writes_the_list_and_its_row(indexed: Commits) -> None:
     """The result is that of any commit with a response."""
-    assert await indexed(1, 1, 2, marks="frn", last=2) == "k2"
+    assert await indexed(1, 1, 2, marks="n", last=2) == "k2"
     assert await indexed.numbers() == [1, 2]
     assert TTL - 5 < await indexed.client.ttl(indexed.elements_key) <= TTL
     assert await indexed.rows() == [f"stream:0:{RUN}", f"stream:1:{RUN}"]
@@ -286,44 +291,56 @@ async def test_commit_script_of_a_whole_run_writes_the_list_and_its_row(indexed:
 
 async def test_commit_script_of_a_whole_run_renews_the_index_when_marked(indexed: Commits) -> None:
     """As any commit does."""
-    assert await indexed(1, 1, 2, marks="frin", last=2) == "k2"
+    assert await indexed(1, 1, 2, marks="ni", last=2) == "k2"
     assert await indexed.client.ttl(indexed.index) > TTL
 
 
 async def test_commit_script_of_a_whole_run_repeated_stores_it_once(indexed: Commits) -> None:
-    """The reply to the first copy was lost."""
-    assert await indexed(1, 1, 2, marks="frn", last=2) == "k2"
-    assert await indexed(1, 1, 2, marks="frn", last=2) == "k2"
+    """The reply to the first copy was lost. The worker then sends an ordinary part, which finds all events."""
+    assert await indexed(1, 1, 2, marks="n", last=2) == "k2"
+    assert await indexed(1, 1, 2, marks="n", last=2) == "o"
+    assert await indexed(1, 1, 2, marks="fr", last=2) == "k2"
     assert await indexed.numbers() == [1, 2]
     assert set(await indexed.rows()) == {f"stream:0:{RUN}", f"stream:1:{RUN}"}
     assert await indexed.entry() is None
 
 
-async def test_commit_script_of_a_whole_run_completes_what_redis_has_of_it(indexed: Commits) -> None:
-    """Another program, or a damaged snapshot, has left a part of the list."""
+async def test_commit_script_of_a_whole_run_changes_nothing_in_a_list_that_exists(indexed: Commits) -> None:
+    """Another program, or a damaged snapshot, has left a part of the list. An ordinary part completes it."""
     await indexed(1, 1)
-    assert await indexed(1, 1, 2, marks="frn", last=2) == "k2"
+    assert await indexed(1, 1, 2, marks="n", last=2) == "o"
+    assert await indexed.numbers() == [1]
+    assert await indexed(1, 1, 2, marks="fr", last=2) == "k2"
     assert await indexed.numbers() == [1, 2]
     assert await indexed.entry() is None
+
+
+async def test_commit_script_of_a_whole_run_to_a_session_without_an_index_writes_nothing(commit: Commits) -> None:
+    """The session is new, or its index has expired. Only an ordinary part creates the index."""
+    assert await commit(1, 1, 2, marks="ni", last=2) == "o"
+    assert await commit.client.exists(commit.index, commit.elements_key) == 0
 
 
 async def test_commit_script_of_a_whole_run_in_a_list_of_another_type_leaves_no_row(indexed: Commits) -> None:
     """Else the end of the session would delete another program's key."""
     await indexed.client.set(indexed.elements_key, "another's", ex=TTL)
-    assert (await indexed(1, 1, marks="frn", last=1)).startswith("!WRONGTYPE")
+    assert (await indexed(1, 1, marks="n", last=1)).startswith("!WRONGTYPE")
     assert await indexed.rows() == [f"stream:0:{RUN}"]
     assert await indexed.client.type(indexed.elements_key) in {"string", b"string"}
 
 
-@pytest.mark.parametrize("marks", ["fr", "frn"])
+@pytest.mark.parametrize("marks", ["fr", "n"])
 async def test_commit_script_that_cannot_store_a_large_payload_writes_nothing(
     indexed: Commits, valkey_server: Valkey, marks: str
 ) -> None:
     """The Redis user may not write it."""
     admin, large = indexed.client, f"{indexed.prefix}large:1:{RUN}:1"
     element = b"1 %d f g5000\n" % (time.time_ns() // 1000)
-    keys = [indexed.elements_key, indexed.requests, indexed.session, indexed.index, large]
-    arguments: list[str | bytes | int] = [TTL, RUN, ENTRY, 1, 0, "", marks, 1, 1, element, b"x" * 5000]
+    keys = [indexed.elements_key, indexed.index, indexed.requests, indexed.session, large]
+    arguments: list[str | bytes | int] = [TTL, f"1 1 {marks} 1 0", RUN, ENTRY, "", element, b"x" * 5000]
+    if marks == "n":
+        keys[2:4] = []
+        arguments[1:5] = [f"1 1 {marks}"]
     await admin.execute_command("ACL", "SETUSER", "reader", "on", "nopass", "~*", "&*", "+@all", "-set")  # type: ignore[no-untyped-call]
     try:
         async with aioredis.Redis.from_url(valkey_server.url, username="reader", password="any") as user:
@@ -345,7 +362,7 @@ async def test_end_of_a_session_that_redis_refuses_changes_nothing(indexed: Comm
     finally:
         await admin.execute_command("ACL", "DELUSER", "reader")  # type: ignore[no-untyped-call]
     assert await admin.exists(indexed.session) == 0
-    assert await indexed(1, 1, 2, marks="frn", last=2) == "k2"
+    assert await indexed(1, 1, 2, marks="n", last=2) == "k2"
 
 
 async def test_commit_script_of_a_whole_run_to_an_ended_session_is_refused(indexed: Commits) -> None:
@@ -353,7 +370,8 @@ async def test_commit_script_of_a_whole_run_to_an_ended_session_is_refused(index
     await indexed.client.rpush(indexed.index, *[f"1 stream:{number}:{RUN}" for number in range(1000)])
     await scripts.end(indexed.client, Keys(indexed.prefix), TTL)
     assert await indexed.client.exists(indexed.prefix + "deleting") == 1
-    assert await indexed(1, 1, 2, marks="frn", last=2) == "e"
+    assert await indexed(1, 1, 2, marks="n", last=2) == "o"
+    assert await indexed(1, 1, 2, marks="fr", last=2) == "e"
     assert await indexed.client.exists(indexed.index, indexed.elements_key) == 0
 
 
@@ -463,6 +481,51 @@ async def test_commit_copy_after_the_response_leaves_the_request_closed(behind: 
     assert not await behind.direct.exists(f"{producer.part.key_prefix}requests")
     facts, received = await producer.replayed(behind.reader)
     assert (facts.completed, received.contents) == (True, [1, "JSONRPCResponse"])
+
+
+async def short_call(behind: Behind, request_id: int) -> SessionProducer:
+    """Append a call in one turn of the loop. It is committed as a whole run if the session has an index."""
+    producer = SessionProducer(behind.store, request_id=request_id)
+    await producer.append(None)
+    await producer.append(answer(request_id))
+    return producer
+
+
+@pytest.mark.parametrize("fault", ["lost reply", "cut request", "deleted index", "late copy"])
+async def test_short_calls_through_a_fault_are_stored_once(behind: Behind, fault: str) -> None:
+    """As whole runs at first, and otherwise as ordinary parts."""
+    calls = [await short_call(behind, 1)]
+    await calls[0].outcomes()
+    index = f"{calls[0].part.key_prefix}index"
+    faults = {
+        "lost reply": lambda: behind.proxy.drop_reply(behind.token),
+        "cut request": lambda: behind.proxy.cut_request(behind.token, after=40),
+        "late copy": lambda: behind.proxy.delay_request(behind.token),
+    }
+    begun = faults[fault]() if fault in faults else None
+    if begun is None:
+        await behind.direct.delete(index)
+    calls += [await short_call(behind, number) for number in range(2, 7)]
+    for call in calls:
+        assert set(await call.outcomes()) == {StoreOutcome.STORED}
+    assert begun is None or begun.happened
+    if begun is not None and fault == "late copy":
+        await behind.proxy.deliver(begun)
+    await through(behind, calls)
+    rows = await Commits(behind.direct, calls[0].part.key_prefix).rows()
+    assert {call.key.removeprefix(call.part.key_prefix) for call in calls[1:]} <= set(rows)
+    assert await behind.direct.ttl(index) > 0
+    assert not await behind.direct.exists(f"{calls[0].part.key_prefix}requests")
+
+
+async def test_short_call_to_a_session_that_ended_elsewhere_is_refused(behind: Behind) -> None:
+    """Its commit as a whole run finds no index, and the ordinary one finds the end."""
+    call = await short_call(behind, 1)
+    await call.outcomes()
+    await scripts.end(behind.direct, Keys(call.part.key_prefix), TTL)
+    late = await short_call(behind, 2)
+    assert set(await late.outcomes()) == {StoreOutcome.REFUSED}
+    assert not await behind.direct.exists(late.key, f"{late.part.key_prefix}index")
 
 
 async def test_commit_after_script_flush_loads_the_script(behind: Behind) -> None:

@@ -1,19 +1,23 @@
 -- Commit events of any number of runs: each event once, in the order of its run's numbers.
 --
--- KEYS     for each part: the run's list; the session's `requests`; its record; its `index`; then one key for each
---          large payload: of the part, or, where the part has no elements, of the run, to renew its TTL
+-- KEYS     for each part: the run's list; the session's `index`; its `requests` and its record, unless the part is a
+--          whole run; then one key for each large payload: of the part, or, where the part has no elements, of the run,
+--          to renew its TTL
 -- ARGV[1]  ttl in whole seconds; 0 keeps the keys without expiry
--- ARGV[2…] for each part: the run; its entry in `requests`; the number of its first event; the largest number that
---          its worker has sent before; the SHA-1 of an element to remove from the end of the list, or ""; its marks;
---          how many keys of large payloads it has; how many elements; the elements; and the large payloads of the part
---          Marks: "f" the last element ends the run; "s" the run belongs to a standalone stream; "r" the TTLs were
---          last renewed longer ago than a 64th of the TTL: renew them, and trim; "i" so was that of `index`; "n" the
---          part is a whole run, of which its worker has sent nothing in another batch, and which none is known to follow.
+-- ARGV[2…] for each part: its header; unless it is a whole run: the run, its entry in `requests`, and the SHA-1 of an
+--          element to remove from the end of the list, or ""; then its elements, and the large payloads of the part
+--          The header has spaces between: how many elements, how many keys of large payloads, marks; unless it is a
+--          whole run: the number of the first event, and the largest number that its worker has sent before.
+--          Marks: "n" the part is a whole run, of which its worker has sent nothing before, and which none is known to
+--          follow; "f" the last element ends the run; "s" the run belongs to a standalone stream; "r" the TTLs were
+--          last renewed longer ago than a 64th of the TTL: renew them, and trim; "i" so was that of `index`; "-" none.
 -- Returns  lines: Redis's clock in microseconds; then one for each part:
 --            "k" last number, followed by "w" if another process follows the stream: committed
 --            "b" last number: the list ends before the part's first event; nothing was written
 --            "x": an answer was stored in place of this run's worker; nothing was written
 --            "e": the session has ended; nothing was written
+--            "o": the session is new or has ended, or the whole run was sent before; nothing was written: send it as an
+--              ordinary part
 --            "f" SHA-1: the list ends in an element that the worker has not sent; nothing was written
 --            "!" error: Redis refuses the part; nothing was written
 --          An error that concerns more than the part's keys (OOM, READONLY, …) is an error of the whole call.
@@ -69,8 +73,8 @@ local function trim(list)
   end
 end
 
-local function row_of(key, session)
-  return replies[1] .. ' ' .. string.sub(key, #session - #'session' + 1)
+local function row_of(key, index)
+  return replies[1] .. ' ' .. string.sub(key, #index - #'index' + 1)
 end
 
 local function renew_index(index)
@@ -119,10 +123,10 @@ local function wake_followers(list, run)
   return type(woken) == 'number' and woken > 0 and 'w' or ''
 end
 
-local function commit(k, a, larges, count)
-  local list, requests, session, index = KEYS[k], KEYS[k + 1], KEYS[k + 2], KEYS[k + 3]
-  local run, entry, first, marks = ARGV[a], ARGV[a + 1], tonumber(ARGV[a + 2]), ARGV[a + 5]
-  local elements = a + 8
+local function commit(k, a, count, larges, marks, first, sent)
+  local list, index, requests, session = KEYS[k], KEYS[k + 1], KEYS[k + 2], KEYS[k + 3]
+  local run, entry, foreign = ARGV[a], ARGV[a + 1], ARGV[a + 2]
+  local elements = a + 3
   local tail, known, error
   if ended[session] == nil then
     known, error = attempt('HEXISTS', session, 'ended')
@@ -138,11 +142,11 @@ local function commit(k, a, larges, count)
   if error then
     return '!' .. error
   end
-  if tail and ARGV[a + 4] ~= '' and ARGV[a + 4] == redis.sha1hex(tail) then
+  if tail and foreign ~= '' and foreign == redis.sha1hex(tail) then
     redis.call('LTRIM', list, 0, -2)
     tail = redis.call('LINDEX', list, -1)
   end
-  if tail and is_foreign(tail, tonumber(ARGV[a + 3])) then
+  if tail and is_foreign(tail, sent) then
     return 'f' .. redis.sha1hex(tail)
   end
   local last, over = tail and number_of(tail) or 0, tail and string.find(tail, '^%d+ %d+ f')
@@ -167,11 +171,11 @@ local function commit(k, a, larges, count)
   local woken = ''
   local rows = {}
   if due or last == 0 and from < count then
-    rows[1] = row_of(list, session)
+    rows[1] = row_of(list, index)
   end
   if from < count or due and count == 0 then
     for i = 1, larges do
-      rows[#rows + 1] = row_of(KEYS[k + 3 + i], session)
+      rows[#rows + 1] = row_of(KEYS[k + 3 + i], index)
     end
   end
   if #rows > 0 then
@@ -218,59 +222,62 @@ local function commit(k, a, larges, count)
   return 'k' .. string.format('%.0f', last) .. woken
 end
 
--- Commit a whole run, which most short calls are, with three commands; `commit` takes seven. Returns nil, and has changed
--- nothing, if the session is new or has ended, or the batch was sent before.
+-- Commit a whole run, which most short calls are, with three commands; `commit` takes seven.
 -- It wakes no followers. Its worker knows of none. One that has begun in the last milliseconds polls.
-local function commit_whole(k, a, larges, count)
-  local list, session, index = KEYS[k], KEYS[k + 2], KEYS[k + 3]
-  local elements = a + 8
-  local rows = { row_of(list, session) }
+local function commit_whole(k, a, count, larges, marks)
+  local list, index = KEYS[k], KEYS[k + 1]
+  local rows = { row_of(list, index) }
   for i = 1, larges do
-    rows[i + 1] = row_of(KEYS[k + 3 + i], session)
+    rows[i + 1] = row_of(KEYS[k + 1 + i], index)
   end
   local indexed, length, error
   indexed, error = attempt('RPUSHX', index, unpack(rows))
   if error then
     return '!' .. error
   elseif indexed == 0 then
-    return nil
+    return 'o'
   end
-  length, error = attempt('RPUSH', list, unpack(ARGV, elements, elements + count - 1))
+  length, error = attempt('RPUSH', list, unpack(ARGV, a, a + count - 1))
   if length ~= count then
     redis.call('LTRIM', index, 0, indexed - #rows - 1)
     if error then
       return '!' .. error
     end
     redis.call('LTRIM', list, 0, length - count - 1)
-    return nil
+    return 'o'
   end
   for i = 0, larges - 1 do
-    error = set_large(KEYS[k + 4 + i], ARGV[elements + count + i])
+    error = set_large(KEYS[k + 2 + i], ARGV[a + count + i])
     if error then
-      redis.call('UNLINK', list, unpack(KEYS, k + 4, k + 3 + larges))
+      redis.call('UNLINK', list, unpack(KEYS, k + 2, k + 1 + larges))
       redis.call('LTRIM', index, 0, indexed - #rows - 1)
       return '!' .. error
     end
   end
   if ttl > 0 then
     redis.call('EXPIRE', list, ttl)
-    if string.find(ARGV[a + 5], 'i', 1, true) then
+    if string.find(marks, 'i', 1, true) then
       renew_index(index)
     end
     trim_index(index, indexed, #rows)
   end
-  return 'k' .. string.match(ARGV[elements + count - 1], '^%d+')
+  return 'k' .. string.match(ARGV[a + count - 1], '^%d+')
 end
 
 local k, a = 1, 2
 while a <= #ARGV do
-  local larges, count = tonumber(ARGV[a + 6]), tonumber(ARGV[a + 7])
-  local whole = string.find(ARGV[a + 5], 'n', 1, true)
-  replies[#replies + 1] = whole and commit_whole(k, a, larges, count) or commit(k, a, larges, count)
+  local count, larges, marks, first, sent = string.match(ARGV[a], '^(%d+) (%d+) ([%a-]+) ?(%d*) ?(%d*)$')
+  count, larges = tonumber(count), tonumber(larges)
+  local payloads = count > 0 and larges or 0
+  if string.sub(marks, 1, 1) == 'n' then
+    replies[#replies + 1] = commit_whole(k, a + 1, count, larges, marks)
+    k, a = k + 2 + larges, a + 1 + count + payloads
+  else
+    replies[#replies + 1] = commit(k, a + 1, count, larges, marks, tonumber(first), tonumber(sent))
+    k, a = k + 4 + larges, a + 4 + count + payloads
+  end
   if broken then
     return redis.error_reply(broken)
   end
-  k = k + 4 + larges
-  a = a + 8 + count + (count > 0 and larges or 0)
 end
 return table.concat(replies, '\n')

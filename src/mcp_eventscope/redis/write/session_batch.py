@@ -30,7 +30,7 @@ class RunPart:
     renews_index: bool
     """Whether to renew the TTL of the session's index."""
     whole: bool
-    """Whether it is a whole run, of which nothing was taken for a batch before, and which none is known to follow."""
+    """Whether it is a whole run, of which nothing was sent before, and which none is known to follow."""
 
     @property
     def payload_bytes(self) -> int:
@@ -38,11 +38,30 @@ class RunPart:
         return self.size - EVENT_BYTES * len(self.events)
 
     @property
-    def marks(self) -> bytes:
-        """The marks of the part; see the script."""
-        ends = b"f" if (self.events[-1].final if self.events else self.run.closed) else b""
-        ends += (b"s" if self.run.standalone else b"") + (b"r" if self.renews else b"")
-        return ends + (b"i" if self.renews_index else b"") + (b"n" if self.whole else b"")
+    def _marks(self) -> bytes:
+        marks = b"n" if self.whole else b"f" if (self.events[-1].final if self.events else self.run.closed) else b""
+        marks += (b"s" if self.run.standalone else b"") + (b"r" if self.renews and not self.whole else b"")
+        return marks + (b"i" if self.renews_index else b"") or b"-"
+
+    def encode(self) -> tuple[list[bytes], list[bytes]]:
+        """The keys and the other arguments of a command that is about to be sent."""
+        run, names, larges = self.run, self.run.session.keys, self.larges
+        # Renewing a silent run also renews its large payloads.
+        numbers = run.larges if self.renews and not self.events else [event.seq for event in larges]
+        keys = [run.key.encode(), names.index.encode()]
+        header = b"%d %d %b" % (len(self.events), len(numbers), self._marks)
+        if self.whole:
+            arguments = [header]
+        else:
+            keys += (names.requests.encode(), names.session.encode())
+            header += b" %d %d" % (self.first, run.sent)
+            arguments = [header, run.name.encode(), run.entry, run.foreign]
+        keys += [names.large(run.stream, run.name, number).encode() for number in numbers]
+        arguments += [event.element() for event in self.events]
+        arguments += [event.payload for event in larges]
+        if self.events:  # Only now: whether Redis has them is known only if this is repeated.
+            run.sent = max(run.sent, self.events[-1].seq)
+        return keys, arguments
 
 
 class BatchListener(Protocol):
@@ -79,26 +98,9 @@ class SessionBatch(Batch):
         keys: list[bytes] = []
         arguments: list[bytes] = [b"%d" % self._ttl]
         for part in self.parts:
-            run, names = part.run, part.run.session.keys
-            larges = part.larges
-            # Renewing a silent run also renews its large payloads.
-            numbers = run.larges if part.renews and not part.events else [event.seq for event in larges]
-            keys += (run.key.encode(), names.requests.encode(), names.session.encode(), names.index.encode())
-            keys += (names.large(run.stream, run.name, number).encode() for number in numbers)
-            arguments += (
-                run.name.encode(),
-                run.entry,
-                b"%d" % part.first,
-                b"%d" % run.sent,
-                run.foreign,
-                part.marks,
-                b"%d" % len(numbers),
-                b"%d" % len(part.events),
-            )
-            arguments += [event.element() for event in part.events]
-            arguments += [event.payload for event in larges]
-            if part.events:  # Only now: whether Redis has them is known only if this is repeated.
-                run.sent = max(run.sent, part.events[-1].seq)
+            part_keys, part_arguments = part.encode()
+            keys += part_keys
+            arguments += part_arguments
         return keys, arguments
 
     def packed(self, *, as_eval: bool) -> list[bytes]:

@@ -324,7 +324,9 @@ class SessionWriter:
         run.dirty = False
         # On the clock of ids, which includes suspend, because the TTL elapses in Redis meanwhile.
         horizon = now - self._ttl * _SECONDS // RENEWALS_PER_TTL
-        whole = not run.renewed and not run.followed and bool(events) and events[-1].final
+        # The index of a session that is new here may be missing, and only an ordinary part creates it.
+        indexed = run.session.index_renewed > 0
+        whole = indexed and not (run.sent or run.followed) and bool(events) and events[-1].final
         renews = run.renewed < horizon
         if renews:
             run.renewed = now
@@ -373,6 +375,9 @@ class SessionWriter:
                 self._rolled_back(run, events, int(state[1:]))
             elif kind == "f":
                 self._remove_foreign(part, state[1:])
+            elif kind == "o":
+                run.session.index_renewed = run.renewed = 0
+                self._take_back(part)
             elif kind == "!":
                 self._drop_run(run, events, LossReason.REJECTED)
             else:
