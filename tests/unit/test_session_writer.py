@@ -259,15 +259,33 @@ class TestBatches:
         assert taken == [[runs[0]], [runs[1]], [runs[2]], [runs[3]]]
 
     async def test_batch_with_a_whole_run_saves_commands_unless_it_is_followed(self) -> None:
-        """The shorter commit of a whole run wakes no followers."""
+        """The shorter commit wakes no followers, and does not create the index of a session that is new here."""
         rig = WriterRig()
-        runs = [rig.begin(request_id=number) for number in range(3)]
+        runs = [rig.begin(request_id=number) for number in range(4)]
         for run in runs:
             rig.accept(run, None)
-        rig.accept(runs[0], answer(0))
-        rig.accept(runs[1], answer(1))
-        rig.writer.followed(runs[1])
-        assert [part.whole for part in rig.take().parts] == [True, False, False]
+        for number in range(3):
+            rig.accept(runs[number], answer(number))
+        rig.writer.followed(runs[2])
+        assert [part.whole for part in rig.take().parts] == [False, True, False, False]
+
+    async def test_batch_with_a_whole_run_is_sent_as_an_ordinary_one_once_redis_declines_it(self) -> None:
+        """The session has lost its index, or the reply to the first copy was lost."""
+        rig = WriterRig()
+        first, run = rig.begin(request_id=0), rig.begin(request_id=1)
+        for each, number in ((first, 0), (run, 1)):
+            rig.accept(each, None)
+            rig.accept(each, answer(number))
+        batch = rig.take()
+        batch.packed(as_eval=False)
+        rig.reply(batch, "k2", "o")
+        assert rig.writer.events == 2
+        again = rig.take()
+        assert [(part.run, part.whole, part.renews, part.renews_index) for part in again.parts] == [
+            (run, False, True, True)
+        ]
+        rig.reply(again, "k2")
+        assert (rig.writer.events, run.acknowledged) == (0, 2)
 
     async def test_batch_has_at_most_the_transports_parts(self) -> None:
         """The cluster transport takes one part."""
@@ -730,6 +748,7 @@ async def test_refused_run_with_a_due_batch_wakes_the_sender_for_the_next_event(
     rig.accept(run, note(1))
     woken = rig.wakes
     await until(lambda: rig.wakes > woken)
+    assert not rig.writer.ready
     rig.reply(batch, state)
     assert not rig.writer.ready
     woken = rig.wakes

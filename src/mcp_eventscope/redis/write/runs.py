@@ -48,8 +48,7 @@ class PendingEvent:
         message: type,
         payload: bytes,
         traceparent: str,
-        *,
-        final: bool,
+        final: bool,  # noqa: FBT001 - faster by position
     ) -> None:
         self.run = run
         self.seq = seq

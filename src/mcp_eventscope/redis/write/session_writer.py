@@ -173,8 +173,12 @@ class SessionWriter:
         if traceparent and not run.origin:
             run.origin = traceparent
         now = boot_nanoseconds()
-        event = PendingEvent(run, seq, self._clock.at(now), now, message, payload, traceparent, final=final)
-        self._count(event)
+        event = PendingEvent(run, seq, self._clock.at(now), now, message, payload, traceparent, final)
+        session, size = run.session, event.size  # As `_count`, without its call.
+        session.events += 1
+        session.bytes += size
+        self.events += 1
+        self.bytes += size
         if final:
             self._close(run)
         if run.refused:
@@ -190,7 +194,8 @@ class SessionWriter:
         if not run.queued:
             run.queued = True
             self._ready.append(run)
-        self._schedule(urgent=run.followed)
+        if self._linger is None or run.followed or self._queued >= BATCH_EVENTS:
+            self._schedule(urgent=run.followed)
         if not self._may_wait or self._breaker.reason is not None:
             self._overflow()  # Else the caller waits for room first.
         return event
@@ -311,7 +316,8 @@ class SessionWriter:
         while size > most and len(sizes) > (room is None):  # Without `room` the first is taken, whatever its size.
             size -= sizes.pop()
         events = [pending.popleft() for _ in sizes]
-        larges = [event for event in events if len(event.payload) > LARGE_PAYLOAD] if size > LARGE_PAYLOAD else []
+        large = sizes and max(sizes) > LARGE_PAYLOAD
+        larges = [event for event in events if len(event.payload) > LARGE_PAYLOAD] if large else []
         if not events and pending:
             return None
         self._queued -= len(events)
@@ -366,7 +372,8 @@ class SessionWriter:
                     stored = [event for event in events if event.outcome is None and not event.lost]
                     latencies += [(now - event.accepted) / 1e9 for event in stored]
                     messages += [event.message for event in stored]
-                    size = sum([event.size for event in stored]) - EVENT_BYTES * len(stored)
+                    size = part.size if len(stored) == len(events) else sum([event.size for event in stored])
+                    size -= EVENT_BYTES * len(stored)
                     payload_bytes += size
                     if size:
                         self._report_stored(part, size)
@@ -429,6 +436,9 @@ class SessionWriter:
         """Release the oldest retained part."""
         run, last = self._retained.popleft()
         retained, size = run.retained, 0
+        if retained and retained[-1].seq <= last.seq:
+            size = sum([event.size for event in retained])
+            retained.clear()
         while retained and retained[0].seq <= last.seq:
             size += retained.popleft().size
         if size:
