@@ -99,6 +99,7 @@ async def test_registry_keeps_nothing_of_a_session_removed_while_it_was_recorded
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(registry.add, NewRecord("s", "", "{}"))
         await anyio.wait_all_tasks_blocked()
+        assert not registry.due("s"), "the response to initialize is stored meanwhile"
         registry.remove("s")
         coordinator.recording.set()
     assert not registry._renewed

@@ -126,6 +126,7 @@ class SessionRegistry:
         it does not wait; the record is written once Redis has recovered.
         """
         self.remember(record)
+        self._renewed[record.session_id] = anyio.current_time()  # Else its first request would renew it now.
         writing = asyncio.create_task(self._write(record), name="eventscope-record")
         self._writing.add(writing)
         writing.add_done_callback(self._writing.discard)
@@ -143,8 +144,6 @@ class SessionRegistry:
                     return
                 await anyio.sleep(_RETRY_SECONDS)
             else:
-                if record.session_id in self.records:
-                    self._renewed[record.session_id] = anyio.current_time()
                 return
 
     async def republish(self, session_ids: Sequence[str]) -> list[str]:
