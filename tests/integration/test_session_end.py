@@ -54,7 +54,7 @@ class Life:
                 ended = SessionProducer(store, "s", number)
                 await ended.append(LARGE if number < 3 else None)
                 await ended.append(answer())
-            await producer.part.open_standalone()
+            await producer.part._record_sent()
             await producer.part.append(GET_STREAM_KEY, LARGE)
             await until_settled(store)
             await store._limit.drain(10)
@@ -167,10 +167,10 @@ async def republish(life: Life) -> None:
     await life.stores[0].coordinator.record_all([RECORD, RECORD], ttl=TTL)
 
 
-async def open_standalone(life: Life) -> None:
-    """A standalone stream."""
+async def send_standalone(life: Life) -> None:
+    """A message of a standalone stream."""
     part = RedisEventStore(life.client, key_prefix=life.stores[0].key_prefix, ttl=TTL).for_session("s")
-    await part.open_standalone()
+    await part._record_sent()
 
 
 async def account(life: Life) -> None:
@@ -205,7 +205,7 @@ LATE = [
     renew_runs,
     renew_record,
     republish,
-    open_standalone,
+    send_standalone,
     account,
     answer_call,
     evict,

@@ -185,7 +185,7 @@ async def test_session_leaves_a_ttl_on_every_key(
     open_one = SessionProducer(store, request_id=2)
     await open_one.append_next()
     await producer.part.append(GET_STREAM_KEY, note(0))
-    await producer.part.open_standalone()
+    await producer.part._record_sent()
     await store.flush()
 
     async def nothing() -> None:
@@ -295,7 +295,7 @@ async def test_session_without_ttl_never_expires(
     await producer.append(None)
     await producer.append(note(1, "x" * 5000))
     await producer.outcomes()
-    await producer.part.open_standalone()
+    await producer.part._record_sent()
     keys = await leaks.keys()
     assert len(keys) == 5
     assert {await redis_client.ttl(key) for key in keys} == {-1}

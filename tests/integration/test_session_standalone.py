@@ -57,19 +57,62 @@ async def replayed(part: RedisSessionStore, cursor: str) -> Received:
     return received
 
 
-async def test_standalone_stream_opened_first_reads_from_the_start(
+async def test_standalone_stream_begins_at_the_start_until_a_message_was_sent(
     store: RedisEventStore, other: RedisEventStore
 ) -> None:
-    """A later client reads from now on."""
+    """The response to the first GET is lost: the worker is killed, or the connection is cut."""
     part, others = store.for_session("s"), other.for_session("s")
     await append_numbers(part, 1, 2)
     await append_numbers(others, 3)
-    first = await others.open_standalone()
-    for later in (await part.open_standalone(), await others.open_standalone()):
-        assert sorted((await replayed(part, first)).contents) == [1, 2, 3]
+    cursors = [await each.open_standalone() for each in (others, part, others)]
+    for cursor in cursors:
+        fresh = RedisEventStore(store._redis, key_prefix=store.key_prefix, ttl=TTL)
+        assert sorted((await replayed(fresh.for_session("s"), cursor)).contents) == [1, 2, 3]
+    assert sorted((await replayed(part, await part.open_standalone())).contents) == [1, 2, 3]
+
+
+async def test_standalone_stream_begins_now_once_a_message_was_sent(
+    store: RedisEventStore, other: RedisEventStore
+) -> None:
+    """On the worker that has sent it at once, on others when Redis knows."""
+    part, others = store.for_session("s"), other.for_session("s")
+    await append_numbers(part, 1, 2)
+    first, received = await part.open_standalone(), Received()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: part.follow(GET_STREAM_KEY, first, received, limit=60))
+        await received.has(2)
+        later = await part.open_standalone()
         assert (await replayed(part, later)).contents == []
+        await until(lambda: part._queue.sent_recorded)
+        tasks.cancel_scope.cancel()
+    later = await others.open_standalone()
+    assert (await replayed(others, later)).contents == []
     await append_numbers(part, 4)
     assert (await replayed(others, later)).contents == [4]
+
+
+async def test_standalone_stream_sent_in_an_outage_is_recorded_after_it(
+    valkey_server: Valkey, store: RedisEventStore, other: RedisEventStore
+) -> None:
+    """Another worker then begins now."""
+    async with Proxy(valkey_server.socket).running() as proxy, connect(proxy.url) as client:
+        local = RedisEventStore(client, key_prefix=store.key_prefix, ttl=TTL)
+        part, received = local.for_session("s"), Received()
+        cursor = await part.open_standalone()
+        proxy.refuse()
+        proxy.reset()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: part.follow(GET_STREAM_KEY, cursor, received, limit=60))
+            await part.append(GET_STREAM_KEY, note(0))
+            await received.has(1, within=3)
+            assert not part._queue.sent_recorded
+            await proxy.listen()
+            await until(lambda: part._queue.sent_recorded)
+            tasks.cancel_scope.cancel()
+        await until_settled(local)
+        others = other.for_session("s")
+        assert (await replayed(others, await others.open_standalone())).contents == []
+        await local.flush()
 
 
 async def test_standalone_stream_of_two_workers_delivers_each_message_once(

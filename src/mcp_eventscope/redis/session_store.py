@@ -5,7 +5,6 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Self
 
 import anyio
@@ -37,6 +36,7 @@ from mcp_eventscope.store.messages import (
     GET_STREAM_KEY,
     EventCallback,
     EventId,
+    EventMessage,
     JSONRPCMessage,
     RequestId,
     StreamId,
@@ -53,7 +53,7 @@ _FORGOTTEN_AT_ONCE = 16
 """Maximum number of runs that one resume forgets: it reads the lease of each one's worker."""
 _answer = Script("answer.lua")
 _forget_runs = Script("forget_runs.lua")
-_open_standalone = Script("open_standalone.lua")
+_standalone_sent = Script("standalone_sent.lua")
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +294,7 @@ class RedisSessionStore:
                 return ReplayResult(miss=Miss.UNKNOWN)
             stream_id = run.stream
         standalone = stream_id == GET_STREAM_KEY
+        send = self._sending(send) if standalone else send
         delivery = Delivery(stream_id, cursor, send, standalone=standalone, horizon=self._horizon)
         began_at = cursor.time
         miss = await (self._replay_standalone(delivery) if standalone else self._replay_run(delivery))
@@ -436,27 +437,49 @@ class RedisSessionStore:
     async def open_standalone(self) -> EventId:
         """Return a cursor for a client that opens the standalone stream without one.
 
-        The session's first client reads from the session's start, because earlier messages had no reader. Later ones
-        read from now. While Redis is unreachable, this process knows only of the clients that it served.
+        Until a message of the stream was sent to a client, it begins at the session's start: earlier messages had no
+        reader, or the response to an earlier request was lost. Then it begins now. While Redis is unreachable, this
+        process knows only of the messages that it has sent.
         """
         shared, queue = self._shared, self._queue
         own = queue.runs.get(GET_STREAM_KEY)
         if own is None:
             own = shared.writer.begin(queue, GET_STREAM_KEY, None)
-        first, queue.opened = not queue.opened, True
+        sent = queue.standalone_sent
         positions = {own.name: own.last}
         with suppress(StoreError), anyio.move_on_after(shared.breaker.call_timeout):
-            if first and not shared.breaker.unreachable:
-                script, keys, arguments = _open_standalone, [self._keys.session], [shared.ttl or 0]
-                first = await call(
-                    "write to", shared.redis, shared.breaker, partial(script, shared.redis, keys, arguments)
-                )
-            if not first:
+            if not sent and not shared.breaker.unreachable:
+                sent = await shared.reader.call(self._standalone_sent)
+            if sent:
                 _, found = await shared.reader.standalone_runs(self._keys)
                 positions = found | positions
-        if first:
+        if not sent:
             positions = {own.name: 0}
         return Cursor(shared.clock.now(), own.name, positions).event_id()
+
+    async def _standalone_sent(self) -> bool:
+        """Whether Redis knows that a message of the standalone stream was sent to a client."""
+        return bool(await self._shared.redis.execute_command("HEXISTS", self._keys.session, "standalone"))
+
+    async def _record_sent(self) -> None:
+        """Record that a message of the standalone stream was sent to a client."""
+        shared, keys = self._shared, [self._keys.session]
+        await call(
+            "write to",
+            shared.redis,
+            shared.breaker,
+            lambda: _standalone_sent(shared.redis, keys, [shared.ttl or 0]),
+        )
+        self._queue.sent_recorded = True
+
+    def _sending(self, send: EventCallback) -> EventCallback:
+        """A callback of the standalone stream that also notes that a message was sent."""
+
+        async def note(event: EventMessage) -> None:
+            self._queue.standalone_sent = True
+            await send(event)
+
+        return note
 
     async def follow(self, stream_id: StreamId, after: EventId, send: EventCallback, *, limit: float) -> FollowResult:
         """Deliver the events of any process from now on, until the response or the limit.
@@ -474,6 +497,7 @@ class RedisSessionStore:
         if cursor is None:
             return FollowResult(last_event_id=after, end=FollowEnd.TIMEOUT)
         standalone = stream_id == GET_STREAM_KEY
+        send = self._sending(send) if standalone else send
         delivery = Delivery(stream_id, cursor, send, standalone=standalone, horizon=self._horizon)
         following = _FollowState(limit)
         if standalone:
@@ -553,6 +577,8 @@ class RedisSessionStore:
                         await shared.reader.advance(self._keys, delivery, own.name)
                     unreachable = shared.breaker.unreachable
                     read = not unreachable and await self._attempt(self._advance_standalone(delivery), following)
+                    if read and queue.standalone_sent and not queue.sent_recorded:
+                        read = await self._attempt(self._record_sent(), following)
                     if following.over:
                         return
                     await follower.wait(following.remaining if read else min(following.remaining, POLL_SECONDS))

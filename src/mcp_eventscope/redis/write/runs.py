@@ -156,9 +156,10 @@ class SessionQueue:
         "keys",
         "on_ended",
         "on_fenced",
-        "opened",
         "pieces",
         "runs",
+        "sent_recorded",
+        "standalone_sent",
         "unaccounted",
         "unrecorded",
     )
@@ -175,8 +176,10 @@ class SessionQueue:
         """Whether the session was ended, here or elsewhere."""
         self.index_renewed = 0
         """When the TTL of its index was last renewed, in microseconds."""
-        self.opened = False
-        """Whether a client has opened the session's standalone stream here."""
+        self.standalone_sent = False
+        """Whether a message of its standalone stream was sent to a client here."""
+        self.sent_recorded = False
+        """Whether Redis knows."""
         self.bound: object = None
         """The store whose callbacks are called."""
         self.on_ended: Callable[[], None] | None = None
