@@ -164,7 +164,7 @@ COMMANDS = {
     "verifi": "Did you mean 'verify'?",
     "nonsense": "see mcp-eventscope --help",
     "tail": "see mcp-eventscope tail --help",
-    "forecast --event-bytes 1KB": "'1KB' is not a valid number; see mcp-eventscope forecast --help",
+    "forecast --event-bytes 1KB": "got '1KB'; write the bytes without a unit, such as 500",
     f"verify {HOST}:8000/mcp": "must be a URL such as https://",
     f"verify http://{HOST}:1/mcp --arguments to=3": """write '{"name": "value"}'""",
     f"verify http://{HOST}:1/mcp --token {SECRET}ä": "--token (MCP_TOKEN) must have printable ASCII characters",

@@ -175,6 +175,7 @@ def test_command_line_starts_without_the_sdk_and_redis() -> None:
         "mcp_eventscope.errors",
         "mcp_eventscope.cli.bundled",
         "mcp_eventscope.cli.output",
+        "mcp_eventscope.options",
         "mcp_eventscope.sdk_versions",
     }
     assert {name.split(".")[0] for name in used} - {"mcp_eventscope", "click"} <= sys.stdlib_module_names

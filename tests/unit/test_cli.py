@@ -15,7 +15,7 @@ import pytest
 
 from mcp_eventscope import sdk_versions
 from mcp_eventscope.cli import main as main_module
-from mcp_eventscope.cli.main import cli, main
+from mcp_eventscope.cli.main import _Number, _WholeNumber, cli, main
 from mcp_eventscope.cli.output import Exit, duration, print_table, printable, redacted, size, to_json
 from mcp_eventscope.cli.serve import ServeError, load_server
 from support.servers import HOST, free_port
@@ -108,6 +108,73 @@ def test_invalid_command_line_exits_with_2(arguments: list[str], capsys: pytest.
     assert printed.out == ""
     assert printed.err.startswith("Usage: mcp-eventscope")
     assert printed.err.splitlines()[-1].startswith("mcp-eventscope: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["forecast", "--maxmemory", "1gb"],
+            (
+                "--maxmemory must be a whole number of at least 1 bytes, got '1gb'; "
+                "write the bytes without a unit, such as 1073741824 for 1 GiB"
+            ),
+        ),
+        (
+            ["forecast", "--event-bytes", "1kb"],
+            "--event-bytes must be at least 1 bytes, got '1kb'; write the bytes without a unit, such as 500",
+        ),
+        (
+            ["forecast", "--ttl", "1h"],
+            (
+                "--ttl must be a whole number of at least 1 seconds, got '1h'; "
+                "write the seconds without a unit, such as 3600 for an hour"
+            ),
+        ),
+        (
+            ["forecast", "--rate", "nan"],
+            (
+                "--rate must be at least 0 events per second, got 'nan'; "
+                "write the events per second without a unit, such as 20"
+            ),
+        ),
+        (
+            ["forecast", "--seconds", "5s"],
+            "--seconds must be at least 0.1 seconds, got '5s'; write the seconds without a unit, such as 5",
+        ),
+        (
+            ["tail", "session", "--seconds", "-1"],
+            "--seconds must be at least 0 seconds, got '-1'; write the seconds without a unit, such as 60",
+        ),
+        (
+            ["verify", "http://localhost/mcp", "--timeout", "1m"],
+            "--timeout must be at least 0.1 seconds, got '1m'; write the seconds without a unit, such as 30",
+        ),
+        (
+            ["demo", "--serve", "--port", "99999"],
+            "--port must be a whole number between 0 and 65535, got '99999'; write a number, such as 8000",
+        ),
+        (
+            ["doctor", "--max-keys", "1e6"],
+            "--max-keys must be a whole number of at least 1000, got '1e6'; write a number, such as 1000000",
+        ),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, list) else "",
+)
+def test_number_that_is_invalid_is_refused_with_its_unit(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The error has an example of a valid value."""
+    assert main(arguments) == Exit.USAGE
+    assert capsys.readouterr().err.splitlines()[-1] == f"mcp-eventscope: {message}"
+
+
+def test_every_number_of_the_command_line_names_its_range_in_errors() -> None:
+    """Click's own types name neither the unit nor a valid value."""
+    types = [each.type for path in commands() for each in command(path).params]
+    numbers = [each for each in types if isinstance(each, click.types.IntParamType | click.types.FloatParamType)]
+    assert numbers
+    assert {type(each) for each in numbers} == {_Number, _WholeNumber}
 
 
 @pytest.mark.parametrize("arguments", [[], ["dashboards"], ["sessions"]], ids=" ".join)

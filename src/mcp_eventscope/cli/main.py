@@ -10,7 +10,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from functools import wraps
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -20,6 +22,7 @@ import click
 from mcp_eventscope.cli import bundled
 from mcp_eventscope.cli.output import Exit, print_error, print_json, print_lines, redacted
 from mcp_eventscope.errors import EventscopeError, StoreError
+from mcp_eventscope.options import Number
 from mcp_eventscope.sdk_versions import SESSIONS, require_sdk
 
 PROGRAM = "mcp-eventscope"
@@ -32,15 +35,63 @@ EPILOG = (
 
 
 class _Number(click.FloatRange):
-    """A number, under a plain name in errors."""
+    """A number.
+
+    Args:
+        least: Minimum.
+        most: Maximum; None: unbounded.
+        unit: The unit in the plural; "" for a number without one.
+        such_as: A valid value, which the error names.
+    """
 
     name = "number"
 
+    def __init__(self, least: float, most: float | None = None, *, unit: str = "", such_as: str) -> None:
+        super().__init__(least, most)
+        self._number = Number(unit, least, inf if most is None else most)
+        self._such_as = such_as
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Convert an argument."""
+        return float(_converted(float, self._number, self._such_as, value, param, ctx))
+
 
 class _WholeNumber(click.IntRange):
-    """A whole number, under a plain name in errors."""
+    """A whole number. Arguments as in `_Number`."""
 
     name = "whole number"
+
+    def __init__(self, least: int, most: int | None = None, *, unit: str = "", such_as: str) -> None:
+        super().__init__(least, most)
+        self._number = Number(unit, least, inf if most is None else most, whole=True)
+        self._such_as = such_as
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Convert an argument."""
+        return int(_converted(int, self._number, self._such_as, value, param, ctx))
+
+
+def _converted(
+    kind: type[int | float],
+    number: Number,
+    such_as: str,
+    value: Any,
+    param: click.Parameter | None,
+    ctx: click.Context | None,
+) -> float:
+    """Convert an argument to a number.
+
+    Raises:
+        UsageError: It is not a number of this kind, or out of range. The error names the unit.
+    """
+    with suppress(ValueError):
+        found = kind(value)
+        if number.least <= found <= number.most:  # NaN is not.
+            return found
+    option = param.opts[-1] if param is not None else "the number"
+    fix = f"write the {number.unit} without a unit" if number.unit else "write a number"
+    msg = f"{option} must be {number.expected()}, got {value!r}; {fix}, such as {such_as}"
+    raise click.UsageError(msg, ctx)
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -93,10 +144,11 @@ def _connection(function: F) -> F:
     return decorated
 
 
+_PORT = _WholeNumber(0, 65535, such_as="8000")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _max_keys = click.option(
     "--max-keys",
-    type=_WholeNumber(min=1000),
+    type=_WholeNumber(1000, such_as="1000000"),
     default=1_000_000,
     show_default=True,
     help="Maximum number of keys that a walk through the database examines.",
@@ -177,7 +229,7 @@ def sessions() -> None:
 @sessions.command("list")
 @_connection
 @_name
-@click.option("--limit", type=_WholeNumber(min=1), default=100, show_default=True, help="Sessions at most.")
+@click.option("--limit", type=_WholeNumber(1, such_as="100"), default=100, show_default=True, help="Sessions at most.")
 @click.option("--all", "ended", is_flag=True, help="Include sessions that have ended.")
 @_max_keys
 @_json
@@ -292,7 +344,7 @@ def why(
 @_max_keys
 @click.option("--from-start", is_flag=True, help="Begin with the retained events, not with the next one.")
 @click.option("--payloads", is_flag=True, help="Print the messages, which may be confidential.")
-@click.option("--seconds", type=_Number(min=0), help="Stop after this many seconds.")
+@click.option("--seconds", type=_Number(0, unit="seconds", such_as="60"), help="Stop after this many seconds.")
 @_json
 def tail(
     session: str,
@@ -332,7 +384,13 @@ def tail(
 )
 @click.option("--tool", metavar="NAME", help="Cut a call of this tool, instead of the list of tools.")
 @click.option("--arguments", metavar="JSON", default="{}", help="Arguments of the tool.")
-@click.option("--timeout", type=_Number(min=0.1), default=30.0, show_default=True, help="Seconds for the whole check.")
+@click.option(
+    "--timeout",
+    type=_Number(0.1, unit="seconds", such_as="30"),
+    default=30.0,
+    show_default=True,
+    help="Seconds for the whole check.",
+)
 @_json
 def verify(
     url: str,
@@ -366,16 +424,34 @@ def verify(
 @cli.command()
 @_connection
 @_max_keys
-@click.option("--rate", type=_Number(min=0), help="Events per second; measured if left out.")
-@click.option("--event-bytes", type=_Number(min=1), help="Bytes per event in Redis; measured if left out.")
 @click.option(
-    "--ttl", type=_WholeNumber(min=1), help="Seconds that events are kept. [env: EVENTSCOPE_TTL] [default: 3600]"
+    "--rate", type=_Number(0, unit="events per second", such_as="20"), help="Events per second; measured if left out."
 )
-@click.option("--maxmemory", type=_WholeNumber(min=1), help="Bytes that Redis may use; read from Redis if left out.")
-@click.option("--seconds", type=_Number(min=0.1), default=5.0, show_default=True, help="Duration of the measurement.")
+@click.option(
+    "--event-bytes",
+    type=_Number(1, unit="bytes", such_as="500"),
+    help="Bytes per event in Redis; measured if left out.",
+)
+@click.option(
+    "--ttl",
+    type=_WholeNumber(1, unit="seconds", such_as="3600 for an hour"),
+    help="Seconds that events are kept. [env: EVENTSCOPE_TTL] [default: 3600]",
+)
+@click.option(
+    "--maxmemory",
+    type=_WholeNumber(1, unit="bytes", such_as="1073741824 for 1 GiB"),
+    help="Bytes that Redis may use; read from Redis if left out.",
+)
+@click.option(
+    "--seconds",
+    type=_Number(0.1, unit="seconds", such_as="5"),
+    default=5.0,
+    show_default=True,
+    help="Duration of the measurement.",
+)
 @click.option(
     "--sample",
-    type=_WholeNumber(min=1),
+    type=_WholeNumber(1, such_as="1000"),
     default=1000,
     show_default=True,
     help="Maximum number of sessions that are measured.",
@@ -416,7 +492,7 @@ def forecast(
 @cli.command()
 @click.argument("url", required=False)
 @_connection
-@click.option("--port", type=_WholeNumber(0, 65535), default=8765, show_default=True, help="Port; 0 for any.")
+@click.option("--port", type=_PORT, default=8765, show_default=True, help="Port; 0 for any.")
 @click.option("--token", metavar="TOKEN", help="Token that viewers must give. [env: EVENTSCOPE_CONSOLE_TOKEN]")
 @click.option("--payloads", is_flag=True, help="Let viewers read the contents of messages.")
 @_json
@@ -444,8 +520,8 @@ def console(
 @_connection
 @_name
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=_WholeNumber(0, 65535), default=8000, show_default=True, help="Port to listen on.")
-@click.option("--workers", type=_WholeNumber(min=1), default=1, show_default=True, help="Worker processes.")
+@click.option("--port", type=_PORT, default=8000, show_default=True, help="Port to listen on.")
+@click.option("--workers", type=_WholeNumber(1, such_as="2"), default=1, show_default=True, help="Worker processes.")
 @click.option(
     "--app-dir",
     type=click.Path(file_okay=False, exists=True),
@@ -475,9 +551,7 @@ def serve(
 
 @cli.command()
 @click.option("--serve", "keep_serving", is_flag=True, help="Run one worker until Ctrl-C, instead of the scenes.")
-@click.option(
-    "--port", type=_WholeNumber(0, 65535), help="Port for --serve. A free one, if it is taken. [default: 8000]"
-)
+@click.option("--port", type=_PORT, help="Port for --serve. A free one, if it is taken. [default: 8000]")
 @_json
 def demo(keep_serving: bool, port: int | None, as_json: bool) -> None:
     """Cut a stream and kill a worker, and check that two workers recover.
