@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -174,5 +175,29 @@ def test_switch_that_ends_closes_a_connection_that_has_just_begun(turns: int) ->
             with contextlib.suppress(ConnectionResetError):  # Of what the event loop did not accept.
                 assert await reader.read() == b""
             writer.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_switch_that_ends_closes_connections_that_were_accepted(turns: int) -> None:
+    """Also those that the event loop has accepted and not yet reported."""
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        async with backend(b"a") as port:
+            switch = Switch([port])
+            with contextlib.ExitStack() as clients:
+                async with switch.running():
+                    connections = [clients.enter_context(socket.socket()) for _ in range(3)]
+                    for each in connections:
+                        each.settimeout(0)
+                        with contextlib.suppress(BlockingIOError):
+                            each.connect((HOST, switch.port))
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                for each in connections:
+                    with contextlib.suppress(ConnectionResetError):
+                        assert await loop.sock_recv(each, 1) == b""
 
     run(test)

@@ -13,9 +13,8 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
-from typing import Any
 
-from mcp_eventscope.demo.switch import ACCEPT_TURNS
+from mcp_eventscope.demo.switch import Listener
 from support import resp
 from support.fault_plan import FaultPlan, Step
 
@@ -103,7 +102,7 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = False
         """Whether the block of `running` is over."""
-        self._server: asyncio.Server | None = None
+        self._listener = Listener(self._accept)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -130,27 +129,16 @@ class Proxy:
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)
-            for _ in range(ACCEPT_TURNS):
-                await asyncio.sleep(0)
+            await self._listener.drain()
 
     async def listen(self) -> None:
         """Accept connections (again)."""
         self._loop = asyncio.get_running_loop()
-        self._server = await asyncio.start_server(self._accept, HOST, self.port, limit=_CHUNK)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.port = await self._listener.listen(self.port)
 
     def refuse(self) -> None:
         """Refuse connections from now on; those that are open stay."""
-        if self._server is not None:
-            server: Any = self._server
-
-            def attach() -> None:
-                server._active_count += 1
-
-            # asyncio fails on a connection that it has accepted when its server is closed, and leaves it open.
-            server._attach = attach
-            self._server.close()
-            self._server = None
+        self._listener.close()
 
     def hold(self) -> None:
         """Pause all traffic until `clear`, without losing any."""

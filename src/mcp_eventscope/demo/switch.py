@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,10 +13,51 @@ _CHUNK = 64 * 1024
 _END_OF_BODY = b"\r\n0\r\n\r\n"
 _TAIL = 64
 """Bytes kept between two reads, because a header may be split over them."""
-ACCEPT_TURNS = 5
+_ACCEPT_TURNS = 5
 """Turns of the event loop within which it reports a connection that it has accepted, and closes it."""
 
 _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Listener:
+    """Accepts connections on a loopback port, and reports each one, also those accepted when it is closed.
+
+    `asyncio.Server.close` fails for a connection that the event loop has accepted and not yet reported: the connection
+    stays open, and nothing serves it.
+
+    Args:
+        accept: Called with each connection.
+    """
+
+    def __init__(self, accept: Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]) -> None:
+        self._accept = accept
+        self._socket: socket.socket | None = None
+
+    async def listen(self, port: int = 0) -> int:
+        """Accept connections until `close`.
+
+        Args:
+            port: The port; 0 chooses a free one.
+
+        Returns:
+            The port.
+        """
+        self._socket = socket.create_server((HOST, port))
+        await asyncio.start_server(self._accept, sock=self._socket)
+        chosen: int = self._socket.getsockname()[1]
+        return chosen
+
+    def close(self) -> None:
+        """Refuse connections from now on. Those that were accepted are reported in the next turns of the event loop."""
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
+
+    async def drain(self) -> None:
+        """Wait until all accepted connections are reported, and those are closed that `accept` closes."""
+        for _ in range(_ACCEPT_TURNS):
+            await asyncio.sleep(0)
 
 
 class Switch:
@@ -47,19 +88,18 @@ class Switch:
     async def running(self) -> AsyncIterator[None]:
         """Listen on a free port until the block ends."""
         self._ended = False
-        server = await asyncio.start_server(self._accept, HOST, 0)
-        self.port = server.sockets[0].getsockname()[1]
+        listener = Listener(self._accept)
+        self.port = await listener.listen()
         try:
             yield
         finally:
-            server.close()
+            listener.close()
             self._ended = True
             for task in self._tasks:
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)
-            for _ in range(ACCEPT_TURNS):
-                await asyncio.sleep(0)
+            await listener.drain()
 
     def reset_streams(self) -> None:
         """Reset every connection that carries an event stream; new ones go to any backend."""
