@@ -20,6 +20,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope.cli.main import main
 from mcp_eventscope.cli.output import Exit
+from mcp_eventscope.redis import client as client_module
 from mcp_eventscope.settings import URL_VARIABLE
 from mcp_eventscope.telemetry.tracing import session_hash
 from support.chaos import on_worker, open_session, start_call
@@ -35,6 +36,19 @@ pytestmark = pytest.mark.anyio
 
 PREFIX = "cli:"
 HOSTILE = "evil\x1b[2J"
+PATIENT_COMMAND = (
+    "import sys; from mcp_eventscope.cli.main import main; from mcp_eventscope.redis import client; "
+    f"client.ANSWER_TIMEOUT = {CEILING}; sys.exit(main())"
+)
+"""The program of a command that waits for Redis, however busy the machine is; a person's gives up after 5 seconds."""
+
+VERIFY_OPTIONS = ("--timeout", str(CEILING), "--json")
+
+
+@pytest.fixture(autouse=True)
+def patience_of_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the commands in this process wait, too."""
+    monkeypatch.setattr(client_module, "ANSWER_TIMEOUT", CEILING)
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +238,7 @@ async def test_verify_cuts_and_resumes_a_stream(
 
     async def verify(*arguments: str) -> tuple[int, Any]:
         capsys.readouterr()
-        code = await anyio.to_thread.run_sync(partial(main, ["verify", *arguments, "--json"]))
+        code = await anyio.to_thread.run_sync(partial(main, ["verify", *arguments, *VERIFY_OPTIONS]))
         return code, json.loads(capsys.readouterr().out)
 
     url = f"{workers[0].url}/mcp"
@@ -330,7 +344,7 @@ def test_serve_starts_workers_of_a_server(tmp_path: Path, valkey_url: str) -> No
     ) as served:
         try:
             eventually(lambda: healthy(f"http://{HOST}:{port}"))
-            ran = _run("verify", f"http://{HOST}:{port}/mcp", "--json")
+            ran = _run("verify", f"http://{HOST}:{port}/mcp", *VERIFY_OPTIONS)
             assert json.loads(ran[1])["ok"], ran
         finally:
             served.terminate()
@@ -341,7 +355,7 @@ def test_serve_starts_workers_of_a_server(tmp_path: Path, valkey_url: str) -> No
 
 def _command(*arguments: str, url: str = "") -> list[str]:
     connection = ["--redis-url", url, "--key-prefix", PREFIX] if url else []
-    return [sys.executable, "-m", "mcp_eventscope.cli.main", *arguments, *connection]
+    return [sys.executable, "-c", PATIENT_COMMAND, *arguments, *connection]
 
 
 def _run(*arguments: str, url: str = "", typed: str = "") -> tuple[int, str]:
