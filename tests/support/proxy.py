@@ -54,6 +54,8 @@ class Fault:
     token: bytes
     times: int
     skip: int
+    command: str = ""
+    """The name of the only command that it concerns; "": any."""
     cut_after: int | None = None
     """Bytes of the command that pass before the cut."""
     answer: bytes | None = None
@@ -67,6 +69,8 @@ class Fault:
     def concerns(self, arguments: list[bytes]) -> bool:
         """Whether it happens to this command. Called once for each."""
         if self.happened >= self.times or self.token not in b" ".join(arguments):
+            return False
+        if self.command and self.command != arguments[0].decode("ascii", "replace").upper():
             return False
         if self.skip:
             self.skip -= 1
@@ -194,6 +198,10 @@ class Proxy:
     def answer_text(self, token: str, text: str, *, times: int = 1) -> Fault:
         """Answer the next commands that contain a text with another text."""
         return self._arm(Fault(token.encode(), times, 0, answer=f"${len(text.encode())}\r\n{text}\r\n".encode()))
+
+    def answer_bytes(self, command: str, reply: bytes, *, times: int = 1) -> Fault:
+        """Answer the next commands of a name with a reply, as it is on the wire."""
+        return self._arm(Fault(b"", times, 0, command, answer=reply))
 
     def delay_request(self, token: str, *, times: int = 1, skip: int = 0) -> Fault:
         """Hold back the next commands that contain a text, and reset the connection; `deliver` sends them."""

@@ -68,12 +68,12 @@ async def run(  # noqa: PLR0913 - the options of the command
     async with opened(settings) as target:
         latency = await _latency(target)  # First, since no check can run unless Redis is reachable.
         try:
-            skew = await _skew(target)
+            skew, refused = await _skew(target)
             servers = await target.inspector.servers()
             findings = [
                 *(finding for facts in servers for finding in _of_node(facts)),
                 _of_latency(latency),
-                _of_clock(skew),
+                _of_clock(skew, refused),
                 *(await _of_permissions(target) if writes else ()),
                 await _of_ttl(target, max_keys),
                 await _of_name(target),
@@ -131,8 +131,8 @@ async def _latency(target: Target) -> Latency:
     return Latency(took[len(took) // 2], took[int(len(took) * 0.99)], len(took))
 
 
-async def _skew(target: Target) -> float | None:
-    """How far Redis's clock is ahead of this one, in seconds; None if the user may not read it."""
+async def _skew(target: Target) -> tuple[float | None, str]:
+    """How far Redis's clock is ahead of this one, in seconds; None, with the reason, if it could not be read."""
     skew, best = 0.0, float("inf")
     try:
         for _ in range(5):
@@ -141,9 +141,9 @@ async def _skew(target: Target) -> float | None:
             elapsed = time.perf_counter() - began
             if elapsed < best:  # The fastest reply is the most accurate.
                 best, skew = elapsed, clock / 1_000_000 - time.time() + elapsed / 2
-    except StoreRejectedError:
-        return None
-    return skew
+    except StoreRejectedError as error:
+        return None, str(error)
+    return skew, ""
 
 
 def _of_node(facts: ServerFacts) -> Iterator[Finding]:
@@ -158,7 +158,7 @@ def _of_server(facts: ServerFacts) -> Iterator[Finding]:
         yield Finding(
             "server",
             Severity.INFO,
-            "INFO is refused or empty, so version, role, persistence and memory are unknown",
+            f"version, role, persistence and memory are unknown: {facts.problem or 'INFO is empty'}",
             "allow +info to the user; behind a proxy, run doctor with the URL of Redis itself",
         )
         return
@@ -262,9 +262,9 @@ def _of_memory(facts: ServerFacts) -> Iterator[Finding]:
         )
 
 
-def _of_clock(skew: float | None) -> Finding:
+def _of_clock(skew: float | None, refused: str) -> Finding:
     if skew is None:
-        return Finding("clock", Severity.INFO, "TIME is refused", "see permissions")
+        return Finding("clock", Severity.INFO, f"could not be read: {refused}", "see permissions")
     ahead = "ahead of" if skew > 0 else "behind"
     message = f"Redis is {duration(abs(skew))} {ahead} this host"
     if abs(skew) > CLOCK_SECONDS:

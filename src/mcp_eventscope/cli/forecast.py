@@ -118,7 +118,7 @@ async def _measure(target: Target, given: Assumptions, *, seconds: float, sample
     if maxmemory is None:
         limits = [each.info.get("maxmemory") for each in await target.inspector.servers()]
         if None in limits:
-            msg = "maxmemory must be readable by INFO, got no permission; give --maxmemory"
+            msg = "maxmemory must be readable by INFO, got none; give --maxmemory"
             raise NotMeasurableError(msg)
         maxmemory = sum(int(each or 0) for each in limits) if all(limits) else 0
     event_bytes = given.event_bytes if given.event_bytes is not None else await _weigh(target, max_keys)

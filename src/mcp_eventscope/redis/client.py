@@ -21,6 +21,7 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    InvalidResponse,
     MasterDownError,
     MaxConnectionsError,
     MovedError,
@@ -428,13 +429,52 @@ def map_redis_errors(operation: str, client: AnyRedis) -> Iterator[None]:
     except (RedisError, RedisClusterException, OSError) as error:
         failed = f"could not {operation} Redis at {address_of(client)}"
         raise _store_error(error, failed, tls=_uses_tls(client)) from error
-    except (AttributeError, TypeError) as error:
+    except _MISREAD as error:
+        if _module_of(error) in _REPLY_PARSERS:
+            unexpected = UnexpectedReplyError(command="a command")
+            failed = f"could not {operation} Redis at {address_of(client)}"
+            raise _store_error(unexpected, failed, tls=False) from error
         if not raised_by_closed_connection(error):
             raise
         closed = RedisConnectionError("the connection was closed during the call")
         closed.__cause__ = error
         msg = f"could not {operation} Redis at {address_of(client)}: the connection was closed during the call"
         raise StoreUnavailableError(msg) from closed
+
+
+_MISREAD = (AttributeError, LookupError, TypeError, ValueError)
+"""The errors of code that reads a reply of another form than it expects."""
+_REPLY_PARSERS = ("redis._parsers.helpers", "redis._parsers.response_callbacks")
+"""The modules of redis-py that convert replies."""
+
+
+class UnexpectedReplyError(ResponseError):
+    """Redis answered a command with a reply of another form.
+
+    Args:
+        command: The command.
+    """
+
+    def __init__(self, command: str) -> None:
+        super().__init__(f"{command} with an unexpected reply")
+
+
+@contextmanager
+def parsing(command: str) -> Iterator[None]:
+    """Convert the errors of code that reads a reply of another form, such as that of a proxy.
+
+    Args:
+        command: The command in the message.
+
+    Raises:
+        UnexpectedReplyError: The reply has another form.
+    """
+    try:
+        yield
+    except _MISREAD as error:
+        if raised_by_closed_connection(error):
+            raise
+        raise UnexpectedReplyError(command) from error
 
 
 def raised_by_closed_connection(error: BaseException) -> bool:
@@ -445,11 +485,16 @@ def raised_by_closed_connection(error: BaseException) -> bool:
     """
     if not isinstance(error, AttributeError | TypeError):
         return False
+    module = _module_of(error)
+    return (module.startswith("redis.") and module not in _REPLY_PARSERS) or module == "asyncio.selector_events"
+
+
+def _module_of(error: BaseException) -> str:
+    """The name of the module that raised an error."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    module = "" if frame is None else frame.tb_frame.f_globals.get("__name__", "")
-    return module.startswith("redis.") or module == "asyncio.selector_events"
+    return "" if frame is None else str(frame.tb_frame.f_globals.get("__name__", ""))
 
 
 TRANSIENT_CODES = frozenset({"BUSY", "MISCONF", "NOREPLICAS", "UNKILLABLE"})
@@ -573,9 +618,12 @@ def _store_error(error: RedisError | RedisClusterException | OSError, failed: st
         return kind(f"{failed}: {_answer_of(error)}")
     if isinstance(error, RedisConnectionError | OSError):
         return StoreUnavailableError(f"{failed}: {_connection_problem(error, tls=tls)}")
-    # For example, an unreachable cluster.
-    fix = "write redis:// in the URL" if _NO_CLUSTER in str(error) else "check the nodes: redis-cli --cluster check"
-    return StoreUnavailableError(f"{failed}: {type(error).__name__}: {error}; {fix}")
+    if isinstance(error, InvalidResponse):
+        problem = "its reply is not in the protocol of Redis; correct its host and port, or the proxy, in the URL"
+    else:  # For example, an unreachable cluster.
+        fix = "write redis:// in the URL" if _NO_CLUSTER in str(error) else "check the nodes: redis-cli --cluster check"
+        problem = f"{type(error).__name__}: {error}; {fix}"
+    return StoreUnavailableError(f"{failed}: {problem}")
 
 
 _NO_CLUSTER = "Cluster mode is not enabled"
@@ -587,7 +635,9 @@ def _answer_of(error: ResponseError) -> str:
         return "it is a node of Redis Cluster; write redis+cluster:// in the URL"
     answered = f"it answered {str(error).partition(', with args')[0]}"
     fix = ""
-    if "HELLO" in answered:
+    if isinstance(error, UnexpectedReplyError):
+        fix = "if it is a proxy, write the URL of Redis itself"
+    elif "HELLO" in answered:
         fix = _NO_HELLO
     elif isinstance(error, NoPermissionError):
         fix = "grant it to the user in the URL (mcp-eventscope doctor prints the ACL of a worker)"

@@ -7,7 +7,6 @@ workers in between. No key is created, renewed or removed.
 import re
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
@@ -17,9 +16,9 @@ from redis.exceptions import ResponseError
 
 from mcp_eventscope.errors import CorruptEventError, StoreRejectedError
 from mcp_eventscope.redis import run_entry
-from mcp_eventscope.redis.client import AnyRedis, map_redis_errors
+from mcp_eventscope.redis.client import AnyRedis, UnexpectedReplyError, map_redis_errors, parsing
 from mcp_eventscope.redis.keys import Keys, pattern_of
-from mcp_eventscope.redis.masters import Master, masters
+from mcp_eventscope.redis.masters import Master, info, masters
 from mcp_eventscope.redis.read.elements import Row, read_run
 from mcp_eventscope.redis.read.run_reader import CHUNK_BYTES, CHUNK_EVENTS
 from mcp_eventscope.redis.scripts import SERVING, Survey, survey
@@ -49,6 +48,7 @@ HANDSHAKE_BYTES = 64 << 10
 """Maximum size in bytes of a handshake that is read: a client may send several megabytes."""
 
 _SECONDS = 1_000_000
+_BYTE = 255
 _WORKER = re.compile(r"[0-9a-f]{12}", re.ASCII)
 _HEADER = re.compile(rb"([0-9]{1,16}) ([0-9]{1,18})( f)?")
 
@@ -126,7 +126,9 @@ class ServerFacts:
     """`valkey`, `redis`, or the name that the server gives."""
     version: str
     info: Mapping[str, Any]
-    """Its INFO; empty where the user may not read it."""
+    """Its INFO; empty where it could not be read."""
+    problem: str = ""
+    """Why it could not be read, or empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,12 +271,16 @@ class Inspector:
         return [await self._server(node) for node in await self._masters()]
 
     async def _server(self, node: str | None) -> ServerFacts:
-        info: Mapping[str, Any] = {}
-        with map_redis_errors("read from", self._redis), suppress(ResponseError):
-            info = await Master(self._redis, node).execute_command("INFO")
-        kind = str(info.get("server_name") or ("dragonfly" if "dragonfly_version" in info else "redis"))
-        version = info.get(f"{kind}_version") or info.get("redis_version") or ""
-        return ServerFacts(node=node or "", kind=kind, version=str(version), info=info)
+        facts: Mapping[str, Any] = {}
+        problem = ""
+        try:
+            with map_redis_errors("read from", self._redis):
+                facts = await info(self._redis, node)
+        except StoreRejectedError as error:
+            problem = str(error)
+        kind = str(facts.get("server_name") or ("dragonfly" if "dragonfly_version" in facts else "redis"))
+        version = facts.get(f"{kind}_version") or facts.get("redis_version") or ""
+        return ServerFacts(node=node or "", kind=kind, version=str(version), info=facts, problem=problem)
 
     async def _masters(self) -> list[str | None]:
         with map_redis_errors("read from", self._redis):
@@ -288,7 +294,8 @@ class Inspector:
         """
         node, *_ = await self._masters()
         with map_redis_errors("reach", self._redis):
-            await Master(self._redis, node).execute_command("PING")
+            if await Master(self._redis, node).execute_command("PING") is not True:
+                raise UnexpectedReplyError(command="PING")
 
     async def clock(self) -> int:
         """Return Redis's time in microseconds since 1970; on a cluster, that of one of its masters.
@@ -297,8 +304,10 @@ class Inspector:
             StoreError: Redis could not be read.
         """
         node, *_ = await self._masters()
-        with map_redis_errors("read from", self._redis):
+        with map_redis_errors("read from", self._redis), parsing("TIME"):
             seconds, microseconds = await Master(self._redis, node).execute_command("TIME")
+            if max(seconds, microseconds) <= _BYTE:  # redis-py takes the bytes of a text for both numbers.
+                raise UnexpectedReplyError(command="TIME")
         return int(seconds) * _SECONDS + int(microseconds)
 
     async def scan(self, pattern: str, walk: Walk) -> AsyncIterator[list[str]]:
@@ -330,11 +339,11 @@ class Inspector:
 
     async def _scan(self, node: str | None, cursor: str, pattern: str) -> tuple[str, list[str]]:
         """Make one step of a walk; return the next cursor, and the keys that match."""
-        with map_redis_errors("read from", self._redis):
+        with map_redis_errors("read from", self._redis), parsing("SCAN"):
             reply = await Master(self._redis, node).execute_command(
                 "SCAN", cursor, "MATCH", pattern, "COUNT", SCANNED_AT_ONCE, NEVER_DECODE=True
             )
-        return _cursor(reply[0]), [key.decode("utf-8", "replace") for key in reply[1]]
+            return _cursor(reply[0]), [key.decode("utf-8", "replace") for key in reply[1]]
 
     async def _crawl(
         self, crawl: Crawl, pattern: str, names: Callable[[list[str]], Iterable[str]], max_keys: int
@@ -638,15 +647,15 @@ class Inspector:
             return counts
         for node in await self._masters():
             try:
-                with map_redis_errors("read from", self._redis):
+                with map_redis_errors("read from", self._redis), parsing("PUBSUB NUMSUB"):
                     reply = await Master(self._redis, node).execute_command(
                         "PUBSUB", "NUMSUB", *channels, NEVER_DECODE=True
                     )
+                    for channel, count in _pairs(reply):
+                        stream = channels[channel]
+                        counts[stream] = (counts[stream] or 0) + int(count)
             except StoreRejectedError:
                 return dict.fromkeys(counts)
-            for channel, count in _pairs(reply):
-                stream = channels[channel]
-                counts[stream] = (counts[stream] or 0) + int(count)
         return counts
 
     async def events(self, session_id: str, stream: StreamId, run: str, after: int) -> list[Row]:
@@ -747,11 +756,39 @@ class Inspector:
         with map_redis_errors("read from", self._redis):
             replies = list(await pipeline.execute(raise_on_error=False))
             for place, reply in enumerate(replies):
+                name = str(commands[place][0])
                 if isinstance(reply, Exception):
                     if not (isinstance(reply, ResponseError) and (optional or str(reply).startswith("WRONGTYPE"))):
                         raise reply
                     replies[place] = None
+                elif not _is_reply_of(name, reply, len(commands[place]) - 2):
+                    raise UnexpectedReplyError(name)
         return replies
+
+
+_TEXTS = frozenset({"GET", "HGET", "LINDEX"})
+_LISTS = frozenset({"HKEYS", "LRANGE"})
+
+
+def _is_reply_of(command: str, reply: object, arguments: int) -> bool:
+    """Whether a reply, as redis-py converts it, has the form of those of a command of `Inspector`.
+
+    Args:
+        command: The command.
+        reply: The reply.
+        arguments: The number of its arguments after the key.
+    """
+    if command == "HGETALL":
+        return isinstance(reply, dict) and all(isinstance(each, bytes) for pair in reply.items() for each in pair)
+    if command == "HMGET":
+        return (
+            isinstance(reply, list)
+            and len(reply) == arguments
+            and all(isinstance(each, bytes | None) for each in reply)
+        )
+    if command in _LISTS:
+        return isinstance(reply, list) and all(isinstance(each, bytes) for each in reply)
+    return isinstance(reply, bytes | None if command in _TEXTS else int | None if command == "MEMORY USAGE" else int)
 
 
 def _session(session_id: str, row: Sequence[Any], handshake: object, now: int) -> SessionFacts:

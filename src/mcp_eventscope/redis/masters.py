@@ -1,12 +1,12 @@
 """Commands to each master of a cluster, or to the only server."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from redis import asyncio as aioredis
 
-from mcp_eventscope.redis.client import AnyRedis
+from mcp_eventscope.redis.client import AnyRedis, UnexpectedReplyError, parsing
 
 
 async def masters(redis: AnyRedis) -> list[str | None]:
@@ -37,3 +37,22 @@ class Master:
         any_client: Any = self.redis
         reply: Awaitable[Any] = any_client.execute_command(*args, **options, **at(self.redis, self.node))
         return reply
+
+
+async def info(redis: AnyRedis, node: str | None, *sections: str) -> Mapping[str, Any]:
+    """Read the INFO of one master.
+
+    Args:
+        redis: The client.
+        node: As returned by `masters`.
+        sections: Its sections; none: the default ones.
+
+    Raises:
+        UnexpectedReplyError: The reply is no INFO. An empty one is.
+    """
+    with parsing("INFO"):
+        found: Any = await redis.info(*sections, **at(redis, node))
+    # redis-py collects the lines that have no colon.
+    if not isinstance(found, dict) or found.keys() == {"__raw__"}:
+        raise UnexpectedReplyError(command="INFO")
+    return found

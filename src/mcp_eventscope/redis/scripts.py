@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from redis.exceptions import NoScriptError
 
+from mcp_eventscope.redis.client import UnexpectedReplyError, parsing
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.store.coordination import NewRecord, SessionRecord
 
@@ -222,13 +223,18 @@ async def survey(client: Client, cursor: str, prefix: str, pattern: str, *, keys
     Returns:
         The keys and events found.
     """
-    next_cursor, found, weighed, size, *lasting = await _survey(client, [], [cursor, prefix, pattern, keys, events])
-    return Survey(
-        cursor=next_cursor.decode("ascii"),
-        keys=found,
-        weighed=weighed,
-        bytes=size,
-        lasting={
-            kind.decode("ascii", "replace"): number for kind, number in zip(lasting[::2], lasting[1::2], strict=True)
-        },
-    )
+    reply = await _survey(client, [], [cursor, prefix, pattern, keys, events])
+    if not isinstance(reply, list):
+        raise UnexpectedReplyError(command="EVALSHA")
+    with parsing("EVALSHA"):
+        next_cursor, found, weighed, size, *lasting = reply
+        return Survey(
+            cursor=str(int(next_cursor)),
+            keys=int(found),
+            weighed=int(weighed),
+            bytes=int(size),
+            lasting={
+                kind.decode("ascii", "replace"): int(number)
+                for kind, number in zip(lasting[::2], lasting[1::2], strict=True)
+            },
+        )

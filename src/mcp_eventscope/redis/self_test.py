@@ -1,16 +1,18 @@
 """A self-test of Redis: scripts, commands, keys, channels, writes, and no eviction."""
 
 import re
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from typing import Any
 
 from redis import asyncio as aioredis
 from redis.exceptions import ReadOnlyError, ResponseError
 
-from mcp_eventscope.redis.client import TRANSIENT_CODES, AnyRedis, map_redis_errors
+from mcp_eventscope.redis.client import TRANSIENT_CODES, AnyRedis, UnexpectedReplyError, map_redis_errors, parsing
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.masters import info
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.workers.worker_id import WorkerId
 
@@ -165,14 +167,18 @@ class _Run:
                 self.available[Capability.SCRIPTS] = False
                 self.refused.add(command.decode().lower())
             return None
-        texts = [_POSITION.sub("", text.decode("utf-8", "replace")) for text in reply]
-        return dict(zip(texts[::2], texts[1::2], strict=True))
+        with parsing(command.decode()):
+            texts = [_POSITION.sub("", text.decode("utf-8", "replace")) for text in reply]
+            failed = dict(zip(texts[::2], texts[1::2], strict=True))
+        if not failed.keys() <= {each[0] for each in tries}:
+            raise UnexpectedReplyError(command.decode())
+        return failed
 
     async def publish(self) -> None:
         """Publish a message that no worker receives."""
         # redis-py 7 has no such method for a cluster.
         reply = self._redis.execute_command("PUBLISH", self._channel, "")
-        await self._try(Capability.PUBLISH, reply, "publish")
+        await self._try(Capability.PUBLISH, reply, "publish", lambda receivers: isinstance(receivers, int))
 
     async def subscribe(self) -> None:
         """Subscribe, as followers do; on Redis Cluster they poll instead."""
@@ -186,32 +192,54 @@ class _Run:
             ):
                 if self.available.get(Capability.SUBSCRIBE, True):
                     await send()
-                    reply = pubsub.get_message(timeout=_CONFIRMATION_SECONDS)
-                    await self._try(Capability.SUBSCRIBE, reply, command)
+                    reply = _confirmation(pubsub, command)
+                    # redis-py misreads the reply to PING with `decode_responses`.
+                    expected = {None, command}.__contains__ if command != "ping" else lambda _: True
+                    await self._try(Capability.SUBSCRIBE, reply, command, expected)
 
-    async def _try(self, capability: Capability, reply: Awaitable[object], command: str) -> None:
+    async def _try(
+        self, capability: Capability, reply: Awaitable[object], command: str, expected: Callable[[object], bool]
+    ) -> None:
         """Record whether Redis allows a command on a channel."""
         try:
-            if await reply is not None:
-                self.available[capability] = True
+            received = await reply
+        except UnexpectedReplyError:
+            raise
         except ResponseError as error:
             if not _is_refusal(str(error)):
                 raise
             self.available[capability] = False
             if "channel" not in str(error):
                 self.refused.add(command)
+            return
+        if not expected(received):
+            raise UnexpectedReplyError(command.upper())
+        if received is not None:
+            self.available[capability] = True
 
     async def eviction(self) -> None:
         """Read the eviction policy, which is of no consequence without a memory limit."""
         if not isinstance(self._redis, aioredis.Redis):
             return
         try:
-            memory = await self._redis.info("memory")
+            memory = await info(self._redis, None, "memory")
         except ResponseError:  # INFO is needed for nothing else.
             return
         self.policy = str(memory.get("maxmemory_policy", ""))
         if self.policy and "maxmemory" in memory:
             self.available[Capability.NO_EVICTION] = self.policy == "noeviction" or memory["maxmemory"] == 0
+
+
+async def _confirmation(pubsub: Any, command: str) -> object:
+    """The type of the next message of a subscription; None without one in time."""
+    try:
+        message = await pubsub.get_message(timeout=_CONFIRMATION_SECONDS)
+    except (LookupError, TypeError) as error:
+        # The client checks no reply before it reads its parts.
+        if not pubsub.connection.is_connected:
+            raise
+        raise UnexpectedReplyError(command.upper()) from error
+    return None if message is None else message["type"]
 
 
 def _is_refusal(error: str) -> bool:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mcp_eventscope.redis import scripts
-from mcp_eventscope.redis.client import AnyRedis, map_redis_errors
+from mcp_eventscope.redis.client import AnyRedis, UnexpectedReplyError, map_redis_errors, parsing
 from mcp_eventscope.redis.keys import Keys, pattern_of
-from mcp_eventscope.redis.masters import Master, at, masters
+from mcp_eventscope.redis.masters import Master, at, info, masters
 from mcp_eventscope.redis.workers.worker_id import WorkerId
 
 SCANNED_PER_SCRIPT = 250
@@ -115,9 +115,10 @@ class RedisStatsPoller:
                 self._scan, self._scanned, self._evicted = _Scan(), None, {}
                 return None
             nodes = await masters(self._redis)
-            memories = [await self._info(node, "memory") for node in nodes]
-            stats = {node: _number(await self._info(node, "stats"), "evicted_keys") for node in nodes}
-            db_keys = sum([int(await self._redis.dbsize(**at(self._redis, node))) for node in nodes])
+            memories = [await info(self._redis, node, "memory") for node in nodes]
+            stats = {node: _number(await info(self._redis, node, "stats"), "evicted_keys") for node in nodes}
+            with parsing("DBSIZE"):
+                db_keys = sum([int(await self._redis.dbsize(**at(self._redis, node))) for node in nodes])
             lasting = await self._scan_part(nodes)
         before, self._evicted = self._evicted, stats
         memory = max(memories, key=_fullness)
@@ -136,10 +137,6 @@ class RedisStatsPoller:
             ),
         )
 
-    async def _info(self, node: str | None, section: str) -> Mapping[str, Any]:
-        info: Mapping[str, Any] = await self._redis.info(section, **at(self._redis, node))
-        return info
-
     async def leave(self) -> None:
         """Release the turn to another worker.
 
@@ -152,6 +149,8 @@ class RedisStatsPoller:
 
     async def _whose_turn(self) -> str | None:
         worker: str | bytes | None = await self._redis.get(self._turn)
+        if not isinstance(worker, str | bytes | None):
+            raise UnexpectedReplyError(command="GET")
         return worker.decode("ascii", "replace") if isinstance(worker, bytes) else worker
 
     async def _my_turn(self, milliseconds: int) -> bool:
@@ -197,9 +196,9 @@ class RedisStatsPoller:
         return dict(lasting)
 
 
-def _number(info: Mapping[str, Any], name: str) -> int:
+def _number(facts: Mapping[str, Any], name: str) -> int:
     """A number of INFO; 0 if this server does not report it."""
-    value = info.get(name, 0)
+    value = facts.get(name, 0)
     return int(value) if isinstance(value, int | float) else 0
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from mcp_eventscope.redis.client import parsing
 from mcp_eventscope.redis.element import parse_marks
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.scripts import Client, Script
@@ -66,9 +67,10 @@ async def read_run(  # noqa: PLR0913 - the script's arguments, one by one
     Returns:
         The chunk. It is the last one when its last row's number is `Chunk.last`.
     """
-    chunk = await _read_chunk(client, keys, stream, run, after, max_events=max_events, max_bytes=max_bytes)
-    if chunk.incomplete:
+    with parsing("EVALSHA"):
         chunk = await _read_chunk(client, keys, stream, run, after, max_events=max_events, max_bytes=max_bytes)
+        if chunk.incomplete:
+            chunk = await _read_chunk(client, keys, stream, run, after, max_events=max_events, max_bytes=max_bytes)
     return chunk
 
 

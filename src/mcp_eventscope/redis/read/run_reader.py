@@ -10,7 +10,7 @@ from redis.exceptions import MaxConnectionsError
 
 from mcp_eventscope.cancellation import cancel_task
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.client import AnyRedis, call
+from mcp_eventscope.redis.client import AnyRedis, call, parsing
 from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.read.delivery import Delivery
@@ -135,10 +135,17 @@ class RunReader:
         Raises:
             StoreError: Redis could not be read.
         """
-        clock, line = await self.call(lambda: _standalone(self._redis, [keys.requests], []))
-        self._clock.synchronize(int(clock))
-        words = line.decode("ascii", "replace").split()
-        return int(clock), {run: int(last) for run, last in zip(words[::2], words[1::2], strict=True) if is_run(run)}
+
+        async def read() -> tuple[int, dict[str, int]]:
+            with parsing("EVALSHA"):
+                clock, line = await _standalone(self._redis, [keys.requests], [])
+                words = line.decode("ascii", "replace").split()
+                pairs = zip(words[::2], words[1::2], strict=True)
+                return int(clock), {run: int(last) for run, last in pairs if is_run(run)}
+
+        clock, runs = await self.call(read)
+        self._clock.synchronize(clock)
+        return clock, runs
 
     async def call(self, function: Callable[[], Awaitable[T]]) -> T:
         """Read from Redis, with limited concurrency.
