@@ -6,16 +6,20 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx2
 import pytest
 
 from mcp_eventscope.demo.figures import Figures
 from mcp_eventscope.demo.scenes import KILL_AFTER, STEPS
+from mcp_eventscope.settings import URL_VARIABLE
 from support.http_client import NO_TLS
+from support.servers import HOST
+from support.valkeys import own_valkey
 from support.waiting import CEILING
 
 ROOT = Path(__file__).parents[2]
@@ -26,12 +30,12 @@ MARK = "EVENTSCOPE_DEMO_TEST"
 class Run:
     """A run of the demonstration, in a process group of its own, as a terminal would start it."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, environment: Mapping[str, str]) -> None:
         self.mark = uuid.uuid4().hex
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mcp_eventscope", "demo", *arguments],
             cwd=ROOT,
-            env=os.environ | {MARK: self.mark},
+            env={**os.environ, **environment, MARK: self.mark},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -75,9 +79,9 @@ class Run:
 
 
 @contextmanager
-def running(*arguments: str) -> Iterator[Run]:
+def running(*arguments: str, environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[Run]:
     """A run, killed with all its group should the test fail."""
-    run = Run(*arguments)
+    run = Run(*arguments, environment=environment)
     try:
         yield run
     finally:
@@ -166,3 +170,40 @@ def test_serve_answers_until_it_is_stopped(number: signal.Signals) -> None:
         run.process.send_signal(number)
         assert run.finish() == 0, run.output
     assert run.left_behind() == []
+
+
+@pytest.mark.slow
+def test_demo_on_a_given_redis_keeps_to_its_own_keys() -> None:
+    """It names that Redis without the password; its keys expire, meet none of another run, and are removed."""
+    with own_valkey() as server, server.client() as admin:
+        admin.execute_command("ACL", "SETUSER", "me", "on", ">hunter2", "~*", "&*", "+@all")
+        admin.set("mcp:server", "a server in production")
+        environment = {
+            URL_VARIABLE: f"redis://me:hunter2@{HOST}:{server.port}/0",
+            "EVENTSCOPE_KEY_PREFIX": "mcp:",
+            "EVENTSCOPE_TTL": "none",
+        }
+        shown = rf"Redis:? +{HOST}:{server.port}, keys (mcp-demo-[0-9a-f]{{8}}:)\*"
+
+        def keys(prefix: str) -> list[bytes]:
+            return list(admin.scan_iter(f"{prefix}*"))
+
+        with (
+            running("--serve", "--port", "0", environment=environment) as served,
+            running(environment=environment) as run,
+        ):
+            other = served.read_until(shown)[1]
+            prefix = run.read_until(shown)[1]
+            assert prefix != other
+            run.read_until(" 2/16 ")
+            assert keys(prefix)
+            assert keys(other)
+            assert {*admin.scan_iter("*")} == {b"mcp:server", *keys(prefix), *keys(other)}
+            assert [key for key in (*keys(prefix), *keys(other)) if admin.ttl(key) == -1] == []
+            assert run.finish() == 0, run.output
+            assert keys(prefix) == []
+            assert keys(other)
+            served.process.send_signal(signal.SIGTERM)
+            assert served.finish() == 0, served.output
+            assert "hunter2" not in run.output + served.output
+        assert list(admin.scan_iter("*")) == [b"mcp:server"]

@@ -18,7 +18,7 @@ async def deaf_worker() -> tuple[Worker, asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", DEAF, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
     await process.stdout.readline()
-    worker = Worker("redis://127.0.0.1:1")
+    worker = Worker("redis://127.0.0.1:1", "mcp-demo-test:")
     worker._process = process
     return worker, process
 
@@ -46,7 +46,7 @@ def test_killed_worker_log_names_the_signal() -> None:
         worker._process = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
         await worker.wait()
         assert await worker.kill() == 0
-        assert await Worker("redis://127.0.0.1:1").kill() == 0
+        assert await Worker("redis://127.0.0.1:1", "mcp-demo-test:").kill() == 0
         assert process.returncode == -signal.SIGKILL
 
     asyncio.run(test())
@@ -75,7 +75,7 @@ def test_worker_that_does_not_start_reports_its_log() -> None:
         with pytest.raises(
             DemoError, match=r"ended with status \d+\n(?s:.*)EVENTSCOPE_REDIS_URL must begin with redis://"
         ):
-            async with Worker("nonsense://").running():
+            async with Worker("nonsense://", "mcp-demo-test:").running():
                 pytest.fail("it started")
 
     asyncio.run(test())

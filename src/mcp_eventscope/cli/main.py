@@ -556,7 +556,8 @@ def serve(
 def demo(keep_serving: bool, port: int | None, as_json: bool) -> None:
     """Cut a stream and kill a worker, and check that two workers recover.
 
-    The workers run on this machine, on an embedded Valkey, or on the Redis of EVENTSCOPE_REDIS_URL.
+    The workers run on this machine, on an embedded Valkey, or on the Redis of EVENTSCOPE_REDIS_URL, under a key prefix
+    of their own whose keys are removed at the end.
     """
     require_sdk(f"{PROGRAM} demo", SESSIONS)
     from mcp_eventscope.cli import demo as implementation

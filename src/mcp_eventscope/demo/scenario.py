@@ -29,11 +29,13 @@ async def demo(console: Console) -> list[str]:
     # The SDK's log is shown only after a failure.
     logging.basicConfig(stream=log, force=True)
     timeline.title("Two workers, one Redis, and a load balancer without sticky sessions")
-    async with running([0, 0]) as workers:
+    async with running([0, 0]) as stack:
+        workers = stack.workers
         switch = Switch([worker.port for worker in workers])
         async with switch.running():
             ends = ", ".join(f"worker {worker.name} :{worker.port}" for worker in workers)
-            timeline.path(["SDK client", f"load balancer :{switch.port}", ends, "Valkey"])
+            timeline.path(["SDK client", f"load balancer :{switch.port}", ends, "Redis"])
+            timeline.redis(stack.redis)
             stage = scenes.Stage(workers, switch, timeline)
             timeline.scene(1, "A stream is cut; the other worker resumes it while the tool runs on")
             found = [f"scene 1: {fault}" for fault in await scenes.cut(stage, await stage.figures())]

@@ -5,9 +5,9 @@ import asyncio
 from rich.console import Console
 from rich.text import Text
 
-from mcp_eventscope.demo.stack import running
+from mcp_eventscope.demo.stack import Stack, running
 from mcp_eventscope.demo.waiting import DemoError
-from mcp_eventscope.demo.worker import Worker, free_port
+from mcp_eventscope.demo.worker import free_port
 
 PORT = 8000
 
@@ -45,9 +45,9 @@ async def serve(console: Console, port: int) -> None:
         DemoError: The worker did not start, or ended.
         EmbeddedUnavailableError: There is no Valkey.
     """
-    async with running([free_port(port)], show_log=True) as workers:
-        _print_addresses(console, workers[0], port)
-        ended = [asyncio.create_task(worker.wait()) for worker in workers]
+    async with running([free_port(port)], show_log=True) as stack:
+        _print_addresses(console, stack, port)
+        ended = [asyncio.create_task(worker.wait()) for worker in stack.workers]
         try:
             await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -57,7 +57,8 @@ async def serve(console: Console, port: int) -> None:
     raise DemoError(msg)
 
 
-def _print_addresses(console: Console, worker: Worker, wanted: int) -> None:
+def _print_addresses(console: Console, stack: Stack, wanted: int) -> None:
+    worker = stack.workers[0]
     console.print()
     if wanted and worker.port != wanted:
         console.print(Text(f"  Port {wanted} is taken.", style="yellow"))
@@ -65,6 +66,7 @@ def _print_addresses(console: Console, worker: Worker, wanted: int) -> None:
         row = Text(f"  {what:<19}")
         row.append(f"{worker.url}/{path}", style="bold cyan")
         console.print(row)
+    console.print(Text(f"  {'Redis':<19}{stack.redis}"), soft_wrap=True)
     console.print()
     # Neither wrapped nor indented, so that it can be copied.
     console.print(Text(_TRY.format(url=worker.url), style="dim"), soft_wrap=True)

@@ -17,6 +17,8 @@ RETRY_MILLISECONDS = 600
 """How long a client waits before it reconnects: longer than one step of the countdown, so that it misses events."""
 LEASE_SECONDS = 2.0
 """How long a dead worker keeps its lease. Short, so that the demo is short."""
+TTL_SECONDS = 600
+"""How long events remain if the demo cannot remove them."""
 LAUNCHES = "demo://launches"
 """The resource that a countdown changes at its end."""
 NAME = "eventscope-demo"
@@ -57,7 +59,7 @@ async def sha256(text: str) -> str:
 
 def app() -> Starlette:
     """The application, for `uvicorn --factory`: /mcp, /metrics and /healthz, on the Redis of EVENTSCOPE_REDIS_URL."""
-    scope = EventScope(NAME, worker_lease=LEASE_SECONDS)
+    scope = EventScope(NAME, worker_lease=LEASE_SECONDS, ttl=TTL_SECONDS)
     mcp: MCPServer[Any] = MCPServer(NAME, log_level="WARNING", **scope.server_options(tasks={"countdown"}))
     for tool in (countdown, word_count, sha256):
         mcp.tool()(tool)

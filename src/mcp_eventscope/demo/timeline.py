@@ -51,6 +51,10 @@ class Timeline:
         """The hops of a call."""
         self._print(self._arrow.join(parts), "dim")
 
+    def redis(self, text: str) -> None:
+        """The Redis of the workers."""
+        self._print(f"Redis: {text}", "dim")
+
     def scene(self, number: int, text: str) -> None:
         """The heading of a scene; its time starts at zero."""
         self._phase = "before"

@@ -13,7 +13,7 @@ from typing import IO
 import httpx2
 
 from mcp_eventscope.demo.waiting import DemoError, within
-from mcp_eventscope.settings import URL_VARIABLE
+from mcp_eventscope.settings import URL_VARIABLE, variable
 
 HOST = "127.0.0.1"
 START_SECONDS = 20.0
@@ -39,16 +39,19 @@ class Worker:
 
     Args:
         redis_url: The Redis that all workers share.
+        key_prefix: The prefix of their keys.
         name: Its name in the output.
         port: Its port; 0 chooses a free one.
         show_log: Whether its log goes to standard error; otherwise it is kept, and shown if the worker fails.
     """
 
-    def __init__(self, redis_url: str, *, name: str = "", port: int = 0, show_log: bool = False) -> None:
+    def __init__(
+        self, redis_url: str, key_prefix: str, *, name: str = "", port: int = 0, show_log: bool = False
+    ) -> None:
         self.name = name
         self.port = port or free_port()
         self.url = f"http://{HOST}:{self.port}"
-        self._redis_url = redis_url
+        self._variables = {URL_VARIABLE: redis_url, variable("key_prefix"): key_prefix}
         self._show_log = show_log
         self._process: asyncio.subprocess.Process | None = None
         self.log = ""
@@ -68,7 +71,7 @@ class Worker:
                 *("--host", HOST, "--port", str(self.port), "--log-level", "warning"),
                 # Otherwise a client that follows a stream would delay the shutdown.
                 *("--timeout-graceful-shutdown", "1"),
-                env=os.environ | {URL_VARIABLE: self._redis_url},
+                env=os.environ | self._variables,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
