@@ -135,6 +135,33 @@ async def test_rollback_to_an_older_snapshot_loses_nothing(server: OwnValkey, wo
     assert not world.facts.of(EventsLost)
 
 
+async def test_rollback_to_an_index_that_soon_expires_renews_it(server: OwnValkey, world: World) -> None:
+    """The lists that are stored again do not outlive it: the end of the session deletes them."""
+    producer = SessionProducer(world.store)
+    await primed([producer])
+    index = f"{producer.part.key_prefix}index"
+    await world.client.expire(index, TTL // 2)
+    await anyio.to_thread.run_sync(server.save)
+    calls = [SessionProducer(world.store, request_id=number) for number in range(2, 6)]
+    for number, call in enumerate(calls, start=2):
+        await call.append(None)
+        await call.append(answer(number))
+    await calls[-1].outcomes()
+    await anyio.to_thread.run_sync(restart, server)
+    await producer.append_next()
+    await producer.outcomes()
+    keys = [each.key for each in (producer, *calls)]
+
+    async def stored_again() -> bool:
+        return await world.client.exists(*keys) == len(keys)
+
+    await until(stored_again)
+    await until_settled(world.store)
+    kept = [await world.client.ttl(key) for key in keys]
+    assert min(kept) > TTL // 2
+    assert await world.client.ttl(index) >= max(kept)
+
+
 @pytest.mark.usefixtures("nothing_retained")
 @pytest.mark.parametrize("saved", [False, True], ids=["empty", "snapshot"])
 async def test_rollback_of_released_events_is_a_counted_gap(server: OwnValkey, world: World, *, saved: bool) -> None:

@@ -287,6 +287,36 @@ class TestBatches:
         rig.reply(again, "k2")
         assert (rig.writer.events, run.acknowledged) == (0, 2)
 
+    @pytest.mark.parametrize("state", ["b0", "f" + "0" * 40, "!WRONGTYPE", "x", "refused"])
+    async def test_batch_after_one_that_redis_did_not_execute_renews_the_index(self, state: str) -> None:
+        """The renewal was not executed either. Else the lists would outlive the index, and the end of their session."""
+        rig = WriterRig()
+        run, later = rig.begin(request_id=1), rig.begin(request_id=2)
+        rig.accept(run, note(1))
+        batch = rig.take()
+        assert [part.renews_index for part in batch.parts] == [True]
+        if state == "refused":
+            assert batch.refuse("ERR no")
+        else:
+            rig.reply(batch, state)
+        rig.accept(later, note(1))
+        again = rig.take()
+        assert again.parts[0].renews
+        assert again.parts[0].renews_index
+
+    async def test_batch_that_is_sent_again_after_a_rollback_renews_the_index(self) -> None:
+        """The older index that Redis has expires sooner."""
+        rig = WriterRig()
+        rig.accept(rig.begin(request_id=0), note(0))
+        rig.commit_all()
+        run = rig.begin(request_id=1)
+        rig.accept(run, None)
+        rig.accept(run, answer())
+        batch = rig.take()
+        assert b"2 0 n" in batch.arguments(as_eval=False)
+        rig.writer.verify()
+        assert b"2 0 ni" in batch.arguments(as_eval=False)
+
     async def test_batch_has_at_most_the_transports_parts(self) -> None:
         """The cluster transport takes one part."""
         rig = WriterRig()

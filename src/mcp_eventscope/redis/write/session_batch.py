@@ -41,7 +41,9 @@ class RunPart:
     def _marks(self) -> bytes:
         marks = b"n" if self.whole else b"f" if (self.events[-1].final if self.events else self.run.closed) else b""
         marks += (b"s" if self.run.standalone else b"") + (b"r" if self.renews and not self.whole else b"")
-        return marks + (b"i" if self.renews_index else b"") or b"-"
+        # If Redis may have lost the index since the part was taken, it may have an older one.
+        renews_index = self.renews_index or not self.run.session.index_renewed
+        return marks + (b"i" if renews_index else b"") or b"-"
 
     def encode(self) -> tuple[list[bytes], list[bytes]]:
         """The keys and the other arguments of a command that is about to be sent."""

@@ -361,8 +361,8 @@ class SessionWriter:
         payload_bytes = 0
         for part, state in zip(batch.parts, states, strict=True):
             run, events = part.run, part.events
-            self._clear_in_flight(part)
             kind = state[0]
+            self._clear_in_flight(part, executed=kind == "k")
             run.foreign = b""
             if kind == "k":
                 run.limit = run.removals = 0
@@ -383,7 +383,7 @@ class SessionWriter:
             elif kind == "f":
                 self._remove_foreign(part, state[1:])
             elif kind == "o":
-                run.session.index_renewed = run.renewed = 0
+                run.session.index_renewed = 0  # Redis may not have it.
                 self._take_back(part)
             elif kind == "!":
                 self._drop_run(run, events, LossReason.REJECTED)
@@ -412,11 +412,15 @@ class SessionWriter:
             part.run, final.seq, max(0, size - response) + ELEMENT_BYTES * len(events), response, larges
         )
 
-    def _clear_in_flight(self, part: RunPart) -> None:
-        """Record that a part is no longer in flight."""
+    def _clear_in_flight(self, part: RunPart, *, executed: bool) -> None:
+        """Record that a part is no longer in flight; one that was not executed has renewed no TTL."""
         part.run.in_flight = []
         self._in_flight_events -= len(part.events)
         self._in_flight_bytes -= part.size
+        if part.renews and not executed:
+            part.run.renewed = 0
+        if part.renews_index and not executed:
+            part.run.session.index_renewed = 0
 
     def _acknowledge(self, part: RunPart) -> None:
         """Retain the events of an acknowledged part for a while, in case Redis loses them."""
@@ -500,8 +504,9 @@ class SessionWriter:
     def verify(self) -> None:
         """Check whether Redis still has the acknowledged events after a restart or failover."""
         horizon = self._clock.now() - self._ttl * _SECONDS if self._ttl else 0
+        for session in list(self._sessions.values()):
+            session.index_renewed = 0  # Redis may have an older one.
         for run in self._known():
-            run.session.index_renewed = 0  # Redis may have an older one.
             recent = run.retained and run.retained[-1].time > horizon
             if run.acknowledged and (recent or not run.closed):
                 self._queue_check(run)
@@ -516,6 +521,7 @@ class SessionWriter:
             self._count(event)
         missing = (resent[0].first if resent else run.acknowledged + 1) - last - 1
         run.acknowledged = last
+        run.renewed = 0  # So that the index, which may be older, is renewed, too.
         resent.extend(events)
         if missing > 0:
             # An error replaces a missing response.
@@ -623,7 +629,7 @@ class SessionWriter:
             return bool(parts[0].events) and self._replace(parts[0])
         for part in parts:
             run = part.run
-            self._clear_in_flight(part)
+            self._clear_in_flight(part, executed=False)
             self._take_back(part)
             if part.events:
                 run.limit = max(1, len(part.events) // 2) if len(parts) == 1 else len(part.events)
@@ -636,7 +642,7 @@ class SessionWriter:
         run, event = part.run, part.events[0]
         if event.lost or (event.message is JSONRPCError and len(event.payload) < EVENT_BYTES):
             return False
-        self._clear_in_flight(part)
+        self._clear_in_flight(part, executed=False)
         self._report_lost([event], LossReason.REJECTED)
         reason = "the response was too large for the event store, or was refused by it"
         self._substitute(run, [event], reason, Gap.REJECTED)
@@ -690,7 +696,7 @@ class SessionWriter:
         """Take back the events of a batch when the store is closed."""
         for part in batch.parts:
             run = part.run
-            self._clear_in_flight(part)
+            self._clear_in_flight(part, executed=False)
             run.pending.extendleft(reversed(part.events))
             self._queued += len(part.events)
             self._ready.append(run)
