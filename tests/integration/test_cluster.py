@@ -9,11 +9,13 @@ from redis import asyncio as aioredis
 from mcp_eventscope import InstrumentedEventStore, RedisEventStore, StoreRejectedError
 from mcp_eventscope.sessions.view import SessionView
 from mcp_eventscope.store.coordination import NewRecord
+from mcp_eventscope.store.events import BatchCommitted
 from mcp_eventscope.store.results import FollowEnd
 from mcp_eventscope.testing import Collected
 from support.messages import answer, note
 from support.servers import cluster_of_one
-from support.stores import PATIENCE
+from support.session_producers import observed
+from support.stores import PATIENCE, until_settled
 from support.waiting import CEILING
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -63,6 +65,40 @@ async def test_session_on_a_cluster_never_crosses_slots(cluster: aioredis.RedisC
         await root.coordinator.end(name, ttl=60)
         assert (await root.coordinator.read(name, owner="o", server="", ttl=60)).state == "ended"
     await root.flush()
+
+
+async def test_short_calls_on_a_cluster_are_stored_once_and_deleted_with_their_session(
+    cluster: aioredis.RedisCluster,
+) -> None:
+    """As whole runs, one in each command, also where Redis has lost the index of the session."""
+    root = RedisEventStore(cluster, ttl=60)
+    facts = observed(root)
+    stores = [root.for_session(f"short{number}") for number in range(3)]
+    first: dict[tuple[str, int], str] = {}
+    for turn in range(3):
+        for store in stores:
+            for number in range(turn * 4, turn * 4 + 4):
+                store.begin(str(number), number)
+                first[store.session_id, number] = (await store.append(str(number), None)).event_id
+                await store.append(str(number), note(0, "x" * 5000))
+                await store.append(str(number), answer(number))
+        await until_settled(root)
+        await cluster.delete(f"{stores[turn].key_prefix}index")
+    assert sum(fact.events for fact in facts.of(BatchCommitted)) == 3 * len(first)
+    reader = RedisEventStore(cluster, ttl=60)
+    for (session, number), event_id in first.items():
+        read = await reader.for_session(session).replay(event_id, Collected(), stream_id=str(number))
+        assert (read.delivered, read.completed) == (2, True)
+    for store in stores[:2]:
+        store.begin("again", "again")
+        await store.append("again", answer("again"))
+    await until_settled(root)
+    lists = await cluster.lrange(f"{stores[0].key_prefix}index", 0, -1)
+    assert len(lists) == 8 * 2 + 1, "the rows of the first turn were deleted with the index"
+    await root.coordinator.end(stores[0].session_id, ttl=60)
+    names = [str(row, "ascii").partition(" ")[2] for row in lists if isinstance(row, bytes)]
+    assert len(names) == len(lists)
+    assert not any([await cluster.exists(stores[0].key_prefix + name) for name in names])
 
 
 async def test_follower_on_a_cluster_finds_an_orphaned_request(cluster: aioredis.RedisCluster) -> None:
