@@ -83,7 +83,7 @@ def test_forged_messages_keep_no_worker_from_those_of_others(
                 await command(client, "XADD", key, number, *flat)
             except ResponseError:
                 continue  # After the largest id there is no other one.
-        await stores[1].backend.workers._keep_inbox()
+        await stores[1].backend.workers._check()
         stores[0].coordinator.send("s", MessageKind.STOP, "genuine")
         await until(lambda: any(each.content == "genuine" for each in received))
         assert [each.sender for each in received if each.content == "genuine"] == [stores[0].backend.worker.name]

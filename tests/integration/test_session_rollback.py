@@ -135,6 +135,40 @@ async def test_rollback_to_an_older_snapshot_loses_nothing(server: OwnValkey, wo
     assert not world.facts.of(EventsLost)
 
 
+async def test_rollback_to_a_snapshot_with_the_current_lease_is_noticed_by_an_idle_worker(
+    server: OwnValkey, world: World
+) -> None:
+    """It commits nothing, and its lease is as it wrote it. But another process answers."""
+    producer = SessionProducer(world.store)
+    await primed([producer])
+    await anyio.to_thread.run_sync(server.save)
+    await producer.append(answer())
+    await producer.outcomes()
+    await anyio.to_thread.run_sync(restart, server)
+    workers = world.store.coordinator
+    assert await workers._has_lease()
+    await workers._check()
+
+    async def stored_again() -> bool:
+        facts, _ = await producer.replayed(world.reader)
+        return facts.completed
+
+    await until(stored_again)
+    await world.check([producer])
+
+
+async def test_worker_that_may_not_read_the_process_of_redis_asks_once(server: OwnValkey) -> None:
+    """A Redis user without INFO, or a proxy."""
+    with server.client() as admin:
+        admin.execute_command("ACL", "SETUSER", "default", "-info")
+        async with worker(server.url) as world:
+            for _ in range(3):
+                await world.store.coordinator._check()
+            refused = [entry["object"] for entry in admin.acl_log()]
+        assert refused == ["info"]
+        assert not world.facts.of(StoreDegraded)
+
+
 async def test_rollback_to_an_index_that_soon_expires_renews_it(server: OwnValkey, world: World) -> None:
     """The lists that are stored again do not outlive it: the end of the session deletes them."""
     producer = SessionProducer(world.store)

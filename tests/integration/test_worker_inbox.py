@@ -212,7 +212,7 @@ async def test_inbox_that_redis_lost_is_opened_again_and_reported(server: fakere
     """Messages may have been lost; later ones arrive."""
     async with worker(server) as (one, _), worker(server) as (two, received):
         await one._redis.flushall()
-        await two._keep_inbox()
+        await two._check()
         assert [each.kind for each in received] == [MessageKind.LOST]
         one.send("s", MessageKind.STOP, "a", to=two._worker.name)
         await until(lambda: contents(received) == ["a"])
@@ -242,7 +242,7 @@ async def test_message_after_a_data_loss_waits_for_inbox_and_record(server: fake
         one.send("s", MessageKind.WANTED, "b", to=two._worker.name)
         await until(lambda: len(one._outbox._later) == 2)
         await serve("s", one, two)
-        await two._keep_inbox()
+        await two._check()
         await until(lambda: contents(received, MessageKind.DELIVER) == ["a"])
         await until(lambda: contents(received, MessageKind.WANTED) == ["b"])
         assert dropped == []
@@ -280,7 +280,7 @@ async def test_live_worker_without_inbox_stays_in_the_record(server: fakeredis.F
         one.send("s", MessageKind.DELIVER, "a")
         await until(lambda: one._outbox._later)
         assert await one._redis.hexists(KEYS.for_session("s").session, f"worker:{two._worker.name}")
-        await two._keep_inbox()
+        await two._check()
         await until(lambda: contents(received, MessageKind.DELIVER) == ["a"])
 
 
@@ -457,7 +457,7 @@ async def test_keys_of_another_type_are_replaced_and_counted() -> None:
             one.send("s", MessageKind.WANTED, "a", to=two._worker.name)
             await serve("t", one)
             await until(lambda: len(one._outbox._later) == 2)
-            await two._keep_inbox()
+            await two._check()
             assert dropped == [dropped_as(DropReason.MALFORMED, 2)]
             assert MessageKind.LOST in {each.kind for each in received}
             await until(lambda: contents(received, MessageKind.WANTED) == ["a"])
@@ -497,7 +497,7 @@ async def test_announcements_after_a_data_loss_and_a_step_of_the_clock_arrive() 
             await until(lambda: len(contents(received, MessageKind.BEGAN)) == 1)
             valkey.flush()
             await serve("t", one)
-            await two._keep_inbox()
+            await two._check()
             await until(lambda: len(contents(received, MessageKind.BEGAN)) == 2)
 
 
@@ -523,7 +523,7 @@ async def test_message_in_a_restored_inbox_after_a_step_of_the_clock_arrives(*, 
             if woken:
                 await serve("t", one)
             else:
-                await two._keep_inbox()
+                await two._check()
             await until(lambda: contents(received) == ["x", "a", "b", "c"])
             assert dropped == [dropped_as(DropReason.LOST)]
             assert [each.kind for each in received].count(MessageKind.LOST) == 1

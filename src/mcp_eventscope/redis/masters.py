@@ -56,3 +56,13 @@ async def info(redis: AnyRedis, node: str | None, *sections: str) -> Mapping[str
     if not isinstance(found, dict) or found.keys() == {"__raw__"}:
         raise UnexpectedReplyError(command="INFO")
     return found
+
+
+async def processes(redis: AnyRedis) -> frozenset[str]:
+    """The ids of the processes of all masters: another process may have taken over without the last writes.
+
+    Returns:
+        Their `run_id`; of a server of another make, which has none, nothing.
+    """
+    found = [(await info(redis, node, "server")).get("run_id") for node in await masters(redis)]
+    return frozenset(str(each) for each in found if each)

@@ -590,8 +590,9 @@ class RedisSessionStore:
         shared, keys = self._shared, self._keys
         entry = await shared.reader.call(lambda: self._entry(name))
         if entry is None:
-            # There is no such request: the cursor may be invented. A recent one may not be stored yet.
-            following.unknown_request = not self._may_be_stored(delivery.cursor)
+            await self._advance(delivery, name)  # The response may have been stored since the list was read.
+            # Else there is no such request: the cursor may be invented. A recent one may not be stored yet.
+            following.unknown_request = not delivery.completed and not self._may_be_stored(delivery.cursor)
             return
         if run_entry.is_open(entry):
             request_id = stored_request_id_of(entry)

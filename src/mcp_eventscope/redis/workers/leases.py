@@ -30,6 +30,7 @@ from mcp_eventscope.redis.client import (
 )
 from mcp_eventscope.redis.clock import EventClock, boot_microseconds
 from mcp_eventscope.redis.keys import Keys
+from mcp_eventscope.redis.masters import processes
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.run_entry import is_open
 from mcp_eventscope.redis.workers.inbox import Inbox
@@ -121,6 +122,10 @@ class Workers:
         self._renewed_at = 0
         """The last renewal of the lease, in microseconds of a clock that includes suspend."""
         self._recovered = False
+        self._processes: frozenset[str] | None = None
+        """The processes of Redis at the last check; None: unknown."""
+        self._may_identify = True
+        """Whether this user may read them."""
         self._sooner = asyncio.Event()
         self._republish = asyncio.Event()
         self._holders: list[_Holder] = []
@@ -239,6 +244,7 @@ class Workers:
             await self._renew()
             self._leased = True
             await self._inbox.open(self._inbox_milliseconds)
+            await self._identify()
         except StoreError as error:
             self._record_failure(error)
         self._tasks = [
@@ -369,7 +375,7 @@ class Workers:
 
     @property
     def slow(self) -> bool:
-        """Whether Redis is degraded, and may answer all the same: late, or now."""
+        """Whether Redis is degraded, but may still answer, late or now."""
         return self._breaker.slow
 
     @property
@@ -479,7 +485,7 @@ class Workers:
                 self._republish.set()
             self._leased = well = True
             self._tick()
-            await self._keep_inbox()
+            await self._check()
 
     def _record_failure(self, error: Exception) -> None:
         """Open the circuit after a failed renewal: an idle worker makes no other call.
@@ -495,11 +501,29 @@ class Workers:
             cause = error.__cause__ or error
             self._breaker.record_failure(failure_reason(cause), failure_text(cause, self._redis))
 
-    async def _keep_inbox(self) -> None:
-        """Keep the inbox. Its failure must not stop the renewals of the lease."""
+    async def _check(self) -> None:
+        """Keep the inbox, and notice a restart of Redis. A failure must not stop the renewals of the lease."""
         with contextlib.suppress(StoreError, TimeoutError), anyio.fail_after(self.lease / 3):
             if await self._inbox.open(self._inbox_milliseconds):
                 self._received(WorkerMessage(MessageKind.LOST))
+            before = self._processes
+            await self._identify()
+            if before is not None and self._processes != before:
+                self._state_lost()
+
+    async def _identify(self) -> None:
+        """Read which processes Redis consists of.
+
+        A process that has restarted or taken over may lack the last events, although it has the lease: that of a
+        snapshot or a replica that was newer than the last renewal.
+        """
+        if not self._may_identify:
+            return
+        try:
+            with map_redis_errors("read from", self._redis):
+                self._processes = await processes(self._redis)
+        except StoreRejectedError:
+            self._may_identify = False
 
     async def _republish_loop(self) -> None:
         """Republish the state that Redis may have lost, until it succeeds."""
