@@ -164,7 +164,7 @@ async def test_worker_with_console_needs_its_rights_in_addition(server: OwnValke
 
 
 async def test_worker_without_any_of_its_rights_names_it_at_start(server: OwnValkey) -> None:
-    """By its self-test. Without INFO it works, with less knowledge of Redis; without SELECT it cannot connect at all."""
+    """By its self-test. Without INFO it works, with less knowledge of Redis; without SELECT it cannot connect."""
     url = url_of(server, worker_rules(PREFIX))
     unnamed = set()
     async with connect(url) as client:
