@@ -71,6 +71,13 @@ class _WholeNumber(click.IntRange):
         return int(_converted(int, self._number, self._such_as, value, param, ctx))
 
 
+class _Port(_WholeNumber):
+    """A port; 0 for any."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 65535, such_as="8000")
+
+
 def _converted(
     kind: type[int | float],
     number: Number,
@@ -144,7 +151,6 @@ def _connection(function: F) -> F:
     return decorated
 
 
-_PORT = _WholeNumber(0, 65535, such_as="8000")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _max_keys = click.option(
     "--max-keys",
@@ -492,7 +498,7 @@ def forecast(
 @cli.command()
 @click.argument("url", required=False)
 @_connection
-@click.option("--port", type=_PORT, default=8765, show_default=True, help="Port; 0 for any.")
+@click.option("--port", type=_Port(), default=8765, show_default=True, help="Port; 0 for any.")
 @click.option("--token", metavar="TOKEN", help="Token that viewers must give. [env: EVENTSCOPE_CONSOLE_TOKEN]")
 @click.option("--payloads", is_flag=True, help="Let viewers read the contents of messages.")
 @_json
@@ -520,7 +526,7 @@ def console(
 @_connection
 @_name
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=_PORT, default=8000, show_default=True, help="Port to listen on.")
+@click.option("--port", type=_Port(), default=8000, show_default=True, help="Port to listen on.")
 @click.option("--workers", type=_WholeNumber(1, such_as="2"), default=1, show_default=True, help="Worker processes.")
 @click.option(
     "--app-dir",
@@ -551,7 +557,7 @@ def serve(
 
 @cli.command()
 @click.option("--serve", "keep_serving", is_flag=True, help="Run one worker until Ctrl-C, instead of the scenes.")
-@click.option("--port", type=_PORT, help="Port for --serve. A free one, if it is taken. [default: 8000]")
+@click.option("--port", type=_Port(), help="Port for --serve. A free one, if it is taken. [default: 8000]")
 @_json
 def demo(keep_serving: bool, port: int | None, as_json: bool) -> None:
     """Cut a stream and kill a worker, and check that two workers recover.
