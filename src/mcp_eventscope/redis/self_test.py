@@ -223,7 +223,7 @@ class _Run:
             return
         try:
             memory = await info(self._redis, None, "memory")
-        except ResponseError:  # INFO is needed for nothing else.
+        except ResponseError:  # The policy stays unknown.
             return
         self.policy = str(memory.get("maxmemory_policy", ""))
         if self.policy and "maxmemory" in memory:

@@ -449,7 +449,7 @@ class RedisSessionStore:
         positions = {own.name: own.last}
         with suppress(StoreError), anyio.move_on_after(shared.breaker.call_timeout):
             if not sent and not shared.breaker.unreachable:
-                sent = await shared.reader.call(self._standalone_sent)
+                sent = await shared.reader.call(self._was_sent)
             if sent:
                 _, found = await shared.reader.standalone_runs(self._keys)
                 positions = found | positions
@@ -457,7 +457,7 @@ class RedisSessionStore:
             positions = {own.name: 0}
         return Cursor(shared.clock.now(), own.name, positions).event_id()
 
-    async def _standalone_sent(self) -> bool:
+    async def _was_sent(self) -> bool:
         """Whether Redis knows that a message of the standalone stream was sent to a client."""
         return bool(await self._shared.redis.execute_command("HEXISTS", self._keys.session, "standalone"))
 

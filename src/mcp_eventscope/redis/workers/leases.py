@@ -520,7 +520,8 @@ class Workers:
         if not self._may_identify:
             return
         try:
-            with map_redis_errors("read from", self._redis):
+            # Limited here, too, because a worker that starts waits for it.
+            with anyio.move_on_after(self.lease / 3), map_redis_errors("read from", self._redis):
                 self._processes = await processes(self._redis)
         except StoreRejectedError:
             self._may_identify = False
