@@ -9,7 +9,7 @@ from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore, StoreRejectedError
 from mcp_eventscope.redis.read import elements as read_elements
-from mcp_eventscope.redis.read.run_reader import CHUNK_BYTES, CHUNK_EVENTS
+from mcp_eventscope.redis.read.run_reader import CHUNK_BYTES, CHUNK_EVENTS, FIRST_EVENTS
 from mcp_eventscope.store.messages import GET_STREAM_KEY
 from mcp_eventscope.store.results import FollowEnd, Gap, Miss, ReplayResult
 from mcp_eventscope.testing import on_the_wire
@@ -21,6 +21,8 @@ pytestmark = pytest.mark.anyio
 
 TTL = 600
 LEASE = 0.4
+TWO_READS = FIRST_EVENTS + CHUNK_EVENTS
+"""Small events that two reads return."""
 
 
 async def nothing() -> None:
@@ -102,7 +104,7 @@ async def test_replay_names_producers_once(store: RedisEventStore, reader: Redis
 # -- chunks -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [CHUNK_EVENTS - 1, CHUNK_EVENTS, CHUNK_EVENTS + 1, CHUNK_EVENTS * 2 + 3])
+@pytest.mark.parametrize("count", [FIRST_EVENTS - 1, FIRST_EVENTS, FIRST_EVENTS + 1, TWO_READS, TWO_READS + 1])
 async def test_replay_of_many_events_delivers_each_once(
     store: RedisEventStore, reader: RedisEventStore, count: int
 ) -> None:
@@ -132,7 +134,7 @@ async def test_replay_reads_bounded_chunks(
     store: RedisEventStore, reader: RedisEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long replay is read in chunks, so that Redis is not blocked for all of it."""
-    producer = await stored_run(store, CHUNK_EVENTS * 3)
+    producer = await stored_run(store, TWO_READS + CHUNK_EVENTS)
     await store.flush()
     reads = 0
     read = read_elements._read

@@ -60,7 +60,7 @@ async def test_delivery_counts_missing_numbers_exactly(
     """Each number after the position is delivered, counted as missing, or a priming event."""
     collected = Collected()
     one = delivery(after, collected)
-    await one.take(RUN, rows)
+    await one.take(RUN, rows, start=rows[0][2])
     assert collected.events == [(f"{n * 10}-{n}-{RUN}", on_the_wire(note(n))) for n in numbers]
     assert (one.missing, one.delivered, one.corrupt) == (missing, len(numbers), [])
     assert one.payload_bytes == sum(len(encode(note(n))) for n in numbers)
@@ -84,7 +84,7 @@ async def test_delivery_names_the_reason_of_a_gap(rows: list[Row], head: int, ho
     """Two events are missing: before the head of the list, in its middle, or with a placeholder."""
     cursor = Cursor(10, RUN, {RUN: 1})
     one = Delivery("1", cursor, Collected(), standalone=False, horizon=lambda: horizon)
-    await one.take(RUN, rows, head=head)
+    await one.take(RUN, rows, start=rows[0][2], head=head)
     assert (one.gaps, one.missing) == ({reason: 2}, 2)
 
 
@@ -93,7 +93,7 @@ async def test_delivery_at_a_response_ends() -> None:
     for message in (answer(), failure()):
         collected = Collected()
         one = delivery(0, collected)
-        await one.take(RUN, [row(1), row(2, encode(message)), row(3)])
+        await one.take(RUN, [row(1), row(2, encode(message)), row(3)], start=1)
         assert collected.data == [on_the_wire(note(1)), on_the_wire(message)]
         assert one.completed
         assert one.cursor.event_id() == f"20-2-{RUN}"
@@ -103,7 +103,7 @@ async def test_delivery_on_a_standalone_stream_does_not_end_at_a_response() -> N
     """A response on a standalone stream is a message like any other."""
     collected = Collected()
     one = delivery(0, collected, standalone=True)
-    await one.take(RUN, [row(1, encode(answer())), row(2)])
+    await one.take(RUN, [row(1, encode(answer())), row(2)], start=1)
     assert len(collected.data) == 2
     assert not one.completed
 
@@ -112,7 +112,7 @@ async def test_delivery_of_a_corrupt_row_skips_and_names_it() -> None:
     """A corrupt row is not missing, and the next one is delivered."""
     collected = Collected()
     one = delivery(0, collected)
-    await one.take(RUN, [row(1, b"{no json"), row(2)])
+    await one.take(RUN, [row(1, b"{no json"), row(2)], start=1)
     assert collected.data == [on_the_wire(note(2))]
     assert one.corrupt == [f"10-1-{RUN}"]
     assert one.missing == 0
@@ -129,7 +129,7 @@ async def test_delivery_when_callback_raises_keeps_the_position() -> None:
 
     one = Delivery("1", Cursor(1, RUN, {RUN: 0}), break_off, standalone=False)
     with pytest.raises(anyio.BrokenResourceError):
-        await one.take(RUN, [row(1), row(2), row(3)])
+        await one.take(RUN, [row(1), row(2), row(3)], start=1)
     assert one.cursor.event_id() == f"10-1-{RUN}"
     assert one.delivered == 1
 
@@ -138,8 +138,8 @@ async def test_delivery_of_several_runs_keeps_a_position_for_each() -> None:
     """The ids of a standalone stream name a position in every run."""
     collected = Collected()
     one = delivery(1, collected, standalone=True)
-    await one.take(OTHER, [row(5), row(6)])
-    await one.take(RUN, [row(2)])
+    await one.take(OTHER, [row(5), row(6)], start=5)
+    await one.take(RUN, [row(2)], start=2)
     assert collected.ids == [
         f"50-5-{OTHER}~1-{RUN}",
         f"60-6-{OTHER}~1-{RUN}",
@@ -161,5 +161,5 @@ async def test_delivery_of_an_answer_for_a_dead_worker_has_no_id() -> None:
 async def test_delivery_names_a_bounded_number_of_producers() -> None:
     """Each producer is named once, up to a limit."""
     one = delivery(0, Collected())
-    await one.take(RUN, [row(n, producer=f"p{n // 2}") for n in range(1, 4 * PRODUCERS)])
+    await one.take(RUN, [row(n, producer=f"p{n // 2}") for n in range(1, 4 * PRODUCERS)], start=1)
     assert list(one.producers) == [f"p{n}" for n in range(PRODUCERS)]

@@ -31,6 +31,12 @@ FOREIGN = [
     b"9" * 5000 + b" 1\n{}",
     b"\xff 1\n{}",
     b"3 1\n{}\n{}\n",
+    b"03 1\n{}",
+    b"3 01\n{}",
+    b"3,4 1\n{}",
+    b"3 1,4 1\n{}",
+    b"3 1 f f\n{}",
+    b"3 1e1\n{}",
 ]
 
 
@@ -69,7 +75,7 @@ async def test_read_of_marked_elements_returns_their_marks(fake_client: aioredis
     await fake_client.set(KEYS.large("1", RUN, 5), b"large")
     chunk = await read_run(fake_client, KEYS, "1", RUN, 0, max_events=10, max_bytes=100)
     assert (chunk.first, chunk.last, chunk.ended, chunk.entry) == (1, 6, True, None)
-    assert chunk.rows == [
+    assert [*chunk.rows()] == [
         (1, 10, 1, "", b""),
         (4, 40, 2, "", None),
         (5, 50, 5, "00-a-b-01", b"large"),
@@ -82,7 +88,7 @@ async def test_read_of_a_list_with_a_range_finds_its_place(fake_client: aioredis
     """A range makes a list shorter than its numbers, so the place is found by bisection."""
     await write(fake_client, *(b"%d 1\n" % number if number != 5 else b"5 1 l3\n" for number in (1, 2, 5, 6, 7, 8)))
     chunk = await read_run(fake_client, KEYS, "1", RUN, after, max_events=10, max_bytes=100)
-    assert [row[0] for row in chunk.rows] == [number for number in (1, 2, 5, 6, 7, 8) if number > after]
+    assert [row[0] for row in chunk.rows()] == [number for number in (1, 2, 5, 6, 7, 8) if number > after]
 
 
 async def test_read_of_large_payloads_is_bounded(fake_client: aioredis.Redis) -> None:
@@ -91,8 +97,35 @@ async def test_read_of_large_payloads_is_bounded(fake_client: aioredis.Redis) ->
     for number in (1, 2):
         await fake_client.set(KEYS.large("1", RUN, number), b"x" * 80)
     chunk = await read_run(fake_client, KEYS, "1", RUN, 0, max_events=10, max_bytes=100)
-    assert [row[0] for row in chunk.rows] == [1]
+    assert [row[0] for row in chunk.rows()] == [1]
     chunk = await read_run(fake_client, KEYS, "1", RUN, 1, max_events=1, max_bytes=10)
-    assert [row[4] for row in chunk.rows] == [b"x" * 80]
+    assert [row[4] for row in chunk.rows()] == [b"x" * 80]
     chunk = await read_run(fake_client, KEYS, "1", RUN, 2, max_events=10, max_bytes=100)
-    assert [row[4] for row in chunk.rows] == [None]
+    assert [row[4] for row in chunk.rows()] == [None]
+
+
+@pytest.mark.parametrize(("size", "most"), [(100, 1024), (1000, 384), (4000, 128)])
+async def test_read_of_a_long_list_is_bounded_in_elements_and_bytes(
+    fake_client: aioredis.Redis, size: int, most: int
+) -> None:
+    """Redis returns fewer large elements than small ones at once, and the next read continues there."""
+    payloads = [b"%d" % number + b"x" * size for number in range(1, 1501)]
+    await write(fake_client, *(b"%d 1\n%b" % (number, payload) for number, payload in enumerate(payloads, 1)))
+    read: list[bytes | None] = []
+    while len(read) < len(payloads):
+        chunk = await read_run(fake_client, KEYS, "1", RUN, len(read), max_events=1024, max_bytes=100)
+        assert len(chunk.numbers) == min(most, len(payloads) - len(read))
+        assert [*chunk.numbers] == [*range(len(read) + 1, len(read) + 1 + len(chunk.numbers))]
+        read += chunk.payloads
+    assert read == payloads
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 256])
+async def test_read_of_a_list_returns_all_elements_whatever_its_length(
+    fake_client: aioredis.Redis, length: int
+) -> None:
+    """A list may end where a text of the reply does."""
+    await write(fake_client, *(b"%d %d\n{}" % (number, number) for number in range(1, length + 1)))
+    chunk = await read_run(fake_client, KEYS, "1", RUN, 0, max_events=1024, max_bytes=100)
+    assert [*chunk.rows()] == [(number, number, number, "", b"{}") for number in range(1, length + 1)]
+    assert chunk.last == length

@@ -53,6 +53,11 @@ ANSWER_TIMEOUT = 5.0
 """Maximum seconds of one operation, with any client: some clients wait forever, or retry for minutes."""
 LEAST_CONNECTIONS = 8
 """The connections of a worker: three with blocking reads and a subscription, one with writes, and some for replays."""
+SPARE_CONNECTIONS = 4
+"""Pool size below which an idle connection is returned immediately."""
+LINGER_SECONDS = 1.0
+"""Seconds for which an idle connection is kept for the next use, since to take one from the pool and to return it takes
+as long as to store an event."""
 
 _CLUSTER = "+cluster"
 """The suffix of the URL schemes for Redis Cluster."""
@@ -312,6 +317,12 @@ def require_async(client: object) -> None:
             'pass redis.asyncio.Redis.from_url("redis://host:6379/0"), for example'
         )
     raise TypeError(msg)
+
+
+def has_spare_connections(client: AnyRedis) -> bool:
+    """Whether a client's pool is large enough for connections to be kept out of it while they are idle."""
+    pool = getattr(client, "connection_pool", None)
+    return bool(getattr(pool, "max_connections", 0) >= SPARE_CONNECTIONS)
 
 
 def is_cluster(client: AnyRedis) -> bool:

@@ -20,7 +20,7 @@ from mcp_eventscope.redis.client import AnyRedis, UnexpectedReplyError, map_redi
 from mcp_eventscope.redis.keys import Keys, pattern_of
 from mcp_eventscope.redis.masters import Master, info, masters
 from mcp_eventscope.redis.read.elements import Row, read_run
-from mcp_eventscope.redis.read.run_reader import CHUNK_BYTES, CHUNK_EVENTS
+from mcp_eventscope.redis.read.run_reader import CHUNK_BYTES, FIRST_EVENTS
 from mcp_eventscope.redis.scripts import SERVING, Survey, survey
 from mcp_eventscope.redis.stats import SCANNED_PER_SCRIPT
 from mcp_eventscope.redis.write.runs import is_run, worker_of
@@ -667,9 +667,9 @@ class Inspector:
         keys = self._keys.for_session(session_id)
         with map_redis_errors("read from", self._redis):
             chunk = await read_run(
-                self._redis, keys, stream, run, after, max_events=CHUNK_EVENTS, max_bytes=CHUNK_BYTES
+                self._redis, keys, stream, run, after, max_events=FIRST_EVENTS, max_bytes=CHUNK_BYTES
             )
-        return chunk.rows
+        return [*chunk.rows()]
 
     async def find_run(self, stream: StreamId, run: str, walk: Walk) -> str | None:
         """Find the session of a run by its events, or else by its entry in a session's `requests`.

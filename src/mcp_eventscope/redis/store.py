@@ -305,7 +305,7 @@ class RedisEventStore(EventStore):
         )
 
     async def flush(self, seconds: float = FLUSH_SECONDS) -> int:
-        """Store the pending events and release the connection.
+        """Store the pending events and release the connections that are kept between calls.
 
         Call it before the process ends and the client is closed. The store may be used again afterwards.
 
@@ -319,6 +319,7 @@ class RedisEventStore(EventStore):
         with self._session_writer.flushing():
             left = await self._sender.drain(seconds)
         await self._limit.drain(max(0.0, until - time.monotonic()))
+        await self._sessions.reader.release()
         for batch in left:
             batch.abandon()
         lost = self._writer.clear() + self._session_writer.clear()

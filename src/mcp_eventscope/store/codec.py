@@ -21,8 +21,10 @@ _DIGITS = 4000
 _from_json = pydantic_core.from_json
 _notification = JSONRPCNotification.__pydantic_validator__.validate_json
 """Bypasses `model_validate_json`, which takes twice as long."""
-_NOTIFICATION = b'{"jsonrpc":"2.0","method":'
-"""The prefix of every notification that `encode` writes in mcp 2.x; in a request the id precedes the method."""
+_SECOND_MEMBER = 18
+"""Where the name of the second member begins that `encode` writes in mcp 2.x: `{"jsonrpc":"2.0","…`."""
+_METHOD = b"m"[0]
+"""How it begins in a notification; in other messages it is the id."""
 
 
 def encode(message: JSONRPCMessage | None) -> bytes:
@@ -57,14 +59,14 @@ def decode(payload: bytes) -> JSONRPCMessage:
     Raises:
         CorruptEventError: The payload is not JSON, or not a JSON-RPC message.
     """
-    if payload.startswith(_NOTIFICATION):
-        try:
-            # Most events are notifications, decoded in one step. An id would make it a request: `forbid` rejects it.
+    try:
+        # Most events are notifications, decoded in one step. `startswith` takes a tenth of the time of that step.
+        if payload[_SECOND_MEMBER] == _METHOD:
+            # An id would make it a request: `forbid` rejects it.
             notification: JSONRPCNotification = _notification(payload, extra="forbid")
-        except ValueError:
-            pass
-        else:
             return notification
+    except (ValueError, IndexError):
+        pass
     try:
         return _message_of(payload)
     except (ValueError, RecursionError):

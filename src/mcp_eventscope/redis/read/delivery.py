@@ -1,7 +1,7 @@
 """One pass over a stream: its position, and the counts of delivered events."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from mcp_eventscope.errors import CorruptEventError
 from mcp_eventscope.redis.read.cursor import Cursor
@@ -69,47 +69,66 @@ class Delivery:
         """Events that were due and no longer exist."""
         return self.gaps.total()
 
-    async def take(self, run: str, rows: Sequence[Row], *, head: int = 0) -> None:
+    async def take(self, run: str, rows: Iterable[Row], *, start: int, head: int = 0) -> None:
         """Deliver rows of one run up to the response, and advance the position past them.
 
         Args:
             run: The run.
             rows: The rows, in order.
+            start: The first number that they stand for. Of a run without a position, none before it is missing.
             head: The number of the first element of the run's list; 0: they are from memory.
         """
-        cursor = self.cursor
-        positions, send, decode, standalone = cursor.positions, self._send, codec.decode, self._standalone
-        # Before the first row of a run without a position in the cursor, no event is missing.
-        before = positions.get(run, rows[0][2] - 1 if rows else 0)
+        cursor, send, decode = self.cursor, self._send, codec.decode
+        due = start = cursor.positions.get(run, start - 1) + 1
+        final = frozenset(() if self._standalone else FINAL)
         suffix = cursor.suffix(run)
-        for number, time, first, producer, payload in rows:
-            if number <= before:
-                continue
-            if first > before + 1:
-                self._skipped(first - before - 1, trimmed=number == head)
-            if first < number or payload is None:  # Lost. The position may be within the range.
-                self._lost(number - max(first, before + 1) + 1, time, producer)
-            elif payload:  # Else a priming event: a position without a message.
-                event_id = f"{time}-{number}{suffix}"
+        time = cursor.time
+        delivered = size = 0
+        try:
+            for number, accepted, first, note, payload in rows:
+                if number != due or first != due or not payload:
+                    if number < due:
+                        continue
+                    payload = self._account((number, accepted, first, note, payload), due, time, head)  # noqa: PLW2901
+                    if not payload:  # Lost, or a priming event: a position without a message.
+                        due, time = number + 1, accepted
+                        continue
+                event_id = f"{accepted}-{number}{suffix}"
                 try:
                     message = decode(payload)
                 except CorruptEventError:
                     self.corrupt.append(event_id)
                 else:
                     await send(StoredEvent(message, event_id, payload))
-                    self.delivered += 1
-                    self.payload_bytes += len(payload)
-                    if producer and len(self.producers) < PRODUCERS:
-                        self.producers[producer] = None
-                    self.completed = not standalone and type(message) in FINAL
-            positions[run] = before = number
-            cursor.run, cursor.time = run, time
-            if self.completed:
-                return
+                    delivered += 1
+                    size += len(payload)
+                    if note and len(self.producers) < PRODUCERS:
+                        self.producers[note] = None
+                    if type(message) in final:
+                        self.completed = True
+                        due, time = number + 1, accepted
+                        return
+                due, time = number + 1, accepted
+        finally:  # Also after an exception of the callback: the events before were delivered.
+            self.delivered += delivered
+            self.payload_bytes += size
+            if due > start:
+                cursor.positions[run] = due - 1
+                cursor.run, cursor.time = run, time
 
-    def _skipped(self, events: int, *, trimmed: bool) -> None:
+    def _account(self, row: Row, due: int, time: int, head: int) -> bytes:
+        """Count the events that are missing before or instead of a row, and return its payload; b"" if it is lost."""
+        number, accepted, first, note, payload = row
+        if first > due:
+            self._skipped(first - due, time, trimmed=number == head)
+        if first < number or payload is None:  # The position may be within the range.
+            self._lost(number - max(first, due) + 1, accepted, note)
+            return b""
+        return payload
+
+    def _skipped(self, events: int, time: int, *, trimmed: bool) -> None:
         """Count events without an element: those before the head of the list have expired, or were evicted."""
-        removed = Gap.TRIMMED if self.cursor.time < self._horizon() else Gap.EVICTED
+        removed = Gap.TRIMMED if time < self._horizon() else Gap.EVICTED
         self.gaps[removed if trimmed else Gap.STORE_LOST] += events
 
     def _lost(self, events: int, time: int, reason: str) -> None:

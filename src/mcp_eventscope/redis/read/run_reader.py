@@ -15,15 +15,18 @@ from mcp_eventscope.redis.clock import EventClock
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.read.delivery import Delivery
 from mcp_eventscope.redis.read.elements import Chunk, Row, read_run
+from mcp_eventscope.redis.read.kept_connection import KeptConnection
 from mcp_eventscope.redis.scripts import Script
 from mcp_eventscope.redis.write.runs import PendingEvent, Placeholder, Run, is_run
 from mcp_eventscope.store.messages import StreamId
 
-CHUNK_EVENTS = 512
-"""Maximum number of events of one read, which blocks Redis."""
+FIRST_EVENTS = 320
+"""Maximum number of events of a replay's first read. Redis executes the second one while these are sent."""
+CHUNK_EVENTS = 1024
+"""Maximum number of events of each further read. Of large ones it reads fewer, since it blocks Redis."""
 CHUNK_BYTES = 1 << 20
 """Payload bytes after which a read stops early; a single larger event is still returned whole."""
-TURN_EVENTS = 64
+TURN_EVENTS = 128
 """Maximum number of events that are sent before yielding to other tasks, with a callback that never waits."""
 CONCURRENT_READS = 8
 """Maximum concurrent reads of a process, each on a connection of the client's pool. When thousands of clients resume
@@ -49,10 +52,15 @@ class RunReader:
         self, redis: AnyRedis, breaker: CircuitBreaker, clock: EventClock, find: Callable[[str], Run | None]
     ) -> None:
         self._redis = redis
+        self._connection = KeptConnection(redis)
         self._breaker = breaker
         self._clock = clock
         self._find = find
         self._reads = asyncio.Semaphore(CONCURRENT_READS)
+
+    async def release(self) -> None:
+        """Return the connection that is kept between reads to the client's pool."""
+        await self._connection.release()
 
     def local(self, keys: Keys, stream: StreamId, run: str) -> Run | None:
         """Return the run if it is in memory and belongs to this session and stream."""
@@ -81,7 +89,8 @@ class RunReader:
                 delivery.origin = delivery.origin or local.origin
                 position = positions.get(run, 0)
                 if local.next_is_here(position):
-                    await delivery.take(run, [_row(event) for event in islice(local.after(position), TURN_EVENTS)])
+                    rows = [_row(event) for event in islice(local.after(position), TURN_EVENTS)]
+                    await delivery.take(run, rows, start=rows[0][2])
                     await asyncio.sleep(0)
                     continue
                 if position >= local.last:
@@ -96,17 +105,20 @@ class RunReader:
 
     async def _from_redis(self, keys: Keys, delivery: Delivery, run: str) -> Chunk:
         """Deliver all events in Redis, reading the next chunk while one is sent."""
-        chunk = await self._read(keys, delivery.stream, run, delivery.cursor.positions.get(run, 0))
+        after = delivery.cursor.positions.get(run, 0)
+        chunk = await self._read(keys, delivery.stream, run, after, FIRST_EVENTS)
         delivery.origin = delivery.origin or chunk.origin
         ahead: asyncio.Task[Chunk] | None = None
         try:
-            while chunk.rows:
-                last = chunk.rows[-1][0]
+            while chunk.numbers:
+                last = chunk.numbers[-1]
                 if last < chunk.last:
-                    ahead = asyncio.create_task(self._read(keys, delivery.stream, run, last), name="eventscope-read")
-                for start in range(0, len(chunk.rows), TURN_EVENTS):
+                    reading = self._read(keys, delivery.stream, run, last, CHUNK_EVENTS)
+                    ahead = asyncio.create_task(reading, name="eventscope-read")
+                rows = chunk.rows()
+                for _ in range(0, len(chunk.numbers), TURN_EVENTS):
                     await asyncio.sleep(0)
-                    await delivery.take(run, chunk.rows[start : start + TURN_EVENTS], head=chunk.first)
+                    await delivery.take(run, islice(rows, TURN_EVENTS), start=chunk.firsts[0], head=chunk.first)
                     if delivery.completed:
                         return chunk
                 if ahead is None:
@@ -119,10 +131,10 @@ class RunReader:
                     ahead.result()
         return chunk
 
-    async def _read(self, keys: Keys, stream: StreamId, run: str, after: int) -> Chunk:
+    async def _read(self, keys: Keys, stream: StreamId, run: str, after: int, max_events: int) -> Chunk:
         async def read() -> Chunk:
             chunk = await read_run(
-                self._redis, keys, stream, run, after, max_events=CHUNK_EVENTS, max_bytes=CHUNK_BYTES
+                self._connection, keys, stream, run, after, max_events=max_events, max_bytes=CHUNK_BYTES
             )
             self._clock.synchronize(chunk.clock)
             return chunk
@@ -138,7 +150,7 @@ class RunReader:
 
         async def read() -> tuple[int, dict[str, int]]:
             with parsing("EVALSHA"):
-                clock, line = await _standalone(self._redis, [keys.requests], [])
+                clock, line = await _standalone(self._connection, [keys.requests], [])
                 words = line.decode("ascii", "replace").split()
                 pairs = zip(words[::2], words[1::2], strict=True)
                 return int(clock), {run: int(last) for run, last in pairs if is_run(run)}

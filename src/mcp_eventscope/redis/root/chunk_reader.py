@@ -14,8 +14,9 @@ from mcp_eventscope.store.messages import EventId, StreamId
 
 CHUNK_EVENTS = 256
 """Maximum number of events of one read, which blocks Redis."""
-CHUNK_BYTES = 1 << 20
-"""Payload bytes after which a read stops early; a single larger event is still returned whole."""
+CHUNK_BYTES = 1 << 18
+"""Payload bytes after which a read stops early; a single larger event is still returned whole. Lua copies a text
+several times while it grows: four times as many bytes would block Redis for three milliseconds."""
 TURN_EVENTS = 32
 """Maximum number of events that are sent before yielding to other tasks, with a callback that never waits."""
 READS_AT_ONCE = 8

@@ -10,7 +10,14 @@ from math import inf
 
 from mcp_eventscope.cancellation import cancel_task
 from mcp_eventscope.redis.circuit_breaker import CircuitBreaker
-from mcp_eventscope.redis.client import AnyRedis, failure_reason, failure_text, is_refusal
+from mcp_eventscope.redis.client import (
+    LINGER_SECONDS,
+    AnyRedis,
+    failure_reason,
+    failure_text,
+    has_spare_connections,
+    is_refusal,
+)
 from mcp_eventscope.redis.observers import Observers
 from mcp_eventscope.redis.write import transport
 from mcp_eventscope.redis.write.batch import BATCH_BYTES, Batch, BatchSource, Probe
@@ -19,10 +26,6 @@ from mcp_eventscope.store.events import BatchRetried, FailureReason
 
 MOST_BROKEN = 3
 """How often the connection may break while only one large batch is in flight, before its event is rejected."""
-LINGER_SECONDS = 1.0
-"""Seconds for which an idle connection is kept for the next event."""
-SPARE_CONNECTIONS = 4
-"""Pool size below which an idle connection is released immediately."""
 LOOP_LATE = 0.05
 """Seconds by which a timer may be late before the loop, rather than Redis, counts as slow."""
 FIRST_RETRY, LAST_RETRY = 0.05, 0.25
@@ -160,9 +163,7 @@ class Sender:
             if self._watchdog is not None:
                 self._watchdog.cancel()
                 self._watchdog = None
-            # Not immediately, because taking a connection from the pool takes as long as storing an event.
-            pool = getattr(self._redis, "connection_pool", None)
-            linger = LINGER_SECONDS if getattr(pool, "max_connections", 0) >= SPARE_CONNECTIONS else 0.0
+            linger = LINGER_SECONDS if has_spare_connections(self._redis) else 0.0
             self._lingering = loop.call_later(linger, self._close_idle, loop)
 
     async def _exchange(self, open_transport: Transport) -> None:

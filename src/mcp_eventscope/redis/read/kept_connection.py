@@ -1,0 +1,105 @@
+"""A connection to Redis that a process keeps between its reads."""
+
+import asyncio
+import copy
+from contextlib import suppress
+from typing import Any
+
+from redis import asyncio as aioredis
+from redis.asyncio.connection import Connection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+
+from mcp_eventscope.redis.client import LINGER_SECONDS, AnyRedis, has_spare_connections
+
+
+class KeptConnection:
+    """Executes commands on one connection that is kept in between, or on the client's pool while that one is in use.
+
+    A client takes a connection from its pool for each command and returns it, which is a sixth of the time of a short
+    read.
+
+    Args:
+        redis: The client. No connection is kept of a cluster client, of one with a small pool, or of a subclass, which
+            may have a state of its own.
+    """
+
+    def __init__(self, redis: AnyRedis) -> None:
+        self._redis = redis
+        self._client: aioredis.Redis | None = None
+        """The same client, but with a `connection` of its own during a command: redis-py then uses no other."""
+        if type(redis) is aioredis.Redis and not redis.single_connection_client and has_spare_connections(redis):
+            self._client = copy.copy(redis)
+        self._connection: Connection | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The event loop of the connection."""
+        self._in_use = False
+        self._used = False
+        """Whether it was used since the timer was set."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send one command, twice if the connection was closed meanwhile, and return its reply.
+
+        Errors are those of the client.
+        """
+        client = self._client
+        if client is None or self._in_use:
+            return await self._redis.execute_command(*args, **options)
+        self._in_use = self._used = True
+        try:
+            client.connection = connection = await self._open(client)
+            open_before = connection.is_connected
+            try:
+                return await client.execute_command(*args, **options)  # type: ignore[no-untyped-call]
+            except ResponseError:
+                raise
+            except BaseException as error:
+                # Its reply may still arrive. The client opens the connection again with the next command.
+                await connection.disconnect(nowait=True)
+                # The pool would have noticed that Redis had closed it.
+                if not open_before or not isinstance(error, RedisConnectionError):
+                    raise
+        finally:
+            client.connection = None
+            self._in_use = False
+            if self._timer is None and self._connection is not None:
+                self._timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._expire)
+        return await self._redis.execute_command(*args, **options)
+
+    async def _open(self, client: aioredis.Redis) -> Connection:
+        """Take a connection from the pool, unless one of this event loop is kept."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            await self._release()
+            self._loop = loop
+        if self._connection is None:
+            self._connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+        return self._connection
+
+    def _expire(self) -> None:
+        self._timer = None
+        if self._in_use or self._used:
+            self._used = False
+            self._timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._expire)
+        else:
+            self._closing = asyncio.get_running_loop().create_task(self._release(), name="eventscope-read-close")
+
+    async def release(self) -> None:
+        """Return the connection to the pool, unless it is in use."""
+        if not self._in_use:
+            await self._release()
+
+    async def _release(self) -> None:
+        connection, self._connection = self._connection, None  # First, so that the next command takes another one.
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if connection is None or self._client is None:
+            return
+        if self._loop is not asyncio.get_running_loop():
+            with suppress(RedisError, OSError, RuntimeError):
+                await connection.disconnect(nowait=True)
+        with suppress(RedisError, OSError, RuntimeError, KeyError):
+            await self._client.connection_pool.release(connection)
