@@ -46,7 +46,7 @@ class Chunk:
     origin: str
     """The `traceparent` of the producer of the list's first element; "": unknown."""
     numbers: list[int] = field(default_factory=list)
-    """The columns of the rows; see `Row`."""
+    """With the next four, the columns of the rows; see `Row`."""
     times: list[int] = field(default_factory=list)
     firsts: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -72,6 +72,8 @@ async def read_run(  # noqa: PLR0913 - the script's arguments, one by one
     client: Client, keys: Keys, stream: str, run: str, after: int, *, max_events: int, max_bytes: int
 ) -> Chunk:
     """Read the elements of a run after a number: at most `max_events` elements or about `max_bytes` payload bytes.
+
+    Redis returns fewer if they are large: see `MOST_BYTES` in `read_run.lua`.
 
     Large payloads are read after their list. If some are absent, Redis may have lost the list, too, and its worker
     commits both again: only a second read that finds the list without them shows that they are lost.
