@@ -7,6 +7,8 @@ import anyio
 import pytest
 from redis import asyncio as aioredis
 from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import Connection
+from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import MaxConnectionsError, ResponseError
 
 from mcp_eventscope.redis.client import SPARE_CONNECTIONS, AnyRedis, connect
@@ -165,6 +167,49 @@ async def test_cluster_client_routes_each_command() -> None:
     """A cluster client has a connection to each node."""
     cluster: AnyRedis = aioredis.RedisCluster(startup_nodes=[ClusterNode("localhost", 1)])
     assert KeptConnection(cluster)._client is None
+
+
+async def test_no_connection_is_kept_behind_a_sentinel() -> None:
+    """The pool asks the Sentinel for the master before it connects; a failover moves its idle connections."""
+    async with Sentinel([("localhost", 1)]).master_for("mymaster") as client:  # type: ignore[no-untyped-call]
+        assert KeptConnection(client)._client is None
+
+
+async def test_connection_is_opened_again_as_the_pool_does(
+    kept: KeptConnection, client: aioredis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an error the connection is opened by `connect`, which a connection of an application may have extended."""
+    opened, connection_class = [], client.connection_pool.connection_class
+    connect_it = connection_class.connect
+
+    async def counted(connection: Connection) -> None:
+        opened.append(connection.is_connected)
+        await connect_it(connection)  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(connection_class, "connect", counted)
+    for number in range(1, 4):
+        assert await kept.execute_command("PING") is True
+        assert opened.count(False) == number
+        with anyio.move_on_after(0.001):
+            await kept.execute_command(*SLOW)
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_instrumentation_of_the_client_sees_each_command(client: aioredis.Redis, *, first: bool) -> None:
+    """An instrumentation replaces a method of the client before or after the store is created."""
+    seen: list[str] = []
+    execute = client.execute_command
+
+    async def counted(*args: str, **options: object) -> object:
+        seen.append(args[0])
+        return await execute(*args, **options)  # type: ignore[no-untyped-call]
+
+    if first:
+        client.execute_command = counted  # type: ignore[method-assign]
+    kept = KeptConnection(client)
+    client.execute_command = counted  # type: ignore[method-assign]
+    assert await kept.execute_command("PING") is True
+    assert (seen, len(client.connection_pool._in_use_connections)) == (["PING"], 0)
 
 
 def test_connection_of_an_earlier_event_loop_is_replaced(valkey_url: str) -> None:

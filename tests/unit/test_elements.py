@@ -17,6 +17,8 @@ KEYS = Keys("mcp:").for_session("s")
 FOREIGN = [
     b"",
     b"\n",
+    b"\nx",
+    b" f\nx",
     b"x",
     b"3",
     b"3 ",
@@ -67,6 +69,18 @@ async def test_replay_with_a_foreign_last_element_ends(fake_client: aioredis.Red
     part = RedisEventStore(fake_client).for_session("s")
     await part.replay(f"1-1-{RUN}", collected, stream_id="1")
     assert set(collected.data) <= {second.decode()}
+
+
+@pytest.mark.parametrize("foreign", FOREIGN, ids=lambda element: repr(element[:12]))
+async def test_read_that_ends_with_a_foreign_element_returns_the_others(
+    fake_client: aioredis.Redis, foreign: bytes
+) -> None:
+    """The last element of a chunk may be foreign, also while the list goes on."""
+    await write(fake_client, b"1 1\n{}", b"2 2\n{}", foreign, b"4 4\n{}")
+    chunk = await read_run(fake_client, KEYS, "1", RUN, 0, max_events=3, max_bytes=100)
+    assert [*chunk.rows()][:2] == [(1, 1, 1, "", b"{}"), (2, 2, 2, "", b"{}")]
+    assert chunk.numbers[2:] in ([], [3])
+    assert chunk.last == 4
 
 
 async def test_read_of_marked_elements_returns_their_marks(fake_client: aioredis.Redis) -> None:

@@ -16,7 +16,7 @@ from mcp_eventscope.store.results import Gap
 _read = Script("read_run.lua")
 REASONS = frozenset(Gap)
 """The notes of rows that name the reason of a loss."""
-_PLAIN = re.compile(rb"(?:(?:0|[1-9][0-9]{0,15}) [1-9][0-9]{0,17}(?:\n|\Z))++")
+_PLAIN = re.compile(rb"(?:(?:0|[1-9][0-9]{0,15}) [1-9][0-9]{0,17}\n)*+(?:0|[1-9][0-9]{0,15}) [1-9][0-9]{0,17}")
 """The headers of elements whose payloads are messages or priming events, without keys of their own or a `traceparent`.
 """
 _TIMES = 10**18

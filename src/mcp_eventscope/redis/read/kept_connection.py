@@ -20,15 +20,20 @@ class KeptConnection:
     read.
 
     Args:
-        redis: The client. No connection is kept of a cluster client, of one with a small pool, or of a subclass, which
-            may have a state of its own.
+        redis: The client. No connection is kept of a cluster client, or of one with a small pool. Neither is one of a
+            client or pool of a subclass, which may have a state of its own: that of a Sentinel asks for the master.
     """
 
     def __init__(self, redis: AnyRedis) -> None:
         self._redis = redis
         self._client: aioredis.Redis | None = None
         """The same client, but with a `connection` of its own during a command: redis-py then uses no other."""
-        if type(redis) is aioredis.Redis and not redis.single_connection_client and has_spare_connections(redis):
+        if (
+            type(redis) is aioredis.Redis
+            and not redis.single_connection_client
+            and type(redis.connection_pool) in {aioredis.ConnectionPool, aioredis.BlockingConnectionPool}
+            and has_spare_connections(redis)
+        ):
             self._client = copy.copy(redis)
         self._connection: Connection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -45,21 +50,21 @@ class KeptConnection:
         Errors are those of the client.
         """
         client = self._client
-        if client is None or self._in_use:
+        # An instrumentation may have replaced the method of the client, whenever it was asked to.
+        if client is None or self._in_use or "execute_command" in vars(self._redis):
             return await self._redis.execute_command(*args, **options)
         self._in_use = self._used = True
         try:
+            kept = self._connection is not None and self._connection.is_connected
             client.connection = connection = await self._open(client)
-            open_before = connection.is_connected
             try:
                 return await client.execute_command(*args, **options)  # type: ignore[no-untyped-call]
             except ResponseError:
                 raise
             except BaseException as error:
-                # Its reply may still arrive. The client opens the connection again with the next command.
-                await connection.disconnect(nowait=True)
+                await connection.disconnect(nowait=True)  # Its reply may still arrive.
                 # The pool would have noticed that Redis had closed it.
-                if not open_before or not isinstance(error, RedisConnectionError):
+                if not kept or not isinstance(error, RedisConnectionError):
                     raise
         finally:
             client.connection = None
@@ -76,6 +81,9 @@ class KeptConnection:
             self._loop = loop
         if self._connection is None:
             self._connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+        elif not self._connection.is_connected:
+            # As the pool does: a command would only open the socket again.
+            await self._connection.connect()  # type: ignore[no-untyped-call]
         return self._connection
 
     def _expire(self) -> None:
