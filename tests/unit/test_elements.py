@@ -9,6 +9,7 @@ from mcp_eventscope.redis.read.elements import read_run
 from mcp_eventscope.store.codec import encode
 from mcp_eventscope.testing import Collected
 from support.messages import answer, note
+from support.waiting import in_time
 
 pytestmark = pytest.mark.anyio
 
@@ -132,6 +133,21 @@ async def test_read_of_a_long_list_is_bounded_in_elements_and_bytes(
         assert [*chunk.numbers] == [*range(len(read) + 1, len(read) + 1 + len(chunk.numbers))]
         read += chunk.payloads
     assert read == payloads
+
+
+@pytest.mark.parametrize("size", [10, 3000])
+@pytest.mark.parametrize("place", [127, 130, 322, 1026])
+async def test_replay_past_a_number_that_was_read_before_ends(
+    fake_client: aioredis.Redis, place: int, size: int
+) -> None:
+    """Another program's element has the number of the client's position, at the end of a chunk."""
+    payload = encode(note(1, "x" * size))
+    numbers = [number if number != place + 1 else 3 for number in range(1, 1501)]
+    await write(fake_client, *(b"%d 1\n%b" % (number, payload) for number in numbers))
+    collected = Collected()
+    with in_time(30):
+        facts = await RedisEventStore(fake_client).for_session("s").replay(f"1-3-{RUN}", collected, stream_id="1")
+    assert (len(collected.data), facts.missing) == (1500 - 3 - 1, 1)
 
 
 @pytest.mark.parametrize("length", [1, 127, 128, 129, 256])

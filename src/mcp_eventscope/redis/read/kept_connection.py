@@ -58,6 +58,8 @@ class KeptConnection:
             kept = self._connection is not None and self._connection.is_connected
             client.connection = connection = await self._open(client)
             try:
+                if not connection.is_connected:  # Connects as the pool does: a command would only open the socket.
+                    await connection.connect()  # type: ignore[no-untyped-call]
                 return await client.execute_command(*args, **options)  # type: ignore[no-untyped-call]
             except ResponseError:
                 raise
@@ -81,9 +83,6 @@ class KeptConnection:
             self._loop = loop
         if self._connection is None:
             self._connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
-        elif not self._connection.is_connected:
-            # As the pool does: a command would only open the socket again.
-            await self._connection.connect()  # type: ignore[no-untyped-call]
         return self._connection
 
     def _expire(self) -> None:

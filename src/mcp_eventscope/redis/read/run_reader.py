@@ -111,9 +111,9 @@ class RunReader:
         ahead: asyncio.Task[Chunk] | None = None
         try:
             while chunk.numbers:
-                last = chunk.numbers[-1]
-                if last < chunk.last:
-                    reading = self._read(keys, delivery.stream, run, last, CHUNK_EVENTS)
+                before, after = after, chunk.numbers[-1]
+                if before < after < chunk.last:  # Another program's element may have any number.
+                    reading = self._read(keys, delivery.stream, run, after, CHUNK_EVENTS)
                     ahead = asyncio.create_task(reading, name="eventscope-read")
                 rows = chunk.rows()
                 for _ in range(0, len(chunk.numbers), TURN_EVENTS):
