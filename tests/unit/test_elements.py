@@ -4,6 +4,7 @@ import pytest
 from redis import asyncio as aioredis
 
 from mcp_eventscope import RedisEventStore
+from mcp_eventscope.redis.inspection import Inspector
 from mcp_eventscope.redis.keys import Keys
 from mcp_eventscope.redis.read.elements import read_run
 from mcp_eventscope.store.codec import encode
@@ -148,6 +149,13 @@ async def test_replay_past_a_number_that_was_read_before_ends(
     with in_time(30):
         facts = await RedisEventStore(fake_client).for_session("s").replay(f"1-3-{RUN}", collected, stream_id="1")
     assert (len(collected.data), facts.missing) == (1500 - 3 - 1, 1)
+
+
+async def test_inspected_events_have_ascending_numbers(fake_client: aioredis.Redis) -> None:
+    """A console or a tail that asks for the events after the last one gets on."""
+    await write(fake_client, *(b"%d 1\n{}" % number for number in (1, 2, 3, 4, 2, 6)))
+    inspector = Inspector(fake_client, Keys("mcp:"))
+    assert [row[0] for row in await inspector.events("s", "1", RUN, 1)] == [2, 3, 4, 6]
 
 
 @pytest.mark.parametrize("length", [1, 127, 128, 129, 256])

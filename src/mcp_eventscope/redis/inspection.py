@@ -659,7 +659,7 @@ class Inspector:
         return counts
 
     async def events(self, session_id: str, stream: StreamId, run: str, after: int) -> list[Row]:
-        """Read a chunk of the events of a run after a number.
+        """Read a chunk of the events of a run after a number, in ascending order.
 
         Raises:
             StoreError: Redis could not be read.
@@ -669,7 +669,12 @@ class Inspector:
             chunk = await read_run(
                 self._redis, keys, stream, run, after, max_events=FIRST_EVENTS, max_bytes=CHUNK_BYTES
             )
-        return [*chunk.rows()]
+        rows = []
+        for row in chunk.rows():
+            if row[0] > after:  # Another program's element may have any number.
+                after = row[0]
+                rows.append(row)
+        return rows
 
     async def find_run(self, stream: StreamId, run: str, walk: Walk) -> str | None:
         """Find the session of a run by its events, or else by its entry in a session's `requests`.
