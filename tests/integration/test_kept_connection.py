@@ -107,12 +107,31 @@ async def test_command_on_a_connection_that_was_closed_is_repeated(
 
 
 async def test_idle_connection_is_returned(kept: KeptConnection, taken: Taken, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others may use it when there were no reads for a while, and the next read takes one again."""
+    """Others may use it after a while, and the next read takes one again."""
     monkeypatch.setattr(kept_connection, "LINGER_SECONDS", 0.01)
     for number in range(1, 4):
         assert await kept.execute_command("PING") is True
         await until(lambda: taken.now == 0)
         assert taken.times == number
+
+
+async def test_connection_that_is_returned_is_used_by_its_next_owner_only(
+    kept: KeptConnection, client: aioredis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that begins while the connection is returned takes another one."""
+    monkeypatch.setattr(kept_connection, "LINGER_SECONDS", 0)
+    for turns in range(4):
+        await kept.execute_command("PING")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        async with asyncio.TaskGroup() as tasks:
+            slow = tasks.create_task(kept.execute_command(*SLOW))
+            for _ in range(4):
+                await asyncio.sleep(0)
+            for number in range(4):
+                assert await client.execute_command("ECHO", number, NEVER_DECODE=True) == b"%d" % number  # type: ignore[no-untyped-call]
+            assert not slow.done()
+        assert slow.result() is None
 
 
 async def test_release_returns_the_connection_unless_it_is_in_use(kept: KeptConnection, taken: Taken) -> None:

@@ -39,9 +39,8 @@ class KeptConnection:
         self._loop: asyncio.AbstractEventLoop | None = None
         """The event loop of the connection."""
         self._in_use = False
-        self._used = False
-        """Whether it was used since the timer was set."""
         self._timer: asyncio.TimerHandle | None = None
+        """Also under constant use: a pool renews the credentials of a connection that is returned."""
         self._closing: asyncio.Task[None] | None = None
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -53,7 +52,7 @@ class KeptConnection:
         # An instrumentation may have replaced the method of the client, whenever it was asked to.
         if client is None or self._in_use or "execute_command" in vars(self._redis):
             return await self._redis.execute_command(*args, **options)
-        self._in_use = self._used = True
+        self._in_use = True
         try:
             kept = self._connection is not None and self._connection.is_connected
             client.connection = connection = await self._open(client)
@@ -79,30 +78,32 @@ class KeptConnection:
         """Take a connection from the pool, unless one of this event loop is kept."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            await self._release()
+            await self._return(self._forget())
             self._loop = loop
         if self._connection is None:
             self._connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
         return self._connection
 
     def _expire(self) -> None:
-        self._timer = None
-        if self._in_use or self._used:
-            self._used = False
-            self._timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._expire)
-        else:
-            self._closing = asyncio.get_running_loop().create_task(self._release(), name="eventscope-read-close")
+        loop = asyncio.get_running_loop()
+        if self._in_use:
+            self._timer = loop.call_later(LINGER_SECONDS, self._expire)
+        else:  # Forgotten immediately, or a command could use it until the task runs.
+            self._closing = loop.create_task(self._return(self._forget()), name="eventscope-read-close")
 
     async def release(self) -> None:
         """Return the connection to the pool, unless it is in use."""
         if not self._in_use:
-            await self._release()
+            await self._return(self._forget())
 
-    async def _release(self) -> None:
-        connection, self._connection = self._connection, None  # First, so that the next command takes another one.
+    def _forget(self) -> Connection | None:
+        connection, self._connection = self._connection, None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        return connection
+
+    async def _return(self, connection: Connection | None) -> None:
         if connection is None or self._client is None:
             return
         if self._loop is not asyncio.get_running_loop():
