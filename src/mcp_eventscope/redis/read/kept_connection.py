@@ -16,8 +16,7 @@ from mcp_eventscope.redis.client import LINGER_SECONDS, AnyRedis, has_spare_conn
 class KeptConnection:
     """Executes commands on one connection that is kept in between, or on the client's pool while that one is in use.
 
-    A client takes a connection from its pool for each command and returns it, which is a sixth of the time of a short
-    read.
+    A client takes a connection from its pool for each command and returns it: 6 % of the time of a short read.
 
     Args:
         redis: The client. No connection is kept of a cluster client, or of one with a small pool. Neither is one of a
